@@ -1,0 +1,1 @@
+"""The vocabulary: contracts and their translations, records, digests and the error tree."""

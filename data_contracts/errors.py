@@ -1,0 +1,111 @@
+"""Every error a user can meet, in one tree.
+
+BloomeryError                     exit code 1
+├── DocumentInvalid               2   a YAML file does not say what its kind must say
+│   ├── RecipeInvalid
+│   └── ContractInvalid
+├── DataMissing                   2   the recipe names data, a recipe or a version that is not there
+├── ContractBroken                3   the data breaks its contract
+│   └── DataUnfit                 3   the data keeps the contract, but nothing can be learnt from it
+├── NoCandidate                   4   no compressed model is within the budget
+├── ReleaseRefused                4   the packaged model failed a gate; the champion stands
+├── StateUnwritable               1   the state folder cannot be written, or the disk is full
+├── PortInUse                     1
+├── EngineMissing                 1   Java, or a server that a stage needs, does not start
+├── OutputCorrupt                 1   a file is not the one that was recorded
+├── TrainingDiverged              1
+└── ParityBroken                  1   an exported model answers differently from its source
+"""
+
+from __future__ import annotations
+
+
+class BloomeryError(Exception):
+    """What was found, what was required, where, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, required: str, where: str, remedy: str) -> None:
+        self.found = found
+        self.required = required
+        self.where = where
+        self.remedy = remedy
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        return f"{self.found}\n  required: {self.required}\n  where:    {self.where}\n  do:       {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process and Prefect result boundaries; keyword-only arguments need spelling out.
+        return (_rebuild, (type(self), self.found, self.required, self.where, self.remedy))
+
+    def as_document(self) -> dict[str, str | int]:
+        """The same facts as plain values, for `--json`."""
+        return {
+            "error": type(self).__name__,
+            "found": self.found,
+            "required": self.required,
+            "where": self.where,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+        }
+
+
+def _rebuild(kind: type[BloomeryError], found: str, required: str, where: str, remedy: str) -> BloomeryError:
+    return kind(found, required=required, where=where, remedy=remedy)
+
+
+class DocumentInvalid(BloomeryError):
+    exit_code = 2
+
+
+class RecipeInvalid(DocumentInvalid):
+    pass
+
+
+class ContractInvalid(DocumentInvalid):
+    pass
+
+
+class DataMissing(BloomeryError):
+    exit_code = 2
+
+
+class ContractBroken(BloomeryError):
+    exit_code = 3
+
+
+class DataUnfit(ContractBroken):
+    pass
+
+
+class NoCandidate(BloomeryError):
+    exit_code = 4
+
+
+class ReleaseRefused(BloomeryError):
+    exit_code = 4
+
+
+class StateUnwritable(BloomeryError):
+    pass
+
+
+class PortInUse(BloomeryError):
+    pass
+
+
+class EngineMissing(BloomeryError):
+    pass
+
+
+class OutputCorrupt(BloomeryError):
+    pass
+
+
+class TrainingDiverged(BloomeryError):
+    pass
+
+
+class ParityBroken(BloomeryError):
+    pass

@@ -1,0 +1,221 @@
+"""A contract as a Great Expectations suite, and the suite's verdict as breaches.
+
+Great Expectations has no rules for the elements of an array column. Each rule is therefore asked of a *measure*: a
+flat column that is computed from the data, such as the largest element of each array. `measured` computes all measures
+that a contract needs, in one pass over the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_contracts.contract import Contract, Rule
+from data_contracts.documents import Document
+from data_contracts.schemas import arrow_schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.expectations import Expectation
+
+ROW = "_row"
+
+
+class Breach(Document):
+    """One row that breaks one rule. `row` counts from 0 in the table that was checked."""
+
+    row: int
+    column: str
+    rule: str
+    value: str
+
+
+class Verdict(Document):
+    """What the suite said of a table: every rule with its count, every breaking row, every broken table rule."""
+
+    checked: tuple[tuple[str, int], ...]
+    breaches: tuple[Breach, ...]
+    broken: tuple[str, ...]
+
+
+def judge(table: pa.Table, contract: Contract) -> Verdict:
+    """Check every rule of `contract` on `table` with Great Expectations.
+
+    `table` has the contract's columns (see `schemas.require_columns`).
+    """
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asked = list(_asked(contract))
+    suite = context.suites.add_or_update(
+        gx.ExpectationSuite(name=contract.name, expectations=[_expectation(*question) for question in asked])
+    )
+    batch = (
+        context.data_sources.add_or_update_pandas(contract.name)
+        .add_dataframe_asset("rows")
+        .add_batch_definition_whole_dataframe("all")
+        .get_batch({"dataframe": measured(table, contract)})
+    )
+    verdict = batch.validate(
+        suite,
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]},
+    )
+    # Great Expectations answers in an order of its own; `meta` says which question each result belongs to.
+    return _read(sorted(verdict.results, key=lambda result: result.expectation_config.meta["position"]), asked)
+
+
+def _read(results: list[Any], asked: list[tuple[int, Rule, str]]) -> Verdict:
+    counts: dict[str, int] = {}
+    breaches: list[Breach] = []
+    broken: list[str] = []
+    for result, (_, rule, _measure) in zip(results, asked, strict=True):
+        failure = result.exception_info or {}
+        if failure.get("raised_exception"):
+            raise RuntimeError(f"Great Expectations could not check {rule}: {failure.get('exception_message')}")
+        name = f"{rule.target or 'table'}: {rule.sentence}"
+        if rule.kind == "num_rows":
+            counts[name] = 0 if result.success else 1
+            if not result.success:
+                broken.append(f"number of rows is {result.result['observed_value']}, {rule.sentence}")
+            continue
+        unexpected = result.result.get("unexpected_index_list") or []
+        counts[name] = counts.get(name, 0) + len(unexpected)
+        for entry in unexpected:
+            is_null = rule.kind == "required"
+            value = None if is_null else next(value for key, value in entry.items() if key != ROW)
+            breaches.append(Breach(row=int(entry[ROW]), column=rule.target, rule=rule.sentence, value=_shown(value)))
+    breaches.sort(key=lambda breach: (breach.row, breach.column, breach.rule))
+    return Verdict(checked=tuple(counts.items()), breaches=tuple(breaches), broken=tuple(broken))
+
+
+def _shown(value: Any) -> str:
+    is_missing = value is None or value != value  # a missing value in pandas is not equal to itself
+    text = "null" if is_missing else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _asked(contract: Contract) -> Iterator[tuple[int, Rule, str]]:
+    """Every question for the suite: its position, the rule behind it and the measure it is asked of."""
+    position = 0
+    for rule in (*contract.rules(), *_type_rules(contract)):
+        for measure in _measures_of(rule):
+            yield position, rule, measure
+            position += 1
+
+
+def _type_rules(contract: Contract) -> Iterator[Rule]:
+    """That each value fits its column's type is a rule too, though no line of the contract states it as one."""
+    for field in arrow_schema(contract):
+        kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+        if pa.types.is_integer(kind):
+            low, high = _range_of(kind)
+            target = f"{field.name}[]" if pa.types.is_list(field.type) else field.name
+            yield Rule(target=target, kind="fits", low=low, high=high)
+
+
+def _range_of(kind: pa.DataType) -> tuple[int, int]:
+    signed = pa.types.is_signed_integer(kind)
+    return (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1) if signed else (0, 2**kind.bit_width - 1)
+
+
+def _measures_of(rule: Rule) -> tuple[str, ...]:
+    if rule.kind == "num_rows":
+        return ("",)
+    if rule.kind in ("length", "num_items"):
+        return (f"{rule.target}.{rule.kind}",)
+    if rule.kind == "fits":
+        return (f"{rule.target}.misfit",)
+    if not rule.target.endswith("[]"):
+        return (rule.target,)
+    if rule.kind == "required":
+        return (f"{rule.target}.nulls",)
+    low = (f"{rule.target}.min",) if rule.low is not None else ()
+    high = (f"{rule.target}.max",) if rule.high is not None else ()
+    return (*low, *high)
+
+
+def _expectation(position: int, rule: Rule, measure: str) -> Expectation:
+    import great_expectations.expectations as gxe
+
+    low: Any = rule.low
+    high: Any = rule.high
+    meta = {"position": position, "rule": rule.sentence}
+    if measure.endswith(".nulls"):
+        return gxe.ExpectColumnValuesToBeInSet(column=measure, value_set=[0], meta=meta)
+    match rule.kind:
+        case "num_rows":
+            return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, meta=meta)
+        case "required":
+            return gxe.ExpectColumnValuesToNotBeNull(column=measure, meta=meta)
+        case "fits":
+            return gxe.ExpectColumnValuesToBeNull(column=measure, meta=meta)
+        case "unique":
+            return gxe.ExpectColumnValuesToBeUnique(column=measure, meta=meta)
+        case "in_set":
+            return gxe.ExpectColumnValuesToBeInSet(column=measure, value_set=list(rule.values), meta=meta)
+        case "pattern":
+            return gxe.ExpectColumnValuesToMatchRegex(column=measure, regex=rule.pattern or "", meta=meta)
+    return gxe.ExpectColumnValuesToBeBetween(
+        column=measure,
+        min_value=None if measure.endswith("[].max") else low,
+        max_value=None if measure.endswith("[].min") else high,
+        strict_min=rule.strict_low,
+        strict_max=rule.strict_high,
+        meta=meta,
+    )
+
+
+def measured(table: pa.Table, contract: Contract) -> pd.DataFrame:
+    """One row per row of `table`, one column per measure that the contract's rules ask about, and the row's number."""
+    measures = dict.fromkeys(measure for _, _, measure in _asked(contract) if measure)
+    columns = {ROW: pa.array(range(table.num_rows), pa.int64())}
+    columns |= {name: _measure(table, name, contract) for name in measures}
+    # Integers with nulls would turn to floats, and large keys would lose digits: keep them as objects.
+    return pa.table(columns).to_pandas(integer_object_nulls=True)
+
+
+def _measure(table: pa.Table, name: str, contract: Contract) -> pa.Array:
+    column_name, _, aspect = name.partition(".")
+    values = table[column_name.removesuffix("[]")].combine_chunks()
+    wanted = arrow_schema(contract).field(column_name.removesuffix("[]")).type
+    match aspect:
+        case "":
+            return values
+        case "length":
+            return pc.utf8_length(values)
+        case "num_items":
+            return pc.list_value_length(values)
+        case "min" | "max":
+            return _per_row(values, pc.list_flatten(values), aspect)
+        case "nulls":
+            return _per_row(values, pc.is_null(pc.list_flatten(values)).cast(pa.int64()), "max")
+    if pa.types.is_list(wanted):
+        return _per_row(values, _misfit(pc.list_flatten(values), wanted.value_type), "min")
+    return _misfit(values, wanted)
+
+
+def _misfit(values: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """The values that are no whole number which `wanted`, an integer type, can hold; null in place of the others."""
+    if pa.types.is_null(values.type):
+        return values
+    low, high = _range_of(wanted)
+    fits = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+    if pa.types.is_floating(values.type):
+        fits = pc.and_(fits, pc.equal(pc.floor(values), values))
+    return pc.if_else(fits, pa.scalar(None, values.type), values)
+
+
+def _per_row(arrays: pa.Array, elements: pa.Array, aggregate: str) -> pa.Array:
+    """`aggregate` of each array's elements; null for a null or empty array."""
+    grouped = (
+        pa.table({"row": pc.list_parent_indices(arrays), "element": elements})
+        .group_by("row", use_threads=False)
+        .aggregate([("element", aggregate)])
+    )
+    position = pc.index_in(pa.array(range(len(arrays)), pa.int64()), grouped["row"].combine_chunks().cast(pa.int64()))
+    return grouped[f"element_{aggregate}"].combine_chunks().take(position)

@@ -1,0 +1,179 @@
+"""The records that travel between the stages.
+
+A record is small and frozen: where an output lies, its digest, what was counted, and the record it was made from. The
+data itself stays where it is. Lineage is read backwards, from a release to the raw rows.
+
+A `uri` is relative to the storage root, so that a state folder can be moved.
+"""
+
+from __future__ import annotations
+
+from data_contracts.contract import Contract
+from data_contracts.documents import Document
+
+
+class Record(Document):
+    """What every record has. `digest` names the content of the stage's output."""
+
+    digest: str
+
+
+class RawRows(Record):
+    """Rows as they came from their source, in one Parquet file."""
+
+    uri: str
+    source: str
+    num_rows: int
+
+
+class CheckedRows(Record):
+    """The rows that keep the contract; those that do not lie in quarantine, with the reason."""
+
+    uri: str
+    quarantine_uri: str
+    num_rows: int
+    num_quarantined: int
+    checked: tuple[tuple[str, int], ...]  # each rule in words, and how many rows broke it
+    contract: Contract
+    rows: RawRows
+
+
+class Part(Document):
+    """One part of the split: encoded rows in one Parquet file, sorted by key."""
+
+    uri: str
+    sha256: str
+    num_rows: int
+
+
+class Dataset(Record):
+    """Encoded rows in three parts, and the encoder that was fitted on the training part alone."""
+
+    train: Part
+    val: Part
+    test: Part
+    encoder_uri: str
+    key: str
+    label: str
+    inputs: tuple[str, ...]
+    input_shape: tuple[int, ...]  # of one row
+    classes: tuple[int | str, ...]
+    checked: CheckedRows
+
+
+class Trained(Record):
+    """A trained network. `digest` is that of its weights."""
+
+    uri: str  # weights, as safetensors
+    network_uri: str  # the network's configuration, as JSON
+    run_id: str
+    num_parameters: int
+    epochs: int
+    val_accuracy: float
+    processor: str  # threads and instruction set that the weights' bits depend on
+    dataset: Dataset
+
+
+class Interval(Document):
+    """A 95% interval around `value`."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Latency(Document):
+    """Milliseconds for one batch in ONNX Runtime, and the ratio to the fp32 candidate in the same run."""
+
+    batch_size: int
+    p50_ms: float
+    p99_ms: float
+    ratio: float
+
+
+class Candidate(Document):
+    """One compressed form of the trained network, measured in the form in which it ships."""
+
+    name: str
+    uri: str  # ONNX
+    sha256: str
+    run_id: str
+    size_bytes: int
+    num_parameters: int
+    accuracy: Interval  # on the test part
+    drop: Interval  # of accuracy against fp32, on the same rows; positive is worse
+    latency: Latency
+    parity_error: float  # largest difference of a logit between PyTorch and ONNX Runtime, before quantization
+    answers_uri: str  # Parquet: key, label, predicted class and probabilities on the test part
+
+
+class Options(Record):
+    """Every candidate that the compress stage made."""
+
+    candidates: tuple[Candidate, ...]
+    trained: Trained
+
+
+class Verdict(Document):
+    """Whether a candidate is within the budget, and if not, why."""
+
+    name: str
+    passed: bool
+    reasons: tuple[str, ...]
+
+
+class Chosen(Record):
+    """The candidate that goes on."""
+
+    candidate: Candidate
+    verdicts: tuple[Verdict, ...]
+    options: Options
+
+
+class Bento(Record):
+    """A bento in BentoML's store. `digest` is that of the files that decide its answers."""
+
+    tag: str
+    files: tuple[tuple[str, str], ...]  # path inside the bento and sha256
+    chosen: Chosen
+
+
+class Release(Record):
+    """A registered version that serves as champion."""
+
+    name: str
+    version: int
+    alias: str
+    num_asked: int  # held-out rows that the bento was asked over HTTP before the release
+    example: str  # one of them: the request's key, the true class and the answer
+    replaced_version: int | None
+    bento: Bento
+
+
+def describe(record: Record) -> list[tuple[str, str, str]]:
+    """The lineage of a record, newest first: stage, digest, and what it was in words."""
+    match record:
+        case Release():
+            line = ("promote", record.digest, f"{record.name} version {record.version}")
+            return [line, *describe(record.bento)]
+        case Bento():
+            return [("package", record.digest, f"bento {record.tag}"), *describe(record.chosen)]
+        case Chosen():
+            line = ("choose", record.digest, f"candidate {record.candidate.name}")
+            return [line, *describe(record.options)]
+        case Options():
+            line = ("compress", record.digest, f"{len(record.candidates)} candidates")
+            return [line, *describe(record.trained)]
+        case Trained():
+            line = ("train", record.digest, f"MLflow run {record.run_id}, {record.num_parameters:,} parameters")
+            return [line, *describe(record.dataset)]
+        case Dataset():
+            parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
+            return [("prepare", record.digest, parts), *describe(record.checked)]
+        case CheckedRows():
+            contract = f"contract {record.contract.name} {record.contract.version}"
+            passed = f"{record.num_rows} passed, {record.num_quarantined} quarantined by {contract}"
+            return [("validate", record.digest, passed), *describe(record.rows)]
+        case RawRows():
+            return [("ingest", record.digest, f"{record.num_rows} rows from {record.source}")]
+    raise TypeError(f"no lineage for {type(record).__name__}")

@@ -1,0 +1,1 @@
+"""The order of the stages, the recipe, and the command line."""

@@ -1,0 +1,203 @@
+"""The command line. Nothing heavy is imported before a command needs it: `bloomery --help` has to be instant.
+
+Exit codes: 0 done, 2 bad usage or recipe, 3 contract broken, 4 no candidate passed or the release was refused, 1
+anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data_contracts.errors import BloomeryError
+
+app = typer.Typer(
+    name="bloomery",
+    help="From rows and a contract to a smaller, faster, served model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.command()
+def run(recipe: RecipeName, as_json: AsJson = False) -> None:
+    """Run a recipe from its rows to a served champion."""
+    from tasks.settings import enter
+
+    with _told(as_json):
+        log = enter().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    from flows.display import Progress, engines_to_log, print_release
+
+    begin = time.perf_counter()
+    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+        from flows.run import run_recipe
+
+        if as_json:
+            release = run_recipe(recipe)
+            out.file.write(release.model_dump_json(by_alias=True, exclude_defaults=True) + "\n")
+        else:
+            with Progress(out):
+                release = run_recipe(recipe)
+            print_release(out, release, time.perf_counter() - begin)
+
+
+@app.command()
+def check(recipe: RecipeName, as_json: AsJson = False) -> None:
+    """Read recipe and contract, look for the data, and print what a run would compute and what it would find."""
+    from tasks.settings import enter
+
+    with _told(as_json):
+        from flows.recipe import read_recipe
+
+        wanted = read_recipe(recipe)
+        log = enter().logs / f"check-{os.getpid()}.log"
+    from flows.display import engines_to_log
+
+    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+        from flows.plan import plan
+
+        steps = plan(wanted)
+        if as_json:
+            document = {
+                "recipe": wanted.name,
+                "digest": wanted.digest,
+                "contract": f"{wanted.contract.name} {wanted.contract.version}",
+                "stages": [{"stage": step.stage, "found": step.found} for step in steps],
+            }
+            out.file.write(json.dumps(document) + "\n")
+            return
+        out.print(f"[bold]{wanted.name}[/] r{wanted.digest[:8]}: {wanted.description}")
+        out.print(f"contract {wanted.contract.name} {wanted.contract.version}, {len(wanted.contract.rules())} rules")
+        out.print(f"data     {wanted.data.source}")
+        for step in steps:
+            state = "[yellow]compute[/]" if step.found is None else f"[cyan]found[/]    {step.found[:16]}"
+            out.print(f"  {step.stage:<9} {state}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="NAME for all versions; NAME@champion or NAME:3 for one of them.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the versions of a model, or one version's lineage and figures."""
+    from tasks.settings import enter
+
+    with _told(as_json):
+        log = enter().logs / f"show-{os.getpid()}.log"
+    from flows.display import engines_to_log
+
+    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+        from flows import show as shown
+
+        document = shown.version(name) if "@" in name or ":" in name else shown.versions(name)
+        if as_json:
+            out.file.write(json.dumps(document) + "\n")
+        else:
+            out.print(shown.as_tree(document) if "lineage" in document else shown.as_table(document))
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="NAME serves the champion; NAME:3 another version.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a registered version's bento, in the foreground, until Ctrl-C."""
+    from tasks.settings import enter
+
+    with _told(as_json):
+        log = enter().logs / f"serve-{os.getpid()}.log"
+    from flows.display import engines_to_log
+
+    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+        from tasks.processes import require_free
+        from tasks.registry import BENTO, version_of
+        from tasks.serving import require_bento, serve_command
+
+        require_free(host, port)
+        version = version_of(name)
+        tag = version.tags[BENTO]
+        require_bento(tag)
+        if as_json:
+            document = {"name": version.name, "version": int(version.version), "bento": tag, "host": host, "port": port}
+            out.file.write(json.dumps(document) + "\n")
+        else:
+            out.print(f"{version.name} version {version.version} (bento {tag}) on http://{host}:{port}")
+        out.file.flush()
+    if as_json:
+        os.dup2(2, 1)  # stdout has had its one document
+    command = serve_command(tag, host, port)
+    os.execv(command[0], command)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at all that a run needs: versions, Java, ports, disk, GPU, state folder."""
+    with _told(as_json):
+        from flows.doctor import examine
+
+        findings = examine()
+        if as_json:
+            typer.echo(json.dumps([finding._asdict() for finding in findings]))
+        else:
+            from rich.console import Console
+
+            console = Console()
+            for finding in findings:
+                console.print(
+                    f"{'[green]✓[/]' if finding.is_fine else '[red]✗[/]'} {finding.what:<14} {finding.detail}"
+                )
+    if not all(finding.is_fine for finding in findings):
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = None) -> Iterator[None]:
+    """End the process with the error's own exit code, after it was told to the user in the form that was asked for."""
+    try:
+        yield
+    except BloomeryError as error:
+        _tell(error.as_document(), str(error), as_json, out, err, None)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _tell({"error": "KeyboardInterrupt", "exit_code": 130}, "stopped; finished stages are kept", as_json, out, err)
+        raise SystemExit(130) from None
+    except Exception as error:
+        traceback.print_exc()  # into the log, where there is one
+        text = f"{type(error).__name__}: {error}"
+        document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
+        _tell(document, text, as_json, out, err, log)
+        raise SystemExit(1) from None
+
+
+def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any, log: Path | None = None) -> None:
+    if as_json:
+        print(json.dumps(document), file=out.file if out else sys.stdout, flush=True)
+        return
+    where = f"\n  log:      {log}" if log else ""
+    name = "" if document["error"] == "KeyboardInterrupt" else f"{document['error']}: "
+    stream = err.file if err else sys.stderr
+    print(f"\n✗ {name}{text}{where}", file=stream, flush=True)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The order of the stages. This function is the architecture diagram."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from data_contracts.records import Release
+from data_contracts.sources import Source
+from flows.recipe import Recipe
+
+
+class Stages(Protocol):
+    """The eight verbs, in one of three forms: Prefect tasks, plain functions, or look-ups that run nothing."""
+
+    ingest: Any
+    validate: Any
+    prepare: Any
+    train: Any
+    compress: Any
+    choose: Any
+    package: Any
+    promote: Any
+
+
+def in_order(stages: Stages, recipe: Recipe, source: Source) -> Release:
+    rows = stages.ingest(source)
+    checked = stages.validate(rows, recipe.contract)
+    dataset = stages.prepare(checked, recipe.features)
+    trained = stages.train(dataset, recipe.model, recipe.training)
+    options = stages.compress(trained, recipe.compression)
+    chosen = stages.choose(options, recipe.budget)
+    bento = stages.package(chosen, recipe.name)
+    release: Release = stages.promote(bento, recipe.gates)
+    return release

@@ -1,0 +1,55 @@
+"""The pipeline as a Prefect flow."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from tasks.settings import enter
+
+enter()  # before the engines are imported, also in a worker's process
+
+from prefect import flow  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+
+from data_contracts.records import Release  # noqa: E402
+from flows.order import in_order  # noqa: E402
+from flows.recipe import read_recipe  # noqa: E402
+from tasks import spark, store  # noqa: E402
+from tasks.choose import choose  # noqa: E402
+from tasks.compress import compress  # noqa: E402
+from tasks.ingest import ingest, locate  # noqa: E402
+from tasks.package import package  # noqa: E402
+from tasks.prepare import prepare  # noqa: E402
+from tasks.promote import promote  # noqa: E402
+from tasks.train import train  # noqa: E402
+from tasks.validate import validate  # noqa: E402
+
+STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
+PLAIN = SimpleNamespace(**{stage.name: stage for stage in STAGES})
+AS_TASKS = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
+
+
+def _run_name() -> str:
+    """`digits r1a2b3c4d`: the recipe and the digest of all that it says."""
+    recipe = read_recipe(flow_run.parameters["recipe"])
+    return f"{recipe.name} r{recipe.digest[:8]}"
+
+
+@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
+def pipeline(recipe: str = "digits") -> Release:
+    """Move a recipe from rows to a served champion.
+
+    Args:
+        recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
+    """
+    wanted = read_recipe(recipe)
+    store.sweep()
+    try:
+        release = in_order(AS_TASKS, wanted, locate(wanted.data))
+    finally:
+        spark.stop()
+    if flow_run.id:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=f"{release.name} v{release.version} r{wanted.digest[:8]}")
+    return release

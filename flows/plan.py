@@ -1,0 +1,49 @@
+"""What a run would compute and what it would find, without running anything."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from flows.order import in_order
+from flows.recipe import Recipe
+
+
+class Step(NamedTuple):
+    """A stage of the plan. `found` is the digest of the record that is there, or None if it has to be computed."""
+
+    stage: str
+    found: str | None
+
+
+class _NotThere(Exception):
+    pass
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Every stage in order. Behind the first that has to be computed nothing is looked up, for its output is not known.
+
+    Raises:
+        DataMissing: the recipe's data is not there.
+    """
+    from flows.pipeline import STAGES
+    from tasks.ingest import locate
+
+    steps: list[Step] = []
+
+    def looking(stage: Any) -> Any:
+        def look(*arguments: Any) -> Any:
+            record = stage.lookup(*arguments)
+            if record is None:
+                raise _NotThere
+            steps.append(Step(stage.name, record.digest))
+            return record
+
+        return look
+
+    lookups: Any = SimpleNamespace(**{stage.name: looking(stage) for stage in STAGES})
+    try:
+        in_order(lookups, recipe, locate(recipe.data))
+    except _NotThere:
+        steps += [Step(stage.name, None) for stage in STAGES[len(steps) :]]
+    return steps

@@ -1,0 +1,148 @@
+"""The recipe: one file that says how rows become a served model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from data_contracts.contract import Contract, read_contract
+from data_contracts.digests import digest_of_document
+from data_contracts.documents import Document, read_document
+from data_contracts.errors import DataMissing, RecipeInvalid
+from data_contracts.sources import Data
+from models.config import Budget, Cnn, Compression, Features, Gates, Training
+
+RECIPES = Path(__file__).resolve().parent.parent / "deployments"
+CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
+
+
+class RecipeFile(Document):
+    """A recipe as it stands in its file."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z][a-z0-9-]{0,40}$",
+            description="of the registered model and the bento: small letters, digits and dashes",
+        ),
+    ]
+    description: str = ""
+    data: Data
+    contract: Annotated[str, Field(description="a file beside the recipe or in data_contracts/")]
+    features: Features
+    model: Cnn
+    training: Training
+    compression: Compression = Compression()
+    budget: Budget = Budget()
+    gates: Gates = Gates()
+
+
+class Recipe(RecipeFile):
+    """A recipe with its contract read and its paths made absolute: all that a run needs."""
+
+    contract: Contract  # type: ignore[assignment]  # the file's name has become what it names
+
+    @property
+    def digest(self) -> str:
+        return digest_of_document(self.model_dump(mode="json", by_alias=True))
+
+
+def read_recipe(reference: str) -> Recipe:
+    """The recipe that `reference` names: a name in `deployments/`, or a path.
+
+    Raises:
+        DataMissing: there is no such recipe or contract.
+        RecipeInvalid, ContractInvalid: a key is unknown, a value is of the wrong kind, or recipe and contract do not
+            fit each other.
+    """
+    path = _find(reference)
+    stated = read_document(path, RecipeFile, RecipeInvalid)
+    contract = read_contract(_find_contract(stated.contract, path))
+    recipe = Recipe(
+        **{
+            **dict(stated),
+            "contract": contract,
+            "data": Data(source=_absolute(stated.data.source, path.parent)),
+        }
+    )
+    problems = list(_misfits(recipe))
+    if problems:
+        raise RecipeInvalid(
+            "\n".join(f"{path.name}: {problem}" for problem in problems),
+            required="features that the contract's columns can give",
+            where=str(path),
+            remedy="mend the recipe's features, or the contract",
+        )
+    return recipe
+
+
+def known_recipes() -> list[str]:
+    """The names of the recipes that come with Bloomery."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "prefect")
+
+
+def _find(reference: str) -> Path:
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.is_file():
+            return path.resolve()
+    elif (RECIPES / f"{reference}.yaml").is_file() and reference in known_recipes():
+        return RECIPES / f"{reference}.yaml"
+    raise DataMissing(
+        f"there is no recipe {reference!r}",
+        required=f"one of {', '.join(known_recipes())}, or the path of a YAML file",
+        where=f"{RECIPES} and {Path.cwd()}",
+        remedy="mend the name or the path",
+    )
+
+
+def _find_contract(reference: str, recipe: Path) -> Path:
+    for folder in (recipe.parent, CONTRACTS):
+        if (folder / reference).is_file():
+            return (folder / reference).resolve()
+    raise DataMissing(
+        f"there is no contract {reference!r}",
+        required="an Open Data Contract Standard file",
+        where=f"{recipe.parent} and {CONTRACTS}",
+        remedy=f"mend `contract` in {recipe}",
+    )
+
+
+def _absolute(source: str, folder: Path) -> str:
+    return source if source.startswith("sklearn:") else str((folder / source).resolve())
+
+
+def _misfits(recipe: Recipe) -> Iterator[str]:
+    """What the features ask of the contract that it does not promise."""
+    features, contract = recipe.features, recipe.contract
+    known = ", ".join(column.name for column in contract.columns)
+    for role, name in (("key", features.key), ("label", features.label)):
+        if contract.column(name) is None:
+            yield f"features.{role}: contract {contract.name} has no column {name!r}; it has {known}"
+    key, label = contract.column(features.key), contract.column(features.label)
+    if key is not None and not (key.primary_key or (key.unique and key.required)):
+        yield f"features.key: column {key.name!r} is not a primaryKey in the contract, so rows could not be told apart"
+    if label is not None and not label.required:
+        yield f"features.label: column {label.name!r} is not required in the contract, so a row could have no label"
+    if label is not None and label.logical_type not in ("integer", "string"):
+        yield f"features.label: classes are integers or strings, and column {label.name!r} is {label.logical_type}"
+    for source in features.inputs:
+        column: Any = contract.column(source.column)
+        if column is None:
+            yield f"features.inputs: contract {contract.name} has no column {source.column!r}; it has {known}"
+            continue
+        channels, height, width = source.shape
+        size = channels * height * width
+        options = column.logical_type_options
+        if column.items is None or column.items.logical_type not in ("integer", "number"):
+            yield f"features.inputs: column {column.name!r} is no array of numbers, so it is no image"
+        elif (options.min_items, options.max_items) != (size, size):
+            yield (
+                f"features.inputs: an image of shape {list(source.shape)} has {size} values, but the contract lets "
+                f"column {column.name!r} have {options.min_items} to {options.max_items}"
+            )
+        elif not column.required:
+            yield f"features.inputs: column {column.name!r} is not required in the contract, so a row could lack it"

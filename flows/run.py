@@ -1,0 +1,56 @@
+"""One run on this machine: a Prefect server for it, the engines, the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from data_contracts.records import Release
+from flows.recipe import read_recipe
+from flows.server import prefect_api
+from tasks.events import StageEnded, StageStarted, emit
+from tasks.settings import enter
+
+
+def run_recipe(reference: str) -> Release:
+    """Run the recipe as a Prefect flow and return its release. Whatever a stage raises comes through.
+
+    While the Prefect server starts, on one core, the engines that the run will need are started on another.
+    """
+    import time
+
+    enter()
+    recipe = read_recipe(reference)
+    emit(StageStarted("start"))
+    begin = time.perf_counter()
+    with prefect_api() as wait_until_ready:
+        from flows.plan import plan
+
+        engines = _start_engines(step.stage for step in plan(recipe) if step.found is None)
+        from flows.pipeline import pipeline
+
+        wait_until_ready()
+        emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
+        return pipeline(reference)
+
+
+def _start_engines(stages: Iterable[str]) -> list[str]:
+    """Import and start what the stages will need; returns the engines' names."""
+    wanted = set(stages)
+    started = []
+    if "prepare" in wanted:
+        from tasks import spark
+
+        spark.session()
+        started.append("Spark")
+    if wanted & {"train", "compress"}:
+        import torch  # noqa: F401
+
+        from tasks import tracking
+
+        tracking.client()
+        started += ["PyTorch", "MLflow"]
+    if "validate" in wanted:
+        import great_expectations  # noqa: F401
+
+        started.append("Great Expectations")
+    return started

@@ -1,0 +1,33 @@
+"""Answers of an ONNX file, with the session settings that ship. Travels into the bento: it needs no torch.
+
+Shapes: B rows, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+INPUT, OUTPUT = "x", "logits"
+
+
+def session(path: Path, num_threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+    """logits_BK float32 for x float32 (B, ...)."""
+    return runtime.run([OUTPUT], {INPUT: x})[0]
+
+
+def softmax(logits_BK: np.ndarray) -> np.ndarray:
+    """Probabilities float64 (B, K), each row adding up to 1."""
+    shifted = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

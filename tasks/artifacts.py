@@ -1,0 +1,129 @@
+"""What a person looks at in the Prefect run: a function for each record worth showing.
+
+Called only inside a Prefect task run. A failure to show never fails the stage.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from data_contracts.records import Bento, CheckedRows, Chosen, Record, Release, Trained, describe
+from tasks.settings import settings
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def _shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
+    @functools.wraps(function)
+    def show(record: RecordT) -> None:
+        try:
+            function(record)
+        except Exception:
+            logging.getLogger(__name__).warning("the artifact %s is missing", function.__name__, exc_info=True)
+
+    return show
+
+
+@_shown
+def contract_report(record: CheckedRows) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.checked)
+    create_markdown_artifact(
+        key="contract-report",
+        description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
+        markdown=(
+            f"# Contract {record.contract.name} {record.contract.version}\n\n"
+            f"{record.rows.num_rows} rows came in: **{record.num_rows} passed**, "
+            f"**{record.num_quarantined} quarantined**.\n\n"
+            f"| rule | breaking rows |\n| --- | ---: |\n{rules}\n\n"
+            f"Quarantine: `{settings().path(record.quarantine_uri)}`\n"
+        ),
+    )
+
+
+@_shown
+def training_run(record: Trained) -> None:
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    tracking = settings().tracking_uri
+    if tracking.startswith("http"):
+        from mlflow import MlflowClient
+
+        experiment = MlflowClient().get_run(record.run_id).info.experiment_id
+        create_link_artifact(
+            key="mlflow-run",
+            link=f"{tracking}/#/experiments/{experiment}/runs/{record.run_id}",
+            link_text=f"MLflow run {record.run_id}",
+        )
+        return
+    create_markdown_artifact(
+        key="mlflow-run",
+        description=f"MLflow run {record.run_id}",
+        markdown=(
+            f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
+            f"validation accuracy {record.val_accuracy:.2%} after {record.epochs} epochs.\n\n"
+            f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
+        ),
+    )
+
+
+@_shown
+def candidates_table(record: Chosen) -> None:
+    from prefect.artifacts import create_table_artifact
+
+    reasons = {verdict.name: verdict for verdict in record.verdicts}
+    create_table_artifact(
+        key="candidates",
+        description=f"Chosen: {record.candidate.name}",
+        table=[
+            {
+                "candidate": candidate.name,
+                "accuracy": f"{candidate.accuracy.value:.2%}",
+                "95% interval": f"{candidate.accuracy.low:.2%} to {candidate.accuracy.high:.2%}",
+                "drop, at most": f"{candidate.drop.high * 100:.2f} pp",
+                "size": f"{candidate.size_bytes:,} bytes",
+                "p50": f"{candidate.latency.p50_ms * 1000:.0f} µs",
+                "p99": f"{candidate.latency.p99_ms * 1000:.0f} µs",
+                "time / fp32": f"{candidate.latency.ratio:.2f}",
+                "verdict": "chosen"
+                if candidate.name == record.candidate.name
+                else "passed"
+                if reasons[candidate.name].passed
+                else "; ".join(reasons[candidate.name].reasons),
+            }
+            for candidate in record.options.candidates
+        ],
+    )
+
+
+@_shown
+def bento_card(record: Bento) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    files = "\n".join(f"| `{path}` | `{sha256[:16]}` |" for path, sha256 in record.files)
+    create_markdown_artifact(
+        key="bento",
+        description=f"Bento {record.tag}",
+        markdown=f"# Bento `{record.tag}`\n\n| file | sha256 |\n| --- | --- |\n{files}\n\n"
+        f"To serve it: `bloomery serve {record.tag.split(':')[0]}`\n",
+    )
+
+
+@_shown
+def release_card(record: Release) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))
+    create_markdown_artifact(
+        key="release",
+        description=f"{record.name} version {record.version} is {record.alias}",
+        markdown=(
+            f"# {record.name} version {record.version} is `{record.alias}`\n\n"
+            f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
+            f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
+        ),
+    )

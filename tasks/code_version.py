@@ -1,0 +1,118 @@
+"""The code version of a stage: a digest of the code that decides what the stage writes.
+
+It covers the syntax trees, without comments and docstrings, of every local module that a stage's module reaches
+through imports (also those inside functions), and the installed versions of the packages they import. So a change in
+`models/pruning.py` makes `compress` run again, but not `train`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_contracts.digests import digest_of_document
+
+ROOMS = ("data_contracts", "models", "tasks", "deployments")
+
+# These carry a stage's output but have no say in what is in it.
+_PLUMBING = frozenset(
+    {
+        "data_contracts.errors",
+        "data_contracts.documents",
+        "tasks.artifacts",
+        "tasks.code_version",
+        "tasks.events",
+        "tasks.processes",
+        "tasks.settings",
+        "tasks.stages",
+        "tasks.store",
+    }
+)
+_NO_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "google": "protobuf"}
+
+
+@functools.cache
+def code_version(*modules: str) -> str:
+    """The digest of all code that `modules` (dotted names) reach."""
+    reached = {name: path for name, path in reach(*modules).items() if name not in _PLUMBING}
+    trees = {name: ast.parse(path.read_bytes()) for name, path in reached.items()}
+    packages = {imported.split(".")[0] for tree in trees.values() for imported in _imports(tree)}
+    code = {name: ast.dump(_without_docstrings(tree)) for name, tree in trees.items()}
+    return digest_of_document({"code": code, "packages": versions(packages - _NO_SAY)})
+
+
+def reach(*modules: str) -> dict[str, Path]:
+    """The files of `modules` and of every local module that they import, directly or not, by dotted name."""
+    reached: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = None if name in reached else _source(name)
+        if path is not None:
+            reached[name] = path
+            imported = _imports(ast.parse(path.read_bytes()))
+            waiting += [one for one in imported if one.split(".")[0] in ROOMS]
+    return dict(sorted(reached.items()))
+
+
+def packages_of(paths: Iterable[Path]) -> dict[str, str]:
+    """The third-party packages that the files import, with the installed version of each, by distribution name."""
+    imported = {name.split(".")[0] for path in paths for name in _imports(ast.parse(path.read_bytes()))}
+    return versions(imported)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed version of each package that is neither ours nor Python's, by distribution name."""
+    foreign = sorted(set(packages) - set(ROOMS) - sys.stdlib_module_names)
+    return {_DISTRIBUTIONS.get(name, name).replace("_", "-"): _version(name) for name in foreign}
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            # `from models import encoder` names a module too
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _source(name: str) -> Path | None:
+    """The file of a local module; None where the name is a function or class inside one."""
+    room, *rest = name.split(".")
+    spec = importlib.util.find_spec(room)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    base = Path(next(iter(spec.submodule_search_locations)))
+    for candidate in (base.joinpath(*rest).with_suffix(".py"), base.joinpath(*rest, "__init__.py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _version(package: str) -> str:
+    for distribution in (_DISTRIBUTIONS.get(package, package), package.replace("_", "-")):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,147 @@
+"""package: a bento that holds the network, the encoder, the contract and the code that serves them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from data_contracts.digests import digest_of_document, digest_of_file
+from data_contracts.errors import EngineMissing
+from data_contracts.records import Bento, Chosen, describe
+from tasks import artifacts
+from tasks.code_version import packages_of, reach
+from tasks.settings import settings
+from tasks.stages import stage
+from tasks.store import Output
+
+_SERVICE = "deployments.service"
+
+
+def _bento_is_kept(record: Bento) -> bool:
+    source = bento_folder(record.tag) / "src"
+    return all((source / path).is_file() and digest_of_file(source / path) == sha256 for path, sha256 in record.files)
+
+
+@stage(is_whole=_bento_is_kept, present=artifacts.bento_card, also=(_SERVICE,))
+def package(out: Output, chosen: Chosen, name: str) -> Bento:
+    """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
+
+    Raises:
+        EngineMissing: BentoML could not build it.
+    """
+    context = out.path("context")
+    modules = _lay_out(context, chosen)
+    files = _digests(context)
+    content = digest_of_document(files)
+    tag = f"{name}:{content[:16]}"
+    _write_manifest(context, chosen, tag, files)
+    labels = {"run": chosen.candidate.run_id, "data": chosen.options.trained.dataset.digest[:16]}
+    _build(_build_options(context, tag, modules, labels), tag)
+    kept = _digests(context)
+    shutil.rmtree(context)
+    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=content)
+
+
+def bento_folder(tag: str) -> Path:
+    """Where BentoML's store keeps the bento."""
+    name, version = tag.split(":")
+    return Path(os.environ["BENTOML_HOME"]) / "bentos" / name / version
+
+
+def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
+    """Copy what is served into `context`: the service with every module that it reaches, and the artifacts."""
+    modules = reach(_SERVICE)
+    for dotted, source in modules.items():
+        target = context.joinpath(*dotted.split(".")).with_suffix(".py")
+        if source.name == "__init__.py":
+            target = context.joinpath(*dotted.split("."), "__init__.py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        (target.parent / "__init__.py").touch()
+    folder = context / "artifacts"
+    folder.mkdir()
+    dataset = chosen.options.trained.dataset
+    shutil.copyfile(settings().path(chosen.candidate.uri), folder / "model.onnx")
+    shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
+    contract = dataset.checked.contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
+    (folder / "contract.json").write_text(contract, encoding="utf-8")
+    return modules
+
+
+def _digests(context: Path) -> dict[str, str]:
+    """The sha256 of every file that decides an answer, by its path in the bento."""
+    return {
+        str(path.relative_to(context)): digest_of_file(path) for path in sorted(context.rglob("*")) if path.is_file()
+    }
+
+
+def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, str]) -> None:
+    inside = {
+        path.removeprefix("artifacts/"): sha256 for path, sha256 in files.items() if path.startswith("artifacts/")
+    }
+    manifest = {
+        "tag": tag,
+        "files": inside,
+        "columns": chosen.options.trained.dataset.inputs,
+        "candidate": chosen.candidate.name,
+        "test_accuracy": chosen.candidate.accuracy.model_dump(),
+        "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe(chosen)],
+    }
+    (context / "artifacts" / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:
+    """The arguments of `bentoml.bentos.build`. The requirements are what the copied modules import, as installed."""
+    name, version = tag.split(":")
+    packages = packages_of(modules.values())
+    return {
+        "service": f"{_SERVICE}:Endpoint",
+        "name": name,
+        "version": version,
+        "build_ctx": str(context),
+        "labels": labels,
+        "include": [str(path.relative_to(context)) for path in sorted(context.rglob("*")) if path.is_file()],
+        "python": {
+            "packages": [f"{package}=={installed}" for package, installed in packages.items()],
+            "lock_packages": False,
+        },
+    }
+
+
+def _build(options: dict[str, Any], tag: str) -> None:
+    """Build in a store of its own, then move the bento into the real one: it is there whole or not at all."""
+    final = bento_folder(tag)
+    store = Path(os.environ["BENTOML_HOME"])
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / ".lock"):
+        beside = store / ".building" / tag.replace(":", "-")
+        shutil.rmtree(beside, ignore_errors=True)
+        # In a process of its own, whose working folder is the context: so the bento's modules are imported, not ours.
+        built = subprocess.run(
+            [sys.executable, "-c", "import bentoml, json, sys; bentoml.bentos.build(**json.load(sys.stdin))"],
+            input=json.dumps(options),
+            cwd=options["build_ctx"],
+            env={**os.environ, "BENTOML_HOME": str(beside)},
+            capture_output=True,
+            text=True,
+        )
+        name, version = tag.split(":")
+        source = beside / "bentos" / name / version
+        if built.returncode != 0 or not source.is_dir():
+            raise EngineMissing(
+                f"BentoML could not build {tag}: {(built.stderr or built.stdout)[-1500:]}",
+                required="a bento in BentoML's store",
+                where=options["build_ctx"],
+                remedy="run `bloomery doctor`; the lines above say what BentoML missed",
+            )
+        shutil.rmtree(final, ignore_errors=True)
+        source.rename(final)
+        (final.parent / "latest").write_text(version, encoding="utf-8")
+        shutil.rmtree(beside, ignore_errors=True)

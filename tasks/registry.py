@@ -1,0 +1,80 @@
+"""The MLflow model registry: versions of a name, and which one of them is champion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from data_contracts.errors import DataMissing
+from tasks.tracking import client
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+BENTO = "bento"
+
+
+def versions(name: str) -> list[ModelVersion]:
+    """All versions of `name`, newest first; none if there is no such name."""
+    found = client().search_model_versions(f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+
+def names() -> list[str]:
+    return sorted(model.name for model in client().search_registered_models())
+
+
+def champion(name: str) -> ModelVersion | None:
+    """The version that serves, if any."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def version_of(reference: str) -> ModelVersion:
+    """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` names; `NAME` alone means its champion.
+
+    Raises:
+        DataMissing: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = reference.partition("@")
+    name, _, number = name.partition(":")
+    try:
+        if number:
+            return client().get_model_version(name, number)
+        return client().get_model_version_by_alias(name, alias or CHAMPION)
+    except MlflowException as failure:
+        known = names()
+        raise DataMissing(
+            f"the registry has no {reference}",
+            required=f"one of the names {', '.join(known)}" if known else "a registered version; there is none yet",
+            where="the MLflow model registry",
+            remedy="`bloomery show NAME` lists the versions; `bloomery run RECIPE` makes one",
+        ) from failure
+
+
+def register(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
+    """The version of `name` whose tag `bento` is the one given: found if there is one, else made.
+
+    A found version gets the tags anew, for its run may be another than before.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().create_registered_model(name)
+    except MlflowException:
+        client().get_registered_model(name)  # it was there already, or this says what is wrong
+    found = next((one for one in versions(name) if one.tags.get(BENTO) == tags[BENTO]), None)
+    if found is None:
+        return client().create_model_version(
+            name, source=source, run_id=run_id, tags=dict(tags), description=description
+        )
+    for key, value in tags.items():
+        client().set_model_version_tag(name, found.version, key, value)
+    return found

@@ -1,0 +1,113 @@
+"""Where everything lies. The environment is read here, once, and the engines' own variables are set from it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_contracts.errors import StateUnwritable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`home` is the state folder: all that Bloomery and its engines write on this machine."""
+
+    home: Path
+    tracking_uri: str
+    prefect_api_url: str | None
+    spark_master: str
+
+    def path(self, uri: str) -> Path:
+        """The place of a record's `uri`."""
+        return self.home / uri
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def tracking_is_local(self) -> bool:
+        return self.tracking_uri.startswith("sqlite:")
+
+
+@functools.cache
+def settings() -> Settings:
+    """The settings of this process, from the environment as it is at the first call."""
+    home = Path(os.environ.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
+    return Settings(
+        home=home,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow/mlflow.db",
+        prefect_api_url=os.environ.get("PREFECT_API_URL") or None,
+        spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
+    )
+
+
+def enter() -> Settings:
+    """Call at every door, before an engine is imported: the state folder exists, and each engine keeps to it.
+
+    A variable that the user has set stays.
+
+    Raises:
+        StateUnwritable: the state folder cannot be made or written.
+    """
+    chosen = settings()
+    _require_writable(chosen.home)
+    ours = {
+        "BLOOMERY_HOME": str(chosen.home),
+        "PREFECT_HOME": str(chosen.home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "BENTOML_HOME": str(chosen.home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "GX_ANALYTICS_ENABLED": "False",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": str(chosen.home / "matplotlib"),
+    }
+    if has_avx2():
+        # Weights repeat bit for bit only under one instruction set: take one that nearly every x86 machine has.
+        ours |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+    for name, value in ours.items():
+        os.environ.setdefault(name, value)
+    return chosen
+
+
+@functools.cache
+def has_avx2() -> bool:
+    """Whether this is an x86 processor with AVX2, as far as Linux tells."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        return (
+            "avx2" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[-1].split("\n", 1)[0].split()
+        )
+    except OSError:
+        return False
+
+
+def _require_writable(home: Path) -> None:
+    probe = home / f".probe-{os.getpid()}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"bloomery")
+        probe.unlink()
+    except OSError as failure:
+        raise StateUnwritable(
+            f"the state folder cannot be written: {failure.strerror or failure}",
+            required=f"a folder that this user may write, on a disk with room ({_free(home)})",
+            where=str(home),
+            remedy="free some space or mend the permissions, or set BLOOMERY_HOME to another folder",
+        ) from failure
+
+
+def _free(folder: Path) -> str:
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return f"{shutil.disk_usage(place).free / 1e9:.1f} GB free"
+    return "free space unknown"
