@@ -149,7 +149,12 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
 def _candidates(release: Release) -> Table:
     chosen = release.bento.chosen
     verdicts = {verdict.name: verdict for verdict in chosen.verdicts}
-    table = Table(title=f"{release.name}: candidates on the held-out rows", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{release.name}: candidates on the held-out rows",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("candidate", "accuracy (95%)", "drop", "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading in ("candidate", "verdict") else "right", no_wrap=True)
     for one in chosen.options.candidates:

@@ -1,8 +1,9 @@
-"""The pipeline as a Prefect flow."""
+"""The pipeline as a Prefect flow, and the eight stages that it is made of."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from tasks.settings import enter
 
@@ -26,8 +27,9 @@ from tasks.train import train  # noqa: E402
 from tasks.validate import validate  # noqa: E402
 
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
-PLAIN = SimpleNamespace(**{stage.name: stage for stage in STAGES})
-AS_TASKS = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
+# The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
+PLAIN: Any = SimpleNamespace(**{stage.name: stage for stage in STAGES})
+AS_TASKS: Any = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
 
 
 def _run_name() -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from data_contracts.records import Release
+from flows.order import in_order
 from flows.recipe import read_recipe
 from flows.server import prefect_api
 from tasks.events import StageEnded, StageStarted, emit
-from tasks.settings import enter
+from tasks.settings import enter, settings
 
 
 def run_recipe(reference: str) -> Release:
@@ -16,18 +18,20 @@ def run_recipe(reference: str) -> Release:
 
     While the Prefect server starts, on one core, the engines that the run will need are started on another.
     """
-    import time
-
     enter()
     recipe = read_recipe(reference)
     emit(StageStarted("start"))
     begin = time.perf_counter()
     with prefect_api() as wait_until_ready:
+        from flows.pipeline import PLAIN, locate, pipeline
         from flows.plan import plan
 
-        engines = _start_engines(step.stage for step in plan(recipe) if step.found is None)
-        from flows.pipeline import pipeline
-
+        missing = [step.stage for step in plan(recipe) if step.found is None]
+        if not missing and settings().prefect_api_url is None:
+            # Nothing to orchestrate and nobody to see it: do not wait for a server only to look things up.
+            emit(StageEnded("start", "ready", time.perf_counter() - begin))
+            return in_order(PLAIN, recipe, locate(recipe.data))
+        engines = _start_engines(missing)
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
         return pipeline(reference)
