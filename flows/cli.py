@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_contracts.errors import BloomeryError
+from data_contracts.errors import BloomeryError, EngineMissing
 
 app = typer.Typer(
     name="bloomery",
@@ -171,14 +171,27 @@ def _told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = No
     """End the process with the error's own exit code, after it was told to the user in the form that was asked for."""
     try:
         yield
+    except EngineMissing as error:
+        from tasks.settings import no_room
+
+        told = no_room(error, "an engine") or error  # a server that finds no room ends without saying so
+        _tell(told.as_document(), str(told), as_json, out, err)
+        raise SystemExit(told.exit_code) from None
     except BloomeryError as error:
-        _tell(error.as_document(), str(error), as_json, out, err, None)
+        _tell(error.as_document(), str(error), as_json, out, err)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         _tell({"error": "KeyboardInterrupt", "exit_code": 130}, "stopped; finished stages are kept", as_json, out, err)
         raise SystemExit(130) from None
     except Exception as error:
-        traceback.print_exc()  # into the log, where there is one
+        with contextlib.suppress(OSError):
+            traceback.print_exc()  # into the log, where there is one
+        from tasks.settings import no_room
+
+        unwritable = no_room(error, "the run")
+        if unwritable is not None:
+            _tell(unwritable.as_document(), str(unwritable), as_json, out, err)
+            raise SystemExit(unwritable.exit_code) from None
         text = f"{type(error).__name__}: {error}"
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
         _tell(document, text, as_json, out, err, log)

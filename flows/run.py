@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from data_contracts.records import Release
 from flows.order import in_order
@@ -22,7 +23,7 @@ def run_recipe(reference: str) -> Release:
     recipe = read_recipe(reference)
     emit(StageStarted("start"))
     begin = time.perf_counter()
-    with prefect_api() as wait_until_ready:
+    with prefect_api() as wait_until_ready, _engines_stopped():
         from flows.pipeline import PLAIN, locate, pipeline
         from flows.plan import plan
 
@@ -35,6 +36,17 @@ def run_recipe(reference: str) -> Release:
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
         return pipeline(reference)
+
+
+@contextlib.contextmanager
+def _engines_stopped() -> Iterator[None]:
+    """Leave no Java behind, however the run ends."""
+    try:
+        yield
+    finally:
+        from tasks import spark
+
+        spark.stop()
 
 
 def _start_engines(stages: Iterable[str]) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PART = "_part"
 _PARTS = ("train", "val", "test")
+_ROWS_OF_GROUP = 65_536
 
 
 @stage()
@@ -113,13 +114,21 @@ def _write(rows: DataFrame, encoder: Encoder, name: str, out: Output) -> Part:
 
 
 def _gather(folder: Path, target: Path) -> int:
-    """Move Spark's one output file to `target`, drop its folder, and return the number of rows."""
+    """Write the rows of Spark's one output file to `target`, drop its folder, and return the number of rows.
+
+    Spark's own Parquet files hold equal rows but not equal bytes from one Java process to the next: the order of the
+    encodings in the footer follows Java's identity hashes. Arrow writes the same bytes every time.
+    """
     files = list(folder.glob("part-*.parquet"))
     if len(files) != 1:
         raise RuntimeError(f"Spark wrote {len(files)} files for one partition in {folder}")
-    files[0].rename(target)
+    source = pq.ParquetFile(files[0])
+    schema = source.schema_arrow.remove_metadata()
+    with pq.ParquetWriter(target, schema) as writer:
+        for batch in source.iter_batches(_ROWS_OF_GROUP):
+            writer.write_batch(batch.replace_schema_metadata(None))
     shutil.rmtree(folder)
-    return int(pq.ParquetFile(target).metadata.num_rows)
+    return int(source.metadata.num_rows)
 
 
 def _require_rows(parts: dict[str, Part], split: Split) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
@@ -10,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_contracts.errors import StateUnwritable
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_ROOM_FOR_A_PAGE = 65_536
+_ROOM_FOR_A_RUN = 50_000_000  # the two databases take a tenth of it before the first row is read
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ def _require_writable(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"bloomery")
         probe.unlink()
+        if _free_bytes(home) < _ROOM_FOR_A_RUN:
+            raise OSError(errno.ENOSPC, f"less than {_ROOM_FOR_A_RUN / 1e6:.0f} MB are free")
     except OSError as failure:
         raise StateUnwritable(
             f"the state folder cannot be written: {failure.strerror or failure}",
@@ -106,8 +113,32 @@ def _require_writable(home: Path) -> None:
         ) from failure
 
 
+def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
+    """The error to show if `failure`, or what caused it, is a full disk or a folder that may not be written; else None.
+
+    SQLite and the servers that use it report a full disk in words of their own.
+    """
+    seen: BaseException | None = failure
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in _NO_ROOM) or "disk is full" in str(seen):
+            break
+        seen = seen.__cause__ or seen.__context__
+    else:
+        if _free_bytes(settings().home) > _ROOM_FOR_A_PAGE:
+            return None
+        seen = failure
+    place = getattr(seen, "filename", None) or settings().home
+    return StateUnwritable(
+        f"{doing} could not write: {getattr(seen, 'strerror', None) or 'the disk is full'}",
+        required="room on the disk and leave to write",
+        where=f"{place} ({_free(settings().home)})",
+        remedy="free some space or mend the permissions, then run again: finished stages are found",
+    )
+
+
+def _free_bytes(folder: Path) -> int:
+    return next(shutil.disk_usage(place).free for place in (folder, *folder.parents) if place.is_dir())
+
+
 def _free(folder: Path) -> str:
-    for place in (folder, *folder.parents):
-        if place.is_dir():
-            return f"{shutil.disk_usage(place).free / 1e9:.1f} GB free"
-    return "free space unknown"
+    return f"{_free_bytes(folder) / 1e6:,.0f} MB free"

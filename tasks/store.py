@@ -10,7 +10,6 @@ system's, and goes with the process that holds it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,14 +22,12 @@ from pydantic import BaseModel, ValidationError
 
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
-from data_contracts.errors import StateUnwritable
 from data_contracts.records import Record
-from tasks.settings import settings
+from tasks.settings import no_room, settings
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 _RECORD = "record.json"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
 class FileEntry(Document):
@@ -118,14 +115,10 @@ def find_or_compute(
                 return Outcome(record, was_found=True)
             return Outcome(_compute(stage, key, compute), was_found=False)
     except OSError as failure:
-        if failure.errno not in _NO_ROOM:
+        unwritable = no_room(failure, f"stage {stage}")
+        if unwritable is None:
             raise
-        raise StateUnwritable(
-            f"stage {stage} could not write its output: {failure.strerror or failure}",
-            required="room on the disk and leave to write",
-            where=str(failure.filename or settings().home),
-            remedy="free some space or mend the permissions, then run again: finished stages are found",
-        ) from failure
+        raise unwritable from failure
 
 
 def _compute(stage: str, key: str, compute: Callable[[Output], RecordT]) -> RecordT:
