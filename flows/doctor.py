@@ -38,7 +38,10 @@ def _survived(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(look())
     except BloomeryError as error:
-        return [Finding(look.__name__.strip("_").replace("_", " "), False, f"{error.found}. {error.remedy}")]
+        told = f"{error.found}. {error.remedy}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        told = str(error)
+    return [Finding(look.__name__.strip("_").replace("_", " "), False, told)]
 
 
 def _python() -> Iterator[Finding]:

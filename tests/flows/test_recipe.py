@@ -1,0 +1,104 @@
+"""A recipe says what it means, or is refused with the line and a hint."""
+
+from pathlib import Path
+
+import pytest
+
+from data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
+from flows.recipe import CONTRACTS, RECIPES, known_recipes, read_recipe
+
+DIGITS = (RECIPES / "digits.yaml").read_text()
+
+
+def write(folder: Path, old: str = "", new: str = "") -> Path:
+    assert old in DIGITS
+    path = folder / "mine.yaml"
+    path.write_text(DIGITS.replace(old, new, 1) if old else DIGITS)
+    return path
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_recipe_that_comes_with_bloomery_is_valid(name: str) -> None:
+    assert read_recipe(name).name == name
+
+
+def test_a_name_and_a_path_read_the_same(tmp_path: Path) -> None:
+    assert read_recipe(str(write(tmp_path))) == read_recipe("digits")
+
+
+def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 30", "epocs: 30")
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "epocs" in text)
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(path))
+    assert f"mine.yaml:{line}: training.epocs: unknown key; did you mean 'epochs'?" in caught.value.found
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epochs: 30", "epochs: 0", "training.epochs: found 0"),
+        ("name: digits\n", "name: Digits!\n", "name: found 'Digits!'"),
+        ("train: 0.6", "train: 0.7", "add up to 1.1"),
+        ("{name: int8, ", "{name: fp32, ", "candidate named twice: fp32"),
+        ("    - {name: fp32}\n", "", "must be the network as trained"),
+        ("shape: [1, 8, 8]", "shape: [1, 9, 9]", "has 81 values"),
+        ("column: image", "column: picture", "no column 'picture'"),
+        ("label: label", "label: digit", "no column 'digit'"),
+        ("key: id", "key: label", "not a primaryKey"),
+        ("column: image", "column: label", "is no array of numbers"),
+        ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(write(tmp_path, old, new)))
+    assert said in caught.value.found
+
+
+def test_a_contract_beside_the_recipe_comes_first(tmp_path: Path) -> None:
+    contract = (CONTRACTS / "digits.odcs.yaml").read_text().replace("version: 1.0.0", "version: 7.0.0")
+    (tmp_path / "digits.odcs.yaml").write_text(contract)
+    assert read_recipe(str(write(tmp_path))).contract.version == "7.0.0"
+
+
+def test_a_broken_contract_file_is_named_as_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "digits.odcs.yaml").write_text("apiVersion: v3.1.0\n")
+    with pytest.raises(ContractInvalid, match=r"digits\.odcs\.yaml:1: .*: missing"):
+        read_recipe(str(write(tmp_path)))
+
+
+@pytest.mark.parametrize("reference", ["nope", "nope.yaml", "prefect", "digits.yml", "../digits"])
+def test_a_recipe_that_is_not_there_is_named(reference: str) -> None:
+    with pytest.raises(DataMissing, match="there is no recipe"):
+        read_recipe(reference)
+
+
+def test_a_missing_contract_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match=r"no contract 'other\.odcs\.yaml'"):
+        read_recipe(str(write(tmp_path, "contract: digits.odcs.yaml", "contract: other.odcs.yaml")))
+
+
+def test_a_relative_source_starts_at_the_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(str(write(tmp_path, "source: sklearn:digits", "source: rows.parquet")))
+    assert recipe.data.source == str(tmp_path / "rows.parquet")
+
+
+def test_the_digest_of_a_recipe_ignores_comments_and_counts_every_value(tmp_path: Path) -> None:
+    digest = read_recipe("digits").digest
+    assert read_recipe(str(write(tmp_path, "name: digits", "# a comment\nname: digits"))).digest == digest
+    assert read_recipe(str(write(tmp_path, "epochs: 30", "epochs: 31"))).digest != digest
+
+
+def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: digits\n  data: [\n")
+    with pytest.raises(RecipeInvalid, match=r"is not YAML") as caught:
+        read_recipe(str(path))
+    assert caught.value.where.startswith(f"{path}:")
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match="'name' twice"):
+        read_recipe(str(write(tmp_path, "name: digits\n", "name: digits\nname: other\n")))

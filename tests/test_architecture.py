@@ -1,0 +1,58 @@
+"""The rules of the house, as far as a machine can hold them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("prefect", "torch", "pyspark", "mlflow", "bentoml", "great_expectations", "onnxruntime", "pandas")
+
+
+def modules_after(statement: str) -> set[str]:
+    """The top-level packages in `sys.modules` after a fresh interpreter has run `statement`."""
+    code = f"import sys\n{statement}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.rpartition("LOADED")[2].split())
+
+
+def test_rooms_import_only_to_their_right() -> None:
+    ended = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    called = "from flows.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
+    assert not modules_after(called) & set(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["data_contracts.contract", "flows.recipe", "flows.order", "models.config"])
+def test_what_the_command_line_reads_first_imports_nothing_heavy(module: str) -> None:
+    assert not modules_after(f"import {module}") & set(HEAVY)
+
+
+def test_the_service_imports_neither_torch_nor_spark_nor_prefect() -> None:
+    loaded = modules_after("import deployments.service")
+    assert not loaded & {"torch", "pyspark", "prefect", "mlflow", "great_expectations", "onnx"}
+
+
+def test_every_stage_of_the_order_is_a_task_and_each_has_a_file() -> None:
+    from flows.order import Stages
+    from flows.pipeline import STAGES
+
+    names = [stage.name for stage in STAGES]
+    assert names == list(Stages.__annotations__)
+    assert all((ROOT / "tasks" / f"{name}.py").is_file() for name in names)
+
+
+def test_no_file_has_grown_past_its_room() -> None:
+    sources = [
+        path
+        for room in ("data_contracts", "models", "tasks", "flows", "deployments")
+        for path in (ROOT / room).glob("*.py")
+    ]
+    assert {path.name: lines for path in sources if (lines := len(path.read_text().splitlines())) > 400} == {}

@@ -1,0 +1,80 @@
+"""What the README says is so."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from flows.cli import app
+from flows.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+
+
+def test_every_bloomery_command_parses_and_every_command_is_told_of() -> None:
+    command = typer.main.get_command(app)
+    told = [shlex.split(line)[1:] for line in LINES if line.startswith("bloomery ")]
+    for name, *arguments in told:
+        # Parses as the command line would, and runs nothing.
+        command.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
+    assert {name for name, *_ in told} == set(command.commands)  # type: ignore[attr-defined]
+
+
+def test_every_make_command_is_a_target() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    told = {line.split()[1] for line in LINES if line.startswith("make ")}
+    assert told == {"run", "test"}
+    assert told <= targets
+
+
+def test_recipes_that_the_commands_name_exist() -> None:
+    for line in LINES:
+        if line.startswith(("bloomery run", "bloomery check")):
+            read_recipe(line.split()[2])
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("prefect ")])
+def test_every_prefect_command_is_known_to_prefect(line: str) -> None:
+    words = [word for word in shlex.split(line)[1:] if not word.startswith("-")]
+    known = words[:2] if words[0] in ("server", "work-pool", "worker", "deployment") else words[:1]
+    ended = subprocess.run(
+        [Path(sys.executable).parent / "prefect", *known, "--help"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_the_tree_names_every_file_once_and_no_other() -> None:
+    tree = next(block for block in BLOCKS if block.startswith("Makefile"))
+    told, folder = [], ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+        told.append(name if name == folder else folder + name if line.startswith(" ") else name)
+    assert all((ROOT / name).exists() for name in told), [name for name in told if not (ROOT / name).exists()]
+    rooms = ("data_contracts", "models", "tasks", "flows", "deployments")
+    there = {
+        str(path.relative_to(ROOT))
+        for room in rooms
+        for path in (ROOT / room).iterdir()
+        if path.suffix in (".py", ".yaml") and path.name != "__init__.py"
+    }
+    assert sorted(name for name in told if name.startswith(rooms) and not name.endswith("/")) == sorted(there)
+
+
+def test_links_and_pictures_are_there() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_capture_is_of_the_table_that_a_run_ends_with() -> None:
+    capture = next(block for block in BLOCKS if "candidates on the held-out rows" in block)
+    for words in ("pruned-int8", "chosen", "registered", "answered", "next:"):
+        assert words in capture
