@@ -6,10 +6,13 @@ A contract file is the one source. The Great Expectations suite (`expectations.p
 
 from __future__ import annotations
 
+import math
+import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from data_contracts.documents import Document, read_document
@@ -44,6 +47,11 @@ class _Element(Document):
     custom_properties: tuple[dict[str, Any], ...] = ()
 
 
+def as_plain(value: Any) -> Any:
+    """YAML reads a date as a date and JSON as text: text it is, in both."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
 class TypeOptions(Document):
     """`logicalTypeOptions`: the limits of one value."""
 
@@ -65,7 +73,7 @@ class Arguments(Document):
 
     model_config = _Element.model_config
 
-    valid_values: Annotated[tuple[Any, ...], Field(min_length=1)]
+    valid_values: Annotated[tuple[Annotated[Any, BeforeValidator(as_plain)], ...], Field(min_length=1)]
 
 
 class Quality(_Element):
@@ -91,23 +99,31 @@ class Quality(_Element):
             raise ValueError("invalidValues needs arguments.validValues and mustBe: 0")
         if self.metric == "rowCount" and self.unit != "rows":
             raise ValueError("rowCount counts rows, not percent")
-        if self.metric == "rowCount" and self.row_count_limits() == (None, None):
+        fewest, most = self.row_count_limits()
+        if self.metric == "rowCount" and fewest is None and most is None:
             raise ValueError("rowCount needs one of the mustBe… keys")
+        if self.metric == "rowCount" and most is not None and (fewest or 0) > most:
+            raise ValueError(f"no table has at least {fewest or 0} and at most {most} rows")
         return self
 
     def row_count_limits(self) -> tuple[int | None, int | None]:
         """The fewest and the most rows allowed, both included; None where there is no limit."""
         if self.must_be is not None:
-            return int(self.must_be), int(self.must_be)
+            return math.ceil(self.must_be), math.floor(self.must_be)
         if self.must_be_between is not None:
-            return int(self.must_be_between[0]), int(self.must_be_between[1])
-        fewest = self.must_be_greater_or_equal_to
+            return math.ceil(self.must_be_between[0]), math.floor(self.must_be_between[1])
+        fewest: int | None = None
+        most: int | None = None
+        if self.must_be_greater_or_equal_to is not None:
+            fewest = math.ceil(self.must_be_greater_or_equal_to)
         if self.must_be_greater_than is not None:
-            fewest = self.must_be_greater_than + 1
-        most = self.must_be_less_or_equal_to
+            fewest = max(fewest or 0, math.floor(self.must_be_greater_than) + 1)
+        if self.must_be_less_or_equal_to is not None:
+            most = math.floor(self.must_be_less_or_equal_to)
         if self.must_be_less_than is not None:
-            most = self.must_be_less_than - 1
-        return (None if fewest is None else int(fewest)), (None if most is None else int(most))
+            below = math.ceil(self.must_be_less_than) - 1
+            most = below if most is None else min(most, below)
+        return fewest, most
 
 
 class Item(_Element):
@@ -129,15 +145,41 @@ class Item(_Element):
         for name in TypeOptions.model_fields:
             if name not in allowed and getattr(options, name) is not None:
                 raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
+        if options.pattern is not None:
+            try:
+                re.compile(options.pattern)
+            except re.error as failure:
+                raise ValueError(f"pattern {options.pattern!r} is no regular expression: {failure}") from failure
+        bounds = (options.minimum, options.maximum, options.exclusive_minimum, options.exclusive_maximum)
+        if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
+            raise ValueError("a limit of 2**53 or more cannot be compared to the last digit; use a smaller one")
+        low_limit, high_limit = self.value_range()
         for low, high in (
-            (options.minimum, options.maximum),
-            (options.exclusive_minimum, options.exclusive_maximum),
+            (low_limit, high_limit),
             (options.min_length, options.max_length),
             (options.min_items, options.max_items),
         ):
             if low is not None and high is not None and low > high:
                 raise ValueError(f"no value can be at least {low} and at most {high}")
         return self
+
+    def value_range(self) -> tuple[Bound | None, Bound | None]:
+        """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
+        options = self.logical_type_options
+        low, strict_low = _tighter(options.minimum, options.exclusive_minimum, largest=True)
+        high, strict_high = _tighter(options.maximum, options.exclusive_maximum, largest=False)
+        if self.logical_type != "integer":
+            if low is not None and low == high and (strict_low or strict_high):
+                return math.inf, -math.inf
+            return low, high
+        width = re.fullmatch(r"(u?)int(\d+)", self.arrow_type)
+        bits = int(width[2]) if width else 64
+        least, most = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        if low is not None:
+            least = max(least, math.floor(low) + 1 if strict_low else math.ceil(low))
+        if high is not None:
+            most = min(most, math.ceil(high) - 1 if strict_high else math.floor(high))
+        return least, most
 
     @property
     def arrow_type(self) -> str:
@@ -167,7 +209,7 @@ class Column(Item):
     primary_key: bool = False
     primary_key_position: int | None = None
     classification: str | None = None
-    examples: tuple[Any, ...] = ()
+    examples: tuple[Annotated[Any, BeforeValidator(as_plain)], ...] = ()
     items: Item | None = None
     quality: tuple[Quality, ...] = ()
 
@@ -177,6 +219,8 @@ class Column(Item):
             raise ValueError("items is for arrays, and every array needs it")
         if self.items is not None and self.items.logical_type == "array":
             raise ValueError("an array of arrays is not supported; flatten it, and give the shape in the recipe")
+        if self.quality and self.logical_type in ("timestamp", "array"):
+            raise ValueError(f"invalidValues is for single values, not for {self.logical_type}")
         if any(check.metric != "invalidValues" for check in self.quality):
             raise ValueError("a column's quality can be invalidValues; rowCount belongs to the schema object")
         return self
@@ -237,7 +281,11 @@ class Rule(Document):
             case "pattern":
                 return f"must match {self.pattern}"
             case "fits":
-                return f"must be a whole number from {self.low} to {self.high}"
+                if self.low is None:
+                    return "must be a value that the column's type can hold"
+                if isinstance(self.low, int):
+                    return f"must be a whole number from {self.low} to {self.high}"
+                return f"must be a finite number from {self.low:.3g} to {self.high:.3g}"
         what = {"length": "length ", "num_items": "number of items ", "num_rows": "number of rows "}.get(self.kind, "")
         low = "" if self.low is None else f"{'greater than' if self.strict_low else 'at least'} {self.low}"
         high = "" if self.high is None else f"{'less than' if self.strict_high else 'at most'} {self.high}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -53,12 +53,13 @@ def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvali
             where=f"{path}:{mark.line + 1 if mark else 1}",
             remedy="mend the syntax on that line; indentation is by spaces",
         ) from failure
-    except _KeyTwice as failure:
+    except (_KeyWrong, RecursionError) as failure:
+        told, line = (str(failure), failure.line) if isinstance(failure, _KeyWrong) else ("a part that holds itself", 1)
         raise error(
-            f"{path.name} has the key {failure.key!r} twice",
-            required="each key once",
-            where=f"{path}:{failure.line}",
-            remedy="delete or rename one of the two",
+            f"{path.name} has {told}",
+            required="each key once, as plain text, and no part inside itself",
+            where=f"{path}:{line}",
+            remedy="delete or rename it",
         ) from failure
     try:
         return model.model_validate(document)
@@ -66,9 +67,9 @@ def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvali
         raise _explain(failure, path, lines, model, error) from failure
 
 
-class _KeyTwice(Exception):
-    def __init__(self, key: Hashable, line: int) -> None:
-        self.key = key
+class _KeyWrong(Exception):
+    def __init__(self, told: str, line: int) -> None:
+        super().__init__(told)
         self.line = line
 
 
@@ -78,8 +79,10 @@ def _lines(node: yaml.Node, at: Location = ()) -> Iterator[tuple[Location, int]]
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _KeyWrong("a key that is no plain text", key.start_mark.line + 1)
             if key.value in seen:
-                raise _KeyTwice(key.value, key.start_mark.line + 1)
+                raise _KeyWrong(f"the key {key.value!r} twice", key.start_mark.line + 1)
             seen.add(key.value)
             yield from _lines(value, (*at, key.value))
             yield (*at, key.value), key.start_mark.line + 1
@@ -95,9 +98,13 @@ def _explain(
     model: type[Document],
     error: type[DocumentInvalid],
 ) -> DocumentInvalid:
+    told = failure.errors()
+    # Where a part of a list is wrong, pydantic says too that the list lacks this part.
+    inner = {problem["loc"][:depth] for problem in told for depth in range(len(problem["loc"]))}
     problems = [
         (_line_of(problem["loc"], lines), _sentence(problem, _known_keys(model, problem["loc"])))
-        for problem in failure.errors()
+        for problem in told
+        if not (problem["type"] == "too_short" and problem["loc"] in inner)
     ]
     problems.sort()
     found = "\n".join(f"{path.name}:{line}: {sentence}" for line, sentence in problems)
@@ -129,7 +136,10 @@ def _sentence(problem: Any, known: list[str]) -> str:
         return f"{where}: unknown key{hint if known else ''}"
     if problem["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: found {problem['input']!r}, but {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    rule = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | list | tuple | BaseModel):
+        return f"{where}: {rule}"  # the whole part need not be repeated
+    return f"{where}: found {problem['input']!r}, but {rule[0].lower()}{rule[1:]}"
 
 
 def _known_keys(model: type[BaseModel], location: Location) -> list[str]:

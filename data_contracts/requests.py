@@ -6,9 +6,11 @@ Only the columns that the model reads are asked for; a key or a label in a reque
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
 from typing import Annotated, Any
 
+import annotated_types
 import pyarrow as pa
 from pydantic import (
     AfterValidator,
@@ -26,17 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from data_contracts.contract import Column, Contract, Item
-from data_contracts.schemas import arrow_schema
-
-_STRICT: dict[str, Any] = {
-    "integer": StrictInt,
-    "number": StrictFloat | StrictInt,
-    "string": StrictStr,
-    "boolean": StrictBool,
-    "date": Annotated[StrictStr, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")],
-    "timestamp": StrictStr,
-}
-_INTEGER_WIDTH = re.compile(r"(u?)int(\d+)")
+from data_contracts.schemas import arrow_schema, arrow_type, largest_exact, range_of
 
 
 class RowsRefused(Exception):
@@ -94,52 +86,116 @@ def _default_of(column: Column) -> Any:
 
 
 def _type_of(item: Item) -> Any:
-    options = item.logical_type_options
+    """A pydantic type that takes exactly the values for which every rule of `expectations.judge` holds.
+
+    Where a rule is in doubt it is read as pandas reads it there: patterns are Python's, and searched for.
+    """
     items = getattr(item, "items", None)
-    kind: Any = list[_type_of(items)] if items is not None else _STRICT[item.logical_type]  # type: ignore[misc]
-    low, high = _width_of(item)
-    limits: dict[str, Any] = {
-        "ge": _largest(options.minimum, low),
-        "le": _smallest(options.maximum, high),
+    kind: Any = list[_type_of(items)] if items is not None else _scalar(item)  # type: ignore[misc]
+    options = item.logical_type_options
+    is_whole = item.logical_type == "integer"  # its limits are in the scalar, without fractions
+    limits = {
+        "ge": options.minimum,
+        "le": options.maximum,
         "gt": options.exclusive_minimum,
         "lt": options.exclusive_maximum,
         "min_length": options.min_items if items is not None else options.min_length,
         "max_length": options.max_items if items is not None else options.max_length,
-        "pattern": options.pattern,
     }
-    kind = Annotated[kind, Field(**{name: limit for name, limit in limits.items() if limit is not None})]
-    allowed = _allowed(item)
-    if allowed is not None:
-        kind = Annotated[kind, AfterValidator(_among(allowed))]
+    for name, limit in limits.items():
+        if limit is not None and not (is_whole and name in ("ge", "le", "gt", "lt")):
+            kind = Annotated[kind, _LIMITS[name](limit)]
+    if options.pattern is not None:
+        kind = Annotated[kind, AfterValidator(_matching(options.pattern))]
+    for check in item.quality if isinstance(item, Column) else ():
+        if check.arguments is not None:
+            kind = Annotated[kind, AfterValidator(_among(check.arguments.valid_values))]
     is_optional = isinstance(item, Column) and not (item.required or item.primary_key)
     return kind | None if is_optional else kind
 
 
-def _width_of(item: Item) -> tuple[int | None, int | None]:
-    """The range of the integer type that the column has on disk."""
-    width = _INTEGER_WIDTH.fullmatch(item.arrow_type)
-    if width is None:
-        return None, None
-    bits = int(width[2])
-    return (0, 2**bits - 1) if width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+_LIMITS: dict[str, Any] = {
+    "ge": annotated_types.Ge,
+    "le": annotated_types.Le,
+    "gt": annotated_types.Gt,
+    "lt": annotated_types.Lt,
+    "min_length": annotated_types.MinLen,
+    "max_length": annotated_types.MaxLen,
+}
 
 
-def _largest(*bounds: float | None) -> float | None:
-    return max((bound for bound in bounds if bound is not None), default=None)
+def _scalar(item: Item) -> Any:
+    """The strict type of one value: nothing is turned into a number, and every value fits its column on disk."""
+    match item.logical_type:
+        case "integer":
+            least, most = item.value_range()
+            return Annotated[StrictInt, Field(ge=least, le=most)]
+        case "number":
+            low, high = range_of(arrow_type(item))
+            return Annotated[
+                StrictFloat | StrictInt, AfterValidator(_finite(low, high, largest_exact(arrow_type(item))))
+            ]
+        case "boolean":
+            return StrictBool
+        case "date":
+            return Annotated[StrictStr, AfterValidator(_date)]
+        case "timestamp":
+            return Annotated[StrictStr, AfterValidator(_timestamp)]
+    return Annotated[StrictStr, AfterValidator(_text)]
 
 
-def _smallest(*bounds: float | None) -> float | None:
-    return min((bound for bound in bounds if bound is not None), default=None)
+def _finite(low: float, high: float, largest_whole: int) -> Callable[[float], float]:
+    def check(value: float) -> float:
+        if isinstance(value, int) and abs(value) > largest_whole:
+            raise ValueError(f"must be a number that keeps its digits: at most {largest_whole} as a whole number")
+        if not low <= value <= high:  # false for NaN too
+            raise ValueError(f"must be a finite number from {low:.3g} to {high:.3g}")
+        return float(value)
+
+    return check
 
 
-def _allowed(item: Item) -> tuple[Any, ...] | None:
-    checks = item.quality if isinstance(item, Column) else ()
-    return next((check.arguments.valid_values for check in checks if check.arguments is not None), None)
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as failure:
+        raise ValueError("must be text in Unicode, and half a surrogate pair is none") from failure
+    return value
 
 
-def _among(allowed: tuple[Any, ...]) -> Any:
+def _date(value: str) -> date:
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("must be a date as YYYY-MM-DD")
+    try:
+        return date.fromisoformat(value)
+    except ValueError as failure:
+        raise ValueError(f"must be a date of the calendar: {failure}") from failure
+
+
+def _timestamp(value: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as failure:
+        raise ValueError("must be a time as 2024-02-29T12:00:00Z") from failure
+    if moment.tzinfo is None:
+        raise ValueError("must be a time with its offset, as 2024-02-29T12:00:00Z")
+    return moment
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    searched = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if searched.search(value) is None:
+            raise ValueError(f"must match {pattern}")
+        return value
+
+    return check
+
+
+def _among(allowed: tuple[Any, ...]) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        if value not in allowed:
+        if (value.isoformat() if isinstance(value, date) else value) not in allowed:
             raise ValueError(f"must be one of {', '.join(map(str, allowed))}")
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +41,21 @@ _SPARK: dict[str, str] = {
     "date32": "date",
     "timestamp[us, UTC]": "timestamp",
 }
+
+
+def range_of(kind: pa.DataType) -> tuple[int, int] | tuple[float, float]:
+    """The least and the largest finite number that an Arrow type holds."""
+    if pa.types.is_floating(kind):
+        largest = 3.4028234663852886e38 if kind.bit_width == 32 else sys.float_info.max
+        return -largest, largest
+    if pa.types.is_signed_integer(kind):
+        return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
+    return 0, 2**kind.bit_width - 1
+
+
+def largest_exact(kind: pa.DataType) -> int:
+    """The largest whole number up to which a type of real numbers holds every whole number."""
+    return 2**24 if kind.bit_width == 32 else 2**53
 
 
 def arrow_type(item: Item) -> pa.DataType:
@@ -83,9 +99,11 @@ def require_columns(found: pa.Schema, contract: Contract, where: str) -> None:
     wrong = [
         f"{name} is {found.field(name).type}, not {wanted.field(name).type}"
         for name in wanted.names
-        if name in found.names and not _fits(found.field(name).type, wanted.field(name).type)
+        if found.names.count(name) == 1 and not _fits(found.field(name).type, wanted.field(name).type)
     ]
+    twice = sorted({name for name in found.names if found.names.count(name) > 1})
     problems = [
+        *(f"column {name} is there twice" for name in twice),
         *(f"column {name} is missing" for name in missing),
         *(f"column {name} is not in the contract" for name in extra),
         *(f"column {description}" for description in wrong),

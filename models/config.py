@@ -65,7 +65,7 @@ class Loop(Document):
     """One pass of the training loop: AdamW under a one-cycle learning rate."""
 
     epochs: Count
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=2, description="batch normalisation needs two rows")] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -74,7 +74,7 @@ class Loop(Document):
 class Training(Loop):
     """The training stage."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_threads: Annotated[Count, Field(description="of the processor; the weights' bits depend on it")] = 1
 
 

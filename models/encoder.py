@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +22,37 @@ from data_contracts.errors import DataUnfit
 from models.config import Features, ImageInput
 
 ENCODED = "x"  # the encoded input, a flat list of float32 per row
+_FLOAT_BITS = 1126  # the last bit of the smallest float64, written with 53 bits, is 2 ** -1126
 CLASS = "y"  # the position of the label among the encoder's classes, int64
 
 
 class Moments(Document):
-    """Count, sum and sum of squares of all values of one input; adds up over batches in any order.
+    """Count, sum and sum of squares of all values of one input, exactly: they add up alike over batches in any order.
 
-    The sums are exact for whole numbers: they are kept as Python integers until the end.
+    The sums are whole numbers of units of 2 ** -unit_bits, and of the square of that.
     """
 
     count: int = 0
-    total: int | float = 0
-    total_of_squares: int | float = 0
+    total: int = 0
+    total_of_squares: int = 0
+    unit_bits: int = 0
 
     def __add__(self, other: Moments) -> Moments:
+        bits = max(self.unit_bits, other.unit_bits)
+        mine, theirs = bits - self.unit_bits, bits - other.unit_bits
         return Moments(
             count=self.count + other.count,
-            total=self.total + other.total,
-            total_of_squares=self.total_of_squares + other.total_of_squares,
+            total=(self.total << mine) + (other.total << theirs),
+            total_of_squares=(self.total_of_squares << 2 * mine) + (other.total_of_squares << 2 * theirs),
+            unit_bits=bits,
         )
+
+    def mean_and_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation, rounded once; a standard deviation of zero counts as one."""
+        unit = Fraction(1, 1 << self.unit_bits)
+        mean = self.total * unit / self.count
+        variance = self.total_of_squares * unit * unit / self.count - mean * mean
+        return float(mean), math.sqrt(variance) or 1.0
 
 
 class Encoder(Document):
@@ -64,10 +77,45 @@ def moments(rows: pa.Table | pa.RecordBatch, source: ImageInput) -> Moments:
     """The moments of one input's values in `rows`."""
     values = pc.list_flatten(rows[source.column]).to_numpy(zero_copy_only=False)
     if np.issubdtype(values.dtype, np.integer):
-        whole = values.astype(np.int64)
-        return Moments(count=whole.size, total=int(whole.sum()), total_of_squares=int((whole * whole).sum()))
-    real = values.astype(np.float64)
-    return Moments(count=real.size, total=math.fsum(real), total_of_squares=math.fsum(real * real))
+        total, squares = _integer_sums(values)
+        return Moments(count=values.size, total=total, total_of_squares=squares)
+    total, squares = _float_sums(values.astype(np.float64))
+    return Moments(count=values.size, total=total, total_of_squares=squares, unit_bits=_FLOAT_BITS)
+
+
+def _integer_sums(values: np.ndarray) -> tuple[int, int]:
+    """Sum and sum of squares of whole numbers, exactly."""
+    if values.size and max(int(values.max()), -int(values.min())) >= 2**31:
+        large = values.astype(object)  # Python's own numbers: slow, but they do not overflow
+        return int(large.sum()), int((large * large).sum())
+    whole = values.astype(np.int64)
+    return int(whole.sum()), _sum_per_group(whole * whole, np.zeros(whole.size, np.intp), 1)[0]
+
+
+def _float_sums(values: np.ndarray) -> tuple[int, int]:
+    """Sum and sum of squares of finite float64 values, exactly, in units of 2 ** -_FLOAT_BITS and of its square.
+
+    Each value is a whole number of 53 bits times a power of two; values with one power are added as whole numbers.
+    """
+    mantissa, exponent = np.frexp(values)
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    powers, group = np.unique(exponent.astype(np.int64) - 53, return_inverse=True)
+    high, low = whole >> 26, whole & (2**26 - 1)
+    sums = _sum_per_group(whole, group, len(powers))
+    # (high * 2**26 + low) ** 2, in three products that fit into 64 bits
+    products = [_sum_per_group(product, group, len(powers)) for product in (high * high, high * low, low * low)]
+    shifts = [int(power) + _FLOAT_BITS for power in powers]
+    total = sum(one << shift for one, shift in zip(sums, shifts, strict=True))
+    squares = sum(((a << 52) + (b << 27) + c) << 2 * shift for a, b, c, shift in zip(*products, shifts, strict=True))
+    return total, squares
+
+
+def _sum_per_group(whole: np.ndarray, group: np.ndarray, num_groups: int) -> list[int]:
+    """The exact sum of the int64 values of each group; halves of 31 bits are added, so that no sum overflows."""
+    high, low = np.zeros(num_groups, np.int64), np.zeros(num_groups, np.int64)
+    np.add.at(high, group, whole >> 31)
+    np.add.at(low, group, whole & (2**31 - 1))
+    return [(int(a) << 31) + int(b) for a, b in zip(high, low, strict=True)]
 
 
 def fit(features: Features, parts: Iterable[Moments], classes: Iterable[int | str]) -> Encoder:
@@ -88,9 +136,8 @@ def fit(features: Features, parts: Iterable[Moments], classes: Iterable[int | st
     source = features.inputs[0]
     if source.normalise == "none":
         return Encoder(features=features, mean=0.0, scale=1.0, classes=known)
-    mean = whole.total / whole.count
-    variance = max(whole.total_of_squares / whole.count - mean * mean, 0.0)
-    return Encoder(features=features, mean=mean, scale=math.sqrt(variance) or 1.0, classes=known)
+    mean, scale = whole.mean_and_scale()
+    return Encoder(features=features, mean=mean, scale=scale, classes=known)
 
 
 def encode(encoder: Encoder, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
@@ -107,7 +154,7 @@ def encode(encoder: Encoder, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
 
 def encode_rows(encoder: Encoder, rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
     """Key, encoded input and class of labelled raw rows, in the columns that training reads."""
-    x_BF = encode(encoder, rows).reshape(rows.num_rows, -1)
+    x_BF = encode(encoder, rows).reshape(rows.num_rows, math.prod(encoder.input_shape))
     key, label = encoder.features.key, encoder.features.label
     arrays = [rows[key], encode_labels(encoder, rows[label])]
     flat = pa.array(x_BF.reshape(-1), pa.float32())

@@ -20,7 +20,7 @@ def accuracy(correct: np.ndarray) -> Interval:
     share = float(np.mean(correct))
     centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
-    return Interval(value=share, low=max(centre - half, 0.0), high=min(centre + half, 1.0))
+    return Interval(value=share, low=max(min(centre - half, share), 0.0), high=min(max(centre + half, share), 1.0))
 
 
 def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Interval:

@@ -34,6 +34,7 @@ def prune(network: nn.Module, blueprint: Blueprint, share: float) -> tuple[nn.Mo
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=share,
+            pruning_ratio_dict={layer: _share_of(layer, share) for layer in _layers(smaller)},
             ignored_layers=[smaller.head],
         ).step()
     pruned = blueprint.model_copy(update={"config": config_of(smaller, blueprint.config)})
@@ -41,3 +42,14 @@ def prune(network: nn.Module, blueprint: Blueprint, share: float) -> tuple[nn.Mo
     rebuilt = build(pruned)
     rebuilt.load_state_dict(smaller.state_dict())
     return rebuilt.eval(), pruned
+
+
+def _layers(network: ConvNet) -> list[nn.Conv2d | nn.Linear]:
+    """The layers whose outputs may go."""
+    return [*(block[0] for block in network.blocks), network.hidden]  # type: ignore[index]
+
+
+def _share_of(layer: nn.Conv2d | nn.Linear, share: float) -> float:
+    """`share`, or as much as leaves one output: the pruner passes over a layer that would lose all."""
+    width = int(layer.weight.shape[0])
+    return max(min(share, (width - 1) / width - 1e-6), 0.0)

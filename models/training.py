@@ -6,6 +6,7 @@ Shapes: B rows, K classes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ def train(
         rate = float(schedule.get_last_lr()[0])
         train_loss = _one_epoch(network, train_part, loop, criterion, optimizer, schedule, seed=seed, number=number)
         val_loss, val_accuracy = evaluate(network, val_part)
+        _require_finite(val_loss, f"the validation loss of epoch {number}", number, loop)
         epochs.append(Epoch(number, train_loss, val_loss, val_accuracy, rate))
         if val_loss <= min(epoch.val_loss for epoch in epochs):
             best = copy.deepcopy(network.state_dict())
@@ -86,15 +88,20 @@ def _one_epoch(
         schedule.step()
         total += loss.item() * len(y)
         num_rows += len(y)
-    mean = total / max(num_rows, 1)
-    if mean != mean or num_rows == 0:
+    mean = total / num_rows if num_rows else math.nan
+    what = f"the loss of epoch {number}" if num_rows else "the training part has fewer than two rows, so the loss"
+    _require_finite(mean, what, number, loop)
+    return mean
+
+
+def _require_finite(loss: float, what: str, number: int, loop: Loop) -> None:
+    if not math.isfinite(loss):
         raise TrainingDiverged(
-            f"the loss of epoch {number} is {mean}" if num_rows else "the training part has fewer than two rows",
+            f"{what} is {loss}",
             required="a finite loss",
             where=f"epoch {number}, learning rate {loop.learning_rate:g}",
             remedy="lower `learning_rate` in the recipe, and look at the data's ranges",
         )
-    return mean
 
 
 @torch.no_grad()

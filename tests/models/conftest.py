@@ -1,0 +1,95 @@
+"""The digits that scikit-learn carries, and what is made of them once: parts, a network, its ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from models.batches import Examples
+from models.config import Cnn, Features, ImageInput, Loop
+from models.encoder import Encoder, encode, encode_labels, fit, moments
+from models.export import export
+from models.networks import Blueprint, build, fix_randomness
+from models.quantization import quantize
+from models.training import train
+
+
+class Parts(NamedTuple):
+    train: Examples
+    val: Examples
+    test: Examples
+
+
+class Trained(NamedTuple):
+    network: nn.Module
+    blueprint: Blueprint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _repeatable() -> None:
+    fix_randomness(seed=0, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> pa.Table:
+    """Raw rows in the types of the digits' contract."""
+    carried = load_digits()
+    return pa.table(
+        {
+            "id": pa.array(range(len(carried.target)), pa.int64()),
+            "image": pa.array(list(carried.data.astype("uint8")), pa.list_(pa.uint8())),
+            "label": pa.array(carried.target, pa.int64()),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def features() -> Features:
+    return Features(key="id", label="label", inputs=(ImageInput(kind="image", column="image", shape=(1, 8, 8)),))
+
+
+@pytest.fixture(scope="session")
+def encoder(digits: pa.Table, features: Features) -> Encoder:
+    return fit(features, [moments(digits, features.inputs[0])], range(10))
+
+
+@pytest.fixture(scope="session")
+def parts(digits: pa.Table, encoder: Encoder) -> Parts:
+    x = torch.from_numpy(encode(encoder, digits))
+    y = torch.from_numpy(encode_labels(encoder, digits["label"]).to_numpy().copy())
+    key = digits["id"].to_numpy()
+    return Parts(
+        *(Examples(x[rows], y[rows], key[rows]) for rows in (slice(1000), slice(1000, 1200), slice(1200, None)))
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(parts: Parts) -> Trained:
+    """A small network that tells most digits apart. Copy it before a change."""
+    fix_randomness(seed=0, num_threads=1)
+    blueprint = Blueprint(
+        config=Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.1), input_shape=(1, 8, 8), num_classes=10
+    )
+    network = build(blueprint)
+    train(network, parts.train, parts.val, Loop(epochs=8), seed=0)
+    return Trained(network, blueprint)
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "float.onnx"
+    export(trained.network, parts.test.x, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quantized(exported: Path, parts: Parts) -> Path:
+    path = exported.with_name("int8.onnx")
+    quantize(exported, path, parts.train.x[:200].numpy())
+    return path

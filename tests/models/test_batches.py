@@ -1,0 +1,73 @@
+"""Encoded Parquet as tensors, and tensors as batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.batches import Examples, read_examples, shuffled
+from models.encoder import encode, encode_rows
+
+
+def numbered(num_rows: int) -> Examples:
+    """Rows whose input and class are their own number."""
+    numbers = torch.arange(num_rows)
+    return Examples(numbers.float().reshape(-1, 1, 1, 1), numbers, numbers.numpy())
+
+
+def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    return [int(row) for _, y in shuffled(examples, batch_size, seed=seed, epoch=epoch) for row in y]
+
+
+@settings(deadline=None, max_examples=100)
+@given(num_rows=st.integers(0, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 10**6), epoch=st.integers(1, 99))
+def test_every_row_comes_once_but_for_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
+    seen = order(numbered(num_rows), batch_size, seed=seed, epoch=epoch)
+    assert len(seen) == len(set(seen)) == num_rows - (num_rows % batch_size == 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
+def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num_rows, batch_size, seed):
+    batches = list(shuffled(numbered(num_rows), batch_size, seed=seed, epoch=1))
+    assert all(len(y) == batch_size for _, y in batches[:-1])
+    assert all(torch.equal(x.flatten(), y.float()) for x, y in batches)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    examples = numbered(200)
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (1, 2):
+            torch.manual_seed(epoch)  # what else is drawn in the process does not matter
+            orders[seed, epoch] = order(examples, 32, seed=seed, epoch=epoch)
+            assert order(examples, 32, seed=seed, epoch=epoch) == orders[seed, epoch]
+    assert len({tuple(rows) for rows in orders.values()}) == 4
+
+
+def test_the_batch_size_does_not_change_the_order():
+    assert order(numbered(60), 10, seed=3, epoch=1) == order(numbered(60), 60, seed=3, epoch=1)
+
+
+def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    list(shuffled(numbered(10), 3, seed=1, epoch=1))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_examples_are_read_as_they_were_encoded(tmp_path: Path, digits, encoder):
+    rows = digits.slice(7, 90)
+    pq.write_table(pa.Table.from_batches([encode_rows(encoder, rows)]), tmp_path / "part.parquet", row_group_size=40)
+    examples = read_examples(tmp_path / "part.parquet", "id", (1, 8, 8))
+    assert np.array_equal(examples.x.numpy(), encode(encoder, rows))
+    assert examples.y.tolist() == rows["label"].to_pylist()
+    assert examples.key.tolist() == list(range(7, 97))
+    assert (examples.x.dtype, examples.y.dtype) == (torch.float32, torch.int64)

@@ -1,0 +1,53 @@
+"""The convolutional network on images of every size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.cnn import ConvNet, config_of
+from models.config import Cnn
+
+SHAPES = [(1, 1, 1), (1, 1, 9), (1, 3, 5), (2, 7, 4), (1, 8, 8), (3, 28, 28), (3, 33, 2)]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_images_of_any_size_are_answered_with_one_logit_for_each_class(shape, kernel_size):
+    network = ConvNet(Cnn(kind="cnn", channels=(3, 4, 5, 6), kernel_size=kernel_size, hidden=7), shape, num_classes=4)
+    logits_BK = network(torch.randn(5, *shape))
+    assert (logits_BK.shape, logits_BK.dtype) == ((5, 4), torch.float32)
+    assert torch.isfinite(logits_BK).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_weight_has_a_part_in_the_answer(shape):
+    torch.manual_seed(0)
+    network = ConvNet(Cnn(kind="cnn", channels=(3, 4), hidden=50, dropout=0), shape, num_classes=3)
+    network(torch.randn(6, *shape)).square().sum().backward()
+    without = [name for name, weight in network.named_parameters() if not weight.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_blocks_halve_the_image_until_a_side_is_one():
+    network = ConvNet(Cnn(kind="cnn", channels=(2, 2, 2, 2, 3)), (1, 28, 28), num_classes=2)
+    sides = []
+    x_BCHW = torch.zeros(2, 1, 28, 28)
+    for block in network.blocks:
+        x_BCHW = block(x_BCHW)
+        sides.append(x_BCHW.shape[-1])
+    assert sides == [14, 7, 3, 1, 1]
+    assert network.hidden.in_features == 3
+
+
+def test_a_row_is_answered_alike_in_any_company(trained, parts):
+    network, x = trained.network, parts.test.x[:33]
+    with torch.no_grad():
+        alone = torch.cat([network(row) for row in x.split(1)])
+        torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_config_of_a_network_has_its_own_widths():
+    config = Cnn(kind="cnn", channels=(3, 5), hidden=7, dropout=0.3)
+    network = ConvNet(config, (1, 8, 8), num_classes=2)
+    assert config_of(network, config.model_copy(update={"channels": (30, 50), "hidden": 70})) == config

@@ -1,0 +1,130 @@
+"""What a recipe may say, and what it may not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from models.config import (
+    Budget,
+    CandidateSpec,
+    Cnn,
+    Compression,
+    Features,
+    Gates,
+    ImageInput,
+    Loop,
+    Split,
+    Training,
+)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Features(key="k", label="l", inputs=(ImageInput(kind="image", column="x", shape=(3, 5, 7)),)),
+        Split(train=0.6, val=0.2, test=0.2, salt="s"),
+        Cnn(kind="cnn", channels=(3, 5), kernel_size=5, hidden=7, dropout=0.5),
+        Training(epochs=3, seed=5),
+        Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
+        Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
+        Gates(min_accuracy=0.9),
+    ],
+    ids=lambda document: type(document).__name__,
+)
+def test_every_part_of_a_recipe_survives_json(document):
+    assert type(document).model_validate(document.model_dump(mode="json")) == document
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (0.5, 0.5, 0.5), (0.7, 0.1, 0.2001)])
+def test_shares_that_do_not_add_up_are_refused_with_their_sum(shares):
+    with pytest.raises(ValidationError, match=f"add up to {sum(shares):g}, not to 1"):
+        Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
+
+
+@pytest.mark.parametrize("shares", [(1, 0, 0), (1.2, -0.1, -0.1)])
+def test_no_part_may_be_empty(shares):
+    with pytest.raises(ValidationError):
+        Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
+
+
+def test_shares_may_add_up_to_one_but_for_rounding():
+    split = Split(train=0.7, val=0.2, test=0.1)
+    assert split.train + split.val + split.test != 1
+
+
+def test_a_candidate_named_twice_is_refused():
+    twice = (CandidateSpec(name="fp32"), CandidateSpec(name="a", prune=0.1), CandidateSpec(name="a", prune=0.2))
+    with pytest.raises(ValidationError, match="candidate named twice: a"):
+        Compression(candidates=twice)
+
+
+@pytest.mark.parametrize(
+    "candidates", [(), (CandidateSpec(name="a", prune=0.5), CandidateSpec(name="b", quantize="static"))]
+)
+def test_candidates_without_the_network_as_trained_are_refused(candidates):
+    with pytest.raises(ValidationError):
+        Compression(candidates=candidates)
+
+
+def test_the_default_candidates_are_one_of_each_kind():
+    assert {(spec.prune is not None, spec.quantize is not None) for spec in Compression().candidates} == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+
+
+@pytest.mark.parametrize("name", ["", "FP32", "a b", "-a", "a/b", "../a", "a" * 32])
+def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
+    with pytest.raises(ValidationError):
+        CandidateSpec(name=name)
+
+
+@pytest.mark.parametrize(
+    ("part", "stated"),
+    [
+        (CandidateSpec, {"name": "a", "prune": 0}),
+        (CandidateSpec, {"name": "a", "prune": 1}),
+        (CandidateSpec, {"name": "a", "quantize": "dynamic"}),
+        (Cnn, {"kind": "cnn", "channels": []}),
+        (Cnn, {"kind": "cnn", "channels": [8, 0]}),
+        (Cnn, {"kind": "cnn", "kernel_size": 4}),
+        (Cnn, {"kind": "cnn", "dropout": 1}),
+        (Cnn, {"kind": "transformer"}),
+        (Loop, {"epochs": 0}),
+        (Loop, {"epochs": 1, "learning_rate": 0}),
+        (Loop, {"epochs": 1, "learning_rate": float("nan")}),
+        (Training, {"epochs": 1, "seed": -1}),
+        (Training, {"epochs": 1, "sed": 1}),
+        (Budget, {"accuracy_drop": 0}),
+        (Gates, {"min_accuracy": 1.1}),
+        (ImageInput, {"kind": "image", "column": "x", "shape": [8, 8]}),
+        (ImageInput, {"kind": "image", "column": "x", "shape": [1, 8, 0]}),
+        (Features, {"key": "k", "label": "l", "inputs": []}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_a_setting_that_makes_no_sense_is_refused(part, stated):
+    with pytest.raises(ValidationError):
+        part.model_validate(stated)
+
+
+def test_a_seed_that_torch_cannot_take_is_refused():
+    with pytest.raises(ValidationError):
+        Training(epochs=1, seed=2**64)
+
+
+def test_a_batch_of_one_row_is_refused_since_batch_normalisation_needs_two():
+    with pytest.raises(ValidationError):
+        Loop(epochs=1, batch_size=1)
+
+
+@pytest.mark.parametrize("module", ["models.config", "models.encoder", "models.runtime"])
+def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

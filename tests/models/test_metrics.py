@@ -1,0 +1,164 @@
+"""Shares with their intervals, differences on the same rows, confusions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom, multinomial
+
+from models.metrics import Z_95, accuracy, accuracy_drop, confusion
+
+
+def right(num_right: int, num_rows: int) -> np.ndarray:
+    return np.arange(num_rows) < num_right
+
+
+def pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """What two models get right: `lost` rows only the first, `gained` rows only the second."""
+    counts = [both, lost, gained, neither]
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
+COUNTS = st.tuples(*[st.integers(0, 30)] * 4).filter(any)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_rows", "low", "high"),
+    # Source: Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_the_published_one(num_right, num_rows, low, high):
+    interval = accuracy(right(num_right, num_rows))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+    assert interval.value == num_right / num_rows
+
+
+@settings(deadline=None, max_examples=200)
+@given(num_rows=st.integers(1, 500), data=st.data())
+def test_wilsons_interval_lies_around_the_share_and_within_zero_and_one(num_rows, data):
+    interval = accuracy(right(data.draw(st.integers(0, num_rows)), num_rows))
+    assert 0 <= interval.low <= interval.value + 1e-12
+    assert interval.value - 1e-12 <= interval.high <= 1
+    assert interval.low < interval.high
+
+
+def test_wilsons_interval_is_never_beside_its_share():
+    beside = [
+        (num_right, num_rows)
+        for num_rows in range(1, 60)
+        for num_right in (0, num_rows)
+        if not (interval := accuracy(right(num_right, num_rows))).low <= interval.value <= interval.high
+    ]
+    assert beside == []
+
+
+@pytest.mark.parametrize("num_rows", [20, 100])
+def test_wilsons_interval_holds_the_true_share_95_times_in_100(num_rows):
+    intervals = [accuracy(right(num_right, num_rows)) for num_right in range(num_rows + 1)]
+    chances = np.linspace(0.05, 0.95, 181)
+    covered = [
+        sum(binom.pmf(k, num_rows, chance) for k, one in enumerate(intervals) if one.low <= chance <= one.high)
+        for chance in chances
+    ]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=st.lists(st.booleans(), min_size=1, max_size=50), seed=st.integers(0, 9))
+def test_the_order_of_the_rows_does_not_matter_to_accuracy(rows, seed):
+    correct = np.array(rows)
+    assert accuracy(np.random.default_rng(seed).permutation(correct)) == accuracy(correct)
+
+
+def test_tangos_interval_is_the_published_one():
+    # Source: Fagerland, Lydersen & Laake 2014, "Recommended tests and confidence intervals for paired binomial
+    # proportions": airway reactivity before and after transplantation.
+    interval = accuracy_drop(*pairs(both=1, lost=1, gained=7, neither=12))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(COUNTS)
+def test_tangos_limits_are_where_the_score_leaves_the_band(counts):
+    before, after = pairs(*counts)
+    interval = accuracy_drop(before, after)
+    _, lost, gained, _ = counts
+    for limit in (interval.low, interval.high):
+        if abs(limit) < 1 - 1e-9:
+            assert abs(score(lost, gained, sum(counts), limit)) == pytest.approx(Z_95, rel=1e-3)
+
+
+def score(lost: int, gained: int, num_rows: int, drop: float) -> float:
+    """The score of a drop, with the likeliest share of gains found by search instead of by formula."""
+
+    def surprise(share: float) -> float:
+        shares = (share + drop, share, 1 - 2 * share - drop)
+        counted = (lost, gained, num_rows - lost - gained)
+        return -sum(count * math.log(max(part, 1e-300)) for part, count in zip(shares, counted, strict=True) if count)
+
+    lowest, highest = max(0.0, -drop), (1 - drop) / 2
+    share = minimize_scalar(surprise, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-13}).x
+    return (lost - gained - num_rows * drop) / math.sqrt(num_rows * (2 * share + drop * (1 - drop)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(COUNTS)
+def test_tangos_interval_lies_around_the_drop(counts):
+    before, after = pairs(*counts)
+    interval = accuracy_drop(before, after)
+    assert interval.value == pytest.approx(before.mean() - after.mean())
+    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(COUNTS)
+def test_with_the_models_swapped_a_drop_is_a_gain(counts):
+    before, after = pairs(*counts)
+    there, back = accuracy_drop(before, after), accuracy_drop(after, before)
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(num_rows=st.integers(1, 5000), num_right=st.integers(0, 5000))
+def test_identical_answers_leave_an_interval_as_wide_as_the_rows_allow(num_rows, num_right):
+    correct = right(num_right, num_rows)
+    interval = accuracy_drop(correct, correct.copy())
+    width = Z_95**2 / (num_rows + Z_95**2)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0, -width, width), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(COUNTS, st.integers(0, 9))
+def test_the_order_of_the_rows_does_not_matter_to_a_drop(counts, seed):
+    before, after = pairs(*counts)
+    order = np.random.default_rng(seed).permutation(len(before))
+    assert accuracy_drop(before[order], after[order]) == accuracy_drop(before, after)
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.02), (0.05, 0.02), (0.1, 0.05), (0.2, 0.1), (0.3, 0.1)], ids=str)
+@pytest.mark.parametrize("num_rows", [20, 40])
+def test_tangos_interval_holds_the_true_drop_at_least_93_times_in_100(num_rows, shares):
+    outcomes = [(lost, gained) for lost in range(num_rows + 1) for gained in range(num_rows + 1 - lost)]
+    likely = [
+        (chance, accuracy_drop(*pairs(0, lost, gained, num_rows - lost - gained)))
+        for lost, gained in outcomes
+        if (chance := multinomial.pmf((lost, gained, num_rows - lost - gained), num_rows, (*shares, 1 - sum(shares))))
+        > 1e-7
+    ]
+    drop = shares[0] - shares[1]
+    assert sum(chance for chance, _ in likely) > 0.999
+    assert sum(chance for chance, interval in likely if interval.low <= drop <= interval.high) >= 0.93
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
+def test_confusions_are_counted(rows):
+    truth, answers = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
+    counts = confusion(truth, answers, 5)
+    assert (counts.shape, counts.dtype) == ((5, 5), np.int64)
+    assert all(counts[one, other] == rows.count((one, other)) for one in range(5) for other in range(5))
