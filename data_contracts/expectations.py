@@ -76,9 +76,7 @@ def _read(results: list[Any], asked: list[tuple[int, Rule, str]]) -> Verdict:
     breaches: list[Breach] = []
     broken: list[str] = []
     for result, (_, rule, _measure) in zip(results, asked, strict=True):
-        failure = result.exception_info or {}
-        if failure.get("raised_exception"):
-            raise RuntimeError(f"Great Expectations could not check {rule}: {failure.get('exception_message')}")
+        _require_checked(result.exception_info or {}, rule)
         name = f"{rule.target or 'table'}: {rule.sentence}"
         if rule.kind == "num_rows":
             counts[name] = 0 if result.success else 1
@@ -93,6 +91,13 @@ def _read(results: list[Any], asked: list[tuple[int, Rule, str]]) -> Verdict:
             breaches.append(Breach(row=int(entry[ROW]), column=rule.target, rule=rule.sentence, value=_shown(value)))
     breaches.sort(key=lambda breach: (breach.row, breach.column, breach.rule))
     return Verdict(checked=tuple(counts.items()), breaches=tuple(breaches), broken=tuple(broken))
+
+
+def _require_checked(told: dict[str, Any], rule: Rule) -> None:
+    """A rule that could not be checked is not kept. What was raised stands at the top or below a metric's name."""
+    for failure in (told, *(inner for inner in told.values() if isinstance(inner, dict))):
+        if failure.get("raised_exception"):
+            raise RuntimeError(f"Great Expectations could not check {rule}: {failure.get('exception_message')}")
 
 
 def _shown(value: Any) -> str:

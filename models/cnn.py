@@ -14,7 +14,10 @@ from models.config import Cnn
 
 
 class ConvNet(nn.Module):
-    """x_BCHW float32 -> logits_BK float32. Every block halves height and width, rounding down, but never below 1."""
+    """x_BCHW float32 -> logits_BK float32.
+
+    Every block halves height and width, rounding down, as long as both are at least 2.
+    """
 
     def __init__(self, config: Cnn, input_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()

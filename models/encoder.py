@@ -136,7 +136,15 @@ def fit(features: Features, parts: Iterable[Moments], classes: Iterable[int | st
     source = features.inputs[0]
     if source.normalise == "none":
         return Encoder(features=features, mean=0.0, scale=1.0, classes=known)
-    mean, scale = whole.mean_and_scale()
+    try:
+        mean, scale = whole.mean_and_scale()
+    except OverflowError as failure:
+        raise DataUnfit(
+            f"the values of column {source.column} are too large to be scaled: {failure}",
+            required="values whose squares are finite as float64, so below about 1e154",
+            where=f"column {source.column}",
+            remedy="state a maximum for the column in the contract, or scale it at the source",
+        ) from failure
     return Encoder(features=features, mean=mean, scale=scale, classes=known)
 
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from data_contracts.contract import Contract
-from data_contracts.expectations import judge
+from data_contracts.contract import Contract, Rule
+from data_contracts.expectations import _require_checked, judge
 from data_contracts.schemas import arrow_schema, require_columns
 
 UINT8_ARRAY = {
@@ -285,3 +285,11 @@ def test_a_row_that_passes_can_be_converted_to_the_types_of_the_contract(contrac
 def test_a_large_number_does_not_become_infinite_on_its_way_to_float32(contract_of):
     contract = contract_of({"name": "v", "logicalType": "number", "physicalType": "float32", "required": True})
     assert broken_rows(pa.array([1.0, 1e300]), contract) == {1}
+
+
+def test_a_failure_below_the_name_of_a_metric_is_seen():
+    rule = Rule(target="v", kind="unique")
+    told = {"('column_values.unique', 'abc', ())": {"raised_exception": True, "exception_message": "no such column"}}
+    with pytest.raises(RuntimeError, match=r"could not check .* no such column"):
+        _require_checked(told, rule)
+    _require_checked({"raised_exception": False, "exception_message": None}, rule)

@@ -267,3 +267,9 @@ def test_moments_survive_json(sums):
     again = Moments.model_validate_json(sums.model_dump_json())
     assert again == sums
     assert type(again.total) is type(sums.total)
+
+
+def test_values_too_large_to_be_scaled_are_refused():
+    table = images([[1e200, 0.0]], pa.list_(pa.float64()))
+    with pytest.raises(DataUnfit, match="too large to be scaled"):
+        fit(FEATURES, [moments(table, SOURCE)], [0, 1])
