@@ -209,7 +209,19 @@ def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any
 
 
 def main() -> None:
-    app()
+    """Run the command line and end the process.
+
+    Servers have ended and files are closed by then. Python would take another second or more to take apart what the
+    engines have loaded, so it is not asked to.
+    """
+    try:
+        app()
+        code: object = 0
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 if __name__ == "__main__":
