@@ -35,5 +35,5 @@ help: ## list these commands
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation --editable .
 	@# Without bytecode Prefect and MLflow take twice to four times as long to import.
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # a file for another Python does not compile
 	@touch $@

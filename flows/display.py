@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,12 +139,14 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     facts.add_row("time", f"{seconds:.1f} s")
     console.print(facts)
     console.print("\n[dim]next:[/]")
+    # After `make run` the command is there, but not on the path.
+    bloomery = "bloomery" if shutil.which("bloomery") else os.path.relpath(Path(sys.executable).parent / "bloomery")
     for command, what in (
-        (f"bloomery serve {release.name}", "answer on http://127.0.0.1:3000"),
-        (f"bloomery show {release.name}@champion", "where this version came from"),
-        (f"bloomery check {release.name}", "what another run would compute"),
+        (f"{bloomery} serve {release.name}", "answer on http://127.0.0.1:3000"),
+        (f"{bloomery} show {release.name}@champion", "where this version came from"),
+        (f"{bloomery} check {release.name}", "what another run would compute"),
     ):
-        console.print(f"  [bold]{command:<30}[/] [dim]{what}[/]")
+        console.print(f"  [bold]{command:<{len(bloomery) + 22}}[/] [dim]{what}[/]")
 
 
 def _candidates(release: Release) -> Table:
