@@ -1,7 +1,8 @@
 """The contract: what every row of a data set must be, in the Open Data Contract Standard v3.1.
 
 A contract file is the one source. The Great Expectations suite (`expectations.py`), the Arrow and Spark schemas
-(`schemas.py`) and the endpoint's request check (`requests.py`) are all translations of the `Rule`s and columns here.
+(`schemas.py`) and the endpoint's request check (`requests.py`) are all translations of the columns here and the rules
+(`rules.py`) that they state.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pydantic.alias_generators import to_camel
 
 from data_contracts.documents import Document, read_document
 from data_contracts.errors import ContractInvalid
+from data_contracts.rules import Bound, Rule, tighter
 
 LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
-Bound = int | float
 
 # physicalType is free text in the standard; here it is the name of an Arrow type.
 PHYSICAL_TYPES: dict[LogicalType, tuple[str, ...]] = {
@@ -166,8 +167,8 @@ class Item(_Element):
     def value_range(self) -> tuple[Bound | None, Bound | None]:
         """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
         options = self.logical_type_options
-        low, strict_low = _tighter(options.minimum, options.exclusive_minimum, largest=True)
-        high, strict_high = _tighter(options.maximum, options.exclusive_maximum, largest=False)
+        low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
+        high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
         if self.logical_type != "integer":
             if low is not None and low == high and (strict_low or strict_high):
                 return math.inf, -math.inf
@@ -249,49 +250,6 @@ class Table(_Element):
         return self
 
 
-class Rule(Document):
-    """One thing that must hold: what Great Expectations checks, and what an error names.
-
-    `target` is a column, `column[]` for the elements of an array column, or "" for the table as a whole.
-    """
-
-    target: str
-    kind: Literal["required", "unique", "between", "in_set", "pattern", "length", "num_items", "num_rows", "fits"]
-    low: Bound | None = None
-    high: Bound | None = None
-    strict_low: bool = False
-    strict_high: bool = False
-    values: tuple[Any, ...] = ()
-    pattern: str | None = None
-
-    @property
-    def column(self) -> str:
-        return self.target.removesuffix("[]")
-
-    @property
-    def sentence(self) -> str:
-        """The rule in words, as it stands in reports, quarantine files and error messages."""
-        match self.kind:
-            case "required":
-                return "must not be null"
-            case "unique":
-                return "must be unique"
-            case "in_set":
-                return f"must be one of {', '.join(map(str, self.values))}"
-            case "pattern":
-                return f"must match {self.pattern}"
-            case "fits":
-                if self.low is None:
-                    return "must be a value that the column's type can hold"
-                if isinstance(self.low, int):
-                    return f"must be a whole number from {self.low} to {self.high}"
-                return f"must be a finite number from {self.low:.3g} to {self.high:.3g}"
-        what = {"length": "length ", "num_items": "number of items ", "num_rows": "number of rows "}.get(self.kind, "")
-        low = "" if self.low is None else f"{'greater than' if self.strict_low else 'at least'} {self.low}"
-        high = "" if self.high is None else f"{'less than' if self.strict_high else 'at most'} {self.high}"
-        return f"{what}must be {' and '.join(filter(None, (low, high)))}"
-
-
 class Contract(_Element):
     """A contract file, read and checked. One table, at least one rule."""
 
@@ -368,8 +326,8 @@ class Contract(_Element):
 def _limits(target: str, item: Item) -> list[Rule]:
     options = item.logical_type_options
     found = []
-    low, strict_low = _tighter(options.minimum, options.exclusive_minimum, largest=True)
-    high, strict_high = _tighter(options.maximum, options.exclusive_maximum, largest=False)
+    low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
+    high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
     if low is not None or high is not None:
         found.append(
             Rule(
@@ -388,14 +346,6 @@ def _limits(target: str, item: Item) -> list[Rule]:
     if options.min_items is not None or options.max_items is not None:
         found.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
     return found
-
-
-def _tighter(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:
-    """The bound that leaves fewer values, and whether the bound itself is left out."""
-    if included is None or excluded is None:
-        return (excluded, True) if included is None and excluded is not None else (included, False)
-    excluded_is_tighter = excluded >= included if largest else excluded <= included
-    return (excluded, True) if excluded_is_tighter else (included, False)
 
 
 def read_contract(path: Path) -> Contract:

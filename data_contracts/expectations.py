@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_contracts.contract import Contract, Rule
+from data_contracts.contract import Contract
 from data_contracts.documents import Document
+from data_contracts.rules import Rule
 from data_contracts.schemas import arrow_schema, largest_exact, range_of
 
 if TYPE_CHECKING:

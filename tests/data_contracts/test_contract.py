@@ -10,8 +10,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_contracts.contract import Contract, Rule, read_contract
+from data_contracts.contract import Contract, read_contract
 from data_contracts.errors import ContractInvalid, DataMissing
+from data_contracts.rules import Rule
 
 NUMBER = {"name": "v", "logicalType": "integer", "required": True}
 

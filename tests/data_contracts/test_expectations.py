@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from data_contracts.contract import Contract, Rule
+from data_contracts.contract import Contract
 from data_contracts.expectations import _require_checked, judge
+from data_contracts.rules import Rule
 from data_contracts.schemas import arrow_schema, require_columns
 
 UINT8_ARRAY = {
