@@ -140,7 +140,9 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     console.print(facts)
     console.print("\n[dim]next:[/]")
     # After `make run` the command is there, but not on the path.
-    bloomery = "bloomery" if shutil.which("bloomery") else os.path.relpath(Path(sys.executable).parent / "bloomery")
+    installed = Path(sys.executable).parent / "bloomery"
+    near = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
+    bloomery = "bloomery" if shutil.which("bloomery") else str(near)
     for command, what in (
         (f"{bloomery} serve {release.name}", "answer on http://127.0.0.1:3000"),
         (f"{bloomery} show {release.name}@champion", "where this version came from"),

@@ -37,9 +37,9 @@ def read_examples(path: Path, key: str, input_shape: tuple[int, ...]) -> Example
 def shuffled(
     examples: Examples, batch_size: int, *, seed: int, epoch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches in an order that depends on seed and epoch alone. The last batch is left out if it holds a single row,
+    """Batches in an order that depends on seed and epoch alone.
 
-    since batch normalisation needs two.
+    A last batch of a single row is left out, since batch normalisation needs two.
     """
     order = torch.randperm(len(examples.y), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     for rows in order.split(batch_size):

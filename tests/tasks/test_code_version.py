@@ -70,5 +70,14 @@ def test_imports_inside_functions_are_reached() -> None:
 
 def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
     packages = packages_of(reach("deployments.service").values())
-    assert {"bentoml", "numpy", "onnxruntime", "pyarrow", "pydantic", "pydantic-core", "pyyaml"} == set(packages)
+    assert {
+        "annotated-types",
+        "bentoml",
+        "numpy",
+        "onnxruntime",
+        "pyarrow",
+        "pydantic",
+        "pydantic-core",
+        "pyyaml",
+    } == set(packages)
     assert "unknown" not in packages.values()
