@@ -1,233 +1,33 @@
 """The contract: what every row of a data set must be, in the Open Data Contract Standard v3.1.
 
 A contract file is the one source. The Great Expectations suite (`expectations.py`), the Arrow and Spark schemas
-(`schemas.py`) and the endpoint's request check (`requests.py`) are all translations of the columns here and the rules
-(`rules.py`) that they state.
+(`schemas.py`), the endpoint's request check (`requests.py`) and the page for people (`page.py`) are all translations of
+the columns (`columns.py`) here and the rules (`rules.py`) that they state.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from datetime import date
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, model_validator
 
-from data_contracts.documents import Document, read_document
+from data_contracts.columns import Column, Place
+from data_contracts.distributions import Reference, require_reference
+from data_contracts.documents import read_document
+from data_contracts.elements import Element, Plain, Problem, misplaced, refuse
 from data_contracts.errors import ContractInvalid
-from data_contracts.rules import Bound, Rule, tighter
-
-LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
-
-# physicalType is free text in the standard; here it is the name of an Arrow type.
-PHYSICAL_TYPES: dict[LogicalType, tuple[str, ...]] = {
-    "integer": ("int64", "int8", "int16", "int32", "uint8", "uint16", "uint32"),
-    "number": ("float64", "float32"),
-    "string": ("string",),
-    "boolean": ("bool",),
-    "date": ("date32",),
-    "timestamp": ("timestamp[us, UTC]",),
-    "array": ("list",),
-}
+from data_contracts.expressions import columns_read, read_condition
+from data_contracts.quality import Dependency, Quality, RowCondition
+from data_contracts.queries import require_query, with_object
+from data_contracts.rules import Rule
+from data_contracts.schemas import schema_of
+from data_contracts.service_levels import ServiceLevel
 
 
-class _Element(Document):
-    """A part of an ODCS file: keys are in camel case there, and descriptive keys are kept but not acted on."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, alias_generator=to_camel, populate_by_name=True
-    )
-
-    id: str | None = None
-    description: str | None = None
-    tags: tuple[str, ...] = ()
-    authoritative_definitions: tuple[dict[str, Any], ...] = ()
-    custom_properties: tuple[dict[str, Any], ...] = ()
-
-
-def as_plain(value: Any) -> Any:
-    """YAML reads a date as a date and JSON as text: text it is, in both."""
-    return value.isoformat() if isinstance(value, date) else value
-
-
-class TypeOptions(Document):
-    """`logicalTypeOptions`: the limits of one value."""
-
-    model_config = _Element.model_config
-
-    minimum: Bound | None = None
-    maximum: Bound | None = None
-    exclusive_minimum: Bound | None = None
-    exclusive_maximum: Bound | None = None
-    min_length: Annotated[int, Field(ge=0)] | None = None
-    max_length: Annotated[int, Field(ge=0)] | None = None
-    pattern: str | None = None
-    min_items: Annotated[int, Field(ge=0)] | None = None
-    max_items: Annotated[int, Field(ge=0)] | None = None
-
-
-class Arguments(Document):
-    """The arguments of an `invalidValues` check."""
-
-    model_config = _Element.model_config
-
-    valid_values: Annotated[tuple[Annotated[Any, BeforeValidator(as_plain)], ...], Field(min_length=1)]
-
-
-class Quality(_Element):
-    """A quality check from the standard's library of metrics."""
-
-    type: Literal["library"] = "library"
-    metric: Literal["rowCount", "invalidValues"]
-    arguments: Arguments | None = None
-    must_be: Bound | None = None
-    must_be_greater_than: Bound | None = None
-    must_be_greater_or_equal_to: Bound | None = None
-    must_be_less_than: Bound | None = None
-    must_be_less_or_equal_to: Bound | None = None
-    must_be_between: tuple[Bound, Bound] | None = None
-    unit: Literal["rows", "percent"] = "rows"
-    dimension: str | None = None
-    severity: Literal["error"] = "error"
-    business_impact: str | None = None
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.metric == "invalidValues" and (self.arguments is None or self.must_be != 0):
-            raise ValueError("invalidValues needs arguments.validValues and mustBe: 0")
-        if self.metric == "rowCount" and self.unit != "rows":
-            raise ValueError("rowCount counts rows, not percent")
-        fewest, most = self.row_count_limits()
-        if self.metric == "rowCount" and fewest is None and most is None:
-            raise ValueError("rowCount needs one of the mustBe… keys")
-        if self.metric == "rowCount" and most is not None and (fewest or 0) > most:
-            raise ValueError(f"no table has at least {fewest or 0} and at most {most} rows")
-        return self
-
-    def row_count_limits(self) -> tuple[int | None, int | None]:
-        """The fewest and the most rows allowed, both included; None where there is no limit."""
-        if self.must_be is not None:
-            return math.ceil(self.must_be), math.floor(self.must_be)
-        if self.must_be_between is not None:
-            return math.ceil(self.must_be_between[0]), math.floor(self.must_be_between[1])
-        fewest: int | None = None
-        most: int | None = None
-        if self.must_be_greater_or_equal_to is not None:
-            fewest = math.ceil(self.must_be_greater_or_equal_to)
-        if self.must_be_greater_than is not None:
-            fewest = max(fewest or 0, math.floor(self.must_be_greater_than) + 1)
-        if self.must_be_less_or_equal_to is not None:
-            most = math.floor(self.must_be_less_or_equal_to)
-        if self.must_be_less_than is not None:
-            below = math.ceil(self.must_be_less_than) - 1
-            most = below if most is None else min(most, below)
-        return fewest, most
-
-
-class Item(_Element):
-    """The type and limits that a column's values, or the elements of an array, share."""
-
-    logical_type: LogicalType
-    physical_type: str | None = None
-    logical_type_options: TypeOptions = TypeOptions()
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        known = PHYSICAL_TYPES[self.logical_type]
-        if self.physical_type is not None and self.physical_type not in known:
-            raise ValueError(
-                f"physicalType {self.physical_type!r} does not fit {self.logical_type}: one of {', '.join(known)}"
-            )
-        options = self.logical_type_options
-        allowed = _OPTIONS_OF[self.logical_type]
-        for name in TypeOptions.model_fields:
-            if name not in allowed and getattr(options, name) is not None:
-                raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
-        if options.pattern is not None:
-            try:
-                re.compile(options.pattern)
-            except re.error as failure:
-                raise ValueError(f"pattern {options.pattern!r} is no regular expression: {failure}") from failure
-        bounds = (options.minimum, options.maximum, options.exclusive_minimum, options.exclusive_maximum)
-        if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
-            raise ValueError("a limit of 2**53 or more cannot be compared to the last digit; use a smaller one")
-        low_limit, high_limit = self.value_range()
-        for low, high in (
-            (low_limit, high_limit),
-            (options.min_length, options.max_length),
-            (options.min_items, options.max_items),
-        ):
-            if low is not None and high is not None and low > high:
-                raise ValueError(f"no value can be at least {low} and at most {high}")
-        return self
-
-    def value_range(self) -> tuple[Bound | None, Bound | None]:
-        """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
-        options = self.logical_type_options
-        low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
-        high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
-        if self.logical_type != "integer":
-            if low is not None and low == high and (strict_low or strict_high):
-                return math.inf, -math.inf
-            return low, high
-        width = re.fullmatch(r"(u?)int(\d+)", self.arrow_type)
-        bits = int(width[2]) if width else 64
-        least, most = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        if low is not None:
-            least = max(least, math.floor(low) + 1 if strict_low else math.ceil(low))
-        if high is not None:
-            most = min(most, math.ceil(high) - 1 if strict_high else math.floor(high))
-        return least, most
-
-    @property
-    def arrow_type(self) -> str:
-        """The name of the Arrow type that values of this item have on disk."""
-        return self.physical_type or PHYSICAL_TYPES[self.logical_type][0]
-
-
-_NUMERIC = frozenset({"minimum", "maximum", "exclusive_minimum", "exclusive_maximum"})
-_OPTIONS_OF: dict[LogicalType, frozenset[str]] = {
-    "integer": _NUMERIC,
-    "number": _NUMERIC,
-    "string": frozenset({"min_length", "max_length", "pattern"}),
-    "boolean": frozenset(),
-    "date": frozenset(),
-    "timestamp": frozenset(),
-    "array": frozenset({"min_items", "max_items"}),
-}
-
-
-class Column(Item):
-    """One property of the schema: a column of the data set."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    business_name: str | None = None
-    required: bool = False
-    unique: bool = False
-    primary_key: bool = False
-    primary_key_position: int | None = None
-    classification: str | None = None
-    examples: tuple[Annotated[Any, BeforeValidator(as_plain)], ...] = ()
-    items: Item | None = None
-    quality: tuple[Quality, ...] = ()
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if (self.logical_type == "array") != (self.items is not None):
-            raise ValueError("items is for arrays, and every array needs it")
-        if self.items is not None and self.items.logical_type == "array":
-            raise ValueError("an array of arrays is not supported; flatten it, and give the shape in the recipe")
-        if self.quality and self.logical_type in ("timestamp", "array"):
-            raise ValueError(f"invalidValues is for single values, not for {self.logical_type}")
-        if any(check.metric != "invalidValues" for check in self.quality):
-            raise ValueError("a column's quality can be invalidValues; rowCount belongs to the schema object")
-        return self
-
-
-class Table(_Element):
+class Table(Element):
     """One schema object: the data set's table."""
 
     name: str
@@ -245,12 +45,128 @@ class Table(_Element):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"column named twice: {', '.join(twice)}")
-        if any(check.metric != "rowCount" for check in self.quality):
-            raise ValueError("a table's quality can be rowCount; invalidValues belongs to a column")
+        inner = [
+            Problem(sentence, "quality", position)
+            for position, check in enumerate(self.quality)
+            for sentence in _misuses(check, names)
+        ]
+        refuse([*misplaced(self, "the schema object"), *inner], self.name)
+        refuse(list(self._impossible()), self.name)
         return self
 
+    def _impossible(self) -> Iterator[Problem]:
+        """The expressions and queries that the columns do not allow, and the rules that are stated twice."""
+        schema = schema_of(self.properties)
+        seen: set[Rule] = set()
+        for rule, place in self.placed_rules():
+            try:
+                if rule.kind == "expression":
+                    read_condition(rule.expression or "", schema)
+                if rule.kind == "query":
+                    require_query(rule.expression or "", schema.names)
+            except ValueError as failure:
+                yield Problem(str(failure), *place)
+            if _identity(rule) in seen:
+                yield Problem(f"that {rule.target or self.name} {rule.sentence} is stated twice", *place)
+            seen.add(_identity(rule))
+        fewest, most = 0, None
+        for check in self.quality:
+            if check.measures == "count" and check.severity == "error":
+                low, high = check.row_count_limits()
+                fewest = max(fewest, low or 0)
+                most = high if most is None else most if high is None else min(most, high)
+        if most is not None and fewest > most:
+            yield Problem(f"no table has at least {fewest} and at most {most} rows", "quality")
 
-class Contract(_Element):
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns that together tell rows apart, in the order of their positions."""
+        found = [column for column in self.properties if column.primary_key]
+        return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
+
+    def placed_rules(self) -> list[tuple[Rule, Place]]:
+        """The table's rules and then its columns', in the order of the file, and where in the table each is stated."""
+        found: list[tuple[Rule, Place]] = []
+        for position, check in enumerate(self.quality):
+            rule = _rule_of(check)
+            if rule is not None:
+                found.append((rule, ("quality", position)))
+        key = self.key
+        if len(key) > 1:
+            found.append((Rule(target="", kind="unique", columns=key), ("properties",)))
+        for position, column in enumerate(self.properties):
+            stated = column.placed_rules(is_key=key == (column.name,))
+            found.extend((rule, ("properties", position, *place)) for rule, place in stated)
+        return found
+
+
+def _identity(rule: Rule) -> Rule:
+    """The part of a rule that may be stated once: for some kinds all but the target is a matter of degree."""
+    same: dict[str, Any] = {"severity": "error", "tolerance": None}
+    if rule.kind in ("required", "unique", "determined"):
+        same["columns"] = tuple(sorted(rule.columns))
+    return rule.model_copy(update=same)
+
+
+def _rule_of(check: Quality) -> Rule | None:
+    """The rule that a table's quality check states; None for one that is for people to read."""
+    known: dict[str, Any] = {"severity": check.severity}
+    if check.measures == "share":
+        known["tolerance"] = check.tolerance()
+    own = check.implementation
+    match check.what:
+        case "rowCount":
+            low, high = check.row_count_limits()
+            return Rule(target="", kind="num_rows", low=low, high=high, **known)
+        case "duplicateValues" if check.arguments is not None and check.arguments.properties is not None:
+            columns = check.arguments.properties
+            if len(columns) == 1:
+                return Rule(target=columns[0], kind="unique", **known)
+            return Rule(target="", kind="unique", columns=columns, **known)
+        case "sql":
+            return Rule(
+                target="", kind="query", expression=with_object(check.query or ""), **check.number_limits(), **known
+            )
+    match own:
+        case RowCondition():
+            columns = columns_read(own.expression)
+            return Rule(target="", kind="expression", expression=own.expression, columns=columns, **known)
+        case Dependency():
+            return Rule(target=own.target, kind="determined", columns=own.columns, **known)
+    return None
+
+
+def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
+    """Why a quality check cannot be asked of a table with the columns `names`."""
+    own = check.implementation
+    named: tuple[str, ...] = ()
+    if check.what not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
+        yield f"a table's quality can be rowCount; {check.what} belongs to a column"
+    if check.what == "duplicateValues":
+        if check.arguments is None or check.arguments.properties is None:
+            yield "duplicateValues of a table needs arguments.properties: the columns that are unique together"
+        else:
+            named = check.arguments.properties
+    if isinstance(own, Dependency):
+        named = (*own.columns, own.target)
+        if own.target in own.columns:
+            yield f"{own.target} cannot be determined by itself"
+            return
+    if isinstance(own, RowCondition):
+        try:
+            columns_read(own.expression)
+        except ValueError as failure:
+            yield str(failure)
+    if check.query is not None and "{property}" in check.query:
+        yield "{property} stands for a column, and this check belongs to none"
+    for name in dict.fromkeys(named):
+        if name not in names:
+            yield f"there is no column {name}; there are {', '.join(names)}"
+        elif named.count(name) > 1:
+            yield f"column {name} is named twice"
+
+
+class Contract(Element):
     """A contract file, read and checked. One table, at least one rule."""
 
     api_version: Literal["v3.0.0", "v3.0.1", "v3.0.2", "v3.1.0"]
@@ -259,26 +175,44 @@ class Contract(_Element):
     name: str
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
     status: Literal["proposed", "draft", "active", "deprecated", "retired"]
-    description: dict[str, Any] = Field(default_factory=dict)  # type: ignore[assignment]  # text elsewhere
+    description: dict[str, Plain] = Field(default_factory=dict)  # type: ignore[assignment]  # text elsewhere
     domain: str | None = None
     data_product: str | None = None
     tenant: str | None = None
     schema_: Annotated[tuple[Table, ...], Field(alias="schema", min_length=1, max_length=1)]
-    team: Any = None
-    roles: Any = None
-    support: Any = None
-    servers: Any = None
-    price: Any = None
-    sla_properties: Any = None
-    contract_created_ts: Any = None
+    team: Plain = None
+    roles: Plain = None
+    support: Plain = None
+    servers: Plain = None
+    price: Plain = None
+    sla_properties: tuple[ServiceLevel, ...] = ()
+    contract_created_ts: Plain = None
+    references: dict[str, Reference] = Field(default_factory=dict)  # not of the standard: read from files beside it
 
     @model_validator(mode="after")
     def _has_rules(self) -> Self:
-        if not self.rules():
+        found = [
+            Problem(sentence, "slaProperties", position)
+            for position, level in enumerate(self.sla_properties)
+            for sentence in level.misuses(
+                self.table.name, {column.name: column.logical_type for column in self.columns}
+            )
+        ]
+        refuse([*misplaced(self, "the contract"), *found], self.name)
+        rules = self.rules()
+        if not rules:
             raise ValueError("the contract has no rule, so it would pass anything; add a limit or a required column")
+        fresh = [rule.target for rule in rules if rule.kind == "fresh"]
+        twice = sorted({target for target in fresh if fresh.count(target) > 1})
+        if twice:
+            raise ValueError(f"how fresh column {', '.join(twice)} must be is stated twice")
         limit = self.quarantine_limit
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
             raise ValueError(f"quarantineLimit is a share of the rows from 0 to 1, not {limit!r}")
+        for rule in rules:
+            reference, column = self.references.get(rule.reference or ""), self.column(rule.target)
+            if reference is not None and column is not None:
+                require_reference(reference, rule.reference or "", column)
         return self
 
     @property
@@ -290,69 +224,52 @@ class Contract(_Element):
         return self.table.properties
 
     def column(self, name: str) -> Column | None:
-        return next((column for column in self.columns if column.name == name), None)
+        return self._columns_by_name.get(name)
+
+    @cached_property
+    def _columns_by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
+    @property
+    def personal_columns(self) -> frozenset[str]:
+        """The names of the columns about a person."""
+        return frozenset(column.name for column in self.columns if column.personal is not None)
 
     @property
     def quarantine_limit(self) -> float:
         """The largest share of rows that may be quarantined before the contract counts as broken (default 0)."""
-        for entry in self.table.custom_properties:
-            if entry.get("property") == "quarantineLimit":
-                return entry.get("value", 0.0)  # checked in _has_rules
-        return 0.0
+        limit: float = self.table.custom("quarantineLimit", 0.0)
+        return limit
 
     def rules(self) -> tuple[Rule, ...]:
-        """Every rule of the contract, in the order in which the file states them."""
-        found: list[Rule] = []
-        for check in self.table.quality:
-            low, high = check.row_count_limits()
-            found.append(Rule(target="", kind="num_rows", low=low, high=high))
-        for column in self.columns:
-            if column.required or column.primary_key:
-                found.append(Rule(target=column.name, kind="required"))
-            if column.unique or column.primary_key:
-                found.append(Rule(target=column.name, kind="unique"))
-            found.extend(_limits(column.name, column))
-            found.extend(
-                Rule(target=column.name, kind="in_set", values=check.arguments.valid_values)
-                for check in column.quality
-                if check.arguments is not None
-            )
-            if column.items is not None:
-                found.append(Rule(target=f"{column.name}[]", kind="required"))
-                found.extend(_limits(f"{column.name}[]", column.items))
-        return tuple(found)
-
-
-def _limits(target: str, item: Item) -> list[Rule]:
-    options = item.logical_type_options
-    found = []
-    low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
-    high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
-    if low is not None or high is not None:
-        found.append(
-            Rule(
-                target=target,
-                kind="between",
-                low=low,
-                high=high,
-                strict_low=strict_low,
-                strict_high=strict_high,
-            )
-        )
-    if options.min_length is not None or options.max_length is not None:
-        found.append(Rule(target=target, kind="length", low=options.min_length, high=options.max_length))
-    if options.pattern is not None:
-        found.append(Rule(target=target, kind="pattern", pattern=options.pattern))
-    if options.min_items is not None or options.max_items is not None:
-        found.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
-    return found
+        """Every rule of the contract, in the order in which the file states them: table, columns, service levels."""
+        stated = tuple(rule for rule, _ in self.table.placed_rules())
+        return (*stated, *(rule for level in self.sla_properties for rule in level.rules()))
 
 
 def read_contract(path: Path) -> Contract:
-    """The contract in the file at `path`.
+    """The contract in the file at `path`, with the references that its rules name from the files beside it.
 
     Raises:
-        DataMissing: there is no such file.
+        DataMissing: there is no such file, or no `NAME.reference.json` beside it for a reference that it names.
         ContractInvalid: an unknown key, an impossible rule or no rule at all; the message has file and line.
     """
-    return read_document(path, Contract, ContractInvalid)
+    contract = read_document(path, Contract, ContractInvalid)
+    references = dict(contract.references)
+    for rule in contract.rules():
+        column = contract.column(rule.target)
+        if rule.reference is None or column is None or rule.reference in contract.references:
+            continue
+        place = path.parent / f"{rule.reference}.reference.json"
+        if rule.reference not in references:
+            references[rule.reference] = read_document(place, Reference, ContractInvalid)
+        try:
+            require_reference(references[rule.reference], rule.reference, column)
+        except ValueError as failure:
+            raise ContractInvalid(
+                f"{place.name}: {failure}",
+                required=f"a distribution of column {column.name} of contract {contract.name}",
+                where=str(place),
+                remedy="make the reference again from rows that keep the contract, or mend the contract",
+            ) from failure
+    return contract.model_copy(update={"references": references})

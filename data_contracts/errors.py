@@ -7,8 +7,10 @@ BloomeryError                     exit code 1
 ├── DataMissing                   2   the recipe names data, a recipe or a version that is not there
 ├── ContractBroken                3   the data breaks its contract
 │   └── DataUnfit                 3   the data keeps the contract, but nothing can be learnt from it
+├── VersionTooLow                 3   a contract changed more than its version number says
 ├── NoCandidate                   4   no compressed model is within the budget
 ├── ReleaseRefused                4   the packaged model failed a gate; the champion stands
+├── SecretMissing                 2   a key that the contract calls for is not in the environment
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
 ├── PortInUse                     1
 ├── EngineMissing                 1   Java, or a server that a stage needs, does not start
@@ -79,12 +81,20 @@ class DataUnfit(ContractBroken):
     pass
 
 
+class VersionTooLow(BloomeryError):
+    exit_code = 3
+
+
 class NoCandidate(BloomeryError):
     exit_code = 4
 
 
 class ReleaseRefused(BloomeryError):
     exit_code = 4
+
+
+class SecretMissing(BloomeryError):
+    exit_code = 2
 
 
 class StateUnwritable(BloomeryError):

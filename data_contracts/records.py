@@ -8,6 +8,8 @@ A `uri` is relative to the storage root, so that a state folder can be moved.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from data_contracts.contract import Contract
 from data_contracts.documents import Document
 
@@ -19,11 +21,17 @@ class Record(Document):
 
 
 class RawRows(Record):
-    """Rows as they came from their source, in one Parquet file."""
+    """Rows as they came from their source, in one Parquet file, and the lines that are no rows in another.
+
+    `is_text` says that the source has no types, so that every column is text which the contract reads.
+    """
 
     uri: str
     source: str
     num_rows: int
+    malformed_uri: str
+    num_malformed: int
+    is_text: bool
 
 
 class CheckedRows(Record):
@@ -31,9 +39,11 @@ class CheckedRows(Record):
 
     uri: str
     quarantine_uri: str
+    report_uri: str  # Great Expectations' page about every rule
     num_rows: int
     num_quarantined: int
     checked: tuple[tuple[str, int], ...]  # each rule in words, and how many rows broke it
+    fresh_until: datetime | None  # when the first of the contract's limits of age is passed; None if it has none
     contract: Contract
     rows: RawRows
 
@@ -47,7 +57,10 @@ class Part(Document):
 
 
 class Dataset(Record):
-    """Encoded rows in three parts, and the encoder that was fitted on the training part alone."""
+    """Encoded rows in three parts, and the encoder that was fitted on the training part alone.
+
+    At `test_rows_uri` lie the raw rows, among others those of the test part, as the endpoint is asked them.
+    """
 
     train: Part
     val: Part
@@ -58,6 +71,8 @@ class Dataset(Record):
     inputs: tuple[str, ...]
     input_shape: tuple[int, ...]  # of one row
     classes: tuple[int | str, ...]
+    test_rows_uri: str
+    num_dropped: int  # rows that a series has no whole window for
     checked: CheckedRows
 
 
@@ -131,7 +146,7 @@ class Chosen(Record):
 
 
 class Bento(Record):
-    """A bento in BentoML's store. `digest` is that of the files that decide its answers."""
+    """A bento in BentoML's store. `digest` is that of its name and the files that decide its answers."""
 
     tag: str
     files: tuple[tuple[str, str], ...]  # path inside the bento and sha256
@@ -169,7 +184,8 @@ def describe(record: Record) -> list[tuple[str, str, str]]:
             return [line, *describe(record.dataset)]
         case Dataset():
             parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
-            return [("prepare", record.digest, parts), *describe(record.checked)]
+            dropped = f", {record.num_dropped} without a whole window dropped" if record.num_dropped else ""
+            return [("prepare", record.digest, f"{parts}{dropped}"), *describe(record.checked)]
         case CheckedRows():
             contract = f"contract {record.contract.name} {record.contract.version}"
             passed = f"{record.num_rows} passed, {record.num_quarantined} quarantined by {contract}"

@@ -11,6 +11,7 @@ from datetime import date, datetime
 from typing import Annotated, Any
 
 import annotated_types
+import numpy as np
 import pyarrow as pa
 from pydantic import (
     AfterValidator,
@@ -27,7 +28,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from data_contracts.contract import Column, Contract, Item
+from data_contracts.columns import Column, Item
+from data_contracts.contract import Contract
+from data_contracts.expressions import Condition, breaking, read_condition
+from data_contracts.rules import Rule, whole_limits
 from data_contracts.schemas import arrow_schema, arrow_type, largest_exact, range_of
 
 
@@ -47,9 +51,13 @@ class RowCheck:
 
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
         asked = [column for column in contract.columns if column.name in columns]
+        rules = [rule for rule in contract.rules() if rule.is_about_rows and rule.severity == "error"]
         # Fields are numbered, since a column may have a name that pydantic reserves.
         fields: dict[str, Any] = {
-            f"column_{position}": (_type_of(column), Field(_default_of(column), alias=column.name))
+            f"column_{position}": (
+                _column_type(column, rules),
+                Field(_default_of(column), alias=column.name),
+            )
             for position, column in enumerate(asked)
         }
         row: type[BaseModel] = create_model(
@@ -60,6 +68,12 @@ class RowCheck:
         self._columns = [column.name for column in asked]
         whole = arrow_schema(contract)
         self.schema = pa.schema([whole.field(name) for name in self._columns])
+        # A condition that reads another column cannot be asked: the model does not read that column.
+        self._conditions: list[tuple[Rule, Condition]] = [
+            (rule, read_condition(rule.expression or "", whole))
+            for rule in rules
+            if rule.kind == "expression" and set(rule.columns) <= set(self._columns)
+        ]
 
     def table(self, rows: Any) -> pa.Table:
         """The rows as a table in the contract's types, in the order in which they came.
@@ -74,44 +88,66 @@ class RowCheck:
         cells = {
             name: [getattr(row, f"column_{position}") for row in checked] for position, name in enumerate(self._columns)
         }
-        return pa.table(cells, schema=self.schema)
+        table = pa.table(cells, schema=self.schema)
+        problems = [problem for rule, condition in self._conditions for problem in _unkept(rule, condition, table)]
+        if problems:
+            raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
+        return table
 
     def json_schema(self) -> dict[str, Any]:
         """The JSON Schema of the list of rows, for the endpoint's own documentation."""
         return self._rows.json_schema()
 
 
+def _unkept(rule: Rule, condition: Condition, table: pa.Table) -> list[dict[str, Any]]:
+    """Row, columns, values and rule for each row where the condition is false."""
+    rows = np.flatnonzero(breaking(condition, table).to_numpy(zero_copy_only=False)).tolist()
+    found = []
+    for row in rows:
+        values = ", ".join(f"{name} = {_cell(table[name][row].as_py())}" for name in condition.columns)
+        columns = ", ".join(condition.columns)
+        found.append({"row": row, "column": columns, "found": values, "rule": rule.sentence})
+    return found
+
+
+def _cell(value: Any) -> str:
+    """A value of the table as a client would write it."""
+    return value.isoformat() if isinstance(value, date) else _shown(value)
+
+
 def _default_of(column: Column) -> Any:
-    return ... if column.required or column.primary_key else None
+    return ... if column.is_required else None
 
 
-def _type_of(item: Item) -> Any:
-    """A pydantic type that takes exactly the values for which every rule of `expectations.judge` holds.
+def _column_type(column: Column, rules: Sequence[Rule]) -> Any:
+    """A pydantic type that takes exactly the values of a column for which every one of its `rules` holds."""
+    own = [rule for rule in rules if rule.target == column.name]
+    if column.items is None:
+        kind = _limited(_scalar(column, own), column, own)
+    else:
+        inner = [rule for rule in rules if rule.target == f"{column.name}[]"]
+        items: Any = _limited(_scalar(column.items, inner), column.items, inner)
+        kind = _limited(list[items], column, own)
+    return kind if column.is_required else kind | None
 
-    Where a rule is in doubt it is read as pandas reads it there: patterns are Python's, and searched for.
-    """
-    items = getattr(item, "items", None)
-    kind: Any = list[_type_of(items)] if items is not None else _scalar(item)  # type: ignore[misc]
-    options = item.logical_type_options
-    is_whole = item.logical_type == "integer"  # its limits are in the scalar, without fractions
-    limits = {
-        "ge": options.minimum,
-        "le": options.maximum,
-        "gt": options.exclusive_minimum,
-        "lt": options.exclusive_maximum,
-        "min_length": options.min_items if items is not None else options.min_length,
-        "max_length": options.max_items if items is not None else options.max_length,
-    }
-    for name, limit in limits.items():
-        if limit is not None and not (is_whole and name in ("ge", "le", "gt", "lt")):
-            kind = Annotated[kind, _LIMITS[name](limit)]
-    if options.pattern is not None:
-        kind = Annotated[kind, AfterValidator(_matching(options.pattern))]
-    for check in item.quality if isinstance(item, Column) else ():
-        if check.arguments is not None:
-            kind = Annotated[kind, AfterValidator(_among(check.arguments.valid_values))]
-    is_optional = isinstance(item, Column) and not (item.required or item.primary_key)
-    return kind | None if is_optional else kind
+
+def _limited(kind: Any, item: Item, rules: Sequence[Rule]) -> Any:
+    """`kind` with the limits of `rules`. Patterns are Python's, and searched for."""
+    for rule in rules:
+        if rule.kind in ("length", "num_items"):
+            limits = {"min_length": rule.low, "max_length": rule.high}
+        elif rule.kind == "between" and item.logical_type != "integer":  # a whole number's limits are in its type
+            limits = {"gt" if rule.strict_low else "ge": rule.low, "lt" if rule.strict_high else "le": rule.high}
+        else:
+            limits = {}
+        for name, limit in limits.items():
+            if limit is not None:
+                kind = Annotated[kind, _LIMITS[name](limit)]
+        if rule.kind == "pattern":
+            kind = Annotated[kind, AfterValidator(_matching(rule.pattern or ""))]
+        if rule.kind == "in_set":
+            kind = Annotated[kind, AfterValidator(_among(rule.values))]
+    return kind
 
 
 _LIMITS: dict[str, Any] = {
@@ -124,11 +160,12 @@ _LIMITS: dict[str, Any] = {
 }
 
 
-def _scalar(item: Item) -> Any:
+def _scalar(item: Item, rules: Sequence[Rule]) -> Any:
     """The strict type of one value: nothing is turned into a number, and every value fits its column on disk."""
     match item.logical_type:
         case "integer":
-            least, most = item.value_range()
+            limits = tuple(rule for rule in rules if rule.kind == "between")
+            least, most = whole_limits(limits, item.arrow_type)
             return Annotated[StrictInt, Field(ge=least, le=most)]
         case "number":
             low, high = range_of(arrow_type(item))
@@ -194,8 +231,10 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 
 def _among(allowed: tuple[Any, ...]) -> Callable[[Any], Any]:
+    known = frozenset(allowed)
+
     def check(value: Any) -> Any:
-        if (value.isoformat() if isinstance(value, date) else value) not in allowed:
+        if (value.isoformat() if isinstance(value, date) else value) not in known:
             raise ValueError(f"must be one of {', '.join(map(str, allowed))}")
         return value
 

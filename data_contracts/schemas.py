@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data_contracts.contract import Contract, Item
+from data_contracts.columns import Column, Item
 from data_contracts.errors import ContractBroken
+
+if TYPE_CHECKING:
+    from data_contracts.contract import Contract
 
 _ARROW: dict[str, pa.DataType] = {
     "int8": pa.int8(),
@@ -66,7 +70,12 @@ def arrow_type(item: Item) -> pa.DataType:
 
 def arrow_schema(contract: Contract) -> pa.Schema:
     """The Arrow schema of rows that keep the contract, in the contract's column order."""
-    return pa.schema([pa.field(column.name, arrow_type(column)) for column in contract.columns])
+    return schema_of(contract.columns)
+
+
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    """The Arrow schema of `columns`."""
+    return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
 
 
 def spark_schema(contract: Contract) -> dict[str, Any]:

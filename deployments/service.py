@@ -15,7 +15,7 @@ import bentoml
 
 from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_file
-from data_contracts.errors import OutputCorrupt
+from data_contracts.errors import DataUnfit, OutputCorrupt
 from data_contracts.requests import RowCheck, RowsRefused
 from models.encoder import encode, read_encoder
 from models.runtime import answer, session, softmax
@@ -61,7 +61,12 @@ class Endpoint:
         except RowsRefused as refusal:
             ctx.response.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
             return {"error": str(refusal), "problems": refusal.problems[:20]}
-        shares_BK = softmax(answer(self.session, encode(self.encoder, table)))
+        try:
+            x = encode(self.encoder, table)
+        except DataUnfit as refusal:  # the recipe refuses categories that the training part has not
+            ctx.response.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+            return {"error": refusal.found, "problems": []}
+        shares_BK = softmax(answer(self.session, x))
         classes = self.encoder.classes
         return {
             "predictions": [

@@ -6,19 +6,17 @@ anything else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from data_contracts.errors import BloomeryError, EngineMissing
+from flows import contracts
+from flows.init import init
+from flows.telling import told
 
 app = typer.Typer(
     name="bloomery",
@@ -29,6 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(contracts.app, name="contract")
+app.command()(init)
+
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -38,12 +39,12 @@ def run(recipe: RecipeName, as_json: AsJson = False) -> None:
     """Run a recipe from its rows to a served champion."""
     from tasks.settings import enter
 
-    with _told(as_json):
+    with told(as_json):
         log = enter().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     from flows.display import Progress, engines_to_log, print_release
 
     begin = time.perf_counter()
-    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
         from flows.run import run_recipe
 
         if as_json:
@@ -60,17 +61,17 @@ def check(recipe: RecipeName, as_json: AsJson = False) -> None:
     """Read recipe and contract, look for the data, and print what a run would compute and what it would find."""
     from tasks.settings import enter
 
-    with _told(as_json):
+    with told(as_json):
         from flows.recipe import read_recipe
 
         wanted = read_recipe(recipe)
         log = enter().logs / f"check-{os.getpid()}.log"
     from flows.display import engines_to_log
 
-    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
         from flows.plan import plan
 
-        steps = plan(wanted)
+        steps = plan(wanted).steps
         if as_json:
             document = {
                 "recipe": wanted.name,
@@ -82,7 +83,7 @@ def check(recipe: RecipeName, as_json: AsJson = False) -> None:
             return
         out.print(f"[bold]{wanted.name}[/] r{wanted.digest[:8]}: {wanted.description}")
         out.print(f"contract {wanted.contract.name} {wanted.contract.version}, {len(wanted.contract.rules())} rules")
-        out.print(f"data     {wanted.data.source}")
+        out.print(f"data     {wanted.data.described}")
         for step in steps:
             state = "[yellow]compute[/]" if step.found is None else f"[cyan]found[/]    {step.found[:16]}"
             out.print(f"  {step.stage:<9} {state}")
@@ -96,11 +97,11 @@ def show(
     """Show the versions of a model, or one version's lineage and figures."""
     from tasks.settings import enter
 
-    with _told(as_json):
+    with told(as_json):
         log = enter().logs / f"show-{os.getpid()}.log"
     from flows.display import engines_to_log
 
-    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
         from flows import show as shown
 
         document = shown.version(name) if "@" in name or ":" in name else shown.versions(name)
@@ -120,11 +121,11 @@ def serve(
     """Serve a registered version's bento, in the foreground, until Ctrl-C."""
     from tasks.settings import enter
 
-    with _told(as_json):
+    with told(as_json):
         log = enter().logs / f"serve-{os.getpid()}.log"
     from flows.display import engines_to_log
 
-    with engines_to_log(log) as (out, err), _told(as_json, out, err, log):
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
         from tasks.processes import require_free
         from tasks.registry import BENTO, version_of
         from tasks.serving import require_bento, serve_command
@@ -148,7 +149,7 @@ def serve(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Look at all that a run needs: versions, Java, ports, disk, GPU, state folder."""
-    with _told(as_json):
+    with told(as_json):
         from flows.doctor import examine
 
         findings = examine()
@@ -164,48 +165,6 @@ def doctor(as_json: AsJson = False) -> None:
                 )
     if not all(finding.is_fine for finding in findings):
         raise SystemExit(1)
-
-
-@contextlib.contextmanager
-def _told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = None) -> Iterator[None]:
-    """End the process with the error's own exit code, after it was told to the user in the form that was asked for."""
-    try:
-        yield
-    except EngineMissing as error:
-        from tasks.settings import no_room
-
-        told = no_room(error, "an engine") or error  # a server that finds no room ends without saying so
-        _tell(told.as_document(), str(told), as_json, out, err)
-        raise SystemExit(told.exit_code) from None
-    except BloomeryError as error:
-        _tell(error.as_document(), str(error), as_json, out, err)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        _tell({"error": "KeyboardInterrupt", "exit_code": 130}, "stopped; finished stages are kept", as_json, out, err)
-        raise SystemExit(130) from None
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()  # into the log, where there is one
-        from tasks.settings import no_room
-
-        unwritable = no_room(error, "the run")
-        if unwritable is not None:
-            _tell(unwritable.as_document(), str(unwritable), as_json, out, err)
-            raise SystemExit(unwritable.exit_code) from None
-        text = f"{type(error).__name__}: {error}"
-        document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
-        _tell(document, text, as_json, out, err, log)
-        raise SystemExit(1) from None
-
-
-def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any, log: Path | None = None) -> None:
-    if as_json:
-        print(json.dumps(document), file=out.file if out else sys.stdout, flush=True)
-        return
-    where = f"\n  log:      {log}" if log else ""
-    name = "" if document["error"] == "KeyboardInterrupt" else f"{document['error']}: "
-    stream = err.file if err else sys.stderr
-    print(f"\n✗ {name}{text}{where}", file=stream, flush=True)
 
 
 def main() -> None:

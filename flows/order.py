@@ -25,7 +25,7 @@ class Stages(Protocol):
 def in_order(stages: Stages, recipe: Recipe, source: Source) -> Release:
     rows = stages.ingest(source)
     checked = stages.validate(rows, recipe.contract)
-    dataset = stages.prepare(checked, recipe.features)
+    dataset = stages.prepare(checked, recipe.features, recipe.means)
     trained = stages.train(dataset, recipe.model, recipe.training)
     options = stages.compress(trained, recipe.compression)
     chosen = stages.choose(options, recipe.budget)

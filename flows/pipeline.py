@@ -48,7 +48,7 @@ def pipeline(recipe: str = "digits") -> Release:
     wanted = read_recipe(recipe)
     store.sweep()
     try:
-        release = in_order(AS_TASKS, wanted, locate(wanted.data))
+        release = in_order(AS_TASKS, wanted, locate(wanted.data, wanted.contract.personal_columns))
     finally:
         spark.stop()
     if flow_run.id:

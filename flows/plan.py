@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from data_contracts.records import Release
 from flows.order import in_order
 from flows.recipe import Recipe
 
@@ -14,13 +16,21 @@ class Step(NamedTuple):
 
     stage: str
     found: str | None
+    seconds: float = 0.0
+
+
+class Plan(NamedTuple):
+    """All stages in order, and what they end in if every one of them is found."""
+
+    steps: list[Step]
+    release: Release | None
 
 
 class _NotThere(Exception):
     pass
 
 
-def plan(recipe: Recipe) -> list[Step]:
+def plan(recipe: Recipe) -> Plan:
     """Every stage in order. Behind the first that has to be computed nothing is looked up, for its output is not known.
 
     Raises:
@@ -33,17 +43,17 @@ def plan(recipe: Recipe) -> list[Step]:
 
     def looking(stage: Any) -> Any:
         def look(*arguments: Any) -> Any:
+            begin = time.perf_counter()
             record = stage.lookup(*arguments)
             if record is None:
                 raise _NotThere
-            steps.append(Step(stage.name, record.digest))
+            steps.append(Step(stage.name, record.digest, time.perf_counter() - begin))
             return record
 
         return look
 
     lookups: Any = SimpleNamespace(**{stage.name: looking(stage) for stage in STAGES})
     try:
-        in_order(lookups, recipe, locate(recipe.data))
+        return Plan(steps, in_order(lookups, recipe, locate(recipe.data, recipe.contract.personal_columns)))
     except _NotThere:
-        steps += [Step(stage.name, None) for stage in STAGES[len(steps) :]]
-    return steps
+        return Plan([*steps, *(Step(stage.name, None) for stage in STAGES[len(steps) :])], None)

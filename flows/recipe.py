@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,8 +11,10 @@ from data_contracts.contract import Contract, read_contract
 from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document, read_document
 from data_contracts.errors import DataMissing, RecipeInvalid
+from data_contracts.means import Engine, SparkMeans
 from data_contracts.sources import Data
-from models.config import Budget, Cnn, Compression, Features, Gates, Training
+from flows.misfits import misfits
+from models.config import Budget, Compression, Features, Gates, Model, Training
 
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
@@ -33,7 +34,12 @@ class RecipeFile(Document):
     data: Data
     contract: Annotated[str, Field(description="a file beside the recipe or in data_contracts/")]
     features: Features
-    model: Cnn
+    engine: Annotated[
+        Literal["auto", "local", "spark"],
+        Field(description="what prepares the data; auto takes Spark where a cluster is named and the data needs it"),
+    ] = "auto"
+    spark: SparkMeans = SparkMeans()
+    model: Model
     training: Training
     compression: Compression = Compression()
     budget: Budget = Budget()
@@ -44,6 +50,10 @@ class Recipe(RecipeFile):
     """A recipe with its contract read and its paths made absolute: all that a run needs."""
 
     contract: Contract  # type: ignore[assignment]  # the file's name has become what it names
+
+    @property
+    def means(self) -> Engine:
+        return Engine(kind=self.engine, spark=self.spark)
 
     @property
     def digest(self) -> str:
@@ -65,10 +75,10 @@ def read_recipe(reference: str) -> Recipe:
         **{
             **dict(stated),
             "contract": contract,
-            "data": Data(source=_absolute(stated.data.source, path.parent)),
+            "data": stated.data.absolute(path.parent),
         }
     )
-    problems = list(_misfits(recipe))
+    problems = list(misfits(recipe.features, recipe.model, recipe.contract))
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),
@@ -109,40 +119,3 @@ def _find_contract(reference: str, recipe: Path) -> Path:
         where=f"{recipe.parent} and {CONTRACTS}",
         remedy=f"mend `contract` in {recipe}",
     )
-
-
-def _absolute(source: str, folder: Path) -> str:
-    return source if source.startswith("sklearn:") else str((folder / source).resolve())
-
-
-def _misfits(recipe: Recipe) -> Iterator[str]:
-    """What the features ask of the contract that it does not promise."""
-    features, contract = recipe.features, recipe.contract
-    known = ", ".join(column.name for column in contract.columns)
-    for role, name in (("key", features.key), ("label", features.label)):
-        if contract.column(name) is None:
-            yield f"features.{role}: contract {contract.name} has no column {name!r}; it has {known}"
-    key, label = contract.column(features.key), contract.column(features.label)
-    if key is not None and not (key.primary_key or (key.unique and key.required)):
-        yield f"features.key: column {key.name!r} is not a primaryKey in the contract, so rows could not be told apart"
-    if label is not None and not label.required:
-        yield f"features.label: column {label.name!r} is not required in the contract, so a row could have no label"
-    if label is not None and label.logical_type not in ("integer", "string"):
-        yield f"features.label: classes are integers or strings, and column {label.name!r} is {label.logical_type}"
-    for source in features.inputs:
-        column: Any = contract.column(source.column)
-        if column is None:
-            yield f"features.inputs: contract {contract.name} has no column {source.column!r}; it has {known}"
-            continue
-        channels, height, width = source.shape
-        size = channels * height * width
-        options = column.logical_type_options
-        if column.items is None or column.items.logical_type not in ("integer", "number"):
-            yield f"features.inputs: column {column.name!r} is no array of numbers, so it is no image"
-        elif (options.min_items, options.max_items) != (size, size):
-            yield (
-                f"features.inputs: an image of shape {list(source.shape)} has {size} values, but the contract lets "
-                f"column {column.name!r} have {options.min_items} to {options.max_items}"
-            )
-        elif not column.required:
-            yield f"features.inputs: column {column.name!r} is not required in the contract, so a row could lack it"

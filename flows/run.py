@@ -6,8 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
+from data_contracts.means import Engine
 from data_contracts.records import Release
-from flows.order import in_order
 from flows.recipe import read_recipe
 from flows.server import prefect_api
 from tasks.events import StageEnded, StageStarted, emit
@@ -24,15 +24,19 @@ def run_recipe(reference: str) -> Release:
     emit(StageStarted("start"))
     begin = time.perf_counter()
     with prefect_api() as wait_until_ready, _engines_stopped():
-        from flows.pipeline import PLAIN, locate, pipeline
+        from flows.pipeline import pipeline
         from flows.plan import plan
 
-        missing = [step.stage for step in plan(recipe) if step.found is None]
-        if not missing and settings().prefect_api_url is None:
+        planned = plan(recipe)
+        if planned.release is not None and settings().prefect_api_url is None:
             # Nothing to orchestrate and nobody to see it: do not wait for a server only to look things up.
-            emit(StageEnded("start", "ready", time.perf_counter() - begin))
-            return in_order(PLAIN, recipe, locate(recipe.data))
-        engines = _start_engines(missing)
+            looking_s = sum(step.seconds for step in planned.steps)
+            emit(StageEnded("start", "ready", time.perf_counter() - begin - looking_s))
+            for step in planned.steps:
+                emit(StageEnded(step.stage, "found", step.seconds))
+            return planned.release
+        missing = [step.stage for step in planned.steps if step.found is None]
+        engines = _start_engines(missing, recipe.means)
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
         return pipeline(reference)
@@ -49,14 +53,14 @@ def _engines_stopped() -> Iterator[None]:
         spark.stop()
 
 
-def _start_engines(stages: Iterable[str]) -> list[str]:
+def _start_engines(stages: Iterable[str], means: Engine) -> list[str]:
     """Import and start what the stages will need; returns the engines' names."""
     wanted = set(stages)
     started = []
-    if "prepare" in wanted:
+    if "prepare" in wanted and means.kind == "spark":
         from tasks import spark
 
-        spark.session()
+        spark.session(means.spark)
         started.append("Spark")
     if wanted & {"train", "compress"}:
         import torch  # noqa: F401

@@ -44,6 +44,11 @@ def _block(channels: int, wider: int, kernel_size: int, *, pool: bool) -> nn.Seq
     return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 
 
+def prunable(network: ConvNet) -> list[nn.Conv2d | nn.Linear]:
+    """The layers whose outputs may go."""
+    return [*(block[0] for block in network.blocks), network.hidden]  # type: ignore[index]
+
+
 def config_of(network: ConvNet, config: Cnn) -> Cnn:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     widths = tuple(block[0].out_channels for block in network.blocks)  # type: ignore[index]

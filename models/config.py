@@ -10,42 +10,59 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data_contracts.documents import Document
+from models.features.inputs import Count, Input, SeriesInput, ShapedInput
+from models.splits import Share, Split
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class ImageInput(Document):
-    """An array column whose values are the pixels of an image, channel after channel, row after row."""
-
-    kind: Literal["image"]
-    column: str
-    shape: Annotated[tuple[Count, Count, Count], Field(description="channels, height, width")]
-    normalise: Literal["standard", "none"] = "standard"
-
-
-class Split(Document):
-    """How rows are divided into parts: by a hash of their key, in each class separately."""
-
-    train: Share = 0.7
-    val: Share = 0.1
-    test: Share = 0.2
-    salt: str = ""
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        if abs(self.train + self.val + self.test - 1) > 1e-9:
-            raise ValueError(f"train, val and test add up to {self.train + self.val + self.test:g}, not to 1")
-        return self
+Classes = tuple[int | str, ...]  # the labels, in order
 
 
 class Features(Document):
-    """Which columns the network reads and how they become numbers."""
+    """Which columns the network reads and how they become numbers: flat inputs side by side, or one shaped input."""
 
     key: str
     label: str
-    inputs: Annotated[tuple[ImageInput, ...], Field(min_length=1, max_length=1)]
+    inputs: Annotated[tuple[Input, ...], Field(min_length=1)]
     split: Split = Split()
+    deduplicate: Annotated[
+        bool, Field(description="of rows with equal inputs and label, only the one with the least key is kept")
+    ] = False
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        shaped = [source.kind for source in self.inputs if isinstance(source, ShapedInput)]
+        if shaped and len(self.inputs) > 1:
+            raise ValueError(f"an input of kind {shaped[0]} has a shape of its own, so it must be the only input")
+        read = [column for source in self.inputs for column in source.columns]
+        if self.label in read:
+            raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
+        if self.key in read:
+            raise ValueError(f"column {self.key!r} is the key, which tells rows apart and nothing about them")
+        for source in self.inputs:
+            twice = sorted({column for column in source.columns if source.columns.count(column) > 1})
+            if twice:
+                raise ValueError(f"column named twice in one input: {', '.join(twice)}")
+        if self.series is not None:
+            self._require_order(self.series)
+        return self
+
+    def _require_order(self, series: SeriesInput) -> None:
+        for column in self.split.columns:
+            if column in series.columns:
+                raise ValueError(f"column {column!r} becomes windows, so the split cannot read it as a single value")
+        if self.deduplicate and series.time == self.key:
+            raise ValueError("`deduplicate` has no meaning where the time is the key: no two rows share a time")
+        if series.group == self.key:
+            raise ValueError(f"column {self.key!r} is the key, so every row would be a series of its own")
+
+    @property
+    def series(self) -> SeriesInput | None:
+        """The input that reads windows over time, if there is one: it is the only input then."""
+        return next((source for source in self.inputs if isinstance(source, SeriesInput)), None)
+
+    @property
+    def window_lengths(self) -> dict[str, int]:
+        """How many values each column holds that is read as windows over time."""
+        return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
 
 
 class Cnn(Document):
@@ -59,6 +76,21 @@ class Cnn(Document):
     kernel_size: Literal[1, 3, 5, 7] = 3
     hidden: Count = 128
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class Mlp(Document):
+    """Layers of a linear map, batch normalisation, ReLU and dropout over one vector per row.
+
+    `hidden` has the width of each layer.
+    """
+
+    kind: Literal["mlp"]
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 64)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    norm: Literal["batch", "none"] = "batch"
+
+
+Model = Annotated[Cnn | Mlp, Field(discriminator="kind")]
 
 
 class Loop(Document):

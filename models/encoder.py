@@ -1,193 +1,233 @@
 """The feature encoder: the one definition of how raw rows become numbers.
 
 Spark, training and the served bento all call `encode` here, so what a model is served is what it was trained on. It
-needs numpy and pyarrow alone, since it travels into the bento.
+needs numpy and pyarrow alone (and `tokenizers` for text), since it travels into the bento.
 
-Shapes: B rows, C channels, H height, W width.
+Shapes: B rows, F values of a row.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from data_contracts.documents import Document
 from data_contracts.errors import DataUnfit
-from models.config import Features, ImageInput
+from models.config import Classes, Features
+from models.features import audio, booleans, categories, dates, images, numbers, series, texts
+from models.features.arrays import Rows, one_array
+from models.features.audio import FittedAudio
+from models.features.booleans import FittedBooleans
+from models.features.categories import FittedCategories, count_names, folds_of, names_of
+from models.features.dates import FittedDates
+from models.features.images import FittedImage
+from models.features.numbers import FittedNumbers
+from models.features.series import FittedSeries
+from models.features.tallies import Counts, Tally, read_tally
+from models.features.texts import FittedText
 
 ENCODED = "x"  # the encoded input, a flat list of float32 per row
-_FLOAT_BITS = 1126  # the last bit of the smallest float64, written with 53 bits, is 2 ** -1126
 CLASS = "y"  # the position of the label among the encoder's classes, int64
+SUMMARY = "summary"
+_MOST_CLASSES = 100_000
+_BLOCK_ROWS = 16_384  # rows at a time: what is worked on stays in the processor's cache
+_SUMMARY_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
+_SUMMARY_BYTES = 64_000_000
 
+Fitted = Annotated[
+    FittedNumbers
+    | FittedCategories
+    | FittedDates
+    | FittedBooleans
+    | FittedImage
+    | FittedAudio
+    | FittedText
+    | FittedSeries,
+    Field(discriminator="kind"),
+]
 
-class Moments(Document):
-    """Count, sum and sum of squares of all values of one input, exactly: they add up alike over batches in any order.
-
-    The sums are whole numbers of units of 2 ** -unit_bits, and of the square of that.
-    """
-
-    count: int = 0
-    total: int = 0
-    total_of_squares: int = 0
-    unit_bits: int = 0
-
-    def __add__(self, other: Moments) -> Moments:
-        bits = max(self.unit_bits, other.unit_bits)
-        mine, theirs = bits - self.unit_bits, bits - other.unit_bits
-        return Moments(
-            count=self.count + other.count,
-            total=(self.total << mine) + (other.total << theirs),
-            total_of_squares=(self.total_of_squares << 2 * mine) + (other.total_of_squares << 2 * theirs),
-            unit_bits=bits,
-        )
-
-    def mean_and_scale(self) -> tuple[float, float]:
-        """Mean and standard deviation, rounded once; a standard deviation of zero counts as one."""
-        unit = Fraction(1, 1 << self.unit_bits)
-        mean = self.total * unit / self.count
-        variance = self.total_of_squares * unit * unit / self.count - mean * mean
-        return float(mean), math.sqrt(variance) or 1.0
+# Each module has `tally`, `fit`, `shape` and `write` for its kind of input.
+_KINDS: dict[str, ModuleType] = {
+    "number": numbers,
+    "category": categories,
+    "date": dates,
+    "boolean": booleans,
+    "image": images,
+    "audio": audio,
+    "text": texts,
+    "series": series,
+}
 
 
 class Encoder(Document):
     """The fitted state: the recipe's features, what was learnt from the training part, and the classes in order."""
 
     features: Features
-    mean: float
-    scale: float
-    classes: tuple[int | str, ...]
+    fitted: tuple[Fitted, ...]
+    classes: Classes
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The raw columns that `encode` reads."""
-        return tuple(source.column for source in self.features.inputs)
+        """The raw columns that `encode` reads, each once."""
+        return tuple(dict.fromkeys(column for source in self.features.inputs for column in source.columns))
 
-    @property
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input's part of one row."""
+        pairs = zip(self.features.inputs, self.fitted, strict=True)
+        return tuple(_KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
+
+    @cached_property
     def input_shape(self) -> tuple[int, ...]:
-        return self.features.inputs[0].shape
+        """The shape of one encoded row: that of the one shaped input, or (F,) for flat inputs side by side."""
+        return self.shapes[0] if len(self.shapes) == 1 else (sum(shape[0] for shape in self.shapes),)
 
-
-def moments(rows: pa.Table | pa.RecordBatch, source: ImageInput) -> Moments:
-    """The moments of one input's values in `rows`."""
-    values = pc.list_flatten(rows[source.column]).to_numpy(zero_copy_only=False)
-    if np.issubdtype(values.dtype, np.integer):
-        total, squares = _integer_sums(values)
-        return Moments(count=values.size, total=total, total_of_squares=squares)
-    total, squares = _float_sums(values.astype(np.float64))
-    return Moments(count=values.size, total=total, total_of_squares=squares, unit_bits=_FLOAT_BITS)
-
-
-def _integer_sums(values: np.ndarray) -> tuple[int, int]:
-    """Sum and sum of squares of whole numbers, exactly."""
-    if values.size and max(int(values.max()), -int(values.min())) >= 2**31:
-        large = values.astype(object)  # Python's own numbers: slow, but they do not overflow
-        return int(large.sum()), int((large * large).sum())
-    whole = values.astype(np.int64)
-    return int(whole.sum()), _sum_per_group(whole * whole, np.zeros(whole.size, np.intp), 1)[0]
-
-
-def _float_sums(values: np.ndarray) -> tuple[int, int]:
-    """Sum and sum of squares of finite float64 values, exactly, in units of 2 ** -_FLOAT_BITS and of its square.
-
-    Each value is a whole number of 53 bits times a power of two; values with one power are added as whole numbers.
-    """
-    mantissa, exponent = np.frexp(values)
-    whole = (mantissa * 2.0**53).astype(np.int64)
-    powers, group = np.unique(exponent.astype(np.int64) - 53, return_inverse=True)
-    high, low = whole >> 26, whole & (2**26 - 1)
-    sums = _sum_per_group(whole, group, len(powers))
-    # (high * 2**26 + low) ** 2, in three products that fit into 64 bits
-    products = [_sum_per_group(product, group, len(powers)) for product in (high * high, high * low, low * low)]
-    shifts = [int(power) + _FLOAT_BITS for power in powers]
-    total = sum(one << shift for one, shift in zip(sums, shifts, strict=True))
-    squares = sum(((a << 52) + (b << 27) + c) << 2 * shift for a, b, c, shift in zip(*products, shifts, strict=True))
-    return total, squares
-
-
-def _sum_per_group(whole: np.ndarray, group: np.ndarray, num_groups: int) -> list[int]:
-    """The exact sum of the int64 values of each group; halves of 31 bits are added, so that no sum overflows."""
-    high, low = np.zeros(num_groups, np.int64), np.zeros(num_groups, np.int64)
-    np.add.at(high, group, whole >> 31)
-    np.add.at(low, group, whole & (2**31 - 1))
-    return [(int(a) << 31) + int(b) for a, b in zip(high, low, strict=True)]
-
-
-def fit(features: Features, parts: Iterable[Moments], classes: Iterable[int | str]) -> Encoder:
-    """The encoder for `features`, given the moments and the labels seen in the training part.
-
-    Raises:
-        DataUnfit: fewer than two classes, or no value at all.
-    """
-    whole = sum(parts, Moments())
-    known = tuple(sorted(set(classes)))
-    if len(known) < 2 or whole.count == 0:
-        raise DataUnfit(
-            f"the training part has {len(known)} class(es): {', '.join(map(str, known)) or 'none'}",
-            required="at least two classes to tell apart",
-            where=f"column {features.label}",
-            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
-        )
-    source = features.inputs[0]
-    if source.normalise == "none":
-        return Encoder(features=features, mean=0.0, scale=1.0, classes=known)
-    try:
-        mean, scale = whole.mean_and_scale()
-    except OverflowError as failure:
-        raise DataUnfit(
-            f"the values of column {source.column} are too large to be scaled: {failure}",
-            required="values whose squares are finite as float64, so below about 1e154",
-            where=f"column {source.column}",
-            remedy="state a maximum for the column in the contract, or scale it at the source",
-        ) from failure
-    return Encoder(features=features, mean=mean, scale=scale, classes=known)
-
-
-def encode(encoder: Encoder, rows: pa.Table | pa.RecordBatch) -> np.ndarray:
-    """The network's input for raw `rows`.
-
-    Returns:
-        float32 of shape (B, C, H, W), where pixels are (value - mean) / scale.
-    """
-    source = encoder.features.inputs[0]
-    values = pc.list_flatten(rows[source.column]).to_numpy(zero_copy_only=False).astype(np.float32)
-    x_BCHW = values.reshape(rows.num_rows, *source.shape)
-    return (x_BCHW - np.float32(encoder.mean)) / np.float32(encoder.scale)
-
-
-def encode_rows(encoder: Encoder, rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
-    """Key, encoded input and class of labelled raw rows, in the columns that training reads."""
-    x_BF = encode(encoder, rows).reshape(rows.num_rows, math.prod(encoder.input_shape))
-    key, label = encoder.features.key, encoder.features.label
-    arrays = [rows[key], encode_labels(encoder, rows[label])]
-    flat = pa.array(x_BF.reshape(-1), pa.float32())
-    offsets = pa.array(np.arange(0, x_BF.size + 1, max(x_BF.shape[1], 1), dtype=np.int32))
-    return pa.RecordBatch.from_arrays(
-        [_one_array(arrays[0]), arrays[1], pa.ListArray.from_arrays(offsets, flat)], names=[key, CLASS, ENCODED]
-    )
+    @cached_property
+    def has_folds(self) -> bool:
+        """Whether a row of the training part is encoded differently from others."""
+        return any(source.kind == "category" and source.encoding == "target" for source in self.features.inputs)
 
 
 def summarise_batches(features: Features, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """For each batch of raw rows its moments, as JSON, and its distinct labels: what `fit` adds up."""
+    """One row with the column `summary`: all that `fit` needs to know of the batches, as JSON.
+
+    The summary of a partition is of bounded size, however many rows it has, and adds up with that of others.
+    """
+    total: list[tuple[Tally, ...]] = []
+    for rows in _gathered(batches):
+        labels = count_names(rows[features.label], _MOST_CLASSES)
+        tallies = [_KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
+        total = _added(total, [(labels,), *tallies])
+    plain = [[tally.as_plain() for tally in tallies] for tallies in total]
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[SUMMARY])
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of about `_SUMMARY_ROWS` or `_SUMMARY_BYTES`; each table costs a fixed time to add up."""
+    waiting: list[pa.RecordBatch] = []
     for batch in batches:
-        labels = batch[features.label]
-        yield pa.RecordBatch.from_arrays(
-            [
-                pa.array([moments(batch, features.inputs[0]).model_dump_json()]),
-                pa.array([labels.unique().to_pylist()], pa.list_(labels.type)),
-            ],
-            names=["moments", "labels"],
+        waiting.append(batch)
+        num_rows, num_bytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        if num_rows >= _SUMMARY_ROWS or num_bytes >= _SUMMARY_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if any(one.num_rows for one in waiting):
+        yield pa.Table.from_batches(waiting)
+
+
+def _added(total: list[tuple[Tally, ...]], more: list[tuple[Any, ...]]) -> list[tuple[Tally, ...]]:
+    if not total or not more:
+        return total or more
+    return [
+        tuple(mine + theirs for mine, theirs in zip(mine_of, theirs_of, strict=True))
+        for mine_of, theirs_of in zip(total, more, strict=True)
+    ]
+
+
+def fit(features: Features, summaries: Iterable[str]) -> Encoder:
+    """The encoder for `features`, given what `summarise_batches` says of the training part, in any order.
+
+    Raises:
+        DataUnfit: fewer than two classes, a column without any value, or with more names than can be listed.
+    """
+    total: list[tuple[Tally, ...]] = []
+    for summary in summaries:
+        total = _added(total, [tuple(map(read_tally, tallies)) for tallies in json.loads(summary)])
+    labels, *of_inputs = total or [(Counts(_MOST_CLASSES),)]
+    classes = _classes(features, labels[0])
+    fitted = tuple(
+        _KINDS[source.kind].fit(source, tallies, classes)
+        for source, tallies in zip(features.inputs, of_inputs, strict=True)
+    )
+    return Encoder(features=features, fitted=fitted, classes=classes)
+
+
+def _classes(features: Features, labels: Tally) -> Classes:
+    known = tuple(sorted(name for (name,) in labels.counts if name is not None)) if isinstance(labels, Counts) else ()
+    is_full = isinstance(labels, Counts) and labels.is_full
+    if is_full or len(known) < 2:
+        found = f"more than {_MOST_CLASSES:,}" if is_full else str(len(known))
+        raise DataUnfit(
+            f"the training part has {found} class(es): {', '.join(map(str, known)) or 'none'}",
+            required=f"at least two classes to tell apart, and at most {_MOST_CLASSES:,}",
+            where=f"column {features.label}",
+            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
         )
+    return known
 
 
-def encode_batches(encoder: Encoder, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:
+    """The network's input for raw `rows`: float32 (B, *input_shape), every value finite.
+
+    `is_training` says that the rows are those that the encoder was fitted on: target encoding then keeps from each row
+    what its own label says, for which it reads the key too. Nothing else differs.
+
+    Raises:
+        DataUnfit: a value is missing or unknown where the recipe refuses that.
+    """
+    x = np.zeros((rows.num_rows, *encoder.input_shape), np.float32)
+    for start in range(0, rows.num_rows, _BLOCK_ROWS):
+        block = rows if rows.num_rows <= _BLOCK_ROWS else rows.slice(start, _BLOCK_ROWS)
+        folds = folds_of(block[encoder.features.key]) if is_training and encoder.has_folds else None
+        _write(encoder, block, x[start : start + _BLOCK_ROWS], folds)
+    return x
+
+
+def _write(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `x`, which is 0 before."""
+    start = 0
+    is_alone = len(encoder.fitted) == 1
+    for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
+        part = x if is_alone else x[:, start : start + shape[0]]
+        _KINDS[source.kind].write(source, fitted, rows, part, folds)
+        start += shape[0]
+
+
+def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
+    """Key, class and encoded input of labelled raw rows, in the columns that training reads."""
+    width = math.prod(encoder.input_shape)
+    x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
+    key, label = encoder.features.key, encoder.features.label
+    offsets = pa.array(np.arange(rows.num_rows + 1, dtype=np.int32) * np.int32(width))
+    lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
+    return pa.RecordBatch.from_arrays(
+        [one_array(rows[key]), encode_labels(encoder, rows[label]), lists], names=[key, CLASS, ENCODED]
+    )
+
+
+def encode_batches(
+    encoder: Encoder, batches: Iterable[pa.RecordBatch], *, is_training: bool = False
+) -> Iterator[pa.RecordBatch]:
     """`encode_rows` over many batches."""
-    return (encode_rows(encoder, batch) for batch in batches)
+    return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
+
+
+def encode_parts(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """`encode_rows` over batches whose column `part` says "train" for the training part; the column is kept behind."""
+    for batch in batches:
+        parts = batch[part]
+        changes = np.flatnonzero(pc.not_equal(parts[1:], parts[:-1]).to_numpy(zero_copy_only=False)) + 1
+        edges = [0, *changes.tolist(), batch.num_rows]
+        for start, stop in itertools.pairwise(edges):
+            rows = batch.slice(start, stop - start)
+            is_training = bool(rows.num_rows) and rows[part][0].as_py() == "train"
+            yield encode_rows(encoder, rows, is_training=is_training).append_column(part, rows[part])
+
+
+def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
+    """The schema of encoded rows whose key is of type `key`."""
+    return pa.schema([(encoder.features.key, key), (CLASS, pa.int64()), (ENCODED, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -196,10 +236,10 @@ def encode_labels(encoder: Encoder, labels: pa.Array | pa.ChunkedArray) -> pa.Ar
     Raises:
         DataUnfit: a label that the training part does not have.
     """
-    known = pa.array(encoder.classes, labels.type)
-    positions = _one_array(pc.index_in(labels, known)).cast(pa.int64())
+    names = names_of(labels)
+    positions = pc.index_in(names, pa.array(encoder.classes, names.type)).cast(pa.int64())
     if positions.null_count:
-        unknown = pc.unique(labels.filter(pc.is_null(positions))).to_pylist()
+        unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
         raise DataUnfit(
             f"labels {', '.join(map(str, unknown))} are in the data, but not in its training part",
             required="every label in the training part",
@@ -207,10 +247,6 @@ def encode_labels(encoder: Encoder, labels: pa.Array | pa.ChunkedArray) -> pa.Ar
             remedy="add rows of these classes, or drop the classes from the data",
         )
     return positions
-
-
-def _one_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
 def read_encoder(path: Path) -> Encoder:

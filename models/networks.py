@@ -11,20 +11,23 @@ from torch import nn
 from data_contracts.digests import digest_of_file
 from data_contracts.documents import Document
 from models.cnn import ConvNet
-from models.config import Cnn
+from models.config import Cnn, Model
+from models.mlp import Perceptron
 
 
 class Blueprint(Document):
     """All that is needed to build a network again, without its weights."""
 
-    config: Cnn
+    config: Model
     input_shape: tuple[int, ...]
     num_classes: int
 
 
 def build(blueprint: Blueprint) -> nn.Module:
     """A network with freshly drawn weights, on the processor, in training mode."""
-    return ConvNet(blueprint.config, blueprint.input_shape, blueprint.num_classes)
+    if isinstance(blueprint.config, Cnn):
+        return ConvNet(blueprint.config, blueprint.input_shape, blueprint.num_classes)
+    return Perceptron(blueprint.config, blueprint.input_shape, blueprint.num_classes)
 
 
 def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, blueprint_path: Path) -> str:

@@ -8,7 +8,10 @@ import warnings
 import torch
 from torch import nn
 
-from models.cnn import ConvNet, config_of
+from models import cnn, mlp
+from models.cnn import ConvNet
+from models.config import Cnn, Mlp
+from models.mlp import Perceptron
 from models.networks import Blueprint, build
 
 
@@ -24,8 +27,9 @@ def prune(network: nn.Module, blueprint: Blueprint, share: float) -> tuple[nn.Mo
     import torch_pruning
 
     smaller = copy.deepcopy(network)
-    if not isinstance(smaller, ConvNet):
+    if not isinstance(smaller, ConvNet | Perceptron):
         raise TypeError(f"no structured pruning for {type(network).__name__}")
+    layers = cnn.prunable(smaller) if isinstance(smaller, ConvNet) else mlp.prunable(smaller)
     example = torch.zeros(2, *blueprint.input_shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about parameters that are not grouped: there are none
@@ -34,19 +38,23 @@ def prune(network: nn.Module, blueprint: Blueprint, share: float) -> tuple[nn.Mo
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=share,
-            pruning_ratio_dict={layer: _share_of(layer, share) for layer in _layers(smaller)},
+            pruning_ratio_dict={layer: _share_of(layer, share) for layer in layers},
             ignored_layers=[smaller.head],
         ).step()
-    pruned = blueprint.model_copy(update={"config": config_of(smaller, blueprint.config)})
+    pruned = blueprint.model_copy(update={"config": _config_of(smaller, blueprint.config)})
     # Built afresh, so that nothing of the pruner's bookkeeping stays on the modules.
     rebuilt = build(pruned)
     rebuilt.load_state_dict(smaller.state_dict())
     return rebuilt.eval(), pruned
 
 
-def _layers(network: ConvNet) -> list[nn.Conv2d | nn.Linear]:
-    """The layers whose outputs may go."""
-    return [*(block[0] for block in network.blocks), network.hidden]  # type: ignore[index]
+def _config_of(network: ConvNet | Perceptron, config: Cnn | Mlp) -> Cnn | Mlp:
+    match network, config:
+        case ConvNet(), Cnn():
+            return cnn.config_of(network, config)
+        case Perceptron(), Mlp():
+            return mlp.config_of(network, config)
+    raise TypeError(f"{type(network).__name__} was not built from a config of kind {config.kind}")
 
 
 def _share_of(layer: nn.Conv2d | nn.Linear, share: float) -> float:

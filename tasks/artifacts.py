@@ -37,10 +37,12 @@ def contract_report(record: CheckedRows) -> None:
         description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
         markdown=(
             f"# Contract {record.contract.name} {record.contract.version}\n\n"
-            f"{record.rows.num_rows} rows came in: **{record.num_rows} passed**, "
+            f"{record.rows.num_rows + record.rows.num_malformed} rows came in: **{record.num_rows} passed**, "
             f"**{record.num_quarantined} quarantined**.\n\n"
             f"| rule | breaking rows |\n| --- | ---: |\n{rules}\n\n"
-            f"Quarantine: `{settings().path(record.quarantine_uri)}`\n"
+            f"Great Expectations' report: [{record.report_uri}]({settings().path(record.report_uri).as_uri()})\n\n"
+            f"Quarantine: `{settings().path(record.quarantine_uri)}`\n\n"
+            f"Lines that are no rows: {record.rows.num_malformed}, `{settings().path(record.rows.malformed_uri)}`\n"
         ),
     )
 

@@ -34,7 +34,7 @@ _PLUMBING = frozenset(
     }
 )
 _NO_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "google": "protobuf"}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow", "google": "protobuf"}
 
 
 @functools.cache

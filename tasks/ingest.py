@@ -1,92 +1,168 @@
-"""ingest: rows from their source into one Parquet file, unchecked."""
+"""ingest: rows from their source into one Parquet file, unchecked; lines that are no rows into another."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_contracts.digests import digest_of_document, digest_of_file, digest_of_table
-from data_contracts.errors import DataMissing
+from data_contracts.digests import digest_of_document
+from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.records import RawRows
 from data_contracts.sources import Data, Source
+from tasks.parquet import RowsWriter
+from tasks.personal import fingerprint
+from tasks.sources.readers import READERS
+from tasks.sources.rows import Malformed, Rows
 from tasks.stages import stage
 from tasks.store import Output
 
-_CARRIED = ("digits",)
+_PART = "part"
 
 
 @stage()
 def ingest(out: Output, source: Source) -> RawRows:
-    """Afterwards `rows.parquet` holds the rows as the source has them, in its order."""
-    table = _read_carried(source.source) if source.source.startswith("sklearn:") else _read_parquet(source.source)
-    pq.write_table(table, out.path("rows.parquet"))
+    """Afterwards `rows.parquet` holds the rows as the source has them, in its order, and `malformed.parquet` the rest.
+
+    Memory is bounded by a row group, whatever the number of rows; the bytes do not depend on how the source was cut.
+
+    Raises:
+        DataMissing: the source is gone, or is not what the recipe says of it.
+        EngineMissing: a package or a client that the source needs is not there.
+    """
+    data = source.data
+    rows, malformed = out.path("rows.parquet"), out.path("malformed.parquet")
+    with Malformed(malformed, is_encrypted=bool(source.personal)) as aside:
+        found = _renamed(_numbered(in_order(data, aside), data), data)
+        with RowsWriter(rows, found.schema, found.group_rows, source.personal) as writer:
+            for batch in found.batches:
+                writer.write(batch)
     return RawRows(
         uri=out.uri("rows.parquet"),
         source=source.source,
-        num_rows=table.num_rows,
-        digest=digest_of_table(table),
+        num_rows=writer.num_rows,
+        malformed_uri=out.uri("malformed.parquet"),
+        num_malformed=aside.num,
+        is_text=data.is_text,
+        # The bytes depend on the rows alone, so their digest is that of the rows.
+        digest=digest_of_document([writer.digest(), aside.digest(), data.is_text, *_key(source)]),
     )
 
 
-def locate(data: Data) -> Source:
-    """The source that `data` names, with a digest that changes when its content does.
+def _key(source: Source) -> list[str]:
+    return [fingerprint(source.personal)] if source.personal else []
+
+
+def locate(data: Data, personal: Collection[str] = ()) -> Source:
+    """The source that `data` names, with a digest that changes when its content does, or the way to read it.
+
+    The columns `personal` will be encrypted in all that is kept of it, which needs a key.
 
     Raises:
-        DataMissing: there is no such file or set.
+        SecretMissing: there is no key.
+        DataMissing: there is no such file, table or set.
+        EngineMissing: a package or a client that the source needs is not there.
     """
-    if data.source.startswith("sklearn:"):
-        name = data.source.removeprefix("sklearn:")
-        if name not in _CARRIED:
+    reader = READERS[data.kind]
+    content = [[origin.part, reader.identify(data, origin)] for origin in data.origins]
+    way = data.model_dump(mode="json", exclude={"source", "sources", "labels"}, exclude_none=True)
+    found: list[Any] = [data.kind, {**way, "format": None}, content]
+    if personal:
+        found += [sorted(personal), fingerprint(personal)]
+    return Source(source=data.described, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(found))
+
+
+def in_order(data: Data, malformed: Malformed) -> Rows:
+    """The rows of all origins, one behind the other, with the column `part` if there are several."""
+    reader = READERS[data.kind]
+    if data.sources is None:
+        return reader.read(data, data.origins[0], malformed)
+    readings = [reader.read(data, origin, malformed) for origin in data.origins]
+    schema = _one_schema(data, [reading.schema for reading in readings])
+    parts = [origin.part for origin in data.origins]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for reading, part in zip(readings, parts, strict=True):
+            for batch in reading.batches:
+                arrays = [
+                    batch[field.name].cast(field.type)
+                    if field.name in reading.schema.names
+                    else pa.nulls(batch.num_rows, field.type)
+                    for field in list(schema)[:-1]
+                ]
+                told = pa.repeat(pa.scalar(part, pa.string()), batch.num_rows)
+                yield pa.RecordBatch.from_arrays([*arrays, told], schema=schema)
+
+    return Rows(schema, batches(), min(reading.group_rows for reading in readings))
+
+
+def _one_schema(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
+    for schema, origin in zip(schemas, data.origins, strict=True):
+        if data.kind != "jsonl" and set(schema.names) != set(schemas[0].names):
             raise DataMissing(
-                f"scikit-learn carries no set {name!r} that Bloomery reads",
-                required=f"one of {', '.join(f'sklearn:{known}' for known in _CARRIED)}, or a path",
-                where="the recipe's data.source",
-                remedy="mend the name, or give the path of a Parquet file",
+                f"{origin.source} has the columns {', '.join(schema.names)}",
+                required=f"those of the first source: {', '.join(schemas[0].names)}",
+                where="the recipe's data.sources",
+                remedy="give sources of one kind",
             )
-        import importlib.metadata
-
-        version = importlib.metadata.version("scikit-learn")
-        return Source(source=data.source, digest=digest_of_document([data.source, version]))
-    files = _parquet_files(Path(data.source))
-    digests = [[str(path.relative_to(data.source)), digest_of_file(path)] for path in files]
-    return Source(source=data.source, digest=digest_of_document(digests))
-
-
-def _parquet_files(path: Path) -> list[Path]:
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise DataMissing(
-            f"there is no Parquet {'in the folder' if path.is_dir() else 'file'} {path}",
-            required="a Parquet file, or a folder of them",
-            where="the recipe's data.source (a relative path starts at the recipe's own folder)",
-            remedy="mend the path in the recipe, or put the data there",
-        )
-    return files
-
-
-def _read_parquet(path: str) -> pa.Table:
     try:
-        return pq.read_table(path)
+        whole = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as failure:
         raise DataMissing(
-            f"{path} cannot be read as Parquet: {failure}",
-            required="whole Parquet files of one schema",
-            where=path,
-            remedy="write the data again; a file that was cut off while it was copied ends like this",
+            f"the sources do not fit each other: {failure}",
+            required="one type per column",
+            where=data.described,
+            remedy="write the sources in equal types",
         ) from failure
+    _require_free(_PART, whole, "sources")
+    return whole.append(pa.field(_PART, pa.string()))
 
 
-def _read_carried(source: str) -> pa.Table:
-    """The UCI test part of the handwritten digits: the copy that scikit-learn carries is without writers."""
-    from sklearn.datasets import load_digits
+def _numbered(rows: Rows, data: Data) -> Rows:
+    """With the column `row_id` in front, if the recipe asks for one; as text where all columns are text."""
+    carries = data.kind == "idx" and data.row_id is None
+    name = "id" if carries else data.row_id
+    if name is None:
+        return rows
+    _require_free(name, rows.schema, "row_id")
+    kind = pa.string() if data.is_text else pa.int64()
+    schema = rows.schema.insert(0, pa.field(name, kind))
 
-    carried = load_digits()
-    return pa.table(
-        {
-            "id": pa.array(range(len(carried.target)), pa.int64()),
-            "image": pa.array(list(carried.data.astype("uint8")), pa.list_(pa.uint8())),
-            "label": pa.array(carried.target, pa.int64()),
-        }
+    def batches() -> Iterator[pa.RecordBatch]:
+        start = 0
+        for batch in rows.batches:
+            numbers = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64)).cast(kind)
+            start += batch.num_rows
+            yield pa.RecordBatch.from_arrays([numbers, *batch.columns], schema=schema)
+
+    return rows._replace(schema=schema, batches=batches())
+
+
+def _renamed(rows: Rows, data: Data) -> Rows:
+    new = data.rename or {}
+    unknown = sorted(set(new) - set(rows.schema.names))
+    if unknown:
+        raise _misfit(f"there is no column {', '.join(unknown)} to rename", rows.schema, "rename")
+    names = [new.get(name, name) for name in rows.schema.names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise _misfit(f"two columns would have the name {', '.join(twice)}", rows.schema, "rename")
+    schema = pa.schema([(name, field.type) for name, field in zip(names, rows.schema, strict=True)])
+    renamed = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in rows.batches)
+    return rows._replace(schema=schema, batches=renamed)
+
+
+def _require_free(name: str, schema: pa.Schema, option: str) -> None:
+    if name in schema.names:
+        raise _misfit(f"the source has a column {name} already", schema, option)
+
+
+def _misfit(found: str, schema: pa.Schema, option: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        found,
+        required=f"names that fit the source's columns: {', '.join(schema.names)}",
+        where=f"the recipe's data.{option}",
+        remedy="mend the recipe",
     )

@@ -15,6 +15,8 @@ from filelock import FileLock
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.errors import EngineMissing
 from data_contracts.records import Bento, Chosen, describe
+from data_contracts.served import served
+from models.encoder import read_encoder
 from tasks import artifacts
 from tasks.code_version import packages_of, reach
 from tasks.settings import settings
@@ -46,7 +48,8 @@ def package(out: Output, chosen: Chosen, name: str) -> Bento:
     _build(_build_options(context, tag, modules, labels), tag)
     kept = _digests(context)
     shutil.rmtree(context)
-    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=content)
+    # The name counts: under another one the same model is another release.
+    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest_of_document([name, content]))
 
 
 def bento_folder(tag: str) -> Path:
@@ -70,8 +73,9 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     dataset = chosen.options.trained.dataset
     shutil.copyfile(settings().path(chosen.candidate.uri), folder / "model.onnx")
     shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
-    contract = dataset.checked.contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
-    (folder / "contract.json").write_text(contract, encoding="utf-8")
+    contract = served(dataset.checked.contract, read_encoder(folder / "encoder.json").features.window_lengths)
+    text = contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
+    (folder / "contract.json").write_text(text, encoding="utf-8")
     return modules
 
 

@@ -1,56 +1,59 @@
-"""prepare: split, fit the encoder on the training part, encode. On Spark."""
+"""prepare: split, fit the encoder on the training part, encode."""
 
 from __future__ import annotations
 
 import shutil
-from functools import partial
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from data_contracts.digests import digest_of_document, digest_of_file
-from data_contracts.errors import DataUnfit
+from data_contracts.means import Engine
 from data_contracts.records import CheckedRows, Dataset, Part
-from data_contracts.schemas import spark_schema
-from models.config import Features, Split
-from models.encoder import CLASS, ENCODED, Encoder, Moments, encode_batches, fit, summarise_batches
-from tasks import spark
+from data_contracts.schemas import arrow_schema
+from data_contracts.served import served
+from models.config import Features
+from models.encoder import encoded_schema, fit
+from models.splits import PARTS
+from tasks.parquet import write_rows
+from tasks.personal import kept_schema
+from tasks.rows_local import LocalRows, local_rows
+from tasks.rows_spark import SparkRows, spark_rows
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pathlib import Path
 
-_PART = "_part"
-_PARTS = ("train", "val", "test")
-_ROWS_OF_GROUP = 65_536
+_FITS_ONE_MACHINE = 20_000_000_000  # bytes of Parquet, for which a cluster is not asked for even where there is one
 
 
 @stage()
-def prepare(out: Output, checked: CheckedRows, features: Features) -> Dataset:
+def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engine) -> Dataset:
     """Afterwards `train`, `val` and `test.parquet` hold encoded rows sorted by key, `encoder.json` the fitted state.
 
-    The bytes of all files depend on the rows and the features alone, not on the number of executors.
+    For a series, `test_rows.parquet` has the key, label and raw windows of the test part. The bytes of all files depend
+    on the rows and the features alone, not on the engine or its executors.
 
     Raises:
-        DataUnfit: there are fewer than two classes, or too few rows for three parts.
+        DataUnfit: there are fewer than two classes, a part is empty, or parts share what they must not.
     """
-    from pyspark.sql.types import StructType
-
-    engine = spark.session()
-    rows = engine.read.schema(StructType.fromJson(spark_schema(checked.contract))).parquet(
-        str(settings().path(checked.uri))
-    )
-    divided = divide(rows, features.key, features.label, features.split).persist()
-    try:
-        encoder = _fit(divided.where(f"{_PART} = 'train'"), features)
+    scratch = out.path(".scratch")
+    scratch.mkdir()
+    with _divided(checked, features, engine, scratch) as rows:
+        encoder = fit(features, rows.summaries())
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
-        parts = {name: _write(divided.where(f"{_PART} = '{name}'"), encoder, name, out) for name in _PARTS}
-    finally:
-        divided.unpersist()
-    _require_rows(parts, features.split)
+        schema = encoded_schema(encoder, kept_schema(checked.contract).field(features.key).type)
+        parts = {}
+        for name in PARTS:
+            path = out.path(f"{name}.parquet")
+            num_rows = write_rows(path, schema, rows.encoded(name, encoder))
+            parts[name] = Part(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)
+        test_rows_uri = checked.uri if features.series is None else _keep_windows(out, checked, features, rows)
+        num_dropped = rows.num_dropped
+    shutil.rmtree(scratch)
     return Dataset(
         **parts,
         encoder_uri=out.uri("encoder.json"),
@@ -59,84 +62,40 @@ def prepare(out: Output, checked: CheckedRows, features: Features) -> Dataset:
         inputs=encoder.columns,
         input_shape=encoder.input_shape,
         classes=encoder.classes,
+        test_rows_uri=test_rows_uri,
+        num_dropped=num_dropped,
         checked=checked,
-        digest=digest_of_document([digest_of_file(out.path("encoder.json")), *(parts[name].sha256 for name in _PARTS)]),
+        digest=digest_of_document([digest_of_file(out.path("encoder.json")), *(parts[name].sha256 for name in PARTS)]),
     )
 
 
-def divide(rows: DataFrame, key: str, label: str, split: Split) -> DataFrame:
-    """`rows` with a column that names each row's part.
-
-    In every class the rows are ranked by a hash of their key, and the ranks are cut by the split's shares; the first
-    row of a class is always for training, so no class is unknown to the encoder.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as f
-
-    hashed = f.sha2(f.concat_ws(":", f.lit(split.salt), f.col(key).cast("string")), 256)
-    of_class = Window.partitionBy(label)
-    rank = f.row_number().over(of_class.orderBy(hashed, key))
-    position = (rank - 0.5) / f.count("*").over(of_class)
-    part = (
-        f.when((rank == 1) | (position < split.train), "train")
-        .when(position < split.train + split.val, "val")
-        .otherwise("test")
+def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: LocalRows | SparkRows) -> str:
+    """Write the test part's raw windows, as a client of the endpoint would send them, and give their address."""
+    inputs = (column for source in features.inputs for column in source.columns)
+    whole = arrow_schema(served(checked.contract, features.window_lengths))
+    key = kept_schema(checked.contract).field(features.key)
+    schema = pa.schema([key, *(whole.field(name) for name in (features.label, *inputs))])
+    path = out.path("test_rows.parquet")
+    batches = (
+        cast
+        for batch in rows.raw("test", schema.names)
+        for cast in pa.Table.from_batches([batch]).cast(schema).to_batches()
     )
-    return rows.withColumn(_PART, part)
+    write_rows(path, schema, batches)
+    return out.uri(path.name)
 
 
-def _fit(train: DataFrame, features: Features) -> Encoder:
-    label_type = train.schema[features.label].dataType.simpleString()
-    summaries = train.mapInArrow(
-        partial(summarise_batches, features), f"moments string, labels array<{label_type}>"
-    ).collect()
-    return fit(
-        features,
-        (Moments.model_validate_json(summary["moments"]) for summary in summaries),
-        {label for summary in summaries for label in summary["labels"]},
-    )
+def _divided(
+    checked: CheckedRows, features: Features, engine: Engine, scratch: Path
+) -> AbstractContextManager[LocalRows | SparkRows]:
+    if needs_spark(checked, engine):
+        return spark_rows(checked, features, engine.spark, scratch)
+    return local_rows(checked, features, scratch)
 
 
-def _write(rows: DataFrame, encoder: Encoder, name: str, out: Output) -> Part:
-    """One part as one Parquet file, sorted by key."""
-    key = encoder.features.key
-    key_type = rows.schema[key].dataType.simpleString()
-    folder = out.path(f".{name}")
-    (
-        rows.repartition(1)
-        .sortWithinPartitions(key)
-        .mapInArrow(partial(encode_batches, encoder), f"{key} {key_type}, {CLASS} bigint, {ENCODED} array<float>")
-        .write.parquet(str(folder))
-    )
-    target = out.path(f"{name}.parquet")
-    num_rows = _gather(folder, target)
-    return Part(uri=out.uri(target.name), sha256=digest_of_file(target), num_rows=num_rows)
-
-
-def _gather(folder: Path, target: Path) -> int:
-    """Write the rows of Spark's one output file to `target`, drop its folder, and return the number of rows.
-
-    Spark's own Parquet files hold equal rows but not equal bytes from one Java process to the next: the order of the
-    encodings in the footer follows Java's identity hashes. Arrow writes the same bytes every time.
-    """
-    files = list(folder.glob("part-*.parquet"))
-    if len(files) != 1:
-        raise RuntimeError(f"Spark wrote {len(files)} files for one partition in {folder}")
-    source = pq.ParquetFile(files[0])
-    schema = source.schema_arrow.remove_metadata()
-    with pq.ParquetWriter(target, schema) as writer:
-        for batch in source.iter_batches(_ROWS_OF_GROUP):
-            writer.write_batch(batch.replace_schema_metadata(None))
-    shutil.rmtree(folder)
-    return int(source.metadata.num_rows)
-
-
-def _require_rows(parts: dict[str, Part], split: Split) -> None:
-    counts = {name: part.num_rows for name, part in parts.items()}
-    if min(counts.values()) == 0:
-        raise DataUnfit(
-            f"the parts have {', '.join(f'{count} {name}' for name, count in counts.items())} rows",
-            required="at least one row in every part",
-            where=f"split {split.train:g} / {split.val:g} / {split.test:g} in each class",
-            remedy="bring more rows, or larger shares for the empty parts in the recipe's features.split",
-        )
+def needs_spark(checked: CheckedRows, engine: Engine) -> bool:
+    """Whether Spark is asked for, or a cluster is there and the rows are too many for one machine."""
+    if engine.kind != "auto":
+        return engine.kind == "spark"
+    has_cluster = not (engine.spark.master or settings().spark_master).startswith("local")
+    return has_cluster and settings().path(checked.uri).stat().st_size > _FITS_ONE_MACHINE

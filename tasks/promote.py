@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from datetime import date
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from data_contracts.records import Bento, Release, describe
 from models.config import Gates
 from tasks import artifacts, registry, tracking
 from tasks.package import bento_folder
+from tasks.parquet import read_batches
 from tasks.serving import ask, served_bento
 from tasks.settings import settings
 from tasks.stages import stage
@@ -189,7 +191,8 @@ def _held_out_rows(bento: Bento) -> pa.Table:
     """The raw rows of the test part, in the order of the measured answers."""
     dataset = bento.chosen.options.trained.dataset
     keys = _measured_answers(bento)[dataset.key]
-    rows = pq.read_table(settings().path(dataset.checked.uri))
+    names = [dataset.key, dataset.label, *dataset.inputs]
+    rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
     return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))
 
 
@@ -204,7 +207,8 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     """
     dataset = bento.chosen.options.trained.dataset
     expected = _measured_answers(bento).slice(0, num_rows)
-    rows = _held_out_rows(bento).slice(0, num_rows).select(list(dataset.inputs)).to_pylist()
+    held_out = _held_out_rows(bento).slice(0, num_rows).select(list(dataset.inputs)).to_pylist()
+    rows = [{name: _as_sent(value) for name, value in row.items()} for row in held_out]
     with served_bento(bento.tag) as client:
         answers = [_predictions(ask(client, [row]), bento)[0] for row in rows[:10]]
         together = _predictions(ask(client, rows), bento)
@@ -219,6 +223,11 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
         "probability": max(shares.values()),
     }
     return len(rows), example
+
+
+def _as_sent(value: Any) -> Any:
+    """A value of the checked rows as a client would send it."""
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _predictions(response: Any, bento: Bento) -> list[dict[str, Any]]:

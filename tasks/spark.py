@@ -9,16 +9,22 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil
+
 from data_contracts.errors import EngineMissing
+from data_contracts.means import SparkMeans
 from tasks.settings import settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 OLDEST_JAVA = 17
+_MOST_BYTES = 2_000_000_000
+_LEAST_BYTES = 600_000_000
 
 
 class Java(NamedTuple):
@@ -94,11 +100,14 @@ def _without_vector_module(real: Path) -> Path:
     return home
 
 
-def session() -> SparkSession:
+def session(means: SparkMeans | None = None) -> SparkSession:
     """The Spark session of this process, started at the first call and kept until `stop`.
 
+    A laptop's Spark listens on the loopback interface alone, has no web page and takes a share of the free memory. On
+    another master the executors are sent the code that they run; settings stated in `means` go before all of ours.
+
     Raises:
-        EngineMissing: Java is missing or does not start.
+        EngineMissing: Java is missing, or Spark does not start or does not find its master.
     """
     from pyspark.errors import PySparkRuntimeError
     from pyspark.sql import SparkSession
@@ -107,28 +116,59 @@ def session() -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable  # not whatever `python3` is on the path
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
-    builder = (
-        SparkSession.builder.appName("bloomery")
-        .master(settings().spark_master)
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
-        .config("spark.local.dir", str(scratch))
-        .config("spark.log.level", "ERROR")
-        .config("spark.driver.extraJavaOptions", f"-Djava.io.tmpdir={scratch}")
-    )
-    if settings().spark_master.startswith("local"):
-        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+    means = means or SparkMeans()
+    master = means.master or settings().spark_master
+    builder = SparkSession.builder.appName("bloomery")
+    builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
+    for name, value in (_settings(master, scratch) | means.settings).items():
+        builder = builder.config(name, value)
     try:
-        return builder.getOrCreate()
+        started = builder.getOrCreate()
+        if not master.startswith("local"):
+            started.addArtifacts(str(_code_for_executors(scratch)), pyfile=True)
+        return started
     except (PySparkRuntimeError, OSError) as failure:
         raise EngineMissing(
             f"Spark does not start: {failure}",
             required="a Java of version 17 or newer that this user may run",
-            where=f"JAVA_HOME={os.environ['JAVA_HOME']}, Spark master {settings().spark_master}",
+            where=f"JAVA_HOME={os.environ['JAVA_HOME']}, Spark master {master}",
             remedy="run `bloomery doctor`, and look into the state folder's `logs`",
         ) from failure
+
+
+def _settings(master: str, scratch: Path) -> dict[str, str]:
+    ours = {
+        "spark.ui.enabled": "false",
+        "spark.sql.adaptive.enabled": "true",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.ansi.doubleQuotedIdentifiers": "true",  # one SQL for Spark and DuckDB
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
+        "spark.local.dir": str(scratch),
+        "spark.log.level": "ERROR",
+        "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={scratch}",
+    }
+    if master.startswith("local"):
+        free = psutil.virtual_memory().available
+        ours |= {
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.memory": f"{max(min(free // 2, _MOST_BYTES), _LEAST_BYTES) // 1_000_000}m",
+            "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
+        }
+    return ours
+
+
+def _code_for_executors(scratch: Path) -> Path:
+    """The rooms that run on executors, as an archive that Python imports from."""
+    archive = scratch / "bloomery.zip"
+    root = Path(__file__).resolve().parent.parent
+    with zipfile.ZipFile(archive, "w") as file:
+        for room in ("data_contracts", "models"):
+            for path in sorted((root / room).rglob("*.py")):
+                file.write(path, path.relative_to(root))
+    return archive
 
 
 def stop() -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
+from data_contracts.means import Means
 from data_contracts.records import Record
 from tasks.settings import no_room, settings
 
@@ -66,8 +67,12 @@ class Outcome(Generic[RecordT]):
 
 
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
-    """The name of what `stage` makes of `arguments`: records count by their digest, all else by its whole value."""
-    return digest_of_document({"stage": stage, "code": code, "arguments": [_identity(one) for one in arguments]})[:32]
+    """The name of what `stage` makes of `arguments`: records count by their digest, all else by its whole value.
+
+    Means do not count.
+    """
+    counting = [_identity(one) for one in arguments if not isinstance(one, Means)]
+    return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]
 
 
 def _identity(argument: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_contracts.records import Dataset, Trained
-from models.config import Cnn, Training
+from models.config import Model, Training
 from tasks import artifacts, tracking
 from tasks.events import Progress, emit
 from tasks.settings import settings
@@ -30,7 +30,7 @@ def _run_is_kept(record: Trained) -> bool:
 
 
 @stage(is_whole=_run_is_kept, present=artifacts.training_run)
-def train(out: Output, dataset: Dataset, model: Cnn, training: Training) -> Trained:
+def train(out: Output, dataset: Dataset, model: Model, training: Training) -> Trained:
     """Afterwards `weights.safetensors` and `network.json` hold the network, and MLflow a run with all figures.
 
     The same arguments give the same weights, bit for bit, on a processor of the same kind.
@@ -85,7 +85,13 @@ def _instruction_sets() -> str:
 
 
 def _log(
-    run_id: str, out: Output, dataset: Dataset, model: Cnn, training: Training, epochs: Sequence[Epoch], processor: str
+    run_id: str,
+    out: Output,
+    dataset: Dataset,
+    model: Model,
+    training: Training,
+    epochs: Sequence[Epoch],
+    processor: str,
 ) -> None:
     from mlflow.entities import Dataset as TrackedDataset
     from mlflow.entities import DatasetInput, InputTag
@@ -137,6 +143,7 @@ def _log(
     )
     draw_loss(epochs, out.path("loss.png"))
     tracking.client().log_artifact(run_id, str(out.path("loss.png")))
+    tracking.client().log_artifact(run_id, str(settings().path(dataset.checked.report_uri)), "contract")
 
 
 def _log_confusion(run_id: str, out: Output, network: nn.Module, part: Examples, dataset: Dataset) -> None:

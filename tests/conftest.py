@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from data_contracts.records import Release
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
@@ -20,6 +23,15 @@ def environment_for(home: Path, **more: str) -> dict[str, str]:
     """The environment of a user who has set nothing but the state folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return {**kept, "BLOOMERY_HOME": str(home), "COLUMNS": "100", **more}
+
+
+@pytest.fixture(scope="session")
+def datasets() -> Path:
+    """The folder of real data sets that lies beside a developer's checkout; tests that need it are skipped without."""
+    folder = ROOT.parent / "shared" / "datasets"
+    if not folder.is_dir():
+        pytest.skip("the folder of real data sets is not here")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +87,99 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tu
     ended = bloomery(home, "run", "digits", "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return home, json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="session")
+def release() -> Release:
+    """A release made up for tests, with every record that it was made from."""
+    from data_contracts.contract import read_contract
+    from data_contracts.records import (
+        Bento,
+        Candidate,
+        CheckedRows,
+        Chosen,
+        Dataset,
+        Interval,
+        Latency,
+        Options,
+        Part,
+        RawRows,
+        Release,
+        Trained,
+        Verdict,
+    )
+
+    rows = RawRows(
+        uri="ingest/rows.parquet",
+        source="sklearn:digits",
+        num_rows=1797,
+        malformed_uri="ingest/malformed.parquet",
+        num_malformed=0,
+        is_text=False,
+        digest="d-rows",
+    )
+    checked = CheckedRows(
+        uri="validate/rows.parquet",
+        quarantine_uri="validate/quarantine.parquet",
+        report_uri="validate/report.html",
+        num_rows=1790,
+        num_quarantined=7,
+        checked=(("id: must be unique", 7),),
+        fresh_until=None,
+        contract=read_contract(ROOT / "data_contracts" / "digits.odcs.yaml"),
+        rows=rows,
+        digest="d-checked",
+    )
+    dataset = Dataset(
+        train=Part(uri="train.parquet", sha256="a", num_rows=1253),
+        val=Part(uri="val.parquet", sha256="b", num_rows=179),
+        test=Part(uri="test.parquet", sha256="c", num_rows=358),
+        encoder_uri="encoder.json",
+        key="id",
+        label="label",
+        inputs=("image",),
+        input_shape=(1, 8, 8),
+        classes=(0, "one"),
+        test_rows_uri="validate/rows.parquet",
+        num_dropped=0,
+        checked=checked,
+        digest="d-dataset",
+    )
+    trained = Trained(
+        uri="weights.safetensors",
+        network_uri="network.json",
+        run_id="run",
+        num_parameters=12345,
+        epochs=3,
+        val_accuracy=0.5,
+        processor="1 thread(s)",
+        dataset=dataset,
+        digest="d-trained",
+    )
+    candidate = Candidate(
+        name="int8",
+        uri="int8.onnx",
+        sha256="e",
+        run_id="run",
+        size_bytes=1,
+        num_parameters=12345,
+        accuracy=Interval(value=0.5, low=0.4, high=0.6),
+        drop=Interval(value=0.0, low=-0.1, high=0.1),
+        latency=Latency(batch_size=1, p50_ms=1.0, p99_ms=2.0, ratio=1.0),
+        parity_error=1e-7,
+        answers_uri="answers.parquet",
+    )
+    options = Options(candidates=(candidate, candidate), trained=trained, digest="d-options")
+    verdict = Verdict(name="int8", passed=False, reasons=("too large",))
+    chosen = Chosen(candidate=candidate, verdicts=(verdict,), options=options, digest="d-chosen")
+    bento = Bento(tag="digits:abc", files=(("model.onnx", "e"),), chosen=chosen, digest="d-bento")
+    return Release(
+        name="digits",
+        version=3,
+        alias="champion",
+        num_asked=100,
+        example="id 5: 3 is 3",
+        replaced_version=None,
+        bento=bento,
+        digest="d-release",
+    )

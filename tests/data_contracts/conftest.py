@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import data_contracts
+from data_contracts.checks import breaking, conditions, read_batch, row_rules
 from data_contracts.contract import Contract, read_contract
+from data_contracts.schemas import arrow_schema
 
 DIGITS = Path(data_contracts.__file__).parent / "digits.odcs.yaml"
 
@@ -51,3 +55,18 @@ def changed_digits(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def set_aside() -> Callable[[pa.Table, Contract], set[int]]:
+    """The rows of a table that training sets aside: those that break a rule of severity error."""
+
+    def find(table: pa.Table, contract: Contract) -> set[int]:
+        schema = arrow_schema(contract)
+        rules = tuple(rule for rule in row_rules(contract) if rule.severity == "error")
+        (found,) = table.combine_chunks().to_batches()
+        batch, read = read_batch(found, schema), conditions(rules, schema)
+        masks = [breaking(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules]
+        return set(np.flatnonzero(np.any(masks, axis=0)).tolist()) if masks else set()
+
+    return find

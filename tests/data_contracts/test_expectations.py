@@ -1,296 +1,208 @@
-"""The verdict of Great Expectations: which rows break which rule."""
+"""The verdict of Great Expectations over counted rules, and its page."""
 
 from __future__ import annotations
 
-import datetime as dt
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pydantic import ValidationError
-from sklearn.datasets import load_digits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data_contracts.contract import Contract
-from data_contracts.expectations import _require_checked, judge
-from data_contracts.rules import Rule
-from data_contracts.schemas import arrow_schema, require_columns
+from data_contracts.expectations import Count, Example, expectation, kept, told, verdict
+from data_contracts.report import page
+from data_contracts.rules import ROW_KINDS, Rule
 
-UINT8_ARRAY = {
-    "name": "v",
-    "logicalType": "array",
-    "required": True,
-    "logicalTypeOptions": {"minItems": 1, "maxItems": 2},
-    "items": {"logicalType": "integer", "physicalType": "uint8", "logicalTypeOptions": {"minimum": 1, "maximum": 9}},
-}
-
-
-def broken_rows(values: pa.Array | pa.ChunkedArray, contract: Contract) -> set[int]:
-    return {breach.row for breach in judge(pa.table({"v": values}), contract).breaches}
-
-
-def test_the_digits_keep_their_contract(digits_contract):
-    digits = load_digits()
-    table = pa.table(
-        {
-            "id": pa.array(range(len(digits.target))),
-            "image": pa.array(list(digits.data.astype("uint8")), pa.list_(pa.uint8())),
-            "label": pa.array(digits.target, pa.int64()),
-        }
-    )
-    verdict = judge(table, digits_contract)
-    assert (verdict.breaches, verdict.broken) == ((), ())
-    assert [rule for rule, _ in verdict.checked][: len(digits_contract.rules())] == [
-        f"{rule.target or 'table'}: {rule.sentence}" for rule in digits_contract.rules()
-    ]
-    assert {count for _, count in verdict.checked} == {0}
+NASTY = "<script>alert(1)</script>"
+ODD = "$column ${rule} $$x {{7*7}} {% raw %} %s \\1 & \"q\" 'p' &lt; \U0001f600"
+RULES = (
+    Rule(target="", kind="num_rows", low=1),
+    Rule(target="v", kind="required"),
+    Rule(target="v[]", kind="required"),
+    Rule(target="v", kind="unique"),
+    Rule(target="", kind="unique", columns=("v", "w")),
+    Rule(target="v", kind="between", low=0, high=1, strict_low=True),
+    Rule(target="v[]", kind="between", high=1),
+    Rule(target="v", kind="in_set", values=("a", NASTY, ODD, 1, 2.5, True, "2024-01-01")),
+    Rule(target="v", kind="pattern", pattern=r"^<b>$|\d{3}$$v"),
+    Rule(target="v[]", kind="pattern", pattern="a"),
+    Rule(target="v", kind="length", low=1, high=3),
+    Rule(target="v[]", kind="length", high=3),
+    Rule(target="v", kind="num_items", low=1),
+    Rule(target="v", kind="fits", low=0, high=255),
+    Rule(target="v", kind="fits"),
+    Rule(target="", kind="expression", expression=f"v < w OR v = '{NASTY}'", columns=("v", "w")),
+    Rule(target="v", kind="determined", columns=("w",)),
+    Rule(target="", kind="query", expression="SELECT count(*) FROM {object} WHERE v <> '<b>'", high=3),
+    Rule(target="v", kind="fresh", high=86400),
+    Rule(target="v", kind="distribution", reference="r", divergence="psi", high=0.1),
+)
+TABLE_NUMBERS = ("num_rows", "query", "fresh", "distribution")
+EXAMPLES = (Example(3, NASTY), Example(4, ODD), Example(7, ODD), Example(9, ""), Example(12, "null"))
 
 
-def test_every_kind_of_rule_finds_the_rows_that_break_it(contract_of):
-    contract = contract_of(
-        {"name": "id", "logicalType": "integer", "primaryKey": True},
-        {"name": "size", "logicalType": "integer", "physicalType": "int8", "logicalTypeOptions": {"minimum": 0}},
-        {
-            "name": "share",
-            "logicalType": "number",
-            "logicalTypeOptions": {"exclusiveMinimum": 0, "exclusiveMaximum": 2},
-        },
-        {"name": "word", "logicalType": "string", "logicalTypeOptions": {"maxLength": 3, "pattern": "^[a-z]*$"}},
-        {
-            "name": "kind",
-            "logicalType": "string",
-            "quality": [{"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": ["x", "y"]}}],
-        },
-    )
-    table = pa.table(
-        {
-            "id": pa.array([7, 7, None, 1, 2]),
-            "size": pa.array([0, -1, 127, 128, None]),
-            "share": pa.array([0.0, 1.0, 2.0, None, 1e-9]),
-            "word": pa.array(["abc", "abcd", "A", None, ""]),
-            "kind": pa.array(["x", "y", "z", None, "x"]),
-        }
-    )
-    breaches = [(breach.row, breach.column, breach.rule, breach.value) for breach in judge(table, contract).breaches]
-    assert breaches == [
-        (0, "id", "must be unique", "7"),
-        (0, "share", "must be greater than 0 and less than 2", "0.0"),
-        (1, "id", "must be unique", "7"),
-        (1, "size", "must be at least 0", "-1"),
-        (1, "word", "length must be at most 3", "4"),
-        (2, "id", "must not be null", "null"),
-        (2, "kind", "must be one of x, y", "z"),
-        (2, "share", "must be greater than 0 and less than 2", "2.0"),
-        (2, "word", "must match ^[a-z]*$", "A"),
-        (3, "size", "must be a whole number from -128 to 127", "128"),
+def counted(rule: Rule, num_breaking: int, num_asked: int = 100) -> Count:
+    if rule.kind in TABLE_NUMBERS:
+        return Count(rule, min(num_breaking, 1), 1, (), f"7.25{NASTY}" if num_breaking else "0")
+    return Count(rule, num_breaking, num_asked, EXAMPLES[:num_breaking])
+
+
+def counts(num_breaking: int) -> list[Count]:
+    """Every kind of rule, as an error, tolerated, and as a warning."""
+    changes = ({}, {"tolerance": 0.5}, {"severity": "warning"})
+    plain = [rule.model_copy(update=change) for change in changes for rule in RULES]
+    return [
+        counted(rule, num_breaking if rule.kind != "num_rows" else 0)
+        for rule in plain
+        if rule.tolerance is None or rule.kind not in TABLE_NUMBERS
     ]
 
 
-def test_every_rule_of_the_digits_is_asked_of_its_own_column(digits_contract):
-    image = [0] * 64
-    table = pa.table(
-        {
-            "id": pa.array([-1, 1, 1, None, 4, 5, 6, 7], pa.int64()),
-            "image": pa.array([image, image, image, image, None, [17, *image[1:]], image[1:], [None, *image[1:]]]),
-            "label": pa.array([0, 1, 10, 3, 4, 5, 6, None], pa.int64()),
-        }
+class Reader(HTMLParser):
+    """What stands in a page: its text, its tags, and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loads += [f"{tag} {value}" for name, value in attrs if name in ("src", "href", "onload", "onerror")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def broken_page() -> str:
+    return page(verdict("made", "the source", 100, counts(5)))
+
+
+def test_every_kind_of_rule_has_an_expectation():
+    assert {rule.kind for rule in RULES} == {*ROW_KINDS, *TABLE_NUMBERS, "unique", "determined"}
+    found = [expectation(rule) for rule in RULES]
+    assert all(one.severity == "critical" for one in found)
+    assert expectation(RULES[1].model_copy(update={"severity": "warning"})).severity == "warning"
+
+
+@pytest.mark.parametrize("num_breaking", [0, 1, 5])
+def test_every_rule_has_a_row_on_the_page_and_none_fails_to_be_drawn(num_breaking, caplog):
+    asked = counts(num_breaking)
+    with caplog.at_level(logging.WARNING):
+        html = page(verdict("made", "the source", 100, asked))
+    assert "unexpected Exception" not in html
+    assert [record.getMessage() for record in caplog.records] == []
+    shown = read(html).text
+    for count in asked:
+        assert told(count.rule) in shown
+
+
+def test_great_expectations_decides_as_the_counts_do():
+    for num_breaking in (0, 1, 5):
+        asked = counts(num_breaking)
+        assert kept(verdict("made", "s", 100, asked)) == [count.is_kept for count in asked]
+
+
+MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
+
+
+@settings(deadline=None, max_examples=100)
+@given(rule=st.sampled_from(MAP_RULES), data=st.data())
+def test_the_tolerance_is_kept_to_the_last_row(rule, data):
+    percent = data.draw(st.integers(0, 99) | st.sampled_from([0.1, 0.3, 12.5, 33.3]))
+    num_asked = data.draw(st.integers(0, 40) | st.sampled_from([100, 1000, 7777, 10_000_000]))
+    edge = int(Fraction(str(percent)) / 100 * num_asked)
+    num_breaking = min(max(edge + data.draw(st.integers(-1, 1)), 0), num_asked)
+    tolerance = float(Fraction(str(percent)) / 100)
+    count = Count(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_asked)
+    wanted = num_breaking <= Fraction(str(percent)) / 100 * num_asked
+    assert count.is_kept == wanted
+    num_rows = num_asked + (0 if rule.kind in ("required", "expression") else 3)
+    assert kept(verdict("made", "s", num_rows, [count])) == [wanted]
+
+
+def test_a_warning_that_fails_is_told_as_one(broken_page):
+    assert "v: must not be null (warning)" in read(broken_page).text
+
+
+def test_values_are_shown_as_they_are_and_never_become_markup(broken_page):
+    reader = read(broken_page)
+    assert NASTY in reader.text
+    assert ODD in reader.text
+    assert "7.25<script>" in reader.text
+    assert reader.tags.isdisjoint({"script", "img", "iframe", "link", "a", "b"})
+
+
+def test_names_never_become_markup():
+    reader = read(page(verdict('</title>"><script>x', "<img src=x>/rows.csv", 100, counts(1))))
+    assert reader.tags.isdisjoint({"script", "img"})
+    assert "<img src=x>/rows.csv" in reader.text
+
+
+def test_the_page_loads_nothing_and_forbids_scripts(broken_page):
+    reader = read(broken_page)
+    assert reader.loads == []
+    assert "default-src 'none'" in broken_page
+    assert "url(" not in broken_page
+    assert "@import" not in broken_page
+
+
+def test_a_column_may_have_the_name_of_anything_on_the_page():
+    for name in ("row", "Count", "index", "column"):
+        rule = Rule(target=name, kind="between", low=0)
+        html = page(verdict("made", "s", 9, [Count(rule, 2, 9, (Example(1, "-5"), Example(6, "-5")))]))
+        assert "-5" in read(html).text
+        assert "1, 6" in read(html).text
+
+
+def test_the_position_of_each_example_stands_on_the_page(broken_page):
+    assert "row in the source" in read(broken_page).text
+    assert "4, 7" in read(broken_page).text
+
+
+def test_numbers_of_the_table_are_shown_as_text():
+    for observed in ("no value", "2024-01-01 00:00:00+00:00", "1e+300"):
+        html = page(verdict("made", "s", 9, [Count(RULES[-3], 1, 1, (), observed)]))
+        assert observed in read(html).text
+        assert "unexpected values found" not in read(html).text
+
+
+def pages() -> Iterator[str]:
+    for num_breaking in (0, 5):
+        yield page(verdict("made", "the source", 100, counts(num_breaking)))
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_page(tmp_path):
+    here = Path(__file__)
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('drawn', {str(here)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "sys.stdout.write(''.join(module.pages()))\n"
     )
-    verdict = judge(table, digits_contract)
-    assert verdict.broken == ("number of rows is 8, number of rows must be at least 100",)
-    assert [(breach.row, breach.column, breach.rule) for breach in verdict.breaches] == [
-        (0, "id", "must be at least 0"),
-        (1, "id", "must be unique"),
-        (2, "id", "must be unique"),
-        (2, "label", "must be one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
-        (3, "id", "must not be null"),
-        (4, "image", "must not be null"),
-        (5, "image[]", "must be at least 0 and at most 16"),
-        (6, "image", "number of items must be at least 64 and at most 64"),
-        (7, "image[]", "must not be null"),
-        (7, "label", "must not be null"),
-    ]
-
-
-def test_each_rule_is_counted(contract_of):
-    contract = contract_of({"name": "v", "logicalType": "integer", "required": True, "unique": True})
-    verdict = judge(pa.table({"v": pa.array([1, 1, None, 2], pa.int64())}), contract)
-    assert verdict.checked[:2] == (("v: must not be null", 1), ("v: must be unique", 2))
-
-
-def test_a_wrong_number_of_rows_breaks_the_table_and_no_row(contract_of):
-    contract = contract_of(
-        {"name": "v", "logicalType": "integer"}, quality=[{"metric": "rowCount", "mustBeGreaterThan": 2}]
+    root = here.resolve().parents[2]
+    drawn = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    verdict = judge(pa.table({"v": [1, 2]}), contract)
-    assert verdict.broken == ("number of rows is 2, number of rows must be at least 3",)
-    assert verdict.breaches == ()
-    assert judge(pa.table({"v": [1, 2, 3]}), contract).broken == ()
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [pa.list_(pa.int64()), pa.large_list(pa.int16()), pa.list_(pa.uint8()), pa.list_(pa.float64())],
-    ids=str,
-)
-def test_arrays_are_judged_alike_in_every_arrow_type(contract_of, kind):
-    rows = [[1], [1, 9], [0], [10, 1], [None, 1], None, [], [1, 1, 1], [9]]
-    padded = pa.array([[5], *rows, [5]], kind).slice(1, len(rows))
-    assert broken_rows(padded, contract_of(UINT8_ARRAY)) == {2, 3, 4, 5, 6, 7}
-
-
-def test_arrays_of_fixed_length_are_judged_alike(contract_of):
-    rows = [[1, 9], [0, 1], [9, 10], [None, 1], None, [2, 2]]
-    padded = pa.array([[5, 5], *rows], pa.list_(pa.int64(), 2)).slice(1)
-    assert broken_rows(padded, contract_of(UINT8_ARRAY)) == {1, 2, 3, 4}
-
-
-def test_the_number_of_a_row_counts_over_all_chunks(contract_of):
-    chunks = pa.chunked_array([pa.array([[1]]), pa.array([[1], [0]]), pa.array([[0]])])
-    assert broken_rows(chunks, contract_of(UINT8_ARRAY)) == {2, 3}
-
-
-def test_an_element_is_shown_with_the_value_that_breaks_the_rule(contract_of):
-    (breach,) = judge(pa.table({"v": pa.array([[3, 12], [3]])}), contract_of(UINT8_ARRAY)).breaches
-    assert (breach.row, breach.column, breach.value) == (0, "v[]", "12")
-
-
-@pytest.mark.parametrize("physical", ["uint8", "int64"])
-def test_a_column_of_floats_breaks_where_a_whole_number_is_asked_for(contract_of, physical):
-    contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": physical, "required": True})
-    assert broken_rows(pa.array([0.0, 1.0, 1.5, 2.0, None]), contract) == {2, 4}
-
-
-@pytest.mark.parametrize("physical", ["uint8", "int64"])
-def test_an_array_of_floats_breaks_where_whole_numbers_are_asked_for(contract_of, physical):
-    items = {"logicalType": "integer", "physicalType": physical}
-    contract = contract_of({"name": "v", "logicalType": "array", "items": items})
-    assert broken_rows(pa.array([[0.0, 1.0], [0.0, 1.5], [2.0]]), contract) == {1}
-
-
-@pytest.mark.parametrize(
-    ("item", "values"),
-    [
-        ({"logicalType": "number"}, [0.5, float("nan")]),
-        ({"logicalType": "number"}, [0.5, float("inf")]),
-        ({"logicalType": "integer", "physicalType": "uint8"}, [1.0, float("nan")]),
-    ],
-    ids=["nan", "inf", "nan for a whole number"],
-)
-def test_what_is_not_a_finite_number_breaks_its_row(contract_of, item, values):
-    alone = contract_of({"name": "v", "logicalTypeOptions": {"minimum": 0}, **item})
-    assert broken_rows(pa.array(values), alone) == {1}
-
-
-@pytest.mark.parametrize(
-    ("item", "values"),
-    [
-        ({"logicalType": "number"}, [0.5, float("nan")]),
-        ({"logicalType": "number"}, [0.5, float("inf")]),
-        ({"logicalType": "integer", "physicalType": "uint8"}, [1.0, float("nan")]),
-    ],
-    ids=["nan", "inf", "nan for a whole number"],
-)
-def test_what_is_not_a_finite_number_breaks_the_row_of_its_array(contract_of, item, values):
-    inside = contract_of({"name": "v", "logicalType": "array", "items": item})
-    assert broken_rows(pa.array([[values[0]], values]), inside) == {1}
-
-
-def test_the_elements_of_arrays_of_text_are_asked_for_their_pattern(contract_of):
-    items = {"logicalType": "string", "logicalTypeOptions": {"pattern": "^a"}}
-    contract = contract_of({"name": "v", "logicalType": "array", "items": items})
-    assert broken_rows(pa.array([["a"], ["a", "b"], []]), contract) == {1}
-
-
-def test_the_elements_of_arrays_of_text_are_asked_for_their_length(contract_of):
-    items = {"logicalType": "string", "logicalTypeOptions": {"maxLength": 1}}
-    contract = contract_of({"name": "v", "logicalType": "array", "items": items})
-    assert broken_rows(pa.array([["a"], ["a", "bb"], []], pa.list_(pa.string())), contract) == {1}
-
-
-def test_dates_can_be_among_the_valid_values(contract_of):
-    day, another = dt.date(2024, 2, 1), dt.date(2024, 2, 2)
-    check = {"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": [day]}}
-    contract = contract_of({"name": "v", "logicalType": "date", "quality": [check]})
-    assert broken_rows(pa.array([day, another, None]), contract) == {1}
-
-
-@pytest.mark.parametrize("options", [{"minLength": 1}, {"pattern": "a"}], ids=str)
-def test_a_column_without_any_value_keeps_the_limits_of_text(contract_of, options):
-    contract = contract_of({"name": "v", "logicalType": "string", "logicalTypeOptions": options})
-    require_columns(pa.schema([("v", pa.null())]), contract, where="a test")
-    assert broken_rows(pa.nulls(2), contract) == set()
-
-
-def test_a_column_without_any_value_keeps_the_limits_of_numbers(contract_of):
-    optional = {"name": "v", "logicalType": "integer", "logicalTypeOptions": {"minimum": 1}}
-    assert broken_rows(pa.nulls(2), contract_of(optional)) == set()
-    assert broken_rows(pa.nulls(2), contract_of({**optional, "required": True})) == {0, 1}
-
-
-def test_a_column_without_any_array_keeps_the_limits_of_arrays(contract_of):
-    optional = {**UINT8_ARRAY, "required": False}
-    require_columns(pa.schema([("v", pa.null())]), contract_of(optional), where="a test")
-    assert broken_rows(pa.nulls(2), contract_of(optional)) == set()
-    assert broken_rows(pa.nulls(2), contract_of(UINT8_ARRAY)) == {0, 1}
-
-
-def test_arrays_without_any_element_keep_the_limits_of_elements(contract_of):
-    items = {"logicalType": "integer", "logicalTypeOptions": {"minimum": 1}}
-    contract = contract_of({"name": "v", "logicalType": "array", "items": items})
-    assert broken_rows(pa.array([[], None], pa.list_(pa.null())), contract) == set()
-
-
-def test_a_rule_that_great_expectations_cannot_check_does_not_pass(contract_of):
-    contract = contract_of({"name": "v", "logicalType": "number", "logicalTypeOptions": {"minimum": 0}})
-    with pytest.raises(RuntimeError, match="could not check"):
-        judge(pa.table({"v": ["a", "b"]}), contract)
-
-
-def test_large_whole_numbers_are_compared_to_the_last_digit_or_refused_as_limits(contract_of):
-    limit = 2**53 - 1
-    contract = contract_of({"name": "v", "logicalType": "integer", "logicalTypeOptions": {"maximum": limit}})
-    assert broken_rows(pa.array([limit - 1, limit, limit + 1]), contract) == {2}
-    with pytest.raises(ValidationError, match="last digit"):
-        contract_of({"name": "v", "logicalType": "integer", "logicalTypeOptions": {"maximum": limit + 1}})
-
-
-def test_large_keys_that_differ_in_the_last_digit_are_unique(contract_of):
-    contract = contract_of({"name": "v", "logicalType": "integer", "unique": True})
-    assert broken_rows(pa.array([2**62, 2**62 + 1, None]), contract) == set()
-
-
-def test_a_column_may_have_the_name_of_the_row_counter(contract_of):
-    contract = contract_of({"name": "_row", "logicalType": "integer", "logicalTypeOptions": {"minimum": 0}})
-    assert [breach.row for breach in judge(pa.table({"_row": [5, -1]}), contract).breaches] == [1]
-
-
-@pytest.mark.parametrize(
-    ("column", "values"),
-    [
-        ({"logicalType": "integer"}, pa.array([2.0**63])),
-        ({"logicalType": "integer"}, pa.array([2**63], pa.uint64())),
-        ({"logicalType": "number"}, pa.array([2**53 + 1])),
-        ({"logicalType": "timestamp"}, pa.array([1], pa.timestamp("ns"))),
-        ({"logicalType": "date"}, pa.array([1], pa.date64())),
-        ({"logicalType": "integer", "physicalType": "int16"}, pa.array([3.0])),
-        ({"logicalType": "string"}, pa.array(["a"], pa.large_string())),
-        ({"logicalType": "timestamp"}, pa.array([0], pa.timestamp("s"))),
-    ],
-    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else value["logicalType"],
-)
-def test_a_row_that_passes_can_be_converted_to_the_types_of_the_contract(contract_of, column, values):
-    contract = contract_of({"name": "v", "required": True, **column})
-    require_columns(pa.schema([("v", values.type)]), contract, where="a test")
-    passes = not broken_rows(values, contract)
-    assert not passes or pa.table({"v": values}).cast(arrow_schema(contract)).num_rows == 1
-
-
-def test_a_large_number_does_not_become_infinite_on_its_way_to_float32(contract_of):
-    contract = contract_of({"name": "v", "logicalType": "number", "physicalType": "float32", "required": True})
-    assert broken_rows(pa.array([1.0, 1e300]), contract) == {1}
-
-
-def test_a_failure_below_the_name_of_a_metric_is_seen():
-    rule = Rule(target="v", kind="unique")
-    told = {"('column_values.unique', 'abc', ())": {"raised_exception": True, "exception_message": "no such column"}}
-    with pytest.raises(RuntimeError, match=r"could not check .* no such column"):
-        _require_checked(told, rule)
-    _require_checked({"raised_exception": False, "exception_message": None}, rule)
+    assert drawn.stdout == "".join(pages())

@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from data_contracts.contract import PHYSICAL_TYPES
+from data_contracts.columns import PHYSICAL_TYPES
 from data_contracts.errors import ContractBroken
 from data_contracts.schemas import arrow_schema, require_columns, spark_schema
 

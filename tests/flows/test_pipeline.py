@@ -201,7 +201,7 @@ def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, blo
     shutil.rmtree(copy / "stages" / "promote")
     ended = bloomery(copy, "run", "digits")
     assert ended.returncode == 4, ended.stdout + ended.stderr
-    assert "for the row with id 7 the bento answers 7" in ended.stderr
+    assert "for the row with id 0 the bento answers 0" in ended.stderr
     after = json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)
     assert (after["version"], after["aliases"]) == (found["version"], ["champion"])
 

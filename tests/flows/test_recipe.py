@@ -47,7 +47,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("column: image", "column: picture", "no column 'picture'"),
         ("label: label", "label: digit", "no column 'digit'"),
         ("key: id", "key: label", "not a primaryKey"),
-        ("column: image", "column: label", "is no array of numbers"),
+        ("column: image", "column: label", "column 'label' is the label"),
         ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
     ],
 )

@@ -12,9 +12,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from models.batches import Examples
-from models.config import Cnn, Features, ImageInput, Loop
-from models.encoder import Encoder, encode, encode_labels, fit, moments
+from models.config import Cnn, Features, Loop
+from models.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
 from models.export import export
+from models.features.inputs import ImageInput
 from models.networks import Blueprint, build, fix_randomness
 from models.quantization import quantize
 from models.training import train
@@ -56,7 +57,7 @@ def features() -> Features:
 
 @pytest.fixture(scope="session")
 def encoder(digits: pa.Table, features: Features) -> Encoder:
-    return fit(features, [moments(digits, features.inputs[0])], range(10))
+    return fit(features, [summary[SUMMARY][0].as_py() for summary in summarise_batches(features, digits.to_batches())])
 
 
 @pytest.fixture(scope="session")

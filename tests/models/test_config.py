@@ -15,11 +15,12 @@ from models.config import (
     Compression,
     Features,
     Gates,
-    ImageInput,
     Loop,
-    Split,
+    Mlp,
     Training,
 )
+from models.features.inputs import ImageInput
+from models.splits import Split
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ from models.config import (
         Features(key="k", label="l", inputs=(ImageInput(kind="image", column="x", shape=(3, 5, 7)),)),
         Split(train=0.6, val=0.2, test=0.2, salt="s"),
         Cnn(kind="cnn", channels=(3, 5), kernel_size=5, hidden=7, dropout=0.5),
+        Mlp(kind="mlp", hidden=(3, 5), norm="none"),
         Training(epochs=3, seed=5),
         Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
         Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
@@ -96,6 +98,8 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
         (Cnn, {"kind": "cnn", "kernel_size": 4}),
         (Cnn, {"kind": "cnn", "dropout": 1}),
         (Cnn, {"kind": "transformer"}),
+        (Mlp, {"kind": "mlp", "hidden": []}),
+        (Mlp, {"kind": "mlp", "norm": "layer"}),
         (Loop, {"epochs": 0}),
         (Loop, {"epochs": 1, "learning_rate": 0}),
         (Loop, {"epochs": 1, "learning_rate": float("nan")}),

@@ -1,24 +1,12 @@
 """The best candidate within the budget goes on; if there is none, it is said what each one missed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data_contracts.contract import read_contract
 from data_contracts.errors import NoCandidate
-from data_contracts.records import (
-    Candidate,
-    CheckedRows,
-    Dataset,
-    Interval,
-    Latency,
-    Options,
-    Part,
-    RawRows,
-    Trained,
-    describe,
-)
-from flows.recipe import CONTRACTS
+from data_contracts.records import Candidate, Interval, Latency, Options, Release, describe
 from models.config import Budget
 from tasks.choose import choose, judge
 
@@ -39,47 +27,16 @@ def candidate(name: str, *, size: int = 1000, drop: float = 0.0, p99: float = 0.
     )
 
 
-def options(*candidates: Candidate) -> Options:
-    rows = RawRows(uri="r", source="s", num_rows=3, digest="r")
-    checked = CheckedRows(
-        uri="c",
-        quarantine_uri="q",
-        num_rows=3,
-        num_quarantined=0,
-        checked=(),
-        contract=read_contract(CONTRACTS / "digits.odcs.yaml"),
-        rows=rows,
-        digest="c",
-    )
-    part = Part(uri="p", sha256="p", num_rows=1)
-    dataset = Dataset(
-        train=part,
-        val=part,
-        test=part,
-        encoder_uri="e",
-        key="id",
-        label="label",
-        inputs=("image",),
-        input_shape=(1, 8, 8),
-        classes=(0, 1),
-        checked=checked,
-        digest="d",
-    )
-    trained = Trained(
-        uri="w",
-        network_uri="n",
-        run_id="t",
-        num_parameters=10,
-        epochs=1,
-        val_accuracy=0.9,
-        processor="p",
-        dataset=dataset,
-        digest="t",
-    )
-    return Options(candidates=candidates, trained=trained, digest="o")
+MakeOptions = Callable[..., Options]
 
 
-def test_the_smallest_that_passes_is_chosen(home: Path) -> None:
+@pytest.fixture
+def options(release: Release) -> MakeOptions:
+    """The options that a compress stage with the given candidates leaves."""
+    return lambda *candidates: release.bento.chosen.options.model_copy(update={"candidates": candidates})
+
+
+def test_the_smallest_that_passes_is_chosen(home: Path, options: MakeOptions) -> None:
     chosen = choose.task.fn(
         options(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300)),
         Budget(accuracy_drop=0.01),
@@ -88,14 +45,16 @@ def test_the_smallest_that_passes_is_chosen(home: Path) -> None:
     assert [verdict.passed for verdict in chosen.verdicts] == [True, False, True]
 
 
-def test_the_fastest_that_passes_is_chosen_and_a_slower_one_than_fp32_never(home: Path) -> None:
+def test_the_fastest_that_passes_is_chosen_and_a_slower_one_than_fp32_never(
+    home: Path, options: Callable[..., Options]
+) -> None:
     some = options(candidate("fp32"), candidate("small", size=1, ratio=1.2), candidate("fast", ratio=0.5))
     chosen = choose.task.fn(some, Budget(objective="latency"))
     assert chosen.candidate.name == "fast"
     assert chosen.verdicts[1].reasons == ("1.20x the time of fp32",)
 
 
-def test_if_none_passes_each_reason_is_said(home: Path) -> None:
+def test_if_none_passes_each_reason_is_said(home: Path, options: MakeOptions) -> None:
     some = options(candidate("fp32", size=5000), candidate("int8", size=1000, drop=0.03, p99=9.0))
     with pytest.raises(NoCandidate) as caught:
         choose.task.fn(some, Budget(size_bytes=2000, latency_ms=1.0))
@@ -109,7 +68,7 @@ def test_a_limit_that_is_just_reached_holds() -> None:
     assert judge(exact, Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)).passed
 
 
-def test_lineage_reads_backwards_from_the_choice_to_the_rows(home: Path) -> None:
+def test_lineage_reads_backwards_from_the_choice_to_the_rows(home: Path, options: MakeOptions) -> None:
     chosen = choose.task.fn(options(candidate("fp32")), Budget())
     assert [stage for stage, _, _ in describe(chosen)] == [
         "choose",

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_contracts.errors import DataMissing
+from data_contracts.records import RawRows
 from data_contracts.sources import Data
 from tasks.ingest import ingest, locate
 
@@ -55,3 +56,98 @@ def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataMissing, match="cannot be read as Parquet"):
         ingest.task.fn(locate(Data(source=str(path))))
+
+
+ADULT = (
+    *("age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship"),
+    *("race", "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income"),
+)
+PENDIGITS = (*(f"{axis}{point}" for point in range(8) for axis in "xy"), "label")
+
+
+def _ingested(home: Path, data: Data) -> tuple[RawRows, pa.Table]:
+    record = ingest(locate(data))
+    assert record.num_malformed == 0
+    return record, pq.read_table(home / record.uri)
+
+
+def test_adult_comes_in_from_two_files_with_leading_spaces_and_question_marks(home: Path, datasets: Path) -> None:
+    sources = [{"source": str(datasets / "adult" / f"adult-{part}.csv"), "part": part} for part in ("train", "test")]
+    data = Data.model_validate({"sources": sources, "columns": ADULT, "strip": True, "missing": ["?"], "row_id": "id"})
+    record, table = _ingested(home, data)
+    assert record.num_rows == 32_561 + 16_281
+    assert table["workclass"].null_count == 1_836 + 963
+    assert table["part"].to_pylist().count("test") == 16_281
+    assert set(table["income"].to_pylist()) == {"<=50K", ">50K", "<=50K.", ">50K."}
+    assert table["id"][-1].as_py() == "48841"
+
+
+def test_the_taxi_files_come_in_month_after_month(home: Path, datasets: Path) -> None:
+    data = Data(source=str(datasets / "nyc_taxi" / "*.csv"), path_pattern=r"(?P<month>\d{4}-\d{2})\.csv$")
+    record, table = _ingested(home, data)
+    assert record.num_rows == 120_000
+    assert table["congestion_surcharge"].slice(0, 20_000).null_count == 20_000
+    assert table["month"].to_pylist()[::10_000][:3] == ["2018-01", "2018-07", "2019-01"]
+
+
+@pytest.mark.slow
+def test_the_spoken_digits_come_in_from_their_zip(home: Path, datasets: Path) -> None:
+    pattern = r"(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav"
+    data = Data(source=str(datasets / "fsdd" / "fsdd.zip"), format="audio", path_pattern=pattern, sample_rate=8000)
+    record, table = _ingested(home, data)
+    assert record.num_rows == 3_000
+    assert set(table["label"].to_pylist()) == set("0123456789")
+    lengths = [len(wave) for wave in table["wave"].to_pylist()]
+    assert (min(lengths) / 8000, max(lengths) / 8000) == pytest.approx((0.14, 2.28), abs=0.01)
+
+
+@pytest.mark.slow
+def test_mnist_comes_in_from_four_files(home: Path, datasets: Path) -> None:
+    folder = datasets / "mnist"
+    names = {"train": "train", "t10k": "test"}
+    sources = [
+        {
+            "source": str(folder / f"{name}-images-idx3-ubyte.gz"),
+            "labels": str(folder / f"{name}-labels-idx1-ubyte.gz"),
+            "part": part,
+        }
+        for name, part in names.items()
+    ]
+    record, table = _ingested(home, Data.model_validate({"sources": sources, "format": "idx"}))
+    assert record.num_rows == 70_000
+    assert table["label"].slice(60_000).to_pylist().count(0) == 980
+    assert len(table["image"][0]) == 784
+
+
+def test_the_pen_digits_come_in_without_their_padding(home: Path, datasets: Path) -> None:
+    source = str(datasets / "pendigits" / "pendigits.tra")
+    record, table = _ingested(home, Data(source=source, format="csv", columns=PENDIGITS, strip=True))
+    assert record.num_rows == 7_494
+    assert (
+        table.slice(0, 1).to_pylist()[0] | {"x0": "47", "y0": "100", "label": "8"} == table.slice(0, 1).to_pylist()[0]
+    )
+
+
+def test_a_missing_value_of_its_own_is_null(home: Path, datasets: Path) -> None:
+    source = str(datasets / "beijing_pm25" / "pollution.csv")
+    record, table = _ingested(home, Data(source=source, missing=("NA",), rename={"pm2.5": "pm25"}))
+    assert record.num_rows == 43_824
+    assert table["pm25"].null_count == 2_067
+
+
+def test_rows_are_found_again_and_read_anew_when_the_way_to_read_them_changes(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a\n 1\n")
+    plain, stripped = Data(source=str(path)), Data(source=str(path), strip=True)
+    first = ingest(locate(plain))
+    assert ingest.lookup(locate(plain)) == first
+    assert ingest.lookup(locate(stripped)) is None
+    assert pq.read_table(home / ingest(locate(stripped)).uri)["a"].to_pylist() == ["1"]
+
+
+def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n\n")
+    record = ingest(locate(Data(source=str(path))))
+    assert record.num_rows == 0
+    assert pq.read_schema(home / record.uri).names == ["a", "b"]

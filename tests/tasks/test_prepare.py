@@ -1,118 +1,283 @@
-"""Splits are stable and stratified, the encoder sees the training part alone, and there is no skew. On real Spark."""
+"""Splits are stable and leak nothing, and every engine writes the same bytes."""
+
+from __future__ import annotations
 
 import os
-import shutil
+import signal
 import subprocess
 import sys
-from collections import Counter
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from data_contracts.contract import read_contract
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import DataUnfit
-from data_contracts.records import CheckedRows, Dataset
+from data_contracts.means import Engine, SparkMeans
+from data_contracts.records import Dataset
 from data_contracts.sources import Data
-from flows.recipe import CONTRACTS, read_recipe
-from models.encoder import CLASS, ENCODED, encode, fit, moments, read_encoder
+from flows.recipe import CONTRACTS, read_contract, read_recipe
+from models.config import Features
+from models.encoder import ENCODED, encode, read_encoder
 from tasks import spark
 from tasks.ingest import ingest, locate
-from tasks.prepare import prepare
+from tasks.prepare import needs_spark, prepare
 from tasks.validate import validate
 
-pytestmark = pytest.mark.slow
-FEATURES = read_recipe("digits").features
+LOCAL, SPARK = Engine(kind="local"), Engine(kind="spark")
+SPLITS: dict[str, dict[str, Any]] = {
+    "key": {"salt": "s"},
+    "group": {"by": "group", "column": "family"},
+    "time": {"by": "time", "column": "seen", "train": 0.6, "val": 0.2, "test": 0.2},
+    "given": {"by": "given", "column": "given"},
+}
 
 
-@pytest.fixture(scope="module", autouse=True)
+def features_of(split: dict[str, Any], **more: Any) -> Features:
+    inputs = [
+        {"kind": "number", "columns": ["height"], "missing": "median", "clip": {"high_quantile": 0.99}},
+        {"kind": "category", "columns": ["city"]},
+    ]
+    stated = {"key": "key", "label": "label", "inputs": inputs, "deduplicate": True, "split": split}
+    return Features.model_validate({**stated, **more})
+
+
+def keys_of(home: Path, dataset: Dataset) -> dict[str, list[Any]]:
+    return {name: pq.read_table(home / getattr(dataset, name).uri)[dataset.key].to_pylist() for name in PARTS}
+
+
+PARTS = ("train", "val", "test")
+
+
+def test_parts_are_disjoint_whole_and_sorted_by_key(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    features = features_of({"duplicates": "allow"}, deduplicate=False)
+    keys = keys_of(home, prepare.task.fn(checked_rows_of(people), features, LOCAL))
+    assert sorted(key for some in keys.values() for key in some) == sorted(people["key"].to_pylist())
+    assert all(some == sorted(some) for some in keys.values())
+    shares = [len(keys[name]) / people.num_rows for name in PARTS]
+    assert np.allclose(shares, [0.7, 0.1, 0.2], atol=0.03)
+
+
+def test_a_row_stays_in_its_part_when_rows_are_added(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    features = features_of({"duplicates": "allow"}, deduplicate=False)
+    fewer = keys_of(home, prepare.task.fn(checked_rows_of(people.slice(0, 1500)), features, LOCAL))
+    more = keys_of(home, prepare.task.fn(checked_rows_of(people), features, LOCAL))
+    assert all(set(fewer[name]) < set(more[name]) for name in PARTS)
+
+
+def test_of_equal_rows_the_one_with_the_least_key_stays(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    content = people.select(["height", "city", "label"])
+    first: dict[Any, str] = {}
+    for row, key in zip(content.to_pylist(), people["key"].to_pylist(), strict=True):
+        values = tuple(row.values())
+        first[values] = min(key, first.get(values, key))
+    kept = keys_of(home, prepare.task.fn(checked_rows_of(people), features_of({}), LOCAL))
+    assert sorted(key for some in kept.values() for key in some) == sorted(first.values())
+
+
+def test_a_split_by_group_keeps_groups_together(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    keys = keys_of(home, prepare.task.fn(checked_rows_of(people), features_of(SPLITS["group"]), LOCAL))
+    family = dict(zip(people["key"].to_pylist(), people["family"].to_pylist(), strict=True))
+    families = [{family[key] for key in keys[name]} for name in PARTS]
+    assert not families[0] & families[1]
+    assert not (families[0] | families[1]) & families[2]
+
+
+def test_a_split_by_time_puts_the_earliest_rows_first(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    keys = keys_of(home, prepare.task.fn(checked_rows_of(people), features_of(SPLITS["time"]), LOCAL))
+    seen = dict(zip(people["key"].to_pylist(), people["seen"].to_pylist(), strict=True))
+    times = [[seen[key] for key in keys[name]] for name in PARTS]
+    assert max(times[0]) < min(times[1])
+    assert max(times[1]) < min(times[2])
+
+
+def test_given_parts_are_kept_and_val_is_taken_from_train(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    keys = keys_of(home, prepare.task.fn(checked_rows_of(people), features_of(SPLITS["given"]), LOCAL))
+    given = dict(zip(people["key"].to_pylist(), people["given"].to_pylist(), strict=True))
+    assert {given[key] for key in keys["test"]} == {"test"}
+    assert {given[key] for key in keys["train"] + keys["val"]} == {"train"}
+    assert 0.06 < len(keys["val"]) / len(keys["train"] + keys["val"]) < 0.14
+
+
+def test_a_part_of_another_name_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    wrong = people.set_column(6, "given", pa.array(["tset", *people["given"].to_pylist()[1:]]))
+    with pytest.raises(DataUnfit, match="holds tset"):
+        prepare.task.fn(checked_rows_of(wrong), features_of(SPLITS["given"]), LOCAL)
+
+
+def test_copies_in_two_parts_are_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    with pytest.raises(DataUnfit, match="rows with equal inputs and label stand in two parts"):
+        prepare.task.fn(checked_rows_of(people), features_of({}, deduplicate=False), LOCAL)
+
+
+def test_a_group_in_two_parts_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    with pytest.raises(DataUnfit, match="values of family stand in two parts"):
+        prepare.task.fn(checked_rows_of(people), features_of({**SPLITS["given"], "apart": ["family"]}), LOCAL)
+
+
+def test_parts_that_overlap_in_time_are_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    with pytest.raises(DataUnfit, match="before the end of train"):
+        prepare.task.fn(checked_rows_of(people), features_of({**SPLITS["given"], "in_time": "seen"}), LOCAL)
+
+
+def test_an_empty_part_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    with pytest.raises(DataUnfit, match="the parts have"):
+        prepare.task.fn(checked_rows_of(people.slice(0, 3)), features_of({}), LOCAL)
+
+
+def test_the_engine_has_no_say_in_what_is_found(people: pa.Table, checked_rows_of: Any) -> None:
+    checked = checked_rows_of(people)
+    first = prepare(checked, features_of({}), LOCAL)
+    assert prepare.lookup(checked, features_of({}), SPARK) == first
+
+
+def test_auto_asks_for_spark_only_where_a_cluster_is_named(people: pa.Table, checked_rows_of: Any) -> None:
+    checked = checked_rows_of(people)
+    assert not needs_spark(checked, Engine())
+    assert not needs_spark(checked, Engine(spark=SparkMeans(master="spark://far:7077")))  # so few rows
+    assert needs_spark(checked, SPARK)
+
+
+def test_a_row_of_the_digits_is_encoded_alone_as_it_was_in_the_data_set(home: Path) -> None:
+    recipe = read_recipe("digits")
+    contract = read_contract(CONTRACTS / "digits.odcs.yaml")
+    checked = validate.task.fn(ingest.task.fn(locate(Data(source="sklearn:digits"))), contract)
+    dataset = prepare.task.fn(checked, recipe.features, LOCAL)
+    encoder = read_encoder(home / dataset.encoder_uri)
+    rows = pq.read_table(home / checked.uri)
+    test = pq.read_table(home / dataset.test.uri).slice(0, 50)
+    for key, x in zip(test["id"].to_pylist(), test[ENCODED].to_pylist(), strict=True):
+        alone = encode(encoder, rows.filter(pc.equal(rows["id"], key)))
+        assert alone.reshape(-1).tolist() == x
+
+
+def digests_of(home: Path, dataset: Dataset) -> list[str]:
+    return [dataset.digest, *(digest_of_file(home / getattr(dataset, name).uri) for name in PARTS)]
+
+
+@pytest.fixture(scope="module")
 def _one_session() -> Iterator[None]:
     yield
     spark.stop()
 
 
-def checked_rows(source: str = "sklearn:digits") -> CheckedRows:
-    return validate.task.fn(ingest.task.fn(locate(Data(source=source))), read_contract(CONTRACTS / "digits.odcs.yaml"))
+@pytest.mark.slow
+@pytest.mark.usefixtures("_one_session")
+@pytest.mark.parametrize("split", SPLITS)
+def test_spark_writes_the_bytes_that_this_machine_writes_alone(
+    home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.rows_spark._BYTES_OF_PARTITION", 10_000)  # several partitions
+    checked, features = checked_rows_of(people), features_of(SPLITS[split])
+    with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
+    (home / "stages").rename(home / "by-spark")  # or it would be found
+    assert with_spark == digests_of(home, prepare.task.fn(checked, features, LOCAL))
 
 
-def parts_of(home: Path, dataset: Dataset) -> dict[str, pa.Table]:
-    return {name: pq.read_table(home / getattr(dataset, name).uri) for name in ("train", "val", "test")}
+PREPARE = """
+import sys
+from pathlib import Path
+from data_contracts.means import Engine, SparkMeans
+from data_contracts.records import CheckedRows
+from models.config import Features
+from tasks import rows_spark, settings, spark
+from tasks.prepare import prepare
+settings.enter()
+rows_spark._BYTES_OF_PARTITION = 20_000
+folder = Path(sys.argv[1])
+checked = CheckedRows.model_validate_json((folder / "checked.json").read_text())
+features = Features.model_validate_json((folder / "features.json").read_text())
+means = SparkMeans(master=sys.argv[2], settings={"spark.executor.memory": "512m", "spark.executor.cores": "1"})
+print("DIGEST", prepare(checked, features, Engine(kind="spark", spark=means)).digest)
+spark.stop()
+"""
 
 
-def test_parts_are_disjoint_whole_sorted_and_stratified(home: Path) -> None:
-    checked = checked_rows()
-    parts = parts_of(home, prepare.task.fn(checked, FEATURES))
-    keys = {name: part["id"].to_pylist() for name, part in parts.items()}
-    assert sorted(key for some in keys.values() for key in some) == list(range(1797))
-    assert all(some == sorted(some) for some in keys.values())
-    per_class = Counter(pq.read_table(home / checked.uri)["label"].to_pylist())
-    for label, count in Counter(parts["test"][CLASS].to_pylist()).items():
-        assert abs(count - 0.3 * per_class[label]) <= 1
+@pytest.fixture
+def cluster(home: Path) -> Iterator[str]:
+    """A standalone cluster of one master and two workers on the loopback interface; gives its address."""
+    import pyspark
+
+    from tasks.processes import free_port
+
+    port = free_port()
+    master = f"spark://127.0.0.1:{port}"
+    java = {**os.environ, "JAVA_HOME": str(spark.find_java().home), "SPARK_LOCAL_DIRS": str(home / "cluster")}
+    launch = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), "org.apache.spark.deploy."]
+    loopback = ["--host", "127.0.0.1", "--webui-port", "0"]
+    works = [["worker.Worker", *loopback, "-c", "1", "-m", "1g", "-d", str(home / f"w{n}"), master] for n in range(2)]
+    commands = [["master.Master", *loopback, "--port", str(port)], *works]
+    log = (home / "cluster.log").open("wb")
+    servers = [
+        subprocess.Popen([launch[0], launch[1] + kind, *rest], env=java, stdout=log, stderr=log)
+        for kind, *rest in commands
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while (home / "cluster.log").read_text(errors="replace").count("Registering worker") < 2:
+            assert time.monotonic() < deadline, (home / "cluster.log").read_text(errors="replace")
+            time.sleep(0.2)
+        yield master
+    finally:
+        for server in servers:
+            for child in psutil.Process(server.pid).children(recursive=True):
+                child.kill()
+            server.kill()
+            server.wait()
+        log.close()
 
 
-def test_a_row_is_encoded_by_spark_as_by_the_encoder_in_process_row_by_row(home: Path) -> None:
-    checked = checked_rows()
-    dataset = prepare.task.fn(checked, FEATURES)
-    encoder = read_encoder(home / dataset.encoder_uri)
-    raw = pq.read_table(home / checked.uri)
-    for part in parts_of(home, dataset).values():
-        rows = raw.take(pc.index_in(part["id"], raw["id"]))
-        by_spark = np.array(part[ENCODED].to_pylist(), dtype=np.float32)
-        one_by_one = np.concatenate([encode(encoder, rows.slice(position, 1)) for position in range(rows.num_rows)])
-        assert np.array_equal(by_spark, one_by_one.reshape(rows.num_rows, -1))
-        assert part[CLASS].to_pylist() == rows["label"].to_pylist()
+def executors() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any("CoarseGrainedExecutorBackend" in part for part in process.info["cmdline"] or ())
+    ]
 
 
-def test_the_encoder_is_fitted_on_the_training_part_alone(home: Path) -> None:
-    checked = checked_rows()
-    dataset = prepare.task.fn(checked, FEATURES)
-    raw = pq.read_table(home / checked.uri)
-    train = raw.take(pc.index_in(parts_of(home, dataset)["train"]["id"], raw["id"]))
-    expected = fit(FEATURES, [moments(train, FEATURES.inputs[0])], train["label"].to_pylist())
-    assert read_encoder(home / dataset.encoder_uri) == expected
-    assert expected != fit(FEATURES, [moments(raw, FEATURES.inputs[0])], raw["label"].to_pylist())
+@pytest.mark.slow
+def test_a_cluster_that_loses_an_executor_writes_the_same_bytes(
+    home: Path, people: pa.Table, checked_rows_of: Any, cluster: str, clean_environment: Any
+) -> None:
+    many = pa.concat_tables(
+        [people.set_column(0, "key", pc.binary_join_element_wise(people["key"], str(n), "-")) for n in range(30)]
+    )
+    checked, features = checked_rows_of(many), features_of({"duplicates": "allow"}, deduplicate=False)
+    (home / "checked.json").write_text(checked.model_dump_json(by_alias=True))
+    (home / "features.json").write_text(features.model_dump_json())
+    killed: list[int] = []
 
+    def kill_one() -> None:
+        # An executor starts a Python only once it works on rows.
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            for process in executors():
+                if process.children():
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.05)
 
-def test_a_row_stays_in_its_part_when_rows_are_in_another_order(home: Path, tmp_path: Path) -> None:
-    first = parts_of(home, prepare.task.fn(checked_rows(), FEATURES))
-    raw = pq.read_table(home / ingest.task.fn(locate(Data(source="sklearn:digits"))).uri)
-    path = tmp_path / "reversed.parquet"
-    pq.write_table(raw.take(pa.array(range(raw.num_rows - 1, -1, -1))), path)
-    second = parts_of(home, prepare.task.fn(checked_rows(str(path)), FEATURES))
-    assert all(first[name].equals(second[name]) for name in first)
-
-
-def test_one_class_is_refused(home: Path, tmp_path: Path) -> None:
-    raw = pq.read_table(home / ingest.task.fn(locate(Data(source="sklearn:digits"))).uri)
-    path = tmp_path / "threes.parquet"
-    pq.write_table(raw.filter(pc.equal(raw["label"], 3)), path)
-    with pytest.raises(DataUnfit, match=r"1 class\(es\): 3") as caught:
-        prepare.task.fn(checked_rows(str(path)), FEATURES)
-    assert caught.value.exit_code == 3
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_executors_or_on_the_java_process(home: Path) -> None:
-    dataset = prepare.task.fn(checked_rows(), FEATURES)
-    expected = [getattr(dataset, name).sha256 for name in ("train", "val", "test")]
-    for cores in ("local[1]", "local[2]"):
-        shutil.rmtree(home / "stages" / "prepare")
-        code = (
-            "from tests_prepare import checked_rows, prepare, FEATURES, spark\n"
-            "dataset = prepare(checked_rows(), FEATURES)\n"
-            "print('DIGESTS', dataset.train.sha256, dataset.val.sha256, dataset.test.sha256)\n"
-            "spark.stop()\n"
-        ).replace("tests_prepare", Path(__file__).stem)
-        ended = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parent,
-            env={**os.environ, "BLOOMERY_HOME": str(home), "BLOOMERY_SPARK_MASTER": cores},
-            capture_output=True,
-            text=True,
-        )
-        assert ended.stdout.rpartition("DIGESTS")[2].split() == expected, ended.stderr
-    assert [digest_of_file(home / getattr(dataset, name).uri) for name in ("train", "val", "test")] == expected
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    ended = subprocess.run(
+        [sys.executable, "-c", PREPARE, str(home), cluster],
+        env=clean_environment(home),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    killer.join()
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert killed
+    (home / "stages").rename(home / "by-spark")  # or it would be found
+    alone = prepare.task.fn(checked, features, LOCAL)
+    assert f"DIGEST {alone.digest}" in ended.stdout

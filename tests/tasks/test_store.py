@@ -20,9 +20,14 @@ from tasks.store import Output
 KEY = "0" * 32
 
 
+def raw_rows(uri: str, digest: str) -> RawRows:
+    more = {"num_rows": 1, "malformed_uri": uri, "num_malformed": 0, "is_text": False}
+    return RawRows(uri=uri, source="here", digest=digest, **more)
+
+
 def make(out: Output, text: str = "rows") -> RawRows:
     out.path("rows.txt").write_text(text)
-    return RawRows(uri=out.uri("rows.txt"), source="here", num_rows=1, digest=text)
+    return raw_rows(out.uri("rows.txt"), text)
 
 
 def test_an_output_is_computed_once_and_then_found(home: Path) -> None:
@@ -126,7 +131,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
 
 def test_a_key_depends_on_code_records_and_recipe_but_not_on_where_a_record_lies() -> None:
     def record(uri: str, digest: str) -> RawRows:
-        return RawRows(uri=uri, source="here", num_rows=1, digest=digest)
+        return raw_rows(uri, digest)
 
     key = store.key_of("validate", "code", [record("a", "d"), {"limit": 1}])
     assert key == store.key_of("validate", "code", [record("b", "d"), {"limit": 1}])

@@ -1,0 +1,39 @@
+"""Tabular rows for the benchmarks: numbers with nulls and outliers, categories, and copies under another key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+NUMBERS = tuple(f"n{position}" for position in range(6))
+CATEGORIES = {"c0": 8, "c1": 50, "c2": 1000}
+_GROUP = 250_000
+
+
+def write(path: Path, num_rows: int, seed: int = 0) -> None:
+    """`num_rows` rows: 2% nulls, 0.1% outliers, and 2% that are copies of a row of the same group."""
+    names = {name: pa.array([f"{name}-{value:04d}" for value in range(count)]) for name, count in CATEGORIES.items()}
+    writer = None
+    for start in range(0, num_rows, _GROUP):
+        random = np.random.default_rng([seed, start])
+        size = min(_GROUP, num_rows - start)
+        columns: dict[str, pa.Array] = {}
+        source = np.where(random.random(size) < 0.02, random.integers(0, size, size), np.arange(size))
+        signal = random.normal(size=size)
+        for position, name in enumerate(NUMBERS):
+            values = signal * (position / 6) + random.gamma(2.0, 1.0 + position, size)
+            values = np.where(random.random(size) < 0.001, values * 1000, values)
+            columns[name] = pa.array(values, mask=random.random(size) < 0.02).take(pa.array(source))
+        for name, count in CATEGORIES.items():
+            codes = np.minimum(random.exponential(count / 5, size).astype(np.int64), count - 1)
+            coded = pa.DictionaryArray.from_arrays(pa.array(codes, mask=random.random(size) < 0.02), names[name])
+            columns[name] = coded.cast(pa.string()).take(pa.array(source))
+        columns["label"] = pa.array((signal + random.normal(size=size) > 0).astype(np.int64)).take(pa.array(source))
+        table = pa.table({"id": pa.array(np.arange(start, start + size)), **columns})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()

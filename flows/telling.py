@@ -1,0 +1,55 @@
+"""How a command ends: with what went wrong told in the form that was asked for, and the error's own exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_contracts.errors import BloomeryError, EngineMissing
+
+
+@contextlib.contextmanager
+def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = None) -> Iterator[None]:
+    """End the process with the error's own exit code, after it was told to the user in the form that was asked for."""
+    try:
+        yield
+    except EngineMissing as error:
+        from tasks.settings import no_room
+
+        ending = no_room(error, "an engine") or error  # a server that finds no room ends without saying so
+        _tell(ending.as_document(), str(ending), as_json, out, err)
+        raise SystemExit(ending.exit_code) from None
+    except BloomeryError as error:
+        _tell(error.as_document(), str(error), as_json, out, err)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _tell({"error": "KeyboardInterrupt", "exit_code": 130}, "stopped; finished stages are kept", as_json, out, err)
+        raise SystemExit(130) from None
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()  # into the log, where there is one
+        from tasks.settings import no_room
+
+        unwritable = no_room(error, "the run")
+        if unwritable is not None:
+            _tell(unwritable.as_document(), str(unwritable), as_json, out, err)
+            raise SystemExit(unwritable.exit_code) from None
+        text = f"{type(error).__name__}: {error}"
+        document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
+        _tell(document, text, as_json, out, err, log)
+        raise SystemExit(1) from None
+
+
+def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any, log: Path | None = None) -> None:
+    if as_json:
+        print(json.dumps(document), file=out.file if out else sys.stdout, flush=True)
+        return
+    where = f"\n  log:      {log}" if log else ""
+    name = "" if document["error"] == "KeyboardInterrupt" else f"{document['error']}: "
+    stream = err.file if err else sys.stderr
+    print(f"\n✗ {name}{text}{where}", file=stream, flush=True)

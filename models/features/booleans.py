@@ -1,0 +1,46 @@
+"""Columns of true and false, as 1 and 0.
+
+Shapes: B rows, C columns of one input.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from data_contracts.documents import Document
+from models.config import Classes, Features
+from models.features.arrays import Rows, one_array, refuse_missing
+from models.features.inputs import BooleanInput
+from models.features.tallies import Figures
+
+
+class FittedBooleans(Document):
+    """Nothing is learnt of booleans."""
+
+    kind: Literal["boolean"]
+
+
+def tally(source: BooleanInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+    return ()
+
+
+def fit(source: BooleanInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedBooleans:
+    return FittedBooleans(kind="boolean")
+
+
+def shape(source: BooleanInput, fitted: FittedBooleans) -> tuple[int, ...]:
+    return (len(source.columns) * (2 if source.indicator else 1),)
+
+
+def write(source: BooleanInput, fitted: FittedBooleans, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind. It is 0 before."""
+    for position, column in enumerate(source.columns):
+        values = one_array(rows[column])
+        if values.null_count:
+            refuse_missing(column, source.missing == "refuse", source.kind)
+            if source.indicator:
+                out[:, len(source.columns) + position] = values.is_null().to_numpy(zero_copy_only=False)
+            values = values.fill_null(source.missing)
+        out[:, position] = values.to_numpy(zero_copy_only=False)

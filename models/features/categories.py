@@ -1,0 +1,210 @@
+"""Columns of names: as a place among the names that the training part knows, as buckets, or by the label's figures.
+
+Shapes: B rows, S slots (the missing value, other, then the names in order), K classes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_contracts.documents import Document
+from data_contracts.errors import DataUnfit
+from models.config import Classes, Features
+from models.features.arrays import Rows, one_array, whole_numbers_of
+from models.features.hashes import stable_hashes
+from models.features.inputs import CategoryInput
+from models.features.tallies import Counts, Name, limited
+from models.features.targets import TargetFigures, target_figures
+
+MOST_NAMES = 200_000
+_MISSING, _OTHER, _UNKNOWN = 0, 1, -1
+_FEW = 64  # names that Python looks up faster than Arrow builds a table
+_FOLD_SALT, _BUCKET_SALT = 1, 2
+
+
+class Vocabulary(Document):
+    """The names of one column, in order; where unknown ones are refused, also those that are known but rare."""
+
+    names: tuple[int | str, ...]
+    rare: tuple[int | str, ...] = ()
+    target: TargetFigures | None = None
+
+    @cached_property
+    def slot_of(self) -> dict[int | str | None, int]:
+        slots: dict[int | str | None, int] = {name: position + 2 for position, name in enumerate(self.names)}
+        return {**slots, **dict.fromkeys(self.rare, _OTHER), None: _MISSING}
+
+    def slots(self, words: pa.Array) -> np.ndarray:
+        """The slot of each word, int64 (B,), and -1 for a word that is not known."""
+        if len(words) <= _FEW:
+            slot_of = self.slot_of
+            return np.array([slot_of.get(word, _UNKNOWN) for word in words.to_pylist()], np.int64)
+        known = pc.index_in(words, pa.array([*self.names, *self.rare], words.type)).fill_null(_UNKNOWN - 2)
+        slots = known.to_numpy(zero_copy_only=False).astype(np.int64) + 2
+        slots[slots >= len(self.names) + 2] = _OTHER
+        slots[words.is_null().to_numpy(zero_copy_only=False)] = _MISSING
+        return slots
+
+
+class FittedCategories(Document):
+    """What was learnt of an input of kind category: the vocabulary of each column; none for hashes."""
+
+    kind: Literal["category"]
+    columns: tuple[Vocabulary, ...]
+    num_classes: int
+
+
+def names_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as text or int64: whole numbers of any type, and booleans as 0 and 1."""
+    array = one_array(column)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if pa.types.is_string(array.type) or pa.types.is_int64(array.type):
+        return array
+    is_number = pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)
+    return array.cast(pa.int64() if is_number else pa.string())
+
+
+def folds_of(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A hash of each row's key, uint64 (B,): its fold is the remainder by the number of folds."""
+    return stable_hashes(one_array(keys), _FOLD_SALT)
+
+
+def tally(source: CategoryInput, features: Features, rows: Rows) -> tuple[Counts, ...]:
+    """How many rows have each name; for target encoding, each name with each label in each fold."""
+    if source.encoding == "hash":
+        return ()
+    if source.encoding == "target":
+        return tuple(_count_targets(source, features, rows, column) for column in source.columns)
+    return tuple(count_names(rows[column], MOST_NAMES) for column in source.columns)
+
+
+def count_names(column: pa.Array | pa.ChunkedArray, limit: int) -> Counts:
+    """How often each name of a column occurs, if there are at most `limit`."""
+    counted = pc.value_counts(names_of(column))
+    names, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+    return limited({(name,): count for name, count in zip(names, counts, strict=True)}, limit)
+
+
+def _count_targets(source: CategoryInput, features: Features, rows: Rows, column: str) -> Counts:
+    names = names_of(rows[column]).dictionary_encode(null_encoding="encode")
+    labels = names_of(rows[features.label]).dictionary_encode(null_encoding="encode")
+    folds = (folds_of(rows[features.key]) % np.uint64(source.num_folds)).astype(np.int64)
+    sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
+    places = (whole_numbers_of(names.indices)[0], whole_numbers_of(labels.indices)[0], folds)
+    flat, counts = np.unique(np.ravel_multi_index(places, sizes), return_counts=True)
+    words, classes = names.dictionary.to_pylist(), labels.dictionary.to_pylist()
+    found: dict[Name, int] = {
+        (words[word], classes[label], int(fold)): int(count)
+        for word, label, fold, count in zip(*np.unravel_index(flat, sizes), counts, strict=True)
+    }
+    return limited(found, MOST_NAMES)
+
+
+def fit(source: CategoryInput, tallies: tuple[Counts, ...], classes: Classes) -> FittedCategories:
+    """Raises DataUnfit where a column has too many different names to list."""
+    columns = zip(source.columns, tallies, strict=True) if source.encoding != "hash" else ()
+    vocabularies = tuple(_vocabulary(source, column, one, classes) for column, one in columns)
+    return FittedCategories(kind="category", columns=vocabularies, num_classes=len(classes))
+
+
+def _vocabulary(source: CategoryInput, column: str, tallied: Counts, classes: Classes) -> Vocabulary:
+    if tallied.is_full:
+        raise DataUnfit(
+            f"column {column} has more than {tallied.limit:,} different values"
+            + (", each counted by label and fold" if source.encoding == "target" else ""),
+            required=f"at most {tallied.limit:,} to keep a list of them",
+            where=f"column {column}, encoding {source.encoding}",
+            remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only tells rows apart",
+        )
+    counts: dict[int | str, int] = {}
+    for (name, *_), count in tallied.counts.items():
+        if name is not None:
+            counts[name] = counts.get(name, 0) + count
+    by_count = sorted((-count, name) for name, count in counts.items() if count >= source.min_count)
+    names = tuple(sorted(name for _, name in by_count[: source.max_categories]))
+    rare = tuple(sorted(set(counts) - set(names)))
+    vocabulary = Vocabulary(names=names, rare=rare if source.unknown == "refuse" else ())
+    if source.encoding != "target":
+        return vocabulary
+    slot_of: dict[int | str | None, int] = {**dict.fromkeys(rare, _OTHER), **vocabulary.slot_of}
+    slotted = {(slot_of[name], label, fold): 0 for name, label, fold in tallied.counts}
+    for (name, label, fold), count in tallied.counts.items():
+        slotted[slot_of[name], label, fold] += count
+    figures = target_figures(slotted, len(names) + 2, source.num_folds, classes, source.smoothing)
+    return vocabulary.model_copy(update={"target": figures})
+
+
+def shape(source: CategoryInput, fitted: FittedCategories) -> tuple[int, ...]:
+    return (sum(_widths(source, fitted)),)
+
+
+def _widths(source: CategoryInput, fitted: FittedCategories) -> list[int]:
+    if source.num_buckets is not None:
+        return [source.num_buckets + 1] * len(source.columns)
+    if source.encoding == "one_hot":
+        return [len(one.names) + 2 for one in fitted.columns]
+    return [1 if source.encoding == "index" else fitted.num_classes - 1] * len(source.columns)
+
+
+def write(
+    source: CategoryInput, fitted: FittedCategories, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
+    """Fill `out` float32 (B, F), which is 0 before. With `folds` the rows are those of the training part."""
+    start = 0
+    for position, (column, width) in enumerate(zip(source.columns, _widths(source, fitted), strict=True)):
+        part = out[:, start : start + width]
+        start += width
+        names = names_of(rows[column])
+        if source.num_buckets is not None:
+            part[np.arange(len(names)), _buckets(names, source.num_buckets)] = 1
+            continue
+        slots = _slots(source, column, fitted.columns[position], names)
+        target = fitted.columns[position].target
+        if target is not None:
+            part[:] = target.shares[slots] if folds is None else target.shares_without[folds % target.num_folds, slots]
+        elif source.encoding == "index":
+            part[:, 0] = slots
+        else:
+            part[np.arange(len(slots)), slots] = 1
+
+
+def _buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
+    """Bucket 0 for the missing value; 1 to `num_buckets` by a hash of the name."""
+    if len(names) > _FEW:
+        coded = names.dictionary_encode(null_encoding="encode")
+        return _buckets_of(coded.dictionary, num_buckets)[coded.indices.to_numpy(zero_copy_only=False)]
+    return _buckets_of(names, num_buckets)
+
+
+def _buckets_of(names: pa.Array, num_buckets: int) -> np.ndarray:
+    buckets = (stable_hashes(names, _BUCKET_SALT) % np.uint64(num_buckets)).astype(np.int64) + 1
+    if names.null_count:
+        buckets[names.is_null().to_numpy(zero_copy_only=False)] = 0
+    return buckets
+
+
+def _slots(source: CategoryInput, column: str, vocabulary: Vocabulary, names: pa.Array) -> np.ndarray:
+    """The slot of each row, int64 (B,)."""
+    if len(names) <= _FEW:
+        slots = vocabulary.slots(names)
+    else:
+        coded = names.dictionary_encode(null_encoding="encode")
+        slots = vocabulary.slots(coded.dictionary)[coded.indices.to_numpy(zero_copy_only=False)]
+    unknown = slots == _UNKNOWN
+    if not unknown.any():
+        return slots
+    if source.unknown == "refuse":
+        raise DataUnfit(
+            f"column {column} has the value {names[int(unknown.argmax())].as_py()!r}, which the training part has not",
+            required="a value that was seen in training, since the recipe says `unknown: refuse`",
+            where=f"column {column}, an input of kind category",
+            remedy="mend the value; or say `unknown: other` in the recipe and train again",
+        )
+    slots[unknown] = _OTHER
+    return slots

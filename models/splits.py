@@ -1,0 +1,54 @@
+"""How rows are divided into parts, as a recipe says it, and what the parts must not share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_contracts.documents import Document
+
+PARTS = ("train", "val", "test")
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Split(Document):
+    """How rows are divided: a row's part depends on the row alone, so it stays where it is when rows are added.
+
+    `key` and `group` divide by a hash of the row's key or of `column`, so all rows of a group stay together. `time`
+    cuts the rows in the order of `column`, earliest first. `given` takes the part that `column` names; if no row is
+    given to val, the share `val` of train goes there.
+    """
+
+    by: Literal["key", "group", "time", "given"] = "key"
+    column: str | None = None
+    train: Share = 0.7
+    val: Share = 0.1
+    test: Share = 0.2
+    salt: str = ""
+    apart: Annotated[tuple[str, ...], Field(description="columns of which no value may stand in two parts")] = ()
+    in_time: Annotated[
+        str | None, Field(description="a column in which no row of val may be before train, nor test before val")
+    ] = None
+    duplicates: Annotated[
+        Literal["refuse", "allow"], Field(description="rows with equal inputs and label in two parts")
+    ] = "refuse"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.by == "key") != (self.column is None):
+            raise ValueError(f"by: {self.by} {'takes no column' if self.by == 'key' else 'needs a column'}")
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train, val and test add up to {self.train + self.val + self.test:g}, not to 1")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the split and its checks read."""
+        asked = (self.column, *self.apart, self.in_time)
+        return tuple(dict.fromkeys(name for name in asked if name is not None))
+
+
+def threshold(share: float) -> str:
+    """The first 128-bit digest, in 32 hexadecimal digits, that is not among the least `share` of all."""
+    return format(min(int(share * 2**128), 2**128 - 1), "032x")

@@ -1,0 +1,57 @@
+"""Where the rows of a delimited text begin, by the rules that Arrow's reader follows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Lexer(NamedTuple):
+    """The three signs of a dialect, each one byte; empty where there is none."""
+
+    delimiter: bytes
+    quote: bytes
+    escape: bytes
+
+    def is_open(self, line: bytes, was_open: bool) -> bool:
+        """Whether a quote is open behind `line`, if one was open before it. A quote opens at a cell's start only."""
+        if not self.quote or self.quote not in line:
+            return was_open
+        quote, delimiter, escape = ord(self.quote), ord(self.delimiter), ord(self.escape) if self.escape else -1
+        is_open, at_start, position = was_open, not was_open, 0
+        while position < len(line):
+            byte = line[position]
+            if byte == escape:
+                position += 1
+                at_start = False
+            elif is_open and byte == quote:
+                is_doubled = line[position + 1 : position + 2] == self.quote
+                is_open, position = is_doubled, position + is_doubled
+            elif at_start and byte == quote:
+                is_open, at_start = True, False
+            else:
+                at_start = not is_open and byte == delimiter
+            position += 1
+        return is_open
+
+
+def records(stream: io.BufferedReader, lexer: Lexer, first_line: int) -> Iterator[tuple[int, bytes]]:
+    """Each row that is not blank, with the number of the line at which it starts; a row may span lines in quotes.
+
+    A line ends by a line feed, a carriage return or both.
+    """
+    waiting: list[bytes] = []
+    start = number = first_line
+    is_open = False
+    for line in (piece for read in iter(stream.readline, b"") for piece in read.splitlines(keepends=True)):
+        if waiting or line.strip(b"\r\n"):
+            start = start if waiting else number
+            waiting.append(line)
+            is_open = lexer.is_open(line, is_open)
+            if not is_open:
+                yield start, b"".join(waiting)
+                waiting = []
+        number += 1
+    if waiting:
+        yield start, b"".join(waiting)

@@ -1,0 +1,147 @@
+"""Checked rows for the tests of the stages behind `validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_contracts.contract import Contract
+from data_contracts.digests import digest_of_document, digest_of_file, digest_of_table
+from data_contracts.records import CheckedRows, RawRows
+from tasks.parquet import write_rows
+from tasks.validate import validate
+
+MakeChecked = Callable[[pa.Table], CheckedRows]
+_KINDS = {
+    pa.int64(): {"logicalType": "integer"},
+    pa.float64(): {"logicalType": "number"},
+    pa.string(): {"logicalType": "string"},
+    pa.timestamp("us", "UTC"): {"logicalType": "timestamp"},
+}
+
+
+def contract_for(table: pa.Table) -> Contract:
+    """A contract that `table` keeps: its first column is the key, and only columns that hold a null may."""
+    properties = [
+        {
+            "name": field.name,
+            **_KINDS[field.type],
+            "required": table[field.name].null_count == 0,
+            "primaryKey": position == 0,
+        }
+        for position, field in enumerate(table.schema)
+    ]
+    document = {
+        "apiVersion": "v3.1.0",
+        "kind": "DataContract",
+        "id": "made-for-a-test",
+        "name": "made",
+        "version": "1.0.0",
+        "status": "active",
+        "schema": [{"name": "rows", "properties": properties}],
+    }
+    return Contract.model_validate(document)
+
+
+@pytest.fixture(scope="session")
+def contract_of() -> Callable[..., Contract]:
+    """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
+
+    def make(*properties: dict[str, Any], **table: Any) -> Contract:
+        top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
+        return Contract.model_validate(
+            {
+                "apiVersion": "v3.1.0",
+                "kind": "DataContract",
+                "id": "made-for-a-test",
+                "name": "made",
+                "version": "1.0.0",
+                "status": "active",
+                "schema": [{"name": "rows", "properties": list(properties), **table}],
+                **top,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def validated(home: Path) -> Callable[..., CheckedRows]:
+    """Lets a table through `validate`, as if `ingest` had found it."""
+
+    def check(table: pa.Table, contract: Contract, **raw: Any) -> CheckedRows:
+        home.mkdir(exist_ok=True)
+        path = home / "raw.parquet"
+        write_rows(path, table.schema, table.combine_chunks().to_batches())
+        found = {"num_rows": table.num_rows, "malformed_uri": "none", "num_malformed": 0, "is_text": False, **raw}
+        digest = digest_of_document([digest_of_file(path), found])
+        rows = RawRows(uri=path.name, source="made", digest=digest, **found)
+        return validate(rows, contract)
+
+    return check
+
+
+@pytest.fixture
+def checked_rows_of(home: Path) -> MakeChecked:
+    """Puts a table into the state folder as `validate` would, under a contract that fits it."""
+
+    def make(table: pa.Table) -> CheckedRows:
+        digest = digest_of_table(table)
+        path = home / f"{digest[:16]}.parquet"
+        write_rows(path, table.schema, table.combine_chunks().to_batches())
+        raw = RawRows(
+            uri=path.name,
+            source="made",
+            num_rows=table.num_rows,
+            malformed_uri="none",
+            num_malformed=0,
+            is_text=False,
+            digest=digest,
+        )
+        return CheckedRows(
+            uri=path.name,
+            quarantine_uri="none",
+            report_uri="none",
+            num_rows=table.num_rows,
+            num_quarantined=0,
+            checked=(),
+            fresh_until=None,
+            contract=contract_for(table),
+            rows=raw,
+            digest=digest,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def people() -> pa.Table:
+    """3,000 rows with a text key, a group, a time, a given part, nulls, minus zero, and copies under another key."""
+    random = np.random.default_rng(0)
+    num = 3000
+    source = np.where(random.random(num) < 0.05, random.integers(0, num, num), np.arange(num))
+    height = np.where(random.random(num) < 0.02, -0.0, random.normal(size=num))
+    town = random.integers(0, 9, num)
+    city = pa.array([f"tówn {'=' * one}" for one in town], mask=random.random(num) < 0.1)
+    start = np.datetime64("2024-01-01T00:00:00", "us")
+    content = pa.table(
+        {
+            "height": pa.array(height, mask=random.random(num) < 0.05),
+            "city": city,
+            "label": pa.array(np.where(random.random(num) < 0.3, "yes", "no")),
+        }
+    ).take(pa.array(source))
+    return pa.table(
+        {
+            "key": pa.array([f"k{position * 7919 % num:05d}é" for position in range(num)]),
+            **{name: content[name] for name in content.column_names},
+            "family": pa.array(np.arange(num) // 3),
+            "seen": pa.array(start + random.integers(0, 1000, num) * np.timedelta64(1, "h"), pa.timestamp("us", "UTC")),
+            "given": pa.array(np.where(np.arange(num) % 5 == 0, "test", "train")),
+        }
+    )
