@@ -58,6 +58,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session")
+def one_spark() -> Iterator[None]:
+    """For tests that use Spark in this process: they share one, since a Java takes long to start."""
+    yield
+    from tasks import spark
+
+    spark.stop()
+
+
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 

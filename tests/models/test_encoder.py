@@ -207,6 +207,7 @@ def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
 def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
     from tasks import spark
 
@@ -223,17 +224,14 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
     ]
     table = table_of(rows)
     encoder = fitted(table)
-    try:
-        byte = table.schema.get_field_index("byte")
-        widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
-        frame = spark.session().createDataFrame(widened).repartition(3)
-        found = frame.mapInArrow(lambda batches: summarise_batches(FEATURES, batches), f"{SUMMARY} string").collect()
-        assert fit(FEATURES, [row[SUMMARY] for row in found]) == encoder
-        encoded = frame.mapInArrow(
-            lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
-        ).toArrow()
-    finally:
-        spark.stop()
+    byte = table.schema.get_field_index("byte")
+    widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
+    frame = spark.session().createDataFrame(widened).repartition(3)
+    found = frame.mapInArrow(lambda batches: summarise_batches(FEATURES, batches), f"{SUMMARY} string").collect()
+    assert fit(FEATURES, [row[SUMMARY] for row in found]) == encoder
+    encoded = frame.mapInArrow(
+        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+    ).toArrow()
     assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
 
 

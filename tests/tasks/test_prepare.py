@@ -163,14 +163,8 @@ def digests_of(home: Path, dataset: Dataset) -> list[str]:
     return [dataset.digest, *(digest_of_file(home / getattr(dataset, name).uri) for name in PARTS)]
 
 
-@pytest.fixture(scope="module")
-def _one_session() -> Iterator[None]:
-    yield
-    spark.stop()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_session")
+@pytest.mark.usefixtures("one_spark")
 @pytest.mark.parametrize("split", SPLITS)
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch

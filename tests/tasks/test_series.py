@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from data_contracts.requests import RowCheck
 from data_contracts.served import served
 from models.config import Features
 from models.encoder import ENCODED, encode, read_encoder
-from tasks import spark
 from tasks.divide import divided
 from tasks.prepare import prepare
 from tasks.rows_local import FUNCTIONS
@@ -252,14 +251,8 @@ def bytes_of(home: Path, dataset: Dataset) -> list[str | int]:
     return [dataset.digest, dataset.num_dropped, *(digest_of_file(home / uri) for uri in uris)]
 
 
-@pytest.fixture(scope="module")
-def _one_session() -> Iterator[None]:
-    yield
-    spark.stop()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_session")
+@pytest.mark.usefixtures("one_spark")
 @pytest.mark.parametrize("case", ["group", "no copies"])
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, weather: pa.Table, checked_rows_of: Any, case: str, monkeypatch: pytest.MonkeyPatch
