@@ -45,16 +45,42 @@ def misfits(features: Features, model: Model, contract: Contract) -> Iterator[st
                 "features.split: by key, rows that follow each other in a series go to different parts; "
                 "split by time, or by group or given"
             )
+    yield from _of_split(features, contract)
     yield from _of_network(features, model)
 
 
 def _key_and_label(key: Column | None, label: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
     if key is not None and not (of_table == (key.name,) or (key.unique and key.is_required)):
         yield f"features.key: column {key.name!r} is not a primaryKey in the contract, so rows could not be told apart"
+    if key is not None and key.personal in ("drop", "encrypt"):
+        yield f"features.key: column {key.name!r} is not kept in clear ({key.personal}); `hash` still tells rows apart"
+    if label is not None and label.personal is not None:
+        yield f"features.label: column {label.name!r} is marked personal in the contract, so nothing may learn it"
     if label is not None and not label.is_required:
         yield f"features.label: column {label.name!r} is not required in the contract, so a row could have no label"
     if label is not None and label.logical_type not in ("integer", "string"):
         yield f"features.label: classes are integers or strings, and column {label.name!r} is {label.logical_type}"
+
+
+def _of_split(features: Features, contract: Contract) -> Iterator[str]:
+    """What the split asks of the columns that it reads."""
+    known = ", ".join(column.name for column in contract.columns)
+    for name in features.split.columns:
+        column = contract.column(name)
+        if column is None:
+            yield f"features.split: contract {contract.name} has no column {name!r}; it has {known}"
+        elif column.personal in ("drop", "encrypt"):
+            yield f"features.split: column {name!r} is not kept in clear ({column.personal}); `hash` keeps groups apart"
+        elif not column.is_required:
+            yield f"features.split: column {name!r} is not required in the contract, so a row could belong to no part"
+        elif column.logical_type == "array":
+            yield f"features.split: column {name!r} is an array; a split reads single values"
+    given = contract.column(features.split.column or "")
+    if features.split.by == "given" and given is not None and given.logical_type != "string":
+        yield (
+            f"features.split: column {given.name!r} is {given.logical_type}; "
+            "parts are given as the texts train, val and test"
+        )
 
 
 def _of_column(source: Input, column: Column) -> Iterator[str]:

@@ -112,6 +112,30 @@ def test_key_and_label_must_be_what_they_are_used_for():
     assert "features.label: column 'note' is not required" in "\n".join(found(NUMBER, label="note"))
 
 
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ({"by": "group", "column": "famly"}, "has no column 'famly'"),
+        ({"by": "group", "column": "note"}, "column 'note' is not required"),
+        ({"by": "group", "column": "photo"}, "column 'photo' is an array"),
+        ({"by": "given", "column": "age"}, "column 'age' is integer; parts are given as the texts"),
+        ({"by": "group", "column": "email"}, "column 'email' is not kept in clear (drop)"),
+        ({"apart": ["nobody"]}, "has no column 'nobody'"),
+        ({"in_time": "born"}, "column 'born' is not required"),
+    ],
+    ids=str,
+)
+def test_a_split_needs_columns_that_every_row_has(split, sentence):
+    (problem,) = found(NUMBER, split=split)
+    assert sentence in problem
+    assert found(NUMBER, split=BY_TIME) == []
+
+
+def test_what_is_not_kept_of_people_is_neither_key_nor_label():
+    assert "column 'email' is not kept in clear (drop)" in found(NUMBER, key="email")[-1]
+    assert "column 'email' is marked personal" in found(NUMBER, label="email")[0]
+
+
 def series(**stated: Any) -> dict[str, Any]:
     return {"kind": "series", "columns": ["age"], "time": "seen", "length": 3, **stated}
 
