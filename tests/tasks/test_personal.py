@@ -83,7 +83,7 @@ def test_each_column_is_kept_as_the_contract_says(home: Path, source: Path) -> N
     found = checked(source, contract())
     path = home / found.uri
     assert pq.read_schema(path).names == ["email", "phone", "size", "label"]
-    readable = duckdb.connect().execute(f"select email, size from '{path}'").to_arrow_table().to_pydict()
+    readable = duckdb.connect().sql(f"select email, size from '{path}'").to_arrow_table().to_pydict()
     assert len(set(readable["email"])) == 200
     assert all(len(digest) == 64 for digest in readable["email"])
     assert readable["size"] == rows()["size"].to_pylist()

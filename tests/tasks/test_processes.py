@@ -30,11 +30,16 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
 def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
     parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
+    before = children()  # such as the Java of other tests
     with starting([sys.executable, "-c", parent], is_ready=lambda: True, log=tmp_path / "log"):
-        assert wait_for(lambda: len(psutil.Process().children(recursive=True)) >= 3)
-        family = [process.pid for process in psutil.Process().children(recursive=True)]
+        assert wait_for(lambda: len(children() - before) >= 3)
+        family = children() - before
     assert wait_for(lambda: not any(alive(pid) for pid in family))
 
 
