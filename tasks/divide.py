@@ -13,6 +13,7 @@ from data_contracts.errors import DataUnfit
 from models.config import Features
 from models.features.inputs import SeriesInput
 from models.splits import PARTS, Split, threshold
+from tasks.sql import literal, quoted
 
 PART = "_part"
 # Answers one query with its rows.
@@ -231,13 +232,3 @@ def _require_order(column: str, rows: str, ask: Ask) -> None:
                 where=f"features.split.in_time: {column}",
                 remedy="split by time, with this column; or mend the column that gives the parts",
             )
-
-
-def quoted(name: str) -> str:
-    """A column's name as SQL writes it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(value: str) -> str:
-    """A text as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'"

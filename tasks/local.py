@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tasks.settings import settings
+from tasks.sql import literal
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -44,16 +45,6 @@ def session() -> Iterator[DuckDBPyConnection]:
             connection.close()
 
 
-def quoted(name: str) -> str:
-    """A column's or a file's name as SQL writes it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def text(value: str) -> str:
-    """A text as SQL writes it."""
-    return "'" + value.replace("'", "''") + "'"
-
-
 def parquet_file(path: Path) -> str:
     """A Parquet file's path as SQL writes it: its own characters, where DuckDB would look for a pattern."""
-    return text(re.sub(r"([*?[])", r"[\1]", str(path)))
+    return literal(re.sub(r"([*?[])", r"[\1]", str(path)))

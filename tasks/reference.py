@@ -12,8 +12,9 @@ from data_contracts.contract import Contract
 from data_contracts.distributions import Cells, Reference, count_into, reference_of
 from data_contracts.errors import DataMissing
 from tasks import local
-from tasks.local import quoted, text
+from tasks.local import parquet_file
 from tasks.parquet import read_batches
+from tasks.sql import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -35,7 +36,7 @@ def reference(path: Path, contract: Contract, columns: Sequence[str] = ()) -> Re
     asked = columns or [column.name for column in contract.columns]
     found = {}
     with local.session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({text(str(path))})")
+        engine.execute(f"create view rows as select * from read_parquet({parquet_file(path)})")
         for name in asked:
             cells = _cells(engine, contract, name)
             if cells is not None:

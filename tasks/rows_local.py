@@ -14,9 +14,10 @@ from data_contracts.records import CheckedRows
 from models.config import Features
 from models.encoder import Encoder, encode_batches, summarise_batches
 from tasks import local
-from tasks.divide import PART, Functions, divided, literal, num_dropped, quoted, require_apart
+from tasks.divide import PART, Functions, divided, num_dropped, require_apart
 from tasks.parquet import GROUP_ROWS
 from tasks.settings import settings
+from tasks.sql import literal, quoted
 
 FUNCTIONS = Functions(collect="list", microseconds="epoch_us")
 _GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold whole
@@ -74,14 +75,14 @@ def local_rows(checked: CheckedRows, features: Features, scratch: Path) -> Itera
         def ask(query: str) -> Sequence[Sequence[Any]]:
             return engine.sql(query).fetchall()
 
-        source = literal(str(settings().path(checked.uri)))
+        source = local.parquet_file(settings().path(checked.uri))
         engine.execute(f"create view checked as select * from read_parquet({source})")
         engine.execute(
             f"copy (select * from ({divided(features, checked.contract, 'checked', ask, FUNCTIONS)}) "
             f"order by {PART}, {quoted(features.key)}) "
             f"to {literal(str(path))} (format parquet, compression snappy, row_group_size {_group_rows(features)})"
         )
-        engine.execute(f"create view divided as select * from read_parquet({literal(str(path))})")
+        engine.execute(f"create view divided as select * from read_parquet({local.parquet_file(path)})")
         require_apart(features, "divided", ask)
         counts = ask(f"select {PART}, count(*) from divided group by 1 order by 1")
         dropped = num_dropped(features, checked.contract, "checked", "divided", ask)

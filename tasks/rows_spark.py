@@ -19,10 +19,11 @@ from models.encoder import SUMMARY, Encoder, summarise_batches
 from models.parts import WRITTEN, write_parts
 from models.splits import threshold
 from tasks import spark
-from tasks.divide import PART, Ask, Functions, divided, literal, num_dropped, quoted, require_apart
+from tasks.divide import PART, Ask, Functions, divided, num_dropped, require_apart
 from tasks.parquet import read_batches
 from tasks.personal import kept_schema
 from tasks.settings import settings
+from tasks.sql import literal, quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -23,9 +23,10 @@ from data_contracts.expressions import parsed
 from data_contracts.queries import OBJECT
 from data_contracts.rules import Rule
 from tasks import local
-from tasks.local import parquet_file, quoted
+from tasks.local import parquet_file
 from tasks.marks import Marks
 from tasks.parquet import read_batches
+from tasks.sql import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from data_contracts.contract import Contract
     from data_contracts.records import Release
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tu
     ended = bloomery(home, "run", "digits", "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return home, json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="session")
+def contract_of() -> Callable[..., Contract]:
+    """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
+
+    def make(*properties: dict[str, Any], **table: Any) -> Contract:
+        from data_contracts.contract import Contract
+
+        top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
+        return Contract.model_validate(
+            {
+                "apiVersion": "v3.1.0",
+                "kind": "DataContract",
+                "id": "made-for-a-test",
+                "name": "made",
+                "version": "1.0.0",
+                "status": "active",
+                "schema": [{"name": "rows", "properties": list(properties), **table}],
+                **top,
+            }
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from tasks.drafts.sightings import ArraySighting, Figures, Sighting, TextSightin
 from tasks.ingest import in_order
 from tasks.parquet import RowsWriter, read_batches
 from tasks.sources.rows import Malformed
+from tasks.sql import literal, quoted
 
 SCRATCH, MALFORMED = "profiled.parquet", "malformed.parquet"
 
@@ -121,20 +122,20 @@ def _first(path: Path) -> str:
 
 def count_different(scratch: Path, columns: Sequence[str]) -> int:
     """How many rows differ in these columns, of the rows that were profiled into `scratch`."""
-    named = ", ".join(map(local.quoted, columns))
+    named = ", ".join(map(quoted, columns))
     return int(_ask(scratch / SCRATCH, f"select count(*) from (select distinct {named} from rows)")[0][0])
 
 
 def count_by(scratch: Path, column: str, part: str) -> dict[Any, int]:
     """How many rows of a part have each value of `column`, of the rows that were profiled into `scratch`."""
-    named = local.quoted(column)
-    query = f"select {named}, count(*) from rows where part = {local.text(part)} and {named} is not null group by 1"
+    named = quoted(column)
+    query = f"select {named}, count(*) from rows where part = {literal(part)} and {named} is not null group by 1"
     return {row[0]: int(row[1]) for row in _ask(scratch / SCRATCH, query)}
 
 
 def _ask(path: Path, query: str) -> Sequence[Sequence[Any]]:
     with local.session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({local.text(str(path))})")
+        engine.execute(f"create view rows as select * from read_parquet({local.parquet_file(path)})")
         return engine.sql(query).fetchall()
 
 
@@ -182,11 +183,11 @@ def _seen(name: str, num_rows: int, figures: Figures, missing: Sequence[str], pa
     num_distinct = len(figures.values) if figures.values is not None else figures.least_distinct
     may_be_unique = figures.may_be_unique and not figures.num_missing and not figures.num_unfit
     if figures.values is None and (figures.kind in ("string", "integer") or may_be_unique):
-        words = ", ".join(map(local.text, missing)) if figures.kind == "string" else ""
-        kept = f" filter (where {local.quoted(name)} not in ({words}))" if words else ""
+        words = ", ".join(map(literal, missing)) if figures.kind == "string" else ""
+        kept = f" filter (where {quoted(name)} not in ({words}))" if words else ""
         with local.session() as engine:
-            source = f"read_parquet({local.text(str(path))})"
-            query = f"select count(distinct {local.quoted(name)}){kept} from {source}"
+            source = f"read_parquet({local.parquet_file(path)})"
+            query = f"select count(distinct {quoted(name)}){kept} from {source}"
             num_distinct = int(engine.sql(query).fetchall()[0][0])
     counted = None if figures.values is None else _most_first(figures.values)
     return Seen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,26 +15,6 @@ from data_contracts.contract import Contract, read_contract
 from data_contracts.schemas import arrow_schema
 
 DIGITS = Path(data_contracts.__file__).parent / "digits.odcs.yaml"
-
-
-@pytest.fixture(scope="session")
-def contract_of() -> Callable[..., Contract]:
-    """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
-
-    def make(*properties: dict[str, Any], **table: Any) -> Contract:
-        return Contract.model_validate(
-            {
-                "apiVersion": "v3.1.0",
-                "kind": "DataContract",
-                "id": "made-for-a-test",
-                "name": "made",
-                "version": "1.0.0",
-                "status": "active",
-                "schema": [{"name": "rows", "properties": list(properties), **table}],
-            }
-        )
-
-    return make
 
 
 @pytest.fixture(scope="session")

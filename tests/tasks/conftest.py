@@ -48,28 +48,6 @@ def contract_for(table: pa.Table) -> Contract:
     return Contract.model_validate(document)
 
 
-@pytest.fixture(scope="session")
-def contract_of() -> Callable[..., Contract]:
-    """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
-
-    def make(*properties: dict[str, Any], **table: Any) -> Contract:
-        top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
-        return Contract.model_validate(
-            {
-                "apiVersion": "v3.1.0",
-                "kind": "DataContract",
-                "id": "made-for-a-test",
-                "name": "made",
-                "version": "1.0.0",
-                "status": "active",
-                "schema": [{"name": "rows", "properties": list(properties), **table}],
-                **top,
-            }
-        )
-
-    return make
-
-
 @pytest.fixture
 def validated(home: Path) -> Callable[..., CheckedRows]:
     """Lets a table through `validate`, as if `ingest` had found it."""

@@ -139,6 +139,14 @@ def test_the_engine_has_no_say_in_what_is_found(people: pa.Table, checked_rows_o
     assert prepare.lookup(checked, features_of({}), SPARK) == first
 
 
+def test_a_path_is_no_pattern(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    checked = checked_rows_of(people)
+    (home / "a[1]*").mkdir()
+    (home / checked.uri).rename(home / "a[1]*" / checked.uri)
+    moved = checked.model_copy(update={"uri": f"a[1]*/{checked.uri}"})
+    assert prepare.task.fn(moved, features_of({}), LOCAL).train.num_rows > 1000
+
+
 def test_auto_asks_for_spark_only_where_a_cluster_is_named(people: pa.Table, checked_rows_of: Any) -> None:
     checked = checked_rows_of(people)
     assert not needs_spark(checked, Engine())

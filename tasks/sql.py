@@ -1,0 +1,13 @@
+"""Names and texts as SQL writes them, in DuckDB and in Spark alike."""
+
+from __future__ import annotations
+
+
+def quoted(name: str) -> str:
+    """The name of a column or a table."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """A text."""
+    return "'" + value.replace("'", "''") + "'"
