@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from generated import CATEGORIES, NUMBERS, write
+from generated import CATEGORIES, NUMBERS, raw_rows, write
 from measured import Measured, measure, table
 
 CONTRACT = Path(__file__).with_name("generated.odcs.yaml")
@@ -94,32 +93,17 @@ def ours(source: Path, kind: str) -> str:
     """The stage `prepare`; returns the digest of what it wrote."""
     from data_contracts.contract import read_contract
     from data_contracts.means import Engine, SparkMeans
-    from data_contracts.records import CheckedRows, RawRows
+    from data_contracts.records import CheckedRows
     from models.config import Features
     from tasks import spark
     from tasks.prepare import prepare
-    from tasks.settings import enter
 
-    home = enter().home
-    (home / "rows.parquet").unlink(missing_ok=True)
-    os.link(source, home / "rows.parquet")
-    import pyarrow.parquet as pq
-
-    num_rows = pq.read_metadata(source).num_rows
-    raw = RawRows(
-        uri="rows.parquet",
-        source="generated",
-        num_rows=num_rows,
-        malformed_uri="",
-        num_malformed=0,
-        is_text=False,
-        digest=source.name,
-    )
+    raw = raw_rows(source)
     checked = CheckedRows(
         uri="rows.parquet",
         quarantine_uri="",
         report_uri="",
-        num_rows=num_rows,
+        num_rows=raw.num_rows,
         num_quarantined=0,
         checked=(),
         fresh_until=None,
