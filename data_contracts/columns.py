@@ -106,6 +106,12 @@ class Item(Element):
         return self.physical_type or PHYSICAL_TYPES[self.logical_type][0]
 
 
+class Elements(Item):
+    """The type and limits of an array's elements."""
+
+    required: bool = True
+
+
 class Column(Item):
     """One property of the schema: a column of the data set."""
 
@@ -117,7 +123,7 @@ class Column(Item):
     primary_key_position: int | None = None
     classification: str | None = None
     examples: tuple[Plain, ...] = ()
-    items: Item | None = None
+    items: Elements | None = None
     quality: tuple[Quality, ...] = ()
 
     @model_validator(mode="after")
@@ -200,7 +206,8 @@ class Column(Item):
             if rule is not None:
                 found.append((rule, ("quality", position)))
         if self.items is not None:
-            found.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
+            if self.items.required:
+                found.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
             found.extend((rule, ("items", "logicalTypeOptions")) for rule in _limits(f"{self.name}[]", self.items))
         return found
 

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from data_contracts.contract import Contract
 from data_contracts.documents import Document
+from data_contracts.layouts import Layout, Task
 
 
 class Record(Document):
@@ -69,11 +70,19 @@ class Dataset(Record):
     key: str
     label: str
     inputs: tuple[str, ...]
-    input_shape: tuple[int, ...]  # of one row
-    classes: tuple[int | str, ...]
+    task: Task
+    layout: Layout
+    classes: tuple[int | str, ...]  # none for a regression
     test_rows_uri: str
     num_dropped: int  # rows that a series has no whole window for
     checked: CheckedRows
+
+
+class Start(Record):
+    """Weights of another network that training begins with. `digest` is that of the weights."""
+
+    uri: str
+    name: str  # as the recipe says it
 
 
 class Trained(Record):
@@ -84,7 +93,8 @@ class Trained(Record):
     run_id: str
     num_parameters: int
     epochs: int
-    val_accuracy: float
+    val_score: float  # accuracy, or RMSE in the units of the label
+    slices: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
     processor: str  # threads and instruction set that the weights' bits depend on
     dataset: Dataset
 
@@ -115,11 +125,12 @@ class Candidate(Document):
     run_id: str
     size_bytes: int
     num_parameters: int
-    accuracy: Interval  # on the test part
-    drop: Interval  # of accuracy against fp32, on the same rows; positive is worse
+    score: Interval  # on the test part: accuracy, or RMSE in the units of the label
+    worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
     latency: Latency
-    parity_error: float  # largest difference of a logit between PyTorch and ONNX Runtime, before quantization
-    answers_uri: str  # Parquet: key, label, predicted class and probabilities on the test part
+    parity_error: float  # largest difference of an output between PyTorch and ONNX Runtime, before quantization
+    answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
+    is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
 
 
 class Options(Record):
@@ -160,7 +171,7 @@ class Release(Record):
     version: int
     alias: str
     num_asked: int  # held-out rows that the bento was asked over HTTP before the release
-    example: str  # one of them: the request's key, the true class and the answer
+    example: str  # one of them as JSON: its key, the truth, and the label with its probability or the value
     replaced_version: int | None
     bento: Bento
 

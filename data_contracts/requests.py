@@ -127,7 +127,7 @@ def _column_type(column: Column, rules: Sequence[Rule]) -> Any:
     else:
         inner = [rule for rule in rules if rule.target == f"{column.name}[]"]
         items: Any = _limited(_scalar(column.items, inner), column.items, inner)
-        kind = _limited(list[items], column, own)
+        kind = _limited(list[items] if column.items.required else list[items | None], column, own)
     return kind if column.is_required else kind | None
 
 

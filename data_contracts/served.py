@@ -19,8 +19,9 @@ _OF_ONE = ("unique", "primaryKey", "primaryKeyPosition", "quality", "examples")
 def served(contract: Contract, lengths: Mapping[str, int]) -> Contract:
     """`contract` with each column of `lengths` as an array of exactly so many values.
 
-    Every value keeps the type and the limits of the column. Rules that read such a column as a single value are left
-    out: the column's own quality checks, and every other check that names it. Without `lengths` nothing changes.
+    Every value keeps the type and the limits of the column, and may be null if the column may. Rules that read such a
+    column as a single value are left out: the column's own quality checks, and every other check that names it. Without
+    `lengths` nothing changes.
     """
     if not lengths:
         return contract
@@ -28,15 +29,15 @@ def served(contract: Contract, lengths: Mapping[str, int]) -> Contract:
     table = document["schema"][0]
     _drop_checks(table, contract, lengths)
     table["properties"] = [
-        _windows(column, lengths[column["name"]]) if column["name"] in lengths else column
-        for column in table["properties"]
+        _windows(stated, column.is_required, lengths[column.name]) if column.name in lengths else stated
+        for column, stated in zip(contract.columns, table["properties"], strict=True)
     ]
     return Contract.model_validate(document)
 
 
-def _windows(column: dict[str, Any], length: int) -> dict[str, Any]:
+def _windows(column: dict[str, Any], is_required: bool, length: int) -> dict[str, Any]:
     """A column of single values as a column of arrays of them, oldest first."""
-    items = {name: column[name] for name in _OF_ITEMS if name in column}
+    items = {**{name: column[name] for name in _OF_ITEMS if name in column}, "required": is_required}
     custom = [entry for entry in column.get("customProperties", ()) if entry["property"] != "unknownCategory"]
     kept = {name: value for name, value in column.items() if name not in (*_OF_ITEMS, *_OF_ONE, "customProperties")}
     limits = {"minItems": length, "maxItems": length}

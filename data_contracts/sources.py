@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from data_contracts.documents import Document
 from data_contracts.records import Record
 
-FileFormat = Literal["parquet", "csv", "jsonl", "orc", "arrow", "text", "images", "audio", "idx"]
+FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
 Part = Literal["train", "val", "test"]
 Name = Annotated[str, Field(min_length=1)]
 Character = Annotated[str, Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$")]
@@ -20,6 +21,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv",),
     "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
     "orc": (".orc",),
     "arrow": (".arrow", ".feather", ".ipc"),
     "text": (".txt",),
@@ -30,14 +32,17 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it
 TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are no files: `sklearn:NAME` and so on
 REMOTE = ("s3://", "hdfs://")
-_COMPRESSED = ("csv", "jsonl", "text", "idx")
+_COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")
 
-_OF_FILES = ("path_pattern", "row_id", "rename")
+_OF_ROWS = ("row_id", "rename", "replace")
+_OF_FILES = ("path_pattern", *_OF_ROWS)
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "parquet": _OF_FILES,
     "orc": _OF_FILES,
     "arrow": _OF_FILES,
     "jsonl": _OF_FILES,
+    "json": ("records", "columns", *_OF_FILES),
     "csv": (
         *("encoding", "delimiter", "quote", "escape", "header", "columns", "missing", "strip", "comment", "skip_lines"),
         *_OF_FILES,
@@ -45,12 +50,12 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "text": ("encoding", "unit", *_OF_FILES),
     "images": ("mode", "size", *_OF_FILES),
     "audio": ("sample_rate", "mono", *_OF_FILES),
-    "idx": ("labels", "row_id", "rename"),
-    "sklearn": ("rename",),
-    "delta": ("version", "row_id", "rename"),
-    "iceberg": ("version", "row_id", "rename"),
-    "sql": ("query", "uri_variable", "row_id", "rename"),
-    "hive": ("row_id", "rename"),
+    "idx": ("labels", *_OF_ROWS),
+    "sklearn": ("rename", "replace"),
+    "delta": ("version", *_OF_ROWS),
+    "iceberg": ("version", *_OF_ROWS),
+    "sql": ("query", "uri_variable", *_OF_ROWS),
+    "hive": _OF_ROWS,
 }
 
 
@@ -58,8 +63,20 @@ class Origin(Document):
     """One of several sources that are read one behind the other, and the part that its rows belong to."""
 
     source: Name
+    files: Annotated[
+        Name | None, Field(description="a regular expression: only files, also in a zip, in whose path it is found")
+    ] = None
+    records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
     labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
     part: Annotated[Part | None, Field(description="what the column `part` says of these rows")] = None
+    values: Annotated[
+        dict[Name, str] | None, Field(description="text columns to add, with the one value that these rows have")
+    ] = None
+
+    @field_validator("files")
+    @classmethod
+    def _files_are_a_pattern(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else _possible(pattern).pattern
 
 
 class Data(Document):
@@ -71,7 +88,8 @@ class Data(Document):
     source: Annotated[
         Name | None,
         Field(
-            description="a file, folder or pattern such as `rows-*.csv`, here, in `s3://` or `hdfs://`; or "
+            description="a file, folder or pattern such as `rows-*.csv`, here, in `s3://` or `hdfs://`, or below the "
+            "folder that an environment variable names, such as `${DATA}/rows.csv`; or "
             "`sklearn:NAME`, `delta:PATH`, `iceberg:CATALOG.TABLE`, `sql:DRIVER`, `hive:DATABASE.TABLE`"
         ),
     ] = None
@@ -81,12 +99,20 @@ class Data(Document):
         Field(description="of the files; left out, their suffix says it, and a folder holds Parquet"),
     ] = None
 
+    obtain: Annotated[
+        Name | None, Field(description="for people: where the data comes from and under what licence; told if it lacks")
+    ] = None
+
     path_pattern: Annotated[
         Name | None,
         Field(description="a regular expression found in each file's path; its named groups become text columns"),
     ] = None
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
     rename: Annotated[dict[Name, Name] | None, Field(description="columns by their name in the source")] = None
+    replace: Annotated[
+        dict[Name, dict[str, str]] | None,
+        Field(description="by column, as it is named then: whole texts, and the texts to put in their place"),
+    ] = None
 
     encoding: Annotated[Name | None, Field(description="of text, as Python names it (default utf-8)")] = None
     delimiter: Annotated[Character | None, Field(description="between cells (default a comma)")] = None
@@ -95,7 +121,11 @@ class Data(Document):
     )
     escape: Annotated[Character | None, Field(description="before a character that means itself (default none)")] = None
     header: Annotated[bool | None, Field(description="whether the first row has the names (default true)")] = None
-    columns: Annotated[tuple[Name, ...] | None, Field(min_length=1, description="names, if no header has them")] = None
+    columns: Annotated[
+        tuple[Name, ...] | None,
+        Field(min_length=1, description="names, if no header has them; of `json`, if each row is an array"),
+    ] = None
+    records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
     missing: Annotated[tuple[str, ...] | None, Field(description='texts that mean null (default [""])')] = None
     strip: Annotated[bool | None, Field(description="whether to take spaces and tabs off both ends of a cell")] = None
     comment: Annotated[Character | None, Field(description="what a line begins with that is no row")] = None
@@ -130,38 +160,41 @@ class Data(Document):
     @field_validator("path_pattern")
     @classmethod
     def _pattern_names_columns(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                groups = re.compile(pattern).groupindex
-            except re.error as failure:
-                raise ValueError(f"the regular expression must be a possible one: {failure}") from failure
-            if not groups:
-                raise ValueError("there must be a named group such as (?P<label>[a-z]+), which becomes a column")
+        if pattern is not None and not _possible(pattern).groupindex:
+            raise ValueError("there must be a named group such as (?P<label>[a-z]+), which becomes a column")
         return pattern
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if (self.source is None) == (self.sources is None):
             raise ValueError("there must be either `source` or `sources`")
+        for path in (path for origin in self.origins for path in (origin.source, origin.labels or "")):
+            if "${" in path[1 if variable_of(path) else 0 :]:
+                raise ValueError(f"a variable is written ${{NAME}}, and only a path begins with one: {path!r}")
         kinds = {_kind(origin.source, self.format) for origin in self.origins}
         if len(kinds) > 1:
             raise ValueError(f"all sources must be of one format, and these are {', '.join(sorted(kinds))}")
         if self.sources is not None and any(origin.part is None for origin in self.sources):
             raise ValueError("each of several sources needs its `part`: train, val or test")
+        if len({tuple(sorted(origin.values or ())) for origin in self.origins}) > 1:
+            raise ValueError("values: all sources must have the same columns in it")
         self._options_have_meaning()
         self._options_fit_each_other()
         return self
 
     def _options_have_meaning(self) -> None:
-        told = {"source", "sources", "format"}
+        told = {"source", "sources", "format", "obtain"}
         stated = [name for name in type(self).model_fields if name not in told and getattr(self, name) is not None]
         known = _OPTIONS[self.kind]
         odd = [name for name in stated if name not in known]
         if odd:
             can = f"it knows {', '.join(known)}"
             raise ValueError(f"{', '.join(odd)}: no meaning for a source of format {self.kind}; {can}")
-        if self.kind != "idx" and any(origin.labels for origin in self.origins):
-            raise ValueError(f"labels: no meaning for a source of format {self.kind}")
+        for option, fitting in (("labels", "labels"), ("records", "records"), ("files", "path_pattern")):
+            if fitting not in known and any(getattr(origin, option) for origin in self.sources or ()):
+                raise ValueError(f"{option}: no meaning for a source of format {self.kind}")
+        if self.records is not None and self.sources is not None:
+            raise ValueError("records: state it with each of the `sources`")
 
     def _options_fit_each_other(self) -> None:
         if self.columns is not None and self.header:
@@ -185,7 +218,7 @@ class Data(Document):
     @property
     def origins(self) -> tuple[Origin, ...]:
         """The sources in the order in which they are read."""
-        return self.sources or (Origin(source=self.source or "", labels=self.labels),)
+        return self.sources or (Origin(source=self.source or "", labels=self.labels, records=self.records),)
 
     @property
     def kind(self) -> str:
@@ -200,23 +233,24 @@ class Data(Document):
     @property
     def described(self) -> str:
         """The source in one line."""
-        return ", ".join(origin.source for origin in self.origins)
+        return ", ".join(dict.fromkeys(origin.source for origin in self.origins))
 
     def absolute(self, folder: Path) -> Data:
-        """The same data with every local path absolute, where a relative one starts at `folder`."""
-        if self.sources is None:
-            labels = _absolute(self.labels, folder) if self.labels else None
-            return self.model_copy(update={"source": _absolute(self.source or "", folder), "labels": labels})
-        origins = tuple(
-            origin.model_copy(
-                update={
-                    "source": _absolute(origin.source, folder),
-                    "labels": _absolute(origin.labels, folder) if origin.labels else None,
-                }
-            )
-            for origin in self.sources
-        )
-        return self.model_copy(update={"sources": origins})
+        """The same data with every local path absolute, where a relative one starts at `folder`.
+
+        A path that begins with a variable stays as it is: it does not depend on the recipe's place.
+        """
+        return self.with_paths(lambda path: path if variable_of(path) else _absolute(path, folder))
+
+    def with_paths(self, change: Callable[[str], str]) -> Data:
+        """The same data with `change` of each source and file of labels."""
+
+        def changed(stated: Data | Origin) -> dict[str, str | None]:
+            paths = {"source": stated.source, "labels": stated.labels}
+            return {name: None if path is None else change(path) for name, path in paths.items()}
+
+        origins = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
+        return self.model_copy(update={**changed(self), "sources": origins})
 
 
 class Source(Record):
@@ -233,6 +267,12 @@ def scheme_of(source: str) -> str | None:
     return found[1] if found else None
 
 
+def variable_of(path: str) -> str | None:
+    """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
+    found = _VARIABLE.match(path)
+    return found[1] if found else None
+
+
 def compression_of(path: str) -> str | None:
     """Arrow's name of the compression that the suffix of `path` tells, or None."""
     return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
@@ -242,6 +282,13 @@ def plain_suffix(path: str) -> str:
     """The suffix of `path` in small letters, without that of a compression."""
     pure = PurePosixPath(path)
     return (PurePosixPath(pure.stem) if compression_of(path) else pure).suffix.lower()
+
+
+def _possible(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as failure:
+        raise ValueError(f"the regular expression must be a possible one: {failure}") from failure
 
 
 def _kind(source: str, stated: str | None) -> str:

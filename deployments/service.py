@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import numpy as np
 
 from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import DataUnfit, OutputCorrupt
 from data_contracts.requests import RowCheck, RowsRefused
+from models.answers import meant, outputs_of
 from models.encoder import encode, read_encoder
-from models.runtime import answer, session, softmax
+from models.runtime import session
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 
@@ -55,7 +57,10 @@ class Endpoint:
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:
-        """Label and probabilities for each row, in order; or 422 with row, column, value and rule of each problem."""
+        """A prediction for each row, in order; or 422 with row, column, value and rule of each problem.
+
+        A prediction is a label with the probabilities of all, or for a regression a value in the label's units.
+        """
         try:
             table = self.check.table(rows)
         except RowsRefused as refusal:
@@ -66,15 +71,17 @@ class Endpoint:
         except DataUnfit as refusal:  # the recipe refuses categories that the training part has not
             ctx.response.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
             return {"error": refusal.found, "problems": []}
-        shares_BK = softmax(answer(self.session, x))
+        outputs_BK = outputs_of(self.session, x, is_row_by_row=self.manifest["is_row_by_row"])
+        return {"predictions": self._predictions(meant(self.encoder, outputs_BK)), "model": self.manifest["tag"]}
+
+    def _predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
+        if self.encoder.features.task == "regression":
+            return [{"value": float(value)} for value in given]
         classes = self.encoder.classes
-        return {
-            "predictions": [
-                {
-                    "label": classes[int(shares_K.argmax())],
-                    "probabilities": {str(one): float(share) for one, share in zip(classes, shares_K, strict=True)},
-                }
-                for shares_K in shares_BK
-            ],
-            "model": self.manifest["tag"],
-        }
+        return [
+            {
+                "label": classes[int(shares_K.argmax())],
+                "probabilities": {str(one): float(share) for one, share in zip(classes, shares_K, strict=True)},
+            }
+            for shares_K in given
+        ]

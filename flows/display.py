@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_contracts.records import Release
+from data_contracts.scores import LOSSES, SCORES, score_in_words
 from tasks import events
 
 _MARKS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]", "failed": "[red]✗[/]"}
@@ -111,7 +113,8 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     chosen = release.bento.chosen
     console.print()
     console.print(_candidates(release))
-    console.print("[dim]drop: end of the 95% interval of the paired drop against fp32; time: against fp32[/]")
+    loss = LOSSES[chosen.options.trained.dataset.task]
+    console.print(f"[dim]{loss}: end of the 95% interval of the paired {loss} against fp32; time: against fp32[/]")
     for verdict in chosen.verdicts:
         if not verdict.passed:
             console.print(f"[dim]{verdict.name} is over budget: {'; '.join(verdict.reasons)}[/]")
@@ -125,8 +128,7 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
     facts.add_row(
         "answered",
-        f"over HTTP, held-out row {example['key']}: [bold]{example['label']}[/] with probability "
-        f"{example['probability']:.3f}; the truth is {example['truth']} "
+        f"over HTTP, held-out row {example['key']}: {_answered(example)} "
         f"({release.num_asked} of {release.num_asked} rows as measured)",
     )
     trained = chosen.options.trained
@@ -151,8 +153,15 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
         console.print(f"  [bold]{command:<{len(bloomery) + 22}}[/] [dim]{what}[/]")
 
 
+def _answered(example: dict[str, Any]) -> str:
+    if "value" in example:
+        return f"[bold]{example['value']:.4g}[/]; the truth is {example['truth']:.4g}"
+    return f"[bold]{example['label']}[/] with probability {example['probability']:.3f}; the truth is {example['truth']}"
+
+
 def _candidates(release: Release) -> Table:
     chosen = release.bento.chosen
+    task = chosen.options.trained.dataset.task
     verdicts = {verdict.name: verdict for verdict in chosen.verdicts}
     table = Table(
         title=f"{release.name}: candidates on the held-out rows",
@@ -160,14 +169,14 @@ def _candidates(release: Release) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("candidate", "accuracy (95%)", "drop", "size", "p50", "time", "verdict"):
+    for heading in ("candidate", f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading in ("candidate", "verdict") else "right", no_wrap=True)
     for one in chosen.options.candidates:
         is_chosen, passed = one.name == chosen.candidate.name, verdicts[one.name].passed
         table.add_row(
             one.name,
-            f"{one.accuracy.value:.1%} ({one.accuracy.low * 100:.1f}–{one.accuracy.high * 100:.1f})",
-            f"≤{one.drop.high * 100:.1f}pp",
+            score_in_words(task, one.score),
+            f"≤{one.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
             f"{one.size_bytes / 1000:.1f} kB",
             f"{one.latency.p50_ms * 1000:.0f} µs",
             f"{one.latency.ratio:.2f}x",

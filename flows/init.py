@@ -189,8 +189,11 @@ def _guesses(made: Draft) -> list[tuple[str, str]]:
         found.append(("no rows", f"{plan.profile.num_malformed:,} lines; {plan.profile.malformed}"))
     added = ", added: no column tells rows apart" if plan.key.is_added else ""
     found.append(("key", f"{made.names.get(plan.key.name, plan.key.name)}{added}"))
-    classes = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority:.1%} of the rows"
-    found.append(("label", f"{made.names[plan.label.name]}: {classes}"))
+    if plan.label.deviation is None:
+        told = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority:.1%} of the rows"
+    else:
+        told = f"figures with a standard deviation of {plan.label.deviation:.3g}, so a regression"
+    found.append(("label", f"{made.names[plan.label.name]}: {told}"))
     found += [
         (f"{one.options['kind']}", ", ".join(made.names[name] for name in _columns_of(one.options)))
         for one in plan.inputs.planned

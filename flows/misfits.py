@@ -1,14 +1,23 @@
-"""What a recipe's features and network ask of its contract, or of each other, that is not promised."""
+"""What a recipe's features, network and training ask of its contract, or of each other, that is not promised."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.config import Features, Model
-from models.features.inputs import AudioInput, CategoryInput, FlatInput, ImageInput, Input, SeriesInput, TextInput
+from models.config import Features
+from models.features.inputs import (
+    AudioInput,
+    CategoryInput,
+    ImageInput,
+    Input,
+    SequenceInput,
+    SeriesInput,
+)
+from models.networks.config import Mlp, Model
+from models.training.config import Training
 
-_TAKEN = frozenset({"x", "y", "truth", "answer", "probabilities", "_part", "_partition"})
+_TAKEN = frozenset({"x", "y", "truth", "answer", "probabilities", "_part", "_partition", "_label"})
 _TYPES = {
     "number": ("integer", "number"),
     "category": ("string", "integer", "boolean"),
@@ -18,16 +27,46 @@ _TYPES = {
     "image": ("array",),
     "audio": ("array",),
     "series": ("integer", "number"),
+    "sequence": ("integer", "number"),
+}
+_LABELS = {"classification": ("integer", "string"), "regression": ("integer", "number")}
+
+# What encoded rows are, by the kind of the input, and which of them a network reads. Networks that are not here were
+# made elsewhere, or are searched for among those that fit.
+_FLAT, _SEQUENCE, _IMAGE, _SOUND, _TEXT = "a table's columns", "a sequence", "an image", "audio", "text"
+_FORMS = {"image": _IMAGE, "audio": _SOUND, "text": _TEXT, "series": _SEQUENCE, "sequence": _SEQUENCE}
+_READ_BY = {
+    "cnn": (_IMAGE, _SOUND),
+    "lenet": (_IMAGE, _SOUND),
+    "resnet": (_IMAGE, _SOUND),
+    "mlp": (_FLAT, _SEQUENCE),
+    "ft_transformer": (_FLAT,),
+    "rnn": (_SEQUENCE, _TEXT, _SOUND, _IMAGE),
+    "transformer": (_SEQUENCE, _TEXT, _SOUND, _IMAGE),
+    "gpt": (_TEXT,),
+    "huggingface": (_TEXT, _IMAGE, _SOUND),
+}
+_READ_ONE_CHANNEL = ("rnn", "transformer")
+# How rows may be changed in training, and which rows can be.
+_AUGMENTED = {
+    "flip": (_IMAGE,),
+    "shift": (_IMAGE, _SOUND),
+    "rotate": (_IMAGE,),
+    "erase": (_IMAGE, _SOUND),
+    "mask": (_SOUND,),
+    "mixup": (_IMAGE, _SOUND, _SEQUENCE, _FLAT),
+    "drop_tokens": (_TEXT,),
 }
 
 
-def misfits(features: Features, model: Model, contract: Contract) -> Iterator[str]:
+def misfits(features: Features, model: Model, contract: Contract, training: Training | None = None) -> Iterator[str]:
     """A sentence for each, none if all fits."""
     known = ", ".join(column.name for column in contract.columns)
     for role, name in (("key", features.key), ("label", features.label)):
         if contract.column(name) is None:
             yield f"features.{role}: contract {contract.name} has no column {name!r}; it has {known}"
-    yield from _key_and_label(contract.column(features.key), contract.column(features.label), contract.table.key)
+    yield from _of_key(contract.column(features.key), contract.table.key)
+    yield from _of_label(features, contract.column(features.label))
     for name in dict.fromkeys((features.key, features.label, *features.split.columns)):
         if name in _TAKEN:
             yield f"features: prepared rows have a column {name!r} of their own; rename the data's (data.rename)"
@@ -47,19 +86,29 @@ def misfits(features: Features, model: Model, contract: Contract) -> Iterator[st
             )
     yield from _of_split(features, contract)
     yield from _of_network(features, model)
+    if training is not None:
+        yield from _of_slices(training, contract)
+        yield from _of_training(features, model, training)
 
 
-def _key_and_label(key: Column | None, label: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
+def _of_key(key: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
     if key is not None and not (of_table == (key.name,) or (key.unique and key.is_required)):
         yield f"features.key: column {key.name!r} is not a primaryKey in the contract, so rows could not be told apart"
     if key is not None and key.personal in ("drop", "encrypt"):
         yield f"features.key: column {key.name!r} is not kept in clear ({key.personal}); `hash` still tells rows apart"
-    if label is not None and label.personal is not None:
+
+
+def _of_label(features: Features, label: Column | None) -> Iterator[str]:
+    if label is None:
+        return
+    if label.personal is not None:
         yield f"features.label: column {label.name!r} is marked personal in the contract, so nothing may learn it"
-    if label is not None and not label.is_required:
+    if not label.is_required and not features.is_forecast:
         yield f"features.label: column {label.name!r} is not required in the contract, so a row could have no label"
-    if label is not None and label.logical_type not in ("integer", "string"):
-        yield f"features.label: classes are integers or strings, and column {label.name!r} is {label.logical_type}"
+    if label.logical_type not in _LABELS[features.task]:
+        what = "classes are integers or strings" if features.task == "classification" else "figures are numbers"
+        other = "; with `task: regression` it can be learnt" if label.logical_type == "number" else ""
+        yield f"features.label: {what}, and column {label.name!r} is {label.logical_type}{other}"
 
 
 def _of_split(features: Features, contract: Contract) -> Iterator[str]:
@@ -75,6 +124,10 @@ def _of_split(features: Features, contract: Contract) -> Iterator[str]:
             yield f"features.split: column {name!r} is not required in the contract, so a row could belong to no part"
         elif column.logical_type == "array":
             yield f"features.split: column {name!r} is an array; a split reads single values"
+        elif name == features.split.column and features.split.val_from is not None:
+            fitting = ("integer",) if isinstance(features.split.val_from, int) else ("date", "timestamp")
+            if column.logical_type not in fitting:
+                yield f"features.split.val_from is no value of column {name!r}, which is {column.logical_type}"
     given = contract.column(features.split.column or "")
     if features.split.by == "given" and given is not None and given.logical_type != "string":
         yield (
@@ -87,33 +140,46 @@ def _of_column(source: Input, column: Column) -> Iterator[str]:
     """What one input asks of one of its columns."""
     if column.personal is not None:
         yield f"column {column.name!r} is marked personal in the contract, so no network may read it"
-    if column.logical_type not in _TYPES[source.kind]:
-        fitting = " or ".join(_TYPES[source.kind])
+    is_array = isinstance(source, ImageInput | AudioInput) or (isinstance(source, SequenceInput) and source.is_padded)
+    types = ("array",) if is_array else _TYPES[source.kind]
+    if column.logical_type not in types:
+        fitting = " or ".join(types)
         yield f"an input of kind {source.kind} reads {fitting}, and column {column.name!r} is {column.logical_type}"
-        return
-    if isinstance(source, ImageInput | AudioInput):
-        if column.items is None or column.items.logical_type not in ("integer", "number"):
-            yield f"column {column.name!r} is no array of numbers, so it is no {source.kind}"
-            return
-        if isinstance(source, ImageInput):
-            yield from _of_image(source, column)
-        if not column.is_required:
-            yield f"column {column.name!r} is not required in the contract, so a row could lack it"
     elif isinstance(source, SeriesInput):
-        yield from _of_windows(column)
-    elif not isinstance(source, CategoryInput) and source.missing == "refuse" and not column.is_required:
+        yield from _of_windows(source, column)
+    elif isinstance(source, ImageInput | AudioInput | SequenceInput):
+        yield from _of_arrays(source, column)
+    elif isinstance(source, CategoryInput):
+        if column.custom("unknownCategory") == "refuse" and source.unknown == "other":
+            yield (f"the contract refuses unknown categories in column {column.name!r}; say `unknown: refuse` here too")
+    elif source.missing == "refuse" and not column.is_required:
         yield (
             f"column {column.name!r} is not required in the contract, so a row could lack it; "
             "say with `missing` what stands for it then"
         )
-    if isinstance(source, CategoryInput) and column.custom("unknownCategory") == "refuse" and source.unknown == "other":
-        yield f"the contract refuses unknown categories in column {column.name!r}; say `unknown: refuse` here too"
 
 
-def _of_windows(column: Column) -> Iterator[str]:
-    """What a series asks of a column whose values stand in windows, which are what the endpoint is sent."""
+def _of_arrays(source: ImageInput | AudioInput | SequenceInput, column: Column) -> Iterator[str]:
+    """What an input with a shape asks of its array, or a sequence of one of its wide columns."""
+    if column.logical_type == "array":
+        if column.items is None or column.items.logical_type not in ("integer", "number"):
+            yield f"column {column.name!r} is no array of numbers, so it is no {source.kind}"
+            return
+        if not column.items.required:
+            yield f"column {column.name!r} may have elements that are null, of which no {source.kind} can be made"
+        if isinstance(source, ImageInput):
+            yield from _of_image(source, column)
     if not column.is_required:
-        yield f"column {column.name!r} is not required in the contract, so a window could lack a value"
+        yield f"column {column.name!r} is not required in the contract, so a row could lack it"
+
+
+def _of_windows(source: SeriesInput, column: Column) -> Iterator[str]:
+    """What a series asks of a column whose values stand in windows, which are what the endpoint is sent."""
+    if not column.is_required and source.missing == "refuse":
+        yield (
+            f"column {column.name!r} is not required in the contract, so a window could lack a value; "
+            "say with `missing` what stands for it then"
+        )
     for rule, place in column.placed_rules(is_key=False):
         if place[0] == "quality" and rule.is_about_rows and rule.severity == "error" and rule.kind != "required":
             yield (
@@ -155,11 +221,57 @@ def _of_image(source: ImageInput, column: Column) -> Iterator[str]:
 
 
 def _of_network(features: Features, model: Model) -> Iterator[str]:
-    first = features.inputs[0]
-    if isinstance(first, TextInput):
-        yield f"model: no network of kind {model.kind} reads text"
-    elif model.kind == "cnn" and isinstance(first, FlatInput | SeriesInput):
-        what = "windows of numbers" if isinstance(first, SeriesInput) else "a flat vector"
-        yield f"model: a cnn reads an image or audio, and an input of kind {first.kind} gives {what}; use an mlp"
-    elif model.kind == "mlp" and not isinstance(first, FlatInput | SeriesInput):
-        yield f"model: an mlp reads a flat vector, and an input of kind {first.kind} has a shape; use a cnn"
+    first, form = features.inputs[0], _form(features)
+    if model.kind not in _READ_BY:
+        return
+    if form not in _READ_BY[model.kind]:
+        fitting = [kind for kind, forms in _READ_BY.items() if form in forms]
+        yield (
+            f"model: a network of kind {model.kind} reads {' or '.join(_READ_BY[model.kind])}, and an input of kind "
+            f"{first.kind} is {form}; use {' or '.join(fitting)}"
+        )
+    elif isinstance(first, ImageInput) and model.kind in _READ_ONE_CHANNEL and first.shape[0] != 1:
+        yield (
+            f"model: a network of kind {model.kind} reads an image of one channel, column by column, and this one has "
+            f"{first.shape[0]}; use cnn or resnet"
+        )
+
+
+def _form(features: Features) -> str:
+    return _FORMS.get(features.inputs[0].kind, _FLAT)
+
+
+def _of_slices(training: Training, contract: Contract) -> Iterator[str]:
+    known = ", ".join(column.name for column in contract.columns)
+    for name in training.slices:
+        column = contract.column(name)
+        if column is None:
+            yield f"training.slices: contract {contract.name} has no column {name!r}; it has {known}"
+        elif column.personal in ("drop", "encrypt"):
+            yield f"training.slices: column {name!r} is not kept in clear ({column.personal}); say `hash`"
+        elif column.logical_type == "array":
+            yield f"training.slices: column {name!r} is an array; figures are told apart by single values"
+
+
+def _of_training(features: Features, model: Model, training: Training) -> Iterator[str]:
+    """What training asks of the labels, the rows and the network."""
+    if features.task == "regression":
+        for name in ("class_weights", "label_smoothing"):
+            if getattr(training, name) != type(training).model_fields[name].default:
+                yield f"training.{name}: a regression has no classes"
+    elif training.loss != "squared":
+        yield f"training.loss: {training.loss} is for a regression, and the labels are classes"
+    form = _form(features)
+    for name, forms in _AUGMENTED.items():
+        if getattr(training.augment, name) and form not in forms:
+            yield f"training.augment.{name} changes {' or '.join(forms)}, and an encoded row is {form}"
+    is_coded = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
+    if training.augment.mixup and is_coded:
+        yield "training.augment.mixup: between the numbers of two categories (`encoding: index`) there is none"
+    has_batch_norm = model.kind in ("cnn", "resnet") or (isinstance(model, Mlp) and model.norm == "batch")
+    if training.privacy is not None and has_batch_norm:
+        other = "say `norm: none`" if isinstance(model, Mlp) else "use another kind of network"
+        yield (
+            f"training.privacy: a {model.kind} normalises over the rows of a batch, so no row's gradient is its own; "
+            f"{other}"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from data_contracts.records import Release
+from data_contracts.records import Release, Start
 from data_contracts.sources import Source
 from flows.recipe import Recipe
 
@@ -22,11 +22,11 @@ class Stages(Protocol):
     promote: Any
 
 
-def in_order(stages: Stages, recipe: Recipe, source: Source) -> Release:
+def in_order(stages: Stages, recipe: Recipe, source: Source, start: Start | None) -> Release:
     rows = stages.ingest(source)
     checked = stages.validate(rows, recipe.contract)
     dataset = stages.prepare(checked, recipe.features, recipe.means)
-    trained = stages.train(dataset, recipe.model, recipe.training)
+    trained = stages.train(dataset, recipe.model, recipe.training, start)
     options = stages.compress(trained, recipe.compression)
     chosen = stages.choose(options, recipe.budget)
     bento = stages.package(chosen, recipe.name)

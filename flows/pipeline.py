@@ -23,6 +23,7 @@ from tasks.ingest import ingest, locate  # noqa: E402
 from tasks.package import package  # noqa: E402
 from tasks.prepare import prepare  # noqa: E402
 from tasks.promote import promote  # noqa: E402
+from tasks.starts import locate_start  # noqa: E402
 from tasks.train import train  # noqa: E402
 from tasks.validate import validate  # noqa: E402
 
@@ -48,7 +49,8 @@ def pipeline(recipe: str = "digits") -> Release:
     wanted = read_recipe(recipe)
     store.sweep()
     try:
-        release = in_order(AS_TASKS, wanted, locate(wanted.data, wanted.contract.personal_columns))
+        source = locate(wanted.data, wanted.contract.personal_columns)
+        release = in_order(AS_TASKS, wanted, source, locate_start(wanted.training.start_from))
     finally:
         spark.stop()
     if flow_run.id:

@@ -38,6 +38,7 @@ def plan(recipe: Recipe) -> Plan:
     """
     from flows.pipeline import STAGES
     from tasks.ingest import locate
+    from tasks.starts import locate_start
 
     steps: list[Step] = []
 
@@ -54,6 +55,7 @@ def plan(recipe: Recipe) -> Plan:
 
     lookups: Any = SimpleNamespace(**{stage.name: looking(stage) for stage in STAGES})
     try:
-        return Plan(steps, in_order(lookups, recipe, locate(recipe.data, recipe.contract.personal_columns)))
+        source = locate(recipe.data, recipe.contract.personal_columns)
+        return Plan(steps, in_order(lookups, recipe, source, locate_start(recipe.training.start_from)))
     except _NotThere:
         return Plan([*steps, *(Step(stage.name, None) for stage in STAGES[len(steps) :])], None)

@@ -14,7 +14,10 @@ from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.sources import Data
 from flows.misfits import misfits
-from models.config import Budget, Compression, Features, Gates, Model, Training
+from models.config import Budget, Compression, Features, Gates, misplaced_limits
+from models.networks.config import Model
+from models.training.config import Training
+from tasks.bring import bring
 
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
@@ -76,9 +79,13 @@ def read_recipe(reference: str) -> Recipe:
             **dict(stated),
             "contract": contract,
             "data": stated.data.absolute(path.parent),
+            "model": bring(stated.model, path.parent),
         }
     )
-    problems = list(misfits(recipe.features, recipe.model, recipe.contract))
+    problems = [
+        *misfits(recipe.features, recipe.model, recipe.contract, recipe.training),
+        *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates),
+    ]
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),

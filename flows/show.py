@@ -89,6 +89,7 @@ def as_table(document: dict[str, Any]) -> Table:
 def as_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
     root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, made {document['created']}")
+    root.add(document["description"])
     figures = root.add("figures")
     for name, value in document["figures"].items():
         figures.add(f"{name} {value:g}")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,24 +23,26 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_contracts.documents import Document
-from data_contracts.errors import DataUnfit
+from data_contracts.layouts import Layout
 from models.config import Classes, Features
-from models.features import audio, booleans, categories, dates, images, numbers, series, texts
+from models.features import audio, booleans, categories, dates, images, labels, numbers, sequences, series, texts
 from models.features.arrays import Rows, one_array
 from models.features.audio import FittedAudio
 from models.features.booleans import FittedBooleans
-from models.features.categories import FittedCategories, count_names, folds_of, names_of
+from models.features.categories import FittedCategories, folds_of
 from models.features.dates import FittedDates
 from models.features.images import FittedImage
+from models.features.inputs import CategoryInput, SequenceInput
+from models.features.labels import StandardUnits
 from models.features.numbers import FittedNumbers
+from models.features.sequences import FittedSequence
 from models.features.series import FittedSeries
-from models.features.tallies import Counts, Tally, read_tally
+from models.features.tallies import Tally, read_tally
 from models.features.texts import FittedText
 
 ENCODED = "x"  # the encoded input, a flat list of float32 per row
-CLASS = "y"  # the position of the label among the encoder's classes, int64
+CLASS = "y"  # the label: its position among the encoder's classes, int64, or a figure in standard units, float32
 SUMMARY = "summary"
-_MOST_CLASSES = 100_000
 _BLOCK_ROWS = 16_384  # rows at a time: what is worked on stays in the processor's cache
 _SUMMARY_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
 _SUMMARY_BYTES = 64_000_000
@@ -53,7 +55,8 @@ Fitted = Annotated[
     | FittedImage
     | FittedAudio
     | FittedText
-    | FittedSeries,
+    | FittedSeries
+    | FittedSequence,
     Field(discriminator="kind"),
 ]
 
@@ -67,15 +70,28 @@ _KINDS: dict[str, ModuleType] = {
     "audio": audio,
     "text": texts,
     "series": series,
+    "sequence": sequences,
+}
+
+_LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
+    "image": "image",
+    "audio": "image",
+    "series": "sequence",
+    "sequence": "sequence",
+    "text": "tokens",
 }
 
 
 class Encoder(Document):
-    """The fitted state: the recipe's features, what was learnt from the training part, and the classes in order."""
+    """The fitted state: the recipe's features, what was learnt from the training part, and what the label means.
+
+    A classification has classes, in order; a regression has the units of its figures.
+    """
 
     features: Features
     fitted: tuple[Fitted, ...]
     classes: Classes
+    units: StandardUnits | None = None
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -94,6 +110,28 @@ class Encoder(Document):
         return self.shapes[0] if len(self.shapes) == 1 else (sum(shape[0] for shape in self.shapes),)
 
     @cached_property
+    def layout(self) -> Layout:
+        """What one encoded row is to a network."""
+        source, fitted = self.features.inputs[0], self.fitted[0]
+        kind = _LAYOUTS.get(source.kind, "flat")
+        return Layout(
+            kind=kind,
+            shape=self.input_shape,
+            num_tokens=fitted.num_tokens if isinstance(fitted, FittedText) else None,
+            is_padded=isinstance(source, SequenceInput) and source.is_padded,
+            categories=self._categories() if kind == "flat" else (),
+        )
+
+    def _categories(self) -> tuple[tuple[int, int], ...]:
+        """Each position of a flat row that holds the place of a name, and how many places there are."""
+        found, start = [], 0
+        for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
+            if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
+                found += [(start + place, count) for place, count in categories.codes(source, fitted)]
+            start += shape[0]
+        return tuple(found)
+
+    @cached_property
     def has_folds(self) -> bool:
         """Whether a row of the training part is encoded differently from others."""
         return any(source.kind == "category" and source.encoding == "target" for source in self.features.inputs)
@@ -106,9 +144,8 @@ def summarise_batches(features: Features, batches: Iterable[pa.RecordBatch]) -> 
     """
     total: list[tuple[Tally, ...]] = []
     for rows in _gathered(batches):
-        labels = count_names(rows[features.label], _MOST_CLASSES)
         tallies = [_KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
-        total = _added(total, [(labels,), *tallies])
+        total = _added(total, [(labels.tally(features, rows),), *tallies])
     plain = [[tally.as_plain() for tally in tallies] for tallies in total]
     yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[SUMMARY])
 
@@ -139,32 +176,20 @@ def fit(features: Features, summaries: Iterable[str]) -> Encoder:
     """The encoder for `features`, given what `summarise_batches` says of the training part, in any order.
 
     Raises:
-        DataUnfit: fewer than two classes, a column without any value, or with more names than can be listed.
+        DataUnfit: fewer than two classes or figures, a column without any value, or with more names than can be
+            listed.
     """
     total: list[tuple[Tally, ...]] = []
     for summary in summaries:
         total = _added(total, [tuple(map(read_tally, tallies)) for tallies in json.loads(summary)])
-    labels, *of_inputs = total or [(Counts(_MOST_CLASSES),)]
-    classes = _classes(features, labels[0])
+    of_label, *of_inputs = total or [()]
+    counted = next(iter(of_label), None)
+    classes, units = labels.classes_of(features, counted), labels.units_of(features, counted)
     fitted = tuple(
         _KINDS[source.kind].fit(source, tallies, classes)
         for source, tallies in zip(features.inputs, of_inputs, strict=True)
     )
-    return Encoder(features=features, fitted=fitted, classes=classes)
-
-
-def _classes(features: Features, labels: Tally) -> Classes:
-    known = tuple(sorted(name for (name,) in labels.counts if name is not None)) if isinstance(labels, Counts) else ()
-    is_full = isinstance(labels, Counts) and labels.is_full
-    if is_full or len(known) < 2:
-        found = f"more than {_MOST_CLASSES:,}" if is_full else str(len(known))
-        raise DataUnfit(
-            f"the training part has {found} class(es): {', '.join(map(str, known)) or 'none'}",
-            required=f"at least two classes to tell apart, and at most {_MOST_CLASSES:,}",
-            where=f"column {features.label}",
-            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
-        )
-    return known
+    return Encoder(features=features, fitted=fitted, classes=classes, units=units)
 
 
 def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:
@@ -195,10 +220,10 @@ def _write(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None
 
 
 def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
-    """Key, class and encoded input of labelled raw rows, in the columns that training reads."""
+    """Key, label and encoded input of labelled raw rows, in the columns that training reads."""
     width = math.prod(encoder.input_shape)
     x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
-    key, label = encoder.features.key, encoder.features.label
+    key, label = encoder.features.key, encoder.features.label_column
     offsets = pa.array(np.arange(rows.num_rows + 1, dtype=np.int32) * np.int32(width))
     lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
     return pa.RecordBatch.from_arrays(
@@ -227,26 +252,31 @@ def encode_parts(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch])
 
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
     """The schema of encoded rows whose key is of type `key`."""
-    return pa.schema([(encoder.features.key, key), (CLASS, pa.int64()), (ENCODED, pa.list_(pa.float32()))])
+    label = pa.int64() if encoder.units is None else pa.float32()
+    return pa.schema([(encoder.features.key, key), (CLASS, label), (ENCODED, pa.list_(pa.float32()))])
 
 
-def encode_labels(encoder: Encoder, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The position of each label among the encoder's classes, int64.
+def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """What the network is to answer: the position of each class, int64, or each figure in standard units, float32.
 
     Raises:
-        DataUnfit: a label that the training part does not have.
+        DataUnfit: a class that the training part does not have, or a figure that is missing or not finite.
     """
-    names = names_of(labels)
-    positions = pc.index_in(names, pa.array(encoder.classes, names.type)).cast(pa.int64())
-    if positions.null_count:
-        unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
-        raise DataUnfit(
-            f"labels {', '.join(map(str, unknown))} are in the data, but not in its training part",
-            required="every label in the training part",
-            where=f"column {encoder.features.label}",
-            remedy="add rows of these classes, or drop the classes from the data",
-        )
-    return positions
+    label = encoder.features.label
+    if encoder.units is None:
+        return labels.places(encoder.classes, label, values)
+    return pa.array(labels.standardised(encoder.units, labels.figures(label, values)))
+
+
+def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:
+    """The figures, in the units of the label, that a regression's outputs (B, 1) in standard units mean: float64 (B,).
+
+    Raises:
+        ValueError: the encoder's labels are classes.
+    """
+    if encoder.units is None:
+        raise ValueError("classes are no figures: only the outputs of a regression have units")
+    return encoder.units.mean + encoder.units.deviation * outputs[:, 0].astype(np.float64)
 
 
 def read_encoder(path: Path) -> Encoder:

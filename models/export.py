@@ -1,18 +1,21 @@
 """From a PyTorch network to an ONNX file, and the proof that both answer alike.
 
-Shapes: B rows, K classes.
+Shapes: B rows, K outputs.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 from torch import nn
 
 from data_contracts.errors import ParityBroken
@@ -20,36 +23,33 @@ from models.runtime import INPUT, OUTPUT, answer, session
 
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # the largest difference of a logit that float32 arithmetic in another order explains
+_OPSET = 18
 
 
 def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
     """Write `network` as ONNX with a free batch size, and compare it with PyTorch on `examples` (B, ...).
 
-    The file's bytes depend on nothing but the network: what the exporter notes about source files is taken out.
+    A network that reads sequences or tokens of any length up to its attribute `max_length` keeps that freedom; it is
+    then compared at several lengths, with rows that end in padding or are nothing else. The file's bytes depend on
+    nothing but the network: what the exporter notes about source files is taken out.
 
     Returns:
-        The largest absolute difference of a logit over batches of several sizes.
+        The largest absolute difference of a logit over batches of several sizes and lengths.
 
     Raises:
         ParityBroken: that difference is above `TOLERANCE`.
     """
     network.eval()
+    longest = _longest(network, examples)
+    given = _of_length(examples[:2], max(examples.shape[1], 2)) if longest > 1 else examples[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            network,
-            (examples[:2],),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    onnx.save(_stripped(program.model_proto), path)
-    error = _largest_difference(network, examples, session(path))
+        # The newer exporter freezes the length of what goes through recurrent layers, and unrolls Elman's.
+        is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+        model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
+    onnx.save(_stripped(model), path)
+    error = _largest_difference(network, examples, longest, session(path))
     if not error <= TOLERANCE:
         raise ParityBroken(
             f"ONNX Runtime and PyTorch differ by up to {error:.2g} in a logit",
@@ -58,6 +58,45 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
             remedy="report the network's config: an operator of it is exported wrongly",
         )
     return error
+
+
+def _longest(network: nn.Module, examples: torch.Tensor) -> int:
+    """The most steps that a row may have, or 0 where all rows have the same shape."""
+    is_image = examples.dim() == 4  # spectrograms, which are all of one length
+    return 0 if is_image else int(getattr(network, "max_length", 0))
+
+
+def _captured(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.ModelProto:
+    free = {0: torch.export.Dim("batch")}
+    if longest > 1:
+        free[1] = torch.export.Dim("length", min=1, max=longest)
+    program = torch.onnx.export(
+        network,
+        (given,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=(free,),
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return program.model_proto
+
+
+def _traced(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.ModelProto:
+    file = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (given,),
+        file,  # type: ignore[arg-type]
+        dynamo=False,
+        opset_version=_OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_axes={INPUT: {0: "batch", 1: "length"} if longest > 1 else {0: "batch"}, OUTPUT: {0: "batch"}},
+    )
+    return onnx.load_from_string(file.getvalue())
 
 
 def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,9 +116,41 @@ def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @torch.no_grad()
-def _largest_difference(network: nn.Module, examples: torch.Tensor, runtime: onnxruntime.InferenceSession) -> float:
-    differences = []
+def _largest_difference(
+    network: nn.Module, examples: torch.Tensor, longest: int, runtime: onnxruntime.InferenceSession
+) -> float:
+    return float(np.max([_difference(network, x, runtime) for x in _batches(examples, longest)]))
+
+
+def _difference(network: nn.Module, x: torch.Tensor, runtime: onnxruntime.InferenceSession) -> float:
+    try:
+        answered = answer(runtime, x.numpy())
+    except (Fail, InvalidArgument, RuntimeException) as error:
+        raise ParityBroken(
+            f"ONNX Runtime has no answer: {str(error).splitlines()[0][:300]}",
+            required=f"an answer to rows of shape {list(x.shape)}, which PyTorch gives",
+            where="the exported network",
+            remedy="if it is your own, take sizes from the tensors in `forward` and none as a number from Python",
+        ) from error
+    expected = network(x).numpy()
+    return float(np.abs(expected - answered).max()) if expected.shape == answered.shape else float("inf")
+
+
+def _batches(examples: torch.Tensor, longest: int) -> Iterator[torch.Tensor]:
     for size in PARITY_BATCHES:
-        x = examples[:size]
-        differences.append(np.abs(network(x).numpy() - answer(runtime, x.numpy())).max())
-    return float(np.max(differences))
+        yield examples[:size]
+    if longest > 1:
+        length = examples.shape[1]
+        for size, steps in zip(PARITY_BATCHES, (max(length // 2, 1), min(length + 3, longest), 1), strict=True):
+            yield _of_length(examples[:size], steps)
+        padded = examples[:3].clone()
+        padded[0, length // 2 :] = 0
+        padded[-1] = 0
+        yield padded
+
+
+def _of_length(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Rows cut, or filled with 0 behind, to `length` steps."""
+    filled = x.new_zeros(len(x), length, *x.shape[2:])
+    filled[:, : x.shape[1]] = x[:, :length]
+    return filled

@@ -1,4 +1,4 @@
-"""Static quantization to 8 bits: weights and activations, with ranges measured on calibration rows."""
+"""Quantization to 8 bits: of weights, and of activations in ranges known before or found row by row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from models.runtime import INPUT
@@ -25,11 +32,17 @@ class _Rows(CalibrationDataReader):
         return next(self._batches, None)
 
 
-def quantize(source: Path, target: Path, calibration: np.ndarray) -> None:
+def quantize(
+    source: Path, target: Path, calibration: np.ndarray, *, how: Literal["static", "dynamic"] = "static"
+) -> None:
     """Write the ONNX file at `source` to `target` with 8-bit arithmetic.
 
-    Activations are uint8 and weights int8 per channel, which is what processors with VNNI instructions run fastest;
-    ranges are the least and largest values seen on the rows `calibration` float32 (B, ...).
+    static: activations are uint8 in the ranges from the least to the largest value seen on the rows `calibration`
+    float32 (B, ...), and weights int8 per channel, which is what processors with VNNI instructions run fastest. It
+    suits convolutions.
+
+    dynamic: activations are uint8 in the ranges of each batch, so `calibration` is not read; embeddings, dense and LSTM
+    layers become int8. Convolutions, Elman's layers and GRUs stay in float: their 8-bit kernels are slow or missing.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference".
@@ -44,19 +57,36 @@ def quantize(source: Path, target: Path, calibration: np.ndarray) -> None:
             model = onnx.load(ready)
             del model.graph.value_info[:]  # inferred shapes that the optimiser has made untrue
             onnx.save(model, ready)
-            quantize_static(
-                str(ready),
-                str(target),
-                _Rows(calibration),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu"],
-            )
+            if how == "static":
+                _quantize_static(ready, target, calibration)
+            else:
+                _quantize_dynamic(ready, target)
             model = onnx.load(target)
             del model.metadata_props[:]
             del model.graph.value_info[:]
             onnx.save(model, target)
     finally:
         logging.root.setLevel(level)
+
+
+def _quantize_static(ready: Path, target: Path, calibration: np.ndarray) -> None:
+    quantize_static(
+        str(ready),
+        str(target),
+        _Rows(calibration),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu"],
+    )
+
+
+def _quantize_dynamic(ready: Path, target: Path) -> None:
+    quantize_dynamic(
+        str(ready),
+        str(target),
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["Gather", "Gemm", "LSTM", "MatMul"],
+    )

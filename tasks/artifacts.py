@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from data_contracts.records import Bento, CheckedRows, Chosen, Record, Release, Trained, describe
+from data_contracts.scores import LOSSES, SCORES, figure_in_words, loss_in_words, score_in_words
 from tasks.settings import settings
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -62,12 +63,13 @@ def training_run(record: Trained) -> None:
             link_text=f"MLflow run {record.run_id}",
         )
         return
+    task = record.dataset.task
     create_markdown_artifact(
         key="mlflow-run",
         description=f"MLflow run {record.run_id}",
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
-            f"validation accuracy {record.val_accuracy:.2%} after {record.epochs} epochs.\n\n"
+            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} after {record.epochs} epochs.\n\n"
             f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
         ),
     )
@@ -78,15 +80,15 @@ def candidates_table(record: Chosen) -> None:
     from prefect.artifacts import create_table_artifact
 
     reasons = {verdict.name: verdict for verdict in record.verdicts}
+    task = record.options.trained.dataset.task
     create_table_artifact(
         key="candidates",
         description=f"Chosen: {record.candidate.name}",
         table=[
             {
                 "candidate": candidate.name,
-                "accuracy": f"{candidate.accuracy.value:.2%}",
-                "95% interval": f"{candidate.accuracy.low:.2%} to {candidate.accuracy.high:.2%}",
-                "drop, at most": f"{candidate.drop.high * 100:.2f} pp",
+                f"{SCORES[task]} (95% interval)": score_in_words(task, candidate.score),
+                f"{LOSSES[task]}, at most": loss_in_words(task, candidate.worse.high),
                 "size": f"{candidate.size_bytes:,} bytes",
                 "p50": f"{candidate.latency.p50_ms * 1000:.0f} µs",
                 "p99": f"{candidate.latency.p99_ms * 1000:.0f} µs",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from data_contracts.digests import digest_of_document
 from data_contracts.errors import NoCandidate
+from data_contracts.layouts import Task
 from data_contracts.records import Candidate, Chosen, Options, Verdict
+from data_contracts.scores import LOSSES, SCORES, loss_in_words
 from models.config import Budget
 from tasks import artifacts
 from tasks.stages import stage
@@ -18,13 +20,14 @@ def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     Raises:
         NoCandidate: none passes; the message says what each one failed.
     """
-    verdicts = tuple(judge(candidate, budget) for candidate in options.candidates)
+    task = options.trained.dataset.task
+    verdicts = tuple(judge(candidate, budget, task) for candidate in options.candidates)
     passing = [candidate for candidate, verdict in zip(options.candidates, verdicts, strict=True) if verdict.passed]
     if not passing:
         raise NoCandidate(
             "no candidate is within the budget:\n"
             + "\n".join(f"  {verdict.name}: {'; '.join(verdict.reasons)}" for verdict in verdicts),
-            required=_in_words(budget),
+            required=_in_words(budget, task),
             where="the recipe's budget",
             remedy="relax the limit that is missed by least, or add candidates under compression.candidates",
         )
@@ -37,11 +40,13 @@ def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     )
 
 
-def judge(candidate: Candidate, budget: Budget) -> Verdict:
+def judge(candidate: Candidate, budget: Budget, task: Task) -> Verdict:
     """Whether `candidate` is within every limit of `budget`, and each limit that it is not within."""
     reasons = []
-    if candidate.drop.high > budget.accuracy_drop:
-        reasons.append(f"drop up to {candidate.drop.high * 100:.2f} pp, limit {budget.accuracy_drop * 100:.2f} pp")
+    limit = _most_worse(budget, task)
+    if candidate.worse.high > limit:
+        loss = loss_in_words(task, candidate.worse.high)
+        reasons.append(f"{LOSSES[task]} up to {loss}, limit {loss_in_words(task, limit)}")
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         reasons.append(f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB")
     if budget.latency_ms is not None and candidate.latency.p99_ms > budget.latency_ms:
@@ -57,8 +62,13 @@ def _cost(candidate: Candidate, budget: Budget) -> tuple[float, float]:
     return candidate.latency.ratio, candidate.size_bytes
 
 
-def _in_words(budget: Budget) -> str:
-    limits = [f"a drop of at most {budget.accuracy_drop * 100:.2f} pp (end of the 95% interval)"]
+def _most_worse(budget: Budget, task: Task) -> float:
+    return budget.accuracy_drop if task == "classification" else budget.error_rise
+
+
+def _in_words(budget: Budget, task: Task) -> str:
+    most = loss_in_words(task, _most_worse(budget, task))
+    limits = [f"a {LOSSES[task]} of {SCORES[task]} of at most {most} (end of the 95% interval)"]
     if budget.size_bytes is not None:
         limits.append(f"at most {budget.size_bytes:,} bytes")
     if budget.latency_ms is not None:

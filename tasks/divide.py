@@ -1,11 +1,11 @@
 """Which part each row belongs to, in SQL that DuckDB and Spark read alike, and what the parts must not share.
 
-For a series each row also gets its window, which lies inside the row's part.
+For a series each row also gets its window, which lies inside the row's part, and for a forecast a later row's label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data_contracts.contract import Contract
@@ -23,7 +23,7 @@ Ask = Callable[[str], Sequence[Sequence[Any]]]
 class Functions(NamedTuple):
     """The functions that an engine has under a name of its own."""
 
-    collect: str  # the values of a window's rows as an array
+    collect: str  # the values {value} of the rows of {window} as an array, nulls too
     microseconds: str  # of a timestamp, since 1970
 
 
@@ -36,7 +36,8 @@ def columns(features: Features) -> tuple[str, ...]:
 def divided(features: Features, contract: Contract, rows: str, ask: Ask, functions: Functions) -> str:
     """The query for the rows of the table `rows`, without duplicates if they are not wanted, each with its part.
 
-    The columns of a series hold windows there, and rows without a whole window are left out.
+    The columns of a series hold windows there, and rows without a whole window are left out. The label stands in the
+    features' `label_column`; rows without the label of a forecast are left out too.
 
     Raises:
         DataUnfit: a column that gives the part holds something else.
@@ -47,12 +48,12 @@ def divided(features: Features, contract: Contract, rows: str, ask: Ask, functio
     if split.by == "given":
         _require_parts(split, rows, ask)
     names = ", ".join(map(quoted, columns(features)))
-    parted = f"select {names}, {_part(features, rows, ask)} as {PART} from {rows}"
+    parted = f"select {names}, {_part(features, contract, rows, ask, functions)} as {PART} from {rows}"
     return parted if features.series is None else _windows(features, features.series, contract, parted, functions)
 
 
 def num_dropped(features: Features, contract: Contract, rows: str, divided: str, ask: Ask) -> int:
-    """How many rows of the table `rows`, copies aside, have no whole window and so do not stand in `divided`."""
+    """How many rows of the table `rows`, copies aside, do not stand in `divided`: without a whole window or a label."""
     if features.series is None:
         return 0
     if features.deduplicate:
@@ -67,17 +68,48 @@ def _windows(features: Features, series: SeriesInput, contract: Contract, parted
     past = f"partition by {alike} order by {quoted(series.time)}, {quoted(features.key)}"
     window = f"over ({past} rows between {series.length - 1} preceding and current row)"
     steps = f"over ({past} rows between {series.length - 2} preceding and current row)"
-    others = ", ".join(quoted(name) for name in columns(features) if name not in series.columns)
-    arrays = ", ".join(f"{functions.collect}({quoted(name)}) {window} as {quoted(name)}" for name in series.columns)
-    found, whole = f"count(*) {window} as _num", f"_num = {series.length}"
+    kept = _kept(features)
+    found = [f"count(*) {window} as _num", *_later(features, series, contract, past, functions)]
+    wanted = [f"_num = {series.length}", *(["_is_reached = 1"] if features.is_forecast else [])]
     if series.spacing is not None:
         moment, unit = _moment(series.time, contract, functions)
         step = f"{moment} - lag({moment}) over ({past}) = {round(series.spacing * unit)}"
         parted = f"select *, case when {step} then 0 else 1 end as _gap from ({parted}) parted"
-        found, whole = f"{found}, sum(_gap) {steps} as _num_gaps", f"{whole} and _num_gaps = 0"
-    names = ", ".join(map(quoted, columns(features)))
-    framed = f"select {others}, {arrays}, {PART}, {found} from ({parted}) spaced"
-    return f"select {names}, {PART} from ({framed}) framed where {whole}"
+        found.append(f"sum(_gap) {steps} as _num_gaps")
+        wanted.append("_num_gaps = 0")
+    others = [quoted(name) for name in kept if name not in (*series.columns, features.label_column)]
+    others += [] if features.is_forecast else [quoted(features.label)]
+    arrays = [
+        f"{functions.collect.format(value=quoted(name), window=window)} as {quoted(name)}" for name in series.columns
+    ]
+    framed = f"select {', '.join((*others, *arrays, PART, *found))} from ({parted}) spaced"
+    return f"select {', '.join(map(quoted, kept))}, {PART} from ({framed}) framed where {' and '.join(wanted)}"
+
+
+def _kept(features: Features) -> tuple[str, ...]:
+    """The columns of divided rows. A row of a forecast has the later row's label, and its own only for other ends."""
+    if not features.is_forecast:
+        return columns(features)
+    inputs = (column for source in features.inputs for column in source.columns)
+    return tuple(
+        dict.fromkeys((features.key, features.label_column, *inputs, *_place(features), *features.split.columns))
+    )
+
+
+def _later(
+    features: Features, series: SeriesInput, contract: Contract, past: str, functions: Functions
+) -> Iterator[str]:
+    """The label of the row that a forecast is about, and whether that row and its label are there."""
+    if not features.is_forecast:
+        return
+    label = f"lead({quoted(features.label)}, {series.horizon}) over ({past})"
+    is_reached = f"{label} is not null"
+    if series.spacing is not None:
+        moment, unit = _moment(series.time, contract, functions)
+        ahead = f"lead({moment}, {series.horizon}) over ({past}) - {moment}"
+        is_reached = f"{is_reached} and {ahead} = {round(series.horizon * series.spacing * unit)}"
+    yield f"{label} as {quoted(features.label_column)}"
+    yield f"case when {is_reached} then 1 else 0 end as _is_reached"
 
 
 def _moment(time: str, contract: Contract, functions: Functions) -> tuple[str, int]:
@@ -101,7 +133,7 @@ def _place(features: Features) -> tuple[str, ...]:
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:
     """Of rows with equal content, for a series also of equal time and group, the one with the least key."""
-    content, key = list(dict.fromkeys((*_content(features), *_place(features)))), quoted(features.key)
+    content, key = list(dict.fromkeys((*_content(features, features.label), *_place(features)))), quoted(features.key)
     if set(columns(features)) == {features.key, *content}:
         # Grouped as they are, since a join would move all rows once more. Minus zero and zero are one group, of which
         # an engine keeps either: adding zero leaves the latter.
@@ -141,19 +173,26 @@ def require_apart(features: Features, rows: str, ask: Ask) -> None:
         if features.series is not None:
             mend = "give groups that are copies of each other to one part, or drop one of them"
         remedy = f"{mend}; or say `split.duplicates: allow`, if they are no copies"
-        _require_none_shared(_content(features), "rows with equal inputs and label", features, rows, ask, remedy)
+        _require_none_shared(
+            _content(features, features.label_column), "rows with equal inputs and label", features, rows, ask, remedy
+        )
     if split.in_time is not None:
         _require_order(split.in_time, rows, ask)
 
 
-def _content(features: Features) -> list[str]:
+def _content(features: Features, label: str) -> list[str]:
     inputs = (column for source in features.inputs for column in source.columns)
-    return list(dict.fromkeys((*inputs, features.label)))
+    return list(dict.fromkeys((*inputs, label)))
 
 
-def _part(features: Features, rows: str, ask: Ask) -> str:
+def _part(features: Features, contract: Contract, rows: str, ask: Ask, functions: Functions) -> str:
     """The part of a row as an expression."""
     split = features.split
+    if split.cuts is not None:
+        moment, _ = _moment(split.column or "", contract, functions)
+        first_val, first_test = split.cuts
+        later = f"when {moment} >= {first_val} then 'val' else 'train'"
+        return f"case when {moment} >= {first_test} then 'test' {later} end"
     if split.by == "time":
         return _part_in_time(split, rows, ask)
     column = split.column if split.by == "group" and split.column else features.key

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_contracts.digests import digest_of_document
 from data_contracts.errors import DataMissing, RecipeInvalid
@@ -16,6 +17,7 @@ from tasks.parquet import RowsWriter
 from tasks.personal import fingerprint
 from tasks.sources.readers import READERS
 from tasks.sources.rows import Malformed, Rows
+from tasks.sources.variables import expanded
 from tasks.stages import stage
 from tasks.store import Output
 
@@ -35,7 +37,7 @@ def ingest(out: Output, source: Source) -> RawRows:
     data = source.data
     rows, malformed = out.path("rows.parquet"), out.path("malformed.parquet")
     with Malformed(malformed, is_encrypted=bool(source.personal)) as aside:
-        found = _renamed(_numbered(in_order(data, aside), data), data)
+        found = _replaced(_renamed(_numbered(in_order(data, aside), data), data), data)
         with RowsWriter(rows, found.schema, found.group_rows, source.personal) as writer:
             for batch in found.batches:
                 writer.write(batch)
@@ -62,45 +64,49 @@ def locate(data: Data, personal: Collection[str] = ()) -> Source:
 
     Raises:
         SecretMissing: there is no key.
-        DataMissing: there is no such file, table or set.
+        DataMissing: there is no such file, table or set, or a variable in a path is not set.
         EngineMissing: a package or a client that the source needs is not there.
     """
-    reader = READERS[data.kind]
-    content = [[origin.part, reader.identify(data, origin)] for origin in data.origins]
-    way = data.model_dump(mode="json", exclude={"source", "sources", "labels"}, exclude_none=True)
+    reader, named = READERS[data.kind], data.described
+    data = expanded(data)
+    content = [
+        [origin.part, origin.files, origin.values or {}, reader.identify(data, origin)] for origin in data.origins
+    ]
+    way = data.model_dump(mode="json", exclude={"source", "sources", "labels", "obtain"}, exclude_none=True)
     found: list[Any] = [data.kind, {**way, "format": None}, content]
     if personal:
         found += [sorted(personal), fingerprint(personal)]
-    return Source(source=data.described, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(found))
+    return Source(source=named, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(found))
 
 
 def in_order(data: Data, malformed: Malformed) -> Rows:
-    """The rows of all origins, one behind the other, with the column `part` if there are several."""
+    """The rows of all origins, one behind the other; of several, with their `values` and the column `part`."""
     reader = READERS[data.kind]
     if data.sources is None:
         return reader.read(data, data.origins[0], malformed)
     readings = [reader.read(data, origin, malformed) for origin in data.origins]
     schema = _one_schema(data, [reading.schema for reading in readings])
-    parts = [origin.part for origin in data.origins]
+    names = list(data.origins[0].values or ())
+    given = [{**{name: (origin.values or {})[name] for name in names}, _PART: origin.part} for origin in data.origins]
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for reading, part in zip(readings, parts, strict=True):
+        for reading, told in zip(readings, given, strict=True):
             for batch in reading.batches:
                 arrays = [
                     batch[field.name].cast(field.type)
                     if field.name in reading.schema.names
                     else pa.nulls(batch.num_rows, field.type)
-                    for field in list(schema)[:-1]
+                    for field in list(schema)[: -len(told)]
                 ]
-                told = pa.repeat(pa.scalar(part, pa.string()), batch.num_rows)
-                yield pa.RecordBatch.from_arrays([*arrays, told], schema=schema)
+                texts = [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in told.values()]
+                yield pa.RecordBatch.from_arrays([*arrays, *texts], schema=schema)
 
     return Rows(schema, batches(), min(reading.group_rows for reading in readings))
 
 
 def _one_schema(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
     for schema, origin in zip(schemas, data.origins, strict=True):
-        if data.kind != "jsonl" and set(schema.names) != set(schemas[0].names):
+        if data.kind not in ("json", "jsonl") and set(schema.names) != set(schemas[0].names):
             raise DataMissing(
                 f"{origin.source} has the columns {', '.join(schema.names)}",
                 required=f"those of the first source: {', '.join(schemas[0].names)}",
@@ -116,8 +122,10 @@ def _one_schema(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
             where=data.described,
             remedy="write the sources in equal types",
         ) from failure
-    _require_free(_PART, whole, "sources")
-    return whole.append(pa.field(_PART, pa.string()))
+    for name in (*(data.origins[0].values or ()), _PART):
+        _require_free(name, whole, "sources")
+        whole = whole.append(pa.field(name, pa.string()))
+    return whole
 
 
 def _numbered(rows: Rows, data: Data) -> Rows:
@@ -152,6 +160,30 @@ def _renamed(rows: Rows, data: Data) -> Rows:
     schema = pa.schema([(name, field.type) for name, field in zip(names, rows.schema, strict=True)])
     renamed = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in rows.batches)
     return rows._replace(schema=schema, batches=renamed)
+
+
+def _replaced(rows: Rows, data: Data) -> Rows:
+    """With other texts in place of those that the recipe names."""
+    new = data.replace or {}
+    for name in new:
+        if name not in rows.schema.names or not pa.types.is_string(rows.schema.field(name).type):
+            raise _misfit(f"there is no column of text {name}", rows.schema, "replace")
+    if not new:
+        return rows
+
+    def column(cells: pa.Array, name: str) -> pa.Array:
+        told = new.get(name)
+        if told is None:
+            return cells
+        found = pc.index_in(cells, pa.array(list(told), pa.string()))
+        return pc.coalesce(pa.array(list(told.values()), pa.string()).take(found), cells)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows.batches:
+            columns = [column(cells, name) for name, cells in zip(rows.schema.names, batch.columns, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+    return rows._replace(batches=batches())
 
 
 def _require_free(name: str, schema: pa.Schema, option: str) -> None:

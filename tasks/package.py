@@ -15,6 +15,7 @@ from filelock import FileLock
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.errors import EngineMissing
 from data_contracts.records import Bento, Chosen, describe
+from data_contracts.scores import SCORES
 from data_contracts.served import served
 from models.encoder import read_encoder
 from tasks import artifacts
@@ -87,15 +88,17 @@ def _digests(context: Path) -> dict[str, str]:
 
 
 def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, str]) -> None:
+    dataset = chosen.options.trained.dataset
     inside = {
         path.removeprefix("artifacts/"): sha256 for path, sha256 in files.items() if path.startswith("artifacts/")
     }
     manifest = {
         "tag": tag,
         "files": inside,
-        "columns": chosen.options.trained.dataset.inputs,
+        "columns": dataset.inputs,
         "candidate": chosen.candidate.name,
-        "test_accuracy": chosen.candidate.accuracy.model_dump(),
+        "is_row_by_row": chosen.candidate.is_row_by_row,
+        "test_score": {"name": SCORES[dataset.task], **chosen.candidate.score.model_dump()},
         "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe(chosen)],
     }
     (context / "artifacts" / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -34,11 +34,11 @@ _FITS_ONE_MACHINE = 20_000_000_000  # bytes of Parquet, for which a cluster is n
 def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engine) -> Dataset:
     """Afterwards `train`, `val` and `test.parquet` hold encoded rows sorted by key, `encoder.json` the fitted state.
 
-    For a series, `test_rows.parquet` has the key, label and raw windows of the test part. The bytes of all files depend
+    For a series, `test_rows.parquet` has the key and raw windows of the test part. The bytes of all files depend
     on the rows and the features alone, not on the engine or its executors.
 
     Raises:
-        DataUnfit: there are fewer than two classes, a part is empty, or parts share what they must not.
+        DataUnfit: there are fewer than two classes or figures, a part is empty, or parts share what they must not.
     """
     scratch = out.path(".scratch")
     scratch.mkdir()
@@ -60,7 +60,8 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         key=features.key,
         label=features.label,
         inputs=encoder.columns,
-        input_shape=encoder.input_shape,
+        task=features.task,
+        layout=encoder.layout,
         classes=encoder.classes,
         test_rows_uri=test_rows_uri,
         num_dropped=num_dropped,
@@ -74,7 +75,7 @@ def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: L
     inputs = (column for source in features.inputs for column in source.columns)
     whole = arrow_schema(served(checked.contract, features.window_lengths))
     key = kept_schema(checked.contract).field(features.key)
-    schema = pa.schema([key, *(whole.field(name) for name in (features.label, *inputs))])
+    schema = pa.schema([key, *(whole.field(name) for name in inputs)])
     path = out.path("test_rows.parquet")
     batches = (
         cast

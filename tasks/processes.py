@@ -130,7 +130,9 @@ def _tether(command: Sequence[str]) -> int:
         _end_group(child)
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through `sys.stdin`, whose lock this thread would hold when the interpreter ends before it.
+        while os.read(0, 4096):
+            pass
         end()
 
     signal.signal(signal.SIGTERM, end)

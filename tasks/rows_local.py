@@ -19,7 +19,7 @@ from tasks.parquet import GROUP_ROWS
 from tasks.settings import settings
 from tasks.sql import literal, quoted
 
-FUNCTIONS = Functions(collect="list", microseconds="epoch_us")
+FUNCTIONS = Functions(collect="list({value}) {window}", microseconds="epoch_us")
 _GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold whole
 _LEAST_GROUP_ROWS = 2048
 
@@ -27,7 +27,7 @@ _LEAST_GROUP_ROWS = 2048
 class LocalRows:
     """Divided rows in one Parquet file, sorted by part and key. `places` has the first row of each part and the end.
 
-    `num_dropped` rows had no whole window.
+    `num_dropped` rows had no whole window, or no label of a forecast.
     """
 
     def __init__(self, path: Path, features: Features, places: dict[str, tuple[int, int]], num_dropped: int) -> None:

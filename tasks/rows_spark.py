@@ -32,13 +32,17 @@ _PARTITION = "_partition"
 _MOST_PARTITIONS = 1000
 _KEYS_OF_PARTITION = 200  # looked at, to cut the keys into ranges
 _BYTES_OF_PARTITION = 32_000_000  # of Parquet: some hundred megabytes as rows, which an executor sorts in memory
-FUNCTIONS = Functions(collect="collect_list", microseconds="unix_micros")
+FUNCTIONS = Functions(
+    # Spark leaves out nulls, but not a struct that holds one.
+    collect="transform(collect_list(named_struct('value', {value})) {window}, one -> one.value)",
+    microseconds="unix_micros",
+)
 
 
 class SparkRows:
     """Divided rows in a data frame whose partitions follow each other by key, each sorted by part and key.
 
-    `num_dropped` rows had no whole window.
+    `num_dropped` rows had no whole window, or no label of a forecast.
     """
 
     def __init__(self, rows: DataFrame, features: Features, scratch: Path, num_dropped: int) -> None:

@@ -24,6 +24,7 @@ from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
 from data_contracts.means import Means
 from data_contracts.records import Record
+from models.networks.config import HuggingFace
 from tasks.settings import no_room, settings
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -69,7 +70,7 @@ class Outcome(Generic[RecordT]):
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
     """The name of what `stage` makes of `arguments`: records count by their digest, all else by its whole value.
 
-    Means do not count.
+    Means do not count, nor does the place of a file whose digest is there.
     """
     counting = [_identity(one) for one in arguments if not isinstance(one, Means)]
     return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]
@@ -78,6 +79,8 @@ def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
 def _identity(argument: Any) -> Any:
     if isinstance(argument, Record):
         return {"digest": argument.digest}
+    if isinstance(argument, HuggingFace):
+        return argument.model_dump(mode="json", exclude={"checkpoint"})
     return argument.model_dump(mode="json", by_alias=True) if isinstance(argument, BaseModel) else argument
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +102,7 @@ def log_figures(run_id: str, figures: Mapping[str, float], step: int = 0) -> Non
     log_series(run_id, [(step, figures)])
 
 
-def log_series(run_id: str, steps: list[tuple[int, Mapping[str, float]]]) -> None:
+def log_series(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
     """Metrics of many steps in one request."""
     from mlflow.entities import Metric
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from data_contracts.records import Dataset, Trained
-from models.config import Model, Training
-from tasks import artifacts, tracking
-from tasks.events import Progress, emit
+from data_contracts.records import Dataset, Start, Trained
+from models.networks.config import Model
+from models.training.config import Training
+from tasks import artifacts, fitting, tracking
+from tasks.curves import Curves
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from models.batches import Examples
-    from models.training import Epoch
+    from models.encoder import Encoder
+    from tasks.search import Found
 
 
 def _run_is_kept(record: Trained) -> bool:
@@ -30,79 +30,93 @@ def _run_is_kept(record: Trained) -> bool:
 
 
 @stage(is_whole=_run_is_kept, present=artifacts.training_run)
-def train(out: Output, dataset: Dataset, model: Model, training: Training) -> Trained:
+def train(out: Output, dataset: Dataset, model: Model, training: Training, start: Start | None = None) -> Trained:
     """Afterwards `weights.safetensors` and `network.json` hold the network, and MLflow a run with all figures.
 
-    The same arguments give the same weights, bit for bit, on a processor of the same kind.
+    The same arguments give the same weights, bit for bit, on a processor of the same kind, also if the run was killed
+    on the way: checkpoints lie outside the stage's folder until the stage has ended.
     """
-    from models import networks
-    from models.batches import read_examples
-    from models.training import evaluate
-    from models.training import train as fit
+    from models.encoder import read_encoder
+    from models.networks.blueprint import num_parameters, write_network
+    from models.training.loop import evaluate
+    from tasks import search
 
-    processor = networks.fix_randomness(training.seed, training.num_threads)
-    processor = f"{processor}, {_instruction_sets()}"
-    parts = {
-        name: read_examples(settings().path(part.uri), dataset.key, dataset.input_shape)
-        for name, part in (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
-    }
-    blueprint = networks.Blueprint(config=model, input_shape=dataset.input_shape, num_classes=len(dataset.classes))
-    network = networks.build(blueprint)
-
-    def on_epoch(epoch: Epoch) -> None:
-        note = f"loss {epoch.train_loss:.4f}, validation {epoch.val_accuracy:.2%}"
-        emit(Progress("train", epoch.number, training.epochs, note))
-
+    parts = fitting.read_parts(dataset)
+    encoder = read_encoder(settings().path(dataset.encoder_uri))
     with tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id:
-        epochs = fit(network, parts["train"], parts["val"], training, seed=training.seed, on_epoch=on_epoch)
-        digest = networks.write_network(network, blueprint, out.path("weights.safetensors"), out.path("network.json"))
-        val_loss, val_accuracy = evaluate(network, parts["val"])
-        parameters = networks.num_parameters(network)
-        _log(run_id, out, dataset, model, training, epochs, processor)
-        tracking.log_figures(
-            run_id,
-            {"best_val_loss": val_loss, "best_val_accuracy": val_accuracy, "num_parameters": parameters},
-            step=len(epochs),
+        if training.search is not None or model.kind == "auto":
+            found = search.search(search.Job(out.key, run_id, dataset, model, training, start))
+            model, training = found.model, found.training
+            _log_search(run_id, found)
+        processor = fitting.fix_processor(training)
+        _log_beginning(run_id, dataset, model, training, processor)
+        fitted, curves = _fit(out.key, run_id, parts, dataset, encoder, model, training, start)
+        digest = write_network(
+            fitted.network, fitted.blueprint, out.path("weights.safetensors"), out.path("network.json")
         )
-        _log_confusion(run_id, out, network, parts["val"], dataset)
-        _log_network(run_id, network, parts["train"].x[:2].numpy())
+        _log_ending(run_id, out, fitted, parts, dataset, encoder, training, curves)
+    shutil.rmtree(fitting.checkpoint_folder(out.key), ignore_errors=True)
+    search.forget(out.key)
     return Trained(
         uri=out.uri("weights.safetensors"),
         network_uri=out.uri("network.json"),
         run_id=run_id,
-        num_parameters=parameters,
-        epochs=len(epochs),
-        val_accuracy=val_accuracy,
+        num_parameters=num_parameters(fitted.network),
+        epochs=len(fitted.history),
+        val_score=evaluate(fitted.network, parts.val)[1] * curves.unit,
+        slices=training.slices,
         processor=processor,
         dataset=dataset,
         digest=digest,
     )
 
 
-def _instruction_sets() -> str:
-    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
-    return ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
-
-
-def _log(
+def _fit(
+    key: str,
     run_id: str,
-    out: Output,
+    parts: fitting.Parts,
     dataset: Dataset,
+    encoder: Encoder,
     model: Model,
     training: Training,
-    epochs: Sequence[Epoch],
-    processor: str,
-) -> None:
+    start: Start | None,
+) -> tuple[fitting.Fitted, Curves]:
+    """In this process, or in several where the recipe says so."""
+    from models.answers import deviation_of
+    from models.training.batches import num_batches
+    from models.training.checkpoints import Keeper
+    from tasks.launch import fit_together
+
+    unit = 1.0 if dataset.task == "classification" else deviation_of(encoder)
+    steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
+    curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
+    if training.devices * training.nodes > 1:
+        fitted = fit_together(key, dataset, model, training, start, on_epoch=curves.on_epoch, on_step=curves.on_step)
+    else:
+        fitted = fitting.fit(
+            parts,
+            fitting.blueprint_of(dataset, model),
+            training,
+            start,
+            on_epoch=curves.on_epoch,
+            on_step=curves.on_step,
+            keeper=Keeper(fitting.checkpoint_folder(key), training.checkpoints),
+        )
+    curves.close()
+    return fitted, curves
+
+
+def _log_search(run_id: str, found: Found) -> None:
+    figures = {"search_best": found.score, "search_first": found.first_score, "search_trials": found.num_trials}
+    tracking.log_figures(run_id, figures)
+
+
+def _log_beginning(run_id: str, dataset: Dataset, model: Model, training: Training, processor: str) -> None:
+    """What the network is trained from and how."""
     from mlflow.entities import Dataset as TrackedDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    from tasks.pictures import draw_loss
-
-    tracking.log_params(
-        run_id,
-        {f"model.{name}": value for name, value in model.model_dump().items()}
-        | {f"training.{name}": value for name, value in training.model_dump().items()},
-    )
+    tracking.log_params(run_id, dict(_flat({"model": model.model_dump(), "training": training.model_dump()})))
     for name, value in {
         "data.digest": dataset.digest,
         "data.source": dataset.checked.rows.source,
@@ -126,51 +140,99 @@ def _log(
             )
         ],
     )
-    tracking.log_series(
-        run_id,
-        [
-            (
-                epoch.number,
-                {
-                    "train_loss": epoch.train_loss,
-                    "val_loss": epoch.val_loss,
-                    "val_accuracy": epoch.val_accuracy,
-                    "learning_rate": epoch.learning_rate,
-                },
-            )
-            for epoch in epochs
-        ],
-    )
-    draw_loss(epochs, out.path("loss.png"))
-    tracking.client().log_artifact(run_id, str(out.path("loss.png")))
     tracking.client().log_artifact(run_id, str(settings().path(dataset.checked.report_uri)), "contract")
 
 
-def _log_confusion(run_id: str, out: Output, network: nn.Module, part: Examples, dataset: Dataset) -> None:
-    from models.metrics import confusion
-    from models.training import predict
-    from tasks.pictures import draw_confusion
-
-    answers = predict(network, part.x).argmax(1).numpy()
-    counts = confusion(part.y.numpy(), answers, len(dataset.classes))
-    draw_confusion(counts, dataset.classes, out.path("confusion.png"))
-    tracking.client().log_artifact(run_id, str(out.path("confusion.png")))
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Each value by its path, such as `training.augment.flip`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def _log_network(run_id: str, network: nn.Module, example: np.ndarray) -> None:
+def _log_ending(
+    run_id: str,
+    out: Output,
+    fitted: fitting.Fitted,
+    parts: fitting.Parts,
+    dataset: Dataset,
+    encoder: Encoder,
+    training: Training,
+    curves: Curves,
+) -> None:
+    """What became of it."""
+    from models.networks.blueprint import num_parameters
+    from tasks.explain import log_explanations
+    from tasks.pictures import draw_curves
+    from tasks.reports import report
+    from tasks.slices import slice_values
+
+    folder = out.path("report")
+    folder.mkdir()
+    draw_curves(fitted.history, dataset.task, curves.unit, folder / "curves.png")
+    example = parts.train.example()
+    tracking.log_figures(
+        run_id,
+        {
+            "best_val_loss": min(epoch.val_loss for epoch in fitted.history),
+            "num_parameters": num_parameters(fitted.network),
+            **_pace(fitted.network, example, training, curves.rows_per_second),
+        },
+        step=len(fitted.history),
+    )
+    if fitted.spent is not None:
+        tracking.log_figures(run_id, {f"privacy_{name}": value for name, value in fitted.spent._asdict().items()})
+    if fitted.transfer is not None:
+        names = {"taken": fitted.transfer.taken, "drawn anew": fitted.transfer.drawn}
+        tracking.client().log_dict(run_id, names, "transfer.json")
+    shown = fitting.shown_rows(dataset, parts.val)
+    tracking.client().set_tag(run_id, "reported_rows", f"{shown.num_rows} of {parts.val.num_rows}, validation part")
+    report(run_id, folder, fitted.network, shown, dataset, encoder, training.slices)
+    _log_network(run_id, fitted.network, example)
+    if training.explain is not None:
+        log_explanations(
+            run_id,
+            out.path("explanations"),
+            fitted.network,
+            dataset.layout,
+            encoder,
+            shown,
+            training.explain,
+            raw=lambda keys: slice_values(dataset, keys, encoder.columns),
+            seed=training.seed,
+        )
+
+
+def _pace(network: nn.Module, example: torch.Tensor, training: Training, rows_per_second: float) -> dict[str, float]:
+    """Rows a second, what arithmetic a row costs, and on a GPU the share of what it could have done."""
+    import torch
+
+    from models.training.utilization import flops_per_row, matrix_rate
+
+    flops = flops_per_row(network, example)
+    figures = {"rows_per_second": rows_per_second, "flops_per_row": flops}
+    if fitting.device_of(training) == "cuda":
+        precision = torch.bfloat16 if training.precision == "bf16" else torch.float32
+        rate = matrix_rate(torch.device("cuda"), precision) * training.devices * training.nodes
+        figures["flop_utilization"] = flops * rows_per_second / rate
+    return figures
+
+
+def _log_network(run_id: str, network: nn.Module, example: torch.Tensor) -> None:
     """The network as a `torch.export` program, which opens without Bloomery."""
     import mlflow
-    import torch
     from mlflow.models import infer_signature
 
-    signature = infer_signature(example, network(torch.from_numpy(example)).detach().numpy())
+    signature = infer_signature(example.numpy(), network(example).detach().numpy())
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own use of what torch deprecates
         mlflow.pytorch.log_model(
             network,
             name="network",
             signature=signature,
-            input_example=example,
+            input_example=example.numpy(),
             serialization_format="pt2",
             pip_requirements=[f"torch=={metadata.version('torch')}", f"numpy=={metadata.version('numpy')}"],
         )

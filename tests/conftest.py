@@ -127,6 +127,7 @@ def contract_of() -> Callable[..., Contract]:
 def release() -> Release:
     """A release made up for tests, with every record that it was made from."""
     from data_contracts.contract import read_contract
+    from data_contracts.layouts import Layout
     from data_contracts.records import (
         Bento,
         Candidate,
@@ -172,7 +173,8 @@ def release() -> Release:
         key="id",
         label="label",
         inputs=("image",),
-        input_shape=(1, 8, 8),
+        task="classification",
+        layout=Layout(kind="image", shape=(1, 8, 8)),
         classes=(0, "one"),
         test_rows_uri="validate/rows.parquet",
         num_dropped=0,
@@ -185,7 +187,7 @@ def release() -> Release:
         run_id="run",
         num_parameters=12345,
         epochs=3,
-        val_accuracy=0.5,
+        val_score=0.5,
         processor="1 thread(s)",
         dataset=dataset,
         digest="d-trained",
@@ -197,8 +199,8 @@ def release() -> Release:
         run_id="run",
         size_bytes=1,
         num_parameters=12345,
-        accuracy=Interval(value=0.5, low=0.4, high=0.6),
-        drop=Interval(value=0.0, low=-0.1, high=0.1),
+        score=Interval(value=0.5, low=0.4, high=0.6),
+        worse=Interval(value=0.0, low=-0.1, high=0.1),
         latency=Latency(batch_size=1, p50_ms=1.0, p99_ms=2.0, ratio=1.0),
         parity_error=1e-7,
         answers_uri="answers.parquet",

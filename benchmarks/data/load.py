@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from models.batches import read_examples, shuffled
+from data_contracts.layouts import Layout
 from models.encoder import CLASS, ENCODED
+from models.training.batches import batches, read_examples
 from tasks.parquet import write_rows
 
 BATCH = 256
@@ -30,7 +31,7 @@ class Rows(Dataset):  # type: ignore[type-arg]
     """The usual map data set: one row at a time."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        examples = read_examples(path, "key", shape)
+        examples = read_examples(path, "key", Layout(kind="image", shape=shape))
         self.x, self.y = examples.x, examples.y
 
     def __len__(self) -> int:
@@ -45,8 +46,8 @@ def scan(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def ours(path: Path, shape: tuple[int, ...]) -> int:
-    examples = read_examples(path, "key", shape)
-    return sum(len(y) for _, y in shuffled(examples, BATCH, seed=0, epoch=1))
+    examples = read_examples(path, "key", Layout(kind="image", shape=shape))
+    return sum(len(y) for _, y in batches(examples, BATCH, seed=0, epoch=1))
 
 
 def loader(path: Path, shape: tuple[int, ...]) -> int:

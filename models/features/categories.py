@@ -15,11 +15,20 @@ import pyarrow.compute as pc
 from data_contracts.documents import Document
 from data_contracts.errors import DataUnfit
 from models.config import Classes, Features
-from models.features.arrays import Rows, one_array, whole_numbers_of
+from models.features.arrays import Rows, floats_of, one_array, whole_numbers_of
 from models.features.hashes import stable_hashes
 from models.features.inputs import CategoryInput
-from models.features.tallies import Counts, Name, limited
-from models.features.targets import TargetFigures, target_figures
+from models.features.moments import Moments
+from models.features.tallies import Counts, Figures, Name, Tally, figures_of, limited
+from models.features.targets import (
+    COUNT,
+    TOTAL,
+    TargetFigures,
+    TargetMeans,
+    group_totals,
+    target_figures,
+    target_means,
+)
 
 MOST_NAMES = 200_000
 _MISSING, _OTHER, _UNKNOWN = 0, 1, -1
@@ -32,7 +41,7 @@ class Vocabulary(Document):
 
     names: tuple[int | str, ...]
     rare: tuple[int | str, ...] = ()
-    target: TargetFigures | None = None
+    target: TargetFigures | TargetMeans | None = None
 
     @cached_property
     def slot_of(self) -> dict[int | str | None, int]:
@@ -56,7 +65,7 @@ class FittedCategories(Document):
 
     kind: Literal["category"]
     columns: tuple[Vocabulary, ...]
-    num_classes: int
+    target_width: int  # how many values `target` gives: one for each class but the first, one for a regression
 
 
 def names_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -75,13 +84,25 @@ def folds_of(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return stable_hashes(one_array(keys), _FOLD_SALT)
 
 
-def tally(source: CategoryInput, features: Features, rows: Rows) -> tuple[Counts, ...]:
-    """How many rows have each name; for target encoding, each name with each label in each fold."""
+def tally(source: CategoryInput, features: Features, rows: Rows) -> tuple[Tally, ...]:
+    """How many rows have each name; for target encoding, each name with each label in each fold.
+
+    For the target encoding of a regression, the figures of the labels of each fold stand behind.
+    """
     if source.encoding == "hash":
         return ()
+    if source.encoding == "target" and features.task == "regression":
+        folds = _folds(source, features, rows)
+        figures = floats_of(one_array(rows[features.label_column]))
+        counted = [_sum_targets(rows[column], folds, figures, source.num_folds) for column in source.columns]
+        return (*counted, *(figures_of(figures[folds == fold]) for fold in range(source.num_folds)))
     if source.encoding == "target":
         return tuple(_count_targets(source, features, rows, column) for column in source.columns)
     return tuple(count_names(rows[column], MOST_NAMES) for column in source.columns)
+
+
+def _folds(source: CategoryInput, features: Features, rows: Rows) -> np.ndarray:
+    return (folds_of(rows[features.key]) % np.uint64(source.num_folds)).astype(np.int64)
 
 
 def count_names(column: pa.Array | pa.ChunkedArray, limit: int) -> Counts:
@@ -93,8 +114,8 @@ def count_names(column: pa.Array | pa.ChunkedArray, limit: int) -> Counts:
 
 def _count_targets(source: CategoryInput, features: Features, rows: Rows, column: str) -> Counts:
     names = names_of(rows[column]).dictionary_encode(null_encoding="encode")
-    labels = names_of(rows[features.label]).dictionary_encode(null_encoding="encode")
-    folds = (folds_of(rows[features.key]) % np.uint64(source.num_folds)).astype(np.int64)
+    labels = names_of(rows[features.label_column]).dictionary_encode(null_encoding="encode")
+    folds = _folds(source, features, rows)
     sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
     places = (whole_numbers_of(names.indices)[0], whole_numbers_of(labels.indices)[0], folds)
     flat, counts = np.unique(np.ravel_multi_index(places, sizes), return_counts=True)
@@ -106,14 +127,38 @@ def _count_targets(source: CategoryInput, features: Features, rows: Rows, column
     return limited(found, MOST_NAMES)
 
 
-def fit(source: CategoryInput, tallies: tuple[Counts, ...], classes: Classes) -> FittedCategories:
-    """Raises DataUnfit where a column has too many different names to list."""
-    columns = zip(source.columns, tallies, strict=True) if source.encoding != "hash" else ()
-    vocabularies = tuple(_vocabulary(source, column, one, classes) for column, one in columns)
-    return FittedCategories(kind="category", columns=vocabularies, num_classes=len(classes))
+def _sum_targets(column: pa.Array | pa.ChunkedArray, folds: np.ndarray, figures: np.ndarray, num_folds: int) -> Counts:
+    """How many rows have each name in each fold, and the exact sum of their labels."""
+    names = names_of(column).dictionary_encode(null_encoding="encode")
+    words = names.dictionary.to_pylist()
+    flat = whole_numbers_of(names.indices)[0] * num_folds + folds
+    groups, counts = np.unique(flat, return_counts=True)
+    totals = group_totals(flat, figures)
+    found: dict[Name, int] = {}
+    for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+        word, fold = words[group // num_folds], group % num_folds
+        found |= {(word, COUNT, fold): count, (word, TOTAL, fold): totals[group]}
+    return limited(found, MOST_NAMES)
 
 
-def _vocabulary(source: CategoryInput, column: str, tallied: Counts, classes: Classes) -> Vocabulary:
+def fit(source: CategoryInput, tallies: tuple[Tally, ...], classes: Classes) -> FittedCategories:
+    """Without `classes` the task is a regression.
+
+    Raises:
+        DataUnfit: a column has too many different names to list.
+    """
+    counted = [one for one in tallies if isinstance(one, Counts)]
+    folds = tuple(one.moments for one in tallies if isinstance(one, Figures))
+    columns = [
+        _vocabulary(source, column, of_column, classes, folds)
+        for column, of_column in zip(source.columns, counted, strict=False)
+    ]
+    return FittedCategories(kind="category", columns=tuple(columns), target_width=len(classes) - 1 if classes else 1)
+
+
+def _vocabulary(
+    source: CategoryInput, column: str, tallied: Counts, classes: Classes, folds: tuple[Moments, ...]
+) -> Vocabulary:
     if tallied.is_full:
         raise DataUnfit(
             f"column {column} has more than {tallied.limit:,} different values"
@@ -122,10 +167,7 @@ def _vocabulary(source: CategoryInput, column: str, tallied: Counts, classes: Cl
             where=f"column {column}, encoding {source.encoding}",
             remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only tells rows apart",
         )
-    counts: dict[int | str, int] = {}
-    for (name, *_), count in tallied.counts.items():
-        if name is not None:
-            counts[name] = counts.get(name, 0) + count
+    counts = _rows_of_names(tallied, is_summed=bool(folds))
     by_count = sorted((-count, name) for name, count in counts.items() if count >= source.min_count)
     names = tuple(sorted(name for _, name in by_count[: source.max_categories]))
     rare = tuple(sorted(set(counts) - set(names)))
@@ -133,11 +175,25 @@ def _vocabulary(source: CategoryInput, column: str, tallied: Counts, classes: Cl
     if source.encoding != "target":
         return vocabulary
     slot_of: dict[int | str | None, int] = {**dict.fromkeys(rare, _OTHER), **vocabulary.slot_of}
-    slotted = {(slot_of[name], label, fold): 0 for name, label, fold in tallied.counts}
+    slotted: dict[Name, int] = {}
     for (name, label, fold), count in tallied.counts.items():
-        slotted[slot_of[name], label, fold] += count
-    figures = target_figures(slotted, len(names) + 2, source.num_folds, classes, source.smoothing)
-    return vocabulary.model_copy(update={"target": figures})
+        place = (slot_of[name], label, fold)
+        slotted[place] = slotted.get(place, 0) + count
+    target: TargetFigures | TargetMeans
+    if folds:
+        target = target_means(slotted, len(names) + 2, folds, source.smoothing)
+    else:
+        target = target_figures(slotted, len(names) + 2, source.num_folds, classes, source.smoothing)
+    return vocabulary.model_copy(update={"target": target})
+
+
+def _rows_of_names(tallied: Counts, *, is_summed: bool) -> dict[int | str, int]:
+    """How many rows have each name, of counts in which sums of labels may stand too."""
+    counts: dict[int | str, int] = {}
+    for (name, *rest), count in tallied.counts.items():
+        if name is not None and not (is_summed and rest[0] == TOTAL):
+            counts[name] = counts.get(name, 0) + count
+    return counts
 
 
 def shape(source: CategoryInput, fitted: FittedCategories) -> tuple[int, ...]:
@@ -149,7 +205,14 @@ def _widths(source: CategoryInput, fitted: FittedCategories) -> list[int]:
         return [source.num_buckets + 1] * len(source.columns)
     if source.encoding == "one_hot":
         return [len(one.names) + 2 for one in fitted.columns]
-    return [1 if source.encoding == "index" else fitted.num_classes - 1] * len(source.columns)
+    return [1 if source.encoding == "index" else fitted.target_width] * len(source.columns)
+
+
+def codes(source: CategoryInput, fitted: FittedCategories) -> list[tuple[int, int]]:
+    """Each place of the input that holds a slot's number, and how many slots there are."""
+    if source.encoding != "index":
+        return []
+    return [(place, len(one.names) + 2) for place, one in enumerate(fitted.columns)]
 
 
 def write(

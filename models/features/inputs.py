@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from data_contracts.documents import Document
 
@@ -208,16 +208,27 @@ class AudioInput(Document):
 class TextInput(Document):
     """A column of text, as the numbers of its tokens (length,), cut or filled with 0 behind.
 
-    The tokens are byte pairs learnt from the training part; every text can be written in them. A missing text is
-    empty, which is all 0.
+    `byte_pairs` are learnt from the training part; every text can be written in them. `words` are words and single
+    signs between them, of which the most frequent of the training part are known; 1 stands for all others. A missing
+    text is empty, which is all 0.
     """
 
     kind: Literal["text"]
     column: str
     length: Count
-    vocabulary_size: Annotated[int, Field(ge=257, le=2**24, description="256 bytes, the filling, and learnt pairs")]
+    tokenizer: Literal["byte_pairs", "words"] = "byte_pairs"
+    vocabulary_size: Annotated[
+        int,
+        Field(ge=3, le=2**24, description="with the filling; byte_pairs have 256 bytes, words have the unknown one"),
+    ]
     lowercase: bool = True
     missing: Literal["refuse", "empty"] = "refuse"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.tokenizer == "byte_pairs" and self.vocabulary_size < 257:
+            raise ValueError("byte_pairs need a vocabulary_size of 257 at least: the filling and 256 bytes")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -234,6 +245,9 @@ class SeriesInput(Document):
     Windows (length, columns) are taken inside a group and a part of the split, in the order of `time` and then the key.
     Rows with too short a past are dropped, and with `spacing` those in whose window two neighbours are not exactly that
     far apart. `standard` gives each column mean 0 and standard deviation 1 over the training part's windows.
+
+    With `horizon` the label is that of a later row: so many rows after the window's last, and with `spacing` so many
+    times that far from it. Rows without such a row, or without a label there, are dropped.
     """
 
     kind: Literal["series"]
@@ -245,6 +259,12 @@ class SeriesInput(Document):
         int | Finite | None,
         Field(gt=0, description="from row to row: seconds of a timestamp, days of a date, units of a whole number"),
     ] = None
+    horizon: Annotated[int, Field(ge=0, description="rows from the window's last to the one whose label is meant")] = 0
+    missing: Annotated[
+        Literal["refuse", "previous", "mean", "zero"],
+        Field(description="previous: the last value before it in the window, or the mean if there is none"),
+    ] = "refuse"
+    indicator: Annotated[bool, Field(description="one more value per column and step: 1 where it is missing")] = False
     scale: Literal["standard", "none"] = "standard"
 
     @model_validator(mode="after")
@@ -254,13 +274,65 @@ class SeriesInput(Document):
                 raise ValueError(f"column {name!r} is the series' {role}, so it cannot be one of its columns")
         if self.time == self.group:
             raise ValueError(f"column {self.time!r} cannot be both time and group")
+        if self.indicator and self.missing == "refuse":
+            raise ValueError("an indicator has no meaning where missing values are refused")
         return self
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return (self.length, len(self.columns))
+        return (self.length, len(self.columns) * (2 if self.indicator else 1))
+
+
+class SequenceInput(Document):
+    """A row that is a sequence: steps in wide columns, or an array column of `width` values for each step.
+
+    `columns` names the columns of each step: [[x1, y1], [x2, y2]] are two steps of two values. An array may have any
+    whole number of steps: it is cut, or filled with 0 behind, to `length`, and one more value of each step says with 1
+    that it is there. Means, deviations, least and largest values are those of each place within a step, over all steps
+    of the training part.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    kind: Literal["sequence"]
+    steps: Annotated[
+        tuple[Columns, ...], Field(alias="columns", description="the columns of each step, in order; or `column`")
+    ] = ()
+    column: Annotated[str | None, Field(description="an array of numbers, step after step")] = None
+    length: Annotated[Count | None, Field(description="steps of an array, at most")] = None
+    width: Annotated[Count, Field(description="values of each step of an array")] = 1
+    scale: Literal["standard", "min_max", "none"] = "standard"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if bool(self.steps) == (self.column is not None):
+            raise ValueError("state the columns of each step, or one array column")
+        if (self.column is None) != (self.length is None):
+            raise ValueError("length is for an array column, which needs it: how many steps there are at most")
+        if self.steps and self.width != 1:
+            raise ValueError("width is for an array column; with columns each step says itself how wide it is")
+        if len({len(step) for step in self.steps}) > 1:
+            raise ValueError("every step must have as many columns as the first")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for step in self.steps for name in step) if self.column is None else (self.column,)
+
+    @property
+    def is_padded(self) -> bool:
+        return self.column is not None
+
+    @property
+    def num_values(self) -> int:
+        """Values of one step, without the one that says whether it is there."""
+        return len(self.steps[0]) if self.steps else self.width
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.length or len(self.steps), self.num_values + self.is_padded)
 
 
 FlatInput = NumberInput | CategoryInput | DateInput | BooleanInput
-ShapedInput = ImageInput | AudioInput | TextInput | SeriesInput
+ShapedInput = ImageInput | AudioInput | TextInput | SeriesInput | SequenceInput
 Input = Annotated[FlatInput | ShapedInput, Field(discriminator="kind")]

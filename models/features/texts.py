@@ -1,4 +1,4 @@
-"""A column of text as the numbers of its tokens, with byte pairs learnt from the training part.
+"""A column of text as the numbers of its tokens: byte pairs or words, learnt from the training part.
 
 Shapes: B rows, T tokens.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 1_000_000
 FILLING = "[PAD]"  # token 0
+UNKNOWN = "[UNK]"  # token 1 where tokens are words; as text it would be three
 _BREAK = "\n"  # never in a word: the byte-level alphabet writes it with another letter
 
 
@@ -35,12 +36,15 @@ class FittedText(Document):
 
     kind: Literal["text"]
     tokenizer: str
+    num_tokens: int  # with the filling
 
 
-def _words() -> PreTokenizer:
-    """Cuts text before blanks and punctuation and writes its UTF-8 bytes as letters."""
-    from tokenizers.pre_tokenizers import ByteLevel
+def _cuts(source: TextInput) -> PreTokenizer:
+    """Cuts text into words and single signs, or before blanks and signs and writes its UTF-8 bytes as letters."""
+    from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
+    if source.tokenizer == "words":
+        return BertPreTokenizer()
     return ByteLevel(add_prefix_space=True, use_regex=True)
 
 
@@ -54,7 +58,7 @@ def _texts(source: TextInput, rows: Rows) -> pa.Array:
 
 def tally(source: TextInput, features: Features, rows: Rows) -> tuple[Counts, ...]:
     """How often each word occurs."""
-    cut = _words()
+    cut = _cuts(source)
     counts: Counter[str] = Counter()
     for text in pc.value_counts(_texts(source, rows)).to_pylist():
         for word, _ in cut.pre_tokenize_str(text["values"]):
@@ -63,19 +67,11 @@ def tally(source: TextInput, features: Features, rows: Rows) -> tuple[Counts, ..
 
 
 def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> FittedText:
-    """A tokenizer learnt from the counts of words, in the words' own order.
+    """A tokenizer learnt from the counts of words, in whatever order they came.
 
     Raises:
         DataUnfit: there is no word, or there are too many different ones.
-
-    Source: Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units" (byte pairs);
-    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (over bytes).
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, Split
-    from tokenizers.trainers import BpeTrainer
-
     (counted,) = tallies
     if counted.is_full:
         raise DataUnfit(
@@ -85,6 +81,37 @@ def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> Fit
             remedy="clean the text (numbers, addresses, other alphabets), or train on fewer rows",
         )
     require_values(source.column, len(counted.counts))
+    words = sorted((str(word), count) for (word, *_), count in counted.counts.items())
+    learner = _frequent_words(source, words) if source.tokenizer == "words" else _byte_pairs(source, words)
+    learner.pre_tokenizer = _cuts(source)
+    learner.enable_truncation(source.length)
+    learner.enable_padding(length=source.length, pad_id=0, pad_token=FILLING)
+    document = json.loads(learner.to_str())
+    document["added_tokens"] = []  # or a text that says [PAD] would be read as filling
+    return FittedText(
+        kind="text", tokenizer=json.dumps(document, ensure_ascii=False), num_tokens=learner.get_vocab_size()
+    )
+
+
+def _frequent_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
+    """The most frequent words by their number, after the filling and what stands for all others."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    kept = sorted(words, key=lambda one: (-one[1], one[0]))[: source.vocabulary_size - 2]
+    numbered = {word: number for number, word in enumerate([FILLING, UNKNOWN, *(word for word, _ in kept)])}
+    return Tokenizer(WordLevel(numbered, unk_token=UNKNOWN))
+
+
+def _byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
+    """Source: Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units" (byte
+    pairs); Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (over bytes).
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Split
+    from tokenizers.trainers import BpeTrainer
+
     learner = Tokenizer(BPE())
     learner.pre_tokenizer = Split(_BREAK, "removed")
     trainer = BpeTrainer(
@@ -93,14 +120,8 @@ def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> Fit
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    words = sorted((str(word), count) for (word, *_), count in counted.counts.items())
     learner.train_from_iterator((_BREAK.join([word] * count) for word, count in words), trainer)
-    learner.pre_tokenizer = _words()
-    learner.enable_truncation(source.length)
-    learner.enable_padding(length=source.length, pad_id=0, pad_token=FILLING)
-    document = json.loads(learner.to_str())
-    document["added_tokens"] = []  # or a text that says [PAD] would be read as filling
-    return FittedText(kind="text", tokenizer=json.dumps(document, ensure_ascii=False))
+    return learner
 
 
 def shape(source: TextInput, fitted: FittedText) -> tuple[int, ...]:

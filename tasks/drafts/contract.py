@@ -96,7 +96,7 @@ def _column(column: Seen, plan: Plan, name: str) -> Lines:
     if is_personal(column.name):
         lines += comment("Personal? Then drop, hash or encrypt it:", 8)
         lines += comment("customProperties: [{property: personal, value: drop}]", 8)
-    if is_label:
+    if is_label and plan.label.task == "classification":
         return [*lines, *_about_label(plan)]
     if kind == "array":
         return [*lines, *_array(column)]

@@ -20,7 +20,7 @@ _TEXT_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
 def format_of(source: str) -> str:
-    """The format of the files of `source`, or the kind of table; `.txt` counts by its content.
+    """The format of the files of `source`, or the kind of table; `.txt` and `.json` count by their content.
 
     Raises:
         DataMissing: there is no such source, it is empty, or nothing tells what it is.
@@ -29,7 +29,7 @@ def format_of(source: str) -> str:
     if scheme in TABLES:
         return str(scheme)
     by_suffix = _by_suffix(source)
-    if by_suffix not in (None, "text"):
+    if by_suffix not in (None, "text", "json"):
         return str(by_suffix)
     if source.startswith(REMOTE):
         raise _unknown(source, "its suffix tells no format")
@@ -108,12 +108,15 @@ def _of_file(path: Path) -> str:
 
 
 def _of_json(path: Path, first: bytes) -> str:
+    """A list is a document of rows; an object on the first line is the first of many rows."""
     try:
         if isinstance(json.loads(first), dict):
             return "jsonl"
     except ValueError:
         pass
-    raise _unknown(str(path), "it is one JSON document, and not an object per line")
+    if first.startswith(b"["):
+        return "json"
+    raise _unknown(str(path), "it is one JSON object, whose list of rows a recipe must name (data.records)")
 
 
 def _of_zip(path: Path) -> str:

@@ -17,12 +17,17 @@ _FEWEST_VALUES = 20  # a column with fewer could have none in the training part
 _MOST_TARGETS = 150_000  # categories by classes by folds; the encoder counts 200,000
 _LARGEST_SIDE = 64  # pixels
 _MOST_SECONDS = 4.0
+_SHORTEST_TEXT = 8  # characters of the longest one: what is shorter is rather a code
+_CHARACTERS_OF_TOKEN = 3
 _CODES = frozenset({"id", "code", "zip", "zipcode", "type", "class", "category", "flag", "kind", "group"})
 _PERSONAL = frozenset(
     {"email", "mail", "phone", "telephone", "mobile", "fax", "ssn", "surname", "firstname", "lastname", "fullname"}
     | {"address", "address1", "address2", "address3", "street", "passport", "iban", "birthday", "birthdate", "dob"}
     | {"phonenumber", "ip"}
 )
+
+
+_IS_TEXT = "it is text that differs in most rows, which would have to stand alone"
 
 
 class Planned(NamedTuple):
@@ -97,7 +102,27 @@ def plan_inputs(
             others |= {one.name: "another array is read" for one in arrays if one.name != column.name}
             return Inputs((shaped,), {**left_out, **others})
         left_out[column.name] = "an array would have to stand alone" if isinstance(shaped, Planned) else shaped
-    return Inputs(planned, left_out)
+    return Inputs(planned, left_out) if planned else _text(profile, left_out)
+
+
+def _text(profile: Profile, left_out: dict[str, str]) -> Inputs:
+    """The longest text, where no other column is left to learn from."""
+    texts = [
+        column
+        for column in profile.columns
+        if left_out.get(column.name) == _IS_TEXT and (column.max_length or 0) >= _SHORTEST_TEXT
+    ]
+    if not texts:
+        return Inputs((), left_out)
+    longest = max(texts, key=lambda column: column.max_length or 0)
+    length = min(max(math.ceil((longest.max_length or 0) / _CHARACTERS_OF_TOKEN), 16), 256)
+    size = 2_000 if profile.num_rows < 2_000 else 8_000
+    options = {"kind": "text", "column": longest.name, "length": length, "vocabulary_size": size}
+    if longest.num_missing:
+        options["missing"] = "empty"
+    planned = Planned(options, f"text, in at most {length} pieces; what is longer is cut")
+    others = {column.name: "another text is read" for column in texts}
+    return Inputs((planned,), {name: why for name, why in (left_out | others).items() if name != longest.name})
 
 
 def _rest(options: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +146,7 @@ def _reason_against(column: Seen, data: Data) -> str | None:
     if column.kind == "integer" and column.is_unique and _is_dense(column):
         return "it numbers the rows"
     if column.kind == "string" and column.num_distinct > column.num_present / 2:
-        return "it is text that differs in most rows, and no network that reads text comes with Bloomery"
+        return _IS_TEXT
     return None
 
 

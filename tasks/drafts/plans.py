@@ -8,27 +8,37 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data_contracts.errors import DataUnfit
+from data_contracts.layouts import Task
 from data_contracts.sources import Data
 from tasks.drafts.identifiers import find_name, free_name
 from tasks.drafts.inputs import Inputs, plan_inputs, words_of
-from tasks.drafts.profile import Profile, Seen, count_by, count_different
+from tasks.drafts.profile import Profile, Seen, count_by, count_different, deviation_of
 
 FEWEST_ROWS = 30
 _FEWEST_OF_CLASS = 10  # rows: with fewer, the training part might have none
-_MOST_CLASSES = 100
+_MOST_CLASSES = 1_000
+_FEW_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
 _MOST_COMPARED = 1_000  # columns in which rows are compared: an engine groups by no more
 _KEYS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
 
 
 class Label(NamedTuple):
-    """The label: its classes with their rows, in order, and how many rows have no class or a rare one."""
+    """The label: its classes with their rows, in order, and how many rows have no class or a rare one.
+
+    A quantity has no classes, but a standard deviation.
+    """
 
     name: str
-    kind: Literal["integer", "string"]
-    classes: tuple[tuple[Any, int], ...]
-    rare: tuple[Any, ...]
+    kind: Literal["integer", "string", "number"]
     num_missing: int
-    num_rare: int
+    classes: tuple[tuple[Any, int], ...] = ()
+    rare: tuple[Any, ...] = ()
+    num_rare: int = 0
+    deviation: float | None = None
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.deviation is None else "regression"
 
     @property
     def majority(self) -> float:
@@ -87,12 +97,12 @@ def plan(
     not_read = {label_column: "it is the label"} | ({} if chosen.is_added else {chosen.name: "it is the key"})
     if part is not None:
         not_read[part] = "it says the part"
-    inputs = plan_inputs(profile, data, not_read, len(found.classes), shape)
+    inputs = plan_inputs(profile, data, not_read, max(len(found.classes), 1), shape)
     if not inputs.planned:
         reasons = "; ".join(f"{name}: {why}" for name, why in inputs.left_out.items() if name not in not_read)
         raise DataUnfit(
             f"no column is left to learn from ({reasons or 'there is none but label and key'})",
-            required="at least one column of numbers, categories, dates or an array beside the label",
+            required="at least one column of numbers, categories, dates, text or an array beside the label",
             where=data.described,
             remedy="give data with more columns, or another --label or --delimiter",
         )
@@ -132,6 +142,8 @@ def _num_aside(profile: Profile, label: Label, data: Data) -> int:
 
 
 def _label(column: Seen, profile: Profile, scratch: Path, part: str | None) -> Label:
+    if _is_quantity(column):
+        return _quantity(column, scratch)
     kind = _kind_of_label(column)
     all_classes = _classes(column.values or (), kind)
     known = all_classes
@@ -151,6 +163,25 @@ def _label(column: Seen, profile: Profile, scratch: Path, part: str | None) -> L
         num_missing=column.num_missing,
         num_rare=sum(all_classes[value] for value in rare),
     )
+
+
+def _is_quantity(column: Seen) -> bool:
+    """Whether a label is a figure: numbers that are not whole, or that have too many values to be classes."""
+    if column.kind not in ("integer", "number"):
+        return False
+    if column.values is None or not all(_is_whole(value) for value, _ in column.values):
+        return True
+    num_common = sum(num >= _FEWEST_OF_CLASS for _, num in column.values)
+    is_rare = len(column.values) > _FEW_CLASSES and num_common < len(column.values) / 2
+    return is_rare or len(column.values) > _MOST_CLASSES
+
+
+def _quantity(column: Seen, scratch: Path) -> Label:
+    kind: Literal["integer", "number"] = "integer" if column.kind == "integer" else "number"
+    deviation = deviation_of(scratch, column.name)
+    if not deviation > 0:
+        raise _no_label(column, "its figures are all the same")
+    return Label(column.name, kind, column.num_missing, deviation=deviation)
 
 
 def _classes(counts: Iterable[tuple[Any, int]], kind: str) -> dict[Any, int]:
@@ -182,7 +213,7 @@ def _kind_of_label(column: Seen) -> Literal["integer", "string"]:
     values = [value for value, _ in column.values or ()]
     if column.kind == "string" or (column.kind in ("boolean", "date") and all(isinstance(one, str) for one in values)):
         kind: Literal["integer", "string"] = "string"
-    elif column.kind == "integer" or (column.kind == "number" and values and all(map(_is_whole, values))):
+    elif column.kind in ("integer", "number"):
         kind = "integer"
     else:
         raise _no_label(column, f"its values are of type {column.kind}")
@@ -211,9 +242,10 @@ def _require_known(column: Seen, profile: Profile, scratch: Path) -> None:
 def _no_label(column: Seen, found: str) -> DataUnfit:
     return DataUnfit(
         f"column {column.name} cannot be the label: {found}",
-        required=f"2 to {_MOST_CLASSES} classes as whole numbers or texts, each in at least {_FEWEST_OF_CLASS} rows",
+        required=f"2 to {_MOST_CLASSES} classes as whole numbers or texts, each in at least {_FEWEST_OF_CLASS} rows; "
+        "or numbers that differ",
         where="--label",
-        remedy="name another column; a quantity is cut into classes at the source, since Bloomery learns classes",
+        remedy="name another column",
     )
 
 

@@ -126,6 +126,12 @@ def count_different(scratch: Path, columns: Sequence[str]) -> int:
     return int(_ask(scratch / SCRATCH, f"select count(*) from (select distinct {named} from rows)")[0][0])
 
 
+def deviation_of(scratch: Path, column: str) -> float:
+    """The standard deviation of the figures in `column`, of the rows that were profiled into `scratch`."""
+    query = f"select stddev_pop(figure) from (select try_cast({quoted(column)} as double) as figure from rows)"
+    return float(_ask(scratch / SCRATCH, f"{query} where isfinite(figure)")[0][0])
+
+
 def count_by(scratch: Path, column: str, part: str) -> dict[Any, int]:
     """How many rows of a part have each value of `column`, of the rows that were profiled into `scratch`."""
     named = quoted(column)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from models.config import candidates_for
 from tasks.drafts.plans import Plan
 from tasks.drafts.yaml_text import comment, entry, flow
 
 Lines = list[str]
 _ROWS_SEEN = 500_000  # rows that a perceptron is shown in all epochs together: a minute or so on two cores
 _PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
+_TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 
 
 def recipe_draft(name: str, plan: Plan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
@@ -19,7 +21,7 @@ def recipe_draft(name: str, plan: Plan, names: dict[str, str], data: dict[str, A
     lines = [
         *comment(f"Drafted by `bloomery init`. Run it with `bloomery run {name}.yaml`; every guess may be changed."),
         *entry("name", name),
-        *entry("description", f"Which {names[label.name]} does a row have?"),
+        *entry("description", f"{'Which' if label.classes else 'How much'} {names[label.name]} does a row have?"),
         "",
         *_data(plan, names, data, notes),
         *entry("contract", f"{name}.odcs.yaml"),
@@ -60,6 +62,8 @@ def _data(plan: Plan, names: dict[str, str], data: dict[str, Any], notes: dict[s
 def _features(plan: Plan, names: dict[str, str]) -> Lines:
     lines = ["features:", *entry("key", names.get(plan.key.name, plan.key.name), 2)]
     lines += entry("label", names[plan.label.name], 2)
+    if plan.label.task == "regression":
+        lines += [*comment("The label is a quantity, so the answer is a figure.", 2), "  task: regression"]
     lines.append("  inputs:")
     for one in plan.inputs.planned:
         options = dict(one.options)
@@ -112,11 +116,14 @@ def _model(plan: Plan) -> Lines:
         hidden = [32] if num_rows < 1_000 else [64, 32] if num_rows < 10_000 else [128, 64]
         epochs = min(max(_ROWS_SEEN // num_rows, 3), 60)
         model = ["  kind: mlp", f"  hidden: {hidden}", f"  dropout: {0.3 if len(hidden) > 1 else 0.1}"]
+    elif (options := plan.inputs.planned[0].options)["kind"] == "text":
+        epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
+        model = ["  kind: transformer", "  width: 128", "  num_layers: 2", "  num_heads: 4"]
     else:
-        options = plan.inputs.planned[0].options
         pixels = math.prod(options.get("resize", options.get("shape", [40, 60])[-2:]))
         epochs = min(max(_PIXELS_SEEN // (num_rows * pixels), 3), 30)
         model = ["  kind: cnn", "  channels: [16, 32]", "  hidden: 64"]
+    kind = model[0].removeprefix("  kind: ")
     return [
         *comment(f"Of a size for some {num_rows:,} rows to learn from.", 0),
         "model:",
@@ -129,16 +136,15 @@ def _model(plan: Plan) -> Lines:
         "",
         "compression:",
         "  candidates:",
-        "    - {name: fp32}",
-        "    - {name: int8, quantize: static}",
-        "    - {name: pruned, prune: 0.5}",
-        "    - {name: pruned-int8, prune: 0.5, quantize: static}",
+        *(f"    - {flow(one.model_dump(exclude_none=True))}" for one in candidates_for(kind)),
         f"  fine_tune: {{epochs: {max(epochs // 3, 2)}, batch_size: {batch_size}, learning_rate: 0.001}}",
     ]
 
 
 def _gates(plan: Plan) -> Lines:
     num_test = max(round(plan.num_rows * _shares(plan)[2]), 1)
+    if plan.label.deviation is not None:
+        return _gates_of_figures(plan.label.deviation, num_test)
     margin = min(max(math.ceil(800 / num_test) / 100, 0.02), 1.0)
     known = 384 / (num_test + 3.84)
     return [
@@ -159,4 +165,27 @@ def _gates(plan: Plan) -> Lines:
         ),
         "  min_accuracy: 0",
         f"  champion_drop: {margin:g}",
+    ]
+
+
+def _gates_of_figures(deviation: float, num_test: int) -> Lines:
+    margin = min(max(math.ceil(200 / math.sqrt(num_test)) / 100, 0.02), 1.0)
+    return [
+        "budget:",
+        *comment(
+            "The RMSE of a candidate may be larger than that of fp32 by this share, as far as the held-out rows, some "
+            f"{num_test:,}, tell.",
+            2,
+        ),
+        f"  error_rise: {margin:g}",
+        "  objective: size",
+        "",
+        "gates:",
+        *comment(
+            f"Always answering with the mean has an RMSE of {deviation:.3g}: a model for use should be required to "
+            "beat that.",
+            2,
+        ),
+        f"  # max_error: {deviation:.3g}",
+        f"  champion_rise: {margin:g}",
     ]

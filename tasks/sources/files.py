@@ -28,7 +28,9 @@ def read(
     Raises:
         DataMissing: no file, a file that cannot be read, or files that do not fit each other.
     """
-    found = places.find(data, origin.source)
+    found = [place for place in places.find(data, origin.source) if places.is_chosen(origin, place.relative)]
+    if not found:
+        raise unreadable(origin.source, f"no file has {origin.files!r} in its path", "a file that `files` fits")
     inner = _one_schema(found, [_schema_of(place, data, schema_of) for place in found], may_lack)
     given = [_given(data, place) for place in found]
     outer = _with_given(inner, given, found, is_text=data.is_text)

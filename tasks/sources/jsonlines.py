@@ -13,14 +13,11 @@ import pyarrow as pa
 
 from data_contracts.sources import Data, Origin
 from tasks.sources import files
+from tasks.sources.kinds import Kind, name_of, schema_of, widen
 from tasks.sources.places import Place
-from tasks.sources.rows import Malformed, Rows, readable, unreadable
+from tasks.sources.rows import Malformed, Rows, readable
 
 _BATCH_LINES = 8_192
-# A word for plain values, a list of one kind, the fields of an object, or None while only nulls are known.
-_Kind = Any
-_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "text"}
-_ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64(), "text": pa.string(), None: pa.null()}
 
 
 def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
@@ -35,20 +32,15 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
 
 
 def _schema(place: Place, data: Data) -> pa.Schema:
-    fields: dict[str, _Kind] = {}
+    fields: dict[str, Kind] = {}
     with place.stream() as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = _parse(line)
             except ValueError:
                 continue  # the second reading puts the line aside
-            for name, value in (row or {}).items():
-                try:
-                    fields[name] = _widened(fields.get(name), value)
-                except TypeError as conflict:
-                    told = f"line {number}, column {name}: {conflict}"
-                    raise unreadable(place.path, told, "values of one kind in each column") from conflict
-    return pa.schema([(name, _arrow_type(kind, name, place)) for name, kind in fields.items()])
+            widen(fields, row or {}, f"line {number}", place)
+    return schema_of(fields, place)
 
 
 def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
@@ -91,7 +83,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except RecursionError as failure:
         raise ValueError("not JSON that can be read: too deep") from failure
     if not isinstance(row, dict):
-        raise ValueError(f"not a JSON object, but {_PLAIN.get(type(row), 'null' if row is None else 'array')}")
+        raise ValueError(f"not a JSON object, but {name_of(row)}")
     return row
 
 
@@ -116,50 +108,3 @@ def _no_constant(word: str) -> None:
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 _CAREFUL = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
-
-
-def _widened(kind: _Kind, value: Any) -> _Kind:
-    """The kind of values that were of `kind` and of this one too.
-
-    Raises:
-        TypeError: there is none.
-    """
-    if value is None:
-        return kind
-    if isinstance(value, dict):
-        fields = {} if kind is None else kind
-        if isinstance(fields, dict):
-            for name, inner in value.items():
-                fields[name] = _widened(fields.get(name), inner)
-            return fields
-    elif isinstance(value, list):
-        element = [None] if kind is None else kind
-        if isinstance(element, list):
-            for inner in value:
-                element[0] = _widened(element[0], inner)
-            return element
-    else:
-        found = _PLAIN[type(value)]
-        if kind is None or kind == found:
-            return found
-        if {"integer", "number"} == {found, kind if isinstance(kind, str) else ""}:
-            return "number"
-    raise TypeError(f"found {_described(value)}, and {_described_kind(kind)} before")
-
-
-def _described(value: Any) -> str:
-    return f"{json.dumps(value, ensure_ascii=False)[:40]}"
-
-
-def _described_kind(kind: _Kind) -> str:
-    return kind if isinstance(kind, str) else "an object" if isinstance(kind, dict) else "an array"
-
-
-def _arrow_type(kind: _Kind, name: str, place: Place) -> pa.DataType:
-    if isinstance(kind, dict):
-        if not kind:
-            raise unreadable(place.path, f"column {name} has objects without a key", "objects with keys, or no column")
-        return pa.struct([(inner, _arrow_type(field, f"{name}.{inner}", place)) for inner, field in kind.items()])
-    if isinstance(kind, list):
-        return pa.list_(_arrow_type(kind[0], name, place))
-    return _ARROW[kind]

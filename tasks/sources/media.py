@@ -34,13 +34,15 @@ def media(data: Data, origin: Origin) -> Iterator[Medium]:
     """
     for place in places.find(data, origin.source):
         if plain_suffix(place.path) != ".zip":
-            with place.open() as file:
-                yield Medium(place.relative, file.read())
+            if places.is_chosen(origin, place.relative):
+                with place.open() as file:
+                    yield Medium(place.relative, file.read())
             continue
         try:
             with place.open() as file, zipfile.ZipFile(file) as archive:
                 for name in sorted(archive.namelist()):
-                    if plain_suffix(name) in SUFFIXES[data.kind] and not places.is_note(name):
+                    is_wanted = plain_suffix(name) in SUFFIXES[data.kind] and not places.is_note(name)
+                    if is_wanted and places.is_chosen(origin, name):
                         yield Medium(name, archive.read(name))
         except _DAMAGED as failure:
             raise unreadable(place.path, failure, "a whole zip without a password", "zip") from failure

@@ -73,6 +73,11 @@ def identify(data: Data, origin: Origin) -> list[object]:
     return [_identity(place, origin.source) for place in find(data, origin.source)]
 
 
+def is_chosen(origin: Origin, relative: str) -> bool:
+    """Whether the file at this path inside its folder or zip is one of those that the origin names by `files`."""
+    return origin.files is None or re.search(origin.files, relative) is not None
+
+
 def path_columns(data: Data, relative: str) -> dict[str, str | None] | None:
     """The columns that a file's path gives: the groups of `path_pattern`; None if the path does not fit it."""
     if data.path_pattern is None:
@@ -165,5 +170,10 @@ def _missing(data: Data, source: str, found: str) -> DataMissing:
         found,
         required=f"a file of format {data.kind}, a folder with files that end in {suffixes}, or a pattern",
         where="the recipe's `data` (a relative path starts at the recipe's own folder)",
-        remedy="mend the path or the `format` in the recipe, or put the data there",
+        remedy="mend the path or the `format` in the recipe, or put the data there" + obtained(data),
     )
+
+
+def obtained(data: Data) -> str:
+    """Where the data comes from, to be told behind a remedy."""
+    return f": {data.obtain}" if data.obtain else ""

@@ -47,6 +47,21 @@ def test_a_window_has_its_length_and_every_value_its_limits(contract_of: Callabl
             check.table([{"heat": wrong, "name": "x"}])
 
 
+def test_a_window_of_a_column_that_may_be_null_may_have_gaps(contract_of: Callable[..., Contract]) -> None:
+    wind = {**WIND, "logicalTypeOptions": {"minimum": 0}}
+    contract = served(contract_of(ID, HEAT, wind), {"heat": 2, "wind": 2})
+    check = RowCheck(contract, ["heat", "wind"])
+    sent = [{"heat": [1, 2], "wind": [None, 2.5]}, {"heat": [1, 2], "wind": [None, None]}]
+    assert check.table(sent)["wind"].to_pylist() == [[None, 2.5], [None, None]]
+    for wrong in ({"heat": [1, None], "wind": [1, 2]}, {"heat": [1, 2], "wind": None}, {"heat": [1, 2]}):
+        with pytest.raises(RowsRefused, match=r"column (heat|wind)"):
+            check.table([wrong])
+    with pytest.raises(RowsRefused, match=r"column wind\[1\]: found -1"):
+        check.table([{"heat": [1, 2], "wind": [None, -1]}])
+    again = Contract.model_validate_json(contract.model_dump_json(by_alias=True, exclude_defaults=True))
+    assert again == contract
+
+
 def test_rules_that_read_a_single_value_are_left_out_and_all_others_stay(contract_of: Callable[..., Contract]) -> None:
     heat = {
         **HEAT,

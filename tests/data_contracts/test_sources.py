@@ -29,6 +29,8 @@ def test_a_source_survives_json():
         ("hdfs://host/rows.orc", "orc"),
         ("rows.feather", "arrow"),
         ("words.txt", "text"),
+        ("rows.json.gz", "json"),
+        ("${DATA}/rows.csv", "csv"),
         ("pictures/*.png", "images"),
         ("sklearn:iris", "sklearn"),
         ("delta:s3://bucket/table", "delta"),
@@ -71,6 +73,29 @@ QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
         ({"source": "rows.csv", "path_pattern": "("}, "must be a possible one"),
         ({"source": "rows.csv", "path_pattern": "(a)"}, "must be a named group"),
         ({"source": "pictures", "format": "images"}, "`L` (grey) or `RGB` (colour), which must be stated"),
+        ({"source": "a/${DATA}/rows.csv"}, "only a path begins with one"),
+        ({"source": "${DATA}x/rows.csv"}, "only a path begins with one"),
+        ({"source": "a", "labels": "b${L}", "format": "idx"}, "only a path begins with one"),
+        ({"source": "rows.jsonl", "records": "a"}, "records: no meaning for a source of format jsonl"),
+        (
+            {"sources": [{"source": "a.csv", "records": "a", "part": "test"}]},
+            "records: no meaning for a source of format csv",
+        ),
+        (
+            {"sources": [{"source": "a.json", "part": "test"}], "records": "a"},
+            "records: state it with each of the `sources`",
+        ),
+        ({"sources": [{"source": "a", "files": "b", "part": "test"}], "format": "idx"}, "files: no meaning"),
+        ({"sources": [{"source": "a.csv", "files": "(", "part": "test"}]}, "must be a possible one"),
+        (
+            {
+                "sources": [
+                    {"source": "a.csv", "part": "train", "values": {"a": "x"}},
+                    {"source": "b.csv", "part": "test"},
+                ]
+            },
+            "values: all sources must have the same columns",
+        ),
         (QUERY, "needs `query` and `uri_variable`"),
         ({**QUERY, "query": "select 1"}, "needs an ORDER BY"),
     ],
@@ -92,6 +117,7 @@ def test_local_paths_become_absolute_and_remote_ones_stay():
     data = Data(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").absolute(here)
     assert (data.origins[0].source, data.origins[0].labels) == ("/recipes/a", "/recipes/b")
     assert Data(source="a", labels="../b", format="idx").absolute(here).labels == "/b"
+    assert Data(source="${DATA}/rows.csv").absolute(here).source == "${DATA}/rows.csv"
 
 
 def _snippets() -> list[str]:

@@ -9,7 +9,9 @@ from pydantic import TypeAdapter
 
 from data_contracts.contract import Contract
 from flows.misfits import misfits
-from models.config import Features, Model
+from models.config import Features
+from models.networks.config import Model
+from models.training.config import Training
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "id", "logicalType": "integer", "primaryKey": True},
@@ -35,6 +37,14 @@ COLUMNS: list[dict[str, Any]] = [
         "quality": [{"metric": "invalidValues", "arguments": {"validValues": [1, 2]}, "mustBe": 0}],
     },
     {"name": "sound", "logicalType": "array", "items": {"logicalType": "number"}},
+    {
+        "name": "holes",
+        "logicalType": "array",
+        "required": True,
+        "logicalTypeOptions": {"minItems": 4, "maxItems": 4},
+        "items": {"logicalType": "number", "required": False},
+    },
+    {"name": "price", "logicalType": "number", "required": True},
 ]
 CONTRACT = Contract.model_validate(
     {
@@ -47,8 +57,13 @@ CONTRACT = Contract.model_validate(
         "schema": [{"name": "people", "properties": COLUMNS}],
     }
 )
-MLP, CNN = ({"kind": kind} for kind in ("mlp", "cnn"))
+MLP, CNN, RNN, RESNET, GPT = ({"kind": kind} for kind in ("mlp", "cnn", "rnn", "resnet", "gpt"))
 NUMBER = {"kind": "number", "columns": ["age"]}
+PHOTO = {"kind": "image", "column": "photo", "shape": [1, 2, 2]}
+COLOURED = {"kind": "image", "column": "photo", "shape": [4, 1, 1]}
+TEXT = {"kind": "text", "column": "note", "length": 4, "vocabulary_size": 300, "missing": "empty"}
+WIDE = {"kind": "sequence", "columns": [["age"], ["steps"]]}
+POINTS = {"kind": "sequence", "column": "photo", "length": 2, "width": 2}
 BY_TIME = {"by": "time", "column": "seen"}
 
 
@@ -58,10 +73,13 @@ def found(
     key: str = "id",
     label: str = "kind",
     split: dict[str, Any] | None = None,
+    task: str = "classification",
+    training: dict[str, Any] | None = None,
 ) -> list[str]:
-    stated = {"key": key, "label": label, "inputs": inputs, "split": split or {}}
+    stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
     features = Features.model_validate(stated)
-    return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT))
+    trained = None if training is None else Training.model_validate({"epochs": 1, **training})
+    return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +90,18 @@ def found(
         ({"kind": "category", "columns": ["note", "age"]}, MLP),
         ({"kind": "category", "columns": ["city"], "unknown": "refuse"}, MLP),
         ({"kind": "date", "columns": ["born"], "elapsed": True, "missing": "zero"}, MLP),
-        ({"kind": "image", "column": "photo", "shape": [1, 2, 2]}, CNN),
+        (PHOTO, CNN),
+        (PHOTO, RNN),
+        (COLOURED, RESNET),
+        (TEXT, RNN),
+        (TEXT, GPT),
+        (WIDE, RNN),
+        (WIDE, MLP),
+        (POINTS, {"kind": "transformer"}),
+        (NUMBER, {"kind": "ft_transformer"}),
+        (TEXT, {"kind": "custom", "function": "mine:network"}),
+        (COLOURED, {"kind": "auto"}),
+        (TEXT, {"kind": "huggingface", "checkpoint": "folder"}),
     ],
     ids=str,
 )
@@ -92,12 +121,23 @@ def test_what_fits_is_not_complained_about(source, model):
         ({"kind": "date", "columns": ["born"], "elapsed": True}, MLP, "column 'born' is not required"),
         ({"kind": "boolean", "columns": ["age"]}, MLP, "reads boolean, and column 'age' is integer"),
         ({"kind": "image", "column": "photo", "shape": [1, 2, 3]}, CNN, "has 6 values, but the contract lets"),
-        ({"kind": "image", "column": "photo", "shape": [1, 2, 2]}, MLP, "an mlp reads a flat vector"),
-        (NUMBER, CNN, "a cnn reads an image or audio"),
+        ({"kind": "image", "column": "photo", "shape": [1, 2, 2]}, MLP,
+         "kind mlp reads a table's columns or a sequence, and an input of kind image is an image; use cnn"),
+        (NUMBER, CNN, "kind cnn reads an image or audio, and an input of kind number is a table's columns; use mlp"),
+        (NUMBER, RNN, "an input of kind number is a table's columns"),
+        (COLOURED, RNN, "reads an image of one channel"),
+        (PHOTO, GPT, "kind gpt reads text"),
+        (WIDE, {"kind": "ft_transformer"}, "an input of kind sequence is a sequence"),
+        (NUMBER, {"kind": "huggingface", "checkpoint": "folder"}, "kind huggingface reads"),
+        ({**PHOTO, "column": "holes"}, CNN, "column 'holes' may have elements that are null"),
+        ({**POINTS, "column": "holes"}, RNN, "column 'holes' may have elements that are null"),
+        ({**POINTS, "column": "age"}, RNN, "reads array, and column 'age' is integer"),
+        ({"kind": "sequence", "columns": [["age"], ["photo"]]}, RNN, "reads integer or number, and column 'photo'"),
+        ({"kind": "sequence", "columns": [["age"], ["income"]]}, RNN, "column 'income' is not required"),
         ({"kind": "audio", "column": "sound", "sample_rate": 100, "duration_s": 9, "num_mels": 1, "window_s": 0.1}, CNN,
          "column 'sound' is not required"),
         ({"kind": "text", "column": "note", "length": 4, "vocabulary_size": 300, "missing": "empty"}, MLP,
-         "no network of kind mlp reads text"),
+         "an input of kind text is text; use rnn"),
     ],
     ids=str,
 )  # fmt: skip
@@ -140,7 +180,16 @@ def series(**stated: Any) -> dict[str, Any]:
     return {"kind": "series", "columns": ["age"], "time": "seen", "length": 3, **stated}
 
 
-@pytest.mark.parametrize("source", [series(), series(group="kind", spacing=0.5), series(time="id", spacing=2)], ids=str)
+@pytest.mark.parametrize(
+    "source",
+    [
+        series(),
+        series(group="kind", spacing=0.5),
+        series(time="id", spacing=2),
+        series(columns=["income"], missing="previous", indicator=True),
+    ],
+    ids=str,
+)
 def test_a_series_that_fits_is_not_complained_about(source):
     assert found(source, split=BY_TIME) == []
 
@@ -167,5 +216,59 @@ def test_what_a_series_lacks_is_named(source, sentence):
 
 def test_a_series_is_not_split_by_key_nor_read_by_a_cnn():
     assert "rows that follow each other in a series go to different parts" in found(series())[0]
-    assert "gives windows of numbers; use an mlp" in found(series(), split=BY_TIME, model=CNN)[0]
+    assert "is a sequence; use mlp or rnn or transformer" in found(series(), split=BY_TIME, model=CNN)[0]
     assert "is personal, to drop" in "\n".join(found(series(group="email"), split=BY_TIME))
+
+
+def test_a_regression_learns_numbers_that_every_row_has():
+    assert found(NUMBER, label="price", task="regression") == []
+    assert found({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []
+    assert "with `task: regression` it can be learnt" in found(NUMBER, label="price")[0]
+    assert "figures are numbers, and column 'kind' is string" in found(NUMBER, label="kind", task="regression")[0]
+    assert "column 'income' is not required" in found(NUMBER, label="income", task="regression")[0]
+
+
+def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
+    source = series(columns=["income", "age"], missing="previous", horizon=1)
+    assert found(source, label="income", task="regression", split=BY_TIME) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "task", "training", "sentence"),
+    [
+        (NUMBER, MLP, "classification", {"slices": ["nobody"]}, "training.slices: contract people has no column"),
+        (NUMBER, MLP, "classification", {"slices": ["email"]}, "column 'email' is not kept in clear (drop)"),
+        (NUMBER, MLP, "classification", {"slices": ["photo"]}, "column 'photo' is an array"),
+        (NUMBER, MLP, "classification", {"loss": "huber"}, "training.loss: huber is for a regression"),
+        (NUMBER, MLP, "regression", {"class_weights": "balanced"}, "training.class_weights: a regression has no"),
+        (NUMBER, MLP, "regression", {"label_smoothing": 0.1}, "training.label_smoothing: a regression has no"),
+        (NUMBER, MLP, "classification", {"augment": {"flip": True}}, "training.augment.flip changes an image"),
+        (PHOTO, CNN, "classification", {"augment": {"mask": 0.1}}, "training.augment.mask changes audio"),
+        (TEXT, RNN, "classification", {"augment": {"mixup": 0.2}}, "and an encoded row is text"),
+        ({"kind": "category", "columns": ["kind"], "encoding": "index"}, MLP, "classification",
+         {"augment": {"mixup": 0.2}}, "between the numbers of two categories"),
+        (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "say `norm: none`"),
+        (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_training_that_does_not_fit_is_named(source, model, task, training, sentence):
+    label = "city" if task == "classification" else "price"
+    about_label = found(source, model=model, label=label, task=task)
+    (problem,) = [one for one in found(source, model=model, label=label, task=task, training=training)
+                  if one not in about_label]  # fmt: skip
+    assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "training"),
+    [
+        (NUMBER, MLP, {"slices": ["city", "age"], "augment": {"mixup": 0.2}}),
+        (PHOTO, CNN, {"label_smoothing": 0.1, "augment": {"flip": True, "shift": 1}}),
+        (TEXT, RNN, {"class_weights": "balanced", "augment": {"drop_tokens": 0.1}}),
+        (NUMBER, {**MLP, "norm": "none"}, {"privacy": {"epsilon": 1, "delta": 1e-5}}),
+    ],
+    ids=str,
+)
+def test_training_that_fits_is_not_complained_about(source, model, training):
+    assert found(source, model=model, training=training) == []

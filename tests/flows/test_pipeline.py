@@ -109,7 +109,7 @@ def test_a_run_ends_with_a_registered_champion(finished: Finished, bloomery: Blo
     chosen = release["bento"]["chosen"]
     names = [candidate["name"] for candidate in chosen["options"]["candidates"]]
     assert names == ["fp32", "int8", "pruned", "pruned-int8"]
-    assert all(candidate["accuracy"]["value"] > 0.95 for candidate in chosen["options"]["candidates"])
+    assert all(candidate["score"]["value"] > 0.95 for candidate in chosen["options"]["candidates"])
     sizes = {one["name"]: one["size_bytes"] for one in chosen["options"]["candidates"]}
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
     assert chosen["candidate"]["name"] == "pruned-int8"

@@ -11,14 +11,18 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from models.batches import Examples
-from models.config import Cnn, Features, Loop
+from data_contracts.layouts import Layout
+from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
 from models.export import export
 from models.features.inputs import ImageInput
-from models.networks import Blueprint, build, fix_randomness
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Cnn
 from models.quantization import quantize
-from models.training import train
+from models.randomness import fix_randomness
+from models.training.batches import Examples
+from models.training.config import Loop
+from models.training.loop import train
 
 
 class Parts(NamedTuple):
@@ -75,7 +79,9 @@ def trained(parts: Parts) -> Trained:
     """A small network that tells most digits apart. Copy it before a change."""
     fix_randomness(seed=0, num_threads=1)
     blueprint = Blueprint(
-        config=Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.1), input_shape=(1, 8, 8), num_classes=10
+        config=Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.1),
+        layout=Layout(kind="image", shape=(1, 8, 8)),
+        num_outputs=10,
     )
     network = build(blueprint)
     train(network, parts.train, parts.val, Loop(epochs=8), seed=0)

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.batches import Examples, read_examples, shuffled
+from data_contracts.layouts import Layout
 from models.encoder import encode, encode_rows
+from models.training.batches import Examples, batches, read_examples
+from models.training.world import World
 
 
 def numbered(num_rows: int) -> Examples:
@@ -22,7 +24,7 @@ def numbered(num_rows: int) -> Examples:
 
 
 def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
-    return [int(row) for _, y in shuffled(examples, batch_size, seed=seed, epoch=epoch) for row in y]
+    return [int(row) for _, y in batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
 
 
 @settings(deadline=None, max_examples=100)
@@ -35,9 +37,31 @@ def test_every_row_comes_once_but_for_a_last_batch_of_one(num_rows, batch_size, 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
 def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num_rows, batch_size, seed):
-    batches = list(shuffled(numbered(num_rows), batch_size, seed=seed, epoch=1))
-    assert all(len(y) == batch_size for _, y in batches[:-1])
-    assert all(torch.equal(x.flatten(), y.float()) for x, y in batches)
+    found = list(batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
+    assert all(len(y) == batch_size for _, y in found[:-1])
+    assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
+def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, batch_size, data):
+    whole = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
+    start = data.draw(st.integers(0, len(whole)))
+    tail = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
+    assert tail == whole[start:]
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), size=st.integers(2, 4))
+def test_processes_share_every_batch(num_rows, batch_size, size):
+    rows = numbered(num_rows)
+    shares = [
+        [y.tolist() for _, y in batches(rows, batch_size, seed=1, epoch=1, world=World(rank, size))]
+        for rank in range(size)
+    ]
+    together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
+    alone = [sorted(y.tolist()) for _, y in batches(rows, batch_size, seed=1, epoch=1)]
+    assert together == alone[: len(together)]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -59,14 +83,14 @@ def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    list(shuffled(numbered(10), 3, seed=1, epoch=1))
+    list(batches(numbered(10), 3, seed=1, epoch=1))
     assert torch.equal(torch.rand(3), wanted)
 
 
 def test_examples_are_read_as_they_were_encoded(tmp_path: Path, digits, encoder):
     rows = digits.slice(7, 90)
     pq.write_table(pa.Table.from_batches([encode_rows(encoder, rows)]), tmp_path / "part.parquet", row_group_size=40)
-    examples = read_examples(tmp_path / "part.parquet", "id", (1, 8, 8))
+    examples = read_examples(tmp_path / "part.parquet", "id", Layout(kind="image", shape=(1, 8, 8)))
     assert np.array_equal(examples.x.numpy(), encode(encoder, rows))
     assert examples.y.tolist() == rows["label"].to_pylist()
     assert examples.key.tolist() == list(range(7, 97))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.cnn import ConvNet, config_of
-from models.config import Cnn
+from data_contracts.errors import RecipeInvalid
+from data_contracts.layouts import Layout
+from models.networks.cnn import ConvNet, config_of
+from models.networks.config import Cnn
 
 SHAPES = [(1, 1, 1), (1, 1, 9), (1, 3, 5), (2, 7, 4), (1, 8, 8), (3, 28, 28), (3, 33, 2)]
 
@@ -14,7 +16,11 @@ SHAPES = [(1, 1, 1), (1, 1, 9), (1, 3, 5), (2, 7, 4), (1, 8, 8), (3, 28, 28), (3
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_images_of_any_size_are_answered_with_one_logit_for_each_class(shape, kernel_size):
-    network = ConvNet(Cnn(kind="cnn", channels=(3, 4, 5, 6), kernel_size=kernel_size, hidden=7), shape, num_classes=4)
+    network = ConvNet(
+        Cnn(kind="cnn", channels=(3, 4, 5, 6), kernel_size=kernel_size, hidden=7),
+        Layout(kind="image", shape=shape),
+        num_outputs=4,
+    )
     logits_BK = network(torch.randn(5, *shape))
     assert (logits_BK.shape, logits_BK.dtype) == ((5, 4), torch.float32)
     assert torch.isfinite(logits_BK).all()
@@ -23,14 +29,16 @@ def test_images_of_any_size_are_answered_with_one_logit_for_each_class(shape, ke
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_weight_has_a_part_in_the_answer(shape):
     torch.manual_seed(0)
-    network = ConvNet(Cnn(kind="cnn", channels=(3, 4), hidden=50, dropout=0), shape, num_classes=3)
+    network = ConvNet(
+        Cnn(kind="cnn", channels=(3, 4), hidden=50, dropout=0), Layout(kind="image", shape=shape), num_outputs=3
+    )
     network(torch.randn(6, *shape)).square().sum().backward()
     without = [name for name, weight in network.named_parameters() if not weight.grad.abs().sum() > 0]
     assert without == []
 
 
 def test_blocks_halve_the_image_until_a_side_is_one():
-    network = ConvNet(Cnn(kind="cnn", channels=(2, 2, 2, 2, 3)), (1, 28, 28), num_classes=2)
+    network = ConvNet(Cnn(kind="cnn", channels=(2, 2, 2, 2, 3)), Layout(kind="image", shape=(1, 28, 28)), num_outputs=2)
     sides = []
     x_BCHW = torch.zeros(2, 1, 28, 28)
     for block in network.blocks:
@@ -49,5 +57,29 @@ def test_a_row_is_answered_alike_in_any_company(trained, parts):
 
 def test_the_config_of_a_network_has_its_own_widths():
     config = Cnn(kind="cnn", channels=(3, 5), hidden=7, dropout=0.3)
-    network = ConvNet(config, (1, 8, 8), num_classes=2)
+    network = ConvNet(config, Layout(kind="image", shape=(1, 8, 8)), num_outputs=2)
     assert config_of(network, config.model_copy(update={"channels": (30, 50), "hidden": 70})) == config
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_blocks_may_have_several_convolutions_and_the_mean_over_the_image_may_go_to_the_head(shape, hidden):
+    config = Cnn(kind="cnn", channels=(3, 4, 5), convolutions=2, hidden=hidden)
+    network = ConvNet(config, Layout(kind="image", shape=shape), num_outputs=4)
+    assert network(torch.randn(5, *shape)).shape == (5, 4)
+    assert len([layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]) == 6
+    assert config_of(network, config.model_copy(update={"channels": (9,), "hidden": 70})) == config
+
+
+def test_without_a_hidden_layer_the_head_reads_the_mean_over_the_image():
+    config = Cnn(kind="cnn", channels=(3, 4), hidden=0, dropout=0)
+    network = ConvNet(config, Layout(kind="image", shape=(1, 8, 8)), num_outputs=2).eval()
+    x_BCHW = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        expected = network.head(network.blocks(x_BCHW).flatten(2).mean(2))
+        torch.testing.assert_close(network(x_BCHW), expected)
+
+
+def test_rows_that_are_no_images_are_refused():
+    with pytest.raises(RecipeInvalid, match=r"the cnn was given rows of kind flat and shape \[6\]"):
+        ConvNet(Cnn(kind="cnn"), Layout(kind="flat", shape=(6,)), num_outputs=2)

@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from models.config import (
     Budget,
     CandidateSpec,
-    Cnn,
     Compression,
     Features,
     Gates,
-    Loop,
-    Mlp,
-    Training,
+    candidates_for,
+    misplaced_limits,
 )
 from models.features.inputs import ImageInput
+from models.networks.config import Cnn, Mlp
 from models.splits import Split
+from models.training.config import Loop, Training
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,9 @@ from models.splits import Split
         Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
         Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
         Gates(min_accuracy=0.9),
+        Compression(),
+        Budget(error_rise=2.0),
+        Gates(max_error=21.3, champion_rise=0.1),
     ],
     ids=lambda document: type(document).__name__,
 )
@@ -73,7 +76,7 @@ def test_candidates_without_the_network_as_trained_are_refused(candidates):
 
 
 def test_the_default_candidates_are_one_of_each_kind():
-    assert {(spec.prune is not None, spec.quantize is not None) for spec in Compression().candidates} == {
+    assert {(spec.prune is not None, spec.quantize is not None) for spec in candidates_for("cnn")} == {
         (False, False),
         (False, True),
         (True, False),
@@ -92,7 +95,7 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
     [
         (CandidateSpec, {"name": "a", "prune": 0}),
         (CandidateSpec, {"name": "a", "prune": 1}),
-        (CandidateSpec, {"name": "a", "quantize": "dynamic"}),
+        (CandidateSpec, {"name": "a", "quantize": "half"}),
         (Cnn, {"kind": "cnn", "channels": []}),
         (Cnn, {"kind": "cnn", "channels": [8, 0]}),
         (Cnn, {"kind": "cnn", "kernel_size": 4}),
@@ -132,3 +135,26 @@ def test_a_batch_of_one_row_is_refused_since_batch_normalisation_needs_two():
 def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "budget", "gates", "said"),
+    [
+        ("classification", Budget(accuracy_drop=0.1), Gates(min_accuracy=0.9, champion_drop=0.1), []),
+        ("regression", Budget(error_rise=0.1), Gates(max_error=3.0, champion_rise=0.1), []),
+        ("regression", Budget(accuracy_drop=0.1), Gates(), ["budget.accuracy_drop", "budget.error_rise"]),
+        ("classification", Budget(), Gates(max_error=3.0), ["gates.max_error", "gates.min_accuracy"]),
+        ("regression", Budget(), Gates(champion_drop=0.01), ["gates.champion_drop", "gates.champion_rise"]),
+    ],
+)
+def test_limits_of_the_other_task_are_named_with_those_to_state(task, budget, gates, said):
+    sentences = list(misplaced_limits(task, budget, gates))
+    assert len(sentences) == bool(said)
+    assert all(words in sentences[0] for words in said)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom"])
+def test_the_candidates_of_every_kind_have_a_baseline(kind):
+    specs = candidates_for(kind)
+    assert Compression(candidates=specs).candidates == specs
+    assert len(specs) >= 2

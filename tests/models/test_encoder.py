@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_contracts.contract import Contract
 from data_contracts.errors import DataUnfit
+from data_contracts.layouts import Layout
 from data_contracts.requests import RowCheck
 from data_contracts.schemas import arrow_schema
 from models.config import Features
@@ -266,6 +267,26 @@ def test_inputs_stand_side_by_side_in_the_order_of_the_recipe():
     encoder = fitted(table, features)
     assert encoder.columns == ("flag", "byte", "whole", "word")
     assert encode(encoder, table).tolist() == [[1, 4, 3, 2], [0, 9, 3, 3]]
+
+
+def test_the_layout_of_flat_rows_says_where_numbers_of_categories_stand():
+    inputs = [
+        {"kind": "boolean", "columns": ["flag"], "indicator": True},
+        {"kind": "category", "columns": ["word", "code"], "encoding": "index"},
+        {"kind": "category", "columns": ["word"], "encoding": "one_hot"},
+        {"kind": "number", "columns": ["byte"]},
+        {"kind": "category", "columns": ["byte"], "encoding": "index", "max_categories": 1},
+    ]
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": inputs})
+    table = table_of([{**FULL, "word": word, "label": label} for word, label in ("ax", "by", "cx")])
+    encoder = fitted(table, features)
+    assert encoder.layout == Layout(kind="flat", shape=(11,), categories=((2, 5), (3, 3), (10, 3)))
+    codes = encode(encoder, table)[:, [2, 3, 10]]
+    assert codes.tolist() == [[2, 2, 2], [3, 2, 2], [4, 2, 2]]
+
+
+def test_the_layout_of_an_image_is_its_shape(encoder):
+    assert encoder.layout == Layout(kind="image", shape=(1, 8, 8))
 
 
 def test_a_whole_number_beyond_2_to_53_is_rounded_to_the_nearest_float():

@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import models
 from data_contracts.errors import ParityBroken
-from models.config import Cnn
+from data_contracts.layouts import Layout
 from models.export import TOLERANCE, export
-from models.networks import Blueprint, build
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Cnn, Rnn, Transformer
 from models.runtime import answer, session
 
 
@@ -69,7 +71,11 @@ def test_the_file_answers_as_in_evaluation_though_the_network_was_in_training(tr
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 28, 28)], ids=str)
 def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
-    network = build(Blueprint(config=Cnn(kind="cnn", channels=(3, 4), hidden=5), input_shape=shape, num_classes=3))
+    network = build(
+        Blueprint(
+            config=Cnn(kind="cnn", channels=(3, 4), hidden=5), layout=Layout(kind="image", shape=shape), num_outputs=3
+        )
+    )
     assert export(network, torch.randn(40, *shape), tmp_path / "any.onnx") <= TOLERANCE
 
 
@@ -85,3 +91,104 @@ def test_a_network_whose_answers_are_no_numbers_is_not_exported(trained, parts, 
         network.head.bias[0] = float("nan")
     with pytest.raises(ParityBroken, match="differ by up to nan"):
         export(network, parts.test.x, tmp_path / "nan.onnx")
+
+
+TOKENS = Layout(kind="tokens", shape=(12,), num_tokens=20)
+PADDED = Layout(kind="sequence", shape=(12, 4), is_padded=True)
+SOUND = Layout(kind="image", shape=(1, 5, 12))
+SEQUENCES = {"tokens": TOKENS, "padded steps": PADDED, "sound": SOUND}
+NODES = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def rows_of(layout: Layout, num_rows: int, length: int = 12) -> torch.Tensor:
+    """Rows of which all but the first end in padding, where the layout knows padding; the last is nothing else."""
+    if layout.kind == "image":
+        return torch.randn(num_rows, *layout.shape)
+    lengths = torch.linspace(length, 0, num_rows).round()[:, None]
+    is_there = (torch.arange(length) < lengths).float()
+    if layout.kind == "tokens":
+        return torch.randint(1, 20, (num_rows, length)) * is_there
+    x = torch.randn(num_rows, length, layout.shape[1])
+    x[..., -1] = 1
+    return x * is_there.unsqueeze(-1)
+
+
+def recurrent(cell: str, layout: Layout) -> nn.Module:
+    config = Rnn(kind="rnn", cell=cell, hidden=8, num_layers=2, bidirectional=True, embedding=6, highway=3)
+    return build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+
+
+@pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
+@pytest.mark.parametrize("cell", NODES)
+def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tmp_path: Path):
+    network = recurrent(cell, layout)
+    assert export(network, rows_of(layout, 40), tmp_path / "rnn.onnx") <= TOLERANCE
+    graph = onnx.load(tmp_path / "rnn.onnx").graph
+    assert [node.op_type for node in graph.node].count(NODES[cell]) == 4
+    assert not any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
+    runtime = session(tmp_path / "rnn.onnx")
+    for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 40)]:
+        x = rows_of(layout, num_rows, length)
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
+def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: Path):
+    config = Transformer(kind="transformer", width=8, num_heads=2, max_length=20)
+    network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+    assert export(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
+    runtime = session(tmp_path / "t.onnx")
+    for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 20)]:
+        x = rows_of(layout, num_rows, length)
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+
+
+def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
+    layout = Layout(kind="sequence", shape=(1, 4))
+    network = build(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
+    export(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
+    (given,) = onnx.load(tmp_path / "one.onnx").graph.input
+    assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 4]
+
+
+def test_recurrent_files_repeat_too_and_say_nothing_of_the_machine(tmp_path: Path):
+    network = recurrent("lstm", TOKENS)
+    for name, x in (("one", rows_of(TOKENS, 40)), ("other", rows_of(TOKENS, 5))):
+        export(copy.deepcopy(network), x, tmp_path / name)
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "other").read_bytes()
+    assert b".py" not in content
+    assert b"site-packages" not in content
+    onnx.checker.check_model(onnx.load(tmp_path / "one"), full_check=True)
+
+
+class LengthIsFrozen(nn.Module):
+    """One whose shape was made a number of Python's, which an exporter cannot see through."""
+
+    max_length = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0].sum(1) / float(x.shape[1])
+
+
+class LengthIsNeeded(LengthIsFrozen):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0].reshape(-1, int(x.shape[1]) * 3)[:, :3]
+
+
+@pytest.mark.parametrize("made", [LengthIsFrozen, LengthIsNeeded])
+def test_a_network_that_is_right_at_one_length_alone_is_not_exported(made, tmp_path: Path):
+    with pytest.raises(ParityBroken):
+        export(made(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
+
+
+def test_a_network_that_states_no_longest_row_keeps_its_length(tmp_path: Path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    assert export(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE

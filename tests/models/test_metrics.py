@@ -1,7 +1,8 @@
-"""Shares with their intervals, differences on the same rows, confusions."""
+"""Scores with their intervals, differences on the same rows, confusions."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,21 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, multinomial
 
-from models.metrics import Z_95, accuracy, accuracy_drop, confusion
+from data_contracts.records import Interval
+from models.bootstrap import block_length
+from models.metrics import (
+    Z_95,
+    accuracy,
+    accuracy_drop,
+    auc,
+    confusion,
+    explained,
+    log_loss,
+    mean_absolute_error,
+    per_class,
+    rmse,
+    rmse_rise,
+)
 
 
 def right(num_right: int, num_rows: int) -> np.ndarray:
@@ -162,3 +177,96 @@ def test_confusions_are_counted(rows):
     counts = confusion(truth, answers, 5)
     assert (counts.shape, counts.dtype) == ((5, 5), np.int64)
     assert all(counts[one, other] == rows.count((one, other)) for one in range(5) for other in range(5))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 60), st.integers(0, 999), st.floats(0.01, 1e6), st.floats(-1e6, 1e6))
+def test_an_error_has_the_units_of_the_label_and_knows_no_origin(num_rows, seed, unit, origin):
+    truth, answers = np.random.default_rng(seed).normal(size=(2, num_rows))
+    plain, moved = rmse(truth, answers), rmse(truth * unit + origin, answers * unit + origin)
+    assert plain.value == pytest.approx(np.sqrt(np.mean((truth - answers) ** 2)))
+    assert plain.low <= plain.value <= plain.high
+    slack = {"rel": 1e-6, "abs": 1e-9 * abs(origin)}
+    assert (moved.value, moved.low, moved.high) == pytest.approx(
+        (plain.value * unit, plain.low * unit, plain.high * unit), **slack
+    )
+
+
+def test_answers_without_error_and_single_rows_have_no_width():
+    truth = np.arange(20.0)
+    assert rmse(truth, truth) == Interval(value=0, low=0, high=0)
+    assert rmse(truth[:1], truth[:1] + 2) == Interval(value=2, low=2, high=2)
+    assert rmse_rise(truth, truth + 1, truth - 1) == Interval(value=0, low=0, high=0)
+    assert rmse_rise(truth, truth, truth) == Interval(value=0, low=0, high=0)
+    assert math.isfinite(rmse_rise(truth, truth, truth + 1).high)
+
+
+@pytest.mark.parametrize("num_rows", [60, 300])
+def test_the_interval_of_an_error_holds_the_true_one_at_least_90_times_in_100(num_rows):
+    random = np.random.default_rng(0)
+    intervals = [rmse(np.zeros(num_rows), random.normal(size=num_rows)) for _ in range(200)]
+    assert np.mean([one.low <= 1 <= one.high for one in intervals]) >= 0.9
+
+
+def steady(random: np.random.Generator, num_rows: int, memory: float) -> np.ndarray:
+    """Errors of deviation 1, each of which is much like the one before it."""
+    new = random.normal(size=num_rows + 100) * math.sqrt(1 - memory**2)
+    errors = np.array(list(itertools.accumulate(new, lambda before, now: memory * before + now)))
+    return errors[100:]
+
+
+def test_errors_that_last_widen_the_interval_as_they_should():
+    random = np.random.default_rng(0)
+    series = [steady(random, 1000, 0.8) for _ in range(150)]
+    intervals = [rmse(np.zeros(1000), errors) for errors in series]
+    assert np.mean([one.low <= 1 <= one.high for one in intervals]) >= 0.87
+    shuffled = [rmse(np.zeros(1000), random.permutation(errors)) for errors in series]
+    assert np.mean([one.low <= 1 <= one.high for one in shuffled]) < 0.8
+
+
+def test_the_interval_of_a_rise_holds_the_true_one_at_least_90_times_in_100():
+    random = np.random.default_rng(0)
+    rise, held = 1.02 * math.sqrt(1.04) - 1, []
+    for _ in range(150):
+        before, more = random.normal(size=(2, 200))
+        interval = rmse_rise(np.zeros(200), before, 1.02 * (before + 0.2 * more))
+        held.append(interval.low <= rise <= interval.high)
+    assert np.mean(held) >= 0.9
+
+
+def test_a_rise_is_known_better_on_the_same_rows_than_from_two_errors():
+    before, more = np.random.default_rng(0).normal(size=(2, 500))
+    truth, after = np.zeros(500), before + 0.05 * more
+    rise, first, second = rmse_rise(truth, before, after), rmse(truth, before), rmse(truth, after)
+    assert rise.high - rise.low < 0.3 * (second.high - first.low) / first.value
+    assert (first.low, first.high) == (rmse(truth, before).low, rmse(truth, before).high)
+
+
+def test_blocks_are_as_long_as_neighbours_have_something_in_common():
+    random = np.random.default_rng(0)
+    lengths = [block_length(steady(random, 2000, memory) ** 2) for memory in (0.0, 0.7, 0.95)]
+    assert lengths[0] <= 3 < lengths[1] < lengths[2]
+    assert block_length(np.ones(100)) == block_length(np.arange(5.0)) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=40))
+def test_the_area_is_the_share_of_pairs_in_the_right_order(rows):
+    positive, scores = (np.array([row[side] for row in rows]) for side in (0, 1))
+    pairs_of = [(a > b) + (a == b) / 2 for a in scores[positive == 1] for b in scores[positive == 0]]
+    expected = pytest.approx(np.mean(pairs_of)) if pairs_of else None
+    assert auc(positive.astype(bool), scores) == expected
+
+
+def test_loss_error_and_share_explained_are_what_their_names_say():
+    shares = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
+    assert log_loss(np.array([0, 1, 0]), shares) == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 3)
+    truth, answers = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 6.0])
+    assert mean_absolute_error(truth, answers) == 1
+    assert (explained(truth, truth), explained(truth, np.full(3, 2.0))) == (1, 0)
+    assert explained(np.ones(3), answers) == 0
+
+
+def test_each_class_has_its_recall_and_precision_and_none_where_there_is_nothing():
+    counts = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
+    assert per_class(counts) == [(2, 0.5, 1.0), (1, 1.0, 0.5), (0, None, None), (0, None, None)]

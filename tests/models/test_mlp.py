@@ -7,22 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from models.batches import Examples
-from models.config import Loop, Mlp
+from data_contracts.layouts import Layout
 from models.export import TOLERANCE, export
-from models.networks import Blueprint, build, num_parameters, read_network, write_network
+from models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
+from models.networks.config import Mlp
+from models.networks.mlp import embedding_width
 from models.pruning import prune
 from models.quantization import quantize
 from models.runtime import answer, session
-from models.training import evaluate, train
+from models.training.batches import Examples
+from models.training.config import Loop
+from models.training.loop import evaluate, train
 
 NORMS = ("batch", "none")
 
 
 def blueprint_of(norm: str = "batch", hidden: tuple[int, ...] = (32, 16)) -> Blueprint:
     config = Mlp.model_validate({"kind": "mlp", "hidden": hidden, "norm": norm})
-    return Blueprint(config=config, input_shape=(6,), num_classes=2)
+    return Blueprint(config=config, layout=Layout(kind="flat", shape=(6,)), num_outputs=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,70 @@ def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
 def test_a_layer_of_one_unit_is_not_pruned_away():
     blueprint = blueprint_of(hidden=(1, 4))
     assert prune(build(blueprint), blueprint, 0.9)[1].config.hidden == (1, 1)
+
+
+TABLE = Layout(kind="flat", shape=(4,), categories=((1, 5), (3, 100)))
+
+
+def table_rows(num_rows: int) -> torch.Tensor:
+    """Numbers at 0 and 2, codes of 5 and of 100 categories at 1 and 3."""
+    numbers = torch.randn(num_rows, 2)
+    codes = torch.stack([torch.randint(5, (num_rows,)), torch.randint(100, (num_rows,))], 1)
+    return torch.stack([numbers[:, 0], codes[:, 0], numbers[:, 1], codes[:, 1]], 1).float()
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_categories_become_embeddings_and_numbers_go_straight_in(num_outputs):
+    network = build(Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)).eval()
+    assert [tuple(one.weight.shape) for one in network.embeddings] == [(5, 7), (100, 7)]
+    assert network.layers[0][0].in_features == 2 + 2 * 7
+    x_BF = table_rows(6)
+    given = torch.cat(
+        [
+            x_BF[:, [0, 2]],
+            *(one.weight[x_BF[:, at].long()] for one, at in zip(network.embeddings, (1, 3), strict=True)),
+        ],
+        1,
+    )
+    with torch.no_grad():
+        answers_BK = network(x_BF)
+        torch.testing.assert_close(answers_BK, network.head(network.layers(given)))
+    assert answers_BK.shape == (6, num_outputs)
+
+
+def test_embeddings_grow_with_the_number_of_categories_up_to_a_limit():
+    widths = [embedding_width(count) for count in (1, 2, 10, 100, 1000, 100_000)]
+    assert widths == sorted(widths)
+    assert (widths[0], widths[-1]) == (2, 50)
+
+
+@given(st.floats(-1e9, 1e9, width=32) | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
+    network = build(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
+    x_BF = torch.tensor([[0.5, code, -0.5, 7.0]])
+    with torch.no_grad():
+        answer_BK = network(x_BF)
+        assert torch.isfinite(answer_BK).all()
+        if abs(code) < 1e9:
+            x_BF[0, 1] = min(max(int(code), 0), 4)
+            assert torch.equal(answer_BK, network(x_BF))
+
+
+def test_every_column_of_a_table_has_a_part_in_the_answer():
+    torch.manual_seed(0)
+    network = build(Blueprint(config=Mlp(kind="mlp"), layout=TABLE, num_outputs=2)).eval()
+    x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0]])
+    with torch.no_grad():
+        for position in range(4):
+            other_BF = x_BF.clone()
+            other_BF[0, position] += 1
+            assert not torch.allclose(network(other_BF), network(x_BF))
+
+
+def test_a_pruned_network_keeps_its_embeddings():
+    blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 4)), layout=TABLE, num_outputs=2)
+    network = build(blueprint)
+    smaller, pruned = prune(network, blueprint, 0.5)
+    assert pruned.config.hidden == (4, 2)
+    for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
+        assert torch.equal(was.weight, now.weight)

@@ -9,10 +9,14 @@ import torch
 from pydantic import ValidationError
 
 from data_contracts.digests import digest_of_file
-from models.config import Cnn
-from models.networks import Blueprint, build, fix_randomness, num_parameters, read_network, write_network
+from data_contracts.layouts import Layout
+from models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
+from models.networks.config import Cnn
+from models.randomness import fix_randomness
 
-BLUEPRINT = Blueprint(config=Cnn(kind="cnn", channels=(3, 5), hidden=7), input_shape=(2, 6, 4), num_classes=3)
+BLUEPRINT = Blueprint(
+    config=Cnn(kind="cnn", channels=(3, 5), hidden=7), layout=Layout(kind="image", shape=(2, 6, 4)), num_outputs=3
+)
 
 
 def test_a_network_is_read_as_it_was_written(tmp_path: Path, trained, parts):
@@ -44,7 +48,7 @@ def test_writing_keeps_what_batch_normalisation_has_seen(tmp_path: Path):
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
-    write_network(build(BLUEPRINT), BLUEPRINT.model_copy(update={"num_classes": 4}), tmp_path / "w", tmp_path / "b")
+    write_network(build(BLUEPRINT), BLUEPRINT.model_copy(update={"num_outputs": 4}), tmp_path / "w", tmp_path / "b")
     with pytest.raises(RuntimeError, match="size mismatch"):
         read_network(tmp_path / "w", tmp_path / "b")
 
@@ -58,7 +62,7 @@ def test_parameters_are_counted():
 def test_a_blueprint_survives_json_and_cannot_be_changed():
     assert Blueprint.model_validate_json(BLUEPRINT.model_dump_json()) == BLUEPRINT
     with pytest.raises(ValidationError):
-        BLUEPRINT.num_classes = 5
+        BLUEPRINT.num_outputs = 5
 
 
 def test_a_seed_draws_the_same_weights_again():

@@ -1,4 +1,4 @@
-"""Static quantization to 8 bits."""
+"""Quantization to 8 bits, static and dynamic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from data_contracts.layouts import Layout
+from models.export import export
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Gpt, Model, Rnn, Transformer
 from models.quantization import quantize
 from models.runtime import answer, session
 
@@ -69,3 +74,54 @@ def test_the_source_and_the_level_of_logging_are_left_as_they_were(exported, par
     before, level = exported.read_bytes(), logging.root.level
     quantize(exported, tmp_path / "again.onnx", parts.train.x[:8].numpy())
     assert (exported.read_bytes(), logging.root.level) == (before, level)
+
+
+TOKENS = Layout(kind="tokens", shape=(10,), num_tokens=500)
+KINDS: dict[str, tuple[Model, dict[str, int]]] = {
+    "lstm": (
+        Rnn(kind="rnn", hidden=32, embedding=32, num_layers=2),
+        {"DynamicQuantizeLSTM": 2, "MatMulInteger": 1, "LSTM": 0},
+    ),
+    "gru": (Rnn(kind="rnn", cell="gru", hidden=32, embedding=32), {"GRU": 1, "MatMulInteger": 1}),
+    "elman": (Rnn(kind="rnn", cell="elman", hidden=32, embedding=32), {"RNN": 1, "MatMulInteger": 1}),
+    # Of each block 6 linear maps, and two products of activations, which stay in float.
+    "transformer": (
+        Transformer(kind="transformer", width=32, num_layers=1),
+        {"MatMulInteger": 7, "MatMul": 2, "Gemm": 0},
+    ),
+    "gpt": (Gpt(kind="gpt", width=32, num_layers=1), {"MatMulInteger": 7, "MatMul": 2, "Gemm": 0}),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["lstm", "gru", "elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "gpt"))]
+)
+def test_networks_for_sequences_are_quantized_dynamically(kind, tmp_path: Path):
+    torch.manual_seed(0)
+    config, expected = KINDS[kind]
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
+    export(network, x, tmp_path / "float.onnx")
+    for name in ("int8.onnx", "again.onnx"):
+        quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic")
+    assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    model = onnx.load(tmp_path / "int8.onnx")
+    operators = [node.op_type for node in model.graph.node]
+    assert {name: operators.count(name) for name in expected} == expected
+    embedding = next(tensor for tensor in model.graph.initializer if 500 in tensor.dims)
+    assert embedding.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    before, after = (session(tmp_path / name) for name in ("float.onnx", "int8.onnx"))
+    for rows in (x, x[:1], x[:5, :4]):
+        exact_BK = answer(before, rows.numpy())
+        np.testing.assert_allclose(answer(after, rows.numpy()), exact_BK, atol=0.1 * np.abs(exact_BK).max())
+
+
+def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):
+    before = exported.read_bytes()
+    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
+    assert exported.read_bytes() == before
+    x = parts.test.x.numpy()
+    same = [answer(session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
+    assert (same[0] == same[1]).mean() > 0.95
+    operators = {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}
+    assert {"Conv", "MatMulInteger"} <= operators

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_contracts.errors import DataUnfit
-from models.config import Features, Mlp
+from data_contracts.layouts import Layout
+from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
 from models.export import TOLERANCE, export
-from models.networks import Blueprint, build
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Mlp
 from models.pruning import prune
 
 LENGTH = 3
@@ -47,6 +49,53 @@ def test_windows_are_scaled_column_by_column_in_every_type_and_batch(rows, kind,
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(rows))) == x.tobytes()
     shuffled = fitted(pa.array(rows[::-1], KINDS[0]), other.take(pa.array(range(len(rows)))[::-1]), 1, scale=scale)[0]
     assert shuffled == encoder
+
+
+GAPS = st.lists(
+    st.lists(st.none() | st.integers(-20, 20), min_size=LENGTH, max_size=LENGTH), min_size=2, max_size=6
+).filter(lambda rows: any(value is not None for row in rows for value in row))
+
+
+def filled(row: list[int | None], how: str, mean: float) -> list[float]:
+    """The window as a loop fills it."""
+    found: list[float] = []
+    for value in row:
+        before = found[-1] if found and how == "previous" else 0.0 if how == "zero" else mean
+        found.append(before if value is None else value)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=GAPS,
+    missing=st.sampled_from(["previous", "mean", "zero"]),
+    indicator=st.booleans(),
+    scale=st.sampled_from(["standard", "none"]),
+    kind=st.sampled_from(KINDS[:3]),
+)
+def test_missing_values_are_filled_inside_their_window(rows, missing, indicator, scale, kind):
+    whole = pa.array([[1.0, 2.0, 4.0]] * len(rows))
+    stated = {"missing": missing, "indicator": indicator, "scale": scale}
+    encoder, table = fitted(pa.array(rows, kind), whole, **stated)
+    present = np.array([value for row in rows for value in row if value is not None], np.float64)
+    wanted = np.array([filled(row, missing, present.mean()) for row in rows])
+    if scale == "standard":
+        wanted = (wanted - present.mean()) / (present.std() or 1.0)
+    x = encode(encoder, table)
+    assert encoder.layout.shape == x.shape[1:] == (LENGTH, 4 if indicator else 2)
+    assert x[:, :, 0] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    if indicator:
+        assert x[:, :, 2].tolist() == [[float(value is None) for value in row] for row in rows]
+        assert not x[:, :, 3].any()
+    assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(rows))) == x.tobytes()
+    order = pa.array(range(len(rows))[::-1])
+    assert fitted(pa.array(rows[::-1], KINDS[0]), whole.take(order), 1, **stated)[0] == encoder
+
+
+def test_a_column_of_nothing_but_gaps_teaches_nothing():
+    nothing = pa.array([[None] * LENGTH] * 2, KINDS[0])
+    with pytest.raises(DataUnfit, match="column a has no value in the training part"):
+        fitted(nothing, pa.array([[1, 2, 3]] * 2), missing="previous")
 
 
 def test_values_beyond_float32_become_the_largest():
@@ -88,6 +137,9 @@ def test_a_fitted_series_survives_its_file(tmp_path: Path):
         ({"group": "id"}, {}, "every row would be a series of its own"),
         ({"length": 1}, {}, "greater than or equal to 2"),
         ({"spacing": 0}, {}, "greater than 0"),
+        ({"horizon": -1}, {}, "greater than or equal to 0"),
+        ({"columns": ["a", "y"]}, {}, "column 'y' is the label"),
+        ({"indicator": True}, {}, "an indicator has no meaning where missing values are refused"),
         ({}, {"split": {"by": "time", "column": "a"}}, "the split cannot read it"),
         ({}, {"split": {"by": "time", "column": "t", "apart": ["b"]}}, "the split cannot read it"),
         ({"time": "id"}, {"deduplicate": True}, "no two rows share a time"),
@@ -99,8 +151,17 @@ def test_what_no_series_can_be_is_refused(series, features, sentence):
         Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **series}], **features})
 
 
+def test_a_forecast_may_read_what_it_forecasts():
+    stated = {**SERIES, "columns": ["a", "y"], "horizon": 2}
+    features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [stated]})
+    assert features.is_forecast
+    assert features.label_column not in ("y", "a")
+
+
 def test_a_perceptron_reads_windows_as_one_vector_and_can_be_pruned_and_exported(tmp_path: Path):
-    blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(16, 8)), input_shape=(LENGTH, 2), num_classes=2)
+    blueprint = Blueprint(
+        config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
+    )
     smaller, pruned = prune(build(blueprint).eval(), blueprint, 0.5)
     assert pruned.config.hidden == (8, 4)
     x = torch.randn(40, LENGTH, 2, generator=torch.Generator().manual_seed(0))

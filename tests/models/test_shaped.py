@@ -158,6 +158,8 @@ def test_a_text_becomes_the_numbers_of_its_tokens():
     letters = tokenizer.model
     assert letters.id_to_token(0) == "[PAD]"
     assert x.max() < 270
+    assert (encoder.layout.kind, encoder.layout.shape, encoder.layout.num_tokens) == ("tokens", (40,), 270)
+    assert tokenizer.get_vocab_size() == 270
 
 
 @settings(deadline=None, max_examples=20)
@@ -168,6 +170,31 @@ def test_texts_teach_the_same_tokens_in_any_order_and_are_encoded_one_by_one_as_
     assert fitted(text(missing="empty"), pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
     x = encode(encoder, table)
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
+
+
+def test_words_are_numbered_by_how_often_they_occur_and_others_are_unknown():
+    encoder, _ = fitted(text(tokenizer="words", vocabulary_size=5), pa.array(["b a, b", "A b [PAD]", "c"]))
+    assert encoder.layout.num_tokens == 5
+    read = pa.table({"a": ["b A ,", "zebra [PAD] [UNK]", "a-b", "", "b b b b b b b"]})
+    signs = [[2, 3, 4, 0, 0, 0], [1, 1, 1, 1, 1, 1], [3, 1, 2, 0, 0, 0], [0] * 6, [2] * 6]
+    assert encode(encoder, read).tolist() == signs
+
+
+@settings(deadline=None, max_examples=20)
+@given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
+def test_words_are_the_same_in_any_order_and_are_encoded_one_by_one_as_together(texts, order):
+    source = text(tokenizer="words", vocabulary_size=9, missing="empty")
+    shuffled = order.sample(texts, len(texts))
+    encoder, table = fitted(source, pa.array([*texts, "one word"], pa.string()))
+    assert fitted(source, pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
+    x = encode(encoder, table)
+    assert x.max() < (encoder.layout.num_tokens or 0) <= 9
+    assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
+
+
+def test_fewer_byte_pairs_than_bytes_are_refused():
+    with pytest.raises(ValueError, match="257 at least"):
+        fitted(text(vocabulary_size=256), pa.array(TEXTS))
 
 
 def test_a_fitted_text_survives_its_file(tmp_path: Path):

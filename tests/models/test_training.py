@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from data_contracts.errors import TrainingDiverged
-from models.batches import Examples
-from models.config import Cnn, Loop
-from models.networks import Blueprint, build, fix_randomness, write_network
-from models.training import Epoch, evaluate, predict, train
+from data_contracts.layouts import Layout
+from models.networks.blueprint import Blueprint, build, write_network
+from models.networks.config import Cnn
+from models.randomness import fix_randomness
+from models.training.batches import Examples
+from models.training.config import Loop
+from models.training.loop import Epoch, evaluate, predict, train
 
 BLUEPRINT = Blueprint(
-    config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1), input_shape=(1, 8, 8), num_classes=10
+    config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
+    layout=Layout(kind="image", shape=(1, 8, 8)),
+    num_outputs=10,
 )
 LOOP = Loop(epochs=3, batch_size=32)
 
@@ -78,7 +83,7 @@ def test_every_epoch_is_told_in_order_as_it_ends(parts):
     epochs = train(build(BLUEPRINT), first(parts.train, 64), first(parts.val, 20), LOOP, seed=0, on_epoch=told.append)
     assert told == epochs
     assert [epoch.number for epoch in epochs] == [1, 2, 3]
-    assert all(0 <= epoch.val_accuracy <= 1 and epoch.train_loss > 0 for epoch in epochs)
+    assert all(0 <= epoch.val_score <= 1 and epoch.train_loss > 0 for epoch in epochs)
     assert epochs[-1].learning_rate < max(epoch.learning_rate for epoch in epochs) <= LOOP.learning_rate
 
 
@@ -124,7 +129,7 @@ def test_any_number_of_rows_and_epochs_fits_the_schedule(parts, num_rows, num_ep
 
 def test_predictions_do_not_depend_on_how_rows_are_cut_into_batches(trained, parts):
     whole = predict(trained.network, parts.test.x)
-    torch.testing.assert_close(predict(trained.network, parts.test.x, batch_size=7), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predict(trained.network, parts.test.x, num_batches=50), whole, atol=1e-5, rtol=1e-5)
     assert whole.shape == (len(parts.test.y), 10)
     assert not whole.requires_grad
 

@@ -19,8 +19,8 @@ def candidate(name: str, *, size: int = 1000, drop: float = 0.0, p99: float = 0.
         run_id=name,
         size_bytes=size,
         num_parameters=10,
-        accuracy=Interval(value=0.9, low=0.8, high=0.95),
-        drop=Interval(value=0.0, low=-drop, high=drop),
+        score=Interval(value=0.9, low=0.8, high=0.95),
+        worse=Interval(value=0.0, low=-drop, high=drop),
         latency=Latency(batch_size=1, p50_ms=p99 / 2, p99_ms=p99, ratio=ratio),
         parity_error=0.0,
         answers_uri=f"{name}.parquet",
@@ -65,7 +65,7 @@ def test_if_none_passes_each_reason_is_said(home: Path, options: MakeOptions) ->
 
 def test_a_limit_that_is_just_reached_holds() -> None:
     exact = candidate("exact", size=2000, drop=0.01, p99=1.0)
-    assert judge(exact, Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)).passed
+    assert judge(exact, Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0), "classification").passed
 
 
 def test_lineage_reads_backwards_from_the_choice_to_the_rows(home: Path, options: MakeOptions) -> None:
@@ -78,3 +78,28 @@ def test_lineage_reads_backwards_from_the_choice_to_the_rows(home: Path, options
         "validate",
         "ingest",
     ]
+
+
+@pytest.fixture
+def of_figures(options: MakeOptions) -> MakeOptions:
+    """The options that a regression leaves."""
+
+    def make(*candidates: Candidate) -> Options:
+        made = options(*candidates)
+        dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+        return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
+
+    return make
+
+
+def test_a_regression_is_judged_by_the_rise_of_its_error(home: Path, of_figures: MakeOptions) -> None:
+    some = of_figures(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300))
+    chosen = choose.task.fn(some, Budget(error_rise=0.1, accuracy_drop=0.9))
+    assert chosen.candidate.name == "int8"
+    assert chosen.verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
+
+
+def test_if_no_regression_passes_the_limit_is_said_in_its_own_words(home: Path, of_figures: MakeOptions) -> None:
+    with pytest.raises(NoCandidate) as caught:
+        choose.task.fn(of_figures(candidate("fp32", size=900)), Budget(size_bytes=10))
+    assert caught.value.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")

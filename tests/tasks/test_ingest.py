@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_contracts.errors import DataMissing
+from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.records import RawRows
 from data_contracts.sources import Data
 from tasks.ingest import ingest, locate
@@ -151,3 +151,37 @@ def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> No
     record = ingest(locate(Data(source=str(path))))
     assert record.num_rows == 0
     assert pq.read_schema(home / record.uri).names == ["a", "b"]
+
+
+def test_texts_are_replaced_as_the_recipe_says(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("A,b\nno.,1\nno,2\n,3\nyes.,4\n")
+    told = {"rename": {"A": "a"}, "replace": {"a": {"no.": "no", "yes.": "yes", "no": "never"}}}
+    _, table = _ingested(home, Data.model_validate({"source": str(path), **told}))
+    assert table["a"].to_pylist() == ["no", "never", None, "yes"]
+    assert table["b"].to_pylist() == ["1", "2", "3", "4"]
+    odd = Data.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
+    with pytest.raises(RecipeInvalid, match="no column of text a"):
+        ingest(locate(odd))
+
+
+def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tmp_path: Path) -> None:
+    for name in ("a_0", "a_1", "b_0"):
+        (tmp_path / f"{name}.csv").write_text(f"name\n{name}\n")
+    folder = str(tmp_path)
+    sources = [
+        {"source": folder, "files": "_0", "part": "test"},
+        {"source": folder, "files": "_[1-9]", "part": "train"},
+    ]
+    data = Data.model_validate({"sources": sources, "format": "csv"})
+    _, table = _ingested(home, data)
+    assert table.to_pylist() == [
+        {"name": "a_0", "part": "test"},
+        {"name": "b_0", "part": "test"},
+        {"name": "a_1", "part": "train"},
+    ]
+    sources[1]["files"] = "_[2-9]"
+    none = Data.model_validate({"sources": sources, "format": "csv"})
+    assert locate(none).digest != locate(data).digest
+    with pytest.raises(DataMissing, match="no file has '_\\[2-9\\]' in its path"):
+        ingest(locate(none))

@@ -26,7 +26,7 @@ from data_contracts.records import Dataset
 from data_contracts.sources import Data
 from flows.recipe import CONTRACTS, read_contract, read_recipe
 from models.config import Features
-from models.encoder import ENCODED, encode, read_encoder
+from models.encoder import CLASS, ENCODED, decode, encode, read_encoder
 from tasks import spark
 from tasks.ingest import ingest, locate
 from tasks.prepare import needs_spark, prepare
@@ -107,6 +107,38 @@ def test_given_parts_are_kept_and_val_is_taken_from_train(home: Path, people: pa
     assert 0.06 < len(keys["val"]) / len(keys["train"] + keys["val"]) < 0.14
 
 
+def regression_of(split: dict[str, Any], **more: Any) -> Features:
+    inputs = [
+        {"kind": "category", "columns": ["city"], "encoding": "target"},
+        {"kind": "category", "columns": ["label"], "encoding": "index"},
+    ]
+    return features_of(split, label="height", task="regression", inputs=inputs, **more)
+
+
+def with_heights(people: pa.Table) -> pa.Table:
+    """Every row with a figure to learn; minus zero is among them."""
+    return people.set_column(1, "height", people["height"].fill_null(-0.0))
+
+
+def test_figures_are_learnt_in_standard_units_and_decoded(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    whole = with_heights(people)
+    dataset = prepare.task.fn(checked_rows_of(whole), regression_of(SPLITS["group"]), LOCAL)
+    assert (dataset.task, dataset.classes, dataset.layout.categories) == ("regression", (), ((1, 4),))
+    encoder = read_encoder(home / dataset.encoder_uri)
+    height = dict(zip(whole["key"].to_pylist(), whole["height"].to_pylist(), strict=True))
+    for part in PARTS:
+        rows = pq.read_table(home / getattr(dataset, part).uri)
+        wanted = np.array([height[key] for key in rows["key"].to_pylist()])
+        assert np.abs(decode(encoder, rows[CLASS].to_numpy()[:, None]) - wanted).max() < 1e-6
+    train = pq.read_table(home / dataset.train.uri)[CLASS].to_numpy()
+    assert (train.mean(), train.std()) == pytest.approx((0, 1), abs=1e-5)
+
+
+def test_copies_with_equal_figures_in_two_parts_are_refused(people: pa.Table, checked_rows_of: Any) -> None:
+    with pytest.raises(DataUnfit, match="rows with equal inputs and label stand in two parts"):
+        prepare.task.fn(checked_rows_of(with_heights(people)), regression_of({}, deduplicate=False), LOCAL)
+
+
 def test_a_part_of_another_name_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
     wrong = people.set_column(6, "given", pa.array(["tset", *people["given"].to_pylist()[1:]]))
     with pytest.raises(DataUnfit, match="holds tset"):
@@ -179,6 +211,18 @@ def test_spark_writes_the_bytes_that_this_machine_writes_alone(
 ) -> None:
     monkeypatch.setattr("tasks.rows_spark._BYTES_OF_PARTITION", 10_000)  # several partitions
     checked, features = checked_rows_of(people), features_of(SPLITS[split])
+    with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
+    (home / "stages").rename(home / "by-spark")  # or it would be found
+    assert with_spark == digests_of(home, prepare.task.fn(checked, features, LOCAL))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+def test_spark_writes_the_figures_that_this_machine_writes_alone(
+    home: Path, people: pa.Table, checked_rows_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.rows_spark._BYTES_OF_PARTITION", 10_000)  # several partitions
+    checked, features = checked_rows_of(with_heights(people)), regression_of({"salt": "s"})
     with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # or it would be found
     assert with_spark == digests_of(home, prepare.task.fn(checked, features, LOCAL))

@@ -207,6 +207,7 @@ def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, tmp_path
         ("rows.data", b"1,2\n3,4\n", "csv"),
         ("rows.txt", b"1,2\n3,4\n", "csv"),
         ("rows.json", b'\n{"a": 1}\n{"a": 2}\n', "jsonl"),
+        ("rows.json", b'[\n  {"a": 1},\n  {"a": 2}\n]\n', "json"),
         ("rows", b"PAR1....", "parquet"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\0\0\0\x01" * 3 + b"\x07", "idx"),
     ],
@@ -218,7 +219,7 @@ def test_a_format_without_a_suffix_is_told_by_its_first_bytes(
     assert format_of(str(tmp_path / name)) == format
 
 
-@pytest.mark.parametrize("content", [b"", b"\x13\x00\xff\x00rest", b"[1, 2]\n", b"PK\x03\x04nothing"])
+@pytest.mark.parametrize("content", [b"", b"\x13\x00\xff\x00rest", b'{\n"a": [1, 2]}\n', b"PK\x03\x04nothing"])
 def test_what_has_no_known_format_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(content)
     with pytest.raises(DataMissing, match="rows"):

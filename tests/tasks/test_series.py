@@ -28,7 +28,7 @@ from data_contracts.records import Dataset
 from data_contracts.requests import RowCheck
 from data_contracts.served import served
 from models.config import Features
-from models.encoder import ENCODED, encode, read_encoder
+from models.encoder import CLASS, ENCODED, decode, encode, read_encoder
 from tasks.divide import divided
 from tasks.prepare import prepare
 from tasks.rows_local import FUNCTIONS
@@ -55,9 +55,9 @@ ROWS = st.lists(
 )
 
 
-def features_of(split: dict[str, Any], **series: Any) -> Features:
+def features_of(split: dict[str, Any], label: str = "label", task: str = "classification", **series: Any) -> Features:
     stated = {"kind": "series", "columns": ["heat", "wind"], "time": "seen", "group": "place", "length": 3, **series}
-    return Features.model_validate({"key": "key", "label": "label", "inputs": [stated], "split": split})
+    return Features.model_validate({"key": "key", "label": label, "task": task, "inputs": [stated], "split": split})
 
 
 def contract_of(time: str = "timestamp") -> Contract:
@@ -129,6 +129,83 @@ def test_windows_are_those_of_a_loop_whatever_gaps_groups_and_ties_there_are(
     assert len(found) == len(wanted)
 
 
+def ahead(rows: list[dict[str, Any]], step: int | None, horizon: int, *, in_groups: bool) -> dict[int, Any]:
+    """The value of dust `horizon` rows later, as a loop finds it: by the row's key, where there is one."""
+    found = {}
+    for row in rows:
+        later = [
+            one
+            for one in rows
+            if one["given"] == row["given"]
+            and (not in_groups or one["place"] == row["place"])
+            and (one["seen"], one["key"]) > (row["seen"], row["key"])
+        ]
+        later = sorted(later, key=lambda one: (one["seen"], one["key"]))[:horizon]
+        if len(later) < horizon or later[-1]["dust"] is None:
+            continue
+        if step is None or later[-1]["number"] - row["number"] == horizon * step:
+            found[row["key"]] = later[-1]["dust"]
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    drawn=ROWS,
+    dust=st.lists(st.none() | st.integers(-3, 3), min_size=41, max_size=41),
+    kind=st.sampled_from(sorted(TIMES)),
+    step=st.sampled_from([None, 1, 2]),
+    horizon=st.integers(1, 3),
+    in_groups=st.booleans(),
+    order=st.randoms(),
+)
+def test_forecasts_are_those_of_a_loop_with_gaps_in_their_windows_and_labels(
+    drawn, dust, kind, step, horizon, in_groups, order
+):
+    time_of, unit = TIMES[kind]
+    names = ("number", "place", "given", "heat", "wind")
+    drawn = [*drawn, (0, "z", "val", 0, 0.0)]
+    rows = [
+        {"key": key, **dict(zip(names, one, strict=True)), "dust": dust[key], "label": "x"}
+        for key, one in enumerate(drawn)
+    ]
+    rows = [{**row, "seen": time_of(row["number"])} for row in rows]
+    features = features_of(
+        {"by": "given", "column": "given"},
+        label="dust",
+        task="regression",
+        columns=["heat", "dust"],
+        length=2,
+        horizon=horizon,
+        missing="previous",
+        spacing=None if step is None else step * unit,
+        group="place" if in_groups else None,
+    )
+    with duckdb.connect(config={"threads": 2}) as engine:
+        engine.register("arrow", pa.Table.from_pylist(order.sample(rows, len(rows)), schema=schema_of(rows, kind)))
+        engine.execute("create table checked as select * from arrow")
+        ask: Callable[[str], Any] = lambda one: engine.sql(one).fetchall()  # noqa: E731
+        query = divided(features, contract_of(kind), "checked", ask, FUNCTIONS)
+        found = engine.sql(f"select key, heat, dust, {features.label_column} from ({query})").fetchall()
+    pasts = windows([{**row, "wind": row["dust"]} for row in rows], 2, step, in_groups=in_groups)
+    labels = ahead(rows, step, horizon, in_groups=in_groups)
+    assert {key: ([heat, dust], label) for key, heat, dust, label in found} == {
+        key: (pasts[key], labels[key]) for key in pasts.keys() & labels.keys()
+    }
+
+
+def schema_of(rows: list[dict[str, Any]], time: str) -> pa.Schema:
+    """Arrow cannot know the type of a column of nulls."""
+    times = {"integer": pa.int64(), "timestamp": pa.timestamp("us", "UTC"), "date": pa.date32()}
+    kinds = {
+        "place": pa.string(),
+        "given": pa.string(),
+        "label": pa.string(),
+        "wind": pa.float64(),
+        "seen": times[time],
+    }
+    return pa.schema([(name, kinds.get(name, pa.int64())) for name in rows[0]])
+
+
 @pytest.fixture(scope="module")
 def weather() -> pa.Table:
     """4 places with 400 half hours each, some of them missing or there twice, in no order."""
@@ -143,6 +220,7 @@ def weather() -> pa.Table:
             "heat": pa.array(random.integers(-20, 30, 1600), pa.int64()),
             "wind": pa.array(np.where(random.random(1600) < 0.1, -0.0, random.normal(size=1600))),
             "label": pa.array(np.where(random.random(1600) < 0.5, "wet", "dry")),
+            "dust": pa.array(np.cumsum(random.normal(size=1600)), mask=random.random(1600) < 0.1),
         }
     )
     rows = np.flatnonzero(random.random(1600) > 0.03)
@@ -157,6 +235,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "group": ({"by": "given", "column": "given", "apart": ["place"]}, {"length": 5}),
     "no group": (BY_TIME, {"group": None, "length": 9}),
     "no copies": (BY_TIME, {"spacing": 1800, "scale": "none"}),
+    "forecast": (
+        BY_TIME,
+        {"label": "dust", "task": "regression", "columns": ["dust", "heat"], "horizon": 2, "missing": "previous"}
+        | {"indicator": True, "spacing": 1800},
+    ),
 }
 
 
@@ -195,7 +278,7 @@ def test_all_rows_are_windows_or_counted_as_dropped(home: Path, weather: pa.Tabl
     for case in CASES:
         dataset = prepare.task.fn(checked, stated(case), LOCAL)
         counts[case] = dataset.num_dropped
-        assert dataset.input_shape == (stated(case).inputs[0].length, 2)
+        assert dataset.layout.shape == stated(case).inputs[0].input_shape
         kept = sum(getattr(dataset, part).num_rows for part in PARTS)
         copies = 20 if case == "no copies" else 0
         assert kept + dataset.num_dropped <= weather.num_rows
@@ -203,12 +286,14 @@ def test_all_rows_are_windows_or_counted_as_dropped(home: Path, weather: pa.Tabl
     assert counts["group"] == 4 * 4  # four rows too few at the start of each place
     assert counts["no group"] == 3 * 8  # eight at the start of each part
     assert counts["no copies"] < counts["time"]  # a copy is a gap
+    assert counts["forecast"] > counts["time"]  # no row is later than the last, and some have no label
 
 
+@pytest.mark.parametrize("case", ["time", "forecast"])
 def test_held_out_windows_sent_to_the_endpoint_are_encoded_as_they_were(
-    home: Path, weather: pa.Table, checked_rows_of: Any
+    home: Path, weather: pa.Table, checked_rows_of: Any, case: str
 ) -> None:
-    checked, features = checked_rows_of(weather), stated("time")
+    checked, features = checked_rows_of(weather), stated(case)
     dataset = prepare.task.fn(checked, features, LOCAL)
     encoder = read_encoder(home / dataset.encoder_uri)
     raw = pq.read_table(home / dataset.test_rows_uri)
@@ -218,6 +303,23 @@ def test_held_out_windows_sent_to_the_endpoint_are_encoded_as_they_were(
     sent = json.loads(json.dumps(raw.select(list(dataset.inputs)).to_pylist()))
     x = encode(encoder, check.table(sent))
     assert x.reshape(len(sent), -1).tolist() == encoded[ENCODED].to_pylist()
+    assert any(None in row[name] for row in sent for name in dataset.inputs) == (case == "forecast")
+
+
+def test_a_forecast_learns_what_the_later_row_has(home: Path, weather: pa.Table, checked_rows_of: Any) -> None:
+    features = stated("forecast")
+    dataset = prepare.task.fn(checked_rows_of(weather), features, LOCAL)
+    assert (dataset.task, dataset.classes) == ("regression", ())
+    encoder = read_encoder(home / dataset.encoder_uri)
+    encoded = pq.read_table(home / dataset.test.uri)
+    assert encoded.schema.field(CLASS).type == pa.float32()
+    rows = {row["key"]: row for row in weather.to_pylist()}
+    dust = {(row["place"], row["seen"]): row["dust"] for row in rows.values() if row["dust"] is not None}
+    told = decode(encoder, encoded[CLASS].to_numpy()[:, None])
+    assert len(told) > 100
+    for key, value in zip(encoded["key"].to_pylist(), told, strict=True):
+        later = rows[key]["seen"] + timedelta(hours=1)
+        assert value == pytest.approx(dust[rows[key]["place"], later], abs=1e-4)
 
 
 def test_a_series_without_a_whole_window_is_refused(weather: pa.Table, checked_rows_of: Any) -> None:
@@ -253,7 +355,7 @@ def bytes_of(home: Path, dataset: Dataset) -> list[str | int]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_spark")
-@pytest.mark.parametrize("case", ["group", "no copies"])
+@pytest.mark.parametrize("case", ["group", "no copies", "forecast"])
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, weather: pa.Table, checked_rows_of: Any, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,4 +424,4 @@ def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
     assert release["num_asked"] == 100
     dataset = release["bento"]["chosen"]["options"]["trained"]["dataset"]
     assert dataset["num_dropped"] == 3 * 23
-    assert dataset["input_shape"] == [24, 4]
+    assert dataset["layout"]["shape"] == [24, 4]

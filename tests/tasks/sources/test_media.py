@@ -136,3 +136,20 @@ def test_an_idx_file_that_is_not_whole_is_named(read, tmp_path: Path, content: b
     (tmp_path / "labels").write_bytes(idx(np.zeros(3, np.uint8)))
     with pytest.raises(DataMissing, match=said):
         read(source=str(tmp_path / "images"), labels=str(tmp_path / "labels"), format="idx")
+
+
+def test_members_of_one_zip_go_to_the_parts_that_their_names_say(read, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "sounds.zip", "w") as archive:
+        for name in ("5_ann_0", "5_ann_10", "6_bob_0"):
+            archive.writestr(f"takes/{name}.wav", wav(np.zeros(4, np.int16)))
+    path = str(tmp_path / "sounds.zip")
+    sources = [
+        {"source": path, "files": r"_0\.wav$", "part": "test"},
+        {"source": path, "files": r"_[1-9]\d*\.wav$", "part": "train"},
+    ]
+    found = read(sources=sources, format="audio", path_pattern=r"(?P<label>\d)_")
+    assert [(row["path"], row["label"], row["part"]) for row in found.rows] == [
+        ("takes/5_ann_0.wav", "5", "test"),
+        ("takes/6_bob_0.wav", "6", "test"),
+        ("takes/5_ann_10.wav", "5", "train"),
+    ]

@@ -1,0 +1,95 @@
+"""What each recipe reaches on its official test part, over several seeds.
+
+    BLOOMERY_DATA=… .venv/bin/python benchmarks/training/recipes.py [--seeds 3] [recipe …]
+
+Prints a line for each seed and a table at the end. Networks are judged in PyTorch, before compression; the test part is
+read once for each, after training has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+from flows.pipeline import PLAIN
+from flows.recipe import Recipe, read_recipe
+from tasks.ingest import locate
+from tasks.settings import settings
+
+RECIPES = ("pendigits", "adult", "spoken-digits", "beijing-pm25", "mnist", "clinc150", "fashion-mnist")
+
+
+class Reached(NamedTuple):
+    seed: int
+    val_score: float
+    figures: dict[str, float]  # on the test part
+    wall_s: float
+    processor_s: float
+
+
+def reach(recipe: Recipe, seed: int) -> Reached:
+    """Train with `seed` and judge the network on the test part. A kept training is found."""
+    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    training = recipe.training.model_copy(update={"seed": seed})
+    wall, processor = time.perf_counter(), time.process_time()
+    trained = PLAIN.train(dataset, recipe.model, training, None)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return Reached(seed, trained.val_score, on_test(trained), wall, processor)
+
+
+def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """The figures of the test part: for classes also in and out of scope, where rows say so."""
+    import numpy as np
+
+    from models.answers import meant
+    from models.encoder import decode, read_encoder
+    from models.metrics import auc
+    from models.networks.blueprint import read_network
+    from models.training.batches import read_examples
+    from models.training.loop import predict
+
+    dataset = trained.dataset
+    network, _ = read_network(settings().path(trained.uri), settings().path(trained.network_uri))
+    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
+    outputs = predict(network, test.x).numpy()
+    encoder = read_encoder(settings().path(dataset.encoder_uri))
+    if dataset.task == "regression":
+        errors = decode(encoder, outputs) - decode(encoder, test.y.numpy()[:, None])
+        return {"rmse": float(np.sqrt(np.mean(errors**2))), "mae": float(np.abs(errors).mean())}
+    truth = test.y.numpy()
+    right = outputs.argmax(1) == truth
+    figures = {"accuracy": float(right.mean())}
+    if len(dataset.classes) == 2:
+        figures["auc"] = auc(truth == 1, meant(encoder, outputs)[:, 1])
+    if "oos" in dataset.classes:
+        is_out = truth == dataset.classes.index("oos")
+        figures |= {"in scope": float(right[~is_out].mean()), "out-of-scope recall": float(right[is_out].mean())}
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    stated = parser.parse_args()
+    print("| recipe | validation | test | spread | wall | processor |\n| --- | --- | --- | --- | --- | --- |")
+    for name in stated.recipes:
+        recipe = read_recipe(name)
+        all_reached = [reach(recipe, seed) for seed in range(stated.seeds)]
+        for one in all_reached:
+            told = f"val {one.val_score:.4f}, test {one.figures}, {one.wall_s:.0f} s"
+            print(f"  {name} seed {one.seed}: {told}", flush=True)
+        figures = {key: [one.figures[key] for one in all_reached] for key in all_reached[0].figures}
+        means = ", ".join(f"{key} {statistics.mean(values):.4f}" for key, values in figures.items())
+        spread = ", ".join(f"{min(values):.4f}–{max(values):.4f}" for values in figures.values())
+        val = statistics.mean(one.val_score for one in all_reached)
+        wall = statistics.mean(one.wall_s for one in all_reached)
+        processor = statistics.mean(one.processor_s for one in all_reached)
+        print(f"| {name} | {val:.4f} | {means} | {spread} | {wall:.0f} s | {processor:.0f} s |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

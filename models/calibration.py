@@ -1,0 +1,49 @@
+"""Whether a network is right as often as it says.
+
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
+
+Shapes: N rows, K classes, S steps of confidence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_STEPS = 15
+
+
+class Reliability(NamedTuple):
+    """Rows by the probability of their answer, in steps of equal width; NaN where a step has no rows.
+
+    Attributes:
+        counts: int64 (S,), rows.
+        confidence: float64 (S,), the mean probability of their answers.
+        accuracy: float64 (S,), the share of right answers.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def reliability(truth_N: np.ndarray, shares_NK: np.ndarray, num_steps: int = NUM_STEPS) -> Reliability:
+    """How often the most probable class is the true one, by its probability."""
+    given_N = shares_NK.max(axis=1)
+    is_right_N = shares_NK.argmax(axis=1) == truth_N
+    # A step has its upper edge and not its lower one.
+    steps_N = np.clip(np.ceil(given_N * num_steps).astype(np.int64) - 1, 0, num_steps - 1)
+    counts_S = np.bincount(steps_N, minlength=num_steps)
+    some_S = np.where(counts_S > 0, counts_S, np.nan)
+    return Reliability(
+        counts_S,
+        np.bincount(steps_N, weights=given_N, minlength=num_steps) / some_S,
+        np.bincount(steps_N, weights=is_right_N, minlength=num_steps) / some_S,
+    )
+
+
+def expected_calibration_error(found: Reliability) -> float:
+    """The mean distance between what is said and what is right, over rows: 0 is best, 1 is worst."""
+    gaps_S = np.abs(found.confidence - found.accuracy)
+    return float(np.nansum(gaps_S * found.counts) / max(found.counts.sum(), 1))

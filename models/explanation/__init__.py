@@ -1,0 +1,1 @@
+"""What in a row an answer is owed to."""

@@ -1,0 +1,123 @@
+"""What is learnt of the label: the classes in order, or for a regression the units in which the network answers.
+
+Shapes: B rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_contracts.documents import Document
+from data_contracts.errors import DataUnfit
+from models.config import Classes, Features
+from models.features.arrays import FLOAT32_MAX, Rows, floats_of, one_array
+from models.features.categories import count_names, names_of
+from models.features.tallies import Counts, Figures, Tally, figures_of
+
+MOST_CLASSES = 100_000
+
+
+class StandardUnits(Document):
+    """A figure is mean + deviation * standard, where over the training part `standard` has mean 0 and deviation 1."""
+
+    mean: float
+    deviation: float
+
+
+def tally(features: Features, rows: Rows) -> Tally:
+    """How many rows have each class, or the figures of the labels.
+
+    Raises:
+        DataUnfit: a figure is missing or not finite.
+    """
+    if features.task == "regression":
+        return figures_of(figures(features.label, rows[features.label_column]))
+    return count_names(rows[features.label_column], MOST_CLASSES)
+
+
+def figures(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The labels of a regression as float64 (B,).
+
+    Raises:
+        DataUnfit: one is missing or not finite.
+    """
+    found = floats_of(one_array(values))
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if wrong.size:
+        value = values[int(wrong[0])].as_py()
+        raise DataUnfit(
+            f"{'no value' if value is None else value} stands in {wrong.size} row(s) where a figure is to be learnt",
+            required="a finite number in every row",
+            where=f"column {label}, the label of a regression",
+            remedy="make the column required in the contract and state its limits, so that such rows are set aside",
+        )
+    return found
+
+
+def classes_of(features: Features, labels: Tally | None) -> Classes:
+    """The classes in order; none for a regression.
+
+    Raises:
+        DataUnfit: there are fewer than two, or more than can be listed.
+    """
+    if features.task == "regression":
+        return ()
+    counted = labels if isinstance(labels, Counts) else Counts(MOST_CLASSES)
+    known = tuple(sorted(name for (name,) in counted.counts if name is not None))
+    if counted.is_full or len(known) < 2:
+        found = f"more than {MOST_CLASSES:,}" if counted.is_full else str(len(known))
+        raise DataUnfit(
+            f"the training part has {found} class(es): {', '.join(map(str, known)) or 'none'}",
+            required=f"at least two classes to tell apart, and at most {MOST_CLASSES:,}",
+            where=f"column {features.label}",
+            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
+        )
+    return known
+
+
+def units_of(features: Features, labels: Tally | None) -> StandardUnits | None:
+    """The units of a regression; None for classes.
+
+    Raises:
+        DataUnfit: all labels are alike, or there is none.
+    """
+    if features.task == "classification":
+        return None
+    found = labels if isinstance(labels, Figures) else figures_of(np.zeros(0))
+    if found.least is None or found.least == found.largest:
+        told = "no label" if found.least is None else f"the label {found.least:g} in every row"
+        raise DataUnfit(
+            f"the training part has {told}",
+            required="at least two different figures to learn from",
+            where=f"column {features.label}",
+            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
+        )
+    return StandardUnits(mean=found.moments.mean(), deviation=found.moments.deviation())
+
+
+def standardised(units: StandardUnits, values: np.ndarray) -> np.ndarray:
+    """Figures float64 (B,) in standard units, float32 (B,) and finite."""
+    with np.errstate(over="ignore"):
+        standard = (values - units.mean) / units.deviation
+    return np.clip(standard, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+
+
+def places(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The position of each label among the classes, int64.
+
+    Raises:
+        DataUnfit: a label that the training part does not have.
+    """
+    names = names_of(values)
+    positions = pc.index_in(names, pa.array(classes, names.type)).cast(pa.int64())
+    if positions.null_count:
+        unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
+        raise DataUnfit(
+            f"labels {', '.join(map(str, unknown))} are in the data, but not in its training part",
+            required="every label in the training part",
+            where=f"column {label}",
+            remedy="add rows of these classes, or drop the classes from the data",
+        )
+    return positions

@@ -1,0 +1,1 @@
+"""Networks by kind, each in one file, built from a frozen config."""

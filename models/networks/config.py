@@ -1,0 +1,195 @@
+"""What a recipe may say about the network, by kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from data_contracts.documents import Document
+from models.features.inputs import Count
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Widths = tuple[Count, Count, Count, Count]
+
+
+class Cnn(Document):
+    """Blocks of convolution, batch normalisation, ReLU and 2 x 2 max pooling, then one hidden layer.
+
+    `hidden` is the width of the hidden layer.
+    """
+
+    kind: Literal["cnn"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
+    kernel_size: Literal[1, 3, 5, 7] = 3
+    convolutions: Annotated[Count, Field(description="in each block")] = 1
+    hidden: Annotated[int, Field(ge=0, description="0: the mean over the image goes to the head")] = 128
+    dropout: Dropout = 0.2
+
+
+class LeNet(Document):
+    """LeNet-5 as the papers on compression have it: two convolutions of 20 and 50 channels, one hidden layer of 500."""
+
+    kind: Literal["lenet"]
+    channels: tuple[Count, Count] = (20, 50)
+    hidden: Count = 500
+
+
+class ResNet(Document):
+    """A residual network; `stem: small` keeps the resolution of small images, `large` quarters it first.
+
+    `auto` is `small` where the shorter side is below 96 pixels.
+    """
+
+    kind: Literal["resnet"]
+    depth: Literal[18, 34, 50] = 18
+    width: Annotated[Count, Field(description="channels of the stem, from which those of the stages follow")] = 64
+    stem: Literal["auto", "small", "large"] = "auto"
+    zero_init: Annotated[bool, Field(description="every block begins as the identity")] = True
+    dropout: Dropout = 0.0
+    stages: Annotated[
+        Widths | None, Field(description="channels after each stage; left out, they double, four times so at depth 50")
+    ] = None
+    inner: Annotated[Widths | None, Field(description="within the blocks of each stage; left out, they double")] = None
+
+
+class Mlp(Document):
+    """Layers of a linear map, batch normalisation, ReLU and dropout over one vector per row.
+
+    `hidden` has the width of each layer. Columns encoded as `index` become embeddings.
+    """
+
+    kind: Literal["mlp"]
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 64)
+    dropout: Dropout = 0.1
+    norm: Literal["batch", "none"] = "batch"
+    embedding: Annotated[
+        Count | None, Field(description="values for each category; left out, it grows with the number of categories")
+    ] = None
+
+
+class FtTransformer(Document):
+    """A Transformer over the columns of a table, each of which is one token."""
+
+    kind: Literal["ft_transformer"]
+    width: Count = 64
+    num_layers: Count = 3
+    num_heads: Count = 8
+    feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 2.0
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _require_whole_heads(self.width, self.num_heads)
+        return self
+
+
+class Rnn(Document):
+    """A recurrent network over a sequence, or over the time of a spectrogram.
+
+    `highway` adds a linear map of that many last steps to the answer: what a forecast owes to the last values.
+    """
+
+    kind: Literal["rnn"]
+    cell: Literal["elman", "lstm", "gru"] = "lstm"
+    hidden: Count = 128
+    num_layers: Count = 1
+    bidirectional: bool = False
+    pooling: Literal["last", "mean", "max"] = "last"
+    embedding: Annotated[Count, Field(description="values for each token, where the input is text")] = 128
+    dropout: Dropout = 0.1
+    highway: Annotated[int, Field(ge=0)] = 0
+
+
+class Transformer(Document):
+    """An encoder in the manner of BERT, for text and for continuous sequences, with layer normalisation first."""
+
+    kind: Literal["transformer"]
+    width: Count = 128
+    num_layers: Count = 2
+    num_heads: Count = 4
+    feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
+    pooling: Literal["first", "mean", "max"] = "mean"
+    max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _require_whole_heads(self.width, self.num_heads)
+        return self
+
+
+class Gpt(Document):
+    """A decoder in the manner of GPT-2, with a causal mask; it classifies by the last token's state."""
+
+    kind: Literal["gpt"]
+    width: Count = 128
+    num_layers: Count = 2
+    num_heads: Count = 4
+    feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
+    max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _require_whole_heads(self.width, self.num_heads)
+        return self
+
+
+class Custom(Document):
+    """Your own network: `module:function`, called with the layout, the number of outputs and `options`."""
+
+    kind: Literal["custom"]
+    function: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function, here or installed")
+    ]
+    options: Annotated[dict[str, Any], Field(default_factory=dict)]
+    code: Annotated[
+        dict[str, str], Field(default_factory=dict, description="never stated: the modules beside the recipe, by path")
+    ]
+    packages: Annotated[
+        dict[str, str], Field(default_factory=dict, description="never stated: the versions of what they import")
+    ]
+
+
+class HuggingFace(Document):
+    """A network of Hugging Face `transformers`, from its configuration or a checkpoint folder, without a network."""
+
+    kind: Literal["huggingface"]
+    checkpoint: Annotated[
+        str | None, Field(description="a folder with config.json and safetensors, whose weights training begins with")
+    ] = None
+    config: Annotated[dict[str, Any] | None, Field(description="`model_type` and what its configuration takes")] = None
+    sha256: Annotated[str | None, Field(description="never stated: the digest of the checkpoint")] = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        # A checkpoint that was looked at brings its configuration along.
+        if (self.checkpoint is None) == (self.config is None) and self.sha256 is None:
+            raise ValueError("state a checkpoint folder or a config, and not both")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError("a config has a model_type, such as bert or vit")
+        return self
+
+
+class Auto(Document):
+    """The network is searched for among those that suit the rows."""
+
+    kind: Literal["auto"]
+
+
+def _auto_is_short(value: object) -> object:
+    return {"kind": "auto"} if value == "auto" else value
+
+
+# Each member names its kind, so a recipe's mistake is told of the one that was meant.
+Model = Annotated[
+    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Auto,
+    Field(discriminator="kind"),
+    BeforeValidator(_auto_is_short),
+]
+
+
+def _require_whole_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"a width of {width} cannot be shared by {num_heads} heads")

@@ -1,0 +1,76 @@
+"""A multilayer perceptron for the columns of a table; an input of another shape is read as one vector.
+
+Source: Rumelhart, Hinton & Williams 1986 (hidden layers); Ioffe & Szegedy 2015 (batch normalisation); Guo & Berkhahn
+2016, "Entity Embeddings of Categorical Variables" (categories as vectors).
+
+Shapes: B rows, F features, N numbers, C categories, K outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data_contracts.layouts import Layout
+from models.networks.columns import Columns
+from models.networks.config import Mlp
+
+_WIDEST = 50
+
+
+class Perceptron(nn.Module):
+    """x float32 (B, F), or (B, ...) with F values in all -> float32 (B, K)."""
+
+    def __init__(self, config: Mlp, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        width = layout.num_values
+        self.columns: Columns | None = None
+        if layout.categories:
+            self.columns = Columns(layout)
+            widths = [config.embedding or embedding_width(count) for count in self.columns.counts]
+            self.embeddings = nn.ModuleList(map(nn.Embedding, self.columns.counts, widths))
+            for embedding, wide in zip(self.embeddings, widths, strict=True):
+                nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
+            width = self.columns.num_numbers + sum(widths)
+        layers: list[nn.Module] = []
+        for wider in config.hidden:
+            layers.append(_layer(width, wider, config))
+            width = wider
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(width, num_outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_BF = x if x.dim() == 2 else x.flatten(1)
+        if self.columns is not None:
+            numbers_BN, codes_BC = self.columns(x_BF)
+            rows = [embedding(codes_BC[:, place]) for place, embedding in enumerate(self.embeddings)]
+            x_BF = torch.cat([numbers_BN, *rows], dim=1)
+        return self.head(self.layers(x_BF))
+
+
+def embedding_width(count: int) -> int:
+    """Values for each of `count` categories: more for more of them, up to 50.
+
+    Source: the rule of thumb of fastai (Howard & Gugger 2020, "fastai: A Layered API for Deep Learning").
+    """
+    return min(_WIDEST, round(1.6 * count**0.56))
+
+
+def _layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
+    linear = nn.Linear(width, wider)
+    norm = [nn.BatchNorm1d(wider)] if config.norm == "batch" else []
+    return nn.Sequential(linear, *norm, nn.ReLU(), nn.Dropout(config.dropout))
+
+
+def prunable(network: Perceptron) -> list[nn.Module]:
+    """The layers whose outputs may go."""
+    return [layer[0] for layer in network.layers]  # type: ignore[index]
+
+
+def config_of(network: Perceptron, config: Mlp) -> Mlp:
+    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    return config.model_copy(update={"hidden": tuple(layer[0].out_features for layer in network.layers)})  # type: ignore[index]
+
+
+def build(config: Mlp, layout: Layout, num_outputs: int) -> Perceptron:
+    return Perceptron(config, layout, num_outputs)

@@ -1,0 +1,70 @@
+"""A Transformer encoder for text and for continuous sequences.
+
+Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"; Xiong et
+al. 2020, "On Layer Normalization in the Transformer Architecture" (normalisation first).
+
+Shapes: B rows, T steps, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from data_contracts.layouts import Layout
+from models.networks.attention import Block, Positions, initialise, without_hidden
+from models.networks.config import Transformer
+from models.networks.masks import Steps, length_of, pooled, without_common_padding
+
+
+class Encoder(nn.Module):
+    """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
+
+    A row may have as many steps as there are positions, and fewer.
+    """
+
+    def __init__(self, config: Transformer, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        self.max_length = config.max_length or length_of(layout)
+        self.steps = Steps(layout, config.width)
+        self.positions = Positions(self.max_length, config.width)
+        self.norm_in = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        hidden = max(round(config.width * config.feed_forward), 1)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, hidden, config.dropout) for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, num_outputs)
+        self._pooling = config.pooling
+        self._has_padding = layout.kind == "tokens" or layout.is_padded
+        self.apply(initialise)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self._has_padding:
+            x = without_common_padding(x)
+        x_BTW, there_BT = self.steps(x)
+        h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
+        # Without a mask, attention has quicker kernels.
+        mask_B11T = there_BT[:, None, None, :] if self._has_padding else None
+        for block in self.blocks:
+            h_BTW = block(h_BTW, mask_B11T)
+        return self.head(self.dropout(pooled(self.norm(h_BTW), there_BT, self._pooling)))
+
+
+def prune(network: Encoder, config: Transformer, share: float) -> tuple[Encoder, Transformer]:
+    """A copy of `network` whose feed-forward layers have lost the `share` of hidden units of least weight.
+
+    `network` itself is left as it is; the config returned builds a network of the copy's shape.
+    """
+    smaller = copy.deepcopy(network).eval()
+    smaller.blocks = without_hidden(smaller.blocks, share)
+    up = smaller.blocks[0].up
+    assert isinstance(up, nn.Linear)
+    return smaller, config.model_copy(update={"feed_forward": up.out_features / config.width})
+
+
+def build(config: Transformer, layout: Layout, num_outputs: int) -> Encoder:
+    return Encoder(config, layout, num_outputs)

@@ -1,0 +1,140 @@
+"""What a recipe may say about training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_contracts.documents import Document
+from models.features.inputs import Count
+from models.splits import Share
+
+Strategy = Literal["ddp", "fsdp", "tensor"]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Method = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
+Baseline = Literal["mean", "zero", "blur"]
+
+
+class Augment(Document):
+    """How an image of the training part is changed, anew in every epoch."""
+
+    flip: Annotated[bool, Field(description="left and right, half of the time")] = False
+    shift: Annotated[int, Field(ge=0, description="pixels, at most, in each direction")] = 0
+    rotate: Annotated[float, Field(ge=0, le=180, description="degrees, at most, either way")] = 0.0
+    erase: Annotated[float, Field(ge=0, lt=1, description="the share of images that lose a rectangle")] = 0.0
+    mask: Annotated[float, Field(ge=0, lt=1, description="spectrograms: share of bands and of frames, at most")] = 0.0
+    mixup: Annotated[float, Field(ge=0, description="alpha; 0 for none")] = 0.0
+    drop_tokens: Annotated[float, Field(ge=0, lt=1, description="text: the share of tokens that is hidden")] = 0.0
+
+
+class Loop(Document):
+    """One pass of the training loop: AdamW under a learning rate that follows a schedule."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2, description="batch normalisation needs two rows")] = 64
+    accumulate: Annotated[Count, Field(description="batches whose gradients make one step")] = 1
+    learning_rate: Rate = 3e-3
+    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
+    warmup: Annotated[
+        float | None, Field(ge=0, lt=1, description="share of the steps in which the rate rises; left out, by schedule")
+    ] = None
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[Rate | None, Field(description="of all gradients together")] = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"], Field(description="balanced: as if every class had as many rows")
+    ] = "none"
+    loss: Annotated[Literal["squared", "huber"], Field(description="of a regression")] = "squared"
+    ema: Annotated[Share | None, Field(description="decay of a running mean of the weights, which is kept")] = None
+    patience: Annotated[Count | None, Field(description="epochs without a better validation loss")] = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Annotated[bool, Field(description="torch.compile")] = False
+    augment: Augment = Augment()
+
+
+class Checkpoints(Document):
+    """How often the whole state of training is kept, so that a killed run goes on where it was."""
+
+    every_steps: Count | None = None
+    every_minutes: Rate = 2.0
+
+
+class StartFrom(Document):
+    """Weights to begin with: a registered version (`NAME@champion`, `NAME@3`) or a folder with a network."""
+
+    network: str
+    freeze: Annotated[tuple[str, ...], Field(description="parameters whose names begin so stay as they are")] = ()
+    discount: Annotated[
+        float,
+        Field(gt=0, le=1, description="learning rate of each layer as a share of the next one's"),
+    ] = 1.0
+
+
+class Privacy(Document):
+    """DP-SGD: what an outsider learns of any one training row stays within epsilon and delta."""
+
+    epsilon: Rate
+    delta: Annotated[Share, Field(description="below 1 / training rows")]
+    clip_norm: Annotated[Rate, Field(description="of the gradient of each row")] = 1.0
+
+
+class Range(Document):
+    """Figures between `low` and `high`; whole ones if both limits are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"no range lies from {self.low} to {self.high}" + (" on a log scale" if self.log else ""))
+        return self
+
+
+class Search(Document):
+    """A search for a better score on the validation part; `space` says what may differ, by its path in the recipe."""
+
+    trials: Count = 20
+    parallel: Annotated[Count, Field(description="trials at a time, each in a process of its own")] = 1
+    epochs: Annotated[Count | None, Field(description="of a trial; left out, those of the recipe")] = None
+    space: Annotated[
+        dict[str, Range | tuple[Any, ...]],
+        Field(
+            default_factory=dict,
+            description="`training.learning_rate: {low: 1e-4, high: 1e-2, log: true}` or a list of choices",
+        ),
+    ]
+
+
+class Explain(Document):
+    """What is told of why the trained network answers as it does, on rows of the validation part."""
+
+    rows: Annotated[Count, Field(description="that are drawn one by one")] = 8
+    sample: Annotated[Count, Field(description="rows over which weights are averaged; fewer for a large network")] = 64
+    method: Annotated[
+        Method | None, Field(description="left out, integrated gradients, or shapley where there are no gradients")
+    ] = None
+    baseline: Annotated[
+        Baseline | None, Field(description="what values are compared with; left out, by the kind of rows")
+    ] = None
+
+
+class Training(Loop):
+    """The training stage."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    num_threads: Annotated[Count, Field(description="of the processor; the weights' bits depend on it")] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[Count, Field(description="processes on each node")] = 1
+    nodes: Count = 1
+    strategy: Annotated[Strategy, Field(description="how several devices share the work")] = "ddp"
+    checkpoints: Checkpoints = Checkpoints()
+    start_from: StartFrom | None = None
+    privacy: Privacy | None = None
+    search: Search | None = None
+    slices: Annotated[
+        tuple[str, ...], Field(description="columns for each of whose values the figures are told apart")
+    ] = ()
+    explain: Explain | None = Explain()

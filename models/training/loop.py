@@ -1,0 +1,271 @@
+"""The training loop.
+
+Shapes: B rows, K outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from data_contracts.errors import TrainingDiverged
+from models.training.augment import augmented, generator_for, mixed
+from models.training.batches import Rows, batches, num_batches, size_of_batch
+from models.training.config import Augment, Loop
+from models.training.objective import Loss, judged, loss_and_score, loss_of
+from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
+from models.training.transfer import frozen_modules
+from models.training.world import ALONE, World, added_up
+
+_ANSWERED_ROWS = 1024  # rows of a batch when nothing is learnt
+_CHECKED_STEPS = 50  # how often the loss is looked at; each look waits for the device
+
+
+class Epoch(NamedTuple):
+    """What one epoch came to.
+
+    Losses are means over rows: cross entropy in nats, or the error in standard units. The score is the accuracy from 0
+    to 1, or the RMSE in standard units.
+    """
+
+    number: int
+    train_loss: float
+    val_loss: float
+    val_score: float
+    learning_rate: float
+
+
+class Step(NamedTuple):
+    """Where training is after a step, and the mean loss of the epoch so far."""
+
+    number: int
+    num_steps: int
+    epoch: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass
+class State:
+    """All that the rest of training depends on: kept in a checkpoint, it goes on as if it had never stopped."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    mean: RunningMean | None
+    epoch: int = 1  # the one that is under way
+    batch: int = 0  # how many of its batches are done
+    step: int = 0
+    rate: float = 0.0  # with which the epoch began
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))  # of the epoch's rows
+    num_rows: int = 0
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def train(
+    network: nn.Module,
+    train_part: Rows,
+    val_part: Rows,
+    loop: Loop,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    world: World = ALONE,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    shares: dict[str, float] | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    restore: Callable[[State], None] = lambda state: None,
+    keep: Callable[[State], None] = lambda state: None,
+) -> list[Epoch]:
+    """Train `network` in place; it ends on the processor, in evaluation mode, with the weights of its best epoch.
+
+    The best epoch is the one with the lowest validation loss. `shares` are learning rates by parameter, as shares of
+    the recipe's. `restore` may put an earlier state in place before the first step; `keep` is shown the state after
+    each one. Dropout draws from torch's own generator, everything else from `seed`. Of several processes that share
+    each batch `world` tells which one this is, and `wrap` makes the network's gradients those of the whole batch.
+
+    Raises:
+        TrainingDiverged: the loss is not a number.
+    """
+    on_device = network.to(device)
+    if _has_convolutions(network):
+        on_device = on_device.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = wrap(on_device)
+    state = _first_state(on_device, train_part, loop, shares, world)
+    restore(state)
+    loss_of_rows = loss_of(loop, train_part.labels(all_of_them=loop.class_weights == "balanced"))
+    if loop.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    while state.epoch <= loop.epochs and not _is_over(state.history, loop):
+        if state.batch == 0:
+            state.rate, state.num_rows = _rate(state), 0
+            state.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        forward.train()
+        for module in frozen_modules(on_device):
+            module.eval()
+        _one_epoch(forward, state, train_part, loop, loss_of_rows, seed=seed, world=world, on_step=on_step, keep=keep)
+        train_loss = _finite(_mean_loss(state, world), state, loop)
+        with contextlib.nullcontext() if state.mean is None else state.mean.in_place(on_device):
+            val_loss, val_score = evaluate(on_device, val_part, world)
+        _finite(val_loss, state, loop, "validation loss")
+        state.history.append(Epoch(state.epoch, train_loss, val_loss, val_score, state.rate))
+        if val_loss <= min(epoch.val_loss for epoch in state.history):
+            best = on_device.state_dict() if state.mean is None else state.mean.tensors
+            state.best = {name: tensor.detach().clone() for name, tensor in best.items()}
+        state.epoch, state.batch = state.epoch + 1, 0
+        keep(state)
+        on_epoch(state.history[-1])
+    if state.best:
+        on_device.load_state_dict(state.best)
+    on_device.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network.eval()
+    return state.history
+
+
+def _first_state(network: nn.Module, part: Rows, loop: Loop, shares: dict[str, float] | None, world: World) -> State:
+    optimizer = optimizer_for(network, loop, shares)
+    steps_of_epoch = -(-num_batches(part, loop.batch_size, world) // loop.accumulate)
+    schedule = schedule_for(optimizer, loop, loop.epochs * max(steps_of_epoch, 1))
+    return State(network, optimizer, schedule, None if loop.ema is None else RunningMean(network, loop.ema))
+
+
+def _one_epoch(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    state: State,
+    part: Rows,
+    loop: Loop,
+    loss_of_rows: Loss,
+    *,
+    seed: int,
+    world: World,
+    on_step: Callable[[Step], None],
+    keep: Callable[[State], None],
+) -> None:
+    """From `state.batch` to the end of the epoch. The sum of losses stays on the device until it is looked at."""
+    device = next(state.network.parameters()).device
+    last = num_batches(part, loop.batch_size, world)
+    num_steps = loop.epochs * -(-last // loop.accumulate)
+    num_grouped = 0
+    is_changed = loop.augment != Augment()
+    for x, y in batches(part, loop.batch_size, seed=seed, epoch=state.epoch, start=state.batch, world=world):
+        random = generator_for(seed, state.epoch, state.batch * world.size + world.rank) if is_changed else None
+        loss = _loss(forward, x, y, loop, loss_of_rows, random, device)
+        # Processes take the mean of their gradients, so each one's rows count as a share of the mean batch.
+        share = size_of_batch(part, loop.batch_size, state.batch) * loop.accumulate / world.size
+        (loss / share).backward()
+        state.loss_sum += loss.detach()
+        state.batch += 1
+        state.num_rows += len(y)
+        num_grouped += 1
+        if num_grouped < loop.accumulate and state.batch < last:
+            continue
+        num_grouped = 0
+        _take_step(state, loop)
+        if state.step % _CHECKED_STEPS == 0:
+            mean = _finite(_mean_loss(state, world), state, loop)
+            on_step(Step(state.step, num_steps, state.epoch, mean, _rate(state)))
+        keep(state)
+
+
+def _loss(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    loop: Loop,
+    loss_of_rows: Loss,
+    random: torch.Generator | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """The losses of a batch, added up; with `random` of one that is changed as the recipe says."""
+    x = x if random is None else augmented(x, loop.augment, random)
+    blend = mixed(x, y, loop.augment.mixup, random) if random is not None and loop.augment.mixup else None
+    x = (x if blend is None else blend.x).to(device, non_blocking=True)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    is_half = loop.precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16) if is_half else contextlib.nullcontext():
+        outputs_BK = forward(x)
+    loss = loss_of_rows(outputs_BK, y.to(device))
+    if blend is None:
+        return loss
+    return blend.share * loss + (1 - blend.share) * loss_of_rows(outputs_BK, blend.other.to(device))
+
+
+def _take_step(state: State, loop: Loop) -> None:
+    if loop.clip_norm is not None:
+        clip_gradients(state.network, loop.clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.schedule.step()
+    state.step += 1
+    if state.mean is not None:
+        state.mean.follow(state.network)
+
+
+def _is_over(history: list[Epoch], loop: Loop) -> bool:
+    """Whether the validation loss has not fallen for `patience` epochs."""
+    if loop.patience is None or not history:
+        return False
+    best = min(history, key=lambda epoch: epoch.val_loss)
+    return history[-1].number - best.number >= loop.patience
+
+
+def _has_convolutions(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
+def _rate(state: State) -> float:
+    return float(state.schedule.get_last_lr()[0])
+
+
+def _mean_loss(state: State, world: World) -> float:
+    """Of the rows of the epoch so far, over all processes."""
+    sums = added_up(torch.stack([state.loss_sum, torch.full_like(state.loss_sum, state.num_rows)]), world)
+    loss_sum, num_rows = sums.tolist()
+    return loss_sum / num_rows if num_rows else math.nan
+
+
+def _finite(loss: float, state: State, loop: Loop, name: str = "loss") -> float:
+    if not math.isfinite(loss):
+        what = f"the {name} of epoch {state.epoch} is {loss}"
+        if not state.num_rows:
+            what = "the training part has fewer than two rows, so there is no loss"
+        raise TrainingDiverged(
+            what,
+            required="a finite loss",
+            where=f"step {state.step}, learning rate {_rate(state):g} (highest {loop.learning_rate:g})",
+            remedy="lower `learning_rate` in the recipe or set `clip_norm`, and look at the data's ranges",
+        )
+    return loss
+
+
+def evaluate(network: nn.Module, part: Rows, world: World = ALONE) -> tuple[float, float]:
+    """Mean loss and score, as in `Epoch`. Leaves the network in evaluation mode.
+
+    Of several processes each answers its share of the rows; all must have some.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for x, y in part.in_order():
+        mine = slice(world.rank, None, world.size)
+        # As many batches in every process: a network that is spread over them answers in all at once.
+        outputs_BK = predict(network, x[mine], num_batches=-(-len(y) // (_ANSWERED_ROWS * world.size)))
+        sums += judged(outputs_BK, y[mine])
+    return loss_and_score(added_up(sums, world), part.labels(all_of_them=False))
+
+
+@torch.no_grad()
+def predict(network: nn.Module, x: torch.Tensor, *, num_batches: int | None = None) -> torch.Tensor:
+    """outputs_BK for all rows, in evaluation mode, on the processor."""
+    network.eval()
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    pieces = x.tensor_split(num_batches or max(-(-len(x) // _ANSWERED_ROWS), 1))
+    return torch.cat([network(rows.to(device)).float().cpu() for rows in pieces])

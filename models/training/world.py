@@ -1,0 +1,26 @@
+"""The processes that train one network together, as one of them sees it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class World(NamedTuple):
+    """`size` processes that share the rows of each batch, of which this is number `rank`."""
+
+    rank: int = 0
+    size: int = 1
+
+
+ALONE = World()
+
+
+def added_up(figures: torch.Tensor, world: World) -> torch.Tensor:
+    """The sum over all processes, in each of them. Every process must call this, in the same order."""
+    if world.size > 1:
+        figures = figures.clone()
+        dist.all_reduce(figures)
+    return figures

@@ -1,0 +1,176 @@
+"""A network fitted to prepared rows, as the training stage and each trial of a search do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from data_contracts.errors import RecipeInvalid
+from data_contracts.records import Dataset, Start
+from models.networks.config import Model
+from models.training.config import Training
+from tasks.settings import settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.networks.blueprint import Blueprint
+    from models.training.batches import Examples, Rows
+    from models.training.checkpoints import Keeper
+    from models.training.loop import Epoch, State, Step
+    from models.training.privacy import Spent
+    from models.training.transfer import Transfer
+    from models.training.world import World
+
+_SHOWN_ROWS = 50_000
+
+
+class Parts(NamedTuple):
+    """The parts that training may see."""
+
+    train: Rows
+    val: Rows
+
+
+class Fitted(NamedTuple):
+    """A trained network in evaluation mode, and what became of it."""
+
+    network: nn.Module
+    blueprint: Blueprint
+    history: list[Epoch]
+    spent: Spent | None
+    transfer: Transfer | None
+
+
+class Together(NamedTuple):
+    """How this process takes part in the work of several."""
+
+    world: World
+    wrap: Callable[[nn.Module], nn.Module]
+    device: str
+
+
+def checkpoint_folder(key: str) -> Path:
+    """Where a training stage keeps its state until it is whole."""
+    return settings().home / "checkpoints" / key
+
+
+def read_parts(dataset: Dataset) -> Parts:
+    from models.training.batches import read_rows
+
+    parts = (dataset.train, dataset.val)
+    return Parts(*(read_rows(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
+
+
+def shown_rows(dataset: Dataset, val: Rows) -> Examples:
+    """The validation part as it is reported: an even sample of it, where it does not fit into memory."""
+    from models.training.batches import Examples, read_sample
+
+    if isinstance(val, Examples):
+        return val
+    return read_sample(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
+
+
+def blueprint_of(dataset: Dataset, model: Model) -> Blueprint:
+    from models.networks.blueprint import Blueprint
+
+    num_outputs = len(dataset.classes) if dataset.task == "classification" else 1
+    return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
+
+
+def fit(
+    parts: Parts,
+    blueprint: Blueprint,
+    training: Training,
+    start: Start | None = None,
+    *,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    keeper: Keeper | None = None,
+    together: Together | None = None,
+) -> Fitted:
+    """The same arguments give the same weights, bit for bit, on a processor of the same kind.
+
+    With a `keeper` a killed training goes on where it was last kept, and ends in the same bits. Private training is not
+    kept: it starts anew, since what was spent of the budget would have to be told of both.
+    """
+    from models.networks.blueprint import build
+    from models.training.loop import train
+    from models.training.privacy import train_privately
+    from models.training.world import ALONE
+
+    network = build(blueprint)
+    transferred = None if start is None else _transfer(network, start, training)
+    if training.privacy is not None:
+        history, spent = train_privately(
+            network,
+            _in_memory(parts.train),
+            parts.val,
+            training,
+            training.privacy,
+            seed=training.seed,
+            on_epoch=on_epoch,
+        )
+        return Fitted(network, blueprint, history, spent, transferred)
+    group = Together(ALONE, lambda network: network, device_of(training)) if together is None else together
+    history = train(
+        network,
+        *parts,
+        loop=training,
+        seed=training.seed,
+        device=group.device,
+        world=group.world,
+        wrap=group.wrap,
+        shares=None if transferred is None else transferred.shares,
+        on_epoch=on_epoch,
+        on_step=on_step,
+        restore=_nothing if keeper is None else keeper.restore,
+        keep=_nothing if keeper is None else keeper.keep,
+    )
+    return Fitted(network, blueprint, history, None, transferred)
+
+
+def _in_memory(part: Rows) -> Examples:
+    from models.training.batches import Examples
+
+    if isinstance(part, Examples):
+        return part
+    raise RecipeInvalid(
+        f"private training draws each row by chance, and {part.num_rows:,} rows of this width are read from disk",
+        required="a training part that fits into memory",
+        where="the recipe's training.privacy",
+        remedy="take fewer rows, or train without `privacy`",
+    )
+
+
+def _nothing(state: State) -> None:
+    """Where nobody keeps checkpoints."""
+
+
+def _transfer(network: nn.Module, start: Start, training: Training) -> Transfer:
+    from safetensors.torch import load_file
+
+    from models.training.transfer import transfer
+
+    assert training.start_from is not None
+    return transfer(network, load_file(settings().path(start.uri)), training.start_from)
+
+
+def device_of(training: Training) -> str:
+    """Where the network is trained: `auto` takes a GPU where torch finds one."""
+    import torch
+
+    if training.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return training.device
+
+
+def fix_processor(training: Training) -> str:
+    """Fix all that the weights' bits depend on, and say what that is."""
+    from models.randomness import fix_randomness
+
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+    sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+    return f"{fix_randomness(training.seed, training.num_threads)}, {sets}"

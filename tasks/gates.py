@@ -1,0 +1,146 @@
+"""What a packaged version must reach before it may serve, told by what was measured of it and of the champion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_contracts.errors import ReleaseRefused
+from data_contracts.records import Bento, Interval
+from data_contracts.scores import LOSSES, SCORES, figure_in_words, loss_in_words
+from models.config import Gates
+from models.encoder import Encoder, encode, read_encoder
+from tasks import registry
+from tasks.package import bento_folder
+from tasks.parquet import read_batches
+from tasks.settings import settings
+from tasks.slices import neighbourly
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def require_score(bento: Bento, gates: Gates) -> None:
+    """Afterwards it is known that the score is good enough.
+
+    Raises:
+        ReleaseRefused: the score on the held-out rows is not what the gates ask for.
+    """
+    task = bento.chosen.options.trained.dataset.task
+    measured = bento.chosen.candidate.score.value
+    if task == "classification":
+        is_reached, gate, limit = measured >= gates.min_accuracy, "min_accuracy", gates.min_accuracy
+    elif gates.max_error is None:
+        return
+    else:
+        is_reached, gate, limit = measured <= gates.max_error, "max_error", gates.max_error
+    if not is_reached:
+        raise ReleaseRefused(
+            f"{SCORES[task]} is {figure_in_words(task, measured)} on the held-out rows",
+            required=f"at {'least' if task == 'classification' else 'most'} {figure_in_words(task, limit)}",
+            where=f"the recipe's gates.{gate}",
+            remedy="train longer or on more data; or relax the gate, if less will do",
+        )
+
+
+def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -> None:
+    """Compare with the champion `former` on the rows that are held out today, both as packaged.
+
+    Raises:
+        ReleaseRefused: this version may be worse by more than the gates allow, or answers another kind of question.
+    """
+    tag = None if former is None else former.tags.get(registry.BENTO)
+    if tag is None or tag == bento.tag:
+        return
+    dataset = bento.chosen.options.trained.dataset
+    task = dataset.task
+    champion = _read_champion(tag)
+    if champion is None:  # whatever a former version holds, it must not stop the next one
+        return
+    if champion.features.task != task:
+        raise ReleaseRefused(
+            f"champion {tag} is a {champion.features.task}, and this version is a {task}",
+            required="a version that answers the question that its name is known for",
+            where="the recipe's features.task and name",
+            remedy="give the recipe another name: who asks the champion would not understand the answers",
+        )
+    theirs = _answers_of(tag, champion, held_out_rows(bento))
+    if theirs is None:  # the champion reads other columns: there is nothing to compare
+        return
+    worse = _compared(bento, theirs)
+    limit, gate = (
+        (gates.champion_drop, "champion_drop") if task == "classification" else (gates.champion_rise, "champion_rise")
+    )
+    if worse.high > limit:
+        value, low, high = (loss_in_words(task, one) for one in (worse.value, worse.low, worse.high))
+        raise ReleaseRefused(
+            f"against champion {tag} {SCORES[task]} has a {LOSSES[task]} of {value} (95% interval {low} to {high})",
+            required=f"an interval that ends below {loss_in_words(task, limit)}",
+            where=f"the {dataset.test.num_rows} held-out rows; the recipe's gates.{gate}",
+            remedy="improve the model; or relax the gate, if the champion need not be matched",
+        )
+
+
+def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
+    """How much worse this version is than another that gave `theirs`, labels or figures, for the held-out rows."""
+    from models.metrics import accuracy_drop, rmse_rise
+
+    dataset = bento.chosen.options.trained.dataset
+    measured = measured_answers(bento)
+    if dataset.task == "classification":
+        truth, ours = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
+        return accuracy_drop(theirs == truth, ours == truth)
+    features = read_encoder(settings().path(dataset.encoder_uri)).features
+    order = neighbourly(dataset, features, measured[dataset.key].combine_chunks())
+    truth, ours = (measured[name].to_numpy() for name in ("truth", "answer"))
+    return rmse_rise(truth[order], theirs[order], ours[order])
+
+
+def _artifacts_of(tag: str) -> Path:
+    return bento_folder(tag) / "src" / "artifacts"
+
+
+def _read_champion(tag: str) -> Encoder | None:
+    """The encoder in another bento; None if this code cannot read it."""
+    try:
+        return read_encoder(_artifacts_of(tag) / "encoder.json")
+    except (OSError, ValueError):
+        return None
+
+
+def _answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
+    """The labels or figures that another bento's own files give for raw rows; None if it cannot read them."""
+    from models.answers import meant, outputs_of
+    from models.runtime import session
+
+    folder = _artifacts_of(tag)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        x = encode(encoder, rows)
+        is_row_by_row = manifest.get("is_row_by_row", False)
+        given = meant(encoder, outputs_of(session(folder / "model.onnx"), x, is_row_by_row=is_row_by_row))
+    except Exception:  # whatever a former version holds, it must not stop the next one
+        return None
+    if encoder.features.task == "regression":
+        return given
+    return np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
+
+
+def measured_answers(bento: Bento) -> pa.Table:
+    """Key, truth and answer for each row of the test part, and for classes their probabilities."""
+    return pq.read_table(settings().path(bento.chosen.candidate.answers_uri))
+
+
+def held_out_rows(bento: Bento) -> pa.Table:
+    """The raw rows of the test part, in the order of the measured answers."""
+    dataset = bento.chosen.options.trained.dataset
+    keys = measured_answers(bento)[dataset.key]
+    names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
+    rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
+    return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))

@@ -1,0 +1,144 @@
+"""The recipes that come with Bloomery, without their data and with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_contracts.errors import DataMissing
+from data_contracts.records import Dataset
+from data_contracts.sources import Origin, variable_of
+from flows.recipe import CONTRACTS, Recipe, known_recipes, read_recipe
+from tasks.ingest import ingest, locate
+from tasks.prepare import prepare
+from tasks.validate import validate
+
+FOLDER = "BLOOMERY_DATA"
+
+
+class Reached(NamedTuple):
+    dataset: Dataset
+    recipe: Recipe
+    home: Path
+
+    def column(self, part: str, name: str) -> list[Any]:
+        """The values of a column in a part, as the checked rows have them."""
+        keys = pq.read_table(self.home / getattr(self.dataset, part).uri)[self.dataset.key].to_pylist()
+        rows = pq.read_table(self.home / self.dataset.checked.uri, columns=[self.dataset.key, name])
+        told = dict(zip(rows[self.dataset.key].to_pylist(), rows[name].to_pylist(), strict=True))
+        return [told[key] for key in keys]
+
+
+def reached(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Reached:
+    """The recipe's data ingested, validated and prepared, with no row set aside."""
+    monkeypatch.setenv(FOLDER, str(datasets))
+    recipe = read_recipe(name)
+    checked = validate(ingest(locate(recipe.data, recipe.contract.personal_columns)), recipe.contract)
+    assert checked.num_quarantined == 0
+    return Reached(prepare(checked, recipe.features, recipe.means), recipe, home)
+
+
+def sizes(dataset: Dataset) -> tuple[int, int, int]:
+    return dataset.train.num_rows, dataset.val.num_rows, dataset.test.num_rows
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_a_recipe_is_read_from_any_folder_without_its_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe(name)
+    assert recipe.name == recipe.contract.name == name
+    monkeypatch.setenv(FOLDER, "elsewhere")
+    assert read_recipe(name).digest == recipe.digest
+
+
+@pytest.mark.parametrize("name", [name for name in known_recipes() if name != "digits"])
+def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    data = read_recipe(name).data
+    assert {variable_of(origin.source) for origin in data.origins} == {FOLDER}
+    with pytest.raises(DataMissing, match=f"variable {FOLDER} is not set") as caught:
+        locate(data)
+    assert data.obtain is not None
+    assert data.obtain in caught.value.remedy
+
+
+def test_every_contract_has_its_recipe() -> None:
+    assert {path.name.removesuffix(".odcs.yaml") for path in CONTRACTS.glob("*.odcs.yaml")} == set(known_recipes())
+
+
+def test_pen_digits_keep_the_published_writers_apart(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reached("pendigits", datasets, home, monkeypatch)
+    train, val, test = sizes(found.dataset)
+    assert (train + val, test) == (7_494, 3_498)
+    assert 650 < val < 850
+    assert found.dataset.layout.shape == (8, 2)
+
+
+@pytest.mark.slow
+def test_intents_and_what_is_out_of_scope_stand_in_the_published_parts(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reached("clinc150", datasets, home, monkeypatch)
+    assert sizes(found.dataset) == (15_099, 3_100, 5_500)  # one text of train is a copy of one of val
+    assert len(found.dataset.classes) == 151
+    assert Counter(found.column("test", "scope")) == {"in": 4_500, "out": 1_000}
+
+
+@pytest.mark.slow
+def test_spoken_digits_are_tested_with_the_first_five_takes(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reached("spoken-digits", datasets, home, monkeypatch)
+    train, val, test = sizes(found.dataset)
+    assert (train + val, test) == (2_700, 300)
+    assert Counter(found.column("test", "take")) == dict.fromkeys("01234", 60)
+    assert set(found.column("test", "speaker")) == set(found.column("train", "speaker"))
+
+
+@pytest.mark.slow
+def test_fine_dust_is_learnt_until_the_summer_of_2013_and_tested_in_2014(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reached("beijing-pm25", datasets, home, monkeypatch)
+    assert set(found.column("test", "year")) == {2014}
+    assert set(zip(found.column("val", "year"), found.column("val", "month"), strict=True)) == {
+        (2013, month) for month in range(7, 13)
+    }
+    # Hours without a measurement, and the first 24 of each part, of which those of train are among them.
+    assert found.dataset.num_dropped == 2_067 + 2 * 24
+    assert sum(sizes(found.dataset)) == 43_824 - found.dataset.num_dropped
+
+
+@pytest.mark.slow
+def test_all_people_of_the_census_are_counted_in_two_classes(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = reached("adult", datasets, home, monkeypatch)
+    train, val, test = sizes(found.dataset)
+    assert (train + val, test) == (32_561, 16_281)
+    assert Counter(found.column("test", "income")) == {"<=50K": 12_435, ">50K": 3_846}
+
+
+@pytest.mark.slow
+def test_speakers_can_be_left_out_as_the_recipe_says(
+    datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER, str(datasets))
+    recipe = read_recipe("spoken-digits")
+    source = recipe.data.origins[0].source
+    files = {"test": "_theo_", "val": "_george_", "train": "_(?!theo_|george_)[a-z]+_"}
+    origins = tuple(Origin(source=source, files=pattern, part=part) for part, pattern in files.items())
+    checked = validate(ingest(locate(recipe.data.model_copy(update={"sources": origins}))), recipe.contract)
+    split = recipe.features.split.model_copy(update={"apart": ("speaker",)})
+    dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.means)
+    assert sizes(dataset) == (2_000, 500, 500)
+    assert set(Reached(dataset, recipe, home).column("test", "speaker")) == {"theo"}

@@ -1,0 +1,128 @@
+"""A label of figures all the way: drafted, trained, compressed, promoted, served and shown."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+ASK = """
+import json, sys
+from tasks.serving import ask, served_bento
+from tasks.settings import enter
+
+enter()
+with served_bento(sys.argv[1]) as client:
+    print(json.dumps(ask(client, json.load(sys.stdin)).json()))
+"""
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> Path:
+    """A recipe that `bloomery init` has drafted, with a column to tell figures apart by."""
+    folder = tmp_path_factory.mktemp("diabetes")
+    named = ("--data", "sklearn:diabetes", "--label", "target", "--output", str(folder))
+    made = bloomery(folder / "home", "init", "diabetes", *named, "--json")
+    assert made.returncode == 0, made.stdout + made.stderr
+    path = folder / "diabetes.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["training"]["slices"] = ["sex"]
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(drafted: Path, bloomery: Bloomery) -> str:
+    """What `bloomery run` has printed."""
+    run = bloomery(drafted.parent / "home", "run", str(drafted))
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def ended(table: str, drafted: Path, bloomery: Bloomery) -> dict[str, Any]:
+    """The release of that run."""
+    again = bloomery(drafted.parent / "home", "run", str(drafted), "--json")
+    assert again.returncode == 0, again.stdout + again.stderr
+    release: dict[str, Any] = json.loads(again.stdout)
+    return release
+
+
+def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
+    ended: dict[str, Any], drafted: Path, bloomery: Bloomery
+) -> None:
+    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
+    dataset = chosen["options"]["trained"]["dataset"]
+    assert (dataset["task"], dataset["classes"], ended["version"]) == ("regression", [], 1)
+    answers = pq.read_table(home / chosen["candidate"]["answers_uri"])
+    truth, answer = (answers[name].to_numpy() for name in ("truth", "answer"))
+    error = float(np.sqrt(np.mean((truth - answer) ** 2)))
+    assert error < 0.9 * np.std(truth)
+    score = chosen["candidate"]["score"]
+    assert score["value"] == pytest.approx(error)
+    assert score["low"] < error < score["high"]
+    checked = pq.read_table(home / dataset["checked"]["uri"])
+    labels = dict(zip(checked["id"].to_pylist(), checked["target"].to_pylist(), strict=True))
+    assert truth == pytest.approx([labels[key] for key in answers["id"].to_pylist()], rel=1e-5)
+    shown = json.loads(bloomery(home, "show", "diabetes@champion", "--json").stdout)
+    assert shown["figures"]["test_rmse"] == pytest.approx(error)
+    assert {"test_mae", "test_r2", "rmse_rise_high", "test_rmse_low"} <= set(shown["figures"])
+    assert f"RMSE {error:.1f} (" in shown["description"]
+
+
+def test_rows_are_answered_over_http_as_they_were_measured(
+    ended: dict[str, Any], drafted: Path, clean_environment: Callable[..., dict[str, str]]
+) -> None:
+    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
+    dataset = chosen["options"]["trained"]["dataset"]
+    answers = pq.read_table(home / chosen["candidate"]["answers_uri"])
+    rows = pq.read_table(home / dataset["checked"]["uri"]).to_pylist()
+    by_key = {row["id"]: {name: row[name] for name in dataset["inputs"]} for row in rows}
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, ended["bento"]["tag"]],
+        input=json.dumps([by_key[key] for key in answers["id"].to_pylist()]),
+        env=clean_environment(home),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    response = json.loads(asked.stdout.splitlines()[-1])
+    assert response["model"] == ended["bento"]["tag"]
+    assert all(set(one) == {"value"} for one in response["predictions"])
+    values = [one["value"] for one in response["predictions"]]
+    assert values == pytest.approx(answers["answer"].to_pylist(), abs=1e-3 * float(np.std(answers["truth"])))
+
+
+def test_the_table_tells_the_error_and_its_rise(table: str) -> None:
+    for words in ("RMSE (95%)", "rise", "the truth is", "of 83 rows"):
+        assert words in table
+
+
+def test_limits_of_classes_are_refused(drafted: Path, bloomery: Bloomery) -> None:
+    document = yaml.safe_load(drafted.read_text())
+    strict = drafted.with_name("strict.yaml")
+    strict.write_text(yaml.safe_dump({**document, "gates": {"min_accuracy": 0.5}}))
+    misplaced = bloomery(drafted.parent / "home", "check", str(strict), "--json")
+    assert misplaced.returncode == 2
+    assert "gates.min_accuracy is a limit of a classification" in json.loads(misplaced.stdout)["found"]
+
+
+def test_each_candidate_has_a_table_of_slices(ended: dict[str, Any], drafted: Path) -> None:
+    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
+    (found,) = (home / "mlflow").glob(f"**/{chosen['candidate']['run_id']}/artifacts/per_slice.json")
+    table = json.loads(found.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {row["column"] for row in rows} == {"sex"}
+    assert sum(row["rows"] for row in rows) == chosen["options"]["trained"]["dataset"]["test"]["num_rows"]
+    assert all(row["low"] < row["score"] < row["high"] for row in rows)

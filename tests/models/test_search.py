@@ -1,0 +1,68 @@
+"""What a search may change, and what it tries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_contracts.errors import RecipeInvalid
+from data_contracts.layouts import Layout
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Cnn, Mlp, Rnn
+from models.search import changed, require_possible, sensible, space_of
+from models.training.config import Range, Search, Training
+
+TRAINING = Training(epochs=3)
+LAYOUTS = [
+    Layout(kind="flat", shape=(6,), categories=((1, 4),)),
+    Layout(kind="image", shape=(1, 8, 8)),
+    Layout(kind="image", shape=(3, 28, 28)),
+    Layout(kind="sequence", shape=(7, 3)),
+    Layout(kind="tokens", shape=(9,), num_tokens=20),
+]
+
+
+def test_values_are_put_at_their_paths_and_nothing_else_changes():
+    model, training = changed(
+        Mlp(kind="mlp", dropout=0.3), TRAINING, {"model.hidden": [5, 6], "training.augment.flip": True}
+    )
+    assert model == Mlp(kind="mlp", hidden=(5, 6), dropout=0.3)
+    assert training == TRAINING.model_copy(update={"augment": training.augment})
+    assert training.augment.flip
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"model.hiden": (1, 2)}, "no 'model.hiden'"),
+        ({"training.search.trials": (1, 2)}, "no 'training.search.trials'"),
+        ({"model.dropout": Range(low=0.0, high=1.5)}, "dropout"),
+        ({"training.schedule": ("cosine", "sine")}, "schedule"),
+    ],
+)
+def test_a_space_that_leads_nowhere_is_refused_before_anything_runs(space, told):
+    training = TRAINING.model_copy(update={"search": Search(space=space)})
+    with pytest.raises(RecipeInvalid, match=told):
+        require_possible(Mlp(kind="mlp"), training)
+
+
+def test_a_stated_space_takes_the_place_of_the_usual_one():
+    stated = {"model.dropout": (0.0, 0.5)}
+    assert space_of(Cnn(kind="cnn"), stated) == stated
+    assert {"training.learning_rate", "model.hidden"} <= space_of(Rnn(kind="rnn"), {}).keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.kind}{list(layout.shape)}")
+def test_every_sensible_network_reads_its_rows_and_every_value_of_its_space_is_possible(layout):
+    for model in sensible(layout):
+        for path, choices in space_of(model, {}).items():
+            for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
+                changed(model, TRAINING, {path: value})
+        network = build(Blueprint(config=model, layout=layout, num_outputs=2)).eval()
+        assert network(torch.ones(2, *layout.shape)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (1, 1, False), (0.0, 1.0, True)])
+def test_a_range_has_something_between_its_ends(low, high, log):
+    with pytest.raises(ValueError, match="no range lies"):
+        Range(low=low, high=high, log=log)

@@ -1,0 +1,160 @@
+"""Training that is killed goes on where it was, and ends in the same bits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data_contracts.layouts import Layout
+from models.networks.blueprint import Blueprint, build, write_network
+from models.networks.config import Cnn
+from models.randomness import fix_randomness
+from models.training.batches import Examples
+from models.training.checkpoints import Keeper
+from models.training.config import Augment, Checkpoints, Loop
+from models.training.loop import Epoch, State, train
+
+BLUEPRINT = Blueprint(
+    config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
+    layout=Layout(kind="image", shape=(1, 8, 8)),
+    num_outputs=10,
+)
+PLAIN = Loop(epochs=3, batch_size=32)
+RICH = Loop(
+    epochs=3,
+    batch_size=32,
+    accumulate=2,
+    schedule="cosine",
+    clip_norm=1.0,
+    ema=0.9,
+    augment=Augment(flip=True, shift=1, rotate=5, mixup=0.2),
+)
+NEVER = Checkpoints(every_minutes=10_000)
+
+
+class Killed(Exception):
+    pass
+
+
+def made_up(num_rows: int, seed: int) -> Examples:
+    random = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 10, (num_rows,), generator=random)
+    return Examples(torch.rand(num_rows, 1, 8, 8, generator=random), y, y.numpy())
+
+
+def run(
+    folder: Path, loop: Loop, checkpoints: Checkpoints, killed_at: int | None = None, seen: list[int] | None = None
+) -> tuple[str, list[Epoch]]:
+    """The digest of the weights, and what was told of the epochs. Shows in `seen` each step that was taken."""
+    fix_randomness(seed=0, num_threads=1)
+    network = build(BLUEPRINT)
+    keeper = Keeper(folder / "kept", checkpoints)
+
+    def keep(state: State) -> None:
+        keeper.keep(state)
+        if seen is not None:
+            seen.append(state.step)
+        if state.step == killed_at:
+            raise Killed
+
+    parts = made_up(400, 1), made_up(60, 2)
+    history = train(network, *parts, loop, seed=1, restore=keeper.restore, keep=keep)
+    return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint"), history
+
+
+@pytest.mark.parametrize("loop", [PLAIN, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("killed_at", [5, 9, 13, 16])
+def test_training_that_was_killed_ends_in_the_same_bits(tmp_path: Path, loop: Loop, killed_at: int):
+    wanted = run(tmp_path, loop, NEVER)
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(Killed):
+        run(tmp_path, loop, Checkpoints(every_steps=4), killed_at)
+    seen: list[int] = []
+    assert run(tmp_path, loop, Checkpoints(every_steps=4), seen=seen) == wanted
+    assert seen[0] == killed_at // 4 * 4 + 1 or (seen[0] == killed_at and killed_at % 4 == 0)
+
+
+def test_only_the_newest_checkpoint_is_kept_and_it_can_be_forgotten(tmp_path: Path):
+    run(tmp_path, PLAIN, Checkpoints(every_steps=4))
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    Keeper(tmp_path / "kept", NEVER).forget()
+    assert not (tmp_path / "kept").exists()
+
+
+def test_checkpoints_are_written_as_time_passes(tmp_path: Path):
+    run(tmp_path, PLAIN, Checkpoints(every_minutes=1e-9))
+    (place,) = (tmp_path / "kept").iterdir()
+    assert place.name.endswith(f"{3 * 13}")
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "position.json", "state/.metadata"])
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: str):
+    wanted = run(tmp_path, PLAIN, NEVER)
+    with pytest.raises(Killed):
+        run(tmp_path, PLAIN, Checkpoints(every_steps=4), killed_at=6)
+    (place,) = (tmp_path / "kept").iterdir()
+    content = (place / damage).read_bytes()
+    (place / damage).write_bytes(content[: len(content) // 2])
+    seen: list[int] = []
+    assert run(tmp_path, PLAIN, NEVER, seen=seen) == wanted
+    assert seen[0] == 1
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path: Path):
+    wanted = run(tmp_path, PLAIN, NEVER)
+    (tmp_path / "kept" / ".step-000000000009").mkdir(parents=True)
+    assert run(tmp_path, PLAIN, Checkpoints(every_steps=4)) == wanted
+
+
+def test_a_network_that_has_one_tensor_under_two_names_is_kept(tmp_path: Path):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x.flatten(1)).relu())[:, :10]
+
+    def once(checkpoints: Checkpoints, killed_at: int | None = None) -> torch.Tensor:
+        fix_randomness(seed=0, num_threads=1)
+        network, keeper = Tied(), Keeper(tmp_path / "kept", checkpoints)
+
+        def keep(state: State) -> None:
+            keeper.keep(state)
+            if state.step == killed_at:
+                raise Killed
+
+        train(network, made_up(100, 1), made_up(20, 2), PLAIN, seed=0, restore=keeper.restore, keep=keep)
+        return network.first.weight.detach()
+
+    wanted = once(NEVER)
+    with pytest.raises(Killed):
+        once(Checkpoints(every_steps=2), killed_at=5)
+    assert torch.equal(once(Checkpoints(every_steps=2)), wanted)
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path):
+    wanted = run(tmp_path, RICH, NEVER)
+    child = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "kept").glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    seen: list[int] = []
+    assert run(tmp_path, RICH, Checkpoints(every_steps=1), seen=seen) == wanted
+    assert 1 < seen[0] < 3 * 7
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    run(Path(sys.argv[1]), RICH, Checkpoints(every_steps=1))

@@ -1,0 +1,97 @@
+"""Processes that train together, started by torchrun, and what happens when one of them is killed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+
+from data_contracts.errors import EngineMissing, TrainingDiverged
+from data_contracts.means import Engine
+from data_contracts.records import Dataset
+from models.config import Features
+from models.features.inputs import NumberInput
+from models.networks.config import Mlp
+from models.training.config import Checkpoints, Training
+from tasks import fitting
+from tasks.launch import command, fit_together
+from tasks.prepare import prepare
+
+MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
+TRAINING = Training(epochs=6, batch_size=32, seed=1, devices=2, checkpoints=Checkpoints(every_steps=5))
+
+
+@pytest.fixture
+def dataset(checked_rows_of) -> Dataset:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(600, 4))
+    columns = {f"v{at}": pa.array(values[:, at]) for at in range(4)}
+    label = pa.array(np.where(values[:, 0] * values[:, 1] > 0, "same", "other"))
+    table = pa.table({"id": pa.array(range(600)), **columns, "label": label})
+    features = Features(key="id", label="label", inputs=(NumberInput(kind="number", columns=tuple(columns)),))
+    return prepare(checked_rows_of(table), features, Engine(kind="local"))
+
+
+def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
+    return fitted.network.state_dict()
+
+
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
+    """Wait for a checkpoint, then kill a process that trains."""
+    deadline = time.monotonic() + 90
+    while not killed and time.monotonic() < deadline:
+        if list(folder.glob("step-*")):
+            workers = [
+                one
+                for one in psutil.Process().children(recursive=True)
+                if "tasks.worker" in " ".join(one.cmdline()) and "torch.distributed.run" not in " ".join(one.cmdline())
+            ]
+            for worker in workers[-1:]:
+                worker.send_signal(signal.SIGKILL)
+                killed.append(worker.pid)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home):
+    fitting.fix_processor(TRAINING)
+    alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), TRAINING)
+    together = fit_together("undisturbed", dataset, MLP, TRAINING, None)
+    for name, weight in weights_of(alone).items():
+        torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
+    assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
+
+    killed: list[int] = []
+    longer = TRAINING.model_copy(update={"epochs": 25})
+    wanted = fit_together("longer", dataset, MLP, longer, None)
+    killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("killed"), killed))
+    killer.start()
+    disturbed = fit_together("killed", dataset, MLP, longer, None)
+    killer.join()
+    assert killed
+    for name, weight in weights_of(wanted).items():
+        assert torch.equal(weights_of(disturbed)[name], weight)
+    assert disturbed.history == wanted.history
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
+    with pytest.raises(TrainingDiverged, match="learning rate"):
+        fit_together("diverges", dataset, MLP, TRAINING.model_copy(update={"learning_rate": 1e30}), None)
+    lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
+    with pytest.raises(EngineMissing, match="nowhere"):
+        fit_together("lost", lost, MLP, TRAINING, None)
+
+
+def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BLOOMERY_RENDEZVOUS", "head:29500")
+    told = command(Path("/shared/jobs/KEY/job.json"), TRAINING.model_copy(update={"nodes": 3}))
+    assert {"--rdzv-endpoint=head:29500", "--rdzv-id=KEY", "--nnodes=3", "--nproc-per-node=2"} <= set(told)
+    assert "--standalone" in command(Path("job.json"), TRAINING)

@@ -1,0 +1,147 @@
+"""The training stage: what it leaves in MLflow, and that a kill on the way changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_contracts.means import Engine
+from data_contracts.records import Dataset, Trained
+from models.config import Features
+from models.features.inputs import NumberInput
+from models.networks.config import Mlp
+from models.training import batches
+from models.training.config import Checkpoints, Explain, Training
+from tasks import events, tracking
+from tasks.prepare import prepare
+from tasks.train import train
+
+pytestmark = pytest.mark.slow
+
+MLP = Mlp(kind="mlp", hidden=(16,), dropout=0.1)
+QUICK = Training(epochs=3, batch_size=32, learning_rate=1e-2, slices=("place",), explain=Explain(rows=2, sample=4))
+LONG = Training(epochs=40, batch_size=8, ema=0.99, explain=None, checkpoints=Checkpoints(every_steps=100))
+CHILD = """
+import sys
+from pathlib import Path
+from data_contracts.records import Dataset
+from models.networks.config import Mlp
+from models.training.config import Training
+from tasks.settings import enter
+enter()
+from tasks.train import train
+dataset, model, training = (Path(path).read_text() for path in sys.argv[1:])
+train(Dataset.model_validate_json(dataset), Mlp.model_validate_json(model), Training.model_validate_json(training))
+"""
+
+
+@pytest.fixture
+def dataset_of(checked_rows_of, home: Path) -> Callable[..., Dataset]:
+    """Rows of four figures and a place whose label is a class, or a figure in hundreds."""
+
+    def make(*, is_regression: bool = False) -> Dataset:
+        values = np.random.default_rng(0).normal(size=(600, 4))
+        hidden = values[:, 0] - values[:, 1]
+        label = pa.array(500 + 100 * hidden) if is_regression else pa.array(np.where(hidden > 0, "up", "down"))
+        columns = {f"v{at}": pa.array(values[:, at]) for at in range(4)}
+        place = pa.array(np.where(np.arange(600) % 3 > 0, "here", "there"))
+        checked = checked_rows_of(pa.table({"id": pa.array(range(600)), **columns, "place": place, "label": label}))
+        (home / "report.html").write_text("a report")
+        features = Features(
+            key="id",
+            label="label",
+            task="regression" if is_regression else "classification",
+            inputs=(NumberInput(kind="number", columns=tuple(columns)),),
+        )
+        return prepare(checked.model_copy(update={"report_uri": "report.html"}), features, Engine(kind="local"))
+
+    return make
+
+
+def artifacts_of(trained: Trained, path: str | None = None) -> set[str]:
+    return {artifact.path for artifact in tracking.client().list_artifacts(trained.run_id, path)}
+
+
+def table_of(trained: Trained, name: str, folder: Path) -> list[dict[str, object]]:
+    document = json.loads(Path(tracking.client().download_artifacts(trained.run_id, name, str(folder))).read_text())
+    return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+
+
+def test_the_run_tells_all_of_a_classification(dataset_of, tmp_path: Path):
+    told: list[events.Event] = []
+    unwatch = events.watch(told.append)
+    trained = train(dataset_of(), MLP, QUICK)
+    unwatch()
+    run = tracking.client().get_run(trained.run_id)
+    figures, params = run.data.metrics, run.data.params
+    assert trained.val_score == pytest.approx(figures["best_val_accuracy"])
+    assert trained.val_score > 0.8
+    assert {"val_auc", "val_calibration_error", "val_log_loss", "flops_per_row", "num_parameters"} <= set(figures)
+    assert figures["rows_per_second"] > 0
+    assert figures["best_val_loss"] == pytest.approx(figures["val_log_loss"], rel=1e-4)
+    assert any(name.startswith("system/") for name in figures)
+    assert (params["model.kind"], params["training.augment.flip"], params["training.epochs"]) == ("mlp", "False", "3")
+    history = tracking.client().get_metric_history(trained.run_id, "val_accuracy")
+    assert [point.step for point in history] == [1, 2, 3]
+    pictures = {"curves.png", "val_confusion.png", "val_calibration.png"}
+    assert {*pictures, "val_per_class.json", "val_per_slice.json", "val_worst.json"} <= artifacts_of(trained)
+    slices = table_of(trained, "val_per_slice.json", tmp_path)
+    assert {row["value"] for row in slices} == {"here", "there"}
+    assert sum(row["rows"] for row in slices) == trained.dataset.val.num_rows
+    worst = table_of(trained, "val_worst.json", tmp_path)
+    assert all(row["truth"] != row["answer"] for row in worst)
+    assert len(worst) == round((1 - trained.val_score) * trained.dataset.val.num_rows)
+    notes = [event.note for event in told if isinstance(event, events.Progress)]
+    assert any("loss" in note and "rate" in note and "left" in note for note in notes)
+
+
+def test_a_regression_is_told_in_the_units_of_its_label(dataset_of, tmp_path: Path):
+    trained = train(dataset_of(is_regression=True), MLP, QUICK)
+    figures = tracking.client().get_run(trained.run_id).data.metrics
+    assert trained.val_score == pytest.approx(figures["best_val_rmse"], rel=1e-4)
+    assert 1 < figures["val_mae"] < trained.val_score < 141  # the label's deviation is 100 times the root of 2
+    assert figures["val_r2"] > 0.3
+    assert {"curves.png", "val_answers.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
+    errors = [abs(row["truth"] - row["answer"]) for row in table_of(trained, "val_worst.json", tmp_path)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_training_part_that_is_large_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches, "_MOST_BYTES", 1000)
+    trained = train(dataset_of(), MLP, QUICK)
+    assert trained.val_score > 0.8
+    assert "val_per_class.json" in artifacts_of(trained)
+
+
+def test_a_stage_killed_in_the_middle_of_training_ends_in_the_same_weights(dataset_of, home: Path, tmp_path: Path):
+    dataset = dataset_of()
+    files = [tmp_path / name for name in ("dataset", "model", "training")]
+    for path, document in zip(files, (dataset, MLP, LONG), strict=True):
+        path.write_text(document.model_dump_json(by_alias=True))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, files)], cwd=Path(__file__).parents[2])
+    kept, deadline = home / "checkpoints" / train.key(dataset, MLP, LONG), time.monotonic() + 120
+    while not list(kept.glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    (place,) = kept.glob("step-*")
+
+    resumed = train(dataset, MLP, LONG)
+    steps = [point.step for point in tracking.client().get_metric_history(resumed.run_id, "step_loss")]
+    assert min(steps) > int(place.name.removeprefix("step-"))
+    assert not kept.exists()
+
+    shutil.rmtree(home / "stages" / "train")
+    undisturbed = train(dataset, MLP, LONG)
+    assert undisturbed.run_id != resumed.run_id
+    assert (undisturbed.digest, undisturbed.val_score) == (resumed.digest, resumed.val_score)
