@@ -275,3 +275,5 @@ def _of_training(features: Features, model: Model, training: Training) -> Iterat
             f"training.privacy: a {model.kind} normalises over the rows of a batch, so no row's gradient is its own; "
             f"{other}"
         )
+    if training.privacy is not None and isinstance(model, Mlp) and model.periodic is not None:
+        yield "training.privacy: the frequencies of `periodic` tell no gradient of each row; leave it out"

@@ -1,9 +1,10 @@
 """What each recipe reaches on its official test part, over several seeds.
 
-    BLOOMERY_DATA=… .venv/bin/python benchmarks/training/recipes.py [--seeds 3] [recipe …]
+    BLOOMERY_DATA=… .venv/bin/python benchmarks/training/recipes.py [--seeds 0 1 2] [--threads 1] [--recipes …]
 
-Prints a line for each seed and a table at the end. Networks are judged in PyTorch, before compression; the test part is
-read once for each, after training has ended.
+Prints a line for each seed and a row of a table for each recipe. Networks are judged in PyTorch, before compression; the
+test part is read once for each, after training has ended. Times are those of the stage `train`, with its pictures and
+explanations. A training that is found in the state folder has no time.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Reached(NamedTuple):
     processor_s: float
 
 
-def reach(recipe: Recipe, seed: int) -> Reached:
+def reach(recipe: Recipe, seed: int, num_threads: int) -> Reached:
     """Train with `seed` and judge the network on the test part. A kept training is found."""
     rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
-    training = recipe.training.model_copy(update={"seed": seed})
+    training = recipe.training.model_copy(update={"seed": seed, "num_threads": num_threads})
     wall, processor = time.perf_counter(), time.process_time()
     trained = PLAIN.train(dataset, recipe.model, training, None)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
@@ -72,16 +73,19 @@ def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, help="left out, as many as the recipe says")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
     stated = parser.parse_args()
     print("| recipe | validation | test | spread | wall | processor |\n| --- | --- | --- | --- | --- | --- |")
     for name in stated.recipes:
         recipe = read_recipe(name)
-        all_reached = [reach(recipe, seed) for seed in range(stated.seeds)]
-        for one in all_reached:
-            told = f"val {one.val_score:.4f}, test {one.figures}, {one.wall_s:.0f} s"
-            print(f"  {name} seed {one.seed}: {told}", flush=True)
+        all_reached = []
+        for seed in stated.seeds:
+            one = reach(recipe, seed, stated.threads or recipe.training.num_threads)
+            all_reached.append(one)
+            told = f"val {one.val_score:.4f}, test {one.figures}, {one.wall_s:.0f} s, processor {one.processor_s:.0f} s"
+            print(f"  {name} seed {seed}: {told}", flush=True)
         figures = {key: [one.figures[key] for one in all_reached] for key in all_reached[0].figures}
         means = ", ".join(f"{key} {statistics.mean(values):.4f}" for key, values in figures.items())
         spread = ", ".join(f"{min(values):.4f}–{max(values):.4f}" for values in figures.values())

@@ -53,6 +53,18 @@ class ResNet(Document):
     inner: Annotated[Widths | None, Field(description="within the blocks of each stage; left out, they double")] = None
 
 
+class Periodic(Document):
+    """Each number becomes a vector: a linear map of its sines and cosines at learnt frequencies.
+
+    Numbers in standard units of which single values matter, such as round amounts, want a large `spread`; smooth ones
+    a small one.
+    """
+
+    frequencies: Annotated[Count, Field(description="for each column")] = 48
+    spread: Annotated[float, Field(gt=0, description="standard deviation of the frequencies at first")] = 1.0
+    width: Annotated[Count, Field(description="of the vector")] = 16
+
+
 class Mlp(Document):
     """Layers of a linear map, batch normalisation, ReLU and dropout over one vector per row.
 
@@ -66,6 +78,7 @@ class Mlp(Document):
     embedding: Annotated[
         Count | None, Field(description="values for each category; left out, it grows with the number of categories")
     ] = None
+    periodic: Annotated[Periodic | None, Field(description="left out, numbers go in as they are")] = None
 
 
 class FtTransformer(Document):

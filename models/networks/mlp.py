@@ -1,19 +1,22 @@
 """A multilayer perceptron for the columns of a table; an input of another shape is read as one vector.
 
 Source: Rumelhart, Hinton & Williams 1986 (hidden layers); Ioffe & Szegedy 2015 (batch normalisation); Guo & Berkhahn
-2016, "Entity Embeddings of Categorical Variables" (categories as vectors).
+2016, "Entity Embeddings of Categorical Variables" (categories as vectors); Gorishniy et al. 2022, "On Embeddings for
+Numerical Features in Tabular Deep Learning", section 3.3 (numbers as vectors).
 
-Shapes: B rows, F features, N numbers, C categories, K outputs.
+Shapes: B rows, F features, N numbers, Q frequencies, W width of a number's vector, C categories, K outputs.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
 
 from data_contracts.layouts import Layout
 from models.networks.columns import Columns
-from models.networks.config import Mlp
+from models.networks.config import Mlp, Periodic
 
 _WIDEST = 50
 
@@ -23,15 +26,15 @@ class Perceptron(nn.Module):
 
     def __init__(self, config: Mlp, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        width = layout.num_values
-        self.columns: Columns | None = None
-        if layout.categories:
-            self.columns = Columns(layout)
-            widths = [config.embedding or embedding_width(count) for count in self.columns.counts]
-            self.embeddings = nn.ModuleList(map(nn.Embedding, self.columns.counts, widths))
-            for embedding, wide in zip(self.embeddings, widths, strict=True):
-                nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
-            width = self.columns.num_numbers + sum(widths)
+        self.columns = Columns(layout) if layout.categories else None
+        counts = () if self.columns is None else self.columns.counts
+        widths = [config.embedding or embedding_width(count) for count in counts]
+        self.embeddings = nn.ModuleList(map(nn.Embedding, counts, widths))
+        for embedding, wide in zip(self.embeddings, widths, strict=True):
+            nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
+        num_numbers = layout.num_values if self.columns is None else self.columns.num_numbers
+        self.waves = Waves(config.periodic, num_numbers) if config.periodic is not None and num_numbers else None
+        width = sum(widths) + num_numbers * (1 if self.waves is None else self.waves.width)
         layers: list[nn.Module] = []
         for wider in config.hidden:
             layers.append(_layer(width, wider, config))
@@ -41,11 +44,31 @@ class Perceptron(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_BF = x if x.dim() == 2 else x.flatten(1)
+        rows: list[torch.Tensor] = []
         if self.columns is not None:
-            numbers_BN, codes_BC = self.columns(x_BF)
+            x_BF, codes_BC = self.columns(x_BF)
             rows = [embedding(codes_BC[:, place]) for place, embedding in enumerate(self.embeddings)]
-            x_BF = torch.cat([numbers_BN, *rows], dim=1)
-        return self.head(self.layers(x_BF))
+        if self.waves is not None:
+            x_BF = self.waves(x_BF)
+        return self.head(self.layers(torch.cat([x_BF, *rows], dim=1) if rows else x_BF))
+
+
+class Waves(nn.Module):
+    """x_BN float32 -> float32 (B, N * W): each number as a linear map, one for all columns, of its sines and cosines.
+
+    Frequencies are each column's own.
+    """
+
+    def __init__(self, config: Periodic, num_numbers: int) -> None:
+        super().__init__()
+        self.width = config.width
+        self.frequencies_NQ = nn.Parameter(torch.randn(num_numbers, config.frequencies) * config.spread)
+        self.linear = nn.Linear(2 * config.frequencies, config.width)
+
+    def forward(self, x_BN: torch.Tensor) -> torch.Tensor:
+        angles_BNQ = 2 * math.pi * x_BN.unsqueeze(-1) * self.frequencies_NQ
+        waves_BNW = self.linear(torch.cat([angles_BNQ.sin(), angles_BNQ.cos()], dim=-1))
+        return torch.relu(waves_BNW).flatten(1)
 
 
 def embedding_width(count: int) -> int:

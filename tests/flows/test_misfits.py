@@ -248,6 +248,8 @@ def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
         ({"kind": "category", "columns": ["kind"], "encoding": "index"}, MLP, "classification",
          {"augment": {"mixup": 0.2}}, "between the numbers of two categories"),
         (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "say `norm: none`"),
+        (NUMBER, {**MLP, "norm": "none", "periodic": {}}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}},
+         "frequencies of `periodic`"),
         (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
     ],
     ids=str,

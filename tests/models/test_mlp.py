@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_contracts.layouts import Layout
 from models.export import TOLERANCE, export
 from models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
-from models.networks.config import Mlp
+from models.networks.config import Mlp, Periodic
 from models.networks.mlp import embedding_width
 from models.pruning import prune
 from models.quantization import quantize
@@ -133,3 +133,35 @@ def test_a_pruned_network_keeps_its_embeddings():
     assert pruned.config.hidden == (4, 2)
     for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
         assert torch.equal(was.weight, now.weight)
+
+
+@pytest.mark.parametrize("layout", [TABLE, Layout(kind="flat", shape=(4,))], ids=["table", "numbers"])
+def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning(layout, tmp_path: Path):
+    config = Mlp(kind="mlp", hidden=(8, 4), periodic=Periodic(frequencies=5, spread=2.0, width=3))
+    blueprint = Blueprint(config=config, layout=layout, num_outputs=2)
+    torch.manual_seed(0)
+    network = build(blueprint).eval()
+    numbers_BN = table_rows(6)[:, [0, 2]] if layout.categories else table_rows(6)
+    angles = 2 * torch.pi * numbers_BN[:, :, None] * network.waves.frequencies_NQ
+    with torch.no_grad():
+        waves = network.waves(numbers_BN)
+        each = [torch.relu(network.waves.linear(torch.cat([one.sin(), one.cos()], 1))) for one in angles.unbind(1)]
+        torch.testing.assert_close(waves, torch.cat(each, 1))
+    smaller, pruned = prune(network, blueprint, 0.5)
+    assert (pruned.config.hidden, pruned.config.periodic) == ((4, 2), config.periodic)
+    assert torch.equal(smaller.waves.frequencies_NQ, network.waves.frequencies_NQ)
+    assert export(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE
+
+
+def test_a_column_whose_single_values_matter_is_learnt_by_waves_and_not_without():
+    x = torch.randint(0, 40, (3000, 1), generator=torch.Generator().manual_seed(0)).float()
+    rows = Examples((x - 19.5) / 11.5, (x[:, 0] % 2).long(), np.arange(3000))  # odd or even
+    scores = {}
+    for periodic in (None, Periodic(spread=4.0)):
+        torch.manual_seed(0)
+        config = Mlp(kind="mlp", hidden=(32,), dropout=0, periodic=periodic)
+        network = build(Blueprint(config=config, layout=Layout(kind="flat", shape=(1,)), num_outputs=2))
+        train(network, rows, rows, Loop(epochs=8, batch_size=128, learning_rate=0.01), seed=0)
+        scores[periodic is not None] = evaluate(network, rows)[1]
+    assert scores[True] > 0.95
+    assert scores[False] < 0.7

@@ -54,6 +54,9 @@ CASES = {
     "resnet": Case(COLOUR, {"kind": "resnet", "width": 4}),
     "mlp": Case(NUMBERS, {"kind": "mlp", "hidden": [16], "dropout": 0}),
     "mlp of categories": Case(TABLE, {"kind": "mlp", "hidden": [16], "dropout": 0}),
+    "mlp of periodic numbers": Case(
+        TABLE, {"kind": "mlp", "hidden": [16], "dropout": 0, "periodic": {"frequencies": 6, "width": 4}}
+    ),
     "ft_transformer": Case(TABLE, {"kind": "ft_transformer", **_SMALL, "num_layers": 2}),
     "rnn of tokens": Case(TOKENS, {"kind": "rnn", "hidden": 16, "embedding": 8, "dropout": 0}),
     "rnn of padded steps": Case(
