@@ -3,8 +3,8 @@
     BLOOMERY_DATA=… .venv/bin/python benchmarks/training/recipes.py [--seeds 0 1 2] [--threads 1] [--recipes …]
 
 Prints a line for each seed and a row of a table for each recipe. Networks are judged in PyTorch, before compression;
-the test part is read once for each, after training has ended. Times are those of the stage `train`, with its pictures and
-explanations. A training that is found in the state folder has no time.
+the test part is read once for each, after training has ended. Times are those of the stage `train`, with its pictures
+and explanations. A training that is found in the state folder has no time.
 """
 
 from __future__ import annotations
