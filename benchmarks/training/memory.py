@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ from models.randomness import fix_randomness
 from models.training import parallel
 from models.training.batches import Examples
 from models.training.config import Loop, Strategy
-from models.training.loop import State, learner, train
-from models.training.world import ALONE
+from models.training.loop import Learn, State, learner, train
+from models.training.world import ALONE, World
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")
@@ -66,11 +67,29 @@ def held(network: nn.Module, size: int, strategy: str) -> list[int]:
 
 
 def work(strategy: str) -> None:
-    """Train the small network for a few steps in this process, and print what it held."""
+    """Train the small network for a few steps in this process, and tell what it held; the first tells of all."""
+    if strategy == "alone":
+        print(json.dumps([trained(ALONE, learner)]))
+        return
+    dist.init_process_group("gloo")
+    told = trained(
+        parallel.shared_rows(strategy),
+        lambda network, loop: parallel.spread(network, loop, strategy, torch.device("cpu")),
+    )
+    all_told = [told] * dist.get_world_size()
+    dist.all_gather_object(all_told, told)
+    if dist.get_rank() == 0:
+        print(json.dumps(all_told))
+    dist.destroy_process_group()
+
+
+def trained(world: World, spread: Callable[[nn.Module, Loop], Learn]) -> dict[str, float]:
+    """What this process held of the small network, in bytes, and how fast it was."""
     fix_randomness(0, 1)
     network = build(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
     x = torch.randint(1, 8_000, (NUM_STEPS * NUM_ROWS, 128), generator=torch.Generator().manual_seed(0)).float()
     y = x[:, 0].long() % 10
+    rows, few = (Examples(x[:num], y[:num], y[:num].numpy()) for num in (len(y), NUM_ROWS))
     state_bytes: list[int] = []
     times: list[float] = []
 
@@ -78,35 +97,22 @@ def work(strategy: str) -> None:
         # Between the step and the end of its gradients, all three are there.
         state.optimizer.register_step_post_hook(lambda *_: state_bytes.append(bytes_of(state)))
 
-    size = 1
-    if strategy != "alone":
-        dist.init_process_group("gloo")
-        size = dist.get_world_size()
     train(
         network,
-        Examples(x, y, y.numpy()),
-        Examples(x[:NUM_ROWS], y[:NUM_ROWS], y[:NUM_ROWS].numpy()),
+        rows,
+        few,
         Loop(epochs=1, batch_size=NUM_ROWS),
         seed=0,
-        world=ALONE if size == 1 else parallel.shared_rows(strategy),
-        spread=learner
-        if size == 1
-        else lambda network, loop: parallel.spread(network, loop, strategy, torch.device("cpu")),
+        world=world,
+        spread=spread,
         restore=restore,
         keep=lambda state: times.append(time.perf_counter()),
     )
-    told = {
+    return {
         "state": max(state_bytes),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows_per_s": NUM_ROWS * (NUM_STEPS - 1) / (times[NUM_STEPS - 1] - times[0]),
     }
-    all_told: list[dict[str, float]] = [told] * size
-    if size > 1:
-        dist.all_gather_object(all_told, told)
-    if size == 1 or dist.get_rank() == 0:
-        print("TOLD", json.dumps(all_told), flush=True)
-    if size > 1:
-        dist.destroy_process_group()
 
 
 def bytes_of(state: State) -> int:
@@ -139,7 +145,7 @@ def measured() -> None:
         )
         if ended.returncode:
             raise SystemExit(ended.stderr[-3000:])
-        all_told = json.loads(ended.stdout.partition("TOLD")[2])
+        all_told = json.loads(ended.stdout)
         for rank, (one, number) in enumerate(zip(all_told, held(network, size, strategy), strict=True)):
             print(
                 f"| {strategy} | {rank} | {number:,} | {16 * number / MB:.1f} MB | {one['state'] / MB:.1f} MB "

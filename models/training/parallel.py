@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 
 from data_contracts.errors import RecipeInvalid
-from models.networks.config import Model
+from models.networks.config import Gpt, Model, Transformer
 from models.training.config import Loop, Strategy, Training
 from models.training.loop import Learn, learner
 from models.training.pipeline import in_a_row, num_microbatches
@@ -32,28 +32,27 @@ def shared_rows(strategy: Strategy) -> World:
 
 def refuse_impossible(training: Training, model: Model) -> None:
     """Raises RecipeInvalid if the network cannot be spread so."""
-    num_processes = training.devices * training.nodes
-    match training.strategy:
-        case "tensor":
-            _require_parts(training, model, "heads", getattr(model, "num_heads", 0))
-        case "pipeline":
-            _require_parts(training, model, "layers", getattr(model, "num_layers", 0))
-            num_microbatches(training.microbatches, training.batch_size, num_processes)
-
-
-def _require_parts(training: Training, model: Model, what: str, number: int) -> None:
-    num_processes = training.devices * training.nodes
-    is_possible = number % num_processes == 0 if what == "heads" else number >= num_processes
-    if model.kind in ("transformer", "gpt") and is_possible:
+    strategy, num_processes = training.strategy, training.devices * training.nodes
+    if strategy in ("ddp", "fsdp"):
         return
-    is_known = model.kind in ("transformer", "gpt")
-    found = f"{number} {what} for {num_processes} processes" if is_known else f"a network of kind {model.kind}"
-    raise RecipeInvalid(
-        f"`strategy: {training.strategy}` with {found}",
-        required=f"a transformer or gpt whose {what} the processes can share"
-        + (" evenly" if what == "heads" else ", one each at least"),
+    if not isinstance(model, Transformer | Gpt):
+        raise _impossible(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
+    if strategy == "tensor" and model.num_heads % num_processes:
+        found = f"{model.num_heads} heads for {num_processes} processes"
+        raise _impossible(strategy, found, "heads that the processes can share evenly")
+    if strategy == "pipeline":
+        if model.num_layers < num_processes:
+            found = f"{model.num_layers} layers for {num_processes} processes"
+            raise _impossible(strategy, found, "a layer for each process at least")
+        num_microbatches(training.microbatches, training.batch_size, num_processes)
+
+
+def _impossible(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"`strategy: {strategy}` with {found}",
+        required=required,
         where="the recipe's training.strategy",
-        remedy=f"use `strategy: fsdp`, or change devices or num_{what}",
+        remedy="use `strategy: fsdp`, or change `devices` or the network",
     )
 
 

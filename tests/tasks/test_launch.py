@@ -97,7 +97,7 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home
 @pytest.mark.slow
 def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, home):
     network = Transformer(kind="transformer", width=16, num_layers=2, num_heads=2, dropout=0.0)
-    training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 12})
+    training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 8})
     fitting.fix_processor(training)
     alone = fitting.fit(fitting.read_parts(texts), fitting.blueprint_of(texts, network), training)
     killed: list[int] = []
