@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from data_contracts.errors import RecipeInvalid
 from data_contracts.records import Dataset, Start
 from models.networks.config import Model
-from models.training.config import Training
+from models.training.config import Loop, Training
 from tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from models.networks.blueprint import Blueprint
     from models.training.batches import Examples, Rows
     from models.training.checkpoints import Keeper
-    from models.training.loop import Epoch, State, Step
+    from models.training.loop import Epoch, Learn, State, Step
     from models.training.privacy import Spent
     from models.training.transfer import Transfer
     from models.training.world import World
@@ -48,7 +48,7 @@ class Together(NamedTuple):
     """How this process takes part in the work of several."""
 
     world: World
-    wrap: Callable[[nn.Module], nn.Module]
+    spread: Callable[[nn.Module, Loop], Learn]
     device: str
 
 
@@ -97,7 +97,7 @@ def fit(
     kept: it starts anew, since what was spent of the budget would have to be told of both.
     """
     from models.networks.blueprint import build
-    from models.training.loop import train
+    from models.training.loop import learner, train
     from models.training.privacy import train_privately
     from models.training.world import ALONE
 
@@ -114,7 +114,7 @@ def fit(
             on_epoch=on_epoch,
         )
         return Fitted(network, blueprint, history, spent, transferred)
-    group = Together(ALONE, lambda network: network, device_of(training)) if together is None else together
+    group = Together(ALONE, learner, device_of(training)) if together is None else together
     history = train(
         network,
         *parts,
@@ -122,7 +122,7 @@ def fit(
         seed=training.seed,
         device=group.device,
         world=group.world,
-        wrap=group.wrap,
+        spread=group.spread,
         shares=None if transferred is None else transferred.shares,
         on_epoch=on_epoch,
         on_step=on_step,

@@ -47,7 +47,7 @@ def fit_together(
     """
     from models.training.parallel import refuse_impossible
 
-    refuse_impossible(training.strategy, model, training.devices * training.nodes)
+    refuse_impossible(training, model)
     folder = settings().home / "jobs" / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

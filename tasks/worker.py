@@ -80,7 +80,7 @@ def work(path: Path) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     place = _Place(path.parent, dist.get_rank())
     try:
-        _train(job, place, device)
+        _train(job, place, str(device))
     except ConnectionError:
         raise  # another process has died: all are started again
     except (BloomeryError, OSError, ValueError, TypeError, LookupError) as failure:
@@ -91,7 +91,8 @@ def work(path: Path) -> None:
         dist.destroy_process_group()
 
 
-def _train(job: Job, place: _Place, device: object) -> None:
+def _train(job: Job, place: _Place, device: str) -> None:
+    import torch
     from safetensors.torch import save
 
     from models.training import parallel
@@ -106,8 +107,10 @@ def _train(job: Job, place: _Place, device: object) -> None:
         job.start,
         together=fitting.Together(
             world=parallel.shared_rows(strategy),
-            wrap=lambda network: parallel.spread(network, strategy, device),  # type: ignore[arg-type]
-            device=str(device),
+            spread=lambda network, loop: parallel.spread(
+                network, loop, strategy, torch.device(device), job.training.microbatches
+            ),
+            device=device,
         ),
         keeper=Keeper(fitting.checkpoint_folder(job.key), job.training.checkpoints),
         on_epoch=lambda epoch: _tell_epoch(place, epoch),

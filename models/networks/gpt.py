@@ -49,11 +49,15 @@ class Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor, pasts: Sequence[Past] | None = None) -> torch.Tensor:
         """With `pasts`, one for each block, x holds only the steps that come after those remembered there."""
-        x_BTW, _ = self.steps(x)
-        h_BTW = self.dropout(self.positions(x_BTW, first=len(pasts[0]) if pasts else 0))
+        h_BTW = self.begin(x, first=len(pasts[0]) if pasts else 0)
         for number, block in enumerate(self.blocks):
             h_BTW = block(h_BTW, past=pasts[number] if pasts else None)
         return self.norm(h_BTW)
+
+    def begin(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """h_BTW, which the first block takes; `first` is the place of the first step."""
+        x_BTW, _ = self.steps(x)
+        return self.dropout(self.positions(x_BTW, first=first))
 
     def next_token_logits(self, tokens_BT: torch.Tensor, pasts: Sequence[Past] | None = None) -> torch.Tensor:
         """logits_BTV float32: at each step, of the token that comes after it."""
@@ -77,8 +81,26 @@ class DecoderWithHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = without_common_padding(x)
-        h_BTW, there_BT = self.decoder(x), self.decoder.steps.there(x)
-        return self.head(self.dropout(pooled(h_BTW, there_BT, "last")))
+        return self._answer(self.decoder(x), x)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.decoder.blocks
+
+    def begin(self, x: torch.Tensor) -> torch.Tensor:
+        """h_BTW, which the first block takes."""
+        return self.decoder.begin(x)
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """No block needs one: padding is behind, and no step looks there."""
+        return None
+
+    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """float32 (B, K), from what the last block gives."""
+        return self._answer(self.decoder.norm(h_BTW), x)
+
+    def _answer(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(pooled(h_BTW, self.decoder.steps.there(x), "last")))
 
 
 def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -45,13 +45,23 @@ class Encoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = without_common_padding(x)
-        x_BTW, there_BT = self.steps(x)
-        h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
-        # Without a mask, attention has quicker kernels.
-        mask_B11T = there_BT[:, None, None, :] if self._has_padding else None
+        h_BTW, mask_B11T = self.begin(x), self.mask(x)
         for block in self.blocks:
             h_BTW = block(h_BTW, mask_B11T)
-        return self.head(self.dropout(pooled(self.norm(h_BTW), there_BT, self._pooling)))
+        return self.end(h_BTW, x)
+
+    def begin(self, x: torch.Tensor) -> torch.Tensor:
+        """h_BTW, which the first block takes."""
+        x_BTW, _ = self.steps(x)
+        return self.dropout(self.norm_in(self.positions(x_BTW)))
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """mask_B11T, with which every block is called. Without one, attention has quicker kernels."""
+        return self.steps.there(x)[:, None, None, :] if self._has_padding else None
+
+    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """float32 (B, K), from what the last block gives."""
+        return self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
 
 
 def prune(network: Encoder, config: Transformer, share: float) -> tuple[Encoder, Transformer]:

@@ -1,6 +1,6 @@
 """The whole state of training on disk, so that a killed run goes on where it was and ends in the same bits.
 
-A checkpoint is a folder: `weights.safetensors`, unless the weights are shards of several devices; `state/`, the other
+A checkpoint is a folder: `weights.safetensors`, unless several devices have a part of them each; `state/`, the other
 tensors as `torch.distributed.checkpoint` lays them out, each process writing its own; and `position.json`. It is
 written beside and moved into place, and the one before it is removed after that.
 """
@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
@@ -28,6 +29,7 @@ from data_contracts.digests import digest_of_file
 from data_contracts.documents import Document
 from models.training.config import Checkpoints
 from models.training.loop import Epoch, State
+from models.training.world import is_cut
 
 WEIGHTS = "weights.safetensors"
 _STATE = "state"
@@ -100,14 +102,14 @@ def _write(state: State, folder: Path) -> None:
         beside.mkdir(parents=True)
     _wait_for_all()
     tensors = _tensors(state)
-    if not _has_shards(tensors["network"]):
+    if not _is_in_parts(state.network):
         weights = tensors.pop("network")
         if _rank() == 0:
             # Copies, since some networks have one tensor under two names, which the format refuses.
             whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
             save_file(whole, beside / WEIGHTS)
     with _quiet():
-        dcp.save(tensors, checkpoint_id=beside / _STATE, no_dist=not _is_shared())
+        dcp.save(_named(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_shared())
     if _rank() == 0:
         _write_position(state, beside)
         shutil.rmtree(place, ignore_errors=True)
@@ -155,11 +157,16 @@ def _restore(state: State, place: Path, position: Position) -> None:
     is_whole = WEIGHTS in position.files
     weights = tensors.pop("network") if is_whole else tensors["network"]
     with _quiet():
-        dcp.load(tensors, checkpoint_id=place / _STATE, no_dist=not _is_shared())
+        dcp.load(_named(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_shared())
     if is_whole:
         weights = load_file(place / WEIGHTS)
     set_state_dict(state.network, state.optimizer, model_state_dict=weights, optim_state_dict=tensors["optimizer"])
-    state.schedule.load_state_dict(position.schedule)
+    # The first process has written these, and others may have other groups of parameters.
+    own_rates = {
+        "base_lrs": state.schedule.base_lrs,
+        "_last_lr": [group["lr"] for group in state.optimizer.param_groups],
+    }
+    state.schedule.load_state_dict(position.schedule | own_rates)
     state.epoch, state.batch, state.step, state.rate = position.epoch, position.batch, position.step, position.rate
     state.history = [Epoch(int(number), *figures) for number, *figures in position.history]
     if state.mean is not None:
@@ -196,8 +203,13 @@ def _own() -> str:
     return f"process-{_rank()}"
 
 
-def _has_shards(tensors: dict[str, Any]) -> bool:
-    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+def _named(tensors: dict[str, Any], state: State) -> dict[str, Any]:
+    """The same tensors. If each process has other parameters, what describes them must not meet under one name."""
+    return {_own(): tensors} if is_cut(state.network) else tensors
+
+
+def _is_in_parts(network: nn.Module) -> bool:
+    return is_cut(network) or any(isinstance(tensor, DTensor) for tensor in network.state_dict().values())
 
 
 def _is_shared() -> bool:

@@ -10,7 +10,7 @@ from data_contracts.documents import Document
 from models.features.inputs import Count
 from models.splits import Share
 
-Strategy = Literal["ddp", "fsdp", "tensor"]
+Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Method = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
 Baseline = Literal["mean", "zero", "blur"]
@@ -130,6 +130,9 @@ class Training(Loop):
     devices: Annotated[Count, Field(description="processes on each node")] = 1
     nodes: Count = 1
     strategy: Annotated[Strategy, Field(description="how several devices share the work")] = "ddp"
+    microbatches: Annotated[
+        Count | None, Field(description="of a batch in a pipeline; left out, four for each process")
+    ] = None
     checkpoints: Checkpoints = Checkpoints()
     start_from: StartFrom | None = None
     privacy: Privacy | None = None

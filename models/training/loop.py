@@ -24,6 +24,11 @@ from models.training.optimizer import RunningMean, clip_gradients, optimizer_for
 from models.training.transfer import frozen_modules
 from models.training.world import ALONE, World, added_up
 
+# The losses of the rows of a batch that the slice names, added up, from the outputs for these rows.
+Losses = Callable[[torch.Tensor, slice], torch.Tensor]
+# (x, losses, share) -> the loss of the batch; afterwards the gradients of loss / share are added to the network's.
+Learn = Callable[[torch.Tensor, Losses, float], torch.Tensor]
+
 _ANSWERED_ROWS = 1024  # rows of a batch when nothing is learnt
 _CHECKED_STEPS = 50  # how often the loss is looked at; each look waits for the device
 
@@ -70,6 +75,21 @@ class State:
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def learner(forward: nn.Module, loop: Loop) -> Learn:
+    """To learn from a batch by one pass through `forward` and one back."""
+    called: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if loop.compile else forward
+
+    def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
+        is_half = loop.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16) if is_half else contextlib.nullcontext():
+            outputs_BK = called(x)
+        loss = losses(outputs_BK, slice(None))
+        (loss / share).backward()
+        return loss.detach()
+
+    return learn
+
+
 def train(
     network: nn.Module,
     train_part: Rows,
@@ -79,7 +99,7 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     world: World = ALONE,
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    spread: Callable[[nn.Module, Loop], Learn] = learner,
     shares: dict[str, float] | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -91,28 +111,27 @@ def train(
     The best epoch is the one with the lowest validation loss. `shares` are learning rates by parameter, as shares of
     the recipe's. `restore` may put an earlier state in place before the first step; `keep` is shown the state after
     each one. Dropout draws from torch's own generator, everything else from `seed`. Of several processes that share
-    each batch `world` tells which one this is, and `wrap` makes the network's gradients those of the whole batch.
+    each batch `world` tells which one this is, and `spread` makes the network's gradients those of the whole batch.
 
     Raises:
         TrainingDiverged: the loss is not a number.
     """
-    on_device = network.to(device)
     if _has_convolutions(network):
-        on_device = on_device.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = wrap(on_device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # A network that is too large for the device gets there when this process has only its part left.
+    learn = spread(network, loop)
+    on_device = network.to(device)
     state = _first_state(on_device, train_part, loop, shares, world)
     restore(state)
     loss_of_rows = loss_of(loop, train_part.labels(all_of_them=loop.class_weights == "balanced"))
-    if loop.compile:
-        forward = torch.compile(forward)  # type: ignore[assignment]
     while state.epoch <= loop.epochs and not _is_over(state.history, loop):
         if state.batch == 0:
             state.rate, state.num_rows = _rate(state), 0
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        forward.train()
+        on_device.train()
         for module in frozen_modules(on_device):
             module.eval()
-        _one_epoch(forward, state, train_part, loop, loss_of_rows, seed=seed, world=world, on_step=on_step, keep=keep)
+        _one_epoch(learn, state, train_part, loop, loss_of_rows, seed=seed, world=world, on_step=on_step, keep=keep)
         train_loss = _finite(_mean_loss(state, world), state, loop)
         with contextlib.nullcontext() if state.mean is None else state.mean.in_place(on_device):
             val_loss, val_score = evaluate(on_device, val_part, world)
@@ -139,7 +158,7 @@ def _first_state(network: nn.Module, part: Rows, loop: Loop, shares: dict[str, f
 
 
 def _one_epoch(
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    learn: Learn,
     state: State,
     part: Rows,
     loop: Loop,
@@ -158,11 +177,9 @@ def _one_epoch(
     is_changed = loop.augment != Augment()
     for x, y in batches(part, loop.batch_size, seed=seed, epoch=state.epoch, start=state.batch, world=world):
         random = generator_for(seed, state.epoch, state.batch * world.size + world.rank) if is_changed else None
-        loss = _loss(forward, x, y, loop, loss_of_rows, random, device)
         # Processes take the mean of their gradients, so each one's rows count as a share of the mean batch.
         share = size_of_batch(part, loop.batch_size, state.batch) * loop.accumulate / world.size
-        (loss / share).backward()
-        state.loss_sum += loss.detach()
+        state.loss_sum += learn(*_changed(x, y, loop, loss_of_rows, random, device), share)
         state.batch += 1
         state.num_rows += len(y)
         num_grouped += 1
@@ -176,28 +193,29 @@ def _one_epoch(
         keep(state)
 
 
-def _loss(
-    forward: Callable[[torch.Tensor], torch.Tensor],
+def _changed(
     x: torch.Tensor,
     y: torch.Tensor,
     loop: Loop,
     loss_of_rows: Loss,
     random: torch.Generator | None,
     device: torch.device,
-) -> torch.Tensor:
-    """The losses of a batch, added up; with `random` of one that is changed as the recipe says."""
+) -> tuple[torch.Tensor, Losses]:
+    """A batch on the device, with `random` changed as the recipe says, and how its outputs are judged."""
     x = x if random is None else augmented(x, loop.augment, random)
     blend = mixed(x, y, loop.augment.mixup, random) if random is not None and loop.augment.mixup else None
     x = (x if blend is None else blend.x).to(device, non_blocking=True)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    is_half = loop.precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16) if is_half else contextlib.nullcontext():
-        outputs_BK = forward(x)
-    loss = loss_of_rows(outputs_BK, y.to(device))
+    y = y.to(device)
     if blend is None:
-        return loss
-    return blend.share * loss + (1 - blend.share) * loss_of_rows(outputs_BK, blend.other.to(device))
+        return x, lambda outputs_BK, rows: loss_of_rows(outputs_BK, y[rows])
+    share, other = blend.share, blend.other.to(device)
+
+    def losses(outputs_BK: torch.Tensor, rows: slice) -> torch.Tensor:
+        return share * loss_of_rows(outputs_BK, y[rows]) + (1 - share) * loss_of_rows(outputs_BK, other[rows])
+
+    return x, losses
 
 
 def _take_step(state: State, loop: Loop) -> None:

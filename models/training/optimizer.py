@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from models.training.config import Loop
+from models.training.world import is_cut
 
 _WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
 
@@ -64,7 +66,7 @@ def schedule_for(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int) -
 
 @torch.no_grad()
 def clip_gradients(network: nn.Module, largest: float) -> None:
-    """Scale all gradients so that their norm together is at most `largest`, also where some are shards.
+    """Scale all gradients so that their norm together is at most `largest`, also where other processes have some.
 
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", section 3.2.
     """
@@ -76,6 +78,10 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
     norms = [nn.utils.get_total_norm([one.grad for one in alike if one.grad is not None]) for alike in kinds if alike]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     total = torch.linalg.vector_norm(torch.stack(whole))
+    if is_cut(network):
+        squares = total.square()
+        dist.all_reduce(squares)
+        total = squares.sqrt()
     for alike in kinds:
         nn.utils.clip_grads_with_norm_(alike, largest, total)
 

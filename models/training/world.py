@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 class World(NamedTuple):
@@ -16,6 +17,15 @@ class World(NamedTuple):
 
 
 ALONE = World()
+
+
+class Elsewhere(nn.Module):
+    """Stands where another process holds that part of the network."""
+
+
+def is_cut(network: nn.Module) -> bool:
+    """Whether each process holds other parameters of the network."""
+    return any(isinstance(module, Elsewhere) for module in network.modules())
 
 
 def added_up(figures: torch.Tensor, world: World) -> torch.Tensor:

@@ -17,8 +17,8 @@ from data_contracts.errors import EngineMissing, TrainingDiverged
 from data_contracts.means import Engine
 from data_contracts.records import Dataset
 from models.config import Features
-from models.features.inputs import NumberInput
-from models.networks.config import Mlp
+from models.features.inputs import NumberInput, TextInput
+from models.networks.config import Mlp, Transformer
 from models.training.config import Checkpoints, Training
 from tasks import fitting
 from tasks.launch import command, fit_together
@@ -37,6 +37,19 @@ def dataset(checked_rows_of) -> Dataset:
     table = pa.table({"id": pa.array(range(600)), **columns, "label": label})
     features = Features(key="id", label="label", inputs=(NumberInput(kind="number", columns=tuple(columns)),))
     return prepare(checked_rows_of(table), features, Engine(kind="local"))
+
+
+@pytest.fixture
+def texts(checked_rows_of) -> Dataset:
+    """Texts of one to eight words, by which of two words comes more often."""
+    random = np.random.default_rng(0)
+    words = [random.choice(["left", "right", "and", "then"], size=random.integers(1, 9)) for _ in range(400)]
+    label = ["left" if (of_row == "left").sum() > (of_row == "right").sum() else "other" for of_row in words]
+    table = pa.table(
+        {"id": pa.array(range(400)), "text": [" ".join(row) + f" {at}" for at, row in enumerate(words)], "label": label}
+    )
+    text = TextInput(kind="text", column="text", length=10, tokenizer="words", vocabulary_size=6)
+    return prepare(checked_rows_of(table), Features(key="id", label="label", inputs=(text,)), Engine(kind="local"))
 
 
 def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
@@ -79,6 +92,25 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home
     for name, weight in weights_of(wanted).items():
         assert torch.equal(weights_of(disturbed)[name], weight)
     assert disturbed.history == wanted.history
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, home):
+    network = Transformer(kind="transformer", width=16, num_layers=2, num_heads=2, dropout=0.0)
+    training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 8})
+    fitting.fix_processor(training)
+    alone = fitting.fit(fitting.read_parts(texts), fitting.blueprint_of(texts, network), training)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("pipeline"), killed))
+    killer.start()
+    together = fit_together("pipeline", texts, network, training, None)
+    killer.join()
+    assert killed
+    for name, weight in weights_of(alone).items():
+        # Softmax does not feel the bias of keys. Its gradient is mere rounding, of which AdamW makes whole steps.
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
+    assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
 
 
 @pytest.mark.slow
