@@ -130,6 +130,10 @@ class Training(Loop):
     devices: Annotated[Count, Field(description="processes on each node")] = 1
     nodes: Count = 1
     strategy: Annotated[Strategy, Field(description="how several devices share the work")] = "ddp"
+    launcher: Annotated[
+        Literal["torchrun", "spark"],
+        Field(description="what starts several processes; spark: tasks on the cluster of the recipe's `spark`"),
+    ] = "torchrun"
     checkpoints: Checkpoints = Checkpoints()
     start_from: StartFrom | None = None
     privacy: Privacy | None = None

@@ -1,4 +1,4 @@
-"""Processes that train together, started by torchrun, and what happens when one of them is killed."""
+"""Processes that train together, started by torchrun or Spark, and what happens when one of them is killed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_contracts.errors import EngineMissing, TrainingDiverged
-from data_contracts.means import Engine
+from data_contracts.errors import EngineMissing, RecipeInvalid, TrainingDiverged
+from data_contracts.means import Engine, SparkMeans
 from data_contracts.records import Dataset
 from models.config import Features
 from models.features.inputs import NumberInput
@@ -23,9 +23,11 @@ from models.training.config import Checkpoints, Training
 from tasks import fitting
 from tasks.launch import command, fit_together
 from tasks.prepare import prepare
+from tasks.train import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
 TRAINING = Training(epochs=6, batch_size=32, seed=1, devices=2, checkpoints=Checkpoints(every_steps=5))
+LOCAL_2 = SparkMeans(master="local[2]", settings={"spark.driver.memory": "600m"})
 
 
 @pytest.fixture
@@ -43,24 +45,28 @@ def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
     return fitted.network.state_dict()
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it trains, and is not one of those that start the ones that do."""
+    try:
+        started_by_torchrun, *what = process.cmdline()[1:4]
+        return started_by_torchrun == "-u" and (what == ["-m", "tasks.worker"] or what[0].endswith("train.py"))
+    except (psutil.Error, ValueError):  # it has just ended
+        return False
+
+
 def kill_a_worker(folder: Path, killed: list[int]) -> None:
     """Wait for a checkpoint, then kill a process that trains."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not killed and time.monotonic() < deadline:
         if list(folder.glob("step-*")):
-            workers = [
-                one
-                for one in psutil.Process().children(recursive=True)
-                if "tasks.worker" in " ".join(one.cmdline()) and "torch.distributed.run" not in " ".join(one.cmdline())
-            ]
-            for worker in workers[-1:]:
+            for worker in [one for one in psutil.Process().children(recursive=True) if is_worker(one)][-1:]:
                 worker.send_signal(signal.SIGKILL)
                 killed.append(worker.pid)
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home):
+def test_processes_agree_with_one(dataset, home):
     fitting.fix_processor(TRAINING)
     alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), TRAINING)
     together = fit_together("undisturbed", dataset, MLP, TRAINING, None)
@@ -68,17 +74,24 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home
         torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
 
-    killed: list[int] = []
+
+@pytest.mark.slow
+def test_a_killed_process_changes_nothing_whoever_starts_it_again(dataset, home):
     longer = TRAINING.model_copy(update={"epochs": 25})
     wanted = fit_together("longer", dataset, MLP, longer, None)
-    killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("killed"), killed))
-    killer.start()
-    disturbed = fit_together("killed", dataset, MLP, longer, None)
-    killer.join()
-    assert killed
-    for name, weight in weights_of(wanted).items():
-        assert torch.equal(weights_of(disturbed)[name], weight)
-    assert disturbed.history == wanted.history
+    for launcher in ("torchrun", "spark"):
+        key = f"killed-{launcher}"
+        killed: list[int] = []
+        killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder(key), killed))
+        killer.start()
+        training = longer.model_copy(update={"launcher": launcher})
+        disturbed = fit_together(key, dataset, MLP, training, None, means=LOCAL_2)
+        killer.join()
+        assert killed
+        for name, weight in weights_of(wanted).items():
+            assert torch.equal(weights_of(disturbed)[name], weight)
+        assert disturbed.history == wanted.history
+        assert not [one for one in psutil.Process().children(recursive=True) if is_worker(one)]
 
 
 @pytest.mark.slow
@@ -88,6 +101,28 @@ def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
         fit_together("lost", lost, MLP, TRAINING, None)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process_on_spark_is_told_here(dataset, home):
+    training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
+    with pytest.raises(TrainingDiverged, match="learning rate"):
+        fit_together("diverges", dataset, MLP, training, None, means=LOCAL_2)
+
+
+@pytest.mark.slow
+def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home):
+    ask_once = {f"spark.scheduler.barrier.maxConcurrentTasksCheck.{name}": "1" for name in ("interval", "maxFailures")}
+    busy = LOCAL_2.model_copy(update={"settings": {**LOCAL_2.settings, **ask_once, "spark.task.cpus": "2"}})
+    with pytest.raises(EngineMissing, match="did not give 2 slots"):
+        fit_together("busy", dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means=busy)
+
+
+@pytest.mark.parametrize("master", ["local", "local[1]", "local[1, 4]", "sc://far:15002"])
+def test_a_spark_that_never_could_start_the_processes_is_refused_by_the_stage(dataset, master):
+    means = Engine(spark=SparkMeans(master=master))
+    with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
+        train(dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means)
 
 
 def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
