@@ -61,7 +61,9 @@ def fit_together(
     job = Job(key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans())
     path.write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
     with (folder / _LOG).open("ab") as log:
-        agent = processes.start(command(path, training), log, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+        # Without the second, what torchrun lays into the system's temporary folder would stay there.
+        surroundings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TMPDIR": str(folder)}
+        agent = processes.start(command(path, training), log, surroundings)
         try:
             lines = _lines(folder / PROGRESS, lambda: agent.poll() is None and not (folder / FAILURE).is_file())
             for line in lines:

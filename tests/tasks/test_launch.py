@@ -66,13 +66,17 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_agree_with_one(dataset, home):
+def test_processes_agree_with_one_and_leave_nothing_behind(dataset, home, tmp_path, monkeypatch):
     fitting.fix_processor(TRAINING)
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
     alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), TRAINING)
     together = fit_together("undisturbed", dataset, MLP, TRAINING, None)
     for name, weight in weights_of(alone).items():
         torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
+    assert not [*elsewhere.iterdir(), *(home / "jobs").iterdir()]
 
 
 @pytest.mark.slow
@@ -119,10 +123,18 @@ def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home
 
 
 @pytest.mark.parametrize("master", ["local", "local[1]", "local[1, 4]", "sc://far:15002"])
-def test_a_spark_that_never_could_start_the_processes_is_refused_by_the_stage(dataset, master):
-    means = Engine(spark=SparkMeans(master=master))
+def test_a_spark_that_never_could_start_the_processes_is_refused(dataset, master):
+    training = TRAINING.model_copy(update={"launcher": "spark"})
     with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
-        train(dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means)
+        fit_together("refused", dataset, MLP, training, None, means=SparkMeans(master=master))
+
+
+@pytest.mark.slow
+def test_the_stage_trains_on_the_spark_of_its_means(dataset, home):
+    (home / dataset.checked.report_uri).write_text("made for a test")
+    training = TRAINING.model_copy(update={"launcher": "spark"})
+    with pytest.raises(RecipeInvalid, match=r"local\[1\]"):
+        train(dataset, MLP, training, None, Engine(spark=SparkMeans(master="local[1]")))
 
 
 def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
