@@ -48,9 +48,11 @@ def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
 def is_worker(process: psutil.Process) -> bool:
     """Whether it trains, and is not one of those that start the ones that do."""
     try:
-        started_by_torchrun, *what = process.cmdline()[1:4]
-        return started_by_torchrun == "-u" and (what == ["-m", "tasks.worker"] or what[0].endswith("train.py"))
-    except (psutil.Error, ValueError):  # it has just ended
+        command = " ".join(process.cmdline()[1:])
+        return command.startswith("-u -m tasks.worker ") or (
+            command.startswith("-u /") and command.endswith("/train.py")
+        )
+    except psutil.Error:  # it has just ended
         return False
 
 
