@@ -26,7 +26,7 @@ def in_order(stages: Stages, recipe: Recipe, source: Source, start: Start | None
     rows = stages.ingest(source)
     checked = stages.validate(rows, recipe.contract)
     dataset = stages.prepare(checked, recipe.features, recipe.means)
-    trained = stages.train(dataset, recipe.model, recipe.training, start)
+    trained = stages.train(dataset, recipe.model, recipe.training, start, recipe.means)
     options = stages.compress(trained, recipe.compression)
     chosen = stages.choose(options, recipe.budget)
     bento = stages.package(chosen, recipe.name)

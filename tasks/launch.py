@@ -1,4 +1,4 @@
-"""Several processes that train one network: started by torchrun's agent, watched, and their network taken over."""
+"""Several processes that train one network: started by torchrun or Spark, watched, and their network taken over."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 from data_contracts import errors
 from data_contracts.errors import BloomeryError, EngineMissing
+from data_contracts.means import SparkMeans
 from data_contracts.records import Dataset, Start
 from models.networks.config import Model
 from models.training.config import Training
-from tasks import fitting, processes
+from tasks import barrier, fitting, processes, spark
+from tasks.barrier import MOST_RESTARTS
 from tasks.settings import settings
 from tasks.worker import FAILURE, PROGRESS, RESULT, WEIGHTS, Failure, Job, Result, Told
 
 if TYPE_CHECKING:
     from models.training.loop import Epoch, Step
 
-_MOST_RESTARTS = 3
 _LOG = "torchrun.log"
 
 
@@ -33,6 +34,7 @@ def fit_together(
     training: Training,
     start: Start | None,
     *,
+    means: SparkMeans | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> fitting.Fitted:
@@ -41,21 +43,27 @@ def fit_together(
     A process that dies is started again together with the others, and they go on from the last checkpoint.
 
     Raises:
-        RecipeInvalid: the network cannot be spread so.
-        EngineMissing: the processes failed; the message has the end of their log.
+        RecipeInvalid: the network cannot be spread so, or the Spark of `means` has too few slots.
+        EngineMissing: Spark does not start or gives no slots, or the processes failed; then the message has the end of
+            their log.
         TrainingDiverged: as in one process.
     """
     from models.training.parallel import refuse_impossible
 
     refuse_impossible(training, model)
     folder = settings().home / "jobs" / key
+    if training.launcher == "spark":
+        barrier.refuse_impossible(training, means)
+        spark.give_way(means)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / "job.json"
-    job = Job(key=key, dataset=dataset, model=model, training=training, start=start)
+    job = Job(key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans())
     path.write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
     with (folder / _LOG).open("ab") as log:
-        agent = processes.start(command(path, training), log, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+        # Without the second, what torchrun lays into the system's temporary folder would stay there.
+        surroundings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TMPDIR": str(folder)}
+        agent = processes.start(command(path, training), log, surroundings)
         try:
             lines = _lines(folder / PROGRESS, lambda: agent.poll() is None and not (folder / FAILURE).is_file())
             for line in lines:
@@ -70,7 +78,9 @@ def fit_together(
 
 
 def command(job: Path, training: Training) -> list[str]:
-    """What is run on each machine. Of several machines, each but the first is given this command by its user."""
+    """What is run on each machine. Of several machines, each but the first is given torchrun's by its user."""
+    if training.launcher == "spark":
+        return [sys.executable, "-m", "tasks.barrier", str(job)]
     meeting = ["--standalone"]
     if training.nodes > 1:
         endpoint = os.environ.get("BLOOMERY_RENDEZVOUS", "localhost:29400")
@@ -80,7 +90,7 @@ def command(job: Path, training: Training) -> list[str]:
         *meeting,
         f"--nnodes={training.nodes}",
         f"--nproc-per-node={training.devices}",
-        f"--max-restarts={_MOST_RESTARTS}",
+        f"--max-restarts={MOST_RESTARTS}",
         *("-m", "tasks.worker", str(job)),
     ]
 

@@ -42,7 +42,7 @@ def draw_curves(epochs: Sequence[Epoch], task: Task, unit: float, path: Path) ->
     scores = [epoch.val_score * (100 if is_classes else unit) for epoch in epochs]
     right.plot(numbers, scores, color=_GREY, ls="--", label="accuracy" if is_classes else "RMSE")
     right.set(ylabel="validation accuracy (%)" if is_classes else "validation RMSE (units of the label)")
-    left.legend(handles=[*left.lines, *right.lines], loc="center right", frameon=False)
+    figure.legend(handles=[*left.lines, *right.lines], loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

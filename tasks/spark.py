@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -100,6 +101,10 @@ def _without_vector_module(real: Path) -> Path:
     return home
 
 
+def master_of(means: SparkMeans | None) -> str:
+    return (means and means.master) or settings().spark_master
+
+
 def session(means: SparkMeans | None = None) -> SparkSession:
     """The Spark session of this process, started at the first call and kept until `stop`.
 
@@ -117,7 +122,7 @@ def session(means: SparkMeans | None = None) -> SparkSession:
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     means = means or SparkMeans()
-    master = means.master or settings().spark_master
+    master = master_of(means)
     builder = SparkSession.builder.appName("bloomery")
     builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
     for name, value in (_settings(master, scratch) | means.settings).items():
@@ -125,7 +130,8 @@ def session(means: SparkMeans | None = None) -> SparkSession:
     try:
         started = builder.getOrCreate()
         if not master.startswith("local"):
-            started.addArtifacts(str(_code_for_executors(scratch)), pyfile=True)
+            code = write_code(scratch / "bloomery.zip", ("data_contracts", "models"))
+            started.addArtifacts(str(code), pyfile=True)
         return started
     except (PySparkRuntimeError, OSError) as failure:
         raise EngineMissing(
@@ -160,15 +166,20 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
     return ours
 
 
-def _code_for_executors(scratch: Path) -> Path:
-    """The rooms that run on executors, as an archive that Python imports from."""
-    archive = scratch / "bloomery.zip"
+def write_code(archive: Path, rooms: Sequence[str]) -> Path:
+    """Write the rooms that run on executors as an archive that Python imports from."""
     root = Path(__file__).resolve().parent.parent
     with zipfile.ZipFile(archive, "w") as file:
-        for room in ("data_contracts", "models"):
+        for room in rooms:
             for path in sorted((root / room).rglob("*.py")):
                 file.write(path, path.relative_to(root))
     return archive
+
+
+def give_way(means: SparkMeans | None) -> None:
+    """Stop this process's session if it holds executors of a cluster, so that another application gets them."""
+    if not master_of(means).startswith("local"):
+        stop()
 
 
 def stop() -> None:

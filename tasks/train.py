@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from data_contracts.means import Engine
 from data_contracts.records import Dataset, Start, Trained
 from models.networks.config import Model
 from models.training.config import Training
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
     from tasks.search import Found
 
 
+_NO_MEANS = Engine()
+
+
 def _run_is_kept(record: Trained) -> bool:
     return tracking.run_exists(record.run_id)
 
 
 @stage(is_whole=_run_is_kept, present=artifacts.training_run)
-def train(out: Output, dataset: Dataset, model: Model, training: Training, start: Start | None = None) -> Trained:
+def train(
+    out: Output,
+    dataset: Dataset,
+    model: Model,
+    training: Training,
+    start: Start | None = None,
+    means: Engine = _NO_MEANS,
+) -> Trained:
     """Afterwards `weights.safetensors` and `network.json` hold the network, and MLflow a run with all figures.
 
     The same arguments give the same weights, bit for bit, on a processor of the same kind, also if the run was killed
@@ -50,7 +61,7 @@ def train(out: Output, dataset: Dataset, model: Model, training: Training, start
             _log_search(run_id, found)
         processor = fitting.fix_processor(training)
         _log_beginning(run_id, dataset, model, training, processor)
-        fitted, curves = _fit(out.key, run_id, parts, dataset, encoder, model, training, start)
+        fitted, curves = _fit(out.key, run_id, parts, dataset, encoder, model, training, start, means)
         digest = write_network(
             fitted.network, fitted.blueprint, out.path("weights.safetensors"), out.path("network.json")
         )
@@ -80,6 +91,7 @@ def _fit(
     model: Model,
     training: Training,
     start: Start | None,
+    means: Engine,
 ) -> tuple[fitting.Fitted, Curves]:
     """In this process, or in several where the recipe says so."""
     from models.answers import deviation_of
@@ -91,7 +103,12 @@ def _fit(
     steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
     curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
     if training.devices * training.nodes > 1:
-        fitted = fit_together(key, dataset, model, training, start, on_epoch=curves.on_epoch, on_step=curves.on_step)
+        fitted = fit_together(
+            *(key, dataset, model, training, start),
+            means=means.spark,
+            on_epoch=curves.on_epoch,
+            on_step=curves.on_step,
+        )
     else:
         fitted = fitting.fit(
             parts,

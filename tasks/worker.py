@@ -1,4 +1,7 @@
-"""One of several processes that train a network together. torchrun starts it: `torchrun … -m tasks.worker JOB.json`."""
+"""One of several processes that train a network together. torchrun starts it: `torchrun … -m tasks.worker JOB.json`.
+
+On Spark a torchrun in each task does.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.documents import Document
 from data_contracts.errors import BloomeryError
+from data_contracts.means import SparkMeans
 from data_contracts.records import Dataset, Start
 from models.networks.config import Model
 from models.training.config import Training
@@ -35,6 +39,7 @@ class Job(Document):
     model: Model
     training: Training
     start: Start | None
+    spark: SparkMeans = SparkMeans()  # where the launcher `spark` starts them
 
 
 class Told(Document):
@@ -68,10 +73,11 @@ class _Place(NamedTuple):
 
 def work(path: Path) -> None:
     """Train as the job says, together with the other processes of the group."""
+    enter()  # first: an executor's environment has nothing that fixes the processor's instructions
+
     import torch
     import torch.distributed as dist
 
-    enter()
     job = Job.model_validate_json(path.read_text(encoding="utf-8"))
     on_gpu = fitting.device_of(job.training) == "cuda"
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
@@ -85,7 +91,7 @@ def work(path: Path) -> None:
         raise  # another process has died: all are started again
     except (BloomeryError, OSError, ValueError, TypeError, LookupError) as failure:
         # It would come again, so the starter is told and ends the group.
-        _write(place.folder / FAILURE, _failure_of(failure))
+        write(place.folder / FAILURE, failure_of(failure))
         raise
     finally:
         dist.destroy_process_group()
@@ -122,7 +128,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
         beside.rename(place.folder / WEIGHTS)
         taken = None if fitted.transfer is None else fitted.transfer.taken
-        _write(place.folder / RESULT, Result(history=tuple(map(tuple, fitted.history)), taken=taken))
+        write(place.folder / RESULT, Result(history=tuple(map(tuple, fitted.history)), taken=taken))
 
 
 def _tell_epoch(place: _Place, epoch: Epoch) -> None:
@@ -139,7 +145,8 @@ def _tell(place: _Place, told: Told) -> None:
             stream.write(told.model_dump_json() + "\n")
 
 
-def _failure_of(failure: Exception) -> Failure:
+def failure_of(failure: Exception) -> Failure:
+    """An error as it is told to the starter; one that is not ours as EngineMissing."""
     if not isinstance(failure, BloomeryError):
         return Failure(
             kind="EngineMissing",
@@ -157,7 +164,8 @@ def _failure_of(failure: Exception) -> Failure:
     )
 
 
-def _write(path: Path, document: Document) -> None:
+def write(path: Path, document: Document) -> None:
+    """Afterwards the file holds the document, whole."""
     beside = path.with_name(f".{path.name}-{os.getpid()}")
     beside.write_text(document.model_dump_json(), encoding="utf-8")
     beside.replace(path)

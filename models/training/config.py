@@ -133,6 +133,10 @@ class Training(Loop):
     microbatches: Annotated[
         Count | None, Field(description="of a batch in a pipeline; left out, four for each process")
     ] = None
+    launcher: Annotated[
+        Literal["torchrun", "spark"],
+        Field(description="what starts several processes; spark: tasks on the cluster of the recipe's `spark`"),
+    ] = "torchrun"
     checkpoints: Checkpoints = Checkpoints()
     start_from: StartFrom | None = None
     privacy: Privacy | None = None

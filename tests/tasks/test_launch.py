@@ -1,4 +1,4 @@
-"""Processes that train together, started by torchrun, and what happens when one of them is killed."""
+"""Processes that train together, started by torchrun or Spark, and what happens when one of them is killed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_contracts.errors import EngineMissing, TrainingDiverged
-from data_contracts.means import Engine
+from data_contracts.errors import EngineMissing, RecipeInvalid, TrainingDiverged
+from data_contracts.means import Engine, SparkMeans
 from data_contracts.records import Dataset
 from models.config import Features
 from models.features.inputs import NumberInput, TextInput
@@ -23,9 +23,11 @@ from models.training.config import Checkpoints, Training
 from tasks import fitting
 from tasks.launch import command, fit_together
 from tasks.prepare import prepare
+from tasks.train import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
 TRAINING = Training(epochs=6, batch_size=32, seed=1, devices=2, checkpoints=Checkpoints(every_steps=5))
+LOCAL_2 = SparkMeans(master="local[2]", settings={"spark.driver.memory": "600m"})
 
 
 @pytest.fixture
@@ -56,42 +58,59 @@ def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
     return fitted.network.state_dict()
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it trains, and is not one of those that start the ones that do."""
+    try:
+        command = " ".join(process.cmdline()[1:])
+        return command.startswith("-u -m tasks.worker ") or (
+            command.startswith("-u /") and command.endswith("/train.py")
+        )
+    except psutil.Error:  # it has just ended
+        return False
+
+
 def kill_a_worker(folder: Path, killed: list[int]) -> None:
     """Wait for a checkpoint, then kill a process that trains."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not killed and time.monotonic() < deadline:
         if list(folder.glob("step-*")):
-            workers = [
-                one
-                for one in psutil.Process().children(recursive=True)
-                if "tasks.worker" in " ".join(one.cmdline()) and "torch.distributed.run" not in " ".join(one.cmdline())
-            ]
-            for worker in workers[-1:]:
+            for worker in [one for one in psutil.Process().children(recursive=True) if is_worker(one)][-1:]:
                 worker.send_signal(signal.SIGKILL)
                 killed.append(worker.pid)
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_processes_agree_with_one_and_a_killed_one_changes_nothing(dataset, home):
+def test_processes_agree_with_one_and_leave_nothing_behind(dataset, home, tmp_path, monkeypatch):
     fitting.fix_processor(TRAINING)
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
     alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), TRAINING)
     together = fit_together("undisturbed", dataset, MLP, TRAINING, None)
     for name, weight in weights_of(alone).items():
         torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
+    assert not [*elsewhere.iterdir(), *(home / "jobs").iterdir()]
 
-    killed: list[int] = []
+
+@pytest.mark.slow
+def test_a_killed_process_changes_nothing_whoever_starts_it_again(dataset, home):
     longer = TRAINING.model_copy(update={"epochs": 25})
     wanted = fit_together("longer", dataset, MLP, longer, None)
-    killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("killed"), killed))
-    killer.start()
-    disturbed = fit_together("killed", dataset, MLP, longer, None)
-    killer.join()
-    assert killed
-    for name, weight in weights_of(wanted).items():
-        assert torch.equal(weights_of(disturbed)[name], weight)
-    assert disturbed.history == wanted.history
+    for launcher in ("torchrun", "spark"):
+        key = f"killed-{launcher}"
+        killed: list[int] = []
+        killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder(key), killed))
+        killer.start()
+        training = longer.model_copy(update={"launcher": launcher})
+        disturbed = fit_together(key, dataset, MLP, training, None, means=LOCAL_2)
+        killer.join()
+        assert killed
+        for name, weight in weights_of(wanted).items():
+            assert torch.equal(weights_of(disturbed)[name], weight)
+        assert disturbed.history == wanted.history
+        assert not [one for one in psutil.Process().children(recursive=True) if is_worker(one)]
 
 
 @pytest.mark.slow
@@ -120,6 +139,36 @@ def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
         fit_together("lost", lost, MLP, TRAINING, None)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process_on_spark_is_told_here(dataset, home):
+    training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
+    with pytest.raises(TrainingDiverged, match="learning rate"):
+        fit_together("diverges", dataset, MLP, training, None, means=LOCAL_2)
+
+
+@pytest.mark.slow
+def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home):
+    ask_once = {f"spark.scheduler.barrier.maxConcurrentTasksCheck.{name}": "1" for name in ("interval", "maxFailures")}
+    busy = LOCAL_2.model_copy(update={"settings": {**LOCAL_2.settings, **ask_once, "spark.task.cpus": "2"}})
+    with pytest.raises(EngineMissing, match="did not give 2 slots"):
+        fit_together("busy", dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means=busy)
+
+
+@pytest.mark.parametrize("master", ["local", "local[1]", "local[1, 4]", "sc://far:15002"])
+def test_a_spark_that_never_could_start_the_processes_is_refused(dataset, master):
+    training = TRAINING.model_copy(update={"launcher": "spark"})
+    with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
+        fit_together("refused", dataset, MLP, training, None, means=SparkMeans(master=master))
+
+
+@pytest.mark.slow
+def test_the_stage_trains_on_the_spark_of_its_means(dataset, home):
+    (home / dataset.checked.report_uri).write_text("made for a test")
+    training = TRAINING.model_copy(update={"launcher": "spark"})
+    with pytest.raises(RecipeInvalid, match=r"local\[1\]"):
+        train(dataset, MLP, training, None, Engine(spark=SparkMeans(master="local[1]")))
 
 
 def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
