@@ -101,7 +101,7 @@ def _traced(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.Model
 
 def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without doc strings, metadata and inferred shapes, which carry paths and can be a third of a small file."""
-    model.producer_version = ""
+    model.producer_version = model.doc_string = ""
     del model.metadata_props[:]
     model.graph.doc_string = ""
     del model.graph.metadata_props[:]

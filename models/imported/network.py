@@ -149,7 +149,6 @@ def _changed(
     needs_cast = graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT
     activation = last_activation(graph)
     if way_out.is_cut and activation is not None:
-        needs_cast |= activation.output[0] != end
         end = activation.input[0]
     before, after = _nodes_before(way_in, source), _nodes_after(way_out, end, needs_cast=needs_cast)
     replace_nodes(graph, [*before, *graph.node, *after])

@@ -85,10 +85,10 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def last_activation(graph: onnx.GraphProto) -> onnx.NodeProto | None:
-    """The node that the output comes from, apart from changes of name and type; None if it is the input."""
+    """The node that the output comes from, apart from changes of name; None if it is the input."""
     made_by = {name: node for node in graph.node for name in node.output}
     node = made_by.get(graph.output[0].name)
-    while node is not None and node.op_type in ("Identity", "Cast"):
+    while node is not None and node.op_type == "Identity":
         node = made_by.get(node.input[0])
     return node
 

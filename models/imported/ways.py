@@ -138,13 +138,14 @@ def find_way_out(model: onnx.ModelProto, given: np.ndarray, task: Task, num_outp
         return WayOut("figures")
     end = last_activation(model.graph)
     activation = "" if end is None else end.op_type
+    is_exact = given.dtype != np.float16  # else what rounding does to probabilities is part of the network
     is_share = bool(((given >= 0) & (given <= 1 + _OFF_BY)).all())
     if given.size == len(given):
-        if activation == "Sigmoid":
+        if activation == "Sigmoid" and is_exact:
             return WayOut("probability", is_cut=True)
         return WayOut("probability" if is_share else "logit")
     if is_share and bool((np.abs(given.sum(axis=1) - 1) < _OFF_BY).all()):
-        return WayOut("probabilities", is_cut=activation == "Softmax")
+        return WayOut("probabilities", is_cut=activation == "Softmax" and is_exact)
     return WayOut("probabilities" if activation == "Sigmoid" else "logits")
 
 
