@@ -88,7 +88,7 @@ class Start(Record):
 class Trained(Record):
     """A trained network. `digest` is that of its weights."""
 
-    uri: str  # weights, as safetensors
+    uri: str  # weights, as safetensors; of a network that came trained, its ONNX file
     network_uri: str  # the network's configuration, as JSON
     run_id: str
     num_parameters: int
@@ -96,6 +96,7 @@ class Trained(Record):
     val_score: float  # accuracy, or RMSE in the units of the label
     slices: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
     processor: str  # threads and instruction set that the weights' bits depend on
+    import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
     dataset: Dataset
 
 
@@ -128,7 +129,7 @@ class Candidate(Document):
     score: Interval  # on the test part: accuracy, or RMSE in the units of the label
     worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
     latency: Latency
-    parity_error: float  # largest difference of an output between PyTorch and ONNX Runtime, before quantization
+    parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
     answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
     is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.config import Features
+from models.config import Compression, Features
 from models.features.inputs import (
     AudioInput,
     CategoryInput,
@@ -14,7 +14,7 @@ from models.features.inputs import (
     SequenceInput,
     SeriesInput,
 )
-from models.networks.config import Mlp, Model
+from models.networks.config import Imported, Mlp, Model
 from models.training.config import Training
 
 _TAKEN = frozenset({"x", "y", "truth", "answer", "probabilities", "_part", "_partition", "_label"})
@@ -57,9 +57,18 @@ _AUGMENTED = {
     "mixup": (_IMAGE, _SOUND, _SEQUENCE, _FLAT),
     "drop_tokens": (_TEXT,),
 }
+# What `training` may say of a network that comes trained: how it is judged.
+_OF_JUDGING = ("seed", "num_threads", "slices", "explain")
+_NEVER_PRUNED = ("custom", "huggingface", "imported")
 
 
-def misfits(features: Features, model: Model, contract: Contract, training: Training | None = None) -> Iterator[str]:
+def misfits(
+    features: Features,
+    model: Model,
+    contract: Contract,
+    training: Training | None = None,
+    compression: Compression | None = None,
+) -> Iterator[str]:
     """A sentence for each, none if all fits."""
     known = ", ".join(column.name for column in contract.columns)
     for role, name in (("key", features.key), ("label", features.label)):
@@ -88,7 +97,9 @@ def misfits(features: Features, model: Model, contract: Contract, training: Trai
     yield from _of_network(features, model)
     if training is not None:
         yield from _of_slices(training, contract)
-        yield from _of_training(features, model, training)
+        yield from _of_imported(training) if isinstance(model, Imported) else _of_training(features, model, training)
+    if compression is not None:
+        yield from _of_compression(model, compression)
 
 
 def _of_key(key: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
@@ -253,8 +264,29 @@ def _of_slices(training: Training, contract: Contract) -> Iterator[str]:
             yield f"training.slices: column {name!r} is an array; figures are told apart by single values"
 
 
+def _of_imported(training: Training) -> Iterator[str]:
+    """What is asked of a training that does not take place."""
+    for name, field in Training.model_fields.items():
+        if name not in _OF_JUDGING and getattr(training, name) != field.get_default(call_default_factory=True):
+            yield f"training.{name}: an imported network comes trained, and is not trained further; leave it out"
+    if training.explain is not None and training.explain.method == "integrated_gradients":
+        yield "training.explain.method: an imported network has no gradients; leave the method out"
+
+
+def _of_compression(model: Model, compression: Compression) -> Iterator[str]:
+    for candidate in compression.candidates or ():
+        if candidate.prune is not None and model.kind in _NEVER_PRUNED:
+            yield (
+                f"compression.candidates: {candidate.name} is to be pruned, and of a network of kind {model.kind} "
+                "it is not known what can leave; leave `prune` out"
+            )
+
+
 def _of_training(features: Features, model: Model, training: Training) -> Iterator[str]:
     """What training asks of the labels, the rows and the network."""
+    if training.epochs == 0:
+        found = "found 0" if "epochs" in training.model_fields_set else "missing"
+        yield f"training.epochs: {found}; a network of kind {model.kind} is trained for at least one"
     if features.task == "regression":
         for name in ("class_weights", "label_smoothing"):
             if getattr(training, name) != type(training).model_fields[name].default:

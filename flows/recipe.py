@@ -43,7 +43,7 @@ class RecipeFile(Document):
     ] = "auto"
     spark: SparkMeans = SparkMeans()
     model: Model
-    training: Training
+    training: Annotated[Training, Field(description="left out for a network that comes trained")] = Training()
     compression: Compression = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
@@ -83,7 +83,7 @@ def read_recipe(reference: str) -> Recipe:
         }
     )
     problems = [
-        *misfits(recipe.features, recipe.model, recipe.contract, recipe.training),
+        *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates),
     ]
     if problems:

@@ -17,6 +17,7 @@ from models.splits import Share, Split
 from models.training.config import Loop
 
 Classes = tuple[int | str, ...]  # the labels, in order
+Quantization = Literal["static", "dynamic"]
 _LABEL = "_label"
 
 
@@ -86,15 +87,18 @@ class CandidateSpec(Document):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
     prune: Annotated[Share | None, Field(description="share of channels and hidden units to remove")] = None
     quantize: Annotated[
-        Literal["static", "dynamic"] | None,
+        Quantization | None,
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
     ] = None
 
 
-def candidates_for(kind: str) -> tuple[CandidateSpec, ...]:
-    """The candidates that are worth making of a network of `kind`, where the recipe names none."""
+def candidates_for(kind: str, how: Quantization | None = None) -> tuple[CandidateSpec, ...]:
+    """The candidates that are worth making of a network of `kind`, where the recipe names none.
+
+    `how` it is quantized follows from the kind, unless it is stated.
+    """
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
-    how: Literal["static", "dynamic"] = "static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic"
+    how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
     plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=how))
     if kind not in ("cnn", "lenet", "resnet", "mlp", "ft_transformer"):  # what can be pruned
         return plain

@@ -48,7 +48,7 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
         # The newer exporter freezes the length of what goes through recurrent layers, and unrolls Elman's.
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
         model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
-    onnx.save(_stripped(model), path)
+    onnx.save(stripped(model), path)
     error = _largest_difference(network, examples, longest, session(path))
     if not error <= TOLERANCE:
         raise ParityBroken(
@@ -99,9 +99,9 @@ def _traced(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.Model
     return onnx.load_from_string(file.getvalue())
 
 
-def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without doc strings, metadata and inferred shapes, which carry paths and can be a third of a small file."""
-    model.producer_version = ""
+    model.producer_version = model.doc_string = ""
     del model.metadata_props[:]
     model.graph.doc_string = ""
     del model.graph.metadata_props[:]

@@ -13,13 +13,17 @@ import onnxruntime
 INPUT, OUTPUT = "x", "logits"
 
 
-def session(path: Path, num_threads: int = 1) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks."""
+def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks.
+
+    `model` is a file, or what is in one.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:

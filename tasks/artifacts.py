@@ -64,12 +64,13 @@ def training_run(record: Trained) -> None:
         )
         return
     task = record.dataset.task
+    how = f"after {record.epochs} epochs" if record.import_error is None else "as it came"
     create_markdown_artifact(
         key="mlflow-run",
         description=f"MLflow run {record.run_id}",
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
-            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} after {record.epochs} epochs.\n\n"
+            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {how}.\n\n"
             f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
         ),
     )

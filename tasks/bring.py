@@ -16,7 +16,7 @@ from typing import Any
 
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.errors import DataMissing, RecipeInvalid
-from models.networks.config import Custom, HuggingFace, Model
+from models.networks.config import Custom, HuggingFace, Imported, Model
 from tasks.code_version import ROOMS, versions
 
 _TAKEN = frozenset({*ROOMS, "flows", *sys.stdlib_module_names})
@@ -34,6 +34,8 @@ def bring(model: Model, folder: Path) -> Model:
             return _with_code(model, folder)
         case HuggingFace(checkpoint=str(stated)):
             return _with_checkpoint(model, (folder / Path(stated).expanduser()).resolve())
+        case Imported():
+            return _with_file(model, (folder / Path(model.path).expanduser()).resolve())
     return model
 
 
@@ -118,6 +120,12 @@ def _with_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
     index = sorted(folder.glob("*.safetensors.index.json"))
     digest = digest_of_document({path.name: digest_of_file(path) for path in (config, *weights, *index)})
     return HuggingFace(kind="huggingface", checkpoint=str(folder), config=stated, sha256=digest)
+
+
+def _with_file(model: Imported, path: Path) -> Imported:
+    if not path.is_file():
+        raise _missing(path, "an ONNX file, as Keras writes with model.export(path, format='onnx')", "model.path")
+    return model.model_copy(update={"path": str(path), "sha256": digest_of_file(path)})
 
 
 def _text(path: Path) -> str:

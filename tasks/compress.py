@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Options, Trained
-from models.config import CandidateSpec, Compression, candidates_for
+from models.config import CandidateSpec, Compression, Quantization, candidates_for
 from tasks import tracking
 from tasks.candidates import Made, measure_all
 from tasks.events import Progress, emit
@@ -15,9 +17,6 @@ from tasks.stages import stage
 from tasks.store import Output
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from models.networks.blueprint import Blueprint
     from models.training.batches import Examples
 
 
@@ -38,7 +37,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     Candidates that are pruned alike share one pruned network, fine-tuned once.
     """
     from models import latency
-    from models.networks.blueprint import read_network
+    from models.networks.blueprint import read_blueprint
     from models.randomness import fix_randomness
     from models.training.batches import read_examples
 
@@ -50,9 +49,9 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
             for part in (dataset.train, dataset.val, dataset.test)
         )
     )
-    source, blueprint = read_network(settings().path(trained.uri), settings().path(trained.network_uri))
-    specs = compression.candidates or candidates_for(blueprint.config.kind)
-    made = _make_all(out, source, blueprint, parts, specs, compression)
+    blueprint = read_blueprint(settings().path(trained.network_uri))
+    specs = compression.candidates or candidates_for(blueprint.config.kind, _quantization_for(trained))
+    made = _make_all(out, trained, parts, specs, compression)
     baseline = next(spec.name for spec in specs if spec.prune is None and spec.quantize is None)
     timed = latency.compare(
         {one.spec.name: one.path for one in made},
@@ -69,17 +68,23 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     )
 
 
+def _quantization_for(trained: Trained) -> Quantization | None:
+    """What the operators of an imported network suggest; of others, their kind says it."""
+    import onnx
+
+    from models.imported.reading import quantization_for
+
+    return None if trained.import_error is None else quantization_for(onnx.load(settings().path(trained.uri)))
+
+
 def _make_all(
     out: Output,
-    source: nn.Module,
-    blueprint: Blueprint,
+    trained: Trained,
     parts: _Parts,
     specs: tuple[CandidateSpec, ...],
     compression: Compression,
 ) -> list[Made]:
     """An ONNX file for each candidate: pruned and fine-tuned first, then exported, then quantized."""
-    from models.export import export
-    from models.networks.blueprint import num_parameters
     from models.quantization import quantize
 
     floats: dict[float | None, Made] = {}
@@ -87,10 +92,9 @@ def _make_all(
     for position, spec in enumerate(specs):
         emit(Progress("compress", position, len(specs), spec.name))
         if spec.prune not in floats:
-            network = source if spec.prune is None else _pruned(source, blueprint, spec.prune, parts, compression)
-            path = out.path(f"float-{spec.prune or 0:g}.onnx")
-            error = export(network, parts.test.x, path)
-            floats[spec.prune] = Made(spec, path, num_parameters(network), error)
+            floats[spec.prune] = _in_float(
+                spec, trained, parts, compression, out.path(f"float-{spec.prune or 0:g}.onnx")
+            )
         parent = floats[spec.prune]
         path = out.path(f"{spec.name}.onnx")
         if spec.quantize is None:
@@ -106,12 +110,20 @@ def _make_all(
     return made
 
 
-def _pruned(
-    source: nn.Module, blueprint: Blueprint, share: float, parts: _Parts, compression: Compression
-) -> nn.Module:
+def _in_float(spec: CandidateSpec, trained: Trained, parts: _Parts, compression: Compression, path: Path) -> Made:
+    """The candidate before it is quantized, at `path`. An imported network is a file already, which is not pruned."""
+    from models.export import export
+    from models.networks.blueprint import num_parameters, read_network
     from models.pruning import prune
     from models.training.loop import train
 
-    network, _ = prune(source, blueprint, share)
-    train(network, parts.train, parts.val, compression.fine_tune, seed=0)
-    return network
+    if trained.import_error is not None:
+        assert spec.prune is None, spec
+        shutil.copyfile(settings().path(trained.uri), path)
+        return Made(spec, path, trained.num_parameters, trained.import_error)
+    network, blueprint = read_network(settings().path(trained.uri), settings().path(trained.network_uri))
+    if spec.prune is not None:
+        network, _ = prune(network, blueprint, spec.prune)
+        train(network, parts.train, parts.val, compression.fine_tune, seed=0)
+    error = export(network, parts.test.x, path)
+    return Made(spec, path, num_parameters(network), error)

@@ -6,6 +6,8 @@ Shapes: B rows, K outputs, T tokens or steps, F columns; a row has the shape of 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ from tasks import tracking
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.explanation.attribution import Explanation
+    from models.explanation.attribution import Answers, Explanation
     from models.explanation.units import Units
     from models.training.batches import Examples
 
@@ -29,12 +31,14 @@ FOLDER = "explanations"  # among the run's artifacts
 _MOST_WORDS = 40
 _PASSES = 32  # of a row, forward and back
 _MOST_WORK = 1e12  # floating-point operations, about: some 20 s on one core
+_ANSWERS_OF_UNIT = 16  # to a row, where there are no gradients
+_MOST_SECONDS = 10.0  # of a function, whose arithmetic is not known
 
 
 def log_explanations(
     run_id: str,
     folder: Path,
-    network: nn.Module,
+    network: nn.Module | Answers,
     layout: Layout,
     encoder: Encoder,
     examples: Examples,
@@ -53,7 +57,7 @@ def log_explanations(
 
 def tell(
     folder: Path,
-    network: nn.Module,
+    network: nn.Module | Answers,
     layout: Layout,
     encoder: Encoder,
     examples: Examples,
@@ -64,27 +68,31 @@ def tell(
 ) -> float:
     """Afterwards `folder` has pictures, or a page for text, and `weights.json`.
 
-    The rows are taken evenly from `examples`, fewer where the network is large. `raw` gives the raw rows of keys, whose
+    `network` is a module, or a function that answers, which has no gradients. The rows are taken evenly from
+    `examples`, fewer where the network is large. `raw` gives the raw rows of keys, whose
     values then stand in pictures of tables. The network and the state of random numbers stay as they are.
 
     Returns:
         How far the weights are from adding up to the rise of the answer over its baseline: the median over rows of the
         difference, as a share of the rise. Occlusion and LIME need not add up.
     """
+    from torch import nn
+
     from models.explanation.attribution import default_method, explain
     from models.explanation.baselines import baseline_of
     from models.explanation.units import columns_of, units_of
     from models.training.loop import predict
 
-    rows = np.linspace(0, len(examples.y) - 1, _num_rows(network, examples, wanted)).astype(np.int64)
+    units = units_of(layout, columns_of(encoder))
+    rows = np.linspace(0, len(examples.y) - 1, _num_rows(network, examples, wanted, units)).astype(np.int64)
     x, y = examples.x[rows], examples.y[rows].numpy()
     method = wanted.method or default_method(network, layout)
-    units = units_of(layout, columns_of(encoder))
     baseline = baseline_of(x, layout, x, wanted.baseline)
     found = explain(network, x, layout, baseline, method=method, units=units, seed=seed)
     shown = varied(y, wanted.rows)
     keys = examples.key[rows[shown]]
-    titles = titles_of(encoder, predict(network, x[shown]).numpy(), y[shown])
+    answers = predict(network, x[shown]) if isinstance(network, nn.Module) else network(x[shown])
+    titles = titles_of(encoder, answers.numpy(), y[shown])
     folder.mkdir(parents=True, exist_ok=True)
     rows_shown = None if raw is None or layout.kind != "flat" else raw(keys)
     document = {
@@ -97,15 +105,26 @@ def tell(
     return gap_of(found)
 
 
-def _num_rows(network: nn.Module, examples: Examples, wanted: Explain) -> int:
+def _num_rows(network: nn.Module | Answers, examples: Examples, wanted: Explain, units: Units) -> int:
     """Rows of the sample: those that are asked for, or fewer where they would take too long."""
     import torch
 
     from models.training.utilization import flops_per_row
 
-    with torch.random.fork_rng(devices=[]):  # dropout draws when the arithmetic is counted
-        work = _PASSES * max(flops_per_row(network, examples.example()), 1)
-    return min(max(wanted.rows, int(_MOST_WORK / work)), wanted.sample, len(examples.y))
+    if isinstance(network, torch.nn.Module):
+        with torch.random.fork_rng(devices=[]):  # dropout draws when the arithmetic is counted
+            possible = _MOST_WORK / (_PASSES * max(flops_per_row(network, examples.example()), 1))
+    else:
+        seconds = _seconds_of_row(network, examples) * _ANSWERS_OF_UNIT * math.prod(units.grid)
+        possible = _MOST_SECONDS / seconds
+    return min(max(wanted.rows, int(possible)), wanted.sample, len(examples.y))
+
+
+def _seconds_of_row(network: Answers, examples: Examples) -> float:
+    rows = examples.x[:32]
+    start = time.perf_counter()
+    network(rows)
+    return max(time.perf_counter() - start, 1e-9) / len(rows)
 
 
 def gap_of(found: Explanation) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_contracts.digests import digest_of_file
-from data_contracts.errors import DataMissing
+from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.records import Start
 from models.training.config import StartFrom
 from tasks.settings import settings
@@ -18,6 +18,7 @@ def locate_start(start: StartFrom | None) -> Start | None:
 
     Raises:
         DataMissing: there are none.
+        RecipeInvalid: the version came trained, as an ONNX file.
     """
     if start is None:
         return None
@@ -29,6 +30,13 @@ def locate_start(start: StartFrom | None) -> Start | None:
             required="a file of weights",
             where=str(path),
             remedy="name a version that was trained in this state folder, or a folder with `weights.safetensors`",
+        )
+    if path.suffix == ".onnx":
+        raise RecipeInvalid(
+            f"{start.network} is an imported network, which has no weights by name",
+            required="a network that was trained here",
+            where="training.start_from in the recipe",
+            remedy="name another version, or train the network where it came from",
         )
     return Start(uri=str(path.absolute()), name=start.network, digest=digest_of_file(path))
 

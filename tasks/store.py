@@ -24,7 +24,7 @@ from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
 from data_contracts.means import Means
 from data_contracts.records import Record
-from models.networks.config import HuggingFace
+from models.networks.config import HuggingFace, Imported
 from tasks.settings import no_room, settings
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -81,6 +81,8 @@ def _identity(argument: Any) -> Any:
         return {"digest": argument.digest}
     if isinstance(argument, HuggingFace):
         return argument.model_dump(mode="json", exclude={"checkpoint"})
+    if isinstance(argument, Imported):
+        return argument.model_dump(mode="json", exclude={"path"})
     return argument.model_dump(mode="json", by_alias=True) if isinstance(argument, BaseModel) else argument
 
 

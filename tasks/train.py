@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from data_contracts.means import Engine
 from data_contracts.records import Dataset, Start, Trained
-from models.networks.config import Model
+from models.networks.config import Imported, Model
 from models.training.config import Training
-from tasks import artifacts, fitting, tracking
+from tasks import artifacts, fitting, importing, tracking
 from tasks.curves import Curves
 from tasks.settings import settings
 from tasks.stages import stage
@@ -44,6 +44,8 @@ def train(
 ) -> Trained:
     """Afterwards `weights.safetensors` and `network.json` hold the network, and MLflow a run with all figures.
 
+    A network that comes trained lies in `network.onnx` in place of weights, and is not trained further.
+
     The same arguments give the same weights, bit for bit, on a processor of the same kind, also if the run was killed
     on the way: checkpoints lie outside the stage's folder until the stage has ended.
     """
@@ -54,6 +56,8 @@ def train(
 
     parts = fitting.read_parts(dataset)
     encoder = read_encoder(settings().path(dataset.encoder_uri))
+    if isinstance(model, Imported):
+        return _import(out, dataset, model, training, parts, encoder)
     with tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id:
         if training.search is not None or model.kind == "auto":
             found = search.search(search.Job(out.key, run_id, dataset, model, training, start))
@@ -79,6 +83,34 @@ def train(
         processor=processor,
         dataset=dataset,
         digest=digest,
+    )
+
+
+def _import(
+    out: Output, dataset: Dataset, model: Imported, training: Training, parts: fitting.Parts, encoder: Encoder
+) -> Trained:
+    from models.answers import deviation_of
+    from models.training.loop import evaluate
+
+    path, blueprint_path = out.path("network.onnx"), out.path("network.json")
+    with tracking.logged_run(dataset.checked.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
+        processor = fitting.fix_processor(training)
+        _log_beginning(run_id, dataset, model, training, processor)
+        adapted = importing.adapt(model, dataset, parts, path, blueprint_path)
+        importing.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
+    unit = 1.0 if dataset.task == "classification" else deviation_of(encoder)
+    return Trained(
+        uri=out.uri(path.name),
+        network_uri=out.uri(blueprint_path.name),
+        run_id=run_id,
+        num_parameters=adapted.num_parameters,
+        epochs=0,
+        val_score=evaluate(adapted.network, parts.val)[1] * unit,
+        slices=training.slices,
+        processor=processor,
+        import_error=adapted.error,
+        dataset=dataset,
+        digest=adapted.digest,
     )
 
 

@@ -17,6 +17,7 @@ from models.networks.config import (
     FtTransformer,
     Gpt,
     HuggingFace,
+    Imported,
     LeNet,
     Mlp,
     Model,
@@ -61,7 +62,7 @@ def build(blueprint: Blueprint) -> nn.Module:
             return custom.build(config, layout, num_outputs)
         case HuggingFace():
             return huggingface.build(config, layout, num_outputs)
-        case Auto():
+        case Auto() | Imported():
             raise TypeError(f"a network of kind {config.kind} is never built")
 
 
@@ -82,9 +83,13 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
     return digest_of_file(weights)
 
 
+def read_blueprint(path: Path) -> Blueprint:
+    return Blueprint.model_validate_json(path.read_text(encoding="utf-8"))
+
+
 def read_network(weights: Path, blueprint_path: Path) -> tuple[nn.Module, Blueprint]:
     """The network as written, in evaluation mode."""
-    blueprint = Blueprint.model_validate_json(blueprint_path.read_text(encoding="utf-8"))
+    blueprint = read_blueprint(blueprint_path)
     network = build(blueprint)
     network.load_state_dict(load(weights.read_bytes()))
     return network.eval(), blueprint

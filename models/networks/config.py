@@ -185,6 +185,17 @@ class HuggingFace(Document):
         return self
 
 
+class Imported(Document):
+    """A network that comes trained, as an ONNX file: from Keras, TensorFlow or anything else. It is not trained."""
+
+    kind: Literal["imported"]
+    path: Annotated[str, Field(min_length=1, description="an ONNX file; a relative path starts at the recipe's folder")]
+    channels: Annotated[
+        Literal["first", "last"] | None, Field(description="of images; left out, as the file's input shape has them")
+    ] = None
+    sha256: Annotated[str | None, Field(description="never stated: the digest of the file")] = None
+
+
 class Auto(Document):
     """The network is searched for among those that suit the rows."""
 
@@ -197,7 +208,7 @@ def _auto_is_short(value: object) -> object:
 
 # Each member names its kind, so a recipe's mistake is told of the one that was meant.
 Model = Annotated[
-    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Auto,
+    Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Imported | Auto,
     Field(discriminator="kind"),
     BeforeValidator(_auto_is_short),
 ]

@@ -124,6 +124,7 @@ class Explain(Document):
 class Training(Loop):
     """The training stage."""
 
+    epochs: Annotated[int, Field(ge=0, description="0, and left out, for a network that comes trained")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_threads: Annotated[Count, Field(description="of the processor; the weights' bits depend on it")] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -145,3 +146,9 @@ class Training(Loop):
         tuple[str, ...], Field(description="columns for each of whose values the figures are told apart")
     ] = ()
     explain: Explain | None = Explain()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.search is not None and self.epochs == 0:
+            raise ValueError("a search trains networks, so state `epochs`")
+        return self

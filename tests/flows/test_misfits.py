@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from data_contracts.contract import Contract
 from flows.misfits import misfits
-from models.config import Features
+from models.config import Compression, Features
 from models.networks.config import Model
 from models.training.config import Training
 
@@ -58,6 +58,7 @@ CONTRACT = Contract.model_validate(
     }
 )
 MLP, CNN, RNN, RESNET, GPT = ({"kind": kind} for kind in ("mlp", "cnn", "rnn", "resnet", "gpt"))
+IMPORTED = {"kind": "imported", "path": "network.onnx"}
 NUMBER = {"kind": "number", "columns": ["age"]}
 PHOTO = {"kind": "image", "column": "photo", "shape": [1, 2, 2]}
 COLOURED = {"kind": "image", "column": "photo", "shape": [4, 1, 1]}
@@ -75,11 +76,14 @@ def found(
     split: dict[str, Any] | None = None,
     task: str = "classification",
     training: dict[str, Any] | None = None,
+    candidates: list[dict[str, Any]] | None = None,
 ) -> list[str]:
     stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
     features = Features.model_validate(stated)
-    trained = None if training is None else Training.model_validate({"epochs": 1, **training})
-    return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained))
+    epochs = {} if model == IMPORTED else {"epochs": 1}
+    trained = None if training is None else Training.model_validate({**epochs, **training})
+    compression = Compression.model_validate({"candidates": candidates})
+    return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def found(
         (TEXT, {"kind": "custom", "function": "mine:network"}),
         (COLOURED, {"kind": "auto"}),
         (TEXT, {"kind": "huggingface", "checkpoint": "folder"}),
+        *((source, IMPORTED) for source in (NUMBER, COLOURED, TEXT, WIDE, POINTS)),
     ],
     ids=str,
 )
@@ -274,3 +279,43 @@ def test_training_that_does_not_fit_is_named(source, model, task, training, sent
 )
 def test_training_that_fits_is_not_complained_about(source, model, training):
     assert found(source, model=model, training=training) == []
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"epochs": 3},
+        {"epochs": 3, "search": {"trials": 2}},
+        {"privacy": {"epsilon": 1, "delta": 1e-5}},
+        {"start_from": {"network": "digits@champion"}},
+        {"devices": 2},
+        {"nodes": 2},
+        {"learning_rate": 0.1},
+        {"class_weights": "balanced"},
+        {"augment": {"flip": True}},
+    ],
+    ids=str,
+)
+def test_an_imported_network_is_not_trained(training):
+    problems = found(NUMBER, model=IMPORTED, training=training)
+    assert [problem.split(":")[0] for problem in problems] == [f"training.{name}" for name in training]
+    assert all("an imported network comes trained" in problem for problem in problems)
+
+
+def test_how_an_imported_network_is_judged_may_be_said():
+    judging = {"slices": ["city"], "seed": 3, "num_threads": 2, "explain": {"rows": 2, "method": "lime"}}
+    assert found(NUMBER, model=IMPORTED, training=judging) == []
+    assert found(NUMBER, model=IMPORTED, training={"explain": None}) == []
+    (gradients,) = found(NUMBER, model=IMPORTED, training={"explain": {"method": "integrated_gradients"}})
+    assert "training.explain.method: an imported network has no gradients" in gradients
+    (slices,) = found(NUMBER, model=IMPORTED, training={"slices": ["nobody"]})
+    assert "training.slices" in slices
+
+
+@pytest.mark.parametrize("model", [IMPORTED, {"kind": "custom", "function": "mine:network"}], ids=str)
+def test_of_foreign_networks_nothing_is_pruned(model):
+    candidates = [{"name": "fp32"}, {"name": "small", "prune": 0.5}]
+    (problem,) = found(NUMBER, model=model, candidates=candidates)
+    assert "compression.candidates: small is to be pruned" in problem
+    assert found(NUMBER, model=model, candidates=candidates[:1]) == []
+    assert found(NUMBER, model=MLP, candidates=candidates) == []

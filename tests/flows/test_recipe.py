@@ -49,6 +49,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("key: id", "key: label", "not a primaryKey"),
         ("column: image", "column: label", "column 'label' is the label"),
         ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
+        ("training:\n  epochs: 30\n  seed: 0\n", "", "training.epochs: missing; a network of kind cnn is trained"),
     ],
 )
 def test_an_impossible_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -102,3 +103,30 @@ def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="'name' twice"):
         read_recipe(str(write(tmp_path, "name: digits\n", "name: digits\nname: other\n")))
+
+
+IMPORTED = (
+    "  kind: cnn\n  channels: [32, 64]\n  hidden: 128\n\ntraining:\n  epochs: 30\n  seed: 0\n",
+    "  {kind: imported, path: network.onnx}\n",
+)
+
+
+def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_file(tmp_path: Path) -> None:
+    plain = DIGITS.replace("    - {name: pruned, prune: 0.5}\n", "")
+    assert IMPORTED[0] in plain
+    plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
+    path, file = tmp_path / "mine.yaml", tmp_path / "network.onnx"
+    path.write_text(plain)
+    with pytest.raises(DataMissing, match=r"the recipe's network is not at .*network\.onnx") as missing:
+        read_recipe(str(path))
+    assert missing.value.where == "model.path in the recipe"
+
+    file.write_bytes(b"a network")
+    recipe = read_recipe(str(path))
+    assert (recipe.model.kind, recipe.model.path, recipe.training.epochs) == ("imported", str(file), 0)
+    file.write_bytes(b"another one")
+    assert read_recipe(str(path)).model.sha256 != recipe.model.sha256
+
+    path.write_text(plain.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
+    with pytest.raises(RecipeInvalid, match="small is to be pruned"):
+        read_recipe(str(path))

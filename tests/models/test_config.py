@@ -107,6 +107,7 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
         (Loop, {"epochs": 1, "learning_rate": 0}),
         (Loop, {"epochs": 1, "learning_rate": float("nan")}),
         (Training, {"epochs": 1, "seed": -1}),
+        (Training, {"search": {"trials": 2}}),
         (Training, {"epochs": 1, "sed": 1}),
         (Budget, {"accuracy_drop": 0}),
         (Gates, {"min_accuracy": 1.1}),
@@ -153,8 +154,13 @@ def test_limits_of_the_other_task_are_named_with_those_to_state(task, budget, ga
     assert all(words in sentences[0] for words in said)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom"])
+@pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom", "imported"])
 def test_the_candidates_of_every_kind_have_a_baseline(kind):
     specs = candidates_for(kind)
     assert Compression(candidates=specs).candidates == specs
     assert len(specs) >= 2
+
+
+def test_how_an_imported_network_is_quantized_says_its_file():
+    assert [spec.quantize for spec in candidates_for("imported", "static")] == [None, "static"]
+    assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]

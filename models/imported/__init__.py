@@ -1,0 +1,1 @@
+"""Networks that come trained, as ONNX files, from Keras or elsewhere."""

@@ -1,0 +1,95 @@
+"""A network that comes trained, as ONNX, all the way to a champion that answers over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from flows.recipe import RECIPES
+from models.networks.blueprint import read_network
+
+pytestmark = pytest.mark.slow
+
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+Finished = tuple[Path, dict[str, Any]]
+
+
+class InTheMannerOfKeras(nn.Module):
+    """Channels last, and probabilities at the end."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        return self.network(x_BHWC.permute(0, 3, 1, 2)).softmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def recipe(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe `digits` with what it has trained, as a file from elsewhere."""
+    home, release = finished
+    trained = release["bento"]["chosen"]["options"]["trained"]
+    network, _ = read_network(home / trained["uri"], home / trained["network_uri"])
+    folder = tmp_path_factory.mktemp("imported")
+    torch.onnx.export(
+        InTheMannerOfKeras(network).eval(),
+        (torch.zeros(2, 8, 8, 1),),
+        folder / "network.onnx",
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    del document["training"], document["compression"]
+    document["name"] = "foreign"
+    document["model"] = {"kind": "imported", "path": "network.onnx"}
+    document["budget"] = {"accuracy_drop": 0.02}
+    path = folder / "foreign.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ended(recipe: Path, bloomery: Bloomery) -> dict[str, Any]:
+    """The release of its run."""
+    run = bloomery(recipe.parent / "home", "run", str(recipe), "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    release: dict[str, Any] = json.loads(run.stdout)
+    return release
+
+
+def test_it_answers_over_http_as_the_network_that_it_was(ended: dict[str, Any], finished: Finished) -> None:
+    here, there = (one["bento"]["chosen"]["options"]["candidates"] for one in (ended, finished[1]))
+    assert [candidate["name"] for candidate in here] == ["fp32", "int8"]
+    assert here[0]["score"] == there[0]["score"]  # nothing was lost on the way
+    assert here[0]["parity_error"] < 1e-5
+    assert (ended["alias"], ended["num_asked"]) == ("champion", 100)
+
+
+def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended: dict[str, Any]) -> None:
+    options = ended["bento"]["chosen"]["options"]
+    fp32, int8 = options["candidates"]
+    assert int8["size_bytes"] < 0.5 * fp32["size_bytes"]
+    assert not int8.get("is_row_by_row", False)
+    assert options["trained"]["epochs"] == 0
+    assert options["trained"]["uri"].endswith("network.onnx")
+
+
+def test_its_run_has_figures_pictures_and_explanations(ended: dict[str, Any], recipe: Path) -> None:
+    home, trained = recipe.parent / "home", ended["bento"]["chosen"]["options"]["trained"]
+    (found,) = (home / "mlflow").glob(f"**/{trained['run_id']}/artifacts")
+    names = {path.relative_to(found).as_posix() for path in found.rglob("*")}
+    assert {"val_confusion.png", "val_per_class.json", "network/network.onnx", "explanations/rows.png"} <= names
+    explained = json.loads((found / "explanations" / "weights.json").read_text())
+    assert explained["method"] == "shapley"
+    assert trained["val_score"] > 0.9

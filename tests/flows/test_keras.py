@@ -1,0 +1,77 @@
+"""A CNN, an RNN and a Transformer of Keras, each from a file of its own to a champion.
+
+TensorFlow is a gigabyte and more, so it may be installed for another interpreter, which `BLOOMERY_TENSORFLOW_PYTHON`
+names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from data_contracts.records import Dataset
+from flows.recipe import RECIPES
+from models.training.batches import read_examples
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("keras_networks.py")
+
+
+@pytest.fixture(scope="module")
+def tensorflow() -> str:
+    """An interpreter that has TensorFlow and tf2onnx."""
+    named = os.environ.get("BLOOMERY_TENSORFLOW_PYTHON")
+    if named is None and not all(importlib.util.find_spec(name) for name in ("tensorflow", "tf2onnx")):
+        pytest.skip("neither is TensorFlow installed, nor does BLOOMERY_TENSORFLOW_PYTHON name a Python that has it")
+    return named or sys.executable
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tensorflow: str,
+    finished: tuple[Path, dict[str, Any]],
+    clean_environment: Callable[..., dict[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Three networks that Keras has taught on the encoded rows of the recipe `digits`."""
+    home, release = finished
+    dataset = Dataset.model_validate(release["bento"]["chosen"]["options"]["trained"]["dataset"])
+    rows = read_examples(home / dataset.train.uri, dataset.key, dataset.layout)
+    made = tmp_path_factory.mktemp("keras")
+    np.savez(made / "rows.npz", x_train=rows.x.numpy(), y_train=rows.y.numpy())
+    quiet = clean_environment(made, CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
+    quiet.pop("PYTHONPATH", None)
+    exported = subprocess.run(
+        [tensorflow, str(SCRIPT), str(made / "rows.npz"), str(made)], env=quiet, capture_output=True, text=True
+    )
+    assert exported.returncode == 0, exported.stderr
+    return made
+
+
+@pytest.mark.parametrize("name", ["cnn", "rnn", "transformer"])
+def test_it_is_served(name: str, folder: Path, bloomery: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    del document["training"], document["compression"]
+    document["name"] = f"keras-{name}"
+    document["model"] = {"kind": "imported", "path": f"{name}.onnx"}
+    document |= {"budget": {"accuracy_drop": 0.02}, "gates": {"min_accuracy": 0.85}}
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    run = bloomery(folder / "home", "run", str(recipe), "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    release = json.loads(run.stdout)
+    assert (release["name"], release["alias"], release["num_asked"]) == (f"keras-{name}", "champion", 100)
+    fp32, int8 = release["bento"]["chosen"]["options"]["candidates"]
+    assert fp32["parity_error"] < 1e-5
+    assert int8["size_bytes"] < 0.8 * fp32["size_bytes"]
