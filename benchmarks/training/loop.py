@@ -139,9 +139,7 @@ def transformer(num_rows: int, threads: int) -> Task:
     """The network of clinc150.yaml, on sentences of 4 to 16 words."""
     layout = Layout(kind="tokens", shape=(32,), num_tokens=6000)
     config = Transformer(kind="transformer", width=128, num_layers=2, num_heads=4, dropout=0.2)
-    training = Training(
-        epochs=4, batch_size=64, clip_norm=1.0, label_smoothing=0.1, num_threads=threads, device="cpu"
-    )
+    training = Training(epochs=4, batch_size=64, clip_norm=1.0, label_smoothing=0.1, num_threads=threads, device="cpu")
     x = torch.randint(1, 6000, (num_rows, 32)).float()
     x[torch.arange(32) >= torch.randint(4, 17, (num_rows, 1))] = 0
     return _task(Blueprint(config=config, layout=layout, num_outputs=151), training, x)

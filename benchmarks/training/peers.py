@@ -1,4 +1,4 @@
-"""The trainers of Lightning and of Hugging Face, as their users would set them up for the loop of loop.py to be quick."""
+"""The trainers of Lightning and of Hugging Face, set up as quick as is known, for the task of loop.py."""
 
 from __future__ import annotations
 
