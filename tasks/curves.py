@@ -34,8 +34,7 @@ class Curves:
         self._run_id, self._task = run_id, task
         self._num_epochs, self._steps_of_epoch, self._num_rows = num_epochs, max(steps_of_epoch, 1), num_rows
         self._waiting: list[tuple[int, dict[str, float]]] = []
-        self._process = psutil.Process()
-        self._process.cpu_percent()
+        psutil.cpu_percent()  # the first call has nothing to compare with
         self._started = self._sent = self._sampled = self._epoch_began = time.monotonic()
         self._paces: list[float] = []  # rows a second, of each epoch
         self._first_step: int | None = None  # where a training that goes on was
@@ -86,11 +85,14 @@ class Curves:
             self._send()
 
     def _sample(self, at: int) -> None:
-        """Figures of the machine, under the names by which MLflow knows them."""
+        """Figures of the machine, so of all processes on it that train, under the names by which MLflow knows them."""
         self._sampled = time.monotonic()
+        memory = psutil.virtual_memory()
         figures = {
-            "system/cpu_utilization_percentage": self._process.cpu_percent(),
-            "system/system_memory_usage_megabytes": self._process.memory_info().rss / 1e6,
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
         }
         self._waiting.append((at, figures | _of_gpu()))
 
@@ -113,13 +115,12 @@ class Curves:
 def _of_gpu() -> dict[str, float]:
     import torch
 
-    if not torch.cuda.is_available():
-        return {}
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "system/gpu_0_memory_usage_megabytes": (total - free) / 1e6,
-        "system/gpu_0_memory_usage_percentage": 100 * (total - free) / total,
-    }
+    figures: dict[str, float] = {}
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        figures[f"system/gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
+        figures[f"system/gpu_{number}_memory_usage_percentage"] = 100 * (total - free) / total
+    return figures
 
 
 def _in_words(seconds: float) -> str:
