@@ -19,5 +19,5 @@ def fix_randomness(seed: int, num_threads: int) -> str:
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
     # Else each new tensor is filled with NaN before it is written, which costs a small CNN a sixth of its pace.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return f"{num_threads} thread(s), {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
