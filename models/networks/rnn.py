@@ -53,15 +53,15 @@ class Recurrent(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_BTF, there_BT = self.steps(x)
         h_BTH = x_BTF
-        for directions in self.layers:
-            h_BTH = self.dropout(_through(list(directions.children()), h_BTH, there_BT))
+        for number, directions in enumerate(self.layers):
+            h_BTH = _through(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
         if self._pooling == "last" and self._is_bidirectional:
             # The backward direction has read the whole sequence at its first step, not at its last.
             forward_BH, backward_BH = h_BTH.chunk(2, dim=2)
             pooled_BH = torch.cat([pooled(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
         else:
             pooled_BH = pooled(h_BTH, there_BT, self._pooling)
-        answer_BK = self.head(pooled_BH)
+        answer_BK = self.head(self.dropout(pooled_BH))
         if self.highway is None:
             return answer_BK
         return answer_BK + self.highway(_last_steps(x_BTF, there_BT, self._num_highway))

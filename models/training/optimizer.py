@@ -77,12 +77,12 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
     ]
     norms = [nn.utils.get_total_norm([one.grad for one in alike if one.grad is not None]) for alike in kinds if alike]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    total = torch.linalg.vector_norm(torch.stack(whole))
-    if is_cut(network):
+    total = whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+    if dist.is_initialized() and is_cut(network):
         squares = total.square()
         dist.all_reduce(squares)
         total = squares.sqrt()
-    for alike in kinds:
+    for alike in filter(None, kinds):
         nn.utils.clip_grads_with_norm_(alike, largest, total)
 
 
