@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.config import Features
+from models.config import Compression, Features
 from models.features.inputs import (
     AudioInput,
     CategoryInput,
@@ -47,6 +47,11 @@ _READ_BY = {
     "huggingface": (_TEXT, _IMAGE, _SOUND),
 }
 _READ_ONE_CHANNEL = ("rnn", "transformer")
+# What private training has in its own way, or not at all: each row is seen by chance, clipped and hidden in noise.
+_NOT_PRIVATE = (
+    *("accumulate", "clip_norm", "class_weights", "ema", "patience", "precision", "compile", "augment"),
+    *("devices", "nodes"),
+)
 # How rows may be changed in training, and which rows can be.
 _AUGMENTED = {
     "flip": (_IMAGE,),
@@ -59,7 +64,13 @@ _AUGMENTED = {
 }
 
 
-def misfits(features: Features, model: Model, contract: Contract, training: Training | None = None) -> Iterator[str]:
+def misfits(
+    features: Features,
+    model: Model,
+    contract: Contract,
+    training: Training | None = None,
+    compression: Compression | None = None,
+) -> Iterator[str]:
     """A sentence for each, none if all fits."""
     known = ", ".join(column.name for column in contract.columns)
     for role, name in (("key", features.key), ("label", features.label)):
@@ -89,6 +100,7 @@ def misfits(features: Features, model: Model, contract: Contract, training: Trai
     if training is not None:
         yield from _of_slices(training, contract)
         yield from _of_training(features, model, training)
+        yield from _of_privacy(model, training, compression or Compression())
 
 
 def _of_key(key: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
@@ -268,10 +280,27 @@ def _of_training(features: Features, model: Model, training: Training) -> Iterat
     is_coded = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and is_coded:
         yield "training.augment.mixup: between the numbers of two categories (`encoding: index`) there is none"
+
+
+def _of_privacy(model: Model, training: Training, compression: Compression) -> Iterator[str]:
+    """What would break the promise of private training, or has no part in it."""
+    if training.privacy is None:
+        return
     has_batch_norm = model.kind in ("cnn", "resnet") or (isinstance(model, Mlp) and model.norm == "batch")
-    if training.privacy is not None and has_batch_norm:
+    if has_batch_norm:
         other = "say `norm: none`" if isinstance(model, Mlp) else "use another kind of network"
         yield (
             f"training.privacy: a {model.kind} normalises over the rows of a batch, so no row's gradient is its own; "
             f"{other}"
         )
+    for name in _NOT_PRIVATE:
+        if getattr(training, name) != type(training).model_fields[name].default:
+            yield f"training.{name} has no part in private training; leave it out"
+    if training.start_from is not None and training.start_from.discount != 1:
+        yield "training.start_from.discount has no part in private training; leave it out"
+    for candidate in compression.candidates or ():
+        if candidate.prune is not None:
+            yield (
+                f"compression.candidates: {candidate.name} is pruned and then trained on the same rows without noise, "
+                "so that epsilon would not hold; leave it out"
+            )
