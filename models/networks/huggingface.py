@@ -87,7 +87,7 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
             raise _unfit(
                 f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
-                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, and sizes that it takes",
+                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, of fitting sizes",
             ) from failure
     _require_length(model.config, layout)
     return (OverTokens(model) if layout.kind == "tokens" else OverImages(model)).train()
