@@ -286,6 +286,8 @@ def _of_privacy(model: Model, training: Training, compression: Compression) -> I
     """What would break the promise of private training, or has no part in it."""
     if training.privacy is None:
         return
+    if model.kind == "auto":
+        yield "training.privacy: `model: auto` tries networks that normalise over the rows of a batch; name a network"
     has_batch_norm = model.kind in ("cnn", "resnet") or (isinstance(model, Mlp) and model.norm == "batch")
     if has_batch_norm:
         other = "say `norm: none`" if isinstance(model, Mlp) else "use another kind of network"

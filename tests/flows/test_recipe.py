@@ -102,3 +102,29 @@ def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="'name' twice"):
         read_recipe(str(write(tmp_path, "name: digits\n", "name: digits\nname: other\n")))
+
+
+def test_a_space_that_leads_nowhere_is_refused_as_the_recipe_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 30", "epochs: 30\n  search: {space: {model.hiden: [16, 32]}}")
+    with pytest.raises(RecipeInvalid, match=r"did you mean 'model\.hidden'"):
+        read_recipe(str(path))
+
+
+def test_weights_to_begin_with_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "weights.safetensors").write_bytes(b"")
+    for stated in ("before", "./before"):
+        start = read_recipe(str(write(tmp_path, "seed: 0", f"start_from: {{network: {stated}}}"))).training.start_from
+        assert start is not None
+        assert start.network == str(tmp_path / "before")
+    start = read_recipe(str(write(tmp_path, "seed: 0", "start_from: {network: digits@champion}"))).training.start_from
+    assert start is not None
+    assert start.network == "digits@champion"
+
+
+def test_candidates_that_would_break_the_promise_of_private_training_are_refused(tmp_path: Path) -> None:
+    private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
+    path = write(tmp_path, "training:", private)
+    path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
+    with pytest.raises(RecipeInvalid, match="pruned is pruned and then trained on the same rows without noise"):
+        read_recipe(str(path))

@@ -107,7 +107,7 @@ def test_what_a_process_of_the_search_cannot_build_is_told(dataset):
 def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_that_it_lacks(
     dataset, home: Path, tmp_path: Path
 ):
-    training = training_of(trials=12, epochs=40, parallel=2)
+    training = training_of(trials=8, epochs=60, parallel=2)
     tracking.experiment(dataset.checked.contract.name)
     (tmp_path / "dataset").write_text(dataset.model_dump_json(by_alias=True))
     script = tmp_path / "killed.py"
@@ -116,7 +116,7 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     root = Path(__file__).parents[2]
     child = subprocess.Popen([sys.executable, str(script), *arguments], cwd=root, env=None, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while sum("best_val_score" in one.data.metrics for one in trials_of(dataset)) < 2 and time.monotonic() < deadline:
+    while sum("best_val_score" in one.data.metrics for one in trials_of(dataset)) < 1 and time.monotonic() < deadline:
         assert child.poll() is None
         time.sleep(0.2)
     workers = psutil.Process(child.pid).children(recursive=True)
@@ -125,7 +125,7 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     before = {trial.info.run_id for trial in trials_of(dataset) if trial.info.status == "FINISHED"}
-    assert len(before) < 12
+    assert 1 <= len(before) < 8
 
     run_id = tracking.client().create_run(tracking.experiment(dataset.checked.contract.name)).info.run_id
     alone = training.model_copy(update={"search": training.search.model_copy(update={"parallel": 1})})
@@ -135,4 +135,4 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     assert not [trial for trial in trials if trial.info.status == "RUNNING"]
     ended = {trial.info.run_id for trial in trials if trial.info.status == "FINISHED"}
     assert before < ended
-    assert len(ended) == 12
+    assert len(ended) == 8
