@@ -82,7 +82,17 @@ class Start(Record):
     """Weights of another network that training begins with. `digest` is that of the weights."""
 
     uri: str
-    name: str  # as the recipe says it
+    name: str  # the version that the recipe's words meant when the run began, or the folder
+
+
+class Privacy(Document):
+    """What was promised of each training row: an outsider learns of it within epsilon and delta."""
+
+    epsilon: float  # that was spent
+    delta: float
+
+    def __str__(self) -> str:
+        return f"private within epsilon {self.epsilon:.3g} and delta {self.delta:g}"
 
 
 class Trained(Record):
@@ -97,6 +107,8 @@ class Trained(Record):
     slices: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
     processor: str  # threads and instruction set that the weights' bits depend on
     import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
+    start: Start | None = None  # the weights that training began with
+    privacy: Privacy | None = None  # None: nothing is promised
     dataset: Dataset
 
 
@@ -192,8 +204,11 @@ def describe(record: Record) -> list[tuple[str, str, str]]:
             line = ("compress", record.digest, f"{len(record.candidates)} candidates")
             return [line, *describe(record.trained)]
         case Trained():
-            line = ("train", record.digest, f"MLflow run {record.run_id}, {record.num_parameters:,} parameters")
-            return [line, *describe(record.dataset)]
+            told = [f"MLflow run {record.run_id}", f"{record.num_parameters:,} parameters"]
+            told += [f"began with {record.start.name}"] if record.start is not None else []
+            told += [str(record.privacy)] if record.privacy is not None else []
+            begun = [("start", record.start.digest, f"weights of {record.start.name}")] if record.start else []
+            return [("train", record.digest, ", ".join(told)), *begun, *describe(record.dataset)]
         case Dataset():
             parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
             dropped = f", {record.num_dropped} without a whole window dropped" if record.num_dropped else ""

@@ -47,6 +47,11 @@ _READ_BY = {
     "huggingface": (_TEXT, _IMAGE, _SOUND),
 }
 _READ_ONE_CHANNEL = ("rnn", "transformer")
+# What private training has in its own way, or not at all: each row is seen by chance, clipped and hidden in noise.
+_NOT_PRIVATE = (
+    *("accumulate", "clip_norm", "class_weights", "ema", "patience", "precision", "compile", "augment"),
+    *("devices", "nodes"),
+)
 # How rows may be changed in training, and which rows can be.
 _AUGMENTED = {
     "flip": (_IMAGE,),
@@ -97,7 +102,11 @@ def misfits(
     yield from _of_network(features, model)
     if training is not None:
         yield from _of_slices(training, contract)
-        yield from _of_imported(training) if isinstance(model, Imported) else _of_training(features, model, training)
+        if isinstance(model, Imported):
+            yield from _of_imported(training)
+        else:
+            yield from _of_training(features, model, training)
+            yield from _of_privacy(model, training, compression or Compression())
     if compression is not None:
         yield from _of_compression(model, compression)
 
@@ -300,12 +309,31 @@ def _of_training(features: Features, model: Model, training: Training) -> Iterat
     is_coded = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
     if training.augment.mixup and is_coded:
         yield "training.augment.mixup: between the numbers of two categories (`encoding: index`) there is none"
+
+
+def _of_privacy(model: Model, training: Training, compression: Compression) -> Iterator[str]:
+    """What would break the promise of private training, or has no part in it."""
+    if training.privacy is None:
+        return
+    if model.kind == "auto":
+        yield "training.privacy: `model: auto` tries networks that normalise over the rows of a batch; name a network"
     has_batch_norm = model.kind in ("cnn", "resnet") or (isinstance(model, Mlp) and model.norm == "batch")
-    if training.privacy is not None and has_batch_norm:
+    if has_batch_norm:
         other = "say `norm: none`" if isinstance(model, Mlp) else "use another kind of network"
         yield (
             f"training.privacy: a {model.kind} normalises over the rows of a batch, so no row's gradient is its own; "
             f"{other}"
         )
-    if training.privacy is not None and isinstance(model, Mlp) and model.periodic is not None:
+    if isinstance(model, Mlp) and model.periodic is not None:
         yield "training.privacy: the frequencies of `periodic` tell no gradient of each row; leave it out"
+    for name in _NOT_PRIVATE:
+        if getattr(training, name) != type(training).model_fields[name].default:
+            yield f"training.{name} has no part in private training; leave it out"
+    if training.start_from is not None and training.start_from.discount != 1:
+        yield "training.start_from.discount has no part in private training; leave it out"
+    for candidate in compression.candidates or ():
+        if candidate.prune is not None:
+            yield (
+                f"compression.candidates: {candidate.name} is pruned and then trained on the same rows without noise, "
+                "so that epsilon would not hold; leave it out"
+            )

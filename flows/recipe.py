@@ -16,6 +16,7 @@ from data_contracts.sources import Data
 from flows.misfits import misfits
 from models.config import Budget, Compression, Features, Gates, misplaced_limits
 from models.networks.config import Model
+from models.search import require_possible
 from models.training.config import Training
 from tasks.bring import bring
 
@@ -80,8 +81,10 @@ def read_recipe(reference: str) -> Recipe:
             "contract": contract,
             "data": stated.data.absolute(path.parent),
             "model": bring(stated.model, path.parent),
+            "training": _with_absolute_start(stated.training, path.parent),
         }
     )
+    require_possible(recipe.model, recipe.training)
     problems = [
         *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates),
@@ -94,6 +97,12 @@ def read_recipe(reference: str) -> Recipe:
             remedy="mend the recipe's features, or the contract",
         )
     return recipe
+
+
+def _with_absolute_start(training: Training, folder: Path) -> Training:
+    if training.start_from is None:
+        return training
+    return training.model_copy(update={"start_from": training.start_from.absolute(folder)})
 
 
 def known_recipes() -> list[str]:

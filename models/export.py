@@ -37,7 +37,7 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
         The largest absolute difference of a logit over batches of several sizes and lengths.
 
     Raises:
-        ParityBroken: that difference is above `TOLERANCE`.
+        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot write the network down.
     """
     network.eval()
     longest = _longest(network, examples)
@@ -47,7 +47,10 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         # The newer exporter freezes the length of what goes through recurrent layers, and unrolls Elman's.
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
-        model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
+        try:
+            model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
+        except (RuntimeError, ValueError, TypeError) as failure:
+            raise _not_written(failure) from failure
     onnx.save(stripped(model), path)
     error = _largest_difference(network, examples, longest, session(path))
     if not error <= TOLERANCE:
@@ -58,6 +61,20 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
             remedy="report the network's config: an operator of it is exported wrongly",
         )
     return error
+
+
+def _not_written(failure: Exception) -> ParityBroken:
+    """The exporter wraps what is wrong in advice of its own, so the innermost cause is told."""
+    cause: BaseException = failure
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    said = str(cause).strip().splitlines() or [type(cause).__name__]
+    return ParityBroken(
+        f"PyTorch cannot write this network as ONNX: {said[0][:300]}",
+        required="a `forward` that does the same operations whatever the values are, for any number of rows",
+        where="the network",
+        remedy="if it is your own, branch and loop in `forward` over shapes alone, and take no value out of a tensor",
+    )
 
 
 def _longest(network: nn.Module, examples: torch.Tensor) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -45,6 +46,25 @@ _OF_KIND: Mapping[str, Space] = {
     "gpt": {"model.width": (64, 128, 256), "model.num_layers": (1, 2, 4), "model.dropout": (0.0, 0.1, 0.2)},
 }
 
+# What begins the network or only tells of it. Each device and thread is a part of the machine, and not of the network.
+_NOT_SEARCHED = frozenset(
+    {
+        *("model.kind", "model.code", "model.packages", "model.sha256", "model.function", "model.checkpoint"),
+        *("training.search", "training.start_from.network", "training.checkpoints", "training.explain"),
+        *("training.slices", "training.device", "training.devices", "training.nodes", "training.strategy"),
+    }
+)
+_EVERY: tuple[Model, ...] = (
+    Mlp(kind="mlp"),
+    FtTransformer(kind="ft_transformer"),
+    Transformer(kind="transformer"),
+    Rnn(kind="rnn"),
+    Gpt(kind="gpt"),
+    Cnn(kind="cnn"),
+    LeNet(kind="lenet"),
+    ResNet(kind="resnet"),
+)
+
 
 def sensible(layout: Layout) -> tuple[Model, ...]:
     """The networks that a search tries on rows of this layout, the likeliest first."""
@@ -64,8 +84,17 @@ def sensible(layout: Layout) -> tuple[Model, ...]:
 
 
 def space_of(model: Model, stated: Space) -> Space:
-    """What may differ: as the recipe states it, or else what usually matters for a network of this kind."""
-    return stated or {**_OF_TRAINING, **_OF_KIND.get(model.kind, {})}
+    """What may differ: as the recipe states it, or else what usually matters for a network of this kind.
+
+    Of what is stated a network has what is possible in it: with `model: auto` the kinds have options of their own.
+    """
+    if not stated:
+        return {**_OF_TRAINING, **_OF_KIND.get(model.kind, {})}
+    return {
+        path: choices
+        for path, choices in stated.items()
+        if not path.startswith("model.") or _refusal(model, Training(epochs=1), path, choices) is None
+    }
 
 
 def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tuple[Model, Training]:
@@ -78,12 +107,7 @@ def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tupl
     known = sorted(_paths(document))
     for path, value in values.items():
         if path not in known:
-            raise RecipeInvalid(
-                f"training.search.space: the recipe has no {path!r}",
-                required=f"one of {', '.join(one for one in known if not one.startswith('training.search'))}",
-                where="the recipe's training.search.space",
-                remedy="mend the path; it begins with `model.` or `training.`",
-            )
+            raise _unknown(path, known)
         *way, last = path.split(".")
         place: dict[str, Any] = document
         for step in way:
@@ -94,7 +118,7 @@ def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tupl
     except ValidationError as failure:
         first = failure.errors()[0]
         raise RecipeInvalid(
-            f"training.search.space: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first.get('input')!r}",
+            f"{', '.join(values)}: {_in_words(first['msg'])}, found {first.get('input')!r}",
             required="values that the recipe could state itself",
             where="the recipe's training.search.space",
             remedy="mend the range or the choices",
@@ -102,13 +126,56 @@ def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tupl
 
 
 def require_possible(model: Model, training: Training) -> None:
-    """Raises RecipeInvalid if the space has a path that leads nowhere, or a value that is not possible there."""
-    if training.search is None or model.kind == "auto":
+    """Raises RecipeInvalid if the space has a path that leads nowhere, or a value that is not possible there.
+
+    With `model: auto` a path is to be that of one of the networks that may be tried, with values possible in it.
+    """
+    if training.search is None:
         return
+    models = _EVERY if model.kind == "auto" else (model,)
     for path, choices in training.search.space.items():
-        ends = (choices.low, choices.high) if isinstance(choices, Range) else choices
-        for value in ends:
+        if path == "training.epochs" and training.search.epochs is not None:
+            raise RecipeInvalid(
+                "training.epochs is searched, and training.search.epochs says how many a trial has",
+                required="one of them",
+                where="the recipe's training.search",
+                remedy="leave out `epochs` or take it from `space`",
+            )
+        refusals = [_refusal(one, training, path, choices) for one in models]
+        refused = [refusal for refusal in refusals if refusal is not None]
+        if len(refused) == len(models):
+            # A value that is wrong says more than a path that other networks have.
+            raise next((one for one in refused if path in one.found and "nothing at" not in one.found), refused[0])
+
+
+def _refusal(model: Model, training: Training, path: str, choices: Range | tuple[Any, ...]) -> RecipeInvalid | None:
+    """What is wrong with one of the values at `path`, if anything is."""
+    try:
+        for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
             changed(model, training, {path: value})
+    except RecipeInvalid as refusal:
+        return refusal
+    return None
+
+
+def _unknown(path: str, known: Sequence[str]) -> RecipeInvalid:
+    close = difflib.get_close_matches(path, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    end = path.rpartition(".")[0] or "model"
+    near = [one for one in known if one.startswith(f"{end.split('.')[0]}.")] or list(known)
+    remedy = "mend the path; it begins with `model.` or `training.`"
+    if path == "model.kind":
+        remedy = "say `model: auto`, which tries the kinds that suit the rows"
+    return RecipeInvalid(
+        f"the recipe has nothing at {path!r} that could be searched{hint}",
+        required=f"one of {', '.join(near)}",
+        where="the recipe's training.search.space",
+        remedy=remedy,
+    )
+
+
+def _in_words(message: str) -> str:
+    return message[:1].lower() + message[1:]
 
 
 def as_choice(value: Any) -> str:
@@ -119,7 +186,9 @@ def as_choice(value: Any) -> str:
 def _paths(document: Mapping[str, Any], before: str = "") -> Iterator[str]:
     for name, value in document.items():
         path = f"{before}{name}"
-        if isinstance(value, Mapping) and path != "training.search":
+        if path in _NOT_SEARCHED:
+            continue
+        if isinstance(value, Mapping):
             yield from _paths(value, f"{path}.")
         elif not isinstance(value, BaseModel):
             yield path

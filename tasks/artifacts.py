@@ -71,6 +71,7 @@ def training_run(record: Trained) -> None:
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
             f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {how}.\n\n"
+            f"{_promised(record)}"
             f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
         ),
     )
@@ -129,6 +130,12 @@ def release_card(record: Release) -> None:
         markdown=(
             f"# {record.name} version {record.version} is `{record.alias}`\n\n"
             f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
+            f"{_promised(record.bento.chosen.options.trained)}"
             f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
         ),
     )
+
+
+def _promised(record: Trained) -> str:
+    """A paragraph on what was promised of each training row, if anything was."""
+    return f"Each training row is {record.privacy}.\n\n" if record.privacy is not None else ""

@@ -104,8 +104,9 @@ def _refuse_taken(name: str, folder: Path, paths: list[Path]) -> None:
 def _with_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
     config = folder / "config.json"
     weights = sorted(folder.glob("*.safetensors"))
-    if not config.is_file() or not weights:
-        raise _missing(folder, "a folder with config.json and weights as safetensors", "model.checkpoint")
+    for there, lacking in ((config.is_file(), config), (bool(weights), folder / "model.safetensors")):
+        if not there:
+            raise _missing(lacking, "a folder with config.json and weights as safetensors", "model.checkpoint")
     try:
         stated: Any = json.loads(_text(config))
     except json.JSONDecodeError:
@@ -137,7 +138,7 @@ def _text(path: Path) -> str:
 
 def _missing(path: Path, required: str, key: str) -> DataMissing:
     return DataMissing(
-        f"the recipe's network is not at {path}",
+        f"of the recipe's network there is no {path}",
         required=required,
         where=f"{key} in the recipe",
         remedy="mend the name; a relative one starts at the recipe's folder",

@@ -34,7 +34,8 @@ def _runs_are_kept(record: Options) -> bool:
 def compress(out: Output, trained: Trained, compression: Compression) -> Options:
     """Afterwards there is an ONNX file and a table of answers on the test part for each candidate.
 
-    Candidates that are pruned alike share one pruned network, fine-tuned once.
+    Candidates that are pruned alike share one pruned network, fine-tuned once. After private training none is
+    pruned, and 8 bits take their ranges from the validation part.
     """
     from models import latency
     from models.networks.blueprint import read_blueprint
@@ -42,15 +43,19 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     from models.training.batches import read_examples
 
     dataset = trained.dataset
+    is_private = trained.privacy is not None
     fix_randomness(seed=0, num_threads=1)
     parts = _Parts(
         *(
             read_examples(settings().path(part.uri), dataset.key, dataset.layout)
-            for part in (dataset.train, dataset.val, dataset.test)
+            # Without noise the training rows may not be looked at again: of validation rows nothing is promised.
+            for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test)
         )
     )
     blueprint = read_blueprint(settings().path(trained.network_uri))
     specs = compression.candidates or candidates_for(blueprint.config.kind, _quantization_for(trained))
+    if is_private:
+        specs = tuple(spec for spec in specs if spec.prune is None)  # what is pruned is fine-tuned on training rows
     made = _make_all(out, trained, parts, specs, compression)
     baseline = next(spec.name for spec in specs if spec.prune is None and spec.quantize is None)
     timed = latency.compare(

@@ -93,7 +93,8 @@ def draw_importance(weights: np.ndarray, columns: Sequence[str], steps_each: int
         axes.set_yticks(range(len(order)), [_short(columns[place]) for place in order], fontsize=8, parse_math=False)
         axes.set_xlabel("mean weight, whatever its sign", fontsize=8)
     else:
-        tall = 0.25 * min(len(columns), 30) + 1.2 if columns else 4.0
+        height, width = weights.shape
+        tall = 0.25 * min(len(columns), 30) + 1.2 if columns else min(max(4.9 * height / width, 1.0), 9.0)
         figure = Figure(figsize=(6, tall), layout="constrained")
         axes = figure.subplots()
         if columns:
@@ -150,7 +151,8 @@ def _grid(num_rows: int, per_row: int, wide: float, tall: float) -> tuple[Figure
 
     across = min(num_rows, 2)
     down = math.ceil(num_rows / across)
-    figure = Figure(figsize=(wide * across, tall * down), layout="constrained")
+    figure = Figure(figsize=(wide * across, tall * down + 0.3), layout="constrained")
+    figure.supxlabel("weights: red for the answer, blue against it", fontsize=8)
     places = figure.subplots(down, across * per_row, squeeze=False).ravel().tolist()
     for unused in places[num_rows * per_row :]:
         unused.set_axis_off()

@@ -98,6 +98,11 @@ def _register(bento: Bento, name: str) -> ModelVersion:
         f"held-out rows, {candidate.size_bytes:,} bytes, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
         f"{candidate.latency.ratio:.2f} x the time of fp32. Bento `{bento.tag}`."
     )
+    if trained.start is not None:
+        tags |= {"start": trained.start.name, "start.sha256": trained.start.digest}
+    if trained.privacy is not None:
+        tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
+        description += f" Each training row is {trained.privacy}."
     version = registry.register(name, _log_model(bento), candidate.run_id, tags, description)
     purpose = contract.description.get("purpose", "")
     tracking.client().update_registered_model(name, f"{purpose}\n\nServed by `bloomery serve {name}`.".strip())

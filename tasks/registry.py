@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_contracts.errors import DataMissing
+from tasks.settings import settings
 from tasks.tracking import client
 
 if TYPE_CHECKING:
@@ -50,13 +51,23 @@ def version_of(reference: str) -> ModelVersion:
             return client().get_model_version(name, number)
         return client().get_model_version_by_alias(name, alias or CHAMPION)
     except MlflowException as failure:
-        known = names()
         raise DataMissing(
             f"the registry has no {reference}",
-            required=f"one of the names {', '.join(known)}" if known else "a registered version; there is none yet",
-            where="the MLflow model registry",
-            remedy="`bloomery show NAME` lists the versions; `bloomery run RECIPE` makes one",
+            required=_references(name),
+            where=f"the MLflow model registry at {settings().tracking_uri}",
+            remedy="say `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
+            "`bloomery run RECIPE` makes one",
         ) from failure
+
+
+def _references(name: str) -> str:
+    """What there is instead, of that name or at all."""
+    known = names()
+    if name not in known:
+        return f"one of the names {', '.join(known)}" if known else "a registered version; there is none yet"
+    numbers = [f"{name}:{one.version}" for one in versions(name)[:5]]
+    serving = [f"{name}@{CHAMPION}"] if champion(name) else []
+    return f"one of {', '.join([*serving, *numbers])}" if numbers else f"a version of {name}; it has none"
 
 
 def register(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_contracts.errors import TrainingDiverged
+from data_contracts.errors import BloomeryError, EngineMissing, TrainingDiverged
 from data_contracts.records import Dataset, Start
 from models import search as spaces
 from models.networks.config import Model
@@ -18,6 +20,8 @@ from tasks.events import Progress, emit
 from tasks.settings import settings
 
 if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
     from optuna import Study, Trial
 
     from models.training.loop import Epoch
@@ -32,10 +36,11 @@ class Job(NamedTuple):
     model: Model
     training: Training
     start: Start | None
+    unit: float = 1.0  # of a score, in the units of the label
 
 
 class Found(NamedTuple):
-    """The best trial's network and training, its score on the validation part, and how many trials there were."""
+    """The best trial's network and training, its score on the validation part, and how many trials ended with one."""
 
     model: Model
     training: Training
@@ -49,27 +54,83 @@ def search(job: Job) -> Found:
 
     The first trial is the recipe as it stands. Trials are kept in the state folder: a killed search goes on with those
     that it lacks, and the one that was cut short is tried again. With one trial at a time equal arguments try the same.
+
+    Raises:
+        TrainingDiverged: no trial has come to a score.
+        RecipeInvalid: a network cannot be built as the space says.
+        EngineMissing: the processes that were to try have died.
     """
     wanted = _search_of(job.training)
     study = _study(job)
     _put_back_the_dead(study)
+    tracking.adopt(job.dataset.checked.contract.name, job.key, job.run_id, tag="trial")
     if not study.trials:
         for first in _first_trials(job):
             study.enqueue_trial(first)
     if wanted.parallel == 1:
         _work(job)
     else:
-        context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=_work, args=(job, number)) for number in range(wanted.parallel)]
+        _work_apart(job, study, wanted)
+    done = _finished(study)
+    if not done:
+        raise TrainingDiverged(
+            f"none of {len(study.trials)} trials came to a score",
+            required="a finite loss in one of them at least",
+            where="the recipe's training.search",
+            remedy="lower `training.learning_rate` in the space and in the recipe, and look at the data's ranges",
+        )
+    model, training = _recipe_of(job, study.best_trial.params)
+    return Found(model, training, study.best_value * job.unit, len(done), done[0].value * job.unit)
+
+
+def _work_apart(job: Job, study: Study, wanted: Search) -> None:
+    """Trials in several processes. What one of them cannot do ends all; of those that die the others take the work."""
+    context = multiprocessing.get_context("spawn")
+    failures = context.SimpleQueue()
+    workers = [
+        context.Process(target=_work_as_child, args=(job, number, failures)) for number in range(wanted.parallel)
+    ]
+    try:
         for worker in workers:
             worker.start()
+        while any(worker.is_alive() for worker in workers):
+            next(worker for worker in workers if worker.is_alive()).join(timeout=2)
+            if not failures.empty():
+                raise failures.get()
+            _tell(study, wanted)
+        if not failures.empty():
+            raise failures.get()
+    finally:
         for worker in workers:
-            while worker.is_alive():
-                worker.join(timeout=2)
-                _tell(study, wanted)
-    model, training = _recipe_of(job, study.best_trial.params)
-    done = _finished(study)
-    return Found(model, training, study.best_value, len(done), done[0].value)
+            if worker.pid is not None:
+                worker.terminate()
+                worker.join()
+    codes = [worker.exitcode for worker in workers]
+    if all(codes):
+        raise EngineMissing(
+            f"the processes of the search ended with {', '.join(map(str, codes))}",
+            required="one that runs to the end",
+            where="the recipe's training.search",
+            remedy="run again: the trials that have ended are kept; a code of -9 means too little memory, "
+            "so lower `parallel`",
+        )
+
+
+def _work_as_child(job: Job, number: int, failures: SimpleQueue[BloomeryError]) -> None:
+    threading.Thread(target=_end_with_starter, daemon=True).start()
+    try:
+        _work(job, number)
+    except BloomeryError as failure:
+        failures.put(failure)
+        raise SystemExit(1) from None
+
+
+def _end_with_starter() -> None:
+    """A killed search must not go on unseen beside the one that is started in its place."""
+    starter = multiprocessing.parent_process()
+    if starter is not None:
+        starter.join()
+        os._exit(1)
 
 
 def forget(key: str) -> None:
@@ -194,7 +255,10 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
     fitting.fix_processor(training)
     blueprint = fitting.blueprint_of(job.dataset, model)
 
+    scores: list[tuple[int, dict[str, float]]] = []
+
     def on_epoch(epoch: Epoch) -> None:
+        scores.append((epoch.number, {"val_score": epoch.val_score * job.unit, "val_loss": epoch.val_loss}))
         trial.report(epoch.val_score, epoch.number)
         if trial.should_prune():
             raise optuna.TrialPruned
@@ -211,8 +275,11 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
             pruned = ended  # raised below, where it does not make the run a failed one
             tracking.client().set_tag(run_id, "pruned", "true")
         else:
-            score = min(fitted.history, key=lambda epoch: epoch.val_loss).val_score
-            tracking.log_figures(run_id, {"val_score": score})
+            best = min(fitted.history, key=lambda epoch: epoch.val_loss)
+            score = best.val_score
+            tracking.log_figures(run_id, {"best_val_score": score * job.unit}, step=best.number)
+        finally:
+            tracking.log_series(run_id, scores)
     if pruned is not None:
         raise pruned
     return score

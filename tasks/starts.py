@@ -22,27 +22,50 @@ def locate_start(start: StartFrom | None) -> Start | None:
     """
     if start is None:
         return None
-    folder = Path(start.network).expanduser()
-    path = folder / WEIGHTS if folder.is_dir() else _registered(start.network)
+    if start.is_folder:
+        name = start.network
+        uri = str((Path(name).expanduser() / WEIGHTS).absolute())
+    else:
+        name, uri = _registered(start.network)
+    path = settings().path(uri)
     if not path.is_file():
         raise DataMissing(
-            f"the weights of {start.network} are not there",
+            f"the weights of {name} are not there",
             required="a file of weights",
             where=str(path),
-            remedy="name a version that was trained in this state folder, or a folder with `weights.safetensors`",
+            remedy="mend training.start_from.network in the recipe: a version that was trained in this state folder "
+            "(`bloomery show` lists them), or a folder with `weights.safetensors`",
         )
     if path.suffix == ".onnx":
         raise RecipeInvalid(
-            f"{start.network} is an imported network, which has no weights by name",
+            f"{name} is an imported network, which has no weights by name",
             required="a network that was trained here",
             where="training.start_from in the recipe",
             remedy="name another version, or train the network where it came from",
         )
-    return Start(uri=str(path.absolute()), name=start.network, digest=digest_of_file(path))
+    _require_weights(path)
+    return Start(uri=uri, name=name, digest=digest_of_file(path))
 
 
-def _registered(reference: str) -> Path:
+def _registered(reference: str) -> tuple[str, str]:
+    """The version by its number, and where its weights lie."""
     from tasks import registry
 
     version = registry.version_of(reference)
-    return settings().path(version.tags.get("weights.uri", f"no weights of {reference}"))
+    name = f"{version.name}:{version.version}"
+    return name, version.tags.get("weights.uri", f"no weights of {name}")
+
+
+def _require_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as failure:
+        raise DataMissing(
+            f"the weights that training begins with cannot be read: {failure}",
+            required="tensors by name, as safetensors",
+            where=str(path),
+            remedy="write the file again, or mend training.start_from.network in the recipe",
+        ) from failure

@@ -98,6 +98,20 @@ def _end_orphans(experiment_id: str, stage_key: str, run_name: str) -> None:
         client().set_terminated(orphan.info.run_id, "KILLED")
 
 
+def adopt(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> None:
+    """Afterwards the runs with `tag` that a killed process left for `stage_key` lie below `run_id`; none goes on.
+
+    The caller holds the lock of that key, so nobody works on them.
+    """
+    found = client().search_runs([experiment(experiment_name)], f"tags.`{STAGE_KEY}` = '{stage_key}'")
+    for left in found:
+        if tag not in left.data.tags:
+            continue
+        client().set_tag(left.info.run_id, "mlflow.parentRunId", run_id)
+        if left.info.status == "RUNNING":
+            client().set_terminated(left.info.run_id, "KILLED")
+
+
 def log_figures(run_id: str, figures: Mapping[str, float], step: int = 0) -> None:
     log_series(run_id, [(step, figures)])
 

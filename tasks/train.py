@@ -9,8 +9,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from data_contracts.means import Engine
-from data_contracts.records import Dataset, Start, Trained
-from models.networks.config import Imported, Model
+from data_contracts.records import Dataset, Privacy, Start, Trained
+from models.networks.config import Custom, Imported, Model
 from models.training.config import Training
 from tasks import artifacts, fitting, importing, tracking
 from tasks.curves import Curves
@@ -58,13 +58,16 @@ def train(
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, parts, encoder)
+    if isinstance(model, Custom):
+        _require_exportable(out, dataset, model, parts)
     with tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id:
         if training.search is not None or model.kind == "auto":
-            found = search.search(search.Job(out.key, run_id, dataset, model, training, start))
+            unit = _unit(dataset, encoder)
+            found = search.search(search.Job(out.key, run_id, dataset, model, training, start, unit))
             model, training = found.model, found.training
             _log_search(run_id, found)
         processor = fitting.fix_processor(training)
-        _log_beginning(run_id, dataset, model, training, processor)
+        _log_beginning(run_id, dataset, model, training, start, processor)
         fitted, curves = _fit(out.key, run_id, parts, dataset, encoder, model, training, start, means)
         digest = write_network(
             fitted.network, fitted.blueprint, out.path("weights.safetensors"), out.path("network.json")
@@ -81,6 +84,8 @@ def train(
         val_score=evaluate(fitted.network, parts.val)[1] * curves.unit,
         slices=training.slices,
         processor=processor,
+        start=start,
+        privacy=None if fitted.spent is None else Privacy(epsilon=fitted.spent.epsilon, delta=fitted.spent.delta),
         dataset=dataset,
         digest=digest,
     )
@@ -89,16 +94,15 @@ def train(
 def _import(
     out: Output, dataset: Dataset, model: Imported, training: Training, parts: fitting.Parts, encoder: Encoder
 ) -> Trained:
-    from models.answers import deviation_of
     from models.training.loop import evaluate
 
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
     with tracking.logged_run(dataset.checked.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
         processor = fitting.fix_processor(training)
-        _log_beginning(run_id, dataset, model, training, processor)
+        _log_beginning(run_id, dataset, model, training, None, processor)
         adapted = importing.adapt(model, dataset, parts, path, blueprint_path)
         importing.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
-    unit = 1.0 if dataset.task == "classification" else deviation_of(encoder)
+    unit = _unit(dataset, encoder)
     return Trained(
         uri=out.uri(path.name),
         network_uri=out.uri(blueprint_path.name),
@@ -126,12 +130,11 @@ def _fit(
     means: Engine,
 ) -> tuple[fitting.Fitted, Curves]:
     """In this process, or in several where the recipe says so."""
-    from models.answers import deviation_of
     from models.training.batches import num_batches
     from models.training.checkpoints import Keeper
     from tasks.launch import fit_together
 
-    unit = 1.0 if dataset.task == "classification" else deviation_of(encoder)
+    unit = _unit(dataset, encoder)
     steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
     curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
     if training.devices * training.nodes > 1:
@@ -155,12 +158,32 @@ def _fit(
     return fitted, curves
 
 
+def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fitting.Parts) -> None:
+    """Raises ParityBroken if a network of the user's own could not be served, before time is spent on its training."""
+    from models.export import PARITY_BATCHES, export
+    from models.networks.blueprint import build
+
+    x, _ = next(parts.val.in_order())
+    path = out.path("untrained.onnx")
+    export(build(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
+    path.unlink()
+
+
+def _unit(dataset: Dataset, encoder: Encoder) -> float:
+    """What a score is told in, in those of the network: an RMSE in the label's units, of so many to a standard one."""
+    from models.answers import deviation_of
+
+    return 1.0 if dataset.task == "classification" else deviation_of(encoder)
+
+
 def _log_search(run_id: str, found: Found) -> None:
     figures = {"search_best": found.score, "search_first": found.first_score, "search_trials": found.num_trials}
     tracking.log_figures(run_id, figures)
 
 
-def _log_beginning(run_id: str, dataset: Dataset, model: Model, training: Training, processor: str) -> None:
+def _log_beginning(
+    run_id: str, dataset: Dataset, model: Model, training: Training, start: Start | None, processor: str
+) -> None:
     """What the network is trained from and how."""
     from mlflow.entities import Dataset as TrackedDataset
     from mlflow.entities import DatasetInput, InputTag
@@ -171,6 +194,7 @@ def _log_beginning(run_id: str, dataset: Dataset, model: Model, training: Traini
         "data.source": dataset.checked.rows.source,
         "contract": f"{dataset.checked.contract.name} {dataset.checked.contract.version}",
         "processor": processor,
+        **({} if start is None else {"start": start.name, "start.sha256": start.digest}),
     }.items():
         tracking.client().set_tag(run_id, name, value)
     tracking.client().log_inputs(

@@ -24,6 +24,7 @@ from data_contracts.layouts import Layout
 from models.networks.config import Custom
 
 _WHERE = "model.function in the recipe"
+_TOLERANCE = 1e-3  # of an answer; the order of sums depends on the number of rows
 
 
 def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
@@ -50,10 +51,12 @@ def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
 def _require_answers(config: Custom, network: nn.Module, layout: Layout, num_outputs: int) -> None:
     # The number of a category may have to be 0, and a token of 0 is padding.
     x = torch.full((2, *layout.shape), 1.0 if layout.kind == "tokens" else 0.0)
+    x[1] = min(2.0, (layout.num_tokens or 3) - 1)
+    x[1, [position for position, _ in layout.categories]] = 0.0
     required = f"float32 (B, {num_outputs}) for x float32 (B, {', '.join(map(str, layout.shape))})"
     try:
         with torch.no_grad():
-            answer = network.eval()(x)
+            answer, alone = network.eval()(x), network(x[1:])
     except Exception as failure:
         found = f"the network of {config.function} failed on {tuple(x.shape)}: {_told(failure)}"
         raise _unfit(config, found, required) from failure
@@ -63,6 +66,10 @@ def _require_answers(config: Custom, network: nn.Module, layout: Layout, num_out
         dtype = str(answer.dtype).removeprefix("torch.")
         found = f"the network of {config.function} answers {dtype} {tuple(answer.shape)} to {tuple(x.shape)}"
         raise _unfit(config, found, required)
+    furthest = float((answer[1:] - alone).abs().max())
+    if furthest > _TOLERANCE:
+        found = f"the network of {config.function} answers a row otherwise beside another one, by {furthest:.2g}"
+        raise _unfit(config, found, "an answer to each row that depends on that row alone, in evaluation mode")
 
 
 def _told(failure: Exception) -> str:

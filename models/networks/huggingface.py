@@ -86,8 +86,8 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
             model = _loaded(config, family, stated) if config.checkpoint else family.from_config(stated)
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
             raise _unfit(
-                f"{stated.model_type} cannot be built: {failure}",
-                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}",
+                f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
+                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, of fitting sizes",
             ) from failure
     _require_length(model.config, layout)
     return (OverTokens(model) if layout.kind == "tokens" else OverImages(model)).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -61,14 +62,28 @@ class Checkpoints(Document):
 
 
 class StartFrom(Document):
-    """Weights to begin with: a registered version (`NAME@champion`, `NAME@3`) or a folder with a network."""
+    """Weights to begin with: a registered version (`NAME@champion`, `NAME:3`) or a folder with weights.safetensors."""
 
-    network: str
+    network: Annotated[
+        str, Field(min_length=1, description="NAME@champion, NAME:3 or a folder, a relative one beside the recipe")
+    ]
     freeze: Annotated[tuple[str, ...], Field(description="parameters whose names begin so stay as they are")] = ()
     discount: Annotated[
         float,
         Field(gt=0, le=1, description="learning rate of each layer as a share of the next one's"),
     ] = 1.0
+
+    @property
+    def is_folder(self) -> bool:
+        """Names of versions have no slash."""
+        return "/" in self.network or self.network in (".", "..")
+
+    def absolute(self, folder: Path) -> Self:
+        """The same with the folder's path from the root on, where one in `folder` is meant."""
+        place = folder / Path(self.network).expanduser()
+        if not self.is_folder and not (place / "weights.safetensors").is_file():
+            return self
+        return self.model_copy(update={"network": str(place.resolve())})
 
 
 class Privacy(Document):
@@ -100,7 +115,7 @@ class Search(Document):
     parallel: Annotated[Count, Field(description="trials at a time, each in a process of its own")] = 1
     epochs: Annotated[Count | None, Field(description="of a trial; left out, those of the recipe")] = None
     space: Annotated[
-        dict[str, Range | tuple[Any, ...]],
+        dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=1)]],
         Field(
             default_factory=dict,
             description="`training.learning_rate: {low: 1e-4, high: 1e-2, log: true}` or a list of choices",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from models.training.config import Loop, Privacy
 from models.training.loop import Epoch, evaluate
 from models.training.objective import loss_of
 from models.training.optimizer import schedule_for
+
+if TYPE_CHECKING:
+    from opacus import GradSampleModule
 
 
 class Spent(NamedTuple):
@@ -49,28 +52,20 @@ def train_privately(
     say in which epoch is taken.
 
     Raises:
-        RecipeInvalid: the network mixes rows (batch normalisation) or has layers without gradients per row.
+        RecipeInvalid: the network mixes rows (batch normalisation) or has layers without gradients per row; or delta is
+            so large, or epsilon so small, that nothing would be kept private, or nothing learnt.
         TrainingDiverged: the loss is not a number.
     """
-    from opacus import GradSampleModule
     from opacus.accountants import RDPAccountant
-    from opacus.accountants.utils import get_noise_multiplier
     from opacus.optimizers import DPOptimizer
 
-    _require_rows_apart(network)
     num_rows = len(train_part.y)
+    _require_meaning(privacy, num_rows)
+    _require_rows_apart(network)
     chance = min(loop.batch_size / num_rows, 1.0)
     steps_of_epoch = max(round(1 / chance), 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Opacus warns about orders of Renyi divergence that it tries and discards
-        noise = get_noise_multiplier(
-            target_epsilon=privacy.epsilon,
-            target_delta=privacy.delta,
-            sample_rate=chance,
-            steps=loop.epochs * steps_of_epoch,
-            accountant="rdp",
-        )
-    watched = GradSampleModule(network, loss_reduction="sum")
+    noise = _noise_for(privacy, chance, loop.epochs * steps_of_epoch)
+    watched = _watched(network)
     plain = torch.optim.AdamW(watched.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
     random = torch.Generator().manual_seed(seed)
     optimizer = DPOptimizer(
@@ -104,7 +99,58 @@ def train_privately(
         on_epoch(history[-1])
     _unwatch(watched)
     network.eval()
-    return history, Spent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, float(noise))
+    return history, Spent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
+
+
+def _require_meaning(privacy: Privacy, num_rows: int) -> None:
+    """Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", section 2.3."""
+    if num_rows < 2 or privacy.delta * num_rows >= 1:
+        raise RecipeInvalid(
+            f"delta {privacy.delta:g} lets whole rows leak of a training part of {num_rows:,}",
+            required=f"a delta below 1 / training rows, here {1 / max(num_rows, 1):.2g}; a tenth of that is usual",
+            where="the recipe's training.privacy.delta",
+            remedy="lower delta, or train on more rows",
+        )
+
+
+def _noise_for(privacy: Privacy, chance: float, num_steps: int) -> float:
+    """In units of the clipping norm: as little as keeps epsilon in `num_steps` steps."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Opacus warns about orders of Renyi divergence that it tries and discards
+            return float(
+                get_noise_multiplier(
+                    target_epsilon=privacy.epsilon,
+                    target_delta=privacy.delta,
+                    sample_rate=chance,
+                    steps=num_steps,
+                    accountant="rdp",
+                )
+            )
+    except ValueError as failure:
+        raise RecipeInvalid(
+            f"no noise keeps epsilon {privacy.epsilon:g} with delta {privacy.delta:g} in {num_steps:,} steps, each of "
+            f"which sees {chance:.1%} of the rows",
+            required="a larger epsilon or delta, fewer epochs, smaller batches or more rows",
+            where="the recipe's training.privacy",
+            remedy="raise epsilon; 1 to 10 is usual",
+        ) from failure
+
+
+def _watched(network: nn.Module) -> GradSampleModule:
+    """The network, of which each row's gradient is told.
+
+    Raises:
+        RecipeInvalid: a layer tells none.
+    """
+    from opacus import GradSampleModule
+
+    try:
+        return GradSampleModule(network, loss_reduction="sum")
+    except NotImplementedError as failure:
+        raise _unfit(f"a layer tells no gradient of a row: {str(failure)[:200]}") from failure
 
 
 def _drawn(
@@ -120,12 +166,18 @@ def _require_rows_apart(network: nn.Module) -> None:
 
     problems = ModuleValidator.validate(network, strict=False)
     if problems:
-        raise RecipeInvalid(
-            f"this network cannot be trained privately: {str(problems[0]).splitlines()[0][:300]}",
-            required="layers that treat every row by itself and tell each row's gradient",
-            where="the recipe's training.privacy and model",
-            remedy="use a lenet, an mlp with `norm: none` or a transformer: no batch normalisation, no LSTM or GRU",
-        )
+        raise _unfit(str(problems[0]).splitlines()[0][:300])
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        raise _unfit("a recurrent layer of torch tells no gradient of a row")
+
+
+def _unfit(why: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"this network cannot be trained privately: {why}",
+        required="layers that treat every row by itself and tell each row's gradient",
+        where="the recipe's training.privacy and model",
+        remedy="use a lenet, an mlp with `norm: none`, a transformer or a gpt; nothing recurrent, no batch norm",
+    )
 
 
 def _unwatch(watched: nn.Module) -> None:

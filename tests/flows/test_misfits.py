@@ -256,6 +256,11 @@ def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
         (NUMBER, {**MLP, "norm": "none", "periodic": {}}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}},
          "frequencies of `periodic`"),
         (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "ema": 0.9},
+         "training.ema has no part in private training"),
+        (NUMBER, {"kind": "auto"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "name a network"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "devices": 2},
+         "training.devices has no part in private training"),
     ],
     ids=str,
 )  # fmt: skip

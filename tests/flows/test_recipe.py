@@ -117,7 +117,7 @@ def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_fi
     plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
     path, file = tmp_path / "mine.yaml", tmp_path / "network.onnx"
     path.write_text(plain)
-    with pytest.raises(DataMissing, match=r"the recipe's network is not at .*network\.onnx") as missing:
+    with pytest.raises(DataMissing, match=r"of the recipe's network there is no .*network\.onnx") as missing:
         read_recipe(str(path))
     assert missing.value.where == "model.path in the recipe"
 
@@ -129,4 +129,30 @@ def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_fi
 
     path.write_text(plain.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
     with pytest.raises(RecipeInvalid, match="small is to be pruned"):
+        read_recipe(str(path))
+
+
+def test_a_space_that_leads_nowhere_is_refused_as_the_recipe_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 30", "epochs: 30\n  search: {space: {model.hiden: [16, 32]}}")
+    with pytest.raises(RecipeInvalid, match=r"did you mean 'model\.hidden'"):
+        read_recipe(str(path))
+
+
+def test_weights_to_begin_with_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "weights.safetensors").write_bytes(b"")
+    for stated in ("before", "./before"):
+        start = read_recipe(str(write(tmp_path, "seed: 0", f"start_from: {{network: {stated}}}"))).training.start_from
+        assert start is not None
+        assert start.network == str(tmp_path / "before")
+    start = read_recipe(str(write(tmp_path, "seed: 0", "start_from: {network: digits@champion}"))).training.start_from
+    assert start is not None
+    assert start.network == "digits@champion"
+
+
+def test_candidates_that_would_break_the_promise_of_private_training_are_refused(tmp_path: Path) -> None:
+    private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
+    path = write(tmp_path, "training:", private)
+    path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
+    with pytest.raises(RecipeInvalid, match="pruned is pruned and then trained on the same rows without noise"):
         read_recipe(str(path))

@@ -10,7 +10,7 @@ import torch
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, Mlp, Model, Rnn
+from models.networks.config import Cnn, FtTransformer, Mlp, Model, Rnn
 from models.randomness import fix_randomness
 from models.training.batches import Examples
 from models.training.config import Loop, Privacy
@@ -66,6 +66,8 @@ def test_the_network_can_be_exported_as_if_it_had_been_trained_plainly(parts):
         (Cnn(kind="cnn"), Layout(kind="image", shape=(1, 8, 8))),
         (Mlp(kind="mlp"), Layout(kind="flat", shape=(6,))),
         (Rnn(kind="rnn"), Layout(kind="sequence", shape=(6, 2))),
+        (Rnn(kind="rnn", cell="elman"), Layout(kind="sequence", shape=(6, 2))),
+        (FtTransformer(kind="ft_transformer", width=8, num_heads=2), Layout(kind="flat", shape=(6,))),
     ],
 )
 def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config, layout):
@@ -73,3 +75,13 @@ def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config,
     rows = Examples(torch.zeros(10, *layout.shape), torch.zeros(10, dtype=torch.int64), torch.arange(10).numpy())
     with pytest.raises(RecipeInvalid, match="cannot be trained privately"):
         train_privately(network, rows, rows, LOOP, Privacy(epsilon=1, delta=1e-3), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "told"), [(1.0, 0.01, "lets whole rows leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")]
+)
+def test_a_promise_that_means_nothing_or_cannot_be_kept_is_refused(epsilon, delta, told):
+    network = build(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
+    rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
+    with pytest.raises(RecipeInvalid, match=told):
+        train_privately(network, rows, rows, LOOP, Privacy(epsilon=epsilon, delta=delta), seed=0)

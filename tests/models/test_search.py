@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, Mlp, Rnn
+from models.networks.config import Auto, Cnn, FtTransformer, Mlp, Rnn
 from models.search import changed, require_possible, sensible, space_of
 from models.training.config import Range, Search, Training
 
@@ -34,8 +35,10 @@ def test_values_are_put_at_their_paths_and_nothing_else_changes():
 @pytest.mark.parametrize(
     ("space", "told"),
     [
-        ({"model.hiden": (1, 2)}, "no 'model.hiden'"),
-        ({"training.search.trials": (1, 2)}, "no 'training.search.trials'"),
+        ({"model.hiden": (1, 2)}, "'model.hiden'.*did you mean 'model.hidden'"),
+        ({"training.search.trials": (1, 2)}, "'training.search.trials'"),
+        ({"model.kind": ("mlp", "rnn")}, "'model.kind'"),
+        ({"learning_rate": (1e-3, 1e-2)}, "did you mean 'training.learning_rate'"),
         ({"model.dropout": Range(low=0.0, high=1.5)}, "dropout"),
         ({"training.schedule": ("cosine", "sine")}, "schedule"),
     ],
@@ -44,6 +47,25 @@ def test_a_space_that_leads_nowhere_is_refused_before_anything_runs(space, told)
     training = TRAINING.model_copy(update={"search": Search(space=space)})
     with pytest.raises(RecipeInvalid, match=told):
         require_possible(Mlp(kind="mlp"), training)
+
+
+def test_with_auto_a_path_is_one_of_a_network_that_may_be_tried_and_only_that_one_reads_it():
+    possible = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
+    require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
+    assert space_of(Mlp(kind="mlp"), possible) == possible
+    assert space_of(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
+    assert space_of(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
+    for space, told in (({"model.hiden": (8,)}, "nothing at 'model.hiden'"), ({"model.cell": ("lstn",)}, "model.cell")):
+        with pytest.raises(RecipeInvalid, match=told):
+            require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
+
+
+def test_epochs_are_searched_or_stated_and_choices_are_some():
+    both = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
+    with pytest.raises(RecipeInvalid, match=r"training\.epochs is searched"):
+        require_possible(Mlp(kind="mlp"), both)
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Search(space={"model.dropout": ()})
 
 
 def test_a_stated_space_takes_the_place_of_the_usual_one():

@@ -8,17 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 from data_contracts.layouts import Layout
+from models.encoder import CLASS, ENCODED
 from models.networks.blueprint import Blueprint, build, write_network
-from models.networks.config import Cnn
+from models.networks.config import Cnn, Rnn, Transformer
 from models.randomness import fix_randomness
-from models.training.batches import Examples
+from models.training.batches import Examples, Rows, read_examples
 from models.training.checkpoints import Keeper
 from models.training.config import Augment, Checkpoints, Loop
+from models.training.loader import Stream, open_stream
 from models.training.loop import Epoch, State, train
 
 BLUEPRINT = Blueprint(
@@ -79,6 +84,59 @@ def test_training_that_was_killed_ends_in_the_same_bits(tmp_path: Path, loop: Lo
     seen: list[int] = []
     assert run(tmp_path, loop, Checkpoints(every_steps=4), seen=seen) == wanted
     assert seen[0] == killed_at // 4 * 4 + 1 or (seen[0] == killed_at and killed_at % 4 == 0)
+
+
+STEPS = Layout(kind="sequence", shape=(7, 4), is_padded=True)
+TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+SEQUENCES = [
+    (Rnn(kind="rnn", cell="gru", hidden=8, num_layers=2, bidirectional=True, dropout=0.2), STEPS),
+    (Rnn(kind="rnn", cell="lstm", hidden=8, pooling="max", embedding=8, dropout=0.2), TOKENS),
+    (Transformer(kind="transformer", width=16, num_heads=2, dropout=0.2), TOKENS),
+]
+
+
+def written(path: Path, layout: Layout, num_rows: int) -> Path:
+    """Rows of unequal lengths, in small row groups."""
+    random = np.random.default_rng(num_rows)
+    x = random.integers(1, 20, (num_rows, *layout.shape)).astype(np.float32)
+    x[np.arange(layout.shape[0]) >= random.integers(1, layout.shape[0] + 1, num_rows)[:, None]] = 0
+    if layout.is_padded:
+        x[..., -1] = x[..., -1] > 0
+    columns = {"id": np.arange(num_rows), CLASS: random.integers(0, 3, num_rows)}
+    values = pa.array(list(x.reshape(num_rows, -1)), pa.list_(pa.float32()))
+    pq.write_table(pa.table({**columns, ENCODED: values}), path, row_group_size=50)
+    return path
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize(("config", "layout"), SEQUENCES, ids=["gru", "lstm", "transformer"])
+def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(tmp_path, config, layout, is_streamed):
+    loop = Loop(epochs=3, batch_size=16, clip_norm=1.0, ema=0.9)
+    train_path, val_path = (written(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))
+    blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
+
+    def weights(folder: Path, every: int, killed_at: int | None = None) -> str:
+        fix_randomness(seed=0, num_threads=1)
+        network, keeper = build(blueprint), Keeper(tmp_path / folder, Checkpoints(every_steps=every))
+
+        def keep(state: State) -> None:
+            keeper.keep(state)
+            if state.step == killed_at:
+                raise Killed
+
+        part: Rows = read_examples(train_path, "id", layout)
+        if is_streamed:
+            opened = open_stream(train_path, layout)
+            # Windows of some 70 rows, so that batches lie across them.
+            part = Stream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
+        train(network, part, read_examples(val_path, "id", layout), loop, seed=1, restore=keeper.restore, keep=keep)
+        return write_network(network, blueprint, tmp_path / "weights", tmp_path / "blueprint")
+
+    wanted = weights(Path("undisturbed"), 10_000)
+    for killed_at in (7, 26, 33):  # in the first epoch and twice in the second
+        with pytest.raises(Killed):
+            weights(Path("killed"), 6, killed_at)
+    assert weights(Path("killed"), 6) == wanted
 
 
 def test_only_the_newest_checkpoint_is_kept_and_it_can_be_forgotten(tmp_path: Path):

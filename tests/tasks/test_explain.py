@@ -22,6 +22,7 @@ from models.training.batches import Examples
 from models.training.config import Explain
 from tasks import tracking
 from tasks.explain import FOLDER, log_explanations, tell, varied
+from tasks.explanation_pictures import draw_importance
 
 NUM = 24
 TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日は", "see you at noon"]
@@ -119,3 +120,14 @@ def test_rows_are_shown_class_by_class_and_figures_from_low_to_high() -> None:
     assert varied(np.array([1, 1, 1, 0, 2]), 4).tolist() == [3, 0, 4, 1]
     assert varied(np.array([0.5, -1.0, 3.0, 2.0], np.float32), 3).tolist() == [1, 0, 2]
     assert len(varied(np.array([1, 1]), 8)) == 2
+
+
+def test_a_map_of_an_image_has_the_shape_of_the_image(tmp_path: Path):
+    from matplotlib.image import imread
+
+    sizes = {}
+    for name, shape in (("square", (28, 28)), ("wide", (40, 200))):
+        draw_importance(np.ones(shape), (), 1, tmp_path / f"{name}.png")
+        sizes[name] = imread(tmp_path / f"{name}.png").shape[:2]
+    assert 0.7 < sizes["square"][0] / sizes["square"][1] < 1
+    assert sizes["wide"][0] / sizes["wide"][1] < 0.3

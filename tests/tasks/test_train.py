@@ -15,15 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_contracts.errors import DataMissing
 from data_contracts.means import Engine
-from data_contracts.records import Dataset, Trained
-from models.config import Features
+from data_contracts.records import Dataset, Trained, describe
+from models.config import Compression, Features
 from models.features.inputs import NumberInput
 from models.networks.config import Mlp
 from models.training import batches
-from models.training.config import Checkpoints, Explain, Training
+from models.training.config import Checkpoints, Explain, Privacy, StartFrom, Training
 from tasks import events, tracking
+from tasks.compress import compress
 from tasks.prepare import prepare
+from tasks.settings import settings
+from tasks.starts import locate_start
 from tasks.train import train
 
 pytestmark = pytest.mark.slow
@@ -122,6 +126,47 @@ def test_a_training_part_that_is_large_is_read_from_disk(dataset_of, monkeypatch
     trained = train(dataset_of(), MLP, QUICK)
     assert trained.val_score > 0.8
     assert "val_per_class.json" in artifacts_of(trained)
+
+
+def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_comes_of_it(dataset_of, home: Path):
+    dataset, model = dataset_of(), MLP.model_copy(update={"norm": "none"})
+    first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
+    folder = settings().path(first.uri).parent
+    told = StartFrom(network=str(folder))
+    start = locate_start(told)
+    privacy = Privacy(epsilon=3, delta=1e-3)
+    wanted = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": told, "privacy": privacy})
+    trained = train(dataset, model, wanted, start)
+    assert trained.start == start
+    assert 2.8 < trained.privacy.epsilon <= 3
+    run = tracking.client().get_run(trained.run_id).data
+    assert (run.tags["start"], run.tags["start.sha256"]) == (str(folder), first.digest)
+    assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon
+    lines = describe(trained)
+    assert f"private within epsilon {trained.privacy.epsilon:.3g} and delta 0.001" in lines[0][2]
+    assert lines[1] == ("start", start.digest, f"weights of {folder}")
+    # The training rows are not looked at again, which would cost more of epsilon.
+    settings().path(dataset.train.uri).unlink()
+    options = compress(trained, Compression(latency_rounds=3))
+    assert [candidate.name for candidate in options.candidates] == ["fp32", "int8"]
+
+
+def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Path, tmp_path: Path):
+    stated = StartFrom(network="begin")
+    assert stated.absolute(tmp_path) == stated  # a name in the registry
+    with pytest.raises(DataMissing, match="no begin"):
+        locate_start(stated)
+    (tmp_path / "begin").mkdir()
+    with pytest.raises(DataMissing, match="are not there") as missing:
+        locate_start(StartFrom(network="./begin").absolute(tmp_path))
+    assert missing.value.where == str(tmp_path / "begin" / "weights.safetensors")
+    (tmp_path / "begin" / "weights.safetensors").write_text("no tensors")
+    with pytest.raises(DataMissing, match="cannot be read"):
+        locate_start(stated.absolute(tmp_path))
+    tracking.client().create_registered_model("kept")
+    with pytest.raises(DataMissing, match="no kept:7") as unknown:
+        locate_start(StartFrom(network="kept:7"))
+    assert unknown.value.required == "a version of kept; it has none"
 
 
 def test_a_stage_killed_in_the_middle_of_training_ends_in_the_same_weights(dataset_of, home: Path, tmp_path: Path):
