@@ -329,6 +329,8 @@ def _of_privacy(model: Model, training: Training, compression: Compression) -> I
     for name in _NOT_PRIVATE:
         if getattr(training, name) != type(training).model_fields[name].default:
             yield f"training.{name} has no part in private training; leave it out"
+    if training.search is not None:
+        yield "training.search: every trial would spend of the same rows' privacy; leave it out of private training"
     if training.start_from is not None and training.start_from.discount != 1:
         yield "training.start_from.discount has no part in private training; leave it out"
     for candidate in compression.candidates or ():

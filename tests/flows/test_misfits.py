@@ -255,6 +255,8 @@ def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
         (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "say `norm: none`"),
         (NUMBER, {**MLP, "norm": "none", "periodic": {}}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}},
          "frequencies of `periodic`"),
+        (NUMBER, {**MLP, "norm": "none"}, "classification",
+         {"privacy": {"epsilon": 1, "delta": 1e-5}, "search": {"trials": 2}}, "training.search: every trial"),
         (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
         (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "ema": 0.9},
          "training.ema has no part in private training"),
