@@ -76,12 +76,17 @@ def enter() -> Settings:
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(chosen.home / "matplotlib"),
     }
-    if has_avx2():
-        # Weights repeat bit for bit only under one instruction set: take one that nearly every x86 machine has.
-        ours |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
-    for name, value in ours.items():
+    for name, value in (ours | instruction_set()).items():
         os.environ.setdefault(name, value)
     return chosen
+
+
+def instruction_set() -> dict[str, str]:
+    """Variables under which weights repeat bit for bit on most machines, if set before the first arithmetic."""
+    if not has_avx2():
+        return {}
+    # Bits depend on the instruction set: take one that nearly every x86 machine has.
+    return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 
 
 @functools.cache

@@ -109,6 +109,6 @@ def test_a_network_for_other_rows_fails_its_run_and_leaves_nothing(dataset: Data
 def test_nothing_can_start_from_an_imported_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "network.onnx"
     path.write_bytes(b"")
-    monkeypatch.setattr("tasks.starts._registered", lambda reference: path)
-    with pytest.raises(RecipeInvalid, match="mine@3 is an imported network"):
-        locate_start(StartFrom(network="mine@3"))
+    monkeypatch.setattr("tasks.starts._registered", lambda reference: (reference, str(path)))
+    with pytest.raises(RecipeInvalid, match="mine:3 is an imported network"):
+        locate_start(StartFrom(network="mine:3"))
