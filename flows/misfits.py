@@ -49,7 +49,8 @@ _READ_BY = {
 _READ_ONE_CHANNEL = ("rnn", "transformer")
 # What private training has in its own way, or not at all: each row is seen by chance, clipped and hidden in noise.
 _NOT_PRIVATE = (
-    *("accumulate", "clip_norm", "class_weights", "ema", "patience", "precision", "compile", "augment"),
+    *("accumulate", "clip_norm", "class_weights", "ema", "best_by", "patience"),
+    *("precision", "compile", "augment"),
     *("devices", "nodes"),
 )
 # How rows may be changed in training, and which rows can be.

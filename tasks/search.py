@@ -249,6 +249,8 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
     """
     import optuna
 
+    from models.training.loop import best_epoch
+
     model, training = _recipe_of(job, _suggested(trial, job))
     epochs = _search_of(job.training).epochs
     training = training if epochs is None else training.model_copy(update={"epochs": epochs})
@@ -275,7 +277,7 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
             pruned = ended  # raised below, where it does not make the run a failed one
             tracking.client().set_tag(run_id, "pruned", "true")
         else:
-            best = min(fitted.history, key=lambda epoch: epoch.val_loss)
+            best = best_epoch(fitted.history, training, is_error=job.dataset.task == "regression")
             score = best.val_score
             tracking.log_figures(run_id, {"best_val_score": score * job.unit}, step=best.number)
         finally:

@@ -48,7 +48,10 @@ class Loop(Document):
     ] = "none"
     loss: Annotated[Literal["squared", "huber"], Field(description="of a regression")] = "squared"
     ema: Annotated[Share | None, Field(description="decay of a running mean of the weights, which is kept")] = None
-    patience: Annotated[Count | None, Field(description="epochs without a better validation loss")] = None
+    best_by: Annotated[
+        Literal["loss", "score"], Field(description="which figure of the validation part the best epoch is told by")
+    ] = "loss"
+    patience: Annotated[Count | None, Field(description="epochs without a better one")] = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Annotated[bool, Field(description="torch.compile")] = False
     augment: Augment = Augment()

@@ -19,7 +19,7 @@ from data_contracts.errors import TrainingDiverged
 from models.training.augment import augmented, generator_for, mixed
 from models.training.batches import Rows, batches, num_batches, size_of_batch
 from models.training.config import Augment, Loop
-from models.training.objective import Loss, judged, loss_and_score, loss_of
+from models.training.objective import Loss, is_regression, judged, loss_and_score, loss_of
 from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
 from models.training.transfer import frozen_modules
 from models.training.world import ALONE, World, added_up
@@ -108,10 +108,10 @@ def train(
 ) -> list[Epoch]:
     """Train `network` in place; it ends on the processor, in evaluation mode, with the weights of its best epoch.
 
-    The best epoch is the one with the lowest validation loss. `shares` are learning rates by parameter, as shares of
-    the recipe's. `restore` may put an earlier state in place before the first step; `keep` is shown the state after
-    each one. Dropout draws from torch's own generator, everything else from `seed`. Of several processes that share
-    each batch `world` tells which one this is, and `spread` makes the network's gradients those of the whole batch.
+    Which epoch that is says `best_epoch`. `shares` are learning rates by parameter, as shares of the recipe's.
+    `restore` may put an earlier state in place before the first step; `keep` is shown the state after each one. Dropout
+    draws from torch's own generator, everything else from `seed`. Of several processes that share each batch `world`
+    tells which one this is, and `spread` makes the network's gradients those of the whole batch.
 
     Raises:
         TrainingDiverged: the loss is not a number.
@@ -124,7 +124,8 @@ def train(
     state = _first_state(on_device, train_part, loop, shares, world)
     restore(state)
     loss_of_rows = loss_of(loop, train_part.labels(all_of_them=loop.class_weights == "balanced"))
-    while state.epoch <= loop.epochs and not _is_over(state.history, loop):
+    is_error = is_regression(val_part.labels(all_of_them=False))
+    while state.epoch <= loop.epochs and not _is_over(state.history, loop, is_error=is_error):
         if state.batch == 0:
             state.rate, state.num_rows = _rate(state), 0
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -137,7 +138,7 @@ def train(
             val_loss, val_score = evaluate(on_device, val_part, world)
         _finite(val_loss, state, loop, "validation loss")
         state.history.append(Epoch(state.epoch, train_loss, val_loss, val_score, state.rate))
-        if val_loss <= min(epoch.val_loss for epoch in state.history):
+        if best_epoch(state.history, loop, is_error=is_error) == state.history[-1]:
             best = on_device.state_dict() if state.mean is None else state.mean.tensors
             state.best = {name: tensor.detach().clone() for name, tensor in best.items()}
         state.epoch, state.batch = state.epoch + 1, 0
@@ -229,12 +230,21 @@ def _take_step(state: State, loop: Loop) -> None:
         state.mean.follow(state.network)
 
 
-def _is_over(history: list[Epoch], loop: Loop) -> bool:
-    """Whether the validation loss has not fallen for `patience` epochs."""
+def best_epoch(history: list[Epoch], loop: Loop, *, is_error: bool) -> Epoch:
+    """The one with the lowest validation loss, or with the best score if `loop` says so; of equal ones the last.
+
+    `is_error` says that the score is one, which is to be small.
+    """
+    if loop.best_by == "loss":
+        return min(reversed(history), key=lambda epoch: epoch.val_loss)
+    return min(reversed(history), key=lambda epoch: epoch.val_score if is_error else -epoch.val_score)
+
+
+def _is_over(history: list[Epoch], loop: Loop, *, is_error: bool) -> bool:
+    """Whether none of the last `patience` epochs was the best one."""
     if loop.patience is None or not history:
         return False
-    best = min(history, key=lambda epoch: epoch.val_loss)
-    return history[-1].number - best.number >= loop.patience
+    return history[-1].number - best_epoch(history, loop, is_error=is_error).number >= loop.patience
 
 
 def _has_convolutions(network: nn.Module) -> bool:

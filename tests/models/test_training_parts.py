@@ -17,7 +17,7 @@ from torch import nn
 from models.training.augment import augmented, generator_for, mixed
 from models.training.batches import Examples
 from models.training.config import Augment, Loop
-from models.training.loop import evaluate, train
+from models.training.loop import Epoch, best_epoch, evaluate, train
 from models.training.objective import class_weights, judged, loss_and_score, loss_of
 from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
 from models.training.utilization import flops_per_row
@@ -151,6 +151,33 @@ def test_training_ends_when_it_has_not_been_better_for_a_while():
     epochs = train(linear(), rows, contrary, Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20), seed=0)
     best = min(epochs, key=lambda epoch: epoch.val_loss)
     assert len(epochs) == best.number + 2 < 20
+
+
+def test_the_best_epoch_is_told_by_the_figure_that_is_asked_for():
+    told = [Epoch(1, 1.0, 0.5, 0.7, 0.1), Epoch(2, 1.0, 0.4, 0.8, 0.1), Epoch(3, 1.0, 0.6, 0.9, 0.1)]
+    by_loss, by_score = Loop(epochs=3), Loop(epochs=3, best_by="score")
+    assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score)] == [2, 3]
+    assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score)] == [2, 1]
+    alike = [one._replace(val_loss=0.4, val_score=0.8) for one in told]
+    assert [best_epoch(alike, loop, is_error=False).number for loop in (by_loss, by_score)] == [3, 3]
+
+
+@pytest.mark.parametrize("best_by", ["loss", "score"])
+def test_a_classifier_ends_with_the_weights_of_its_best_epoch(best_by):
+    # A sixth of the validation part's labels is wrong: who is surer and surer of the truth loses by them.
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0).long()
+    rows = Examples(x, y, np.arange(300))
+    others = rows._replace(y=torch.where(torch.arange(300) % 6 == 0, 1 - y, y))
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    loop = Loop(epochs=25, batch_size=20, learning_rate=0.03, best_by=best_by)
+    epochs = train(network, rows, others, loop, seed=0)
+    best = best_epoch(epochs, loop, is_error=False)
+    assert evaluate(network, others) == (best.val_loss, best.val_score)
+    # By the other figure another epoch is best, or this would show nothing.
+    other = loop.model_copy(update={"best_by": "score" if best_by == "loss" else "loss"})
+    assert best_epoch(epochs, other, is_error=False).number != best.number
 
 
 @pytest.mark.parametrize("stated", [{"precision": "bf16"}, {"loss": "huber"}, {"clip_norm": 0.5}])
