@@ -403,4 +403,4 @@ def test_prefect_deployment_run_moves_the_recipe_through_a_worker(
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
+            process.wait(timeout=180)
