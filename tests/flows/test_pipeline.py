@@ -367,9 +367,12 @@ def test_prefect_deployment_run_moves_the_recipe_through_a_worker(
 
     def start(*command: str) -> None:
         log = (tmp_path / "log").open("ab")
+        # The worker ends by SIGINT, which what a shell started with `&` ignores, and so would its children.
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
         started.append(
             subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         )
+        signal.signal(signal.SIGINT, ours)
 
     def prefect(*arguments: str) -> str:
         ended = subprocess.run(
@@ -403,4 +406,4 @@ def test_prefect_deployment_run_moves_the_recipe_through_a_worker(
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=180)
+            process.wait(timeout=60)
