@@ -35,3 +35,8 @@ def deviation_of(encoder: Encoder) -> float:
     """One standard unit of a regression, in the units of the label."""
     nothing, one = meant(encoder, np.array([[0.0], [1.0]], np.float32))
     return float(one - nothing)
+
+
+def unit_of(encoder: Encoder) -> float:
+    """What a network's score or difference of 1 is to a person: a standard unit of a regression's label, or just 1."""
+    return 1.0 if encoder.features.task == "classification" else deviation_of(encoder)

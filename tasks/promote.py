@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from data_contracts.digests import digest_of_document
 from data_contracts.errors import ReleaseRefused
-from data_contracts.records import Bento, Dataset, Release, describe
+from data_contracts.records import Bento, Release, describe
 from data_contracts.scores import SCORES, score_in_words
 from models.config import Gates
 from models.encoder import read_encoder
@@ -152,6 +152,8 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     Raises:
         ReleaseRefused: an answer is not the one that was measured for this row.
     """
+    from models.answers import unit_of
+
     dataset = bento.chosen.options.trained.dataset
     expected = measured_answers(bento).slice(0, num_rows)
     held_out = held_out_rows(bento).slice(0, num_rows).select(list(dataset.inputs)).to_pylist()
@@ -159,20 +161,11 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     with served_bento(bento.tag) as client:
         answers = [_predictions(ask(client, [row]), bento)[0] for row in rows[:10]]
         together = _predictions(ask(client, rows), bento)
-    unit = _unit(dataset)
+    unit = unit_of(read_encoder(settings().path(dataset.encoder_uri)))
     for position, answered in [*enumerate(answers), *enumerate(together)]:
         _require_same(answered, expected.slice(position, 1).to_pylist()[0], dataset.key, unit, bento)
     first = expected.slice(0, 1).to_pylist()[0]
     return len(rows), {"key": first[dataset.key], "truth": first["truth"], **_in_short(answers[0])}
-
-
-def _unit(dataset: Dataset) -> float:
-    """What a difference between two answers is measured by: a probability, or a standard unit of the label."""
-    from models.answers import deviation_of
-
-    if dataset.task == "classification":
-        return 1.0
-    return deviation_of(read_encoder(settings().path(dataset.encoder_uri)))
 
 
 def _in_short(answered: dict[str, Any]) -> dict[str, Any]:

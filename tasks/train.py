@@ -49,6 +49,7 @@ def train(
     The same arguments give the same weights, bit for bit, on a processor of the same kind, also if the run was killed
     on the way: checkpoints lie outside the stage's folder until the stage has ended.
     """
+    from models.answers import unit_of
     from models.encoder import read_encoder
     from models.networks.blueprint import num_parameters, write_network
     from models.training.loop import evaluate
@@ -62,7 +63,7 @@ def train(
         _require_exportable(out, dataset, model, parts)
     with tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id:
         if training.search is not None or model.kind == "auto":
-            unit = _unit(dataset, encoder)
+            unit = unit_of(encoder)
             found = search.search(search.Job(out.key, run_id, dataset, model, training, start, unit))
             model, training = found.model, found.training
             _log_search(run_id, found)
@@ -94,6 +95,7 @@ def train(
 def _import(
     out: Output, dataset: Dataset, model: Imported, training: Training, parts: fitting.Parts, encoder: Encoder
 ) -> Trained:
+    from models.answers import unit_of
     from models.training.loop import evaluate
 
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
@@ -102,7 +104,7 @@ def _import(
         _log_beginning(run_id, dataset, model, training, None, processor)
         adapted = importing.adapt(model, dataset, parts, path, blueprint_path)
         importing.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
-    unit = _unit(dataset, encoder)
+    unit = unit_of(encoder)
     return Trained(
         uri=out.uri(path.name),
         network_uri=out.uri(blueprint_path.name),
@@ -130,11 +132,12 @@ def _fit(
     means: Engine,
 ) -> tuple[fitting.Fitted, Curves]:
     """In this process, or in several where the recipe says so."""
+    from models.answers import unit_of
     from models.training.batches import num_batches
     from models.training.checkpoints import Keeper
     from tasks.launch import fit_together
 
-    unit = _unit(dataset, encoder)
+    unit = unit_of(encoder)
     steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
     curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
     if training.devices * training.nodes > 1:
@@ -167,13 +170,6 @@ def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fit
     path = out.path("untrained.onnx")
     export(build(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
     path.unlink()
-
-
-def _unit(dataset: Dataset, encoder: Encoder) -> float:
-    """What a score is told in, in those of the network: an RMSE in the label's units, of so many to a standard one."""
-    from models.answers import deviation_of
-
-    return 1.0 if dataset.task == "classification" else deviation_of(encoder)
 
 
 def _log_search(run_id: str, found: Found) -> None:
