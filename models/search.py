@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
@@ -29,7 +29,12 @@ _OF_KIND: Mapping[str, Space] = {
     },
     "lenet": {},
     "resnet": {"model.width": (16, 32, 64), "model.dropout": (0.0, 0.2)},
-    "mlp": {"model.hidden": ((128,), (128, 64), (256, 128), (512, 256)), "model.dropout": (0.0, 0.1, 0.3)},
+    "mlp": {
+        "model.hidden": ((128,), (128, 64), (256, 128), (512, 256)),
+        "model.dropout": (0.0, 0.1, 0.3),
+        "model.norm": ("batch", "none"),
+        "model.periodic": (None, {"spread": 1}, {"spread": 8}),
+    },
     "ft_transformer": {"model.num_layers": (1, 2, 3), "model.width": (32, 64), "model.dropout": (0.0, 0.1, 0.2)},
     "rnn": {
         "model.hidden": (64, 128, 256),
@@ -86,6 +91,7 @@ def sensible(layout: Layout) -> tuple[Model, ...]:
 def space_of(model: Model, stated: Space) -> Space:
     """What may differ: as the recipe states it, or else what usually matters for a network of this kind.
 
+    A choice may be a whole block, such as `model.periodic`, and `None` where it may be left out.
     Of what is stated a network has what is possible in it: with `model: auto` the kinds have options of their own.
     """
     if not stated:
@@ -134,6 +140,14 @@ def require_possible(model: Model, training: Training) -> None:
         return
     models = _EVERY if model.kind == "auto" else (model,)
     for path, choices in training.search.space.items():
+        inside = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
+        if inside is not None:
+            raise RecipeInvalid(
+                f"{path} is searched as a whole, and {inside} inside it",
+                required="one of them",
+                where="the recipe's training.search.space",
+                remedy=f"leave out {inside}, and state its values in the choices of {path}",
+            )
         if path == "training.epochs" and training.search.epochs is not None:
             raise RecipeInvalid(
                 "training.epochs is searched, and training.search.epochs says how many a trial has",
@@ -190,5 +204,5 @@ def _paths(document: Mapping[str, Any], before: str = "") -> Iterator[str]:
             continue
         if isinstance(value, Mapping):
             yield from _paths(value, f"{path}.")
-        elif not isinstance(value, BaseModel):
+        if before:
             yield path

@@ -207,8 +207,9 @@ def _as_stated(job: Job, network: Model) -> dict[str, Any]:
         if isinstance(choices, Range):
             if value is not None and choices.low <= value <= choices.high:
                 stated[_name(network, path)] = value
-        elif spaces.as_choice(value) in map(spaces.as_choice, choices):
-            stated[_name(network, path)] = spaces.as_choice(value)
+            continue
+        same = [one for one in choices if spaces.changed(network, job.training, {path: one}) == (network, job.training)]
+        stated |= {_name(network, path): spaces.as_choice(one) for one in same[:1]}
     return stated
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.networks.blueprint import Blueprint, build
-from models.networks.config import Auto, Cnn, FtTransformer, Mlp, Rnn
+from models.networks.config import Auto, Cnn, FtTransformer, Mlp, Periodic, Rnn
 from models.search import changed, require_possible, sensible, space_of
 from models.training.config import Range, Search, Training
 
@@ -32,9 +32,22 @@ def test_values_are_put_at_their_paths_and_nothing_else_changes():
     assert training.augment.flip
 
 
+def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
+    space = {"model.periodic": (None, {"spread": 8})}
+    training = TRAINING.model_copy(update={"search": Search(space=space)})
+    for model in (Mlp(kind="mlp"), Mlp(kind="mlp", periodic=Periodic(spread=2))):
+        require_possible(model, training)
+        assert changed(model, TRAINING, {"model.periodic": None})[0].periodic is None
+        assert changed(model, TRAINING, {"model.periodic": {"spread": 8}})[0].periodic == Periodic(spread=8)
+    assert space_of(Mlp(kind="mlp"), space) == space
+
+
 @pytest.mark.parametrize(
     ("space", "told"),
     [
+        ({"model.periodic": (None, {"spred": 8})}, "model.periodic"),
+        ({"training": ({"epochs": 3},)}, "nothing at 'training'"),
+        ({"training.augment": ({},), "training.augment.flip": (True,)}, "training.augment.flip inside it"),
         ({"model.hiden": (1, 2)}, "'model.hiden'.*did you mean 'model.hidden'"),
         ({"training.search.trials": (1, 2)}, "'training.search.trials'"),
         ({"model.kind": ("mlp", "rnn")}, "'model.kind'"),
