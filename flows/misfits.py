@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.config import Compression, Features
+from models.compression.config import Compression
+from models.config import Features
 from models.features.inputs import (
     AudioInput,
     CategoryInput,

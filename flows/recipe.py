@@ -14,7 +14,8 @@ from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.sources import Data
 from flows.misfits import misfits
-from models.config import Budget, Compression, Features, Gates, misplaced_limits
+from models.compression.config import Budget, Compression
+from models.config import Features, Gates, misplaced_limits
 from models.networks.config import Model
 from models.search import require_possible
 from models.training.config import Training

@@ -16,7 +16,7 @@ from data_contracts.digests import digest_of_file
 from data_contracts.layouts import Task
 from data_contracts.records import Candidate, Dataset, Interval, Latency, Trained
 from models import metrics
-from models.config import CandidateSpec
+from models.compression.config import CandidateSpec
 from models.encoder import read_encoder
 from tasks import tracking
 from tasks.judging import Truth, of_classes, of_slices, score, truth_of

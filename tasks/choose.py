@@ -7,7 +7,7 @@ from data_contracts.errors import NoCandidate
 from data_contracts.layouts import Task
 from data_contracts.records import Candidate, Chosen, Options, Verdict
 from data_contracts.scores import LOSSES, SCORES, loss_in_words
-from models.config import Budget
+from models.compression.config import Budget
 from tasks import artifacts
 from tasks.stages import stage
 from tasks.store import Output

@@ -2,7 +2,7 @@
 
 It covers the syntax trees, without comments and docstrings, of every local module that a stage's module reaches
 through imports (also those inside functions), and the installed versions of the packages they import. So a change in
-`models/pruning.py` makes `compress` run again, but not `train`.
+`models/compression/pruning.py` makes `compress` run again, but not `train`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Options, Trained
-from models.config import CandidateSpec, Compression, Quantization, candidates_for
+from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
 from tasks import tracking
 from tasks.candidates import Made, measure_all
 from tasks.events import Progress, emit
@@ -37,7 +37,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     Candidates that are pruned alike share one pruned network, fine-tuned once. After private training none is
     pruned, and 8 bits take their ranges from the validation part.
     """
-    from models import latency
+    from models.compression import latency
     from models.networks.blueprint import read_blueprint
     from models.randomness import fix_randomness
     from models.training.batches import read_examples
@@ -90,7 +90,7 @@ def _make_all(
     compression: Compression,
 ) -> list[Made]:
     """An ONNX file for each candidate: pruned and fine-tuned first, then exported, then quantized."""
-    from models.quantization import quantize
+    from models.compression.quantization import quantize
 
     floats: dict[float | None, Made] = {}
     made = []
@@ -117,9 +117,9 @@ def _make_all(
 
 def _in_float(spec: CandidateSpec, trained: Trained, parts: _Parts, compression: Compression, path: Path) -> Made:
     """The candidate before it is quantized, at `path`. An imported network is a file already, which is not pruned."""
+    from models.compression.pruning import prune
     from models.export import export
     from models.networks.blueprint import num_parameters, read_network
-    from models.pruning import prune
     from models.training.loop import train
 
     if trained.import_error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from models.config import candidates_for
+from models.compression.config import candidates_for
 from tasks.drafts.plans import Plan
 from tasks.drafts.yaml_text import comment, entry, flow
 

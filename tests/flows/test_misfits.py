@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from data_contracts.contract import Contract
 from flows.misfits import misfits
-from models.config import Compression, Features
+from models.compression.config import Compression
+from models.config import Features
 from models.networks.config import Model
 from models.training.config import Training
 

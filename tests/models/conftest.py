@@ -12,13 +12,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from data_contracts.layouts import Layout
+from models.compression.quantization import quantize
 from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
 from models.export import export
 from models.features.inputs import ImageInput
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn
-from models.quantization import quantize
 from models.randomness import fix_randomness
 from models.training.batches import Examples
 from models.training.config import Loop

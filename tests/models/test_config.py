@@ -8,15 +8,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from models.config import (
-    Budget,
-    CandidateSpec,
-    Compression,
-    Features,
-    Gates,
-    candidates_for,
-    misplaced_limits,
-)
+from models.compression.config import Budget, CandidateSpec, Compression, candidates_for
+from models.config import Features, Gates, misplaced_limits
 from models.features.inputs import ImageInput
 from models.networks.config import Cnn, Mlp
 from models.splits import Split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.latency import compare
+from models.compression.latency import compare
 
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):

@@ -7,10 +7,10 @@ import torch
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
+from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import LeNet
 from models.networks.lenet import LeNet5
-from models.pruning import prune
 
 
 def network_for(*shape: int) -> LeNet5:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_contracts.layouts import Layout
+from models.compression.pruning import prune
+from models.compression.quantization import quantize
 from models.export import TOLERANCE, export
 from models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
 from models.networks.config import Mlp, Periodic
 from models.networks.mlp import embedding_width
-from models.pruning import prune
-from models.quantization import quantize
 from models.runtime import answer, session
 from models.training.batches import Examples
 from models.training.config import Loop

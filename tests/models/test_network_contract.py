@@ -20,13 +20,13 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from data_contracts.layouts import Layout
-from models.config import candidates_for
+from models.compression.config import candidates_for
+from models.compression.quantization import quantize
 from models.explanation.attribution import explain
 from models.explanation.baselines import baseline_of
 from models.export import TOLERANCE, export
 from models.networks.blueprint import Blueprint, build, read_network, write_network
 from models.networks.config import Model
-from models.quantization import quantize
 from models.runtime import answer, session
 
 IMAGE = Layout(kind="image", shape=(1, 16, 16))

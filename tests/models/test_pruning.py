@@ -10,9 +10,9 @@ from torch import nn
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
+from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import Cnn, FtTransformer, Gpt, HuggingFace, LeNet, Mlp, Model, ResNet, Rnn, Transformer
-from models.pruning import prune
 from models.training.loop import evaluate
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from data_contracts.layouts import Layout
+from models.compression.quantization import quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Gpt, Model, Rnn, Transformer
-from models.quantization import quantize
 from models.runtime import answer, session
 
 

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from data_contracts.errors import DataUnfit
 from data_contracts.layouts import Layout
+from models.compression.pruning import prune
 from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
 from models.export import TOLERANCE, export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Mlp
-from models.pruning import prune
 
 LENGTH = 3
 KINDS = [pa.list_(pa.int64()), pa.list_(pa.int16()), pa.large_list(pa.float64()), pa.list_(pa.int8(), LENGTH)]

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from data_contracts.records import Latency, Release
-from models.config import CandidateSpec, Features
+from models.compression.config import CandidateSpec
+from models.config import Features
 from models.encoder import fit, summarise_batches
 from models.training.batches import Examples
 from tasks import tracking

@@ -7,7 +7,7 @@ import pytest
 
 from data_contracts.errors import NoCandidate
 from data_contracts.records import Candidate, Interval, Latency, Options, Release, describe
-from models.config import Budget
+from models.compression.config import Budget
 from tasks.choose import choose, judge
 
 

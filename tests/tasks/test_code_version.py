@@ -43,7 +43,7 @@ def changed(root: Path, before: dict[str, str]) -> set[str]:
 
 def test_a_change_counts_for_the_stages_that_reach_it_and_for_no_other(copy: Path) -> None:
     before = versions(copy)
-    edit(copy / "models" / "pruning.py", "p=2", "p=1")
+    edit(copy / "models" / "compression" / "pruning.py", "p=2", "p=1")
     assert changed(copy, before) == {"compress"}
     edit(copy / "models" / "encoder.py", "_BLOCK_ROWS = 16_384", "_BLOCK_ROWS = 16_385")
     assert changed(copy, before) == {"compress", "prepare", "train", "package", "promote"}
@@ -51,7 +51,11 @@ def test_a_change_counts_for_the_stages_that_reach_it_and_for_no_other(copy: Pat
 
 def test_comments_docstrings_and_layout_do_not_count(copy: Path) -> None:
     before = versions(copy)
-    edit(copy / "models" / "pruning.py", '"""Structured pruning', '"""Something else about structured pruning')
+    edit(
+        copy / "models" / "compression" / "pruning.py",
+        '"""Structured pruning',
+        '"""Something else about structured pruning',
+    )
     edit(copy / "models" / "training" / "loop.py", "    network.eval()\n", "    network.eval()  # a comment\n\n")
     assert changed(copy, before) == set()
 
@@ -65,7 +69,7 @@ def test_the_service_counts_for_the_package_that_holds_it(copy: Path) -> None:
 def test_imports_inside_functions_are_reached() -> None:
     reached = reach("tasks.train")
     assert "models.training" in reached
-    assert "models.pruning" not in reached
+    assert "models.compression.pruning" not in reached
 
 
 def test_a_bento_needs_no_package_that_is_not_pinned() -> None:

@@ -15,7 +15,8 @@ from data_contracts.digests import digest_of_file
 from data_contracts.errors import OutputCorrupt, RecipeInvalid
 from data_contracts.means import Engine
 from data_contracts.records import Dataset
-from models.config import Compression, Features
+from models.compression.config import Compression
+from models.config import Features
 from models.features.inputs import NumberInput
 from models.networks.config import Imported
 from models.training.config import Explain, StartFrom, Training

@@ -18,7 +18,8 @@ import pytest
 from data_contracts.errors import DataMissing
 from data_contracts.means import Engine
 from data_contracts.records import Dataset, Trained, describe
-from models.config import Compression, Features
+from models.compression.config import Compression
+from models.config import Features
 from models.features.inputs import NumberInput
 from models.networks.config import Mlp
 from models.training import batches
