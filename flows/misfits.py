@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.compression.config import Compression
+from models.compression.config import Compression, why_not_pruned
 from models.config import Features
 from models.features.inputs import (
     AudioInput,
@@ -66,7 +66,7 @@ _AUGMENTED = {
 }
 # What `training` may say of a network that comes trained: how it is judged.
 _OF_JUDGING = ("seed", "num_threads", "slices", "explain")
-_NEVER_PRUNED = ("custom", "huggingface", "imported")
+_NO_STUDENTS = ("auto", "imported")
 
 
 def misfits(
@@ -110,7 +110,7 @@ def misfits(
             yield from _of_training(features, model, training)
             yield from _of_privacy(model, training, compression or Compression())
     if compression is not None:
-        yield from _of_compression(model, compression)
+        yield from _of_compression(features, model, compression)
 
 
 def _of_key(key: Column | None, of_table: tuple[str, ...]) -> Iterator[str]:
@@ -284,13 +284,25 @@ def _of_imported(training: Training) -> Iterator[str]:
         yield "training.explain.method: an imported network has no gradients; leave the method out"
 
 
-def _of_compression(model: Model, compression: Compression) -> Iterator[str]:
+def _of_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
     for candidate in compression.candidates or ():
-        if candidate.prune is not None and model.kind in _NEVER_PRUNED:
+        pruned = model if candidate.student is None else candidate.student.model
+        why = None if candidate.prune is None or model.kind == "auto" else why_not_pruned(pruned, candidate.prune)
+        if why is not None:
+            yield f"compression.candidates: {candidate.name} is to be pruned, and {why}; change or leave out `prune`"
+        if candidate.factorise is not None and pruned.kind == "imported":
             yield (
-                f"compression.candidates: {candidate.name} is to be pruned, and of a network of kind {model.kind} "
-                "it is not known what can leave; leave `prune` out"
+                f"compression.candidates: {candidate.name} is to be factorised, and an imported network is taken as it "
+                "is; leave `factorise` out, or let a `student` take its place"
             )
+        if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:
+            yield (
+                f"compression.candidates: {candidate.name} has a student of kind {candidate.student.model.kind}; name "
+                "a network that is trained anew"
+            )
+        elif candidate.student is not None:
+            where = f"compression.candidates: {candidate.name}'s student"
+            yield from (f"{where}: {problem}" for problem in _of_network(features, candidate.student.model))
 
 
 def _of_training(features: Features, model: Model, training: Training) -> Iterator[str]:
@@ -336,8 +348,8 @@ def _of_privacy(model: Model, training: Training, compression: Compression) -> I
     if training.start_from is not None and training.start_from.discount != 1:
         yield "training.start_from.discount has no part in private training; leave it out"
     for candidate in compression.candidates or ():
-        if candidate.prune is not None:
+        if candidate.is_smaller:
             yield (
-                f"compression.candidates: {candidate.name} is pruned and then trained on the same rows without noise, "
+                f"compression.candidates: {candidate.name} is to be trained on the same rows without noise, "
                 "so that epsilon would not hold; leave it out"
             )

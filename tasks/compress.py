@@ -17,6 +17,8 @@ from tasks.stages import stage
 from tasks.store import Output
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from models.training.batches import Examples
 
 
@@ -34,8 +36,8 @@ def _runs_are_kept(record: Options) -> bool:
 def compress(out: Output, trained: Trained, compression: Compression) -> Options:
     """Afterwards there is an ONNX file and a table of answers on the test part for each candidate.
 
-    Candidates that are pruned alike share one pruned network, fine-tuned once. After private training none is
-    pruned, and 8 bits take their ranges from the validation part.
+    Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
+    none is, and 8 bits take their ranges from the validation part.
     """
     from models.compression import latency
     from models.networks.blueprint import read_blueprint
@@ -55,9 +57,9 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     blueprint = read_blueprint(settings().path(trained.network_uri))
     specs = compression.candidates or candidates_for(blueprint.config.kind, _quantization_for(trained))
     if is_private:
-        specs = tuple(spec for spec in specs if spec.prune is None)  # what is pruned is fine-tuned on training rows
+        specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     made = _make_all(out, trained, parts, specs, compression)
-    baseline = next(spec.name for spec in specs if spec.prune is None and spec.quantize is None)
+    baseline = next(spec.name for spec in specs if spec.is_as_trained)
     timed = latency.compare(
         {one.spec.name: one.path for one in made},
         parts.test.x[:1].numpy(),
@@ -89,18 +91,18 @@ def _make_all(
     specs: tuple[CandidateSpec, ...],
     compression: Compression,
 ) -> list[Made]:
-    """An ONNX file for each candidate: pruned and fine-tuned first, then exported, then quantized."""
+    """An ONNX file for each candidate: made smaller first, then exported, then quantized."""
     from models.compression.quantization import quantize
 
-    floats: dict[float | None, Made] = {}
+    floats: dict[str, Made] = {}
     made = []
     for position, spec in enumerate(specs):
         emit(Progress("compress", position, len(specs), spec.name))
-        if spec.prune not in floats:
-            floats[spec.prune] = _in_float(
-                spec, trained, parts, compression, out.path(f"float-{spec.prune or 0:g}.onnx")
-            )
-        parent = floats[spec.prune]
+        alike = digest_of_document(spec.model_copy(update={"name": "", "quantize": None}).model_dump())
+        if alike not in floats:
+            path = out.path(f"float-{len(floats)}.onnx")
+            floats[alike] = _in_float(spec, trained, parts, compression, path)
+        parent = floats[alike]
         path = out.path(f"{spec.name}.onnx")
         if spec.quantize is None:
             path.write_bytes(parent.path.read_bytes())
@@ -116,19 +118,22 @@ def _make_all(
 
 
 def _in_float(spec: CandidateSpec, trained: Trained, parts: _Parts, compression: Compression, path: Path) -> Made:
-    """The candidate before it is quantized, at `path`. An imported network is a file already, which is not pruned."""
-    from models.compression.pruning import prune
+    """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
+    from models.compression.smaller import Lesson, made_smaller
     from models.export import export
-    from models.networks.blueprint import num_parameters, read_network
-    from models.training.loop import train
+    from models.imported.teacher import Teacher
+    from models.networks.blueprint import num_parameters, read_blueprint, read_network
 
-    if trained.import_error is not None:
-        assert spec.prune is None, spec
-        shutil.copyfile(settings().path(trained.uri), path)
+    weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
+    if trained.import_error is not None and not spec.is_smaller:
+        shutil.copyfile(weights, path)
         return Made(spec, path, trained.num_parameters, trained.import_error)
-    network, blueprint = read_network(settings().path(trained.uri), settings().path(trained.network_uri))
-    if spec.prune is not None:
-        network, _ = prune(network, blueprint, spec.prune)
-        train(network, parts.train, parts.val, compression.fine_tune, seed=0)
+    network: nn.Module
+    if trained.import_error is not None:
+        network, blueprint = Teacher(weights), read_blueprint(config)
+    else:
+        network, blueprint = read_network(weights, config)
+    if spec.is_smaller:
+        network = made_smaller(network, blueprint, spec, Lesson(parts.train, parts.val, network, compression))
     error = export(network, parts.test.x, path)
     return Made(spec, path, num_parameters(network), error)

@@ -5,27 +5,105 @@ Read by the command line before anything heavy is imported, so nothing here need
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_contracts.documents import Document
 from models.features.inputs import Count
+from models.networks.config import Cnn, Gpt, LeNet, Mlp, Model, Transformer
 from models.splits import Share
 from models.training.config import Loop
 
 Quantization = Literal["static", "dynamic"]
+Importance = Literal["magnitude", "taylor"]
+Part = Literal["units", "heads", "layers"]
+Cost = Literal["macs", "parameters", "latency"]
+PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
+
+
+class Prune(Document):
+    """What leaves the network for good: a share of each of the `parts`, or as much as brings a cost to a target."""
+
+    share: Annotated[Share | None, Field(description="of channels and hidden units, or of what `parts` names")] = None
+    target: Annotated[
+        dict[Cost, Share] | None,
+        Field(min_length=1, max_length=1, description="`macs: 0.25` for a quarter of the multiplications as trained"),
+    ] = None
+    parts: Annotated[tuple[Part, ...], Field(min_length=1, description="heads and layers: of a transformer or gpt")] = (
+        "units",
+    )
+    importance: Annotated[Importance, Field(description="taylor: by what the loss would change without it")] = (
+        "magnitude"
+    )
+    scope: Annotated[
+        Literal["layer", "network"], Field(description="network: layers that matter less lose more; of chained layers")
+    ] = "layer"
+    rounds: Annotated[Count, Field(description="in which it leaves, each with its part of the fine-tuning")] = 1
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.share is None) == (self.target is None):
+            raise ValueError("say either which `share` leaves, or the `target` that is to be reached")
+        return self
+
+
+def why_not_pruned(model: Model, how: Prune) -> str | None:
+    """Why a network of this config cannot lose what `how` says, if it cannot."""
+    if model.kind not in PRUNABLE:
+        return f"of a network of kind {model.kind} it is not known what can leave"
+    beyond = [part for part in how.parts if part != "units"]
+    if beyond and not isinstance(model, Transformer | Gpt):
+        return f"a {model.kind} has no {' and '.join(beyond)} that could leave: they are a transformer's and a gpt's"
+    is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and model.convolutions == 1)
+    if how.scope == "network" and not is_chain:
+        return f"the layers of a {model.kind} share widths in its config, so none can lose more: say `scope: layer`"
+    return None
+
+
+class Distillation(Document):
+    """How much a smaller network learns from what the one as trained answers, beside the labels."""
+
+    weight: Annotated[float, Field(ge=0, le=1, description="of the answers against the labels")] = 0.7
+    temperature: Annotated[float, Field(gt=0, description="above 1 what is less likely counts for more")] = 3.0
+
+
+class Student(Document):
+    """A network of any kind and size that is trained anew, by the one as trained and by the labels."""
+
+    model: Model
+    training: Annotated[Loop | None, Field(description="left out, as fine_tune")] = None
+
+
+def _as_prune(stated: Any) -> Any:
+    """`prune: 0.5` says which share."""
+    return {"share": stated} if isinstance(stated, int | float) and not isinstance(stated, bool) else stated
 
 
 class CandidateSpec(Document):
-    """How one candidate is made from the trained network."""
+    """How one candidate is made from the trained network: what is stated is done in the order that it has here."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
-    prune: Annotated[Share | None, Field(description="share of channels and hidden units to remove")] = None
+    student: Annotated[Student | None, Field(description="another network, which takes its place")] = None
+    prune: Annotated[
+        Prune | None, BeforeValidator(_as_prune), Field(description="0.5 for half of the channels and hidden units")
+    ] = None
+    factorise: Annotated[
+        Share | None, Field(description="share of each large matrix that leaves when two thin ones take its place")
+    ] = None
     quantize: Annotated[
         Quantization | None,
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
     ] = None
+
+    @property
+    def is_as_trained(self) -> bool:
+        return not self.is_smaller and self.quantize is None
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether it is another network than the one as trained, before it is quantized."""
+        return (self.student, self.prune, self.factorise) != (None, None, None)
 
 
 def candidates_for(kind: str, how: Quantization | None = None) -> tuple[CandidateSpec, ...]:
@@ -36,12 +114,12 @@ def candidates_for(kind: str, how: Quantization | None = None) -> tuple[Candidat
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
     how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
     plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=how))
-    if kind not in ("cnn", "lenet", "resnet", "mlp", "ft_transformer"):  # what can be pruned
+    if kind not in PRUNABLE:
         return plain
     return (
         *plain,
-        CandidateSpec(name="pruned", prune=0.5),
-        CandidateSpec(name="pruned-int8", prune=0.5, quantize=how),
+        CandidateSpec(name="pruned", prune=Prune(share=0.5)),
+        CandidateSpec(name="pruned-int8", prune=Prune(share=0.5), quantize=how),
     )
 
 
@@ -52,7 +130,12 @@ class Compression(Document):
         tuple[CandidateSpec, ...] | None,
         Field(min_length=1, description="left out, those that suit the kind of network"),
     ] = None
-    fine_tune: Loop = Loop(epochs=10, learning_rate=1e-3)
+    fine_tune: Annotated[Loop, Field(description="of what has lost something; its epochs are those of all rounds")] = (
+        Loop(epochs=10, learning_rate=1e-3)
+    )
+    distill: Annotated[Distillation | None, Field(description="null: smaller networks learn from the labels alone")] = (
+        Distillation()
+    )
     calibration_rows: Count = 500
     latency_rounds: Count = 300
 
@@ -64,8 +147,8 @@ class Compression(Document):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"candidate named twice: {', '.join(twice)}")
-        if not any(candidate.prune is None and candidate.quantize is None for candidate in self.candidates):
-            raise ValueError("one candidate must be the network as trained (no prune, no quantize) to compare with")
+        if not any(candidate.is_as_trained for candidate in self.candidates):
+            raise ValueError("one candidate must be the network as trained (nothing but a name) to compare with")
         return self
 
 

@@ -1,17 +1,26 @@
-"""Structured pruning: channels and hidden units that leave the network for good."""
+"""Structured pruning: channels, hidden units, heads and layers that leave the network for good."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from data_contracts.errors import RecipeInvalid
-from models.networks import cnn, ft_transformer, gpt, lenet, mlp, resnet, rnn, transformer
+from models.compression.blocks import prune_blocks
+from models.compression.config import PRUNABLE, Prune, why_not_pruned
+from models.compression.costs import costing
+from models.compression.importance import MEASURES, add_gradients
+from models.compression.recurrent import prune_units
+from models.networks import cnn, ft_transformer, lenet, mlp, resnet
 from models.networks.blueprint import Blueprint, build
+from models.networks.config import Gpt, Model, Rnn, Transformer
+from models.training.batches import Examples
 
 # What each kind may lose, and its config afterwards, its own module says.
 _KINDS: dict[str, ModuleType] = {
@@ -21,53 +30,128 @@ _KINDS: dict[str, ModuleType] = {
     "mlp": mlp,
     "ft_transformer": ft_transformer,
 }
-# These slice their own weights.
-_SLICED: dict[str, ModuleType] = {"rnn": rnn, "transformer": transformer, "gpt": gpt}
+_MOST_OF_A_LAYER = 0.9  # that may leave where layers lose unequal shares
+_HALVINGS = 6  # of the range in which the share lies that reaches a target
 
 
-def prune(network: nn.Module, blueprint: Blueprint, share: float) -> tuple[nn.Module, Blueprint]:
-    """A copy of `network` without the `share` of channels and hidden units whose weights are smallest.
+class Pruned(NamedTuple):
+    """A dense network of the same kind, in evaluation mode, and the blueprint that builds it."""
 
-    Whole groups of coupled weights go together, so the result is a smaller dense network of the same kind, which its
-    blueprint describes. The outputs of the head stay. `network` itself is left as it is.
+    network: nn.Module
+    blueprint: Blueprint
 
-    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm); Fang et al. 2023, "DepGraph:
-    Towards Any Structural Pruning" (coupled groups).
+
+def prune(
+    network: nn.Module,
+    blueprint: Blueprint,
+    how: Prune,
+    examples: Examples | None = None,
+    tune: Callable[[nn.Module, int], None] = lambda network, rounds: None,
+) -> Pruned:
+    """A copy of `network` without what matters least. `network` itself is left as it is.
+
+    Whole groups of coupled weights go together; the outputs of the head stay. With several rounds the same share of
+    what is left leaves in each, and `tune` teaches the network (in place) after each one; it is told how many rounds
+    there are. What Taylor's importance needs is learnt from `examples`, and so is a target's cost; nothing else is.
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm); Molchanov et al. 2019,
+    "Importance Estimation for Neural Network Pruning" (Taylor, rounds); Fang et al. 2023, "DepGraph: Towards Any
+    Structural Pruning" (coupled groups).
 
     Raises:
-        RecipeInvalid: networks of this kind cannot be pruned.
+        RecipeInvalid: networks of this kind cannot lose this, or never cost as little as the target says.
     """
+    _require_prunable(blueprint.config, how)
+    share = _share_for_target(network, blueprint, how, examples) if how.share is None else how.share
+    smaller = Pruned(network, blueprint)
+    for _ in range(how.rounds):
+        smaller = _without(smaller, 1 - (1 - share) ** (1 / how.rounds), how, examples)
+        tune(smaller.network, how.rounds)
+    return smaller
+
+
+def _require_prunable(config: Model, how: Prune) -> None:
+    why = why_not_pruned(config, how)
+    if why is not None:
+        raise RecipeInvalid(
+            f"a candidate is to be pruned, and {why}",
+            required=f"one of {', '.join(PRUNABLE)}, and what its kind can lose",
+            where="compression.candidates of the recipe",
+            remedy="change `prune` of the candidate or leave it out, or let a `student` take the network's place",
+        )
+
+
+def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, examples: Examples | None) -> float:
+    """The least share whose loss brings the cost down to the target, to 1/64."""
+    assert how.target is not None
+    assert examples is not None
+    ((cost, wanted),) = how.target.items()
+    low, high = 0.0, 1.0 - 2.0**-_HALVINGS
+    with costing(cost, network, examples.x[:32]) as share_of_cost:
+
+        def reached(share: float) -> float:
+            return share_of_cost(_without(Pruned(network, blueprint), share, how, examples).network)
+
+        least = reached(high)
+        if least > wanted:
+            raise RecipeInvalid(
+                f"pruned as far as can be, the {cost} are {least:.3g} of those as trained",
+                required=f"at most {wanted:g}, the target",
+                where="compression.candidates of the recipe",
+                remedy="ask for less, name more `parts`, or let a `student` take the network's place",
+            )
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if reached(middle) <= wanted else (middle, high)
+    return high
+
+
+def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None) -> Pruned:
+    smaller, blueprint = copy.deepcopy(whole.network).eval(), whole.blueprint
+    if how.importance == "taylor":
+        assert examples is not None
+        add_gradients(smaller, examples)
+    config, measure = blueprint.config, MEASURES[how.importance]
+    if isinstance(config, Rnn):
+        config = prune_units(smaller, config, share, measure)  # type: ignore[arg-type]
+    elif isinstance(config, Transformer | Gpt):
+        config = prune_blocks(smaller.blocks, config, share, measure, how.parts)  # type: ignore[arg-type, type-var]
+    else:
+        config = _prune_coupled(smaller, blueprint, share, how)
+    pruned = blueprint.model_copy(update={"config": config})
+    # Built afresh, so that no gradient and nothing of a pruner's bookkeeping stays on the modules.
+    rebuilt = build(pruned)
+    rebuilt.load_state_dict(smaller.state_dict())
+    return Pruned(rebuilt.eval(), pruned)
+
+
+def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune) -> Model:
+    """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
     import torch_pruning
 
-    if blueprint.config.kind in _SLICED:
-        sliced, config = _SLICED[blueprint.config.kind].prune(network, blueprint.config, share)
-        return sliced, blueprint.model_copy(update={"config": config})
-    kind = _KINDS.get(blueprint.config.kind)
-    if kind is None:
-        raise RecipeInvalid(
-            f"a candidate is to be pruned, and the network is of kind {blueprint.config.kind}",
-            required=f"one of {', '.join((*_KINDS, *_SLICED))}, whose channels and hidden units can leave",
-            where="compression.candidates of the recipe",
-            remedy="leave `prune` out of the candidates, or choose another model",
-        )
-    smaller = copy.deepcopy(network).eval()
-    layers = kind.prunable(smaller)
-    staying = [layer for layer in smaller.modules() if _is_root(layer) and not any(layer is one for one in layers)]
+    kind = _KINDS[blueprint.config.kind]
+    layers = kind.prunable(network)
+    staying = [layer for layer in network.modules() if _is_root(layer) and not any(layer is one for one in layers)]
+    importance = (
+        torch_pruning.importance.GroupTaylorImportance()
+        if how.importance == "taylor"
+        else torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    )
+    is_global = how.scope == "network"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns about parameters that are in no group: they stay
         torch_pruning.pruner.BasePruner(
-            smaller,
+            network,
             torch.zeros(2, *blueprint.layout.shape),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            importance=importance,
+            global_pruning=is_global,
             pruning_ratio=share,
-            pruning_ratio_dict={layer: _share_of(layer, share) for layer in layers},
+            max_pruning_ratio=max(_MOST_OF_A_LAYER, share) if is_global else 1.0,
+            pruning_ratio_dict=None if is_global else {layer: _share_of(layer, share) for layer in layers},
             ignored_layers=staying,
         ).step()
-    pruned = blueprint.model_copy(update={"config": kind.config_of(smaller, blueprint.config)})
-    # Built afresh, so that nothing of the pruner's bookkeeping stays on the modules.
-    rebuilt = build(pruned)
-    rebuilt.load_state_dict(smaller.state_dict())
-    return rebuilt.eval(), pruned
+    config: Model = kind.config_of(network, blueprint.config)
+    return config
 
 
 def _is_root(layer: nn.Module) -> bool:

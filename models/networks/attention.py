@@ -11,11 +11,13 @@ Shapes: B rows, T steps, P steps in all, past ones too, W width, N heads, D widt
 
 from __future__ import annotations
 
-import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from models.networks.config import Gpt, Transformer
 
 
 class Past:
@@ -36,14 +38,26 @@ class Past:
         return 0 if self._key_value is None else self._key_value[0].shape[2]
 
 
+class Heads(NamedTuple):
+    """How many there are, and how wide each is."""
+
+    num: int
+    width: int
+
+
+def heads_of(config: Transformer | Gpt) -> Heads:
+    return Heads(config.num_heads, config.head_width or config.width // config.num_heads)
+
+
 class Attention(nn.Module):
     """Each step looks at all steps that the mask shows; if it is causal, at no later one."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, *, is_causal: bool = False) -> None:
+    def __init__(self, width: int, heads: Heads, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
-        self._head_width, self._dropout, self._is_causal = width // num_heads, dropout, is_causal
+        inside = heads.num * heads.width
+        self.query, self.key, self.value = (nn.Linear(width, inside) for _ in range(3))
+        self.out = nn.Linear(inside, width)
+        self._head_width, self._dropout, self._is_causal = heads.width, dropout, is_causal
 
     def forward(
         self, x_BTW: torch.Tensor, mask_B11T: torch.Tensor | None = None, past: Past | None = None
@@ -69,10 +83,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward layer, each after a normalisation and added to what came in."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, *, is_causal: bool = False) -> None:
+    def __init__(self, width: int, heads: Heads, hidden: int, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, num_heads, dropout, is_causal=is_causal)
+        self.attention = Attention(width, heads, dropout, is_causal=is_causal)
         self.norm_feed_forward = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
@@ -108,24 +122,3 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         nn.init.zeros_(module.weight.data[module.padding_idx])
-
-
-def without_hidden(blocks: nn.ModuleList, share: float) -> nn.ModuleList:
-    """A copy of `blocks` in which each feed-forward layer has lost the `share` of hidden units of least weight.
-
-    At least one stays. A unit weighs as much as what leads to it and what leads from it together.
-
-    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm).
-    """
-    smaller = copy.deepcopy(blocks)
-    for block in smaller.children():
-        up, down = block.up, block.down
-        assert isinstance(up, nn.Linear)
-        assert isinstance(down, nn.Linear)
-        weight_H = up.weight.data.square().sum(1) + up.bias.data.square() + down.weight.data.square().sum(0)
-        num_kept = max(up.out_features - round(up.out_features * share), 1)
-        kept = weight_H.topk(num_kept).indices.sort().values
-        up.weight, up.bias = nn.Parameter(up.weight.data[kept]), nn.Parameter(up.bias.data[kept])
-        down.weight = nn.Parameter(down.weight.data[:, kept])
-        up.out_features = down.in_features = num_kept
-    return smaller

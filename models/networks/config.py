@@ -10,6 +10,7 @@ from data_contracts.documents import Document
 from models.features.inputs import Count
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+HeadWidth = Annotated[Count | None, Field(description="left out, the heads share `width` among them")]
 Widths = tuple[Count, Count, Count, Count]
 
 
@@ -121,6 +122,7 @@ class Transformer(Document):
     width: Count = 128
     num_layers: Count = 2
     num_heads: Count = 4
+    head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
     pooling: Literal["first", "mean", "max"] = "mean"
     max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
@@ -128,7 +130,8 @@ class Transformer(Document):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        _require_whole_heads(self.width, self.num_heads)
+        if self.head_width is None:
+            _require_whole_heads(self.width, self.num_heads)
         return self
 
 
@@ -139,13 +142,15 @@ class Gpt(Document):
     width: Count = 128
     num_layers: Count = 2
     num_heads: Count = 4
+    head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
     max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
     dropout: Dropout = 0.1
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        _require_whole_heads(self.width, self.num_heads)
+        if self.head_width is None:
+            _require_whole_heads(self.width, self.num_heads)
         return self
 
 

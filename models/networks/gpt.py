@@ -8,7 +8,6 @@ Shapes: B rows, T steps, W width, V tokens of the vocabulary, K outputs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_contracts.layouts import Layout
-from models.networks.attention import Block, Past, Positions, initialise, without_hidden
+from models.networks.attention import Block, Past, Positions, heads_of, initialise
 from models.networks.config import Gpt
 from models.networks.masks import Steps, length_of, pooled, without_common_padding
 
@@ -37,7 +36,7 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         hidden = max(round(config.width * config.feed_forward), 1)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, hidden, config.dropout, is_causal=True)
+            Block(config.width, heads_of(config), hidden, config.dropout, is_causal=True)
             for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
@@ -160,18 +159,6 @@ def _drawn(
         least_B1 = logits_BV.topk(top_k, dim=1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
     return torch.multinomial((logits_BV / temperature).softmax(1), 1, generator=generator)
-
-
-def prune(network: DecoderWithHead, config: Gpt, share: float) -> tuple[DecoderWithHead, Gpt]:
-    """A copy of `network` whose feed-forward layers have lost the `share` of hidden units of least weight.
-
-    `network` itself is left as it is; the config returned builds a network of the copy's shape.
-    """
-    smaller = copy.deepcopy(network).eval()
-    smaller.decoder.blocks = without_hidden(smaller.decoder.blocks, share)
-    up = smaller.decoder.blocks[0].up
-    assert isinstance(up, nn.Linear)
-    return smaller, config.model_copy(update={"feed_forward": up.out_features / config.width})
 
 
 def build(config: Gpt, layout: Layout, num_outputs: int) -> DecoderWithHead:

@@ -30,6 +30,7 @@ class Steps(nn.Module):
                 if width is None or layout.num_tokens is None:
                     raise ValueError("tokens need a width and a number of tokens")
                 self.embedding = nn.Embedding(layout.num_tokens, width, padding_idx=0)
+                self._last_token = layout.num_tokens - 1
                 self.width = width
             case "sequence":
                 self.width = layout.shape[1] - layout.is_padded
@@ -49,7 +50,7 @@ class Steps(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         there_BT = self.there(x)
         if self.embedding is not None:
-            x_BTW = self.embedding(x.long().clamp(0, self.embedding.num_embeddings - 1))
+            x_BTW = self.embedding(x.long().clamp(0, self._last_token))
         elif self._kind == "image":
             x_BTW = x.flatten(1, 2).transpose(1, 2)
         elif self._is_padded:

@@ -9,7 +9,6 @@ Shapes: B rows, T steps, F values of a step, H hidden units, D directions, K out
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -98,60 +97,6 @@ def _initialise(name: str, weight: nn.Parameter, config: Rnn) -> None:
         nn.init.zeros_(weight)
         if config.cell == "lstm" and "bias_ih" in name:
             weight.data[config.hidden : 2 * config.hidden] = 1.0
-
-
-def prune(network: Recurrent, config: Rnn, share: float) -> tuple[Recurrent, Rnn]:
-    """A copy of `network` that has lost the `share` of hidden units of least weight, at most all but one.
-
-    Each direction of each layer loses as many, each its own; a unit goes from all gates and from all that reads it.
-    `network` itself is left as it is; the config returned builds a network of the copy's shape.
-
-    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm); Wen et al. 2018, "Learning
-    Intrinsic Sparse Structures within Long Short-Term Memory" (all weights of a unit go together).
-    """
-    smaller = copy.deepcopy(network).eval()
-    num_kept = max(config.hidden - round(config.hidden * share), 1)
-    layers = [list(directions.children()) for directions in smaller.layers.children()]
-    for number, cells in enumerate(layers):
-        readers = layers[number + 1] if number + 1 < len(layers) else [smaller.head]
-        read = [dict(reader.named_parameters()) for reader in readers]
-        inputs = [weights.get("weight_ih_l0", weights.get("weight")) for weights in read]
-        outgoing = torch.cat([weight.data for weight in inputs if weight is not None]).split(config.hidden, dim=1)
-        kept = [_heaviest(cell, outgoing_KH, num_kept) for cell, outgoing_KH in zip(cells, outgoing, strict=True)]
-        for cell, kept_H in zip(cells, kept, strict=True):
-            _keep_outputs(cell, kept_H)
-        columns = torch.cat([place * config.hidden + kept_H for place, kept_H in enumerate(kept)])
-        for reader in readers:
-            _keep_inputs(reader, columns)
-    return smaller, config.model_copy(update={"hidden": num_kept})
-
-
-def _heaviest(cell: nn.Module, outgoing_KH: torch.Tensor, num: int) -> torch.Tensor:
-    """The `num` units, in order, whose weights in all gates, in the next step and behind the cell are largest."""
-    hidden = outgoing_KH.shape[1]
-    weight_H = outgoing_KH.square().sum(0)
-    for name, weight in cell.named_parameters():
-        weight_H = weight_H + weight.data.reshape(-1, hidden, weight[0].numel()).square().sum((0, 2))
-        if "weight_hh" in name:
-            weight_H = weight_H + weight.data.square().sum(0)
-    return weight_H.topk(num).indices.sort().values
-
-
-def _keep_outputs(cell: nn.Module, kept_H: torch.Tensor) -> None:
-    assert isinstance(cell, nn.RNNBase)
-    for name, weight in list(cell.named_parameters()):
-        rows = weight.data.unflatten(0, (-1, cell.hidden_size))[:, kept_H].flatten(0, 1)
-        setattr(cell, name, nn.Parameter(rows[:, kept_H] if "weight_hh" in name else rows))
-    cell.hidden_size = len(kept_H)
-
-
-def _keep_inputs(reader: nn.Module, columns: torch.Tensor) -> None:
-    if isinstance(reader, nn.RNNBase):
-        reader.weight_ih_l0 = nn.Parameter(reader.weight_ih_l0.data[:, columns])  # type: ignore[index]
-        reader.input_size = len(columns)
-    elif isinstance(reader, nn.Linear):
-        reader.weight = nn.Parameter(reader.weight.data[:, columns])
-        reader.in_features = len(columns)
 
 
 def build(config: Rnn, layout: Layout, num_outputs: int) -> Recurrent:

@@ -8,13 +8,11 @@ Shapes: B rows, T steps, W width, K outputs.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from data_contracts.layouts import Layout
-from models.networks.attention import Block, Positions, initialise, without_hidden
+from models.networks.attention import Block, Positions, heads_of, initialise
 from models.networks.config import Transformer
 from models.networks.masks import Steps, length_of, pooled, without_common_padding
 
@@ -34,7 +32,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         hidden = max(round(config.width * config.feed_forward), 1)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, hidden, config.dropout) for _ in range(config.num_layers)
+            Block(config.width, heads_of(config), hidden, config.dropout) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_outputs)
@@ -62,18 +60,6 @@ class Encoder(nn.Module):
     def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""
         return self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
-
-
-def prune(network: Encoder, config: Transformer, share: float) -> tuple[Encoder, Transformer]:
-    """A copy of `network` whose feed-forward layers have lost the `share` of hidden units of least weight.
-
-    `network` itself is left as it is; the config returned builds a network of the copy's shape.
-    """
-    smaller = copy.deepcopy(network).eval()
-    smaller.blocks = without_hidden(smaller.blocks, share)
-    up = smaller.blocks[0].up
-    assert isinstance(up, nn.Linear)
-    return smaller, config.model_copy(update={"feed_forward": up.out_features / config.width})
 
 
 def build(config: Transformer, layout: Layout, num_outputs: int) -> Encoder:

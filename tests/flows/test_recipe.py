@@ -154,5 +154,5 @@ def test_candidates_that_would_break_the_promise_of_private_training_are_refused
     private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
     path = write(tmp_path, "training:", private)
     path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
-    with pytest.raises(RecipeInvalid, match="pruned is pruned and then trained on the same rows without noise"):
+    with pytest.raises(RecipeInvalid, match="pruned is to be trained on the same rows without noise"):
         read_recipe(str(path))

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from data_contracts.layouts import Layout
-from models.networks.blueprint import num_parameters
+from models.compression.config import Prune
+from models.compression.pruning import prune
+from models.networks.blueprint import Blueprint, num_parameters
 from models.networks.config import Gpt
-from models.networks.gpt import Decoder, build, generate, next_token_loss, prune
+from models.networks.gpt import Decoder, build, generate, next_token_loss
 
 TOKENS = Layout(kind="tokens", shape=(16,), num_tokens=11)
 
@@ -169,10 +171,10 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay():
         for block in network.decoder.blocks:
             block.up.weight[:4] = 0
             block.down.weight[:, :4] = 0
-    smaller, pruned = prune(network, config, 0.5)
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Prune(share=0.5))
     x = tokens_of(3, 16).float()
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
-    again = build(pruned, TOKENS, 3).eval()
+    again = build(blueprint.config, TOKENS, 3).eval()
     again.load_state_dict(smaller.state_dict())
     assert torch.equal(again(x), smaller(x))
     assert num_parameters(again) < num_parameters(network)

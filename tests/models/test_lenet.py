@@ -7,6 +7,7 @@ import torch
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
+from models.compression.config import Prune
 from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import LeNet
@@ -45,6 +46,6 @@ def test_rows_that_are_no_images_are_refused():
 def test_half_of_its_channels_are_a_quarter_of_its_weights():
     layout = Layout(kind="image", shape=(1, 28, 28))
     blueprint = Blueprint(config=LeNet(kind="lenet"), layout=layout, num_outputs=10)
-    smaller, pruned = prune(build(blueprint), blueprint, 0.5)
+    smaller, pruned = prune(build(blueprint), blueprint, Prune(share=0.5))
     assert (pruned.config.channels, pruned.config.hidden) == ((10, 25), 250)
     assert num_parameters(smaller) == 10 * 26 + 25 * (250 + 1) + 250 * (16 * 25 + 1) + 10 * 251

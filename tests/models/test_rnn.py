@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
-from models.networks.blueprint import num_parameters
+from models.compression.config import Prune
+from models.compression.pruning import prune
+from models.networks.blueprint import Blueprint, num_parameters
 from models.networks.config import Rnn
 from models.networks.masks import Steps, pooled, turned
-from models.networks.rnn import build, prune
+from models.networks.rnn import build
 
 STEPS = Layout(kind="sequence", shape=(6, 3))
 PADDED = Layout(kind="sequence", shape=(6, 3), is_padded=True)
@@ -175,7 +177,8 @@ def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirection
                     if name == "weight_ih_l0" and number:
                         weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
         network.head.weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
-    smaller, pruned = prune(network, config, 0.5)
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
+    pruned = blueprint.config
     x = rows_of(layout, 4, 5)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
     assert pruned.hidden == 2
@@ -184,12 +187,12 @@ def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirection
     assert torch.equal(again(x), smaller(x))
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 4), (0.25, 3), (0.9, 1), (0.99, 1)])
+@pytest.mark.parametrize(("share", "kept"), [(0.1, 4), (0.25, 3), (0.9, 1), (0.99, 1)])
 def test_the_share_leaves_and_a_unit_stays(share, kept):
     network = build(config_of(), STEPS, 2).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    smaller, pruned = prune(network, config_of(), share)
-    assert pruned.hidden == kept
+    smaller, pruned = prune(network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Prune(share=share))
+    assert pruned.config.hidden == kept
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
     assert (num_parameters(smaller) < num_parameters(network)) == (kept < 4)
     F.mse_loss(smaller.train()(rows_of(STEPS, 3, 6)), torch.zeros(3, 2)).backward()  # it learns on

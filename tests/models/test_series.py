@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from data_contracts.errors import DataUnfit
 from data_contracts.layouts import Layout
+from models.compression.config import Prune
 from models.compression.pruning import prune
 from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
@@ -162,7 +163,7 @@ def test_a_perceptron_reads_windows_as_one_vector_and_can_be_pruned_and_exported
     blueprint = Blueprint(
         config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
     )
-    smaller, pruned = prune(build(blueprint).eval(), blueprint, 0.5)
+    smaller, pruned = prune(build(blueprint).eval(), blueprint, Prune(share=0.5))
     assert pruned.config.hidden == (8, 4)
     x = torch.randn(40, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(smaller(x), smaller(x.flatten(1)))

@@ -7,9 +7,11 @@ import torch
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
-from models.networks.blueprint import num_parameters
+from models.compression.config import Prune
+from models.compression.pruning import prune
+from models.networks.blueprint import Blueprint, num_parameters
 from models.networks.config import Transformer
-from models.networks.transformer import build, prune
+from models.networks.transformer import build
 
 TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=11)
 PADDED = Layout(kind="sequence", shape=(9, 3), is_padded=True)
@@ -138,11 +140,11 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
             block.up.bias[[0, 3, 4, 7, 8, 11]] = 0
             block.down.weight[:, [0, 3, 4, 7, 8, 11]] = 0
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    smaller, pruned = prune(network, config, 0.5)
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
     x = rows_of(layout, 4)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-    again = build(pruned, layout, 3).eval()
+    again = build(blueprint.config, layout, 3).eval()
     again.load_state_dict(smaller.state_dict())
     assert torch.equal(again(x), smaller(x))
     assert num_parameters(again) < num_parameters(network)
@@ -151,7 +153,8 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share):
     config = config_of(feed_forward=3.0)
-    once = prune(build(config, TOKENS, 2), config, share)
-    network, pruned = prune(*once, share)
+    blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
+    once = prune(build(config, TOKENS, 2), blueprint, Prune(share=share))
+    network, pruned = prune(*once, Prune(share=share))
     assert 1 <= network.blocks[0].up.out_features < 24
-    build(pruned, TOKENS, 2).load_state_dict(network.state_dict())
+    build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())

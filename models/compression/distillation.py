@@ -1,0 +1,70 @@
+"""A network that learns from what another one answers.
+
+Shapes: B rows, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.compression.config import Distillation
+from models.training.batches import Examples
+from models.training.config import Loop
+from models.training.loop import Learn, Losses
+from models.training.objective import is_regression
+
+UNLABELLED = -100  # what cross entropy takes for a row that it passes over
+
+
+def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
+    """What `models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
+
+    The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
+    teacher: for classes T^2 times the Kullback-Leibler divergence of both at temperature T, for a regression the
+    squared difference. The teacher, which is left as it is, sees each row as it was changed for the student.
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2; Beyer et al. 2022, "Knowledge
+    distillation: A good teacher is patient and consistent", section 3.1 (the same view for both).
+    """
+    teacher.eval()
+
+    def spread(student: nn.Module, loop: Loop) -> Learn:
+        def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
+            with torch.no_grad():
+                taught_BK = teacher(x)
+            outputs_BK = student(x)
+            loss = (1 - distillation.weight) * losses(outputs_BK, slice(None))
+            loss = loss + distillation.weight * distance(outputs_BK, taught_BK, distillation.temperature)
+            (loss / share).backward()
+            return loss.detach()
+
+        return learn
+
+    return spread
+
+
+def distance(outputs_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How far the student's outputs are from the teacher's, added up over the rows; with one output, squared error."""
+    if outputs_BK.shape[1] == 1:
+        return F.mse_loss(outputs_BK.float(), taught_BK.float(), reduction="sum")
+    student_BK = F.log_softmax(outputs_BK.float() / temperature, dim=1)
+    teacher_BK = F.log_softmax(taught_BK.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student_BK, teacher_BK, reduction="sum", log_target=True)
+
+
+def with_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:
+    """The labelled rows of a classification, and behind them those of `x` (B, ...), to which only the teacher has an
+    answer. Keys are places.
+
+    Raises:
+        ValueError: the labels are figures, of which none can stand for none.
+    """
+    if is_regression(labelled.y):
+        raise ValueError("rows without a label need a classification: a figure that stands for none is a figure too")
+    y = labelled.y.new_full((len(x),), UNLABELLED)
+    return Examples(torch.cat([labelled.x, x]), torch.cat([labelled.y, y]), np.arange(len(labelled.x) + len(x)))

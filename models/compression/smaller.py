@@ -1,0 +1,63 @@
+"""From a trained network to a smaller one that has learnt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.compression.config import CandidateSpec, Compression
+from models.compression.distillation import distiller
+from models.compression.factorisation import factorise
+from models.compression.pruning import prune
+from models.networks.blueprint import Blueprint, build
+from models.training.batches import Examples
+from models.training.config import Loop
+from models.training.loop import learner, train
+
+
+class Lesson(NamedTuple):
+    """From what a smaller network learns: the rows, and the network whose answers it is to give."""
+
+    train: Examples
+    val: Examples
+    teacher: nn.Module
+    compression: Compression
+    seed: int = 0
+
+
+def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
+    """A network for the candidate before it is quantized, in evaluation mode. `network` is left as it is.
+
+    What `spec` states happens in this order, and after each the network learns: a student takes the network's place,
+    units leave, large matrices become thin ones. `network` may be anything that answers where a student is stated.
+
+    Raises:
+        RecipeInvalid: what is asked cannot be done with a network of this kind.
+        TrainingDiverged: the loss of the fine-tuning is not a number.
+    """
+    torch.manual_seed(lesson.seed)  # so that no candidate depends on those made before it
+    fine_tune = lesson.compression.fine_tune
+    if spec.student is not None:
+        blueprint = blueprint.model_copy(update={"config": spec.student.model})
+        network = build(blueprint)
+        _taught(lesson, spec.student.training or fine_tune)(network)
+    if spec.prune is not None:
+
+        def tune(smaller: nn.Module, rounds: int) -> None:
+            _taught(lesson, fine_tune.model_copy(update={"epochs": max(fine_tune.epochs // rounds, 1)}))(smaller)
+
+        network, blueprint = prune(network, blueprint, spec.prune, lesson.train, tune)
+    if spec.factorise is not None:
+        network = factorise(network, spec.factorise)
+        _taught(lesson, fine_tune)(network)
+    return network
+
+
+def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
+    """What teaches a network in place."""
+    distill = lesson.compression.distill
+    spread = learner if distill is None else distiller(lesson.teacher, distill)
+    return lambda network: train(network, lesson.train, lesson.val, loop, seed=lesson.seed, spread=spread)

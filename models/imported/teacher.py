@@ -1,0 +1,25 @@
+"""A network that came trained, as one that another can learn from.
+
+Shapes: B rows, K outputs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.answers import outputs_of
+from models.runtime import session
+
+
+class Teacher(nn.Module):
+    """x float32 (B, ...) -> what the ONNX file at `path` answers, float32 (B, K). It has no gradients."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._runtime = session(path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(outputs_of(self._runtime, x.numpy(), is_row_by_row=False))
