@@ -285,6 +285,11 @@ def _of_imported(training: Training) -> Iterator[str]:
 
 
 def _of_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
+    if compression.explore is not None and model.kind == "imported":
+        yield (
+            "compression.explore: an imported network is taken as it is, so nothing can leave it; name candidates with "
+            "a `student` that takes its place"
+        )
     for candidate in compression.candidates or ():
         pruned = model if candidate.student is None else candidate.student.model
         why = None if candidate.prune is None or model.kind == "auto" else why_not_pruned(pruned, candidate.prune)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from data_contracts.contract import Contract, read_contract
 from data_contracts.digests import digest_of_document
@@ -23,6 +23,11 @@ from tasks.bring import bring
 
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
+
+
+def _compression(stated: Any) -> Any:
+    """`compression: auto` searches for candidates, with everything left as it is."""
+    return {"explore": True} if stated == "auto" else stated
 
 
 class RecipeFile(Document):
@@ -46,7 +51,7 @@ class RecipeFile(Document):
     spark: SparkMeans = SparkMeans()
     model: Model
     training: Annotated[Training, Field(description="left out for a network that comes trained")] = Training()
-    compression: Compression = Compression()
+    compression: Annotated[Compression, BeforeValidator(_compression)] = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
 

@@ -36,6 +36,7 @@ class Made(NamedTuple):
     path: Path
     num_parameters: int
     parity_error: float
+    num_macs: int = 0  # for one row; 0 of a network that came trained
 
     @property
     def is_row_by_row(self) -> bool:

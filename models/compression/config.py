@@ -13,7 +13,7 @@ from data_contracts.documents import Document
 from models.features.inputs import Count
 from models.networks.config import Cnn, Gpt, LeNet, Mlp, Model, Transformer
 from models.splits import Share
-from models.training.config import Loop
+from models.training.config import Loop, Rate
 
 Quantization = Literal["static", "dynamic"]
 Importance = Literal["magnitude", "taylor"]
@@ -97,6 +97,11 @@ class CandidateSpec(Document):
     ] = None
 
     @property
+    def in_float(self) -> Self:
+        """The same before it is quantized, under no name: what two candidates are made of alike."""
+        return self.model_copy(update={"name": "", "quantize": None})
+
+    @property
     def is_as_trained(self) -> bool:
         return not self.is_smaller and self.quantize is None
 
@@ -123,6 +128,24 @@ def candidates_for(kind: str, how: Quantization | None = None) -> tuple[Candidat
     )
 
 
+class Explore(Document):
+    """A search for more candidates than are named: what leaves, how much of it, and by which measure."""
+
+    trials: Annotated[Count, Field(description="smaller networks that are tried, each also in 8 bits")] = 12
+    minutes: Annotated[
+        Rate | None, Field(description="after which no further one begins; which are tried depends on the machine then")
+    ] = None
+    worst_drop: Annotated[
+        Share, Field(description="on the validation part, of accuracy, or as a share of RMSE: worse ones are not kept")
+    ] = 0.05
+    keep: Annotated[Count, Field(description="of those that none is better than, at most")] = 8
+
+
+def _as_explore(stated: Any) -> Any:
+    """`explore: true` searches with everything left as it is."""
+    return {} if stated is True else None if stated is False else stated
+
+
 class Compression(Document):
     """Which candidates the compress stage makes."""
 
@@ -136,6 +159,11 @@ class Compression(Document):
     distill: Annotated[Distillation | None, Field(description="null: smaller networks learn from the labels alone")] = (
         Distillation()
     )
+    explore: Annotated[
+        Explore | None,
+        BeforeValidator(_as_explore),
+        Field(description="`compression: auto` is the same as `explore: true`"),
+    ] = None
     calibration_rows: Count = 500
     latency_rounds: Count = 300
 

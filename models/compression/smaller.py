@@ -15,7 +15,7 @@ from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build
 from models.training.batches import Examples
 from models.training.config import Loop
-from models.training.loop import learner, train
+from models.training.loop import Epoch, learner, train
 
 
 class Lesson(NamedTuple):
@@ -26,6 +26,7 @@ class Lesson(NamedTuple):
     teacher: nn.Module
     compression: Compression
     seed: int = 0
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
 def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
@@ -60,4 +61,6 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
     """What teaches a network in place."""
     distill = lesson.compression.distill
     spread = learner if distill is None else distiller(lesson.teacher, distill)
-    return lambda network: train(network, lesson.train, lesson.val, loop, seed=lesson.seed, spread=spread)
+    return lambda network: train(
+        network, lesson.train, lesson.val, loop, seed=lesson.seed, spread=spread, on_epoch=lesson.on_epoch
+    )

@@ -1,0 +1,101 @@
+"""Candidates as ONNX files: the network as trained, made smaller, quantized."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from data_contracts.digests import digest_of_document
+from data_contracts.records import Trained
+from models.compression.config import CandidateSpec, Compression
+from tasks.candidates import Made
+from tasks.events import Progress, emit
+from tasks.settings import settings
+from tasks.store import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.training.batches import Examples
+    from models.training.loop import Epoch
+
+
+class Parts(NamedTuple):
+    train: Examples
+    val: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What candidates are made of, and those in float that are made already: what is made alike is made once."""
+
+    out: Output
+    trained: Trained
+    parts: Parts
+    compression: Compression
+    floats: dict[str, Made] = field(default_factory=dict)
+
+
+def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
+    """An ONNX file for each candidate."""
+    made = []
+    for position, spec in enumerate(specs):
+        emit(Progress("compress", position, len(specs), spec.name))
+        made.append(make(maker, spec))
+    forget_floats(maker)
+    return made
+
+
+def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
+    """The candidate's ONNX file: made smaller first, then exported, then quantized."""
+    from models.compression.quantization import quantize
+
+    alike = digest_of_document(spec.in_float.model_dump())
+    if alike not in maker.floats:
+        path = maker.out.path(f"float-{len(maker.floats)}.onnx")
+        maker.floats[alike] = _in_float(maker, spec, path, on_epoch)
+    parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
+    if spec.quantize is None:
+        shutil.copyfile(parent.path, path)
+    else:
+        rows, wanted = maker.parts.train.x, maker.compression.calibration_rows
+        # Rows are sorted by key, so a step through them is an even sample.
+        calibration = rows[:: max(len(rows) // wanted, 1)][:wanted]
+        quantize(parent.path, path, calibration.numpy(), how=spec.quantize)
+    return parent._replace(spec=spec, path=path)
+
+
+def forget_floats(maker: Maker) -> None:
+    """Afterwards the files that candidates were made of are gone, and only candidates are left."""
+    for parent in maker.floats.values():
+        parent.path.unlink()
+    maker.floats.clear()
+
+
+def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[Epoch], None]) -> Made:
+    """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
+    from models.compression.costs import num_macs
+    from models.compression.smaller import Lesson, made_smaller
+    from models.export import export
+    from models.imported.teacher import Teacher
+    from models.networks.blueprint import num_parameters, read_blueprint, read_network
+
+    trained, parts = maker.trained, maker.parts
+    weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
+    if trained.import_error is not None and not spec.is_smaller:
+        shutil.copyfile(weights, path)
+        return Made(spec, path, trained.num_parameters, trained.import_error)
+    network: nn.Module
+    if trained.import_error is not None:
+        network, blueprint = Teacher(weights), read_blueprint(config)
+    else:
+        network, blueprint = read_network(weights, config)
+    if spec.is_smaller:
+        lesson = Lesson(parts.train, parts.val, network, maker.compression, on_epoch=on_epoch)
+        network = made_smaller(network, blueprint, spec, lesson)
+    error = export(network, parts.test.x, path)
+    return Made(spec, path, num_parameters(network), error, num_macs(network, parts.test.x))

@@ -1,0 +1,119 @@
+"""The compress stage: candidates of every sort, and the search for more of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from data_contracts.digests import digest_of_file
+from data_contracts.means import Engine
+from data_contracts.records import Dataset, Trained
+from models.compression.config import CandidateSpec, Compression, Explore, Student
+from models.config import Features
+from models.features.inputs import NumberInput
+from models.networks.config import Imported, Mlp
+from models.training.config import Loop, Training
+from tasks import tracking
+from tasks.compress import compress
+from tasks.prepare import prepare
+from tasks.train import train
+
+pytestmark = pytest.mark.slow
+
+LOOP = Loop(epochs=6, learning_rate=1e-2)
+FAST = {"fine_tune": LOOP, "latency_rounds": 20}
+
+
+@pytest.fixture
+def dataset(checked_rows_of, home: Path) -> Dataset:
+    """Points of a plane, which are inside a ring or not."""
+    points = np.random.default_rng(0).normal(size=(1200, 2))
+    inside = np.abs(np.linalg.norm(points, axis=1) - 1.2) < 0.5
+    columns = {name: pa.array(points[:, at]) for at, name in enumerate(("left", "right"))}
+    checked = checked_rows_of(pa.table({"id": pa.array(range(1200)), **columns, "label": pa.array(inside.astype(int))}))
+    (home / "report.html").write_text("a report")
+    features = Features(key="id", label="label", inputs=(NumberInput(kind="number", columns=("left", "right")),))
+    return prepare(checked.model_copy(update={"report_uri": "report.html"}), features, Engine(kind="local"))
+
+
+@pytest.fixture
+def trained(dataset: Dataset) -> Trained:
+    model = Mlp(kind="mlp", hidden=(64, 64), norm="none", dropout=0.0)
+    return train(dataset, model, Training(epochs=12, learning_rate=1e-2, explain=None))
+
+
+def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: Trained) -> None:
+    wanted = Compression(explore=Explore(trials=6, keep=3), **FAST)
+    options = compress(trained, wanted)
+    names = [candidate.name for candidate in options.candidates]
+    assert names[:4] == ["fp32", "int8", "pruned", "pruned-int8"]
+    found = options.candidates[4:]
+    assert 1 <= len(found) <= 3
+    (table,) = [
+        one.path for one in tracking.client().list_artifacts(trained.run_id) if one.path.startswith("explored-")
+    ]
+    explored = tracking.client().load_table(tracking.experiment(trained.dataset.checked.contract.name), table)
+    assert set(names) == set(explored["candidate"][explored["is_kept"]])
+    assert len(explored) > len(names)
+    figures = explored[["worse_on_validation", "size_bytes", "num_macs"]].to_numpy()
+    for place in np.flatnonzero(explored["is_kept"])[4:]:
+        better = (figures <= figures[place]).all(axis=1) & (figures < figures[place]).any(axis=1)
+        assert not better.any()
+    # What lies in the stage is what is told of, and the same recipe finds the same.
+    assert compress.key(trained, wanted) != compress.key(trained, Compression(**FAST))
+
+
+def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_and_8_bits(trained: Trained) -> None:
+    student = Student(model=Mlp(kind="mlp", hidden=(16,), norm="none"), training=Loop(epochs=25, learning_rate=2e-2))
+    options = compress(
+        trained,
+        Compression(
+            candidates=(
+                CandidateSpec(name="fp32"),
+                CandidateSpec(name="student", student=student),
+                CandidateSpec(name="student-int8", student=student, quantize="static"),
+                CandidateSpec(name="thin", factorise=0.5),
+            ),
+            **FAST,
+        ),
+    )
+    of = {candidate.name: candidate for candidate in options.candidates}
+    assert of["student"].num_parameters == of["student-int8"].num_parameters == 2 * 16 + 16 + 16 * 2 + 2
+    assert of["thin"].num_parameters < 0.7 * of["fp32"].num_parameters
+    assert of["student"].score.value > 0.75
+    assert of["thin"].score.value > of["fp32"].score.value - 0.05
+
+
+def test_a_network_that_came_trained_teaches_a_student(dataset: Dataset, tmp_path: Path) -> None:
+    """The file answers by a rule that no label tells: the student has it from the file's answers alone."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["rows", "W"], ["answers"])],
+        "network",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("answers", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(np.array([[5, -5], [0, 0]], np.float32), "W")],
+    )
+    path = tmp_path / "network.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8), path)
+    came = train(
+        dataset, Imported(kind="imported", path=str(path), sha256=digest_of_file(path)), Training(explain=None)
+    )
+    student = Student(model=Mlp(kind="mlp", hidden=(8,), norm="none"), training=LOOP)
+    options = compress(
+        came,
+        Compression.model_validate(
+            {
+                "candidates": [{"name": "fp32"}, {"name": "student", "student": student.model_dump()}],
+                "distill": {"weight": 1.0},
+                "latency_rounds": 20,
+            }
+        ),
+    )
+    fp32, learnt = options.candidates
+    assert abs(learnt.worse.value) < 0.03
+    assert fp32.score.value < 0.7  # the rule is not that of the labels
