@@ -125,6 +125,10 @@ class Transformer(Document):
     head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
     pooling: Literal["first", "mean", "max"] = "mean"
+    convolution: Annotated[
+        int, Field(ge=0, description="odd: steps that each step sees of its neighbours before the first layer; 0: none")
+    ] = 0
+    wide: Annotated[bool, Field(description="of text: a linear map of its tokens is added to the answer")] = False
     max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
     dropout: Dropout = 0.1
 
@@ -132,6 +136,8 @@ class Transformer(Document):
     def _is_possible(self) -> Self:
         if self.head_width is None:
             _require_whole_heads(self.width, self.num_heads)
+        if self.convolution and self.convolution % 2 == 0:
+            raise ValueError(f"a convolution over {self.convolution} steps has no middle; take an odd number")
         return self
 
 

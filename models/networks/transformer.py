@@ -1,7 +1,9 @@
 """A Transformer encoder for text and for continuous sequences.
 
 Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"; Xiong et
-al. 2020, "On Layer Normalization in the Transformer Architecture" (normalisation first).
+al. 2020, "On Layer Normalization in the Transformer Architecture" (normalisation first); So et al. 2021, "Primer:
+Searching for Efficient Transformers for Language Modeling" (a convolution over each value's neighbours); Cheng et al.
+2016, "Wide & Deep Learning for Recommender Systems" (a linear map beside the network).
 
 Shapes: B rows, T steps, W width, K outputs.
 """
@@ -9,8 +11,10 @@ Shapes: B rows, T steps, W width, K outputs.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.networks.attention import Block, Positions, heads_of, initialise
 from models.networks.config import Transformer
@@ -31,6 +35,8 @@ class Encoder(nn.Module):
         self.norm_in = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         hidden = max(round(config.width * config.feed_forward), 1)
+        self.neighbours = Neighbours(config.width, config.convolution) if config.convolution else None
+        self.wide = Wide(layout, num_outputs) if config.wide else None
         self.blocks = nn.ModuleList(
             Block(config.width, heads_of(config), hidden, config.dropout) for _ in range(config.num_layers)
         )
@@ -39,6 +45,8 @@ class Encoder(nn.Module):
         self._pooling = config.pooling
         self._has_padding = layout.kind == "tokens" or layout.is_padded
         self.apply(initialise)
+        if self.wide is not None:  # which then begins as nothing
+            nn.init.zeros_(self.wide.weights.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
@@ -50,8 +58,9 @@ class Encoder(nn.Module):
 
     def begin(self, x: torch.Tensor) -> torch.Tensor:
         """h_BTW, which the first block takes."""
-        x_BTW, _ = self.steps(x)
-        return self.dropout(self.norm_in(self.positions(x_BTW)))
+        x_BTW, there_BT = self.steps(x)
+        h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
+        return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
 
     def mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """mask_B11T, with which every block is called. Without one, attention has quicker kernels."""
@@ -59,7 +68,41 @@ class Encoder(nn.Module):
 
     def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""
-        return self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
+        answer_BK = self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
+        return answer_BK if self.wide is None else answer_BK + self.wide(x)
+
+
+class Neighbours(nn.Module):
+    """h_BTW with, added to each value, what a convolution makes of the same value of the steps around it."""
+
+    def __init__(self, width: int, num_steps: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, num_steps, padding=num_steps // 2, groups=width)
+
+    def forward(self, h_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+        given_BWT = (h_BTW * there_BT.unsqueeze(-1)).transpose(1, 2)  # padding is as the nothing beyond the ends
+        return h_BTW + F.gelu(self.convolution(given_BWT)).transpose(1, 2)
+
+
+class Wide(nn.Module):
+    """x (B, T) of tokens -> float32 (B, K): for each output its tokens' weights, added up, over the root of their number."""
+
+    def __init__(self, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        if layout.kind != "tokens" or layout.num_tokens is None:
+            raise RecipeInvalid(
+                f"`wide` maps tokens, and rows are of kind {layout.kind}",
+                required="text, as its tokens",
+                where="the recipe's model",
+                remedy="leave `wide` out",
+            )
+        self._last_token = layout.num_tokens - 1
+        self.weights = nn.Embedding(layout.num_tokens, num_outputs, padding_idx=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens_BT = x.long().clamp(0, self._last_token)
+        num_B1 = (tokens_BT > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.weights(tokens_BT).sum(1) / num_B1.sqrt()
 
 
 def build(config: Transformer, layout: Layout, num_outputs: int) -> Encoder:

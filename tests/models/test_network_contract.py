@@ -64,6 +64,9 @@ CASES = {
     ),
     "rnn of sound": Case(SOUND, {"kind": "rnn", "cell": "elman", "hidden": 16, "dropout": 0}),
     "transformer of tokens": Case(TOKENS, {"kind": "transformer", **_SMALL, "max_length": 16}),
+    "wide transformer of tokens": Case(
+        TOKENS, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16, "convolution": 3, "wide": True}
+    ),
     "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
     "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
 }
@@ -72,6 +75,7 @@ _SLOW = {
     "cnn of several convolutions",
     "mlp",
     "rnn of tokens",
+    "transformer of tokens",
     "rnn of sound",
     "transformer of padded steps",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
@@ -158,3 +159,40 @@ def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share
     network, pruned = prune(*once, Prune(share=share))
     assert 1 <= network.blocks[0].up.out_features < 24
     build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
+
+
+def test_what_a_wide_network_adds_is_the_sum_of_its_tokens_weights_and_nothing_at_first():
+    torch.manual_seed(0)
+    narrow, wide = (build(config_of(wide=one, dropout=0.0), TOKENS, 2).eval() for one in (False, True))
+    wide.load_state_dict(narrow.state_dict(), strict=False)
+    x = torch.tensor([[3.0, 5, 5, 0]])
+    assert torch.equal(wide(x), narrow(x))
+    with torch.no_grad():
+        wide.wide.weights.weight[3], wide.wide.weights.weight[5] = torch.tensor([1.0, 2]), torch.tensor([0.5, 0])
+    torch.testing.assert_close(wide(x) - narrow(x), torch.tensor([[2.0, 2]]) / 3**0.5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_convolution_sees_the_neighbours_and_no_padding(layout):
+    torch.manual_seed(0)
+    network = build(config_of(convolution=3), layout, 2).eval()
+    x = rows_of(layout, 2)
+    before = network(x)
+    with torch.no_grad():
+        network.neighbours.convolution.weight.zero_()
+        network.neighbours.convolution.bias.zero_()
+    torch.testing.assert_close(network(x), build_like(network, layout)(x))
+    assert not torch.allclose(network(x), before)
+
+
+def build_like(network, layout):
+    plain = build(config_of(), layout, 2).eval()
+    plain.load_state_dict(network.state_dict(), strict=False)
+    return plain
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(RecipeInvalid, match="`wide` maps tokens"):
+        build(config_of(wide=True), STEPS, 2)
+    with pytest.raises(ValidationError, match="has no middle"):
+        config_of(convolution=4)

@@ -85,7 +85,7 @@ def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_a
     of = {candidate.name: candidate for candidate in options.candidates}
     assert of["student"].num_parameters == of["student-int8"].num_parameters == 2 * 16 + 16 + 16 * 2 + 2
     assert of["thin"].num_parameters < 0.7 * of["fp32"].num_parameters
-    assert of["student"].score.value > 0.75
+    assert of["student"].score.value > of["fp32"].score.value - 0.2
     assert of["thin"].score.value > of["fp32"].score.value - 0.05
 
 
