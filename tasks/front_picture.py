@@ -217,12 +217,17 @@ def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]
                 color=point.color if point.is_chosen else _INK, fontweight="bold" if point.is_chosen else "normal",
                 path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6,
             )  # fmt: skip
-            best = min(_PLACES, key=lambda place: _covered(label, place, axes.bbox, taken))
-            _move(label, best)
+            start = axes.transData.transform(at)
+            size = label.get_window_extent().size
+            boxes = {place: _box_at(place, start, size, figure.dpi) for place in _PLACES}
+            best = min(_PLACES, key=lambda place: _covered(boxes[place], place, axes.bbox, taken))
+            label.set_position(best)
+            label.set_ha("left" if best[0] > 0 else "right")
+            label.set_va("bottom" if best[1] > 0 else "top")
             if max(abs(best[0]), abs(best[1])) > 20:  # far enough to ask which point is meant
                 arrow = {"arrowstyle": "-", "color": "#a0a0a0", "lw": 0.7, "shrinkA": 0, "shrinkB": 5}
                 axes.annotate("", at, best, textcoords="offset points", arrowprops=arrow)
-            taken.append(label.get_window_extent().padded(2))
+            taken.append(boxes[best].padded(2))
 
 
 def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
@@ -243,19 +248,19 @@ def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
     return boxes
 
 
-def _move(label: Any, place: tuple[float, float]) -> None:
-    right, up = place
-    label.set_position(place)
-    label.set_ha("left" if right > 0 else "right")
-    label.set_va("bottom" if up > 0 else "top")
-
-
-def _covered(label: Any, place: tuple[float, float], inside: Bbox, taken: Sequence[Bbox]) -> float:
-    """How much a label at `place` would cover of what is there, with what would stand outside, and its distance."""
+def _box_at(place: tuple[float, float], start: Any, size: Any, dpi: float) -> Bbox:
+    """Where a label of `size` would stand: `place` is in points from `start`, all else in pixels."""
     from matplotlib.transforms import Bbox
 
-    _move(label, place)
-    box = label.get_window_extent()
+    right, up = (value * dpi / 72 for value in place)
+    x, y = start[0] + right - (size[0] if right < 0 else 0), start[1] + up - (size[1] if up < 0 else 0)
+    return Bbox.from_bounds(x, y, size[0], size[1])
+
+
+def _covered(box: Bbox, place: tuple[float, float], inside: Bbox, taken: Sequence[Bbox]) -> float:
+    """How much a label in `box` would cover of what is there, with what would stand outside, and its distance."""
+    from matplotlib.transforms import Bbox
+
     covered = 0.0
     for other in taken:
         common = Bbox.intersection(box, other)
