@@ -121,12 +121,30 @@ class Interval(Document):
 
 
 class Latency(Document):
-    """Milliseconds for one batch in ONNX Runtime, and the ratio to the fp32 candidate in the same run."""
+    """Milliseconds for one batch in ONNX Runtime, and ratios to the fp32 candidate's in the same rounds.
+
+    Below 1 is faster; the limits of a ratio are those of 95%.
+    """
 
     batch_size: int
+    num_rounds: int
     p50_ms: float
+    p90_ms: float
+    p95_ms: float
     p99_ms: float
-    ratio: float
+    ratio: Interval  # the median over rounds
+    tail_ratio: Interval  # of the 99th percentiles
+
+    def at(self, percentile: int) -> float:
+        """Milliseconds; of the percentiles that are kept."""
+        return {50: self.p50_ms, 90: self.p90_ms, 95: self.p95_ms, 99: self.p99_ms}[percentile]
+
+
+class Flips(Document):
+    """Rows that a candidate answers otherwise than fp32, as far as one of them is right."""
+
+    lost: int  # fp32 was right
+    gained: int  # fp32 was wrong
 
 
 class Candidate(Document):
@@ -137,27 +155,57 @@ class Candidate(Document):
     sha256: str
     run_id: str
     size_bytes: int
+    zstd_bytes: int  # of the same file, compressed as it would be for a download
     num_parameters: int
+    num_nonzero: int  # of the weights in the file
     score: Interval  # on the test part: accuracy, or RMSE in the units of the label
     worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
-    latency: Latency
+    flips: Flips | None = None  # of classes
+    latencies: tuple[Latency, ...]  # one row at a time first, then more
     parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
     answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
     is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
+
+    @property
+    def latency(self) -> Latency:
+        """Of one row."""
+        return self.latency_at(1)
+
+    def latency_at(self, batch_size: int) -> Latency:
+        """Of `batch_size` rows at a time, which was measured."""
+        return next(one for one in self.latencies if one.batch_size == batch_size)
 
 
 class Options(Record):
     """Every candidate that the compress stage made."""
 
     candidates: tuple[Candidate, ...]
+    baseline: str  # the candidate that is the network as trained, with which the others are compared
     trained: Trained
 
 
+class Missed(Document):
+    """A limit of the budget that a candidate is not within."""
+
+    limit: str  # its name in the recipe's budget
+    allowed: float
+    measured: float
+    needed: float  # a limit that it would be within, rounded up
+    words: str
+
+    @property
+    def excess(self) -> float:
+        """How far it is beyond the limit, as a share of the limit."""
+        return self.measured / self.allowed - 1
+
+
 class Verdict(Document):
-    """Whether a candidate is within the budget, and if not, why."""
+    """Whether a candidate is within the budget, and why it was not chosen; the one that was has no reasons."""
 
     name: str
+    rank: int  # 1 is the best, which is the chosen one if any passed
     passed: bool
+    missed: tuple[Missed, ...] = ()
     reasons: tuple[str, ...]
 
 
@@ -166,6 +214,8 @@ class Chosen(Record):
 
     candidate: Candidate
     verdicts: tuple[Verdict, ...]
+    run_id: str  # with the candidates in a picture and a ranked table
+    picture_uri: str  # PNG: score against size and against time
     options: Options
 
 

@@ -116,8 +116,9 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     loss = LOSSES[chosen.options.trained.dataset.task]
     console.print(f"[dim]{loss}: end of the 95% interval of the paired {loss} against fp32; time: against fp32[/]")
     for verdict in chosen.verdicts:
-        if not verdict.passed:
-            console.print(f"[dim]{verdict.name} is over budget: {'; '.join(verdict.reasons)}[/]")
+        if verdict.reasons:
+            state = "" if verdict.passed else "over budget: "
+            console.print(f"[dim]{verdict.name} is {state}{'; '.join(verdict.reasons)}[/]")
     console.print()
     example = json.loads(release.example)
     facts = Table.grid(padding=(0, 2))
@@ -179,7 +180,7 @@ def _candidates(release: Release) -> Table:
             f"≤{one.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
             f"{one.size_bytes / 1000:.1f} kB",
             f"{one.latency.p50_ms * 1000:.0f} µs",
-            f"{one.latency.ratio:.2f}x",
+            f"{one.latency.ratio.value:.2f}x",
             "chosen" if is_chosen else "passed" if passed else "over budget",
             style="bold green" if is_chosen else "" if passed else "dim",
         )

@@ -14,7 +14,8 @@ from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.sources import Data
 from flows.misfits import misfits
-from models.compression.config import Budget, Compression
+from models.compression.budget import Budget
+from models.compression.config import Compression
 from models.config import Features, Gates, misplaced_limits
 from models.networks.config import Model
 from models.search import require_possible
@@ -93,7 +94,7 @@ def read_recipe(reference: str) -> Recipe:
     require_possible(recipe.model, recipe.training)
     problems = [
         *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
-        *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates),
+        *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
     ]
     if problems:
         raise RecipeInvalid(

@@ -5,14 +5,14 @@ Read by the command line before anything heavy is imported, so nothing here need
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from data_contracts.documents import Document
 from data_contracts.layouts import Task
-from models.compression.config import Budget
+from models.compression.budget import Budget
 from models.features.inputs import Count, Input, SeriesInput, ShapedInput
 from models.splits import Split
 
@@ -101,16 +101,31 @@ class Gates(Document):
     num_rows: Annotated[Count, Field(description="held-out rows that the bento is asked over HTTP")] = 100
 
 
-_OF_TASK = {
-    "classification": ("accuracy_drop", "min_accuracy", "champion_drop"),
-    "regression": ("error_rise", "max_error", "champion_rise"),
+# The limits that belong to one task, and what is stated in their place for the other.
+_OF_TASK: dict[Task, dict[str, str]] = {
+    "classification": {
+        "accuracy_drop": "error_rise",
+        "slice_drop": "slice_rise",
+        "class_drop": "slice_rise",
+        "min_accuracy": "max_error",
+        "champion_drop": "champion_rise",
+    },
+    "regression": {
+        "error_rise": "accuracy_drop",
+        "slice_rise": "slice_drop",
+        "max_error": "min_accuracy",
+        "champion_rise": "champion_drop",
+    },
 }
 
 
-def misplaced_limits(task: Task, budget: Budget, gates: Gates) -> Iterator[str]:
-    """A sentence for each limit that is stated though it belongs to the other task."""
+def misplaced_limits(task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = ()) -> Iterator[str]:
+    """A sentence for each limit that is stated though it belongs to the other task, or has no `slices` to hold in."""
     other: Task = "regression" if task == "classification" else "classification"
     for place, limits in (("budget", budget), ("gates", gates)):
-        for mine, theirs in zip(_OF_TASK[task], _OF_TASK[other], strict=True):
+        for theirs, mine in _OF_TASK[other].items():
             if theirs in limits.model_fields_set:
                 yield f"{place}.{theirs} is a limit of a {other}, and this is a {task}: state {place}.{mine}"
+    for name in ("slice_drop", "slice_rise"):
+        if getattr(budget, name) is not None and not slices:
+            yield f"budget.{name} holds in slices, and there are none: name their columns in training.slices"

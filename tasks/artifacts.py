@@ -10,14 +10,16 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from data_contracts.records import Bento, CheckedRows, Chosen, Record, Release, Trained, describe
-from data_contracts.scores import LOSSES, SCORES, figure_in_words, loss_in_words, score_in_words
+from data_contracts.records import Bento, CheckedRows, Record, Release, Trained, describe
+from data_contracts.scores import SCORES, figure_in_words
 from tasks.settings import settings
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def _shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
+def shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
+    """The same function, whose failure is no more than a warning in the log."""
+
     @functools.wraps(function)
     def show(record: RecordT) -> None:
         try:
@@ -28,7 +30,7 @@ def _shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
     return show
 
 
-@_shown
+@shown
 def contract_report(record: CheckedRows) -> None:
     from prefect.artifacts import create_markdown_artifact
 
@@ -48,7 +50,7 @@ def contract_report(record: CheckedRows) -> None:
     )
 
 
-@_shown
+@shown
 def training_run(record: Trained) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
@@ -77,36 +79,7 @@ def training_run(record: Trained) -> None:
     )
 
 
-@_shown
-def candidates_table(record: Chosen) -> None:
-    from prefect.artifacts import create_table_artifact
-
-    reasons = {verdict.name: verdict for verdict in record.verdicts}
-    task = record.options.trained.dataset.task
-    create_table_artifact(
-        key="candidates",
-        description=f"Chosen: {record.candidate.name}",
-        table=[
-            {
-                "candidate": candidate.name,
-                f"{SCORES[task]} (95% interval)": score_in_words(task, candidate.score),
-                f"{LOSSES[task]}, at most": loss_in_words(task, candidate.worse.high),
-                "size": f"{candidate.size_bytes:,} bytes",
-                "p50": f"{candidate.latency.p50_ms * 1000:.0f} µs",
-                "p99": f"{candidate.latency.p99_ms * 1000:.0f} µs",
-                "time / fp32": f"{candidate.latency.ratio:.2f}",
-                "verdict": "chosen"
-                if candidate.name == record.candidate.name
-                else "passed"
-                if reasons[candidate.name].passed
-                else "; ".join(reasons[candidate.name].reasons),
-            }
-            for candidate in record.options.candidates
-        ],
-    )
-
-
-@_shown
+@shown
 def bento_card(record: Bento) -> None:
     from prefect.artifacts import create_markdown_artifact
 
@@ -119,7 +92,7 @@ def bento_card(record: Bento) -> None:
     )
 
 
-@_shown
+@shown
 def release_card(record: Release) -> None:
     from prefect.artifacts import create_markdown_artifact
 

@@ -5,6 +5,8 @@ Shapes: N rows, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,18 +16,30 @@ import pyarrow.parquet as pq
 
 from data_contracts.digests import digest_of_file
 from data_contracts.layouts import Task
-from data_contracts.records import Candidate, Dataset, Interval, Latency, Trained
+from data_contracts.records import Candidate, Dataset, Flips, Interval, Latency, Trained
+from data_contracts.scores import LOSSES
 from models import metrics
 from models.compression.config import CandidateSpec
 from models.encoder import read_encoder
 from tasks import tracking
-from tasks.judging import Truth, of_classes, of_slices, score, truth_of
-from tasks.settings import settings
+from tasks.judging import (
+    Truth,
+    answers_of,
+    of_classes,
+    of_slices,
+    score,
+    truth_of,
+    worse,
+    worse_by_class,
+    worse_by_slice,
+)
+from tasks.settings import processor_flags, settings
 from tasks.store import Output
 
 if TYPE_CHECKING:
     from models.training.batches import Examples
 
+TIMED_BATCHES = (1, 32)  # rows at a time
 _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
 
 
@@ -43,11 +57,25 @@ class Made(NamedTuple):
         return self.spec.quantize == "dynamic"
 
 
+def batch_of(test: Examples, size: int) -> np.ndarray:
+    """Encoded rows float32 (`size`, ...) to time; where there are too few of them, some more than once."""
+    return test.x[np.arange(size) % len(test.x)].numpy()
+
+
 def measure_all(
-    out: Output, made: list[Made], test: Examples, trained: Trained, timed: dict[str, Latency], baseline: str
+    out: Output,
+    made: list[Made],
+    test: Examples,
+    trained: Trained,
+    timed: Mapping[str, tuple[Latency, ...]],
+    baseline: str,
 ) -> tuple[Candidate, ...]:
-    """Afterwards there is a table of answers and a run for each candidate that was made."""
+    """Afterwards there is a table of answers and a run for each candidate that was made.
+
+    `timed` has each one's latencies by batch size, that of one row first.
+    """
     from models.answers import meant, outputs_of
+    from models.compression.sizes import num_nonzero, zstd_bytes
     from models.runtime import session
 
     dataset = trained.dataset
@@ -57,35 +85,38 @@ def measure_all(
     given = {
         one.spec.name: meant(encoder, outputs_of(session(one.path), x, is_row_by_row=one.is_row_by_row)) for one in made
     }
+    before = answers_of(dataset.task, given[baseline])
     candidates = []
     for one in made:
         name = one.spec.name
         answers_path = out.path(f"{name}-answers.parquet")
         _write_answers(answers_path, dataset, rows, given[name])
+        after = answers_of(dataset.task, given[name])
         candidate = Candidate(
             name=name,
             uri=out.uri(one.path.name),
             sha256=digest_of_file(one.path),
             run_id="",
             size_bytes=one.path.stat().st_size,
+            zstd_bytes=zstd_bytes(one.path),
             num_parameters=one.num_parameters,
+            num_nonzero=num_nonzero(one.path),
             score=score(dataset.task, rows, given[name]),
-            worse=_UNCHANGED if name == baseline else _worse(dataset.task, rows, given[baseline], given[name]),
-            latency=timed[name],
+            worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
+            flips=_flips(rows, before, after) if dataset.task == "classification" else None,
+            latencies=timed[name],
             parity_error=one.parity_error,
             answers_uri=out.uri(answers_path.name),
             is_row_by_row=one.is_row_by_row,
         )
-        run_id = _log(candidate, one, out, trained, rows, given[name])
+        run_id = _log(candidate, one, out, trained, rows, given[name], before)
         candidates.append(candidate.model_copy(update={"run_id": run_id}))
     return tuple(candidates)
 
 
-def _worse(task: Task, rows: Truth, before: np.ndarray, after: np.ndarray) -> Interval:
-    if task == "classification":
-        right_before, right_after = (given.argmax(axis=1) == rows.truth for given in (before, after))
-        return metrics.accuracy_drop(right_before, right_after)
-    return metrics.rmse_rise(rows.truth[rows.order], before[rows.order], after[rows.order])
+def _flips(rows: Truth, before: np.ndarray, after: np.ndarray) -> Flips:
+    right_before, right_after = before == rows.truth, after == rows.truth
+    return Flips(lost=int((right_before & ~right_after).sum()), gained=int((~right_before & right_after).sum()))
 
 
 def _write_answers(path: Path, dataset: Dataset, rows: Truth, given: np.ndarray) -> None:
@@ -102,7 +133,9 @@ def _write_answers(path: Path, dataset: Dataset, rows: Truth, given: np.ndarray)
     pq.write_table(pa.table(columns), path)
 
 
-def _log(candidate: Candidate, made: Made, out: Output, trained: Trained, rows: Truth, given: np.ndarray) -> str:
+def _log(
+    candidate: Candidate, made: Made, out: Output, trained: Trained, rows: Truth, given: np.ndarray, before: np.ndarray
+) -> str:
     """A run for the candidate, below the training run, with its ONNX file and tables as artifacts."""
     dataset = trained.dataset
     tags = {
@@ -110,6 +143,8 @@ def _log(candidate: Candidate, made: Made, out: Output, trained: Trained, rows: 
         "candidate": candidate.name,
         "onnx.sha256": candidate.sha256,
         "data.digest": dataset.digest,
+        "processor.flags": " ".join(processor_flags()),
+        "onnxruntime.version": metadata.version("onnxruntime"),
     }
     experiment_name = dataset.checked.contract.name
     with tracking.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
@@ -119,27 +154,68 @@ def _log(candidate: Candidate, made: Made, out: Output, trained: Trained, rows: 
             {
                 **_figures(dataset, candidate, rows, given),
                 "size_bytes": candidate.size_bytes,
+                "zstd_bytes": candidate.zstd_bytes,
                 "num_parameters": candidate.num_parameters,
-                "latency_p50_ms": candidate.latency.p50_ms,
-                "latency_p99_ms": candidate.latency.p99_ms,
-                "latency_ratio": candidate.latency.ratio,
+                "num_nonzero": candidate.num_nonzero,
+                **{name: value for latency in candidate.latencies for name, value in _times(latency).items()},
                 "parity_error": candidate.parity_error,
             },
         )
         tracking.client().log_artifact(run_id, str(made.path), "onnx")
+        after = answers_of(dataset.task, given)
         if dataset.task == "classification":
-            tracking.client().log_table(run_id, of_classes(dataset.classes, rows, given), "per_class.json")
+            of_class = of_classes(dataset.classes, rows, given)
+            drops = {one.value: one.worse for one in worse_by_class(dataset, rows, before, after)}
+            of_class |= _in_columns(dataset.task, [drops.get(name) for name in of_class["class"]])
+            tracking.client().log_table(run_id, of_class, "per_class.json")
         if trained.slices:
-            tracking.client().log_table(run_id, of_slices(dataset, trained.slices, rows, given), "per_slice.json")
+            of_slice = of_slices(dataset, trained.slices, rows, given)
+            found = worse_by_slice(dataset, trained.slices, rows, before, after)
+            of_slice |= _in_columns(dataset.task, [one.worse for one in found])
+            tracking.client().log_table(run_id, of_slice, "per_slice.json")
     return run_id
+
+
+def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[Any]]:
+    """How much worse than fp32, as columns of a table."""
+    loss = LOSSES[task]
+    return {
+        loss: [None if one is None else one.value for one in found],
+        f"{loss}_low": [None if one is None else one.low for one in found],
+        f"{loss}_high": [None if one is None else one.high for one in found],
+    }
+
+
+def _times(latency: Latency) -> dict[str, float]:
+    """The times of one batch size, by the names that they have in MLflow."""
+    start = f"latency_b{latency.batch_size}"
+    return {
+        f"{start}_p50_ms": latency.p50_ms,
+        f"{start}_p99_ms": latency.p99_ms,
+        f"{start}_ratio": latency.ratio.value,
+        f"{start}_ratio_low": latency.ratio.low,
+        f"{start}_ratio_high": latency.ratio.high,
+        f"{start}_p99_ratio": latency.tail_ratio.value,
+        f"{start}_p99_ratio_low": latency.tail_ratio.low,
+        f"{start}_p99_ratio_high": latency.tail_ratio.high,
+    }
 
 
 def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndarray) -> dict[str, float]:
     """Every figure of the test part, by the name that it has in MLflow."""
     is_classes = dataset.task == "classification"
     name, loss = ("test_accuracy", "accuracy_drop") if is_classes else ("test_rmse", "rmse_rise")
-    told, worse = candidate.score, candidate.worse
-    figures = {name: told.value, f"{name}_low": told.low, f"{name}_high": told.high, f"{loss}_high": worse.high}
+    told, lost = candidate.score, candidate.worse
+    figures = {
+        name: told.value,
+        f"{name}_low": told.low,
+        f"{name}_high": told.high,
+        loss: lost.value,
+        f"{loss}_low": lost.low,
+        f"{loss}_high": lost.high,
+    }
+    if candidate.flips is not None:
+        figures |= {"flips_lost": candidate.flips.lost, "flips_gained": candidate.flips.gained}
     if not is_classes:
         figures["test_mae"] = metrics.mean_absolute_error(rows.truth, given)
         figures["test_r2"] = metrics.explained(rows.truth, given)

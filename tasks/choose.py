@@ -2,75 +2,110 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from data_contracts.digests import digest_of_document
-from data_contracts.errors import NoCandidate
-from data_contracts.layouts import Task
-from data_contracts.records import Candidate, Chosen, Options, Verdict
-from data_contracts.scores import LOSSES, SCORES, loss_in_words
-from models.compression.config import Budget
-from tasks import artifacts
+from data_contracts.records import Chosen, Options
+from models.compression.budget import Budget
+from models.encoder import read_encoder
+from tasks import ranking, tracking
+from tasks.candidates import batch_of
+from tasks.judging import Truth, worse_by_class, worse_by_slice
+from tasks.settings import settings
+from tasks.slices import neighbourly
 from tasks.stages import stage
 from tasks.store import Output
+from tasks.verdicts import Parts, decide, none_passed
 
 
-@stage(present=artifacts.candidates_table)
+def _run_is_kept(record: Chosen) -> bool:
+    return tracking.run_exists(record.run_id)
+
+
+@stage(is_whole=_run_is_kept, present=ranking.show)
 def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     """The candidate that is best by the budget's objective among those that pass all its limits.
 
+    Afterwards a run below the training's has all candidates in a picture and in a ranked table, also if none passes.
+
     Raises:
-        NoCandidate: none passes; the message says what each one failed.
+        NoCandidate: none passes; the message says what each one failed, which came closest and what to relax.
     """
-    task = options.trained.dataset.task
-    verdicts = tuple(judge(candidate, budget, task) for candidate in options.candidates)
-    passing = [candidate for candidate, verdict in zip(options.candidates, verdicts, strict=True) if verdict.passed]
-    if not passing:
-        raise NoCandidate(
-            "no candidate is within the budget:\n"
-            + "\n".join(f"  {verdict.name}: {'; '.join(verdict.reasons)}" for verdict in verdicts),
-            required=_in_words(budget, task),
-            where="the recipe's budget",
-            remedy="relax the limit that is missed by least, or add candidates under compression.candidates",
-        )
-    best = min(passing, key=lambda candidate: _cost(candidate, budget))
+    options = _timed_as_asked(options, budget.batch)
+    trained = options.trained
+    decision = decide(options, budget, _parts(options, budget))
+    tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
+    with tracking.logged_run(trained.dataset.checked.contract.name, "choice", out.key, tags) as run_id:
+        ranking.log(run_id, options, budget, decision, out.path("candidates.png"))
+        if decision.best is None:
+            raise none_passed(decision, budget, trained.dataset.task, run_id)
     return Chosen(
-        candidate=best,
-        verdicts=verdicts,
+        candidate=decision.best,
+        verdicts=decision.verdicts,
+        run_id=run_id,
+        picture_uri=out.uri("candidates.png"),
         options=options,
-        digest=digest_of_document([best.name, best.sha256, options.digest]),
+        # Times differ from run to run; the choice itself counts.
+        digest=digest_of_document([decision.best.name, decision.best.sha256, options.digest]),
     )
 
 
-def judge(candidate: Candidate, budget: Budget, task: Task) -> Verdict:
-    """Whether `candidate` is within every limit of `budget`, and each limit that it is not within."""
-    reasons = []
-    limit = _most_worse(budget, task)
-    if candidate.worse.high > limit:
-        loss = loss_in_words(task, candidate.worse.high)
-        reasons.append(f"{LOSSES[task]} up to {loss}, limit {loss_in_words(task, limit)}")
-    if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
-        reasons.append(f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB")
-    if budget.latency_ms is not None and candidate.latency.p99_ms > budget.latency_ms:
-        reasons.append(f"p99 {candidate.latency.p99_ms:.3f} ms, limit {budget.latency_ms:g} ms")
-    if budget.objective == "latency" and candidate.latency.ratio > 1:
-        reasons.append(f"{candidate.latency.ratio:.2f}x the time of fp32")
-    return Verdict(name=candidate.name, passed=not reasons, reasons=tuple(reasons))
+def _timed_as_asked(options: Options, batch: int) -> Options:
+    """The same candidates, with their latency for `batch` rows too, timed now if it was not before."""
+    if all(any(one.batch_size == batch for one in candidate.latencies) for candidate in options.candidates):
+        return options
+    from models.compression.latency import compare
+    from models.training.batches import read_examples
+
+    dataset = options.trained.dataset
+    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
+    timed = compare(
+        {one.name: settings().path(one.uri) for one in options.candidates},
+        batch_of(test, batch),
+        baseline=options.baseline,
+        rounds=max(one.latency.num_rounds for one in options.candidates),
+        row_by_row={one.name for one in options.candidates if one.is_row_by_row},
+    )
+    candidates = tuple(
+        one.model_copy(update={"latencies": (*one.latencies, timed[one.name])}) for one in options.candidates
+    )
+    return options.model_copy(update={"candidates": candidates})
 
 
-def _cost(candidate: Candidate, budget: Budget) -> tuple[float, float]:
-    if budget.objective == "size":
-        return candidate.size_bytes, candidate.latency.ratio
-    return candidate.latency.ratio, candidate.size_bytes
+def _parts(options: Options, budget: Budget) -> dict[str, Parts]:
+    """How much worse each candidate is by slice and by class, as far as the budget limits it. Against itself fp32 is
+    not judged."""
+    columns = options.trained.slices if budget.slice_drop is not None or budget.slice_rise is not None else ()
+    if not columns and budget.class_drop is None:
+        return {}
+    dataset = options.trained.dataset
+    answers = {one.name: pq.read_table(settings().path(one.answers_uri)) for one in options.candidates}
+    before = answers[options.baseline]
+    keys = before[dataset.key].combine_chunks()
+    if dataset.task == "classification":
+        order = np.arange(len(keys))
+    else:
+        order = neighbourly(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+    rows = Truth(keys, _coded(before, "truth", options), order)
+    theirs = _coded(before, "answer", options)
+    found = {}
+    for one in options.candidates:
+        if one.name != options.baseline:
+            ours = _coded(answers[one.name], "answer", options)
+            found[one.name] = Parts(
+                worse_by_slice(dataset, columns, rows, theirs, ours),
+                worse_by_class(dataset, rows, theirs, ours) if budget.class_drop is not None else (),
+            )
+    return found
 
 
-def _most_worse(budget: Budget, task: Task) -> float:
-    return budget.accuracy_drop if task == "classification" else budget.error_rise
-
-
-def _in_words(budget: Budget, task: Task) -> str:
-    most = loss_in_words(task, _most_worse(budget, task))
-    limits = [f"a {LOSSES[task]} of {SCORES[task]} of at most {most} (end of the 95% interval)"]
-    if budget.size_bytes is not None:
-        limits.append(f"at most {budget.size_bytes:,} bytes")
-    if budget.latency_ms is not None:
-        limits.append(f"at most {budget.latency_ms:g} ms at p99")
-    return ", ".join(limits)
+def _coded(answers: pa.Table, column: str, options: Options) -> np.ndarray:
+    """Positions of classes (N,), or figures (N,)."""
+    dataset = options.trained.dataset
+    if dataset.task == "regression":
+        return np.asarray(answers[column].to_numpy())
+    values = answers[column].combine_chunks()
+    return np.asarray(pc.index_in(values, pa.array(list(dataset.classes), values.type)).to_numpy(zero_copy_only=False))

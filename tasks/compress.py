@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from data_contracts.digests import digest_of_document
-from data_contracts.records import Options, Trained
+from data_contracts.records import Latency, Options, Trained
 from models.compression.config import Compression, Quantization, candidates_for
 from tasks import tracking
-from tasks.candidates import measure_all
+from tasks.candidates import TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.making import Maker, Parts, make_all
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
+
+if TYPE_CHECKING:
+    from models.training.batches import Examples
 
 
 def _runs_are_kept(record: Options) -> bool:
@@ -25,7 +30,6 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
     none is, and 8 bits take their ranges from the validation part.
     """
-    from models.compression import latency
     from models.networks.blueprint import read_blueprint
     from models.randomness import fix_randomness
     from models.training.batches import read_examples
@@ -48,19 +52,28 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     wanted = None if is_private else compression.explore
     made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted)
     baseline = next(spec.name for spec in specs if spec.is_as_trained)
-    timed = latency.compare(
-        {one.spec.name: one.path for one in made},
-        parts.test.x[:1].numpy(),
-        baseline=baseline,
-        rounds=compression.latency_rounds,
-    )
+    timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
     candidates = measure_all(out, made, parts.test, trained, timed, baseline)
     return Options(
         candidates=candidates,
+        baseline=baseline,
         trained=trained,
         # Times differ from run to run; what the candidates are and answer does not.
         digest=digest_of_document([[one.name, one.sha256, one.score.value] for one in candidates]),
     )
+
+
+def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
+    """Each one's latency for each of `TIMED_BATCHES`, in turns with all others, as they are served."""
+    from models.compression import latency
+
+    files = {one.spec.name: one.path for one in made}
+    row_by_row = {one.spec.name for one in made if one.is_row_by_row}
+    timed = [
+        latency.compare(files, batch_of(test, size), baseline=baseline, rounds=rounds, row_by_row=row_by_row)
+        for size in TIMED_BATCHES
+    ]
+    return {name: tuple(of_batch[name] for of_batch in timed) for name in files}
 
 
 def _quantization_for(trained: Trained) -> Quantization | None:

@@ -5,7 +5,7 @@ Shapes: N rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,57 @@ def score(task: Task, rows: Truth, given: np.ndarray, chosen: np.ndarray | slice
     return metrics.rmse(rows.truth[order_N], given[order_N])
 
 
+def worse(
+    task: Task, rows: Truth, before: np.ndarray, after: np.ndarray, chosen: np.ndarray | slice = slice(None)
+) -> Interval:
+    """How much worse `after` is than `before` on the same rows: the drop of accuracy, or the share by which RMSE rises.
+
+    Of the rows `chosen`, or of all. Both are positions of classes, or figures (N,).
+    """
+    if task == "classification":
+        truth_N = rows.truth[chosen]
+        return metrics.accuracy_drop(before[chosen] == truth_N, after[chosen] == truth_N)
+    order_N = rows.order[chosen]
+    return metrics.rmse_rise(rows.truth[order_N], before[order_N], after[order_N])
+
+
+def answers_of(task: Task, given: np.ndarray) -> np.ndarray:
+    """Positions of classes (N,) of probabilities (N, K); figures (N,) as they are."""
+    return given.argmax(axis=1) if task == "classification" else given
+
+
+class Slice(NamedTuple):
+    """The rows with one value of a column, and how much worse one model is there than another."""
+
+    column: str
+    value: str
+    num_rows: int
+    worse: Interval
+
+    def __str__(self) -> str:
+        return f"{self.column}={self.value}"
+
+
+def worse_by_slice(
+    dataset: Dataset, columns: Sequence[str], rows: Truth, before: np.ndarray, after: np.ndarray
+) -> list[Slice]:
+    """For each value of each of `columns` that the rows have; arguments as of `worse`."""
+    return [
+        Slice(column, value, num, worse(dataset.task, rows, before, after, chosen))
+        for column, value, num, chosen in _slices(dataset, columns, rows)
+    ]
+
+
+def worse_by_class(dataset: Dataset, rows: Truth, before: np.ndarray, after: np.ndarray) -> list[Slice]:
+    """For the rows of each class, as far as there are any; arguments as of `worse`."""
+    found = [(str(name), rows.truth == position) for position, name in enumerate(dataset.classes)]
+    return [
+        Slice("class", name, int(is_in.sum()), worse(dataset.task, rows, before, after, is_in))
+        for name, is_in in found
+        if is_in.any()
+    ]
+
+
 def of_classes(classes: Sequence[object], rows: Truth, shares_NK: np.ndarray) -> dict[str, list[Any]]:
     """A column of the table for each thing that is said of a class."""
     told = metrics.per_class(metrics.confusion(rows.truth, shares_NK.argmax(axis=1), len(classes)))
@@ -58,13 +109,10 @@ def of_classes(classes: Sequence[object], rows: Truth, shares_NK: np.ndarray) ->
 
 def of_slices(dataset: Dataset, columns: Sequence[str], rows: Truth, given: np.ndarray) -> dict[str, list[Any]]:
     """A column of the table for each thing that is said of the rows with one value of one of `columns`."""
-    values = slice_values(dataset, rows.key, columns)
-    found = []
-    for column in columns:
-        for value, is_in in slices_of(values[column]):
-            if is_in.any():
-                chosen = is_in if dataset.task == "classification" else is_in[rows.order]
-                found.append((column, value, int(is_in.sum()), score(dataset.task, rows, given, chosen)))
+    found = [
+        (column, value, num, score(dataset.task, rows, given, chosen))
+        for column, value, num, chosen in _slices(dataset, columns, rows)
+    ]
     return {
         "column": [column for column, *_ in found],
         "value": [value for _, value, *_ in found],
@@ -73,3 +121,12 @@ def of_slices(dataset: Dataset, columns: Sequence[str], rows: Truth, given: np.n
         "low": [told.low for *_, told in found],
         "high": [told.high for *_, told in found],
     }
+
+
+def _slices(dataset: Dataset, columns: Sequence[str], rows: Truth) -> Iterator[tuple[str, str, int, np.ndarray]]:
+    """Column, value, number of rows, and which they are (N,): of a regression in the order for intervals."""
+    values = slice_values(dataset, rows.key, columns)
+    for column in columns:
+        for value, is_in in slices_of(values[column]):
+            if is_in.any():
+                yield column, value, int(is_in.sum()), is_in if dataset.task == "classification" else is_in[rows.order]

@@ -96,7 +96,7 @@ def _register(bento: Bento, name: str) -> ModelVersion:
     description = (
         f"{candidate.name}: {SCORES[task]} {score_in_words(task, candidate.score)} on {trained.dataset.test.num_rows} "
         f"held-out rows, {candidate.size_bytes:,} bytes, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-        f"{candidate.latency.ratio:.2f} x the time of fp32. Bento `{bento.tag}`."
+        f"{candidate.latency.ratio.value:.2f} x the time of fp32. Bento `{bento.tag}`."
     )
     if trained.start is not None:
         tags |= {"start": trained.start.name, "start.sha256": trained.start.digest}

@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from data_contracts.errors import StateUnwritable
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16")
 _ROOM_FOR_A_PAGE = 65_536
 _ROOM_FOR_A_RUN = 50_000_000  # the two databases take a tenth of it before the first row is read
 
@@ -89,17 +91,21 @@ def instruction_set() -> dict[str, str]:
     return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 
 
-@functools.cache
 def has_avx2() -> bool:
     """Whether this is an x86 processor with AVX2, as far as Linux tells."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
+    return platform.machine() in ("x86_64", "AMD64") and "avx2" in processor_flags()
+
+
+@functools.cache
+def processor_flags() -> tuple[str, ...]:
+    """The vector instructions of this processor that decide how fast a network is, as far as Linux tells."""
     try:
-        return (
-            "avx2" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[-1].split("\n", 1)[0].split()
-        )
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return False
+        return ()
+    named = re.search(r"^(?:flags|Features)\s*:(.*)$", told, flags=re.MULTILINE)  # x86 and ARM
+    flags = named.group(1).split() if named else []
+    return tuple(flag for flag in flags if flag.startswith(_VECTOR_FLAGS))
 
 
 def _require_writable(home: Path) -> None:

@@ -204,16 +204,36 @@ def release() -> Release:
         sha256="e",
         run_id="run",
         size_bytes=1,
+        zstd_bytes=1,
         num_parameters=12345,
+        num_nonzero=12000,
         score=Interval(value=0.5, low=0.4, high=0.6),
         worse=Interval(value=0.0, low=-0.1, high=0.1),
-        latency=Latency(batch_size=1, p50_ms=1.0, p99_ms=2.0, ratio=1.0),
+        latencies=(
+            Latency(
+                batch_size=1,
+                num_rounds=300,
+                p50_ms=1.0,
+                p90_ms=1.5,
+                p95_ms=1.7,
+                p99_ms=2.0,
+                ratio=Interval(value=1.0, low=1.0, high=1.0),
+                tail_ratio=Interval(value=1.0, low=1.0, high=1.0),
+            ),
+        ),
         parity_error=1e-7,
         answers_uri="answers.parquet",
     )
-    options = Options(candidates=(candidate, candidate), trained=trained, digest="d-options")
-    verdict = Verdict(name="int8", passed=False, reasons=("too large",))
-    chosen = Chosen(candidate=candidate, verdicts=(verdict,), options=options, digest="d-chosen")
+    options = Options(candidates=(candidate, candidate), baseline="int8", trained=trained, digest="d-options")
+    verdict = Verdict(name="int8", rank=1, passed=False, reasons=("too large",))
+    chosen = Chosen(
+        candidate=candidate,
+        verdicts=(verdict,),
+        run_id="run",
+        picture_uri="choose/candidates.png",
+        options=options,
+        digest="d-chosen",
+    )
     bento = Bento(tag="digits:abc", files=(("model.onnx", "e"),), chosen=chosen, digest="d-bento")
     return Release(
         name="digits",

@@ -1,4 +1,4 @@
-"""What a recipe may say about candidates and their budget.
+"""What a recipe may say about candidates.
 
 Read by the command line before anything heavy is imported, so nothing here needs torch.
 """
@@ -178,21 +178,3 @@ class Compression(Document):
         if not any(candidate.is_as_trained for candidate in self.candidates):
             raise ValueError("one candidate must be the network as trained (nothing but a name) to compare with")
         return self
-
-
-class Budget(Document):
-    """Hard limits for a candidate; what is left out is free."""
-
-    accuracy_drop: Annotated[
-        float, Field(gt=0, le=1, description="the 95% interval of the paired drop against fp32 must end below this")
-    ] = 0.01
-    error_rise: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="of a regression, 0.01 for 1%: the 95% interval of the paired rise of RMSE must end below this",
-        ),
-    ] = 0.01
-    size_bytes: Annotated[Count | None, Field(description="of the ONNX file as shipped")] = None
-    latency_ms: Annotated[float | None, Field(gt=0, description="99th percentile for one row")] = None
-    objective: Literal["size", "latency"] = "size"

@@ -85,7 +85,7 @@ class Neighbours(nn.Module):
 
 
 class Wide(nn.Module):
-    """x (B, T) of tokens -> float32 (B, K): for each output its tokens' weights, added up, over the root of their number."""
+    """x (B, T) of tokens -> float32 (B, K): their weights for each output, added up, over the root of their number."""
 
     def __init__(self, layout: Layout, num_outputs: int) -> None:
         super().__init__()

@@ -8,7 +8,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from models.compression.config import Budget, CandidateSpec, Compression, candidates_for
+from models.compression.budget import Budget
+from models.compression.config import CandidateSpec, Compression, candidates_for
 from models.config import Features, Gates, misplaced_limits
 from models.features.inputs import ImageInput
 from models.networks.config import Cnn, Mlp
@@ -139,12 +140,19 @@ def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
         ("regression", Budget(accuracy_drop=0.1), Gates(), ["budget.accuracy_drop", "budget.error_rise"]),
         ("classification", Budget(), Gates(max_error=3.0), ["gates.max_error", "gates.min_accuracy"]),
         ("regression", Budget(), Gates(champion_drop=0.01), ["gates.champion_drop", "gates.champion_rise"]),
+        ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
     ],
 )
 def test_limits_of_the_other_task_are_named_with_those_to_state(task, budget, gates, said):
     sentences = list(misplaced_limits(task, budget, gates))
     assert len(sentences) == bool(said)
     assert all(words in sentences[0] for words in said)
+
+
+def test_a_limit_in_slices_needs_slices():
+    (said,) = misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
+    assert "training.slices" in said
+    assert not list(misplaced_limits("classification", Budget(slice_drop=0.1), Gates(), ("town",)))
 
 
 @pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom", "imported"])

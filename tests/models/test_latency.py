@@ -2,21 +2,69 @@
 
 from __future__ import annotations
 
-from models.compression.latency import compare
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.compression.latency import compare, told
 
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
     files = {"fp32": exported, "int8": quantized, "again": exported}
-    timed = compare(files, parts.test.x[:3].numpy(), baseline="fp32", rounds=5)
+    timed = compare(files, parts.test.x[:3].numpy(), baseline="fp32", rounds=5, row_by_row={"int8"})
     assert list(timed) == list(files)
-    assert timed["fp32"].ratio == 1
+    assert (timed["fp32"].ratio.low, timed["fp32"].ratio.value, timed["fp32"].tail_ratio.high) == (1, 1, 1)
     for latency in timed.values():
-        assert latency.batch_size == 3
-        assert 0 < latency.p50_ms <= latency.p99_ms
-        assert latency.ratio > 0
+        assert (latency.batch_size, latency.num_rounds) == (3, 5)
+        assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p95_ms <= latency.p99_ms
+        assert 0 < latency.ratio.low <= latency.ratio.value <= latency.ratio.high
 
 
 def test_any_file_can_be_the_baseline(exported, quantized, parts):
     timed = compare({"fp32": exported, "int8": quantized}, parts.test.x[:1].numpy(), baseline="int8", rounds=1)
-    assert timed["int8"].ratio == 1
+    assert timed["int8"].ratio.value == 1
     assert timed["fp32"].p50_ms == timed["fp32"].p99_ms
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(0.1, 10), st.integers(0, 100))
+def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_the_noise(times, seed):
+    theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)
+    latency = told(times * theirs, theirs, 1)
+    for ratio in (latency.ratio, latency.tail_ratio):
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((times, times, times))
+    assert latency.p99_ms == pytest.approx(1e3 * times * np.percentile(theirs, 99))
+    assert latency.at(50) == latency.p50_ms
+
+
+def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last():
+    random = np.random.default_rng(0)
+
+    def width(ours, theirs):
+        ratio = told(ours, theirs, 1).ratio
+        return ratio.high - ratio.low
+
+    def noise(size):
+        return random.lognormal(0, 0.2, size)
+
+    few, many = width(noise(50), noise(50)), width(noise(1000), noise(1000))
+    assert many < 0.5 * few
+    lasting = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts for 100 rounds
+    assert width(lasting, np.ones(1000)) > 2 * many
+
+
+def test_the_same_times_have_the_same_limits():
+    random = np.random.default_rng(1)
+    ours, theirs = random.lognormal(size=(2, 100))
+    assert told(ours, theirs, 1) == told(ours, theirs, 1)
+
+
+def test_the_limits_hold_the_ratio_nearly_always():
+    random = np.random.default_rng(2)
+    hits = 0
+    for _ in range(40):
+        theirs = random.lognormal(-9, 0.1, 60)
+        ratio = told(0.8 * theirs * random.lognormal(0, 0.3, 60), theirs, 1).ratio
+        hits += ratio.low <= 0.8 <= ratio.high
+    assert hits >= 34

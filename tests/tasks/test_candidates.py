@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_contracts.records import Latency, Release
+from data_contracts.records import Flips, Release
 from models.compression.config import CandidateSpec
+from models.compression.latency import told
 from models.config import Features
 from models.encoder import fit, summarise_batches
 from models.training.batches import Examples
 from tasks import tracking
 from tasks.candidates import Made, measure_all
-from tasks.settings import settings
+from tasks.settings import processor_flags, settings
 from tasks.store import Output
 
 pytestmark = pytest.mark.slow
@@ -63,25 +65,34 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     trained = trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
     out = Output("compress", "key", root / "stages" / "compress" / "key")
     out.folder.mkdir(parents=True)
-    latency = Latency(batch_size=1, p50_ms=1.0, p99_ms=2.0, ratio=1.0)
+    timed = tuple(told(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
     specs = {"fp32": (CandidateSpec(name="fp32"), 0.0), "off": (CandidateSpec(name="off", quantize="dynamic"), 0.4)}
     made = [Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0) for name, (spec, shift) in specs.items()]
     test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
-    right, off = measure_all(out, made, test, trained, dict.fromkeys(specs, latency), "fp32")
+    right, off = measure_all(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
     assert (right.score.value, right.worse.high, right.is_row_by_row) == (1.0, 0.0, False)
     assert (off.score.value, off.worse.value, off.is_row_by_row) == (0.9, pytest.approx(0.1), True)
+    assert (right.flips, off.flips) == (Flips(lost=0, gained=0), Flips(lost=4, gained=0))
+    assert (right.num_nonzero, off.num_nonzero) == (2, 3)  # the shift of the one is 0
+    assert 0 < right.zstd_bytes < right.size_bytes == out.path("fp32.onnx").stat().st_size
+    assert off.latency_at(32).batch_size == 32
     answers = pq.read_table(settings().path(off.answers_uri))
     assert answers["truth"].to_pylist() == labels.tolist()
-    figures = tracking.client().get_run(off.run_id).data.metrics
+    run = tracking.client().get_run(off.run_id).data
+    assert run.tags["onnxruntime.version"] == onnxruntime.__version__
+    assert run.tags["processor.flags"] == " ".join(processor_flags())
+    figures = run.metrics
+    assert (figures["flips_lost"], figures["num_nonzero"], figures["latency_b32_ratio"]) == (4, 3, 0.75)
+    assert figures["accuracy_drop_low"] < figures["accuracy_drop"] < figures["accuracy_drop_high"]
     assert (figures["test_accuracy"], figures["test_auc"]) == (0.9, 1.0)
     assert figures["test_log_loss"] > tracking.client().get_run(right.run_id).data.metrics["test_log_loss"]
     of_down, of_up = table_of(off.run_id, "per_class.json")
-    assert (of_down, of_up[:3]) == (["down", 20, 0.8, 1.0], ["up", 20, 1.0])
+    assert (of_down[:5], of_up[:3]) == (["down", 20, 0.8, 1.0, 0.2], ["up", 20, 1.0])
+    assert of_down[5] < 0.2 < of_down[6]
     assert of_up[3] == pytest.approx(20 / 24)
-    assert [row[:4] for row in table_of(off.run_id, "per_slice.json")] == [
-        ["town", "A", 20, 0.9],
-        ["town", "B", 20, 0.9],
-    ]
+    of_slices = table_of(off.run_id, "per_slice.json")
+    assert [row[:4] for row in of_slices] == [["town", "A", 20, 0.9], ["town", "B", 20, 0.9]]
+    assert [row[6] for row in of_slices] == [0.1, 0.1]
 
 
 def table_of(run_id: str, name: str) -> list[list[object]]:

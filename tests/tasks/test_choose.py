@@ -1,105 +1,170 @@
-"""The best candidate within the budget goes on; if there is none, it is said what each one missed."""
+"""The stage: what it reads of the candidates' files, and what it leaves in MLflow and in its folder."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import json
 from pathlib import Path
 
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_contracts.errors import NoCandidate
-from data_contracts.records import Candidate, Interval, Latency, Options, Release, describe
-from models.compression.config import Budget
-from tasks.choose import choose, judge
+from data_contracts.records import Candidate, Chosen, Interval, Options, Release, describe
+from models.compression.budget import Budget
+from models.compression.latency import told
+from models.encoder import ENCODED
+from tasks import ranking, tracking
+from tasks.choose import choose
+from tasks.settings import settings
+
+pytestmark = pytest.mark.slow
+
+NUM_ROWS = 400
+TOWNS = np.where(np.arange(NUM_ROWS) < 100, "B", "A")
+TRUTH = np.arange(NUM_ROWS) % 2
 
 
-def candidate(name: str, *, size: int = 1000, drop: float = 0.0, p99: float = 0.1, ratio: float = 1.0) -> Candidate:
+def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: float) -> Candidate:
+    """A candidate that answers `wrong` rows (bool) wrongly, with an ONNX file and a table of answers."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Flatten", ["x"], ["flat"]),
+            onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+        ],
+        "linear",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(np.ones((64, 2), np.float32), "w")],
+    )
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), home / f"{name}.onnx")
+    classes = pa.array(["down", "up"])
+    answers = np.where(wrong, 1 - TRUTH, TRUTH)
+    columns = {"id": np.arange(NUM_ROWS), "truth": classes.take(pa.array(TRUTH))}
+    pq.write_table(pa.table({**columns, "answer": classes.take(pa.array(answers))}), home / f"{name}.parquet")
+    times = seconds * np.ones(9), 1e-3 * np.ones(9)
     return Candidate(
         name=name,
         uri=f"{name}.onnx",
         sha256=name,
         run_id=name,
         size_bytes=size,
-        num_parameters=10,
-        score=Interval(value=0.9, low=0.8, high=0.95),
-        worse=Interval(value=0.0, low=-drop, high=drop),
-        latency=Latency(batch_size=1, p50_ms=p99 / 2, p99_ms=p99, ratio=ratio),
+        zstd_bytes=size,
+        num_parameters=128,
+        num_nonzero=128,
+        score=Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
+        worse=Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
+        latencies=(told(*times, 1), told(*times, 32)),
         parity_error=0.0,
         answers_uri=f"{name}.parquet",
     )
 
 
-MakeOptions = Callable[..., Options]
-
-
 @pytest.fixture
-def options(release: Release) -> MakeOptions:
-    """The options that a compress stage with the given candidates leaves."""
-    return lambda *candidates: release.bento.chosen.options.model_copy(update={"candidates": candidates})
-
-
-def test_the_smallest_that_passes_is_chosen(home: Path, options: MakeOptions) -> None:
-    chosen = choose.task.fn(
-        options(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300)),
-        Budget(accuracy_drop=0.01),
+def options(home: Path, release: Release) -> Options:
+    """Three candidates: the network as trained, one that fails in town B, and one that is a little worse everywhere."""
+    home.mkdir(exist_ok=True)
+    ids = np.arange(NUM_ROWS)
+    pq.write_table(pa.table({"id": ids, "town": TOWNS}), home / "checked.parquet")
+    x = pa.array(list(np.ones((NUM_ROWS, 64), np.float32)), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": ids, "y": TRUTH, ENCODED: x}), home / "test.parquet")
+    made = release.bento.chosen.options
+    dataset = made.trained.dataset
+    checked = dataset.checked.model_copy(update={"uri": "checked.parquet"})
+    dataset = dataset.model_copy(update={"checked": checked, "classes": ("down", "up")})
+    trained = made.trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
+    nothing = np.zeros(NUM_ROWS, dtype=bool)
+    candidates = (
+        candidate(home, "fp32", 900, nothing, 1e-3),
+        candidate(home, "local", 100, (TOWNS == "B") & (ids % 10 == 0), 0.4e-3),
+        candidate(home, "even", 200, ids % 40 == 0, 0.5e-3),
     )
-    assert chosen.candidate.name == "int8"
-    assert [verdict.passed for verdict in chosen.verdicts] == [True, False, True]
+    return made.model_copy(update={"candidates": candidates, "trained": trained, "baseline": "fp32"})
 
 
-def test_the_fastest_that_passes_is_chosen_and_a_slower_one_than_fp32_never(
-    home: Path, options: Callable[..., Options]
-) -> None:
-    some = options(candidate("fp32"), candidate("small", size=1, ratio=1.2), candidate("fast", ratio=0.5))
-    chosen = choose.task.fn(some, Budget(objective="latency"))
-    assert chosen.candidate.name == "fast"
-    assert chosen.verdicts[1].reasons == ("1.20x the time of fp32",)
+def table_of(run_id: str) -> list[dict[str, object]]:
+    place = tracking.client().download_artifacts(run_id, ranking.TABLE)
+    table = json.loads(Path(place).read_text())
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
-def test_if_none_passes_each_reason_is_said(home: Path, options: MakeOptions) -> None:
-    some = options(candidate("fp32", size=5000), candidate("int8", size=1000, drop=0.03, p99=9.0))
-    with pytest.raises(NoCandidate) as caught:
-        choose.task.fn(some, Budget(size_bytes=2000, latency_ms=1.0))
-    assert "fp32: size 5.0 kB, limit 2.0 kB" in caught.value.found
-    assert "int8: drop up to 3.00 pp, limit 1.00 pp; p99 9.000 ms, limit 1 ms" in caught.value.found
-    assert caught.value.exit_code == 4
-
-
-def test_a_limit_that_is_just_reached_holds() -> None:
-    exact = candidate("exact", size=2000, drop=0.01, p99=1.0)
-    assert judge(exact, Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0), "classification").passed
-
-
-def test_lineage_reads_backwards_from_the_choice_to_the_rows(home: Path, options: MakeOptions) -> None:
-    chosen = choose.task.fn(options(candidate("fp32")), Budget())
-    assert [stage for stage, _, _ in describe(chosen)] == [
-        "choose",
-        "compress",
-        "train",
-        "prepare",
-        "validate",
-        "ingest",
+def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_passes(options: Options) -> None:
+    budget = Budget(accuracy_drop=0.1)
+    chosen = choose(options, budget)
+    assert chosen.candidate.name == "local"
+    assert [stage for stage, _, _ in describe(chosen)][:3] == ["choose", "compress", "train"]
+    picture = settings().path(chosen.picture_uri).read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    kept = Path(tracking.client().download_artifacts(chosen.run_id, ranking.PICTURE))
+    assert kept.read_bytes() == picture
+    table = table_of(chosen.run_id)
+    assert [(row["rank"], row["candidate"], row["verdict"]) for row in table] == [
+        (1, "local", "chosen"),
+        (2, "even", "passed"),
+        (3, "fp32", "passed"),
     ]
+    assert table[1]["why"] == "dominated by local: no better in accuracy, size or time"
+    assert (table[0]["b1_ratio"], table[0]["size_bytes"], table[0]["num_nonzero"]) == (0.4, 100, 128)
+    assert choose.lookup(options, budget) == chosen
+    in_words = ranking.as_words(chosen)
+    assert [row["verdict"] for row in in_words] == ["chosen", "passed", "passed"]
+    assert in_words[0]["time / fp32, 32 rows"] == "0.40 (0.40–0.40)"
 
-
-@pytest.fixture
-def of_figures(options: MakeOptions) -> MakeOptions:
-    """The options that a regression leaves."""
-
-    def make(*candidates: Candidate) -> Options:
-        made = options(*candidates)
-        dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
-        return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
-
-    return make
-
-
-def test_a_regression_is_judged_by_the_rise_of_its_error(home: Path, of_figures: MakeOptions) -> None:
-    some = of_figures(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300))
-    chosen = choose.task.fn(some, Budget(error_rise=0.1, accuracy_drop=0.9))
-    assert chosen.candidate.name == "int8"
-    assert chosen.verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
-
-
-def test_if_no_regression_passes_the_limit_is_said_in_its_own_words(home: Path, of_figures: MakeOptions) -> None:
     with pytest.raises(NoCandidate) as caught:
-        choose.task.fn(of_figures(candidate("fp32", size=900)), Budget(size_bytes=10))
-    assert caught.value.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
+        choose(options, Budget(size_bytes=50))
+    assert "relax the budget to `size_bytes: 100`" not in caught.value.remedy  # the drop is over its limit too
+    run_id = next(word for word in caught.value.where.split() if len(word.strip(",")) == 32).strip(",")
+    run = tracking.client().get_run(run_id)
+    assert (run.info.status, run.data.tags["chosen"]) == ("FAILED", "none")
+    assert {row["verdict"] for row in table_of(run_id)} == {"over budget"}
+    assert tracking.client().download_artifacts(run_id, ranking.PICTURE)
+
+    tracking.client().delete_run(chosen.run_id)
+    assert choose.lookup(options, budget) is None  # what a person would look at is gone
+
+
+def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candidates_files(
+    options: Options,
+) -> None:
+    def chosen(**limits: object) -> Chosen:
+        return choose(options, Budget(accuracy_drop=0.2, **limits))
+
+    by_slice = chosen(slice_drop=0.1)
+    assert by_slice.candidate.name == "even"
+    (reason,) = by_slice.verdicts[1].reasons
+    assert reason.startswith("drop in town=B up to 17.4")
+    by_class = chosen(class_drop=0.06)  # the even one loses 10 of 200 rows of one class, and none of the other
+    assert by_class.candidate.name == "fp32"
+    assert by_class.verdicts[2].missed[0].words.startswith("drop in class=down up to 8.9")
+    first = options.trained.dataset.test.model_copy(update={"uri": "test.parquet"})
+    dataset = options.trained.dataset.model_copy(update={"test": first})
+    options = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
+    timed = choose(options, Budget(accuracy_drop=0.2, latency_ms={"batch": 4, "percentile": 50, "value": 1e4}))
+    assert [one.batch_size for one in timed.candidate.latencies] == [1, 32, 4]
+    assert timed.options.candidates[0].latency_at(4).ratio.value == 1
+    assert timed.options.digest == options.digest  # times do not count
+
+
+def test_the_digest_of_a_choice_leaves_times_out(options: Options) -> None:
+    slower = tuple(
+        one.model_copy(update={"latencies": tuple(told(2e-3 * np.ones(9), 4e-3 * np.ones(9), b) for b in (1, 32))})
+        for one in options.candidates
+    )
+    budget = Budget(accuracy_drop=0.1)
+    first = choose(options, budget)
+    again = choose.task.fn(options.model_copy(update={"candidates": slower}), budget)
+    assert first.digest == again.digest
+
+
+def test_the_picture_is_addressed_where_a_browser_finds_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "candidates.png"
+    picture.write_bytes(b"png")
+    assert ranking._address_of(picture, "r1") == "data:image/png;base64,cG5n"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000/")
+    settings.cache_clear()
+    assert ranking._address_of(picture, "r1") == ("http://tracking:5000/get-artifact?path=candidates.png&run_uuid=r1")

@@ -1,0 +1,123 @@
+"""The candidates of a choice in a ranked table and a picture, for MLflow and for Prefect."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from data_contracts.records import Candidate, Chosen, Interval, Options, Verdict
+from data_contracts.scores import LOSSES, SCORES, loss_in_words, score_in_words
+from models.compression.budget import Budget
+from tasks import tracking
+from tasks.artifacts import shown
+from tasks.front_picture import draw_front
+from tasks.settings import settings
+from tasks.verdicts import Decision
+
+TABLE, PICTURE = "candidates.json", "candidates.png"
+
+
+def log(run_id: str, options: Options, budget: Budget, decision: Decision, picture: Path) -> None:
+    """Afterwards `picture` is there, and the run has it, the ranked table and the budget."""
+    chosen = decision.best.name if decision.best else None
+    draw_front(options, budget, decision, picture)
+    tracking.log_params(run_id, budget.model_dump())
+    tracking.client().log_artifact(run_id, str(picture))
+    tracking.client().log_table(run_id, as_figures(options, decision.verdicts, chosen), TABLE)
+
+
+@shown
+def show(record: Chosen) -> None:
+    """The ranked table and the picture in the Prefect run."""
+    from prefect.artifacts import create_image_artifact, create_table_artifact
+
+    description = f"Chosen: {record.candidate.name}. The same in figures: MLflow run {record.run_id}"
+    create_table_artifact(key="candidates", description=description, table=as_words(record))
+    picture = settings().path(record.picture_uri)
+    create_image_artifact(
+        key="candidates-picture", description=str(picture), image_url=_address_of(picture, record.run_id)
+    )
+
+
+def _address_of(picture: Path, run_id: str) -> str:
+    """Where a browser finds the picture: at MLflow's server, else in the address itself, for it opens no local file."""
+    tracking_uri = settings().tracking_uri
+    if tracking_uri.startswith("http"):
+        return f"{tracking_uri.rstrip('/')}/get-artifact?path={PICTURE}&run_uuid={run_id}"
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def as_words(record: Chosen) -> list[dict[str, str]]:
+    """A row for each candidate, best first."""
+    task = record.options.trained.dataset.task
+    return [
+        {
+            "rank": str(verdict.rank),
+            "candidate": one.name,
+            "verdict": outcome(verdict, record.candidate.name),
+            "why": "; ".join(verdict.reasons),
+            f"{SCORES[task]} (95% interval)": score_in_words(task, one.score),
+            f"{LOSSES[task]}, at most": loss_in_words(task, one.worse.high),
+            "size": f"{one.size_bytes:,} bytes",
+            "zstd": f"{one.zstd_bytes:,} bytes",
+            "parameters": f"{one.num_parameters:,}",
+            "p50": f"{one.latency.p50_ms * 1000:.0f} µs",
+            "p99": f"{one.latency.p99_ms * 1000:.0f} µs",
+            **{
+                f"time / fp32, {latency.batch_size} row{'s' if latency.batch_size > 1 else ''}": _ratio(latency.ratio)
+                for latency in one.latencies
+            },
+        }
+        for one, verdict in _ranked(record.options, record.verdicts)
+    ]
+
+
+def as_figures(options: Options, verdicts: tuple[Verdict, ...], chosen: str | None) -> dict[str, list[Any]]:
+    """A column for each thing that is said of a candidate, best first."""
+    loss = LOSSES[options.trained.dataset.task]
+    rows = [
+        {
+            "rank": verdict.rank,
+            "candidate": one.name,
+            "verdict": outcome(verdict, chosen),
+            "why": "; ".join(verdict.reasons),
+            "score": one.score.value,
+            loss: one.worse.value,
+            f"{loss}_low": one.worse.low,
+            f"{loss}_high": one.worse.high,
+            "flips_lost": None if one.flips is None else one.flips.lost,
+            "flips_gained": None if one.flips is None else one.flips.gained,
+            "size_bytes": one.size_bytes,
+            "zstd_bytes": one.zstd_bytes,
+            "num_parameters": one.num_parameters,
+            "num_nonzero": one.num_nonzero,
+            **_times(one),
+        }
+        for one, verdict in _ranked(options, verdicts)
+    ]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _times(candidate: Candidate) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    for latency in candidate.latencies:
+        start = f"b{latency.batch_size}"
+        columns |= {f"{start}_p50_ms": latency.p50_ms, f"{start}_p99_ms": latency.p99_ms}
+        for name, ratio in (("ratio", latency.ratio), ("p99_ratio", latency.tail_ratio)):
+            columns |= {f"{start}_{name}": ratio.value}
+            columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
+    return columns
+
+
+def _ranked(options: Options, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:
+    return sorted(zip(options.candidates, verdicts, strict=True), key=lambda pair: pair[1].rank)
+
+
+def outcome(verdict: Verdict, chosen: str | None) -> str:
+    """In a word or two."""
+    return "chosen" if verdict.name == chosen else "passed" if verdict.passed else "over budget"
+
+
+def _ratio(ratio: Interval) -> str:
+    return f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"

@@ -1,0 +1,86 @@
+"""Candidates in a picture, whatever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from data_contracts.records import Candidate, Interval, Options, Release
+from models.compression.budget import Budget
+from models.compression.latency import told
+from tasks.front_picture import draw_front
+from tasks.verdicts import decide
+
+MakeOptions = Callable[..., Options]
+
+
+def candidate(release: Release, name: str, size: int, drop: float, seconds: float) -> Candidate:
+    return release.bento.chosen.candidate.model_copy(
+        update={
+            "name": name,
+            "size_bytes": size,
+            "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
+            "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
+            "latencies": (told(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
+        }
+    )
+
+
+@pytest.fixture
+def options(release: Release) -> Options:
+    candidates = (
+        candidate(release, "fp32", 900_000, 0.0, 1e-4),
+        candidate(release, "$int8_{", 300_000, 0.001, 3e-5),
+        candidate(release, "pruned", 200_000, 0.004, 5e-5),
+        candidate(release, "hopeless", 1_000, 0.7, 1e-6),
+    )
+    return release.bento.chosen.options.model_copy(update={"candidates": candidates, "baseline": "fp32"})
+
+
+def drawn(options: Options, budget: Budget, path: Path) -> bytes:
+    draw_front(options, budget, decide(options, budget), path)
+    assert imread(path).shape[:2] == (672, 1440)
+    return path.read_bytes()
+
+
+def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: Options, tmp_path: Path) -> None:
+    budgets = [
+        Budget(),
+        Budget(size_bytes=400_000, latency_ms=0.08),
+        Budget(size_bytes=10, latency_ms=50),  # none passes, and both limits are far away
+    ]
+    pictures = [drawn(options, budget, tmp_path / f"{place}.png") for place, budget in enumerate(budgets)]
+    assert len(set(pictures)) == len(budgets)
+    assert drawn(options, budgets[0], tmp_path / "again.png") == pictures[0]
+
+
+def test_a_regression_and_a_single_candidate_are_drawn(options: Options, tmp_path: Path) -> None:
+    dataset = options.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+    figures = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
+    drawn(figures, Budget(error_rise=0.01), tmp_path / "figures.png")
+    perfect = options.candidates[0].model_copy(update={"score": Interval(value=0.0, low=0.0, high=0.0)})
+    drawn(figures.model_copy(update={"candidates": (perfect,)}), Budget(), tmp_path / "one.png")
+
+
+def test_labels_cover_neither_each_other_nor_a_point(options: Options) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+    from tasks.front_picture import _boxes, _place_labels, _Point
+
+    figure = Figure(figsize=(6, 5.6), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    points = [
+        _Point(f"c{x}", f"c{x}\n98.1%", "k", x == 2, x, x, y, y, y) for x, y in ((2, 1), (2.1, 1.02), (2.2, 0.98))
+    ]
+    axes.set(xlim=(1, 4), ylim=(0, 2))
+    _place_labels(figure, [(axes, points)])
+    labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(labels) == 3
+    circles = [_boxes(axes, point)[0].padded(-3) for point in points]
+    for place, label in enumerate(labels):
+        assert not any(Bbox.intersection(label, other) for other in [*labels[:place], *circles])

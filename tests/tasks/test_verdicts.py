@@ -1,0 +1,281 @@
+"""Which candidates are within a budget, which is best, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_contracts.errors import NoCandidate
+from data_contracts.records import Candidate, Interval, Latency, Options, Release, Verdict
+from models.compression.budget import Budget
+from models.metrics import accuracy_drop
+from tasks.judging import Slice
+from tasks.verdicts import Parts, decide, is_judged, missed_limits, none_passed, rounded_up
+
+MakeOptions = Callable[..., Options]
+
+
+def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> Latency:
+    limits = Interval(value=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
+    times = dict.fromkeys(("p50_ms", "p90_ms", "p95_ms"), p99 / 2)
+    return Latency(batch_size=batch, num_rounds=9, **times, p99_ms=p99, ratio=limits, tail_ratio=limits)
+
+
+def candidate(
+    name: str,
+    *,
+    size: int = 1000,
+    score: float = 0.9,
+    drop: float = 0.0,
+    p99: float = 0.1,
+    ratio: float = 1.0,
+    spread: float = 0.0,
+    of_many: float = 1.0,
+) -> Candidate:
+    return Candidate(
+        name=name,
+        uri=f"{name}.onnx",
+        sha256=name,
+        run_id=name,
+        size_bytes=size,
+        zstd_bytes=size,
+        num_parameters=10,
+        num_nonzero=10,
+        score=Interval(value=score, low=0.8, high=0.95),
+        worse=Interval(value=0.0, low=-drop, high=drop),
+        latencies=(latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
+        parity_error=0.0,
+        answers_uri=f"{name}.parquet",
+    )
+
+
+@pytest.fixture
+def options(release: Release) -> MakeOptions:
+    """The options that a compress stage with the given candidates leaves; the first is the network as trained."""
+    return lambda *candidates: release.bento.chosen.options.model_copy(
+        update={"candidates": candidates, "baseline": candidates[0].name}
+    )
+
+
+@pytest.fixture
+def of_figures(options: MakeOptions) -> MakeOptions:
+    """The options that a regression leaves."""
+
+    def make(*candidates: Candidate) -> Options:
+        made = options(*candidates)
+        dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+        return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
+
+    return make
+
+
+def verdict_on(name: str, options: Options, budget: Budget, parts: dict[str, Parts] | None = None) -> Verdict:
+    return next(one for one in decide(options, budget, parts).verdicts if one.name == name)
+
+
+def test_the_smallest_that_passes_is_chosen(options: MakeOptions) -> None:
+    some = options(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300))
+    best, verdicts = decide(some, Budget(accuracy_drop=0.01))
+    assert best is not None
+    assert best.name == "int8"
+    assert [(one.passed, one.rank) for one in verdicts] == [(True, 2), (False, 3), (True, 1)]
+
+
+def test_the_fastest_that_passes_is_chosen_and_a_slower_one_than_fp32_never(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32"),
+        candidate("small", size=1, ratio=1.2, spread=0.05),
+        candidate("perhaps", size=1, ratio=0.98, spread=0.05),
+        candidate("fast", ratio=0.5, spread=0.05),
+    )
+    best, verdicts = decide(some, Budget(objective="latency"))
+    assert best is not None
+    assert best.name == "fast"
+    assert verdicts[1].reasons == ("slower than fp32: 1.20x its time (95% interval 1.14 to 1.26)",)
+    assert verdicts[2].reasons == ("not shown to be faster than fp32: 0.98x its time (95% interval 0.93 to 1.03)",)
+    by_size = decide(some, Budget(objective="size")).best
+    assert by_size is not None
+    assert by_size.name == "perhaps"  # who asks for size alone gets it
+
+
+def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
+    some = options(candidate("fp32"), candidate("one", ratio=0.5, of_many=2), candidate("many", ratio=2, of_many=0.5))
+    for batch, name in ((1, "one"), (32, "many")):
+        best = decide(some, Budget(objective="latency", latency_ms={"batch": batch, "value": 9})).best
+        assert best is not None
+        assert best.name == name
+    slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
+    assert verdict_on("one", some, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
+
+
+def test_a_mixed_objective_weighs_ratios_by_their_exponents(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", size=1000), candidate("small", size=100, ratio=0.9), candidate("fast", size=500, ratio=0.1)
+    )
+    chosen = {}
+    for weight in (0.1, 0.5, 0.9):
+        best = decide(some, Budget(objective={"latency": weight, "size": 1 - weight})).best
+        assert best is not None
+        chosen[weight] = best.name
+    assert chosen == {0.1: "small", 0.5: "fast", 0.9: "fast"}  # 0.1 * 0.9 > 0.5 * 0.1
+
+
+def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", size=900),
+        candidate("best", size=300, score=0.88, ratio=0.9),
+        candidate("worse", size=400, score=0.87, ratio=0.9),
+        candidate("better", size=600, score=0.89, ratio=0.8),
+        candidate("twin", size=300, score=0.88, ratio=0.9),
+    )
+    verdicts = {one.name: one for one in decide(some, Budget()).verdicts}
+    assert verdicts["best"].reasons == ()
+    assert verdicts["worse"].reasons == ("dominated by best: no better in accuracy, size or time",)
+    assert verdicts["better"].reasons == ("within the budget, but larger than best (2.00x)",)
+    assert verdicts["fp32"].reasons == ("within the budget, but larger than best (3.00x)",)
+    assert verdicts["twin"].reasons == ("within the budget, but no better by the objective than best",)
+    fast = verdict_on("best", some, Budget(objective="latency"))
+    assert fast.reasons == ("within the budget, but slower than better (1.12x)",)
+
+
+def test_a_limit_that_is_just_reached_holds() -> None:
+    exact = candidate("exact", size=2000, drop=0.01, p99=1.0)
+    budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
+    assert missed_limits(exact, budget, "classification") == []
+
+
+def test_a_regression_is_judged_by_the_rise_of_its_error(of_figures: MakeOptions) -> None:
+    some = of_figures(
+        candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300, score=0.95)
+    )
+    best, verdicts = decide(some, Budget(error_rise=0.1, accuracy_drop=0.9))
+    assert best is not None
+    assert best.name == "int8"
+    assert verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
+    assert verdicts[0].reasons == ("within the budget, but larger than int8 (3.00x)",)  # its RMSE is lower
+
+
+def part(value: str, num_rows: int, high: float) -> Slice:
+    return Slice("town", value, num_rows, Interval(value=0.0, low=-high, high=high))
+
+
+def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: MakeOptions) -> None:
+    some = options(candidate("fp32"), candidate("int8", size=10))
+    budget = Budget(slice_drop=0.05, class_drop=0.05)
+    fine = {"int8": Parts([part("A", 500, 0.04), part("few", 20, 0.9)], [part("x", 500, 0.05)])}
+    assert verdict_on("int8", some, budget, fine).passed
+    bad = {"int8": Parts([part("A", 500, 0.06), part("B", 500, 0.07)], [part("x", 500, 0.08)])}
+    missed = verdict_on("int8", some, budget, bad)
+    assert missed.reasons == (
+        "drop in town=B up to 7.00 pp, limit 5.00 pp, and over it in 1 more",
+        "drop in town=x up to 8.00 pp, limit 5.00 pp",
+    )
+    assert [one.limit for one in missed.missed] == ["slice_drop", "class_drop"]
+    assert verdict_on("int8", some, Budget(), bad).passed  # a limit that is left out is free
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.floats(0.001, 0.9))
+def test_rows_are_enough_where_an_unchanged_candidate_would_pass(num_rows: int, limit: float) -> None:
+    right = np.ones(num_rows, dtype=bool)
+    high = accuracy_drop(right, right).high
+    if abs(high - limit) > 1e-9:
+        assert is_judged(part("A", num_rows, 0.0), limit, "classification") == (high <= limit)
+
+
+def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOptions) -> None:
+    """Below 5 points 60 rows are too few; the limit that 500 rows need brings them in, and they need more."""
+    some = options(candidate("fp32", drop=0.9), candidate("int8", size=10))
+    parts = {"int8": Parts([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
+    (missed,) = verdict_on("int8", some, Budget(slice_drop=0.05), parts).missed
+    assert (missed.measured, missed.needed) == (0.0712, 0.13)
+    assert verdict_on("int8", some, Budget(slice_drop=missed.needed), parts).passed
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1e9), st.integers(1, 4))
+def test_rounding_up_gives_few_digits_and_is_never_below(value: float, digits: int) -> None:
+    rounded = rounded_up(value, digits)
+    assert value <= rounded <= value * (1 + 10 ** (1 - digits)) * (1 + 1e-9)
+    assert float(f"{rounded:.{digits}g}") == rounded
+
+
+def refusal(options: Options, budget: Budget) -> NoCandidate:
+    decision = decide(options, budget)
+    assert decision.best is None
+    return none_passed(decision, budget, options.trained.dataset.task, "r1")
+
+
+def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeOptions) -> None:
+    some = options(candidate("fp32", size=5000), candidate("int8", size=1000, drop=0.0123, p99=1.5))
+    error = refusal(some, Budget(size_bytes=2000, latency_ms=1.0))
+    assert "fp32: size 5.0 kB, limit 2.0 kB" in error.found
+    assert "int8: drop up to 1.23 pp, limit 1.00 pp; p99 1.500 ms, limit 1 ms" in error.found
+    assert error.found.endswith("closest is int8, 23.0% over accuracy_drop and 50.0% over latency_ms")
+    assert "`accuracy_drop: 1.3pp` and `latency_ms: 1.5`, and int8 passes" in error.remedy
+    assert "MLflow's run r1" in error.where
+    assert error.exit_code == 4
+
+
+def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
+    options: MakeOptions, of_figures: MakeOptions
+) -> None:
+    error = refusal(of_figures(candidate("fp32", size=900, drop=0.025)), Budget(size_bytes=10))
+    assert error.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
+    assert "`error_rise: 2.5%` and `size_bytes: 900`" in error.remedy
+    limit = {"batch": 32, "percentile": 95, "value": 0.1}
+    error = refusal(options(candidate("fp32")), Budget(latency_ms=limit))
+    assert "`latency_ms: {batch: 32, percentile: 95, value: 0.45}`" in error.remedy
+    slower = candidate("int8", ratio=1.1, size=1)
+    error = refusal(options(candidate("fp32", size=9000), slower), Budget(objective="latency", size_bytes=10))
+    assert "closest is int8, 10.0% over the time of fp32" in error.found
+    assert "`objective: size`" in error.remedy
+
+
+LIMITS = st.fixed_dictionaries(
+    {
+        "accuracy_drop": st.floats(0.001, 0.2),
+        "size_bytes": st.none() | st.integers(1, 2000),
+        "latency_ms": st.none() | st.floats(0.01, 2),
+        "objective": st.sampled_from(["size", "latency", {"size": 1, "latency": 2}]),
+    }
+)
+CANDIDATES = st.lists(
+    st.builds(
+        candidate,
+        st.uuids().map(str),
+        size=st.integers(1, 2000),
+        drop=st.floats(0, 0.3),
+        p99=st.floats(0.01, 2),
+        ratio=st.floats(0.1, 3),
+        spread=st.floats(0, 0.2),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(LIMITS, CANDIDATES)
+def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
+    some, budget = options(*candidates), Budget(**limits)
+    best, verdicts = decide(some, budget)
+    assert sorted(one.rank for one in verdicts) == list(range(1, len(candidates) + 1))
+    if best is not None:
+        assert not missed_limits(best, budget, "classification")
+        assert next(one.rank for one in verdicts if one.name == best.name) == 1
+        assert all(one.reasons for one in verdicts if one.name != best.name)
+        if budget.objective.latency > 0:
+            assert best.latency.ratio.high <= 1
+        return
+    nearest = min(verdicts, key=lambda one: one.rank)
+    for missed in nearest.missed:
+        limits[missed.limit] = missed.needed if missed.limit != "objective" else "size"
+    if limits["size_bytes"] is not None:
+        limits["size_bytes"] = int(limits["size_bytes"])
+    relaxed = decide(some, Budget(**limits))
+    assert next(one.passed for one in relaxed.verdicts if one.name == nearest.name)
