@@ -68,11 +68,13 @@ def integer_coverage(path: Path) -> Coverage:
             known = sorted((sizes[name] for name in set(node.input) if name in sizes), reverse=True)
             weights[is_integer] += sum(known[: 2 if "LSTM" in node.op_type else 1])
     total = sum(weights.values())
-    return Coverage(dict(sorted(integer.items())), dict(sorted(floats.items())), weights[True] / total if total else 0.0)
+    return Coverage(
+        dict(sorted(integer.items())), dict(sorted(floats.items())), weights[True] / total if total else 0.0
+    )
 
 
 def optimised(path: Path) -> onnx.ModelProto:
-    """The graph that ONNX Runtime makes of the file at `path` on this processor, with the optimisations of a session."""
+    """The graph that ONNX Runtime makes of the file at `path` on this processor, as a session runs it."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()

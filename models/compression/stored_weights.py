@@ -81,7 +81,11 @@ def _rounded(graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: Stor
         f"{name}_shape": np.array(weight.shape, np.int64),
     }
     if not whole:
-        parts |= {f"{name}_start": np.array([0]), f"{name}_end": np.array([weight.size]), f"{name}_flat": np.array([-1])}
+        parts |= {
+            f"{name}_start": np.array([0]),
+            f"{name}_end": np.array([weight.size]),
+            f"{name}_flat": np.array([-1]),
+        }
     graph.initializer.extend(numpy_helper.from_array(values, part) for part, values in parts.items())
     to_float = {"to": onnx.TensorProto.FLOAT}
     nodes = [
