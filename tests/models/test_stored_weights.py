@@ -41,7 +41,7 @@ def test_the_file_is_smaller_and_runs_as_the_float_file_does(kind, stored, gru, 
     store_weights(source, tmp_path / "stored.onnx", stored)
     onnx.checker.check_model(onnx.load(tmp_path / "stored.onnx"))
     share, error = EXPECTED[stored]
-    overhead = 4_000  # the nodes that decode, beside which these networks are small
+    overhead = 5_000  # the nodes that decode, beside which these networks are small
     assert (tmp_path / "stored.onnx").stat().st_size < share * source.stat().st_size + overhead
     exact_BK, given_BK = (answer(session(path), x) for path in (source, tmp_path / "stored.onnx"))
     assert 0 < np.square(given_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
