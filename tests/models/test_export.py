@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 import models
 from data_contracts.errors import ParityBroken
 from data_contracts.layouts import Layout
-from models.export import TOLERANCE, export
+from models.export import TOLERANCE, add_metadata, export, export_program
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, Rnn, Transformer
 from models.runtime import answer, session
@@ -192,3 +194,43 @@ def test_a_network_that_is_right_at_one_length_alone_is_not_exported(made, tmp_p
 def test_a_network_that_states_no_longest_row_keeps_its_length(tmp_path: Path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     assert export(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
+
+
+def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: Path):
+    for name, items in (("one", [("version", "3"), ("data", "ab12")]), ("other", [("data", "ab12"), ("version", "3")])):
+        (tmp_path / name).write_bytes(exported.read_bytes())
+        add_metadata(tmp_path / name, {"gone": "soon"})
+        add_metadata(tmp_path / name, dict(items))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert (tmp_path / "one").stat().st_size < exported.stat().st_size + 100
+    runtime = session(tmp_path / "one")
+    assert runtime.get_modelmeta().custom_metadata_map == {"data": "ab12", "version": "3"}
+    x = parts.test.x[:5].numpy()
+    np.testing.assert_array_equal(answer(runtime, x), answer(session(exported), x))
+
+
+def test_a_traced_file_holds_no_constants_that_can_be_folded(tmp_path: Path):
+    export(recurrent("gru", SOUND), rows_of(SOUND, 8), tmp_path / "gru.onnx")
+    assert "Constant" not in {node.op_type for node in onnx.load(tmp_path / "gru.onnx").graph.node}
+
+
+@pytest.mark.parametrize("kind", ["cnn", "lstm"])
+def test_a_program_opens_without_our_code_and_answers_alike(kind, trained, parts, tmp_path: Path):
+    network, x = (trained.network, parts.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
+    assert export_program(network, x, tmp_path / "network.pt2") <= TOLERANCE
+    export_program(copy.deepcopy(network), x[:5], tmp_path / "other.pt2")
+    content = (tmp_path / "network.pt2").read_bytes()
+    assert content == (tmp_path / "other.pt2").read_bytes()
+    assert b"site-packages" not in content
+    assert b"models/" + b"networks" not in content
+    asked = """
+import sys, torch
+network = torch.export.load(sys.argv[1]).module()
+torch.save(network(torch.load(sys.argv[2])), sys.argv[3])
+assert not [name for name in sys.modules if name.split(".")[0] in ("models", "data_contracts")]
+"""
+    torch.save(x[:7], tmp_path / "x.pt")
+    files = [tmp_path / name for name in ("network.pt2", "x.pt", "y.pt")]
+    subprocess.run([sys.executable, "-c", asked, *files], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x[:7]), atol=TOLERANCE, rtol=0)

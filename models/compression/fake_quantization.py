@@ -1,0 +1,94 @@
+"""Quantization-aware training: a network learns while its weights and activations are rounded as they will be.
+
+Shapes: B rows, K outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+_MOMENTUM = 0.01  # of the ranges, a new batch against all before
+_ACTIVATION_LEVEL = 255  # the largest of uint8
+_WEIGHT_LEVEL, _REDUCED_LEVEL = 127, 64  # the largest of int8, and of 7 bits, on both sides of 0
+
+
+def with_fake_quantization(network: nn.Module, *, reduce_range: bool = False) -> nn.Module:
+    """A copy of `network` whose convolutions and linear maps round their weights and what comes in to 8 bits.
+
+    Train it as any other: gradients pass rounding as if it were not there, and are 0 outside a range. Then export what
+    `without_fake_quantization` returns, and quantize that with `ranges_of`.
+
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
+    Conditional Computation" (the straight-through estimator).
+    """
+    rounding = copy.deepcopy(network)
+    level = _REDUCED_LEVEL if reduce_range else _WEIGHT_LEVEL
+    for name, layer in list(rounding.named_modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            rounding.set_submodule(name, _Rounding(layer, level))
+    return rounding
+
+
+def ranges_of(network: nn.Module) -> dict[str, tuple[float, float]]:
+    """What `quantize` takes as `ranges`: by layer, the least and largest value that goes in, as training has seen."""
+    return {
+        name: (float(module.low), float(module.high))
+        for name, module in network.named_modules()
+        if isinstance(module, _Rounding)
+    }
+
+
+def without_fake_quantization(network: nn.Module) -> nn.Module:
+    """A copy of what `with_fake_quantization` made, in float and of the structure that it had, with what it learnt."""
+    plain = copy.deepcopy(network)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, _Rounding):
+            plain.set_submodule(name, module.layer)
+    return plain
+
+
+class _Rounding(nn.Module):
+    """A layer whose weight has a range of its own for each output, and whose input the range that training has seen.
+
+    The range of the input is a mean over batches that moves along, and always holds 0, which must be one of the levels.
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, level: int) -> None:
+        super().__init__()
+        self.layer, self._level = layer, level
+        self.register_buffer("low", torch.zeros_like(layer.weight[(0,) * layer.weight.dim()]))
+        self.register_buffer("high", torch.zeros_like(self.low))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self._look_at(x.detach())
+        weights = {"weight": _rounded_weight(self.layer.weight, self._level)}
+        return functional_call(self.layer, weights, (_rounded(x, self.low, self.high),))
+
+    def _look_at(self, x: torch.Tensor) -> None:
+        is_first = (self.high == self.low).float()
+        share = is_first + (1 - is_first) * _MOMENTUM
+        self.low.lerp_(x.amin().clamp(max=0.0), share)
+        self.high.lerp_(x.amax().clamp(min=0.0), share)
+
+
+def _rounded_weight(weight: torch.Tensor, level: int) -> torch.Tensor:
+    # Batch normalisation behind the layer only stretches the range of each output, so it need not be folded in first.
+    scale_K = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / level
+    return torch.fake_quantize_per_channel_affine(
+        weight, scale_K, torch.zeros_like(scale_K, dtype=torch.int32), 0, -level, level
+    )
+
+
+def _rounded(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    scale = (high - low).clamp(min=1e-12) / _ACTIVATION_LEVEL
+    zero = (-low / scale).round().to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, _ACTIVATION_LEVEL)

@@ -1,0 +1,73 @@
+"""Files for LiteRT, once TensorFlow Lite. Another Python converts them: what that needs clashes with Prefect."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_contracts.errors import EngineMissing, ParityBroken
+from models.compression import litert_script
+from models.export import TOLERANCE, export_program
+
+PYTHON = "BLOOMERY_LITERT_PYTHON"  # the variable that names an interpreter with `litert-torch` and `ai-edge-litert`
+_MOST_SECONDS = 1800
+
+
+def export_litert(network: nn.Module, examples: torch.Tensor, path: Path, python: str | None) -> float:
+    """Write `network` for LiteRT, which answers batches of as many rows as `examples` (B, ...) has, and compare them.
+
+    `python` is an interpreter that has `litert-torch` and `ai-edge-litert`; it gets a program of torch.export.
+
+    Returns:
+        The largest absolute difference of a logit between LiteRT and PyTorch on `examples`.
+
+    Raises:
+        EngineMissing: `python` is None, or does not convert it.
+        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot write the network down.
+    """
+    if python is None:
+        raise _missing(f"{PYTHON} is not set")
+    with tempfile.TemporaryDirectory() as folder:
+        program, rows, answers = (Path(folder) / name for name in ("program.pt2", "rows.npy", "answers.npy"))
+        export_program(network, examples, program)
+        np.save(rows, examples.numpy())
+        # Without a GPU and our own packages: the other Python has its own.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        try:
+            ended = subprocess.run(
+                [python, litert_script.__file__, program, rows, path, answers],
+                env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+                capture_output=True,
+                text=True,
+                timeout=_MOST_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as failure:
+            raise _missing(str(failure)) from failure
+        if ended.returncode != 0:
+            raise _missing((ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1][:300])
+        answered_BK = np.load(answers)
+    with torch.no_grad():
+        error = float(np.abs(network(examples).numpy() - answered_BK).max())
+    if not error <= TOLERANCE:
+        raise ParityBroken(
+            f"LiteRT and PyTorch differ by up to {error:.2g} in a logit",
+            required=f"at most {TOLERANCE:g} on {len(examples)} rows",
+            where=str(path),
+            remedy="report the network's config: an operator of it is converted wrongly",
+        )
+    return error
+
+
+def _missing(found: str) -> EngineMissing:
+    return EngineMissing(
+        f"no file for LiteRT was made: {found}",
+        required="a Python that has `litert-torch` and `ai-edge-litert`",
+        where=f"the environment variable {PYTHON}",
+        remedy=f"python3.11 -m venv litert && litert/bin/pip install litert-torch ai-edge-litert, then set {PYTHON}",
+    )

@@ -1,0 +1,131 @@
+"""Layers that 8 bits harm, found by measurement, and what training with rounding wins back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from data_contracts.errors import RecipeInvalid
+from models.compression.coverage import integer_coverage
+from models.compression.fake_quantization import ranges_of, with_fake_quantization, without_fake_quantization
+from models.compression.quantization import quantize
+from models.compression.sensitivity import divergence, sensitive_layers, smallest_float_set
+from models.export import export
+from models.runtime import answer, session
+from models.training.config import Loop
+from models.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def uneven(trained) -> nn.Module:
+    """The same function, one of whose channels has values a hundred times as large: 8 bits are spent on it alone."""
+    network = copy.deepcopy(trained.network)
+    with torch.no_grad():
+        norm, following = network.blocks[0][1], network.blocks[1][0]
+        norm.weight[0] *= 100
+        norm.bias[0] *= 100
+        following.weight[:, 0] /= 100
+    return network
+
+
+@pytest.fixture(scope="module")
+def source(uneven, parts, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("uneven") / "float.onnx"
+    export(uneven, parts.test.x[:40], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(parts) -> np.ndarray:
+    return parts.train.x[:200].numpy()
+
+
+def accuracy(path: Path, parts) -> float:
+    return float((answer(session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
+
+
+def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
+    moved = sensitive_layers(source, rows)
+    convolutions = {node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"}
+    assert set(list(moved)[:2]) == convolutions
+    worst, _, third, *_ = moved.values()
+    assert worst > 100 * third
+    assert list(moved.values()) == sorted(moved.values(), reverse=True)
+
+
+def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, tmp_path: Path):
+    x, y = parts.val.x.numpy(), parts.val.y.numpy()
+    exact = answer(session(source), x).argmax(1)
+
+    def changed(outputs_BK: np.ndarray) -> float:
+        return float((outputs_BK.argmax(1) != exact).mean())
+
+    assert len(y) == 200
+    kept = smallest_float_set(source, rows, x, changed, 0.005)
+    quantize(source, tmp_path / "part.onnx", rows, keep_float=kept)
+    quantize(source, tmp_path / "all.onnx", rows)
+    assert changed(answer(session(tmp_path / "part.onnx"), x)) <= 0.005
+    assert changed(answer(session(tmp_path / "all.onnx"), x)) > 0.005
+    assert integer_coverage(tmp_path / "all.onnx").share == 1
+    some = integer_coverage(tmp_path / "part.onnx")
+    assert 0 < some.share < 1
+    assert sum(some.float.values()) == len(kept) == 2
+    assert smallest_float_set(source, rows, x, changed, 1.0) == ()
+
+
+def test_training_with_rounding_wins_back_what_8_bits_lose(uneven, source, rows, parts, tmp_path: Path):
+    quantize(source, tmp_path / "static.onnx", rows)
+    rounding = with_fake_quantization(uneven)
+    train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
+    learnt = without_fake_quantization(rounding)
+    export(learnt, parts.test.x[:40], tmp_path / "learnt.onnx")
+    quantize(tmp_path / "learnt.onnx", tmp_path / "aware.onnx", rows, ranges=ranges_of(rounding))
+    exact, static, aware = (
+        accuracy(path, parts) for path in (source, tmp_path / "static.onnx", tmp_path / "aware.onnx")
+    )
+    assert static < exact - 0.015
+    assert aware > exact - 0.01
+    # It was trained as what runs: the file answers as the network that rounds.
+    x = parts.test.x
+    with torch.no_grad():
+        rounded_BK = rounding(x).numpy()
+    given_BK = answer(session(tmp_path / "aware.onnx"), x.numpy())
+    assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
+    assert integer_coverage(tmp_path / "aware.onnx").share == 1
+
+
+def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, parts):
+    before = copy.deepcopy(uneven.state_dict())
+    back = without_fake_quantization(with_fake_quantization(uneven))
+    assert list(back.state_dict()) == list(before)
+    for state in (back.state_dict(), uneven.state_dict()):
+        assert all(torch.equal(state[name], weight) for name, weight in before.items())
+
+
+def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
+    with pytest.raises(RecipeInvalid, match="keep_float names nothing-such"):
+        quantize(source, tmp_path / "x.onnx", rows, keep_float=["nothing-such"])
+    with pytest.raises(RecipeInvalid, match="ranges names nothing-such"):
+        quantize(source, tmp_path / "x.onnx", rows, ranges={"nothing-such": (0, 1)})
+
+
+@given(
+    st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(-9, 9)
+)
+def test_divergence_is_0_of_the_same_probabilities_and_never_below(logits, shift):
+    logits_BK = np.array(logits, np.float32)
+    assert divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
+    assert divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
+
+
+def test_divergence_of_figures_is_a_share_of_their_variance():
+    exact_B1 = np.array([[-1.0], [1.0]])
+    assert divergence(exact_B1, exact_B1 + 0.5) == pytest.approx(0.25)
