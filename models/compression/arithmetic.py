@@ -1,11 +1,11 @@
 """Arithmetic coding of single bits, each with a probability that several predictors are mixed into.
 
-One walk over the bits serves both ways: `coder.bit(probability, bit)` writes the bit, or reads and gives it. Encoder and
-decoder must come to the same probabilities on every machine, so there is nothing here but sums, products and
+One walk over the bits serves both ways: `coder.bit(probability, bit)` writes the bit, or reads and gives it. Encoder
+and decoder must come to the same probabilities on every machine, so there is nothing here but sums, products and
 quotients of floats, which IEEE 754 fixes to the last bit, and tables from `decimal`, which rounds correctly.
 
-Source: Witten, Neal & Cleary 1987, "Arithmetic Coding for Data Compression"; Mahoney 2005, "Adaptive Weighing of Context
-Models for Lossless Data Compression" (logistic mixing).
+Source: Witten, Neal & Cleary 1987, "Arithmetic Coding for Data Compression"; Mahoney 2005, "Adaptive Weighing of
+Context Models for Lossless Data Compression" (logistic mixing).
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Weight sharing: a layer's weights as indices into a few values, which go on learning.
 
-    books = share(network, num_values=8)
-    with shared(network, books):
+    with nearing(network, num_values=8):  # the weights learn to do with few values
+        train(network, ...)
+    with shared(network, share(network, num_values=8)):  # the values learn
         train(network, ...)
 
-Afterwards each tensor holds at most `num_values` values besides zero, each of them exact in 16 bits.
+Zeros stay zero in the second part; in the first, hold them (`sparsity.held`). Afterwards each tensor has at most
+`num_values` values besides zero, each of them exact in 16 bits.
 
 Source: Han et al. 2016, "Deep Compression", section 3.
 """
@@ -22,6 +24,7 @@ from torch import nn
 
 from data_contracts.errors import RecipeInvalid
 
+_FOLLOWED_STEPS = 100
 _ROUNDS = 300  # of k-means, which nearly always stands still long before
 
 
@@ -106,6 +109,50 @@ def shared(network: nn.Module, books: Mapping[str, Codebook]) -> Iterator[None]:
     finally:
         for module, name, _ in parted:
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+@contextmanager
+def nearing(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> Iterator[None]:
+    """Within, the network answers with each weight at the nearest of its tensor's few values, and the weights learn.
+
+    The values follow the weights: they are found again every hundred steps. So weights move from one value to another
+    where that helps, which they cannot within `shared`. Afterwards the weights are again any figures; `share` them.
+
+    Source: Courbariaux et al. 2015, "BinaryConnect", section 2.3 (weights learn behind what is computed with).
+    """
+    parted = [
+        (*_owner(network, name), num_values if parameter.dim() > 1 else of_biases or num_values)
+        for name, parameter in network.named_parameters()
+    ]
+    for module, name, number in parted:
+        parametrize.register_parametrization(module, name, _Nearest(number))
+    try:
+        yield
+    finally:
+        for module, name, _ in parted:
+            learnt = module.parametrizations[name].original.detach().clone()  # type: ignore[union-attr, index]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            with torch.no_grad():
+                getattr(module, name).copy_(learnt)
+
+
+class _Nearest(nn.Module):
+    """weight -> the same with the nearest of few values for each figure but zero, and the gradient straight through."""
+
+    def __init__(self, num_values: int) -> None:
+        super().__init__()
+        self.num_values, self.num_steps = num_values, 0
+        self.values = torch.empty(0)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        learnt = weight.detach().contiguous()  # channels may lie last
+        if self.num_steps % _FOLLOWED_STEPS == 0:
+            self.values = codebook_of(learnt, self.num_values).values.to(weight.device)
+        self.num_steps += self.training
+        if not len(self.values):
+            return weight
+        nearest = self.values[torch.bucketize(learnt, (self.values[1:] + self.values[:-1]) / 2)]
+        return weight + torch.where(learnt == 0, 0.0, nearest - learnt)
 
 
 class _Looked(nn.Module):

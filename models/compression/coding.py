@@ -36,15 +36,16 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 # What graphs say again and again, the most frequent last, as deflate likes it.
 _WORDS = (
     b"pytorchonnxai.onnx.mltransAtransBalphabetaauto_padNOTSETceil_modestorage_ordercount_include_padgroupdilations"
-    b"kernel_shapepadsstridesaxisaxeskeepdimsallowzeroepsilonmomentumperm" b"to"
+    b"kernel_shapepadsstridesaxisaxeskeepdimsallowzeroepsilonmomentumperm"
+    b"to"
     b"GlobalAveragePoolBatchNormalizationAveragePoolLayerNormalizationReduceMeanDequantizeLinearQuantizeLinear"
     b"DynamicQuantizeLinearMatMulIntegerConvIntegerTransposeSoftmaxUnsqueezeSqueezeConcatConstantGatherLSTMGRURNN"
     b"ScatterElementsConstantOfShapeCumSumCastSplitSliceShapeDivSubMulSqrtErfGelu"
     b"FlattenAddMatMulGemmReshapeMaxPoolReluConv"
     b".weight.biasfirstsecondhiddenheadval_conv2dlinearrelumax_pool2dviewgraphmain_graphbatchxlogits"
-    b"\"\x04Relu:\x00\"\x04Conv*\x15\n\x0ckernel_shape@\x05@\x05\xa0\x01\x07*\x10\n\x07strides@\x01@\x01\xa0\x01\x07"
+    b'"\x04Relu:\x00"\x04Conv*\x15\n\x0ckernel_shape@\x05@\x05\xa0\x01\x07*\x10\n\x07strides@\x01@\x01\xa0\x01\x07'
     b"*\x11\n\x04pads@\x00@\x00@\x00@\x00\xa0\x01\x07*\x12\n\tdilations@\x01@\x01\xa0\x01\x07*\x0c\n\x05group\x18\x01\xa0\x01\x02"
-    b"\"\x04Gemm*\x0f\n\x06transB\x18\x01\xa0\x01\x02Z\x1d\n\x01x\x12\x18\n\x16\x08\x01\x12\x12\n\x07\x12\x05batch\n\x03\x08\x01"
+    b'"\x04Gemm*\x0f\n\x06transB\x18\x01\xa0\x01\x02Z\x1d\n\x01x\x12\x18\n\x16\x08\x01\x12\x12\n\x07\x12\x05batch\n\x03\x08\x01'
     b"b\x1e\n\x06logits\x12\x14\n\x12\x08\x01\x12\x0e\n\x07\x12\x05batch\n\x03\x08\n"
 )
 

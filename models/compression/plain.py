@@ -111,7 +111,7 @@ def decompressed(stored: bytes) -> bytes:
 
 def _sparse_of(tensor: onnx.TensorProto) -> _Sparse | None:
     """A float32 tensor of few values. Zeros with a sign are values like any other."""
-    if tensor.data_type != onnx.TensorProto.FLOAT or not tensor.raw_data or not 0 < len(tensor.dims):
+    if tensor.data_type != onnx.TensorProto.FLOAT or not tensor.raw_data or not len(tensor.dims) > 0:
         return None
     flat = numpy_helper.to_array(tensor).ravel()
     places = np.flatnonzero(flat.view(np.uint32))

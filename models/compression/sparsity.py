@@ -76,9 +76,7 @@ def masks_of(network: nn.Module, density: float, scope: Scope = "lamp") -> Masks
     }
     stays = _highest(torch.cat([score.flatten() for score in scores.values()]), density)
     pieces = stays.split([weight.numel() for weight in weights.values()])
-    return {
-        name: piece.reshape(weight.shape) for (name, weight), piece in zip(weights.items(), pieces, strict=True)
-    }
+    return {name: piece.reshape(weight.shape) for (name, weight), piece in zip(weights.items(), pieces, strict=True)}
 
 
 def _highest(scores: torch.Tensor, density: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_contracts.errors import RecipeInvalid
-from models.compression.codebook import codebook_of, kmeans, share, shared
+from models.compression.codebook import codebook_of, kmeans, nearing, share, shared
 from models.compression.sparsity import held, masks_of
 from models.training.config import Loop
 from models.training.loop import evaluate, train
@@ -91,3 +91,21 @@ def test_values_learn_in_training_and_stay_few(trained, parts):
 def test_an_impossible_number_of_values_is_refused(num_values):
     with pytest.raises(RecipeInvalid, match=f"{num_values} values"):
         share(nn.Linear(2, 2), num_values)
+
+
+def test_a_network_answers_with_few_values_while_its_weights_learn(trained, parts):
+    network = copy.deepcopy(trained.network)
+    masks = masks_of(network, 0.3)
+    before = copy.deepcopy(network)
+    with held(network, masks):
+        with nearing(network, 3):
+            network.eval()
+            assert len(network.head.weight.unique()) <= 4
+            answered, _ = evaluate(network, parts.val)
+            train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3), seed=0)
+        assert len(network.head.weight.unique()) > 4
+        assert not network.head.weight[~masks["head.weight"]].any()
+    assert not torch.equal(network.head.weight, before.head.weight)
+    with shared(network, share(network, 3)):
+        learnt, _ = evaluate(network, parts.val)
+    assert learnt < answered

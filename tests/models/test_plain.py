@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import pytest
@@ -45,7 +47,7 @@ def sparse(num_rows: int, num_columns: int, density: float, seed: int = 0) -> np
     seed=st.integers(0, 99),
 )
 def test_any_sparse_network_answers_with_the_same_bits(widths, density, seed):
-    weights = [sparse(*pair, density, seed) for pair in zip(widths, widths[1:], strict=False)]
+    weights = [sparse(*pair, density, seed) for pair in itertools.pairwise(widths)]
     model = model_of(weights)
     x = np.random.default_rng(seed).normal(size=(5, widths[0])).astype(np.float32)
     expected = answer(session(model), x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ def pair() -> nn.Module:
 def test_the_share_that_stays_falls_to_the_last_one_and_quickly_at_first(num_steps, last):
     shares = [density_at(step, num_steps, last=last) for step in range(num_steps + 1)]
     assert (shares[0], shares[-1]) == (1.0, last)
-    falls = [before - after for before, after in zip(shares, shares[1:], strict=False)]
+    falls = [before - after for before, after in itertools.pairwise(shares)]
     assert all(fall >= -1e-12 for fall in falls)
-    assert all(first >= second - 1e-12 for first, second in zip(falls, falls[1:], strict=False))
+    assert all(first >= second - 1e-12 for first, second in itertools.pairwise(falls))
     assert density_at(num_steps + 1, num_steps, last=last) == last
 
 
@@ -133,8 +134,12 @@ def test_zeros_stay_zero_while_the_rest_learns(trained, parts, ema):
 def test_zeros_are_zero_after_a_failure():
     network = pair()
     masks = masks_of(network, 0.1)
-    with pytest.raises(KeyError), held(network, masks):
+
+    def fail() -> None:
         with torch.no_grad():
             network[0].weight.add_(1)
         raise KeyError
+
+    with pytest.raises(KeyError), held(network, masks):
+        fail()
     assert not network[0].weight[~masks["0.weight"]].any()
