@@ -9,9 +9,13 @@ judges what was decoded. The test part is read once for each, when all that is d
 
 from __future__ import annotations
 
+import argparse
 import copy
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,13 +33,13 @@ from models.compression.plain import compact, decompressed, plain
 from models.compression.pruning import prune
 from models.compression.sparsity import density_at, held, masks_of, weights_of
 from models.export import export
-from models.networks.blueprint import Blueprint, build
+from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import LeNet, Mlp
 from models.randomness import fix_randomness
 from models.runtime import answer, session
 from models.training.batches import Examples, read_examples
 from models.training.config import Augment, Loop
-from models.training.loop import Learn, Losses, train
+from models.training.loop import Learn, Losses, evaluate, train
 from tasks.ingest import locate
 from tasks.settings import settings
 
