@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from models.compression.matrices import Shape, num_decisions, shape_of, walk
 _MAGIC = b"BLY"
 _VERSION = 1
 _LONGEST = 1 << 31  # what ONNX, by its protocol buffers, can be at most
-_MOST_DECISIONS = 1 << 20  # some seconds of a bento's start
+_MOST_DECISIONS = 1 << 20  # for all tensors together: some seconds of a bento's start
 _MOST_VALUES = 256
 _FEWEST_BYTES = 16  # of a tensor that is looked at
 _FEW_VALUED, _OTHER = 0, 1
@@ -66,10 +66,10 @@ def encode(model: bytes) -> bytes:
         RecipeInvalid: this is no ONNX file, or its tensors lie in other files.
     """
     head, others, encoder = bytearray(), bytearray(), Encoder()
-    rest, position, num_holes = bytearray(), 0, 0
+    rest, position, num_holes, decisions_left = bytearray(), 0, 0, _MOST_DECISIONS
     for hole in _holes(model):
         raw = model[hole.start : hole.stop]
-        codes = _codes_of(raw, hole)
+        codes = _codes_of(raw, hole, decisions_left)
         head += _varints(hole.start - position, hole.stop - hole.start, _OTHER if codes is None else _FEW_VALUED)
         if codes is None:
             others += raw
@@ -77,7 +77,8 @@ def encode(model: bytes) -> bytes:
             codes_RC, values = codes
             shape = shape_of(codes_RC, len(values) - 1)
             head += _varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
-            walk(encoder, shape, codes_RC.tolist(), _MOST_DECISIONS)
+            walk(encoder, shape, codes_RC, decisions_left)
+            decisions_left -= num_decisions(codes_RC, shape.num_values)
         rest += model[position : hole.start]
         position, num_holes = hole.stop, num_holes + 1
     rest += model[position:]
@@ -128,7 +129,7 @@ def _decoded(stored: _Reader) -> bytes:
             raise ValueError(f"{shape} is no matrix of {size} bytes")
         values = _read_values(head, shape.num_values + 1, item_bytes)
         codes_RC = walk(decoder, shape, None, decisions_left)
-        decisions_left -= num_decisions(np.array(codes_RC), shape.num_values)
+        decisions_left -= num_decisions(codes_RC, shape.num_values)
         model += values[codes_RC].tobytes()
     return bytes(model + begin.rest())
 
@@ -166,7 +167,7 @@ def _holes(model: bytes) -> Iterator[_Hole]:
             yield _Hole(start, position, 1, 1)
 
 
-def _tensors(graph) -> Iterator:  # type: ignore[no-untyped-def, type-arg]  # onnx has no types of its own
+def _tensors(graph: Any) -> Iterator[Any]:
     """Nodes come before initializers in a file."""
     for attribute in itertools.chain.from_iterable(node.attribute for node in graph.node):
         yield from (attribute.t, *attribute.tensors)
@@ -175,7 +176,7 @@ def _tensors(graph) -> Iterator:  # type: ignore[no-untyped-def, type-arg]  # on
     yield from graph.initializer
 
 
-def _codes_of(raw: bytes, hole: _Hole) -> tuple[np.ndarray, np.ndarray] | None:
+def _codes_of(raw: bytes, hole: _Hole, most_decisions: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(codes (R, C), values (1 + K,)), 0 for the most frequent value; or None where zstd does as well, or sooner."""
     items = np.frombuffer(raw, _UNSIGNED[hole.item_bytes])
     values, codes, counts = np.unique(items, return_inverse=True, return_counts=True)
@@ -183,8 +184,8 @@ def _codes_of(raw: bytes, hole: _Hole) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     most = int(counts.argmax())
     order = np.concatenate([[most], np.delete(np.arange(len(values)), most)])
-    codes_RC = np.argsort(order)[codes].reshape(hole.num_rows, -1)
-    if num_decisions(codes_RC, len(values) - 1) > _MOST_DECISIONS:
+    codes_RC = np.argsort(order).astype(np.uint8)[codes].reshape(hole.num_rows, -1)
+    if num_decisions(codes_RC, len(values) - 1) > most_decisions:
         return None
     num_bits = -float(counts @ np.log2(counts / len(items))) + 8 * values.nbytes
     return (codes_RC, values[order]) if num_bits < 8 * 0.9 * len(_zstd().compress(raw, asbytes=True)) else None

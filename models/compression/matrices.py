@@ -52,33 +52,35 @@ def num_decisions(codes_RC: np.ndarray, num_values: int) -> int:
     return sum(codes_RC.shape) + live + int(filled_RC.sum()) * (num_values - 1).bit_length()
 
 
-def walk(coder: Coder, shape: Shape, given_RC: list[list[int]] | None, most_decisions: int) -> list[list[int]]:
-    """The codes, row by row: written from `given_RC`, or read where that is None.
+def walk(coder: Coder, shape: Shape, given_RC: np.ndarray | None, most_decisions: int) -> np.ndarray:
+    """The codes, uint8 (R, C): written from `given_RC`, or read where that is None.
 
     Raises:
         ValueError: more than `most_decisions` would have to be read, as after a broken beginning.
     """
-    rows = _lines(coder, [any(row) for row in given_RC] if given_RC else None, shape.num_rows)
-    by_column = [any(column) for column in zip(*given_RC, strict=True)] if given_RC else None
-    columns = _lines(coder, by_column, shape.num_columns)
-    if len(rows) * len(columns) > most_decisions:
-        raise ValueError(f"{len(rows)} x {len(columns)} cells")
-    density = min(max(shape.num_filled / max(len(rows) * len(columns), 1), 1e-4), 1 - 1e-4)
-    cells = _Cells(shape, density)
-    codes_RC = [[0] * shape.num_columns for _ in range(shape.num_rows)]
+    if shape.num_rows + shape.num_columns > most_decisions:
+        raise ValueError(f"{shape} is too large")
+    rows = _lines(coder, None if given_RC is None else given_RC.any(axis=1), shape.num_rows)
+    columns = _lines(coder, None if given_RC is None else given_RC.any(axis=0), shape.num_columns)
+    num_cells = len(rows) * len(columns)
+    if num_cells > most_decisions:
+        raise ValueError(f"{len(rows)} rows of {len(columns)} cells are too many")
+    cells = _Cells(shape, min(max(shape.num_filled / max(num_cells, 1), 1e-4), 1 - 1e-4))
+    codes_RC = np.zeros((shape.num_rows, shape.num_columns), np.uint8)
     above = [0] * shape.num_columns
     for row in rows:
-        above = cells.row(coder, codes_RC[row], above, columns, given_RC[row] if given_RC else None)
+        above = cells.row(coder, above, columns, None if given_RC is None else given_RC[row].tolist())
+        codes_RC[row] = above
     return codes_RC
 
 
-def _lines(coder: Coder, given: list[bool] | None, number: int) -> list[int]:
+def _lines(coder: Coder, given: np.ndarray | None, number: int) -> list[int]:
     """Which rows, or columns, hold anything."""
     contexts = [Seen() for _ in range(4)]
     mixer = Mixer([1.0], _MOST_SEEN)
     before, found = 0, []
     for place in range(number):
-        bit = mixer.bit(coder, [contexts[before]], int(given[place]) if given else 0)
+        bit = mixer.bit(coder, [contexts[before]], 0 if given is None else int(given[place]))
         before = (before << 1 | bit) & 3
         if bit:
             found.append(place)
@@ -102,9 +104,9 @@ class _Cells:
         self.is_filled = Mixer([0.8, 0.9, 0.5, -1.2], _MOST_SEEN)
         self.which = Mixer([0.4, 0.4, 0.3], _MOST_SEEN)
 
-    def row(
-        self, coder: Coder, row: list[int], above: list[int], columns: list[int], given: list[int] | None
-    ) -> list[int]:
+    def row(self, coder: Coder, above: list[int], columns: list[int], given: list[int] | None) -> list[int]:
+        """The codes of the next row; `above` are those of the one before."""
+        row = [0] * len(above)
         density = Seen(self.density, _LINE_PATIENCE / self.density)
         stride, sign = self.stride, 0
         for place in columns:

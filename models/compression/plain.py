@@ -59,7 +59,7 @@ def compact(model: bytes) -> bytes:
         del node.metadata_props[:]
     del graph.value_info[:]
     graph.name, proto.producer_name = "g", ""
-    if not any(_has_graph(node) for node in graph.node):
+    if not graph.sparse_initializer and not any(_has_graph(node) for node in graph.node):
         _rename(graph)
     return proto.SerializeToString(deterministic=True)
 

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from data_contracts.errors import OutputCorrupt, RecipeInvalid
+from models.compression import coding
 from models.compression.arithmetic import Decoder, Encoder
 from models.compression.coding import decode, encode
 from models.compression.matrices import num_decisions, shape_of, walk
@@ -70,8 +71,8 @@ def test_codes_are_read_as_they_were_written(num_rows, num_columns, num_values, 
     codes[draw.random(codes.shape) >= density] = 0
     encoder, shape = Encoder(), shape_of(codes, num_values)
     most = num_decisions(codes, num_values)
-    walk(encoder, shape, codes.tolist(), most)
-    assert walk(Decoder(encoder.finish()), shape, None, most) == codes.tolist()
+    walk(encoder, shape, codes, most)
+    assert np.array_equal(walk(Decoder(encoder.finish()), shape, None, most), codes)
 
 
 def test_a_sparse_tensor_of_few_values_takes_less_than_its_entropy_and_its_graph():
@@ -94,9 +95,26 @@ def test_dense_weights_cost_no_more_than_zstd():
     assert len(encode(model)) < len(pa.Codec("zstd", compression_level=22).compress(model)) + 20
 
 
-def test_the_same_file_gives_the_same_bytes_everywhere():
-    # A change here is a new version of the stored form: raise it, and keep reading the old one.
-    assert encode(model_of([sparse(6, 8, 0.3)])).hex() == "PINNED"
+def test_what_was_stored_in_this_version_is_read():
+    # A change here is a new version of the stored form: raise it, and go on reading this one.
+    stored = bytes.fromhex(
+        "424c590115522ce098026d0a536060743ec0c8c0c2c6c1c2c5c40002f7af5eb3cdd9cf60b7f793b27dbd1bfb3e0e3eab7e26"
+        "2e4d21c64a250e585c694971b10203ac34558b8f834980d18b83010a1630b20831a66b9d65e460e3e0106074622a31f03ac0"
+        "98c4cfc55829c4c5c501b41e680d07931393800c001839a41c6a016cb17d54"
+    )
+    assert decode(stored) == model_of([sparse(6, 8, 0.3)])
+
+
+def test_the_decisions_of_all_tensors_together_are_bounded(monkeypatch):
+    weight = sparse(40, 50, 0.1)
+    model = model_of([weight, weight, weight])
+    whole = encode(model)
+    monkeypatch.setattr(coding, "_MOST_DECISIONS", 5000)  # two of them
+    cut = encode(model)
+    assert len(cut) > len(whole)
+    assert decode(cut) == model
+    with pytest.raises(OutputCorrupt, match=r"too (many|large)"):
+        decode(whole)
 
 
 def test_a_trained_network_answers_with_the_same_bits(few_valued, parts):
