@@ -158,6 +158,9 @@ class _Nearest(nn.Module):
 class _Looked(nn.Module):
     """values float32 (K,) -> the tensor in which they stand at their places."""
 
+    places: torch.Tensor
+    codes: torch.Tensor
+
     def __init__(self, weight: torch.Tensor, book: Codebook) -> None:
         super().__init__()
         self.shape = weight.shape

@@ -82,8 +82,8 @@ def encode(model: bytes) -> bytes:
         rest += model[position : hole.start]
         position, num_holes = hole.stop, num_holes + 1
     rest += model[position:]
-    head = _varints(num_holes) + head
-    begin = _deflated(_varints(len(head), len(others)) + head + rest)
+    table = _varints(num_holes) + bytes(head)
+    begin = _deflated(_varints(len(table), len(others)) + table + bytes(rest))
     cells, squeezed = encoder.finish(), _zstd().compress(bytes(others), asbytes=True) if others else b""
     begin = _varints(len(model), len(begin), len(cells)) + begin
     return _MAGIC + bytes([_VERSION]) + zlib.crc32(model).to_bytes(4, "big") + begin + cells + squeezed
@@ -137,7 +137,7 @@ def _decoded(stored: _Reader) -> bytes:
 def _holes(model: bytes) -> Iterator[_Hole]:
     """The tensors whose bytes can be taken out, in the order in which they lie in the file."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         graph = onnx.load_from_string(model).graph

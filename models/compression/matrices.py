@@ -35,7 +35,8 @@ class Shape(NamedTuple):
 def shape_of(codes_RC: np.ndarray, num_values: int) -> Shape:
     """`codes_RC` holds 0 for the most frequent value, and 1 to K for the others."""
     filled_RC = codes_RC > 0
-    return Shape(*codes_RC.shape, num_values, int(filled_RC.sum()), _stride_of(filled_RC))
+    num_rows, num_columns = codes_RC.shape
+    return Shape(num_rows, num_columns, num_values, int(filled_RC.sum()), _stride_of(filled_RC))
 
 
 def _stride_of(filled_RC: np.ndarray) -> int:

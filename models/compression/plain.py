@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -124,7 +124,7 @@ def _sparse_of(tensor: onnx.TensorProto) -> _Sparse | None:
 
 
 def _is_mostly_zero(sparse: _Sparse) -> bool:
-    return len(sparse.places) <= (1 - _LEAST_SHARE_OF_ZEROS) * np.prod(sparse.dims)
+    return len(sparse.places) <= (1 - _LEAST_SHARE_OF_ZEROS) * int(np.prod(sparse.dims))
 
 
 def _unpacking(
@@ -139,7 +139,7 @@ def _unpacking(
         small.append(numpy_helper.from_array(array, next(names)))
         return small[-1].name
 
-    def made_by(operator: str, *inputs: str, num_outputs: int = 1, **attributes: object) -> list[str]:
+    def made_by(operator: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> list[str]:
         outputs = [next(names) for _ in range(num_outputs)]
         nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
         return outputs
