@@ -61,8 +61,8 @@ def walk(coder: Coder, shape: Shape, given_RC: np.ndarray | None, most_decisions
     """
     if shape.num_rows + shape.num_columns > most_decisions:
         raise ValueError(f"{shape} is too large")
-    rows = _lines(coder, None if given_RC is None else given_RC.any(axis=1), shape.num_rows)
-    columns = _lines(coder, None if given_RC is None else given_RC.any(axis=0), shape.num_columns)
+    rows = _lines(coder, None if given_RC is None else np.asarray(given_RC.any(axis=1)), shape.num_rows)
+    columns = _lines(coder, None if given_RC is None else np.asarray(given_RC.any(axis=0)), shape.num_columns)
     num_cells = len(rows) * len(columns)
     if num_cells > most_decisions:
         raise ValueError(f"{len(rows)} rows of {len(columns)} cells are too many")
