@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from data_contracts.layouts import Layout
+from models.compression.codebook import share, shared
 from models.compression.quantization import quantize
+from models.compression.sparsity import held, masks_of
 from models.config import Features
 from models.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
 from models.export import export
@@ -99,4 +102,15 @@ def exported(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFa
 def quantized(exported: Path, parts: Parts) -> Path:
     path = exported.with_name("int8.onnx")
     quantize(exported, path, parts.train.x[:200].numpy())
+    return path
+
+
+@pytest.fixture(scope="session")
+def few_valued(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network with a tenth of its weights, in 8 values. It was not fine-tuned, so it is hardly ever right."""
+    network = copy.deepcopy(trained.network)
+    with held(network, masks_of(network, 0.1)), shared(network, share(network, 8)):
+        pass
+    path = tmp_path_factory.mktemp("few") / "few.onnx"
+    export(network, parts.test.x, path)
     return path

@@ -1,0 +1,241 @@
+"""How few bytes LeNet-5 and LeNet-300-100 can be stored in, judged on MNIST's official test part.
+
+    BLOOMERY_DATA=… .venv/bin/python benchmarks/compression/stored.py [--networks lenet-5 lenet-300-100] [--seeds 0 1 2]
+
+Trains each network on shifted images, makes it sparse in rounds (LAMP), drops units that died, shares what values are
+left, and lets those learn; all of it distilled from the network as it was trained. Stores it both ways, decodes it, and
+judges what was decoded. The test part is read once for each, when all that is decided has been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data_contracts.layouts import Layout
+from flows.pipeline import PLAIN
+from flows.recipe import read_recipe
+from models.compression.codebook import nearing, share, shared
+from models.compression.coding import decode, encode
+from models.compression.dead_units import without_dead_units
+from models.compression.plain import compact, decompressed, plain
+from models.compression.pruning import prune
+from models.compression.sparsity import density_at, held, masks_of, weights_of
+from models.export import export
+from models.networks.blueprint import Blueprint, build, num_parameters
+from models.networks.config import LeNet, Mlp
+from models.randomness import fix_randomness
+from models.runtime import answer, session
+from models.training.batches import Examples, read_examples
+from models.training.config import Augment, Loop
+from models.training.loop import Learn, Losses, evaluate, train
+from tasks.ingest import locate
+from tasks.settings import settings
+
+SHIFTED = Augment(shift=2)
+
+
+class Plan(NamedTuple):
+    """What is done to one of the networks."""
+
+    config: LeNet | Mlp
+    dense_epochs: int
+    augment: Augment  # after the dense training; what is small has no room for much of it
+    narrowed: float  # the share of units that goes as a whole, before single weights do
+    num_rounds: int  # of an epoch each, in which weights go
+    first: float  # the share of weights that the rounds begin with
+    num_weights: int  # that are left in the end
+    epochs: int  # of the last round
+    learning_rate: float
+    temperature: float
+    weight: float  # of the teacher
+    num_values: int = 8
+    nearing_epochs: int = 3
+    shared_epochs: int = 3
+
+
+_PERCEPTRON = Mlp(kind="mlp", hidden=(300, 100), norm="none", dropout=0.0)
+PLANS = {
+    "lenet-5": Plan(LeNet(kind="lenet"), 6, Augment(shift=1), 0.5, 5, 0.05, 3000, 6, 4e-3, 2.0, 0.9),
+    "lenet-300-100": Plan(_PERCEPTRON, 25, Augment(), 0.5, 10, 0.2, 5200, 10, 4e-3, 2.0, 0.9),
+}
+
+
+class Parts(NamedTuple):
+    train: Examples
+    val: Examples
+    test: Examples
+
+
+def distilled(teacher: nn.Module, temperature: float, weight: float) -> Callable[[nn.Module, Loop], Learn]:
+    """To learn from the labels and, by `weight`, from what `teacher` answers to the same rows.
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
+    """
+
+    def learner(network: nn.Module, loop: Loop) -> Learn:
+        def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
+            outputs_BK = network(x)
+            with torch.no_grad():
+                told_BK = (teacher(x) / temperature).log_softmax(1)
+            mine_BK = (outputs_BK / temperature).log_softmax(1)
+            apart = F.kl_div(mine_BK, told_BK, reduction="sum", log_target=True) * temperature**2
+            loss = (1 - weight) * losses(outputs_BK, slice(None)) + weight * apart
+            (loss / share).backward()
+            return loss.detach()
+
+        return learn
+
+    return learner
+
+
+def read_parts() -> tuple[Parts, Layout]:
+    recipe = read_recipe("mnist")
+    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    parts = (dataset.train, dataset.val, dataset.test)
+    read = (read_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts)
+    return Parts(*read), dataset.layout
+
+
+def dense(name: str, seed: int, parts: Parts, blueprint: Blueprint) -> nn.Module:
+    """The network as it is trained before anything goes; kept, since it takes longest."""
+    path = settings().home / f"{name}-{seed}.safetensors"
+    fix_randomness(seed, num_threads=1)
+    network = build(blueprint)
+    if path.exists():
+        network.load_state_dict(load_file(path))
+        return network.eval()
+    loop = Loop(epochs=PLANS[name].dense_epochs, batch_size=128, learning_rate=2e-3, augment=SHIFTED)
+    train(network, parts.train, parts.val, loop, seed=seed)
+    save_file(network.state_dict(), path)
+    return network
+
+
+def loop_of(plan: Plan, epochs: int, learning_rate: float) -> Loop:
+    return Loop(
+        epochs=epochs,
+        batch_size=128,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        weight_decay=0.0,
+        augment=plan.augment,
+    )
+
+
+def sparsified(
+    plan: Plan, teacher: nn.Module, blueprint: Blueprint, parts: Parts, seed: int
+) -> tuple[nn.Module, Blueprint]:
+    """`plan.num_weights` of the teacher's weights, in what is left of its units."""
+    learner = distilled(teacher, plan.temperature, plan.weight)
+    total = sum(weight.numel() for weight in weights_of(teacher).values())
+    network, found = prune(teacher, blueprint, plan.narrowed)
+    for number in range(1, plan.num_rounds + 1):
+        num_left = density_at(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
+        network, found = without_dead_units(network, found)  # so that the share is one of what is left
+        here = sum(weight.numel() for weight in weights_of(network).values())
+        loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
+        with held(network, masks_of(network, min(num_left / here, 1.0))):
+            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, spread=learner)
+        say(f"round {number}, {num_left:.0f} weights in {found.config}: {history[-1]}")
+    return without_dead_units(network, found)
+
+
+def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts, seed: int) -> nn.Module:
+    """`network` with `plan.num_values` values a layer. First they follow the weights, then the weights follow them."""
+    learner = distilled(teacher, plan.temperature, plan.weight)
+    network = copy.deepcopy(network)
+    masks = {name: weight != 0 for name, weight in network.named_parameters()}
+    loop = loop_of(plan, plan.nearing_epochs, plan.learning_rate / 4)
+    with held(network, masks), nearing(network, plan.num_values):
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, spread=learner)
+    say(f"nearing: {history[-1]}")
+    loop = loop_of(plan, plan.shared_epochs, plan.learning_rate / 4)
+    with shared(network, share(network, plan.num_values)):
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, spread=learner)
+    say(f"shared: {history[-1]}")
+    return network
+
+
+class Reached(NamedTuple):
+    """What one seed came to. Errors are shares of the test part, sizes bytes."""
+
+    dense_error: float
+    error: float
+    coded: int
+    plain: int
+    decode_s: float
+
+
+def reach(name: str, seed: int, parts: Parts, layout: Layout) -> Reached:
+    """Both stored forms of the network, judged as ONNX Runtime answers from what is decoded of them."""
+    plan = PLANS[name]
+    blueprint = Blueprint(config=plan.config, layout=layout, num_outputs=10)
+    teacher = dense(name, seed, parts, blueprint)
+    network, _ = sparsified(plan, teacher, blueprint, parts, seed)
+    return judged(few_valued(plan, teacher, network, parts, seed), teacher, parts)
+
+
+def judged(network: nn.Module, teacher: nn.Module, parts: Parts) -> Reached:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export(network, parts.val.x, path)
+        coded, plainly = encode(compact(path.read_bytes())), plain(path.read_bytes())
+    began = time.perf_counter()
+    decoded = decode(coded)
+    took = time.perf_counter() - began
+    errors = [error_of(model, parts.test) for model in (decoded, decompressed(plainly))]
+    assert errors[0] == errors[1], errors
+    return Reached(1 - evaluate(teacher, parts.test)[1], errors[0], len(coded), len(plainly), took)
+
+
+def error_of(model: bytes, part: Examples) -> float:
+    answers = answer(session(model), part.x.numpy())
+    return float((answers.argmax(1) != part.y.numpy()).mean())
+
+
+_BEGAN = time.perf_counter()
+
+
+def say(what: str) -> None:
+    print(f"    {time.perf_counter() - _BEGAN:5.0f} s  {what}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--networks", nargs="+", default=PLANS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    stated = parser.parse_args()
+    parts, layout = read_parts()
+    print("| network | seed | dense error | error | coded | plain | decoded in |\n| --- " + "| ---: " * 6 + "|")
+    for name in stated.networks:
+        config = PLANS[name].config
+        network = build(Blueprint(config=config, layout=layout, num_outputs=10))
+        num_bytes = 4 * num_parameters(network)  # what the papers on compression compare with
+        all_reached = []
+        for seed in stated.seeds:
+            all_reached.append(reach(name, seed, parts, layout))
+            print(row_of(name, str(seed), all_reached[-1], num_bytes), flush=True)
+        means = Reached(*(statistics.mean(figures) for figures in zip(*all_reached, strict=True)))
+        print(row_of(name, "mean", means, num_bytes), flush=True)
+
+
+def row_of(name: str, seed: str, reached: Reached, num_bytes: int) -> str:
+    sizes = (f"{size:,.0f} ({num_bytes / size:.0f}x)" for size in (reached.coded, reached.plain))
+    errors = (f"{error:.2%}" for error in (reached.dense_error, reached.error))
+    return f"| {' | '.join([name, seed, *errors, *sizes, f'{reached.decode_s:.1f} s'])} |"
+
+
+if __name__ == "__main__":
+    main()
