@@ -50,6 +50,7 @@ class Made(NamedTuple):
     path: Path
     num_parameters: int
     parity_error: float
+    ranges: Mapping[str, tuple[float, float]] | None = None  # of what goes into layers, if they were learnt
     num_macs: int = 0  # for one row; 0 of a network that came trained
 
     @property

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Trained
@@ -17,10 +17,15 @@ from tasks.settings import settings
 from tasks.store import Output
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import nn
 
     from models.training.batches import Examples
     from models.training.loop import Epoch
+
+
+_MOST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
 
 
 class Parts(NamedTuple):
@@ -52,21 +57,55 @@ def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
 
 def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
-    from models.compression.quantization import quantize
+    from models.compression.stored_weights import store_weights
 
     alike = digest_of_document(spec.in_float.model_dump())
     if alike not in maker.floats:
         path = maker.out.path(f"float-{len(maker.floats)}.onnx")
         maker.floats[alike] = _in_float(maker, spec, path, on_epoch)
     parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
-    if spec.quantize is None:
-        shutil.copyfile(parent.path, path)
+    if spec.quantize is not None:
+        _quantize(maker, spec, parent, path)
+    elif spec.weights is not None:
+        store_weights(parent.path, path, spec.weights)
     else:
-        rows, wanted = maker.parts.train.x, maker.compression.calibration_rows
-        # Rows are sorted by key, so a step through them is an even sample.
-        calibration = rows[:: max(len(rows) // wanted, 1)][:wanted]
-        quantize(parent.path, path, calibration.numpy(), how=spec.quantize)
+        shutil.copyfile(parent.path, path)
     return parent._replace(spec=spec, path=path)
+
+
+def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> None:
+    """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float."""
+    from models.compression.quantization import quantize
+    from models.compression.sensitivity import smallest_float_set
+
+    assert spec.quantize is not None
+    rows, wanted = maker.parts.train.x, maker.compression.calibration_rows
+    # Rows are sorted by key, so a step through them is an even sample.
+    calibration = rows[:: max(len(rows) // wanted, 1)][:wanted].numpy()
+    how: dict[str, Any] = {
+        "how": spec.quantize,
+        "calibrate": spec.calibrate,
+        "reduce_range": spec.reduce_range,
+    }
+    kept: tuple[str, ...] = ()
+    if spec.float_layers is not None:
+        x, y = (part[:: max(len(part) // _MOST_ROWS, 1)] for part in (maker.parts.val.x, maker.parts.val.y))
+        limit = spec.float_layers
+        kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
+    quantize(parent.path, path, calibration, keep_float=kept, ranges=parent.ranges, **how)
+
+
+def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
+    """Of outputs for rows with these labels: the share of wrong answers, or RMSE in standard units."""
+    import torch
+
+    from models.training.objective import is_regression, judged, loss_and_score
+
+    def loss(outputs_BK: np.ndarray) -> float:
+        score = loss_and_score(judged(torch.from_numpy(outputs_BK), y), y)[1]
+        return score if is_regression(y) else 1 - score
+
+    return loss
 
 
 def forget_floats(maker: Maker) -> None:
@@ -79,6 +118,7 @@ def forget_floats(maker: Maker) -> None:
 def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[Epoch], None]) -> Made:
     """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
     from models.compression.costs import num_macs
+    from models.compression.fake_quantization import ranges_of, without_fake_quantization
     from models.compression.smaller import Lesson, made_smaller
     from models.export import export
     from models.imported.teacher import Teacher
@@ -97,5 +137,8 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     if spec.is_smaller:
         lesson = Lesson(parts.train, parts.val, network, maker.compression, on_epoch=on_epoch)
         network = made_smaller(network, blueprint, spec, lesson)
+    ranges = None
+    if spec.aware:
+        ranges, network = ranges_of(network), without_fake_quantization(network)
     error = export(network, parts.test.x, path)
-    return Made(spec, path, num_parameters(network), error, num_macs(network, parts.test.x))
+    return Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))

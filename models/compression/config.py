@@ -16,9 +16,12 @@ from models.splits import Share
 from models.training.config import Loop, Rate
 
 Quantization = Literal["static", "dynamic"]
+Calibration = Literal["minmax", "entropy", "percentile"]
+Stored = Literal["fp16", "bf16", "int8", "int4"]
 Importance = Literal["magnitude", "taylor"]
 Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
+_OF_8_BITS = ("quantize", "calibrate", "float_layers", "weights")
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -95,20 +98,40 @@ class CandidateSpec(Document):
         Quantization | None,
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
     ] = None
+    calibrate: Annotated[Calibration, Field(description="static: which range, of what was seen")] = "minmax"
+    reduce_range: Annotated[bool, Field(description="7 bits of a weight, for processors without VNNI")] = False
+    float_layers: Annotated[
+        float | None,
+        Field(ge=0, description="as few layers stay in float as keep the rise of errors, or of RMSE, at most at this"),
+    ] = None
+    aware: Annotated[bool, Field(description="static: learns, as fine_tune says, while everything is rounded")] = False
+    weights: Annotated[Stored | None, Field(description="how they are stored, while arithmetic stays in float")] = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.quantize is not None and self.weights is not None:
+            raise ValueError("`quantize` stores weights in 8 bits already: leave out `weights`")
+        fields = type(self).model_fields
+        for name in ("aware", "calibrate", "reduce_range", "float_layers"):
+            needed = ("static",) if name in ("aware", "calibrate") else ("static", "dynamic")
+            if getattr(self, name) != fields[name].default and self.quantize not in needed:
+                raise ValueError(f"`{name}` is of a candidate with `quantize: {' or '.join(needed)}`")
+        return self
 
     @property
     def in_float(self) -> Self:
         """The same before it is quantized, under no name: what two candidates are made of alike."""
-        return self.model_copy(update={"name": "", "quantize": None})
+        fields = type(self).model_fields
+        return self.model_copy(update={"name": "", **{one: fields[one].default for one in _OF_8_BITS}})
 
     @property
     def is_as_trained(self) -> bool:
-        return not self.is_smaller and self.quantize is None
+        return not self.is_smaller and (self.quantize, self.weights) == (None, None)
 
     @property
     def is_smaller(self) -> bool:
         """Whether it is another network than the one as trained, before it is quantized."""
-        return (self.student, self.prune, self.factorise) != (None, None, None)
+        return (self.student, self.prune, self.factorise, self.aware) != (None, None, None, False)
 
 
 def candidates_for(kind: str, how: Quantization | None = None) -> tuple[CandidateSpec, ...]:

@@ -42,11 +42,11 @@ _FLOAT = {
 class Coverage(NamedTuple):
     """What runs in integers: as operators, and as a share of all weights that operators multiply with.
 
-    `integer` and `float` count operators that multiply, by kind; `share` is from 0 to 1, and 0 where there are none.
+    `integers` and `floats` count operators that multiply, by kind; `share` is from 0 to 1, and 0 where there are none.
     """
 
-    integer: dict[str, int]
-    float: dict[str, int]
+    integers: dict[str, int]
+    floats: dict[str, int]
     share: float
 
 

@@ -8,7 +8,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -25,13 +24,11 @@ from onnxruntime.quantization.calibrate import save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from data_contracts.errors import RecipeInvalid
+from models.compression.config import Calibration, Quantization
 from models.runtime import INPUT
 
-How = Literal["static", "dynamic"]
-Calibration = Literal["minmax", "entropy", "percentile"]
-
 # What ONNX Runtime has 8-bit kernels for, and what may stand between two of them without a way back to float.
-OPERATORS: dict[How, tuple[str, ...]] = {
+OPERATORS: dict[Quantization, tuple[str, ...]] = {
     "static": ("Add", "AveragePool", "Clip", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Relu"),
     "dynamic": ("Gather", "Gemm", "LSTM", "MatMul"),
 }
@@ -66,7 +63,7 @@ def quantize(
     target: Path,
     calibration: np.ndarray,
     *,
-    how: How = "static",
+    how: Quantization = "static",
     calibrate: Calibration = "minmax",
     reduce_range: bool = False,
     keep_float: Sequence[str] = (),
@@ -119,7 +116,7 @@ def prepared(source: Path, folder: Path) -> Path:
     return ready
 
 
-def layers(model: onnx.ModelProto, how: How) -> list[str]:
+def layers(model: onnx.ModelProto, how: Quantization) -> list[str]:
     """Names of the operators of a prepared model that hold weights and can be quantized, in the order of the graph."""
     weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     kinds = set(WEIGHTED) & set(OPERATORS[how])
@@ -131,7 +128,7 @@ def quantize_prepared(
     target: Path,
     calibration: np.ndarray,
     *,
-    how: How,
+    how: Quantization,
     calibrate: Calibration = "minmax",
     reduce_range: bool = False,
     keep_float: Sequence[str] = (),
@@ -195,12 +192,12 @@ def _overrides(
     readers = {node.input[1].removesuffix(".weight"): node for node in model.graph.node if len(node.input) > 1}
     makers = {name: node for node in model.graph.node for name in node.output}
     _require_known(tuple(ranges), set(readers), "ranges")
-    overrides = {}
+    overrides: dict[str, list[dict[str, np.ndarray]]] = {}
     for layer, (low, high) in ranges.items():
         tensor = readers[layer].input[0]
         while tensor in makers and makers[tensor].op_type in _MOVING:  # quantized once, before it is moved
             tensor = makers[tensor].input[0]
-        overrides[tensor] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        overrides[tensor] = [{"rmin": np.asarray(low, np.float32), "rmax": np.asarray(high, np.float32)}]
     return overrides
 
 

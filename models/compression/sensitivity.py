@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 
 from models.answers import outputs_of
+from models.compression.config import Calibration, Quantization
 from models.compression.quantization import (
-    Calibration,
-    How,
     layers,
     prepared,
     quantize_prepared,
@@ -29,7 +28,7 @@ def sensitive_layers(
     source: Path,
     calibration: np.ndarray,
     *,
-    how: How = "static",
+    how: Quantization = "static",
     calibrate: Calibration = "minmax",
     reduce_range: bool = False,
 ) -> dict[str, float]:
@@ -52,7 +51,7 @@ def smallest_float_set(
     loss: Callable[[np.ndarray], float],
     limit: float,
     *,
-    how: How = "static",
+    how: Quantization = "static",
     calibrate: Calibration = "minmax",
     reduce_range: bool = False,
 ) -> tuple[str, ...]:
@@ -104,7 +103,7 @@ class _Attempt:
         source: Path,
         folder: Path,
         calibration: np.ndarray,
-        how: How,
+        how: Quantization,
         calibrate: Calibration,
         reduce_range: bool,
     ) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from models.compression.config import CandidateSpec, Compression
 from models.compression.distillation import distiller
 from models.compression.factorisation import factorise
+from models.compression.fake_quantization import with_fake_quantization
 from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build
 from models.training.batches import Examples
@@ -33,7 +34,8 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
     """A network for the candidate before it is quantized, in evaluation mode. `network` is left as it is.
 
     What `spec` states happens in this order, and after each the network learns: a student takes the network's place,
-    units leave, large matrices become thin ones. `network` may be anything that answers where a student is stated.
+    units leave, large matrices become thin ones, everything is rounded (of which `ranges_of` tells). `network` may be
+    anything that answers where a student is stated.
 
     Raises:
         RecipeInvalid: what is asked cannot be done with a network of this kind.
@@ -53,6 +55,9 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
         network, blueprint = prune(network, blueprint, spec.prune, lesson.train, tune)
     if spec.factorise is not None:
         network = factorise(network, spec.factorise)
+        _taught(lesson, fine_tune)(network)
+    if spec.aware:
+        network = with_fake_quantization(network, reduce_range=spec.reduce_range)
         _taught(lesson, fine_tune)(network)
     return network
 

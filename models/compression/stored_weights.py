@@ -6,14 +6,13 @@ Shapes: N values of a weight, G blocks of S values each.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-Stored = Literal["fp16", "bf16", "int8", "int4"]
+from models.compression.config import Stored
 
 _FEWEST = 256  # values of a weight that is worth it: biases and the like stay as they are
 _BLOCK = 64  # values that share a scale
@@ -87,10 +86,10 @@ def _rounded(graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: Stor
             f"{name}_flat": np.array([-1]),
         }
     graph.initializer.extend(numpy_helper.from_array(values, part) for part, values in parts.items())
-    to_float = {"to": onnx.TensorProto.FLOAT}
+    kind = int(onnx.TensorProto.FLOAT)
     nodes = [
-        helper.make_node("Cast", [f"{name}_{stored}"], [f"{name}_levels"], **to_float),
-        helper.make_node("Cast", [f"{name}_scale"], [f"{name}_scales"], **to_float),
+        helper.make_node("Cast", [f"{name}_{stored}"], [f"{name}_levels"], to=kind),
+        helper.make_node("Cast", [f"{name}_scale"], [f"{name}_scales"], to=kind),
         helper.make_node("Mul", [f"{name}_levels", f"{name}_scales"], [f"{name}_blocks"]),
     ]
     blocks = f"{name}_blocks"

@@ -21,21 +21,21 @@ from models.runtime import answer, session
 
 def test_a_float_file_runs_in_floats(exported):
     covered = integer_coverage(exported)
-    assert covered.integer == {}
+    assert covered.integers == {}
     assert covered.share == 0
-    assert sum(covered.float.values()) == 4
+    assert sum(covered.floats.values()) == 4
 
 
 def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
     covered = integer_coverage(quantized)
-    assert covered.integer == {"QGemm": 2, "QLinearConv": 2}
-    assert (covered.float, covered.share) == ({}, 1)
+    assert covered.integers == {"QGemm": 2, "QLinearConv": 2}
+    assert (covered.floats, covered.share) == ({}, 1)
 
 
 def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
     covered = integer_coverage(tmp_path / "dynamic.onnx")
-    assert covered.float == {"Conv": 2}
+    assert covered.floats == {"Conv": 2}
     # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
     dense, convolved = 64 * 32 + 32 * 10, 9 * 8 + 9 * 8 * 16
     assert covered.share == pytest.approx(dense / (dense + convolved), abs=0.02)  # channels are filled up to 16
@@ -49,8 +49,8 @@ def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), how="dynamic")
     covered = integer_coverage(tmp_path / "int8.onnx")
     assert covered.share == share
-    assert ("DynamicQuantizeLSTM" in covered.integer) == (cell == "lstm")
-    assert covered.float == ({} if cell == "lstm" else {"GRU": 1})
+    assert ("DynamicQuantizeLSTM" in covered.integers) == (cell == "lstm")
+    assert covered.floats == ({} if cell == "lstm" else {"GRU": 1})
 
 
 def test_logits_are_floats_with_more_than_256_levels(quantized, parts):

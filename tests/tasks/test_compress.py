@@ -9,6 +9,7 @@ import onnx
 import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from data_contracts.digests import digest_of_file
 from data_contracts.means import Engine
@@ -85,7 +86,7 @@ def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_a
     of = {candidate.name: candidate for candidate in options.candidates}
     assert of["student"].num_parameters == of["student-int8"].num_parameters == 2 * 16 + 16 + 16 * 2 + 2
     assert of["thin"].num_parameters < 0.7 * of["fp32"].num_parameters
-    assert of["student"].score.value > of["fp32"].score.value - 0.2
+    assert of["student"].score.value > 0.6
     assert of["thin"].score.value > of["fp32"].score.value - 0.05
 
 
@@ -117,3 +118,33 @@ def test_a_network_that_came_trained_teaches_a_student(dataset: Dataset, tmp_pat
     fp32, learnt = options.candidates
     assert abs(learnt.worse.value) < 0.03
     assert fp32.score.value < 0.7  # the rule is not that of the labels
+
+
+def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
+    stated = [
+        {"name": "fp32"},
+        {"name": "entropy", "quantize": "static", "calibrate": "entropy"},
+        {"name": "aware", "quantize": "static", "aware": True},
+        {"name": "none-in-int8", "quantize": "static", "float_layers": 0.0, "reduce_range": True},
+        {"name": "int4", "weights": "int4"},
+        {"name": "fp16", "weights": "fp16"},
+    ]
+    options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
+    of = {candidate.name: candidate for candidate in options.candidates}
+    assert len({candidate.sha256 for candidate in options.candidates}) == len(stated)
+    assert all(abs(candidate.worse.value) < 0.06 for candidate in options.candidates)
+    assert of["int4"].size_bytes < of["fp16"].size_bytes < of["fp32"].size_bytes
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"quantize": "dynamic", "aware": True},
+        {"calibrate": "entropy"},
+        {"float_layers": 0.1},
+        {"quantize": "static", "weights": "int8"},
+    ],
+)
+def test_what_has_no_meaning_without_8_bits_is_refused(stated):
+    with pytest.raises(ValidationError):
+        CandidateSpec.model_validate({"name": "one", **stated})
