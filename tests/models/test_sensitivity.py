@@ -24,16 +24,20 @@ from models.training.config import Loop
 from models.training.loop import train
 
 
-@pytest.fixture(scope="module")
-def uneven(trained) -> nn.Module:
-    """The same function, one of whose channels has values a hundred times as large: 8 bits are spent on it alone."""
-    network = copy.deepcopy(trained.network)
+def with_large_channel(network: nn.Module, times: float) -> nn.Module:
+    """The same function, one of whose channels has values so many times as large: 8 bits are spent on it alone."""
+    network = copy.deepcopy(network)
     with torch.no_grad():
         norm, following = network.blocks[0][1], network.blocks[1][0]
-        norm.weight[0] *= 100
-        norm.bias[0] *= 100
-        following.weight[:, 0] /= 100
+        norm.weight[0] *= times
+        norm.bias[0] *= times
+        following.weight[:, 0] /= times
     return network
+
+
+@pytest.fixture(scope="module")
+def uneven(trained) -> nn.Module:
+    return with_large_channel(trained.network, 100)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,9 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
     assert smallest_float_set(source, rows, x, changed, 1.0) == ()
 
 
-def test_training_with_rounding_wins_back_what_8_bits_lose(uneven, source, rows, parts, tmp_path: Path):
+def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, tmp_path: Path):
+    uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
+    export(uneven, parts.test.x[:40], source)
     quantize(source, tmp_path / "static.onnx", rows)
     rounding = with_fake_quantization(uneven)
     torch.manual_seed(0)  # for dropout
@@ -92,8 +98,8 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(uneven, source, rows,
     exact, static, aware = (
         accuracy(path, parts) for path in (source, tmp_path / "static.onnx", tmp_path / "aware.onnx")
     )
-    assert static < exact - 0.015
-    assert aware > exact - 0.01
+    assert static < exact - 0.15
+    assert aware > static + 0.1
     # It was trained as what runs: the file answers as the network that rounds.
     x = parts.test.x
     with torch.no_grad():
