@@ -1,0 +1,195 @@
+"""What compression makes of the recipes' networks: size, time, and what it costs, on the official test parts.
+
+    BLOOMERY_DATA=… python benchmarks/compression/goals.py [--seeds 0] [recipe …]
+
+For each recipe the network is trained as it says (a kept training is found again) and the compress stage makes the
+candidates below, beside ONNX Runtime's own defaults (`quantize_dynamic` and `quantize_static` with nothing stated) on
+the same float file. All are timed in one run, in turns, on one thread. Ratios are to the network as trained, in fp32;
+the drop is that on the official test part, with the upper end of its 95% interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_contracts.records import Candidate, Options, Trained
+from flows.pipeline import PLAIN
+from flows.recipe import Recipe, read_recipe
+from models import metrics
+from models.answers import outputs_of
+from models.compression import latency
+from models.compression.config import Compression
+from models.runtime import session
+from models.training.batches import read_examples
+from tasks.ingest import locate
+from tasks.settings import enter, settings
+
+FLOAT = {"name": "fp32"}
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "pendigits": {
+        "candidates": [
+            FLOAT,
+            {"name": "half", "prune": 0.5},
+            {"name": "half-int8", "prune": 0.5, "weights": "int8"},
+            {"name": "third", "prune": {"share": 0.67, "importance": "taylor"}},
+            {"name": "third-int8", "prune": {"share": 0.67, "importance": "taylor"}, "weights": "int8"},
+            {
+                "name": "student-lstm-int8",
+                "student": {
+                    "model": {"kind": "rnn", "cell": "lstm", "hidden": 64, "pooling": "max"},
+                    "training": {"epochs": 40, "batch_size": 128, "learning_rate": 0.004, "ema": 0.995},
+                },
+                "quantize": "dynamic",
+            },
+        ],
+        "fine_tune": {"epochs": 15, "batch_size": 128, "learning_rate": 0.002, "ema": 0.995},
+    },
+    "beijing-pm25": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", "quantize": "dynamic"},
+            {"name": "half-int8", "prune": 0.5, "quantize": "dynamic"},
+            {"name": "quarter-int8", "prune": 0.75, "quantize": "dynamic"},
+            {"name": "quarter-weights-int8", "prune": 0.75, "weights": "int8"},
+            {"name": "eighth-weights-int8", "prune": 0.875, "weights": "int8"},
+        ],
+        "fine_tune": {"epochs": 6, "batch_size": 256, "learning_rate": 0.002, "ema": 0.995},
+    },
+    "clinc150": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", "quantize": "dynamic"},
+            {"name": "half", "prune": {"share": 0.5, "parts": ["units", "heads"]}, "quantize": "dynamic"},
+            {
+                "name": "student-int8",
+                "student": {
+                    "model": {
+                        "kind": "transformer",
+                        "width": 128,
+                        "num_layers": 1,
+                        "num_heads": 2,
+                        "feed_forward": 1,
+                        "dropout": 0.2,
+                        "convolution": 3,
+                    }
+                },
+                "quantize": "dynamic",
+            },
+        ],
+        "fine_tune": {
+            "epochs": 12,
+            "batch_size": 64,
+            "learning_rate": 0.002,
+            "ema": 0.998,
+            "best_by": "score",
+            "augment": {"drop_tokens": 0.15},
+        },
+        "distill": {"weight": 0.8, "temperature": 2},
+    },
+    "fashion-mnist": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", "quantize": "static"},
+            {"name": "half-int8", "prune": {"share": 0.5}, "quantize": "static"},
+        ],
+        "fine_tune": {"epochs": 3, "batch_size": 128, "learning_rate": 0.001},
+    },
+}
+
+
+def trained_as(recipe: Recipe, seed: int) -> Trained:
+    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    training = recipe.training.model_copy(update={"seed": seed})
+    return PLAIN.train(dataset, recipe.model, training, None)
+
+
+def row(name: str, size: float, times: list[float], score: float, worse: Any) -> str:
+    told = " | ".join(f"{time:.2f} ({1 / time:.1f}x)" for time in times)
+    return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {told} | {score:.4f} | {worse.value:+.4f}, up to {worse.high:+.4f} |"
+
+
+def of_candidates(options: Options) -> list[str]:
+    fp32 = options.candidates[0]
+
+    def told(one: Candidate) -> str:
+        times = [latency.ratio.value for latency in one.latencies]
+        return row(one.name, one.size_bytes / fp32.size_bytes, times, one.score.value, one.worse)
+
+    return [told(one) for one in options.candidates]
+
+
+def of_defaults(options: Options) -> list[str]:
+    """ONNX Runtime's own, with nothing stated, of the float file of the candidates."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    dataset, fp32 = options.trained.dataset, options.candidates[0]
+    train, test = (
+        read_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in (dataset.train, dataset.test)
+    )
+    x = test.x.numpy()
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rows = iter(train.x[:: max(len(train.x) // 500, 1)][:500].numpy())
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            one = next(self._rows, None)
+            return None if one is None else {"x": one[None]}
+
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"fp32": settings().path(fp32.uri)}
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(str(files["fp32"]), str(ready), skip_symbolic_shape=True)
+        for name in ("dynamic", "static"):
+            path = Path(folder) / f"{name}.onnx"
+            try:
+                if name == "dynamic":
+                    quantize_dynamic(str(ready), str(path))
+                else:
+                    quantize_static(str(ready), str(path), Rows())
+                files[name] = path
+            except Exception as failure:
+                lines.append(f"| ONNX Runtime's {name} | fails: {str(failure).splitlines()[0][:80]} | | | | |")
+        timed = [latency.compare(files, x[:size], baseline="fp32", rounds=300) for size in (1, 32)]
+        exact = outputs_of(session(files["fp32"]), x, is_row_by_row=False)
+        for name in [one for one in files if one != "fp32"]:
+            given = outputs_of(session(files[name]), x, is_row_by_row=name == "dynamic")
+            if dataset.task == "classification":
+                right = [outputs.argmax(1) == test.y.numpy() for outputs in (exact, given)]
+                score, worse = float(right[1].mean()), metrics.accuracy_drop(*right)
+            else:
+                figures = [outputs[:, 0] for outputs in (exact, given)]
+                score = float(metrics.rmse(test.y.numpy(), figures[1]).value)  # in standard units
+                worse = metrics.rmse_rise(test.y.numpy(), *figures)
+            size = files[name].stat().st_size / fp32.size_bytes
+            times = [of_batch[name].ratio.value for of_batch in timed]
+            lines.append(row(f"ONNX Runtime's {name}", size, times, score, worse))
+    return lines
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--seeds", type=int, nargs="+", default=[0])
+    asked.add_argument("recipes", nargs="*", default=list(CANDIDATES))
+    chosen = asked.parse_args()
+    enter()
+    for name in chosen.recipes:
+        recipe = read_recipe(name)
+        for seed in chosen.seeds:
+            options = PLAIN.compress(trained_as(recipe, seed), Compression.model_validate(CANDIDATES[name]))
+            print(f"\n### `{name}`, seed {seed}\n")
+            print("| candidate | size | time, 1 row | 32 rows | score | worse |")
+            print("| --- | ---: | ---: | ---: | ---: | ---: |")
+            print("\n".join((*of_candidates(options), *of_defaults(options))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
