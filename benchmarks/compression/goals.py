@@ -111,7 +111,8 @@ def trained_as(recipe: Recipe, seed: int) -> Trained:
 
 def row(name: str, size: float, times: list[float], score: float, worse: Any) -> str:
     told = " | ".join(f"{time:.2f} ({1 / time:.1f}x)" for time in times)
-    return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {told} | {score:.4f} | {worse.value:+.4f}, up to {worse.high:+.4f} |"
+    loss = f"{worse.value:+.4f}, up to {worse.high:+.4f}"
+    return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {told} | {score:.4f} | {loss} |"
 
 
 def of_candidates(options: Options) -> list[str]:
