@@ -32,15 +32,16 @@ def client() -> MlflowClient:
 
     uri = settings().tracking_uri
     set_tracking_uri(uri)
-    connected = MlflowClient(uri)
-    if settings().tracking_is_local:
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_suffix(".lock")):
-            connected.search_experiments(max_results=1)
-            with closing(sqlite3.connect(database, timeout=60)) as connection:
-                # Readers then do not stop a writer, and logging takes half the time.
-                connection.execute("PRAGMA journal_mode=WAL")
+    if not settings().tracking_is_local:
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_suffix(".lock")):
+        connected = MlflowClient(uri)  # which makes the tables
+        connected.search_experiments(max_results=1)
+        with closing(sqlite3.connect(database, timeout=60)) as connection:
+            # Readers then do not stop a writer, and logging takes half the time.
+            connection.execute("PRAGMA journal_mode=WAL")
     return connected
 
 
