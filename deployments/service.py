@@ -53,7 +53,7 @@ class Endpoint:
         contract = Contract.model_validate_json((ARTIFACTS / "contract.json").read_text(encoding="utf-8"))
         self.encoder = read_encoder(ARTIFACTS / "encoder.json")
         self.check = RowCheck(contract, self.encoder.columns)
-        self.session = session(ARTIFACTS / "model.onnx")
+        self.session = session(ARTIFACTS / self.manifest["model"])
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:

@@ -10,20 +10,25 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from models.compression.decoding import opened
+
 INPUT, OUTPUT = "x", "logits"
 
 
 def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks.
 
-    `model` is a file, or what is in one.
+    `model` is a file, or what is in one; in a stored form (`models/compression/decoding.py`) it is unpacked first.
+
+    Raises:
+        OutputCorrupt: a stored form is broken.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    stored = model if isinstance(model, bytes) else model.read_bytes()
+    return onnxruntime.InferenceSession(opened(stored), options, providers=["CPUExecutionProvider"])
 
 
 def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:

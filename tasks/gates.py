@@ -124,7 +124,8 @@ def _answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)
         is_row_by_row = manifest.get("is_row_by_row", False)
-        given = meant(encoder, outputs_of(session(folder / "model.onnx"), x, is_row_by_row=is_row_by_row))
+        network = session(folder / manifest.get("model", "model.onnx"))
+        given = meant(encoder, outputs_of(network, x, is_row_by_row=is_row_by_row))
     except Exception:  # whatever a former version holds, it must not stop the next one
         return None
     if encoder.features.task == "regression":

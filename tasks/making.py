@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from models.training.loop import Epoch
 
 
+_ENDINGS = {"coded": "coded", "zstd": "zst"}
 _MOST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
 
 
@@ -57,6 +58,8 @@ def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
 
 def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
+    from models.compression.coding import encode
+    from models.compression.plain import compact, plain
     from models.compression.stored_weights import store_weights
 
     alike = digest_of_document(spec.in_float.model_dump())
@@ -64,12 +67,17 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
         path = maker.out.path(f"float-{len(maker.floats)}.onnx")
         maker.floats[alike] = _in_float(maker, spec, path, on_epoch)
     parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
+    if spec.stored is not None:
+        path = maker.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
     if spec.quantize is not None:
         _quantize(maker, spec, parent, path)
     elif spec.weights is not None:
         store_weights(parent.path, path, spec.weights)
     else:
         shutil.copyfile(parent.path, path)
+    if spec.stored is not None:
+        model = path.read_bytes()
+        path.write_bytes(plain(model) if spec.stored == "zstd" else encode(compact(model)))
     return parent._replace(spec=spec, path=path)
 
 

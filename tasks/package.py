@@ -72,12 +72,17 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     folder = context / "artifacts"
     folder.mkdir()
     dataset = chosen.options.trained.dataset
-    shutil.copyfile(settings().path(chosen.candidate.uri), folder / "model.onnx")
+    shutil.copyfile(settings().path(chosen.candidate.uri), folder / _model_name(chosen))
     shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
     contract = served(dataset.checked.contract, read_encoder(folder / "encoder.json").features.window_lengths)
     text = contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
     (folder / "contract.json").write_text(text, encoding="utf-8")
     return modules
+
+
+def _model_name(chosen: Chosen) -> str:
+    """Under which the model lies in the bento: its ending says in which form it is."""
+    return "model" + "".join(Path(chosen.candidate.uri).suffixes)
 
 
 def _digests(context: Path) -> dict[str, str]:
@@ -95,6 +100,7 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
     manifest = {
         "tag": tag,
         "files": inside,
+        "model": _model_name(chosen),
         "columns": dataset.inputs,
         "candidate": chosen.candidate.name,
         "is_row_by_row": chosen.candidate.is_row_by_row,

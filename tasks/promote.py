@@ -15,6 +15,7 @@ from data_contracts.digests import digest_of_document
 from data_contracts.errors import ReleaseRefused
 from data_contracts.records import Bento, Release, describe
 from data_contracts.scores import SCORES, score_in_words
+from models.compression.decoding import opened
 from models.config import Gates
 from models.encoder import read_encoder
 from tasks import artifacts, registry, tracking
@@ -120,7 +121,7 @@ def _log_model(bento: Bento) -> str:
     kept = tracking.client().get_run(candidate.run_id).data.tags.get("model")
     if kept is not None:
         return kept
-    model = onnx.load(settings().path(candidate.uri))
+    model = onnx.load_from_string(opened(settings().path(candidate.uri).read_bytes()))
     inputs, outputs = (
         Schema([TensorSpec(np.dtype("float32"), _shape(value), value.name) for value in values])
         for values in (model.graph.input, model.graph.output)

@@ -27,9 +27,10 @@ from data_contracts.layouts import Layout
 from flows.pipeline import PLAIN
 from flows.recipe import read_recipe
 from models.compression.codebook import nearing, share, shared
-from models.compression.coding import decode, encode
+from models.compression.coding import encode
 from models.compression.dead_units import without_dead_units
-from models.compression.plain import compact, decompressed, plain
+from models.compression.decoding import decode, opened
+from models.compression.plain import compact, plain
 from models.compression.pruning import prune
 from models.compression.sparsity import density_at, held, masks_of, weights_of
 from models.export import export
@@ -195,7 +196,7 @@ def judged(network: nn.Module, teacher: nn.Module, parts: Parts) -> Reached:
     began = time.perf_counter()
     decoded = decode(coded)
     took = time.perf_counter() - began
-    errors = [error_of(model, parts.test) for model in (decoded, decompressed(plainly))]
+    errors = [error_of(model, parts.test) for model in (decoded, opened(plainly))]
     assert errors[0] == errors[1], errors
     return Reached(1 - evaluate(teacher, parts.test)[1], errors[0], len(coded), len(plainly), took)
 

@@ -21,7 +21,7 @@ Stored = Literal["fp16", "bf16", "int8", "int4"]
 Importance = Literal["magnitude", "taylor"]
 Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
-_OF_8_BITS = ("quantize", "calibrate", "float_layers", "weights")
+_OF_THE_FILE = ("quantize", "calibrate", "float_layers", "weights", "stored")
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -64,6 +64,17 @@ def why_not_pruned(model: Model, how: Prune) -> str | None:
     return None
 
 
+class Sparse(Document):
+    """Which weights become zero and stay so, in rounds between which the network learns."""
+
+    density: Annotated[float, Field(gt=0, lt=1, description="the share of weights that is not zero in the end")]
+    scope: Annotated[
+        Literal["lamp", "global", "layer"],
+        Field(description="lamp: by what each is of its layer; global: by magnitude; layer: that share of each layer"),
+    ] = "lamp"
+    rounds: Count = 4
+
+
 class Distillation(Document):
     """How much a smaller network learns from what the one as trained answers, beside the labels."""
 
@@ -94,6 +105,10 @@ class CandidateSpec(Document):
     factorise: Annotated[
         Share | None, Field(description="share of each large matrix that leaves when two thin ones take its place")
     ] = None
+    sparse: Annotated[Sparse | None, Field(description="zeros, which serve the stored size alone")] = None
+    values: Annotated[
+        int | None, Field(ge=2, le=255, description="how many values the weights of a layer have, besides 0")
+    ] = None
     quantize: Annotated[
         Quantization | None,
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
@@ -106,6 +121,11 @@ class CandidateSpec(Document):
     ] = None
     aware: Annotated[bool, Field(description="static: learns, as fine_tune says, while everything is rounded")] = False
     weights: Annotated[Stored | None, Field(description="how they are stored, while arithmetic stays in float")] = None
+
+    stored: Annotated[
+        Literal["coded", "zstd"] | None,
+        Field(description="the form that ships; coded: the fewest bytes, which are unpacked as the bento starts"),
+    ] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -122,16 +142,17 @@ class CandidateSpec(Document):
     def in_float(self) -> Self:
         """The same before it is quantized, under no name: what two candidates are made of alike."""
         fields = type(self).model_fields
-        return self.model_copy(update={"name": "", **{one: fields[one].default for one in _OF_8_BITS}})
+        return self.model_copy(update={"name": "", **{one: fields[one].default for one in _OF_THE_FILE}})
 
     @property
     def is_as_trained(self) -> bool:
-        return not self.is_smaller and (self.quantize, self.weights) == (None, None)
+        return not self.is_smaller and (self.quantize, self.weights, self.stored) == (None, None, None)
 
     @property
     def is_smaller(self) -> bool:
         """Whether it is another network than the one as trained, before it is quantized."""
-        return (self.student, self.prune, self.factorise, self.aware) != (None, None, None, False)
+        stated = (self.student, self.prune, self.factorise, self.sparse, self.values)
+        return self.aware or any(one is not None for one in stated)
 
 
 def candidates_for(kind: str, how: Quantization | None = None) -> tuple[CandidateSpec, ...]:

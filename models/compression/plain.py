@@ -104,11 +104,6 @@ def compressed(model: bytes) -> bytes:
     return min(b"".join(pieces), whole, key=len)
 
 
-def decompressed(stored: bytes) -> bytes:
-    """The ONNX file again, as `zstd -d` gives it."""
-    return pa.CompressedInputStream(pa.BufferReader(stored), "zstd").read()
-
-
 def _sparse_of(tensor: onnx.TensorProto) -> _Sparse | None:
     """A float32 tensor of few values. Zeros with a sign are values like any other."""
     if tensor.data_type != onnx.TensorProto.FLOAT or not tensor.raw_data or not len(tensor.dims) > 0:

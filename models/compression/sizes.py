@@ -9,6 +9,8 @@ import onnx
 import pyarrow as pa
 from onnx import numpy_helper
 
+from models.compression.decoding import opened
+
 # Where an operator reads a quantized weight, and where the number that stands for zero in it.
 _ZERO_OF = {
     "DequantizeLinear": {0: 2},
@@ -34,7 +36,7 @@ def zstd_bytes(path: Path) -> int:
 
 def num_nonzero(path: Path) -> int:
     """How many weights of the ONNX file are not zero, also where they are stored as integers."""
-    graph = onnx.load(path).graph
+    graph = onnx.load_from_string(opened(path.read_bytes())).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     zeros: dict[str, str] = {}  # the name of each quantized weight, and of its zero
     passed_over: set[str] = set()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from models.compression.config import CandidateSpec, Compression
+from models.compression.codebook import share, shared
+from models.compression.config import CandidateSpec, Compression, Sparse
 from models.compression.distillation import distiller
 from models.compression.factorisation import factorise
 from models.compression.fake_quantization import with_fake_quantization
 from models.compression.pruning import prune
+from models.compression.sparsity import density_at, held, masks_of
 from models.networks.blueprint import Blueprint, build
 from models.training.batches import Examples
 from models.training.config import Loop
@@ -34,8 +37,8 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
     """A network for the candidate before it is quantized, in evaluation mode. `network` is left as it is.
 
     What `spec` states happens in this order, and after each the network learns: a student takes the network's place,
-    units leave, large matrices become thin ones, everything is rounded (of which `ranges_of` tells). `network` may be
-    anything that answers where a student is stated.
+    units leave, large matrices become thin ones, weights become 0 and share few values, everything is rounded (of which
+    `ranges_of` tells). `network` may be anything that answers where a student is stated.
 
     Raises:
         RecipeInvalid: what is asked cannot be done with a network of this kind.
@@ -56,10 +59,27 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
     if spec.factorise is not None:
         network = factorise(network, spec.factorise)
         _taught(lesson, fine_tune)(network)
+    if spec.sparse is not None:
+        network = _sparsified(network, spec.sparse, lesson)
+    if spec.values is not None:
+        network = copy.deepcopy(network)
+        with shared(network, share(network, spec.values)):
+            _taught(lesson, fine_tune)(network)
     if spec.aware:
         network = with_fake_quantization(network, reduce_range=spec.reduce_range)
         _taught(lesson, fine_tune)(network)
     return network
+
+
+def _sparsified(network: nn.Module, how: Sparse, lesson: Lesson) -> nn.Module:
+    """A copy with the share of zeros that is wanted. Each round has its part of the epochs, the last one all."""
+    sparse, fine_tune = copy.deepcopy(network), lesson.compression.fine_tune
+    for number in range(1, how.rounds + 1):
+        epochs = max(fine_tune.epochs // how.rounds, 1) if number < how.rounds else fine_tune.epochs
+        masks = masks_of(sparse, density_at(number, how.rounds, last=how.density), how.scope)
+        with held(sparse, masks):
+            _taught(lesson, fine_tune.model_copy(update={"epochs": epochs}))(sparse)
+    return sparse
 
 
 def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:

@@ -15,9 +15,10 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from data_contracts.errors import OutputCorrupt, RecipeInvalid
-from models.compression import coding
+from models.compression import coding, decoding
 from models.compression.arithmetic import Decoder, Encoder
-from models.compression.coding import decode, encode
+from models.compression.coding import encode
+from models.compression.decoding import decode
 from models.compression.matrices import num_decisions, shape_of, walk
 
 TYPES = st.sampled_from(["float32", "float16", "float64", "int64", "int8", "uint8", "bool"])
@@ -109,7 +110,8 @@ def test_the_decisions_of_all_tensors_together_are_bounded(monkeypatch):
     weight = sparse(40, 50, 0.1)
     model = model_of([weight, weight, weight])
     whole = encode(model)
-    monkeypatch.setattr(coding, "_MOST_DECISIONS", 5000)  # two of them
+    for place in (coding, decoding):
+        monkeypatch.setattr(place, "MOST_DECISIONS", 5000)  # two of them
     cut = encode(model)
     assert len(cut) > len(whole)
     assert decode(cut) == model
@@ -175,7 +177,7 @@ def test_tensors_in_other_files_are_refused(tmp_path):
 
 
 def test_decoding_needs_neither_torch_nor_onnx():
-    code = "import sys, models.compression.coding as c; c.decode(sys.stdin.buffer.read()); print(*sys.modules)"
+    code = "import sys, models.compression.decoding as c; c.decode(sys.stdin.buffer.read()); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], input=STORED, capture_output=True, check=True)
     loaded = set(ended.stdout.decode().split())
     assert not loaded & {"torch", "onnx", "onnxruntime"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from models.training.config import Loop, Training
 from tasks import tracking
 from tasks.compress import compress
 from tasks.prepare import prepare
+from tasks.settings import settings
 from tasks.train import train
 
 pytestmark = pytest.mark.slow
@@ -148,3 +150,21 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
 def test_what_has_no_meaning_without_8_bits_is_refused(stated):
     with pytest.raises(ValidationError):
         CandidateSpec.model_validate({"name": "one", **stated})
+
+
+def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same_bits(trained: Trained) -> None:
+    small = {"sparse": {"density": 0.2, "rounds": 2}, "values": 7}
+    stated = [
+        {"name": "fp32"},
+        {"name": "small", **small},
+        {"name": "coded", **small, "stored": "coded"},
+        {"name": "zipped", **small, "stored": "zstd"},
+    ]
+    options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
+    of = {candidate.name: candidate for candidate in options.candidates}
+    assert [Path(of[name].uri).suffixes for name in ("coded", "zipped")] == [[".onnx", ".coded"], [".onnx", ".zst"]]
+    assert of["coded"].size_bytes < of["zipped"].size_bytes < of["small"].size_bytes / 4
+    assert of["coded"].num_nonzero == of["small"].num_nonzero < 0.3 * of["fp32"].num_nonzero
+    answers = [pq.read_table(settings().path(of[name].answers_uri)) for name in ("small", "coded", "zipped")]
+    assert answers[0] == answers[1] == answers[2]
+    assert of["small"].score.value > of["fp32"].score.value - 0.1
