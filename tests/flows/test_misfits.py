@@ -78,12 +78,13 @@ def found(
     task: str = "classification",
     training: dict[str, Any] | None = None,
     candidates: list[dict[str, Any]] | None = None,
+    explore: bool = False,
 ) -> list[str]:
     stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
     features = Features.model_validate(stated)
     epochs = {} if model == IMPORTED else {"epochs": 1}
     trained = None if training is None else Training.model_validate({**epochs, **training})
-    compression = Compression.model_validate({"candidates": candidates})
+    compression = Compression.model_validate({"candidates": candidates, "explore": explore})
     return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression))
 
 
@@ -327,3 +328,26 @@ def test_of_foreign_networks_nothing_is_pruned(model):
     assert "compression.candidates: small is to be pruned" in problem
     assert found(NUMBER, model=model, candidates=candidates[:1]) == []
     assert found(NUMBER, model=MLP, candidates=candidates) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "candidate", "problem"),
+    [
+        (MLP, {"prune": {"share": 0.5, "parts": ["heads"]}}, "a mlp has no heads that could leave"),
+        (MLP, {"student": {"model": CNN}}, "one's student: model: a network of kind cnn reads an image"),
+        (MLP, {"student": {"model": {"kind": "auto"}}}, "has a student of kind auto"),
+        (MLP, {"student": {"model": RNN}, "prune": {"share": 0.5, "scope": "network"}}, "share widths in its config"),
+        (IMPORTED, {"factorise": 0.5}, "is to be factorised, and an imported network is taken as it is"),
+    ],
+)
+def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(model, candidate, problem):
+    told = found(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
+    assert any(problem in one for one in told), told
+
+
+def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_pruned():
+    (problem,) = found(NUMBER, model=IMPORTED, explore=True)
+    assert "compression.explore: an imported network is taken as it is" in problem
+    assert found(NUMBER, model=MLP, explore=True) == []
+    student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
+    assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
