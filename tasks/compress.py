@@ -44,8 +44,11 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
             for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test)
         )
     )
-    kind = read_blueprint(settings().path(trained.network_uri)).config.kind
-    specs = compression.candidates or candidates_for(kind, _quantization_for(trained))
+    config = read_blueprint(settings().path(trained.network_uri)).config
+    has_no_kernels = config.kind == "rnn" and config.cell != "lstm"
+    specs = compression.candidates or candidates_for(
+        config.kind, _quantization_for(trained), weights_alone=has_no_kernels
+    )
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     maker = Maker(out, trained, parts, compression)

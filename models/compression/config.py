@@ -155,20 +155,24 @@ class CandidateSpec(Document):
         return self.aware or any(one is not None for one in stated)
 
 
-def candidates_for(kind: str, how: Quantization | None = None) -> tuple[CandidateSpec, ...]:
+def candidates_for(
+    kind: str, how: Quantization | None = None, *, weights_alone: bool = False
+) -> tuple[CandidateSpec, ...]:
     """The candidates that are worth making of a network of `kind`, where the recipe names none.
 
-    `how` it is quantized follows from the kind, unless it is stated.
+    `how` it is quantized follows from the kind, unless it is stated. `weights_alone` says that its arithmetic has no
+    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits.
     """
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
     how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", quantize=how))
+    in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else {"quantize": how}
+    plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **in_8_bits))
     if kind not in PRUNABLE:
         return plain
     return (
         *plain,
         CandidateSpec(name="pruned", prune=Prune(share=0.5)),
-        CandidateSpec(name="pruned-int8", prune=Prune(share=0.5), quantize=how),
+        CandidateSpec(name="pruned-int8", prune=Prune(share=0.5), **in_8_bits),
     )
 
 

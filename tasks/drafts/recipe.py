@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from models.compression.config import candidates_for
+from models.compression.config import CandidateSpec, candidates_for
 from tasks.drafts.plans import Plan
 from tasks.drafts.yaml_text import comment, entry, flow
 
@@ -136,7 +136,7 @@ def _model(plan: Plan) -> Lines:
         "",
         "compression:",
         "  candidates:",
-        *(f"    - {flow(one.model_dump(exclude_none=True))}" for one in candidates_for(kind)),
+        *(f"    - {flow(_as_stated(one))}" for one in candidates_for(kind)),
         f"  fine_tune: {{epochs: {max(epochs // 3, 2)}, batch_size: {batch_size}, learning_rate: 0.001}}",
     ]
 
@@ -189,3 +189,11 @@ def _gates_of_figures(deviation: float, num_test: int) -> Lines:
         f"  # max_error: {deviation:.3g}",
         f"  champion_rise: {margin:g}",
     ]
+
+
+def _as_stated(spec: CandidateSpec) -> dict[str, Any]:
+    """A candidate as a person would write it."""
+    stated = spec.model_dump(exclude_defaults=True)
+    if spec.prune is not None and stated["prune"].keys() == {"share"}:
+        stated["prune"] = spec.prune.share
+    return stated

@@ -294,7 +294,8 @@ def test_text_alone_becomes_a_transformer_that_reads_the_longest(home: Path, tmp
     (source,) = recipe.features.inputs
     assert (source.kind, source.columns, recipe.model.kind) == ("text", ("long",), "transformer")
     assert recipe.compression.candidates is not None
-    assert [one.quantize for one in recipe.compression.candidates] == [None, "dynamic"]
+    assert [one.quantize for one in recipe.compression.candidates] == [None, "dynamic", None, "dynamic"]
+    assert "- {name: pruned, prune: 0.5}" in (tmp_path / "mine.yaml").read_text()
     assert checked(recipe).num_rows == 99
 
 

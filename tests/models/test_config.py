@@ -165,3 +165,13 @@ def test_the_candidates_of_every_kind_have_a_baseline(kind):
 def test_how_an_imported_network_is_quantized_says_its_file():
     assert [spec.quantize for spec in candidates_for("imported", "static")] == [None, "static"]
     assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]
+
+
+def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
+    specs = candidates_for("rnn", weights_alone=True)
+    assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [
+        (False, None, None),
+        (False, None, "int8"),
+        (True, None, None),
+        (True, None, "int8"),
+    ]
