@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from models.compression.decoding import opened
+from models.compression.decoding import is_stored, opened
 
 INPUT, OUTPUT = "x", "logits"
 
@@ -27,8 +27,17 @@ def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceS
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    stored = model if isinstance(model, bytes) else model.read_bytes()
-    return onnxruntime.InferenceSession(opened(stored), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(_unpacked(model), options, providers=["CPUExecutionProvider"])
+
+
+def _unpacked(model: Path | bytes) -> str | bytes:
+    """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
+    if isinstance(model, bytes):
+        return opened(model)
+    with model.open("rb") as file:
+        if not is_stored(file.read(4)):
+            return str(model)
+    return opened(model.read_bytes())
 
 
 def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Shapes: N rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -158,7 +158,7 @@ def _log(
                 "zstd_bytes": candidate.zstd_bytes,
                 "num_parameters": candidate.num_parameters,
                 "num_nonzero": candidate.num_nonzero,
-                **{name: value for latency in candidate.latencies for name, value in _times(latency).items()},
+                **{f"latency_{name}": value for name, value in times(candidate.latencies).items()},
                 "parity_error": candidate.parity_error,
             },
         )
@@ -187,19 +187,16 @@ def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[
     }
 
 
-def _times(latency: Latency) -> dict[str, float]:
-    """The times of one batch size, by the names that they have in MLflow."""
-    start = f"latency_b{latency.batch_size}"
-    return {
-        f"{start}_p50_ms": latency.p50_ms,
-        f"{start}_p99_ms": latency.p99_ms,
-        f"{start}_ratio": latency.ratio.value,
-        f"{start}_ratio_low": latency.ratio.low,
-        f"{start}_ratio_high": latency.ratio.high,
-        f"{start}_p99_ratio": latency.tail_ratio.value,
-        f"{start}_p99_ratio_low": latency.tail_ratio.low,
-        f"{start}_p99_ratio_high": latency.tail_ratio.high,
-    }
+def times(latencies: Iterable[Latency]) -> dict[str, float]:
+    """The times of each batch size, such as `b1_p50_ms` and `b1_ratio_high`."""
+    columns: dict[str, float] = {}
+    for latency in latencies:
+        start = f"b{latency.batch_size}"
+        columns |= {f"{start}_p50_ms": latency.p50_ms, f"{start}_p99_ms": latency.p99_ms}
+        for name, ratio in (("ratio", latency.ratio), ("p99_ratio", latency.tail_ratio)):
+            columns |= {f"{start}_{name}": ratio.value}
+            columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
+    return columns
 
 
 def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndarray) -> dict[str, float]:

@@ -64,13 +64,13 @@ def _timed_as_asked(options: Options, batch: int) -> Options:
     test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
     timed = compare(
         {one.name: settings().path(one.uri) for one in options.candidates},
-        batch_of(test, batch),
+        [batch_of(test, batch)],
         baseline=options.baseline,
         rounds=max(one.latency.num_rounds for one in options.candidates),
         row_by_row={one.name for one in options.candidates if one.is_row_by_row},
     )
     candidates = tuple(
-        one.model_copy(update={"latencies": (*one.latencies, timed[one.name])}) for one in options.candidates
+        one.model_copy(update={"latencies": (*one.latencies, *timed[one.name])}) for one in options.candidates
     )
     return options.model_copy(update={"candidates": candidates})
 

@@ -68,15 +68,15 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
 
 def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
     """Each one's latency for each of `TIMED_BATCHES`, in turns with all others, as they are served."""
-    from models.compression import latency
+    from models.compression.latency import compare
 
-    files = {one.spec.name: one.path for one in made}
-    row_by_row = {one.spec.name for one in made if one.is_row_by_row}
-    timed = [
-        latency.compare(files, batch_of(test, size), baseline=baseline, rounds=rounds, row_by_row=row_by_row)
-        for size in TIMED_BATCHES
-    ]
-    return {name: tuple(of_batch[name] for of_batch in timed) for name in files}
+    return compare(
+        {one.spec.name: one.path for one in made},
+        [batch_of(test, size) for size in TIMED_BATCHES],
+        baseline=baseline,
+        rounds=rounds,
+        row_by_row={one.spec.name for one in made if one.is_row_by_row},
+    )
 
 
 def _quantization_for(trained: Trained) -> Quantization | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_contracts.errors import TrainingDiverged
 from models.compression.config import PRUNABLE, CandidateSpec, Explore, Prune, Quantization, candidates_for
+from models.compression.pareto import front
 from tasks import tracking
 from tasks.candidates import Made
 from tasks.events import Progress, emit
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from models.training.loop import Epoch
 
-_MOST_ROWS = 4096  # of the validation part, on which each trial is judged
+_LEAST_ROWS = 4096  # of the validation part, on which each trial is judged
 _DRAWN_BLINDLY = 4  # trials before what they came to has a say
 _FAR = 3.0  # times the worst drop that is kept: who is further behind after half of the lessons is given up
 
@@ -69,7 +70,8 @@ def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore) -> 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_DRAWN_BLINDLY)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kind, how = _kind(maker), _quantization(maker, tried)
+    kind = _kind(maker)
+    how = _quantization(tried, kind)
     end = None if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
 
     def hopeless(val_score: float) -> bool:
@@ -101,10 +103,10 @@ def _kind(maker: Maker) -> str:
     return read_blueprint(settings().path(maker.trained.network_uri)).config.kind
 
 
-def _quantization(maker: Maker, tried: Sequence[Tried]) -> Quantization:
+def _quantization(tried: Sequence[Tried], kind: str) -> Quantization:
     """As a named candidate is quantized, or else as suits the kind."""
     stated = (one.made.spec.quantize for one in tried)
-    usual = (spec.quantize for spec in candidates_for(_kind(maker)))
+    usual = (spec.quantize for spec in candidates_for(kind))
     return next(how for how in (*stated, *usual) if how is not None)
 
 
@@ -148,16 +150,13 @@ def _both(maker: Maker, spec: CandidateSpec, how: Quantization, hopeless: Callab
 
 def _score(maker: Maker, made: Made) -> float:
     """Accuracy, or RMSE in standard units, of the ONNX file on rows of the validation part."""
-    import torch
-
     from models.answers import outputs_of
     from models.runtime import session
-    from models.training.objective import judged, loss_and_score
+    from models.training.batches import even_sample
+    from models.training.objective import score_of
 
-    step = max(len(maker.parts.val.y) // _MOST_ROWS, 1)
-    x, y = maker.parts.val.x[::step], maker.parts.val.y[::step]
-    outputs_BK = outputs_of(session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row)
-    return loss_and_score(judged(torch.from_numpy(outputs_BK), y), y)[1]
+    x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
+    return score_of(outputs_of(session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row), y)
 
 
 def _worse(maker: Maker, score: float, fp32: float) -> float:
@@ -171,24 +170,14 @@ def _judged(maker: Maker, made: Made, fp32: float) -> Tried:
 
 def _kept(tried: Sequence[Tried], named: int, wanted: Explore) -> list[Tried]:
     """The first `named`, and of the others those that none is better than, evenly over their sizes if they are many."""
-    figures = np.array([one[1:] for one in tried], dtype=float)
-
-    def is_beaten(place: int) -> bool:
-        """Of equal ones the first counts."""
-        as_good = (figures <= figures[place]).all(axis=1)
-        better = as_good & (figures < figures[place]).any(axis=1)
-        return bool(better.any() or as_good[:place].any())
-
-    front = [
-        one
-        for place, one in enumerate(tried)
-        if place >= named and one.worse <= wanted.worst_drop and not is_beaten(place)
-    ]
-    front.sort(key=lambda one: one.size_bytes)
-    if len(front) > wanted.keep:
-        places = np.unique(np.linspace(0, len(front) - 1, wanted.keep).round().astype(int))
-        front = [front[place] for place in places]
-    return [*tried[:named], *front]
+    costs = [one[1:] for one in tried]
+    unbeaten = [place for place in front(costs) if costs[place] not in costs[:place]]  # of equal ones the first counts
+    found = [tried[place] for place in unbeaten if place >= named and tried[place].worse <= wanted.worst_drop]
+    found.sort(key=lambda one: one.size_bytes)
+    if len(found) > wanted.keep:
+        places = np.unique(np.linspace(0, len(found) - 1, wanted.keep).round().astype(int))
+        found = [found[place] for place in places]
+    return [*tried[:named], *found]
 
 
 def _log(maker: Maker, tried: Sequence[Tried], kept: Sequence[Tried]) -> None:

@@ -177,8 +177,13 @@ def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
     is_classes = task == "classification"
     # The score is a straight line over the difference; an RMSE of 0 has none, and any slope will do.
     start, slope = (100 * of_fp32, 1.0) if is_classes else (of_fp32, -(of_fp32 or 1.0) / 100)
-    there: Any = lambda y: start + slope * y  # noqa: E731
-    back: Any = lambda score: (score - start) / slope  # noqa: E731
+
+    def there(difference: Any) -> Any:
+        return start + slope * difference
+
+    def back(score: Any) -> Any:
+        return (score - start) / slope
+
     scores = axes.secondary_yaxis("right", functions=(there, back))
     scores.set_ylabel(f"{SCORES[task]}{' (%)' if is_classes else ''}", color=_INK)
     scores.spines["right"].set_visible(False)

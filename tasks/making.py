@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _ENDINGS = {"coded": "coded", "zstd": "zst"}
-_MOST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
+_LEAST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
 
 
 class Parts(NamedTuple):
@@ -85,11 +85,11 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> No
     """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float."""
     from models.compression.quantization import quantize
     from models.compression.sensitivity import smallest_float_set
+    from models.training.batches import even_sample
 
     assert spec.quantize is not None
-    rows, wanted = maker.parts.train.x, maker.compression.calibration_rows
-    # Rows are sorted by key, so a step through them is an even sample.
-    calibration = rows[:: max(len(rows) // wanted, 1)][:wanted].numpy()
+    wanted = maker.compression.calibration_rows
+    calibration = even_sample(maker.parts.train.x, wanted)[:wanted].numpy()
     how: dict[str, Any] = {
         "how": spec.quantize,
         "calibrate": spec.calibrate,
@@ -97,7 +97,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> No
     }
     kept: tuple[str, ...] = ()
     if spec.float_layers is not None:
-        x, y = (part[:: max(len(part) // _MOST_ROWS, 1)] for part in (maker.parts.val.x, maker.parts.val.y))
+        x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
         kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
     quantize(parent.path, path, calibration, keep_float=kept, ranges=parent.ranges, **how)
@@ -105,12 +105,10 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> No
 
 def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
     """Of outputs for rows with these labels: the share of wrong answers, or RMSE in standard units."""
-    import torch
-
-    from models.training.objective import is_regression, judged, loss_and_score
+    from models.training.objective import is_regression, score_of
 
     def loss(outputs_BK: np.ndarray) -> float:
-        score = loss_and_score(judged(torch.from_numpy(outputs_BK), y), y)[1]
+        score = score_of(outputs_BK, y)
         return score if is_regression(y) else 1 - score
 
     return loss

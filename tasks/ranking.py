@@ -11,6 +11,7 @@ from data_contracts.scores import LOSSES, SCORES, loss_in_words, score_in_words
 from models.compression.budget import Budget
 from tasks import tracking
 from tasks.artifacts import shown
+from tasks.candidates import times
 from tasks.front_picture import draw_front
 from tasks.settings import settings
 from tasks.verdicts import Decision
@@ -92,22 +93,11 @@ def as_figures(options: Options, verdicts: tuple[Verdict, ...], chosen: str | No
             "zstd_bytes": one.zstd_bytes,
             "num_parameters": one.num_parameters,
             "num_nonzero": one.num_nonzero,
-            **_times(one),
+            **times(one.latencies),
         }
         for one, verdict in _ranked(options, verdicts)
     ]
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _times(candidate: Candidate) -> dict[str, float]:
-    columns: dict[str, float] = {}
-    for latency in candidate.latencies:
-        start = f"b{latency.batch_size}"
-        columns |= {f"{start}_p50_ms": latency.p50_ms, f"{start}_p99_ms": latency.p99_ms}
-        for name, ratio in (("ratio", latency.ratio), ("p99_ratio", latency.tail_ratio)):
-            columns |= {f"{start}_{name}": ratio.value}
-            columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
-    return columns
 
 
 def _ranked(options: Options, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:

@@ -25,7 +25,7 @@ from models.answers import outputs_of
 from models.compression import latency
 from models.compression.config import Compression
 from models.runtime import session
-from models.training.batches import read_examples
+from models.training.batches import even_sample, read_examples
 from tasks.ingest import locate
 from tasks.settings import enter, settings
 
@@ -138,7 +138,7 @@ def of_defaults(options: Options) -> list[str]:
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rows = iter(train.x[:: max(len(train.x) // 500, 1)][:500].numpy())
+            self._rows = iter(even_sample(train.x, 500)[:500].numpy())
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             one = next(self._rows, None)
@@ -159,7 +159,7 @@ def of_defaults(options: Options) -> list[str]:
                 files[name] = path
             except Exception as failure:
                 lines.append(f"| ONNX Runtime's {name} | fails: {str(failure).splitlines()[0][:80]} | | | | |")
-        timed = [latency.compare(files, x[:size], baseline="fp32", rounds=300) for size in (1, 32)]
+        timed = latency.compare(files, [x[:size] for size in (1, 32)], baseline="fp32", rounds=300)
         exact = outputs_of(session(files["fp32"]), x, is_row_by_row=False)
         for name in [one for one in files if one != "fp32"]:
             given = outputs_of(session(files[name]), x, is_row_by_row=name == "dynamic")
@@ -171,7 +171,7 @@ def of_defaults(options: Options) -> list[str]:
                 score = float(metrics.rmse(test.y.numpy(), figures[1]).value)  # in standard units
                 worse = metrics.rmse_rise(test.y.numpy(), *figures)
             size = files[name].stat().st_size / fp32.size_bytes
-            times = [of_batch[name].ratio.value for of_batch in timed]
+            times = [of_batch.ratio.value for of_batch in timed[name]]
             lines.append(row(f"ONNX Runtime's {name}", size, times, score, worse))
     return lines
 

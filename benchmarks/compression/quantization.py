@@ -23,13 +23,13 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 
 from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
-from models.compression.processor import instruction_sets
 from models.compression.quantization import quantize
 from models.compression.stored_weights import store_weights
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
 from models.runtime import INPUT, answer, session
+from tasks.settings import processor_flags
 
 IMAGE = Layout(kind="image", shape=(1, 28, 28))
 FLAT = Layout(kind="flat", shape=(64,))
@@ -123,9 +123,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(
-        f"onnxruntime {onnxruntime.__version__}; {', '.join(name for name in instruction_sets() if 'vnni' in name)}\n"
-    )
+    print(f"onnxruntime {onnxruntime.__version__}; {', '.join(flag for flag in processor_flags() if 'vnni' in flag)}\n")
     print("| family | file | bytes | size | time, 1 row | time, 32 rows | error / spread | in integers |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:

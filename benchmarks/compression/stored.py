@@ -14,12 +14,9 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,8 +25,10 @@ from flows.pipeline import PLAIN
 from flows.recipe import read_recipe
 from models.compression.codebook import nearing, share, shared
 from models.compression.coding import encode
+from models.compression.config import Distillation, Prune
 from models.compression.dead_units import without_dead_units
 from models.compression.decoding import decode, opened
+from models.compression.distillation import distiller
 from models.compression.plain import compact, plain
 from models.compression.pruning import prune
 from models.compression.sparsity import density_at, held, masks_of, weights_of
@@ -40,7 +39,7 @@ from models.randomness import fix_randomness
 from models.runtime import answer, session
 from models.training.batches import Examples, read_examples
 from models.training.config import Augment, Loop
-from models.training.loop import Learn, Losses, evaluate, train
+from models.training.loop import evaluate, train
 from tasks.ingest import locate
 from tasks.settings import settings
 
@@ -59,17 +58,17 @@ class Plan(NamedTuple):
     num_weights: int  # that are left in the end
     epochs: int  # of the last round
     learning_rate: float
-    temperature: float
-    weight: float  # of the teacher
+    lesson: Distillation
     num_values: int = 8
     nearing_epochs: int = 3
     shared_epochs: int = 3
 
 
+_LESSON = Distillation(temperature=2.0, weight=0.9)
 _PERCEPTRON = Mlp(kind="mlp", hidden=(300, 100), norm="none", dropout=0.0)
 PLANS = {
-    "lenet-5": Plan(LeNet(kind="lenet"), 6, Augment(shift=1), 0.5, 5, 0.05, 3000, 6, 4e-3, 2.0, 0.9),
-    "lenet-300-100": Plan(_PERCEPTRON, 25, Augment(), 0.5, 10, 0.2, 5200, 10, 4e-3, 2.0, 0.9),
+    "lenet-5": Plan(LeNet(kind="lenet"), 6, Augment(shift=1), 0.5, 5, 0.05, 3000, 6, 4e-3, _LESSON),
+    "lenet-300-100": Plan(_PERCEPTRON, 25, Augment(), 0.5, 10, 0.2, 5200, 10, 4e-3, _LESSON),
 }
 
 
@@ -77,28 +76,6 @@ class Parts(NamedTuple):
     train: Examples
     val: Examples
     test: Examples
-
-
-def distilled(teacher: nn.Module, temperature: float, weight: float) -> Callable[[nn.Module, Loop], Learn]:
-    """To learn from the labels and, by `weight`, from what `teacher` answers to the same rows.
-
-    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
-    """
-
-    def learner(network: nn.Module, loop: Loop) -> Learn:
-        def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-            outputs_BK = network(x)
-            with torch.no_grad():
-                told_BK = (teacher(x) / temperature).log_softmax(1)
-            mine_BK = (outputs_BK / temperature).log_softmax(1)
-            apart = F.kl_div(mine_BK, told_BK, reduction="sum", log_target=True) * temperature**2
-            loss = (1 - weight) * losses(outputs_BK, slice(None)) + weight * apart
-            (loss / share).backward()
-            return loss.detach()
-
-        return learn
-
-    return learner
 
 
 def read_parts() -> tuple[Parts, Layout]:
@@ -139,32 +116,32 @@ def sparsified(
     plan: Plan, teacher: nn.Module, blueprint: Blueprint, parts: Parts, seed: int
 ) -> tuple[nn.Module, Blueprint]:
     """`plan.num_weights` of the teacher's weights, in what is left of its units."""
-    learner = distilled(teacher, plan.temperature, plan.weight)
+    spread = distiller(teacher, plan.lesson)
     total = sum(weight.numel() for weight in weights_of(teacher).values())
-    network, found = prune(teacher, blueprint, plan.narrowed)
+    network, found = prune(teacher, blueprint, Prune(share=plan.narrowed))
     for number in range(1, plan.num_rounds + 1):
         num_left = density_at(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
         network, found = without_dead_units(network, found)  # so that the share is one of what is left
         here = sum(weight.numel() for weight in weights_of(network).values())
         loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
         with held(network, masks_of(network, min(num_left / here, 1.0))):
-            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, spread=learner)
+            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, spread=spread)
         say(f"round {number}, {num_left:.0f} weights in {found.config}: {history[-1]}")
     return without_dead_units(network, found)
 
 
 def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts, seed: int) -> nn.Module:
     """`network` with `plan.num_values` values a layer. First they follow the weights, then the weights follow them."""
-    learner = distilled(teacher, plan.temperature, plan.weight)
+    spread = distiller(teacher, plan.lesson)
     network = copy.deepcopy(network)
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
     loop = loop_of(plan, plan.nearing_epochs, plan.learning_rate / 4)
     with held(network, masks), nearing(network, plan.num_values):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, spread=learner)
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, spread=spread)
     say(f"nearing: {history[-1]}")
     loop = loop_of(plan, plan.shared_epochs, plan.learning_rate / 4)
     with shared(network, share(network, plan.num_values)):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, spread=learner)
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, spread=spread)
     say(f"shared: {history[-1]}")
     return network
 

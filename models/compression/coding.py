@@ -55,22 +55,22 @@ def encode(model: bytes) -> bytes:
     for hole in _holes(model):
         raw = model[hole.start : hole.stop]
         codes = _codes_of(raw, hole, decisions_left)
-        head += _varints(hole.start - position, hole.stop - hole.start, OTHER if codes is None else FEW_VALUED)
+        head += varints(hole.start - position, hole.stop - hole.start, OTHER if codes is None else FEW_VALUED)
         if codes is None:
             others += raw
         else:
             codes_RC, values = codes
             shape = shape_of(codes_RC, len(values) - 1)
-            head += _varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
+            head += varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
             walk(encoder, shape, codes_RC, decisions_left)
             decisions_left -= num_decisions(codes_RC, shape.num_values)
         rest += model[position : hole.start]
         position, num_holes = hole.stop, num_holes + 1
     rest += model[position:]
-    table = _varints(num_holes) + bytes(head)
-    begin = _deflated(_varints(len(table), len(others)) + table + bytes(rest))
+    table = varints(num_holes) + bytes(head)
+    begin = _deflated(varints(len(table), len(others)) + table + bytes(rest))
     cells, squeezed = encoder.finish(), zstd().compress(bytes(others), asbytes=True) if others else b""
-    begin = _varints(len(model), len(begin), len(cells)) + begin
+    begin = varints(len(model), len(begin), len(cells)) + begin
     return MAGIC + bytes([VERSION]) + zlib.crc32(model).to_bytes(4, "big") + begin + cells + squeezed
 
 
@@ -138,8 +138,8 @@ def _written(values: np.ndarray, item_bytes: int) -> bytes:
     return bytes([skipped]) + bytes_VI[:, skipped:].tobytes()
 
 
-def _varints(*numbers: int) -> bytes:
-    """Seven bits to a byte, the lowest first; the highest bit says that more follow."""
+def varints(*numbers: int) -> bytes:
+    """As protocol buffers have them: seven bits to a byte, the lowest first; the highest bit says that more follow."""
     written = bytearray()
     for number in numbers:
         while number > 127:

@@ -21,6 +21,7 @@ Stored = Literal["fp16", "bf16", "int8", "int4"]
 Importance = Literal["magnitude", "taylor"]
 Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
+Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
 _OF_THE_FILE = ("quantize", "calibrate", "float_layers", "weights", "stored")
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
@@ -69,7 +70,7 @@ class Sparse(Document):
 
     density: Annotated[float, Field(gt=0, lt=1, description="the share of weights that is not zero in the end")]
     scope: Annotated[
-        Literal["lamp", "global", "layer"],
+        Scope,
         Field(description="lamp: by what each is of its layer; global: by magnitude; layer: that share of each layer"),
     ] = "lamp"
     rounds: Count = 4

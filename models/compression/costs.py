@@ -47,6 +47,6 @@ def costing(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[Callabl
 
         def of_time(other: nn.Module) -> float:
             export(other, x, files["other"])
-            return compare(files, x[:1].numpy(), baseline="network", rounds=_ROUNDS)["other"].ratio.value
+            return compare(files, [x[:1].numpy()], baseline="network", rounds=_ROUNDS)["other"][0].ratio.value
 
         yield of_time

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.networks import cnn, lenet, mlp
-from models.networks.blueprint import Blueprint, build
+from models.networks.blueprint import Blueprint, rebuilt
 
 _KINDS: dict[str, ModuleType] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
 
@@ -33,9 +33,7 @@ def without_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Mod
     while _removed(smaller, kind.prunable(smaller), torch.zeros(2, *blueprint.layout.shape)):
         pass  # a unit may die with the last one that it led to
     found = blueprint.model_copy(update={"config": kind.config_of(smaller, blueprint.config)})
-    rebuilt = build(found)
-    rebuilt.load_state_dict(smaller.state_dict())
-    return rebuilt.eval(), found
+    return rebuilt(found, smaller), found
 
 
 def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:

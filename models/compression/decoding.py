@@ -61,6 +61,11 @@ def decode(stored: bytes) -> bytes:
     return model
 
 
+def is_stored(beginning: bytes) -> bool:
+    """Whether a file that begins with these four bytes or more needs `opened`, and is no ONNX file as such."""
+    return beginning.startswith((MAGIC, _ZSTD_MAGIC))
+
+
 def opened(stored: bytes) -> bytes:
     """The bytes of an ONNX file, whether they come as such, compressed by zstd, or as `encode` wrote them.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.compression.config import Importance
-from models.training.batches import Examples
+from models.training.batches import Examples, even_sample
 from models.training.config import Loop
 from models.training.objective import loss_of
 
@@ -42,8 +42,7 @@ MEASURES: dict[Importance, Measure] = {"magnitude": magnitude, "taylor": taylor}
 
 def add_gradients(network: nn.Module, examples: Examples) -> None:
     """Afterwards each parameter of `network` holds the gradient of the mean loss over some rows of `examples`."""
-    step = max(len(examples.y) // _MOST_ROWS, 1)  # rows are sorted by key, so a step through them is an even sample
-    x, y = examples.x[::step][:_MOST_ROWS], examples.y[::step][:_MOST_ROWS]
+    x, y = (even_sample(part, _MOST_ROWS)[:_MOST_ROWS] for part in (examples.x, examples.y))
     losses = loss_of(Loop(epochs=1), y)
     network.zero_grad(set_to_none=True)
     # A recurrent layer gives gradients in training mode alone, and then dropout and batch normalisation stand still.

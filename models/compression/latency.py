@@ -6,7 +6,7 @@ Shapes: R rounds, D draws.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,25 +24,42 @@ _DRAWS_AT_ONCE = 200
 
 def compare(
     files: Mapping[str, Path],
-    x: np.ndarray,
+    batches: Sequence[np.ndarray],
     *,
     baseline: str,
     rounds: int,
     row_by_row: Collection[str] = (),
     seed: int = 0,
-) -> dict[str, Latency]:
-    """Time every file on the same batch `x` float32 (B, ...), in turns, so that noise falls on all alike.
+) -> dict[str, tuple[Latency, ...]]:
+    """Time every file on the same batches, each float32 (B, ...), in turns, so that noise falls on all alike.
 
     Each round asks all files once, in an order drawn anew: none has the caches always after the same other. Files in
     `row_by_row` are asked the rows one after another, as the endpoint does it.
 
     Returns:
-        For each name percentiles in milliseconds over `rounds`, and two ratios to the baseline with their 95% limits:
-        the median over the rounds of the ratio within a round, and the ratio of the 99th percentiles (below 1 is
-        faster). Large networks get fewer rounds: after `_MOST_SECONDS` those that are done count.
+        For each name and batch percentiles in milliseconds over `rounds`, and two ratios to the baseline with their 95%
+        limits: the median over the rounds of the ratio within a round, and the ratio of the 99th percentiles (below 1
+        is faster). Large networks get fewer rounds: after `_MOST_SECONDS` those that are done count.
     """
     sessions = {name: session(path) for name, path in files.items()}
-    seconds = {name: np.empty(rounds) for name in files}
+    timed = [_timed(sessions, x, rounds, row_by_row, seed) for x in batches]
+    return {
+        name: tuple(
+            told(seconds[name], seconds[baseline], len(x), seed=seed) for x, seconds in zip(batches, timed, strict=True)
+        )
+        for name in files
+    }
+
+
+def _timed(
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    x: np.ndarray,
+    rounds: int,
+    row_by_row: Collection[str],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """The seconds that each session took for `x`, by round."""
+    seconds = {name: np.empty(rounds) for name in sessions}
     for name, runtime in sessions.items():
         for _ in range(10):
             _ask(runtime, x, name in row_by_row)
@@ -56,7 +73,7 @@ def compare(
             _ask(sessions[name], x, name in row_by_row)
             seconds[name][done] = time.perf_counter() - start
         done += 1
-    return {name: told(taken[:done], seconds[baseline][:done], len(x), seed=seed) for name, taken in seconds.items()}
+    return {name: taken[:done] for name, taken in seconds.items()}
 
 
 def _ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import pyarrow as pa
 from onnx import helper, numpy_helper
+
+from models.compression.coding import varints
+from models.compression.decoding import zstd
 
 _MOST_VALUES = 255  # in a layer, besides zero: indices are bytes
 _FARTHEST = 255
@@ -98,7 +100,7 @@ def compressed(model: bytes) -> bytes:
         if place >= 0:
             position = place + len(tensor.raw_data)
             starts |= {place, position}
-    codec = pa.Codec("zstd", compression_level=22)
+    codec = zstd()
     pieces = [codec.compress(model[start:stop], asbytes=True) for start, stop in itertools.pairwise(sorted(starts))]
     whole = codec.compress(model, asbytes=True)
     return min(b"".join(pieces), whole, key=len)
@@ -192,15 +194,7 @@ def _with_last(proto: onnx.ModelProto, tensors: list[onnx.TensorProto]) -> bytes
     around.CopyFrom(proto)
     around.ClearField("graph")
     empty = onnx.ModelProto(graph=onnx.GraphProto(name="")).SerializeToString()
-    return around.SerializeToString(deterministic=True) + empty[:1] + _varint(len(graph)) + graph
-
-
-def _varint(number: int) -> bytes:
-    written = bytearray()
-    while number > 127:
-        written.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*written, number])
+    return around.SerializeToString(deterministic=True) + empty[:1] + varints(len(graph)) + graph
 
 
 def _drop_defaults(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:

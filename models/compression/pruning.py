@@ -18,7 +18,7 @@ from models.compression.costs import costing
 from models.compression.importance import MEASURES, add_gradients
 from models.compression.recurrent import prune_units
 from models.networks import cnn, ft_transformer, lenet, mlp, resnet
-from models.networks.blueprint import Blueprint, build
+from models.networks.blueprint import Blueprint, rebuilt
 from models.networks.config import Gpt, Model, Rnn, Transformer
 from models.training.batches import Examples
 
@@ -119,10 +119,7 @@ def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None)
     else:
         config = _prune_coupled(smaller, blueprint, share, how)
     pruned = blueprint.model_copy(update={"config": config})
-    # Built afresh, so that no gradient and nothing of a pruner's bookkeeping stays on the modules.
-    rebuilt = build(pruned)
-    rebuilt.load_state_dict(smaller.state_dict())
-    return Pruned(rebuilt.eval(), pruned)
+    return Pruned(rebuilt(pruned, smaller), pruned)  # so that no gradient and no bookkeeping stays on the modules
 
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune) -> Model:

@@ -53,7 +53,7 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
     if spec.prune is not None:
 
         def tune(smaller: nn.Module, rounds: int) -> None:
-            _taught(lesson, fine_tune.model_copy(update={"epochs": max(fine_tune.epochs // rounds, 1)}))(smaller)
+            _taught(lesson, _of_a_round(fine_tune, rounds))(smaller)
 
         network, blueprint = prune(network, blueprint, spec.prune, lesson.train, tune)
     if spec.factorise is not None:
@@ -75,11 +75,15 @@ def _sparsified(network: nn.Module, how: Sparse, lesson: Lesson) -> nn.Module:
     """A copy with the share of zeros that is wanted. Each round has its part of the epochs, the last one all."""
     sparse, fine_tune = copy.deepcopy(network), lesson.compression.fine_tune
     for number in range(1, how.rounds + 1):
-        epochs = max(fine_tune.epochs // how.rounds, 1) if number < how.rounds else fine_tune.epochs
+        loop = _of_a_round(fine_tune, how.rounds) if number < how.rounds else fine_tune
         masks = masks_of(sparse, density_at(number, how.rounds, last=how.density), how.scope)
         with held(sparse, masks):
-            _taught(lesson, fine_tune.model_copy(update={"epochs": epochs}))(sparse)
+            _taught(lesson, loop)(sparse)
     return sparse
+
+
+def _of_a_round(loop: Loop, rounds: int) -> Loop:
+    return loop.model_copy(update={"epochs": max(loop.epochs // rounds, 1)})
 
 
 def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import nn
 
 from data_contracts.errors import RecipeInvalid
+from models.compression.config import Scope
 
 Masks = dict[str, torch.Tensor]  # by a parameter's name, bool of its shape: which weights stay
-Scope = Literal["lamp", "global", "layer"]
 
 
 def density_at(step: int, num_steps: int, *, last: float, first: float = 1.0) -> float:

@@ -66,6 +66,13 @@ def build(blueprint: Blueprint) -> nn.Module:
             raise TypeError(f"a network of kind {config.kind} is never built")
 
 
+def rebuilt(blueprint: Blueprint, network: nn.Module) -> nn.Module:
+    """A network as `blueprint` says with the weights of `network`, in evaluation mode, and with nothing else of it."""
+    fresh = build(blueprint)
+    fresh.load_state_dict(network.state_dict())
+    return fresh.eval()
+
+
 def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, blueprint_path: Path) -> str:
     """Write weights (safetensors, whose bytes depend on nothing but names and values) and blueprint.
 

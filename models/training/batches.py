@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ from models.training.loader import Stream, Window, open_stream
 from models.training.world import ALONE, World
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 _MOST_BYTES = 1 << 30  # of values in memory
 _GROUP_ROWS = 65_536
@@ -93,6 +94,14 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
             start = stop
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
     return Examples(x_of_rows, torch.from_numpy(y), np.concatenate(keys[1:] or keys))
+
+
+def even_sample(rows: Array, least: int) -> Array:
+    """At least `least` of the rows, and fewer than twice as many, where there are so many; else all of them.
+
+    Rows are sorted by key, and keys know nothing of labels, so a step through them is an even sample.
+    """
+    return rows[:: max(len(rows) // least, 1)]
 
 
 def num_batches(rows: Rows, batch_size: int, world: World = ALONE) -> int:

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -65,3 +66,8 @@ def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     """Mean loss, and accuracy from 0 to 1 or RMSE in standard units, from what `judged` says of all rows."""
     loss, score = (sums[:2] / sums[2]).tolist()
     return loss, math.sqrt(score) if is_regression(y) else score
+
+
+def score_of(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:
+    """Accuracy from 0 to 1, or RMSE in standard units, of what a network answers for rows with these labels."""
+    return loss_and_score(judged(torch.from_numpy(outputs_BK), y_B), y_B)[1]

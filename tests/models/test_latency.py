@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,19 +14,22 @@ from models.compression.latency import compare, told
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
     files = {"fp32": exported, "int8": quantized, "again": exported}
-    timed = compare(files, parts.test.x[:3].numpy(), baseline="fp32", rounds=5, row_by_row={"int8"})
+    batches = [parts.test.x[:size].numpy() for size in (3, 1)]
+    timed = compare(files, batches, baseline="fp32", rounds=5, row_by_row={"int8"})
     assert list(timed) == list(files)
-    assert (timed["fp32"].ratio.low, timed["fp32"].ratio.value, timed["fp32"].tail_ratio.high) == (1, 1, 1)
-    for latency in timed.values():
-        assert (latency.batch_size, latency.num_rounds) == (3, 5)
+    for latency in timed["fp32"]:
+        assert (latency.ratio.low, latency.ratio.value, latency.tail_ratio.high) == (1, 1, 1)
+    for of_batches in timed.values():
+        assert [(one.batch_size, one.num_rounds) for one in of_batches] == [(3, 5), (1, 5)]
+    for latency in itertools.chain.from_iterable(timed.values()):
         assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p95_ms <= latency.p99_ms
         assert 0 < latency.ratio.low <= latency.ratio.value <= latency.ratio.high
 
 
 def test_any_file_can_be_the_baseline(exported, quantized, parts):
-    timed = compare({"fp32": exported, "int8": quantized}, parts.test.x[:1].numpy(), baseline="int8", rounds=1)
-    assert timed["int8"].ratio.value == 1
-    assert timed["fp32"].p50_ms == timed["fp32"].p99_ms
+    timed = compare({"fp32": exported, "int8": quantized}, [parts.test.x[:1].numpy()], baseline="int8", rounds=1)
+    assert timed["int8"][0].ratio.value == 1
+    assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
 
 @settings(max_examples=10, deadline=None)
