@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Latency, Options, Trained
-from models.compression.config import Compression, Quantization, candidates_for
+from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
+from models.compression.processor import needs_reduced_range
 from tasks import tracking
 from tasks.candidates import TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.making import Maker, Parts, make_all
-from tasks.settings import settings
+from tasks.settings import processor_flags, settings
 from tasks.stages import stage
 from tasks.store import Output
 
@@ -30,7 +31,6 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
     none is, and 8 bits take their ranges from the validation part.
     """
-    from models.networks.blueprint import read_blueprint
     from models.randomness import fix_randomness
     from models.training.batches import read_examples
 
@@ -44,16 +44,13 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
             for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test)
         )
     )
-    config = read_blueprint(settings().path(trained.network_uri)).config
-    has_no_kernels = config.kind == "rnn" and config.cell != "lstm"
-    specs = compression.candidates or candidates_for(
-        config.kind, _quantization_for(trained), weights_alone=has_no_kernels
-    )
+    usual = _usual(trained)
+    specs = compression.candidates or usual
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     maker = Maker(out, trained, parts, compression)
     wanted = None if is_private else compression.explore
-    made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted)
+    made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
     baseline = next(spec.name for spec in specs if spec.is_as_trained)
     timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
     candidates = measure_all(out, made, parts.test, trained, timed, baseline)
@@ -76,6 +73,19 @@ def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> d
         baseline=baseline,
         rounds=rounds,
         row_by_row={one.spec.name for one in made if one.is_row_by_row},
+    )
+
+
+def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
+    """The candidates where the recipe names none, for this network on this processor."""
+    from models.networks.blueprint import read_blueprint
+
+    config = read_blueprint(settings().path(trained.network_uri)).config
+    return candidates_for(
+        config.kind,
+        _quantization_for(trained),
+        weights_alone=config.kind == "rnn" and config.cell != "lstm",
+        reduce_range=needs_reduced_range(processor_flags()),
     )
 
 

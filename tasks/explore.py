@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from data_contracts.errors import TrainingDiverged
-from models.compression.config import PRUNABLE, CandidateSpec, Explore, Prune, Quantization, candidates_for
+from models.compression.config import PRUNABLE, CandidateSpec, Explore, Prune
 from models.compression.pareto import front
 from tasks import tracking
 from tasks.candidates import Made
@@ -40,12 +40,14 @@ class Hopeless(Exception):
     """A network that will not come near enough to the one as trained."""
 
 
-def explore(maker: Maker, named: tuple[CandidateSpec, ...], wanted: Explore) -> list[Made]:
+def explore(
+    maker: Maker, named: tuple[CandidateSpec, ...], wanted: Explore, usual: tuple[CandidateSpec, ...]
+) -> list[Made]:
     """The named candidates, and those of the search that none is better than in score, size and multiplications.
 
-    Each trial is one smaller network, which is quantized too; what is made alike is made once. Optuna's TPE draws them,
-    from figures alone that do not depend on the machine, so the same recipe tries the same. A table of all that was
-    tried is kept with the training run.
+    Each trial is one smaller network, which is made in 8 bits too, as the named candidates or else the `usual` ones
+    are. What is made alike is made once. Optuna's TPE draws them, from figures alone that do not depend on the machine,
+    so the same recipe tries the same. A table of all that was tried is kept with the training run.
 
     Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; Ozaki et al. 2022, "Multiobjective
     Tree-Structured Parzen Estimator".
@@ -53,7 +55,8 @@ def explore(maker: Maker, named: tuple[CandidateSpec, ...], wanted: Explore) -> 
     made = [make(maker, spec) for spec in named]
     fp32 = _score(maker, next(one for one in made if one.spec.is_as_trained))
     tried = [_judged(maker, one, fp32) for one in made]
-    _try_all(maker, tried, fp32, wanted)
+    in_8_bits = next(found for spec in (*named, *usual) if (found := _in_8_bits(spec)))
+    _try_all(maker, tried, fp32, wanted, in_8_bits)
     kept = _kept(tried, len(named), wanted)
     _log(maker, tried, kept)
     for one in tried:
@@ -63,15 +66,16 @@ def explore(maker: Maker, named: tuple[CandidateSpec, ...], wanted: Explore) -> 
     return [one.made for one in kept]
 
 
-def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore) -> None:
+def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore, in_8_bits: Mapping[str, Any]) -> None:
     """Afterwards `tried` has grown by what the trials came to."""
     import optuna
+
+    from models.networks.blueprint import read_blueprint
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_DRAWN_BLINDLY)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kind = _kind(maker)
-    how = _quantization(tried, kind)
+    kind = read_blueprint(settings().path(maker.trained.network_uri)).config.kind
     end = None if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
 
     def hopeless(val_score: float) -> bool:
@@ -85,7 +89,7 @@ def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore) -> 
         spec = _drawn(trial, kind)
         known = spec is None or any(spec.in_float == one.made.spec.in_float for one in tried)
         try:
-            both = [] if spec is None or known else _both(maker, spec, how, hopeless)
+            both = [] if spec is None or known else _both(maker, spec, in_8_bits, hopeless)
         except (Hopeless, TrainingDiverged):
             both = []
         judged = [_judged(maker, one, fp32) for one in both]
@@ -97,17 +101,11 @@ def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore) -> 
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # nothing to learn from
 
 
-def _kind(maker: Maker) -> str:
-    from models.networks.blueprint import read_blueprint
-
-    return read_blueprint(settings().path(maker.trained.network_uri)).config.kind
-
-
-def _quantization(tried: Sequence[Tried], kind: str) -> Quantization:
-    """As a named candidate is quantized, or else as suits the kind."""
-    stated = (one.made.spec.quantize for one in tried)
-    usual = (spec.quantize for spec in candidates_for(kind))
-    return next(how for how in (*stated, *usual) if how is not None)
+def _in_8_bits(spec: CandidateSpec) -> dict[str, Any]:
+    """What a candidate says of 8 bits, if it has them."""
+    if spec.quantize is None and spec.weights != "int8":
+        return {}
+    return spec.model_dump(include={"quantize", "calibrate", "reduce_range", "weights"})
 
 
 def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
@@ -132,7 +130,9 @@ def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
     return CandidateSpec(name="-".join(words), prune=pruned, factorise=thin)
 
 
-def _both(maker: Maker, spec: CandidateSpec, how: Quantization, hopeless: Callable[[float], bool]) -> list[Made]:
+def _both(
+    maker: Maker, spec: CandidateSpec, in_8_bits: Mapping[str, Any], hopeless: Callable[[float], bool]
+) -> list[Made]:
     """The network in float and in 8 bits.
 
     Raises:
@@ -144,8 +144,8 @@ def _both(maker: Maker, spec: CandidateSpec, how: Quantization, hopeless: Callab
         if epoch.number >= half and hopeless(epoch.val_score):
             raise Hopeless
 
-    in_8_bits = spec.model_copy(update={"name": f"{spec.name}-int8", "quantize": how})
-    return [make(maker, spec, on_epoch), make(maker, in_8_bits)]
+    quantized = spec.model_copy(update={"name": f"{spec.name}-int8", **in_8_bits})
+    return [make(maker, spec, on_epoch), make(maker, quantized)]
 
 
 def _score(maker: Maker, made: Made) -> float:

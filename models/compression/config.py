@@ -157,16 +157,18 @@ class CandidateSpec(Document):
 
 
 def candidates_for(
-    kind: str, how: Quantization | None = None, *, weights_alone: bool = False
+    kind: str, how: Quantization | None = None, *, weights_alone: bool = False, reduce_range: bool = False
 ) -> tuple[CandidateSpec, ...]:
     """The candidates that are worth making of a network of `kind`, where the recipe names none.
 
     `how` it is quantized follows from the kind, unless it is stated. `weights_alone` says that its arithmetic has no
-    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits.
+    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits. `reduce_range` says that
+    the processor adds up in too few bits (`processor.py`).
     """
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
     how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else {"quantize": how}
+    quantized = {"quantize": how, "reduce_range": reduce_range}
+    in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else quantized
     plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **in_8_bits))
     if kind not in PRUNABLE:
         return plain

@@ -167,6 +167,12 @@ def test_how_an_imported_network_is_quantized_says_its_file():
     assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]
 
 
+def test_on_a_processor_without_vnni_weights_have_7_bits():
+    specs = candidates_for("cnn", reduce_range=True)
+    assert {(spec.quantize, spec.reduce_range) for spec in specs if spec.quantize} == {("static", True)}
+    assert Compression(candidates=candidates_for("rnn", weights_alone=True, reduce_range=True)).candidates
+
+
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
     specs = candidates_for("rnn", weights_alone=True)
     assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [

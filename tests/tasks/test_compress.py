@@ -71,6 +71,15 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
     assert compress.key(trained, wanted) != compress.key(trained, Compression(**FAST))
 
 
+def test_a_search_has_8_bits_as_the_named_candidates_do(trained: Trained) -> None:
+    named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weights="int8"))
+    options = compress(trained, Compression(candidates=named, explore=Explore(trials=3, worst_drop=0.9), **FAST))
+    runs = [tracking.client().get_run(candidate.run_id).data.params for candidate in options.candidates]
+    found = {run["weights"] for run in runs if run["name"].endswith("-int8")}
+    assert found == {"int8"}
+    assert {run["quantize"] for run in runs} == {"None"}
+
+
 def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_and_8_bits(trained: Trained) -> None:
     student = Student(model=Mlp(kind="mlp", hidden=(16,), norm="none"), training=Loop(epochs=25, learning_rate=2e-2))
     options = compress(
