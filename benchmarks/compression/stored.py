@@ -67,8 +67,21 @@ class Plan(NamedTuple):
 _LESSON = Distillation(temperature=2.0, weight=0.9)
 _PERCEPTRON = Mlp(kind="mlp", hidden=(300, 100), norm="none", dropout=0.0)
 PLANS = {
-    "lenet-5": Plan(LeNet(kind="lenet"), 6, Augment(shift=1), 0.5, 5, 0.05, 3000, 6, 4e-3, _LESSON),
-    "lenet-300-100": Plan(_PERCEPTRON, 25, Augment(), 0.5, 10, 0.2, 5200, 10, 4e-3, _LESSON),
+    "lenet-5": Plan(
+        LeNet(kind="lenet"),
+        6,
+        Augment(shift=1),
+        0.5,
+        5,
+        0.05,
+        3800,
+        14,
+        4e-3,
+        _LESSON,
+        nearing_epochs=5,
+        shared_epochs=5,
+    ),
+    "lenet-300-100": Plan(_PERCEPTRON, 25, Augment(), 0.5, 10, 0.2, 5650, 10, 4e-3, _LESSON),
 }
 
 
