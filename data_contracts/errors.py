@@ -69,6 +69,10 @@ class ContractInvalid(DocumentInvalid):
     pass
 
 
+class SettingInvalid(BloomeryError):
+    exit_code = 2
+
+
 class DataMissing(BloomeryError):
     exit_code = 2
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import annotated_types
 import numpy as np
@@ -31,8 +31,10 @@ from pydantic_core import ErrorDetails
 from data_contracts.columns import Column, Item
 from data_contracts.contract import Contract
 from data_contracts.expressions import Condition, breaking, read_condition
+from data_contracts.row_schema import row_schema
 from data_contracts.rules import Rule, whole_limits
 from data_contracts.schemas import arrow_schema, arrow_type, largest_exact, range_of
+from data_contracts.single_rows import Asked, Unsure, asked_of_rows
 
 
 class RowsRefused(Exception):
@@ -41,9 +43,22 @@ class RowsRefused(Exception):
     def __init__(self, problems: list[dict[str, Any]]) -> None:
         self.problems = problems
         first = problems[0]
-        place = f"row {first['row']}, column {first['column']}" if first["column"] else "the request"
+        places = (
+            f"row {first['row']}" if first["row"] != "" else "",
+            f"column {first['column']}" if first["column"] else "",
+        )
+        place = ", ".join(filter(None, places)) or "the request"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(f"{place}: found {first['found']}, but {first['rule']}{more}")
+
+
+class BodyUnreadable(Exception):
+    """The body of a request is not what its content type says."""
+
+
+Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
+
+_ROWS_ASKED_ALONE = 64  # beyond which Arrow asks a condition of all at once sooner
 
 
 class RowCheck:
@@ -64,15 +79,21 @@ class RowCheck:
             "Row", __config__=ConfigDict(extra="forbid", allow_inf_nan=False, title=contract.name), **fields
         )
         rows: Any = Annotated[list[row], Field(min_length=1)]  # type: ignore[valid-type]
-        self._rows: TypeAdapter[list[Any]] = TypeAdapter(rows)
+        self._list: TypeAdapter[list[Any]] = TypeAdapter(rows)
+        self._body: TypeAdapter[Any] = TypeAdapter(
+            create_model("Body", __config__=ConfigDict(extra="forbid", title="Request"), rows=(rows, ...))
+        )
+        self._asked, self._rules, self._title = asked, rules, contract.name
         self._columns = [column.name for column in asked]
+        self._fields = list(fields)
         whole = arrow_schema(contract)
         self.schema = pa.schema([whole.field(name) for name in self._columns])
         # A condition that reads another column cannot be asked: the model does not read that column.
-        self._conditions: list[tuple[Rule, Condition]] = [
-            (rule, read_condition(rule.expression or "", whole))
+        self._conditions = [
+            _Asked(rule, condition, asked_of_rows(condition.root, whole))
             for rule in rules
             if rule.kind == "expression" and set(rule.columns) <= set(self._columns)
+            for condition in (read_condition(rule.expression or "", whole),)
         ]
 
     def table(self, rows: Any) -> pa.Table:
@@ -82,32 +103,81 @@ class RowCheck:
             RowsRefused: a column is missing, unknown or of the wrong type, or a value breaks a rule.
         """
         try:
-            checked = self._rows.validate_python(rows)
+            checked = self._list.validate_python(rows)
         except ValidationError as failure:
             raise RowsRefused([_problem(detail) for detail in failure.errors(include_url=False)]) from None
+        return pa.Table.from_batches([self.batch(self._cells(checked))])
+
+    def cells(self, body: bytes) -> Cells:
+        """The rows of a request, `{"rows": [{...}, ...]}` in JSON.
+
+        Raises:
+            BodyUnreadable: it is no JSON.
+            RowsRefused: as `table` says, or it is something else than an object with rows.
+        """
+        try:
+            checked = self._body.validate_json(body)
+        except ValidationError as failure:
+            details = failure.errors(include_url=False)
+            if details[0]["type"] == "json_invalid":
+                raise BodyUnreadable(details[0]["msg"].removeprefix("Invalid JSON: ")) from None
+            raise RowsRefused([_problem_of_body(detail) for detail in details]) from None
+        return self._cells(checked.rows)
+
+    def batch(self, cells: Cells) -> pa.RecordBatch:
+        """Rows that were checked, in the contract's types."""
+        arrays = [pa.array(cells[field.name], field.type) for field in self.schema]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _cells(self, checked: list[Any]) -> Cells:
+        """Raises RowsRefused where a condition is false."""
         cells = {
-            name: [getattr(row, f"column_{position}") for row in checked] for position, name in enumerate(self._columns)
+            name: [getattr(row, field) for row in checked]
+            for name, field in zip(self._columns, self._fields, strict=True)
         }
-        table = pa.table(cells, schema=self.schema)
-        problems = [problem for rule, condition in self._conditions for problem in _unkept(rule, condition, table)]
+        problems = [problem for asked in self._conditions for problem in self._unkept(asked, cells, len(checked))]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
-        return table
+        return cells
+
+    def _unkept(self, asked: _Asked, cells: Cells, num_rows: int) -> list[dict[str, Any]]:
+        """Row, columns, values and rule for each row where the condition is false."""
+        names = asked.condition.columns
+        if num_rows > _ROWS_ASKED_ALONE:
+            rows = _false_in(asked.condition, self.batch(cells))
+        else:
+            columns = [cells[name] for name in names]
+            try:
+                rows = [
+                    row
+                    for row, values in enumerate(zip(*columns, strict=True))
+                    if asked.value(dict(zip(names, values, strict=True))) is False
+                ]
+            except Unsure:
+                rows = _false_in(asked.condition, self.batch(cells))
+        found = []
+        for row in rows:
+            values = ", ".join(f"{name} = {_cell(cells[name][row])}" for name in names)
+            found.append({"row": row, "column": ", ".join(names), "found": values, "rule": asked.rule.sentence})
+        return found
 
     def json_schema(self) -> dict[str, Any]:
-        """The JSON Schema of the list of rows, for the endpoint's own documentation."""
-        return self._rows.json_schema()
+        """The JSON Schema of one row, for the endpoint's own documentation."""
+        conditions = [asked.rule for asked in self._conditions]
+        others = [rule for rule in self._rules if rule.kind != "expression"]
+        return row_schema(self._asked, [*others, *conditions], self._title)
 
 
-def _unkept(rule: Rule, condition: Condition, table: pa.Table) -> list[dict[str, Any]]:
-    """Row, columns, values and rule for each row where the condition is false."""
-    rows = np.flatnonzero(breaking(condition, table).to_numpy(zero_copy_only=False)).tolist()
-    found = []
-    for row in rows:
-        values = ", ".join(f"{name} = {_cell(table[name][row].as_py())}" for name in condition.columns)
-        columns = ", ".join(condition.columns)
-        found.append({"row": row, "column": columns, "found": values, "rule": rule.sentence})
-    return found
+class _Asked(NamedTuple):
+    """A rule with its condition, as it is asked of a batch and of one row."""
+
+    rule: Rule
+    condition: Condition
+    value: Asked
+
+
+def _false_in(condition: Condition, rows: pa.RecordBatch) -> list[int]:
+    return np.flatnonzero(breaking(condition, rows).to_numpy(zero_copy_only=False)).tolist()
 
 
 def _cell(value: Any) -> str:
@@ -255,6 +325,14 @@ def _problem(detail: ErrorDetails) -> dict[str, Any]:
     }.get(detail["type"], rule[0].lower() + rule[1:])
     found = "nothing" if detail["type"] == "missing" else _shown(detail["input"])
     return {"row": row, "column": column, "found": found, "rule": rule}
+
+
+def _problem_of_body(detail: ErrorDetails) -> dict[str, Any]:
+    """The same of a whole body: what is wrong around the rows has no row."""
+    first, *inside = detail["loc"] or ("",)
+    if first == "rows" and inside:
+        return _problem({**detail, "loc": tuple(inside)})
+    return {**_problem({**detail, "loc": ("",)}), "column": "", "row": ""}
 
 
 def _shown(value: Any) -> str:

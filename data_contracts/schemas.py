@@ -108,7 +108,7 @@ def require_columns(found: pa.Schema, contract: Contract, where: str) -> None:
     wrong = [
         f"{name} is {found.field(name).type}, not {wanted.field(name).type}"
         for name in wanted.names
-        if found.names.count(name) == 1 and not _fits(found.field(name).type, wanted.field(name).type)
+        if found.names.count(name) == 1 and not fits(found.field(name).type, wanted.field(name).type)
     ]
     twice = sorted({name for name in found.names if found.names.count(name) > 1})
     problems = [
@@ -126,12 +126,13 @@ def require_columns(found: pa.Schema, contract: Contract, where: str) -> None:
         )
 
 
-def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+def fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of type `found` may stand where `wanted` is asked for, if each of them fits."""
     if pa.types.is_null(found):  # a column without a single value has the type of none
         return True
     if pa.types.is_list(wanted):
         is_array = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-        return is_array and _fits(found.value_type, wanted.value_type)
+        return is_array and fits(found.value_type, wanted.value_type)
     return _family(found) == _family(wanted)
 
 

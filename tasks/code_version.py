@@ -34,7 +34,14 @@ _PLUMBING = frozenset(
     }
 )
 _NO_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow", "google": "protobuf"}
+_DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "google": "protobuf",
+    "prometheus_client": "prometheus-client",
+    "_bentoml_sdk": "bentoml",
+}
 
 
 @functools.cache

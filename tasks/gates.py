@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_contracts.errors import ReleaseRefused
 from data_contracts.records import Bento, Interval
@@ -17,8 +15,8 @@ from data_contracts.scores import LOSSES, SCORES, figure_in_words, loss_in_words
 from models.config import Gates
 from models.encoder import Encoder, encode, read_encoder
 from tasks import registry
+from tasks.held_out import held_out_rows, measured_answers
 from tasks.package import bento_folder
-from tasks.parquet import read_batches
 from tasks.settings import settings
 from tasks.slices import neighbourly
 
@@ -70,7 +68,7 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -
             where="the recipe's features.task and name",
             remedy="give the recipe another name: who asks the champion would not understand the answers",
         )
-    theirs = _answers_of(tag, champion, held_out_rows(bento))
+    theirs = _answers_of(tag, champion, held_out_rows(bento.chosen))
     if theirs is None:  # the champion reads other columns: there is nothing to compare
         return
     worse = _compared(bento, theirs)
@@ -92,7 +90,7 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
     from models.metrics import accuracy_drop, rmse_rise
 
     dataset = bento.chosen.options.trained.dataset
-    measured = measured_answers(bento)
+    measured = measured_answers(bento.chosen)
     if dataset.task == "classification":
         truth, ours = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
         return accuracy_drop(theirs == truth, ours == truth)
@@ -131,17 +129,3 @@ def _answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None
     if encoder.features.task == "regression":
         return given
     return np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
-
-
-def measured_answers(bento: Bento) -> pa.Table:
-    """Key, truth and answer for each row of the test part, and for classes their probabilities."""
-    return pq.read_table(settings().path(bento.chosen.candidate.answers_uri))
-
-
-def held_out_rows(bento: Bento) -> pa.Table:
-    """The raw rows of the test part, in the order of the measured answers."""
-    dataset = bento.chosen.options.trained.dataset
-    keys = measured_answers(bento)[dataset.key]
-    names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
-    rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
-    return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))

@@ -20,11 +20,13 @@ from data_contracts.served import served
 from models.encoder import read_encoder
 from tasks import artifacts
 from tasks.code_version import packages_of, reach
+from tasks.held_out import examples
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
 
 _SERVICE = "deployments.service"
+_NUM_EXAMPLES = 4  # with which a version shows, before it answers anyone, that it answers as measured
 
 
 def _bento_is_kept(record: Bento) -> bool:
@@ -77,6 +79,8 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     contract = served(dataset.checked.contract, read_encoder(folder / "encoder.json").features.window_lengths)
     text = contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
     (folder / "contract.json").write_text(text, encoding="utf-8")
+    shown = json.dumps(examples(chosen, _NUM_EXAMPLES), indent=1)
+    (folder / "examples.json").write_text(shown, encoding="utf-8")
     return modules
 
 

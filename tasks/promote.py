@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from datetime import date
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from models.compression.decoding import opened
 from models.config import Gates
 from models.encoder import read_encoder
 from tasks import artifacts, registry, tracking
-from tasks.gates import held_out_rows, measured_answers, require_not_worse, require_score
+from tasks.gates import require_not_worse, require_score
+from tasks.held_out import measured_answers, rows_as_sent
 from tasks.serving import ask, served_bento
 from tasks.settings import settings
 from tasks.stages import stage
@@ -156,9 +156,8 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     from models.answers import unit_of
 
     dataset = bento.chosen.options.trained.dataset
-    expected = measured_answers(bento).slice(0, num_rows)
-    held_out = held_out_rows(bento).slice(0, num_rows).select(list(dataset.inputs)).to_pylist()
-    rows = [{name: _as_sent(value) for name, value in row.items()} for row in held_out]
+    expected = measured_answers(bento.chosen).slice(0, num_rows)
+    rows = rows_as_sent(bento.chosen, num_rows)
     with served_bento(bento.tag) as client:
         answers = [_predictions(ask(client, [row]), bento)[0] for row in rows[:10]]
         together = _predictions(ask(client, rows), bento)
@@ -173,11 +172,6 @@ def _in_short(answered: dict[str, Any]) -> dict[str, Any]:
     if "value" in answered:
         return {"value": answered["value"]}
     return {"label": answered["label"], "probability": max(answered["probabilities"].values())}
-
-
-def _as_sent(value: Any) -> Any:
-    """A value of the checked rows as a client would send it."""
-    return value.isoformat() if isinstance(value, date) else value
 
 
 def _predictions(response: Any, bento: Bento) -> list[dict[str, Any]]:

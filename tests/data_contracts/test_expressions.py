@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import operator
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from data_contracts.expressions import breaking, columns_read, read_condition
+from data_contracts.single_rows import Unsure, asked_of_rows
 
 SCHEMA = pa.schema(
     [
@@ -123,7 +125,14 @@ def plain(text: str) -> str:
 
 
 def broken(text: str, table: pa.Table) -> list[bool]:
-    return breaking(read_condition(text, table.schema), table).to_pylist()
+    """Asked of the batch, and of each row by itself, which must be the same."""
+    condition = read_condition(text, table.schema)
+    found: list[bool] = breaking(condition, table).to_pylist()
+    value = asked_of_rows(condition.root, table.schema)
+    for row, is_broken in zip(table.to_pylist(), found, strict=True):
+        with contextlib.suppress(Unsure):
+            assert (value(row) is False) == is_broken, (text, row)
+    return found
 
 
 @settings(deadline=None, max_examples=250, phases=set(Phase) - {Phase.shrink})

@@ -19,7 +19,8 @@ from models.answers import meant, outputs_of
 from models.config import Features, Gates
 from models.encoder import Encoder, encode, fit, summarise_batches
 from models.runtime import session
-from tasks.gates import held_out_rows, require_not_worse, require_score
+from tasks.gates import require_not_worse, require_score
+from tasks.held_out import held_out_rows
 from tasks.settings import settings
 
 NUM_ROWS = 300
@@ -108,7 +109,7 @@ def former(bento: Bento) -> Any:
 
 
 def test_held_out_rows_come_in_the_order_of_the_answers(packaged: Any) -> None:
-    rows = held_out_rows(packaged("m:one", "regression", 0.0))
+    rows = held_out_rows(packaged("m:one", "regression", 0.0).chosen)
     assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
 
 

@@ -1,0 +1,256 @@
+"""The endpoint over HTTP, as a plain ASGI application.
+
+A request of one row is a few microseconds of work, which a web framework's layers would multiply: so this reads and
+writes ASGI's own messages. `inner`, BentoML's application, answers the paths that are its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
+from data_contracts.errors import DataUnfit
+from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
+from deployments.endpoint.limits import Limits
+from deployments.endpoint.measures import Measures
+from deployments.endpoint.pages import Pages
+from deployments.endpoint.refusals import Refused, no_media_type, overloaded, too_large, too_many_rows
+from deployments.endpoint.ticks import Answered, Ticks
+from deployments.endpoint.versions import Version
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+JSON = "application/json"
+_OF_BENTOML = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
+_log = logging.getLogger("bloomery.endpoint")
+
+
+class Application:
+    """Answers `/predict` with the version that `use` was given last, and tells of it at `/info` and `/docs`."""
+
+    def __init__(self, limits: Limits, measures: Measures) -> None:
+        self._limits = limits
+        self.inner: App | None = None
+        self._ticks: Ticks | None = None
+        self._pages: Pages | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._num_waiting = 0
+        self._numbers = itertools.count()
+        self._prefix = os.urandom(6).hex()
+        self.measures = measures
+        self.on_answered: list[Callable[[Answered], None]] = [self.measures.answered]
+
+    def use(self, version: Version) -> None:
+        """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
+        self._pages = Pages(version)
+        self._headers = [(b"content-type", JSON.encode()), (b"x-model-version", version.tag.encode())]
+        self._ticks = Ticks(version, self._tell)
+        self.measures.serves(version.tag)
+
+    @property
+    def version(self) -> Version:
+        return self._in_use.version
+
+    @property
+    def _in_use(self) -> Ticks:
+        if self._ticks is None:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the endpoint is starting", headers={"retry-after": "1"})
+        return self._ticks
+
+    def _tell(self, answered: Answered) -> None:
+        for listener in self.on_answered:
+            listener(answered)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path == "/predict":
+                await self._predict(scope, receive, send)
+                return
+            if path not in _OF_BENTOML:
+                await self._page(scope, send)
+                return
+        if self.inner is not None:
+            await self.inner(scope, receive, send)
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        headers = dict(scope["headers"])
+        request = self._request_id(headers)
+        status: int = HTTPStatus.OK
+        self._num_waiting += 1
+        extra: dict[str, str] = {}
+        ticks = None
+        try:
+            ticks = self._in_use
+            if scope["method"] != "POST":
+                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "rows are sent by POST", headers={"allow": "POST"})
+            if self._num_waiting > self._limits.waiting:
+                raise overloaded()
+            media_type = _media_type(headers)
+            body = await self._body(headers, receive)
+            rows, num_rows = self._rows(ticks.version, media_type, body)
+            given = await ticks.ask(rows, num_rows, request, began)
+            payload, media_type = _written(ticks.version, given, headers)
+        except Exception as failure:
+            refused = _refusal(failure)
+            if refused is None:
+                return  # the client has gone
+            status, extra, media_type = refused.status, refused.headers, JSON
+            payload = orjson.dumps(refused.document, default=str)
+        finally:
+            self._num_waiting -= 1
+        self.measures.asked(status, time.perf_counter() - began)
+        told = [
+            (b"content-type", media_type.encode()),
+            (b"content-length", b"%d" % len(payload)),
+            (b"x-request-id", request.encode()),
+            *((name.encode(), value.encode()) for name, value in extra.items()),
+        ]
+        if ticks is not None:
+            told.append((b"x-model-version", ticks.version.tag.encode()))
+        await send({"type": "http.response.start", "status": int(status), "headers": told})
+        await send({"type": "http.response.body", "body": payload})
+
+    async def answered(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
+        """The status and the document for rows that are Python's objects already."""
+        began = time.perf_counter()
+        try:
+            ticks = self._in_use
+            (batch,) = ticks.version.check.table(rows).to_batches()
+            given = await ticks.ask(batch, batch.num_rows, self._request_id({}), began)
+        except Exception as failure:
+            refused = _refusal(failure)
+            assert refused is not None
+            return refused.status, refused.document
+        return HTTPStatus.OK, {"predictions": ticks.version.predictions(given), "model": ticks.version.tag}
+
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        """The client's own, if it is a plain word."""
+        stated = headers.get(b"x-request-id")
+        if stated is not None and _REQUEST_ID.fullmatch(text := stated.decode("latin-1")):
+            return text
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._limits.body_bytes
+        stated = headers.get(b"content-length", b"0")
+        if stated.isdigit() and int(stated) > limit:
+            raise too_large(limit, f"{int(stated):,} bytes")
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                message = await receive()
+                body = message.get("body", b"")
+                if message.get("more_body"):
+                    pieces, num_bytes = [body], len(body)
+                    while message.get("more_body"):
+                        message = await receive()
+                        pieces.append(message.get("body", b""))
+                        num_bytes += len(pieces[-1])
+                        if num_bytes > limit:
+                            raise too_large(limit, f"more than {limit:,} bytes")
+                    body = b"".join(pieces)
+        except TimeoutError:
+            seconds = self._limits.body_seconds
+            raise Refused(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body was not there within {seconds:g} s",
+                headers={"connection": "close"},
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        if len(body) > limit:
+            raise too_large(limit, f"{len(body):,} bytes")
+        return body
+
+    def _rows(self, version: Version, media_type: str, body: bytes) -> tuple[Cells | pa.RecordBatch, int]:
+        """Checked rows, and how many there are."""
+        if not body:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the body is empty; send rows as /docs describes them")
+        most = self._limits.rows
+        if media_type == ARROW:
+            rows = version.arrow_check.rows(body, most)
+            return rows, rows.num_rows
+        cells = version.check.cells(body)
+        num_rows = len(next(iter(cells.values())))
+        if num_rows > most:
+            raise too_many_rows(num_rows, most)
+        return cells, num_rows
+
+    async def _page(self, scope: Scope, send: Send) -> None:
+        headers: list[tuple[bytes, bytes]] = []
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                status = HTTPStatus.METHOD_NOT_ALLOWED if Pages.has(scope["path"]) else HTTPStatus.NOT_FOUND
+                raise Refused(status, "rows are sent by POST to /predict; everything else is read by GET")
+            version = self._in_use.version
+            page = None if self._pages is None else self._pages.page(scope["path"])
+            if page is None:
+                raise Refused(HTTPStatus.NOT_FOUND, "there is /predict, /info, /docs, /livez, /readyz and /metrics")
+            status, media_type, payload = page.status, page.media_type, page.body
+            headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
+            headers.append((b"x-model-version", version.tag.encode()))
+        except Refused as refused:
+            status, media_type, payload = HTTPStatus(refused.status), JSON, orjson.dumps(refused.document)
+            headers = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
+        headers += [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(payload))]
+        await send({"type": "http.response.start", "status": int(status), "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else payload})
+
+
+class _Gone(Exception):
+    """The client has closed the connection before its request was there."""
+
+
+def _media_type(headers: dict[bytes, bytes]) -> str:
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        found = headers[b"content-encoding"].decode("latin-1")
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is encoded as {found}; send it as it is")
+    stated = headers.get(b"content-type", b"").decode("latin-1").split(";")[0].strip().lower()
+    if stated not in (JSON, ARROW):
+        raise no_media_type(stated, (JSON, ARROW))
+    return stated
+
+
+def _refusal(failure: Exception) -> Refused | None:
+    """What the client is told; None if it has gone."""
+    match failure:
+        case Refused():
+            return failure
+        case RowsRefused():
+            return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(failure), failure.problems)
+        case BodyUnreadable():
+            return Refused(HTTPStatus.BAD_REQUEST, f"the body cannot be read: {failure}")
+        case DataUnfit():
+            return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, failure.found)
+        case _Gone():
+            return None
+    _log.error("a request could not be answered", exc_info=failure)
+    return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the endpoint is at fault; its log says more")
+
+
+def _written(version: Version, given: np.ndarray, headers: dict[bytes, bytes]) -> tuple[bytes, str]:
+    """The answers in the form that the client asks for: an Arrow stream if it says so, else JSON."""
+    if ARROW.encode() in headers.get(b"accept", b""):
+        table = version.as_table(given)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return sink.getvalue().to_pybytes(), ARROW
+    return orjson.dumps({"predictions": version.predictions(given), "model": version.tag}), JSON

@@ -1,0 +1,64 @@
+"""What the endpoint is told by its environment, read once when it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from data_contracts.errors import SettingInvalid
+
+_Value = TypeVar("_Value")
+_PREFIX = "BLOOMERY_SERVE_"
+
+
+class Limits(NamedTuple):
+    """How much one request, and all of them together, may ask for."""
+
+    body_bytes: int = 16_000_000
+    rows: int = 10_000
+    waiting: int = 512  # requests; further ones are told to come again
+    body_seconds: float = 30.0  # in which a body has to be there
+
+
+class Serving(NamedTuple):
+    """How this process serves. Left out, it answers with the bento that it was started from and keeps no log."""
+
+    limits: Limits
+    pointer: Path | None  # the file that names the version to answer with (`data_contracts/pointers.py`)
+    predictions: Path | None  # the folder of the log
+    keys: Path | None  # the file of the API keys; without one no key is asked for
+    trusted: Path | None  # the public key of whoever may release; without one signatures are not looked at
+
+
+def read_serving(environment: Mapping[str, str] = os.environ) -> Serving:
+    """Raises SettingInvalid where a variable is no number above 0."""
+    fields = Limits._field_defaults
+    stated = {
+        name: _positive(environment, f"{_PREFIX}{name.upper()}", type(default), default)
+        for name, default in fields.items()
+    }
+    paths = {
+        name: Path(value) if (value := environment.get(f"{_PREFIX}{name.upper()}")) else None
+        for name in ("pointer", "predictions", "keys", "trusted")
+    }
+    return Serving(Limits(**stated), **paths)
+
+
+def _positive(environment: Mapping[str, str], name: str, kind: Callable[[str], _Value], default: _Value) -> _Value:
+    text = environment.get(name)
+    if not text:
+        return default
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind("0")
+    if not 0 < float(value) < float("inf"):  # type: ignore[arg-type]
+        raise SettingInvalid(
+            f"{name} is {text!r}",
+            required="a number above 0",
+            where="the environment of the endpoint",
+            remedy=f"leave {name} out, which means {default}, or state such a number",
+        )
+    return value

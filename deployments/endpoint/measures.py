@@ -1,0 +1,46 @@
+"""What `/metrics` tells of requests. Label values are those that are known beforehand, so the page does not grow."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from deployments.endpoint.ticks import Answered
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
+_STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503)
+
+
+class Measures:
+    """Prometheus' figures of one process, which BentoML adds up over its workers."""
+
+    def __init__(self) -> None:
+        requests = Counter(
+            "bloomery_requests_total", "Requests for predictions, by the status that was answered", ["status"]
+        )
+        # Bound beforehand: looking a label up costs as much as counting.
+        self._requests = {status: requests.labels(str(status)) for status in _STATUSES}
+        self._seconds = Histogram(
+            "bloomery_request_seconds", "From the head of a request to its answer", buckets=_SECONDS
+        )
+        self._rows = Counter("bloomery_rows_total", "Rows that were answered")
+        self._together = Histogram("bloomery_rows_together", "Rows that were one run of the network", buckets=_ROWS)
+        self._version = Gauge(
+            "bloomery_version_info", "1 for the version that answers", ["version"], multiprocess_mode="max"
+        )
+        self._tag: str | None = None
+
+    def asked(self, status: int, seconds: float) -> None:
+        self._requests[status].inc()
+        self._seconds.observe(seconds)
+
+    def answered(self, answered: Answered) -> None:
+        num_rows = len(answered.given)
+        self._rows.inc(num_rows)
+        self._together.observe(num_rows)
+
+    def serves(self, tag: str) -> None:
+        if self._tag is not None:
+            self._version.labels(self._tag).set(0)
+        self._version.labels(tag).set(1)
+        self._tag = tag

@@ -1,0 +1,147 @@
+"""Requests that are there in the same moment, answered together.
+
+What the event loop has parsed in one turn is one run of the network: nobody waits for a timer, and under load a run
+serves many. Rows are checked before, so a bad row is its client's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from data_contracts.errors import DataUnfit
+from data_contracts.requests import Cells
+from deployments.endpoint.versions import Version
+
+_MOST_ROWS = 256  # of several requests together; a longer request is answered alone
+_SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
+
+
+class Answered(NamedTuple):
+    """Rows that were answered together, for whoever logs them: `sizes` says how many are of which request."""
+
+    version: Version
+    rows: pa.RecordBatch
+    given: np.ndarray
+    requests: tuple[str, ...]
+    sizes: tuple[int, ...]
+    began: tuple[float, ...]
+    ended: float
+
+
+class _Waiting(NamedTuple):
+    cells: Cells | pa.RecordBatch
+    num_rows: int
+    request: str
+    began: float
+    answer: asyncio.Future[np.ndarray]
+
+
+class Ticks:
+    """The requests of one version."""
+
+    def __init__(self, version: Version, on_answered: Callable[[Answered], None]) -> None:
+        self.version = version
+        self._on_answered = on_answered
+        self._waiting: list[_Waiting] = []
+        self._seconds_a_row = _timed(version)
+
+    def ask(
+        self, cells: Cells | pa.RecordBatch, num_rows: int, request: str, began: float
+    ) -> asyncio.Future[np.ndarray]:
+        """The answers to checked rows, once this turn of the event loop is over.
+
+        The future raises DataUnfit where the recipe refuses a value.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[np.ndarray] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._answer_all)
+        self._waiting.append(_Waiting(cells, num_rows, request, began, answer))
+        return answer
+
+    def _answer_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for group in _groups(waiting):
+            num_rows = sum(one.num_rows for one in group)
+            if num_rows * self._seconds_a_row < _SECONDS_ALONE:
+                self._settle(group, *self._answers(group))
+            else:
+                asyncio.get_running_loop().create_task(self._answer_aside(group))
+
+    async def _answer_aside(self, group: list[_Waiting]) -> None:
+        self._settle(group, *await asyncio.to_thread(self._answers, group))
+
+    def _answers(self, group: list[_Waiting]) -> tuple[pa.RecordBatch | None, np.ndarray | Exception]:
+        try:
+            rows = self._together(group)
+            return rows, self.version.answers(rows)
+        except Exception as failure:
+            return None, failure
+
+    def _together(self, group: list[_Waiting]) -> pa.RecordBatch:
+        first = group[0].cells
+        if len(group) == 1:
+            return self.version.check.batch(first) if isinstance(first, dict) else first
+        joined = {
+            name: list(itertools.chain.from_iterable(one.cells[name] for one in group))
+            for name in self.version.check.schema.names
+        }
+        return self.version.check.batch(joined)
+
+    def _settle(self, group: list[_Waiting], rows: pa.RecordBatch | None, given: np.ndarray | Exception) -> None:
+        if rows is None or isinstance(given, Exception):
+            if len(group) > 1 and isinstance(given, DataUnfit):  # one of them is at fault: ask each alone
+                for one in group:
+                    self._settle([one], *self._answers([one]))
+                return
+            for one in group:
+                if not one.answer.done():
+                    one.answer.set_exception(given if isinstance(given, Exception) else RuntimeError("no rows"))
+            return
+        start = 0
+        for one in group:
+            if not one.answer.done():  # the client may have gone
+                one.answer.set_result(given[start : start + one.num_rows])
+            start += one.num_rows
+        self._on_answered(
+            Answered(
+                self.version,
+                rows,
+                given,
+                tuple(one.request for one in group),
+                tuple(one.num_rows for one in group),
+                tuple(one.began for one in group),
+                time.perf_counter(),
+            )
+        )
+
+
+def _groups(waiting: list[_Waiting]) -> list[list[_Waiting]]:
+    """Those that are answered together, in their order. Rows that came as Arrow are answered alone."""
+    groups: list[list[_Waiting]] = []
+    num_rows = _MOST_ROWS
+    for one in waiting:
+        is_alone = not isinstance(one.cells, dict)
+        if is_alone or num_rows + one.num_rows > _MOST_ROWS:
+            groups.append([])
+            num_rows = 0
+        groups[-1].append(one)
+        num_rows = _MOST_ROWS if is_alone else num_rows + one.num_rows
+    return groups
+
+
+def _timed(version: Version) -> float:
+    """Seconds for a row of the examples, the second time."""
+    if not version.examples:
+        return 0.0
+    rows = version.check.batch(version.check.cells(version.request))
+    began = time.perf_counter()
+    version.answers(rows)
+    return (time.perf_counter() - began) / rows.num_rows

@@ -1,0 +1,139 @@
+"""One packaged version of a model, loaded: checked rows in, predictions out.
+
+Shapes: B rows, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_contracts.arrow_requests import ArrowCheck
+from data_contracts.contract import Contract
+from data_contracts.digests import digest_of_file
+from data_contracts.errors import BloomeryError, OutputCorrupt
+from data_contracts.requests import RowCheck
+from models.answers import meant, outputs_of, unit_of
+from models.encoder import encode, read_encoder
+from models.runtime import session
+
+MANIFEST, EXAMPLES = "manifest.json", "examples.json"
+# Of a probability, or of a figure in standard units: 8-bit arithmetic may round otherwise in a batch of another size.
+TOLERANCE = 1e-3
+
+
+def read_manifest(artifacts: Path) -> dict[str, Any]:
+    """The bento's manifest, after every file that it lists was found to be the one that was packaged.
+
+    Raises:
+        OutputCorrupt: a file is missing or changed.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((artifacts / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise _corrupt(f"{MANIFEST} cannot be read: {failure}", "a whole bento", artifacts) from failure
+    for name, sha256 in manifest["files"].items():
+        found = digest_of_file(artifacts / name) if (artifacts / name).is_file() else "no file"
+        if found != sha256:
+            raise _corrupt(f"{name} is not the file that was packaged: {found}", f"sha256 {sha256}", artifacts / name)
+    return manifest
+
+
+def _corrupt(found: str, required: str, where: Path) -> OutputCorrupt:
+    return OutputCorrupt(
+        found,
+        required=required,
+        where=str(where),
+        remedy="package the version again, or serve another one",
+    )
+
+
+class Version:
+    """A version that has shown, on rows that came with it, that it answers here as it was measured."""
+
+    def __init__(self, artifacts: Path) -> None:
+        """Raises OutputCorrupt where a file is missing or changed, or answers otherwise than was measured."""
+        self.artifacts = artifacts
+        self.manifest = read_manifest(artifacts)
+        self.tag: str = self.manifest["tag"]
+        self.contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))
+        self.encoder = read_encoder(artifacts / "encoder.json")
+        self.check = RowCheck(self.contract, self.encoder.columns)
+        self.arrow_check = ArrowCheck(self.contract, self.encoder.columns)
+        self.is_regression = self.encoder.features.task == "regression"
+        self._session = session(artifacts / self.manifest["model"])
+        self._labels = [str(one) for one in self.encoder.classes]
+        self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
+        self._rehearse()
+
+    def answers(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Probabilities float64 (B, K), or for a regression the figures float64 (B,).
+
+        Raises:
+            DataUnfit: a value that the recipe refuses, such as a category that the training part has not.
+        """
+        x = encode(self.encoder, rows)
+        return meant(self.encoder, outputs_of(self._session, x, is_row_by_row=self.manifest["is_row_by_row"]))
+
+    def predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
+        """As a client reads them: a label with the probabilities of all, or a value in the label's units."""
+        if self.is_regression:
+            return [{"value": value} for value in given.tolist()]
+        classes, labels = self.encoder.classes, self._labels
+        return [
+            {"label": classes[best], "probabilities": dict(zip(labels, shares, strict=True))}
+            for best, shares in zip(given.argmax(axis=1).tolist(), given.tolist(), strict=True)
+        ]
+
+    def as_table(self, given: np.ndarray) -> pa.Table:
+        """The predictions as columns; the classes of the probabilities are in the schema's metadata, in their order."""
+        if self.is_regression:
+            table = pa.table({"value": given})
+        else:
+            labels = pa.array(list(self.encoder.classes)).take(pa.array(given.argmax(axis=1)))
+            table = pa.table({"label": labels, "probabilities": pa.array(list(given), pa.list_(pa.float64()))})
+        return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._labels)})
+
+    def _rehearse(self) -> None:
+        """Answer the rows that came with the version. Afterwards ONNX Runtime has laid out its memory, too."""
+        if not self.examples:
+            return
+        try:
+            found = self.predictions(self.answers(self.check.batch(self.check.cells(self.request))))
+        except BloomeryError:
+            raise
+        except Exception as failure:
+            raise _corrupt(f"the model cannot answer: {failure}", "answers as measured", self.artifacts) from failure
+        limit = TOLERANCE * unit_of(self.encoder)
+        for one, answered in zip(self.examples, found, strict=True):
+            if furthest(answered, one["prediction"]) > limit:
+                raise _corrupt(
+                    f"for a held-out row it answers {_brief(answered)} here",
+                    f"{_brief(one['prediction'])}, as was measured, within {limit:g}",
+                    self.artifacts,
+                )
+
+    @property
+    def request(self) -> bytes:
+        """The rows that came with the version as a client would send them."""
+        return json.dumps({"rows": [one["row"] for one in self.examples]}).encode()
+
+
+def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """How far two predictions are apart: the largest difference of a probability, or that of the values."""
+    if "value" in one:
+        return abs(float(one["value"]) - float(other["value"]))
+    if one["label"] != other["label"]:
+        return 1.0
+    ours, theirs = one["probabilities"], other["probabilities"]
+    return max(abs(share - theirs[name]) for name, share in ours.items())
+
+
+def _brief(prediction: dict[str, Any]) -> str:
+    if "value" in prediction:
+        return f"{prediction['value']:g}"
+    return f"{prediction['label']} with probability {max(prediction['probabilities'].values()):.4f}"

@@ -1,0 +1,107 @@
+"""A version of a model made by hand: its answers are known, and every kind of column is in its contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+
+from data_contracts.contract import Contract
+from data_contracts.digests import digest_of_file
+from models.config import Features
+from models.encoder import encode, fit, summarise_batches
+
+COLUMNS: tuple[dict[str, Any], ...] = (
+    {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},
+    {
+        "name": "age",
+        "logicalType": "integer",
+        "required": True,
+        "logicalTypeOptions": {"minimum": 0, "maximum": 120},
+    },
+    {"name": "height", "logicalType": "number", "logicalTypeOptions": {"minimum": 0.5, "exclusiveMaximum": 3.0}},
+    {
+        "name": "town",
+        "logicalType": "string",
+        "required": True,
+        "logicalTypeOptions": {"pattern": "^[a-z]+$"},
+    },
+    {"name": "label", "logicalType": "string", "required": True},
+)
+ROWS = [
+    {"age": 30, "height": 1.7, "town": "york"},
+    {"age": 60, "height": 1.6, "town": "bath"},
+    {"age": 5, "height": None, "town": "york"},
+]
+
+
+@pytest.fixture(scope="session")
+def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[..., Contract]) -> Callable[..., Path]:
+    """Makes the `artifacts` folder of a version that adds `shift` to the second of two logits.
+
+    `refuse_unknown` says whether towns are refused that were never seen.
+    """
+
+    def make(tag: str = "people:one", shift: float = 0.0, refuse_unknown: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("artifacts")
+        contract = contract_of(*COLUMNS)
+        towns: dict[str, Any] = {"kind": "category", "columns": ["town"]}
+        if refuse_unknown:
+            towns["unknown"] = "refuse"
+        features = Features.model_validate(
+            {
+                "key": "id",
+                "label": "label",
+                "inputs": [{"kind": "number", "columns": ["age", "height"], "missing": "mean"}, towns],
+            }
+        )
+        learnt = pa.table(
+            {
+                "id": range(4),
+                "age": [20, 40, 60, 80],
+                "height": [1.5, 1.6, 1.7, 1.8],
+                "town": ["york", "bath", "york", "bath"],
+                "label": ["young", "young", "old", "old"],
+            }
+        )
+        encoder = fit(features, next(iter(summarise_batches(features, learnt.to_batches())))["summary"].to_pylist())
+        width = encode(encoder, learnt).shape[1]
+        weights = np.zeros((width, 2), np.float32)
+        weights[0] = (1, -1)  # the older, the more
+        _write_network(folder / "model.onnx", weights, np.array([0, shift], np.float32))
+        (folder / "encoder.json").write_text(encoder.model_dump_json())
+        (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
+        (folder / "examples.json").write_text("[]")
+        names = ("model.onnx", "encoder.json", "contract.json", "examples.json")
+        manifest = {
+            "tag": tag,
+            "files": {name: digest_of_file(folder / name) for name in names},
+            "model": "model.onnx",
+            "columns": ["age", "height", "town"],
+            "candidate": "fp32",
+            "is_row_by_row": False,
+            "test_score": {"name": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95},
+            "parents": [],
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return make
+
+
+def _write_network(path: Path, weights: np.ndarray, biases: np.ndarray) -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["logits"])],
+        "linear",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", len(weights)])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in (("w", weights), ("b", biases))],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
