@@ -1,0 +1,130 @@
+"""Servers that others would write for the same ONNX file, each started by `python peers.py KIND PORT`.
+
+PEER_MODEL names the file and PEER_SHAPE the shape of a row. They are told rows that are encoded already, which is less
+than our endpoint is told, and check what their framework checks by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+SHAPE = tuple(map(int, os.environ.get("PEER_SHAPE", "1").split(",")))
+
+
+def open_session() -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
+
+
+def answered(session: onnxruntime.InferenceSession, rows: Any) -> list[list[float]]:
+    x = np.asarray(rows, dtype=np.float32).reshape(-1, *SHAPE)
+    found: list[list[float]] = session.run(None, {"x": x})[0].tolist()
+    return found
+
+
+def bentoml_default(port: int) -> None:
+    """`@bentoml.api` on an array, with everything left as it is: the service below."""
+    command = [sys.executable, "-m", "bentoml", "serve", "peers:Default", "--port", str(port), "--host", "127.0.0.1"]
+    subprocess.run(command, cwd=Path(__file__).resolve().parent, check=True)
+
+
+def fastapi_pydantic(port: int) -> None:
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    class Rows(BaseModel):
+        rows: list[list[float]]
+
+    class Predictions(BaseModel):
+        predictions: list[list[float]]
+
+    app, session = FastAPI(), open_session()
+
+    def predict(body: Rows) -> Predictions:
+        return Predictions(predictions=answered(session, body.rows))
+
+    predict.__annotations__ = {"body": Rows, "return": Predictions}
+    app.post("/predict")(predict)
+    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+
+
+def fastapi_lean(port: int) -> None:
+    import orjson
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+
+    app, session = FastAPI(), open_session()
+
+    async def predict(request: Request) -> Response:
+        found = answered(session, orjson.loads(await request.body())["rows"])
+        return Response(orjson.dumps({"predictions": found}), media_type="application/json")
+
+    predict.__annotations__ = {"request": Request}
+    app.post("/predict", response_model=None)(predict)
+    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+
+
+def litserve(port: int) -> None:
+    import litserve as ls  # type: ignore[import-not-found]
+
+    class Api(ls.LitAPI):  # type: ignore[misc]
+        def setup(self, device: str) -> None:
+            self.session = open_session()
+
+        def decode_request(self, request: dict[str, Any]) -> Any:
+            return request["rows"]
+
+        def predict(self, rows: Any) -> Any:
+            return answered(self.session, rows)
+
+        def encode_response(self, found: Any) -> dict[str, Any]:
+            return {"predictions": found}
+
+    ls.LitServer(Api(), accelerator="cpu").run(port=port, host="127.0.0.1", generate_client_file=False)
+
+
+def mlflow_serve(port: int) -> None:
+    """`mlflow models serve` of the file, saved beside it."""
+    import mlflow
+    import onnx
+
+    folder = Path(os.environ["PEER_MODEL"]).parent / "mlflow-model"
+    if not folder.exists():
+        mlflow.onnx.save_model(onnx.load(os.environ["PEER_MODEL"]), folder, pip_requirements=[])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(port)]
+    # It asks a shell for uvicorn, which lies beside this Python.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run([*command, "--env-manager", "local", "--workers", "1"], check=True, env={**os.environ, "PATH": path})
+
+
+KINDS = {
+    "bentoml": bentoml_default,
+    "fastapi": fastapi_pydantic,
+    "fastapi-lean": fastapi_lean,
+    "litserve": litserve,
+    "mlflow": mlflow_serve,
+}
+
+if __name__ == "__main__":
+    KINDS[sys.argv[1]](int(sys.argv[2]))
+elif "PEER_MODEL" in os.environ:  # as `bentoml serve` imports it
+    import bentoml
+
+    @bentoml.service
+    class Default:
+        def __init__(self) -> None:
+            self.session = open_session()
+
+        @bentoml.api
+        def predict(self, rows: np.ndarray) -> np.ndarray:
+            found: np.ndarray = self.session.run(None, {"x": rows.astype(np.float32).reshape(-1, *SHAPE)})[0]
+            return found
