@@ -34,31 +34,44 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "pendigits": {
         "candidates": [
             FLOAT,
-            {"name": "half", "prune": 0.5},
             {"name": "half-int8", "prune": 0.5, "weights": "int8"},
-            {"name": "third", "prune": {"share": 0.67, "importance": "taylor"}},
             {"name": "third-int8", "prune": {"share": 0.67, "importance": "taylor"}, "weights": "int8"},
             {
-                "name": "student-lstm-int8",
+                "name": "student-gru-int8",
                 "student": {
-                    "model": {"kind": "rnn", "cell": "lstm", "hidden": 64, "pooling": "max"},
+                    "model": {"kind": "rnn", "cell": "gru", "hidden": 48, "pooling": "max", "dropout": 0},
                     "training": {"epochs": 40, "batch_size": 128, "learning_rate": 0.004, "ema": 0.995},
                 },
-                "quantize": "dynamic",
+                "weights": "int8",
             },
         ],
         "fine_tune": {"epochs": 15, "batch_size": 128, "learning_rate": 0.002, "ema": 0.995},
+        "distill": {"weight": 0.9, "temperature": 4},
     },
     "beijing-pm25": {
         "candidates": [
             FLOAT,
             {"name": "int8", "quantize": "dynamic"},
             {"name": "half-int8", "prune": 0.5, "quantize": "dynamic"},
-            {"name": "quarter-int8", "prune": 0.75, "quantize": "dynamic"},
-            {"name": "quarter-weights-int8", "prune": 0.75, "weights": "int8"},
-            {"name": "eighth-weights-int8", "prune": 0.875, "weights": "int8"},
+            {
+                "name": "student-mlp-coded",
+                "student": {
+                    "model": {"kind": "mlp", "hidden": [64, 32], "norm": "none", "dropout": 0},
+                    "training": {
+                        "epochs": 40,
+                        "batch_size": 256,
+                        "learning_rate": 0.001,
+                        "ema": 0.999,
+                        "clip_norm": 1.0,
+                        "weight_decay": 0.1,
+                    },
+                },
+                "sparse": {"density": 0.15},
+                "values": 31,
+                "stored": "coded",
+            },
         ],
-        "fine_tune": {"epochs": 6, "batch_size": 256, "learning_rate": 0.002, "ema": 0.995},
+        "fine_tune": {"epochs": 20, "batch_size": 256, "learning_rate": 0.001, "ema": 0.998, "clip_norm": 1.0},
     },
     "clinc150": {
         "candidates": [
