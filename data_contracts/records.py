@@ -156,8 +156,11 @@ class Candidate(Document):
     run_id: str
     size_bytes: int
     zstd_bytes: int  # of the same file, compressed as it would be for a download
+    coded_bytes: int | None = None  # in the fewest bytes; None of a file too large to try it
     num_parameters: int
     num_nonzero: int  # of the weights in the file
+    num_macs: int | None = None  # multiplications with an addition for one row; None of a network that came trained
+    integer_share: float  # of the weights, those that ONNX Runtime multiplies as integers on this processor
     score: Interval  # on the test part: accuracy, or RMSE in the units of the label
     worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
     flips: Flips | None = None  # of classes

@@ -27,10 +27,10 @@ def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceS
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(_unpacked(model), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(unpacked(model), options, providers=["CPUExecutionProvider"])
 
 
-def _unpacked(model: Path | bytes) -> str | bytes:
+def unpacked(model: Path | bytes) -> str | bytes:
     """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
     if isinstance(model, bytes):
         return opened(model)

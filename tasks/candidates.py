@@ -39,7 +39,9 @@ from tasks.store import Output
 if TYPE_CHECKING:
     from models.training.batches import Examples
 
+SEED = 0  # of all that is drawn for candidates: what they see as they learn, and in which order they are timed
 TIMED_BATCHES = (1, 32)  # rows at a time
+_PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
 _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
 
 
@@ -52,6 +54,8 @@ class Made(NamedTuple):
     parity_error: float
     ranges: Mapping[str, tuple[float, float]] | None = None  # of what goes into layers, if they were learnt
     num_macs: int = 0  # for one row; 0 of a network that came trained
+    calibration: str | None = None  # sha256 of the rows that gave ranges to its activations, where they are fixed
+    coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
 
     @property
     def is_row_by_row(self) -> bool:
@@ -76,6 +80,7 @@ def measure_all(
     `timed` has each one's latencies by batch size, that of one row first.
     """
     from models.answers import meant, outputs_of
+    from models.compression.coverage import integer_coverage
     from models.compression.sizes import num_nonzero, zstd_bytes
     from models.runtime import session
 
@@ -100,8 +105,11 @@ def measure_all(
             run_id="",
             size_bytes=one.path.stat().st_size,
             zstd_bytes=zstd_bytes(one.path),
+            coded_bytes=_coded_bytes(one),
             num_parameters=one.num_parameters,
             num_nonzero=num_nonzero(one.path),
+            num_macs=one.num_macs or None,
+            integer_share=integer_coverage(one.path).share,
             score=score(dataset.task, rows, given[name]),
             worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
             flips=_flips(rows, before, after) if dataset.task == "classification" else None,
@@ -113,6 +121,15 @@ def measure_all(
         run_id = _log(candidate, one, out, trained, rows, given[name], before)
         candidates.append(candidate.model_copy(update={"run_id": run_id}))
     return tuple(candidates)
+
+
+def _coded_bytes(made: Made) -> int | None:
+    """The size in the fewest bytes, whatever form it ships in."""
+    from models.compression.sizes import coded_bytes
+
+    if made.spec.stored == "coded":
+        return made.path.stat().st_size
+    return coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
 
 
 def _flips(rows: Truth, before: np.ndarray, after: np.ndarray) -> Flips:
@@ -145,19 +162,18 @@ def _log(
         "onnx.sha256": candidate.sha256,
         "data.digest": dataset.digest,
         "processor.flags": " ".join(processor_flags()),
-        "onnxruntime.version": metadata.version("onnxruntime"),
+        **{f"{package}.version": metadata.version(package) for package in _PACKAGES},
     }
+    if made.calibration is not None:
+        tags["calibration.sha256"] = made.calibration
     experiment_name = dataset.checked.contract.name
     with tracking.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
-        tracking.log_params(run_id, made.spec.model_dump())
+        tracking.log_params(run_id, {**made.spec.model_dump(), "seed": SEED})
         tracking.log_figures(
             run_id,
             {
                 **_figures(dataset, candidate, rows, given),
-                "size_bytes": candidate.size_bytes,
-                "zstd_bytes": candidate.zstd_bytes,
-                "num_parameters": candidate.num_parameters,
-                "num_nonzero": candidate.num_nonzero,
+                **_costs(candidate),
                 **{f"latency_{name}": value for name, value in times(candidate.latencies).items()},
                 "parity_error": candidate.parity_error,
             },
@@ -197,6 +213,22 @@ def times(latencies: Iterable[Latency]) -> dict[str, float]:
             columns |= {f"{start}_{name}": ratio.value}
             columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
     return columns
+
+
+def _costs(candidate: Candidate) -> dict[str, float]:
+    """What it takes to keep and to ask it, as far as that is known, but for the time."""
+    costs = candidate.model_dump(
+        include={
+            "size_bytes",
+            "zstd_bytes",
+            "coded_bytes",
+            "num_parameters",
+            "num_nonzero",
+            "num_macs",
+            "integer_share",
+        }
+    )
+    return {name: cost for name, cost in costs.items() if cost is not None}
 
 
 def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ from data_contracts.records import Latency, Options, Trained
 from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
 from models.compression.processor import needs_reduced_range
 from tasks import tracking
-from tasks.candidates import TIMED_BATCHES, Made, batch_of, measure_all
+from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.making import Maker, Parts, make_all
 from tasks.settings import processor_flags, settings
@@ -36,7 +36,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
 
     dataset = trained.dataset
     is_private = trained.privacy is not None
-    fix_randomness(seed=0, num_threads=1)
+    fix_randomness(seed=SEED, num_threads=1)
     parts = Parts(
         *(
             read_examples(settings().path(part.uri), dataset.key, dataset.layout)
@@ -73,6 +73,7 @@ def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> d
         baseline=baseline,
         rounds=rounds,
         row_by_row={one.spec.name for one in made if one.is_row_by_row},
+        seed=SEED,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Trained
 from models.compression.config import CandidateSpec, Compression
-from tasks.candidates import Made
+from tasks.candidates import SEED, Made
 from tasks.events import Progress, emit
 from tasks.settings import settings
 from tasks.store import Output
@@ -60,6 +61,7 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
     from models.compression.coding import encode
     from models.compression.plain import compact, plain
+    from models.compression.sizes import coded_bytes
     from models.compression.stored_weights import store_weights
 
     alike = digest_of_document(spec.in_float.model_dump())
@@ -69,20 +71,26 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
     if spec.stored is not None:
         path = maker.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
+    made = parent._replace(spec=spec, path=path)
     if spec.quantize is not None:
-        _quantize(maker, spec, parent, path)
+        made = made._replace(calibration=_quantize(maker, spec, parent, path))
     elif spec.weights is not None:
         store_weights(parent.path, path, spec.weights)
     else:
         shutil.copyfile(parent.path, path)
     if spec.stored is not None:
         model = path.read_bytes()
+        if spec.stored == "zstd":
+            made = made._replace(coded_bytes=coded_bytes(path))
         path.write_bytes(plain(model) if spec.stored == "zstd" else encode(compact(model)))
-    return parent._replace(spec=spec, path=path)
+    return made
 
 
-def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> None:
-    """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float."""
+def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> str | None:
+    """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float.
+
+    Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
+    """
     from models.compression.quantization import quantize
     from models.compression.sensitivity import smallest_float_set
     from models.training.batches import even_sample
@@ -101,6 +109,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> No
         limit = spec.float_layers
         kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
     quantize(parent.path, path, calibration, keep_float=kept, ranges=parent.ranges, **how)
+    return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
 
 def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
@@ -141,7 +150,7 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     else:
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
-        lesson = Lesson(parts.train, parts.val, network, maker.compression, on_epoch=on_epoch)
+        lesson = Lesson(parts.train, parts.val, network, maker.compression, SEED, on_epoch)
         network = made_smaller(network, blueprint, spec, lesson)
     ranges = None
     if spec.aware:

@@ -62,7 +62,10 @@ def as_words(record: Chosen) -> list[dict[str, str]]:
             f"{LOSSES[task]}, at most": loss_in_words(task, one.worse.high),
             "size": f"{one.size_bytes:,} bytes",
             "zstd": f"{one.zstd_bytes:,} bytes",
+            "coded": _in_words(one.coded_bytes, " bytes"),
             "parameters": f"{one.num_parameters:,}",
+            "multiplications": _in_words(one.num_macs),
+            "in integers": f"{one.integer_share:.0%}",
             "p50": f"{one.latency.p50_ms * 1000:.0f} µs",
             "p99": f"{one.latency.p99_ms * 1000:.0f} µs",
             **{
@@ -91,8 +94,11 @@ def as_figures(options: Options, verdicts: tuple[Verdict, ...], chosen: str | No
             "flips_gained": None if one.flips is None else one.flips.gained,
             "size_bytes": one.size_bytes,
             "zstd_bytes": one.zstd_bytes,
+            "coded_bytes": one.coded_bytes,
             "num_parameters": one.num_parameters,
             "num_nonzero": one.num_nonzero,
+            "num_macs": one.num_macs,
+            "integer_share": one.integer_share,
             **times(one.latencies),
         }
         for one, verdict in _ranked(options, verdicts)
@@ -107,6 +113,10 @@ def _ranked(options: Options, verdicts: tuple[Verdict, ...]) -> list[tuple[Candi
 def outcome(verdict: Verdict, chosen: str | None) -> str:
     """In a word or two."""
     return "chosen" if verdict.name == chosen else "passed" if verdict.passed else "over budget"
+
+
+def _in_words(count: int | None, unit: str = "") -> str:
+    return "unknown" if count is None else f"{count:,}{unit}"
 
 
 def _ratio(ratio: Interval) -> str:

@@ -207,6 +207,7 @@ def release() -> Release:
         zstd_bytes=1,
         num_parameters=12345,
         num_nonzero=12000,
+        integer_share=0.0,
         score=Interval(value=0.5, low=0.4, high=0.6),
         worse=Interval(value=0.0, low=-0.1, high=0.1),
         latencies=(

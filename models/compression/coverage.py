@@ -11,6 +11,8 @@ from typing import NamedTuple
 import onnx
 import onnxruntime
 
+from models.runtime import unpacked
+
 # Operators whose products are of integers, by what they multiply.
 _INTEGER = {
     "ConvInteger",
@@ -53,7 +55,8 @@ class Coverage(NamedTuple):
 def integer_coverage(path: Path) -> Coverage:
     """What the operators of the ONNX file at `path` are once ONNX Runtime has optimised it as it will run.
 
-    Products without weights, such as those of attention, count as operators and not in the share.
+    A file in a stored form is unpacked first. Products without weights, such as those of attention, count as operators
+    and not in the share.
     """
     graph = optimised(path).graph
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
@@ -80,5 +83,5 @@ def optimised(path: Path) -> onnx.ModelProto:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(written)
         options.log_severity_level = 3  # it warns that such a file is for this processor alone
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(unpacked(path), options, providers=["CPUExecutionProvider"])
         return onnx.load(written)

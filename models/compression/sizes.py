@@ -9,7 +9,9 @@ import onnx
 import pyarrow as pa
 from onnx import numpy_helper
 
+from models.compression.coding import encode
 from models.compression.decoding import opened
+from models.compression.plain import compact
 
 # Where an operator reads a quantized weight, and where the number that stands for zero in it.
 _ZERO_OF = {
@@ -26,12 +28,20 @@ _NO_WEIGHTS = {
     "ConvInteger": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
+_MOST_CODED_BYTES = 4_000_000  # which take two seconds at most; the time grows with them
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 def zstd_bytes(path: Path) -> int:
     """The size of the file as a download: compressed by Zstandard at level 19."""
     return len(pa.Codec("zstd", compression_level=19).compress(path.read_bytes(), asbytes=True))
+
+
+def coded_bytes(path: Path) -> int | None:
+    """The size of the ONNX file in the fewest bytes (`coding.py`), or None if it has more than `_MOST_CODED_BYTES`."""
+    if path.stat().st_size > _MOST_CODED_BYTES:
+        return None
+    return len(encode(compact(path.read_bytes())))
 
 
 def num_nonzero(path: Path) -> int:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from data_contracts.layouts import Layout
+from models.compression.coding import encode
 from models.compression.coverage import integer_coverage
+from models.compression.plain import plain
 from models.compression.processor import needs_reduced_range
 from models.compression.quantization import quantize
 from models.export import export
@@ -30,6 +32,12 @@ def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
     covered = integer_coverage(quantized)
     assert covered.integers == {"QGemm": 2, "QLinearConv": 2}
     assert (covered.floats, covered.share) == ({}, 1)
+
+
+@pytest.mark.parametrize("form", [encode, plain])
+def test_a_file_in_a_stored_form_is_unpacked_first(form, quantized, tmp_path: Path):
+    (tmp_path / "stored").write_bytes(form(quantized.read_bytes()))
+    assert integer_coverage(tmp_path / "stored") == integer_coverage(quantized)
 
 
 def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):

@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from models.compression.coding import encode
+from models.compression.plain import compact
 from models.compression.quantization import quantize
-from models.compression.sizes import num_nonzero, zstd_bytes
+from models.compression.sizes import coded_bytes, num_nonzero, zstd_bytes
 
 
 def write(path, weights):
@@ -51,3 +53,13 @@ def test_zeros_make_a_file_smaller_only_once_it_is_compressed(tmp_path):
     assert full.stat().st_size == sparse.stat().st_size
     assert zstd_bytes(sparse) < 0.3 * zstd_bytes(full)
     assert zstd_bytes(full) == zstd_bytes(full) <= full.stat().st_size + 50
+
+
+def test_a_file_in_the_fewest_bytes_has_the_size_that_is_told(few_valued):
+    assert coded_bytes(few_valued) == len(encode(compact(few_valued.read_bytes()))) < zstd_bytes(few_valued)
+
+
+def test_a_file_that_would_take_long_is_not_tried(tmp_path):
+    small, large = (write(tmp_path / f"{width}.onnx", np.ones((5, width))) for width in (160_000, 200_000))
+    assert coded_bytes(small) is not None
+    assert coded_bytes(large) is None

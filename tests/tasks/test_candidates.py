@@ -67,7 +67,10 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     out.folder.mkdir(parents=True)
     timed = tuple(told(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
     specs = {"fp32": (CandidateSpec(name="fp32"), 0.0), "off": (CandidateSpec(name="off", quantize="dynamic"), 0.4)}
-    made = [Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0) for name, (spec, shift) in specs.items()]
+    made = [
+        Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0, num_macs=2, calibration=rows_of)
+        for (name, (spec, shift)), rows_of in zip(specs.items(), (None, "c0ffee"), strict=True)
+    ]
     test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
     right, off = measure_all(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
     assert (right.score.value, right.worse.high, right.is_row_by_row) == (1.0, 0.0, False)
@@ -75,14 +78,22 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     assert (right.flips, off.flips) == (Flips(lost=0, gained=0), Flips(lost=4, gained=0))
     assert (right.num_nonzero, off.num_nonzero) == (2, 3)  # the shift of the one is 0
     assert 0 < right.zstd_bytes < right.size_bytes == out.path("fp32.onnx").stat().st_size
+    assert right.coded_bytes is not None
+    assert right.coded_bytes < right.zstd_bytes
+    assert (off.num_macs, off.integer_share) == (2, 0.0)  # what is in the file counts, and not what was asked for
     assert off.latency_at(32).batch_size == 32
     answers = pq.read_table(settings().path(off.answers_uri))
     assert answers["truth"].to_pylist() == labels.tolist()
     run = tracking.client().get_run(off.run_id).data
     assert run.tags["onnxruntime.version"] == onnxruntime.__version__
+    assert (run.tags["onnx.version"], run.tags["torch.version"]) == (onnx.__version__, torch.__version__)
+    assert run.tags["calibration.sha256"] == "c0ffee"
+    assert "calibration.sha256" not in tracking.client().get_run(right.run_id).data.tags
+    assert run.params["seed"] == "0"
     assert run.tags["processor.flags"] == " ".join(processor_flags())
     figures = run.metrics
     assert (figures["flips_lost"], figures["num_nonzero"], figures["latency_b32_ratio"]) == (4, 3, 0.75)
+    assert (figures["num_macs"], figures["integer_share"], figures["coded_bytes"]) == (2, 0, off.coded_bytes)
     assert figures["accuracy_drop_low"] < figures["accuracy_drop"] < figures["accuracy_drop_high"]
     assert (figures["test_accuracy"], figures["test_auc"]) == (0.9, 1.0)
     assert figures["test_log_loss"] > tracking.client().get_run(right.run_id).data.metrics["test_log_loss"]

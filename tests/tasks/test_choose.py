@@ -55,6 +55,7 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
         zstd_bytes=size,
         num_parameters=128,
         num_nonzero=128,
+        integer_share=0.0,
         score=Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
         worse=Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
         latencies=(told(*times, 1), told(*times, 32)),

@@ -144,6 +144,13 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
     of = {candidate.name: candidate for candidate in options.candidates}
     assert len({candidate.sha256 for candidate in options.candidates}) == len(stated)
     assert all(abs(candidate.worse.value) < 0.06 for candidate in options.candidates)
+    assert all(of[name].integer_share == 1 for name in ("entropy", "aware", "none-in-int8"))
+    assert of["int4"].integer_share == of["fp16"].integer_share == 0
+    (macs,) = {candidate.num_macs for candidate in options.candidates}
+    assert 2 * 64 + 64 * 64 + 64 * 2 + 2 * 64 + 2 <= macs < 5000  # an addition of a bias counts, and what ReLU does
+    tags = {name: tracking.client().get_run(one.run_id).data.tags for name, one in of.items()}
+    assert tags["entropy"]["calibration.sha256"] == tags["aware"]["calibration.sha256"]
+    assert "calibration.sha256" not in tags["fp16"]
     assert of["int4"].size_bytes < of["fp16"].size_bytes < of["fp32"].size_bytes
 
 
@@ -173,6 +180,7 @@ def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same
     of = {candidate.name: candidate for candidate in options.candidates}
     assert [Path(of[name].uri).suffixes for name in ("coded", "zipped")] == [[".onnx", ".coded"], [".onnx", ".zst"]]
     assert of["coded"].size_bytes < of["zipped"].size_bytes < of["small"].size_bytes / 4
+    assert of["coded"].coded_bytes == of["zipped"].coded_bytes == of["small"].coded_bytes == of["coded"].size_bytes
     assert of["coded"].num_nonzero == of["small"].num_nonzero < 0.3 * of["fp32"].num_nonzero
     answers = [pq.read_table(settings().path(of[name].answers_uri)) for name in ("small", "coded", "zipped")]
     assert answers[0] == answers[1] == answers[2]

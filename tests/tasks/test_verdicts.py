@@ -45,6 +45,7 @@ def candidate(
         zstd_bytes=size,
         num_parameters=10,
         num_nonzero=10,
+        integer_share=0.0,
         score=Interval(value=score, low=0.8, high=0.95),
         worse=Interval(value=0.0, low=-drop, high=drop),
         latencies=(latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
