@@ -65,15 +65,52 @@ def why_not_pruned(model: Model, how: Prune) -> str | None:
     return None
 
 
+def _pattern_from(stated: Any) -> Any:
+    """YAML reads 2:4 without quotes as 124, a number to the base of 60."""
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        raise ValueError('a pattern is a text such as "2:4", in quotes: without them YAML reads a number')
+    return stated
+
+
 class Sparse(Document):
     """Which weights become zero and stay so, in rounds between which the network learns."""
 
-    density: Annotated[float, Field(gt=0, lt=1, description="the share of weights that is not zero in the end")]
+    density: Annotated[
+        float | None, Field(gt=0, lt=1, description="the share of weights that is not zero in the end")
+    ] = None
+    pattern: Annotated[
+        str | None,
+        BeforeValidator(_pattern_from),
+        Field(
+            pattern=r"^[1-9][0-9]?:[1-9][0-9]?$",
+            description='in place of a density "2:4": two of each four inputs side by side are not zero in the end',
+        ),
+    ] = None
     scope: Annotated[
         Scope,
         Field(description="lamp: by what each is of its layer; global: by magnitude; layer: that share of each layer"),
     ] = "lamp"
     rounds: Count = 4
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.density is None) == (self.pattern is None):
+            raise ValueError("say either the `density` that is to be left, or the `pattern`")
+        if self.of_each is not None:
+            kept, group = self.of_each
+            if kept >= group:
+                raise ValueError(f"a pattern of {self.pattern} leaves everything: the first number is the smaller one")
+            if self.scope != "lamp":
+                raise ValueError("`scope` is of a `density`: a pattern compares the inputs of each group alone")
+        return self
+
+    @property
+    def of_each(self) -> tuple[int, int] | None:
+        """Of the pattern, how many weights stay and of how many."""
+        if self.pattern is None:
+            return None
+        kept, group = map(int, self.pattern.split(":"))
+        return kept, group
 
 
 class Distillation(Document):

@@ -15,7 +15,7 @@ from models.compression.distillation import distiller
 from models.compression.factorisation import factorise
 from models.compression.fake_quantization import with_fake_quantization
 from models.compression.pruning import prune
-from models.compression.sparsity import density_at, held, masks_of
+from models.compression.sparsity import Masks, density_at, held, masks_of, pattern_masks
 from models.networks.blueprint import Blueprint, build
 from models.training.batches import Examples
 from models.training.config import Loop
@@ -72,14 +72,22 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
 
 
 def _sparsified(network: nn.Module, how: Sparse, lesson: Lesson) -> nn.Module:
-    """A copy with the share of zeros that is wanted. Each round has its part of the epochs, the last one all."""
+    """A copy with the zeros that are wanted. Each round has its part of the epochs, the last one all."""
     sparse, fine_tune = copy.deepcopy(network), lesson.compression.fine_tune
     for number in range(1, how.rounds + 1):
         loop = _of_a_round(fine_tune, how.rounds) if number < how.rounds else fine_tune
-        masks = masks_of(sparse, density_at(number, how.rounds, last=how.density), how.scope)
-        with held(sparse, masks):
+        with held(sparse, _masks_in(number, sparse, how)):
             _taught(lesson, loop)(sparse)
     return sparse
+
+
+def _masks_in(number: int, network: nn.Module, how: Sparse) -> Masks:
+    """Which weights stay in this round; in the last one as few as are wanted."""
+    if how.of_each is not None:
+        kept, group = how.of_each
+        return pattern_masks(network, round(density_at(number, how.rounds, last=kept / group) * group), group)
+    assert how.density is not None
+    return masks_of(network, density_at(number, how.rounds, last=how.density), how.scope)
 
 
 def _of_a_round(loop: Loop, rounds: int) -> Loop:

@@ -1,6 +1,7 @@
 """Weights that are zero, and stay zero while the others are fine-tuned.
 
-ONNX Runtime is not quicker for it: zeros serve the stored size (`coding.py`, `plain.py`). In turns,
+ONNX Runtime is not quicker for it: zeros serve the stored size (`coding.py`, `plain.py`), and those of a pattern other
+runtimes on hardware that skips them. In turns,
 
     masks = masks_of(network, density_at(round, num_rounds, last=0.01), scope="lamp")
     with held(network, masks):
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from data_contracts.errors import RecipeInvalid
 from models.compression.config import Scope
@@ -112,6 +114,16 @@ def n_of_m(weight_OI: torch.Tensor, n: int, m: int) -> torch.Tensor:
     stays = torch.ones_like(by_input, dtype=torch.bool)
     stays[..., :num_whole] = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, order[..., :n], True).flatten(-2)
     return stays.movedim(-1, 1)
+
+
+def pattern_masks(network: nn.Module, n: int, m: int) -> Masks:
+    """`n_of_m` for the weights of linear, convolutional and recurrent layers, which multiply inputs side by side.
+
+    What is looked up or multiplied one by one, such as embeddings, stays, and so does a layer of fewer than `m` inputs.
+    """
+    layers = (module for module in network.modules() if isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)))
+    multiplied = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    return {name: n_of_m(weight, n, m) for name, weight in weights_of(network).items() if id(weight) in multiplied}
 
 
 @contextmanager

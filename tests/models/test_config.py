@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from models.compression.budget import Budget
-from models.compression.config import CandidateSpec, Compression, candidates_for
+from models.compression.config import CandidateSpec, Compression, Sparse, candidates_for
 from models.config import Features, Gates, misplaced_limits
 from models.features.inputs import ImageInput
 from models.networks.config import Cnn, Mlp
@@ -26,6 +27,7 @@ from models.training.config import Loop, Training
         Mlp(kind="mlp", hidden=(3, 5), norm="none"),
         Training(epochs=3, seed=5),
         Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
+        Sparse(pattern="2:4"),
         Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
         Gates(min_accuracy=0.9),
         Compression(),
@@ -67,6 +69,22 @@ def test_a_candidate_named_twice_is_refused():
 def test_candidates_without_the_network_as_trained_are_refused(candidates):
     with pytest.raises(ValidationError):
         Compression(candidates=candidates)
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({}, "either the `density`"),
+        ({"density": 0.5, "pattern": "2:4"}, "either the `density`"),
+        ({"pattern": "4:4"}, "leaves everything"),
+        ({"pattern": "0:4"}, "should match pattern"),
+        ({"pattern": yaml.safe_load("2:4")}, "in quotes"),
+        ({"pattern": "2:4", "scope": "layer"}, "`scope` is of a `density`"),
+    ],
+)
+def test_zeros_that_cannot_be_meant_are_refused(stated, said):
+    with pytest.raises(ValidationError, match=said):
+        Sparse(**stated)
 
 
 def test_the_default_candidates_are_one_of_each_kind():

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_contracts.errors import RecipeInvalid
-from models.compression.sparsity import density_at, density_of, held, lamp_scores, masks_of, n_of_m, weights_of
+from models.compression.config import CandidateSpec, Compression, Sparse
+from models.compression.smaller import Lesson, made_smaller
+from models.compression.sparsity import (
+    density_at,
+    density_of,
+    held,
+    lamp_scores,
+    masks_of,
+    n_of_m,
+    pattern_masks,
+    weights_of,
+)
 from models.training.config import Loop
 from models.training.loop import evaluate, train
 
@@ -111,6 +122,42 @@ def test_of_each_group_of_inputs_the_largest_stay(outputs, inputs, kernel, n, mo
 def test_an_impossible_pattern_is_refused(n, m):
     with pytest.raises(RecipeInvalid, match=f"{n}:{m}"):
         n_of_m(torch.ones(2, 8), n, m)
+
+
+def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
+    network = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(9, 8),
+            "gru": nn.GRU(8, 12),
+            "conv": nn.Conv1d(12, 6, 3),
+            "of_one": nn.Conv1d(1, 6, 3),
+            "linear": nn.Linear(6, 2),
+        }
+    )
+    shares = {name: float(mask.float().mean()) for name, mask in pattern_masks(network, 1, 4).items()}
+    assert shares == {
+        "gru.weight_ih_l0": 0.25,
+        "gru.weight_hh_l0": 0.25,
+        "conv.weight": 0.25,
+        "of_one.weight": 1.0,  # fewer inputs than four
+        "linear.weight": 0.5,  # of six the last two are no whole group
+    }
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_candidate_of_a_pattern_has_it_after_all_that_it_learns(rounds, trained, parts):
+    compression = Compression(fine_tune=Loop(epochs=2, learning_rate=1e-3))
+    spec = CandidateSpec(name="pattern", sparse=Sparse(pattern="2:4", rounds=rounds))
+    network = made_smaller(
+        trained.network, trained.blueprint, spec, Lesson(parts.train, parts.val, trained.network, compression)
+    )
+    weights = weights_of(network).values()
+    assert [tuple(weight.shape) for weight in weights] == [(8, 1, 3, 3), (16, 8, 3, 3), (32, 64), (10, 32)]
+    for weight in itertools.islice(weights, 1, None):
+        kept = (weight != 0).unflatten(1, (-1, 4)).sum(2)
+        assert bool((kept <= 2).all())
+        assert (kept == 2).float().mean() > 0.95
+    assert evaluate(network, parts.val)[1] > evaluate(trained.network, parts.val)[1] - 0.1
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
