@@ -69,8 +69,10 @@ def check(recipe: RecipeName, as_json: AsJson = False) -> None:
     from flows.display import engines_to_log
 
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+        from flows.machine import require_machine
         from flows.plan import plan
 
+        require_machine(wanted)
         steps = plan(wanted).steps
         if as_json:
             document = {

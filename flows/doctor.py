@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Every finding, in the order in which a run needs the things."""
     findings: list[Finding] = []
-    for look in (_python, _state_folder, _disk, _packages, _java, _ports, _processor, _gpu):
+    for look in (_python, _state_folder, _disk, _packages, _java, _ports, _processor, _gpu, _litert):
         findings += _survived(look)
     return findings
 
@@ -104,3 +104,16 @@ def _gpu() -> Iterator[Finding]:
         return
     told = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)
     yield Finding("gpu", True, told.stdout.strip().split("\n")[0] or "none; none is needed")
+
+
+def _litert() -> Iterator[Finding]:
+    from tasks.settings import settings
+
+    python = settings().litert_python
+    if python is None:
+        yield Finding("litert", True, "no Python is named for it; only `also: [litert]` under compression needs one")
+        return
+    from models.compression.litert import require_litert
+
+    require_litert(python)
+    yield Finding("litert", True, python)

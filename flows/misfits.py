@@ -290,7 +290,13 @@ def _of_compression(features: Features, model: Model, compression: Compression) 
             "compression.explore: an imported network is taken as it is, so nothing can leave it; name candidates with "
             "a `student` that takes its place"
         )
-    for candidate in compression.candidates or ():
+    candidates = compression.candidates or ()
+    if compression.also and model.kind == "imported" and not any(one.student and one.is_float for one in candidates):
+        yield (
+            "compression.also: an imported network is none of PyTorch's, so it can be written in no other form; leave "
+            "`also` out, or name a candidate in float with a `student` that takes its place"
+        )
+    for candidate in candidates:
         pruned = model if candidate.student is None else candidate.student.model
         why = None if candidate.prune is None or model.kind == "auto" else why_not_pruned(pruned, candidate.prune)
         if why is not None:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
 from data_contracts.records import Release  # noqa: E402
+from flows.machine import require_machine  # noqa: E402
 from flows.order import in_order  # noqa: E402
 from flows.recipe import read_recipe  # noqa: E402
 from tasks import spark, store  # noqa: E402
@@ -47,6 +48,7 @@ def pipeline(recipe: str = "digits") -> Release:
         recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
     """
     wanted = read_recipe(recipe)
+    require_machine(wanted)
     store.sweep()
     try:
         source = locate(wanted.data, wanted.contract.personal_columns)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from data_contracts.means import Engine
 from data_contracts.records import Release
+from flows.machine import require_machine
 from flows.recipe import read_recipe
 from flows.server import prefect_api
 from tasks.events import StageEnded, StageStarted, emit
@@ -21,6 +22,7 @@ def run_recipe(reference: str) -> Release:
     """
     enter()
     recipe = read_recipe(reference)
+    require_machine(recipe)
     emit(StageStarted("start"))
     begin = time.perf_counter()
     with prefect_api() as wait_until_ready, _engines_stopped():

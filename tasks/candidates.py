@@ -19,7 +19,7 @@ from data_contracts.layouts import Task
 from data_contracts.records import Candidate, Dataset, Flips, Interval, Latency, Trained
 from data_contracts.scores import LOSSES
 from models import metrics
-from models.compression.config import CandidateSpec
+from models.compression.config import CandidateSpec, Form
 from models.encoder import read_encoder
 from tasks import tracking
 from tasks.judging import (
@@ -37,12 +37,22 @@ from tasks.settings import processor_flags, settings
 from tasks.store import Output
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from models.training.batches import Examples
 
 SEED = 0  # of all that is drawn for candidates: what they see as they learn, and in which order they are timed
 TIMED_BATCHES = (1, 32)  # rows at a time
 _PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
 _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
+
+
+class Written(NamedTuple):
+    """A candidate in another form than ONNX."""
+
+    form: Form
+    path: Path
+    parity_error: float  # of an output from PyTorch's, at most
 
 
 class Made(NamedTuple):
@@ -56,6 +66,8 @@ class Made(NamedTuple):
     num_macs: int = 0  # for one row; 0 of a network that came trained
     calibration: str | None = None  # sha256 of the rows that gave ranges to its activations, where they are fixed
     coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
+    network: nn.Module | None = None  # before it is quantized, if other forms are wanted
+    others: tuple[Written, ...] = ()
 
     @property
     def is_row_by_row(self) -> bool:
@@ -176,9 +188,12 @@ def _log(
                 **_costs(candidate),
                 **{f"latency_{name}": value for name, value in times(candidate.latencies).items()},
                 "parity_error": candidate.parity_error,
+                **{f"{other.form}_parity_error": other.parity_error for other in made.others},
+                **{f"{other.form}_bytes": other.path.stat().st_size for other in made.others},
             },
         )
-        tracking.client().log_artifact(run_id, str(made.path), "onnx")
+        for form, path in (("onnx", made.path), *((other.form, other.path) for other in made.others)):
+            tracking.client().log_artifact(run_id, str(path), form)
         after = answers_of(dataset.task, given)
         if dataset.task == "classification":
             of_class = of_classes(dataset.classes, rows, given)

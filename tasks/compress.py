@@ -11,6 +11,7 @@ from models.compression.processor import needs_reduced_range
 from tasks import tracking
 from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
+from tasks.forms import in_other_forms
 from tasks.making import Maker, Parts, make_all
 from tasks.settings import processor_flags, settings
 from tasks.stages import stage
@@ -30,6 +31,10 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
 
     Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
     none is, and 8 bits take their ranges from the validation part.
+
+    Raises:
+        EngineMissing: a file for LiteRT is wanted, and what converts it is not there.
+        ParityBroken: a network answers otherwise in one of the forms than in PyTorch.
     """
     from models.randomness import fix_randomness
     from models.training.batches import read_examples
@@ -51,6 +56,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     maker = Maker(out, trained, parts, compression)
     wanted = None if is_private else compression.explore
     made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
+    made = in_other_forms(out, made, compression.also, parts.test.x)
     baseline = next(spec.name for spec in specs if spec.is_as_trained)
     timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
     candidates = measure_all(out, made, parts.test, trained, timed, baseline)

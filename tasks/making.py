@@ -156,4 +156,5 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     if spec.aware:
         ranges, network = ranges_of(network), without_fake_quantization(network)
     error = export(network, parts.test.x, path)
-    return Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
+    made = Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
+    return made._replace(network=network) if maker.compression.also else made

@@ -27,6 +27,7 @@ class Settings:
     tracking_uri: str
     prefect_api_url: str | None
     spark_master: str
+    litert_python: str | None
 
     def path(self, uri: str) -> Path:
         """The place of a record's `uri`."""
@@ -50,6 +51,7 @@ def settings() -> Settings:
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow/mlflow.db",
         prefect_api_url=os.environ.get("PREFECT_API_URL") or None,
         spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
+        litert_python=os.environ.get("BLOOMERY_LITERT_PYTHON") or None,
     )
 
 

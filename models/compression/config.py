@@ -21,6 +21,7 @@ Stored = Literal["fp16", "bf16", "int8", "int4"]
 Importance = Literal["magnitude", "taylor"]
 Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
+Form = Literal["pt2", "litert"]  # beside ONNX
 Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
 _OF_THE_FILE = ("quantize", "calibrate", "float_layers", "weights", "stored")
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
@@ -187,6 +188,11 @@ class CandidateSpec(Document):
         return not self.is_smaller and (self.quantize, self.weights, self.stored) == (None, None, None)
 
     @property
+    def is_float(self) -> bool:
+        """Whether its weights are those of a network in PyTorch, and not of few bits."""
+        return (self.quantize, self.weights) == (None, None)
+
+    @property
     def is_smaller(self) -> bool:
         """Whether it is another network than the one as trained, before it is quantized."""
         stated = (self.student, self.prune, self.factorise, self.sparse, self.values)
@@ -252,6 +258,10 @@ class Compression(Document):
         BeforeValidator(_as_explore),
         Field(description="`compression: auto` is the same as `explore: true`"),
     ] = None
+    also: Annotated[
+        tuple[Form, ...],
+        Field(description="pt2: a program of torch.export, litert: a file for LiteRT; of candidates in float"),
+    ] = ()
     calibration_rows: Count = 500
     latency_rounds: Count = 300
 

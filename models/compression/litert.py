@@ -16,11 +16,29 @@ from models.compression import litert_script
 from models.export import TOLERANCE, export_program
 
 PYTHON = "BLOOMERY_LITERT_PYTHON"  # the variable that names an interpreter with `litert-torch` and `ai-edge-litert`
+_PACKAGES = ("litert_torch", "ai_edge_litert")
 _MOST_SECONDS = 1800
 
 
+def require_litert(python: str | None) -> None:
+    """Nothing is imported yet: the packages are looked for alone.
+
+    Raises:
+        EngineMissing: `python` is None, does not run, or lacks a package.
+    """
+    if python is None:
+        raise _missing("no Python is named for it")
+    look = f"import sys, importlib.util as found; sys.exit(not all(map(found.find_spec, {_PACKAGES})))"
+    try:
+        ended = subprocess.run([python, "-I", "-c", look], capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        raise _missing(str(failure)) from failure
+    if ended.returncode != 0:
+        raise _missing(f"{python} lacks {' or '.join(_PACKAGES)}")
+
+
 def export_litert(network: nn.Module, examples: torch.Tensor, path: Path, python: str | None) -> float:
-    """Write `network` for LiteRT, which answers batches of as many rows as `examples` (B, ...) has, and compare them.
+    """Write `network` for LiteRT, which answers one row at a time, and compare its answers to `examples` (B, ...).
 
     `python` is an interpreter that has `litert-torch` and `ai-edge-litert`; it gets a program of torch.export.
 
@@ -32,7 +50,7 @@ def export_litert(network: nn.Module, examples: torch.Tensor, path: Path, python
         ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot write the network down.
     """
     if python is None:
-        raise _missing(f"{PYTHON} is not set")
+        raise _missing("no Python is named for it")
     with tempfile.TemporaryDirectory() as folder:
         program, rows, answers = (Path(folder) / name for name in ("program.pt2", "rows.npy", "answers.npy"))
         export_program(network, examples, program)
@@ -66,8 +84,9 @@ def export_litert(network: nn.Module, examples: torch.Tensor, path: Path, python
 
 def _missing(found: str) -> EngineMissing:
     return EngineMissing(
-        f"no file for LiteRT was made: {found}",
+        f"no file for LiteRT can be made: {found}",
         required="a Python that has `litert-torch` and `ai-edge-litert`",
         where=f"the environment variable {PYTHON}",
-        remedy=f"python3.11 -m venv litert && litert/bin/pip install litert-torch ai-edge-litert, then set {PYTHON}",
+        remedy=f"python3.11 -m venv litert && litert/bin/pip install litert-torch ai-edge-litert, then "
+        f"{PYTHON}=$PWD/litert/bin/python; or leave litert out of compression.also",
     )

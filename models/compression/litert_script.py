@@ -2,7 +2,7 @@
 
 python litert_script.py PROGRAM.pt2 ROWS.npy TARGET.tflite ANSWERS.npy
 
-Afterwards TARGET answers as many rows as are in ROWS at a time, and ANSWERS holds what it answers to them.
+Afterwards TARGET answers one row at a time, and ANSWERS holds what it answers to those in ROWS.
 """
 
 import sys
@@ -17,12 +17,16 @@ def main(program: str, rows: str, target: str, answers: str) -> None:
 
     x = np.load(rows)
     network = torch.export.load(program).module(check_guards=False)
-    litert_torch.convert(network, (torch.from_numpy(x),)).export(target)
+    litert_torch.convert(network, (torch.from_numpy(x[:1]),)).export(target)
     interpreter = Interpreter(model_path=target, num_threads=1)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-    interpreter.invoke()
-    np.save(answers, interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    read, written = (one[0]["index"] for one in (interpreter.get_input_details(), interpreter.get_output_details()))
+    answered = []
+    for row in range(len(x)):
+        interpreter.set_tensor(read, x[row : row + 1])
+        interpreter.invoke()
+        answered.append(interpreter.get_tensor(written))
+    np.save(answers, np.concatenate(answered))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ def test_an_unknown_key_ends_with_2_before_anything_is_started(bloomery: Bloomer
     assert not (tmp_path / "home" / "prefect").exists()
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_form_that_nothing_here_can_write_ends_with_1_before_anything_is_started(
+    command: str, bloomery: Bloomery, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, ("compression:", "compression:\n  also: [litert]"))
+    ended = bloomery(tmp_path / "home", command, path)
+    require_clear(ended, 1, "no file for LiteRT can be made", "BLOOMERY_LITERT_PYTHON", "pip install litert-torch")
+    assert not (tmp_path / "home" / "prefect").exists()
+
+
 def test_an_error_as_json_is_one_document(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("epochs: 30", "epocs: 30")), "--json")
     document = json.loads(ended.stdout)

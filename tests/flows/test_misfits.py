@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -79,12 +80,13 @@ def found(
     training: dict[str, Any] | None = None,
     candidates: list[dict[str, Any]] | None = None,
     explore: bool = False,
+    also: Sequence[str] = (),
 ) -> list[str]:
     stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
     features = Features.model_validate(stated)
     epochs = {} if model == IMPORTED else {"epochs": 1}
     trained = None if training is None else Training.model_validate({**epochs, **training})
-    compression = Compression.model_validate({"candidates": candidates, "explore": explore})
+    compression = Compression.model_validate({"candidates": candidates, "explore": explore, "also": also})
     return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression))
 
 
@@ -343,6 +345,15 @@ def test_of_foreign_networks_nothing_is_pruned(model):
 def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(model, candidate, problem):
     told = found(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
     assert any(problem in one for one in told), told
+
+
+def test_an_imported_network_can_be_written_in_no_other_form_but_its_student_can():
+    student = {"name": "one", "student": {"model": MLP}}
+    for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
+        (problem,) = found(NUMBER, model=IMPORTED, also=["pt2"], candidates=candidates)
+        assert "compression.also: an imported network is none of PyTorch's" in problem
+    assert found(NUMBER, model=IMPORTED, also=["pt2"], candidates=[{"name": "fp32"}, student]) == []
+    assert found(NUMBER, model=MLP, also=["pt2", "litert"]) == []
 
 
 def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_pruned():

@@ -10,7 +10,7 @@ import pytest
 
 from data_contracts.errors import EngineMissing
 from models.compression import litert_script
-from models.compression.litert import PYTHON, export_litert
+from models.compression.litert import PYTHON, export_litert, require_litert
 from models.export import TOLERANCE
 
 
@@ -19,6 +19,7 @@ def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
     python = os.environ.get(PYTHON)
     if python is None:
         pytest.skip(f"{PYTHON} names no Python that has litert-torch")
+    require_litert(python)
     error = export_litert(trained.network, parts.test.x[:4], tmp_path / "network.tflite", python)
     assert 0 <= error <= TOLERANCE
     assert (tmp_path / "network.tflite").read_bytes()[4:8] == b"TFL3"
@@ -26,7 +27,9 @@ def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
 
 @pytest.mark.parametrize("python", [None, "no-such-python", sys.executable], ids=["unset", "absent", "without litert"])
 def test_what_is_missing_is_told(python, trained, parts, tmp_path: Path):
-    with pytest.raises(EngineMissing, match="no file for LiteRT was made") as told:
+    with pytest.raises(EngineMissing, match="no file for LiteRT can be made"):
+        require_litert(python)
+    with pytest.raises(EngineMissing, match="no file for LiteRT can be made") as told:
         export_litert(trained.network, parts.test.x[:2], tmp_path / "network.tflite", python)
     assert "pip install litert-torch" in told.value.remedy
     assert not (tmp_path / "network.tflite").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
@@ -16,9 +18,12 @@ from data_contracts.digests import digest_of_file
 from data_contracts.means import Engine
 from data_contracts.records import Dataset, Trained
 from models.compression.config import CandidateSpec, Compression, Explore, Student
+from models.compression.litert import PYTHON
 from models.config import Features
+from models.export import TOLERANCE
 from models.features.inputs import NumberInput
 from models.networks.config import Imported, Mlp
+from models.runtime import answer, session
 from models.training.config import Loop, Training
 from tasks import tracking
 from tasks.compress import compress
@@ -28,6 +33,7 @@ from tasks.train import train
 
 pytestmark = pytest.mark.slow
 
+NAMED_PYTHON = os.environ.get(PYTHON)  # a state folder of a test's own takes the variable away
 LOOP = Loop(epochs=6, learning_rate=1e-2)
 FAST = {"fine_tune": LOOP, "latency_rounds": 20}
 
@@ -73,10 +79,14 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
 
 def test_a_search_has_8_bits_as_the_named_candidates_do(trained: Trained) -> None:
     named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weights="int8"))
-    options = compress(trained, Compression(candidates=named, explore=Explore(trials=3, worst_drop=0.9), **FAST))
+    wanted = Compression(candidates=named, explore=Explore(trials=3, worst_drop=0.9), also=("pt2",), **FAST)
+    options = compress(trained, wanted)
     runs = [tracking.client().get_run(candidate.run_id).data.params for candidate in options.candidates]
     found = {run["weights"] for run in runs if run["name"].endswith("-int8")}
     assert found == {"int8"}
+    in_float = {one.name for one in options.candidates if not one.name.endswith("-int8")} - {"small"}
+    folder = settings().path(options.candidates[0].uri).parent
+    assert {path.stem for path in folder.glob("*.pt2")} == in_float > {"fp32"}
     assert {run["quantize"] for run in runs} == {"None"}
 
 
@@ -166,6 +176,44 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
 def test_what_has_no_meaning_without_8_bits_is_refused(stated):
     with pytest.raises(ValidationError):
         CandidateSpec.model_validate({"name": "one", **stated})
+
+
+def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(trained: Trained) -> None:
+    stated = [
+        {"name": "fp32"},
+        {"name": "int8", "quantize": "static"},
+        {"name": "pruned", "prune": 0.5},
+        {"name": "zipped", "prune": 0.5, "stored": "zstd"},
+        {"name": "fp16", "weights": "fp16"},
+    ]
+    options = compress(trained, Compression.model_validate({"candidates": stated, "also": ["pt2"], **FAST}))
+    folder = settings().path(options.candidates[0].uri).parent
+    assert {path.name for path in folder.glob("*.pt2")} == {"fp32.pt2", "pruned.pt2", "zipped.pt2"}
+    x = torch.randn(5, 2)
+    for candidate in options.candidates:
+        logged = {one.path for one in tracking.client().list_artifacts(candidate.run_id)}
+        figures = tracking.client().get_run(candidate.run_id).data.metrics
+        path = folder / f"{candidate.name}.pt2"
+        assert ("pt2" in logged) == ("pt2_parity_error" in figures) == path.is_file()
+        if path.is_file():
+            assert figures["pt2_parity_error"] <= TOLERANCE
+            answered = torch.export.load(path).module()(x).detach().numpy()
+            np.testing.assert_allclose(
+                answered, answer(session(folder / Path(candidate.uri).name), x.numpy()), atol=1e-5
+            )
+
+
+@pytest.mark.skipif(NAMED_PYTHON is None, reason=f"{PYTHON} names no Python that has litert-torch")
+def test_candidates_in_float_are_written_for_litert(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PYTHON, str(NAMED_PYTHON))
+    settings.cache_clear()
+    stated = [{"name": "fp32"}, {"name": "int8", "quantize": "static"}]
+    options = compress(trained, Compression.model_validate({"candidates": stated, "also": ["litert"], **FAST}))
+    fp32 = options.candidates[0]
+    assert [path.name for path in settings().path(fp32.uri).parent.glob("*.tflite")] == ["fp32.tflite"]
+    figures = tracking.client().get_run(fp32.run_id).data.metrics
+    assert figures["litert_parity_error"] <= TOLERANCE
+    assert figures["litert_bytes"] > 0
 
 
 def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same_bits(trained: Trained) -> None:
