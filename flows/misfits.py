@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_contracts.contract import Column, Contract
-from models.compression.config import Compression, why_not_pruned
+from models.compression.config import PRUNABLE, Compression, why_not_pruned, why_not_taught
 from models.config import Features
 from models.features.inputs import (
     AudioInput,
@@ -290,6 +290,7 @@ def _of_compression(features: Features, model: Model, compression: Compression) 
             "compression.explore: an imported network is taken as it is, so nothing can leave it; name candidates with "
             "a `student` that takes its place"
         )
+    yield from _of_lessons(model, compression)
     candidates = compression.candidates or ()
     if compression.also and model.kind == "imported" and not any(one.student and one.is_float for one in candidates):
         yield (
@@ -314,6 +315,19 @@ def _of_compression(features: Features, model: Model, compression: Compression) 
         elif candidate.student is not None:
             where = f"compression.candidates: {candidate.name}'s student"
             yield from (f"{where}: {problem}" for problem in _of_network(features, candidate.student.model))
+
+
+def _of_lessons(model: Model, compression: Compression) -> Iterator[str]:
+    """What a teacher and its students are to have in common."""
+    if compression.distill is None or model.kind == "auto":
+        return
+    students = {one.name: one.student for one in compression.candidates or () if one.is_smaller}
+    if compression.explore is not None or (compression.candidates is None and model.kind in PRUNABLE):
+        students["what is pruned"] = None
+    for name, student in students.items():
+        why = why_not_taught(model, model if student is None else student.model, compression.distill)
+        if why is not None:
+            yield f"compression.distill: {name} is to learn from the network as trained, and {why}"
 
 
 def _of_training(features: Features, model: Model, training: Training) -> Iterator[str]:

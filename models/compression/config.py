@@ -24,6 +24,11 @@ Cost = Literal["macs", "parameters", "latency"]
 Form = Literal["pt2", "litert"]  # beside ONNX
 Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
 _OF_THE_FILE = ("quantize", "calibrate", "float_layers", "weights", "stored")
+# What networks attend to, and can only learn from one that attends to the same.
+_ATTENDED = {
+    **dict.fromkeys(("cnn", "lenet", "resnet"), "places of an image"),
+    **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
+}
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
@@ -115,10 +120,26 @@ class Sparse(Document):
 
 
 class Distillation(Document):
-    """How much a smaller network learns from what the one as trained answers, beside the labels."""
+    """How much a smaller network learns from what the one as trained answers and holds inside, beside the labels."""
 
     weight: Annotated[float, Field(ge=0, le=1, description="of the answers against the labels")] = 0.7
     temperature: Annotated[float, Field(gt=0, description="above 1 what is less likely counts for more")] = 3.0
+    features: Annotated[float, Field(ge=0, description="of which rows are alike in front of the head")] = 0.0
+    attention: Annotated[
+        float, Field(ge=0, description="of the places of an image that are heeded, or of how steps relate")
+    ] = 0.0
+
+
+def why_not_taught(teacher: Model, student: Model, how: Distillation) -> str | None:
+    """Why a network of one config cannot teach one of the other what `how` says, if it cannot."""
+    for model in (teacher, student):
+        if how.features and model.kind not in PRUNABLE:
+            return f"what a network of kind {model.kind} has in front of its head is not known: leave out `features`"
+        if how.attention and model.kind not in _ATTENDED:
+            return f"a network of kind {model.kind} has no attention that is known: leave out `attention`"
+    if how.attention and (mine := _ATTENDED[student.kind]) != (taught := _ATTENDED[teacher.kind]):
+        return f"a {student.kind} attends to {mine} and a {teacher.kind} to {taught}: leave out `attention`"
+    return None
 
 
 class Student(Document):

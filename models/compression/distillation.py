@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.compression.config import Distillation
+from models.compression.inside import inner_distance, listening, steps_there
 from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import Learn, Losses
@@ -26,20 +27,25 @@ def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Mo
 
     The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
     teacher: for classes T^2 times the Kullback-Leibler divergence of both at temperature T, for a regression the
-    squared difference. The teacher, which is left as it is, sees each row as it was changed for the student.
+    squared difference. Besides, `features` and `attention` times how far the student is from the teacher inside. The
+    teacher, which is left as it is, sees each row as it was changed for the student.
 
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2; Beyer et al. 2022, "Knowledge
     distillation: A good teacher is patient and consistent", section 3.1 (the same view for both).
     """
     teacher.eval()
+    looks_inside = distillation.features > 0 or distillation.attention > 0
 
     def spread(student: nn.Module, loop: Loop) -> Learn:
         def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), listening(teacher, distillation) as taught:
                 taught_BK = teacher(x)
-            outputs_BK = student(x)
+            with listening(student, distillation) as mine:
+                outputs_BK = student(x)
             loss = (1 - distillation.weight) * losses(outputs_BK, slice(None))
             loss = loss + distillation.weight * distance(outputs_BK, taught_BK, distillation.temperature)
+            if looks_inside:
+                loss = loss + inner_distance(mine, taught, steps_there(student, x), distillation)
             (loss / share).backward()
             return loss.detach()
 

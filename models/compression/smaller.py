@@ -9,14 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from data_contracts.errors import RecipeInvalid
 from models.compression.codebook import share, shared
-from models.compression.config import CandidateSpec, Compression, Sparse
+from models.compression.config import CandidateSpec, Compression, Distillation, Sparse, why_not_taught
 from models.compression.distillation import distiller
 from models.compression.factorisation import factorise
 from models.compression.fake_quantization import with_fake_quantization
 from models.compression.pruning import prune
 from models.compression.sparsity import Masks, density_at, held, masks_of, pattern_masks
 from models.networks.blueprint import Blueprint, build
+from models.networks.config import Model
 from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import Epoch, learner, train
@@ -41,11 +43,14 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
     `ranges_of` tells). `network` may be anything that answers where a student is stated.
 
     Raises:
-        RecipeInvalid: what is asked cannot be done with a network of this kind.
+        RecipeInvalid: what is asked cannot be done with a network of this kind, or taught by one.
         TrainingDiverged: the loss of the fine-tuning is not a number.
     """
     torch.manual_seed(lesson.seed)  # so that no candidate depends on those made before it
     fine_tune = lesson.compression.fine_tune
+    if lesson.compression.distill is not None:
+        student = blueprint.config if spec.student is None else spec.student.model
+        _require_teachable(blueprint.config, student, lesson.compression.distill)
     if spec.student is not None:
         blueprint = blueprint.model_copy(update={"config": spec.student.model})
         network = build(blueprint)
@@ -69,6 +74,17 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
         network = with_fake_quantization(network, reduce_range=spec.reduce_range)
         _taught(lesson, fine_tune)(network)
     return network
+
+
+def _require_teachable(teacher: Model, student: Model, how: Distillation) -> None:
+    why = why_not_taught(teacher, student, how)
+    if why is not None:
+        raise RecipeInvalid(
+            f"a candidate is to learn from the network as trained, and {why}",
+            required="something that both of them have inside",
+            where="compression.distill of the recipe",
+            remedy="change `distill`, whose `weight` alone teaches any network, or the candidate's `student`",
+        )
 
 
 def _sparsified(network: nn.Module, how: Sparse, lesson: Lesson) -> nn.Module:

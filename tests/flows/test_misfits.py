@@ -81,12 +81,15 @@ def found(
     candidates: list[dict[str, Any]] | None = None,
     explore: bool = False,
     also: Sequence[str] = (),
+    distill: dict[str, float] | None = None,
 ) -> list[str]:
     stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
     features = Features.model_validate(stated)
     epochs = {} if model == IMPORTED else {"epochs": 1}
     trained = None if training is None else Training.model_validate({**epochs, **training})
-    compression = Compression.model_validate({"candidates": candidates, "explore": explore, "also": also})
+    lessons = {} if distill is None else {"distill": distill}
+    stated_of = {"candidates": candidates, "explore": explore, "also": also, **lessons}
+    compression = Compression.model_validate(stated_of)
     return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression))
 
 
@@ -362,3 +365,14 @@ def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_p
     assert found(NUMBER, model=MLP, explore=True) == []
     student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
     assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
+
+
+def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs():
+    candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
+    for inner in ("features", "attention"):
+        (problem,) = found(NUMBER, model=IMPORTED, candidates=candidates, distill={inner: 1})
+        assert "compression.distill: one is to learn from the network as trained, and" in problem
+        assert found(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={inner: 1}) == []  # nobody learns
+    (problem,) = found(NUMBER, model=MLP, distill={"attention": 1})
+    assert "what is pruned is to learn from the network as trained, and a network of kind mlp has no atte" in problem
+    assert found(NUMBER, model=MLP, distill={"features": 1}) == []
