@@ -21,7 +21,8 @@ _DOCS = """<!doctype html>
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <link rel="stylesheet" href="/docs/swagger-ui.css"></head>
 <body><div id="page"></div><script src="/docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({{url: "/openapi.json", dom_id: "#page", docExpansion: "full", deepLinking: true}})</script></body>
+<script>SwaggerUIBundle({{url: "/openapi.json", dom_id: "#page", docExpansion: "full", deepLinking: true}})</script>
+</body>
 </html>
 """
 
