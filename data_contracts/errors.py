@@ -13,7 +13,7 @@ BloomeryError                     exit code 1
 ├── SecretMissing                 2   a key that the contract calls for is not in the environment
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
 ├── PortInUse                     1
-├── EngineMissing                 1   Java, or a server that a stage needs, does not start
+├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
 ├── OutputCorrupt                 1   a file is not the one that was recorded
 ├── TrainingDiverged              1
 └── ParityBroken                  1   an exported model answers differently from its source

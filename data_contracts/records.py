@@ -140,6 +140,18 @@ class Latency(Document):
         return {50: self.p50_ms, 90: self.p90_ms, 95: self.p95_ms, 99: self.p99_ms}[percentile]
 
 
+class Energy(Document):
+    """Joules of the processors for one batch in ONNX Runtime, and the ratio to the fp32 candidate's in the same rounds.
+
+    They count for whatever else runs there, and at rest.
+    """
+
+    batch_size: int
+    num_rounds: int
+    p50_j: float
+    ratio: Interval  # the median over rounds, with the limits of 95%
+
+
 class Flips(Document):
     """Rows that a candidate answers otherwise than fp32, as far as one of them is right."""
 
@@ -165,6 +177,7 @@ class Candidate(Document):
     worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
     flips: Flips | None = None  # of classes
     latencies: tuple[Latency, ...]  # one row at a time first, then more
+    energy: Energy | None = None  # of the budget's batch, if its objective weighs it
     parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
     answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
     is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from data_contracts.errors import BloomeryError
+from data_contracts.errors import BloomeryError, EngineMissing
 
 _PACKAGES = ("prefect", "pyspark", "great-expectations", "torch", "onnxruntime", "mlflow", "bentoml")
 _PORTS = {3000: "endpoint", 4200: "Prefect", 5000: "MLflow"}
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Every finding, in the order in which a run needs the things."""
     findings: list[Finding] = []
-    for look in (_python, _state_folder, _disk, _packages, _java, _ports, _processor, _gpu, _litert):
+    for look in (_python, _state_folder, _disk, _packages, _java, _ports, _processor, _gpu, _litert, _energy):
         findings += _survived(look)
     return findings
 
@@ -117,3 +117,14 @@ def _litert() -> Iterator[Finding]:
 
     require_litert(python)
     yield Finding("litert", True, python)
+
+
+def _energy() -> Iterator[Finding]:
+    from models.compression.energy_counter import energy_counter
+
+    try:
+        energy_counter()
+        told = "counted by the processor"
+    except EngineMissing as error:  # not a fault: few recipes ask for it
+        told = f"{error.found}; only `objective: energy` needs it"
+    yield Finding("energy", True, told)

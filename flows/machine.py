@@ -17,3 +17,7 @@ def require_machine(recipe: Recipe) -> None:
         from models.compression.litert import require_litert
 
         require_litert(settings().litert_python)
+    if recipe.budget.objective.energy:
+        from models.compression.energy_counter import energy_counter
+
+        energy_counter()

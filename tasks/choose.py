@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,8 +35,9 @@ def choose(out: Output, options: Options, budget: Budget) -> Chosen:
 
     Raises:
         NoCandidate: none passes; the message says what each one failed, which came closest and what to relax.
+        EngineMissing: the objective weighs energy, and this machine does not tell it.
     """
-    options = _timed_as_asked(options, budget.batch)
+    options = _weighed_as_asked(_timed_as_asked(options, budget.batch), budget)
     trained = options.trained
     decision = decide(options, budget, _parts(options, budget))
     tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
@@ -58,21 +61,51 @@ def _timed_as_asked(options: Options, batch: int) -> Options:
     if all(any(one.batch_size == batch for one in candidate.latencies) for candidate in options.candidates):
         return options
     from models.compression.latency import compare
-    from models.training.batches import read_examples
 
-    dataset = options.trained.dataset
-    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
     timed = compare(
-        {one.name: settings().path(one.uri) for one in options.candidates},
-        [batch_of(test, batch)],
+        _files(options),
+        [_batch(options, batch)],
         baseline=options.baseline,
         rounds=max(one.latency.num_rounds for one in options.candidates),
-        row_by_row={one.name for one in options.candidates if one.is_row_by_row},
+        row_by_row=_row_by_row(options),
     )
     candidates = tuple(
         one.model_copy(update={"latencies": (*one.latencies, *timed[one.name])}) for one in options.candidates
     )
     return options.model_copy(update={"candidates": candidates})
+
+
+def _weighed_as_asked(options: Options, budget: Budget) -> Options:
+    """The same candidates, with the energy that the budget's batch takes them, if its objective asks for it."""
+    if not budget.objective.energy:
+        return options
+    from models.compression.energy import compare_energy
+    from models.compression.energy_counter import energy_counter
+
+    found = compare_energy(
+        _files(options),
+        _batch(options, budget.batch),
+        energy_counter().read,
+        baseline=options.baseline,
+        row_by_row=_row_by_row(options),
+    )
+    candidates = tuple(one.model_copy(update={"energy": found[one.name]}) for one in options.candidates)
+    return options.model_copy(update={"candidates": candidates})
+
+
+def _files(options: Options) -> dict[str, Path]:
+    return {one.name: settings().path(one.uri) for one in options.candidates}
+
+
+def _batch(options: Options, size: int) -> np.ndarray:
+    from models.training.batches import read_examples
+
+    dataset = options.trained.dataset
+    return batch_of(read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout), size)
+
+
+def _row_by_row(options: Options) -> set[str]:
+    return {one.name for one in options.candidates if one.is_row_by_row}
 
 
 def _parts(options: Options, budget: Budget) -> dict[str, Parts]:

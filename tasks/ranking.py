@@ -72,6 +72,7 @@ def as_words(record: Chosen) -> list[dict[str, str]]:
                 f"time / fp32, {latency.batch_size} row{'s' if latency.batch_size > 1 else ''}": _ratio(latency.ratio)
                 for latency in one.latencies
             },
+            **({} if one.energy is None else {"energy / fp32": _ratio(one.energy.ratio)}),
         }
         for one, verdict in _ranked(record.options, record.verdicts)
     ]
@@ -100,6 +101,7 @@ def as_figures(options: Options, verdicts: tuple[Verdict, ...], chosen: str | No
             "num_macs": one.num_macs,
             "integer_share": one.integer_share,
             **times(one.latencies),
+            **_energy(one),
         }
         for one, verdict in _ranked(options, verdicts)
     ]
@@ -113,6 +115,15 @@ def _ranked(options: Options, verdicts: tuple[Verdict, ...]) -> list[tuple[Candi
 def outcome(verdict: Verdict, chosen: str | None) -> str:
     """In a word or two."""
     return "chosen" if verdict.name == chosen else "passed" if verdict.passed else "over budget"
+
+
+def _energy(candidate: Candidate) -> dict[str, float]:
+    """Joules for the budget's batch, if they were measured."""
+    if candidate.energy is None:
+        return {}
+    start, ratio = f"b{candidate.energy.batch_size}", candidate.energy.ratio
+    limits = {f"{start}_energy_ratio_low": ratio.low, f"{start}_energy_ratio_high": ratio.high}
+    return {f"{start}_p50_j": candidate.energy.p50_j, f"{start}_energy_ratio": ratio.value, **limits}
 
 
 def _in_words(count: int | None, unit: str = "") -> str:

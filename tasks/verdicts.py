@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data_contracts.errors import NoCandidate
 from data_contracts.layouts import Task
-from data_contracts.records import Candidate, Missed, Options, Verdict
+from data_contracts.records import Candidate, Interval, Missed, Options, Verdict
 from data_contracts.scores import LOSSES, SCORES, loss_in_words
 from models.compression.budget import Budget
 from models.compression.pareto import beats
 from models.metrics import Z_95
 from tasks.judging import Slice
 
+Spent = Literal["time", "energy"]
+_OBJECTIVES = {"time": "objective.latency", "energy": "objective.energy"}
 _FEWEST_ROWS = 30  # of a slice of a regression: a bootstrap of fewer rows tells little
 
 
@@ -74,16 +76,27 @@ def baseline_of(options: Options) -> Candidate:
 def cost(candidate: Candidate, baseline: Candidate, budget: Budget) -> float:
     """The geometric mean of the ratios to `baseline` that the objective weighs; less is better."""
     weights = budget.objective
-    size = math.log(candidate.size_bytes / baseline.size_bytes)
-    time = math.log(candidate.latency_at(budget.batch).ratio.value)
-    return math.exp((weights.size * size + weights.latency * time) / (weights.size + weights.latency))
+    weighed = weights.size * math.log(candidate.size_bytes / baseline.size_bytes)
+    weighed += sum(weight * math.log(ratio.value) for _, weight, ratio in _ratios(candidate, budget))
+    return math.exp(weighed / (weights.size + weights.latency + weights.energy))
 
 
-def costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, float, float]:
-    """What candidates are compared by, each less where better: the score, the size, the time."""
+def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float, Interval]]:
+    """What is spent on an answer, as a ratio to fp32 at the budget's batch, and how much the objective weighs it."""
+    weights = budget.objective
+    if weights.latency:
+        yield "time", weights.latency, candidate.latency_at(budget.batch).ratio
+    if weights.energy:
+        assert candidate.energy is not None
+        yield "energy", weights.energy, candidate.energy.ratio
+
+
+def costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
+    """What candidates are compared by, each less where better: score, size, time, and energy if it counts."""
     score = candidate.score.value
     time = candidate.latency_at(budget.batch).ratio.value
-    return (-score if task == "classification" else score), candidate.size_bytes, time
+    energy = [ratio.value for spent, _, ratio in _ratios(candidate, budget) if spent == "energy"]
+    return (-score if task == "classification" else score), candidate.size_bytes, time, *energy
 
 
 def missed_limits(candidate: Candidate, budget: Budget, task: Task, parts: Parts = _NO_PARTS) -> list[Missed]:
@@ -106,20 +119,19 @@ def missed_limits(candidate: Candidate, budget: Budget, task: Task, parts: Parts
         if measured > limit:
             words = f"p{percentile} {measured:.3f} ms{_of_batch(budget.batch)}, limit {limit:g} ms"
             missed.append(_missed("latency_ms", limit, measured, words, digits=3))
-    # Who asks for less time must not be given more of it. By the upper limit: to be faster has to be shown, as to be
-    # no worse has to be.
-    if budget.objective.latency > 0 and latency.ratio.high > 1:
-        words = _slower_in_words(candidate, budget)
-        missed.append(_missed("objective", 1.0, latency.ratio.high, words))
+    # Who asks for less time or energy must not be given more of it. By the upper limit: to be faster has to be shown,
+    # as to be no worse has to be.
+    for spent, _, ratio in _ratios(candidate, budget):
+        if ratio.high > 1:
+            missed.append(_missed(_OBJECTIVES[spent], 1.0, ratio.high, _more_in_words(spent, ratio, budget)))
     return missed
 
 
-def _slower_in_words(candidate: Candidate, budget: Budget) -> str:
-    ratio = candidate.latency_at(budget.batch).ratio
-    is_slower = ratio.low > 1
-    told = "slower than fp32" if is_slower else "not shown to be faster than fp32"
+def _more_in_words(spent: Spent, ratio: Interval, budget: Budget) -> str:
+    more, less = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[spent]
+    told = f"{more} than fp32" if ratio.low > 1 else f"not shown to {less} than fp32"
     limits = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{told}: {ratio.value:.2f}x its time{_of_batch(budget.batch)} ({limits})"
+    return f"{told}: {ratio.value:.2f}x its {spent}{_of_batch(budget.batch)} ({limits})"
 
 
 def _of_batch(batch: int) -> str:
@@ -177,10 +189,13 @@ def _why_lost(
     others = [best, *(other for other in ranked if other.name not in (best.name, one.name))]
     winner = next((other for other in others if beats(costs(other, budget, task), costs(one, budget, task))), None)
     if winner is not None:
-        return f"dominated by {winner.name}: no better in {SCORES[task]}, size or time"
+        compared = "size, time or energy" if budget.objective.energy else "size or time"
+        return f"dominated by {winner.name}: no better in {SCORES[task]}, {compared}"
     times = cost(one, baseline, budget) / cost(best, baseline, budget)
     weights = budget.objective
-    comparison = "larger" if not weights.latency else "slower" if not weights.size else "larger and slower on the whole"
+    words = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
+    counting = [word for word, weight in words if weight]
+    comparison = " and ".join(counting) + (" on the whole" if len(counting) > 1 else "")
     if times == 1:
         return f"within the budget, but no better by the objective than {best.name}"
     return f"within the budget, but {comparison} than {best.name} ({times:.2f}x)"
@@ -194,7 +209,8 @@ def _excess(missed: Sequence[Missed]) -> float:
 def none_passed(decision: Decision, budget: Budget, task: Task, run_id: str) -> NoCandidate:
     """What each candidate missed, which came closest, and what would have to be relaxed for it."""
     nearest = min(decision.verdicts, key=lambda verdict: verdict.rank)
-    relaxed = " and ".join(f"`{_as_recipe(missed, budget)}`" for missed in nearest.missed)
+    # Once each: one line of the recipe may mend two.
+    relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.missed))
     return NoCandidate(
         "no candidate is within the budget:\n"
         + "\n".join(f"  {verdict.name}: {'; '.join(verdict.reasons)}" for verdict in decision.verdicts)
@@ -211,14 +227,15 @@ def _excess_in_words(verdict: Verdict) -> str:
     for missed in verdict.missed:
         share = missed.excess
         told = f"{missed.measured / missed.allowed:.3g} times" if share >= 1 else f"{max(share, 0.001):.1%} over"
-        parts.append(f"{told} {'the time of fp32' if missed.limit == 'objective' else missed.limit}")
+        spent = next((one for one, limit in _OBJECTIVES.items() if limit == missed.limit), None)
+        parts.append(f"{told} {missed.limit if spent is None else f'the {spent} of fp32'}")
     return " and ".join(parts)
 
 
 def _as_recipe(missed: Missed, budget: Budget) -> str:
     """The line of a recipe's budget under which this limit would hold."""
     needed = missed.needed
-    if missed.limit == "objective":
+    if missed.limit in _OBJECTIVES.values():
         return "objective: size"
     if missed.limit == "size_bytes":
         return f"size_bytes: {needed:_.0f}"
@@ -244,6 +261,7 @@ def _in_words(budget: Budget, task: Task) -> str:
     if budget.latency_ms is not None:
         limit = budget.latency_ms
         limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_of_batch(limit.batch)}")
-    if budget.objective.latency > 0:
-        limits.append("no more time than fp32")
+    for spent, weight in (("time", budget.objective.latency), ("energy", budget.objective.energy)):
+        if weight > 0:
+            limits.append(f"no more {spent} than fp32")
     return ", ".join(limits)

@@ -57,22 +57,18 @@ class Weights(Document):
 
     size: Annotated[float, Field(ge=0)] = 0.0
     latency: Annotated[float, Field(ge=0)] = 0.0
+    energy: Annotated[float, Field(ge=0, description="of a processor that tells how much it takes")] = 0.0
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
-        if self.size + self.latency <= 0:
-            raise ValueError("at least one of size and latency must weigh more than 0")
+        if self.size + self.latency + self.energy <= 0:
+            raise ValueError("at least one of size, latency and energy must weigh more than 0")
         return self
 
 
 def _weights_from(stated: Any) -> Any:
-    if stated == "energy" or (isinstance(stated, dict) and "energy" in stated):
-        raise ValueError(
-            "energy is not measured: processors count it for all that runs on them, if they let it be read at all; "
-            "on one thread it follows the time, so state latency"
-        )
     if isinstance(stated, str) and stated not in Weights.model_fields:
-        raise ValueError("an objective is size, latency, or weights such as {latency: 0.5, size: 0.5}")
+        raise ValueError("an objective is size, latency, energy, or weights such as {latency: 0.5, size: 0.5}")
     return {stated: 1.0} if isinstance(stated, str) else stated
 
 
@@ -107,7 +103,7 @@ class Budget(Document):
     ] = None
     objective: Annotated[
         Weights,
-        BeforeValidator(_weights_from, json_schema_input_type=Literal["size", "latency"] | Weights),
+        BeforeValidator(_weights_from, json_schema_input_type=Literal["size", "latency", "energy"] | Weights),
         Field(description="what is least in the one that is chosen; weights mix the ratios to fp32"),
     ] = Weights(size=1.0)
 

@@ -59,24 +59,36 @@ def _timed(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """The seconds that each session took for `x`, by round."""
-    seconds = {name: np.empty(rounds) for name in sessions}
     for name, runtime in sessions.items():
         for _ in range(10):
-            _ask(runtime, x, name in row_by_row)
+            ask(runtime, x, name in row_by_row)
+
+    def turn(name: str) -> float:
+        start = time.perf_counter()
+        ask(sessions[name], x, name in row_by_row)
+        return time.perf_counter() - start
+
+    return in_turns(list(sessions), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
+
+
+def in_turns(
+    names: Sequence[str], turn: Callable[[str], float], rounds: int, *, seed: int, most_seconds: float
+) -> dict[str, np.ndarray]:
+    """What each turn came to, by name and round: all have one in each round, in an order that is drawn anew.
+
+    After `most_seconds` the rounds that are done count, if they are `_FEWEST_ROUNDS` or all.
+    """
+    figures = {name: np.empty(rounds) for name in names}
     random = np.random.default_rng(seed)
-    names = list(sessions)
     began, done = time.perf_counter(), 0
-    while done < rounds and (done < _FEWEST_ROUNDS or time.perf_counter() - began < _MOST_SECONDS):
+    while done < rounds and (done < _FEWEST_ROUNDS or time.perf_counter() - began < most_seconds):
         for place in random.permutation(len(names)):
-            name = names[place]
-            start = time.perf_counter()
-            _ask(sessions[name], x, name in row_by_row)
-            seconds[name][done] = time.perf_counter() - start
+            figures[names[place]][done] = turn(names[place])
         done += 1
-    return {name: taken[:done] for name, taken in seconds.items()}
+    return {name: taken[:done] for name, taken in figures.items()}
 
 
-def _ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
+def ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
     if is_row_by_row:
         outputs_of(runtime, x, is_row_by_row=True)
     else:
@@ -95,9 +107,6 @@ def told(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed
     p50_ms, p90_ms, p95_ms, p99_ms = (float(np.percentile(seconds_R, q) * 1e3) for q in (50, 90, 95, 99))
     length = block_length(np.log(seconds_R / baseline_R))
 
-    def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        return np.asarray(np.median(ours / theirs, axis=-1))
-
     def tail_ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         return np.asarray(np.percentile(ours, 99, axis=-1) / np.percentile(theirs, 99, axis=-1))
 
@@ -108,12 +117,17 @@ def told(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed
         p90_ms=p90_ms,
         p95_ms=p95_ms,
         p99_ms=p99_ms,
-        ratio=_with_limits(ratio, seconds_R, baseline_R, length, seed),
-        tail_ratio=_with_limits(tail_ratio, seconds_R, baseline_R, length, seed),
+        ratio=with_limits(median_ratio, seconds_R, baseline_R, length, seed),
+        tail_ratio=with_limits(tail_ratio, seconds_R, baseline_R, length, seed),
     )
 
 
-def _with_limits(
+def median_ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The median over the rounds, which are the last axis."""
+    return np.asarray(np.median(ours / theirs, axis=-1))
+
+
+def with_limits(
     figure: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ours_R: np.ndarray,
     theirs_R: np.ndarray,

@@ -92,6 +92,15 @@ def test_a_form_that_nothing_here_can_write_ends_with_1_before_anything_is_start
     assert not (tmp_path / "home" / "prefect").exists()
 
 
+@pytest.mark.skipif(Path("/sys/class/powercap/intel-rapl:0").exists(), reason="this machine may tell its energy")
+def test_an_objective_that_cannot_be_measured_here_ends_with_1_before_anything_is_started(
+    bloomery: Bloomery, tmp_path: Path
+) -> None:
+    ended = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("objective: size", "objective: energy")))
+    require_clear(ended, 1, "energy cannot be measured", "/sys/class/powercap", "weigh latency")
+    assert not (tmp_path / "home" / "prefect").exists()
+
+
 def test_an_error_as_json_is_one_document(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("epochs: 30", "epocs: 30")), "--json")
     document = json.loads(ended.stdout)

@@ -30,7 +30,8 @@ def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
 def test_an_objective_by_name_is_a_weight_of_its_own():
     assert Budget().objective == Budget(objective="size").objective == Weights(size=1)
     assert Budget(objective="latency").objective == Weights(latency=1)
-    mixed = Budget(objective={"latency": 0.5, "size": 0.5})
+    assert Budget(objective="energy").objective == Weights(energy=1)
+    mixed = Budget(objective={"latency": 0.5, "size": 0.5, "energy": 1})
     assert Budget.model_validate(mixed.model_dump(mode="json")) == mixed
 
 
@@ -45,11 +46,10 @@ def test_an_objective_by_name_is_a_weight_of_its_own():
         ({"latency_ms": 0}, "greater than 0"),
         ({"latency_ms": True}, "dictionary"),
         ({"latency_ms": {"value": 1, "percentile": 98}}, "50, 90, 95 or 99"),
-        ({"objective": "beauty"}, "size, latency, or weights"),
+        ({"objective": "beauty"}, "size, latency, energy, or weights"),
         ({"objective": {"size": 0}}, "must weigh more than 0"),
         ({"objective": {"size": -1, "latency": 2}}, "greater than or equal to 0"),
-        ({"objective": "energy"}, "energy is not measured"),
-        ({"objective": {"energy": 1, "size": 1}}, "energy is not measured"),
+        ({"objective": {"energy": 0}}, "must weigh more than 0"),
     ],
 )
 def test_what_no_budget_can_mean_is_refused_with_what_could_be_said(stated, said):
@@ -65,6 +65,6 @@ def test_the_json_schema_has_every_form_that_is_read():
     assert (text["type"], text["pattern"]) == ("string", r"^[0-9]+(\.[0-9]+)? ?pp$")
     assert {"$ref": "#/$defs/LatencyLimit"} in forms["latency_ms"]
     assert {"type": "number", "exclusiveMinimum": 0} in forms["latency_ms"]
-    assert {"enum": ["size", "latency"], "type": "string"} in forms["objective"]
+    assert {"enum": ["size", "latency", "energy"], "type": "string"} in forms["objective"]
     assert {"$ref": "#/$defs/Weights"} in forms["objective"]
     assert schema["additionalProperties"] is False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_contracts.errors import NoCandidate
+from data_contracts.errors import EngineMissing, NoCandidate
 from data_contracts.records import Candidate, Chosen, Interval, Options, Release, describe
+from models.compression import energy_counter
 from models.compression.budget import Budget
 from models.compression.latency import told
 from models.encoder import ENCODED
@@ -125,6 +129,31 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
 
     tracking.client().delete_run(chosen.run_id)
     assert choose.lookup(options, budget) is None  # what a person would look at is gone
+
+
+def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch": 32, "value": 9})
+    nowhere = functools.partial(energy_counter.energy_counter, Path("nowhere"))
+    monkeypatch.setattr(energy_counter, "energy_counter", nowhere)
+    with pytest.raises(EngineMissing, match="energy cannot be measured"):
+        choose(options, budget)
+    counter = types.SimpleNamespace(read=lambda: 10 * time.perf_counter())  # 10 watts, whatever runs
+    monkeypatch.setattr(energy_counter, "energy_counter", lambda: counter)
+    monkeypatch.setattr("models.compression.energy._MOST_SECONDS", 0)
+    chosen = choose(options, budget)
+    of_fp32 = next(one for one in chosen.options.candidates if one.name == "fp32").energy
+    assert of_fp32 is not None
+    assert (of_fp32.batch_size, of_fp32.ratio.value) == (32, 1)
+    assert 0 < of_fp32.p50_j < 10
+    rows = {row["candidate"]: row for row in table_of(chosen.run_id)}
+    assert (rows["fp32"]["b32_energy_ratio"], rows["fp32"]["b32_p50_j"]) == (1, pytest.approx(of_fp32.p50_j))
+    assert (
+        next(row for row in ranking.as_words(chosen) if row["candidate"] == "fp32")["energy / fp32"]
+        == "1.00 (1.00–1.00)"
+    )
+    assert all(one.energy is None for one in choose(options, Budget(accuracy_drop=0.1)).options.candidates)
 
 
 def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candidates_files(

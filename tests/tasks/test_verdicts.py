@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_contracts.errors import NoCandidate
-from data_contracts.records import Candidate, Interval, Latency, Options, Release, Verdict
+from data_contracts.records import Candidate, Energy, Interval, Latency, Options, Release, Verdict
 from models.compression.budget import Budget
 from models.metrics import accuracy_drop
 from tasks.judging import Slice
@@ -25,6 +25,10 @@ def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> La
     return Latency(batch_size=batch, num_rounds=9, **times, p99_ms=p99, ratio=limits, tail_ratio=limits)
 
 
+def around(ratio: float) -> Interval:
+    return Interval(value=ratio, low=ratio - 0.05 * (ratio != 1), high=ratio + 0.05 * (ratio != 1))
+
+
 def candidate(
     name: str,
     *,
@@ -35,6 +39,7 @@ def candidate(
     ratio: float = 1.0,
     spread: float = 0.0,
     of_many: float = 1.0,
+    energy: float | None = None,
 ) -> Candidate:
     return Candidate(
         name=name,
@@ -51,6 +56,7 @@ def candidate(
         latencies=(latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
         parity_error=0.0,
         answers_uri=f"{name}.parquet",
+        energy=None if energy is None else Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy)),
     )
 
 
@@ -111,6 +117,52 @@ def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions)
         assert best.name == name
     slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
     assert verdict_on("one", some, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
+
+
+def test_the_one_of_least_energy_is_chosen_and_one_that_takes_more_than_fp32_never(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", energy=1.0),
+        candidate("hungry", size=100, ratio=0.5, energy=1.2),
+        candidate("unsure", size=100, ratio=0.5, energy=0.97),
+        candidate("frugal", size=900, ratio=1.5, energy=0.6),
+    )
+    best, verdicts = decide(some, Budget(objective="energy"))
+    assert best is not None
+    assert best.name == "frugal"  # no matter that it is slower: nobody asked for less time
+    assert [verdict.reasons for verdict in verdicts[:3]] == [
+        ("within the budget, but of more energy than frugal (1.67x)",),
+        ("takes more energy than fp32: 1.20x its energy (95% interval 1.15 to 1.25)",),
+        ("not shown to take less energy than fp32: 0.97x its energy (95% interval 0.92 to 1.02)",),
+    ]
+    both = Budget(objective={"energy": 1, "latency": 1})
+    assert verdict_on("frugal", some, both).reasons == ("slower than fp32: 1.50x its time (95% interval 1.50 to 1.50)",)
+
+
+def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", energy=1.0),
+        candidate("small", size=200, ratio=0.6, energy=0.9),
+        candidate("frugal", size=300, ratio=0.7, energy=0.3),
+        candidate("neither", size=400, ratio=0.8, energy=0.95),
+    )
+    mixed = Budget(objective={"energy": 1, "size": 1})
+    assert (decide(some, mixed).best or some.candidates[0]).name == "frugal"
+    assert verdict_on("small", some, mixed).reasons == (
+        "within the budget, but larger and of more energy on the whole than frugal (1.41x)",
+    )
+    assert verdict_on("neither", some, mixed).reasons == (
+        "dominated by frugal: no better in accuracy, size, time or energy",
+    )
+    assert verdict_on("frugal", some, Budget()).reasons == ("dominated by small: no better in accuracy, size or time",)
+
+
+def test_what_takes_more_energy_and_time_is_told_once_what_to_relax(options: MakeOptions) -> None:
+    budget = Budget(objective={"energy": 1, "latency": 1}, size_bytes=100)
+    some = options(candidate("fp32", energy=1.0), candidate("int8", size=101, ratio=1.3, energy=1.3))
+    error = refusal(some, budget)
+    assert error.remedy.count("`objective: size`") <= 1
+    assert "no more time than fp32, no more energy than fp32" in error.required
+    assert "int8: size 0.1 kB, limit 0.1 kB; slower than fp32" in error.found
 
 
 def test_a_mixed_objective_weighs_ratios_by_their_exponents(options: MakeOptions) -> None:
@@ -275,7 +327,8 @@ def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices
         return
     nearest = min(verdicts, key=lambda one: one.rank)
     for missed in nearest.missed:
-        limits[missed.limit] = missed.needed if missed.limit != "objective" else "size"
+        name, _, weighed = missed.limit.partition(".")
+        limits[name] = "size" if weighed else missed.needed
     if limits["size_bytes"] is not None:
         limits["size_bytes"] = int(limits["size_bytes"])
     relaxed = decide(some, Budget(**limits))
