@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -105,7 +106,7 @@ class RowCheck:
         try:
             checked = self._list.validate_python(rows)
         except ValidationError as failure:
-            raise RowsRefused([_problem(detail) for detail in failure.errors(include_url=False)]) from None
+            raise RowsRefused(_problems(failure.errors(include_url=False))) from None
         return pa.Table.from_batches([self.batch(self._cells(checked))])
 
     def cells(self, body: bytes) -> Cells:
@@ -121,7 +122,7 @@ class RowCheck:
             details = failure.errors(include_url=False)
             if details[0]["type"] == "json_invalid":
                 raise BodyUnreadable(details[0]["msg"].removeprefix("Invalid JSON: ")) from None
-            raise RowsRefused([_problem_of_body(detail) for detail in details]) from None
+            raise RowsRefused(_problems(details, _problem_of_body)) from None
         return self._cells(checked.rows)
 
     def batch(self, cells: Cells) -> pa.RecordBatch:
@@ -236,7 +237,9 @@ def _scalar(item: Item, rules: Sequence[Rule]) -> Any:
         case "integer":
             limits = tuple(rule for rule in rules if rule.kind == "between")
             least, most = whole_limits(limits, item.arrow_type)
-            return Annotated[StrictInt, Field(ge=least, le=most)]
+            # 16.0 is a whole number, in JSON Schema as in a Parquet file of real numbers.
+            kinds = Annotated[StrictInt, Field(ge=least, le=most)] | Annotated[int, PlainValidator(_whole(least, most))]
+            return Annotated[kinds, Field(union_mode="left_to_right")]
         case "number":
             low, high = range_of(arrow_type(item))
             return Annotated[
@@ -249,6 +252,17 @@ def _scalar(item: Item, rules: Sequence[Rule]) -> Any:
         case "timestamp":
             return Annotated[StrictStr, AfterValidator(_timestamp)]
     return Annotated[StrictStr, AfterValidator(_text)]
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if not isinstance(value, float) or not value.is_integer():
+            raise ValueError("must be a whole number")
+        if not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return int(value)
+
+    return check
 
 
 def _finite(low: float, high: float, largest_whole: int) -> Callable[[float], float]:
@@ -309,6 +323,19 @@ def _among(allowed: tuple[Any, ...]) -> Callable[[Any], Any]:
         return value
 
     return check
+
+
+def _problems(
+    details: list[ErrorDetails], told: Callable[[ErrorDetails], dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """One for each place. Where several types were tried, that of real numbers is told of a real number."""
+    found: dict[tuple[Any, str], dict[str, Any]] = {}
+    for detail in details:
+        problem = (told or _problem)(detail)
+        place = (problem["row"], problem["column"])
+        if place not in found or isinstance(detail["input"], float):
+            found[place] = problem
+    return list(found.values())
 
 
 def _problem(detail: ErrorDetails) -> dict[str, Any]:

@@ -343,6 +343,22 @@ def test_nothing_is_turned_into_a_whole_number(contract_of, value):
     assert not is_accepted(check, {"v": value})
 
 
+@pytest.mark.parametrize("value", [5.0, -0.0, 255.0])
+def test_a_real_number_that_is_whole_is_a_whole_number_as_in_training(contract_of, set_aside, value):
+    contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": "uint8", "required": True})
+    (found,) = RowCheck(contract, ["v"]).table([{"v": value}])["v"].to_pylist()
+    assert (found, type(found)) == (int(value), int)
+    assert not set_aside(pa.table({"v": [value]}), contract)
+
+
+@pytest.mark.parametrize("value", [5.5, 256.0, -1.0, 1e300, float("inf"), float("nan")])
+def test_other_real_numbers_are_none_and_are_told_once(contract_of, set_aside, value):
+    contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": "uint8", "required": True})
+    (problem,) = problems(RowCheck(contract, ["v"]), [{"v": value}])
+    assert "whole number" in problem["rule"]
+    assert set_aside(pa.table({"v": [value]}), contract)
+
+
 @pytest.mark.parametrize("value", [True, "5", [5.0]])
 def test_nothing_is_turned_into_a_number(contract_of, value):
     check = RowCheck(contract_of({"name": "v", "logicalType": "number", "required": True}), ["v"])
