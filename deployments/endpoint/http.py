@@ -197,8 +197,10 @@ class Application:
         headers: list[tuple[bytes, bytes]] = []
         try:
             if scope["method"] not in ("GET", "HEAD"):
-                status = HTTPStatus.METHOD_NOT_ALLOWED if Pages.has(scope["path"]) else HTTPStatus.NOT_FOUND
-                raise Refused(status, "rows are sent by POST to /predict; everything else is read by GET")
+                error = "rows are sent by POST to /predict; everything else is read by GET"
+                if Pages.has(scope["path"]):
+                    raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
+                raise Refused(HTTPStatus.NOT_FOUND, error)
             version = self._in_use.version
             page = None if self._pages is None else self._pages.page(scope["path"])
             if page is None:

@@ -142,6 +142,12 @@ def test_rows_are_sent_by_post(application, method) -> None:
     assert (told.status_code, told.headers["allow"]) == (405, "POST")
 
 
+@pytest.mark.parametrize(("path", "status"), [("/info", 405), ("/nowhere", 404)])
+def test_pages_are_read_by_get(application, path, status) -> None:
+    told = ask(application, b"", path=path, method="TRACE")
+    assert (told.status_code, told.headers.get("allow")) == (status, "GET, HEAD" if status == 405 else None)
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/predict/", "/docs/../secret", "/docs/index.html"])
 def test_other_paths_are_not_there(application, path) -> None:
     assert ask(application, b"", path=path, method="GET").status_code == 404
