@@ -60,12 +60,14 @@ class Part(Document):
 class Dataset(Record):
     """Encoded rows in three parts, and the encoder that was fitted on the training part alone.
 
+    Rows without a label are a fourth part, where the features have a use for them.
     At `test_rows_uri` lie the raw rows, among others those of the test part, as the endpoint is asked them.
     """
 
     train: Part
     val: Part
     test: Part
+    unlabelled: Part | None = None
     encoder_uri: str
     key: str
     label: str
@@ -74,7 +76,7 @@ class Dataset(Record):
     layout: Layout
     classes: tuple[int | str, ...]  # none for a regression
     test_rows_uri: str
-    num_dropped: int  # rows that a series has no whole window for
+    num_dropped: int  # rows that a series has no whole window for, or without a label where they cannot teach
     checked: CheckedRows
 
 
@@ -277,7 +279,9 @@ def describe(record: Record) -> list[tuple[str, str, str]]:
             return [("train", record.digest, ", ".join(told)), *begun, *describe(record.dataset)]
         case Dataset():
             parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
-            dropped = f", {record.num_dropped} without a whole window dropped" if record.num_dropped else ""
+            lacked = "whole window" if record.unlabelled is None else "label and not of train"
+            dropped = f", {record.num_dropped} without a {lacked} dropped" if record.num_dropped else ""
+            parts += "" if record.unlabelled is None else f", {record.unlabelled.num_rows} unlabelled"
             return [("prepare", record.digest, f"{parts}{dropped}"), *describe(record.checked)]
         case CheckedRows():
             contract = f"contract {record.contract.name} {record.contract.version}"

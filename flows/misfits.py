@@ -109,6 +109,8 @@ def misfits(
         else:
             yield from _of_training(features, model, training)
             yield from _of_privacy(model, training, compression or Compression())
+    if compression is not None and compression.distill is None and features.unlabelled == "teach":
+        yield "compression.distill: without it rows without a label teach nobody; leave out `features.unlabelled`"
     if compression is not None:
         yield from _of_compression(features, model, compression)
 
@@ -125,8 +127,12 @@ def _of_label(features: Features, label: Column | None) -> Iterator[str]:
         return
     if label.personal is not None:
         yield f"features.label: column {label.name!r} is marked personal in the contract, so nothing may learn it"
-    if not label.is_required and not features.is_forecast:
-        yield f"features.label: column {label.name!r} is not required in the contract, so a row could have no label"
+    if not label.is_required and not features.is_forecast and features.unlabelled == "refuse":
+        hint = "; `unlabelled: teach` has a use for those" if features.task == "classification" else ""
+        told = f"column {label.name!r} is not required in the contract, so a row could have no label"
+        yield f"features.label: {told}{hint}"
+    if label.is_required and features.unlabelled == "teach":
+        yield f"features.unlabelled: column {label.name!r} is required in the contract, so every row has a label"
     if label.logical_type not in _LABELS[features.task]:
         what = "classes are integers or strings" if features.task == "classification" else "figures are numbers"
         other = "; with `task: regression` it can be learnt" if label.logical_type == "number" else ""

@@ -6,7 +6,7 @@ Read by the command line before anything heavy is imported, so nothing here need
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,12 @@ class Features(Document):
     task: Task = "classification"
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)]
     split: Split = Split()
+    unlabelled: Annotated[
+        Literal["refuse", "teach"],
+        Field(
+            description="rows whose label is null; teach: students learn what the network as trained answers to them"
+        ),
+    ] = "refuse"
     deduplicate: Annotated[
         bool, Field(description="of rows with equal inputs and label, only the one with the least key is kept")
     ] = False
@@ -40,6 +46,8 @@ class Features(Document):
         read = [column for source in self.inputs for column in source.columns]
         if self.label in read and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
+        if self.unlabelled == "teach" and (self.task == "regression" or self.series is not None):
+            raise ValueError("`unlabelled: teach` is for classes, of rows that are no series")
         if self.key in read:
             raise ValueError(f"column {self.key!r} is the key, which tells rows apart and nothing about them")
         for source in self.inputs:

@@ -259,12 +259,14 @@ def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """What the network is to answer: the position of each class, int64, or each figure in standard units, float32.
 
+    Where the features have a use for rows without a label, these have a position that no class has.
+
     Raises:
         DataUnfit: a class that the training part does not have, or a figure that is missing or not finite.
     """
     label = encoder.features.label
     if encoder.units is None:
-        return labels.places(encoder.classes, label, values)
+        return labels.places(encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach")
     return pa.array(labels.standardised(encoder.units, labels.figures(label, values)))
 
 

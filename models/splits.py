@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_contracts.documents import Document
 
 PARTS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the part of rows whose label is null, where they are wanted
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -44,10 +44,10 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     fix_randomness(seed=SEED, num_threads=1)
     parts = Parts(
         *(
-            read_examples(settings().path(part.uri), dataset.key, dataset.layout)
+            None if part is None else read_examples(settings().path(part.uri), dataset.key, dataset.layout)
             # Without noise the training rows may not be looked at again: of validation rows nothing is promised.
-            for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test)
-        )
+            for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test, dataset.unlabelled)
+        )  # type: ignore[arg-type]  # the first three are there
     )
     usual = _usual(trained)
     specs = compression.candidates or usual

@@ -12,10 +12,12 @@ from data_contracts.contract import Contract
 from data_contracts.errors import DataUnfit
 from models.config import Features
 from models.features.inputs import SeriesInput
-from models.splits import PARTS, Split, threshold
+from models.splits import PARTS, UNLABELLED, Split, threshold
 from tasks.sql import literal, quoted
 
 PART = "_part"
+# Rows without a label are taken from the training part, and must not share with others what it must not.
+_PART_OF_THREE = f"replace({PART}, {literal(UNLABELLED)}, 'train')"
 # Answers one query with its rows.
 Ask = Callable[[str], Sequence[Sequence[Any]]]
 
@@ -37,7 +39,8 @@ def divided(features: Features, contract: Contract, rows: str, ask: Ask, functio
     """The query for the rows of the table `rows`, without duplicates if they are not wanted, each with its part.
 
     The columns of a series hold windows there, and rows without a whole window are left out. The label stands in the
-    features' `label_column`; rows without the label of a forecast are left out too.
+    features' `label_column`; rows without the label of a forecast are left out too. Where rows without a label are
+    wanted, they are a part of their own, and those that the split keeps apart from the training part are left out.
 
     Raises:
         DataUnfit: a column that gives the part holds something else.
@@ -48,13 +51,26 @@ def divided(features: Features, contract: Contract, rows: str, ask: Ask, functio
     if split.by == "given":
         _require_parts(split, rows, ask)
     names = ", ".join(map(quoted, columns(features)))
-    parted = f"select {names}, {_part(features, contract, rows, ask, functions)} as {PART} from {rows}"
+    part = _part(features, contract, rows, ask, functions)
+    parted = f"select {names}, {part} as {PART} from {rows}"
+    if features.unlabelled == "teach":
+        return _with_unlabelled(features, names, part, rows)
     return parted if features.series is None else _windows(features, features.series, contract, parted, functions)
+
+
+def _with_unlabelled(features: Features, names: str, part: str, rows: str) -> str:
+    """The query for the rows of the table `rows` that `part` divides if they have a label."""
+    split = features.split
+    # By a hash of the key any row could be of any part. Rows given to train that a hash takes to val have no use there.
+    is_of_train = {"key": "true", "given": f"{quoted(split.column or '')} = 'train'"}.get(split.by, f"{part} = 'train'")
+    of_others = f"case when {is_of_train} then {literal(UNLABELLED)} end"
+    parted = f"case when {quoted(features.label)} is null then {of_others} else {part} end"
+    return f"select * from (select {names}, {parted} as {PART} from {rows}) parted where {PART} is not null"
 
 
 def num_dropped(features: Features, contract: Contract, rows: str, divided: str, ask: Ask) -> int:
     """How many rows of the table `rows`, copies aside, do not stand in `divided`: without a whole window or a label."""
-    if features.series is None:
+    if features.series is None and features.unlabelled == "refuse":
         return 0
     if features.deduplicate:
         rows = _without_duplicates(features, contract, rows)
@@ -246,7 +262,7 @@ def _require_none_shared(names: list[str], what: str, features: Features, rows: 
     key = quoted(features.key)
     found = ask(
         f"select count(*), min(one), max(other) from (select min({key}) as one, max({key}) as other from {rows} "
-        f"group by {shared} having min({PART}) <> max({PART})) t"
+        f"group by {shared} having min({_PART_OF_THREE}) <> max({_PART_OF_THREE})) t"
     )
     num, one, other = found[0]
     if num:

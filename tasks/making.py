@@ -34,6 +34,7 @@ class Parts(NamedTuple):
     train: Examples
     val: Examples
     test: Examples
+    unlabelled: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     else:
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
-        lesson = Lesson(parts.train, parts.val, network, maker.compression, SEED, on_epoch)
+        more = None if parts.unlabelled is None else parts.unlabelled.x
+        lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, on_epoch)
         network = made_smaller(network, blueprint, spec, lesson)
     ranges = None
     if spec.aware:

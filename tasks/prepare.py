@@ -15,7 +15,7 @@ from data_contracts.schemas import arrow_schema
 from data_contracts.served import served
 from models.config import Features
 from models.encoder import encoded_schema, fit
-from models.splits import PARTS
+from models.splits import PARTS, UNLABELLED
 from tasks.parquet import write_rows
 from tasks.personal import kept_schema
 from tasks.rows_local import LocalRows, local_rows
@@ -34,8 +34,9 @@ _FITS_ONE_MACHINE = 20_000_000_000  # bytes of Parquet, for which a cluster is n
 def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engine) -> Dataset:
     """Afterwards `train`, `val` and `test.parquet` hold encoded rows sorted by key, `encoder.json` the fitted state.
 
-    For a series, `test_rows.parquet` has the key and raw windows of the test part. The bytes of all files depend
-    on the rows and the features alone, not on the engine or its executors.
+    Where the features have a use for rows whose label is null, `unlabelled.parquet` holds them in the same way. For a
+    series, `test_rows.parquet` has the key and raw windows of the test part. The bytes of all files depend on the rows
+    and the features alone, not on the engine or its executors.
 
     Raises:
         DataUnfit: there are fewer than two classes or figures, a part is empty, or parts share what they must not.
@@ -47,7 +48,7 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
         schema = encoded_schema(encoder, kept_schema(checked.contract).field(features.key).type)
         parts = {}
-        for name in PARTS:
+        for name in (*PARTS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
             path = out.path(f"{name}.parquet")
             num_rows = write_rows(path, schema, rows.encoded(name, encoder))
             parts[name] = Part(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)
@@ -66,7 +67,9 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         test_rows_uri=test_rows_uri,
         num_dropped=num_dropped,
         checked=checked,
-        digest=digest_of_document([digest_of_file(out.path("encoder.json")), *(parts[name].sha256 for name in PARTS)]),
+        digest=digest_of_document(
+            [digest_of_file(out.path("encoder.json")), *(part.sha256 for part in parts.values())]
+        ),
     )
 
 

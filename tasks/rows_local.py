@@ -50,7 +50,7 @@ class LocalRows:
         return (batch.select(list(names)) for batch in self._part(part))
 
     def _part(self, part: str) -> Iterator[pa.RecordBatch]:
-        start, stop = self._places[part]
+        start, stop = self._places.get(part, (0, 0))
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
             first = 0
             for group in range(file.num_row_groups):

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
 from data_contracts.means import Means
-from data_contracts.records import Record
+from data_contracts.records import Record, Trained
 from models.networks.config import HuggingFace, Imported
 from tasks.settings import no_room, settings
 
@@ -77,6 +77,9 @@ def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
 
 
 def _identity(argument: Any) -> Any:
+    if isinstance(argument, Trained):
+        # The same weights may have come of data whose test part, or whose rows without a label, were others.
+        return {"digest": argument.digest, "dataset": argument.dataset.digest}
     if isinstance(argument, Record):
         return {"digest": argument.digest}
     if isinstance(argument, HuggingFace):

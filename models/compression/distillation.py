@@ -14,12 +14,11 @@ from torch import nn
 
 from models.compression.config import Distillation
 from models.compression.inside import inner_distance, listening, steps_there
+from models.features.labels import UNLABELLED
 from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import Learn, Losses
 from models.training.objective import is_regression
-
-UNLABELLED = -100  # what cross entropy takes for a row that it passes over
 
 
 def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:

@@ -12,7 +12,7 @@ from torch import nn
 from data_contracts.errors import RecipeInvalid
 from models.compression.codebook import share, shared
 from models.compression.config import CandidateSpec, Compression, Distillation, Sparse, why_not_taught
-from models.compression.distillation import distiller
+from models.compression.distillation import distiller, with_unlabelled
 from models.compression.factorisation import factorise
 from models.compression.fake_quantization import with_fake_quantization
 from models.compression.pruning import prune
@@ -25,12 +25,16 @@ from models.training.loop import Epoch, learner, train
 
 
 class Lesson(NamedTuple):
-    """From what a smaller network learns: the rows, and the network whose answers it is to give."""
+    """From what a smaller network learns: the rows, and the network whose answers it is to give.
+
+    To the rows of `unlabelled` (B, ...) only the teacher has an answer: without distillation nobody learns from them.
+    """
 
     train: Examples
     val: Examples
     teacher: nn.Module
     compression: Compression
+    unlabelled: torch.Tensor | None = None
     seed: int = 0
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
@@ -114,6 +118,9 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
     """What teaches a network in place."""
     distill = lesson.compression.distill
     spread = learner if distill is None else distiller(lesson.teacher, distill)
+    rows = lesson.train
+    if distill is not None and lesson.unlabelled is not None:
+        rows = with_unlabelled(rows, lesson.unlabelled)
     return lambda network: train(
-        network, lesson.train, lesson.val, loop, seed=lesson.seed, spread=spread, on_epoch=lesson.on_epoch
+        network, rows, lesson.val, loop, seed=lesson.seed, spread=spread, on_epoch=lesson.on_epoch
     )

@@ -17,6 +17,7 @@ from models.features.categories import count_names, names_of
 from models.features.tallies import Counts, Figures, Tally, figures_of
 
 MOST_CLASSES = 100_000
+UNLABELLED = -100  # the place of a label that is null: what cross entropy takes for a row that it passes over
 
 
 class StandardUnits(Document):
@@ -104,14 +105,18 @@ def standardised(units: StandardUnits, values: np.ndarray) -> np.ndarray:
     return np.clip(standard, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
 
-def places(classes: Classes, label: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The position of each label among the classes, int64.
+def places(
+    classes: Classes, label: str, values: pa.Array | pa.ChunkedArray, *, may_be_null: bool = False
+) -> pa.Array | pa.ChunkedArray:
+    """The position of each label among the classes, int64; `UNLABELLED` for a null where it may be one.
 
     Raises:
         DataUnfit: a label that the training part does not have.
     """
     names = names_of(values)
     positions = pc.index_in(names, pa.array(classes, names.type)).cast(pa.int64())
+    if may_be_null:
+        positions = pc.if_else(pc.is_null(names), UNLABELLED, positions)
     if positions.null_count:
         unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
         raise DataUnfit(

@@ -45,8 +45,11 @@ def loss_of(loop: Loop, y_of_train: torch.Tensor) -> Loss:
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     """A weight for each class with which all weigh alike; their mean over the rows is 1. A class without rows has 0.
 
+    Rows without a label, which is below 0 then, do not count.
+
     Source: King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4.1.
     """
+    y = y[y >= 0]
     counts_K = torch.bincount(y, minlength=num_classes).float()
     num_present = (counts_K > 0).sum()
     return torch.where(counts_K > 0, len(y) / (num_present * counts_K.clamp(min=1)), 0.0)

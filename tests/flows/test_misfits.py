@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from data_contracts.contract import Contract
 from flows.misfits import misfits
@@ -82,8 +82,16 @@ def found(
     explore: bool = False,
     also: Sequence[str] = (),
     distill: dict[str, float] | None = None,
+    unlabelled: str = "refuse",
 ) -> list[str]:
-    stated = {"key": key, "label": label, "task": task, "inputs": inputs, "split": split or {}}
+    stated = {
+        "key": key,
+        "label": label,
+        "task": task,
+        "inputs": inputs,
+        "split": split or {},
+        "unlabelled": unlabelled,
+    }
     features = Features.model_validate(stated)
     epochs = {} if model == IMPORTED else {"epochs": 1}
     trained = None if training is None else Training.model_validate({**epochs, **training})
@@ -376,3 +384,16 @@ def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs(
     (problem,) = found(NUMBER, model=MLP, distill={"attention": 1})
     assert "what is pruned is to learn from the network as trained, and a network of kind mlp has no atte" in problem
     assert found(NUMBER, model=MLP, distill={"features": 1}) == []
+
+
+def test_rows_without_a_label_are_asked_for_where_there_can_be_some_and_students_learn():
+    assert found(NUMBER, label="note", unlabelled="teach") == []
+    (problem,) = found(NUMBER, label="kind", unlabelled="teach")
+    assert "column 'kind' is required in the contract, so every row has a label" in problem
+    for task, source in (("regression", NUMBER), ("classification", series(columns=["age"]))):
+        with pytest.raises(ValidationError, match="for classes, of rows that are no series"):
+            found(source, label="income", task=task, unlabelled="teach")
+    features = Features.model_validate({"key": "id", "label": "note", "inputs": [NUMBER], "unlabelled": "teach"})
+    alone = Compression.model_validate({"distill": None})
+    (problem,) = misfits(features, TypeAdapter(Model).validate_python(MLP), CONTRACT, None, alone)
+    assert "rows without a label teach nobody" in problem

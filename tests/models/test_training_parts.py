@@ -62,6 +62,7 @@ def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
     loss = loss_of(Loop(epochs=1, class_weights="balanced"), CLASSES)(LOGITS, CLASSES)
     expected = (F.cross_entropy(LOGITS, CLASSES, reduction="none") * weights[CLASSES]).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(class_weights(torch.cat([CLASSES, torch.tensor([-100, -100])]), 4), weights)  # without a label
 
 
 @pytest.mark.parametrize(("loss", "measure"), [("squared", F.mse_loss), ("huber", F.huber_loss)])

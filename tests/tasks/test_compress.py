@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -48,6 +49,44 @@ def dataset(checked_rows_of, home: Path) -> Dataset:
     (home / "report.html").write_text("a report")
     features = Features(key="id", label="label", inputs=(NumberInput(kind="number", columns=("left", "right")),))
     return prepare(checked.model_copy(update={"report_uri": "report.html"}), features, Engine(kind="local"))
+
+
+def test_rows_without_a_label_teach_students_and_nothing_else(checked_rows_of, home: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(1500, 2))
+    inside = (np.abs(np.linalg.norm(points, axis=1) - 1.2) < 0.5).astype(int)
+    part = np.array(["train", "val", "test"])[np.searchsorted([900, 1100], np.arange(1500), side="right")]
+    has_none = (part == "train") & (np.arange(1500) >= 100)
+    columns = {name: pa.array(points[:, at]) for at, name in enumerate(("left", "right"))}
+    labelled = {"label": pa.array(inside, mask=has_none), "part": pa.array(part)}
+    rows = pa.table({"id": pa.array(range(1500)), **columns, **labelled})
+    (home / "report.html").write_text("a report")
+    features = {
+        "key": "id",
+        "label": "label",
+        "inputs": [{"kind": "number", "columns": ["left", "right"]}],
+        "split": {"by": "given", "column": "part"},
+    }
+    student = {"model": {"kind": "mlp", "hidden": [32], "norm": "none", "dropout": 0.0}}
+    compression = Compression.model_validate(
+        {
+            "candidates": [{"name": "fp32"}, {"name": "student", "student": student}],
+            "fine_tune": {"epochs": 20, "batch_size": 16, "learning_rate": 1e-2},
+            "distill": {"weight": 0.9},
+            "latency_rounds": 20,
+        }
+    )
+    scores = []
+    for table, unlabelled in ((rows, "teach"), (rows.filter(pc.is_valid(rows["label"])), "refuse")):
+        stated = Features.model_validate({**features, "unlabelled": unlabelled})
+        checked = checked_rows_of(table).model_copy(update={"report_uri": "report.html"})
+        dataset = prepare(checked, stated, Engine(kind="local"))
+        model = Mlp(kind="mlp", hidden=(64, 64), norm="none", dropout=0.0)
+        came = train(dataset, model, Training(epochs=60, batch_size=16, learning_rate=1e-2, explain=None))
+        assert came.dataset.train.num_rows == 100
+        scores.append([candidate.score.value for candidate in compress(came, compression).candidates])
+    (teacher, taught), (same_teacher, untaught) = scores
+    assert teacher == same_teacher
+    assert taught > untaught + 0.1
 
 
 @pytest.fixture

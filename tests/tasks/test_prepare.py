@@ -22,7 +22,7 @@ import pytest
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import DataUnfit
 from data_contracts.means import Engine, SparkMeans
-from data_contracts.records import Dataset
+from data_contracts.records import Dataset, describe
 from data_contracts.sources import Data
 from flows.recipe import CONTRACTS, read_contract, read_recipe
 from models.config import Features
@@ -105,6 +105,61 @@ def test_given_parts_are_kept_and_val_is_taken_from_train(home: Path, people: pa
     assert {given[key] for key in keys["test"]} == {"test"}
     assert {given[key] for key in keys["train"] + keys["val"]} == {"train"}
     assert 0.06 < len(keys["val"]) / len(keys["train"] + keys["val"]) < 0.14
+
+
+def with_few_labels(people: pa.Table) -> pa.Table:
+    """Two of five rows have no label."""
+    place = people.column_names.index("label")
+    has_none = pc.is_in(pa.array(np.arange(people.num_rows) % 5), value_set=pa.array([1, 3]))
+    return people.set_column(place, "label", pc.if_else(has_none, None, people["label"].combine_chunks()))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_without_a_label_are_a_part_of_their_own_that_the_split_keeps_apart(
+    home: Path, people: pa.Table, checked_rows_of: Any, split: str
+) -> None:
+    """Training, validation and test have none; the new part has what the split would have given to training."""
+    few = with_few_labels(people)
+    features = features_of(SPLITS[split], deduplicate=False, unlabelled="teach")
+    features = features.model_copy(update={"split": features.split.model_copy(update={"duplicates": "allow"})})
+    dataset = prepare.task.fn(checked_rows_of(few), features, LOCAL)
+    keys = keys_of(home, dataset)
+    unlabelled = pq.read_table(home / dataset.unlabelled.uri)
+    label, family, seen, given = (
+        dict(zip(few["key"].to_pylist(), few[name].to_pylist(), strict=True))
+        for name in ("label", "family", "seen", "given")
+    )
+    assert all(label[key] is not None for name in PARTS for key in keys[name])
+    assert set(unlabelled[CLASS].to_pylist()) == {-100}
+    none = unlabelled["key"].to_pylist()
+    assert none == sorted(none)
+    assert {label[key] for key in none} == {None}
+    num_none = few["label"].null_count
+    assert len(none) + dataset.num_dropped == num_none
+    match split:
+        case "key":
+            assert len(none) == num_none
+        case "group":
+            held_out = {family[key] for name in ("val", "test") for key in keys[name]}
+            assert not {family[key] for key in none} & held_out
+        case "time":
+            assert max(seen[key] for key in none) < min(seen[key] for key in keys["val"])
+        case "given":
+            assert {key for key in label if label[key] is None and given[key] == "train"} == set(none)
+    assert f", {len(none)} unlabelled" in describe(dataset)[0][2]
+
+
+def test_a_group_with_and_without_labels_is_one_of_training(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
+    features = features_of({**SPLITS["group"], "apart": ["family"]}, unlabelled="teach")
+    dataset = prepare.task.fn(checked_rows_of(with_few_labels(people)), features, LOCAL)
+    assert dataset.unlabelled.num_rows > 0
+    with pytest.raises(DataUnfit, match="labels None are in the data"):
+        prepare.task.fn(checked_rows_of(with_few_labels(people)), features_of(SPLITS["group"]), LOCAL)
+
+
+def test_where_every_row_has_a_label_none_is_left_for_students(people: pa.Table, checked_rows_of: Any) -> None:
+    dataset = prepare.task.fn(checked_rows_of(people), features_of({}, unlabelled="teach"), LOCAL)
+    assert dataset.unlabelled.num_rows == dataset.num_dropped == 0
 
 
 def regression_of(split: dict[str, Any], **more: Any) -> Features:
@@ -214,6 +269,22 @@ def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # or it would be found
     assert with_spark == digests_of(home, prepare.task.fn(checked, features, LOCAL))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+@pytest.mark.parametrize("split", SPLITS)
+def test_spark_writes_the_unlabelled_rows_that_this_machine_writes_alone(
+    home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.rows_spark._BYTES_OF_PARTITION", 10_000)  # several partitions
+    checked = checked_rows_of(with_few_labels(people))
+    features = features_of(SPLITS[split], unlabelled="teach")
+    with_spark = prepare.task.fn(checked, features, SPARK)
+    (home / "stages").rename(home / "by-spark")  # or it would be found
+    alone = prepare.task.fn(checked, features, LOCAL)
+    assert (with_spark.digest, with_spark.unlabelled.sha256) == (alone.digest, alone.unlabelled.sha256)
+    assert with_spark.num_dropped == alone.num_dropped
 
 
 @pytest.mark.slow

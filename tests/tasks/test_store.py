@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_contracts.errors import StateUnwritable
-from data_contracts.records import RawRows
+from data_contracts.records import RawRows, Release
 from tasks import store
 from tasks.store import Output
 
@@ -142,6 +142,15 @@ def test_a_key_depends_on_code_records_and_recipe_but_not_on_where_a_record_lies
         store.key_of("validate", "code", [record("a", "d"), {"limit": 2}]),
     ]
     assert len({key, *others}) == 5
+
+
+def test_equal_weights_of_other_data_are_not_the_same(release: Release) -> None:
+    """Of the data training reads two parts alone, and what comes after it reads the test part and unlabelled rows."""
+    trained = release.bento.chosen.options.trained
+    other = trained.model_copy(update={"dataset": trained.dataset.model_copy(update={"digest": "another"})})
+    elsewhere = trained.model_copy(update={"uri": "elsewhere"})
+    keys = [store.key_of("compress", "code", [one]) for one in (trained, elsewhere, other)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_record_on_disk_says_which_stage_made_it(home: Path) -> None:
