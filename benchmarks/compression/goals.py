@@ -77,27 +77,26 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "candidates": [
             FLOAT,
             {"name": "int8", "quantize": "dynamic"},
-            {"name": "half", "prune": {"share": 0.5, "parts": ["units", "heads"]}, "quantize": "dynamic"},
             {
-                "name": "student-int8",
+                "name": "student-64-int8",
                 "student": {
                     "model": {
                         "kind": "transformer",
-                        "width": 128,
+                        "width": 64,
                         "num_layers": 1,
-                        "num_heads": 2,
+                        "num_heads": 1,
                         "feed_forward": 1,
-                        "dropout": 0.2,
+                        "dropout": 0.1,
                         "convolution": 3,
                     }
                 },
-                "quantize": "dynamic",
+                "weights": "int8",
             },
         ],
         "fine_tune": {
-            "epochs": 12,
+            "epochs": 16,
             "batch_size": 64,
-            "learning_rate": 0.002,
+            "learning_rate": 0.003,
             "ema": 0.998,
             "best_by": "score",
             "augment": {"drop_tokens": 0.15},
