@@ -59,6 +59,14 @@ def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(quanti
     assert b"/tmp" not in quantized.read_bytes()
 
 
+def test_biases_have_no_zeros_of_their_own(quantized):
+    graph = onnx.load(quantized).graph
+    integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT32}
+    biases = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in integers]
+    assert [len(node.input) for node in biases] == [2, 2, 2, 2]
+    assert len(integers) == 4
+
+
 def test_ranges_come_from_the_calibration_rows(exported, quantized, parts, tmp_path: Path):
     quantize(exported, tmp_path / "other.onnx", parts.train.x[:200].numpy() * 3)
     assert (tmp_path / "other.onnx").read_bytes() != quantized.read_bytes()
