@@ -1,0 +1,238 @@
+"""Our candidates beside what ONNX Runtime, Olive and Neural Compressor make of the same networks, in one run.
+
+    python -m venv PEERS
+    PEERS/bin/pip install torch==2.13.0 onnxruntime==1.31.1 olive-ai neural-compressor onnx-neural-compressor torchao \
+        requests py-cpuinfo psutil prettytable scipy datasets safetensors pyarrow pydantic
+    BLOOMERY_DATA=… python benchmarks/compression/peers.py --peers PEERS/bin/python [--rounds 300] [recipe …]
+
+For each recipe the network is trained as it says (a kept training is found again), and the compress stage makes the
+candidates of `goals.py`, or where it has none those of the recipe. From the same float file, and rows of the training
+part to calibrate on, come ONNX Runtime's defaults, and by a process each in the peers' Python (`by_peers.py`) the
+others'; who fails is a row that says how. All files are then timed in turns in one run on one thread, each asked whole
+batches, and judged on the official test part: those with ranges found as rows come row by row, as an endpoint asks.
+
+Ratios are to fp32; *worse* is the paired drop of accuracy, or the rise of RMSE, with the upper end of its 95% interval.
+The last column has those of ours that are ahead of a peer: smaller, faster for one row and for 32, and on the same
+rows not shown to be worse than it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from goals import CANDIDATES, row, trained_as
+
+from data_contracts.records import Interval, Latency, Options
+from flows.pipeline import PLAIN
+from flows.recipe import read_recipe
+from models import metrics
+from models.answers import outputs_of
+from models.compression import latency
+from models.compression.config import Compression
+from models.networks.blueprint import read_network
+from models.runtime import session
+from models.training.batches import Examples, even_sample, read_examples
+from tasks.settings import enter, settings
+
+HERE = Path(__file__).resolve()
+DEFAULTS = ("dynamic", "static")
+WAYS = (
+    "olive-static",
+    "olive-dynamic",
+    "olive-optimize",
+    "neural-compressor",
+    "onnx-neural-compressor-static",
+    "onnx-neural-compressor-dynamic",
+)
+BATCHES = (1, 32)
+CALIBRATION_ROWS = 256
+_MOST_SECONDS = 900
+_IN_RANGES_AS_THEY_COME = {"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"}
+
+
+class Judged(NamedTuple):
+    size: float  # of fp32's
+    times: tuple[Latency, ...]
+    score: float
+    worse: Interval
+    outputs: np.ndarray  # (B, K)
+
+
+def of_onnx_runtime(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files that its two functions make with nothing stated, and how those failed that did."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rows = iter(np.load(folder / "rows.npy"))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            one = next(self._rows, None)
+            return None if one is None else {"x": one[None]}
+
+    files, failed = {}, {}
+    ready = folder / "ready.onnx"
+    quant_pre_process(str(folder / "fp32.onnx"), str(ready), skip_symbolic_shape=True)
+    for how in DEFAULTS:
+        name, path = f"onnxruntime-{how}", folder / f"onnxruntime-{how}.onnx"
+        try:
+            if how == "dynamic":
+                quantize_dynamic(str(ready), str(path))
+            else:
+                quantize_static(str(ready), str(path), Rows())
+            session(path)
+            files[name] = path
+        except Exception as failure:  # what a peer cannot do is a result too
+            failed[name] = str(failure).strip().splitlines()[0]
+    return files, failed
+
+
+def of_peers(python: Path, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The same of the others, each by a process of its own that is cut off from the network."""
+    surroundings = os.environ | {
+        "PYTHONPATH": str(HERE.parents[2]),
+        "OLIVE_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hugging-face"),
+        "OMP_NUM_THREADS": "1",
+    }
+    files, failed = {}, {}
+    for way in WAYS:
+        command = [str(python), str(HERE.with_name("by_peers.py")), way, str(folder)]
+        try:
+            said = subprocess.run(
+                command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=_MOST_SECONDS
+            )
+            if said.returncode:
+                failed[way] = _why(said.stdout + said.stderr)
+                continue
+            session(folder / f"{way}.onnx")
+            files[way] = folder / f"{way}.onnx"
+        except subprocess.TimeoutExpired:
+            failed[way] = f"not done after {_MOST_SECONDS} s"
+        except Exception as failure:  # ONNX Runtime does not open what was made
+            failed[way] = str(failure).strip().splitlines()[0]
+    return files, failed
+
+
+def _why(said: str) -> str:
+    """The error that was raised first: what follows often only says that there is no result."""
+    raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Iteration)\b.*", said, re.MULTILINE)
+    return str(raised[0] if raised else (said.strip().splitlines() or ["no word"])[-1])
+
+
+def compare(options: Options, python: Path, rounds: int) -> list[str]:
+    """The rows of the table."""
+    dataset = options.trained.dataset
+    train, test = (
+        read_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in (dataset.train, dataset.test)
+    )
+    ours = {one.name: settings().path(one.uri) for one in options.candidates}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "fp32.onnx").write_bytes(ours[options.baseline].read_bytes())
+        np.save(folder / "rows.npy", even_sample(train.x, CALIBRATION_ROWS)[:CALIBRATION_ROWS].numpy())
+        network, _ = read_network(settings().path(options.trained.uri), settings().path(options.trained.network_uri))
+        torch.save(network.eval(), folder / "network.pt")
+        theirs, failed = of_onnx_runtime(folder)
+        more, failed_too = of_peers(python, folder)
+        theirs |= more
+        judged = judge(ours | theirs, options, test, rounds)
+    lines = []
+    for name, one in judged.items():
+        ahead = "" if name in ours else ahead_of(one, {mine: judged[mine] for mine in ours}, options, test)
+        told = row(f"**{name}**" if name in ours else name, one.size, _ratios(one), one.score, one.worse)
+        lines.append(f"{told} {ahead} |")
+    lines += [f"| {name} | fails: {why[:110]} | | | | | |" for name, why in (failed | failed_too).items()]
+    return lines
+
+
+def judge(files: Mapping[str, Path], options: Options, test: Examples, rounds: int) -> dict[str, Judged]:
+    x = test.x.numpy()
+    baseline = options.baseline
+    timed = latency.compare(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
+    outputs = {name: outputs_of(session(path), x, is_row_by_row=_is_row_by_row(path)) for name, path in files.items()}
+    whole = files[baseline].stat().st_size
+    return {
+        name: Judged(
+            path.stat().st_size / whole,
+            timed[name],
+            _score(options, outputs[name], test),
+            _worse(options, outputs[baseline], outputs[name], test),
+            outputs[name],
+        )
+        for name, path in files.items()
+    }
+
+
+def _is_row_by_row(path: Path) -> bool:
+    """Whether ranges are found as rows come, so that a row's answer depends on those beside it."""
+    if path.suffix != ".onnx":
+        return False  # a stored form, which none of these has
+    return any(node.op_type in _IN_RANGES_AS_THEY_COME for node in onnx.load(path).graph.node)
+
+
+def _score(options: Options, outputs_BK: np.ndarray, test: Examples) -> float:
+    y = test.y.numpy()
+    if options.trained.dataset.task == "classification":
+        return float((outputs_BK.argmax(1) == y).mean())
+    return float(metrics.rmse(y, outputs_BK[:, 0]).value)  # in standard units
+
+
+def _worse(options: Options, before_BK: np.ndarray, after_BK: np.ndarray, test: Examples) -> Interval:
+    y = test.y.numpy()
+    if options.trained.dataset.task == "classification":
+        return metrics.accuracy_drop(before_BK.argmax(1) == y, after_BK.argmax(1) == y)
+    return metrics.rmse_rise(y, before_BK[:, 0], after_BK[:, 0])
+
+
+def ahead_of(peer: Judged, ours: Mapping[str, Judged], options: Options, test: Examples) -> str:
+    """Names of those of ours that beat the peer in size and in both times, and are not shown to be worse than it."""
+    names = [
+        name
+        for name, one in ours.items()
+        if one.size < peer.size
+        and all(mine < theirs for mine, theirs in zip(_ratios(one), _ratios(peer), strict=True))
+        and _worse(options, peer.outputs, one.outputs, test).low <= 0
+    ]
+    return ", ".join(names) or "none"
+
+
+def _ratios(one: Judged) -> list[float]:
+    return [time.ratio.value for time in one.times]
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--peers", type=Path, required=True, help="the Python of an environment that has them")
+    asked.add_argument("--rounds", type=int, default=300)
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("recipes", nargs="*", default=["mnist", "fashion-mnist", "pendigits", "clinc150"])
+    chosen = asked.parse_args()
+    enter()
+    print(f"onnxruntime {onnxruntime.__version__}, one thread")
+    for name in chosen.recipes:
+        recipe = read_recipe(name)
+        compression = Compression.model_validate(CANDIDATES[name]) if name in CANDIDATES else recipe.compression
+        options = PLAIN.compress(trained_as(recipe, chosen.seed), compression)
+        lines = compare(options, chosen.peers.absolute(), chosen.rounds)
+        print(f"\n### `{name}`, seed {chosen.seed}\n")
+        print("| file (ours in bold) | size | time, 1 row | 32 rows | score | worse | ahead of it |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
+        print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()
