@@ -1,8 +1,9 @@
 """Our candidates beside what ONNX Runtime, Olive and Neural Compressor make of the same networks, in one run.
 
     python -m venv PEERS
-    PEERS/bin/pip install torch==2.13.0 onnxruntime==1.31.1 olive-ai neural-compressor onnx-neural-compressor torchao \
-        requests py-cpuinfo psutil prettytable scipy datasets safetensors pyarrow pydantic
+    PEERS/bin/pip install torch==2.13.0 onnxruntime==1.31.1 olive-ai neural-compressor requests py-cpuinfo psutil \
+        prettytable scipy tabulate datasets
+    PEERS/bin/pip install --no-deps torchao onnx-neural-compressor
     BLOOMERY_DATA=… python benchmarks/compression/peers.py --peers PEERS/bin/python [--rounds 300] [recipe …]
 
 For each recipe the network is trained as it says (a kept training is found again), and the compress stage makes the
