@@ -17,13 +17,12 @@ import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 from deployments.endpoint.http import Application
-from deployments.endpoint.limits import read_serving
+from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
-SERVING = read_serving()
-application = Application(SERVING.limits, Measures())
+application = Application(read_limits(), Measures())
 
 
 class Front(Service[Any]):

@@ -49,7 +49,6 @@ class Application:
         self.inner: App | None = None
         self._ticks: Ticks | None = None
         self._pages: Pages | None = None
-        self._headers: list[tuple[bytes, bytes]] = []
         self._num_waiting = 0
         self._numbers = itertools.count()
         self._prefix = os.urandom(6).hex()
@@ -59,7 +58,6 @@ class Application:
     def use(self, version: Version) -> None:
         """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
         self._pages = Pages(version)
-        self._headers = [(b"content-type", JSON.encode()), (b"x-model-version", version.tag.encode())]
         self._ticks = Ticks(version, self._tell)
         self.measures.serves(version.tag)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data_contracts.errors import SettingInvalid
@@ -22,28 +21,12 @@ class Limits(NamedTuple):
     body_seconds: float = 30.0  # in which a body has to be there
 
 
-class Serving(NamedTuple):
-    """How this process serves. Left out, it answers with the bento that it was started from and keeps no log."""
-
-    limits: Limits
-    pointer: Path | None  # the file that names the version to answer with (`data_contracts/pointers.py`)
-    predictions: Path | None  # the folder of the log
-    keys: Path | None  # the file of the API keys; without one no key is asked for
-    trusted: Path | None  # the public key of whoever may release; without one signatures are not looked at
-
-
-def read_serving(environment: Mapping[str, str] = os.environ) -> Serving:
+def read_limits(environment: Mapping[str, str] = os.environ) -> Limits:
     """Raises SettingInvalid where a variable is no number above 0."""
-    fields = Limits._field_defaults
-    stated = {
-        name: _positive(environment, f"{_PREFIX}{name.upper()}", type(default), default)
-        for name, default in fields.items()
-    }
-    paths = {
-        name: Path(value) if (value := environment.get(f"{_PREFIX}{name.upper()}")) else None
-        for name in ("pointer", "predictions", "keys", "trusted")
-    }
-    return Serving(Limits(**stated), **paths)
+    defaults = Limits._field_defaults.items()
+    return Limits(
+        **{name: _positive(environment, f"{_PREFIX}{name.upper()}", type(value), value) for name, value in defaults}
+    )
 
 
 def _positive(environment: Mapping[str, str], name: str, kind: Callable[[str], _Value], default: _Value) -> _Value:

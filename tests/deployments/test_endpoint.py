@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import OutputCorrupt, SettingInvalid
 from deployments.endpoint.http import Application
-from deployments.endpoint.limits import Limits, read_serving
+from deployments.endpoint.limits import Limits, read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version
 
@@ -319,12 +319,12 @@ def test_a_version_with_a_changed_or_missing_file_is_refused(packaged, name) -> 
 
 
 def test_limits_come_from_the_environment() -> None:
-    assert read_serving({}).limits == Limits()
-    stated = read_serving({"BLOOMERY_SERVE_ROWS": "5", "BLOOMERY_SERVE_BODY_SECONDS": "0.5"}).limits
+    assert read_limits({}) == Limits()
+    stated = read_limits({"BLOOMERY_SERVE_ROWS": "5", "BLOOMERY_SERVE_BODY_SECONDS": "0.5"})
     assert (stated.rows, stated.body_seconds) == (5, 0.5)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "nan"])
 def test_a_limit_that_is_no_number_above_0_is_refused(text) -> None:
     with pytest.raises(SettingInvalid, match="BLOOMERY_SERVE_ROWS"):
-        read_serving({"BLOOMERY_SERVE_ROWS": text})
+        read_limits({"BLOOMERY_SERVE_ROWS": text})
