@@ -1,0 +1,143 @@
+"""What a small network learns of MNIST from a tenth of the labels: alone, by a teacher, and by rows without a label.
+
+    BLOOMERY_DATA=… .venv/bin/python benchmarks/compression/distilled.py [--student mlp] [--part val]
+
+All that is drawn differs with the seed: which rows keep their labels, the first weights, the order and the shifts. One
+teacher has seen the same tenth of the labels as its student, another, which all seeds share, all of them. Settings were
+chosen on the validation part (`--part val`); a tenth of it tells which epoch of a training was the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from stored import Parts, read_parts, say
+from torch import nn
+
+from data_contracts.layouts import Layout
+from models.compression.config import Distillation
+from models.compression.distillation import distiller, with_unlabelled
+from models.networks.blueprint import Blueprint, build, num_parameters
+from models.networks.config import LeNet, Mlp
+from models.randomness import fix_randomness
+from models.training.batches import Examples
+from models.training.config import Augment, Loop
+from models.training.loop import evaluate, learner, train
+from tasks.settings import settings
+
+TEACHER = LeNet(kind="lenet")
+STUDENTS = {
+    "mlp": Mlp(kind="mlp", hidden=(128, 64), dropout=0.0),
+    "lenet": LeNet(kind="lenet", channels=(5, 12), hidden=125),
+}
+LABELLED = 0.1
+_ALONE = "alone, shifted images"
+LESSON = Distillation(weight=0.9, temperature=2.0)
+_TEACHERS_SHIFT = 2
+_TEACHERS_EPOCHS = {"few": 50, "all": 10}
+
+
+class Rows(NamedTuple):
+    """What one seed learns from."""
+
+    few: Examples
+    with_others: Examples  # behind the few, those whose labels are not told
+    val: Examples
+
+
+class Asked(NamedTuple):
+    student: LeNet | Mlp
+    layout: Layout
+    shift: int
+    lesson: Distillation
+    few_epochs: int
+    all_epochs: int
+
+
+def rows_of(seed: int, parts: Parts) -> Rows:
+    order = torch.randperm(parts.train.num_rows, generator=torch.Generator().manual_seed(seed))
+    few, others = (rows.sort().values for rows in order.tensor_split([round(LABELLED * len(order))]))
+    labelled = Examples(parts.train.x[few], parts.train.y[few], parts.train.key[few.numpy()])
+    val = Examples(*(one[:: round(1 / LABELLED)] for one in parts.val))
+    return Rows(labelled, with_unlabelled(labelled, parts.train.x[others]), val)
+
+
+def loop_of(epochs: int, shift: int) -> Loop:
+    return Loop(epochs=epochs, batch_size=128, learning_rate=3e-3, augment=Augment(shift=shift))
+
+
+def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.Module | None, epochs: int) -> nn.Module:
+    fix_randomness(seed, num_threads=1)
+    network = build(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
+    spread = learner if teacher is None else distiller(teacher, asked.lesson)
+    train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread)
+    return network
+
+
+def teacher_of(name: str, seed: int, asked: Asked, rows: Examples, val: Examples) -> nn.Module:
+    """LeNet-5, trained on shifted images from labels alone; kept, since it takes longest."""
+    path = settings().home / f"distilled-{name}-{seed}.safetensors"
+    if path.exists():
+        network = build(Blueprint(config=TEACHER, layout=asked.layout, num_outputs=10))
+        network.load_state_dict(load_file(path))
+        return network.eval()
+    asked = asked._replace(student=TEACHER, shift=_TEACHERS_SHIFT)
+    network = taught(asked, rows, val, seed, None, _TEACHERS_EPOCHS[name])
+    save_file(network.state_dict(), path)
+    return network
+
+
+def reached(seed: int, asked: Asked, parts: Parts, judged_by: Examples) -> dict[str, float]:
+    """The error of each network on `judged_by`."""
+    rows, errors = rows_of(seed, parts), {}
+
+    def judge(name: str, network: nn.Module) -> nn.Module:
+        errors[name] = 1 - evaluate(network, judged_by)[1]
+        say(f"seed {seed}, {name}: {errors[name]:.2%}")
+        return network
+
+    still = asked._replace(shift=0)
+    judge("alone, images as they are", taught(still, rows.few, rows.val, seed, None, asked.few_epochs))
+    judge(_ALONE, taught(asked, rows.few, rows.val, seed, None, asked.few_epochs))
+    teacher = judge("teacher of the same labels", teacher_of("few", seed, asked, rows.few, rows.val))
+    judge("taught, the same rows", taught(asked, rows.few, rows.val, seed, teacher, asked.few_epochs))
+    judge("taught, unlabelled rows too", taught(asked, rows.with_others, rows.val, seed, teacher, asked.all_epochs))
+    teacher = judge("teacher of all labels", teacher_of("all", 0, asked, parts.train, parts.val))
+    judge("taught by it, all rows", taught(asked, rows.with_others, rows.val, seed, teacher, asked.all_epochs))
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--student", choices=STUDENTS, default="mlp")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", choices=("val", "test"), default="test")
+    parser.add_argument("--shift", type=int, default=1, help="of what students see")
+    parser.add_argument("--temperature", type=float, default=LESSON.temperature)
+    parser.add_argument("--weight", type=float, default=LESSON.weight)
+    parser.add_argument("--epochs", type=int, nargs=2, default=[40, 10], metavar=("FEW", "ALL"))
+    stated = parser.parse_args()
+    parts, layout = read_parts()
+    lesson = Distillation(weight=stated.weight, temperature=stated.temperature)
+    asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs)
+    student = build(Blueprint(config=asked.student, layout=layout, num_outputs=10))
+    print(f"{asked}\n{num_parameters(student):,} parameters", flush=True)
+    began = time.perf_counter()
+    errors = [reached(seed, asked, parts, getattr(parts, stated.part)) for seed in stated.seeds]
+    print(f"{(time.perf_counter() - began) / len(errors):.0f} s a seed\n")
+    print(f"| | {' | '.join(f'seed {seed}' for seed in stated.seeds)} | mean | fewer than alone |")
+    print(f"| --- {'| ---: ' * (len(errors) + 2)}|")
+    alone = statistics.mean(of_seed[_ALONE] for of_seed in errors)
+    for name in errors[0]:
+        figures = [of_seed[name] for of_seed in errors]
+        mean = statistics.mean(figures)
+        print(f"| {name} | {' | '.join(f'{one:.2%}' for one in figures)} | {mean:.2%} | {alone / mean:.2f}x |")
+
+
+if __name__ == "__main__":
+    main()
