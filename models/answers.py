@@ -11,6 +11,8 @@ import onnxruntime
 from models.encoder import Encoder, decode
 from models.runtime import answer, softmax
 
+# Of a probability, or of a figure in standard units: 8-bit arithmetic may round otherwise in a batch of another size.
+TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 1_024
 
 

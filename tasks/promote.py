@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     import onnx
     from mlflow.entities.model_registry import ModelVersion
 
-# Of a probability, or of a figure in standard units: 8-bit arithmetic may round otherwise in a batch of another size.
-_TOLERANCE = 1e-3
-
 
 def _is_champion(record: Release) -> bool:
     current = registry.champion(record.name)
@@ -186,18 +183,20 @@ def _predictions(response: Any, bento: Bento) -> list[dict[str, Any]]:
 
 
 def _require_same(answered: dict[str, Any], measured: dict[str, Any], key: str, unit: float, bento: Bento) -> None:
+    from models.answers import TOLERANCE
+
     if "value" in answered:
         furthest = abs(answered["value"] - measured["answer"])
-        is_same, told = furthest <= _TOLERANCE * unit, f"{answered['value']:g}, which is {furthest:.2g} off"
+        is_same, told = furthest <= TOLERANCE * unit, f"{answered['value']:g}, which is {furthest:.2g} off"
     else:
         shares = np.array(list(answered["probabilities"].values()))
         furthest = float(np.abs(shares - np.array(measured["probabilities"])).max())
-        is_same = answered["label"] == measured["answer"] and furthest <= _TOLERANCE * unit
+        is_same = answered["label"] == measured["answer"] and furthest <= TOLERANCE * unit
         told = f"{answered['label']}, with probabilities that differ by up to {furthest:.2g}"
     if not is_same:
         raise ReleaseRefused(
             f"for the row with {key} {measured[key]} the bento answers {told}",
-            required=f"{measured['answer']}, as was measured, within {_TOLERANCE * unit:g}",
+            required=f"{measured['answer']}, as was measured, within {TOLERANCE * unit:g}",
             where=f"bento {bento.tag}",
             remedy="serving and training disagree: report it; the champion stands",
         )

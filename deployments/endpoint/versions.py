@@ -17,13 +17,11 @@ from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import BloomeryError, OutputCorrupt
 from data_contracts.requests import RowCheck
-from models.answers import meant, outputs_of, unit_of
+from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
 from models.runtime import session
 
 MANIFEST, EXAMPLES = "manifest.json", "examples.json"
-# Of a probability, or of a figure in standard units: 8-bit arithmetic may round otherwise in a batch of another size.
-TOLERANCE = 1e-3
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
