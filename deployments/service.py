@@ -19,7 +19,7 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 from deployments.endpoint.http import Application
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
-from deployments.endpoint.versions import Version
+from deployments.endpoint.opening import open_endpoint, read_wishes
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 application = Application(read_limits(), Measures())
@@ -46,7 +46,12 @@ class Endpoint:
     """One model version behind its contract."""
 
     def __init__(self) -> None:
-        application.use(Version(ARTIFACTS))
+        self._end = open_endpoint(application, ARTIFACTS, read_wishes())
+
+    @bentoml.on_shutdown
+    def end(self) -> None:
+        """Afterwards the log of predictions is whole."""
+        self._end()
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:

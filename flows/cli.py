@@ -16,6 +16,8 @@ import typer
 
 from flows import contracts
 from flows.init import init
+from flows.releases import compare, history, promote, rollback
+from flows.serve import serve
 from flows.telling import told
 
 app = typer.Typer(
@@ -29,6 +31,9 @@ app = typer.Typer(
 
 app.add_typer(contracts.app, name="contract")
 app.command()(init)
+app.command()(serve)
+for command in (promote, rollback, history, compare):
+    app.command()(command)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -111,41 +116,6 @@ def show(
             out.file.write(json.dumps(document) + "\n")
         else:
             out.print(shown.as_tree(document) if "lineage" in document else shown.as_table(document))
-
-
-@app.command()
-def serve(
-    name: Annotated[str, typer.Argument(help="NAME serves the champion; NAME:3 another version.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-    as_json: AsJson = False,
-) -> None:
-    """Serve a registered version's bento, in the foreground, until Ctrl-C."""
-    from tasks.settings import enter
-
-    with told(as_json):
-        log = enter().logs / f"serve-{os.getpid()}.log"
-    from flows.display import engines_to_log
-
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
-        from tasks.processes import require_free
-        from tasks.registry import BENTO, version_of
-        from tasks.serving import require_bento, serve_command
-
-        require_free(host, port)
-        version = version_of(name)
-        tag = version.tags[BENTO]
-        require_bento(tag)
-        if as_json:
-            document = {"name": version.name, "version": int(version.version), "bento": tag, "host": host, "port": port}
-            out.file.write(json.dumps(document) + "\n")
-        else:
-            out.print(f"{version.name} version {version.version} (bento {tag}) on http://{host}:{port}")
-        out.file.flush()
-    if as_json:
-        os.dup2(2, 1)  # stdout has had its one document
-    command = serve_command(tag, host, port)
-    os.execv(command[0], command)
 
 
 @app.command()

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.tree import Tree
 
-from data_contracts.errors import DataMissing
-
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
@@ -23,15 +21,8 @@ def versions(name: str) -> dict[str, Any]:
     """
     from tasks import registry
 
+    registry.require_name(name)
     found = registry.versions(name)
-    if not found:
-        known = registry.names()
-        raise DataMissing(
-            f"the registry has no {name!r}",
-            required=f"one of {', '.join(known)}" if known else "a registered version; there is none yet",
-            where="the MLflow model registry",
-            remedy="mend the name, or make a version with `bloomery run RECIPE`",
-        )
     champion = registry.champion(name)
     serving = None if champion is None else champion.version
     return {"name": name, "versions": [_facts(one, str(one.version) == str(serving)) for one in found]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from models.config import Gates
 from models.encoder import Encoder, encode, read_encoder
 from tasks import registry
 from tasks.held_out import held_out_rows, measured_answers
-from tasks.package import bento_folder
+from tasks.package import artifacts_of
 from tasks.settings import settings
 from tasks.slices import neighbourly
 
@@ -100,14 +99,10 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
     return rmse_rise(truth[order], theirs[order], ours[order])
 
 
-def _artifacts_of(tag: str) -> Path:
-    return bento_folder(tag) / "src" / "artifacts"
-
-
 def _read_champion(tag: str) -> Encoder | None:
     """The encoder in another bento; None if this code cannot read it."""
     try:
-        return read_encoder(_artifacts_of(tag) / "encoder.json")
+        return read_encoder(artifacts_of(tag) / "encoder.json")
     except (OSError, ValueError):
         return None
 
@@ -117,7 +112,7 @@ def _answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None
     from models.answers import meant, outputs_of
     from models.runtime import session
 
-    folder = _artifacts_of(tag)
+    folder = artifacts_of(tag)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)

@@ -61,6 +61,11 @@ def bento_folder(tag: str) -> Path:
     return Path(os.environ["BENTOML_HOME"]) / "bentos" / name / version
 
 
+def artifacts_of(tag: str) -> Path:
+    """The folder in the bento that holds the model and all that describes it."""
+    return bento_folder(tag) / "src" / "artifacts"
+
+
 def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     """Copy what is served into `context`: the service with every module that it reaches, and the artifacts."""
     modules = reach(_SERVICE)

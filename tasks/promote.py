@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
 from data_contracts.digests import digest_of_document
 from data_contracts.errors import ReleaseRefused
@@ -17,9 +16,10 @@ from data_contracts.scores import SCORES, score_in_words
 from models.compression.decoding import opened
 from models.config import Gates
 from models.encoder import read_encoder
-from tasks import artifacts, registry, tracking
+from tasks import artifacts, promotions, registry, tracking
 from tasks.gates import require_not_worse, require_score
-from tasks.held_out import measured_answers, rows_as_sent
+from tasks.held_out import examples, measured_answers
+from tasks.rehearsal import predictions_of, require_same
 from tasks.serving import ask, served_bento
 from tasks.settings import settings
 from tasks.stages import stage
@@ -48,9 +48,10 @@ def promote(out: Output, bento: Bento, gates: Gates) -> Release:
             registered and tagged as refused, and the former champion stands.
     """
     name = bento.tag.split(":")[0]
-    with FileLock(settings().home / f"promote-{name}.lock"):
+    with promotions.changing(name):
         former = registry.champion(name)
         version = _register(bento, name)
+        _require_not_rolled_back(version)
         try:
             require_score(bento, gates)
             require_not_worse(bento, gates, former)
@@ -58,8 +59,7 @@ def promote(out: Output, bento: Bento, gates: Gates) -> Release:
         except Exception as refusal:
             tracking.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
             raise
-        tracking.client().set_registered_model_alias(name, registry.CHAMPION, version.version)
-        tracking.client().set_model_version_tag(name, version.version, "release", "promoted")
+        promotions.make_champion(version, "run", "passed its gates", by=_run_in_words(bento))
     return Release(
         name=name,
         version=int(version.version),
@@ -70,6 +70,23 @@ def promote(out: Output, bento: Bento, gates: Gates) -> Release:
         bento=bento,
         digest=digest_of_document([name, bento.digest]),
     )
+
+
+def _require_not_rolled_back(version: ModelVersion) -> None:
+    verdict = version.tags.get("release", "")
+    if verdict.startswith(promotions.ROLLED_BACK):
+        raise ReleaseRefused(
+            f"{version.name} version {version.version} was {verdict}",
+            required="a version that nobody has taken back",
+            where="the version's tag `release` in the registry",
+            remedy=f"make another one; or, if it is good after all, bloomery promote {version.name}:{version.version}",
+        )
+
+
+def _run_in_words(bento: Bento) -> str:
+    from prefect.runtime import flow_run
+
+    return f"run {flow_run.name} ({flow_run.id})" if flow_run.id else f"run {bento.chosen.candidate.run_id}"
 
 
 def _register(bento: Bento, name: str) -> ModelVersion:
@@ -150,53 +167,20 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     Raises:
         ReleaseRefused: an answer is not the one that was measured for this row.
     """
-    from models.answers import unit_of
+    from models.answers import TOLERANCE, unit_of
 
     dataset = bento.chosen.options.trained.dataset
-    expected = measured_answers(bento.chosen).slice(0, num_rows)
-    rows = rows_as_sent(bento.chosen, num_rows)
+    shown = examples(bento.chosen, num_rows)
+    rows = [one["row"] for one in shown]
     with served_bento(bento.tag) as client:
-        answers = [_predictions(ask(client, [row]), bento)[0] for row in rows[:10]]
-        together = _predictions(ask(client, rows), bento)
-    unit = unit_of(read_encoder(settings().path(dataset.encoder_uri)))
-    for position, answered in [*enumerate(answers), *enumerate(together)]:
-        _require_same(answered, expected.slice(position, 1).to_pylist()[0], dataset.key, unit, bento)
-    first = expected.slice(0, 1).to_pylist()[0]
-    return len(rows), {"key": first[dataset.key], "truth": first["truth"], **_in_short(answers[0])}
-
-
-def _in_short(answered: dict[str, Any]) -> dict[str, Any]:
-    if "value" in answered:
-        return {"value": answered["value"]}
-    return {"label": answered["label"], "probability": max(answered["probabilities"].values())}
-
-
-def _predictions(response: Any, bento: Bento) -> list[dict[str, Any]]:
-    if not response.is_success:
-        raise ReleaseRefused(
-            f"the bento answered {response.status_code}: {response.text[:500]}",
-            required="200 for rows that keep the contract",
-            where=f"bento {bento.tag}",
-            remedy="the packaged service is at fault: look into its log in the state folder",
-        )
-    return list(response.json()["predictions"])
-
-
-def _require_same(answered: dict[str, Any], measured: dict[str, Any], key: str, unit: float, bento: Bento) -> None:
-    from models.answers import TOLERANCE
-
-    if "value" in answered:
-        furthest = abs(answered["value"] - measured["answer"])
-        is_same, told = furthest <= TOLERANCE * unit, f"{answered['value']:g}, which is {furthest:.2g} off"
-    else:
-        shares = np.array(list(answered["probabilities"].values()))
-        furthest = float(np.abs(shares - np.array(measured["probabilities"])).max())
-        is_same = answered["label"] == measured["answer"] and furthest <= TOLERANCE * unit
-        told = f"{answered['label']}, with probabilities that differ by up to {furthest:.2g}"
-    if not is_same:
-        raise ReleaseRefused(
-            f"for the row with {key} {measured[key]} the bento answers {told}",
-            required=f"{measured['answer']}, as was measured, within {TOLERANCE * unit:g}",
-            where=f"bento {bento.tag}",
-            remedy="serving and training disagree: report it; the champion stands",
-        )
+        alone = [predictions_of(ask(client, [row]), bento.tag)[0] for row in rows[:10]]
+        together = predictions_of(ask(client, rows), bento.tag)
+    limit = TOLERANCE * unit_of(read_encoder(settings().path(dataset.encoder_uri)))
+    known = measured_answers(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    for position, answered in [*enumerate(alone), *enumerate(together)]:
+        what = f"the row with {dataset.key} {known[position][dataset.key]}"
+        require_same(answered, shown[position]["prediction"], limit, what, bento.tag)
+    first = alone[0]
+    if "label" in first:
+        first = {"label": first["label"], "probability": max(first["probabilities"].values())}
+    return len(rows), {"key": known[0][dataset.key], "truth": known[0]["truth"], **first}

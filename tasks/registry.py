@@ -26,6 +26,18 @@ def names() -> list[str]:
     return sorted(model.name for model in client().search_registered_models())
 
 
+def require_name(name: str) -> None:
+    """Raises DataMissing where there is no version of that name."""
+    if not versions(name):
+        known = names()
+        raise DataMissing(
+            f"the registry has no {name!r}",
+            required=f"one of {', '.join(known)}" if known else "a registered version; there is none yet",
+            where="the MLflow model registry",
+            remedy="mend the name, or make a version with `bloomery run RECIPE`",
+        )
+
+
 def champion(name: str) -> ModelVersion | None:
     """The version that serves, if any."""
     from mlflow.exceptions import MlflowException

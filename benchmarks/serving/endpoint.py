@@ -30,7 +30,7 @@ from models.compression.decoding import opened
 from models.encoder import encode, read_encoder
 from models.runtime import answer, session
 from tasks.held_out import held_out_rows, rows_as_sent
-from tasks.package import bento_folder
+from tasks.package import artifacts_of
 from tasks.processes import free_port, start, stop
 from tasks.registry import BENTO, version_of
 from tasks.serving import serve_command
@@ -63,14 +63,15 @@ class Told(NamedTuple):
     p99_ms: float
 
 
+def heads_of(path: str, bodies: list[bytes]) -> list[bytes]:
+    """Whole requests with these bodies, as they go over the wire."""
+    head = b"POST %s HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    return [head % (path.encode(), len(body)) + body for body in bodies]
+
+
 async def load(server: Server, connections: int, requests: int) -> Told:
     """Ask `requests` times over so many connections, each of which waits for its answer before it asks again."""
-    heads = [
-        b"POST %s HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        % (server.path.encode(), len(body))
-        + body
-        for body in server.bodies
-    ]
+    heads = heads_of(server.path, server.bodies)
     taken: list[float] = []
 
     async def one(number: int) -> None:
@@ -144,7 +145,7 @@ def main() -> None:
     enter()
     tag = version_of(chosen.name).tags[BENTO]
     bento = bento_of(tag)
-    artifacts = bento_folder(tag) / "src" / "artifacts"
+    artifacts = artifacts_of(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     x = encode(read_encoder(artifacts / "encoder.json"), held_out_rows(bento.chosen).slice(0, NUM_ROWS))
     model = opened((artifacts / manifest["model"]).read_bytes())

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import DataUnfit
+from data_contracts.prediction_log import CANARY
 from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
 from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
@@ -42,12 +44,17 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 class Application:
-    """Answers `/predict` with the version that `use` was given last, and tells of it at `/info` and `/docs`."""
+    """Answers `/predict` with the version that `use` was given last, and tells of it at `/info` and `/docs`.
+
+    A share of the requests may be another version's, the canary's.
+    """
 
     def __init__(self, limits: Limits, measures: Measures) -> None:
         self._limits = limits
         self.inner: App | None = None
         self._ticks: Ticks | None = None
+        self._canary: Ticks | None = None
+        self._canary_share = 0.0
         self._pages: Pages | None = None
         self._num_waiting = 0
         self._numbers = itertools.count()
@@ -57,13 +64,13 @@ class Application:
 
     def use(self, version: Version) -> None:
         """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
-        self._pages = Pages(version)
-        self._ticks = Ticks(version, self._tell)
+        pages, ticks = Pages(version), Ticks(version, self.tell)
+        self._pages, self._ticks = pages, ticks  # whole, whichever thread it is done in
         self.measures.serves(version.tag)
 
-    @property
-    def version(self) -> Version:
-        return self._in_use.version
+    def try_out(self, version: Version, share: float) -> None:
+        """From now on `version` answers this share of the requests, drawn by chance."""
+        self._canary, self._canary_share = Ticks(version, self.tell, CANARY), share
 
     @property
     def _in_use(self) -> Ticks:
@@ -71,7 +78,14 @@ class Application:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the endpoint is starting", headers={"retry-after": "1"})
         return self._ticks
 
-    def _tell(self, answered: Answered) -> None:
+    @property
+    def _drawn(self) -> Ticks:
+        """Those of the version that answers this request."""
+        if self._canary is not None and random.random() < self._canary_share:
+            return self._canary
+        return self._in_use
+
+    def tell(self, answered: Answered) -> None:
         for listener in self.on_answered:
             listener(answered)
 
@@ -81,11 +95,16 @@ class Application:
             if path == "/predict":
                 await self._predict(scope, receive, send)
                 return
-            if path not in _OF_BENTOML:
+            if path not in _OF_BENTOML or (path == "/readyz" and not self._is_ready):
                 await self._page(scope, send)
                 return
         if self.inner is not None:
             await self.inner(scope, receive, send)
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether a further request would be answered, so that a balancer may send it here."""
+        return self._ticks is not None and self._num_waiting < self._limits.waiting
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
@@ -96,7 +115,7 @@ class Application:
         extra: dict[str, str] = {}
         ticks = None
         try:
-            ticks = self._in_use
+            ticks = self._drawn
             if scope["method"] != "POST":
                 raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "rows are sent by POST", headers={"allow": "POST"})
             if self._num_waiting > self._limits.waiting:
@@ -130,7 +149,7 @@ class Application:
         """The status and the document for rows that are Python's objects already."""
         began = time.perf_counter()
         try:
-            ticks = self._in_use
+            ticks = self._drawn
             (batch,) = ticks.version.check.table(rows).to_batches()
             given = await ticks.ask(batch, batch.num_rows, self._request_id({}), began)
         except Exception as failure:
@@ -200,6 +219,8 @@ class Application:
                     raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
                 raise Refused(HTTPStatus.NOT_FOUND, error)
             version = self._in_use.version
+            if scope["path"] == "/readyz":
+                raise overloaded()
             page = None if self._pages is None else self._pages.page(scope["path"])
             if page is None:
                 raise Refused(HTTPStatus.NOT_FOUND, "there is /predict, /info, /docs, /livez, /readyz and /metrics")

@@ -29,10 +29,16 @@ class Measures:
             "bloomery_version_info", "1 for the version that answers", ["version"], multiprocess_mode="max"
         )
         self._tag: str | None = None
+        self._refused = Counter("bloomery_versions_refused_total", "Versions that were pointed to and could not answer")
+        lost = Counter("bloomery_rows_lost_total", "Answered rows that were not kept or repeated, by whom", ["by"])
+        self.lost_by_log, self.lost_by_shadow = lost.labels("log").inc, lost.labels("shadow").inc
 
     def asked(self, status: int, seconds: float) -> None:
         self._requests[status].inc()
         self._seconds.observe(seconds)
+
+    def refused(self) -> None:
+        self._refused.inc()
 
     def answered(self, answered: Answered) -> None:
         num_rows = len(answered.given)

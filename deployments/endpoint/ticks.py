@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_contracts.errors import DataUnfit
+from data_contracts.prediction_log import CHAMPION
 from data_contracts.requests import Cells
 from deployments.endpoint.versions import Version
 
@@ -24,15 +25,20 @@ _SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others a
 
 
 class Answered(NamedTuple):
-    """Rows that were answered together, for whoever logs them: `sizes` says how many are of which request."""
+    """Rows that were answered together, for whoever logs them: `sizes` says how many are of which request.
+
+    `role` is champion, canary or shadow. The run of the network, with encoding, took `run_seconds`.
+    """
 
     version: Version
+    role: str
     rows: pa.RecordBatch
     given: np.ndarray
     requests: tuple[str, ...]
     sizes: tuple[int, ...]
     began: tuple[float, ...]
     ended: float
+    run_seconds: float
 
 
 class _Waiting(NamedTuple):
@@ -44,10 +50,11 @@ class _Waiting(NamedTuple):
 
 
 class Ticks:
-    """The requests of one version."""
+    """The requests of one version, which answers as champion or as canary."""
 
-    def __init__(self, version: Version, on_answered: Callable[[Answered], None]) -> None:
+    def __init__(self, version: Version, on_answered: Callable[[Answered], None], role: str = CHAMPION) -> None:
         self.version = version
+        self._role = role
         self._on_answered = on_answered
         self._waiting: list[_Waiting] = []
         self._seconds_a_row = _timed(version)
@@ -78,12 +85,14 @@ class Ticks:
     async def _answer_aside(self, group: list[_Waiting]) -> None:
         self._settle(group, *await asyncio.to_thread(self._answers, group))
 
-    def _answers(self, group: list[_Waiting]) -> tuple[pa.RecordBatch | None, np.ndarray | Exception]:
+    def _answers(self, group: list[_Waiting]) -> tuple[pa.RecordBatch | None, np.ndarray | Exception, float]:
+        """The rows, their answers or why there are none, and the seconds of the run."""
+        began = time.perf_counter()
         try:
             rows = self._together(group)
-            return rows, self.version.answers(rows)
+            return rows, self.version.answers(rows), time.perf_counter() - began
         except Exception as failure:
-            return None, failure
+            return None, failure, 0.0
 
     def _together(self, group: list[_Waiting]) -> pa.RecordBatch:
         first = group[0].cells
@@ -95,7 +104,9 @@ class Ticks:
         }
         return self.version.check.batch(joined)
 
-    def _settle(self, group: list[_Waiting], rows: pa.RecordBatch | None, given: np.ndarray | Exception) -> None:
+    def _settle(
+        self, group: list[_Waiting], rows: pa.RecordBatch | None, given: np.ndarray | Exception, run_seconds: float
+    ) -> None:
         if rows is None or isinstance(given, Exception):
             if len(group) > 1 and isinstance(given, DataUnfit):  # one of them is at fault: ask each alone
                 for one in group:
@@ -113,12 +124,14 @@ class Ticks:
         self._on_answered(
             Answered(
                 self.version,
+                self._role,
                 rows,
                 given,
                 tuple(one.request for one in group),
                 tuple(one.num_rows for one in group),
                 tuple(one.began for one in group),
                 time.perf_counter(),
+                run_seconds,
             )
         )
 

@@ -16,6 +16,7 @@ from data_contracts.arrow_requests import ArrowCheck
 from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import BloomeryError, OutputCorrupt
+from data_contracts.predictions import furthest, in_words
 from data_contracts.requests import RowCheck
 from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
@@ -110,8 +111,8 @@ class Version:
         for one, answered in zip(self.examples, found, strict=True):
             if furthest(answered, one["prediction"]) > limit:
                 raise _corrupt(
-                    f"for a held-out row it answers {_brief(answered)} here",
-                    f"{_brief(one['prediction'])}, as was measured, within {limit:g}",
+                    f"for a held-out row it answers {in_words(answered)} here",
+                    f"{in_words(one['prediction'])}, as was measured, within {limit:g}",
                     self.artifacts,
                 )
 
@@ -119,19 +120,3 @@ class Version:
     def request(self) -> bytes:
         """The rows that came with the version as a client would send them."""
         return json.dumps({"rows": [one["row"] for one in self.examples]}).encode()
-
-
-def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """How far two predictions are apart: the largest difference of a probability, or that of the values."""
-    if "value" in one:
-        return abs(float(one["value"]) - float(other["value"]))
-    if one["label"] != other["label"]:
-        return 1.0
-    ours, theirs = one["probabilities"], other["probabilities"]
-    return max(abs(share - theirs[name]) for name, share in ours.items())
-
-
-def _brief(prediction: dict[str, Any]) -> str:
-    if "value" in prediction:
-        return f"{prediction['value']:g}"
-    return f"{prediction['label']} with probability {max(prediction['probabilities'].values()):.4f}"

@@ -1,0 +1,204 @@
+"""Promotions and rollbacks under load: every answer is checked against the version that it names.
+
+    python benchmarks/serving/switching.py NAME ONE TWO [--changes 20] [--connections 16]
+
+NAME has two whole versions ONE and TWO in the registry of BLOOMERY_HOME. `bloomery serve NAME` runs while clients ask held-out
+rows without a pause, and `bloomery promote` and `bloomery rollback` change the champion. Two changes of them go to versions whose
+files are damaged: one through the command, which must refuse it, and one through the pointer itself, where the endpoint must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from data_contracts.digests import digest_of_file
+from data_contracts.pointer import POINTER, Pointer, read_pointer, write_pointer
+from data_contracts.predictions import furthest
+from deployments.endpoint.versions import Version
+from endpoint import bento_of, heads_of
+from models.answers import TOLERANCE, unit_of
+from tasks import promotions, registry
+from tasks.held_out import rows_as_sent
+from tasks.package import artifacts_of, bento_folder
+from tasks.processes import free_port, start, stop
+from tasks.settings import enter, settings
+
+NUM_ROWS = 200
+
+
+class Tally:
+    """What came back. An answer is wrong that is not what its own version gives for the row."""
+
+    def __init__(self, expected: dict[str, list[dict[str, Any]]], limit: float) -> None:
+        self.expected, self.limit = expected, limit
+        self.by_version: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.wrong = 0
+        self.seconds: list[float] = []
+        self.is_over = False
+
+    async def ask_on(self, port: int, requests: list[bytes], first: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        place = first
+        while not self.is_over:
+            place = (place + 1) % len(requests)
+            began = time.perf_counter()
+            try:
+                writer.write(requests[place])
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+                body = await reader.readexactly(length)
+            except (OSError, asyncio.IncompleteReadError) as failure:
+                self.dropped[type(failure).__name__] += 1
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                continue
+            self.seconds.append(time.perf_counter() - began)
+            if b" 200 " not in head.split(b"\r\n", 1)[0]:
+                self.dropped[head.split(b"\r\n", 1)[0].decode()] += 1
+                continue
+            self._check(json.loads(body), place)
+        writer.close()
+
+    def _check(self, told: dict[str, Any], place: int) -> None:
+        tag = told["model"]
+        self.by_version[tag] += 1
+        (given,) = told["predictions"]
+        if tag not in self.expected or furthest(given, self.expected[tag][place]) > self.limit:
+            self.wrong += 1
+
+
+async def command(*arguments: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flows.cli", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await process.communicate()
+    return process.returncode or 0, told.decode().strip()
+
+
+def damaged(name: str, tag: str) -> str:
+    """A further version in the registry, whose bento has lost half of its model. Returns `NAME:VERSION`."""
+    broken = f"{tag[:-4]}dead"
+    shutil.copytree(bento_folder(tag), bento_folder(broken), dirs_exist_ok=True)
+    _cut(artifacts_of(broken))
+    whole = registry.version_of(f"{name}@{registry.CHAMPION}")
+    tags = {**whole.tags, registry.BENTO: broken, "release": "promoted"}
+    made = registry.register(name, whole.source, whole.run_id, tags, "a damaged copy")
+    return f"{name}:{made.version}"
+
+
+def _cut(artifacts: Path) -> None:
+    (model,) = (path for path in artifacts.glob("model*") if path.is_file())
+    content = model.read_bytes()
+    model.write_bytes(content[: len(content) // 2])
+
+
+def point_at_damaged(name: str, folder: Path) -> Pointer:
+    """The pointer goes to a damaged copy, as if somebody had written it by hand. Returns what it said before."""
+    path = promotions.folder_of(name) / POINTER
+    before = read_pointer(path)
+    shutil.copytree(before.artifacts, folder)
+    _cut(folder)
+    manifest = digest_of_file(folder / "manifest.json")
+    changed = {"bento": f"{before.bento}-damaged", "artifacts": str(folder), "manifest_sha256": manifest}
+    write_pointer(path, before.model_copy(update=changed))
+    return before
+
+
+async def change(name: str, one: str, two: str, changes: int, folder: Path) -> list[tuple[str, str, int]]:
+    """What was done, what came of it, and the exit code."""
+    done = []
+    for number in range(changes):
+        await asyncio.sleep(1)
+        champion = registry.version_of(f"{name}@{registry.CHAMPION}")
+        if number == changes // 3:
+            asked = ("promote", damaged(name, champion.tags[registry.BENTO]), "--why", "damaged on purpose")
+        elif number == 2 * changes // 3:
+            before = point_at_damaged(name, folder / "damaged")
+            await asyncio.sleep(2)
+            (refusal,) = promotions.followers(name)
+            done.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
+            write_pointer(promotions.folder_of(name) / POINTER, before)
+            continue
+        elif number % 2:
+            asked = ("rollback", name)
+        else:
+            asked = ("promote", f"{name}:{two if champion.version == one else one}")
+        code, told = await command(*asked)
+        done.append((" ".join(asked), told.splitlines()[0][:150] if told else "", code))
+    return done
+
+
+async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
+    tags = {number: registry.version_of(f"{name}:{number}").tags[registry.BENTO] for number in (one, two)}
+    rows = rows_as_sent(bento_of(tags[one]).chosen, NUM_ROWS)
+    requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
+    expected, limit = {}, 0.0
+    for tag in tags.values():
+        version = Version(artifacts_of(tag))
+        expected[tag] = version.predictions(version.answers(version.check.table(rows).to_batches()[0]))
+        limit = TOLERANCE * unit_of(version.encoder)
+    tally = Tally(expected, limit)
+    port = free_port()
+    with (settings().logs / "switching.log").open("ab") as log, tempfile.TemporaryDirectory() as folder:
+        server = start([sys.executable, "-m", "flows.cli", "serve", name, "--port", str(port)], log)
+        try:
+            await _until_it_answers(port)
+            clients = [asyncio.create_task(tally.ask_on(port, requests, at)) for at in range(connections)]
+            began = time.perf_counter()
+            done = await change(name, one, two, changes, Path(folder))
+            tally.is_over = True
+            await asyncio.gather(*clients)
+            seconds = time.perf_counter() - began
+        finally:
+            await asyncio.to_thread(stop, server)
+    print("| change | told | exit code |\n| --- | --- | ---: |")
+    for asked, told, code in done:
+        print(f"| {asked} | {told} | {code} |")
+    total = sum(tally.by_version.values())
+    print(f"\n{total:,} requests over {connections} connections in {seconds:.0f} s: {dict(tally.by_version)}")
+    print(f"dropped {sum(tally.dropped.values())} {dict(tally.dropped)}, wrong {tally.wrong}")
+    quantiles = statistics.quantiles(tally.seconds, n=1000)
+    print(f"p50 {quantiles[499] * 1e3:.2f} ms, p99 {quantiles[989] * 1e3:.2f} ms, longest {max(tally.seconds) * 1e3:.1f} ms")
+
+
+async def _until_it_answers(port: int) -> None:
+    for _ in range(240):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.5)
+        else:
+            writer.close()
+            await asyncio.sleep(2)
+            return
+    raise SystemExit("the endpoint does not answer; see switching.log in the state folder")
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("name")
+    asked.add_argument("one")
+    asked.add_argument("two")
+    asked.add_argument("--changes", type=int, default=20)
+    asked.add_argument("--connections", type=int, default=16)
+    wanted = asked.parse_args()
+    enter()
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    asyncio.run(measure(wanted.name, wanted.one, wanted.two, wanted.changes, wanted.connections))
+
+
+if __name__ == "__main__":
+    main()
