@@ -2,9 +2,10 @@
 
     python benchmarks/serving/switching.py NAME ONE TWO [--changes 20] [--connections 16]
 
-NAME has two whole versions ONE and TWO in the registry of BLOOMERY_HOME. `bloomery serve NAME` runs while clients ask held-out
-rows without a pause, and `bloomery promote` and `bloomery rollback` change the champion. Two changes of them go to versions whose
-files are damaged: one through the command, which must refuse it, and one through the pointer itself, where the endpoint must.
+NAME has two whole versions ONE and TWO in the registry of BLOOMERY_HOME. `bloomery serve NAME` runs while clients ask
+held-out rows without a pause, and `bloomery promote` and `bloomery rollback` change the champion. Two of the changes go
+to versions whose files are damaged: one by the command, which must refuse it, and one by the pointer itself, where the
+endpoint must.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from endpoint import bento_of, heads_of
+
 from data_contracts.digests import digest_of_file
 from data_contracts.pointer import POINTER, Pointer, read_pointer, write_pointer
 from data_contracts.predictions import furthest
 from deployments.endpoint.versions import Version
-from endpoint import bento_of, heads_of
 from models.answers import TOLERANCE, unit_of
 from tasks import promotions, registry
 from tasks.held_out import rows_as_sent
@@ -171,7 +173,9 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     print(f"\n{total:,} requests over {connections} connections in {seconds:.0f} s: {dict(tally.by_version)}")
     print(f"dropped {sum(tally.dropped.values())} {dict(tally.dropped)}, wrong {tally.wrong}")
     quantiles = statistics.quantiles(tally.seconds, n=1000)
-    print(f"p50 {quantiles[499] * 1e3:.2f} ms, p99 {quantiles[989] * 1e3:.2f} ms, longest {max(tally.seconds) * 1e3:.1f} ms")
+    print(
+        f"p50 {quantiles[499] * 1e3:.2f} ms, p99 {quantiles[989] * 1e3:.2f} ms, longest {max(tally.seconds) * 1e3:.0f} ms"
+    )
 
 
 async def _until_it_answers(port: int) -> None:

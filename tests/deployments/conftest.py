@@ -14,6 +14,7 @@ import pytest
 
 from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_file
+from deployments.endpoint.measures import Measures
 from models.config import Features
 from models.encoder import encode, fit, summarise_batches
 
@@ -39,6 +40,12 @@ ROWS = [
     {"age": 60, "height": 1.6, "town": "bath"},
     {"age": 5, "height": None, "town": "york"},
 ]
+
+
+@pytest.fixture(scope="session")
+def measures() -> Measures:
+    """One for all, since Prometheus takes a name once in a process."""
+    return Measures()
 
 
 @pytest.fixture(scope="session")

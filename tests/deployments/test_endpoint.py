@@ -27,11 +27,6 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def measures() -> Measures:
-    return Measures()
-
-
-@pytest.fixture(scope="module")
 def version(packaged: Callable[..., Path]) -> Version:
     return Version(packaged())
 

@@ -82,6 +82,7 @@ def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
         "onnxruntime",
         "orjson",
         "prometheus-client",
+        "psutil",
         "pyarrow",
         "pydantic",
         "pydantic-core",
