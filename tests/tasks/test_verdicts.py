@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tasks.judging import Slice
 from tasks.verdicts import Parts, decide, is_judged, missed_limits, none_passed, rounded_up
 
 MakeOptions = Callable[..., Options]
+Figures = dict[str, Any]
 
 
 def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> Latency:
@@ -40,39 +42,34 @@ def candidate(
     spread: float = 0.0,
     of_many: float = 1.0,
     energy: float | None = None,
-) -> Candidate:
-    return Candidate(
-        name=name,
-        uri=f"{name}.onnx",
-        sha256=name,
-        run_id=name,
-        size_bytes=size,
-        zstd_bytes=size,
-        num_parameters=10,
-        num_nonzero=10,
-        integer_share=0.0,
-        score=Interval(value=score, low=0.8, high=0.95),
-        worse=Interval(value=0.0, low=-drop, high=drop),
-        latencies=(latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
-        parity_error=0.0,
-        answers_uri=f"{name}.parquet",
-        energy=None if energy is None else Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy)),
-    )
+) -> Figures:
+    """What `candidate_of` is to be told of one."""
+    return {
+        "name": name,
+        "size_bytes": size,
+        "score": Interval(value=score, low=0.8, high=0.95),
+        "worse": Interval(value=0.0, low=-drop, high=drop),
+        "latencies": (latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
+        "energy": energy and Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy)),
+    }
 
 
 @pytest.fixture
-def options(release: Release) -> MakeOptions:
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> MakeOptions:
     """The options that a compress stage with the given candidates leaves; the first is the network as trained."""
-    return lambda *candidates: release.bento.chosen.options.model_copy(
-        update={"candidates": candidates, "baseline": candidates[0].name}
-    )
+
+    def make(*candidates: Figures) -> Options:
+        made = tuple(candidate_of(**one) for one in candidates)
+        return release.bento.chosen.options.model_copy(update={"candidates": made, "baseline": made[0].name})
+
+    return make
 
 
 @pytest.fixture
 def of_figures(options: MakeOptions) -> MakeOptions:
     """The options that a regression leaves."""
 
-    def make(*candidates: Candidate) -> Options:
+    def make(*candidates: Figures) -> Options:
         made = options(*candidates)
         dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
         return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
@@ -195,8 +192,8 @@ def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: M
     assert fast.reasons == ("within the budget, but slower than better (1.12x)",)
 
 
-def test_a_limit_that_is_just_reached_holds() -> None:
-    exact = candidate("exact", size=2000, drop=0.01, p99=1.0)
+def test_a_limit_that_is_just_reached_holds(options: MakeOptions) -> None:
+    (exact,) = options(candidate("exact", size=2000, drop=0.01, p99=1.0)).candidates
     budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
     assert missed_limits(exact, budget, "classification") == []
 
