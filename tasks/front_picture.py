@@ -100,11 +100,12 @@ def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel
     latencies = [one.latency_at(budget.batch) for one in candidates]
     unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
     medians, ends = ([latency.at(one) * scale for latency in latencies] for one in (50, percentile))
+    longest = None if limit is None else limit.value * scale
     rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
     bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
     panels = [
         _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), most_bytes),
-        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), limit and limit.value * scale),
+        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), longest),
     ]
     energies = [one.energy.p50_j * 1000 for one in candidates if one.energy is not None]
     if len(energies) == len(candidates):
