@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _CHOSEN, _PASSED, _OVER = "#1a7f37", "#1f5fa8", "#8c8c8c"
 _LIMIT, _INK = "#c62828", "#333333"
 _FARTHEST = 3  # times the largest figure: a limit beyond is told at the edge, and not drawn
+_WIDE = 4  # times the least figure: on a shorter axis coarse ticks may be one
+_COARSE, _FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 _DEEPEST = 6  # times the limit of the score: what is worse is drawn at the edge
 # Where a label may stand beside its point: points to the right and up.
 _PLACES = [
@@ -153,7 +155,7 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
     margin = max((largest / least) ** 0.16, 1.25)
     axes.set_xscale("log")
     axes.set_xlim(least / margin, largest * margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE if largest / least > _WIDE else _FINE))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#e6e6e6", lw=0.7)
