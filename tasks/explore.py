@@ -105,7 +105,7 @@ def _in_8_bits(spec: CandidateSpec) -> dict[str, Any]:
     """What a candidate says of 8 bits, if it has them."""
     if spec.quantize is None and spec.weights != "int8":
         return {}
-    return spec.model_dump(include={"quantize", "calibrate", "reduce_range", "weights"})
+    return spec.model_dump(include={"quantize", "calibrate", "reduce_range", "tiles", "weights"})
 
 
 def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:

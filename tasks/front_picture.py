@@ -1,4 +1,4 @@
-"""Candidates in a picture: their score against their size and against their time, with the front and the budget."""
+"""Candidates in a picture: their score against each thing that they cost, with the front and the budget."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _CHOSEN, _PASSED, _OVER = "#1a7f37", "#1f5fa8", "#8c8c8c"
 _LIMIT, _INK = "#c62828", "#333333"
 _FARTHEST = 3  # times the largest figure: a limit beyond is told at the edge, and not drawn
+_WIDE = 4  # times the least figure: on a shorter axis coarse ticks may be one
+_COARSE, _FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 _DEEPEST = 6  # times the limit of the score: what is worse is drawn at the edge
 # Where a label may stand beside its point: points to the right and up.
 _PLACES = [
@@ -31,7 +33,7 @@ _PLACES = [
 
 
 class _Point(NamedTuple):
-    """A candidate in one of the two panels; `y` is in hundredths and counts upwards as better."""
+    """A candidate in one of the panels; `y` is in hundredths and counts upwards as better."""
 
     name: str
     label: str
@@ -44,8 +46,18 @@ class _Point(NamedTuple):
     y_high: float
 
 
+class _Panel(NamedTuple):
+    """Candidates by one of their costs, of which less is better."""
+
+    cost: str
+    unit: str
+    points: list[_Point]
+    limit: float | None
+
+
 def draw_front(options: Options, budget: Budget, decision: Decision, path: Path) -> None:
-    """PNG with a panel for size and one for time, both on a log scale; up is better, left is better.
+    """PNG with a panel for size, one for time and, where it was measured, one for energy, all on a log scale; up is
+    better, left is better.
 
     A bar must not cross a line of the budget: upright ones are 95% intervals of the paired difference from fp32, level
     ones reach from the median to the percentile that the budget limits.
@@ -55,37 +67,52 @@ def draw_front(options: Options, budget: Budget, decision: Decision, path: Path)
     task = options.trained.dataset.task
     is_classes = task == "classification"
     most = 100 * (budget.accuracy_drop if is_classes else budget.error_rise)
-    figure = Figure(figsize=(12, 5.6), layout="constrained", dpi=120)
-    left, right = figure.subplots(1, 2, sharey=True)
-    limit = budget.latency_ms
-    percentile = 50 if limit is None else limit.percentile
-    sized = [_point(one, decision, task, one.size_bytes / 1000, one.size_bytes / 1000) for one in options.candidates]
-    latencies = [one.latency_at(budget.batch) for one in options.candidates]
-    unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
-    timed = [
-        _point(one, decision, task, latency.p50_ms * scale, latency.at(percentile) * scale)
-        for one, latency in zip(options.candidates, latencies, strict=True)
-    ]
-    most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
-    _set_height(left, sized, most)
-    _draw_panel(left, sized, most_bytes, "kB", most)
-    _draw_panel(right, timed, None if limit is None else limit.value * scale, unit, most)
-    left.set_xlabel("size of the ONNX file (kB)", color=_INK)
-    rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
-    bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
-    right.set_xlabel(f"time of {rows} ({unit}): {bars}", color=_INK)
-    left.set_ylabel(f"{SCORES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
+    panels = _panels(options, budget, decision)
+    figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
+    axes = figure.subplots(1, len(panels), sharey=True)
+    first, last = axes[0], axes[-1]
+    _set_height(first, panels[0].points, most)
+    for one, panel in zip(axes, panels, strict=True):
+        _draw_panel(one, panel, most)
+    first.set_ylabel(f"{SCORES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
     if not is_classes:  # an error that rises is drawn downwards
-        left.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
+        first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
     words = f"{'drop' if is_classes else 'rise'} of {loss_in_words(task, most / 100)}"
-    left.annotate(
+    first.annotate(
         f"limit: a {words}", (1, -most), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
         color=_LIMIT, fontsize=8, ha="right", va="top",
     )  # fmt: skip
-    _add_scores(right, baseline_of(options).score.value, task)
+    _add_scores(last, baseline_of(options).score.value, task)
     _draw_legend(figure, decision)
-    _place_labels(figure, [(left, sized), (right, timed)])
+    _place_labels(figure, [(one, panel.points) for one, panel in zip(axes, panels, strict=True)])
     figure.savefig(path)
+
+
+def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel]:
+    """What candidates cost, each thing in a panel of its own."""
+    candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
+
+    def points(costs: list[float], ends: list[float]) -> list[_Point]:
+        found = zip(candidates, costs, ends, strict=True)
+        return [_point(one, decision, task, cost, end) for one, cost, end in found]
+
+    sizes = [one.size_bytes / 1000 for one in candidates]
+    most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
+    percentile = 50 if limit is None else limit.percentile
+    latencies = [one.latency_at(budget.batch) for one in candidates]
+    unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
+    medians, ends = ([latency.at(one) * scale for latency in latencies] for one in (50, percentile))
+    longest = None if limit is None else limit.value * scale
+    rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
+    bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
+    panels = [
+        _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), most_bytes),
+        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), longest),
+    ]
+    energies = [one.energy.p50_j * 1000 for one in candidates if one.energy is not None]
+    if len(energies) == len(candidates):
+        panels.append(_Panel(f"energy of {rows} (mJ): median", "mJ", points(energies, energies), None))
+    return panels
 
 
 def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
@@ -114,10 +141,12 @@ def _set_height(axes: Axes, points: Sequence[_Point], most: float) -> None:
     axes.set_ylim(low - room, high + room)
 
 
-def _draw_panel(axes: Axes, points: Sequence[_Point], limit: float | None, unit: str, most: float) -> None:
+def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    points, limit = panel.points, panel.limit
+    axes.set_xlabel(panel.cost, color=_INK)
     bottom, _ = axes.get_ylim()
     ends = [end for point in points for end in (point.x, point.x_end)]
     if limit is not None and max(ends) / _FARTHEST < limit < max(ends) * _FARTHEST:
@@ -126,7 +155,7 @@ def _draw_panel(axes: Axes, points: Sequence[_Point], limit: float | None, unit:
     margin = max((largest / least) ** 0.16, 1.25)
     axes.set_xscale("log")
     axes.set_xlim(least / margin, largest * margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE if largest / least > _WIDE else _FINE))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#e6e6e6", lw=0.7)
@@ -140,7 +169,7 @@ def _draw_panel(axes: Axes, points: Sequence[_Point], limit: float | None, unit:
         shown = min(max(limit, start), end)
         axes.axvspan(shown, end, color=_LIMIT, alpha=0.05, lw=0)
         axes.axvline(shown, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
-        told = f"limit: {limit:g} {unit}"
+        told = f"limit: {limit:g} {panel.unit}"
         if shown != limit:
             told += f", far to the {'left' if limit < start else 'right'}"
         axes.annotate(

@@ -109,7 +109,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
         x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
         kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
-    quantize(parent.path, path, calibration, keep_float=kept, ranges=parent.ranges, **how)
+    quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
 

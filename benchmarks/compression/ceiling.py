@@ -33,6 +33,7 @@ from data_contracts.records import Latency
 from models.compression import latency
 from models.compression.config import Quantization
 from models.compression.coverage import integer_coverage
+from models.compression.processor import has_tiles
 from models.compression.quantization import quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
@@ -114,7 +115,8 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
     examples = rows_of(layout, max(most_rows, CALIBRATION_ROWS))
     files = {kind: folder / f"{name}-{kind}.onnx" for kind in ("fp32", "int8")}
     export(build(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
-    quantize(files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), how=route)
+    tiles = has_tiles(processor_flags())
+    quantize(files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), how=route, tiles=tiles)
     return files, examples.numpy()
 
 

@@ -24,12 +24,14 @@ from models import metrics
 from models.answers import outputs_of
 from models.compression import latency
 from models.compression.config import Compression
+from models.compression.processor import has_tiles
 from models.runtime import session
 from models.training.batches import even_sample, read_examples
 from tasks.ingest import locate
-from tasks.settings import enter, settings
+from tasks.settings import enter, processor_flags, settings
 
 FLOAT = {"name": "fp32"}
+STATIC = {"quantize": "static", "tiles": has_tiles(processor_flags())}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "pendigits": {
         "candidates": [
@@ -106,8 +108,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "candidates": [
             FLOAT,
-            {"name": "int8", "quantize": "static"},
-            {"name": "half-int8", "prune": {"share": 0.5}, "quantize": "static"},
+            {"name": "int8", **STATIC},
+            {"name": "half-int8", "prune": {"share": 0.5}, **STATIC},
         ],
         "fine_tune": {"epochs": 3, "batch_size": 128, "learning_rate": 0.001},
     },

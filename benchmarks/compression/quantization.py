@@ -23,6 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 
 from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
+from models.compression.processor import has_tiles
 from models.compression.quantization import quantize
 from models.compression.stored_weights import store_weights
 from models.export import export
@@ -64,7 +65,7 @@ def ours(source: Path, target: Path, x: np.ndarray, how: str | None) -> None:
     if how is None:
         store_weights(source, target, "int8")
     else:
-        quantize(source, target, x, how=how)  # type: ignore[arg-type]
+        quantize(source, target, x, how=how, tiles=has_tiles(processor_flags()))  # type: ignore[arg-type]
 
 
 def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
 Form = Literal["pt2", "litert"]  # beside ONNX
 Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
-_OF_THE_FILE = ("quantize", "calibrate", "float_layers", "weights", "stored")
+_OF_THE_FILE = ("quantize", "calibrate", "tiles", "float_layers", "weights", "stored")
 # What networks attend to, and can only learn from one that attends to the same.
 _ATTENDED = {
     **dict.fromkeys(("cnn", "lenet", "resnet"), "places of an image"),
@@ -175,6 +175,9 @@ class CandidateSpec(Document):
     ] = None
     calibrate: Annotated[Calibration, Field(description="static: which range, of what was seen")] = "minmax"
     reduce_range: Annotated[bool, Field(description="7 bits of a weight, for processors without VNNI")] = False
+    tiles: Annotated[
+        bool, Field(description="static: convolutions are quicker on processors with AMX, and slower on others")
+    ] = False
     float_layers: Annotated[
         float | None,
         Field(ge=0, description="as few layers stay in float as keep the rise of errors, or of RMSE, at most at this"),
@@ -192,8 +195,8 @@ class CandidateSpec(Document):
         if self.quantize is not None and self.weights is not None:
             raise ValueError("`quantize` stores weights in 8 bits already: leave out `weights`")
         fields = type(self).model_fields
-        for name in ("aware", "calibrate", "reduce_range", "float_layers"):
-            needed = ("static",) if name in ("aware", "calibrate") else ("static", "dynamic")
+        for name in ("aware", "calibrate", "reduce_range", "tiles", "float_layers"):
+            needed = ("static",) if name in ("aware", "calibrate", "tiles") else ("static", "dynamic")
             if getattr(self, name) != fields[name].default and self.quantize not in needed:
                 raise ValueError(f"`{name}` is of a candidate with `quantize: {' or '.join(needed)}`")
         return self
@@ -221,17 +224,22 @@ class CandidateSpec(Document):
 
 
 def candidates_for(
-    kind: str, how: Quantization | None = None, *, weights_alone: bool = False, reduce_range: bool = False
+    kind: str,
+    how: Quantization | None = None,
+    *,
+    weights_alone: bool = False,
+    reduce_range: bool = False,
+    tiles: bool = False,
 ) -> tuple[CandidateSpec, ...]:
     """The candidates that are worth making of a network of `kind`, where the recipe names none.
 
     `how` it is quantized follows from the kind, unless it is stated. `weights_alone` says that its arithmetic has no
     8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits. `reduce_range` says that
-    the processor adds up in too few bits (`processor.py`).
+    the processor adds up in too few bits, and `tiles` that it has matrix tiles (`processor.py`).
     """
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
     how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    quantized = {"quantize": how, "reduce_range": reduce_range}
+    quantized = {"quantize": how, "reduce_range": reduce_range, "tiles": tiles and how == "static"}
     in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else quantized
     plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **in_8_bits))
     if kind not in PRUNABLE:

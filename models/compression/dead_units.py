@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.compression.pruning import tracing
 from models.networks import cnn, lenet, mlp
 from models.networks.blueprint import Blueprint, rebuilt
 
@@ -38,24 +38,21 @@ def without_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Mod
 
 def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:
     """Whether any unit of `layers` was dead; afterwards it is gone."""
-    import torch_pruning
-
     removed = False
-    for layer in layers:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about parameters that are in no group: they stay
+    with tracing() as torch_pruning:
+        for layer in layers:
             graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=x)
-        remove = (
-            torch_pruning.prune_conv_out_channels
-            if isinstance(layer, nn.Conv2d)
-            else torch_pruning.prune_linear_out_channels
-        )
-        width = int(layer.weight.shape[0])
-        dead = [unit for unit in range(width) if _is_dead(graph.get_pruning_group(layer, remove, [unit]))]
-        dead = dead[: width - 1]
-        if dead:
-            graph.get_pruning_group(layer, remove, dead).prune()
-            removed = True
+            remove = (
+                torch_pruning.prune_conv_out_channels
+                if isinstance(layer, nn.Conv2d)
+                else torch_pruning.prune_linear_out_channels
+            )
+            width = int(layer.weight.shape[0])
+            dead = [unit for unit in range(width) if _is_dead(graph.get_pruning_group(layer, remove, [unit]))]
+            dead = dead[: width - 1]
+            if dead:
+                graph.get_pruning_group(layer, remove, dead).prune()
+                removed = True
     return removed
 
 

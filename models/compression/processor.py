@@ -1,4 +1,4 @@
-"""What a processor can do with 8-bit integers, which decides how many bits weights may have."""
+"""What a processor can do with 8-bit integers, which decides how weights are written."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def needs_reduced_range(flags: Collection[str]) -> bool:
     Precision Deep Learning Inference and Training" (2018).
     """
     return "avx2" in flags and not any(name in flags for name in _EXACT)
+
+
+def has_tiles(flags: Collection[str]) -> bool:
+    """Whether a processor with these flags multiplies whole tiles of 8-bit integers, for which `tiles.py` writes."""
+    return "amx_int8" in flags

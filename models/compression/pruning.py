@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -32,6 +33,16 @@ _KINDS: dict[str, ModuleType] = {
 }
 _MOST_OF_A_LAYER = 0.9  # that may leave where layers lose unequal shares
 _HALVINGS = 6  # of the range in which the share lies that reaches a target
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[ModuleType]:
+    """torch-pruning, which finds coupled layers. Its tracer warns about parameters that are in no group: they stay."""
+    import torch_pruning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield torch_pruning
 
 
 class Pruned(NamedTuple):
@@ -124,19 +135,16 @@ def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None)
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune) -> Model:
     """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
-    import torch_pruning
-
     kind = _KINDS[blueprint.config.kind]
     layers = kind.prunable(network)
     staying = [layer for layer in network.modules() if _is_root(layer) and not any(layer is one for one in layers)]
-    importance = (
-        torch_pruning.importance.GroupTaylorImportance()
-        if how.importance == "taylor"
-        else torch_pruning.importance.GroupMagnitudeImportance(p=2)
-    )
     is_global = how.scope == "network"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns about parameters that are in no group: they stay
+    with tracing() as torch_pruning:
+        importance = (
+            torch_pruning.importance.GroupTaylorImportance()
+            if how.importance == "taylor"
+            else torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        )
         torch_pruning.pruner.BasePruner(
             network,
             torch.zeros(2, *blueprint.layout.shape),

@@ -25,6 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from data_contracts.errors import RecipeInvalid
 from models.compression.config import Calibration, Quantization
+from models.compression.tiles import on_tiles
 from models.runtime import INPUT
 
 # What ONNX Runtime has 8-bit kernels for, and what may stand between two of them without a way back to float.
@@ -66,6 +67,7 @@ def quantize(
     how: Quantization = "static",
     calibrate: Calibration = "minmax",
     reduce_range: bool = False,
+    tiles: bool = False,
     keep_float: Sequence[str] = (),
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
@@ -80,6 +82,8 @@ def quantize(
 
     Args:
         reduce_range: weights of 7 bits, for processors that add products up in 16 bits (`processor.py` tells).
+        tiles: static convolutions are written for processors with matrix tiles (`tiles.py`), and slower on others. The
+            answers are the same.
         keep_float: names of operators, as `layers` tells them, that stay in float.
         ranges: by the name of a layer, the least and largest value that goes into it, in place of what is seen on
             the rows; such as training has learnt them (`fake_quantization.py`).
@@ -103,6 +107,8 @@ def quantize(
             keep_float=keep_float,
             ranges=ranges,
         )
+    if tiles and how == "static":
+        onnx.save(on_tiles(onnx.load(target)), target)
 
 
 def prepared(source: Path, folder: Path) -> Path:

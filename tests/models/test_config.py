@@ -191,6 +191,15 @@ def test_on_a_processor_without_vnni_weights_have_7_bits():
     assert Compression(candidates=candidates_for("rnn", weights_alone=True, reduce_range=True)).candidates
 
 
+def test_static_candidates_alone_are_written_for_tiles():
+    assert [spec.tiles for spec in candidates_for("cnn", tiles=True)] == [False, True, False, True]
+    assert not any(spec.tiles for spec in candidates_for("transformer", tiles=True))
+    with pytest.raises(ValidationError, match=r"`tiles` is of a candidate with `quantize: static`"):
+        CandidateSpec(name="int8", quantize="dynamic", tiles=True)
+    in_8_bits = CandidateSpec(name="int8", quantize="static", tiles=True)
+    assert in_8_bits.in_float == CandidateSpec(name="int8", quantize="static").in_float
+
+
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
     specs = candidates_for("rnn", weights_alone=True)
     assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [

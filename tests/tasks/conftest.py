@@ -12,11 +12,12 @@ import pytest
 
 from data_contracts.contract import Contract
 from data_contracts.digests import digest_of_document, digest_of_file, digest_of_table
-from data_contracts.records import CheckedRows, RawRows
+from data_contracts.records import Candidate, CheckedRows, RawRows, Release
 from tasks.parquet import write_rows
 from tasks.validate import validate
 
 MakeChecked = Callable[[pa.Table], CheckedRows]
+MakeCandidate = Callable[..., Candidate]
 _KINDS = {
     pa.int64(): {"logicalType": "integer"},
     pa.float64(): {"logicalType": "number"},
@@ -93,6 +94,18 @@ def checked_rows_of(home: Path) -> MakeChecked:
             rows=raw,
             digest=digest,
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def candidate_of(release: Release) -> MakeCandidate:
+    """Makes a candidate with files and a run of its name, and with these figures in place of the release's."""
+
+    def make(name: str, size_bytes: int, **figures: Any) -> Candidate:
+        named = {"name": name, "uri": f"{name}.onnx", "sha256": name, "run_id": name, "answers_uri": f"{name}.parquet"}
+        update = {**named, "size_bytes": size_bytes, "zstd_bytes": size_bytes, **figures}
+        return release.bento.chosen.candidate.model_copy(update=update)
 
     return make
 

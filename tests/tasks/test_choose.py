@@ -6,7 +6,9 @@ import functools
 import json
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,8 +33,9 @@ TOWNS = np.where(np.arange(NUM_ROWS) < 100, "B", "A")
 TRUTH = np.arange(NUM_ROWS) % 2
 
 
-def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: float) -> Candidate:
-    """A candidate that answers `wrong` rows (bool) wrongly, with an ONNX file and a table of answers."""
+def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: float) -> dict[str, Any]:
+    """What `candidate_of` is to be told of one that answers `wrong` rows (bool) wrongly. Afterwards its ONNX file and
+    its table of answers are there."""
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("Flatten", ["x"], ["flat"]),
@@ -50,26 +53,18 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
     columns = {"id": np.arange(NUM_ROWS), "truth": classes.take(pa.array(TRUTH))}
     pq.write_table(pa.table({**columns, "answer": classes.take(pa.array(answers))}), home / f"{name}.parquet")
     times = seconds * np.ones(9), 1e-3 * np.ones(9)
-    return Candidate(
-        name=name,
-        uri=f"{name}.onnx",
-        sha256=name,
-        run_id=name,
-        size_bytes=size,
-        zstd_bytes=size,
-        num_parameters=128,
-        num_nonzero=128,
-        integer_share=0.0,
-        score=Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
-        worse=Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
-        latencies=(told(*times, 1), told(*times, 32)),
-        parity_error=0.0,
-        answers_uri=f"{name}.parquet",
-    )
+    return {
+        "name": name,
+        "size_bytes": size,
+        "num_nonzero": 128,
+        "score": Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
+        "worse": Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
+        "latencies": (told(*times, 1), told(*times, 32)),
+    }
 
 
 @pytest.fixture
-def options(home: Path, release: Release) -> Options:
+def options(home: Path, release: Release, candidate_of: Callable[..., Candidate]) -> Options:
     """Three candidates: the network as trained, one that fails in town B, and one that is a little worse everywhere."""
     home.mkdir(exist_ok=True)
     ids = np.arange(NUM_ROWS)
@@ -82,11 +77,12 @@ def options(home: Path, release: Release) -> Options:
     dataset = dataset.model_copy(update={"checked": checked, "classes": ("down", "up")})
     trained = made.trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
     nothing = np.zeros(NUM_ROWS, dtype=bool)
-    candidates = (
+    figures = (
         candidate(home, "fp32", 900, nothing, 1e-3),
         candidate(home, "local", 100, (TOWNS == "B") & (ids % 10 == 0), 0.4e-3),
         candidate(home, "even", 200, ids % 40 == 0, 0.5e-3),
     )
+    candidates = tuple(candidate_of(**one) for one in figures)
     return made.model_copy(update={"candidates": candidates, "trained": trained, "baseline": "fp32"})
 
 

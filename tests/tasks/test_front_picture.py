@@ -4,46 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from data_contracts.records import Candidate, Interval, Options, Release
+from data_contracts.records import Candidate, Energy, Interval, Options, Release
 from models.compression.budget import Budget
 from models.compression.latency import told
 from tasks.front_picture import draw_front
 from tasks.verdicts import decide
 
-MakeOptions = Callable[..., Options]
 
-
-def candidate(release: Release, name: str, size: int, drop: float, seconds: float) -> Candidate:
-    return release.bento.chosen.candidate.model_copy(
-        update={
-            "name": name,
-            "size_bytes": size,
-            "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
-            "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
-            "latencies": (told(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
-        }
-    )
+def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, Any]:
+    """What `candidate_of` is to be told of one."""
+    return {
+        "name": name,
+        "size_bytes": size,
+        "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
+        "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
+        "latencies": (told(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
+    }
 
 
 @pytest.fixture
-def options(release: Release) -> Options:
-    candidates = (
-        candidate(release, "fp32", 900_000, 0.0, 1e-4),
-        candidate(release, "$int8_{", 300_000, 0.001, 3e-5),
-        candidate(release, "pruned", 200_000, 0.004, 5e-5),
-        candidate(release, "hopeless", 1_000, 0.7, 1e-6),
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> Options:
+    figures = (
+        candidate("fp32", 900_000, 0.0, 1e-4),
+        candidate("$int8_{", 300_000, 0.001, 3e-5),
+        candidate("pruned", 200_000, 0.004, 5e-5),
+        candidate("hopeless", 1_000, 0.7, 1e-6),
     )
+    candidates = tuple(candidate_of(**one) for one in figures)
     return release.bento.chosen.options.model_copy(update={"candidates": candidates, "baseline": "fp32"})
 
 
-def drawn(options: Options, budget: Budget, path: Path) -> bytes:
+def drawn(options: Options, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
     draw_front(options, budget, decide(options, budget), path)
-    assert imread(path).shape[:2] == (672, 1440)
+    assert imread(path).shape[:2] == (672, 720 * panels)
     return path.read_bytes()
 
 
@@ -56,6 +55,21 @@ def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: 
     pictures = [drawn(options, budget, tmp_path / f"{place}.png") for place, budget in enumerate(budgets)]
     assert len(set(pictures)) == len(budgets)
     assert drawn(options, budgets[0], tmp_path / "again.png") == pictures[0]
+
+
+def test_energy_has_a_panel_where_every_candidate_was_measured(options: Options, tmp_path: Path) -> None:
+    budget = Budget(objective={"energy": 1, "size": 1})
+    joules = {"fp32": 2e-3, "$int8_{": 9e-4, "pruned": 1.1e-3, "hopeless": 4e-5}
+    measured = [
+        one.model_copy(
+            update={"energy": Energy(batch_size=1, num_rounds=9, p50_j=joules[one.name], ratio=one.latency.ratio)}
+        )
+        for one in options.candidates
+    ]
+    some = options.model_copy(update={"candidates": tuple(measured)})
+    drawn(some, budget, tmp_path / "energy.png", panels=3)
+    without_one = some.model_copy(update={"candidates": (*measured[:-1], options.candidates[-1])})
+    drawn(without_one, Budget(), tmp_path / "without.png")
 
 
 def test_a_regression_and_a_single_candidate_are_drawn(options: Options, tmp_path: Path) -> None:

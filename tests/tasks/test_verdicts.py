@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,17 @@ from tasks.judging import Slice
 from tasks.verdicts import Parts, decide, is_judged, missed_limits, none_passed, rounded_up
 
 MakeOptions = Callable[..., Options]
+Figures = dict[str, Any]
+
+
+def around(ratio: float, spread: float) -> Interval:
+    return Interval(value=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
 
 
 def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> Latency:
-    limits = Interval(value=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
+    limits = around(ratio, spread)
     times = dict.fromkeys(("p50_ms", "p90_ms", "p95_ms"), p99 / 2)
     return Latency(batch_size=batch, num_rounds=9, **times, p99_ms=p99, ratio=limits, tail_ratio=limits)
-
-
-def around(ratio: float) -> Interval:
-    return Interval(value=ratio, low=ratio - 0.05 * (ratio != 1), high=ratio + 0.05 * (ratio != 1))
 
 
 def candidate(
@@ -40,39 +42,34 @@ def candidate(
     spread: float = 0.0,
     of_many: float = 1.0,
     energy: float | None = None,
-) -> Candidate:
-    return Candidate(
-        name=name,
-        uri=f"{name}.onnx",
-        sha256=name,
-        run_id=name,
-        size_bytes=size,
-        zstd_bytes=size,
-        num_parameters=10,
-        num_nonzero=10,
-        integer_share=0.0,
-        score=Interval(value=score, low=0.8, high=0.95),
-        worse=Interval(value=0.0, low=-drop, high=drop),
-        latencies=(latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
-        parity_error=0.0,
-        answers_uri=f"{name}.parquet",
-        energy=None if energy is None else Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy)),
-    )
+) -> Figures:
+    """What `candidate_of` is to be told of one."""
+    return {
+        "name": name,
+        "size_bytes": size,
+        "score": Interval(value=score, low=0.8, high=0.95),
+        "worse": Interval(value=0.0, low=-drop, high=drop),
+        "latencies": (latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
+        "energy": energy and Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy, spread)),
+    }
 
 
 @pytest.fixture
-def options(release: Release) -> MakeOptions:
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> MakeOptions:
     """The options that a compress stage with the given candidates leaves; the first is the network as trained."""
-    return lambda *candidates: release.bento.chosen.options.model_copy(
-        update={"candidates": candidates, "baseline": candidates[0].name}
-    )
+
+    def make(*candidates: Figures) -> Options:
+        made = tuple(candidate_of(**one) for one in candidates)
+        return release.bento.chosen.options.model_copy(update={"candidates": made, "baseline": made[0].name})
+
+    return make
 
 
 @pytest.fixture
 def of_figures(options: MakeOptions) -> MakeOptions:
     """The options that a regression leaves."""
 
-    def make(*candidates: Candidate) -> Options:
+    def make(*candidates: Figures) -> Options:
         made = options(*candidates)
         dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
         return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
@@ -92,21 +89,50 @@ def test_the_smallest_that_passes_is_chosen(options: MakeOptions) -> None:
     assert [(one.passed, one.rank) for one in verdicts] == [(True, 2), (False, 3), (True, 1)]
 
 
-def test_the_fastest_that_passes_is_chosen_and_a_slower_one_than_fp32_never(options: MakeOptions) -> None:
+@pytest.mark.parametrize(
+    ("cost", "figure", "more", "perhaps", "behind"),
+    [
+        (
+            "latency",
+            "ratio",
+            "slower than fp32: 1.20x its time",
+            "not shown to be faster than fp32: 0.98x its time",
+            "slower",
+        ),
+        (
+            "energy",
+            "energy",
+            "takes more energy than fp32: 1.20x its energy",
+            "not shown to take less energy than fp32: 0.98x its energy",
+            "of more energy",
+        ),
+    ],
+)
+def test_the_one_of_least_cost_is_chosen_and_one_that_costs_more_than_fp32_never(
+    options: MakeOptions, cost: str, figure: str, more: str, perhaps: str, behind: str
+) -> None:
     some = options(
-        candidate("fp32"),
-        candidate("small", size=1, ratio=1.2, spread=0.05),
-        candidate("perhaps", size=1, ratio=0.98, spread=0.05),
-        candidate("fast", ratio=0.5, spread=0.05),
+        candidate("fp32", energy=1.0),
+        candidate("more", size=1, spread=0.05, **{"energy": 1.0, figure: 1.2}),
+        candidate("perhaps", size=1, spread=0.05, **{"energy": 1.0, figure: 0.98}),
+        candidate("least", size=1001, spread=0.05, **{"energy": 1.0, figure: 0.5}),
     )
-    best, verdicts = decide(some, Budget(objective="latency"))
+    best, verdicts = decide(some, Budget(objective=cost))
     assert best is not None
-    assert best.name == "fast"
-    assert verdicts[1].reasons == ("slower than fp32: 1.20x its time (95% interval 1.14 to 1.26)",)
-    assert verdicts[2].reasons == ("not shown to be faster than fp32: 0.98x its time (95% interval 0.93 to 1.03)",)
-    by_size = decide(some, Budget(objective="size")).best
-    assert by_size is not None
-    assert by_size.name == "perhaps"  # who asks for size alone gets it
+    assert best.name == "least"
+    assert [verdict.reasons for verdict in verdicts[:3]] == [
+        (f"within the budget, but {behind} than least (2.00x)",),
+        (f"{more} (95% interval 1.14 to 1.26)",),
+        (f"{perhaps} (95% interval 0.93 to 1.03)",),
+    ]
+
+
+def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None:
+    some = options(candidate("fp32", energy=1.0), candidate("frugal", size=900, ratio=1.5, energy=0.6))
+    for objective in ("size", "energy"):
+        assert verdict_on("frugal", some, Budget(objective=objective)).passed
+    both = Budget(objective={"energy": 1, "latency": 1})
+    assert verdict_on("frugal", some, both).reasons == ("slower than fp32: 1.50x its time (95% interval 1.50 to 1.50)",)
 
 
 def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
@@ -117,25 +143,6 @@ def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions)
         assert best.name == name
     slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
     assert verdict_on("one", some, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
-
-
-def test_the_one_of_least_energy_is_chosen_and_one_that_takes_more_than_fp32_never(options: MakeOptions) -> None:
-    some = options(
-        candidate("fp32", energy=1.0),
-        candidate("hungry", size=100, ratio=0.5, energy=1.2),
-        candidate("unsure", size=100, ratio=0.5, energy=0.97),
-        candidate("frugal", size=900, ratio=1.5, energy=0.6),
-    )
-    best, verdicts = decide(some, Budget(objective="energy"))
-    assert best is not None
-    assert best.name == "frugal"  # no matter that it is slower: nobody asked for less time
-    assert [verdict.reasons for verdict in verdicts[:3]] == [
-        ("within the budget, but of more energy than frugal (1.67x)",),
-        ("takes more energy than fp32: 1.20x its energy (95% interval 1.15 to 1.25)",),
-        ("not shown to take less energy than fp32: 0.97x its energy (95% interval 0.92 to 1.02)",),
-    ]
-    both = Budget(objective={"energy": 1, "latency": 1})
-    assert verdict_on("frugal", some, both).reasons == ("slower than fp32: 1.50x its time (95% interval 1.50 to 1.50)",)
 
 
 def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: MakeOptions) -> None:
@@ -195,8 +202,8 @@ def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: M
     assert fast.reasons == ("within the budget, but slower than better (1.12x)",)
 
 
-def test_a_limit_that_is_just_reached_holds() -> None:
-    exact = candidate("exact", size=2000, drop=0.01, p99=1.0)
+def test_a_limit_that_is_just_reached_holds(options: MakeOptions) -> None:
+    (exact,) = options(candidate("exact", size=2000, drop=0.01, p99=1.0)).candidates
     budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
     assert missed_limits(exact, budget, "classification") == []
 
