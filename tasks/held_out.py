@@ -13,6 +13,9 @@ from data_contracts.records import Chosen
 from tasks.parquet import read_batches
 from tasks.settings import settings
 
+_BACKGROUND_ROWS = 16
+_BACKGROUND_BYTES = 4_000_000  # wider rows are fewer
+
 
 def measured_answers(chosen: Chosen) -> pa.Table:
     """Key, truth and answer for each row of the test part, and for classes their probabilities."""
@@ -32,6 +35,18 @@ def rows_as_sent(chosen: Chosen, num_rows: int) -> list[dict[str, Any]]:
     """The first rows of the test part as a client would send them: what the model reads, in JSON's types."""
     rows = held_out_rows(chosen).slice(0, num_rows).select(list(chosen.options.trained.dataset.inputs)).to_pylist()
     return [{name: _as_sent(value) for name, value in row.items()} for row in rows]
+
+
+def background(chosen: Chosen) -> list[dict[str, Any]]:
+    """Rows of the test part, spread evenly, as a client would send them: what the endpoint compares a row with.
+
+    Of the test part, as the examples are: no row that was learnt from lies in a bento, so what private training
+    promises of each still holds.
+    """
+    rows = held_out_rows(chosen).select(list(chosen.options.trained.dataset.inputs))
+    num_rows = min(max(_BACKGROUND_BYTES * rows.num_rows // max(rows.nbytes, 1), 1), _BACKGROUND_ROWS, rows.num_rows)
+    places = [place * rows.num_rows // num_rows for place in range(num_rows)]
+    return [{name: _as_sent(value) for name, value in row.items()} for row in rows.take(places).to_pylist()]
 
 
 def _as_sent(value: Any) -> Any:

@@ -20,7 +20,7 @@ from data_contracts.served import served
 from models.encoder import read_encoder
 from tasks import artifacts
 from tasks.code_version import packages_of, reach
-from tasks.held_out import examples
+from tasks.held_out import background, examples
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
@@ -86,6 +86,8 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     (folder / "contract.json").write_text(text, encoding="utf-8")
     shown = json.dumps(examples(chosen, _NUM_EXAMPLES), indent=1)
     (folder / "examples.json").write_text(shown, encoding="utf-8")
+    compared_with = json.dumps(background(chosen))
+    (folder / "background.json").write_text(compared_with, encoding="utf-8")
     return modules
 
 

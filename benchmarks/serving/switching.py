@@ -173,9 +173,8 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     print(f"\n{total:,} requests over {connections} connections in {seconds:.0f} s: {dict(tally.by_version)}")
     print(f"dropped {sum(tally.dropped.values())} {dict(tally.dropped)}, wrong {tally.wrong}")
     quantiles = statistics.quantiles(tally.seconds, n=1000)
-    print(
-        f"p50 {quantiles[499] * 1e3:.2f} ms, p99 {quantiles[989] * 1e3:.2f} ms, longest {max(tally.seconds) * 1e3:.0f} ms"
-    )
+    p50, p99, longest = (seconds * 1e3 for seconds in (quantiles[499], quantiles[989], max(tally.seconds)))
+    print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {longest:.0f} ms")
 
 
 async def _until_it_answers(port: int) -> None:

@@ -25,6 +25,7 @@ from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import DataUnfit
 from data_contracts.prediction_log import CANARY
 from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
+from deployments.endpoint.explanations import Explanations
 from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.pages import Pages
@@ -44,7 +45,7 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 class Application:
-    """Answers `/predict` with the version that `use` was given last, and tells of it at `/info` and `/docs`.
+    """Answers `/predict` and `/explain` with the version that `use` was given last; `/info` and `/docs` tell of it.
 
     A share of the requests may be another version's, the canary's.
     """
@@ -60,6 +61,7 @@ class Application:
         self._numbers = itertools.count()
         self._prefix = os.urandom(6).hex()
         self.measures = measures
+        self._explanations = Explanations(limits)
         self.on_answered: list[Callable[[Answered], None]] = [self.measures.answered]
 
     def use(self, version: Version) -> None:
@@ -92,8 +94,8 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
-            if path == "/predict":
-                await self._predict(scope, receive, send)
+            if path in ("/predict", "/explain"):
+                await self._rows_asked(scope, receive, send, is_explaining=path == "/explain")
                 return
             if path not in _OF_BENTOML or (path == "/readyz" and not self._is_ready):
                 await self._page(scope, send)
@@ -106,7 +108,7 @@ class Application:
         """Whether a further request would be answered, so that a balancer may send it here."""
         return self._ticks is not None and self._num_waiting < self._limits.waiting
 
-    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _rows_asked(self, scope: Scope, receive: Receive, send: Send, *, is_explaining: bool) -> None:
         began = time.perf_counter()
         headers = dict(scope["headers"])
         request = self._request_id(headers)
@@ -122,9 +124,13 @@ class Application:
                 raise overloaded()
             media_type = _media_type(headers)
             body = await self._body(headers, receive)
-            rows, num_rows = self._rows(ticks.version, media_type, body)
-            given = await ticks.ask(rows, num_rows, request, began)
-            payload, media_type = _written(ticks.version, given, headers)
+            if is_explaining:
+                payload = await self._explained(ticks.version, media_type, body, scope["query_string"])
+                media_type = JSON
+            else:
+                rows, num_rows = self._rows(ticks.version, media_type, body, self._limits.rows)
+                given = await ticks.ask(rows, num_rows, request, began)
+                payload, media_type = _written(ticks.version, given, headers)
         except Exception as failure:
             refused = _refusal(failure)
             if refused is None:
@@ -133,7 +139,8 @@ class Application:
             payload = orjson.dumps(refused.document, default=str)
         finally:
             self._num_waiting -= 1
-        self.measures.asked(status, time.perf_counter() - began)
+        told_of = self.measures.explained if is_explaining else self.measures.asked
+        told_of(status, time.perf_counter() - began)
         told = [
             (b"content-type", media_type.encode()),
             (b"content-length", b"%d" % len(payload)),
@@ -144,6 +151,11 @@ class Application:
             told.append((b"x-model-version", ticks.version.tag.encode()))
         await send({"type": "http.response.start", "status": int(status), "headers": told})
         await send({"type": "http.response.body", "body": payload})
+
+    async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
+        rows, _ = self._rows(version, media_type, body, self._limits.explain_rows)
+        batch = version.check.batch(rows) if isinstance(rows, dict) else rows
+        return orjson.dumps({"explanations": await self._explanations.ask(version, batch, query), "model": version.tag})
 
     async def answered(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
         """The status and the document for rows that are Python's objects already."""
@@ -196,11 +208,10 @@ class Application:
             raise too_large(limit, f"{len(body):,} bytes")
         return body
 
-    def _rows(self, version: Version, media_type: str, body: bytes) -> tuple[Cells | pa.RecordBatch, int]:
+    def _rows(self, version: Version, media_type: str, body: bytes, most: int) -> tuple[Cells | pa.RecordBatch, int]:
         """Checked rows, and how many there are."""
         if not body:
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is empty; send rows as /docs describes them")
-        most = self._limits.rows
         if media_type == ARROW:
             rows = version.arrow_check.rows(body, most)
             return rows, rows.num_rows
@@ -214,7 +225,7 @@ class Application:
         headers: list[tuple[bytes, bytes]] = []
         try:
             if scope["method"] not in ("GET", "HEAD"):
-                error = "rows are sent by POST to /predict; everything else is read by GET"
+                error = "rows are sent by POST to /predict and /explain; everything else is read by GET"
                 if Pages.has(scope["path"]):
                     raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
                 raise Refused(HTTPStatus.NOT_FOUND, error)
@@ -223,7 +234,8 @@ class Application:
                 raise overloaded()
             page = None if self._pages is None else self._pages.page(scope["path"])
             if page is None:
-                raise Refused(HTTPStatus.NOT_FOUND, "there is /predict, /info, /docs, /livez, /readyz and /metrics")
+                there = "/predict, /explain, /info, /docs, /livez, /readyz and /metrics"
+                raise Refused(HTTPStatus.NOT_FOUND, f"there is {there}")
             status, media_type, payload = page.status, page.media_type, page.body
             headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
             headers.append((b"x-model-version", version.tag.encode()))

@@ -8,7 +8,7 @@ from deployments.endpoint.ticks import Answered
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
-_STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503)
+_STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 501, 503)
 
 
 class Measures:
@@ -25,6 +25,13 @@ class Measures:
         )
         self._rows = Counter("bloomery_rows_total", "Rows that were answered")
         self._together = Histogram("bloomery_rows_together", "Rows that were one run of the network", buckets=_ROWS)
+        explanations = Counter(
+            "bloomery_explanations_total", "Requests for explanations, by the status that was answered", ["status"]
+        )
+        self._explanations = {status: explanations.labels(str(status)) for status in _STATUSES}
+        self._explanation_seconds = Histogram(
+            "bloomery_explanation_seconds", "From the head of a request to its explanations", buckets=_SECONDS
+        )
         self._version = Gauge(
             "bloomery_version_info", "1 for the version that answers", ["version"], multiprocess_mode="max"
         )
@@ -39,6 +46,10 @@ class Measures:
 
     def refused(self) -> None:
         self._refused.inc()
+
+    def explained(self, status: int, seconds: float) -> None:
+        self._explanations[status].inc()
+        self._explanation_seconds.observe(seconds)
 
     def answered(self, answered: Answered) -> None:
         num_rows = len(answered.given)

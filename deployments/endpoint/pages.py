@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
+from deployments.endpoint import explanations
 from deployments.endpoint.versions import Version
 
 JSON = "application/json"
@@ -97,6 +98,14 @@ def openapi(version: Version) -> dict[str, Any]:
         "422": "a row breaks the contract: column, value and rule",
         "503": "more requests wait than can be answered soon",
     }
+    refusals = {status: {"description": why, "content": refusal} for status, why in refused.items()}
+    contents = {
+        JSON: {
+            "schema": {"$ref": "#/components/schemas/Request"},
+            **({"example": {"rows": rows}} if rows else {}),
+        },
+        ARROW: stream,
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -109,16 +118,7 @@ def openapi(version: Version) -> dict[str, Any]:
                 "post": {
                     "operationId": "predict",
                     "summary": "A prediction for each row, in order",
-                    "requestBody": {
-                        "required": True,
-                        "content": {
-                            JSON: {
-                                "schema": {"$ref": "#/components/schemas/Request"},
-                                **({"example": {"rows": rows}} if rows else {}),
-                            },
-                            ARROW: stream,
-                        },
-                    },
+                    "requestBody": {"required": True, "content": contents},
                     "responses": {
                         "200": {
                             "description": "the predictions",
@@ -134,10 +134,11 @@ def openapi(version: Version) -> dict[str, Any]:
                                 ARROW: stream,
                             },
                         },
-                        **{status: {"description": why, "content": refusal} for status, why in refused.items()},
+                        **refusals,
                     },
                 }
             },
+            "/explain": explanations.path_of(version, refusals, contents),
             **{
                 path: {"get": {"summary": summary, "responses": {"200": {"description": "as said"}}}}
                 for path, summary in (
@@ -188,6 +189,7 @@ def _schemas(version: Version) -> dict[str, Any]:
                 "model": text,
             },
         },
+        **explanations.schemas_of(version),
         "Refusal": {
             "type": "object",
             "required": ["error", "problems"],

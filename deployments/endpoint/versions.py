@@ -6,6 +6,7 @@ Shapes: B rows, K classes.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
 from models.runtime import session
 
-MANIFEST, EXAMPLES = "manifest.json", "examples.json"
+MANIFEST, EXAMPLES, BACKGROUND = "manifest.json", "examples.json", "background.json"
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
@@ -75,8 +76,17 @@ class Version:
         Raises:
             DataUnfit: a value that the recipe refuses, such as a category that the training part has not.
         """
-        x = encode(self.encoder, rows)
+        return self.answers_to(encode(self.encoder, rows))
+
+    def answers_to(self, x: np.ndarray) -> np.ndarray:
+        """The same for encoded rows float32 (B, ...)."""
         return meant(self.encoder, outputs_of(self._session, x, is_row_by_row=self.manifest["is_row_by_row"]))
+
+    @cached_property
+    def background(self) -> np.ndarray:
+        """Held-out rows that came with the version, encoded: float32 (N, ...). `/explain` compares with them."""
+        rows = json.loads((self.artifacts / BACKGROUND).read_text(encoding="utf-8"))
+        return encode(self.encoder, self.check.batch(self.check.cells(json.dumps({"rows": rows}).encode())))
 
     def predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
         """As a client reads them: a label with the probabilities of all, or a value in the label's units."""

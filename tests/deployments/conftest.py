@@ -52,12 +52,20 @@ def measures() -> Measures:
 def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[..., Contract]) -> Callable[..., Path]:
     """Makes the `artifacts` folder of a version that adds `shift` to the second of two logits.
 
-    `refuse_unknown` says whether towns are refused that were never seen.
+    `refuse_unknown` says whether towns are refused that were never seen. `weighs_all` says whether every column has a
+    say, and not the age alone. A regression's label is the sum that is the first logit otherwise.
     """
 
-    def make(tag: str = "people:one", shift: float = 0.0, refuse_unknown: bool = False) -> Path:
+    def make(
+        tag: str = "people:one",
+        shift: float = 0.0,
+        refuse_unknown: bool = False,
+        weighs_all: bool = False,
+        is_regression: bool = False,
+    ) -> Path:
         folder = tmp_path_factory.mktemp("artifacts")
-        contract = contract_of(*COLUMNS)
+        label = {"name": "label", "logicalType": "number" if is_regression else "string", "required": True}
+        contract = contract_of(*COLUMNS[:-1], label)
         towns: dict[str, Any] = {"kind": "category", "columns": ["town"]}
         if refuse_unknown:
             towns["unknown"] = "refuse"
@@ -65,6 +73,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
             {
                 "key": "id",
                 "label": "label",
+                "task": "regression" if is_regression else "classification",
                 "inputs": [{"kind": "number", "columns": ["age", "height"], "missing": "mean"}, towns],
             }
         )
@@ -74,18 +83,24 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
                 "age": [20, 40, 60, 80],
                 "height": [1.5, 1.6, 1.7, 1.8],
                 "town": ["york", "bath", "york", "bath"],
-                "label": ["young", "young", "old", "old"],
+                "label": [1.0, 2.0, 4.0, 5.0] if is_regression else ["young", "young", "old", "old"],
             }
         )
         encoder = fit(features, next(iter(summarise_batches(features, learnt.to_batches())))["summary"].to_pylist())
         width = encode(encoder, learnt).shape[1]
         weights = np.zeros((width, 2), np.float32)
         weights[0] = (1, -1)  # the older, the more
-        _write_network(folder / "model.onnx", weights, np.array([0, shift], np.float32))
+        if weighs_all:
+            weights[:] = np.random.default_rng(1).normal(size=weights.shape)
+        biases = np.array([0, shift], np.float32)
+        if is_regression:
+            weights, biases = weights[:, :1], biases[:1]
+        _write_network(folder / "model.onnx", weights, biases)
         (folder / "encoder.json").write_text(encoder.model_dump_json())
         (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         (folder / "examples.json").write_text("[]")
-        names = ("model.onnx", "encoder.json", "contract.json", "examples.json")
+        (folder / "background.json").write_text(json.dumps(ROWS))
+        names = ("model.onnx", "encoder.json", "contract.json", "examples.json", "background.json")
         manifest = {
             "tag": tag,
             "files": {name: digest_of_file(folder / name) for name in names},
@@ -107,7 +122,7 @@ def _write_network(path: Path, weights: np.ndarray, biases: np.ndarray) -> None:
         [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["logits"])],
         "linear",
         [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", len(weights)])],
-        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", weights.shape[1]])],
         [onnx.numpy_helper.from_array(value, name) for name, value in (("w", weights), ("b", biases))],
     )
     opset = onnx.helper.make_opsetid("", 17)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import OutputCorrupt, SettingInvalid
@@ -268,6 +269,17 @@ def test_who_comes_while_too_many_wait_is_told_to_come_again(version, measures) 
 
 def test_an_endpoint_without_a_version_says_so(measures) -> None:
     assert ask(Application(Limits(), measures), {"rows": [ROW]}).status_code == 503
+
+
+def test_explanations_are_counted_beside_predictions(application) -> None:
+    def counted() -> list[float]:
+        names = ("bloomery_explanations_total", "bloomery_requests_total")
+        return [REGISTRY.get_sample_value(name, {"status": status}) or 0 for name in names for status in ("200", "422")]
+
+    before = counted()
+    ask(application, {"rows": [ROW]}, path="/explain")
+    ask(application, {"rows": [{**ROW, "age": 500}]}, path="/explain")
+    assert [after - one for after, one in zip(counted(), before, strict=True)] == [1, 1, 0, 0]
 
 
 def test_the_openapi_page_has_types_limits_and_examples(application) -> None:

@@ -321,6 +321,12 @@ def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: http
     assert answered.status_code == 200
     assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in answers]
     assert answered.json()["model"] == release["bento"]["tag"]
+    explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # shap is imported meanwhile
+    assert explained["model"] == answered.json()["model"]
+    for one, given in zip(explained["explanations"], answered.json()["predictions"], strict=False):
+        assert one["answer"] == pytest.approx(given["probabilities"][str(one["label"])], abs=1e-3)
+        assert one["base"] + one["contributions"]["image"] == pytest.approx(one["answer"])
+        assert sum(piece["contribution"] for piece in one["pieces"]) == pytest.approx(one["answer"] - one["base"])
     good = rows[0]["image"]
     bad: list[tuple[Any, str]] = [
         (
