@@ -6,6 +6,7 @@ served. It never imports torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import httptools  # noqa: F401
 import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
+from data_contracts.keys import demand
+from deployments.endpoint.doors import Usage, doors, settled
 from deployments.endpoint.http import Application
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
-from deployments.endpoint.versions import Version
+from deployments.endpoint.versions import Version, read_manifest
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
-application = Application(read_limits(), Measures())
+application = Application(read_limits(), Measures(), demand(os.environ))
+usage = Usage()
 
 
 class Front(Service[Any]):
@@ -34,7 +38,7 @@ class Front(Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         application.inner = super().to_asgi(is_main)
-        return application
+        return doors(application, os.environ, usage, application.measures.asked)
 
 
 @bentoml.service(
@@ -47,6 +51,13 @@ class Endpoint:
 
     def __init__(self) -> None:
         application.use(Version(ARTIFACTS))
+
+    @bentoml.on_deployment
+    @staticmethod
+    def examine() -> None:
+        """Before the first worker starts, since BentoML starts one that fails again and again."""
+        settled(os.environ)
+        read_manifest(ARTIFACTS)
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from flows import contracts
+from flows import contracts, keys
 from flows.init import init
 from flows.telling import told
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(contracts.app, name="contract")
+app.add_typer(keys.app, name="key")
 app.command()(init)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
@@ -130,9 +131,10 @@ def serve(
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):
         from tasks.processes import require_free
         from tasks.registry import BENTO, version_of
-        from tasks.serving import require_bento, serve_command
+        from tasks.serving import require_bento, require_keys, serve_command, serve_environment
 
         require_free(host, port)
+        require_keys(host)
         version = version_of(name)
         tag = version.tags[BENTO]
         require_bento(tag)
@@ -145,7 +147,7 @@ def serve(
     if as_json:
         os.dup2(2, 1)  # stdout has had its one document
     command = serve_command(tag, host, port)
-    os.execv(command[0], command)
+    os.execve(command[0], command, {**os.environ, **serve_environment()})
 
 
 @app.command()

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import DataUnfit
+from data_contracts.keys import Demand
 from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
 from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
@@ -44,8 +45,10 @@ _log = logging.getLogger("bloomery.endpoint")
 class Application:
     """Answers `/predict` with the version that `use` was given last, and tells of it at `/info` and `/docs`."""
 
-    def __init__(self, limits: Limits, measures: Measures) -> None:
+    def __init__(self, limits: Limits, measures: Measures, keys: Demand = "off") -> None:
+        """`keys` says where one is demanded, for the OpenAPI page."""
         self._limits = limits
+        self._keys = keys
         self.inner: App | None = None
         self._ticks: Ticks | None = None
         self._pages: Pages | None = None
@@ -57,7 +60,7 @@ class Application:
 
     def use(self, version: Version) -> None:
         """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
-        self._pages = Pages(version)
+        self._pages = Pages(version, self._keys)
         self._ticks = Ticks(version, self._tell)
         self.measures.serves(version.tag)
 
