@@ -18,6 +18,7 @@ import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 from data_contracts.keys import demand
+from deployments.endpoint.connections import limit_connections
 from deployments.endpoint.doors import Usage, doors, settled
 from deployments.endpoint.http import Application
 from deployments.endpoint.limits import read_limits
@@ -25,7 +26,9 @@ from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version, read_manifest
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
-application = Application(read_limits(), Measures(), demand(os.environ))
+limits = read_limits()
+limit_connections(limits)
+application = Application(limits, Measures(), demand(os.environ))
 usage = Usage()
 
 
