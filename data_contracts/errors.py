@@ -11,11 +11,12 @@ BloomeryError                     exit code 1
 ├── VersionTooLow                 3   a contract changed more than its version number says
 ├── NoCandidate                   4   no compressed model is within the budget
 ├── ReleaseRefused                4   the packaged model failed a gate; the champion stands
-├── SecretMissing                 2   a key that the contract calls for is not in the environment
+├── SecretMissing                 2   a key that the contract or an endpoint's address calls for is not there
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
 ├── PortInUse                     1
 ├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
 ├── OutputCorrupt                 1   a file is not the one that was recorded
+│   └── SignatureRefused          1   nobody who is trusted has signed it
 ├── TrainingDiverged              1
 └── ParityBroken                  1   an exported model answers differently from its source
 """
@@ -115,6 +116,10 @@ class EngineMissing(BloomeryError):
 
 
 class OutputCorrupt(BloomeryError):
+    pass
+
+
+class SignatureRefused(OutputCorrupt):
     pass
 
 

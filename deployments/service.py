@@ -6,6 +6,7 @@ served. It never imports torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ import httptools  # noqa: F401
 import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
+from data_contracts.keys import demand
+from deployments.endpoint.connections import limit_connections
+from deployments.endpoint.doors import Usage, doors, settled
 from deployments.endpoint.http import Application
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.opening import open_endpoint, read_wishes
+from deployments.endpoint.versions import read_manifest
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
-application = Application(read_limits(), Measures())
+limits = read_limits()
+limit_connections(limits)
+application = Application(limits, Measures(), demand(os.environ))
+usage = Usage()
 
 
 class Front(Service[Any]):
@@ -34,7 +42,7 @@ class Front(Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         application.inner = super().to_asgi(is_main)
-        return application
+        return doors(application, os.environ, usage, application.measures.asked)
 
 
 @bentoml.service(
@@ -52,6 +60,14 @@ class Endpoint:
     def end(self) -> None:
         """Afterwards the log of predictions is whole."""
         self._end()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def examine() -> None:
+        """Before the first worker starts, since BentoML starts one that fails again and again."""
+        settled(os.environ)
+        for artifacts in (ARTIFACTS, *read_wishes().artifacts()):
+            read_manifest(artifacts)
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:

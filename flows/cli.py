@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from flows import contracts
+from flows import contracts, keys
 from flows.init import init
 from flows.releases import compare, history, promote, rollback
 from flows.serve import serve
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(contracts.app, name="contract")
+app.add_typer(keys.app, name="key")
 app.command()(init)
 app.command()(serve)
 for command in (promote, rollback, history, compare):

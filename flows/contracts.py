@@ -51,7 +51,7 @@ def page(
         from data_contracts.page import page as page_of
 
         found = find_contract(contract)
-        _write(output, page_of(found))
+        write(output, page_of(found))
         typer.echo(json.dumps({"page": str(output)}) if as_json else f"{found.name} {found.version}: {output}")
 
 
@@ -81,7 +81,7 @@ def reference(
         checked = validate(ingest(source), wanted.contract)
         asked = [name.strip() for name in columns.split(",") if name.strip()]
         found = reference_of(settings().path(checked.uri), wanted.contract, asked)
-        _write(output, found.model_dump_json(by_alias=True, exclude_defaults=True, indent=1) + "\n")
+        write(output, found.model_dump_json(by_alias=True, exclude_defaults=True, indent=1) + "\n")
         document = {"reference": str(output), "columns": list(found.columns)}
         out.file.write(json.dumps(document) + "\n" if as_json else f"{', '.join(found.columns)}: {output}\n")
 
@@ -210,7 +210,7 @@ def _print_changes(old: Contract, new: Contract, changes: list[Change]) -> None:
         console.print(f"  [{styles[change.kind]}]{change.kind:<10}[/] {where}: {escape(change.sentence)}")
 
 
-def _write(output: Path, content: str) -> None:
+def write(output: Path, content: str) -> None:
     """Afterwards the file is whole, or as it was before. Raises StateUnwritable."""
     from data_contracts.errors import StateUnwritable
 

@@ -37,9 +37,10 @@ def serve(
     with engines_to_log(at) as (out, err), told(as_json, out, err, at):
         from tasks.processes import require_free
         from tasks.registry import BENTO, version_of
-        from tasks.serving import require_bento, serve_command
+        from tasks.serving import require_bento, require_keys, serve_command, serve_environment
 
         require_free(host, port)
+        require_keys(host)
         version = version_of(name)
         tag = version.tags[BENTO]
         require_bento(tag)
@@ -53,7 +54,7 @@ def serve(
     if as_json:
         os.dup2(2, 1)  # stdout has had its one document
     command = serve_command(tag, host, port)
-    os.execve(command[0], command, {**os.environ, **environment})
+    os.execve(command[0], command, {**os.environ, **serve_environment(), **environment})
 
 
 def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: str, log: bool) -> dict[str, str]:

@@ -17,8 +17,9 @@ from data_contracts.errors import EngineMissing
 from data_contracts.records import Bento, Chosen, describe
 from data_contracts.scores import SCORES
 from data_contracts.served import served
+from data_contracts.signatures import MANIFEST
 from models.encoder import read_encoder
-from tasks import artifacts
+from tasks import artifacts, signing
 from tasks.code_version import packages_of, reach
 from tasks.held_out import background, examples
 from tasks.settings import settings
@@ -30,16 +31,23 @@ _NUM_EXAMPLES = 4  # with which a version shows, before it answers anyone, that 
 
 
 def _bento_is_kept(record: Bento) -> bool:
+    """Whether the bento is there as it was packaged, and signed by the key that signs today."""
     source = bento_folder(record.tag) / "src"
-    return all((source / path).is_file() and digest_of_file(source / path) == sha256 for path, sha256 in record.files)
+    is_whole = all(
+        (source / path).is_file() and digest_of_file(source / path) == sha256 for path, sha256 in record.files
+    )
+    return is_whole and signing.is_signed(source / "artifacts")
 
 
 @stage(is_whole=_bento_is_kept, present=artifacts.bento_card, also=(_SERVICE,))
 def package(out: Output, chosen: Chosen, name: str) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
+    Its manifest is signed.
+
     Raises:
         EngineMissing: BentoML could not build it.
+        SettingInvalid: BLOOMERY_SIGNING_KEY names no key that could sign.
     """
     context = out.path("context")
     modules = _lay_out(context, chosen)
@@ -47,9 +55,10 @@ def package(out: Output, chosen: Chosen, name: str) -> Bento:
     content = digest_of_document(files)
     tag = f"{name}:{content[:16]}"
     _write_manifest(context, chosen, tag, files)
+    kept = _digests(context)
+    signing.sign(context / "artifacts")  # no part of the record: under another key it is the same version
     labels = {"run": chosen.candidate.run_id, "data": chosen.options.trained.dataset.digest[:16]}
     _build(_build_options(context, tag, modules, labels), tag)
-    kept = _digests(context)
     shutil.rmtree(context)
     # The name counts: under another one the same model is another release.
     return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest_of_document([name, content]))
@@ -111,6 +120,7 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
     manifest = {
         "tag": tag,
         "files": inside,
+        "code": {path: sha256 for path, sha256 in files.items() if not path.startswith("artifacts/")},
         "model": _model_name(chosen),
         "columns": dataset.inputs,
         "candidate": chosen.candidate.name,
@@ -118,7 +128,7 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
         "test_score": {"name": SCORES[dataset.task], **chosen.candidate.score.model_dump()},
         "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe(chosen)],
     }
-    (context / "artifacts" / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (context / "artifacts" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def free_port() -> int:
 
 def require_free(host: str, port: int) -> None:
     """Raises PortInUse, naming the owner where the system tells it, unless a server could listen there."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

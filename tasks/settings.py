@@ -28,10 +28,16 @@ class Settings:
     prefect_api_url: str | None
     spark_master: str
     litert_python: str | None
+    signing_key: Path | None  # the user's own; else there is one in the state folder
 
     def path(self, uri: str) -> Path:
         """The place of a record's `uri`."""
         return self.home / uri
+
+    @property
+    def keys(self) -> Path:
+        """The folder of what opens the endpoint and vouches for versions."""
+        return self.home / "keys"
 
     @property
     def logs(self) -> Path:
@@ -46,12 +52,14 @@ class Settings:
 def settings() -> Settings:
     """The settings of this process, from the environment as it is at the first call."""
     home = Path(os.environ.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
+    signing_key = os.environ.get("BLOOMERY_SIGNING_KEY")
     return Settings(
         home=home,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow/mlflow.db",
         prefect_api_url=os.environ.get("PREFECT_API_URL") or None,
         spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
         litert_python=os.environ.get("BLOOMERY_LITERT_PYTHON") or None,
+        signing_key=Path(signing_key).expanduser().absolute() if signing_key else None,
     )
 
 

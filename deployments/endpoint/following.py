@@ -18,7 +18,8 @@ import psutil
 from data_contracts.digests import digest_of_file
 from data_contracts.errors import BloomeryError, OutputCorrupt
 from data_contracts.pointer import Following, Pointer, note_following, read_pointer
-from deployments.endpoint.versions import MANIFEST, Version
+from data_contracts.signatures import MANIFEST
+from deployments.endpoint.versions import Version
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _log = logging.getLogger("bloomery.endpoint")

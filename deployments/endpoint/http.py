@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.errors import DataUnfit
+from data_contracts.keys import Demand
 from data_contracts.prediction_log import CANARY
 from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
 from deployments.endpoint.explanations import Explanations
@@ -50,8 +51,10 @@ class Application:
     A share of the requests may be another version's, the canary's.
     """
 
-    def __init__(self, limits: Limits, measures: Measures) -> None:
+    def __init__(self, limits: Limits, measures: Measures, keys: Demand = "off") -> None:
+        """`keys` says where one is demanded, for the OpenAPI page."""
         self._limits = limits
+        self._keys = keys
         self.inner: App | None = None
         self._ticks: Ticks | None = None
         self._canary: Ticks | None = None
@@ -66,7 +69,7 @@ class Application:
 
     def use(self, version: Version) -> None:
         """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
-        pages, ticks = Pages(version), Ticks(version, self.tell)
+        pages, ticks = Pages(version, self._keys), Ticks(version, self.tell)
         self._pages, self._ticks = pages, ticks  # whole, whichever thread it is done in
         self.measures.serves(version.tag)
 

@@ -18,10 +18,12 @@ class Limits(NamedTuple):
     body_bytes: int = 16_000_000
     rows: int = 10_000
     waiting: int = 512  # requests; further ones are told to come again
+    head_seconds: float = 10.0  # in which the head of a request has to be there
     body_seconds: float = 30.0  # in which a body has to be there
     explain_rows: int = 16  # of a request that explains
     explain_evaluations: int = 8192  # rows through the network, to explain one
     explain_seconds: float = 10.0  # in which all rows of a request have to be explained
+    answer_seconds: float = 60.0  # in which an answer has to be taken
 
 
 def read_limits(environment: Mapping[str, str] = os.environ) -> Limits:

@@ -35,6 +35,11 @@ class Wishes(NamedTuple):
     shadow: Path | None = None
     log: Path | None = None
 
+    def artifacts(self) -> list[Path]:
+        """Of all versions that are wished for. Raises OutputCorrupt where there is no pointer."""
+        pointed = None if self.pointer is None else Path(read_pointer(self.pointer).artifacts)
+        return [one for one in (pointed, self.canary, self.shadow) if one is not None]
+
 
 def read_wishes(environment: Mapping[str, str] = os.environ) -> Wishes:
     """Raises SettingInvalid where a share is none, or a wish lacks what it needs."""

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
+from data_contracts.keys import Demand
 from deployments.endpoint import explanations
+from deployments.endpoint.doors import with_keys
 from deployments.endpoint.versions import Version
 
 JSON = "application/json"
@@ -38,8 +40,8 @@ class Page(NamedTuple):
 class Pages:
     """The pages of one version, written once."""
 
-    def __init__(self, version: Version) -> None:
-        document = openapi(version)
+    def __init__(self, version: Version, keys: Demand = "off") -> None:
+        document = with_keys(openapi(version), keys)
         self._pages = {
             "/": Page(b"", "text/plain", HTTPStatus.TEMPORARY_REDIRECT, {"location": "/docs"}),
             "/info": Page(orjson.dumps(card(version, document))),

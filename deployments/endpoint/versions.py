@@ -6,6 +6,7 @@ Shapes: B rows, K classes.
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,27 @@ from data_contracts.digests import digest_of_file
 from data_contracts.errors import BloomeryError, OutputCorrupt
 from data_contracts.predictions import furthest, in_words
 from data_contracts.requests import RowCheck
+from data_contracts.signatures import MANIFEST, require_signed
 from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
 from models.runtime import session
 
-MANIFEST, EXAMPLES, BACKGROUND = "manifest.json", "examples.json", "background.json"
+EXAMPLES, BACKGROUND = "examples.json", "background.json"
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
-    """The bento's manifest, after every file that it lists was found to be the one that was packaged.
+    """The bento's manifest, after its signature was judged and every file that it lists was found to be the one that
+    was packaged.
 
     Raises:
+        SignatureRefused: nobody who is trusted has signed the manifest.
         OutputCorrupt: a file is missing or changed.
+        SettingInvalid: the environment names no key where it must.
     """
     try:
-        manifest: dict[str, Any] = json.loads((artifacts / MANIFEST).read_text(encoding="utf-8"))
+        content = (artifacts / MANIFEST).read_bytes()
+        require_signed(content, artifacts, os.environ)
+        manifest: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as failure:
         raise _corrupt(f"{MANIFEST} cannot be read: {failure}", "a whole bento", artifacts) from failure
     for name, sha256 in manifest["files"].items():
@@ -56,7 +63,7 @@ class Version:
     """A version that has shown, on rows that came with it, that it answers here as it was measured."""
 
     def __init__(self, artifacts: Path) -> None:
-        """Raises OutputCorrupt where a file is missing or changed, or answers otherwise than was measured."""
+        """Raises as `read_manifest` does, and OutputCorrupt where it answers otherwise than was measured."""
         self.artifacts = artifacts
         self.manifest = read_manifest(artifacts)
         self.tag: str = self.manifest["tag"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ ROWS = [
     {"age": 60, "height": 1.6, "town": "bath"},
     {"age": 5, "height": None, "town": "york"},
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsigned_is_allowed() -> Iterator[None]:
+    """Versions made by hand are not signed; tests of signatures say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOOMERY_SERVE_UNSIGNED", "allowed")
+        yield
 
 
 @pytest.fixture(scope="session")

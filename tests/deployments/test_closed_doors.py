@@ -1,0 +1,214 @@
+"""A real bento on an address that strangers reach: what they are told, and that a version with a broken signature does
+not start."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from data_contracts.keys import is_loopback
+from tasks.processes import free_port
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = {"BLOOMERY_SERVE_HEAD_SECONDS": "1", "BLOOMERY_SERVE_BODY_SECONDS": "1"}
+# Put before everything else in each process of the server: it notes what is unpickled, and by whom.
+NOTES_PICKLE = """
+import os, sys
+def note(event, arguments):
+    if event == "pickle.find_class":
+        with open(os.environ["PICKLE_NOTES"], "a") as notes:
+            notes.write(f"{arguments} in {sys.argv}\\n")
+sys.addaudithook(note)
+with open(os.environ["PICKLE_NOTES"] + ".processes", "a") as processes:
+    processes.write(f"{os.getpid()}\\n")
+"""
+
+
+def open_address() -> str:
+    """An address of this machine that is not loopback."""
+    for addresses in psutil.net_if_addrs().values():
+        for one in addresses:
+            if one.family == socket.AF_INET and not is_loopback(one.address):
+                return str(one.address)
+    pytest.skip("this machine has no address but loopback")
+
+
+@pytest.fixture(scope="module")
+def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished state folder: keys are made in it, and a bento is broken."""
+    home = tmp_path_factory.mktemp("closed") / ".bloomery"
+    shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def key(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    def call(*arguments: str) -> dict[str, Any]:
+        ended = bloomery(home, "key", *arguments, "--json")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return json.loads(ended.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def served(
+    home: Path,
+    key: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    clean_environment: Callable[..., dict[str, str]],
+) -> Iterator[tuple[str, int, Path]]:
+    """The champion behind `bloomery serve --host 0.0.0.0`: an open address, its port, and what was unpickled."""
+    address, port = open_address(), free_port()
+    key("create", "first")
+    hook = tmp_path_factory.mktemp("hook")
+    (hook / "sitecustomize.py").write_text(NOTES_PICKLE)
+    notes = hook / "notes"
+    path = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
+    log = (hook / "log").open("wb")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve", "digits", "--host", "0.0.0.0", "--port", str(port)],
+        env=clean_environment(home, PYTHONPATH=path, PICKLE_NOTES=str(notes), **SHORT),
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not is_ready(f"http://{address}:{port}"):
+            assert server.poll() is None, (hook / "log").read_text()
+            assert time.monotonic() < deadline, (hook / "log").read_text()
+            time.sleep(0.1)
+        yield address, port, notes
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def client(address: str, port: int, key: str = "") -> httpx.Client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=f"http://{address}:{port}", headers=headers, trust_env=False, timeout=10)
+
+
+def test_strangers_are_refused_clients_are_answered_and_a_revoked_key_opens_nothing(served, key) -> None:
+    address, port, _ = served
+    with client("127.0.0.1", port) as here, client(address, port) as stranger:
+        example = here.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"][
+            "application/json"
+        ]["example"]
+        assert here.post("/predict", json=example).status_code == 200
+        for page in ("/info", "/docs", "/openapi.json", "/metrics", "/schema.json"):
+            assert stranger.get(page).status_code == 401, page
+        told = stranger.post("/predict", json=example, headers={"x-forwarded-for": "127.0.0.1"})
+        assert (told.status_code, told.headers["www-authenticate"]) == (401, 'Bearer realm="bloomery"')
+        assert [stranger.get(page).status_code for page in ("/livez", "/readyz")] == [200, 200]
+
+    shown = key("create", "shop", "--rate", "2")["key"]
+    time.sleep(1)
+    with client(address, port, shown) as shop:
+        told = [shop.post("/predict", json=example) for _ in range(6)]
+        assert [one.status_code for one in told[:2]] == [200, 200]
+        assert told[-1].status_code == 429
+        assert int(told[-1].headers["retry-after"]) >= 1
+        with client("127.0.0.1", port) as here:
+            counted = here.get("/metrics").text
+        assert 'bloomery_key_requests_total{key="shop",outcome="let in"} 2.0' in counted
+        assert 'bloomery_requests_total{status="401"}' in counted
+        key("revoke", "shop")
+        time.sleep(1)
+        assert shop.post("/predict", json=example).status_code == 403
+
+
+def test_no_process_of_the_server_has_unpickled_anything(served) -> None:
+    _, port, notes = served
+    with client("127.0.0.1", port) as here:
+        content = b"\x80\x04cos\nsystem\n."
+        told = here.post("/predict", content=content, headers={"content-type": "application/vnd.bentoml+pickle"})
+        assert told.status_code == 415
+    assert not notes.exists(), notes.read_text()
+    assert len(notes.with_name("notes.processes").read_text().split()) >= 2  # the parent and its worker were watched
+
+
+def said(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
+    """What a connection is told that sends a piece each quarter of a second, and after how many seconds it ends."""
+    began = time.monotonic()
+    told = b""
+    with socket.create_connection((address, port)) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            connection.settimeout(0.25)
+            with contextlib.suppress(TimeoutError):
+                told = connection.recv(4096)
+                break  # whoever goes on sending now is cut off before the answer is read
+        connection.settimeout(10)
+        while more := connection.recv(4096):
+            told += more
+    return told.decode(), time.monotonic() - began
+
+
+def test_who_takes_too_long_or_says_too_much_is_cut_off(served) -> None:
+    address, port, _ = served
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    assert said(address, port)[1] < 4  # said nothing
+    told, seconds = said(address, port, head, *[b"x-more: 1\r\n"] * 6)
+    assert "408 Request Timeout" in told
+    assert "the head was not there within 1 s" in told
+    assert seconds < 4
+    told, seconds = said("127.0.0.1", port, head + b"content-length: 100\r\n\r\n", *[b" "] * 6)
+    assert "the body was not there within 1 s" in told
+    assert said(address, port, *[b"\r\n"] * 6)[1] < 4  # empty lines for ever
+    told, _ = said(address, port, head, *[b"x-more: " + b"y" * 40_000] * 2)
+    assert "431" in told
+
+
+def by_hand(home: Path, tag: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`bentoml serve`, with nothing set but where its store is."""
+    environment = {**environment, "BENTOML_HOME": str(home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    del environment["BLOOMERY_HOME"]
+    command = [sys.executable, "-m", "bentoml", "serve", tag, "--port", str(free_port())]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+
+
+def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bloomery, clean_environment) -> None:
+    tag = finished[1]["bento"]["tag"]
+    source = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
+    manifest = source / "artifacts" / "manifest.json"
+    good = manifest.read_bytes()
+    try:
+        manifest.write_bytes(good.replace(b'"candidate"', b'"Candidate"'))
+        ended = bloomery(home, "serve", "digits", "--port", str(free_port()), "--json")
+        assert (ended.returncode, json.loads(ended.stdout)["error"]) == (1, "SignatureRefused")
+        ended = by_hand(home, tag, clean_environment(home))
+        assert ended.returncode != 0
+        assert "does not fit the manifest" in ended.stdout + ended.stderr
+    finally:
+        manifest.write_bytes(good)
+    (source / "deployments" / "more.py").write_text("")
+    try:
+        ended = bloomery(home, "serve", "digits", "--port", str(free_port()), "--json")
+        assert ended.returncode == 1
+        assert "deployments/more.py was not packaged with it" in json.loads(ended.stdout)["found"]
+    finally:
+        (source / "deployments" / "more.py").unlink()
