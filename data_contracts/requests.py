@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from data_contracts.cell_rows import CellRows, Cells, ColumnKinds
 from data_contracts.columns import Column, Item
 from data_contracts.contract import Contract
 from data_contracts.expressions import Condition, breaking, read_condition
@@ -56,8 +57,6 @@ class RowsRefused(Exception):
 class BodyUnreadable(Exception):
     """The body of a request is not what its content type says."""
 
-
-Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
 
 _ROWS_ASKED_ALONE = 64  # beyond which Arrow asks a condition of all at once sooner
 
@@ -89,6 +88,7 @@ class RowCheck:
         self._fields = list(fields)
         whole = arrow_schema(contract)
         self.schema = pa.schema([whole.field(name) for name in self._columns])
+        self._kinds = ColumnKinds(self.schema)
         # A condition that reads another column cannot be asked: the model does not read that column.
         self._conditions = [
             _Asked(rule, condition, asked_of_rows(condition.root, whole))
@@ -107,7 +107,7 @@ class RowCheck:
             checked = self._list.validate_python(rows)
         except ValidationError as failure:
             raise RowsRefused(_problems(failure.errors(include_url=False))) from None
-        return pa.Table.from_batches([self.batch(self._cells(checked))])
+        return pa.Table.from_batches([self.rows(self._cells(checked)).batch])
 
     def cells(self, body: bytes) -> Cells:
         """The rows of a request, `{"rows": [{...}, ...]}` in JSON.
@@ -125,10 +125,9 @@ class RowCheck:
             raise RowsRefused(_problems(details, _problem_of_body)) from None
         return self._cells(checked.rows)
 
-    def batch(self, cells: Cells) -> pa.RecordBatch:
-        """Rows that were checked, in the contract's types."""
-        arrays = [pa.array(cells[field.name], field.type) for field in self.schema]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+    def rows(self, cells: Cells) -> CellRows:
+        """Rows that were checked."""
+        return CellRows(cells, self._kinds)
 
     def _cells(self, checked: list[Any]) -> Cells:
         """Raises RowsRefused where a condition is false."""
@@ -145,7 +144,7 @@ class RowCheck:
         """Row, columns, values and rule for each row where the condition is false."""
         names = asked.condition.columns
         if num_rows > _ROWS_ASKED_ALONE:
-            rows = _false_in(asked.condition, self.batch(cells))
+            rows = _false_in(asked.condition, self.rows(cells).batch)
         else:
             columns = [cells[name] for name in names]
             try:
@@ -155,7 +154,7 @@ class RowCheck:
                     if asked.value(dict(zip(names, values, strict=True))) is False
                 ]
             except Unsure:
-                rows = _false_in(asked.condition, self.batch(cells))
+                rows = _false_in(asked.condition, self.rows(cells).batch)
         found = []
         for row in rows:
             values = ", ".join(f"{name} = {_cell(cells[name][row])}" for name in names)

@@ -20,6 +20,7 @@ from data_contracts.predictions import furthest, in_words
 from data_contracts.requests import RowCheck
 from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
+from models.features.arrays import Rows
 from models.runtime import session
 
 MANIFEST, EXAMPLES = "manifest.json", "examples.json"
@@ -69,7 +70,7 @@ class Version:
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._rehearse()
 
-    def answers(self, rows: pa.RecordBatch) -> np.ndarray:
+    def answers(self, rows: Rows) -> np.ndarray:
         """Probabilities float64 (B, K), or for a regression the figures float64 (B,).
 
         Raises:
@@ -102,7 +103,7 @@ class Version:
         if not self.examples:
             return
         try:
-            found = self.predictions(self.answers(self.check.batch(self.check.cells(self.request))))
+            found = self.predictions(self.answers(self.check.rows(self.check.cells(self.request))))
         except BloomeryError:
             raise
         except Exception as failure:

@@ -14,7 +14,7 @@ import numpy as np
 from data_contracts.documents import Document
 from data_contracts.errors import DataUnfit
 from models.config import Classes, Features
-from models.features.arrays import FLOAT32_MAX, Rows, elements_of, require_values
+from models.features.arrays import FLOAT32_MAX, Rows, elements_in, require_values
 from models.features.inputs import ImageInput
 from models.features.moments import moments_of_bytes
 from models.features.tallies import Figures, figures_of
@@ -75,7 +75,7 @@ def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, 
 
 def _pixels(source: ImageInput, rows: Rows) -> np.ndarray:
     """The pixels as they are stored, (B, C, H, W), or as float64 in the size that is asked for."""
-    values = elements_of(rows[source.column])
+    values = elements_in(rows, source.column)
     if values.size != rows.num_rows * math.prod(source.shape):
         raise DataUnfit(
             f"column {source.column} has {values.size} values in {rows.num_rows} rows",

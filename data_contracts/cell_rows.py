@@ -1,0 +1,84 @@
+"""Checked rows as Python's values.
+
+Arrow's arrays of one row cost more than all that is done with them, so whoever can read values themselves asks here
+first. Every answer is what the Arrow column would give, bit for bit, or None: then the column has to be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
+
+
+class ColumnKinds:
+    """Which columns of a schema can be read from Python's values, and as what."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        kinds = {field.name: field.type for field in schema}
+        self.numbers = frozenset(name for name, kind in kinds.items() if _is_number(kind))
+        self.short = frozenset(name for name, kind in kinds.items() if pa.types.is_float32(kind))
+        self.words = frozenset(
+            name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_integer(kind)
+        )
+        self.elements: dict[str, np.dtype] = {
+            name: np.dtype(kind.value_type.to_pandas_dtype())
+            for name, kind in kinds.items()
+            if pa.types.is_list(kind) and _is_number(kind.value_type)
+        }
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+class CellRows:
+    """Rows that keep their contract, by column."""
+
+    def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
+        self.cells = cells
+        self._kinds = kinds
+        self.num_rows = len(next(iter(cells.values())))
+
+    def __getitem__(self, column: str) -> pa.Array:
+        return pa.array(self.cells[column], self._kinds.schema.field(column).type)
+
+    @cached_property
+    def batch(self) -> pa.RecordBatch:
+        """The rows in the contract's types."""
+        return pa.RecordBatch.from_arrays([self[name] for name in self._kinds.schema.names], schema=self._kinds.schema)
+
+    def slice(self, start: int, num_rows: int) -> CellRows:
+        return CellRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self._kinds)
+
+    def numbers(self, columns: Sequence[str]) -> np.ndarray | None:
+        """Float64 (columns, rows) of numbers or booleans, NaN where there is no value."""
+        if not self._kinds.numbers.issuperset(columns):
+            return None
+        values = np.array([self.cells[column] for column in columns], np.float64)
+        if not self._kinds.short.isdisjoint(columns):
+            for row, column in zip(values, columns, strict=True):
+                if column in self._kinds.short:
+                    row[:] = row.astype(np.float32)
+        return values
+
+    def words(self, column: str) -> list[str | int | None] | None:
+        """Text or whole numbers."""
+        return self.cells[column] if column in self._kinds.words else None
+
+    def elements(self, column: str) -> np.ndarray | None:
+        """The elements of lists of one length, one list after the other, in the type of the column's elements."""
+        kind = self._kinds.elements.get(column)
+        if kind is None:
+            return None
+        try:
+            values = np.array(self.cells[column], kind)
+        except (TypeError, ValueError):  # a null, or lists of several lengths
+            return None
+        return None if kind.kind == "f" and np.isnan(values).any() else values.reshape(-1)
