@@ -89,6 +89,7 @@ def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
         "pyyaml",
         "sqlglot",
         "tokenizers",
+        "typing-extensions",
         "uvloop",
     } == set(packages)
     assert "unknown" not in packages.values()
