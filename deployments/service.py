@@ -6,6 +6,7 @@ served. It never imports torch.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from deployments.endpoint.opening import open_endpoint, read_wishes
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 application = Application(read_limits(), Measures())
+# As uvicorn's own `--no-access-log` does. Otherwise it writes each line, and BentoML's settings throw it away.
+logging.getLogger("uvicorn.access").propagate = False
 
 
 class Front(Service[Any]):
