@@ -21,6 +21,8 @@ from deployments.endpoint.http import Application
 from deployments.endpoint.limits import Limits, read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version
+from models.encoder import encode
+from models.runtime import session, softmax
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 JSON = {"content-type": "application/json"}
@@ -323,6 +325,25 @@ def test_limits_come_from_the_environment() -> None:
 def test_a_limit_that_is_no_number_above_0_is_refused(text) -> None:
     with pytest.raises(SettingInvalid, match="BLOOMERY_SERVE_ROWS"):
         read_limits({"BLOOMERY_SERVE_ROWS": text})
+
+
+TOWNS = st.sampled_from(["york", "bath"]) | st.from_regex(r"[a-z]+", fullmatch=True)
+ANY_ROW = st.fixed_dictionaries(
+    {"age": st.integers(0, 120), "town": TOWNS},
+    optional={"height": st.none() | st.floats(0.5, 3.0, exclude_max=True) | st.integers(1, 2)},
+)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ANY_ROW, min_size=1, max_size=5))
+def test_any_rows_are_answered_as_the_network_answers_in_this_process(application, version, rows) -> None:
+    table = pa.Table.from_pylist(rows, schema=version.check.schema)
+    logits = session(version.artifacts / "model.onnx").run(None, {"x": encode(version.encoder, table)})[0]
+    wanted = softmax(logits)
+    told = ask(application, {"rows": rows}).json()["predictions"]
+    assert [list(one["probabilities"].values()) for one in told] == wanted.tolist()
+    labels = list(version.encoder.classes)
+    assert [one["label"] for one in told] == [labels[best] for best in wanted.argmax(axis=1)]
 
 
 @pytest.mark.parametrize("sent", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a piece", "two pieces"])
