@@ -6,6 +6,7 @@ first. Every answer is what the Arrow column would give, bit for bit, or None: t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
+
+
+def joined(parts: Sequence[Cells]) -> Cells:
+    """Rows of the same columns, one after the other."""
+    return {name: list(itertools.chain.from_iterable(cells[name] for cells in parts)) for name in parts[0]}
 
 
 class ColumnKinds:
@@ -42,39 +48,42 @@ class CellRows:
     """Rows that keep their contract, by column."""
 
     def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
-        self.cells = cells
-        self._kinds = kinds
+        self.cells, self.kinds = cells, kinds
         self.num_rows = len(next(iter(cells.values())))
 
+    @property
+    def schema(self) -> pa.Schema:
+        return self.kinds.schema
+
     def __getitem__(self, column: str) -> pa.Array:
-        return pa.array(self.cells[column], self._kinds.schema.field(column).type)
+        return pa.array(self.cells[column], self.schema.field(column).type)
 
     @cached_property
     def batch(self) -> pa.RecordBatch:
         """The rows in the contract's types."""
-        return pa.RecordBatch.from_arrays([self[name] for name in self._kinds.schema.names], schema=self._kinds.schema)
+        return pa.RecordBatch.from_arrays([self[name] for name in self.schema.names], schema=self.schema)
 
     def slice(self, start: int, num_rows: int) -> CellRows:
-        return CellRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self._kinds)
+        return CellRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self.kinds)
 
     def numbers(self, columns: Sequence[str]) -> np.ndarray | None:
         """Float64 (columns, rows) of numbers or booleans, NaN where there is no value."""
-        if not self._kinds.numbers.issuperset(columns):
+        if not self.kinds.numbers.issuperset(columns):
             return None
         values = np.array([self.cells[column] for column in columns], np.float64)
-        if not self._kinds.short.isdisjoint(columns):
+        if not self.kinds.short.isdisjoint(columns):
             for row, column in zip(values, columns, strict=True):
-                if column in self._kinds.short:
+                if column in self.kinds.short:
                     row[:] = row.astype(np.float32)
         return values
 
     def words(self, column: str) -> list[str | int | None] | None:
         """Text or whole numbers."""
-        return self.cells[column] if column in self._kinds.words else None
+        return self.cells[column] if column in self.kinds.words else None
 
     def elements(self, column: str) -> np.ndarray | None:
         """The elements of lists of one length, one list after the other, in the type of the column's elements."""
-        kind = self._kinds.elements.get(column)
+        kind = self.kinds.elements.get(column)
         if kind is None:
             return None
         try:
@@ -82,3 +91,14 @@ class CellRows:
         except (TypeError, ValueError):  # a null, or lists of several lengths
             return None
         return None if kind.kind == "f" and np.isnan(values).any() else values.reshape(-1)
+
+
+def as_table(parts: Sequence[CellRows | pa.RecordBatch]) -> pa.Table:
+    """Rows of one schema, one after the other. Cells are joined first: Arrow's cost is by the array, not by the row."""
+    batches: list[pa.RecordBatch] = []
+    for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, CellRows)):
+        together = list(run)
+        if are_cells:
+            together = [CellRows(joined([one.cells for one in together]), together[0].kinds).batch]
+        batches += together
+    return pa.Table.from_batches(batches)

@@ -24,7 +24,7 @@ from deployments.endpoint.opening import open_endpoint, read_wishes
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 application = Application(read_limits(), Measures())
-# As uvicorn's own `--no-access-log` does. Otherwise it writes each line, and BentoML's settings throw it away.
+# As uvicorn's own `--no-access-log` does. Otherwise each line is made, and thrown away by BentoML's settings.
 logging.getLogger("uvicorn.access").propagate = False
 
 

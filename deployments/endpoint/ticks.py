@@ -7,7 +7,6 @@ serves many. Rows are checked before, so a bad row is its client's alone.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_contracts.cell_rows import CellRows, Cells
+from data_contracts.cell_rows import CellRows, Cells, joined
 from data_contracts.errors import DataUnfit
 from data_contracts.prediction_log import CHAMPION
 from deployments.endpoint.versions import Version
@@ -43,7 +42,7 @@ class Answered(NamedTuple):
 
     @property
     def batch(self) -> pa.RecordBatch:
-        """The rows in the contract's types; making it takes longer than answering a row, so not on the event loop."""
+        """The rows in the contract's types. To make them takes longer than to answer a row: not on the event loop."""
         return self.rows.batch if isinstance(self.rows, CellRows) else self.rows
 
 
@@ -104,11 +103,7 @@ class Ticks:
         first = group[0].cells
         if len(group) == 1:
             return self.version.check.rows(first) if isinstance(first, dict) else first
-        joined = {
-            name: list(itertools.chain.from_iterable(one.cells[name] for one in group))
-            for name in self.version.check.schema.names
-        }
-        return self.version.check.rows(joined)
+        return self.version.check.rows(joined([one.cells for one in group]))
 
     def _settle(
         self, group: list[_Waiting], rows: Rows | None, given: np.ndarray | Exception, run_seconds: float

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_contracts.cell_rows import CellRows, ColumnKinds
+from data_contracts.cell_rows import CellRows, ColumnKinds, as_table
 from data_contracts.errors import DataUnfit
 from data_contracts.schemas import range_of
 from models.config import Features
@@ -123,3 +123,13 @@ def test_images_of_another_size_are_refused_as_from_arrow():
     for cells in ([[1] * 5], [[1] * 6, [1] * 5]):
         with pytest.raises(DataUnfit, match="column v has"):
             encode(encoder, rows_of(v=(pa.list_(pa.uint8()), cells)))
+
+
+def test_rows_that_came_in_cells_and_in_arrow_are_one_table_in_their_order():
+    schema = pa.schema([("v", pa.int16()), ("w", pa.list_(pa.float32()))])
+    parts = [{"v": [place, None], "w": [[0.5], []]} for place in range(5)]
+    cells = [CellRows(one, ColumnKinds(schema)) for one in parts]
+    wanted = pa.Table.from_batches([one.batch for one in cells])
+    assert as_table(cells).combine_chunks() == wanted.combine_chunks()
+    mixed = [cells[0], cells[1].batch, cells[2].batch, cells[3], cells[4]]
+    assert as_table(mixed).combine_chunks() == wanted.combine_chunks()
