@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import annotated_types
 import numpy as np
 import pyarrow as pa
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PlainValidator,
@@ -25,10 +24,11 @@ from pydantic import (
     StrictStr,
     TypeAdapter,
     ValidationError,
-    create_model,
 )
 from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
+from data_contracts.cell_rows import CellRows, Cells, ColumnKinds
 from data_contracts.columns import Column, Item
 from data_contracts.contract import Contract
 from data_contracts.expressions import Condition, breaking, read_condition
@@ -57,8 +57,6 @@ class BodyUnreadable(Exception):
     """The body of a request is not what its content type says."""
 
 
-Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
-
 _ROWS_ASKED_ALONE = 64  # beyond which Arrow asks a condition of all at once sooner
 
 
@@ -68,27 +66,15 @@ class RowCheck:
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
         asked = [column for column in contract.columns if column.name in columns]
         rules = [rule for rule in contract.rules() if rule.is_about_rows and rule.severity == "error"]
-        # Fields are numbered, since a column may have a name that pydantic reserves.
-        fields: dict[str, Any] = {
-            f"column_{position}": (
-                _column_type(column, rules),
-                Field(_default_of(column), alias=column.name),
-            )
-            for position, column in enumerate(asked)
-        }
-        row: type[BaseModel] = create_model(
-            "Row", __config__=ConfigDict(extra="forbid", allow_inf_nan=False, title=contract.name), **fields
-        )
-        rows: Any = Annotated[list[row], Field(min_length=1)]  # type: ignore[valid-type]
-        self._list: TypeAdapter[list[Any]] = TypeAdapter(rows)
-        self._body: TypeAdapter[Any] = TypeAdapter(
-            create_model("Body", __config__=ConfigDict(extra="forbid", title="Request"), rows=(rows, ...))
-        )
+        row = _document("Row", {column.name: _column_type(column, rules) for column in asked})
+        rows = Annotated[list[row], Field(min_length=1)]  # type: ignore[valid-type]
+        self._list: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(rows)
+        self._body: TypeAdapter[dict[str, list[dict[str, Any]]]] = TypeAdapter(_document("Body", {"rows": rows}))
         self._asked, self._rules, self._title = asked, rules, contract.name
         self._columns = [column.name for column in asked]
-        self._fields = list(fields)
         whole = arrow_schema(contract)
         self.schema = pa.schema([whole.field(name) for name in self._columns])
+        self._kinds = ColumnKinds(self.schema)
         # A condition that reads another column cannot be asked: the model does not read that column.
         self._conditions = [
             _Asked(rule, condition, asked_of_rows(condition.root, whole))
@@ -107,7 +93,7 @@ class RowCheck:
             checked = self._list.validate_python(rows)
         except ValidationError as failure:
             raise RowsRefused(_problems(failure.errors(include_url=False))) from None
-        return pa.Table.from_batches([self.batch(self._cells(checked))])
+        return pa.Table.from_batches([self.rows(self._cells(checked)).batch])
 
     def cells(self, body: bytes) -> Cells:
         """The rows of a request, `{"rows": [{...}, ...]}` in JSON.
@@ -123,40 +109,30 @@ class RowCheck:
             if details[0]["type"] == "json_invalid":
                 raise BodyUnreadable(details[0]["msg"].removeprefix("Invalid JSON: ")) from None
             raise RowsRefused(_problems(details, _problem_of_body)) from None
-        return self._cells(checked.rows)
+        return self._cells(checked["rows"])
 
-    def batch(self, cells: Cells) -> pa.RecordBatch:
-        """Rows that were checked, in the contract's types."""
-        arrays = [pa.array(cells[field.name], field.type) for field in self.schema]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+    def rows(self, cells: Cells) -> CellRows:
+        """Rows that were checked."""
+        return CellRows(cells, self._kinds)
 
-    def _cells(self, checked: list[Any]) -> Cells:
+    def _cells(self, checked: list[dict[str, Any]]) -> Cells:
         """Raises RowsRefused where a condition is false."""
-        cells = {
-            name: [getattr(row, field) for row in checked]
-            for name, field in zip(self._columns, self._fields, strict=True)
-        }
-        problems = [problem for asked in self._conditions for problem in self._unkept(asked, cells, len(checked))]
+        cells = {name: [row[name] for row in checked] for name in self._columns}
+        problems = [problem for asked in self._conditions for problem in self._unkept(asked, checked, cells)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
         return cells
 
-    def _unkept(self, asked: _Asked, cells: Cells, num_rows: int) -> list[dict[str, Any]]:
+    def _unkept(self, asked: _Asked, checked: list[dict[str, Any]], cells: Cells) -> list[dict[str, Any]]:
         """Row, columns, values and rule for each row where the condition is false."""
-        names = asked.condition.columns
-        if num_rows > _ROWS_ASKED_ALONE:
-            rows = _false_in(asked.condition, self.batch(cells))
+        if len(checked) > _ROWS_ASKED_ALONE:
+            rows = _false_in(asked.condition, self.rows(cells).batch)
         else:
-            columns = [cells[name] for name in names]
             try:
-                rows = [
-                    row
-                    for row, values in enumerate(zip(*columns, strict=True))
-                    if asked.value(dict(zip(names, values, strict=True))) is False
-                ]
+                rows = [position for position, row in enumerate(checked) if asked.value(row) is False]
             except Unsure:
-                rows = _false_in(asked.condition, self.batch(cells))
-        found = []
+                rows = _false_in(asked.condition, self.rows(cells).batch)
+        names, found = asked.condition.columns, []
         for row in rows:
             values = ", ".join(f"{name} = {_cell(cells[name][row])}" for name in names)
             found.append({"row": row, "column": ", ".join(names), "found": values, "rule": asked.rule.sentence})
@@ -186,8 +162,12 @@ def _cell(value: Any) -> str:
     return value.isoformat() if isinstance(value, date) else _shown(value)
 
 
-def _default_of(column: Column) -> Any:
-    return ... if column.is_required else None
+def _document(name: str, fields: dict[str, Any]) -> Any:
+    """The type of a JSON object that has these fields and no other."""
+    make: Any = TypedDict
+    made = make(name, fields)
+    made.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return made
 
 
 def _column_type(column: Column, rules: Sequence[Rule]) -> Any:
@@ -199,7 +179,7 @@ def _column_type(column: Column, rules: Sequence[Rule]) -> Any:
         inner = [rule for rule in rules if rule.target == f"{column.name}[]"]
         items: Any = _limited(_scalar(column.items, inner), column.items, inner)
         kind = _limited(list[items] if column.items.required else list[items | None], column, own)
-    return kind if column.is_required else kind | None
+    return kind if column.is_required else NotRequired[Annotated[kind | None, Field(default=None)]]
 
 
 def _limited(kind: Any, item: Item, rules: Sequence[Rule]) -> Any:

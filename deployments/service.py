@@ -6,6 +6,7 @@ served. It never imports torch.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ limits = read_limits()
 limit_connections(limits)
 application = Application(limits, Measures(), demand(os.environ))
 usage = Usage()
+# As uvicorn's own `--no-access-log` does. Otherwise each line is made, and thrown away by BentoML's settings.
+logging.getLogger("uvicorn.access").propagate = False
 
 
 class Front(Service[Any]):

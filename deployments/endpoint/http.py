@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +26,7 @@ from data_contracts.errors import DataUnfit
 from data_contracts.keys import Demand
 from data_contracts.prediction_log import CANARY
 from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
+from deployments.endpoint.begun import Begun
 from deployments.endpoint.explanations import Explanations
 from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
@@ -35,8 +36,9 @@ from deployments.endpoint.ticks import Answered, Ticks
 from deployments.endpoint.versions import Version
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Coroutine[Any, Any, Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = "application/json"
@@ -157,7 +159,7 @@ class Application:
 
     async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
         rows, _ = self._rows(version, media_type, body, self._limits.explain_rows)
-        batch = version.check.batch(rows) if isinstance(rows, dict) else rows
+        batch = version.check.rows(rows).batch if isinstance(rows, dict) else rows
         return orjson.dumps({"explanations": await self._explanations.ask(version, batch, query), "model": version.tag})
 
     async def answered(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
@@ -185,19 +187,33 @@ class Application:
         stated = headers.get(b"content-length", b"0")
         if stated.isdigit() and int(stated) > limit:
             raise too_large(limit, f"{int(stated):,} bytes")
+        begun = Begun(receive())
+        message = begun.value
+        if message is None or message.get("more_body"):
+            message, body = await self._pieces(begun, receive)
+        else:
+            body = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        if len(body) > limit:
+            raise too_large(limit, f"{len(body):,} bytes")
+        return body
+
+    async def _pieces(self, begun: Begun[Message], receive: Receive) -> tuple[Message, bytes]:
+        """The last message and the body of a request that is not there yet."""
+        limit = self._limits.body_bytes
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                message = await receive()
-                body = message.get("body", b"")
-                if message.get("more_body"):
-                    pieces, num_bytes = [body], len(body)
-                    while message.get("more_body"):
-                        message = await receive()
-                        pieces.append(message.get("body", b""))
-                        num_bytes += len(pieces[-1])
-                        if num_bytes > limit:
-                            raise too_large(limit, f"more than {limit:,} bytes")
-                    body = b"".join(pieces)
+                message = begun.value or await begun
+                pieces = [message.get("body", b"")]
+                num_bytes = len(pieces[0])
+                while message.get("more_body"):
+                    message = await receive()
+                    pieces.append(message.get("body", b""))
+                    num_bytes += len(pieces[-1])
+                    if num_bytes > limit:
+                        raise too_large(limit, f"more than {limit:,} bytes")
+                return message, b"".join(pieces)
         except TimeoutError:
             seconds = self._limits.body_seconds
             raise Refused(
@@ -205,11 +221,6 @@ class Application:
                 f"the body was not there within {seconds:g} s",
                 headers={"connection": "close"},
             ) from None
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        if len(body) > limit:
-            raise too_large(limit, f"{len(body):,} bytes")
-        return body
 
     def _rows(self, version: Version, media_type: str, body: bytes, most: int) -> tuple[Cells | pa.RecordBatch, int]:
         """Checked rows, and how many there are."""

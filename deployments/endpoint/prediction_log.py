@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from data_contracts.cell_rows import as_table
 from data_contracts.contract import Contract
 from data_contracts.prediction_log import FIELDS, PARQUET, STREAM, as_parquet
 from deployments.endpoint.backlog import Backlog
@@ -161,7 +162,7 @@ def as_batch(together: Sequence[Answered]) -> pa.RecordBatch:
         pa.array(np.repeat([one.run_seconds for one in together], per_run)),
         pa.array(np.repeat(per_run, per_run), pa.int32()),
     ]
-    rows = pa.Table.from_batches([one.rows for one in together])
+    rows = as_table([one.rows for one in together])
     told = version.as_table(np.concatenate([one.given for one in together]))
     nested = {
         "columns": _struct(rows.select(impersonal(version.contract, rows.column_names))),

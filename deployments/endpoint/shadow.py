@@ -52,7 +52,7 @@ class Shadow:
     def _answered(self, champions: Answered) -> Answered:
         rows = champions.rows
         if rows.schema != self.version.check.schema:  # it reads other columns, or some of them
-            rows = rows.select(self.version.check.schema.names).cast(self.version.check.schema)
+            rows = champions.batch.select(self.version.check.schema.names).cast(self.version.check.schema)
         began = time.perf_counter()
         given = self.version.answers(rows)
         ended = time.perf_counter()

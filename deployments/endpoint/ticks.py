@@ -7,7 +7,6 @@ serves many. Rows are checked before, so a bad row is its client's alone.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from data_contracts.cell_rows import CellRows, Cells, joined
 from data_contracts.errors import DataUnfit
 from data_contracts.prediction_log import CHAMPION
-from data_contracts.requests import Cells
 from deployments.endpoint.versions import Version
+from models.features.arrays import Rows
 
 _MOST_ROWS = 256  # of several requests together; a longer request is answered alone
 _SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
@@ -32,13 +32,18 @@ class Answered(NamedTuple):
 
     version: Version
     role: str
-    rows: pa.RecordBatch
+    rows: Rows  # as they came: in JSON, or as an Arrow stream
     given: np.ndarray
     requests: tuple[str, ...]
     sizes: tuple[int, ...]
     began: tuple[float, ...]
     ended: float
     run_seconds: float
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """The rows in the contract's types. To make them takes longer than to answer a row: not on the event loop."""
+        return self.rows.batch if isinstance(self.rows, CellRows) else self.rows
 
 
 class _Waiting(NamedTuple):
@@ -85,7 +90,7 @@ class Ticks:
     async def _answer_aside(self, group: list[_Waiting]) -> None:
         self._settle(group, *await asyncio.to_thread(self._answers, group))
 
-    def _answers(self, group: list[_Waiting]) -> tuple[pa.RecordBatch | None, np.ndarray | Exception, float]:
+    def _answers(self, group: list[_Waiting]) -> tuple[Rows | None, np.ndarray | Exception, float]:
         """The rows, their answers or why there are none, and the seconds of the run."""
         began = time.perf_counter()
         try:
@@ -94,18 +99,14 @@ class Ticks:
         except Exception as failure:
             return None, failure, 0.0
 
-    def _together(self, group: list[_Waiting]) -> pa.RecordBatch:
+    def _together(self, group: list[_Waiting]) -> Rows:
         first = group[0].cells
         if len(group) == 1:
-            return self.version.check.batch(first) if isinstance(first, dict) else first
-        joined = {
-            name: list(itertools.chain.from_iterable(one.cells[name] for one in group))
-            for name in self.version.check.schema.names
-        }
-        return self.version.check.batch(joined)
+            return self.version.check.rows(first) if isinstance(first, dict) else first
+        return self.version.check.rows(joined([one.cells for one in group]))
 
     def _settle(
-        self, group: list[_Waiting], rows: pa.RecordBatch | None, given: np.ndarray | Exception, run_seconds: float
+        self, group: list[_Waiting], rows: Rows | None, given: np.ndarray | Exception, run_seconds: float
     ) -> None:
         if rows is None or isinstance(given, Exception):
             if len(group) > 1 and isinstance(given, DataUnfit):  # one of them is at fault: ask each alone
@@ -154,7 +155,7 @@ def _timed(version: Version) -> float:
     """Seconds for a row of the examples, the second time."""
     if not version.examples:
         return 0.0
-    rows = version.check.batch(version.check.cells(version.request))
+    rows = version.check.rows(version.check.cells(version.request))
     began = time.perf_counter()
     version.answers(rows)
     return (time.perf_counter() - began) / rows.num_rows

@@ -23,6 +23,7 @@ from data_contracts.requests import RowCheck
 from data_contracts.signatures import MANIFEST, require_signed
 from models.answers import TOLERANCE, meant, outputs_of, unit_of
 from models.encoder import encode, read_encoder
+from models.features.arrays import Rows
 from models.runtime import session
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
@@ -77,7 +78,7 @@ class Version:
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._rehearse()
 
-    def answers(self, rows: pa.RecordBatch) -> np.ndarray:
+    def answers(self, rows: Rows) -> np.ndarray:
         """Probabilities float64 (B, K), or for a regression the figures float64 (B,).
 
         Raises:
@@ -93,7 +94,7 @@ class Version:
     def background(self) -> np.ndarray:
         """Held-out rows that came with the version, encoded: float32 (N, ...). `/explain` compares with them."""
         rows = json.loads((self.artifacts / BACKGROUND).read_text(encoding="utf-8"))
-        return encode(self.encoder, self.check.batch(self.check.cells(json.dumps({"rows": rows}).encode())))
+        return encode(self.encoder, self.check.rows(self.check.cells(json.dumps({"rows": rows}).encode())).batch)
 
     def predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
         """As a client reads them: a label with the probabilities of all, or a value in the label's units."""
@@ -119,7 +120,7 @@ class Version:
         if not self.examples:
             return
         try:
-            found = self.predictions(self.answers(self.check.batch(self.check.cells(self.request))))
+            found = self.predictions(self.answers(self.check.rows(self.check.cells(self.request))))
         except BloomeryError:
             raise
         except Exception as failure:

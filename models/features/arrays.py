@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_contracts.cell_rows import CellRows
 from data_contracts.errors import DataUnfit
 
-Rows = pa.Table | pa.RecordBatch
+Rows: TypeAlias = pa.Table | pa.RecordBatch | CellRows
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -26,11 +30,28 @@ def floats_of(column: pa.Array) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
 
 
+def numbers_of(rows: Rows, columns: Sequence[str]) -> np.ndarray:
+    """Float64 (columns, B), NaN where there is no value."""
+    if isinstance(rows, CellRows) and (found := rows.numbers(columns)) is not None:
+        return found
+    values = np.empty((len(columns), rows.num_rows))
+    for position, column in enumerate(columns):
+        values[position] = floats_of(one_array(rows[column]))
+    return values
+
+
 def whole_numbers_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Int64 (B,) with 0 where there is no value, and where that is (bool; None: nowhere)."""
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     whole = column if pa.types.is_int64(column.type) else column.cast(pa.int64())
     return (whole if missing is None else whole.fill_null(0)).to_numpy(zero_copy_only=False), missing
+
+
+def elements_in(rows: Rows, column: str) -> np.ndarray:
+    """The elements of all lists of a column, one after the other."""
+    if isinstance(rows, CellRows) and (found := rows.elements(column)) is not None:
+        return found
+    return elements_of(rows[column])
 
 
 def elements_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -50,6 +71,11 @@ def refuse_missing(column: str, is_missing: bool, kind: str) -> None:
             where=f"column {column}, an input of kind {kind}",
             remedy="say in the recipe what stands for a missing value, or make the column required in the contract",
         )
+
+
+def first_missing(columns: Sequence[str], is_missing: np.ndarray) -> str:
+    """The first of `columns` that has a missing value, of which (columns, B) says where they are."""
+    return columns[int(is_missing.any(axis=1).argmax())]
 
 
 def require_values(column: str, count: int) -> None:

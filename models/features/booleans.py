@@ -11,7 +11,7 @@ import numpy as np
 
 from data_contracts.documents import Document
 from models.config import Classes, Features
-from models.features.arrays import Rows, one_array, refuse_missing
+from models.features.arrays import Rows, first_missing, numbers_of, refuse_missing
 from models.features.inputs import BooleanInput
 from models.features.tallies import Figures
 
@@ -36,11 +36,11 @@ def shape(source: BooleanInput, fitted: FittedBooleans) -> tuple[int, ...]:
 
 def write(source: BooleanInput, fitted: FittedBooleans, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
     """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind. It is 0 before."""
-    for position, column in enumerate(source.columns):
-        values = one_array(rows[column])
-        if values.null_count:
-            refuse_missing(column, source.missing == "refuse", source.kind)
-            if source.indicator:
-                out[:, len(source.columns) + position] = values.is_null().to_numpy(zero_copy_only=False)
-            values = values.fill_null(source.missing)
-        out[:, position] = values.to_numpy(zero_copy_only=False)
+    values_CB = numbers_of(rows, source.columns)
+    missing_CB = np.isnan(values_CB)
+    if missing_CB.any():
+        refuse_missing(first_missing(source.columns, missing_CB), source.missing == "refuse", source.kind)
+        np.copyto(values_CB, float(source.missing is True), where=missing_CB)
+        if source.indicator:
+            out[:, len(source.columns) :] = missing_CB.T
+    out[:, : len(source.columns)] = values_CB.T

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_contracts.cell_rows import CellRows
 from data_contracts.documents import Document
 from data_contracts.errors import DataUnfit
 from models.config import Classes, Features
@@ -48,11 +49,15 @@ class Vocabulary(Document):
         slots: dict[int | str | None, int] = {name: position + 2 for position, name in enumerate(self.names)}
         return {**slots, **dict.fromkeys(self.rare, _OTHER), None: _MISSING}
 
+    def slots_of(self, words: list[int | str | None]) -> list[int]:
+        """The slot of each word, and -1 for a word that is not known."""
+        slot_of = self.slot_of
+        return [slot_of.get(word, _UNKNOWN) for word in words]
+
     def slots(self, words: pa.Array) -> np.ndarray:
-        """The slot of each word, int64 (B,), and -1 for a word that is not known."""
+        """The same as int64 (B,)."""
         if len(words) <= _FEW:
-            slot_of = self.slot_of
-            return np.array([slot_of.get(word, _UNKNOWN) for word in words.to_pylist()], np.int64)
+            return np.array(self.slots_of(words.to_pylist()), np.int64)
         known = pc.index_in(words, pa.array([*self.names, *self.rare], words.type)).fill_null(_UNKNOWN - 2)
         slots = known.to_numpy(zero_copy_only=False).astype(np.int64) + 2
         slots[slots >= len(self.names) + 2] = _OTHER
@@ -223,18 +228,17 @@ def write(
     for position, (column, width) in enumerate(zip(source.columns, _widths(source, fitted), strict=True)):
         part = out[:, start : start + width]
         start += width
-        names = names_of(rows[column])
         if source.num_buckets is not None:
-            part[np.arange(len(names)), _buckets(names, source.num_buckets)] = 1
+            part[np.arange(rows.num_rows), _buckets(names_of(rows[column]), source.num_buckets)] = 1
             continue
-        slots = _slots(source, column, fitted.columns[position], names)
+        slots = _slots(source, column, fitted.columns[position], rows)
         target = fitted.columns[position].target
         if target is not None:
             part[:] = target.shares[slots] if folds is None else target.shares_without[folds % target.num_folds, slots]
         elif source.encoding == "index":
             part[:, 0] = slots
         else:
-            part[np.arange(len(slots)), slots] = 1
+            part[np.arange(rows.num_rows), slots] = 1
 
 
 def _buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
@@ -252,19 +256,25 @@ def _buckets_of(names: pa.Array, num_buckets: int) -> np.ndarray:
     return buckets
 
 
-def _slots(source: CategoryInput, column: str, vocabulary: Vocabulary, names: pa.Array) -> np.ndarray:
+def _slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows: Rows) -> np.ndarray | list[int]:
     """The slot of each row, int64 (B,)."""
-    if len(names) <= _FEW:
-        slots = vocabulary.slots(names)
+    if isinstance(rows, CellRows) and (words := rows.words(column)) is not None:
+        found = vocabulary.slots_of(words)
+        if _UNKNOWN not in found:
+            return found
+        slots = np.array(found, np.int64)
+    elif rows.num_rows <= _FEW:
+        slots = vocabulary.slots(names_of(rows[column]))
     else:
-        coded = names.dictionary_encode(null_encoding="encode")
+        coded = names_of(rows[column]).dictionary_encode(null_encoding="encode")
         slots = vocabulary.slots(coded.dictionary)[coded.indices.to_numpy(zero_copy_only=False)]
     unknown = slots == _UNKNOWN
     if not unknown.any():
         return slots
     if source.unknown == "refuse":
+        unseen = names_of(rows[column])[int(unknown.argmax())].as_py()
         raise DataUnfit(
-            f"column {column} has the value {names[int(unknown.argmax())].as_py()!r}, which the training part has not",
+            f"column {column} has the value {unseen!r}, which the training part has not",
             required="a value that was seen in training, since the recipe says `unknown: refuse`",
             where=f"column {column}, an input of kind category",
             remedy="mend the value; or say `unknown: other` in the recipe and train again",

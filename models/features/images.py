@@ -6,7 +6,7 @@ Shapes: B rows, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from data_contracts.documents import Document
 from data_contracts.errors import DataUnfit
 from models.config import Classes, Features
-from models.features.arrays import FLOAT32_MAX, Rows, elements_of, require_values
+from models.features.arrays import FLOAT32_MAX, Rows, elements_in, require_values
 from models.features.inputs import ImageInput
 from models.features.moments import moments_of_bytes
 from models.features.tallies import Figures, figures_of
@@ -26,6 +26,17 @@ class FittedImage(Document):
     kind: Literal["image"]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+
+    @cached_property
+    def constants(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and scale as float64 (C, 1, 1)."""
+        return np.array(self.mean)[:, None, None], np.array(self.scale)[:, None, None]
+
+    @cached_property
+    def short_constants(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same as float32."""
+        mean, scale = self.constants
+        return mean.astype(np.float32), scale.astype(np.float32)
 
 
 def tally(source: ImageInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
@@ -61,12 +72,13 @@ def shape(source: ImageInput, fitted: FittedImage) -> tuple[int, ...]:
 def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
     """Fill `out` float32 (B, C, H, W); every value is finite."""
     x_BCHW = _pixels(source, rows)
-    mean, scale = (np.array(values)[:, None, None] for values in (fitted.mean, fitted.scale))
-    if np.issubdtype(x_BCHW.dtype, np.integer):
+    if x_BCHW.dtype.kind in "iu":
+        mean, scale = fitted.short_constants
         # In float32, whatever their type: Spark widens the unsigned ones, and the outcome must not show it.
-        np.subtract(x_BCHW, mean.astype(np.float32), out=out, casting="unsafe", dtype=np.float32)
-        out /= scale.astype(np.float32)
+        np.subtract(x_BCHW, mean, out=out, casting="unsafe", dtype=np.float32)
+        out /= scale
         return
+    mean, scale = fitted.constants
     with np.errstate(over="ignore"):
         scaled = (x_BCHW.astype(np.float64) - mean) / scale
     np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX, out=scaled)
@@ -75,7 +87,7 @@ def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, 
 
 def _pixels(source: ImageInput, rows: Rows) -> np.ndarray:
     """The pixels as they are stored, (B, C, H, W), or as float64 in the size that is asked for."""
-    values = elements_of(rows[source.column])
+    values = elements_in(rows, source.column)
     if values.size != rows.num_rows * math.prod(source.shape):
         raise DataUnfit(
             f"column {source.column} has {values.size} values in {rows.num_rows} rows",

@@ -13,7 +13,16 @@ import numpy as np
 
 from data_contracts.documents import Document
 from models.config import Classes, Features
-from models.features.arrays import FLOAT32_MAX, Rows, floats_of, one_array, refuse_missing, require_values
+from models.features.arrays import (
+    FLOAT32_MAX,
+    Rows,
+    first_missing,
+    floats_of,
+    numbers_of,
+    one_array,
+    refuse_missing,
+    require_values,
+)
 from models.features.inputs import NumberInput
 from models.features.sketch import Sketch, moments_clipped, quantiles, ranks_of
 from models.features.tallies import Figures, figures_of
@@ -42,7 +51,7 @@ class _Constants(NamedTuple):
     high: np.ndarray
     centre: np.ndarray
     divisor: np.ndarray
-    knots: list[tuple[np.ndarray, np.ndarray]]
+    knots: list[tuple[int, np.ndarray, np.ndarray]]  # with the position of their column
 
 
 class FittedNumbers(Document):
@@ -62,7 +71,11 @@ class FittedNumbers(Document):
             high=stacked([np.inf if one.high is None else one.high for one in self.columns]),
             centre=stacked([one.centre for one in self.columns]),
             divisor=stacked([one.divisor for one in self.columns]),
-            knots=[(np.array(one.knots) * _QUARTER, np.array(one.levels)) for one in self.columns],
+            knots=[
+                (position, np.array(one.knots) * _QUARTER, np.array(one.levels))
+                for position, one in enumerate(self.columns)
+                if one.knots
+            ],
         )
 
 
@@ -163,13 +176,11 @@ def shape(source: NumberInput, fitted: FittedNumbers) -> tuple[int, ...]:
 def write(source: NumberInput, fitted: FittedNumbers, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
     """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind; every value is finite."""
     constants = fitted.constants
-    values_CB = np.empty((len(source.columns), rows.num_rows))
-    for position, column in enumerate(source.columns):
-        values_CB[position] = floats_of(one_array(rows[column]))
+    values_CB = numbers_of(rows, source.columns)
     missing_CB = np.isnan(values_CB)
     is_missing = bool(missing_CB.any())
     if is_missing and source.missing == "refuse":
-        refuse_missing(source.columns[int(missing_CB.any(axis=1).argmax())], True, source.kind)
+        refuse_missing(first_missing(source.columns, missing_CB), True, source.kind)
     with np.errstate(over="ignore"):
         _transformed(source, values_CB)
         if is_missing:
@@ -180,9 +191,8 @@ def write(source: NumberInput, fitted: FittedNumbers, rows: Rows, out: np.ndarra
         if source.scale != "none":
             values_CB -= constants.centre
             values_CB /= constants.divisor
-    for values_B, (knots, levels) in zip(values_CB, constants.knots, strict=True):
-        if len(knots):
-            values_B[:] = np.interp(values_B * _QUARTER, knots, levels)
+    for position, knots, levels in constants.knots:
+        values_CB[position] = np.interp(values_CB[position] * _QUARTER, knots, levels)
     np.maximum(values_CB, -FLOAT32_MAX, out=values_CB)
     np.minimum(values_CB, FLOAT32_MAX, out=values_CB)
     out[:, : len(source.columns)] = values_CB.T

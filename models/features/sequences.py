@@ -18,7 +18,8 @@ from models.features.arrays import (
     FLOAT32_MAX,
     Rows,
     elements_of,
-    floats_of,
+    first_missing,
+    numbers_of,
     one_array,
     refuse_missing,
     require_values,
@@ -86,12 +87,11 @@ def _steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """
     num_steps, num_values = source.input_shape[0], source.num_values
     if source.column is None:
-        values_BF = np.empty((rows.num_rows, num_steps * num_values))
-        for place, name in enumerate(source.columns):
-            column = one_array(rows[name])
-            refuse_missing(name, bool(column.null_count), source.kind)
-            values_BF[:, place] = floats_of(column)
-        return values_BF.reshape(-1, num_values), np.ones((rows.num_rows, num_steps), bool)
+        values_FB = numbers_of(rows, source.columns)
+        missing_FB = np.isnan(values_FB)
+        if missing_FB.any():
+            refuse_missing(first_missing(source.columns, missing_FB), True, source.kind)
+        return values_FB.T.reshape(-1, num_values), np.ones((rows.num_rows, num_steps), bool)
     column = one_array(rows[source.column])
     sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     uneven = np.flatnonzero(sizes % num_values)

@@ -22,6 +22,8 @@ from deployments.endpoint.http import Application
 from deployments.endpoint.limits import Limits, read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version
+from models.encoder import encode
+from models.runtime import session, softmax
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 JSON = {"content-type": "application/json"}
@@ -335,3 +337,72 @@ def test_limits_come_from_the_environment() -> None:
 def test_a_limit_that_is_no_number_above_0_is_refused(text) -> None:
     with pytest.raises(SettingInvalid, match="BLOOMERY_SERVE_ROWS"):
         read_limits({"BLOOMERY_SERVE_ROWS": text})
+
+
+TOWNS = st.sampled_from(["york", "bath"]) | st.from_regex(r"[a-z]+", fullmatch=True)
+ANY_ROW = st.fixed_dictionaries(
+    {"age": st.integers(0, 120), "town": TOWNS},
+    optional={"height": st.none() | st.floats(0.5, 3.0, exclude_max=True) | st.integers(1, 2)},
+)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ANY_ROW, min_size=1, max_size=5))
+def test_any_rows_are_answered_as_the_network_answers_in_this_process(application, version, rows) -> None:
+    table = pa.Table.from_pylist(rows, schema=version.check.schema)
+    logits = session(version.artifacts / "model.onnx").run(None, {"x": encode(version.encoder, table)})[0]
+    wanted = softmax(logits)
+    told = ask(application, {"rows": rows}).json()["predictions"]
+    assert [list(one["probabilities"].values()) for one in told] == wanted.tolist()
+    labels = list(version.encoder.classes)
+    assert [one["label"] for one in told] == [labels[best] for best in wanted.argmax(axis=1)]
+
+
+@pytest.mark.parametrize("sent", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a piece", "two pieces"])
+def test_a_body_that_does_not_come_is_not_waited_for(version, measures, sent) -> None:
+    application = Application(Limits(body_seconds=0.05), measures)
+    application.use(version)
+    assert asyncio.run(told_of_pieces(application, sent, then=None)) == 408
+
+
+@pytest.mark.parametrize("num_pieces", [1, 2, 7])
+def test_a_body_in_late_pieces_is_read_whole(application, num_pieces) -> None:
+    body = json.dumps({"rows": [ROW]}).encode()
+    size = -(-len(body) // num_pieces)
+    sent = [body[start : start + size] for start in range(0, len(body), size)]
+    assert asyncio.run(told_of_pieces(application, sent[:-1], then=sent[-1])) == 200
+
+
+async def told_of_pieces(application: Application, sent: list[bytes], then: bytes | None) -> int | None:
+    """The status of a request whose body comes in pieces, each later than it is asked for; the last may never come."""
+    coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in sent]
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0 if coming or then is not None else 60)
+        return coming.pop(0) if coming else {"type": "http.request", "body": then}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", b"application/json")]}
+    await application(scope, receive, send)
+    return told[0]["status"] if told else None
+
+
+def test_a_client_that_goes_before_its_body_is_there_is_told_nothing(application) -> None:
+    async def call() -> list[Any]:
+        told: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            told.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+        await application(scope, receive, send)
+        return told
+
+    assert asyncio.run(call()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from data_contracts.contract import Contract
@@ -201,10 +202,16 @@ def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
     encoder = fitted(other)
     check = RowCheck(CONTRACT, encoder.columns)
     rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
-    assert encode(encoder, check.table(rows)).tobytes() == encode(encoder, table).tobytes()
-    for row, wanted in zip(rows, encode(encoder, table), strict=True):
+
+    def encoded(rows: list[dict[str, Any]]) -> np.ndarray:
+        return encode(encoder, check.rows(check.cells(json.dumps({"rows": rows}).encode())))
+
+    whole = encode(encoder, table)
+    assert encode(encoder, check.table(rows)).tobytes() == whole.tobytes()
+    assert encoded(rows).tobytes() == whole.tobytes()
+    for row, wanted in zip(rows, whole, strict=True):
         present = {name: value for name, value in row.items() if value is not None}
-        assert encode(encoder, check.table([present]))[0].tobytes() == wanted.tobytes()
+        assert encoded([present])[0].tobytes() == wanted.tobytes()
 
 
 @pytest.mark.slow
@@ -234,6 +241,37 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
         lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
     ).toArrow()
     assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
+    """One job of Spark's for all the rows, of which each is a request of its own."""
+    from tasks import spark
+
+    rows: list[dict[str, Any]] = [FULL, {**FULL, "label": "y", "number": 7.0}]
+
+    @settings(max_examples=300, deadline=None, phases=[Phase.generate])
+    @given(ROW)
+    def draw(row: dict[str, Any]) -> None:
+        rows.append(row)
+
+    draw()
+    table = table_of(rows)
+    encoder = fitted(table)
+    byte = table.schema.get_field_index("byte")
+    widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
+    frame = spark.session().createDataFrame(widened).repartition(3)
+    encoded = frame.mapInArrow(
+        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+    ).toArrow()
+    by_spark = encoded.sort_by("id")[ENCODED].to_pylist()
+    check = RowCheck(CONTRACT, encoder.columns)
+    assert len(by_spark) == len(rows) >= 300
+    for row, found in zip(rows, by_spark, strict=True):
+        body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
+        asked = encode(encoder, check.rows(check.cells(body)))
+        assert asked.tobytes() == np.array(found, np.float32).tobytes()
 
 
 def test_parts_in_one_batch_are_encoded_as_what_they_are():

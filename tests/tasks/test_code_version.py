@@ -92,6 +92,7 @@ def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
         "shap",
         "sqlglot",
         "tokenizers",
+        "typing-extensions",
         "uvicorn",
         "uvloop",
     } == set(packages)

@@ -1,0 +1,104 @@
+"""Checked rows as Python's values.
+
+Arrow's arrays of one row cost more than all that is done with them, so whoever can read values themselves asks here
+first. Every answer is what the Arrow column would give, bit for bit, or None: then the column has to be asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
+
+
+def joined(parts: Sequence[Cells]) -> Cells:
+    """Rows of the same columns, one after the other."""
+    return {name: list(itertools.chain.from_iterable(cells[name] for cells in parts)) for name in parts[0]}
+
+
+class ColumnKinds:
+    """Which columns of a schema can be read from Python's values, and as what."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        kinds = {field.name: field.type for field in schema}
+        self.numbers = frozenset(name for name, kind in kinds.items() if _is_number(kind))
+        self.short = frozenset(name for name, kind in kinds.items() if pa.types.is_float32(kind))
+        self.words = frozenset(
+            name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_integer(kind)
+        )
+        self.elements: dict[str, np.dtype] = {
+            name: np.dtype(kind.value_type.to_pandas_dtype())
+            for name, kind in kinds.items()
+            if pa.types.is_list(kind) and _is_number(kind.value_type)
+        }
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+class CellRows:
+    """Rows that keep their contract, by column."""
+
+    def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
+        self.cells, self.kinds = cells, kinds
+        self.num_rows = len(next(iter(cells.values())))
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.kinds.schema
+
+    def __getitem__(self, column: str) -> pa.Array:
+        return pa.array(self.cells[column], self.schema.field(column).type)
+
+    @cached_property
+    def batch(self) -> pa.RecordBatch:
+        """The rows in the contract's types."""
+        return pa.RecordBatch.from_arrays([self[name] for name in self.schema.names], schema=self.schema)
+
+    def slice(self, start: int, num_rows: int) -> CellRows:
+        return CellRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self.kinds)
+
+    def numbers(self, columns: Sequence[str]) -> np.ndarray | None:
+        """Float64 (columns, rows) of numbers or booleans, NaN where there is no value."""
+        if not self.kinds.numbers.issuperset(columns):
+            return None
+        values = np.array([self.cells[column] for column in columns], np.float64)
+        if not self.kinds.short.isdisjoint(columns):
+            for row, column in zip(values, columns, strict=True):
+                if column in self.kinds.short:
+                    row[:] = row.astype(np.float32)
+        return values
+
+    def words(self, column: str) -> list[str | int | None] | None:
+        """Text or whole numbers."""
+        return self.cells[column] if column in self.kinds.words else None
+
+    def elements(self, column: str) -> np.ndarray | None:
+        """The elements of lists of one length, one list after the other, in the type of the column's elements."""
+        kind = self.kinds.elements.get(column)
+        if kind is None:
+            return None
+        try:
+            values = np.array(self.cells[column], kind)
+        except (TypeError, ValueError):  # a null, or lists of several lengths
+            return None
+        return None if kind.kind == "f" and np.isnan(values).any() else values.reshape(-1)
+
+
+def as_table(parts: Sequence[CellRows | pa.RecordBatch]) -> pa.Table:
+    """Rows of one schema, one after the other. Cells are joined first: Arrow's cost is by the array, not by the row."""
+    batches: list[pa.RecordBatch] = []
+    for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, CellRows)):
+        together = list(run)
+        if are_cells:
+            together = [CellRows(joined([one.cells for one in together]), together[0].kinds).batch]
+        batches += together
+    return pa.Table.from_batches(batches)
