@@ -109,9 +109,17 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "candidates": [
             FLOAT,
             {"name": "int8", **STATIC},
-            {"name": "half-int8", "prune": {"share": 0.5}, **STATIC},
+            {"name": "half-int8", "prune": {"share": 0.5, "dropout": 0}, "weights": "int8"},
         ],
-        "fine_tune": {"epochs": 3, "batch_size": 128, "learning_rate": 0.001},
+        "fine_tune": {
+            "epochs": 24,
+            "batch_size": 128,
+            "learning_rate": 0.004,
+            "ema": 0.998,
+            "best_by": "score",
+            "augment": {"flip": True, "shift": 1},
+        },
+        "distill": {"weight": 1.0, "temperature": 2},
     },
 }
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from data_contracts.documents import Document
 from models.features.inputs import Count
-from models.networks.config import Cnn, Gpt, LeNet, Mlp, Model, Transformer
+from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, Transformer
 from models.splits import Share
 from models.training.config import Loop, Rate
 
@@ -50,6 +50,9 @@ class Prune(Document):
         Literal["layer", "network"], Field(description="network: layers that matter less lose more; of chained layers")
     ] = "layer"
     rounds: Annotated[Count, Field(description="in which it leaves, each with its part of the fine-tuning")] = 1
+    dropout: Annotated[
+        Dropout | None, Field(description="of what is left, which may want less of it; left out, as trained")
+    ] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -65,6 +68,8 @@ def why_not_pruned(model: Model, how: Prune) -> str | None:
     beyond = [part for part in how.parts if part != "units"]
     if beyond and not isinstance(model, Transformer | Gpt):
         return f"a {model.kind} has no {' and '.join(beyond)} that could leave: they are a transformer's and a gpt's"
+    if how.dropout is not None and "dropout" not in type(model).model_fields:
+        return f"a {model.kind} has no dropout that could change"
     is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and model.convolutions == 1)
     if how.scope == "network" and not is_chain:
         return f"the layers of a {model.kind} share widths in its config, so none can lose more: say `scope: layer`"

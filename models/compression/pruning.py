@@ -67,7 +67,8 @@ def prune(
 
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm); Molchanov et al. 2019,
     "Importance Estimation for Neural Network Pruning" (Taylor, rounds); Fang et al. 2023, "DepGraph: Towards Any
-    Structural Pruning" (coupled groups).
+    Structural Pruning" (coupled groups); Han et al. 2015, "Learning both Weights and Connections for Efficient Neural
+    Networks", section 3.2 (less dropout for what has less capacity).
 
     Raises:
         RecipeInvalid: networks of this kind cannot lose this, or never cost as little as the target says.
@@ -129,6 +130,8 @@ def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None)
         config = prune_blocks(smaller.blocks, config, share, measure, how.parts)  # type: ignore[arg-type, type-var]
     else:
         config = _prune_coupled(smaller, blueprint, share, how)
+    if how.dropout is not None:
+        config = config.model_copy(update={"dropout": how.dropout})
     pruned = blueprint.model_copy(update={"config": config})
     return Pruned(rebuilt(pruned, smaller), pruned)  # so that no gradient and no bookkeeping stays on the modules
 

@@ -202,6 +202,13 @@ def test_every_kind_can_be_pruned_twice_and_built_again(name, share):
     assert num_parameters(smaller) < num_parameters(network)
 
 
+def test_what_is_left_has_the_dropout_that_is_stated(trained):
+    network, blueprint = prune(trained.network, trained.blueprint, Prune(share=0.5, dropout=0))
+    assert (network.dropout.p, blueprint.config.dropout) == (0, 0)
+    as_trained = prune(trained.network, trained.blueprint, Prune(share=0.5))
+    assert as_trained.network.dropout.p == trained.blueprint.config.dropout > 0
+
+
 def test_a_kind_that_cannot_be_pruned_is_named():
     blueprint = Blueprint(
         config=HuggingFace(kind="huggingface", config={"model_type": "bert"}),
@@ -351,6 +358,7 @@ def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
         (Rnn(kind="rnn"), {"parts": ["heads"]}, "a rnn has no heads that could leave"),
         (ResNet(kind="resnet"), {"scope": "network"}, "say `scope: layer`"),
         (Cnn(kind="cnn", convolutions=2), {"scope": "network"}, "say `scope: layer`"),
+        (LeNet(kind="lenet"), {"dropout": 0.1}, "a lenet has no dropout"),
     ],
 )
 def test_what_a_kind_cannot_lose_is_said(config, how, why):
