@@ -12,6 +12,7 @@ BloomeryError                     exit code 1
 ├── NoCandidate                   4   no compressed model is within the budget
 ├── ReleaseRefused                4   the packaged model failed a gate; the champion stands
 ├── SecretMissing                 2   a key that the contract or an endpoint's address calls for is not there
+├── ContainerUnfit                1   what a container would be built from does not pass its checks
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
 ├── PortInUse                     1
 ├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
@@ -101,6 +102,10 @@ class ReleaseRefused(BloomeryError):
 
 class SecretMissing(BloomeryError):
     exit_code = 2
+
+
+class ContainerUnfit(BloomeryError):
+    pass
 
 
 class StateUnwritable(BloomeryError):

@@ -18,10 +18,13 @@ import httptools  # noqa: F401
 import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime asks when it is loaded, and else tells its maker
+
 from data_contracts.keys import demand
 from deployments.endpoint.connections import limit_connections
 from deployments.endpoint.doors import Usage, doors, settled
 from deployments.endpoint.http import Application
+from deployments.endpoint.image import image
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.opening import open_endpoint, read_wishes
@@ -50,6 +53,7 @@ class Front(Service[Any]):
 
 @bentoml.service(
     name="bloomery",
+    image=image(),
     service_class=Front,
     logging={"access": {"enabled": False}},  # every answer is in the log of predictions
 )

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from flows import contracts, keys
+from flows.container import container
 from flows.init import init
 from flows.releases import compare, history, promote, rollback
 from flows.serve import serve
@@ -35,6 +36,7 @@ app.command()(init)
 app.command()(serve)
 for command in (promote, rollback, history, compare):
     app.command()(command)
+app.command()(container)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -114,7 +114,7 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
 
 def known_recipes() -> list[str]:
     """The names of the recipes that come with Bloomery."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "prefect")
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("compose", "prefect"))
 
 
 def _find(reference: str) -> Path:

@@ -22,6 +22,7 @@ from models.encoder import read_encoder
 from tasks import artifacts, signing
 from tasks.code_version import packages_of, reach
 from tasks.held_out import background, examples
+from tasks.pins import pinned
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
@@ -132,9 +133,12 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
 
 
 def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:
-    """The arguments of `bentoml.bentos.build`. The requirements are what the copied modules import, as installed."""
+    """The arguments of `bentoml.bentos.build`; the requirements are what the modules import, and what that needs.
+
+    Raises:
+        EngineMissing: a package is not installed.
+    """
     name, version = tag.split(":")
-    packages = packages_of(modules.values())
     return {
         "service": f"{_SERVICE}:Endpoint",
         "name": name,
@@ -143,7 +147,7 @@ def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: di
         "labels": labels,
         "include": [str(path.relative_to(context)) for path in sorted(context.rglob("*")) if path.is_file()],
         "python": {
-            "packages": [f"{package}=={installed}" for package, installed in packages.items()],
+            "packages": pinned(packages_of(modules.values())),
             "lock_packages": False,
         },
     }

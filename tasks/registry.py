@@ -85,6 +85,7 @@ def _references(name: str) -> str:
 def register(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
     """The version of `name` whose tag `bento` is the one given: found if there is one, else made.
 
+    `source` is the address of a logged model, `models:/ID`.
     A found version gets the tags anew, for its run may be another than before.
     """
     from mlflow.exceptions import MlflowException
@@ -95,8 +96,10 @@ def register(name: str, source: str, run_id: str, tags: Mapping[str, str], descr
         client().get_registered_model(name)  # it was there already, or this says what is wrong
     found = next((one for one in versions(name) if one.tags.get(BENTO) == tags[BENTO]), None)
     if found is None:
+        # A server demands the model's ID beside the address that holds it; MLflow in this process does not.
+        model_id = source.removeprefix("models:/")
         return client().create_model_version(
-            name, source=source, run_id=run_id, tags=dict(tags), description=description
+            name, source=source, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
     for key, value in tags.items():
         client().set_model_version_tag(name, found.version, key, value)

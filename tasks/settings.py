@@ -84,6 +84,7 @@ def enter() -> Settings:
         "BENTOML_HOME": str(chosen.home / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         "GX_ANALYTICS_ENABLED": "False",
+        "ORT_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(chosen.home / "matplotlib"),

@@ -1,7 +1,8 @@
 """Servers that others would write for the same ONNX file, each started by `python peers.py KIND PORT`.
 
 PEER_MODEL names the file and PEER_SHAPE the shape of a row. They are told rows that are encoded already, which is less
-than our endpoint is told, and check what their framework checks by itself.
+than our endpoint is told, and check what their framework checks by itself. BentoML's and LitServe's stand in files of
+their own (`by_bentoml.py`, `by_litserve.py`), since those are imported again by their processes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,18 @@ def answered(session: onnxruntime.InferenceSession, rows: Any) -> list[list[floa
 
 
 def bentoml_default(port: int) -> None:
-    """`@bentoml.api` on an array, with everything left as it is: the service below."""
-    command = [sys.executable, "-m", "bentoml", "serve", "peers:Default", "--port", str(port), "--host", "127.0.0.1"]
+    """`@bentoml.api` on an array, with everything left as it is."""
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        "by_bentoml:Default",
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     subprocess.run(command, cwd=Path(__file__).resolve().parent, check=True)
 
 
@@ -73,25 +84,6 @@ def fastapi_lean(port: int) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def litserve(port: int) -> None:
-    import litserve as ls  # type: ignore[import-not-found]
-
-    class Api(ls.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.session = open_session()
-
-        def decode_request(self, request: dict[str, Any]) -> Any:
-            return request["rows"]
-
-        def predict(self, rows: Any) -> Any:
-            return answered(self.session, rows)
-
-        def encode_response(self, found: Any) -> dict[str, Any]:
-            return {"predictions": found}
-
-    ls.LitServer(Api(), accelerator="cpu").run(port=port, host="127.0.0.1", generate_client_file=False)
-
-
 def mlflow_serve(port: int) -> None:
     """`mlflow models serve` of the file, saved beside it."""
     import mlflow
@@ -110,21 +102,8 @@ KINDS = {
     "bentoml": bentoml_default,
     "fastapi": fastapi_pydantic,
     "fastapi-lean": fastapi_lean,
-    "litserve": litserve,
     "mlflow": mlflow_serve,
 }
 
 if __name__ == "__main__":
     KINDS[sys.argv[1]](int(sys.argv[2]))
-elif "PEER_MODEL" in os.environ:  # as `bentoml serve` imports it
-    import bentoml
-
-    @bentoml.service
-    class Default:
-        def __init__(self) -> None:
-            self.session = open_session()
-
-        @bentoml.api
-        def predict(self, rows: np.ndarray) -> np.ndarray:
-            found: np.ndarray = self.session.run(None, {"x": rows.astype(np.float32).reshape(-1, *SHAPE)})[0]
-            return found

@@ -1,0 +1,16 @@
+"""`@bentoml.api` on an array, with everything left as it is."""
+
+import bentoml
+import numpy as np
+from peers import SHAPE, open_session
+
+
+@bentoml.service
+class Default:
+    def __init__(self) -> None:
+        self.session = open_session()
+
+    @bentoml.api
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.session.run(None, {"x": rows.astype(np.float32).reshape(-1, *SHAPE)})[0]
+        return found

@@ -1,0 +1,45 @@
+"""`bloomery container`: from a registered version to a folder that a container is built from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.telling import told
+
+
+def container(
+    name: Annotated[str, typer.Argument(help="NAME for the champion; NAME:3 for another version.")],
+    to: Annotated[Path, typer.Option(help="The folder to write; not there yet, or empty.")],
+    base_image: Annotated[
+        str | None, typer.Option(help="Instead of the Python that packaged it, such as one with its sha256.")
+    ] = None,
+    most_mb: Annotated[int, typer.Option(min=1, help="How large the folder may be.")] = 1000,
+    force: Annotated[bool, typer.Option("--force", help="Replace a build context that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Write what a container of a version is built from, and check it. No Docker engine is needed."""
+    from tasks.settings import enter
+
+    with told(as_json):
+        log = enter().logs / f"container-{os.getpid()}.log"
+    from flows.display import engines_to_log
+
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+        from tasks.container import write_context
+        from tasks.registry import BENTO, version_of
+        from tasks.serving import require_bento
+
+        tag = version_of(name).tags[BENTO]
+        require_bento(tag)
+        made = write_context(tag, to, base_image=base_image, most_bytes=most_mb * 1_000_000, force=force)
+        if as_json:
+            out.file.write(json.dumps({**made._asdict(), "folder": str(made.folder.absolute())}) + "\n")
+            return
+        out.print(f"bento {made.tag} in {made.folder}: {made.num_files} files, {made.size_bytes / 1e6:.1f} MB")
+        out.print(f"from {made.base_image}, {made.num_packages} packages, all pinned; every check passed\n")
+        out.print(f"next:\n  docker build -t {made.tag} {made.folder}\n  docker run -p 127.0.0.1:3000:3000 {made.tag}")

@@ -1,0 +1,338 @@
+"""The team's manifests keep their schemas, and agree with our code, with the lock and with each other."""
+
+import copy
+import importlib.resources
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from deployments.endpoint.http import _OF_BENTOML
+from deployments.endpoint.limits import Limits
+from tasks.container_checks import _PINNED_IMAGE, PORT
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = ROOT / "deployments"
+KUBERNETES = DEPLOYMENTS / "kubernetes"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
+KUSTOMIZATION: dict[str, Any] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+OBJECTS: list[dict[str, Any]] = [
+    one for name in KUSTOMIZATION["resources"] for one in yaml.safe_load_all((KUBERNETES / name).read_text())
+]
+DOCKERFILE = (DEPLOYMENTS / "Dockerfile").read_text()
+LOCK = {
+    Requirement(line).name: str(Requirement(line).specifier).removeprefix("==")
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if not line.startswith("#")
+}
+LIMITS = {f"BLOOMERY_SERVE_{name.upper()}": value for name, value in Limits._field_defaults.items()}
+# Of our own: of the worker's settings, and of its recipes' paths.
+OURS = {*LIMITS, "BLOOMERY_HOME", "BLOOMERY_DATA"}
+PLAIN = {
+    "HOME",
+    "PGPASSWORD",
+    "PGDATA",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD_FILE",
+    "BENTOML_HOME",
+    "BENTOML_DO_NOT_TRACK",
+}
+SECRET = re.compile(r"PASSWORD$|TOKEN$|SECRET$|API_KEY$")
+
+
+def filled(text: str, **values: str) -> str:
+    """As compose fills in its variables."""
+
+    def value(match: re.Match[str]) -> str:
+        name, _, rest = match.group(1).partition(":")
+        return values.get(name) or rest[1:]
+
+    return re.sub(r"\$\{([^}]+)\}", value, text).replace("$$", "$")
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    for one in OBJECTS:
+        if "template" in one.get("spec", {}):
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+
+
+CONTAINERS = {name: pod["containers"][0] for name, pod in pods()}
+
+
+def named(kind: str) -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one for one in OBJECTS if one["kind"] == kind}
+
+
+def compose_schema() -> dict[str, Any]:
+    vendor = importlib.resources.files("check_jsonschema").joinpath("builtin_schemas", "vendor", "compose-spec.json")
+    schema: dict[str, Any] = json.loads(vendor.read_text(encoding="utf-8"))
+    return schema
+
+
+def test_compose_keeps_the_compose_specification() -> None:
+    jsonschema.validate(COMPOSE, compose_schema())
+    for place, wrong in (("restart", 3), ("portz", []), ("healthcheck", {"test": 3})):
+        broken = copy.deepcopy(COMPOSE)
+        broken["services"]["endpoint"][place] = wrong
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, compose_schema())
+
+
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_every_object_keeps_kubernetes_schemas(version: str) -> None:
+    for one in OBJECTS:
+        kubernetes_validate.validate(one, version, strict=True)
+    broken = copy.deepcopy(named("Deployment")["endpoint"])
+    broken["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, version, strict=True)
+
+
+def test_kustomization_names_every_file() -> None:
+    there = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(KUSTOMIZATION["resources"]) == there
+    for one in KUSTOMIZATION["configMapGenerator"]:
+        assert all((KUBERNETES / path).is_file() for path in one["files"])
+
+
+def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not here")
+    shutil.copytree(KUBERNETES, tmp_path / "k", ignore=shutil.ignore_patterns("secrets"))
+    (tmp_path / "k" / "secrets").mkdir()
+    (tmp_path / "k" / "secrets" / "postgres_password").write_text("open sesame")
+    ended = subprocess.run(["kubectl", "kustomize", tmp_path / "k"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    built = list(yaml.safe_load_all(ended.stdout))
+    assert len(built) == len(OBJECTS) + 2  # a config map and a secret
+    assert {one["metadata"].get("namespace", "bloomery") for one in built} == {"bloomery"}
+
+
+def test_whatever_compose_refers_to_is_defined() -> None:
+    services = COMPOSE["services"]
+    for name, service in services.items():
+        assert set(service["networks"]) <= set(COMPOSE["networks"]), name
+        assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"]), name
+        assert {one["source"] for one in service.get("configs", ())} <= set(COMPOSE["configs"]), name
+        sources = [filled(volume).split(":")[0] for volume in service.get("volumes", ())]
+        assert {source for source in sources if "/" not in source} <= set(COMPOSE["volumes"]), name
+        for needed, how in service.get("depends_on", {}).items():
+            assert how["condition"] == "service_healthy", name
+            assert "healthcheck" in services[needed], name
+            assert set(services[needed]["networks"]) & set(service["networks"]), name
+        build = service.get("build", {})
+        if "dockerfile" in build:
+            assert (DEPLOYMENTS / build["context"] / build["dockerfile"]).is_file()
+            assert f"AS {build['target']}\n" in DOCKERFILE
+    assert all((DEPLOYMENTS / one["file"]).is_file() for one in COMPOSE["configs"].values())
+
+
+def test_whatever_a_pod_refers_to_is_defined() -> None:
+    secrets = {(one["name"], file.split("=")[0]) for one in KUSTOMIZATION["secretGenerator"] for file in one["files"]}
+    config_maps = {one["name"] for one in KUSTOMIZATION["configMapGenerator"]}
+    for name, pod in pods():
+        container = pod["containers"][0]
+        for one in container.get("env", ()):
+            if "valueFrom" in one:
+                reference = one["valueFrom"]["secretKeyRef"]
+                assert (reference["name"], reference["key"]) in secrets, name
+        claims = {
+            one["metadata"]["name"]
+            for one in named("StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", ())
+        }
+        volumes = {one["name"]: one for one in pod["volumes"]}
+        for mount in container["volumeMounts"]:
+            assert mount["name"] in {*volumes, *claims}, name
+        for volume in volumes.values():
+            assert volume.get("configMap", {}).get("name", "databases") in config_maps, name
+            assert volume.get("secret", {}).get("secretName", "postgres") in {secret for secret, _ in secrets}, name
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            assert claim is None or claim in named("PersistentVolumeClaim"), name
+    ports = {name: {port["name"] for port in container.get("ports", ())} for name, container in CONTAINERS.items()}
+    for name, service in named("Service").items():
+        app = service["spec"]["selector"]["app"]
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[app], name
+    for policy in named("NetworkPolicy").values():
+        told = json.dumps(policy["spec"])
+        assert set(re.findall(r'"port": "(\w+)"', told)) <= {port for some in ports.values() for port in some}
+        for value in re.findall(r'"app": "(\w+)"|"values": \[([^\]]+)\]', told):
+            assert set(re.findall(r"\w+", " ".join(value))) <= set(CONTAINERS)
+    for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget"):
+        assert set(named(kind)) == {"endpoint"}
+    assert "replicas" not in named("Deployment")["endpoint"]["spec"]  # the autoscaler's to say
+
+
+def hosts(text: str) -> set[str]:
+    return set(re.findall(r"(?:http://|@)([a-z]+):(?:\d+)", text))
+
+
+def test_servers_are_asked_by_names_that_are_there() -> None:
+    for service in COMPOSE["services"].values():
+        assert hosts(json.dumps([service.get("command"), service.get("environment")])) <= set(COMPOSE["services"])
+    for container in CONTAINERS.values():
+        assert hosts(json.dumps([container.get("command"), container.get("env")])) <= set(named("Service"))
+
+
+def test_images_are_pinned_and_are_those_that_we_build() -> None:
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert version is not None
+    tags = {one["name"]: one for one in KUSTOMIZATION["images"]}
+    for name, service in COMPOSE["services"].items():
+        image = service["image"]
+        if image.startswith("bloomery-"):
+            assert image.endswith(f":{version.group(1)}"), name
+            assert tags[image.split(":")[0]]["newTag"] == version.group(1)
+            assert service["build"]["target"] == image.removeprefix("bloomery-").split(":")[0]
+        elif name == "endpoint":
+            assert filled(image, BLOOMERY_IMAGE="digits:37f915b31d78a0f7") == "digits:37f915b31d78a0f7"
+            assert ":?" in image  # none is meant where none is stated
+        else:
+            assert re.search(r":\d+\.\d+-", image), name
+            assert image == CONTAINERS[name]["image"]
+    assert all(container["image"] in tags or ":" in container["image"] for container in CONTAINERS.values())
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, flags=re.MULTILINE)
+    assert bases[1:] == ["servers"]
+    assert _PINNED_IMAGE.search(bases[0])
+
+
+def test_the_servers_have_the_versions_of_the_lock() -> None:
+    installed = re.search(r"--constraint requirements.lock (mlflow prefect .+?) \\", DOCKERFILE)
+    assert installed is not None
+    assert set(installed.group(1).split()) <= set(LOCK)
+    assert {"asyncpg", "psycopg2-binary"} <= set(LOCK)
+    assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--constraint requirements.lock")
+    prefect = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())
+    assert prefect["prefect-version"] == LOCK["prefect"]
+    assert prefect["deployments"][0]["work_pool"]["name"] == "bloomery"
+    assert "--pool=bloomery" in COMPOSE["services"]["worker"]["command"]
+    ignored = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = [
+        word.strip("/")
+        for line in re.findall(r"^COPY (.+) \./", DOCKERFILE, flags=re.MULTILINE)
+        for word in line.split()
+    ]
+    assert copied
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def commands() -> dict[str, list[str]]:
+    """Of both manifests, which must not differ."""
+    told = {name: service["command"] for name, service in COMPOSE["services"].items() if "command" in service}
+    assert told == {name: container["command"] for name, container in CONTAINERS.items() if name in told}
+    return told
+
+
+def test_every_command_is_one_that_its_program_takes() -> None:
+    from mlflow.cli import cli as mlflow
+    from prefect.cli._app import _app as prefect
+
+    for name, (program, *arguments) in commands().items():
+        if program == "mlflow":
+            mlflow.commands[arguments[0]].make_context(name, arguments[1:])
+        else:
+            _, session, _ = prefect.meta.parse_args(arguments, exit_on_error=False, print_error=False)
+            prefect.parse_args(session.arguments["tokens"], exit_on_error=False, print_error=False)
+            assert program == "prefect"
+    told = commands()["mlflow"]
+    assert "--workers=1" in told  # else it has a process for each of several jobs
+    assert any(one.startswith("--allowed-hosts=mlflow:5000,") for one in told)
+
+
+def environments() -> Iterator[tuple[str, str, str]]:
+    for name, service in COMPOSE["services"].items():
+        yield from ((name, key, str(value)) for key, value in service.get("environment", {}).items())
+    for name, container in CONTAINERS.items():
+        yield from ((name, one["name"], one.get("value", "")) for one in container.get("env", ()))
+
+
+def test_every_variable_is_one_that_somebody_reads() -> None:
+    import mlflow.environment_variables
+    from prefect.settings import Settings
+    from prefect.settings.legacy import _get_settings_fields
+
+    known = OURS | PLAIN | set(_get_settings_fields(Settings)) | {"PREFECT_SERVER_ANALYTICS_ENABLED"}
+    for name, key, value in environments():
+        assert key in known or hasattr(mlflow.environment_variables, key), (name, key)
+        assert not SECRET.search(key) or value == "", (name, key)
+    for key, default in LIMITS.items():
+        (value,) = [one["value"] for one in CONTAINERS["endpoint"]["env"] if one["name"] == key]
+        assert float(value) == float(default)
+        assert filled(COMPOSE["services"]["endpoint"]["environment"][key]) == ""  # which means the default
+
+
+def test_probes_ask_what_the_servers_answer() -> None:
+    from mlflow.server.security_utils import HEALTH_ENDPOINTS
+
+    paths = {
+        "endpoint": (PORT, set(_OF_BENTOML)),
+        "mlflow": (5000, set(HEALTH_ENDPOINTS)),
+        "prefect": (4200, {"/api/health", "/api/ready"}),
+        "worker": (8080, {"/health"}),
+    }
+    for name, (port, known) in paths.items():
+        container = CONTAINERS[name]
+        assert [one["containerPort"] for one in container["ports"]] == [port]
+        probes = [container[probe] for probe in container if probe.endswith("Probe")]
+        assert len(probes) >= 2
+        assert {probe["httpGet"]["path"] for probe in probes} <= known, name
+        asked = COMPOSE["services"][name]["healthcheck"]["test"][-1]
+        assert any(f"http://127.0.0.1:{port}{path}'" in asked for path in known), name
+        compile(asked, name, "exec")
+        arguments = " ".join(container.get("command", ()))
+        assert "--port" not in arguments or f"--port={port}" in arguments
+    endpoint = CONTAINERS["endpoint"]
+    assert endpoint["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert endpoint["livenessProbe"]["httpGet"]["path"] == "/livez"
+
+
+def test_ports_are_open_on_loopback_alone_and_the_databases_are_not() -> None:
+    for name, service in COMPOSE["services"].items():
+        for port in service.get("ports", ()):
+            assert filled(port).startswith("127.0.0.1:"), name
+    assert "ports" not in COMPOSE["services"]["postgres"]
+    assert COMPOSE["networks"]["database"] == {"internal": True}
+    assert all(service["spec"].get("type", "ClusterIP") == "ClusterIP" for service in named("Service").values())
+    assert named("NetworkPolicy")["nobody"]["spec"]["podSelector"] == {}
+
+
+def test_no_container_can_do_more_than_it_needs() -> None:
+    from bentoml._internal.container.generate import BENTO_UID_GID
+
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert any(one.startswith("/tmp") for one in service["tmpfs"]), name
+        assert service["restart"] in ("unless-stopped", "on-failure:3"), name
+    for name, pod in pods():
+        container = pod["containers"][0]
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert {"requests", "limits"} <= set(container["resources"]), name
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}, name
+        user = 999 if name == "postgres" else BENTO_UID_GID
+        assert pod["securityContext"]["runAsUser"] == user, name
+    assert f"--uid {BENTO_UID_GID} " in DOCKERFILE
+    assert DOCKERFILE.rstrip().endswith(f"USER {BENTO_UID_GID}:{BENTO_UID_GID}")
+
+
+def test_both_databases_are_made() -> None:
+    made = set(re.findall(r"CREATE DATABASE (\w+);", (KUBERNETES / "databases.sql").read_text()))
+    told = json.dumps([COMPOSE["services"], OBJECTS])
+    assert set(re.findall(r"@postgres:5432/(\w+)", told)) == made

@@ -1,0 +1,153 @@
+"""The commands of compose.yaml with their own environments, on a real PostgreSQL: a recipe goes through all of them."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tasks.processes import free_port, starting
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deployments" / "compose.yaml").read_text())["services"]
+DATABASES = ROOT / "deployments" / "kubernetes" / "databases.sql"
+PASSWORD = "as in the secret's file"
+
+
+def program(name: str) -> str:
+    """One of PostgreSQL's, which Debian does not put on the path."""
+    there = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), *filter(None, [shutil.which(name)])]
+    if not there:
+        pytest.skip("PostgreSQL is not installed")
+    return str(there[0])
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[int]:
+    """The port of a PostgreSQL that was made as its image makes one: one user, a password, our databases."""
+    initdb, server, psql = program("initdb"), program("postgres"), program("psql")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        # It does not run as root.
+        user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
+        if user:
+            shutil.chown(folder, "postgres")
+        (Path(folder) / "password").write_text(PASSWORD)
+        os.chmod(Path(folder) / "password", 0o644)
+        made = [
+            initdb,
+            "-D",
+            f"{folder}/data",
+            "--username=bloomery",
+            f"--pwfile={folder}/password",
+            "--auth=scram-sha-256",
+        ]
+        subprocess.run(made, check=True, capture_output=True, cwd=folder, **user)
+        port = free_port()
+        command = [server, "-D", f"{folder}/data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder]
+        log = stack.enter_context(open(f"{folder}/log", "wb"))
+        running = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **user)
+        try:
+            asking = [psql, "-h", "127.0.0.1", "-p", str(port), "-U", "bloomery", "-d", "postgres"]
+            environment = {**os.environ, "PGPASSWORD": PASSWORD}
+            for _ in range(100):
+                asked = subprocess.run([*asking, "-c", "select 1"], env=environment, capture_output=True)
+                if asked.returncode == 0:
+                    break
+            subprocess.run([*asking, "-f", str(DATABASES)], env=environment, check=True, capture_output=True)
+            yield port
+        finally:
+            running.terminate()
+            running.wait(timeout=30)
+
+
+Moved = Callable[[str], tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def moved(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Moved:
+    """A service's command and environment, with hosts, ports and folders of this machine instead of a container's."""
+    ports = {"mlflow:5000": free_port(), "prefect:4200": free_port(), "postgres:5432": postgres}
+    paths = {"/var/lib/mlflow": tmp_path / "artifacts", "/var/lib/bloomery": tmp_path / ".bloomery", "/tmp": tmp_path}
+
+    def here(text: str) -> str:
+        for name, port in ports.items():
+            text = text.replace(name, f"127.0.0.1:{port}").replace(f"--port={name.split(':')[1]}", f"--port={port}")
+        text = re.sub("|".join(paths), lambda found: str(paths[found.group()]), text)
+        return text.replace("0.0.0.0", "127.0.0.1")
+
+    def make(name: str) -> tuple[list[str], dict[str, str]]:
+        told = {key: here(str(value)) for key, value in SERVICES[name]["environment"].items() if "${" not in str(value)}
+        told |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PREFECT_HOME": str(tmp_path / name)}
+        if "postgres_password" in SERVICES[name].get("secrets", ()):
+            told["PGPASSWORD"] = PASSWORD
+        return [here(word) for word in SERVICES[name]["command"]], clean_environment(tmp_path / ".bloomery", **told)
+
+    return make
+
+
+def address(command: list[str], path: str) -> str:
+    (port,) = [word.removeprefix("--port=") for word in command if word.startswith("--port=")]
+    return f"http://127.0.0.1:{port}{path}"
+
+
+def answers(url: str) -> Callable[[], bool]:
+    def is_ready() -> bool:
+        try:
+            return httpx.get(url, trust_env=False, timeout=5).is_success
+        except httpx.HTTPError:
+            return False
+
+    return is_ready
+
+
+def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Moved, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, *more: str, is_ready: Callable[[], bool]) -> Callable[[], None]:
+            command, environment = moved(name)
+            log = tmp_path / f"{name}.log"
+            # `starting` adds to this process's environment, of which a container would have nothing.
+            cleared = ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command, *more]
+            return stack.enter_context(starting(cleared, is_ready=is_ready, log=log, timeout_s=180))
+
+        mlflow, api = moved("mlflow")[0], moved("prefect")[0]
+        waits = [
+            start("mlflow", is_ready=answers(address(mlflow, "/health"))),
+            start("prefect", is_ready=answers(address(api, "/api/ready"))),
+        ]
+        for wait in waits:
+            wait()
+        pool = answers(address(api, "/api/work_pools/bloomery"))
+        start("worker", is_ready=pool)()
+
+        def prefect(*arguments: str) -> str:
+            _, environment = moved("deployments")
+            command = ["prefect", "--no-prompt", *arguments]
+            ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+            assert ended.returncode == 0, ended.stdout + ended.stderr + (tmp_path / "worker.log").read_text()[-2000:]
+            return ended.stdout
+
+        prefect(*moved("deployments")[0][2:])
+        prefect("deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300")
+        with httpx.Client(trust_env=False) as client:
+            runs = client.post(address(api, "/api/flow_runs/filter"), json={}).json()
+            assert [run["state_type"] for run in runs if run["state_type"] != "SCHEDULED"] == ["COMPLETED"]
+            versions = client.get(
+                address(mlflow, "/api/2.0/mlflow/registered-models/alias"),
+                params={"name": "digits", "alias": "champion"},
+            ).json()
+            assert versions["model_version"]["version"] == "1"
+        # Nothing of it went into a file beside the worker.
+        assert not [path for name in ("mlflow.db", "prefect.db") for path in tmp_path.rglob(name)]
+        assert list((tmp_path / "artifacts").rglob("*"))
