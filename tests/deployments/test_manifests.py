@@ -16,8 +16,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from data_contracts.keys import KEYS_FILE
-from data_contracts.signatures import TRUSTED_KEY
 from deployments.endpoint.http import _OF_BENTOML
 from deployments.endpoint.limits import Limits
 from tasks.container_checks import _PINNED_IMAGE, PORT
@@ -38,7 +36,7 @@ LOCK = {
 }
 LIMITS = {f"BLOOMERY_SERVE_{name.upper()}": value for name, value in Limits._field_defaults.items()}
 # Of our own: of the worker's settings, and of its recipes' paths.
-OURS = {*LIMITS, TRUSTED_KEY, KEYS_FILE, "BLOOMERY_HOME", "BLOOMERY_DATA"}
+OURS = {*LIMITS, "BLOOMERY_HOME", "BLOOMERY_DATA"}
 PLAIN = {
     "HOME",
     "PGPASSWORD",
@@ -111,12 +109,11 @@ def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
         pytest.skip("kubectl is not here")
     shutil.copytree(KUBERNETES, tmp_path / "k", ignore=shutil.ignore_patterns("secrets"))
     (tmp_path / "k" / "secrets").mkdir()
-    for name in ("postgres_password", "trusted.pem", "clients.json"):
-        (tmp_path / "k" / "secrets" / name).write_text("open sesame")
+    (tmp_path / "k" / "secrets" / "postgres_password").write_text("open sesame")
     ended = subprocess.run(["kubectl", "kustomize", tmp_path / "k"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     built = list(yaml.safe_load_all(ended.stdout))
-    assert len(built) == len(OBJECTS) + 3  # a config map and two secrets
+    assert len(built) == len(OBJECTS) + 2  # a config map and a secret
     assert {one["metadata"].get("namespace", "bloomery") for one in built} == {"bloomery"}
 
 
