@@ -13,6 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from data_contracts.digests import digest_of_file
+from data_contracts.signatures import MANIFEST
 from tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -129,17 +130,16 @@ def _of_requirements(lines: list[str]) -> Iterator[str]:
 
 
 def _of_artifacts(context: Path) -> Iterator[str]:
-    folder = context / "src" / "artifacts"
+    source = context / "src"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        listed = dict(manifest["files"])
+        manifest = json.loads((source / "artifacts" / MANIFEST).read_text(encoding="utf-8"))
+        listed = {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()} | manifest["code"]
     except (OSError, ValueError, KeyError) as failure:
-        yield f"src/artifacts/manifest.json cannot be read: {failure}"
+        yield f"src/artifacts/{MANIFEST} cannot be read: {failure}"
         return
     for name, sha256 in listed.items():
-        path = folder / name
-        if not path.is_file() or digest_of_file(path) != sha256:
-            yield f"src/artifacts/{name} is not the file that was packaged"
+        if not (source / name).is_file() or digest_of_file(source / name) != sha256:
+            yield f"src/{name} is not the file that was packaged"
 
 
 def _of_secrets(context: Path, files: list[Path], instructions: list[tuple[str, str]]) -> Iterator[str]:

@@ -42,7 +42,7 @@ from tasks.held_out import held_out_rows, rows_as_sent
 from tasks.package import artifacts_of
 from tasks.processes import free_port, start, stop
 from tasks.registry import BENTO, version_of
-from tasks.serving import serve_command
+from tasks.serving import serve_command, serve_environment
 from tasks.settings import enter, settings
 
 CONNECTIONS = (1, 16, 64)
@@ -223,7 +223,9 @@ def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, s
     """Ours, and each of the peers with the Python that it runs in."""
     port = free_port()
     raw = [json.dumps({"rows": [row]}).encode() for row in rows_as_sent(bento.chosen, NUM_ROWS)]
-    found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, {})]
+    # As `bloomery serve` starts it, with the log of predictions.
+    logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
+    found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
     more = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
     for name, python in peers.items():
         port = free_port()

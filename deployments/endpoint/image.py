@@ -6,6 +6,7 @@ import platform
 
 from bentoml.images import Image
 
+STATE = "/var/lib/bloomery"  # which the service may write, if a volume is put there
 _UV = "0.13.9"  # installs the packages
 
 
@@ -17,4 +18,5 @@ def image() -> Image:
     python = platform.python_version()
     major_minor = ".".join(platform.python_version_tuple()[:2])
     slim = Image(base_image=f"python:{python}-slim-bookworm", distro="", python_version=major_minor)
-    return slim.run(f"pip install --no-cache-dir uv=={_UV}")
+    slim.run(f"pip install --no-cache-dir uv=={_UV}")
+    return slim.run(f"install --directory --owner=bentoml --group=bentoml {STATE}")

@@ -16,8 +16,13 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from data_contracts.keys import DEMANDED, KEYS_FILE
+from data_contracts.signatures import TRUSTED_KEY, UNSIGNED
+from deployments.endpoint.doors import OPEN
 from deployments.endpoint.http import _OF_BENTOML
+from deployments.endpoint.image import STATE
 from deployments.endpoint.limits import Limits
+from deployments.endpoint.opening import PREFIX, Wishes
 from tasks.container_checks import _PINNED_IMAGE, PORT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,9 +39,10 @@ LOCK = {
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if not line.startswith("#")
 }
-LIMITS = {f"BLOOMERY_SERVE_{name.upper()}": value for name, value in Limits._field_defaults.items()}
-# Of our own: of the worker's settings, and of its recipes' paths.
-OURS = {*LIMITS, "BLOOMERY_HOME", "BLOOMERY_DATA"}
+LIMITS = {f"{PREFIX}{name.upper()}" for name in Limits._fields}
+WISHES = {f"{PREFIX}{name.upper()}" for name in Wishes._fields}
+# Of our own: the endpoint's, the worker's settings, and of its recipes' paths.
+OURS = {*LIMITS, *WISHES, DEMANDED, KEYS_FILE, TRUSTED_KEY, UNSIGNED, "BLOOMERY_HOME", "BLOOMERY_DATA"}
 PLAIN = {
     "HOME",
     "PGPASSWORD",
@@ -45,6 +51,7 @@ PLAIN = {
     "POSTGRES_PASSWORD_FILE",
     "BENTOML_HOME",
     "BENTOML_DO_NOT_TRACK",
+    "NUMBA_CACHE_DIR",
 }
 SECRET = re.compile(r"PASSWORD$|TOKEN$|SECRET$|API_KEY$")
 
@@ -109,11 +116,12 @@ def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
         pytest.skip("kubectl is not here")
     shutil.copytree(KUBERNETES, tmp_path / "k", ignore=shutil.ignore_patterns("secrets"))
     (tmp_path / "k" / "secrets").mkdir()
-    (tmp_path / "k" / "secrets" / "postgres_password").write_text("open sesame")
+    for name in ("postgres_password", "clients.json", "trusted.pem"):
+        (tmp_path / "k" / "secrets" / name).write_text("open sesame")
     ended = subprocess.run(["kubectl", "kustomize", tmp_path / "k"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     built = list(yaml.safe_load_all(ended.stdout))
-    assert len(built) == len(OBJECTS) + 2  # a config map and a secret
+    assert len(built) == len(OBJECTS) + 3  # a config map and two secrets
     assert {one["metadata"].get("namespace", "bloomery") for one in built} == {"bloomery"}
 
 
@@ -169,6 +177,21 @@ def test_whatever_a_pod_refers_to_is_defined() -> None:
     for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget"):
         assert set(named(kind)) == {"endpoint"}
     assert "replicas" not in named("Deployment")["endpoint"]["spec"]  # the autoscaler's to say
+
+
+def test_secrets_lie_where_they_are_looked_for() -> None:
+    endpoint = CONTAINERS["endpoint"]
+    files = {file.split("=")[0].split("/")[-1] for one in KUSTOMIZATION["secretGenerator"] for file in one["files"]}
+    (mounted,) = [one["mountPath"] for one in endpoint["volumeMounts"] if one["name"] == "secrets"]
+    told = {one["name"]: one["value"] for one in endpoint["env"]}
+    for key in (KEYS_FILE, TRUSTED_KEY):
+        assert told[key].rpartition("/")[0] == mounted
+        assert told[key].rpartition("/")[2] in files
+        named_by_compose = COMPOSE["services"]["endpoint"]["environment"][key].removeprefix("/run/secrets/")
+        assert named_by_compose in COMPOSE["services"]["endpoint"]["secrets"]
+    for service in COMPOSE["services"].values():
+        for path in re.findall(r"/run/secrets/(\w+)", json.dumps(service)):
+            assert path in service["secrets"]
 
 
 def hosts(text: str) -> set[str]:
@@ -264,17 +287,17 @@ def test_every_variable_is_one_that_somebody_reads() -> None:
     for name, key, value in environments():
         assert key in known or hasattr(mlflow.environment_variables, key), (name, key)
         assert not SECRET.search(key) or value == "", (name, key)
-    for key, default in LIMITS.items():
-        (value,) = [one["value"] for one in CONTAINERS["endpoint"]["env"] if one["name"] == key]
-        assert float(value) == float(default)
-        assert filled(COMPOSE["services"]["endpoint"]["environment"][key]) == ""  # which means the default
+    asked = COMPOSE["services"]["endpoint"]["environment"]
+    assert {key for key in LIMITS if filled(asked[key]) == ""} == LIMITS  # whoever sets none means the default
+    assert asked["BLOOMERY_SERVE_LOG"].startswith(f"{STATE}/")
+    assert f"predictions:{STATE}" in COMPOSE["services"]["endpoint"]["volumes"]
 
 
 def test_probes_ask_what_the_servers_answer() -> None:
     from mlflow.server.security_utils import HEALTH_ENDPOINTS
 
     paths = {
-        "endpoint": (PORT, set(_OF_BENTOML)),
+        "endpoint": (PORT, set(_OF_BENTOML & OPEN)),
         "mlflow": (5000, set(HEALTH_ENDPOINTS)),
         "prefect": (4200, {"/api/health", "/api/ready"}),
         "worker": (8080, {"/health"}),

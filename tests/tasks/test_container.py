@@ -36,7 +36,11 @@ def bento(home: Path) -> Path:
     artifacts = folder / "src" / "artifacts"
     artifacts.mkdir(parents=True)
     (artifacts / "model.onnx").write_bytes(b"a network")
-    manifest = {"files": {"model.onnx": digest_of_file(artifacts / "model.onnx")}}
+    (folder / "src" / "service.py").write_text("served = True\n")
+    manifest = {
+        "files": {"model.onnx": digest_of_file(artifacts / "model.onnx")},
+        "code": {"service.py": digest_of_file(folder / "src" / "service.py")},
+    }
     (artifacts / "manifest.json").write_text(json.dumps(manifest))
     for path, text in (
         ("bento.yaml", "models: []\n"),
@@ -62,6 +66,7 @@ def test_a_context_holds_the_bento_and_a_dockerfile_with_a_health_check(bento: P
         "env/python/requirements.txt",
         "src/artifacts/manifest.json",
         "src/artifacts/model.onnx",
+        "src/service.py",
     }
     told = (made.folder / "Dockerfile").read_text()
     assert told.startswith(DOCKERFILE)
@@ -93,6 +98,7 @@ def test_a_base_image_may_be_named_by_its_sha256(bento: Path, tmp_path: Path) ->
         ("env/python/requirements.txt", "pyarrow", "./wheels/x.whl\npyarrow", "is not a package of an index"),
         ("env/python/requirements.txt", "pyarrow", "bentoml==1.4.38\npyarrow", "bentoml is pinned twice"),
         ("src/artifacts/model.onnx", "a network", "another", "model.onnx is not the file that was packaged"),
+        ("src/service.py", "True", "False", "src/service.py is not the file that was packaged"),
         ("src/artifacts/manifest.json", "{", "", "manifest.json cannot be read"),
         ("bento.yaml", "[]", "[]\nkey: AKIAIOSFODNN7EXAMPLF", "yaml, line 2: looks like a secret (AWS Access Key)"),
         ("bento.yaml", "[]", "-----BEGIN RSA PRIVATE KEY-----", "looks like a secret (Private Key)"),
