@@ -5,8 +5,8 @@
         [--litserve LIT/bin/python]
 
 NAME is a champion of BLOOMERY_HOME, such as `digits` after `make run`. Servers are asked over HTTP on loopback, single
-held-out rows: ours the raw rows, which it checks and encodes; the others encoded ones. LitServe, which is no
-dependency, has a Python of its own.
+held-out rows: ours the raw rows, which it checks, encodes, counts and logs; the others encoded ones. LitServe, which is
+no dependency, has a Python of its own.
 
 First each is started by itself, `--starts` times in turns: how long until the first right answer, what its processes
 hold (pages that they share are counted once), and what a single client waits before and after a burst of 64
@@ -223,7 +223,8 @@ def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, s
     """Ours, and each of the peers with the Python that it runs in."""
     port = free_port()
     raw = [json.dumps({"rows": [row]}).encode() for row in rows_as_sent(bento.chosen, NUM_ROWS)]
-    found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, {})]
+    with_log = {"BLOOMERY_SERVE_LOG": str(model.with_name("predictions"))}
+    found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, with_log)]
     more = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
     for name, python in peers.items():
         port = free_port()
