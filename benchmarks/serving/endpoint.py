@@ -5,8 +5,8 @@
         [--litserve LIT/bin/python]
 
 NAME is a champion of BLOOMERY_HOME, such as `digits` after `make run`. Servers are asked over HTTP on loopback, single
-held-out rows: ours the raw rows, which it checks and encodes; the others encoded ones. LitServe, which is no
-dependency, has a Python of its own.
+held-out rows: ours the raw rows, which it checks, encodes, counts and logs; the others encoded ones. LitServe, which is
+no dependency, has a Python of its own.
 
 First each is started by itself, `--starts` times in turns: how long until the first right answer, what its processes
 hold (pages that they share are counted once), and what a single client waits before and after a burst of 64

@@ -40,14 +40,18 @@ class Shadow:
 
     def _answer_on(self) -> None:
         while not self._backlog.is_ended:
-            for answered in self._backlog.take():
-                try:
-                    self._tell(self._answered(answered))
-                except DataUnfit:
-                    self._lose(len(answered.given))
-                except Exception:  # a challenger's fault is not the champion's
-                    _log.exception("the shadow %s cannot answer", self.version.tag)
-                    self._lose(len(answered.given))
+            self._answer(self._backlog.take())
+        self._answer(self._backlog.take())  # what came while it answered others
+
+    def _answer(self, waiting: list[Answered]) -> None:
+        for answered in waiting:
+            try:
+                self._tell(self._answered(answered))
+            except DataUnfit:
+                self._lose(len(answered.given))
+            except Exception:  # a challenger's fault is not the champion's
+                _log.exception("the shadow %s cannot answer", self.version.tag)
+                self._lose(len(answered.given))
 
     def _answered(self, champions: Answered) -> Answered:
         rows = champions.rows
