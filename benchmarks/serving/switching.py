@@ -137,7 +137,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
         elif number % 2:
             asked = ("rollback", name)
         else:
-            asked = ("promote", f"{name}:{two if champion.version == one else one}")
+            asked = ("promote", f"{name}:{two if str(champion.version) == one else one}")
         code, told = await command(*asked)
         done.append((" ".join(asked), told.splitlines()[0][:150] if told else "", code))
     return done

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from packaging.requirements import Requirement
 
+from data_contracts.signatures import OWN_KEYS, TRUSTED_KEY
 from tasks.package import bento_folder
 from tasks.serving import ask, served_bento
 
@@ -104,6 +105,8 @@ def test_a_bento_is_listed_exported_and_answers_from_another_store(
     assert imported.returncode == 0, imported.stdout + imported.stderr
     assert [one["tag"] for one in json.loads(bentoml("list", "--output", "json", BENTOML_HOME=store).stdout)] == [tag]
     assert bento_folder(tag).is_relative_to(home)
+    # Where the bento goes, the key that vouches for it is not known by itself.
+    monkeypatch.setenv(TRUSTED_KEY, str(first / OWN_KEYS))
     chosen = release["bento"]["chosen"]
     answers = pq.read_table(first / chosen["candidate"]["answers_uri"]).slice(0, 20).to_pylist()
     checked = pq.read_table(first / chosen["options"]["trained"]["dataset"]["checked"]["uri"])
