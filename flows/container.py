@@ -42,4 +42,4 @@ def container(
             return
         out.print(f"bento {made.tag} in {made.folder}: {made.num_files} files, {made.size_bytes / 1e6:.1f} MB")
         out.print(f"from {made.base_image}, {made.num_packages} packages, all pinned; every check passed\n")
-        out.print(f"next:\n  docker build -t {made.tag} {made.folder}\n  docker run -p 127.0.0.1:3000:3000 {made.tag}")
+        out.print(f"next:\n  docker build -t {made.tag} {made.folder}\n  and as docs/deploy.md says, with its keys")
