@@ -6,7 +6,6 @@ The folder of a name has `pointer.json`, and for each process that answers a not
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -69,7 +68,7 @@ def read_followings(folder: Path) -> dict[Path, Following]:
     """What the processes have noted, living or not."""
     found = {}
     for path in sorted((folder / FOLLOWERS).glob("*.json")):
-        with contextlib.suppress(OSError, json.JSONDecodeError, ValidationError):
+        with contextlib.suppress(OSError, UnicodeDecodeError, ValidationError):
             found[path] = Following.model_validate_json(path.read_text(encoding="utf-8"))
     return found
 

@@ -19,7 +19,7 @@ from flows.container import container
 from flows.init import init
 from flows.releases import compare, history, promote, rollback
 from flows.serve import serve
-from flows.telling import told
+from flows.telling import at_work, told
 
 app = typer.Typer(
     name="bloomery",
@@ -105,13 +105,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the versions of a model, or one version's lineage and figures."""
-    from tasks.settings import enter
-
-    with told(as_json):
-        log = enter().logs / f"show-{os.getpid()}.log"
-    from flows.display import engines_to_log
-
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+    with at_work(as_json, "show") as out:
         from flows import show as shown
 
         document = shown.version(name) if "@" in name or ":" in name else shown.versions(name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.telling import told
+from flows.telling import at_work
 
 
 def container(
@@ -23,13 +22,7 @@ def container(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Write what a container of a version is built from, and check it. No Docker engine is needed."""
-    from tasks.settings import enter
-
-    with told(as_json):
-        log = enter().logs / f"container-{os.getpid()}.log"
-    from flows.display import engines_to_log
-
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+    with at_work(as_json, "container") as out:
         from tasks.container import write_context
         from tasks.registry import BENTO, version_of
         from tasks.serving import require_bento

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 
 from data_contracts.errors import ReleaseRefused
 from data_contracts.pointer import Following
-from flows.telling import told
+from flows.telling import at_work
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -34,7 +32,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion. Endpoints that serve the name switch to it, without losing a request."""
-    with _at_work(as_json, "promote") as out:
+    with at_work(as_json, "promote") as out:
         from tasks import comparison, promotions, registry
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
@@ -54,7 +52,7 @@ def promote(
 
 def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
     """Let the version serve that served before the champion. Nothing is deleted, and it can be rolled back further."""
-    with _at_work(as_json, "rollback") as out:
+    with at_work(as_json, "rollback") as out:
         from tasks import promotions, registry
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
@@ -70,12 +68,12 @@ def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
 
 def history(name: Name, as_json: AsJson = False) -> None:
     """Show who promoted what when, and why."""
-    with _at_work(as_json, "history") as out:
+    with at_work(as_json, "history") as out:
         from rich.table import Table
 
         from tasks import promotions, registry
 
-        registry.require_name(name)
+        registry.require_versions(name)
         changes = promotions.history(name)
         if as_json:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
@@ -99,7 +97,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare a shadow or a canary with the champion, by the log of predictions and by labels that came later."""
-    with _at_work(as_json, "compare") as out:
+    with at_work(as_json, "compare") as out:
         from tasks import comparison, registry
 
         champion = registry.version_of(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
@@ -110,19 +108,6 @@ def compare(
         else:
             for line in comparison.in_words(compared):
                 out.print(line)
-
-
-@contextmanager
-def _at_work(as_json: bool, what: str) -> Iterator[Any]:
-    """The state folder is there, engines write into a log, errors are told as asked. Yields standard output."""
-    from tasks.settings import enter
-
-    with told(as_json):
-        log = enter().logs / f"{what}-{os.getpid()}.log"
-    from flows.display import engines_to_log
-
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
-        yield out
 
 
 def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
@@ -141,7 +126,10 @@ def _tell(
 ) -> None:
     tag = version.tags["bento"]
     refusing = [one for one in following if one.bento != tag]
-    if as_json and not refusing:
+    if not as_json:
+        for line in _in_words(version, promotion, following):
+            out.print(line)
+    elif not refusing:
         document = {
             "name": version.name,
             "version": int(version.version),
@@ -150,14 +138,6 @@ def _tell(
             "endpoints": [one.model_dump() for one in following],
         }
         out.file.write(json.dumps(document) + "\n")
-    elif promotion is None and not as_json:
-        out.print(f"{version.name} version {version.version} is the champion already")
-    elif promotion is not None and not as_json:
-        instead = "" if promotion.replaced is None else f", instead of version {promotion.replaced}"
-        out.print(f"{version.name} version {version.version} (bento {tag}) is the champion{instead}")
-    for one in following:
-        if one not in refusing and not as_json:
-            out.print(f"  the endpoint of process {one.pid} answers with it")
     if refusing:
         told_why = "; ".join(
             f"process {one.pid} goes on with {one.bento}: {one.why or 'no word yet'}" for one in refusing
@@ -168,3 +148,15 @@ def _tell(
             where=f"the processes that serve {version.name}",
             remedy=f"start them again if the version needs newer code; or bloomery rollback {version.name}",
         )
+
+
+def _in_words(version: ModelVersion, promotion: Promotion | None, following: list[Following]) -> Iterator[str]:
+    name, tag = f"{version.name} version {version.version}", version.tags["bento"]
+    if promotion is None:
+        yield f"{name} is the champion already"
+    else:
+        instead = "" if promotion.replaced is None else f", instead of version {promotion.replaced}"
+        yield f"{name} (bento {tag}) is the champion{instead}"
+    for one in following:
+        if one.bento == tag:
+            yield f"  the endpoint of process {one.pid} answers with it"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_contracts.errors import SettingInvalid
-from flows.telling import told
+from flows.telling import at_work
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -28,13 +28,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Serve a registered version's bento, in the foreground, until Ctrl-C."""
-    from tasks.settings import enter
-
-    with told(as_json):
-        at = enter().logs / f"serve-{os.getpid()}.log"
-    from flows.display import engines_to_log
-
-    with engines_to_log(at) as (out, err), told(as_json, out, err, at):
+    with at_work(as_json, "serve") as out:
         from tasks.processes import require_free
         from tasks.registry import BENTO, version_of
         from tasks.serving import require_bento, require_keys, serve_command, serve_environment

@@ -21,8 +21,7 @@ def versions(name: str) -> dict[str, Any]:
     """
     from tasks import registry
 
-    registry.require_name(name)
-    found = registry.versions(name)
+    found = registry.require_versions(name)
     champion = registry.champion(name)
     serving = None if champion is None else champion.version
     return {"name": name, "versions": [_facts(one, str(one.version) == str(serving)) for one in found]}

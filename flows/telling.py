@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -43,6 +44,22 @@ def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = Non
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
         _tell(document, text, as_json, out, err, log)
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def at_work(as_json: bool, what: str) -> Iterator[Any]:
+    """The state folder is there, engines write into a log named for `what`, errors are told as asked.
+
+    Yields standard output's console.
+    """
+    from tasks.settings import enter
+
+    with told(as_json):
+        log = enter().logs / f"{what}-{os.getpid()}.log"
+    from flows.display import engines_to_log
+
+    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+        yield out
 
 
 def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any, log: Path | None = None) -> None:

@@ -26,9 +26,10 @@ def names() -> list[str]:
     return sorted(model.name for model in client().search_registered_models())
 
 
-def require_name(name: str) -> None:
-    """Raises DataMissing where there is no version of that name."""
-    if not versions(name):
+def require_versions(name: str) -> list[ModelVersion]:
+    """All versions of `name`, newest first. Raises DataMissing where there is none."""
+    found = versions(name)
+    if not found:
         known = names()
         raise DataMissing(
             f"the registry has no {name!r}",
@@ -36,6 +37,7 @@ def require_name(name: str) -> None:
             where="the MLflow model registry",
             remedy="mend the name, or make a version with `bloomery run RECIPE`",
         )
+    return found
 
 
 def champion(name: str) -> ModelVersion | None:
