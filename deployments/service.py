@@ -27,7 +27,7 @@ from deployments.endpoint.http import Application
 from deployments.endpoint.image import image
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
-from deployments.endpoint.opening import open_endpoint, read_wishes
+from deployments.endpoint.opening import open_endpoint, read_versions, read_wishes
 from deployments.endpoint.versions import read_manifest
 
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
@@ -73,8 +73,8 @@ class Endpoint:
     def examine() -> None:
         """Before the first worker starts, since BentoML starts one that fails again and again."""
         settled(os.environ)
-        for artifacts in (ARTIFACTS, *read_wishes().artifacts()):
-            read_manifest(artifacts)
+        read_manifest(ARTIFACTS)
+        read_versions(ARTIFACTS, read_wishes())
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:

@@ -35,10 +35,13 @@ class Wishes(NamedTuple):
     shadow: Path | None = None
     log: Path | None = None
 
-    def artifacts(self) -> list[Path]:
-        """Of all versions that are wished for. Raises OutputCorrupt where there is no pointer."""
-        pointed = None if self.pointer is None else Path(read_pointer(self.pointer).artifacts)
-        return [one for one in (pointed, self.canary, self.shadow) if one is not None]
+
+class Versions(NamedTuple):
+    """Which answers, which answers a share of the requests, and whose answers are logged alone."""
+
+    champion: Version
+    canary: Version | None
+    shadow: Version | None
 
 
 def read_wishes(environment: Mapping[str, str] = os.environ) -> Wishes:
@@ -53,34 +56,46 @@ def read_wishes(environment: Mapping[str, str] = os.environ) -> Wishes:
     return Wishes(canary_share=share, **places)
 
 
+def read_versions(artifacts: Path, wishes: Wishes) -> Versions:
+    """The version that is pointed to or else the one in `artifacts`, and those that are wished for beside it.
+
+    Raises:
+        OutputCorrupt: a version cannot answer as it was measured.
+        SettingInvalid: the shadow reads columns that the version does not ask for.
+    """
+    champion = Version(artifacts) if wishes.pointer is None else load(read_pointer(wishes.pointer))
+    canary = None if wishes.canary is None else Version(wishes.canary)
+    shadow = None if wishes.shadow is None else Version(wishes.shadow)
+    if shadow is not None:
+        _require_columns(shadow, champion)
+    return Versions(champion, canary, shadow)
+
+
 def open_endpoint(application: Application, artifacts: Path, wishes: Wishes) -> Callable[[], None]:
     """Afterwards `application` answers, with the version that is pointed to or else the one in `artifacts`.
 
     Returns:
         A function that ends what was begun, after the last request.
 
-    Raises:
-        OutputCorrupt: a version that was wished for cannot answer as it was measured.
-        SettingInvalid: the shadow reads columns that the version does not ask for.
+    Raises as `read_versions` does.
     """
     measures, endings = application.measures, []
-    version = Version(artifacts) if wishes.pointer is None else load(read_pointer(wishes.pointer))
+    versions = read_versions(artifacts, wishes)
     if wishes.log is not None:
         log = PredictionLog(wishes.log, Bounds(), measures.lost_by_log)
-        if wishes.shadow is not None:
-            shadow = Shadow(Version(wishes.shadow), log, measures.lost_by_shadow)
-            _require_columns(shadow.version, version)
+        if versions.shadow is not None:
+            shadow = Shadow(versions.shadow, log, measures.lost_by_shadow)
             shadow.start()
             application.on_answered.append(shadow)
             endings.append(shadow.end)
         log.start()
         application.on_answered.append(log)
         endings.append(log.end)
-    if wishes.canary is not None:
-        application.try_out(Version(wishes.canary), wishes.canary_share)
-    application.use(version)
+    if versions.canary is not None:
+        application.try_out(versions.canary, wishes.canary_share)
+    application.use(versions.champion)
     if wishes.pointer is not None:
-        follower = Follower(wishes.pointer, version, application.use, measures.refused)
+        follower = Follower(wishes.pointer, versions.champion, application.use, measures.refused)
         follower.start()
         endings.insert(0, follower.end)
 

@@ -1,0 +1,160 @@
+"""A real endpoint that is asked more than it has room for, and one that is ended while it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.processes import free_port
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+CONNECTIONS = 64
+
+
+@pytest.fixture(scope="module")
+def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished state folder, whose version may be broken."""
+    home = tmp_path_factory.mktemp("strain") / ".bloomery"
+    shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
+    return home
+
+
+@pytest.fixture
+def served(
+    home: Path, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The champion behind `bloomery serve` with room for two requests, and its port."""
+    port = free_port()
+    log = (tmp_path / "log").open("wb")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port)],
+        env=clean_environment(home, BLOOMERY_SERVE_WAITING="2"),
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not is_ready(port):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        yield server, port
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.wait(timeout=30)
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def example_of(port: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """A request as the endpoint's page has it, and what it is answered when nobody else asks."""
+    url = f"http://127.0.0.1:{port}"
+    page = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+    body = page["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    return json.dumps(body).encode(), httpx.post(f"{url}/predict", json=body, trust_env=False).json()["predictions"]
+
+
+async def strain(port: int, body: bytes, num_each: int) -> list[httpx.Response]:
+    """What `CONNECTIONS` clients at once are answered, each of which asks `num_each` times."""
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    url, headers = f"http://127.0.0.1:{port}/predict", {"content-type": "application/json"}
+    async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=30) as client:
+
+        async def ask() -> list[httpx.Response]:
+            return [await client.post(url, content=body, headers=headers) for _ in range(num_each)]
+
+        return [one for answers in await asyncio.gather(*(ask() for _ in range(CONNECTIONS))) for one in answers]
+
+
+def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what_has_begun(
+    served: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    server, port = served
+    body, expected = example_of(port)
+    answers = asyncio.run(strain(port, body, num_each=10))
+    statuses = {one.status_code for one in answers}
+    assert statuses == {200, 503}, statuses
+    for one in answers:
+        if one.status_code == 200:
+            assert one.json()["predictions"] == expected
+        else:
+            assert int(one.headers["retry-after"]) >= 1
+            assert one.json()["error"]
+    assert is_ready(port)  # the strain is over
+
+    explained: list[httpx.Response] = []
+    url, headers = f"http://127.0.0.1:{port}/explain", {"content-type": "application/json"}
+    slow = threading.Thread(
+        target=lambda: explained.append(
+            httpx.post(url, content=body, headers=headers, trust_env=False, timeout=60)  # shap is imported meanwhile
+        )
+    )
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        connection.sendall(head % len(body) + body[:50])
+        slow.start()
+        time.sleep(0.5)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        connection.sendall(body[50:])
+        connection.settimeout(30)
+        told = b""
+        while more := connection.recv(65_536):
+            told += more
+    slow.join(timeout=60)
+    assert told.startswith(b"HTTP/1.1 200"), told[:200]
+    assert json.loads(told.partition(b"\r\n\r\n")[2])["predictions"] == expected
+    assert [one.status_code for one in explained] == [200]
+    assert server.wait(timeout=30) == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_error(
+    home: Path, finished: tuple[Path, dict[str, Any]], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    """Signed and whole, so that only its held-out rows tell: no worker is started again and again."""
+    tag = finished[1]["bento"]["tag"]
+    artifacts = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src" / "artifacts"
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from data_contracts.digests import digest_of_file\n"
+        "from tasks import signing\n"
+        "artifacts = Path(sys.argv[1])\n"
+        "examples = json.loads((artifacts / 'examples.json').read_text())\n"
+        "examples[0]['prediction']['label'] = 9 - examples[0]['prediction']['label']\n"
+        "(artifacts / 'examples.json').write_text(json.dumps(examples))\n"
+        "manifest = json.loads((artifacts / 'manifest.json').read_text())\n"
+        "manifest['files']['examples.json'] = digest_of_file(artifacts / 'examples.json')\n"
+        "(artifacts / 'manifest.json').write_text(json.dumps(manifest))\n"
+        "signing.sign(artifacts)\n"
+    )
+    environment = clean_environment(home)
+    subprocess.run([sys.executable, "-c", code, artifacts], env=environment, cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(free_port())]
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert ended.returncode != 0
+    assert "for a held-out row it answers" in ended.stdout + ended.stderr
