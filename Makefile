@@ -3,13 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint lock clean help
+.PHONY: run test up status down lint lock clean help
 
 run: .venv/.ready ## run the recipe `digits` end to end
 	@$(BIN)/bloomery run digits
 
 test: .venv/.ready lint ## check style, types and import rules, then run all tests
 	$(BIN)/python -m pytest
+
+up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
+	@$(BIN)/bloomery up
+
+status: .venv/.ready ## show what stands
+	@$(BIN)/bloomery status
+
+down: .venv/.ready ## end what `up` has started
+	@$(BIN)/bloomery down
 
 lint: .venv/.ready ## check style, types and import rules
 	$(BIN)/ruff check .

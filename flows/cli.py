@@ -20,6 +20,7 @@ from flows.init import init
 from flows.releases import compare, history, promote, rollback
 from flows.serve import serve
 from flows.telling import at_work, told
+from flows.up import down, status, up
 
 app = typer.Typer(
     name="bloomery",
@@ -34,7 +35,7 @@ app.add_typer(contracts.app, name="contract")
 app.add_typer(keys.app, name="key")
 app.command()(init)
 app.command()(serve)
-for command in (promote, rollback, history, compare):
+for command in (up, status, down, promote, rollback, history, compare):
     app.command()(command)
 app.command()(container)
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from tasks.settings import enter
+from tasks.settings import enter, settings
 
 enter()  # before the engines are imported, also in a worker's process
 
 from prefect import flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
+from pydantic import BaseModel  # noqa: E402
 
 from data_contracts.records import Release  # noqa: E402
 from flows.machine import require_machine  # noqa: E402
 from flows.order import in_order  # noqa: E402
 from flows.recipe import read_recipe  # noqa: E402
+from flows.slots import with_slots  # noqa: E402
+from flows.working import at_work_on  # noqa: E402
+from models.compression.budget import Budget  # noqa: E402
+from models.compression.config import Compression  # noqa: E402
+from models.config import Gates  # noqa: E402
+from models.networks.config import Model  # noqa: E402
+from models.training.config import Training  # noqa: E402
 from tasks import spark, store  # noqa: E402
 from tasks.choose import choose  # noqa: E402
 from tasks.compress import compress  # noqa: E402
@@ -32,29 +41,57 @@ STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
 # The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
 PLAIN: Any = SimpleNamespace(**{stage.name: stage for stage in STAGES})
 AS_TASKS: Any = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
+_SECTIONS = ("model", "training", "compression", "budget", "gates")
 
 
 def _run_name() -> str:
     """`digits r1a2b3c4d`: the recipe and the digest of all that it says."""
-    recipe = read_recipe(flow_run.parameters["recipe"])
+    recipe = read_recipe(flow_run.parameters["recipe"], _changes(flow_run.parameters))
     return f"{recipe.name} r{recipe.digest[:8]}"
 
 
+def _changes(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What was stated of the sections of a recipe, and no defaults."""
+    found = {}
+    for name in _SECTIONS:
+        stated = parameters.get(name)
+        if isinstance(stated, BaseModel):
+            stated = stated.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if stated:
+            found[name] = stated
+    return found
+
+
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
-def pipeline(recipe: str = "digits") -> Release:
+def pipeline(
+    recipe: str = "digits",
+    model: Model | None = None,
+    training: Training | None = None,
+    compression: Compression | None = None,
+    budget: Budget | None = None,
+    gates: Gates | None = None,
+) -> Release:
     """Move a recipe from rows to a served champion.
 
     Args:
         recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
+        model: values in the place of the recipe's; what is left out stays as the file has it.
+        training: likewise, such as {"epochs": 3}.
+        compression: likewise.
+        budget: likewise.
+        gates: likewise.
     """
-    wanted = read_recipe(recipe)
+    stated = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
+    wanted = read_recipe(recipe, _changes(stated))
     require_machine(wanted)
     store.sweep()
-    try:
-        source = locate(wanted.data, wanted.contract.personal_columns)
-        release = in_order(AS_TASKS, wanted, source, locate_start(wanted.training.start_from))
-    finally:
-        spark.stop()
+    stages = SimpleNamespace(**{**vars(AS_TASKS), "train": with_slots(AS_TASKS.train, wanted.gpu_slots)})
+    with at_work_on(flow_run.id, settings().home):
+        try:
+            source = locate(wanted.data, wanted.contract.personal_columns)
+            release = in_order(stages, wanted, source, locate_start(wanted.training.start_from))
+        finally:
+            spark.stop()
     if flow_run.id:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=f"{release.name} v{release.version} r{wanted.digest[:8]}")

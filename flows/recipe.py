@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from data_contracts.contract import Contract, read_contract
 from data_contracts.digests import digest_of_document
@@ -14,6 +15,7 @@ from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.sources import Data
 from flows.misfits import misfits
+from flows.schedule import Schedule
 from models.compression.budget import Budget
 from models.compression.config import Compression
 from models.config import Features, Gates, misplaced_limits
@@ -55,6 +57,11 @@ class RecipeFile(Document):
     compression: Annotated[Compression, BeforeValidator(_compression)] = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
+    schedule: Annotated[Schedule | None, Field(description="when it runs by itself, where `bloomery up` stands")] = None
+    gpu_slots: Annotated[
+        int,
+        Field(ge=0, description="how many of the machine's cards a training on a GPU has for itself; 0 shares them"),
+    ] = 1
 
 
 class Recipe(RecipeFile):
@@ -71,8 +78,10 @@ class Recipe(RecipeFile):
         return digest_of_document(self.model_dump(mode="json", by_alias=True))
 
 
-def read_recipe(reference: str) -> Recipe:
+def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that `reference` names: a name in `deployments/`, or a path.
+
+    `changes` are single values to put in the place of the file's, as a document of the same form.
 
     Raises:
         DataMissing: there is no such recipe or contract.
@@ -80,7 +89,7 @@ def read_recipe(reference: str) -> Recipe:
             fit each other.
     """
     path = _find(reference)
-    stated = read_document(path, RecipeFile, RecipeInvalid)
+    stated = changed(read_document(path, RecipeFile, RecipeInvalid), changes or {}, path)
     contract = read_contract(_find_contract(stated.contract, path))
     recipe = Recipe(
         **{
@@ -104,6 +113,39 @@ def read_recipe(reference: str) -> Recipe:
             remedy="mend the recipe's features, or the contract",
         )
     return recipe
+
+
+def changed(stated: RecipeFile, changes: Mapping[str, Any], path: Path) -> RecipeFile:
+    """The recipe with `changes` in it. Raises RecipeInvalid where it is none any more."""
+    if not changes:
+        return stated
+    document = _merged(stated.model_dump(mode="json", by_alias=True, exclude_unset=True), changes)
+    try:
+        return RecipeFile.model_validate(document)
+    except ValidationError as failure:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in failure.errors())
+        raise RecipeInvalid(
+            f"{path.name} with what this run changes: {told}",
+            required="values that the recipe could have in its file",
+            where=f"the parameters of the run: {', '.join(changes)}",
+            remedy="mend them, or leave them out",
+        ) from failure
+
+
+def _merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, but for one whose `kind` becomes another; all else is replaced."""
+    merged = dict(document)
+    for key, value in changes.items():
+        before = merged.get(key)
+        if (
+            isinstance(before, Mapping)
+            and isinstance(value, Mapping)
+            and before.get("kind") == value.get("kind", before.get("kind"))
+        ):
+            merged[key] = _merged(before, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _with_absolute_start(training: Training, folder: Path) -> Training:

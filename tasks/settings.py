@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_contracts.errors import StateUnwritable
+from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16")
@@ -25,7 +26,8 @@ class Settings:
 
     home: Path
     tracking_uri: str
-    prefect_api_url: str | None
+    prefect_api_url: str | None  # the user's own, or that of `bloomery up`
+    mlflow_url: str | None  # where a person looks at runs and versions, if a server stands
     spark_master: str
     litert_python: str | None
     signing_key: Path | None  # the user's own; else there is one in the state folder
@@ -53,10 +55,15 @@ def settings() -> Settings:
     """The settings of this process, from the environment as it is at the first call."""
     home = Path(os.environ.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
     signing_key = os.environ.get("BLOOMERY_SIGNING_KEY")
+    standing = read_standing(home)
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI")
+    is_server = tracking_uri is not None and tracking_uri.startswith("http")
     return Settings(
         home=home,
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow/mlflow.db",
-        prefect_api_url=os.environ.get("PREFECT_API_URL") or None,
+        # A server that `up` has started reads the same file, and to write to it directly is quicker.
+        tracking_uri=tracking_uri or f"sqlite:///{home}/mlflow/mlflow.db",
+        prefect_api_url=os.environ.get("PREFECT_API_URL") or (standing.prefect_api_url if standing else None),
+        mlflow_url=tracking_uri if is_server else standing.mlflow_url if standing else None,
         spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
         litert_python=os.environ.get("BLOOMERY_LITERT_PYTHON") or None,
         signing_key=Path(signing_key).expanduser().absolute() if signing_key else None,
@@ -89,6 +96,8 @@ def enter() -> Settings:
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(chosen.home / "matplotlib"),
     }
+    if chosen.prefect_api_url is not None:
+        ours["PREFECT_API_URL"] = chosen.prefect_api_url
     for name, value in (ours | instruction_set()).items():
         os.environ.setdefault(name, value)
     return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -103,6 +104,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tu
     ended = bloomery(home, "run", "digits", "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return home, json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="session")
+def copy_of(finished: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
+    """`copy_of(home)`: the finished state folder again. MLflow keeps absolute paths, so those are moved too."""
+
+    def copy(home: Path) -> Path:
+        shutil.copytree(finished[0], home)
+        code = (
+            "import sqlite3, sys\n"
+            "connection = sqlite3.connect(sys.argv[1])\n"
+            "tables = [('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'),"
+            " ('logged_models', 'artifact_location'), ('model_versions', 'storage_location')]\n"
+            "for table, column in tables:\n"
+            "    connection.execute(f'update {table} set {column} = replace({column}, ?, ?)', sys.argv[2:4])\n"
+            "connection.commit()\n"
+        )
+        database = home / "mlflow" / "mlflow.db"
+        subprocess.run([sys.executable, "-c", code, database, str(finished[0]), str(home)], check=True)
+        return home
+
+    return copy
 
 
 @pytest.fixture(scope="session")

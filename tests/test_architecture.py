@@ -56,3 +56,9 @@ def test_no_file_has_grown_past_its_room() -> None:
         for path in (ROOT / room).glob("*.py")
     ]
     assert {path.name: lines for path in sources if (lines := len(path.read_text().splitlines())) > 400} == {}
+
+
+def test_no_module_of_flows_hides_a_room() -> None:
+    """A Prefect worker puts the folder of a flow's file first on the path."""
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"deployments", "tasks", "models"}
+    assert not rooms & {path.stem for path in (ROOT / "flows").glob("*.py")}

@@ -30,7 +30,7 @@ def test_every_bloomery_command_parses_and_every_command_is_told_of() -> None:
 def test_every_make_command_is_a_target() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     told = {line.split()[1] for line in LINES if line.startswith("make ")}
-    assert told == {"run", "test"}
+    assert told == {"run", "test", "up", "status", "down"}
     assert told <= targets
 
 

@@ -1,0 +1,172 @@
+"""What Prefect's server has to know before it runs recipes by itself: deployments, pool, slots, what a dead run is.
+
+`python -m flows.registration RECIPE …` makes it so, and prints what is there as one JSON document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.recipe import Recipe, known_recipes, read_recipe
+from flows.slots import LIMIT
+from tasks.settings import enter
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.events.schemas.automations import AutomationCore
+
+POOL = "bloomery"
+HEARTBEAT_S = 30
+ROOT = Path(__file__).resolve().parent.parent
+_DEAD = "mark dead runs as crashed"
+
+
+def register(references: Sequence[str]) -> list[str]:
+    """Afterwards the server has a deployment `pipeline/NAME` for each recipe, and all that they need.
+
+    It may be called again at any time: what a recipe says now is what counts, its schedule too.
+
+    Returns:
+        The deployments' names.
+
+    Raises:
+        RecipeInvalid, DataMissing: of a recipe that cannot be read; nothing is registered then.
+    """
+    from prefect.client.orchestration import get_client
+
+    recipes = {reference: read_recipe(reference) for reference in references}
+    with get_client(sync_client=True) as client:
+        _ensure_pool(client)
+        _ensure_slots(client)
+        _ensure_automation(client, _crash_dead_runs())
+        return [_deploy(client, reference, recipe) for reference, recipe in recipes.items()]
+
+
+def _deploy(client: SyncPrefectClient, reference: str, recipe: Recipe) -> str:
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.pipeline import pipeline
+
+    place = reference if reference in known_recipes() else str(Path(reference).resolve())
+    client.create_deployment(
+        flow_id=client.create_flow(pipeline),
+        name=recipe.name,
+        description=recipe.description,
+        tags=["bloomery"],
+        parameters={"recipe": place},
+        parameter_openapi_schema=parameter_schema(pipeline).model_dump_for_openapi(),
+        enforce_parameter_schema=True,
+        schedules=_schedules(recipe),
+        concurrency_limit=1,  # a second run of one recipe waits
+        concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        work_pool_name=POOL,
+        entrypoint="flows/pipeline.py:pipeline",
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+    )
+    return f"pipeline/{recipe.name}"
+
+
+def _schedules(recipe: Recipe) -> list[DeploymentScheduleCreate]:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    stated = recipe.schedule
+    if stated is None:
+        return []
+    schedule: CronSchedule | IntervalSchedule
+    if stated.every is None:
+        schedule = CronSchedule(cron=stated.cron or "", timezone=stated.timezone)
+    else:
+        schedule = IntervalSchedule(interval=stated.every, timezone=stated.timezone)
+    return [DeploymentScheduleCreate(schedule=schedule, active=stated.active)]
+
+
+def _ensure_pool(client: SyncPrefectClient) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", description="runs of recipes"))
+
+
+def _ensure_slots(client: SyncPrefectClient) -> None:
+    num_cards = _num_cards()
+    if num_cards:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, num_cards)
+
+
+def _num_cards() -> int:
+    """Of NVIDIA's, as far as its own program tells: to ask torch takes seconds."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    listed = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=30)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
+    known = client.read_automations_by_name(wanted.name)
+    for superfluous in known[1:]:
+        client.delete_automation(superfluous.id)
+    if known:
+        client.update_automation(known[0].id, wanted)
+    else:
+        client.create_automation(wanted)
+
+
+def _crash_dead_runs() -> AutomationCore:
+    """The server does not do so by itself: a run that has told nothing for three heartbeats is crashed."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    heartbeat = "prefect.flow-run.heartbeat"
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", "AwaitingRetry", "Scheduled")
+    return AutomationCore(
+        name=_DEAD,
+        description="A flow run whose process sends no heartbeats any more is marked as crashed.",
+        enabled=True,
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in ends)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=3 * HEARTBEAT_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message="No heartbeat came for three times its interval.",
+                force=False,
+            )
+        ],
+    )
+
+
+def main() -> None:
+    enter()
+    from data_contracts.errors import BloomeryError
+
+    told: dict[str, Any]
+    try:
+        told = {"deployments": register(sys.argv[1:])}
+    except BloomeryError as error:
+        told = error.as_document()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
