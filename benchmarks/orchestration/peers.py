@@ -129,7 +129,7 @@ def printed(rounds: list[dict[str, dict[str, Spent]]], names: list[str], tempera
         for name in names:
             spent = [one[name][temperature] for one in rounds]
             ours = [one[OURS][temperature] for one in rounds]
-            wall, processor = ([one[k] for one in spent] for k in (0, 1))
+            wall, processor = [one.wall_s for one in spent], [one.processor_s for one in spent]
             rows.append(
                 [
                     f"{temperature}: {name}",
