@@ -111,8 +111,8 @@ def main() -> None:
             except Failed as failure:
                 raise SystemExit(str(failure)) from None
             for call in CALLS:
-                figures = [statistics.median(one[call][place] for one in rounds) for place in range(3)]
-                lines.append([f"{server}, {call}", *(f"{figure:.2f}" for figure in figures)])
+                medians = [statistics.median(one[call][place] for one in rounds) for place in range(3)]
+                lines.append([f"{server}, {call}", *(f"{figure:.2f}" for figure in medians)])
     print(f"{told.tasks} calls each; {machine(told.rounds)}; medians, per call\n")
     print(table(["server, how it is called", "wall (ms)", "processor (ms)", "server's processor (ms)"], lines))
     print("\n".join(["", *left_out]))
