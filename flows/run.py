@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 
@@ -18,14 +19,16 @@ from tasks.settings import enter, settings
 def run_recipe(reference: str) -> Release:
     """Run the recipe as a Prefect flow and return its release. Whatever a stage raises comes through.
 
-    While the Prefect server starts, on one core, the engines that the run will need are started on another.
+    While the Prefect server starts, on one core, the engines that the run will need are started on another. Where the
+    recipe has a release, no server is started before it is known that anything has to be computed.
     """
     enter()
     recipe = read_recipe(reference)
     require_machine(recipe)
     emit(StageStarted("start"))
     begin = time.perf_counter()
-    with prefect_api() as wait_until_ready, _engines_stopped():
+    with prefect_api() as start_server, _engines_stopped():
+        wait_until_ready = None if _was_released(recipe.name) else start_server()
         from flows.pipeline import pipeline
         from flows.plan import plan
 
@@ -37,11 +40,24 @@ def run_recipe(reference: str) -> Release:
             for step in planned.steps:
                 emit(StageEnded(step.stage, "found", step.seconds))
             return planned.release
+        wait_until_ready = wait_until_ready or start_server()
         missing = [step.stage for step in planned.steps if step.found is None]
         engines = _start_engines(missing, recipe.means)
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
         return pipeline(reference)
+
+
+def _was_released(name: str) -> bool:
+    """Whether a run of this state folder has ended in a release of that name, so that a run may have nothing to do.
+
+    A server that starts beside the looking costs more processor time than all of it.
+    """
+    for path in (settings().home / "stages" / "promote").glob("*/record.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if json.loads(path.read_text(encoding="utf-8"))["record"]["name"] == name:
+                return True
+    return False
 
 
 @contextlib.contextmanager

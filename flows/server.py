@@ -1,8 +1,8 @@
 """A Prefect server for the time of one run, where the user has none.
 
 Prefect would start one by itself, but only when the first flow asks, and it would outlive a killed run. This one
-starts at once, while the engines are imported, and ends with the run. Its database stays in the state folder, so
-`prefect server start` with the same PREFECT_HOME shows all runs.
+starts when the run says so, while the engines are imported, and ends with the run. Its database stays in the state
+folder, so `prefect server start` with the same PREFECT_HOME shows all runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _WITHOUT = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP
 
 
 @contextlib.contextmanager
-def prefect_api() -> Iterator[Callable[[], None]]:
-    """Call before prefect is imported. Yields a function that waits until the API answers.
+def prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
+    """Call before prefect is imported, which learns the server's address here.
 
-    With PREFECT_API_URL set there is nothing to start and nothing to wait for.
+    Yields a function that starts the server; that one returns another, which waits until the API answers. With
+    PREFECT_API_URL set there is nothing to start and nothing to wait for.
     """
     if settings().prefect_api_url is not None:
-        yield lambda: None
+        yield lambda: lambda: None
         return
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
@@ -45,27 +46,30 @@ def prefect_api() -> Iterator[Callable[[], None]]:
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
     ]
     lock = FileLock(settings().home / "prefect.lock")
-    # The first server of a state folder makes the database: a second one at the same time has to wait for that.
-    lock.acquire()
-    try:
-        with starting(
-            command,
-            is_ready=lambda: _answers(f"{api}/health"),
-            log=settings().logs / "prefect-server.log",
-            environment=environment,
-        ) as wait_until_ready:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.environ.pop, "PREFECT_API_URL")
+
+        def start() -> Callable[[], None]:
+            # The first server of a state folder makes the database: a second one at the same time has to wait for that.
+            lock.acquire()
+            stack.callback(lock.release)
+            wait_until_ready = stack.enter_context(
+                starting(
+                    command,
+                    is_ready=lambda: _answers(f"{api}/health"),
+                    log=settings().logs / "prefect-server.log",
+                    environment=environment,
+                )
+            )
+            stack.callback(_drain)
 
             def wait() -> None:
                 wait_until_ready()
                 lock.release()
 
-            try:
-                yield wait
-            finally:
-                _drain()
-    finally:
-        lock.release()
-        del os.environ["PREFECT_API_URL"]
+            return wait
+
+        yield start
 
 
 def _drain() -> None:

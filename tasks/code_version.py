@@ -14,6 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from data_contracts.digests import digest_of_document
 
@@ -48,10 +49,30 @@ _DISTRIBUTIONS = {
 def code_version(*modules: str) -> str:
     """The digest of all code that `modules` (dotted names) reach."""
     reached = {name: path for name, path in reach(*modules).items() if name not in _PLUMBING}
-    trees = {name: ast.parse(path.read_bytes()) for name, path in reached.items()}
-    packages = {imported.split(".")[0] for tree in trees.values() for imported in _imports(tree)}
-    code = {name: ast.dump(_without_docstrings(tree)) for name, tree in trees.items()}
+    sources = {name: _read(path) for name, path in reached.items()}
+    packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
+    code = {name: source.code for name, source in sources.items()}
     return digest_of_document({"code": code, "packages": versions(packages - _NO_SAY)})
+
+
+class _Source(NamedTuple):
+    """What of a file decides: the names that it imports, and its syntax tree in words."""
+
+    imports: tuple[str, ...]
+    code: str
+
+
+def _read(path: Path) -> _Source:
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+# Most stages reach most files: read anew for each of the eight, they took seven of a second run's processor seconds.
+@functools.cache
+def _parsed(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
+    tree = ast.parse(path.read_bytes())
+    imports = tuple(_imports(tree))
+    return _Source(imports, ast.dump(_without_docstrings(tree)))
 
 
 def reach(*modules: str) -> dict[str, Path]:
@@ -63,14 +84,13 @@ def reach(*modules: str) -> dict[str, Path]:
         path = None if name in reached else _source(name)
         if path is not None:
             reached[name] = path
-            imported = _imports(ast.parse(path.read_bytes()))
-            waiting += [one for one in imported if one.split(".")[0] in ROOMS]
+            waiting += [one for one in _read(path).imports if one.split(".")[0] in ROOMS]
     return dict(sorted(reached.items()))
 
 
 def packages_of(paths: Iterable[Path]) -> dict[str, str]:
     """The third-party packages that the files import, with the installed version of each, by distribution name."""
-    imported = {name.split(".")[0] for path in paths for name in _imports(ast.parse(path.read_bytes()))}
+    imported = {name.split(".")[0] for path in paths for name in _read(path).imports}
     return versions(imported)
 
 

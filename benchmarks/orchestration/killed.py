@@ -24,7 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from overhead import ROOT, environment
+from spent import ROOT, environment
 
 RECIPES = ("pendigits", "beijing-pm25", "clinc150", "adult")  # GRU, LSTM, Transformer, MLP
 PATIENCE_S = 1200

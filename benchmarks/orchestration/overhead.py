@@ -1,32 +1,42 @@
-"""What orchestration costs: `bloomery run digits` against the same stage functions in plain Python, in turns.
+"""What orchestration costs: `bloomery run` against the same stage functions in plain Python, in turns.
 
-    python benchmarks/orchestration/overhead.py --rounds 3
+    python benchmarks/orchestration/overhead.py [--rounds 1] [--server off on postgres] [--epochs N | --recipe NAME]
 
-Each round runs both from the start of the process to its end:
+`--epochs 400` trains `digits` for that many epochs, so that the run takes a minute or more; `--recipe pendigits` runs a
+recipe with data of its own, which BLOOMERY_DATA names. `--server` says which of them to measure:
 
-- cold: an empty state folder, so Prefect's and MLflow's databases are made too (plain Python makes MLflow's alone);
-- warm: a state folder with both databases, without any stage output;
+- off: no standing server. `bloomery run` starts its own for a run; MLflow keeps to a file of the state folder;
+- on: a Prefect server and an MLflow server, each on its SQLite file, which both forms use as far as they need them;
+- postgres: both servers on one PostgreSQL.
+
+Each round runs both forms from the start of the process to its end:
+
+- cold: an empty state folder. With the server off Prefect's and MLflow's databases are made too (plain Python makes
+  MLflow's alone); standing servers have made theirs before;
+- warm (server off): a state folder with both databases, without any stage output;
 - again: nothing changed, every stage found.
 
-It prints seconds and ratios as a Markdown table, the seconds of each stage, and whether all runs gave the same digests.
+It prints Markdown: wall-clock and processor seconds (of all processes, the standing servers' own beside them), what a
+no-change re-run takes beyond a process that imports the same modules, the seconds of each stage, and whether all runs
+gave the same digests.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+import yaml
+from servers import Servers, postgres_program, standing
+from spent import ROOT, Failed, Spent, environment, listed, machine, median_ratio, spend, table
 
 PLAIN = """
 import json, sys
@@ -34,44 +44,81 @@ from flows.pipeline import PLAIN, locate
 from flows.order import in_order
 from flows.recipe import read_recipe
 from tasks import events, spark
+from tasks.starts import locate_start
 stages = {}
 events.watch(lambda event: stages.update({event.name: event.seconds}) if isinstance(event, events.StageEnded) else None)
-recipe = read_recipe("digits")
-release = in_order(PLAIN, recipe, locate(recipe.data))
+recipe = read_recipe(sys.argv[1])
+source = locate(recipe.data, recipe.contract.personal_columns)
+release = in_order(PLAIN, recipe, source, locate_start(recipe.training.start_from))
 spark.stop()
 print("RESULT", json.dumps({"release": json.loads(release.model_dump_json(by_alias=True)), "stages": stages}))
 """
+# Writes down what `bloomery run` has imported at its end.
+TRACED = """
+import contextlib, json, sys
+from pathlib import Path
+from flows.cli import app
+names, sys.argv = sys.argv[1], ["bloomery", *sys.argv[2:]]
+with contextlib.suppress(SystemExit):
+    app()
+Path(names).write_text(json.dumps([name for name in sys.modules if name != "__main__"]))
+"""
+# Imports the same in the same order, and ends as `bloomery` does.
+IMPORTING = """
+import contextlib, importlib, json, os, sys
+from pathlib import Path
+from tasks.settings import enter
+enter()
+for name in json.loads(Path(sys.argv[1]).read_text()):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+os._exit(0)
+"""
+FORMS = ("prefect", "plain")
 
 
-def environment(home: Path) -> dict[str, str]:
-    foreign = ("PREFECT_", "MLFLOW_", "BENTOML_", "BLOOMERY_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
-        "BLOOMERY_HOME": str(home)
-    }
+class Taken(NamedTuple):
+    spent: Spent
+    servers_s: float  # processor seconds of the standing servers in that time
+    release: dict[str, Any]
+    stages: dict[str, float]
 
 
-def timed(command: list[str], home: Path) -> tuple[float, str]:
-    """Wall-clock seconds of a whole process, and what it printed."""
-    start = time.perf_counter()
-    ended = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if ended.returncode != 0:
-        raise SystemExit(f"{' '.join(command)[:80]} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
-    return seconds, ended.stdout
+class Measuring(NamedTuple):
+    """What all runs of one `--server` share."""
 
+    recipe: str
+    folder: Path
+    servers: Servers | None
 
-def orchestrated(home: Path) -> tuple[float, dict[str, Any]]:
-    seconds, printed = timed([sys.executable, "-m", "flows.cli", "run", "digits", "--json"], home)
-    return seconds, json.loads(printed)
+    def environment(self, home: Path) -> dict[str, str]:
+        return environment(home, **(self.servers.variables if self.servers else {}))
 
+    def script(self, name: str, text: str) -> str:
+        # A file: pyspark takes a main module without one for its own doctests, and exits.
+        path = self.folder / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
 
-def plain(home: Path) -> tuple[float, dict[str, Any], dict[str, float]]:
-    # From a file: pyspark takes a main module without one for its own doctests, and exits.
-    script = home.with_suffix(".py")
-    script.write_text(PLAIN, encoding="utf-8")
-    seconds, printed = timed([sys.executable, str(script)], home)
-    result = json.loads(printed.rpartition("RESULT")[2])
-    return seconds, result["release"], result["stages"]
+    def run(self, form: str, home: Path) -> Taken:
+        before = self.servers.processor_s() if self.servers else 0.0
+        if form == "prefect":
+            command = [sys.executable, "-m", "flows.cli", "run", self.recipe, "--json"]
+        else:
+            command = [sys.executable, self.script("plain", PLAIN), self.recipe]
+        spent = spend(command, self.environment(home))
+        servers_s = self.servers.processor_s() - before if self.servers else 0.0
+        if form == "prefect":
+            return Taken(spent, servers_s, json.loads(spent.printed), {})
+        result = json.loads(spent.printed.rpartition("RESULT")[2])
+        return Taken(spent, servers_s, result["release"], result["stages"])
+
+    def imports(self, home: Path) -> Spent:
+        """A process that imports what a no-change re-run imports, and does nothing with it."""
+        names = str(self.folder / "modules.json")
+        traced = [sys.executable, self.script("traced", TRACED), names, "run", self.recipe, "--json"]
+        spend(traced, self.environment(home))
+        return spend([sys.executable, self.script("importing", IMPORTING), names], self.environment(home))
 
 
 def without_outputs(home: Path) -> None:
@@ -88,48 +135,106 @@ def digests(release: dict[str, Any]) -> str:
     return json.dumps([parts, trained["digest"], onnx, release["bento"]["digest"]])
 
 
-def one_round(folder: Path, number: int) -> dict[str, Any]:
-    """Both forms, cold, warm and again; which of them goes first changes from round to round."""
-    ours, theirs = folder / f"prefect-{number}", folder / f"plain-{number}"
-    result: dict[str, Any] = {"digests": set()}
-    for temperature in ("cold", "warm", "again"):
-        for form in ("prefect", "plain") if number % 2 else ("plain", "prefect"):
-            home = ours if form == "prefect" else theirs
+def temperatures(server: str) -> tuple[str, ...]:
+    return ("cold", "warm", "again") if server == "off" else ("cold", "again")
+
+
+def one_round(measuring: Measuring, server: str, number: int) -> dict[str, Any]:
+    """Both forms at every temperature; which of them goes first changes from round to round."""
+    homes = {form: measuring.folder / f"{form}-{number}" for form in FORMS}
+    result: dict[str, Any] = {}
+    for temperature in temperatures(server):
+        for form in FORMS if number % 2 else FORMS[::-1]:
             if temperature == "warm":
-                without_outputs(home)
-            if form == "prefect":
-                seconds, release = orchestrated(home)
-            else:
-                seconds, release, stages = plain(home)
-                if temperature == "warm":
-                    result["stages"] = stages
-            result[f"{temperature} {form}"] = seconds
-            result["digests"].add(digests(release))
+                without_outputs(homes[form])
+            print(f"server {server}, round {number + 1}: {temperature}, {form}", file=sys.stderr)
+            result[f"{temperature} {form}"] = measuring.run(form, homes[form])
+    result["imports"] = measuring.imports(homes["prefect"])
     return result
+
+
+def row(server: str, temperature: str, rounds: list[dict[str, Any]]) -> list[str]:
+    ours, plain = ([one[f"{temperature} {form}"] for one in rounds] for form in FORMS)
+    cells = [f"{server}, {temperature}"]
+    for name in ("wall_s", "processor_s"):
+        figures = [[getattr(taken.spent, name) for taken in form] for form in (ours, plain)]
+        cells += [*(listed(one) for one in figures), f"{median_ratio(*figures):.3f}"]
+    return [*cells, *(listed([taken.servers_s for taken in form]) for form in (ours, plain))]
+
+
+@contextlib.contextmanager
+def measured_with(server: str, recipe: str, folder: Path) -> Iterator[Measuring]:
+    folder.mkdir()
+    if server == "off":
+        yield Measuring(recipe, folder, None)
+        return
+    with standing(folder, on_postgres=server == "postgres") as servers:
+        yield Measuring(recipe, folder, servers)
+
+
+def lengthened(epochs: int, folder: Path) -> str:
+    """`digits` with so many epochs, as a recipe of its own."""
+    recipe = yaml.safe_load((ROOT / "deployments" / "digits.yaml").read_text(encoding="utf-8"))
+    recipe["contract"] = str(ROOT / "data_contracts" / recipe["contract"])
+    recipe["training"] |= {"epochs": epochs}
+    path = folder / "digits-long.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return str(path)
+
+
+def tell(found: dict[str, list[dict[str, Any]]]) -> None:
+    heads = ["server, run", "`bloomery run`, wall (s)", "plain Python, wall (s)", "ratio, median"]
+    heads += ["`bloomery run`, processor (s)", "plain Python, processor (s)", "ratio, median"]
+    heads += ["standing servers, processor (s)", "the same for plain Python"]
+    lines = [
+        row(server, temperature, rounds) for server, rounds in found.items() for temperature in temperatures(server)
+    ]
+    print(f"{table(heads, lines)}\n")
+    lines = []
+    for server, rounds in found.items():
+        again = [one["again prefect"].spent.processor_s for one in rounds]
+        imports = [one["imports"].processor_s for one in rounds]
+        beyond = statistics.median(a - b for a, b in zip(again, imports, strict=True))
+        lines.append([server, listed(again, 2), listed(imports, 2), f"{beyond:.2f}"])
+    print("A no-change re-run, in processor seconds of all its processes:\n")
+    print(f"{table(['server', 'in all', 'imports alone', 'beyond imports, median'], lines)}\n")
+    server, rounds = next(iter(found.items()))
+    key = f"{temperatures(server)[-2]} plain"
+    lines = [
+        [stage, f"{statistics.median(one[key].stages[stage] for one in rounds):.2f}"] for stage in rounds[0][key].stages
+    ]
+    print(f"{table(['stage', f'seconds ({key} Python, server {server}, engines started too)'], lines)}\n")
+    every = [taken for rounds in found.values() for one in rounds for taken in one.values() if isinstance(taken, Taken)]
+    whole = {digests(taken.release) for taken in every}
+    same = "the same digests" if len(whole) == 1 else f"{len(whole)} different sets of digests"
+    print(f"All {len(every)} releases have {same}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds_wanted = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory() as folder:
-        rounds = [one_round(Path(folder), number) for number in range(rounds_wanted)]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {rounds_wanted} rounds\n")
-    print("| run | `bloomery run` (s) | plain Python (s) | ratio, median of rounds |\n| --- | ---: | ---: | ---: |")
-    for temperature in ("cold", "warm", "again"):
-        ours = [one[f"{temperature} prefect"] for one in rounds]
-        theirs = [one[f"{temperature} plain"] for one in rounds]
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        shown = " / ".join(f"{seconds:.1f}" for seconds in ours), " / ".join(f"{seconds:.1f}" for seconds in theirs)
-        print(f"| {temperature} | {shown[0]} | {shown[1]} | {ratio:.2f} |")
-    again = statistics.median(one["again prefect"] / one["cold prefect"] for one in rounds)
-    print(f"\nA second run takes {again:.1%} of the first (median).\n")
-    print("| stage | seconds (plain Python, warm, engines' start included) |\n| --- | ---: |")
-    for stage in rounds[0]["stages"]:
-        print(f"| {stage} | {statistics.median(one['stages'][stage] for one in rounds):.2f} |")
-    whole = set.union(*(one["digests"] for one in rounds))
-    same = "the same digests" if len(whole) == 1 else f"{len(whole)} different sets of digests"
-    print(f"\nAll {2 * 3 * rounds_wanted} releases have {same}.")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--server", nargs="+", choices=("off", "on", "postgres"), default=["off", "on", "postgres"])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--recipe", default="digits")
+    which.add_argument("--epochs", type=int, help="run digits with so many epochs")
+    told = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        recipe = lengthened(told.epochs, folder) if told.epochs else told.recipe
+        for server in told.server:
+            if server == "postgres" and postgres_program("postgres") is None:
+                print("- PostgreSQL is not installed: left out.")
+                continue
+            try:
+                with measured_with(server, recipe, folder / server) as measuring:
+                    found[server] = [one_round(measuring, server, number) for number in range(told.rounds)]
+            except Failed as failure:
+                raise SystemExit(str(failure)) from None
+    name = f"digits with {told.epochs} epochs" if told.epochs else told.recipe
+    print(f"{name}: {machine(told.rounds)}\n")
+    if found:
+        tell(found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""The eight stages as Kedro's nodes, in a project of its smallest form, which `kedro run` runs.
+
+    python by_kedro.py FOLDER    makes the project
+
+What a node returns is held in memory, as Kedro does by default.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import steps
+
+FILES = {
+    "pyproject.toml": '[tool.kedro]\npackage_name = "by_kedro_project"\nproject_name = "digits"\n'
+    'kedro_init_version = "{version}"\nsource_dir = "src"\n',
+    "src/by_kedro_project/__init__.py": "",
+    "src/by_kedro_project/settings.py": "",
+    "src/by_kedro_project/pipeline_registry.py": "from by_kedro import register_pipelines\n",
+    "conf/base/catalog.yml": "",
+    "conf/local/credentials.yml": "",
+}
+
+
+def register_pipelines() -> dict[str, Any]:
+    from kedro.pipeline import Pipeline, node
+
+    handed = [None, *steps.NAMES]
+    nodes = [
+        node(getattr(steps, name), inputs=before and f"{before}_record", outputs=f"{name}_record", name=name)
+        for before, name in zip(handed, steps.NAMES, strict=False)
+    ]
+    return {"__default__": Pipeline(nodes)}
+
+
+def main(folder: Path) -> None:
+    from kedro import __version__
+
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(version=__version__), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,143 @@
+"""Standing servers for a benchmark: Prefect's and MLflow's, on their own SQLite files or on a real PostgreSQL.
+
+They are started with the commands of `deployments/compose.yaml`, and end with the `with` block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from spent import ROOT
+
+from tasks.processes import free_port, starting
+
+DATABASES = ROOT / "deployments" / "kubernetes" / "databases.sql"
+_PATIENCE_S = 180
+
+
+class Servers(NamedTuple):
+    """Where they answer, as an engine's variables, and the processes whose seconds count."""
+
+    variables: dict[str, str]
+    pids: tuple[int, ...]
+
+    def processor_s(self) -> float:
+        """Processor seconds of the servers and all their processes until now."""
+        total = 0.0
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(pid)
+                for process in [root, *root.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        times = process.cpu_times()
+                        total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+
+def postgres_program(name: str) -> str | None:
+    """One of PostgreSQL's programs, which Debian does not put on the path; None where it is not installed."""
+    there = [*map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), shutil.which(name)]
+    return next(filter(None, there), None)
+
+
+@contextlib.contextmanager
+def standing(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
+    """Both servers, ready to answer, with everything that they keep in `folder`."""
+    with contextlib.ExitStack() as stack:
+        prefect_store, mlflow_store = {}, f"sqlite:///{folder}/mlflow.db"
+        database = None
+        if on_postgres:
+            database, port = stack.enter_context(_postgres())
+            address = f"bloomery@127.0.0.1:{port}"
+            prefect_store = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect"}
+            mlflow_store = f"postgresql://{address}/mlflow"
+        prefect, mlflow = free_port(), free_port()
+        bin_folder = Path(sys.executable).parent
+        common = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(folder)}
+        waits, before = [], {child.pid for child in psutil.Process().children()}
+        for name, port, path, command, variables in (
+            (
+                "prefect",
+                prefect,
+                "/api/ready",
+                ["prefect", "server", "start", "--host=127.0.0.1", f"--port={prefect}"],
+                {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", **prefect_store},
+            ),
+            (
+                "mlflow",
+                mlflow,
+                "/health",
+                [
+                    *("mlflow", "server", "--host=127.0.0.1", f"--port={mlflow}", "--workers=1"),
+                    *(f"--backend-store-uri={mlflow_store}", f"--artifacts-destination={folder}/artifacts"),
+                ],
+                {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            ),
+        ):
+            answers = _answers(f"http://127.0.0.1:{port}{path}")
+            log = folder / f"{name}.log"
+            cleared = ["env", "-i", *(f"{key}={value}" for key, value in (common | variables).items()), *command]
+            server = starting(cleared, is_ready=answers, log=log, timeout_s=_PATIENCE_S)
+            waits.append(stack.enter_context(server))
+        pids = {child.pid for child in psutil.Process().children()} - before
+        for wait in waits:
+            wait()
+        yield Servers(
+            {"PREFECT_API_URL": f"http://127.0.0.1:{prefect}/api", "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}"},
+            (*pids, *([database] if database else [])),
+        )
+
+
+@contextlib.contextmanager
+def _postgres() -> Iterator[tuple[int, int]]:
+    """Process id and port of a PostgreSQL with our two databases. It keeps its files as it does by default, synced."""
+    initdb, server, psql = (postgres_program(name) for name in ("initdb", "postgres", "psql"))
+    if initdb is None or server is None or psql is None:
+        raise SystemExit("PostgreSQL is not installed")
+    # It does not run as root, nor may it look into another user's folder.
+    user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
+    folder = subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True, **user).stdout.strip()
+    port = free_port()
+    try:
+        made = [initdb, "-D", f"{folder}/data", "--username=bloomery", "--auth=trust"]
+        subprocess.run(made, check=True, capture_output=True, cwd=folder, **user)
+        command = [server, "-D", f"{folder}/data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder]
+        with open(os.devnull, "wb") as log:
+            running = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **user)
+        try:
+            asking = [psql, "-h", "127.0.0.1", "-p", str(port), "-U", "bloomery", "-d", "postgres"]
+            deadline = time.monotonic() + _PATIENCE_S
+            while subprocess.run([*asking, "-c", "select 1"], capture_output=True).returncode:
+                if running.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("PostgreSQL does not answer")
+                time.sleep(0.1)
+            subprocess.run([*asking, "-f", str(DATABASES)], check=True, capture_output=True)
+            yield running.pid, port
+        finally:
+            running.terminate()
+            running.wait(timeout=30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def is_ready() -> bool:
+        try:
+            with opener.open(url, timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    return is_ready

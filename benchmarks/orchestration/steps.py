@@ -1,0 +1,85 @@
+"""The eight stages on `digits` as plain functions of what a peer hands on: each takes records and returns one.
+
+They are the stages of `bloomery run`, so a peer's run computes and writes the same, tracker and registry included.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_contracts.records import Bento, CheckedRows, Chosen, Dataset, Options, RawRows, Release, Trained
+    from flows.recipe import Recipe
+
+NAMES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
+
+
+@cache
+def _recipe() -> Recipe:
+    from tasks.settings import enter
+
+    enter()
+    from flows.recipe import read_recipe
+
+    return read_recipe("digits")
+
+
+def ingest() -> RawRows:
+    recipe = _recipe()
+    from tasks.ingest import ingest, locate
+
+    return ingest(locate(recipe.data, recipe.contract.personal_columns))
+
+
+def validate(rows: RawRows) -> CheckedRows:
+    recipe = _recipe()
+    from tasks.validate import validate
+
+    return validate(rows, recipe.contract)
+
+
+def prepare(checked: CheckedRows) -> Dataset:
+    recipe = _recipe()
+    from tasks import spark
+    from tasks.prepare import prepare
+
+    try:
+        return prepare(checked, recipe.features, recipe.means)
+    finally:
+        spark.stop()  # no later stage needs it, and some peers' processes end here
+
+
+def train(dataset: Dataset) -> Trained:
+    recipe = _recipe()
+    from tasks.train import train
+
+    return train(dataset, recipe.model, recipe.training, None, recipe.means)
+
+
+def compress(trained: Trained) -> Options:
+    recipe = _recipe()
+    from tasks.compress import compress
+
+    return compress(trained, recipe.compression)
+
+
+def choose(options: Options) -> Chosen:
+    recipe = _recipe()
+    from tasks.choose import choose
+
+    return choose(options, recipe.budget)
+
+
+def package(chosen: Chosen) -> Bento:
+    recipe = _recipe()
+    from tasks.package import package
+
+    return package(chosen, recipe.name)
+
+
+def promote(bento: Bento) -> Release:
+    recipe = _recipe()
+    from tasks.promote import promote
+
+    return promote(bento, recipe.gates)
