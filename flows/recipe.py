@@ -12,6 +12,7 @@ from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document, read_document
 from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
+from data_contracts.monitoring import Monitor
 from data_contracts.sources import Data
 from flows.misfits import misfits
 from models.compression.budget import Budget
@@ -55,6 +56,7 @@ class RecipeFile(Document):
     compression: Annotated[Compression, BeforeValidator(_compression)] = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
+    monitor: Annotated[Monitor, Field(description="what is watched of the version that answers")] = Monitor()
 
 
 class Recipe(RecipeFile):
@@ -68,7 +70,8 @@ class Recipe(RecipeFile):
 
     @property
     def digest(self) -> str:
-        return digest_of_document(self.model_dump(mode="json", by_alias=True))
+        """Of all that decides what a run makes."""
+        return digest_of_document(self.model_dump(mode="json", by_alias=True, exclude={"monitor"}))
 
 
 def read_recipe(reference: str) -> Recipe:
@@ -89,6 +92,7 @@ def read_recipe(reference: str) -> Recipe:
             "data": stated.data.absolute(path.parent),
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
+            "monitor": _with_absolute_labels(stated.monitor, path.parent),
         }
     )
     require_possible(recipe.model, recipe.training)
@@ -110,6 +114,12 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
     if training.start_from is None:
         return training
     return training.model_copy(update={"start_from": training.start_from.absolute(folder)})
+
+
+def _with_absolute_labels(monitor: Monitor, folder: Path) -> Monitor:
+    if monitor.labels is None:
+        return monitor
+    return monitor.model_copy(update={"labels": str(folder / Path(monitor.labels).expanduser())})
 
 
 def known_recipes() -> list[str]:
