@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -17,7 +17,7 @@ from data_contracts.sources import Data
 from flows.misfits import misfits
 from models.compression.budget import Budget
 from models.compression.config import Compression
-from models.config import Features, Gates, misplaced_limits
+from models.config import Features, Gates, Recent, misplaced_limits
 from models.networks.config import Model
 from models.search import require_possible
 from models.training.config import Training
@@ -93,6 +93,9 @@ def read_recipe(reference: str) -> Recipe:
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
             "monitor": _with_absolute_labels(stated.monitor, path.parent),
+            "gates": stated.gates.model_copy(
+                update={"recent": _with_absolute_labels(stated.gates.recent, path.parent)}
+            ),
         }
     )
     require_possible(recipe.model, recipe.training)
@@ -116,10 +119,13 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
     return training.model_copy(update={"start_from": training.start_from.absolute(folder)})
 
 
-def _with_absolute_labels(monitor: Monitor, folder: Path) -> Monitor:
-    if monitor.labels is None:
-        return monitor
-    return monitor.model_copy(update={"labels": str(folder / Path(monitor.labels).expanduser())})
+LabelledT = TypeVar("LabelledT", Monitor, Recent)
+
+
+def _with_absolute_labels(stated: LabelledT, folder: Path) -> LabelledT:
+    if stated.labels is None:
+        return stated
+    return stated.model_copy(update={"labels": str(folder / Path(stated.labels).expanduser())})
 
 
 def known_recipes() -> list[str]:

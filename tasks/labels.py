@@ -10,7 +10,6 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from data_contracts.errors import DataMissing
-from data_contracts.monitoring import Monitor
 from tasks.settings import settings
 
 PLACE = ["request", "row"]
@@ -18,13 +17,13 @@ _REQUIRED = "Parquet or CSV with the columns request and label, and row where re
 _READERS = {".parquet": pq.read_table, ".csv": pcsv.read_csv}
 
 
-def labels_of(name: str, monitor: Monitor) -> Path | None:
-    """Where labels of a model's requests arrive: what the recipe names, else a folder of the state folder.
+def labels_of(name: str, stated: str | None) -> Path | None:
+    """Where labels of a model's requests arrive: what a recipe has `stated`, else a folder of the state folder.
 
     None if nothing has arrived in that folder yet.
     """
-    if monitor.labels is not None:
-        return Path(monitor.labels)
+    if stated is not None:
+        return Path(stated)
     folder = settings().home / "labels" / name
     return folder if _files(folder) else None
 

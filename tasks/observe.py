@@ -71,7 +71,7 @@ def observe(version: ModelVersion, monitor: Monitor, since: datetime, until: dat
         )
     _require_known(monitor.columns, reference, tag)
     notes: list[str] = []
-    labels = labels_of(version.name, monitor)
+    labels = labels_of(version.name, monitor.labels)
     seen = _seen(folder, tag, watched, since, until, keep_answers=labels is not None)
     drifts: tuple[Drift, ...] = ()
     if seen.num_rows < monitor.min_rows:
