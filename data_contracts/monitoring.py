@@ -89,6 +89,7 @@ class VersionReference(Document):
     answers: Usual
     confidence: Usual | None = None
     task: Task
+    label: str  # its column in the contract
     score: Interval  # on the held-out rows
 
 

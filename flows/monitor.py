@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tasks.settings import enter
 
@@ -28,9 +27,14 @@ def _observe(name: str, monitor: Monitor, since: datetime, until: datetime) -> F
 
 
 @task(name="tell", cache_policy=NO_CACHE)
-def _tell(found: Findings, monitor: Monitor) -> Path:
-    findings.keep(found, monitor)
-    return findings.expose(found)
+def _tell(found: Findings, monitor: Monitor) -> str:
+    findings.expose(found)
+    return findings.keep(found, monitor)
+
+
+@task(name="page", cache_policy=NO_CACHE)
+def _page(found: Findings, monitor: Monitor, run_id: str) -> None:
+    findings.add_page(found, monitor, run_id)
 
 
 @flow(name="monitor", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
@@ -45,9 +49,9 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
     wanted = read_recipe(recipe)
     end = until or datetime.now(UTC)
     found = _observe(wanted.name, wanted.monitor, since or end - span(wanted.monitor.window), end)
-    _tell(found, wanted.monitor)
-    # Last: what it starts may look at what was kept.
+    run_id = _tell(found, wanted.monitor)
     findings.emit(found)
+    _page(found, wanted.monitor, run_id)  # takes its time, for which nobody has to wait
     if flow_run.id:
         verdict = f"{len(found.alarms)} alarms" if found.alarms else "no alarm"
         with get_client(sync_client=True) as client:

@@ -12,6 +12,7 @@ from data_contracts.monitoring import Findings, Monitor
 from data_contracts.scores import SCORES, score_in_words
 from tasks import tracking
 from tasks.artifacts import shown
+from tasks.drift_page import PAGE, can_draw, draw_page
 from tasks.drift_picture import draw_drifts
 from tasks.settings import settings
 
@@ -44,6 +45,19 @@ def keep(findings: Findings, monitor: Monitor) -> str:
             draw_drifts(findings, monitor.psi, Path(folder) / PICTURE)
         tracking.client().log_artifacts(run_id, folder)
     return run_id
+
+
+def add_page(findings: Findings, monitor: Monitor, run_id: str) -> None:
+    """Afterwards the MLflow run of a look that found drift has Evidently's page too, where Evidently is installed.
+
+    Of the others nobody would read it, and it takes longer than all else.
+    """
+    if not any(drift.is_drifted for drift in findings.drifts) or not can_draw():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PAGE
+        if draw_page(findings, monitor.psi, path):
+            tracking.client().log_artifact(run_id, str(path))
 
 
 def _figures(findings: Findings) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,11 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from data_contracts.checks import breaking, read_batch, row_rules
+from data_contracts.contract import Contract
 from data_contracts.errors import DataMissing
+from data_contracts.schemas import arrow_schema
+from tasks.package import artifacts_of
 from tasks.settings import settings
 
 PLACE = ["request", "row"]
@@ -46,6 +50,30 @@ def read_labels(place: Path) -> pa.Table:
     if len({table["label"].type for table in tables}) > 1:  # one file writes 3 and another "3"
         tables = [table.set_column(2, "label", table["label"].cast(pa.string())) for table in tables]
     return once(pa.concat_tables(tables))
+
+
+def kept_by(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:
+    """The labels that checked rows could have in `column`, in its type, and how many others there are.
+
+    Rows with such a label were set aside before training too, and one of them may outweigh a thousand others. Of a
+    column that is served as windows nothing is asked.
+    """
+    schema = arrow_schema(contract)
+    if column not in schema.names or pa.types.is_list(schema.field(column).type):
+        return labels, 0
+    found = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])
+    batch = read_batch(found, pa.schema([schema.field(column)]))
+    is_broken = np.zeros(labels.num_rows, dtype=bool)
+    for rule in row_rules(contract):
+        if rule.target == column and rule.severity == "error" and rule.kind != "expression":
+            is_broken |= breaking(rule, batch, {}).to_numpy(zero_copy_only=False)
+    kept = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
+    return kept.filter(pa.array(~is_broken)), int(is_broken.sum())
+
+
+def contract_of(tag: str) -> Contract:
+    """The contract in a bento."""
+    return Contract.model_validate_json((artifacts_of(tag) / "contract.json").read_text(encoding="utf-8"))
 
 
 def once(table: pa.Table) -> pa.Table:

@@ -30,7 +30,7 @@ from data_contracts.prediction_log import SHADOW, read_log, read_outcomes
 from models.drift import divergence, holm, weighted_accuracy
 from models.metrics import accuracy, rmse, share
 from tasks.alarms import alarms
-from tasks.labels import PLACE, labels_of, once, read_labels
+from tasks.labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
 from tasks.package import artifacts_of
 from tasks.registry import BENTO
 from tasks.settings import settings
@@ -80,7 +80,7 @@ def observe(version: ModelVersion, monitor: Monitor, since: datetime, until: dat
         drifts = _drifts(watched, seen.counts, monitor)
     if reference.part == "test":
         notes.append("training was private, so the reference is of held-out rows")
-    judged = _judged(labels, monitor, reference, seen, notes)
+    judged = _judged(tag, labels, monitor, reference, seen, notes)
     door = _door(folder, tag, seen.seconds, monitor, since, until)
     return Findings(
         name=version.name,
@@ -207,13 +207,16 @@ def _drifts(watched: dict[str, Usual], counts: dict[str, Counts], monitor: Monit
 
 
 def _judged(
-    place: Path | None, monitor: Monitor, reference: VersionReference, seen: _Seen, notes: list[str]
+    tag: str, place: Path | None, monitor: Monitor, reference: VersionReference, seen: _Seen, notes: list[str]
 ) -> Judged | None:
     if place is None:
         notes.append("no label has arrived, so nothing is known of how right the answers were")
         return None
     numbered = seen.answers.select(PLACE).append_column("at", pa.array(np.arange(seen.answers.num_rows)))
-    found = numbered.join(read_labels(place), PLACE, join_type="inner")
+    labels, num_broken = kept_by(contract_of(tag), reference.label, read_labels(place))
+    if num_broken:
+        notes.append(f"{num_broken:,} labels break the contract, as rows do that are set aside, and do not count")
+    found = numbered.join(labels, PLACE, join_type="inner")
     if found.num_rows < monitor.min_labels:
         notes.append(
             f"{found.num_rows:,} of {seen.answers.num_rows:,} rows have a label, which tells nothing of how right the "

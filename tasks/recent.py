@@ -15,7 +15,7 @@ from data_contracts.records import Interval
 from data_contracts.scores import LOSSES, SCORES, loss_in_words
 from models.config import Gates
 from tasks.gates import answers_of, read_bento
-from tasks.labels import PLACE, labels_of, once, read_labels
+from tasks.labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
 from tasks.settings import settings
 
 _MOST_ROWS = 20_000  # the newest
@@ -35,12 +35,15 @@ def require_not_worse_of_late(name: str, tag: str, champion: str | None, gates: 
     place = labels_of(name, gates.recent.labels)
     if place is None:
         return "no label of a row of late has arrived, so it was not compared on them"
-    rows, truth = _labelled(name, read_labels(place), datetime.now(UTC) - span(gates.recent.window))
+    ours, theirs = (read_bento(one) for one in (tag, champion))
+    if ours is None:
+        return "not compared on rows of late: the bento cannot be read"
+    labels, _ = kept_by(contract_of(tag), ours.features.label, read_labels(place))
+    rows, truth = _labelled(name, labels, datetime.now(UTC) - span(gates.recent.window))
     if len(truth) < gates.recent.min_rows:
         return f"{len(truth):,} rows of late have a label, fewer than {gates.recent.min_rows:,}: not compared on them"
-    ours, theirs = (read_bento(one) for one in (tag, champion))
     given = [None if one is None else answers_of(bento, one, rows) for bento, one in ((tag, ours), (champion, theirs))]
-    if ours is None or given[0] is None or given[1] is None:
+    if given[0] is None or given[1] is None:
         return "not compared on rows of late: the log has not all columns that both versions read"
     task = ours.features.task
     worse, limit = (

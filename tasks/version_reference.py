@@ -67,6 +67,7 @@ def version_reference(chosen: Chosen) -> VersionReference:
         answers=answers,
         confidence=confidence,
         task=dataset.task,
+        label=dataset.label,
         score=chosen.candidate.score,
     )
 

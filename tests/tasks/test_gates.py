@@ -60,7 +60,7 @@ def network(path: Path, task: Task, shift: float) -> None:
 
 
 @pytest.fixture
-def packaged(home: Path, release: Release) -> Any:
+def packaged(home: Path, release: Release, contract_of: Any) -> Any:
     """Makes a bento in the store whose network is wrong by `shift`, and the records of its answers."""
 
     def make(tag: str, task: Task, shift: float) -> Bento:
@@ -69,6 +69,11 @@ def packaged(home: Path, release: Release) -> Any:
         folder.mkdir(parents=True)
         (folder / "encoder.json").write_text(encoder.model_dump_json())
         (folder / "manifest.json").write_text(json.dumps({"is_row_by_row": False}))
+        kind = "number" if task == "regression" else "string"
+        contract = contract_of(
+            {"name": "x", "logicalType": "number"}, {"name": "y", "logicalType": kind, "required": True}
+        )
+        (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         network(folder / "model.onnx", task, shift)
         rows = rows_for(task)
         given = meant(encoder, outputs_of(session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False))

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_contracts.distributions import Cells, count_into, reference_of
 from data_contracts.errors import DataMissing
@@ -20,6 +22,7 @@ from data_contracts.monitoring import Findings, Monitor, Usual, VersionReference
 from data_contracts.prediction_log import OUTCOMES, Outcome
 from data_contracts.records import Interval
 from tasks import findings
+from tasks.drift_page import can_draw, draw_page, drawn
 from tasks.drift_picture import draw_drifts
 from tasks.observe import observe
 from tasks.version_reference import measured
@@ -38,7 +41,7 @@ def usual(cells: Cells, values: Any) -> Usual:
 
 
 @pytest.fixture
-def packaged(home: Path) -> VersionReference:
+def packaged(home: Path, contract_of: Any) -> VersionReference:
     """What is usual for a version that lies in the store."""
     age = RNG.normal(40, 10, 2_000)
     reference = VersionReference(
@@ -50,11 +53,15 @@ def packaged(home: Path) -> VersionReference:
         answers=usual(Cells(values=("old", "young")), ["old", "young"] * 500),
         confidence=usual(Cells(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
         task="classification",
+        label="label",
         score=Interval(value=0.9, low=0.88, high=0.92),
     )
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "people" / "one" / "src" / "artifacts"
     folder.mkdir(parents=True)
     (folder / "reference.json").write_text(reference.model_dump_json(by_alias=True, exclude_defaults=True))
+    one_of = {"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": ["old", "young"]}}
+    contract = contract_of({"name": "label", "logicalType": "string", "required": True, "quality": [one_of]})
+    (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
     return reference
 
 
@@ -148,9 +155,11 @@ def test_labels_tell_how_right_answers_were_once_there_are_enough(
     labels = ["old" if n < 300 or n % 2 else "young" for n in range(600)]
     table = pa.table({"request": names[200:], "label": labels[200:]})
     pq.write_table(table, place / "second.parquet")
+    pq.write_table(pa.table({"request": ["r199", "r198"], "label": ["ancient", "none"]}), place / "third.parquet")
     found = look()
     assert found.judged is not None
     assert found.judged.num_labelled == 449
+    assert any("2 labels break the contract" in note for note in found.notes)
     assert found.judged.score.value == pytest.approx((149 + 150) / 449)
     assert found.judged.weighted is not None
     assert found.judged.weighted.value == pytest.approx(0.75)
@@ -241,3 +250,36 @@ def test_what_is_missing_is_told(home: Path, request: pytest.FixtureRequest) -> 
 def test_arrays_and_texts_count_by_one_figure(measure: Any, values: list[Any], expected: list[Any]) -> None:
     assert measured(pa.array(values), measure).to_pylist() == expected
     assert measured(pa.array([values[-1], *values]).slice(1), measure).to_pylist() == expected  # a slice of a batch
+
+
+@given(
+    shares=st.lists(st.integers(0, 50), min_size=4, max_size=8).filter(sum),
+    num_rows=st.integers(1, 500),
+    is_number=st.booleans(),
+)
+def test_what_evidently_is_given_falls_into_the_cells_as_counted(
+    shares: list[int], num_rows: int, is_number: bool
+) -> None:
+    whole = tuple(share / sum(shares) for share in shares)
+    num_cells = len(shares) - 2
+    edges = Cells(edges=tuple(float(2**place) for place in range(num_cells - 1)))
+    cells = edges if is_number else Cells(values=tuple(f"v{place}" for place in range(num_cells)))
+    values = drawn(cells, whole, num_rows)
+    assert len(values) == num_rows
+    counts = count_into(cells, pa.array(values, pa.float64() if is_number else pa.string()))
+    told = [*counts.counts, counts.num_other, counts.num_null]
+    if is_number:  # a number that is none is missing to Evidently
+        told[-2:], whole = [sum(told[-2:])], (*whole[:-2], sum(whole[-2:]))
+    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(told, whole, strict=True))
+
+
+@pytest.mark.slow
+def test_evidently_draws_a_page_that_needs_no_network(packaged: Any, log: Any, tmp_path: Path) -> None:
+    pytest.importorskip("litestar", reason="the extra `monitoring` is not installed")
+    log(RNG.normal(55, 10, 600))
+    assert can_draw()
+    assert draw_page(look(), 0.2, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "age" in page
+    assert 'src="http' not in page
+    assert [path.name for path in tmp_path.glob("report*")] == ["report.html"]
