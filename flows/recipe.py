@@ -99,9 +99,15 @@ def read_recipe(reference: str) -> Recipe:
         }
     )
     require_possible(recipe.model, recipe.training)
+    read = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
         *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
+        *(
+            f"monitor.columns names {name!r}, which the network does not read"
+            for name in recipe.monitor.columns or ()
+            if name not in read
+        ),
     ]
     if problems:
         raise RecipeInvalid(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from data_contracts.monitoring import Findings, Monitor
 from data_contracts.scores import SCORES, score_in_words
 from tasks import tracking
@@ -29,15 +31,20 @@ def resource_of(name: str) -> str:
 def keep(findings: Findings, monitor: Monitor) -> str:
     """Afterwards an MLflow run of the model's experiment has figures, findings and a picture. Returns its id."""
     with (
+        # One at a time, so that what a killed look has left is known to be left, and is ended.
+        FileLock(settings().home / f"monitor-{findings.name}.lock"),
         tracking.logged_run(
             findings.name,
-            f"monitor v{findings.version} {findings.until:%Y-%m-%d %H:%M}",
-            stage_key=f"monitor-{findings.bento}-{findings.since.isoformat()}-{findings.until.isoformat()}",
+            "monitor",
+            stage_key=f"monitor-{findings.name}",
             tags={"bloomery.kind": "monitor", "bento": findings.bento, "drifted": str(findings.has_drifted).lower()},
         ) as run_id,
         tempfile.TemporaryDirectory() as folder,
     ):
-        tracking.log_params(run_id, {"since": findings.since.isoformat(), "until": findings.until.isoformat()})
+        tracking.log_params(
+            run_id,
+            {"version": findings.version, "since": findings.since.isoformat(), "until": findings.until.isoformat()},
+        )
         tracking.log_figures(run_id, dict(_figures(findings)))
         (Path(folder) / "findings.json").write_text(findings.model_dump_json(indent=1), encoding="utf-8")
         (Path(folder) / "findings.md").write_text(as_markdown(findings, None), encoding="utf-8")

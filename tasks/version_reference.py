@@ -149,7 +149,7 @@ def _usual(engine: DuckDBPyConnection, watched: _Watched, num_cells: int) -> Usu
         shares = ", ".join(str(place / num_cells) for place in range(1, num_cells))
         ((edges,),) = engine.execute(f"select quantile_disc({name}, [{shares}]) from rows").fetchall()
         cells = Cells(edges=tuple(sorted({float(edge) for edge in edges})))
-    batches: pa.RecordBatchReader = engine.execute(f"select {name} from rows").to_arrow_reader()
+    batches: pa.RecordBatchReader = engine.sql(f"select {name} from rows").to_arrow_reader()
     counts = functools.reduce(operator.add, (count_into(cells, batch.column(0)) for batch in batches))
     return Usual(measure=measure, num_rows=counts.num_rows, shares=reference_of(counts))
 
