@@ -39,7 +39,7 @@ def monitor(
             from tasks.findings import in_words
 
             for line in in_words(found):
-                out.print(line, highlight=False, markup=False)
+                out.print(line, highlight=False, markup=False, soft_wrap=True)
         out.file.flush()
     if fail_on_drift and found.has_drifted:
         raise SystemExit(_BROKEN)

@@ -59,23 +59,24 @@ def draw_page(findings: Findings, limit: float, path: Path) -> bool:
 def drawn(cells: Cells, shares: tuple[float, ...], num_rows: int) -> list[float | str | None]:
     """`num_rows` values that fall into the cells as `shares` says, as evenly as whole rows can; then other, then null.
 
-    Numbers lie evenly between the edges of their cell; beyond the outer edges as far as the next cell is wide.
+    Numbers lie evenly between the edges of their cell; beyond the outer edges as far as the next cell is wide. Names
+    are texts, also those of other values and of null.
     """
     ends = np.rint(np.cumsum(shares) * num_rows).astype(int)
     counts = np.diff(ends, prepend=0)
     found: list[float | str | None] = []
     if cells.edges is None:
-        for value, count in zip(cells.values or (), counts[:-2].tolist(), strict=True):
-            found += [str(value)] * count
-        found += ["(other)"] * int(counts[-2])
-    else:
-        edges = np.array(cells.edges)
-        widths = (edges[1] - edges[0], edges[-1] - edges[-2]) if len(edges) > 1 else (1.0, 1.0)
-        bounds = [edges[0] - widths[0], *edges, edges[-1] + widths[1]]
-        for place, count in enumerate(counts[:-2].tolist()):
-            found += np.linspace(bounds[place], bounds[place + 1], count, endpoint=False).tolist()
-        found += [None] * int(counts[-2])
-    return found + [None] * int(counts[-1])
+        # What is missing is a name of its own: Evidently leaves nulls out of a comparison.
+        names = [*map(str, cells.values or ()), "(other)", "(missing)"]
+        for name, count in zip(names, counts.tolist(), strict=True):
+            found += [name] * count
+        return found
+    edges = np.array(cells.edges)
+    widths = (edges[1] - edges[0], edges[-1] - edges[-2]) if len(edges) > 1 else (1.0, 1.0)
+    bounds = [edges[0] - widths[0], *edges, edges[-1] + widths[1]]
+    for place, count in enumerate(counts[:-2].tolist()):
+        found += np.linspace(bounds[place], bounds[place + 1], count, endpoint=False).tolist()
+    return found + [None] * int(counts[-2:].sum())
 
 
 def _frame(columns: dict[str, list[float | str | None]]) -> pd.DataFrame:
