@@ -17,6 +17,7 @@ import typer
 from flows import contracts, keys
 from flows.container import container
 from flows.init import init
+from flows.monitoring import monitor
 from flows.releases import compare, history, promote, rollback
 from flows.serve import serve
 from flows.telling import at_work, told
@@ -38,6 +39,7 @@ app.command()(serve)
 for command in (up, status, down, promote, rollback, history, compare):
     app.command()(command)
 app.command()(container)
+app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

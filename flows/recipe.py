@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -13,17 +13,19 @@ from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document, read_document
 from data_contracts.errors import DataMissing, RecipeInvalid
 from data_contracts.means import Engine, SparkMeans
+from data_contracts.monitoring import Monitor
 from data_contracts.sources import Data
 from flows.misfits import misfits
 from flows.schedule import Schedule
 from models.compression.budget import Budget
 from models.compression.config import Compression
-from models.config import Features, Gates, misplaced_limits
+from models.config import Features, Gates, Recent, misplaced_limits
 from models.networks.config import Model
 from models.search import require_possible
 from models.training.config import Training
 from tasks.bring import bring
 
+_OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor"}
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
 
@@ -62,6 +64,7 @@ class RecipeFile(Document):
         int,
         Field(ge=0, description="how many of the machine's cards a training on a GPU has for itself; 0 shares them"),
     ] = 1
+    monitor: Annotated[Monitor, Field(description="what is watched of the version that answers")] = Monitor()
 
 
 class Recipe(RecipeFile):
@@ -75,7 +78,10 @@ class Recipe(RecipeFile):
 
     @property
     def digest(self) -> str:
-        return digest_of_document(self.model_dump(mode="json", by_alias=True))
+        """Of all that decides what a run makes."""
+        return digest_of_document(
+            self.model_dump(mode="json", by_alias=True, exclude={"monitor", "schedule", "gpu_slots"})
+        )
 
 
 def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -98,12 +104,22 @@ def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Rec
             "data": stated.data.absolute(path.parent),
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
+            "monitor": _with_absolute_labels(stated.monitor, path.parent),
+            "gates": stated.gates.model_copy(
+                update={"recent": _with_absolute_labels(stated.gates.recent, path.parent)}
+            ),
         }
     )
     require_possible(recipe.model, recipe.training)
+    read = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
         *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
+        *(
+            f"monitor.columns names {name!r}, which the network does not read"
+            for name in recipe.monitor.columns or ()
+            if name not in read
+        ),
     ]
     if problems:
         raise RecipeInvalid(
@@ -152,6 +168,15 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
     if training.start_from is None:
         return training
     return training.model_copy(update={"start_from": training.start_from.absolute(folder)})
+
+
+LabelledT = TypeVar("LabelledT", Monitor, Recent)
+
+
+def _with_absolute_labels(stated: LabelledT, folder: Path) -> LabelledT:
+    if stated.labels is None:
+        return stated
+    return stated.model_copy(update={"labels": str(folder / Path(stated.labels).expanduser())})
 
 
 def known_recipes() -> list[str]:

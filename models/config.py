@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from data_contracts.documents import Document
 from data_contracts.layouts import Task
+from data_contracts.monitoring import Span
 from models.compression.budget import Budget
 from models.features.inputs import Count, Input, SeriesInput, ShapedInput
 from models.splits import Split
@@ -88,6 +89,16 @@ class Features(Document):
         return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
 
 
+class Recent(Document):
+    """Which logged rows both versions are asked, once their labels have come: those of the last `window`."""
+
+    window: Span = "30d"
+    min_rows: Annotated[int, Field(ge=10, description="with fewer labelled rows nothing is compared")] = 200
+    labels: Annotated[
+        str | None, Field(description="where labels arrive, as in `monitor`; left out, labels/NAME of the state folder")
+    ] = None
+
+
 class Gates(Document):
     """What a packaged version must reach before it may replace the champion."""
 
@@ -107,6 +118,9 @@ class Gates(Document):
         ),
     ] = 0.01
     num_rows: Annotated[Count, Field(description="held-out rows that the bento is asked over HTTP")] = 100
+    recent: Annotated[
+        Recent, Field(description="the version is no worse than the champion on these either, by the same limit")
+    ] = Recent()
 
 
 # The limits that belong to one task, and what is stated in their place for the other.

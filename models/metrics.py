@@ -17,15 +17,19 @@ Z_95 = 1.959963984540054  # the two-sided 95% point of the normal distribution
 
 
 def accuracy(correct: np.ndarray) -> Interval:
-    """The share of `correct` (bool, any length from 1) with Wilson's 95% score interval.
+    """The share of `correct` (bool, any length from 1), as in `share`."""
+    return share(int(np.sum(correct)), len(correct))
+
+
+def share(num_hits: int, num_all: int) -> Interval:
+    """`num_hits` of `num_all`, at least one, as a share with Wilson's 95% score interval.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    n = len(correct)
-    share = float(np.mean(correct))
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
-    return Interval(value=share, low=max(min(centre - half, share), 0.0), high=min(max(centre + half, share), 1.0))
+    n, value = num_all, num_hits / num_all
+    centre = (value + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(value * (1 - value) / n + Z_95**2 / (4 * n * n))
+    return Interval(value=value, low=max(min(centre - half, value), 0.0), high=min(max(centre + half, value), 1.0))
 
 
 def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Interval:

@@ -8,22 +8,22 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec
 
-from data_contracts.records import Bento, CheckedRows, Record, Release, Trained, describe
+from data_contracts.records import Bento, CheckedRows, Release, Trained, describe
 from data_contracts.scores import SCORES, figure_in_words
 from tasks.settings import settings
 
-RecordT = TypeVar("RecordT", bound=Record)
+P = ParamSpec("P")
 
 
-def shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
+def shown(function: Callable[P, None]) -> Callable[P, None]:
     """The same function, whose failure is no more than a warning in the log."""
 
     @functools.wraps(function)
-    def show(record: RecordT) -> None:
+    def show(*arguments: P.args, **named: P.kwargs) -> None:
         try:
-            function(record)
+            function(*arguments, **named)
         except Exception:
             logging.getLogger(__name__).warning("the artifact %s is missing", function.__name__, exc_info=True)
 

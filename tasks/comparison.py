@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_contracts.documents import Document
 from data_contracts.errors import DataMissing, ReleaseRefused
@@ -15,9 +14,8 @@ from data_contracts.layouts import Task
 from data_contracts.prediction_log import SHADOW, read_log
 from data_contracts.records import Interval
 from data_contracts.scores import LOSSES, SCORES, loss_in_words
+from tasks.labels import PLACE, once, read_labels
 from tasks.settings import settings
-
-_PLACE = ["request", "row"]
 
 
 class Comparison(Document):
@@ -50,9 +48,9 @@ def compare(name: str, champion: str, challenger: str | None, labels: Path | Non
     shadows = logged.filter(pc.equal(logged["role"], SHADOW))
     if challenger is None and shadows.num_rows:
         challenger = pc.take(shadows["version"], [shadows.num_rows - 1])[0].as_py()
-    theirs = _once(shadows.filter(pc.equal(shadows["version"], challenger or "")))
+    theirs = once(shadows.filter(pc.equal(shadows["version"], challenger or "")))
     is_ours = pc.and_(pc.not_equal(logged["role"], SHADOW), pc.equal(logged["version"], champion))
-    pairs = _once(logged.filter(is_ours)).join(theirs, _PLACE, join_type="inner", right_suffix="_theirs")
+    pairs = once(logged.filter(is_ours)).join(theirs, PLACE, join_type="inner", right_suffix="_theirs")
     if not pairs.num_rows:
         raise _nothing(name, champion, challenger)
     pairs = pairs.sort_by("at")
@@ -68,7 +66,7 @@ def compare(name: str, champion: str, challenger: str | None, labels: Path | Non
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
     )
-    return compared if labels is None else _judged(compared, pairs.select(_PLACE), ours, others, labels)
+    return compared if labels is None else _judged(compared, pairs.select(PLACE), ours, others, labels)
 
 
 def require(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
@@ -120,9 +118,9 @@ def in_words(compared: Comparison) -> list[str]:
 def _judged(compared: Comparison, places: pa.Table, ours: np.ndarray, theirs: np.ndarray, labels: Path) -> Comparison:
     from models.metrics import accuracy_drop, rmse_rise
 
-    known = _labels(labels)
+    known = read_labels(labels)
     numbered = places.append_column("at", pa.array(np.arange(places.num_rows)))
-    found = numbered.join(known, _PLACE, join_type="inner")
+    found = numbered.join(known, PLACE, join_type="inner")
     if not found.num_rows:
         raise DataMissing(
             f"{labels} has a label for none of the {places.num_rows:,} rows that both have answered",
@@ -149,36 +147,13 @@ def _judged(compared: Comparison, places: pa.Table, ours: np.ndarray, theirs: np
     )
 
 
-def _labels(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as failure:
-        raise DataMissing(
-            f"{path} cannot be read: {failure}",
-            required="a Parquet file with the columns request and label, and row where requests have several",
-            where=str(path),
-            remedy="check the name",
-        ) from failure
-    missing = {"request", "label"} - set(table.column_names)
-    if missing:
-        raise DataMissing(
-            f"{path} has no column {', '.join(sorted(missing))}",
-            required="the columns request and label, and row where requests have several",
-            where=str(path),
-            remedy="name the columns so",
-        )
-    row = table["row"] if "row" in table.column_names else pa.array(np.zeros(table.num_rows))
-    named = {"request": table["request"].cast(pa.string()), "row": row.cast(pa.int32()), "label": table["label"]}
-    return _once(pa.table(named))
-
-
 def _folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
 def _logged(name: str) -> pa.Table:
     """What is logged under a name, without the columns that were asked."""
-    tables = list(read_log(_folder(name), ["at", *_PLACE, "version", "role", "run_seconds", "answer"]))
+    tables = list(read_log(_folder(name), ["at", *PLACE, "version", "role", "run_seconds", "answer"]))
     if not tables:
         raise _nothing(name, None, None)
     flat = [table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables]
@@ -192,13 +167,6 @@ def _nothing(name: str, champion: str | None, challenger: str | None) -> DataMis
         where=str(_folder(name)),
         remedy=f"serve both for a while: bloomery serve {name} --shadow {name}:VERSION",
     )
-
-
-def _once(table: pa.Table) -> pa.Table:
-    """The last of the rows that have one place, since a client may use an id again."""
-    numbered = table.append_column("order", pa.array(np.arange(table.num_rows)))
-    last = numbered.group_by(_PLACE).aggregate([("order", "max")])["order_max"]
-    return table.take(last)
 
 
 def _answers(answers: pa.ChunkedArray) -> np.ndarray:

@@ -52,12 +52,12 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -
     Raises:
         ReleaseRefused: this version may be worse by more than the gates allow, or answers another kind of question.
     """
-    tag = None if former is None else former.tags.get(registry.BENTO)
+    tag = registry.bento_of(former)
     if tag is None or tag == bento.tag:
         return
     dataset = bento.chosen.options.trained.dataset
     task = dataset.task
-    champion = _read_champion(tag)
+    champion = read_bento(tag)
     if champion is None:  # whatever a former version holds, it must not stop the next one
         return
     if champion.features.task != task:
@@ -67,7 +67,7 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -
             where="the recipe's features.task and name",
             remedy="give the recipe another name: who asks the champion would not understand the answers",
         )
-    theirs = _answers_of(tag, champion, held_out_rows(bento.chosen))
+    theirs = answers_of(tag, champion, held_out_rows(bento.chosen))
     if theirs is None:  # the champion reads other columns: there is nothing to compare
         return
     worse = _compared(bento, theirs)
@@ -99,16 +99,16 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
     return rmse_rise(truth[order], theirs[order], ours[order])
 
 
-def _read_champion(tag: str) -> Encoder | None:
-    """The encoder in another bento; None if this code cannot read it."""
+def read_bento(tag: str) -> Encoder | None:
+    """The encoder in a bento; None if this code cannot read it."""
     try:
         return read_encoder(artifacts_of(tag) / "encoder.json")
     except (OSError, ValueError):
         return None
 
 
-def _answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
-    """The labels or figures that another bento's own files give for raw rows; None if it cannot read them."""
+def answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
+    """The labels or figures that a bento's own files give for raw rows; None if it cannot read them."""
     from models.answers import meant, outputs_of
     from models.runtime import session
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.errors import EngineMissing
+from data_contracts.monitoring import REFERENCE
 from data_contracts.records import Bento, Chosen, describe
 from data_contracts.scores import SCORES
 from data_contracts.served import served
@@ -26,6 +27,7 @@ from tasks.pins import pinned
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
+from tasks.version_reference import version_reference
 
 _SERVICE = "deployments.service"
 _NUM_EXAMPLES = 4  # with which a version shows, before it answers anyone, that it answers as measured
@@ -98,6 +100,8 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     (folder / "examples.json").write_text(shown, encoding="utf-8")
     compared_with = json.dumps(background(chosen))
     (folder / "background.json").write_text(compared_with, encoding="utf-8")
+    usual = version_reference(chosen).model_dump_json(by_alias=True, exclude_defaults=True)
+    (folder / REFERENCE).write_text(usual, encoding="utf-8")
     return modules
 
 

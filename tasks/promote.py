@@ -19,6 +19,7 @@ from models.encoder import read_encoder
 from tasks import artifacts, promotions, registry, tracking
 from tasks.gates import require_not_worse, require_score
 from tasks.held_out import examples, measured_answers
+from tasks.recent import require_not_worse_of_late
 from tasks.rehearsal import predictions_of, require_same
 from tasks.serving import ask, served_bento
 from tasks.settings import settings
@@ -44,8 +45,8 @@ def promote(out: Output, bento: Bento, gates: Gates) -> Release:
     """Afterwards the alias `champion` names the version of this bento.
 
     Raises:
-        ReleaseRefused: a gate is missed, or the served bento answers otherwise than was measured. The version is
-            registered and tagged as refused, and the former champion stands.
+        ReleaseRefused: a gate is missed, also on labelled rows of late, or the served bento answers otherwise than was
+            measured. The version is registered and tagged as refused, and the former champion stands.
     """
     name = bento.tag.split(":")[0]
     with promotions.changing(name):
@@ -55,11 +56,12 @@ def promote(out: Output, bento: Bento, gates: Gates) -> Release:
         try:
             require_score(bento, gates)
             require_not_worse(bento, gates, former)
+            told = require_not_worse_of_late(name, bento.tag, registry.bento_of(former), gates)
             num_asked, example = _ask_held_out_rows(bento, gates.num_rows)
         except Exception as refusal:
             tracking.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
             raise
-        promotions.make_champion(version, "run", "passed its gates", by=_run_in_words(bento))
+        promotions.make_champion(version, "run", f"passed its gates; {told}", by=_run_in_words(bento))
     return Release(
         name=name,
         version=int(version.version),

@@ -50,6 +50,11 @@ def champion(name: str) -> ModelVersion | None:
         return None
 
 
+def bento_of(version: ModelVersion | None) -> str | None:
+    """The tag of a version's bento, if there is one."""
+    return None if version is None else version.tags.get(BENTO)
+
+
 def version_of(reference: str) -> ModelVersion:
     """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` names; `NAME` alone means its champion.
 

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -68,6 +68,8 @@ class Application:
         self.measures = measures
         self._explanations = Explanations(limits)
         self.on_answered: list[Callable[[Answered], None]] = [self.measures.answered]
+        # Told of every request for predictions: the version's tag, the status, what was wrong with rows.
+        self.on_asked: list[Callable[[str, int, Sequence[Mapping[str, Any]]], None]] = []
 
     def use(self, version: Version) -> None:
         """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
@@ -120,6 +122,7 @@ class Application:
         status: int = HTTPStatus.OK
         self._num_waiting += 1
         extra: dict[str, str] = {}
+        problems: Sequence[Mapping[str, Any]] = ()
         ticks = None
         try:
             ticks = self._drawn
@@ -140,12 +143,15 @@ class Application:
             refused = _refusal(failure)
             if refused is None:
                 return  # the client has gone
-            status, extra, media_type = refused.status, refused.headers, JSON
+            status, extra, media_type, problems = refused.status, refused.headers, JSON, refused.problems
             payload = orjson.dumps(refused.document, default=str)
         finally:
             self._num_waiting -= 1
         told_of = self.measures.explained if is_explaining else self.measures.asked
         told_of(status, time.perf_counter() - began)
+        if not is_explaining and ticks is not None:
+            for listener in self.on_asked:
+                listener(ticks.version.tag, status, problems)
         told = [
             (b"content-type", media_type.encode()),
             (b"content-length", b"%d" % len(payload)),

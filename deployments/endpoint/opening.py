@@ -19,6 +19,7 @@ from data_contracts.errors import SettingInvalid
 from data_contracts.pointer import read_pointer
 from deployments.endpoint.following import Follower, load
 from deployments.endpoint.http import Application
+from deployments.endpoint.outcomes import Outcomes
 from deployments.endpoint.prediction_log import Bounds, PredictionLog
 from deployments.endpoint.shadow import Shadow
 from deployments.endpoint.versions import Version
@@ -91,6 +92,10 @@ def open_endpoint(application: Application, artifacts: Path, wishes: Wishes) -> 
         log.start()
         application.on_answered.append(log)
         endings.append(log.end)
+        outcomes = Outcomes(wishes.log)
+        outcomes.start()
+        application.on_asked.append(outcomes)
+        endings.append(outcomes.end)
     if versions.canary is not None:
         application.try_out(versions.canary, wishes.canary_share)
     application.use(versions.champion)

@@ -31,12 +31,6 @@ Environment = Callable[..., dict[str, str]]
 Finished = tuple[Path, dict[str, Any]]
 
 
-@pytest.fixture
-def copy(copy_of: Callable[[Path], Path], tmp_path: Path) -> Path:
-    """A finished state folder to break."""
-    return copy_of(tmp_path / ".bloomery")
-
-
 def digests(release: dict[str, Any]) -> dict[str, Any]:
     """Everything that must be equal between two runs of one recipe on one machine."""
     chosen = release["bento"]["chosen"]

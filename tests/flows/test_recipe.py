@@ -46,6 +46,12 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("shape: [1, 8, 8]", "shape: [1, 9, 9]", "has 81 values"),
         ("column: image", "column: picture", "no column 'picture'"),
         ("label: label", "label: digit", "no column 'digit'"),
+        (
+            "gates:\n",
+            "monitor: {columns: [label]}\ngates:\n",
+            "monitor.columns names 'label', which",
+        ),
+        ("gates:\n", "monitor: {window: 1 day}\ngates:\n", "monitor.window: found '1 day'"),
         ("key: id", "key: label", "not a primaryKey"),
         ("column: image", "column: label", "column 'label' is the label"),
         ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
@@ -159,3 +165,9 @@ def test_candidates_that_would_break_the_promise_of_private_training_are_refused
     path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
     with pytest.raises(RecipeInvalid, match="pruned is to be trained on the same rows without noise"):
         read_recipe(str(path))
+
+
+def test_what_is_watched_decides_nothing_that_a_run_makes(tmp_path: Path) -> None:
+    watched = read_recipe(str(write(tmp_path, "gates:\n", "monitor: {psi: 0.5, labels: come/here.csv}\ngates:\n")))
+    assert watched.digest == read_recipe("digits").digest
+    assert watched.monitor.labels == str(tmp_path / "come" / "here.csv")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_contracts.errors import ReleaseRefused
+from data_contracts.errors import DataMissing, ReleaseRefused
 from data_contracts.layouts import Task
 from data_contracts.records import Bento, Interval, Release
 from models.answers import meant, outputs_of
-from models.config import Features, Gates
+from models.config import Features, Gates, Recent
 from models.encoder import Encoder, encode, fit, summarise_batches
 from models.runtime import session
 from tasks.gates import require_not_worse, require_score
 from tasks.held_out import held_out_rows
+from tasks.recent import require_not_worse_of_late
 from tasks.settings import settings
 
 NUM_ROWS = 300
@@ -58,7 +60,7 @@ def network(path: Path, task: Task, shift: float) -> None:
 
 
 @pytest.fixture
-def packaged(home: Path, release: Release) -> Any:
+def packaged(home: Path, release: Release, contract_of: Any) -> Any:
     """Makes a bento in the store whose network is wrong by `shift`, and the records of its answers."""
 
     def make(tag: str, task: Task, shift: float) -> Bento:
@@ -67,6 +69,11 @@ def packaged(home: Path, release: Release) -> Any:
         folder.mkdir(parents=True)
         (folder / "encoder.json").write_text(encoder.model_dump_json())
         (folder / "manifest.json").write_text(json.dumps({"is_row_by_row": False}))
+        kind = "number" if task == "regression" else "string"
+        contract = contract_of(
+            {"name": "x", "logicalType": "number"}, {"name": "y", "logicalType": kind, "required": True}
+        )
+        (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         network(folder / "model.onnx", task, shift)
         rows = rows_for(task)
         given = meant(encoder, outputs_of(session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False))
@@ -164,3 +171,70 @@ def test_the_score_must_reach_the_gate(
     else:
         with pytest.raises(ReleaseRefused, match=said):
             require_score(bento, gates)
+
+
+def asked_of_late(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "champion") -> list[str]:
+    """Logs rows that were asked, and returns their requests."""
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    requests = [f"{role}-{days_ago}-{place}" for place in range(len(x))]
+    folder = home / "predictions" / "m" / f"day={at:%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "at": pa.array([at] * len(x), pa.timestamp("us", "UTC")),
+            "request": requests,
+            "row": pa.array([0] * len(x), pa.int32()),
+            "role": [role] * len(x),
+            "columns": [{"x": float(one)} for one in x],
+        }
+    )
+    pq.write_table(table, folder / f"{role}.parquet")
+    return requests
+
+
+def labels_come(home: Path, requests: list[str], labels: Any) -> Path:
+    place = home / "labels" / "m"
+    place.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"request": requests, "label": labels}), place / "labels.parquet")
+    return place
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_on_rows_of_late_the_new_version_must_not_be_worse(task: Task, packaged: Any, home: Path) -> None:
+    """The held-out rows are as they were; since then everything has moved by one, which one of the two has learnt."""
+    packaged("m:old", task, 0.0)
+    packaged("m:new", task, 1.0)
+    gates = Gates(champion_drop=0.02, champion_rise=0.02)
+    x = np.random.default_rng(1).normal(size=400)
+    requests = asked_of_late(home, x)
+    # A step is five units: what a regression's `shift` of one standard unit comes to is told by the encoder.
+    unit = float(np.std(FIGURES)) if task == "regression" else 0.0
+    moved = FIGURES.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
+    labels_come(home, requests, moved)
+    told = require_not_worse_of_late("m", "m:new", "m:old", gates)
+    assert told.startswith("on 400 rows of late that have a label the ")
+    with pytest.raises(ReleaseRefused, match="on 400 rows of late that have a label") as refused:
+        require_not_worse_of_late("m", "m:old", "m:new", gates)
+    assert "labels" in refused.value.where
+
+
+def test_what_is_not_there_of_late_is_told_and_refuses_nobody(packaged: Any, home: Path, tmp_path: Path) -> None:
+    packaged("m:a", "classification", 0.0)
+    packaged("m:b", "classification", 0.0)
+
+    def told(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
+        return require_not_worse_of_late("m", "m:b", champion, gates)
+
+    assert "no other champion" in told(champion=None)
+    assert "no other champion" in told(champion="m:b")
+    assert "no label of a row of late has arrived" in told()
+    requests = asked_of_late(home, X[:150])
+    old, shadow = asked_of_late(home, X, days_ago=40), asked_of_late(home, X, role="shadow")
+    labels_come(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
+    assert "150 rows of late have a label, fewer than 200" in told()
+    assert told(Gates(recent=Recent(min_rows=100), champion_drop=0.05)).startswith("on 150 rows of late")
+    assert told(Gates(recent=Recent(min_rows=100, window="60d"), champion_drop=0.05)).startswith("on 450 rows")
+    (Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "a" / "src" / "artifacts" / "model.onnx").write_bytes(b"none")
+    assert "not all columns that both versions read" in told(Gates(recent=Recent(min_rows=100)))
+    with pytest.raises(DataMissing, match="cannot be read"):
+        told(Gates(recent=Recent(labels=str(tmp_path / "none.parquet"))))

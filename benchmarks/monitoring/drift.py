@@ -1,0 +1,215 @@
+"""What the monitor says of each month of taxi trips, and how often it is wrong where nothing has changed.
+
+    BLOOMERY_DATA=… python benchmarks/monitoring/drift.py [--rows 10000] [--halves 200]
+
+`bloomery run nyc-taxi` has ended in BLOOMERY_HOME, so its champion learnt from January and February 2019. Each month's
+trips are sent to `bloomery serve nyc-taxi` over HTTP, one by one, as the meters reported them, also those that the
+endpoint refuses. Then a look is taken at each month by itself; then labels arrive, and another look is taken.
+
+For false alarms the months are cut into halves at random, one half the reference and the other what is looked at: all
+that is found there is chance. Neighbouring months tell how often a season passes for drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from data_contracts.distributions import Cells, count_into, reference_of
+from data_contracts.monitoring import Drift, Findings, Monitor, VersionReference
+from flows.recipe import read_recipe
+from models.drift import divergence, holm
+from tasks import registry
+from tasks.observe import observe, read_reference
+from tasks.processes import free_port, starting
+from tasks.settings import enter, settings
+
+NAME = "nyc-taxi"
+MONTHS = ("2018-01", "2018-07", "2019-01", "2019-02", "2019-07", "2020-01")
+MONTHS += ("2020-02", "2020-03", "2020-04", "2020-05", "2020-06", "2020-12")
+NORMAL = MONTHS[:7]
+CONNECTIONS = 8
+
+
+def trips_of(folder: Path, month: str, num_rows: int) -> pa.Table:
+    """A month's trips, in the contract's types."""
+    table = pcsv.read_csv(folder / f"yellow_tripdata_sample_{month}.csv")
+    for name in ("rate_code_id", "pickup_location_id", "dropoff_location_id"):
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.int64()))
+    for name in ("trip_distance", "fare_amount"):
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.float64()))
+    return table.slice(0, num_rows)
+
+
+def as_sent(trips: pa.Table, columns: list[str]) -> list[dict[str, Any]]:
+    rows = trips.select(columns).to_pylist()
+    for row in rows:
+        row["pickup_datetime"] = row["pickup_datetime"].replace(tzinfo=UTC).isoformat()
+    return rows
+
+
+async def ask(port: int, month: str, rows: list[dict[str, Any]]) -> None:
+    """Each trip by itself; its request is named for the month and its place in it."""
+    places = iter(range(len(rows)))
+
+    async def ask_on() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for place in places:
+            body = json.dumps({"rows": [rows[place]]}).encode()
+            head = (
+                f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-id: {month}.{place}"
+            )
+            writer.write(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+            told = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(told.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        writer.close()
+
+    await asyncio.gather(*(ask_on() for _ in range(CONNECTIONS)))
+
+
+def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
+    """Send every month to a serving endpoint; when each began and ended."""
+    columns = list(json.loads(manifest_of_champion())["columns"])
+    port = free_port()
+    command = [sys.executable, "-m", "flows.cli", "serve", NAME, "--port", str(port)]
+    url = f"http://127.0.0.1:{port}/readyz"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(url, timeout=2, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    windows = {}
+    with starting(command, is_ready=is_ready, log=settings().logs / "drift-endpoint.log") as wait_until_ready:
+        wait_until_ready()
+        for month in MONTHS:
+            began = datetime.now(UTC)
+            asyncio.run(ask(port, month, as_sent(trips_of(folder, month, num_rows), columns)))
+            asyncio.run(asyncio.sleep(7))  # outcomes are written every five seconds
+            windows[month] = (began, datetime.now(UTC))
+    return windows
+
+
+def manifest_of_champion() -> str:
+    from tasks.package import artifacts_of
+
+    tag = registry.version_of(f"{NAME}@{registry.CHAMPION}").tags[registry.BENTO]
+    return (artifacts_of(tag) / "manifest.json").read_text(encoding="utf-8")
+
+
+def labels_arrive(folder: Path, num_rows: int) -> None:
+    """The meters tell what the trips have cost."""
+    place = settings().home / "labels" / NAME
+    place.mkdir(parents=True, exist_ok=True)
+    for month in MONTHS:
+        trips = trips_of(folder, month, num_rows)
+        requests = [f"{month}.{at}" for at in range(trips.num_rows)]
+        pq.write_table(pa.table({"request": requests, "label": trips["fare_amount"]}), place / f"{month}.parquet")
+
+
+def table_of(found: dict[str, Findings]) -> None:
+    names = [drift.name for drift in next(iter(found.values())).drifts]
+    names = sorted(names, key=lambda name: -max(_of(one, name).psi for one in found.values()))
+    print("| month | rows |", " | ".join(names), "| refused | alarms |")
+    print("| --- | ---: |", " | ".join(["---:"] * len(names)), "| ---: | --- |")
+    for month, one in found.items():
+        drifts = [_of(one, name) for name in names]
+        cells = [f"**{drift.psi:.3f}**" if drift.is_drifted else f"{drift.psi:.3f}" for drift in drifts]
+        refused = "" if one.door.refused is None else f"{one.door.refused.value:.1%}"
+        kinds = Counter(alarm.kind for alarm in one.alarms)
+        told = ", ".join(f"{kind} {num}" for kind, num in kinds.items()) or "none"
+        print(f"| {month} | {one.num_rows:,} |", " | ".join(cells), f"| {refused} | {told} |")
+
+
+def _of(one: Findings, name: str) -> Drift:
+    return next(drift for drift in one.drifts if drift.name == name)
+
+
+def counted(usual: VersionReference, trips: pa.Table) -> dict[str, Cells]:
+    """The cells in which the reference counts each column, for counting anew."""
+    shares = {name: one.shares for name, one in usual.columns.items() if name in trips.column_names}
+    return {name: Cells(edges=one.edges, values=one.values) for name, one in shares.items()}
+
+
+def alarmed(
+    cells: dict[str, Cells], before: pa.Table, after: pa.Table, monitor: Monitor
+) -> tuple[list[str], list[str]]:
+    """Columns of `after` that are an alarm against `before`, and those that significance alone would have named."""
+    found = {}
+    for name, one in cells.items():
+        reference = reference_of(count_into(one, before[name]))
+        found[name] = divergence(reference, before.num_rows, count_into(one, after[name]))
+    corrected = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
+    significant = [name for name in found if corrected[name] < monitor.significance]
+    return [name for name in significant if found[name].psi - found[name].noise >= monitor.psi], significant
+
+
+def false_alarms(folder: Path, usual: VersionReference, monitor: Monitor, num_halves: int) -> None:
+    rng = np.random.default_rng(0)
+    trips = {month: trips_of(folder, month, 10_000) for month in MONTHS}
+    cells = counted(usual, next(iter(trips.values())))
+    for size in (500, 2_000, 5_000):
+        alarms = significant = 0
+        for place in range(num_halves):
+            month = trips[MONTHS[place % len(MONTHS)]]
+            order = rng.permutation(month.num_rows)
+            halves = month.take(order[: month.num_rows // 2]), month.take(order[month.num_rows // 2 :][:size])
+            is_alarm, is_significant = alarmed(cells, *halves, monitor)
+            alarms += bool(is_alarm)
+            significant += bool(is_significant)
+        print(f"halves, {size:,} rows looked at: {alarms} of {num_halves} with an alarm, {significant} significant")
+    pairs = list(itertools.permutations(NORMAL, 2))
+    found = {pair: alarmed(cells, trips[pair[0]], trips[pair[1]], monitor) for pair in pairs}
+    wrong = {pair: names for pair, (names, _) in found.items() if names}
+    print(
+        f"pairs of normal months (2018-01 to 2020-02): {len(wrong)} of {len(pairs)} with an alarm {wrong or ''}, "
+        f"{sum(bool(names) for _, names in found.values())} significant"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--halves", type=int, default=200)
+    asked = parser.parse_args()
+    enter()
+    recipe = read_recipe(NAME)
+    assert recipe.data.source is not None
+    folder = Path(os.environ["BLOOMERY_DATA"]) / "nyc_taxi"
+    champion = registry.version_of(f"{NAME}@{registry.CHAMPION}")
+    usual = read_reference(champion.tags[registry.BENTO])
+    false_alarms(folder, usual, recipe.monitor, asked.halves)
+    windows = sent(folder, asked.rows)
+    found = {month: observe(champion, recipe.monitor, *window) for month, window in windows.items()}
+    table_of(found)
+    labels_arrive(folder, asked.rows)
+    print("\n| month | labels | RMSE (95%) | held out | alarm |\n| --- | ---: | --- | --- | --- |")
+    for month, window in windows.items():
+        judged = observe(champion, recipe.monitor, *window).judged
+        assert judged is not None
+        score, usual_score = judged.score, judged.held_out
+        is_alarm = score.low > usual_score.high and score.value >= usual_score.value * (1 + recipe.monitor.error_rise)
+        print(
+            f"| {month} | {judged.num_labelled:,} | {score.value:.2f} ({score.low:.2f}–{score.high:.2f}) | "
+            f"{usual_score.value:.2f} | {'yes' if is_alarm else 'no'} |"
+        )
+    print(f"\nservice: {[one.door.p50_ms for one in found.values()]} ms p50")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""From a log of requests that drift to a training that Prefect starts, with a real server, as a user would see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.processes import free_port, starting
+
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetime) -> None:
+    """As the endpoint would log that it was asked `images` one by one, and gave `answers`."""
+    num = len(images)
+    folder = home / "predictions" / "digits" / f"day={at:%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "at": pa.array([at] * num, pa.timestamp("us", "UTC")),
+            "request": [f"{at.timestamp()}-{place}" for place in range(num)],
+            "row": pa.array([0] * num, pa.int32()),
+            "version": [tag] * num,
+            "role": ["champion"] * num,
+            "seconds": [0.001] * num,
+            "columns": [{"image": image} for image in images.tolist()],
+            "answer": answers.to_pylist(),
+        }
+    )
+    pq.write_table(table, folder / f"{at:%H%M%S}-1-1.parquet")
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[str]:
+    """The address of a standing Prefect server."""
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{api}/health", timeout=2, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
+    with starting(command, is_ready=is_ready, log=home / "server.log", environment=environment) as wait_until_ready:
+        wait_until_ready()
+        os.environ["PREFECT_API_URL"] = api  # which the fixture `home` takes back
+        yield api
+
+
+def deployed(api: str) -> UUID:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        flow = client.create_flow_from_name("pipeline")
+        return client.create_deployment(flow_id=flow, name="digits", parameters={"recipe": "digits"})
+
+
+def runs(deployment: UUID) -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+
+    with get_client(sync_client=True) as client:
+        of_it = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+        return client.read_flow_runs(flow_run_filter=of_it)
+
+
+def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
+    copy: Path, server: str, bloomery: Bloomery, finished: Any
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.events import emit_event
+
+    from data_contracts.errors import DataMissing
+    from flows.automations import ensure_retraining
+
+    tag = finished[1]["bento"]["tag"]
+    rows = pq.read_table(next(copy.glob("stages/validate/*/rows.parquet")))
+    images = np.array(rows["image"].to_pylist())
+    now = datetime.now(UTC)
+    given = pq.read_table(copy / finished[1]["bento"]["chosen"]["candidate"]["answers_uri"])
+    given = given.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
+    drawn = given.take(np.random.default_rng(0).integers(0, given.num_rows, len(images)))
+    log(copy, tag, images, drawn, now - timedelta(hours=3))
+    log(copy, tag, np.minimum(images + 5, 16), given.take([0] * len(images)), now - timedelta(minutes=30))
+
+    with pytest.raises(DataMissing, match="no deployment pipeline/digits"):
+        ensure_retraining("digits")
+    deployment = deployed(server)
+    made = ensure_retraining("digits", timedelta(hours=1))
+    assert ensure_retraining("digits", timedelta(hours=2)) == made
+    with get_client(sync_client=True) as client:
+        (automation,) = client.read_automations_by_name("retrain digits")
+    assert automation.trigger.within == timedelta(hours=2)
+    time.sleep(2)  # the server loads automations a moment after they change
+
+    environment = {"PREFECT_API_URL": server}
+    usual = bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
+    assert usual.returncode == 0, usual.stdout + usual.stderr
+    found = json.loads(usual.stdout)
+    assert (found["num_rows"], found["version"]) == (len(images), 1)
+    assert [alarm for alarm in found["alarms"] if alarm["kind"] == "drift"] == []
+
+    shifted = bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
+    assert shifted.returncode == 3, shifted.stdout + shifted.stderr
+    for words in ("image has drifted", "(answer) has drifted", "no label has arrived"):
+        assert words in shifted.stdout
+    # As the next look would, while the first training may still run.
+    emit_event("bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})
+    deadline = time.monotonic() + 30
+    while not runs(deployment) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(3)
+    (started,) = runs(deployment)
+    assert started.parameters == {"recipe": "digits"}
+    assert started.created_by is not None
+    assert started.created_by.type == "AUTOMATION"
+
+    with get_client(sync_client=True) as client:
+        shown = [one for one in client.read_artifacts() if one.key == "monitor-digits"]
+        looks = [one for one in client.read_flow_runs() if one.name.startswith("digits v1: ")]
+    assert len(shown) == len(looks) == 2
+    assert any("data:image/png;base64," in str(one.data) for one in shown)
+    assert 'model="digits"' in (copy / "metrics" / "digits.prom").read_text()
+    assert ensure_retraining("digits", is_wanted=False) is None
+    with get_client(sync_client=True) as client:
+        assert client.read_automations_by_name("retrain digits") == []
+
+
+def test_a_time_that_is_none_and_a_window_that_is_empty_are_told(tmp_path: Path, bloomery: Bloomery) -> None:
+    ended = bloomery(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
+    assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "SettingInvalid")
+    ended = bloomery(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
+    assert ended.returncode == 2
+    assert "a time before --until" in ended.stderr
