@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
 from data_contracts.records import Release  # noqa: E402
+from flows.approving import promote_when_approved  # noqa: E402
 from flows.machine import require_machine  # noqa: E402
 from flows.order import in_order  # noqa: E402
 from flows.recipe import read_recipe  # noqa: E402
@@ -31,23 +32,24 @@ from tasks.validate import validate  # noqa: E402
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
 # The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
 PLAIN: Any = SimpleNamespace(**{stage.name: stage for stage in STAGES})
-AS_TASKS: Any = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
+AS_TASKS: Any = SimpleNamespace(**{**{stage.name: stage.as_task for stage in STAGES}, "promote": promote_when_approved})
 
 
 def _run_name() -> str:
-    """`digits r1a2b3c4d`: the recipe and the digest of all that it says."""
-    recipe = read_recipe(flow_run.parameters["recipe"])
-    return f"{recipe.name} r{recipe.digest[:8]}"
+    """`digits r1a2b3c4d`: the recipe, its period if it has one, and the digest of all that it says."""
+    recipe = read_recipe(flow_run.parameters["recipe"], flow_run.parameters.get("period"))
+    return " ".join([*recipe.title, f"r{recipe.digest[:8]}"])
 
 
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
-def pipeline(recipe: str = "digits") -> Release:
+def pipeline(recipe: str = "digits", period: str | None = None) -> Release:
     """Move a recipe from rows to a served champion.
 
     Args:
         recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
+        period: of a dated recipe, such as 2019-02; left out, the newest one that has ended.
     """
-    wanted = read_recipe(recipe)
+    wanted = read_recipe(recipe, period)
     require_machine(wanted)
     store.sweep()
     try:
@@ -57,5 +59,6 @@ def pipeline(recipe: str = "digits") -> Release:
         spark.stop()
     if flow_run.id:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=f"{release.name} v{release.version} r{wanted.digest[:8]}")
+            name = " ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"])
+            client.update_flow_run(flow_run.id, name=name)
     return release

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from data_contracts.approval import StatedApproval, Terms
 from data_contracts.contract import Contract, read_contract
 from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document, read_document
-from data_contracts.errors import DataMissing, RecipeInvalid
+from data_contracts.durations import Duration
+from data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from data_contracts.means import Engine, SparkMeans
+from data_contracts.periods import EXAMPLES, Every, last_whole, start_of
 from data_contracts.sources import Data
 from flows.misfits import misfits
 from models.compression.budget import Budget
@@ -29,6 +33,12 @@ CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
 def _compression(stated: Any) -> Any:
     """`compression: auto` searches for candidates, with everything left as it is."""
     return {"explore": True} if stated == "auto" else stated
+
+
+class Watch(Document):
+    """How often a light flow looks whether the data has changed."""
+
+    every: Duration
 
 
 class RecipeFile(Document):
@@ -55,12 +65,49 @@ class RecipeFile(Document):
     compression: Annotated[Compression, BeforeValidator(_compression)] = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
+    approval: Annotated[
+        StatedApproval, Field(description="`required`, or a `timeout` such as 24h: a person decides before a promotion")
+    ] = None
+    every: Annotated[
+        Every | None, Field(description="month, week, day or hour: the periods of data that names them, {period:%Y-%m}")
+    ] = None
+
+    watch: Annotated[
+        Watch | None,
+        Field(description="look for new data as often as `every` says, such as 5m, and run once it is there"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _periods_are_named(self) -> Self:
+        if self.every is not None and not self.data.is_dated and not self._is_of_one_period:
+            raise ValueError("every: no source says where the period stands, such as rows-{period:%Y-%m}.csv")
+        if self.every is None and self.data.is_dated:
+            raise ValueError("every: data that names a period needs its length: month, week, day or hour")
+        return self
+
+    @property
+    def _is_of_one_period(self) -> bool:
+        return False
 
 
 class Recipe(RecipeFile):
     """A recipe with its contract read and its paths made absolute: all that a run needs."""
 
     contract: Contract  # type: ignore[assignment]  # the file's name has become what it names
+    period: str | None = None  # that its data is of
+
+    @property
+    def _is_of_one_period(self) -> bool:
+        return self.period is not None
+
+    @property
+    def title(self) -> list[str]:
+        """Its name, and the period if it has one."""
+        return [self.name] if self.period is None else [self.name, self.period]
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(approval=self.approval, period=self.period)
 
     @property
     def means(self) -> Engine:
@@ -71,10 +118,13 @@ class Recipe(RecipeFile):
         return digest_of_document(self.model_dump(mode="json", by_alias=True))
 
 
-def read_recipe(reference: str) -> Recipe:
-    """The recipe that `reference` names: a name in `deployments/`, or a path.
+def read_recipe(reference: str, period: str | None = None) -> Recipe:
+    """The recipe that `reference` names: a name in `deployments/`, or a path; a dated one for `period`.
+
+    Without a period, a dated recipe is for the newest one that has ended.
 
     Raises:
+        SettingInvalid: the recipe knows no such period.
         DataMissing: there is no such recipe or contract.
         RecipeInvalid, ContractInvalid: a key is unknown, a value is of the wrong kind, or recipe and contract do not
             fit each other.
@@ -82,11 +132,14 @@ def read_recipe(reference: str) -> Recipe:
     path = _find(reference)
     stated = read_document(path, RecipeFile, RecipeInvalid)
     contract = read_contract(_find_contract(stated.contract, path))
+    period = _period(stated, period, path)
+    data = stated.data.absolute(path.parent)
     recipe = Recipe(
         **{
             **dict(stated),
             "contract": contract,
-            "data": stated.data.absolute(path.parent),
+            "data": data if period is None else data.of_period(period),
+            "period": period,
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
         }
@@ -104,6 +157,30 @@ def read_recipe(reference: str) -> Recipe:
             remedy="mend the recipe's features, or the contract",
         )
     return recipe
+
+
+def _period(stated: RecipeFile, period: str | None, path: Path) -> str | None:
+    if stated.every is None:
+        if period is not None:
+            raise SettingInvalid(
+                f"the period {period} is named, and {path.name} is for all times",
+                required="a recipe with `every`, and {period:…} in its data",
+                where=str(path),
+                remedy="leave the period out, or let the recipe say where each period's data lies",
+            )
+        return None
+    if period is None:
+        return last_whole(datetime.now(UTC), stated.every)
+    try:
+        start_of(period, stated.every)
+    except ValueError as failure:
+        raise SettingInvalid(
+            str(failure),
+            required=f"a {stated.every}, such as {EXAMPLES[stated.every]}",
+            where=f"--period; {path.name} says every: {stated.every}",
+            remedy="mend the period",
+        ) from failure
+    return period
 
 
 def _with_absolute_start(training: Training, folder: Path) -> Training:

@@ -10,18 +10,18 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from data_contracts.records import Bento, CheckedRows, Record, Release, Trained, describe
+from data_contracts.records import Bento, CheckedRows, Release, Trained, describe
 from data_contracts.scores import SCORES, figure_in_words
 from tasks.settings import settings
 
-RecordT = TypeVar("RecordT", bound=Record)
+ShownT = TypeVar("ShownT")
 
 
-def shown(function: Callable[[RecordT], None]) -> Callable[[RecordT], None]:
+def shown(function: Callable[[ShownT], None]) -> Callable[[ShownT], None]:
     """The same function, whose failure is no more than a warning in the log."""
 
     @functools.wraps(function)
-    def show(record: RecordT) -> None:
+    def show(record: ShownT) -> None:
         try:
             function(record)
         except Exception:
