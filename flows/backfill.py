@@ -56,7 +56,7 @@ def backfill(
         recipes = _recipes(recipe, first, last)
         _require_data(recipes)
         told: Callable[[str], None] = (lambda line: None) if as_json else out.print
-        filled = list(_run_all(recipe, recipes, concurrency, keep_going, told))
+        filled = _with_aliases(recipes[0].name, _run_all(recipe, recipes, concurrency, keep_going, told))
         if as_json:
             document = {"recipe": recipes[0].name, "periods": [one._asdict() for one in filled]}
             out.file.write(json.dumps(document) + "\n")
@@ -146,10 +146,23 @@ def _run_all(
         yield ended.get(recipe.period or "") or Filled(recipe.period or "", "not run")
 
 
+def _with_aliases(name: str, filled: Iterator[Filled]) -> list[Filled]:
+    """The same, with the aliases as they are in the end: whoever was champion on the way has its period's alone."""
+    from tasks import registry
+
+    every = list(filled)
+    champion = registry.champion(name)
+    serving = None if champion is None else int(champion.version)
+    return [
+        one if one.version is None else one._replace(alias=registry.CHAMPION if one.version == serving else one.period)
+        for one in every
+    ]
+
+
 def _done(recipe: Recipe) -> Filled | None:
     """What an earlier run made for the period, if all of it is there and nothing would be computed today."""
     from flows.plan import plan
-    from tasks import periods, registry
+    from tasks import periods
 
     steps = {step.stage: step.found for step in plan(recipe).steps}
     bento = steps["package"]
@@ -158,10 +171,7 @@ def _done(recipe: Recipe) -> Filled | None:
     version = periods.version_for(recipe.name, recipe.period, bento)
     if version is None:
         return None
-    champion = registry.champion(recipe.name)
-    is_champion = champion is not None and champion.version == version.version
-    alias = registry.CHAMPION if is_champion else recipe.period
-    return Filled(recipe.period, "done", int(version.version), alias, version.tags.get("score"))
+    return Filled(recipe.period, "done", int(version.version), score=version.tags.get("score"))
 
 
 def _start(reference: str, period: str) -> _Running:
@@ -193,7 +203,7 @@ def _ending(one: _Running) -> Filled:
     chosen = release.bento.chosen
     score = figure_in_words(chosen.options.trained.dataset.task, chosen.candidate.score.value)
     one.out.unlink()
-    return Filled(one.period, "released", release.version, release.alias, score, seconds)
+    return Filled(one.period, "released", release.version, score=score, seconds=seconds)
 
 
 def _stop(running: Sequence[_Running]) -> None:

@@ -8,7 +8,7 @@ from data_contracts.approval import Request, Terms
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Bento, Release
 from models.config import Gates
-from tasks import approvals, artifacts, periods, promotions, registry
+from tasks import approvals, periods, promotions, registry, release_page
 from tasks.examine import Examined, examine
 from tasks.stages import stage
 from tasks.store import Output
@@ -26,7 +26,7 @@ def _is_in_place(record: Release) -> bool:
     )
 
 
-@stage(is_whole=_is_in_place, present=artifacts.release_card)
+@stage(is_whole=_is_in_place, present=release_page.release_card)
 def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     """Afterwards the alias `champion` names the version of this bento.
 

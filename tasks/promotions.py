@@ -159,6 +159,20 @@ def followers(name: str) -> list[Following]:
     return living
 
 
+def served_at(name: str) -> list[str]:
+    """The addresses at which this machine answers for `name`, as far as this user may see them."""
+    found = set()
+    for follower in followers(name):
+        with contextlib.suppress(psutil.Error):
+            worker = psutil.Process(follower.pid)
+            for process in (worker, *worker.parents()[:1]):
+                for one in process.net_connections(kind="inet"):
+                    if one.status == psutil.CONN_LISTEN:
+                        host = "127.0.0.1" if one.laddr.ip in ("0.0.0.0", "::") else one.laddr.ip
+                        found.add(f"http://{f'[{host}]' if ':' in host else host}:{one.laddr.port}")
+    return sorted(found)
+
+
 def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[Following]:
     """The processes that answer for `name`, once each has taken `bento` or refused it, or the time is over."""
     deadline = time.monotonic() + timeout_s

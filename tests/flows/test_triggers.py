@@ -39,7 +39,9 @@ import sys
 from flows.watch import ensure_watch, watch
 
 ensured = [ensure_watch(sys.argv[1]), ensure_watch(sys.argv[1])]
-print("WATCH", watch(sys.argv[1], return_state=True).name, ensured[0] is not None and ensured[0] == ensured[1])
+assert ensured[0] is not None and ensured[0] == ensured[1], "the deployment of the watch is made once"
+for _ in sys.stdin:
+    print("WATCH", watch(sys.argv[1], return_state=True).name, flush=True)
 """
 
 
@@ -247,10 +249,23 @@ def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, 
     path.write_text(yaml.safe_dump(recipe))
     standing.python(DEPLOY, "watched", str(path))
 
+    looking = subprocess.Popen(
+        [sys.executable, "-c", WATCH, str(path)],
+        env=standing.environment,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert looking.stdin is not None
+    assert looking.stdout is not None
+    answers = (line.removeprefix("WATCH ").strip() for line in looking.stdout if line.startswith("WATCH "))
+
     def look() -> str:
-        told = standing.python(WATCH, str(path)).rpartition("WATCH ")[2].split()
-        assert told[-1] == "True", "the deployment of the watch is made once"
-        return " ".join(told[:-1])
+        looking.stdin.write("look\n")
+        looking.stdin.flush()
+        return next(answers)
 
     def runs() -> int:
         return len(standing.runs_of("watched"))
@@ -266,6 +281,8 @@ def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, 
     assert [look(), look(), runs()] == ["Moving", "Unchanged", 2]
     source.unlink()
     assert [look(), runs()] == ["Nothing there", 2]
+    looking.stdin.close()
+    assert looking.wait(timeout=60) == 0
     (deployed,) = standing.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
     assert deployed["name"] == "watched"
     assert [one["schedule"]["interval"] for one in deployed["schedules"]] == [3600]
