@@ -4,7 +4,7 @@ BloomeryError                     exit code 1
 ├── DocumentInvalid               2   a YAML file does not say what its kind must say
 │   ├── RecipeInvalid
 │   └── ContractInvalid
-├── SettingInvalid                2   a variable of the environment is not what it must be
+├── SettingInvalid                2   a variable of the environment, or an option, is not what it must be
 ├── DataMissing                   2   the recipe names data, a recipe or a version that is not there
 ├── ContractBroken                3   the data breaks its contract
 │   └── DataUnfit                 3   the data keeps the contract, but nothing can be learnt from it

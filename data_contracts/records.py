@@ -246,11 +246,11 @@ class Bento(Record):
 
 
 class Release(Record):
-    """A registered version that serves as champion."""
+    """A registered version that serves as champion; or, beside a champion of newer data, one named by its period."""
 
     name: str
     version: int
-    alias: str
+    alias: str  # `champion`, or the period
     num_asked: int  # held-out rows that the bento was asked over HTTP before the release
     example: str  # one of them as JSON: its key, the truth, and the label with its probability or the value
     replaced_version: int | None

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from data_contracts.documents import Document
+from data_contracts.periods import PLACEHOLDER, dated
 from data_contracts.records import Record
 
 FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
@@ -89,7 +90,8 @@ class Data(Document):
         Name | None,
         Field(
             description="a file, folder or pattern such as `rows-*.csv`, here, in `s3://` or `hdfs://`, or below the "
-            "folder that an environment variable names, such as `${DATA}/rows.csv`; or "
+            "folder that an environment variable names, such as `${DATA}/rows.csv`; `{period:%Y-%m}` stands for the "
+            "period of a dated recipe; or "
             "`sklearn:NAME`, `delta:PATH`, `iceberg:CATALOG.TABLE`, `sql:DRIVER`, `hive:DATABASE.TABLE`"
         ),
     ] = None
@@ -171,6 +173,10 @@ class Data(Document):
         for path in (path for origin in self.origins for path in (origin.source, origin.labels or "")):
             if "${" in path[1 if variable_of(path) else 0 :]:
                 raise ValueError(f"a variable is written ${{NAME}}, and only a path begins with one: {path!r}")
+        for text in self._dated_texts:
+            odd = re.search(r"\{period[^{}]*\}?", PLACEHOLDER.sub("", text))
+            if odd:
+                raise ValueError(f"a period is written as in {{period:%Y-%m}}, and not {odd[0]!r}")
         kinds = {_kind(origin.source, self.format) for origin in self.origins}
         if len(kinds) > 1:
             raise ValueError(f"all sources must be of one format, and these are {', '.join(sorted(kinds))}")
@@ -234,6 +240,21 @@ class Data(Document):
     def described(self) -> str:
         """The source in one line."""
         return ", ".join(dict.fromkeys(origin.source for origin in self.origins))
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the data of each period lies elsewhere."""
+        return any(PLACEHOLDER.search(text) for text in self._dated_texts)
+
+    @property
+    def _dated_texts(self) -> list[str]:
+        origins = [text for origin in self.origins for text in (origin.source, origin.labels or "")]
+        return [*origins, self.query or ""]
+
+    def of_period(self, period: str) -> Data:
+        """The same data, of one period."""
+        query = None if self.query is None else dated(self.query, period)
+        return self.with_paths(lambda path: dated(path, period)).model_copy(update={"query": query})
 
     def absolute(self, folder: Path) -> Data:
         """The same data with every local path absolute, where a relative one starts at `folder`.

@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 
 from flows import contracts, keys
+from flows.approve import approve
+from flows.backfill import backfill
 from flows.container import container
 from flows.init import init
 from flows.monitoring import monitor
@@ -36,17 +38,19 @@ app.add_typer(contracts.app, name="contract")
 app.add_typer(keys.app, name="key")
 app.command()(init)
 app.command()(serve)
-for command in (up, status, down, promote, rollback, history, compare):
+for command in (up, status, down, promote, approve, rollback, history, compare):
     app.command()(command)
+app.command()(backfill)
 app.command()(container)
 app.command()(monitor)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
+Period = Annotated[str | None, typer.Option(help="Of a dated recipe, such as 2019-02; else the last one that ended.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command()
-def run(recipe: RecipeName, as_json: AsJson = False) -> None:
+def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
     """Run a recipe from its rows to a served champion."""
     from tasks.settings import enter
 
@@ -59,23 +63,23 @@ def run(recipe: RecipeName, as_json: AsJson = False) -> None:
         from flows.run import run_recipe
 
         if as_json:
-            release = run_recipe(recipe)
+            release = run_recipe(recipe, period)
             out.file.write(release.model_dump_json(by_alias=True, exclude_defaults=True) + "\n")
         else:
             with Progress(out):
-                release = run_recipe(recipe)
+                release = run_recipe(recipe, period)
             print_release(out, release, time.perf_counter() - begin)
 
 
 @app.command()
-def check(recipe: RecipeName, as_json: AsJson = False) -> None:
+def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
     """Read recipe and contract, look for the data, and print what a run would compute and what it would find."""
     from tasks.settings import enter
 
     with told(as_json):
         from flows.recipe import read_recipe
 
-        wanted = read_recipe(recipe)
+        wanted = read_recipe(recipe, period)
         log = enter().logs / f"check-{os.getpid()}.log"
     from flows.display import engines_to_log
 
@@ -94,7 +98,7 @@ def check(recipe: RecipeName, as_json: AsJson = False) -> None:
             }
             out.file.write(json.dumps(document) + "\n")
             return
-        out.print(f"[bold]{wanted.name}[/] r{wanted.digest[:8]}: {wanted.description}")
+        out.print(f"[bold]{' '.join(wanted.title)}[/] r{wanted.digest[:8]}: {wanted.description}")
         out.print(f"contract {wanted.contract.name} {wanted.contract.version}, {len(wanted.contract.rules())} rules")
         out.print(f"data     {wanted.data.described}")
         for step in steps:

@@ -23,7 +23,8 @@ from data_contracts.records import Release
 from data_contracts.scores import LOSSES, SCORES, score_in_words
 from tasks import events
 
-_MARKS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]", "failed": "[red]✗[/]"}
+_MARKS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
+_MARKS |= {"asked": "[yellow]?[/]", "failed": "[red]✗[/]"}
 
 
 @contextlib.contextmanager
@@ -79,6 +80,8 @@ class Progress:
                 self._running, self._latest = event.name, None
             case events.Progress():
                 self._latest = event
+            case events.Waiting():
+                self._console.print(event.text, markup=False, highlight=False)
             case events.StageEnded():
                 self._running = None
                 self._ended.append(event)
@@ -125,7 +128,7 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     facts.add_column(style="dim")
     facts.add_column()
     replaced = "" if release.replaced_version is None else f", in place of version {release.replaced_version}"
-    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {release.alias}{replaced}")
+    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {_standing(release)}{replaced}")
     facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
     facts.add_row(
         "answered",
@@ -152,6 +155,10 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
         (f"{bloomery} check {release.name}", "what another run would compute"),
     ):
         console.print(f"  [bold]{command:<{len(bloomery) + 22}}[/] [dim]{what}[/]")
+
+
+def _standing(release: Release) -> str:
+    return "champion" if release.alias == "champion" else f"that of {release.alias}; the champion is of newer data"
 
 
 def _answered(example: dict[str, Any]) -> str:

@@ -30,5 +30,5 @@ def in_order(stages: Stages, recipe: Recipe, source: Source, start: Start | None
     options = stages.compress(trained, recipe.compression)
     chosen = stages.choose(options, recipe.budget)
     bento = stages.package(chosen, recipe.name)
-    release: Release = stages.promote(bento, recipe.gates)
+    release: Release = stages.promote(bento, recipe.gates, recipe.terms)
     return release

@@ -16,6 +16,7 @@ from prefect.runtime import flow_run  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from data_contracts.records import Release  # noqa: E402
+from flows.approving import promote_when_approved  # noqa: E402
 from flows.machine import require_machine  # noqa: E402
 from flows.order import in_order  # noqa: E402
 from flows.recipe import read_recipe  # noqa: E402
@@ -40,14 +41,15 @@ from tasks.validate import validate  # noqa: E402
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
 # The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
 PLAIN: Any = SimpleNamespace(**{stage.name: stage for stage in STAGES})
-AS_TASKS: Any = SimpleNamespace(**{stage.name: stage.as_task for stage in STAGES})
+AS_TASKS: Any = SimpleNamespace(**{**{stage.name: stage.as_task for stage in STAGES}, "promote": promote_when_approved})
 _SECTIONS = ("model", "training", "compression", "budget", "gates")
 
 
 def _run_name() -> str:
-    """`digits r1a2b3c4d`: the recipe and the digest of all that it says."""
-    recipe = read_recipe(flow_run.parameters["recipe"], _changes(flow_run.parameters))
-    return f"{recipe.name} r{recipe.digest[:8]}"
+    """`digits r1a2b3c4d`: the recipe, its period if it has one, and the digest of all that it says."""
+    stated = flow_run.parameters
+    recipe = read_recipe(stated["recipe"], stated.get("period"), _changes(stated))
+    return " ".join([*recipe.title, f"r{recipe.digest[:8]}"])
 
 
 def _changes(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def _changes(parameters: Mapping[str, Any]) -> dict[str, Any]:
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
 def pipeline(
     recipe: str = "digits",
+    period: str | None = None,
     model: Model | None = None,
     training: Training | None = None,
     compression: Compression | None = None,
@@ -75,6 +78,7 @@ def pipeline(
 
     Args:
         recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
+        period: of a dated recipe, such as 2019-02; left out, the newest one that has ended.
         model: values in the place of the recipe's; what is left out stays as the file has it.
         training: likewise, such as {"epochs": 3}.
         compression: likewise.
@@ -82,7 +86,7 @@ def pipeline(
         gates: likewise.
     """
     stated = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
-    wanted = read_recipe(recipe, _changes(stated))
+    wanted = read_recipe(recipe, period, _changes(stated))
     require_machine(wanted)
     store.sweep()
     stages = SimpleNamespace(**{**vars(AS_TASKS), "train": with_slots(AS_TASKS.train, wanted.gpu_slots)})
@@ -94,5 +98,6 @@ def pipeline(
             spark.stop()
     if flow_run.id:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=f"{release.name} v{release.version} r{wanted.digest[:8]}")
+            name = " ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"])
+            client.update_flow_run(flow_run.id, name=name)
     return release

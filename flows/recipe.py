@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, model_validator
 
+from data_contracts.approval import StatedApproval, Terms
 from data_contracts.contract import Contract, read_contract
 from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document, read_document
-from data_contracts.errors import DataMissing, RecipeInvalid
+from data_contracts.durations import Duration
+from data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.monitoring import Monitor
+from data_contracts.periods import EXAMPLES, Every, last_whole, start_of
 from data_contracts.sources import Data
+from flows.changes import changed
 from flows.misfits import misfits
 from flows.schedule import Schedule
 from models.compression.budget import Budget
@@ -25,7 +30,7 @@ from models.search import require_possible
 from models.training.config import Training
 from tasks.bring import bring
 
-_OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor"}
+_OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
 
@@ -33,6 +38,12 @@ CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
 def _compression(stated: Any) -> Any:
     """`compression: auto` searches for candidates, with everything left as it is."""
     return {"explore": True} if stated == "auto" else stated
+
+
+class Watch(Document):
+    """How often a light flow looks whether the data has changed."""
+
+    every: Duration
 
 
 class RecipeFile(Document):
@@ -65,12 +76,49 @@ class RecipeFile(Document):
         Field(ge=0, description="how many of the machine's cards a training on a GPU has for itself; 0 shares them"),
     ] = 1
     monitor: Annotated[Monitor, Field(description="what is watched of the version that answers")] = Monitor()
+    approval: Annotated[
+        StatedApproval, Field(description="`required`, or a `timeout` such as 24h: a person decides before a promotion")
+    ] = None
+    every: Annotated[
+        Every | None, Field(description="month, week, day or hour: the periods of data that names them, {period:%Y-%m}")
+    ] = None
+
+    watch: Annotated[
+        Watch | None,
+        Field(description="look for new data as often as `every` says, such as 5m, and run once it is there"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _periods_are_named(self) -> Self:
+        if self.every is not None and not self.data.is_dated and not self._is_of_one_period:
+            raise ValueError("every: no source says where the period stands, such as rows-{period:%Y-%m}.csv")
+        if self.every is None and self.data.is_dated:
+            raise ValueError("every: data that names a period needs its length: month, week, day or hour")
+        return self
+
+    @property
+    def _is_of_one_period(self) -> bool:
+        return False
 
 
 class Recipe(RecipeFile):
     """A recipe with its contract read and its paths made absolute: all that a run needs."""
 
     contract: Contract  # type: ignore[assignment]  # the file's name has become what it names
+    period: str | None = None  # that its data is of
+
+    @property
+    def _is_of_one_period(self) -> bool:
+        return self.period is not None
+
+    @property
+    def title(self) -> list[str]:
+        """Its name, and the period if it has one."""
+        return [self.name] if self.period is None else [self.name, self.period]
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(approval=self.approval, period=self.period)
 
     @property
     def means(self) -> Engine:
@@ -79,17 +127,18 @@ class Recipe(RecipeFile):
     @property
     def digest(self) -> str:
         """Of all that decides what a run makes."""
-        return digest_of_document(
-            self.model_dump(mode="json", by_alias=True, exclude={"monitor", "schedule", "gpu_slots"})
-        )
+        return digest_of_document(self.model_dump(mode="json", by_alias=True, exclude=_OF_ITS_OPERATION))
 
 
-def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that `reference` names: a name in `deployments/`, or a path.
+def read_recipe(reference: str, period: str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that `reference` names: a name in `deployments/`, or a path; a dated one for `period`.
+
+    Without a period, a dated recipe is for the newest one that has ended.
 
     `changes` are single values to put in the place of the file's, as a document of the same form.
 
     Raises:
+        SettingInvalid: the recipe knows no such period.
         DataMissing: there is no such recipe or contract.
         RecipeInvalid, ContractInvalid: a key is unknown, a value is of the wrong kind, or recipe and contract do not
             fit each other.
@@ -97,11 +146,14 @@ def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Rec
     path = _find(reference)
     stated = changed(read_document(path, RecipeFile, RecipeInvalid), changes or {}, path)
     contract = read_contract(_find_contract(stated.contract, path))
+    period = _period(stated, period, path)
+    data = stated.data.absolute(path.parent)
     recipe = Recipe(
         **{
             **dict(stated),
             "contract": contract,
-            "data": stated.data.absolute(path.parent),
+            "data": data if period is None else data.of_period(period),
+            "period": period,
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
             "monitor": _with_absolute_labels(stated.monitor, path.parent),
@@ -131,37 +183,28 @@ def read_recipe(reference: str, changes: Mapping[str, Any] | None = None) -> Rec
     return recipe
 
 
-def changed(stated: RecipeFile, changes: Mapping[str, Any], path: Path) -> RecipeFile:
-    """The recipe with `changes` in it. Raises RecipeInvalid where it is none any more."""
-    if not changes:
-        return stated
-    document = _merged(stated.model_dump(mode="json", by_alias=True, exclude_unset=True), changes)
+def _period(stated: RecipeFile, period: str | None, path: Path) -> str | None:
+    if stated.every is None:
+        if period is not None:
+            raise SettingInvalid(
+                f"the period {period} is named, and {path.name} is for all times",
+                required="a recipe with `every`, and {period:…} in its data",
+                where=str(path),
+                remedy="leave the period out, or let the recipe say where each period's data lies",
+            )
+        return None
+    if period is None:
+        return last_whole(datetime.now(UTC), stated.every)
     try:
-        return RecipeFile.model_validate(document)
-    except ValidationError as failure:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in failure.errors())
-        raise RecipeInvalid(
-            f"{path.name} with what this run changes: {told}",
-            required="values that the recipe could have in its file",
-            where=f"the parameters of the run: {', '.join(changes)}",
-            remedy="mend them, or leave them out",
+        start_of(period, stated.every)
+    except ValueError as failure:
+        raise SettingInvalid(
+            str(failure),
+            required=f"a {stated.every}, such as {EXAMPLES[stated.every]}",
+            where=f"--period; {path.name} says every: {stated.every}",
+            remedy="mend the period",
         ) from failure
-
-
-def _merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are merged, but for one whose `kind` becomes another; all else is replaced."""
-    merged = dict(document)
-    for key, value in changes.items():
-        before = merged.get(key)
-        if (
-            isinstance(before, Mapping)
-            and isinstance(value, Mapping)
-            and before.get("kind") == value.get("kind", before.get("kind"))
-        ):
-            merged[key] = _merged(before, value)
-        else:
-            merged[key] = value
-    return merged
+    return period
 
 
 def _with_absolute_start(training: Training, folder: Path) -> Training:

@@ -33,11 +33,13 @@ def promote(
 ) -> None:
     """Make a version the champion. Endpoints that serve the name switch to it, without losing a request."""
     with at_work(as_json, "promote") as out:
-        from tasks import comparison, promotions, registry
+        from tasks import approvals, comparison, promotions, registry
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
 
         found = registry.version_of(version)
+        approvals.settle_lapsed(found.name)
+        found = registry.version_of(f"{found.name}:{found.version}")
         _require_not_refused(found, despite_refusal)
         tag = found.tags[registry.BENTO]
         require_bento(tag)
@@ -47,6 +49,7 @@ def promote(
         with promotions.changing(found.name):
             rehearse(tag)
             promotion = promotions.make_champion(found, "promote", why or "promoted by hand")
+            approvals.close(found)
         _tell(out, as_json, found, promotion, promotions.wait_for_followers(found.name, tag))
 
 
@@ -71,9 +74,10 @@ def history(name: Name, as_json: AsJson = False) -> None:
     with at_work(as_json, "history") as out:
         from rich.table import Table
 
-        from tasks import promotions, registry
+        from tasks import approvals, promotions, registry
 
         registry.require_versions(name)
+        approvals.settle_lapsed(name)
         changes = promotions.history(name)
         if as_json:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
@@ -111,7 +115,16 @@ def compare(
 
 
 def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
+    from tasks import approvals
+
     verdict = version.tags.get("release", "")
+    if verdict.startswith(approvals.WAITS):
+        raise ReleaseRefused(
+            f"{version.name} version {version.version} {verdict}",
+            required="a person's decision on that request",
+            where="the version's tag `approval` in the registry",
+            remedy=f"bloomery approve {version.name}:{version.version} --why …",
+        )
     if verdict.startswith("refused") and not despite_refusal:
         raise ReleaseRefused(
             f"{version.name} version {version.version} was {verdict.splitlines()[0]}",

@@ -16,14 +16,14 @@ from tasks.events import StageEnded, StageStarted, emit
 from tasks.settings import enter, settings
 
 
-def run_recipe(reference: str) -> Release:
+def run_recipe(reference: str, period: str | None = None) -> Release:
     """Run the recipe as a Prefect flow and return its release. Whatever a stage raises comes through.
 
     While the Prefect server starts, on one core, the engines that the run will need are started on another. Where the
     recipe has a release, no server is started before it is known that anything has to be computed.
     """
     enter()
-    recipe = read_recipe(reference)
+    recipe = read_recipe(reference, period)
     require_machine(recipe)
     emit(StageStarted("start"))
     begin = time.perf_counter()
@@ -45,7 +45,7 @@ def run_recipe(reference: str) -> Release:
         engines = _start_engines(missing, recipe.means)
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
-        return pipeline(reference)
+        return pipeline(reference, recipe.period)
 
 
 def _was_released(name: str) -> bool:

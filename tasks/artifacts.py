@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import ParamSpec
 
-from data_contracts.records import Bento, CheckedRows, Release, Trained, describe
+from data_contracts.records import Bento, CheckedRows, Trained
 from data_contracts.scores import SCORES, figure_in_words
 from tasks.settings import settings
 
@@ -73,7 +73,7 @@ def training_run(record: Trained) -> None:
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
             f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {how}.\n\n"
-            f"{_promised(record)}"
+            f"{promised(record)}"
             f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
         ),
     )
@@ -92,23 +92,6 @@ def bento_card(record: Bento) -> None:
     )
 
 
-@shown
-def release_card(record: Release) -> None:
-    from prefect.artifacts import create_markdown_artifact
-
-    lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))
-    create_markdown_artifact(
-        key="release",
-        description=f"{record.name} version {record.version} is {record.alias}",
-        markdown=(
-            f"# {record.name} version {record.version} is `{record.alias}`\n\n"
-            f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
-            f"{_promised(record.bento.chosen.options.trained)}"
-            f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
-        ),
-    )
-
-
-def _promised(record: Trained) -> str:
+def promised(record: Trained) -> str:
     """A paragraph on what was promised of each training row, if anything was."""
     return f"Each training row is {record.privacy}.\n\n" if record.privacy is not None else ""

@@ -11,7 +11,7 @@ class StageStarted(NamedTuple):
 
 
 class StageEnded(NamedTuple):
-    """`outcome` is "computed", "found" or "failed"."""
+    """`outcome` is "ready", "computed", "found", "asked" or "failed"."""
 
     name: str
     outcome: str
@@ -28,7 +28,14 @@ class Progress(NamedTuple):
     note: str
 
 
-Event = StageStarted | StageEnded | Progress
+class Waiting(NamedTuple):
+    """The stage that is running waits for a person, who may read `text`."""
+
+    name: str
+    text: str
+
+
+Event = StageStarted | StageEnded | Progress | Waiting
 
 _watchers: list[Callable[[Event], None]] = []
 

@@ -3,186 +3,96 @@
 from __future__ import annotations
 
 import json
-import warnings
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from data_contracts.approval import Request, Terms
 from data_contracts.digests import digest_of_document
-from data_contracts.errors import ReleaseRefused
-from data_contracts.records import Bento, Release, describe
-from data_contracts.scores import SCORES, score_in_words
-from models.compression.decoding import opened
+from data_contracts.records import Bento, Release
 from models.config import Gates
-from models.encoder import read_encoder
-from tasks import artifacts, promotions, registry, tracking
-from tasks.gates import require_not_worse, require_score
-from tasks.held_out import examples, measured_answers
-from tasks.recent import require_not_worse_of_late
-from tasks.rehearsal import predictions_of, require_same
-from tasks.serving import ask, served_bento
-from tasks.settings import settings
+from tasks import approvals, periods, promotions, registry, release_page
+from tasks.examine import Examined, examine
 from tasks.stages import stage
 from tasks.store import Output
 
-if TYPE_CHECKING:
-    import onnx
-    from mlflow.entities.model_registry import ModelVersion
 
-
-def _is_champion(record: Release) -> bool:
-    current = registry.champion(record.name)
+def _is_in_place(record: Release) -> bool:
+    current = registry.named(record.name, record.alias)
     return (
         current is not None
         and int(current.version) == record.version
         and current.tags.get(registry.BENTO) == record.bento.tag
+        and (
+            record.alias == registry.CHAMPION or periods.newer(registry.champion(record.name), record.alias) is not None
+        )
     )
 
 
-@stage(is_whole=_is_champion, present=artifacts.release_card)
-def promote(out: Output, bento: Bento, gates: Gates) -> Release:
+@stage(is_whole=_is_in_place, present=release_page.release_card)
+def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     """Afterwards the alias `champion` names the version of this bento.
 
+    If the champion is of newer data it stays, and an alias of the period's own names the version.
+
     Raises:
-        ReleaseRefused: a gate is missed, also on labelled rows of late, or the served bento answers otherwise than was
-            measured. The version is registered and tagged as refused, and the former champion stands.
+        ReleaseRefused: a gate is missed, also on labelled rows of late, the served bento answers otherwise than was
+            measured, or a person has refused it or not decided yet, where the recipe asks for that. The version is
+            registered and tagged as refused, or as waiting, and the former champion stands.
     """
     name = bento.tag.split(":")[0]
     with promotions.changing(name):
-        former = registry.champion(name)
-        version = _register(bento, name)
-        _require_not_rolled_back(version)
-        try:
-            require_score(bento, gates)
-            require_not_worse(bento, gates, former)
-            told = require_not_worse_of_late(name, bento.tag, registry.bento_of(former), gates)
-            num_asked, example = _ask_held_out_rows(bento, gates.num_rows)
-        except Exception as refusal:
-            tracking.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
-            raise
-        promotions.make_champion(version, "run", f"passed its gates; {told}", by=_run_in_words(bento))
+        examined = examine(bento, gates, terms)
+        if examined.newer is not None and terms.period is not None:
+            alias = terms.period
+            periods.keep(examined.version, terms.period, examined.newer)
+        else:
+            alias = registry.CHAMPION
+            _make_champion(bento, examined, terms)
+    version, former = examined.version, examined.former
+    is_replaced = alias == registry.CHAMPION and former is not None and not examined.is_champion
     return Release(
         name=name,
         version=int(version.version),
-        alias=registry.CHAMPION,
-        num_asked=num_asked,
-        example=json.dumps(example),
-        replaced_version=int(former.version) if former and former.version != version.version else None,
+        alias=alias,
+        num_asked=examined.num_asked,
+        example=json.dumps(examined.example),
+        replaced_version=int(former.version) if is_replaced and former is not None else None,
         bento=bento,
         digest=digest_of_document([name, bento.digest]),
     )
 
 
-def _require_not_rolled_back(version: ModelVersion) -> None:
-    verdict = version.tags.get("release", "")
-    if verdict.startswith(promotions.ROLLED_BACK):
-        raise ReleaseRefused(
-            f"{version.name} version {version.version} was {verdict}",
-            required="a version that nobody has taken back",
-            where="the version's tag `release` in the registry",
-            remedy=f"make another one; or, if it is good after all, bloomery promote {version.name}:{version.version}",
-        )
+def ask(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
+    """Afterwards the version waits for a person's decision, if its promotion would change the champion.
+
+    Returns the request, which may be decided already; None if there is nothing to decide.
+
+    Raises:
+        ReleaseRefused: as `promote`.
+    """
+    if terms.approval is None:
+        return None
+    with promotions.changing(bento.tag.split(":")[0]):
+        examined = examine(bento, gates, terms)
+        if examined.is_champion or examined.newer is not None:
+            return None
+        standing = approvals.require_not_refused(examined.version)
+        return standing or approvals.ask(examined.version, terms.approval, examined.former)
+
+
+def _make_champion(bento: Bento, examined: Examined, terms: Terms) -> None:
+    version = examined.version
+    run = _run_in_words(bento)
+    if terms.approval is None or examined.is_champion:
+        promotions.make_champion(version, "run", f"passed its gates; {examined.of_late}", by=run)
+    else:
+        request = approvals.require_not_refused(version) or approvals.ask(version, terms.approval, examined.former)
+        if request.decision is None:
+            raise approvals.not_decided(request)
+        promotions.make_champion(version, "approve", request.decision.why, by=f"{request.decision.by}, in {run}")
+    approvals.close(version)
+    periods.name(version)
 
 
 def _run_in_words(bento: Bento) -> str:
     from prefect.runtime import flow_run
 
     return f"run {flow_run.name} ({flow_run.id})" if flow_run.id else f"run {bento.chosen.candidate.run_id}"
-
-
-def _register(bento: Bento, name: str) -> ModelVersion:
-    candidate = bento.chosen.candidate
-    trained = bento.chosen.options.trained
-    task = trained.dataset.task
-    contract = trained.dataset.checked.contract
-    tags = {
-        registry.BENTO: bento.tag,
-        "bento.digest": bento.digest,
-        "candidate": candidate.name,
-        "candidate.run": candidate.run_id,
-        "onnx.sha256": candidate.sha256,
-        "training.run": trained.run_id,
-        "weights.sha256": trained.digest,
-        "weights.uri": trained.uri,
-        "data.digest": trained.dataset.digest,
-        "data.source": trained.dataset.checked.rows.source,
-        "contract": f"{contract.name} {contract.version}",
-        "lineage": json.dumps([list(line) for line in describe(bento)]),
-    }
-    description = (
-        f"{candidate.name}: {SCORES[task]} {score_in_words(task, candidate.score)} on {trained.dataset.test.num_rows} "
-        f"held-out rows, {candidate.size_bytes:,} bytes, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-        f"{candidate.latency.ratio.value:.2f} x the time of fp32. Bento `{bento.tag}`."
-    )
-    if trained.start is not None:
-        tags |= {"start": trained.start.name, "start.sha256": trained.start.digest}
-    if trained.privacy is not None:
-        tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
-        description += f" Each training row is {trained.privacy}."
-    version = registry.register(name, _log_model(bento), candidate.run_id, tags, description)
-    purpose = contract.description.get("purpose", "")
-    tracking.client().update_registered_model(name, f"{purpose}\n\nServed by `bloomery serve {name}`.".strip())
-    return version
-
-
-def _log_model(bento: Bento) -> str:
-    """The chosen ONNX file as an MLflow model of its candidate's run; returns its address."""
-    import mlflow
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    candidate = bento.chosen.candidate
-    kept = tracking.client().get_run(candidate.run_id).data.tags.get("model")
-    if kept is not None:
-        return kept
-    model = onnx.load_from_string(opened(settings().path(candidate.uri).read_bytes()))
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype("float32"), _shape(value), value.name) for value in values])
-        for values in (model.graph.input, model.graph.output)
-    )
-    with mlflow.start_run(run_id=candidate.run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logged = mlflow.onnx.log_model(
-            model,
-            name="model",
-            signature=ModelSignature(inputs, outputs),
-            save_as_external_data=False,
-            pip_requirements=[f"onnxruntime=={metadata.version('onnxruntime')}", f"onnx=={metadata.version('onnx')}"],
-        )
-    tracking.client().set_tag(candidate.run_id, "model", logged.model_uri)
-    return str(logged.model_uri)
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The shape that the file states, -1 where it leaves a size free."""
-    return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
-
-
-def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
-    """Start the bento and ask it raw rows, one by one and all at once.
-
-    Returns:
-        How many rows it was asked, and the first with its answer.
-
-    Raises:
-        ReleaseRefused: an answer is not the one that was measured for this row.
-    """
-    from models.answers import TOLERANCE, unit_of
-
-    dataset = bento.chosen.options.trained.dataset
-    shown = examples(bento.chosen, num_rows)
-    rows = [one["row"] for one in shown]
-    with served_bento(bento.tag) as client:
-        alone = [predictions_of(ask(client, [row]), bento.tag)[0] for row in rows[:10]]
-        together = predictions_of(ask(client, rows), bento.tag)
-    limit = TOLERANCE * unit_of(read_encoder(settings().path(dataset.encoder_uri)))
-    known = measured_answers(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
-    for position, answered in [*enumerate(alone), *enumerate(together)]:
-        what = f"the row with {dataset.key} {known[position][dataset.key]}"
-        require_same(answered, shown[position]["prediction"], limit, what, bento.tag)
-    first = alone[0]
-    if "label" in first:
-        first = {"label": first["label"], "probability": max(first["probabilities"].values())}
-    return len(rows), {"key": known[0][dataset.key], "truth": known[0]["truth"], **first}

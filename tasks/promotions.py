@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 _TAG = "promotion."
 ROLLED_BACK = "rolled back"
 _MOST_LETTERS = 1_000  # MLflow keeps 5,000 of a tag
-Action = Literal["run", "promote", "rollback", "found"]
+Action = Literal["run", "approve", "promote", "rollback", "found", "refuse"]
 
 
 class Promotion(Document):
-    """One change of the champion. `found` is one that was made elsewhere, or broken off, and seen later."""
+    """One change of the champion, or a version that a person refused instead of the champion `replaced`.
+
+    `found` is a change that was made elsewhere, or broken off, and seen later.
+    """
 
     number: int
     at: datetime
@@ -57,7 +60,7 @@ def changing(name: str) -> Iterator[None]:
 
 
 def history(name: str) -> list[Promotion]:
-    """All changes of the champion, oldest first."""
+    """All changes of the champion and all refusals by a person, oldest first."""
     tags = tracking.client().get_registered_model(name).tags
     return sorted(
         (Promotion.model_validate_json(text) for key, text in tags.items() if key.startswith(_TAG)),
@@ -92,7 +95,7 @@ def before_the_champion(name: str) -> tuple[ModelVersion, ModelVersion]:
     champion = registry.version_of(f"{name}@{registry.CHAMPION}")
     _catch_up(name)
     served: list[int] = []
-    for promotion in history(name):
+    for promotion in _changes(name):
         if promotion.action == "rollback":
             while served and served.pop() != promotion.version:
                 pass
@@ -156,6 +159,20 @@ def followers(name: str) -> list[Following]:
     return living
 
 
+def served_at(name: str) -> list[str]:
+    """The addresses at which this machine answers for `name`, as far as this user may see them."""
+    found = set()
+    for follower in followers(name):
+        with contextlib.suppress(psutil.Error):
+            worker = psutil.Process(follower.pid)
+            for process in (worker, *worker.parents()[:1]):
+                for one in process.net_connections(kind="inet"):
+                    if one.status == psutil.CONN_LISTEN:
+                        host = "127.0.0.1" if one.laddr.ip in ("0.0.0.0", "::") else one.laddr.ip
+                        found.add(f"http://{f'[{host}]' if ':' in host else host}:{one.laddr.port}")
+    return sorted(found)
+
+
 def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[Following]:
     """The processes that answer for `name`, once each has taken `bento` or refused it, or the time is over."""
     deadline = time.monotonic() + timeout_s
@@ -166,10 +183,21 @@ def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[F
         time.sleep(0.05)
 
 
+def remember_refusal(version: ModelVersion, champion: int | None, why: str, by: str) -> None:
+    """Afterwards the history has that a person refused this version. Call it inside `changing`."""
+    _catch_up(version.name)
+    _remember(version, champion, "refuse", why, by)
+
+
+def _changes(name: str) -> list[Promotion]:
+    """Those of the champion, oldest first."""
+    return [promotion for promotion in history(name) if promotion.action != "refuse"]
+
+
 def _catch_up(name: str) -> None:
     """Where the alias names another version than the history's last, remember that, too."""
     champion = registry.champion(name)
-    known = history(name)
+    known = _changes(name)
     if champion is not None and (not known or known[-1].version != int(champion.version)):
         former = known[-1].version if known else None
         _remember(champion, former, "found", "the alias was set elsewhere, or a promotion was broken off", "unknown")

@@ -42,10 +42,15 @@ def require_versions(name: str) -> list[ModelVersion]:
 
 def champion(name: str) -> ModelVersion | None:
     """The version that serves, if any."""
+    return named(name, CHAMPION)
+
+
+def named(name: str, alias: str) -> ModelVersion | None:
+    """The version that the alias names, if any."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client().get_model_version_by_alias(name, CHAMPION)
+        return client().get_model_version_by_alias(name, alias)
     except MlflowException:
         return None
 

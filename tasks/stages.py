@@ -17,6 +17,7 @@ from prefect.states import Completed
 from data_contracts.records import Record
 from tasks import events, store
 from tasks.code_version import code_version
+from tasks.run_progress import shown_progress
 from tasks.store import Output
 
 P = ParamSpec("P")
@@ -101,9 +102,10 @@ def stage(
 def _as_task(made: Stage[P, RecordT]) -> Task[P, RecordT]:
     @functools.wraps(made._function)
     def run(*arguments: P.args, **_: P.kwargs) -> Any:
-        outcome = made._run(*arguments)
         if TaskRunContext.get() is None:
-            return outcome.record
+            return made._run(*arguments).record
+        with shown_progress(made.name):
+            outcome = made._run(*arguments)
         made._present(outcome.record)
         return Completed(data=outcome.record, name="Found") if outcome.was_found else outcome.record
 

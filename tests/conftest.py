@@ -106,26 +106,35 @@ def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tu
     return home, json.loads(ended.stdout)
 
 
-@pytest.fixture(scope="session")
-def copy_of(finished: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
-    """`copy_of(home)`: the finished state folder again. MLflow keeps absolute paths, so those are moved too."""
+_MOVE = (
+    "import sqlite3, sys\n"
+    "connection = sqlite3.connect(sys.argv[1])\n"
+    "tables = [('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'),"
+    " ('logged_models', 'artifact_location'), ('model_versions', 'storage_location')]\n"
+    "for table, column in tables:\n"
+    "    connection.execute(f'update {table} set {column} = replace({column}, ?, ?)', sys.argv[2:4])\n"
+    "connection.commit()\n"
+)
 
-    def copy(home: Path) -> Path:
+
+@pytest.fixture(scope="session")
+def copied(finished: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
+    """`copied(folder)` is a finished state folder below `folder`, MLflow's absolute paths moved with it."""
+
+    def make(folder: Path) -> Path:
+        home = folder / ".bloomery"
         shutil.copytree(finished[0], home)
-        code = (
-            "import sqlite3, sys\n"
-            "connection = sqlite3.connect(sys.argv[1])\n"
-            "tables = [('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'),"
-            " ('logged_models', 'artifact_location'), ('model_versions', 'storage_location')]\n"
-            "for table, column in tables:\n"
-            "    connection.execute(f'update {table} set {column} = replace({column}, ?, ?)', sys.argv[2:4])\n"
-            "connection.commit()\n"
-        )
         database = home / "mlflow" / "mlflow.db"
-        subprocess.run([sys.executable, "-c", code, database, str(finished[0]), str(home)], check=True)
+        subprocess.run([sys.executable, "-c", _MOVE, database, str(finished[0]), str(home)], check=True)
         return home
 
-    return copy
+    return make
+
+
+@pytest.fixture
+def copy(copied: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A finished state folder to break."""
+    return copied(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -57,16 +57,16 @@ def test_a_run_changes_single_values_as_if_the_file_said_so(tmp_path: Path) -> N
     document["gates"]["min_accuracy"] = 0.5
     document["model"] = {"kind": "resnet"}  # another kind has none of the former's values
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(document))
-    changed = read_recipe("digits", changes)
+    changed = read_recipe("digits", changes=changes)
     assert changed == read_recipe(str(tmp_path / "same.yaml"))
     assert changed.training.batch_size == read_recipe("digits").training.batch_size
     assert changed.digest != read_recipe("digits").digest
-    assert read_recipe("digits", {}) == read_recipe("digits")
+    assert read_recipe("digits", changes={}) == read_recipe("digits")
 
 
 def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as told:
-        read_recipe("digits", {"budget": {"size_bytes": "much"}})
+        read_recipe("digits", changes={"budget": {"size_bytes": "much"}})
     assert told.value.where == "the parameters of the run: budget"
 
 

@@ -40,8 +40,8 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) ->
 
 
 @pytest.fixture(scope="module")
-def home(copy_of: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_of(tmp_path_factory.mktemp("up") / ".bloomery")
+def home(copied: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("up"))
 
 
 @pytest.fixture(scope="module")

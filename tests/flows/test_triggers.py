@@ -1,0 +1,290 @@
+"""What starts a run and what holds it: a person's word, new data; with a real Prefect server and worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+from flows.recipe import RECIPES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+DEPLOY = """
+import sys
+from pathlib import Path
+from tasks.settings import enter
+
+enter()
+from prefect import flow
+
+source = flow.from_source(source=str(Path.cwd()), entrypoint="flows/pipeline.py:pipeline")
+source.deploy(sys.argv[1], work_pool_name="bloomery", parameters={"recipe": sys.argv[2]}, concurrency_limit=1)
+"""
+WATCH = """
+import sys
+from flows.watch import ensure_watch, watch
+
+ensured = [ensure_watch(sys.argv[1]), ensure_watch(sys.argv[1])]
+assert ensured[0] is not None and ensured[0] == ensured[1], "the deployment of the watch is made once"
+for _ in sys.stdin:
+    print("WATCH", watch(sys.argv[1], return_state=True).name, flush=True)
+"""
+
+
+class Standing(NamedTuple):
+    """A Prefect server with a worker, and the state folder that they work in."""
+
+    api: str
+    home: Path
+    environment: dict[str, str]
+
+    def post(self, path: str, **body: Any) -> Any:
+        return httpx.post(f"{self.api}/{path}", json=body, trust_env=False, timeout=30).json()
+
+    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
+        wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return [run for run in self.post("flow_runs/filter", **wanted) if run["auto_scheduled"] is False]
+
+    def python(self, code: str, *arguments: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
+@pytest.fixture(scope="module")
+def standing(
+    copied: Callable[[Path], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    clean_environment: Callable[..., dict[str, str]],
+) -> Iterator[Standing]:
+    folder = tmp_path_factory.mktemp("standing")
+    home = copied(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    environment = clean_environment(
+        home,
+        PREFECT_HOME=str(folder / "prefect"),
+        PREFECT_API_URL=api,
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        DO_NOT_TRACK="1",
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str) -> None:
+        log = (folder / "log").open("ab")
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the worker ends its children
+        started.append(
+            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        )
+        signal.signal(signal.SIGINT, ours)
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{api}/health", trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    try:
+        start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        wait_for(is_ready)
+        subprocess.run(
+            ["prefect", "work-pool", "create", "bloomery", "--type", "process"], env=environment, check=True, cwd=ROOT
+        )
+        start("prefect", "worker", "start", "--pool", "bloomery")
+        yield Standing(api, home, environment)
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def recipe_in(folder: Path, name: str, **changes: Any) -> Path:
+    """The recipe `digits`, with these parts in place of its own."""
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**document, **changes}))
+    return path
+
+
+def versions(bloomery: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
+    told = json.loads(bloomery(home, "show", "digits", "--json").stdout)["versions"]
+    return {one["version"]: (one["aliases"], one["release"]) for one in told}
+
+
+def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
+    standing: Standing, tmp_path: Path, bloomery: Bloomery
+) -> None:
+    budget = {"accuracy_drop": 0.02, "objective": "latency"}
+    recipe = recipe_in(tmp_path, "asks", budget=budget, approval={"timeout": "1h"})
+    standing.python(DEPLOY, "digits", str(recipe))
+    deployment = httpx.get(f"{standing.api}/deployments/name/pipeline/digits", trust_env=False).json()
+    run = standing.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
+
+    def state() -> str:
+        return str(httpx.get(f"{standing.api}/flow_runs/{run}", trust_env=False).json()["state"]["name"])
+
+    wait_for(lambda: state() in ("Suspended", "Failed", "Crashed"))
+    assert state() == "Suspended"
+    before = versions(bloomery, standing.home)
+    assert before[1][0] == ["champion"]
+    assert before[2][0] == []
+    assert before[2][1].startswith("waits for approval until")
+    (shown,) = standing.post("artifacts/latest/filter", artifacts={"key": {"any_": ["approval"]}})
+    assert "| | version 2 | champion, version 1 |" in shown["data"]
+    assert "| p50 of one row |" in shown["data"]
+    refused = bloomery(standing.home, "promote", "digits:2", PREFECT_API_URL=standing.api)
+    assert refused.returncode == 4
+    assert "bloomery approve digits:2" in refused.stderr
+    # The page asks for who and why, and the server takes no answer without them.
+    answered = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
+    assert (answered["status"], state()) == ("REJECT", "Suspended")
+    approved = bloomery(
+        standing.home, "approve", "digits", "--why", "it is quicker", "--json", PREFECT_API_URL=standing.api
+    )
+    assert approved.returncode == 0, approved.stdout + approved.stderr
+    assert json.loads(approved.stdout)["flow_run"] == run
+    wait_for(lambda: state() in ("Completed", "Failed", "Crashed"))
+    assert state() == "Completed"
+    assert versions(bloomery, standing.home)[2] == (["champion"], "promoted")
+    changes = json.loads(bloomery(standing.home, "history", "digits", "--json").stdout)
+    assert [(one["action"], one["replaced"], one["version"]) for one in changes[1:]] == [("approve", 1, 2)]
+    assert changes[-1]["why"] == "it is quicker"
+    assert "@" in changes[-1]["by"]
+    again = bloomery(standing.home, "approve", "digits", "--why", "again")
+    assert again.returncode == 2
+    assert "no version of digits waits" in again.stderr
+
+
+def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the_next(
+    copy: Path, tmp_path: Path, bloomery: Bloomery
+) -> None:
+    budget = {"accuracy_drop": 0.02, "objective": "latency"}
+    recipe = str(recipe_in(tmp_path, "asks", budget=budget, approval="required"))
+    ended = bloomery(copy, "run", recipe)
+    assert ended.returncode == 4, ended.stderr
+    assert "digits version 2 passed its gates and waits for approval" in ended.stderr
+    assert versions(bloomery, copy)[1][0] == ["champion"]
+    said = bloomery(copy, "approve", "digits:2", "--refuse", "--why", "not before the holidays")
+    assert said.returncode == 0, said.stderr
+    again = bloomery(copy, "run", recipe)
+    assert again.returncode == 4
+    assert "said no: not before the holidays" in again.stderr
+    assert versions(bloomery, copy)[1][0] == ["champion"]
+    changes = json.loads(bloomery(copy, "history", "digits", "--json").stdout)
+    assert [(one["action"], one["version"]) for one in changes] == [("run", 1), ("refuse", 2)]
+    promoted = bloomery(copy, "promote", "digits:2", "--despite-refusal", "--why", "after the holidays")
+    assert promoted.returncode == 0, promoted.stderr
+    rolled = bloomery(copy, "rollback", "digits")
+    assert rolled.returncode == 0, rolled.stderr
+    assert versions(bloomery, copy)[1][0] == ["champion"]
+
+
+def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("id,x\n1,2\n")
+    contract = {
+        "apiVersion": "v3.1.0",
+        "kind": "DataContract",
+        "id": "watched",
+        "name": "watched",
+        "version": "1.0.0",
+        "status": "active",
+        "schema": [
+            {
+                "name": "rows",
+                "properties": [
+                    {"name": "id", "logicalType": "integer", "primaryKey": True, "required": True},
+                    {"name": "x", "logicalType": "number", "required": True},
+                    {"name": "target", "logicalType": "number", "required": True},
+                ],
+            }
+        ],
+    }
+    (tmp_path / "watched.odcs.yaml").write_text(yaml.safe_dump(contract))
+    recipe = {
+        "name": "watched",
+        "data": {"source": "rows.csv"},
+        "contract": "watched.odcs.yaml",
+        "features": {
+            "key": "id",
+            "label": "target",
+            "task": "regression",
+            "inputs": [{"kind": "number", "columns": ["x"]}],
+            "split": {"train": 0.6, "val": 0.2, "test": 0.2, "salt": "watched"},
+        },
+        "model": {"kind": "mlp", "hidden": [4]},
+        "training": {"epochs": 1},
+        "watch": {"every": "1h"},
+    }
+    path = tmp_path / "watched.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    standing.python(DEPLOY, "watched", str(path))
+
+    looking = subprocess.Popen(
+        [sys.executable, "-c", WATCH, str(path)],
+        env=standing.environment,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert looking.stdin is not None
+    assert looking.stdout is not None
+    answers = (line.removeprefix("WATCH ").strip() for line in looking.stdout if line.startswith("WATCH "))
+
+    def look() -> str:
+        looking.stdin.write("look\n")
+        looking.stdin.flush()
+        return next(answers)
+
+    def runs() -> int:
+        return len(standing.runs_of("watched"))
+
+    assert [look(), look(), runs()] == ["Moving", "New data", 1]
+    assert [look(), runs()] == ["Unchanged", 1]
+    source.write_text("id,x\n1,2\n2,")  # a writer that has not ended
+    assert look() == "Moving"
+    source.write_text("id,x\n1,2\n2,3\n")
+    assert [look(), runs()] == ["Moving", 1]
+    assert [look(), runs()] == ["New data", 2]
+    os.utime(source, (1, 1))
+    assert [look(), look(), runs()] == ["Moving", "Unchanged", 2]
+    source.unlink()
+    assert [look(), runs()] == ["Nothing there", 2]
+    looking.stdin.close()
+    assert looking.wait(timeout=60) == 0
+    (deployed,) = standing.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
+    assert deployed["name"] == "watched"
+    assert [one["schedule"]["interval"] for one in deployed["schedules"]] == [3600]
+    told = wait_for(lambda: standing.post("events/filter", filter={"event": {"name": ["bloomery.new-data"]}})["events"])
+    assert {event["resource"]["prefect.resource.id"] for event in told} == {"bloomery.recipe.watched"}
