@@ -15,11 +15,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_contracts.monitoring import span
 from flows.recipe import Recipe, known_recipes, read_recipe
+from flows.schedule import Schedule
 from flows.slots import LIMIT
 from tasks.settings import enter
 
 if TYPE_CHECKING:
+    from prefect import Flow
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.events.schemas.automations import AutomationCore
@@ -31,9 +34,12 @@ _DEAD = "mark dead runs as crashed"
 
 
 def register(references: Sequence[str]) -> list[str]:
-    """Afterwards the server has a deployment `pipeline/NAME` for each recipe, and all that they need.
+    """Afterwards the server has the deployments of each recipe, and all that they need.
 
-    It may be called again at any time: what a recipe says now is what counts, its schedule too.
+    They are `pipeline/NAME`, `monitor/NAME`, and `watch/NAME` where it watches its data. Where its monitor has a
+    schedule and is to train anew, there is the automation for that.
+
+    It may be called again at any time: what a recipe says now is what counts, its schedules too.
 
     Returns:
         The deployments' names.
@@ -43,44 +49,79 @@ def register(references: Sequence[str]) -> list[str]:
     """
     from prefect.client.orchestration import get_client
 
-    recipes = {reference: read_recipe(reference) for reference in references}
+    from flows.automations import ensure_retraining
+    from flows.monitor import monitor
+    from flows.pipeline import pipeline
+    from flows.watch import watch
+
+    recipes = {_place(reference): read_recipe(reference) for reference in references}
+    told = []
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
         _ensure_slots(client)
         _ensure_automation(client, _crash_dead_runs())
-        return [_deploy(client, reference, recipe) for reference, recipe in recipes.items()]
+        for place, recipe in recipes.items():
+            told.append(_deploy(client, pipeline, place, recipe, recipe.description, recipe.schedule))
+            looks = recipe.monitor.schedule
+            words = f"Looks whether {recipe.name} is asked and answers as is usual for it."
+            schedule = None if looks is None else Schedule(cron=looks)
+            told.append(_deploy(client, monitor, place, recipe, words, schedule))
+            if recipe.watch is not None:
+                words = f"Looks for new data of {recipe.name}."
+                told.append(_deploy(client, watch, place, recipe, words, Schedule(every=recipe.watch.every)))
+            else:
+                _forget(client, f"watch/{recipe.name}")
+    for recipe in recipes.values():
+        is_wanted = recipe.monitor.retrain and recipe.monitor.schedule is not None
+        ensure_retraining(recipe.name, span(recipe.monitor.pause), is_wanted=is_wanted)
+    return told
 
 
-def _deploy(client: SyncPrefectClient, reference: str, recipe: Recipe) -> str:
+def _place(reference: str) -> str:
+    return reference if reference in known_recipes() else str(Path(reference).resolve())
+
+
+def _deploy(
+    client: SyncPrefectClient,
+    flow: Flow[Any, Any],
+    place: str,
+    recipe: Recipe,
+    description: str,
+    schedule: Schedule | None,
+) -> str:
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
     from prefect.utilities.callables import parameter_schema
 
-    from flows.pipeline import pipeline
-
-    place = reference if reference in known_recipes() else str(Path(reference).resolve())
     client.create_deployment(
-        flow_id=client.create_flow(pipeline),
+        flow_id=client.create_flow(flow),
         name=recipe.name,
-        description=recipe.description,
+        description=description,
         tags=["bloomery"],
         parameters={"recipe": place},
-        parameter_openapi_schema=parameter_schema(pipeline).model_dump_for_openapi(),
+        parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         enforce_parameter_schema=True,
-        schedules=_schedules(recipe),
+        schedules=_schedules(schedule),
         concurrency_limit=1,  # a second run of one recipe waits
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         work_pool_name=POOL,
-        entrypoint="flows/pipeline.py:pipeline",
+        entrypoint=f"flows/{flow.name}.py:{flow.name}",
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
     )
-    return f"pipeline/{recipe.name}"
+    return f"{flow.name}/{recipe.name}"
 
 
-def _schedules(recipe: Recipe) -> list[DeploymentScheduleCreate]:
+def _forget(client: SyncPrefectClient, named: str) -> None:
+    """Afterwards there is no such deployment."""
+    from prefect.exceptions import ObjectNotFound
+
+    with contextlib.suppress(ObjectNotFound):
+        client.delete_deployment(client.read_deployment_by_name(named).id)
+
+
+def _schedules(stated: Schedule | None) -> list[DeploymentScheduleCreate]:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
-    stated = recipe.schedule
     if stated is None:
         return []
     schedule: CronSchedule | IntervalSchedule

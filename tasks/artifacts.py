@@ -54,14 +54,14 @@ def contract_report(record: CheckedRows) -> None:
 def training_run(record: Trained) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-    tracking = settings().tracking_uri
-    if tracking.startswith("http"):
+    tracking, server = settings().tracking_uri, settings().mlflow_url
+    if server is not None:
         from mlflow import MlflowClient
 
         experiment = MlflowClient().get_run(record.run_id).info.experiment_id
         create_link_artifact(
             key="mlflow-run",
-            link=f"{tracking}/#/experiments/{experiment}/runs/{record.run_id}",
+            link=f"{server}/#/experiments/{experiment}/runs/{record.run_id}",
             link_text=f"MLflow run {record.run_id}",
         )
         return

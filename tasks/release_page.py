@@ -31,9 +31,9 @@ def release_card(record: Release) -> None:
 
 def _where(record: Release, addresses: list[str]) -> str:
     """Links to the version in MLflow and to the endpoints, where servers stand; else how to start them."""
-    tracking = settings().tracking_uri
-    page = f"{tracking}/#/models/{record.name}/versions/{record.version}"
-    mlflow = f"[in MLflow]({page})" if tracking.startswith("http") else f"in MLflow: `{tracking}`"
+    server = settings().mlflow_url
+    page = f"{server}/#/models/{record.name}/versions/{record.version}"
+    mlflow = f"in MLflow: `{settings().tracking_uri}`" if server is None else f"[in MLflow]({page})"
     served = ", ".join(f"[{address}]({address}/docs)" for address in addresses)
     answers = f"answered at {served}" if served else f"to serve it: `bloomery serve {record.name}`"
     return f"The version {mlflow}; bento `{record.bento.tag}`; {answers}"
