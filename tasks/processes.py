@@ -138,7 +138,9 @@ def _tether(command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides, and closes the pipe
     threading.Thread(target=watch, daemon=True).start()
-    return child.wait()
+    code = child.wait()
+    end()  # what a server that was killed has left of its own processes, which would hold its port
+    return code
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

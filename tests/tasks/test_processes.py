@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from data_contracts.errors import EngineMissing, PortInUse
-from tasks.processes import free_port, require_free, starting
+from tasks.processes import free_port, require_free, start, starting
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -58,6 +58,19 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     os.kill(starter.pid, signal.SIGKILL)
     starter.wait()
     assert wait_for(lambda: not any(alive(pid) for pid in family))
+
+
+def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path) -> None:
+    parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
+    with (tmp_path / "log").open("ab") as log:
+        tether = start([sys.executable, "-c", parent], log)
+    assert wait_for(lambda: len(psutil.Process(tether.pid).children(recursive=True)) == 2)
+    server, child = psutil.Process(tether.pid).children(recursive=True)
+    os.kill(server.pid, signal.SIGKILL)
+    assert wait_for(lambda: not alive(child.pid))
+    assert tether.wait(timeout=20) != 0
+    assert tether.stdin is not None
+    tether.stdin.close()
 
 
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
