@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -62,8 +61,10 @@ def server(home: Path) -> Iterator[str]:
     environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
     with starting(command, is_ready=is_ready, log=home / "server.log", environment=environment) as wait_until_ready:
         wait_until_ready()
-        os.environ["PREFECT_API_URL"] = api  # which the fixture `home` takes back
-        yield api
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: api}):  # Prefect reads the environment only once
+            yield api
 
 
 def deployed(api: str) -> UUID:
@@ -87,7 +88,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     copy: Path, server: str, bloomery: Bloomery, finished: Any
 ) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.events import emit_event
+    from prefect.events import Event
 
     from data_contracts.errors import DataMissing
     from flows.automations import ensure_retraining
@@ -124,7 +125,8 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     for words in ("image has drifted", "(answer) has drifted", "no label has arrived"):
         assert words in shifted.stdout
     # As the next look would, while the first training may still run.
-    emit_event("bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})
+    event = Event(event="bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})
+    httpx.post(f"{server}/events", json=[event.model_dump(mode="json")], trust_env=False).raise_for_status()
     deadline = time.monotonic() + 30
     while not runs(deployment) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -213,7 +213,11 @@ def test_findings_are_kept_drawn_and_exposed(packaged: Any, log: Any, home: Path
 
     log(RNG.normal(55, 10, 600))
     found = look()
+    # As a look leaves it that was killed while it wrote.
+    tags = {tracking.STAGE_KEY: "monitor-people"}
+    left = tracking.client().create_run(tracking.experiment("people"), run_name="monitor", tags=tags).info.run_id
     run = tracking.client().get_run(findings.keep(found, MONITOR))
+    assert tracking.client().get_run(left).info.status == "KILLED"
     assert run.data.metrics["psi/age"] == pytest.approx(found.drifts[0].psi)
     assert run.data.tags["drifted"] == "true"
     kept = {file.path for file in tracking.client().list_artifacts(run.info.run_id)}
