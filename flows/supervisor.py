@@ -224,6 +224,7 @@ def _prefect(port: int, chosen: Settings) -> Kept:
     url = f"http://127.0.0.1:{port}"
     environment = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # else the page looks for it on port 4200
         # Slots of a dead training are given back, also when the server was started anew in the meantime.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
