@@ -77,6 +77,7 @@ def enter() -> Settings:
     """
     chosen = settings()
     _require_writable(chosen.home)
+    _folder_at_start(chosen.home)
     ours = {
         "BLOOMERY_HOME": str(chosen.home),
         "PREFECT_HOME": str(chosen.home / "prefect"),
@@ -166,18 +167,17 @@ def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
 def share_lost(failure: BaseException) -> ShareLost | None:
     """The error to show if `failure`, or what caused it, is a disk or a share that stopped answering; else None.
 
-    A share that is unmounted leaves an empty folder, so a state folder with nothing in it is one that is gone.
+    A share that is unmounted leaves a folder of the same name, so the state folder is compared with what it was.
     """
     seen: BaseException | None = failure
     while seen is not None:
         is_silent = isinstance(seen, OSError) and seen.errno in _LOST and not isinstance(seen, ConnectionError)
-        is_file = isinstance(seen, FileNotFoundError) or "unable to open database file" in str(seen)
-        if is_silent or (is_file and _is_empty(settings().home)):
+        if is_silent or (isinstance(seen, OSError) and _is_gone(settings().home)):
             place = getattr(seen, "filename", None) or settings().home
             return ShareLost(
                 f"{getattr(seen, 'strerror', None) or seen}"
                 if is_silent
-                else "the state folder is gone or empty, and was there when the run began",
+                else "the state folder is gone, and was there when the run began",
                 required="files that stay where they are while a run reads and writes them",
                 where=str(place) if is_silent else str(settings().home),
                 remedy="bring the disk or the share back, then run again: finished stages are found",
@@ -186,9 +186,17 @@ def share_lost(failure: BaseException) -> ShareLost | None:
     return None
 
 
-def _is_empty(folder: Path) -> bool:
+@functools.cache
+def _folder_at_start(home: Path) -> tuple[int, int]:
+    """What tells the state folder from another one at its place, as it was at the first call."""
+    there = home.stat()
+    return there.st_dev, there.st_ino
+
+
+def _is_gone(home: Path) -> bool:
     try:
-        return next(folder.iterdir(), None) is None
+        there = home.stat()
+        return (there.st_dev, there.st_ino) != _folder_at_start(home)
     except OSError:
         return True
 

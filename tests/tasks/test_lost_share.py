@@ -22,10 +22,12 @@ def test_a_source_whose_share_stops_answering_is_told(home: Path) -> None:
 
 
 def test_a_state_folder_that_is_gone_is_told(home: Path) -> None:
-    (home / "logs").mkdir()
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", str(home / "stages"))
     assert share_lost(missing) is None
-    (home / "logs").rmdir()
+    home.rename(home.with_name("unmounted"))
+    home.mkdir()  # the folder that a share was mounted on
+    (home / "checkpoints").mkdir()
     told = share_lost(missing)
     assert told is not None
-    assert told.found.startswith("the state folder is gone or empty")
+    assert told.found == "the state folder is gone, and was there when the run began"
+    assert told.where == str(home)
