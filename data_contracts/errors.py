@@ -14,6 +14,7 @@ BloomeryError                     exit code 1
 ├── SecretMissing                 2   a key that the contract or an endpoint's address calls for is not there
 ├── ContainerUnfit                1   what a container would be built from does not pass its checks
 ├── StateUnwritable               1   the state folder cannot be written, or the disk is full
+├── ShareLost                     1   a disk or a network share that was there stopped answering
 ├── PortInUse                     1
 ├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
 ├── OutputCorrupt                 1   a file is not the one that was recorded
@@ -109,6 +110,10 @@ class ContainerUnfit(BloomeryError):
 
 
 class StateUnwritable(BloomeryError):
+    pass
+
+
+class ShareLost(BloomeryError):
     pass
 
 

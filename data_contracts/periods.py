@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,10 +27,10 @@ def start_of(name: str, every: Every | None = None) -> datetime:
         ValueError: it is the name of no period, or of none of that length.
     """
     for kind, (shape, spelling) in _SHAPES.items():
-        if (every is None or kind == every) and re.fullmatch(shape, name):
-            if kind == "week":
-                return datetime.strptime(f"{name}-1", "%G-W%V-%u").replace(tzinfo=UTC)
-            return datetime.strptime(name, spelling).replace(tzinfo=UTC)
+        if (every is None or kind == every) and re.fullmatch(shape, name, flags=re.ASCII):
+            with contextlib.suppress(ValueError):  # such as a month 13, told below
+                day = ("-1", "-%u") if kind == "week" else ("", "")
+                return datetime.strptime(name + day[0], spelling + day[1]).replace(tzinfo=UTC)
     raise ValueError(f"{name!r} is no {every or 'period'}, such as {EXAMPLES[every or 'month']}")
 
 

@@ -22,9 +22,9 @@ def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = Non
     except EngineMissing as error:
         from tasks.settings import no_room
 
-        ending = no_room(error, "an engine") or error  # a server that finds no room ends without saying so
-        _tell(ending.as_document(), str(ending), as_json, out, err)
-        raise SystemExit(ending.exit_code) from None
+        told_of: BloomeryError = no_room(error, "an engine") or error  # a server that finds no room does not say so
+        _tell(told_of.as_document(), str(told_of), as_json, out, err)
+        raise SystemExit(told_of.exit_code) from None
     except BloomeryError as error:
         _tell(error.as_document(), str(error), as_json, out, err)
         raise SystemExit(error.exit_code) from None
@@ -34,12 +34,12 @@ def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = Non
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()  # into the log, where there is one
-        from tasks.settings import no_room
+        from tasks.settings import no_room, share_lost
 
-        unwritable = no_room(error, "the run")
-        if unwritable is not None:
-            _tell(unwritable.as_document(), str(unwritable), as_json, out, err)
-            raise SystemExit(unwritable.exit_code) from None
+        ending = share_lost(error) or no_room(error, "the run")
+        if ending is not None:
+            _tell(ending.as_document(), str(ending), as_json, out, err)
+            raise SystemExit(ending.exit_code) from None
         text = f"{type(error).__name__}: {error}"
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
         _tell(document, text, as_json, out, err, log)

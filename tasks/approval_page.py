@@ -46,8 +46,8 @@ def _present(asked: tuple[Bento, Request]) -> None:
             f"# May {request.name} version {request.version} become champion?\n\n"
             f"It passed its gates, and answered over HTTP as it was measured. Without an answer by "
             f"**{request.until:%Y-%m-%d %H:%M}Z** it is refused.\n\n{figures(bento, request)}\n\n"
-            "Both as measured when each was made, on the rows that were held out then; the gate "
-            "has compared them on the rows that are held out today.\n\n"
+            "Each as it was measured when it was made, on the rows that were held out then; the gate asks a champion "
+            "for the rows that are held out today.\n\n"
             f"Answer by **Resume** above, or on a command line:\n\n"
             f"    bloomery approve {reference} --why …\n    bloomery approve {reference} --refuse --why …\n\n"
             f"## Candidates\n\n{candidates}\n"
@@ -76,8 +76,8 @@ def _in_words(metrics: Mapping[str, float], task: Task) -> dict[str, str]:
     name = _FIGURES[task]
     spelt = {
         f"{SCORES[task]} on its held-out rows": (name, lambda value: figure_in_words(task, value)),
-        "95% interval from": (f"{name}_low", lambda value: figure_in_words(task, value)),
-        "to": (f"{name}_high", lambda value: figure_in_words(task, value)),
+        "95% interval: from": (f"{name}_low", lambda value: figure_in_words(task, value)),
+        "95% interval: to": (f"{name}_high", lambda value: figure_in_words(task, value)),
         "size": ("size_bytes", lambda value: f"{value / 1000:,.1f} kB"),
         "p50 of one row": ("latency_b1_p50_ms", lambda value: f"{value * 1000:.0f} µs"),
         "p99 of one row": ("latency_b1_p99_ms", lambda value: f"{value * 1000:.0f} µs"),

@@ -63,7 +63,8 @@ class _Teller:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         share = 100.0 if self.is_whole else min(100.0 * progress.done / max(progress.total, 1), 99.0)
-        text = f"{self.stage}: {progress.done} of {progress.total}, {progress.note}"
+        done = progress.total if self.is_whole else progress.done
+        text = f"{self.stage}: {done} of {progress.total}, {progress.note}"
         if self._artifact is None:
             self._artifact = create_progress_artifact(share, key=f"{self.stage}-progress", description=text)
         else:

@@ -11,10 +11,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_contracts.errors import StateUnwritable
+from data_contracts.errors import ShareLost, StateUnwritable
 from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_LOST = {
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+}
 _VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16")
 _ROOM_FOR_A_PAGE = 65_536
 _ROOM_FOR_A_RUN = 50_000_000  # the two databases take a tenth of it before the first row is read
@@ -80,6 +84,7 @@ def enter() -> Settings:
     """
     chosen = settings()
     _require_writable(chosen.home)
+    _folder_at_start(chosen.home)
     ours = {
         "BLOOMERY_HOME": str(chosen.home),
         "PREFECT_HOME": str(chosen.home / "prefect"),
@@ -166,6 +171,43 @@ def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
         where=f"{place} ({_free(settings().home)})",
         remedy="free some space or mend the permissions, then run again: finished stages are found",
     )
+
+
+def share_lost(failure: BaseException) -> ShareLost | None:
+    """The error to show if `failure`, or what caused it, is a disk or a share that stopped answering; else None.
+
+    A share that is unmounted leaves a folder of the same name, so the state folder is compared with what it was.
+    """
+    seen: BaseException | None = failure
+    while seen is not None:
+        is_silent = isinstance(seen, OSError) and seen.errno in _LOST and not isinstance(seen, ConnectionError)
+        if is_silent or (isinstance(seen, OSError) and _is_gone(settings().home)):
+            place = getattr(seen, "filename", None) or settings().home
+            return ShareLost(
+                f"{getattr(seen, 'strerror', None) or seen}"
+                if is_silent
+                else "the state folder is gone, and was there when the run began",
+                required="files that stay where they are while a run reads and writes them",
+                where=str(place) if is_silent else str(settings().home),
+                remedy="bring the disk or the share back, then run again: finished stages are found",
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@functools.cache
+def _folder_at_start(home: Path) -> tuple[int, int]:
+    """What tells the state folder from another one at its place, as it was at the first call."""
+    there = home.stat()
+    return there.st_dev, there.st_ino
+
+
+def _is_gone(home: Path) -> bool:
+    try:
+        there = home.stat()
+        return (there.st_dev, there.st_ino) != _folder_at_start(home)
+    except OSError:
+        return True
 
 
 def _free_bytes(folder: Path) -> int:
