@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from prefect.states import Completed  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
 from data_contracts.documents import Document  # noqa: E402
-from data_contracts.durations import in_words  # noqa: E402
 from data_contracts.errors import DataMissing, RecipeInvalid  # noqa: E402
 from data_contracts.pointer import replace_text  # noqa: E402
 from flows.recipe import Recipe, read_recipe  # noqa: E402
@@ -119,31 +117,6 @@ def _start(recipe: Recipe, digest: str, before: Seen) -> str:
         payload={"digest": digest, "before": before.started, "period": recipe.period, "source": recipe.data.described},
     )
     return str(run.id)
-
-
-def ensure_watch(reference: str, pool: str = "bloomery") -> str | None:
-    """Afterwards the deployment `watch/NAME` looks as often as the recipe says. Returns its id.
-
-    None where the recipe watches nothing; a deployment that an earlier recipe left is removed then.
-    """
-    recipe = read_recipe(reference)
-    if recipe.watch is None:
-        with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
-            client.delete_deployment(client.read_deployment_by_name(f"watch/{recipe.name}").id)
-        return None
-    source: Any = flow.from_source(source=str(ROOT), entrypoint="flows/watch.py:watch")
-    made = source.deploy(
-        name=recipe.name,
-        work_pool_name=pool,
-        parameters={"recipe": reference},
-        interval=recipe.watch.every,
-        description=f"Looks for new data of {recipe.name} every {in_words(recipe.watch.every)}.",
-        tags=["bloomery"],
-        concurrency_limit=1,
-        print_next_steps=False,
-        ignore_warnings=True,
-    )
-    return str(made)
 
 
 def _read(place: Path) -> Seen | None:

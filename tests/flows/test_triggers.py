@@ -36,10 +36,11 @@ source.deploy(sys.argv[1], work_pool_name="bloomery", parameters={"recipe": sys.
 """
 WATCH = """
 import sys
-from flows.watch import ensure_watch, watch
+from flows.registration import register
+from flows.watch import watch
 
-ensured = [ensure_watch(sys.argv[1]), ensure_watch(sys.argv[1])]
-assert ensured[0] is not None and ensured[0] == ensured[1], "the deployment of the watch is made once"
+told = [register([sys.argv[1]]), register([sys.argv[1]])]
+assert told[0] == told[1] and any(name.startswith("watch/") for name in told[0]), told
 for _ in sys.stdin:
     print("WATCH", watch(sys.argv[1], return_state=True).name, flush=True)
 """
