@@ -70,16 +70,17 @@ def settings() -> Settings:
     )
 
 
-def enter() -> Settings:
+def enter(*, with_room: bool = True) -> Settings:
     """Call at every door, before an engine is imported: the state folder exists, and each engine keeps to it.
 
-    A variable that the user has set stays.
+    A variable that the user has set stays. `with_room=False` asks for no room on the disk, and writes nothing there.
 
     Raises:
         StateUnwritable: the state folder cannot be made or written.
     """
     chosen = settings()
-    _require_writable(chosen.home)
+    if with_room:
+        _require_writable(chosen.home)
     ours = {
         "BLOOMERY_HOME": str(chosen.home),
         "PREFECT_HOME": str(chosen.home / "prefect"),
