@@ -18,6 +18,7 @@ from flows import contracts, keys
 from flows.approve import approve
 from flows.backfill import backfill
 from flows.container import container
+from flows.gc import gc
 from flows.init import init
 from flows.monitoring import monitor
 from flows.releases import compare, history, promote, rollback
@@ -43,6 +44,7 @@ for command in (up, status, down, promote, approve, rollback, history, compare):
 app.command()(backfill)
 app.command()(container)
 app.command()(monitor)
+app.command()(gc)
 
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/, or the path of a recipe file.")]
 Period = Annotated[str | None, typer.Option(help="Of a dated recipe, such as 2019-02; else the last one that ended.")]

@@ -34,6 +34,7 @@ def promote(
     """Make a version the champion. Endpoints that serve the name switch to it, without losing a request."""
     with at_work(as_json, "promote") as out:
         from tasks import approvals, comparison, promotions, registry
+        from tasks.package import bento_folder
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
 
@@ -42,6 +43,7 @@ def promote(
         found = registry.version_of(f"{found.name}:{found.version}")
         _require_not_refused(found, despite_refusal)
         tag = found.tags[registry.BENTO]
+        registry.require_not_freed(found, bento_folder(tag).is_dir())
         require_bento(tag)
         if shadow_rows:
             champion = registry.version_of(f"{found.name}@{registry.CHAMPION}").tags[registry.BENTO]
@@ -57,12 +59,14 @@ def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
     """Let the version serve that served before the champion. Nothing is deleted, and it can be rolled back further."""
     with at_work(as_json, "rollback") as out:
         from tasks import promotions, registry
+        from tasks.package import bento_folder
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
 
         with promotions.changing(name):
             champion, former = promotions.before_the_champion(name)
             tag = former.tags[registry.BENTO]
+            registry.require_not_freed(former, bento_folder(tag).is_dir())
             require_bento(tag)
             rehearse(tag)
             promotion = promotions.roll_back(champion, former, why or "rolled back by hand")

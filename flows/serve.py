@@ -29,14 +29,16 @@ def serve(
 ) -> None:
     """Serve a registered version's bento, in the foreground, until Ctrl-C."""
     with at_work(as_json, "serve") as out:
+        from tasks.package import bento_folder
         from tasks.processes import require_free
-        from tasks.registry import BENTO, version_of
+        from tasks.registry import BENTO, require_not_freed, version_of
         from tasks.serving import require_bento, require_keys, serve_command, serve_environment
 
         require_free(host, port)
         require_keys(host)
         version = version_of(name)
         tag = version.tags[BENTO]
+        require_not_freed(version, bento_folder(tag).is_dir())
         require_bento(tag)
         environment = _environment(version, follows=":" not in name, shadow=shadow, canary=canary, log=log)
         if as_json:

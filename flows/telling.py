@@ -47,15 +47,17 @@ def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = Non
 
 
 @contextlib.contextmanager
-def at_work(as_json: bool, what: str) -> Iterator[Any]:
+def at_work(as_json: bool, what: str, *, with_room: bool = True) -> Iterator[Any]:
     """The state folder is there, engines write into a log named for `what`, errors are told as asked.
+
+    `with_room=False` is for what works on a full disk, too.
 
     Yields standard output's console.
     """
     from tasks.settings import enter
 
     with told(as_json):
-        log = enter().logs / f"{what}-{os.getpid()}.log"
+        log = enter(with_room=with_room).logs / f"{what}-{os.getpid()}.log"
     from flows.display import engines_to_log
 
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):

@@ -47,6 +47,16 @@ def at_work_on(run: str | None, home: Path) -> Iterator[None]:
         note.unlink(missing_ok=True)
 
 
+def living(home: Path) -> list[int]:
+    """The processes of this machine that work on a flow run; of another machine's, all that left a note."""
+    found = []
+    for note in _folder(home).glob("*.json"):
+        work = _read(note)
+        if work is not None and (work.host != socket.gethostname() or _lives(work)):
+            found.append(work.pid)
+    return found
+
+
 def reap(api: httpx.Client, home: Path, *, none_is_pending: bool = False) -> list[str]:
     """Afterwards no flow run of this machine is said to run whose process is gone.
 

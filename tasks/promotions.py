@@ -94,13 +94,7 @@ def before_the_champion(name: str) -> tuple[ModelVersion, ModelVersion]:
     """
     champion = registry.version_of(f"{name}@{registry.CHAMPION}")
     _catch_up(name)
-    served: list[int] = []
-    for promotion in _changes(name):
-        if promotion.action == "rollback":
-            while served and served.pop() != promotion.version:
-                pass
-        served.append(promotion.version)
-    former = next((version for version in reversed(served) if version != int(champion.version)), None)
+    former = former_of(name)
     if former is None:
         raise ReleaseRefused(
             f"{name} version {champion.version} is the first that served",
@@ -109,6 +103,19 @@ def before_the_champion(name: str) -> tuple[ModelVersion, ModelVersion]:
             remedy=f"promote the version that you want: bloomery promote {name}:VERSION",
         )
     return champion, registry.version_of(f"{name}:{former}")
+
+
+def former_of(name: str) -> int | None:
+    """The number of the version that served before the champion, rollbacks undone, as far as the history tells."""
+    champion = registry.champion(name)
+    served: list[int] = []
+    for promotion in _changes(name):
+        if promotion.action == "rollback":
+            while served and served.pop() != promotion.version:
+                pass
+        served.append(promotion.version)
+    now = None if champion is None else int(champion.version)
+    return next((version for version in reversed(served) if version != now), None)
 
 
 def roll_back(champion: ModelVersion, former: ModelVersion, why: str) -> Promotion | None:

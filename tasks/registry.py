@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 BENTO = "bento"
+FREED = "freed"  # the day on which `bloomery gc` removed the version's bento
 
 
 def versions(name: str) -> list[ModelVersion]:
@@ -58,6 +59,19 @@ def named(name: str, alias: str) -> ModelVersion | None:
 def bento_of(version: ModelVersion | None) -> str | None:
     """The tag of a version's bento, if there is one."""
     return None if version is None else version.tags.get(BENTO)
+
+
+def require_not_freed(version: ModelVersion, is_there: bool) -> None:
+    """Raises DataMissing where `bloomery gc` has removed the version's bento. `is_there`: somebody made it again."""
+    if is_there or FREED not in version.tags:
+        return
+    raise DataMissing(
+        f"{version.name} version {version.version} was freed by `bloomery gc` on {version.tags[FREED]}",
+        required="a version whose bento is kept",
+        where=f"the version's tag `{FREED}` in the registry",
+        remedy="run its recipe on its data again: its bento comes back under its version; or take one of those "
+        "that `bloomery gc` lists as kept",
+    )
 
 
 def version_of(reference: str) -> ModelVersion:
@@ -115,4 +129,6 @@ def register(name: str, source: str, run_id: str, tags: Mapping[str, str], descr
         )
     for key, value in tags.items():
         client().set_model_version_tag(name, found.version, key, value)
+    if FREED in found.tags:
+        client().delete_model_version_tag(name, found.version, FREED)  # its bento was packaged again
     return found

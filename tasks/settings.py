@@ -74,16 +74,16 @@ def settings() -> Settings:
     )
 
 
-def enter() -> Settings:
+def enter(*, with_room: bool = True) -> Settings:
     """Call at every door, before an engine is imported: the state folder exists, and each engine keeps to it.
 
-    A variable that the user has set stays.
+    A variable that the user has set stays. `with_room=False` asks for no room on the disk.
 
     Raises:
         StateUnwritable: the state folder cannot be made or written.
     """
     chosen = settings()
-    _require_writable(chosen.home)
+    _require_writable(chosen.home, with_room=with_room)
     _folder_at_start(chosen.home)
     ours = {
         "BLOOMERY_HOME": str(chosen.home),
@@ -133,13 +133,13 @@ def processor_flags() -> tuple[str, ...]:
     return tuple(flag for flag in flags if flag.startswith(_VECTOR_FLAGS))
 
 
-def _require_writable(home: Path) -> None:
+def _require_writable(home: Path, *, with_room: bool) -> None:
     probe = home / f".probe-{os.getpid()}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"bloomery")
+        probe.write_bytes(b"bloomery" if with_room else b"")
         probe.unlink()
-        if _free_bytes(home) < _ROOM_FOR_A_RUN:
+        if with_room and _free_bytes(home) < _ROOM_FOR_A_RUN:
             raise OSError(errno.ENOSPC, f"less than {_ROOM_FOR_A_RUN / 1e6:.0f} MB are free")
     except OSError as failure:
         raise StateUnwritable(

@@ -171,6 +171,11 @@ def sweep() -> None:
             continue
 
 
+def locked(stage: str, key: str) -> FileLock:
+    """The lock of a key, for who would remove its output. Entering raises Timeout where somebody works on it."""
+    return _lock(stage, key, timeout_s=0)
+
+
 def _lock(stage: str, key: str, timeout_s: float = -1) -> FileLock:
     folder = settings().home / "stages" / ".locks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,85 @@
+"""What `bloomery gc` frees, and what it never touches."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.recipe import RECIPES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+# A gc that is killed after its second piece.
+_KILLED = """
+import os
+from tasks.settings import enter
+enter()
+from tasks import collect
+gone = []
+def die(piece):
+    gone.append(piece)
+    if len(gone) == 2:
+        os._exit(9)
+collect.free(collect.unneeded(1, [], 14), die)
+"""
+
+
+def refused(folder: Path, home: Path, bloomery: Bloomery, **changes: dict[str, Any]) -> None:
+    """Another version of `digits`, which misses its gate."""
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    for part, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
+        document[part] = {**document.get(part, {}), **values}
+    recipe = folder / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    ended = bloomery(home, "run", str(recipe))
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+
+
+def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
+    copy: Path, bloomery: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+) -> None:
+    refused(tmp_path, copy, bloomery, compression={"fine_tune": {"epochs": 3}})
+    refused(tmp_path, copy, bloomery, budget={"size_bytes": None, "objective": "latency"})
+    before = sorted(copy.glob("stages/*/*"))
+
+    dry = json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)
+    assert not dry["done"]
+    assert dry["would_free_bytes"] > 0
+    assert [one["version"] for one in dry["versions_freed"]] == [2]
+    assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
+    assert {"output", "bento", "model file"} <= {piece["kind"] for piece in dry["pieces"]}
+    assert sorted(copy.glob("stages/*/*")) == before
+    spared = json.loads(bloomery(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
+    assert spared["versions_freed"] == []
+
+    note = copy / "runs" / "a.json"  # of a run on another machine
+    note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    busy = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+    assert (busy["at_work"], busy["pieces"]) == ([1], [])
+    note.unlink()
+
+    environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
+    killed = subprocess.run([sys.executable, "-c", _KILLED], env=environment, cwd=ROOT, check=False)
+    assert killed.returncode == 9
+    done = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+    assert done["done"]
+    assert done["freed_bytes"] > 0
+    assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
+    assert json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
+
+    steps = json.loads(bloomery(copy, "check", "digits", "--json").stdout)["stages"]
+    assert all(step["found"] for step in steps)
+    gone = bloomery(copy, "promote", "digits:2", "--despite-refusal")
+    assert gone.returncode == 2, gone.stderr
+    assert "was freed by `bloomery gc` on" in gone.stderr
+    kept = bloomery(copy, "promote", "digits:3", "--despite-refusal")
+    assert kept.returncode == 0, kept.stderr
+    assert bloomery(copy, "rollback", "digits").returncode == 0
