@@ -19,6 +19,7 @@ BloomeryError                     exit code 1
 ├── EngineMissing                 1   what a stage needs of the machine, such as Java, is not there or does not start
 ├── OutputCorrupt                 1   a file is not the one that was recorded
 │   └── SignatureRefused          1   nobody who is trusted has signed it
+├── OutputDiffers                 1   a version that was made again is not what it was
 ├── TrainingDiverged              1
 └── ParityBroken                  1   an exported model answers differently from its source
 """
@@ -131,6 +132,10 @@ class OutputCorrupt(BloomeryError):
 
 class SignatureRefused(OutputCorrupt):
     pass
+
+
+class OutputDiffers(BloomeryError):
+    """A version that was made again is not, bit for bit, what it was."""
 
 
 class TrainingDiverged(BloomeryError):

@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,7 @@ from flows.gc import gc
 from flows.init import init
 from flows.monitoring import monitor
 from flows.releases import compare, history, promote, rollback
+from flows.reproduce import reproduce
 from flows.serve import serve
 from flows.telling import at_work, told
 from flows.up import down, status, up
@@ -42,6 +44,7 @@ app.command()(serve)
 for command in (up, status, down, promote, approve, rollback, history, compare):
     app.command()(command)
 app.command()(backfill)
+app.command()(reproduce)
 app.command()(container)
 app.command()(monitor)
 app.command()(gc)
@@ -110,18 +113,26 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="NAME for all versions; NAME@champion or NAME:3 for one of them.")],
+    name: Annotated[
+        str, typer.Argument(help="NAME for all versions; NAME:3 or NAME@champion for one; a bento's folder or file.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show the versions of a model, or one version's lineage and figures."""
     with at_work(as_json, "show") as out:
         from flows import show as shown
 
-        document = shown.version(name) if "@" in name or ":" in name else shown.versions(name)
+        draw: Any
+        if Path(name).is_file() or (Path(name) / "src").is_dir():
+            document, draw = shown.carried(name), shown.as_carried
+        elif "@" in name or ":" in name:
+            document, draw = shown.version(name), shown.as_tree
+        else:
+            document, draw = shown.versions(name), shown.as_table
         if as_json:
             out.file.write(json.dumps(document) + "\n")
         else:
-            out.print(shown.as_tree(document) if "lineage" in document else shown.as_table(document))
+            out.print(draw(document))
 
 
 @app.command()

@@ -29,6 +29,6 @@ def in_order(stages: Stages, recipe: Recipe, source: Source, start: Start | None
     trained = stages.train(dataset, recipe.model, recipe.training, start, recipe.means)
     options = stages.compress(trained, recipe.compression)
     chosen = stages.choose(options, recipe.budget)
-    bento = stages.package(chosen, recipe.name)
+    bento = stages.package(chosen, recipe.name, recipe.stated)
     release: Release = stages.promote(bento, recipe.gates, recipe.terms)
     return release

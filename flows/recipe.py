@@ -17,6 +17,7 @@ from data_contracts.durations import Duration
 from data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from data_contracts.means import Engine, SparkMeans
 from data_contracts.monitoring import Monitor
+from data_contracts.origin import Stated
 from data_contracts.periods import EXAMPLES, Every, last_whole, start_of
 from data_contracts.sources import Data
 from flows.changes import changed
@@ -123,6 +124,11 @@ class Recipe(RecipeFile):
     @property
     def means(self) -> Engine:
         return Engine(kind=self.engine, spark=self.spark)
+
+    @property
+    def stated(self) -> Stated:
+        """All that it says, for the version to remember."""
+        return Stated(recipe=self.model_dump(mode="json", by_alias=True))
 
     @property
     def digest(self) -> str:

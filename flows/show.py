@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.tree import Tree
 
+from data_contracts.errors import BloomeryError
+from data_contracts.scores import score_in_words
+
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from data_contracts.origin import Origin
 
 
 def versions(name: str) -> dict[str, Any]:
@@ -33,7 +39,8 @@ def version(reference: str) -> dict[str, Any]:
     Raises:
         DataMissing: there is no such version.
     """
-    from tasks import registry, tracking
+    from tasks import promotions, registry, tracking
+    from tasks.origins import origin_in
 
     found = registry.version_of(reference)
     champion = registry.champion(found.name)
@@ -43,8 +50,59 @@ def version(reference: str) -> dict[str, Any]:
     ]
     run = tracking.client().get_run(found.tags["candidate.run"])
     facts["figures"] = dict(sorted(run.data.metrics.items()))
+    with contextlib.suppress(BloomeryError):  # an old bento, or one that is on another machine
+        facts["origin"] = origin_of(origin_in(facts["bento"]))
+    facts["promotions"] = [
+        f"{one.at:%Y-%m-%d %H:%M:%S}Z {one.action} by {one.by}: {one.why}"
+        for one in promotions.history(found.name)
+        if one.version == int(found.version)
+    ]
     facts["tags"] = {key: value for key, value in sorted(found.tags.items()) if key != "lineage"}
     return facts
+
+
+def carried(reference: str) -> dict[str, Any]:
+    """What a bento's folder or exported file says of itself, without any registry.
+
+    Raises:
+        OutputCorrupt: it says nothing that could be read.
+    """
+    from tasks.origins import read_origin
+
+    found = read_origin(reference)
+    return {"bento": found.tag, "origin": origin_of(found)}
+
+
+def origin_of(origin: Origin) -> list[dict[str, Any]]:
+    """From the source to the bento: each stage with its digests, and what it depends on."""
+    from data_contracts.origin import steps
+    from data_contracts.records import describe
+
+    words = {stage: what for stage, _, what in describe(origin.chosen)}
+    found: dict[str, dict[str, Any]] = {}
+    for step in steps(origin.chosen):
+        stage = found.setdefault(step.stage, {"stage": step.stage, "what": words[step.stage], "digests": {}})
+        stage["digests"][step.what] = step.digest
+        stage["code"] = origin.code[step.stage]
+    trained, verdicts = origin.chosen.options.trained, {one.name: one for one in origin.chosen.verdicts}
+    found["validate"]["report"] = trained.dataset.checked.report_uri
+    around = origin.surroundings
+    found["train"] |= {
+        "seed": origin.recipe["training"]["seed"],
+        "processor": around.processor,
+        "machine": f"{around.machine}, Python {around.python}",
+        "lock": around.lock_sha256,
+    }
+    found["compress"]["candidates"] = [
+        {
+            "name": one.name,
+            "figures": f"{one.size_bytes / 1000:.1f} kB, p50 {one.latency.p50_ms * 1000:.0f} µs, "
+            f"{score_in_words(trained.dataset.task, one.score)}",
+            "verdict": "; ".join(verdicts[one.name].reasons) or "chosen",
+        }
+        for one in origin.chosen.options.candidates
+    ]
+    return [*found.values(), {"stage": "package", "what": f"bento {origin.tag}", "digests": {"content": origin.digest}}]
 
 
 def _facts(found: ModelVersion, is_champion: bool) -> dict[str, Any]:
@@ -76,6 +134,28 @@ def as_table(document: dict[str, Any]) -> Table:
     return table
 
 
+def as_carried(document: dict[str, Any]) -> Tree:
+    root = Tree(f"[bold]bento {document['bento']}[/], by what it carries itself")
+    _grow(root, document["origin"])
+    return root
+
+
+def _grow(root: Tree, origin: list[dict[str, Any]]) -> None:
+    """A branch for each stage, one inside the other, as the rows went."""
+    branch = root
+    for stage in origin:
+        branch = branch.add(f"[bold]{stage['stage']}[/] {stage['what']}")
+        for what, digest in stage["digests"].items():
+            branch.add(f"{what} [dim]{digest[:16]}[/]")
+        for name in ("report", "code", "seed", "processor", "machine", "lock"):
+            if stage.get(name) is not None:
+                told = str(stage[name])
+                branch.add(f"{name} [dim]{told[:16] if name in ('code', 'lock') else told}[/]")
+        for one in stage.get("candidates", ()):
+            colour = "green" if one["verdict"] == "chosen" else "dim"
+            branch.add(f"{one['name']}: {one['figures']} [{colour}]{one['verdict']}[/]")
+
+
 def as_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
     root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, made {document['created']}")
@@ -83,9 +163,15 @@ def as_tree(document: dict[str, Any]) -> Tree:
     figures = root.add("figures")
     for name, value in document["figures"].items():
         figures.add(f"{name} {value:g}")
-    branch = root.add("lineage, newest first")
-    for line in document["lineage"]:
-        branch = branch.add(f"[bold]{line['stage']}[/] {line['what']} [dim]{line['digest'][:16]}[/]")
+    if "origin" in document:
+        _grow(root.add("lineage, from the source"), document["origin"])
+    else:  # a version that was packaged before its bento carried more
+        branch = root.add("lineage, newest first")
+        for line in document["lineage"]:
+            branch = branch.add(f"[bold]{line['stage']}[/] {line['what']} [dim]{line['digest'][:16]}[/]")
+    promoted = root.add("promotions")
+    for line in document["promotions"]:
+        promoted.add(line)
     tags = root.add("tags")
     for name, value in document["tags"].items():
         tags.add(f"{name} = {value}")

@@ -32,6 +32,7 @@ _PLUMBING = frozenset(
         "tasks.settings",
         "tasks.stages",
         "tasks.store",
+        "tasks.surroundings",
     }
 )
 _NO_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})

@@ -15,6 +15,7 @@ from filelock import FileLock
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.errors import EngineMissing
 from data_contracts.monitoring import REFERENCE
+from data_contracts.origin import ORIGIN, Origin, Stated
 from data_contracts.records import Bento, Chosen, describe
 from data_contracts.scores import SCORES
 from data_contracts.served import served
@@ -27,6 +28,7 @@ from tasks.pins import pinned
 from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
+from tasks.surroundings import codes, surroundings
 from tasks.version_reference import version_reference
 
 _SERVICE = "deployments.service"
@@ -43,10 +45,10 @@ def _bento_is_kept(record: Bento) -> bool:
 
 
 @stage(is_whole=_bento_is_kept, present=artifacts.bento_card, also=(_SERVICE,))
-def package(out: Output, chosen: Chosen, name: str) -> Bento:
+def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
-    Its manifest is signed.
+    Its manifest is signed. Beside what is served it carries where it comes from: all records, and the recipe `stated`.
 
     Raises:
         EngineMissing: BentoML could not build it.
@@ -57,14 +59,17 @@ def package(out: Output, chosen: Chosen, name: str) -> Bento:
     files = _digests(context)
     content = digest_of_document(files)
     tag = f"{name}:{content[:16]}"
+    # The name counts: under another one the same model is another release.
+    digest = digest_of_document([name, content])
+    _write_origin(context, tag, digest, chosen, stated)
+    files[f"artifacts/{ORIGIN}"] = digest_of_file(context / "artifacts" / ORIGIN)
     _write_manifest(context, chosen, tag, files)
     kept = _digests(context)
     signing.sign(context / "artifacts")  # no part of the record: under another key it is the same version
     labels = {"run": chosen.candidate.run_id, "data": chosen.options.trained.dataset.digest[:16]}
     _build(_build_options(context, tag, modules, labels), tag)
     shutil.rmtree(context)
-    # The name counts: under another one the same model is another release.
-    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest_of_document([name, content]))
+    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest)
 
 
 def bento_folder(tag: str) -> Path:
@@ -115,6 +120,20 @@ def _digests(context: Path) -> dict[str, str]:
     return {
         str(path.relative_to(context)): digest_of_file(path) for path in sorted(context.rglob("*")) if path.is_file()
     }
+
+
+def _write_origin(context: Path, tag: str, digest: str, chosen: Chosen, stated: Stated) -> None:
+    """Its times and run ids differ from run to run, so it is no part of the version's digest."""
+    origin = Origin(
+        tag=tag,
+        digest=digest,
+        recipe=stated.recipe,
+        chosen=chosen,
+        code=codes(),
+        surroundings=surroundings(chosen.options.trained.processor),
+    )
+    text = origin.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
+    (context / "artifacts" / ORIGIN).write_text(text, encoding="utf-8")
 
 
 def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, str]) -> None:

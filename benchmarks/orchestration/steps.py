@@ -75,7 +75,7 @@ def package(chosen: Chosen) -> Bento:
     recipe = _recipe()
     from tasks.package import package
 
-    return package(chosen, recipe.name)
+    return package(chosen, recipe.name, recipe.stated)
 
 
 def promote(bento: Bento) -> Release:

@@ -1,0 +1,116 @@
+"""A version is made again from what its bento carries, and the first digest that differs is told with its cause."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_contracts.origin import Origin
+from flows.recipe import Recipe, read_recipe
+from flows.reproduce import guarantee, likely
+
+Finished = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture
+def bento(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished version's bento, by itself."""
+    home, release = finished
+    kept = home / "bentoml" / "bentos" / release["bento"]["tag"].replace(":", "/")
+    shutil.copytree(kept, tmp_path / "bento")
+    return tmp_path / "bento"
+
+
+@pytest.fixture
+def origin(bento: Path) -> Origin:
+    return Origin.model_validate_json((bento / "src" / "artifacts" / "origin.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_version_is_made_again_bit_for_bit(finished: Finished, bloomery: Callable[..., Any], tmp_path: Path) -> None:
+    home, release = finished
+    ended = bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout)
+    assert (told["version"], told["verdict"]) == (release["bento"]["tag"], "identical")
+    stages = list(dict.fromkeys(step["stage"] for step in told["steps"]))
+    assert stages == ["ingest", "validate", "prepare", "train", "compress", "package"]
+    assert all(step["found"] == step["digest"] for step in told["steps"])
+    assert len([step for step in told["steps"] if step["stage"] == "compress"]) == 4
+    assert told["steps"][-1]["digest"] == release["bento"]["digest"]
+    assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
+    again = bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert "not empty" in json.loads(again.stdout)["found"]
+
+
+@pytest.mark.slow
+def test_the_first_stage_that_differs_is_told_with_its_cause(
+    bento: Path, origin: Origin, bloomery: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The bento says of other weights, which another number of threads made; there is nothing of it but the folder."""
+    place = bento / "src" / "artifacts" / "origin.json"
+    document = json.loads(place.read_text())
+    document["chosen"]["options"]["trained"]["digest"] = "0" * 64
+    document["surroundings"]["processor"] = "7 threads"
+    place.write_text(json.dumps(document))
+    ended = bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
+    assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
+    assert "threads or instruction set: 7 threads then" in told["where"]
+
+
+def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: Finished) -> None:
+    assert Recipe.model_validate(origin.recipe) == read_recipe("digits")
+    assert origin.chosen.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["chosen"]
+    assert origin.digest == finished[1]["bento"]["digest"]
+    assert set(origin.code) == {"ingest", "validate", "prepare", "train", "compress"}
+    assert {"torch", "pyarrow"} <= set(origin.surroundings.packages)
+    assert origin.surroundings.lock_sha256 is not None
+
+
+def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_path: Path) -> None:
+    from tasks.origins import read_origin
+
+    subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
+    assert read_origin(str(tmp_path / "one.bento")) == origin
+    assert read_origin(str(bento)) == origin
+
+
+def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:
+    then = origin.surroundings
+    alike = likely(origin, origin.code, then, "train")
+    assert alike == ["none is known: code, packages, threads and processor are as they were"]
+    newer = then.model_copy(update={"packages": {**then.packages, "torch": "9.9"}})
+    (cause,) = likely(origin, origin.code, newer, "train")
+    assert cause == f"library versions: torch {then.packages['torch']} then, 9.9 now"
+    assert likely(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
+    assert likely(origin, origin.code, then, "ingest")[0] == "the source has changed"
+
+
+def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
+    assert "same lock, threads and instruction set" in guarantee(origin)
+    training = {**origin.recipe["training"], "device": "cuda"}
+    on_a_card = origin.model_copy(update={"recipe": {**origin.recipe, "training": training}})
+    assert "same cards" in guarantee(on_a_card)
+
+
+def test_a_bento_alone_draws_the_whole_tree(bento: Path, bloomery: Callable[..., Any], tmp_path: Path) -> None:
+    printed = bloomery(tmp_path / "home", "show", str(bento)).stdout
+    for words in (
+        "sklearn:digits",
+        "contract digits",
+        "weights",
+        "seed",
+        "lock",
+        "pruned-int8: ",
+        "over budget",
+        "chosen",
+    ):
+        assert words in printed, words
