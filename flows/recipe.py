@@ -163,9 +163,7 @@ def read_recipe(reference: str, period: str | None = None, changes: Mapping[str,
             "model": bring(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
             "monitor": _with_absolute_labels(stated.monitor, path.parent),
-            "gates": stated.gates.model_copy(
-                update={"recent": _with_absolute_labels(stated.gates.recent, path.parent)}
-            ),
+            "gates": _with_absolute_recent(stated.gates, path.parent),
         }
     )
     require_possible(recipe.model, recipe.training)
@@ -220,6 +218,12 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
 
 
 LabelledT = TypeVar("LabelledT", Monitor, Recent)
+
+
+def _with_absolute_recent(gates: Gates, folder: Path) -> Gates:
+    if gates.recent.labels is None:
+        return gates
+    return gates.model_copy(update={"recent": _with_absolute_labels(gates.recent, folder)})
 
 
 def _with_absolute_labels(stated: LabelledT, folder: Path) -> LabelledT:

@@ -7,6 +7,7 @@ exits or is killed the pipe closes, and the server's whole process group is ende
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ import psutil
 from data_contracts.errors import EngineMissing, PortInUse
 
 _GRACE_S = 10
+_PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
 
 
 @contextlib.contextmanager
@@ -124,10 +126,12 @@ def owner_of(port: int) -> str | None:
 
 
 def _tether(command: Sequence[str]) -> int:
+    _adopt_orphans()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end(*_: object) -> None:
         _end_group(child)
+        _end_orphans()
 
     def watch() -> None:
         # Not through `sys.stdin`, whose lock this thread would hold when the interpreter ends before it.
@@ -141,6 +145,24 @@ def _tether(command: Sequence[str]) -> int:
     code = child.wait()
     end()  # what a server that was killed has left of its own processes, which would hold its port
     return code
+
+
+def _adopt_orphans() -> None:
+    """From now on this process is the parent of what its descendants leave, as Linux allows."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """Workers with a session of their own, whose server was killed before it could end them."""
+    orphans = psutil.Process().children(recursive=True)
+    for orphan in orphans:
+        with contextlib.suppress(psutil.Error):
+            orphan.terminate()
+    _, living = psutil.wait_procs(orphans, timeout=_GRACE_S)
+    for orphan in living:
+        with contextlib.suppress(psutil.Error):
+            orphan.kill()
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
 
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = __file__  # PySpark takes a worker of pytest-xdist for doctests, and ends it
+
 # Engines ask for these once, at their first arithmetic. Set later, tests would compare bits of two instruction sets.
 for name, value in instruction_set().items():
     os.environ.setdefault(name, value)

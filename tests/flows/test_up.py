@@ -85,9 +85,13 @@ def test_servers_worker_and_endpoints_stand_and_know_the_recipes(standing, call,
     for page in (found["prefect"]["url"], found["mlflow"]["url"], f"{found['digits']['url']}/readyz"):
         assert httpx.get(page, trust_env=False, follow_redirects=True).is_success, page
     with client(standing) as api:
-        deployments = {one["name"]: one for one in api.post("/deployments/filter", json={}).json()}
+        deployments = {
+            one["name"]: one
+            for one in api.post("/deployments/filter", json={"flows": {"name": {"any_": ["pipeline"]}}}).json()
+        }
+        watched = api.post("/deployments/filter", json={"flows": {"name": {"any_": ["monitor"]}}}).json()
         automations = [one["name"] for one in api.post("/automations/filter", json={}).json()]
-    assert set(deployments) >= set(known_recipes())
+    assert set(deployments) == {one["name"] for one in watched} == set(known_recipes())
     digits = deployments["digits"]
     assert [(one["schedule"]["cron"], one["active"]) for one in digits["schedules"]] == [("0 3 * * *", True)]
     assert digits["global_concurrency_limit"]["limit"] == 1

@@ -327,6 +327,7 @@ def test_as_much_leaves_as_reaches_the_target(config, target):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_a_target_of_time_is_reached_as_measured():
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(16, 64), hidden=0), layout=IMAGE, num_outputs=3)
     network = build(blueprint).eval()

@@ -60,8 +60,11 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     assert wait_for(lambda: not any(alive(pid) for pid in family))
 
 
-def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path) -> None:
-    parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path, is_apart: bool) -> None:
+    """Also a worker with a session of its own, as BentoML's have."""
+    child_of = f"subprocess.Popen({SLEEPER!r}, start_new_session={is_apart})"
+    parent = f"import subprocess, sys, time; {child_of}; time.sleep(600)"
     with (tmp_path / "log").open("ab") as log:
         tether = start([sys.executable, "-c", parent], log)
     assert wait_for(lambda: len(psutil.Process(tether.pid).children(recursive=True)) == 2)
