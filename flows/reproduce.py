@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def reproduce(
         finally:
             if folder is None:
                 shutil.rmtree(place, ignore_errors=True)
-        lines = list(compared(origin, made.steps))
+        lines = [] if made.kind == "broken" else list(compared(origin, made.steps))
         differing = next((line for line in lines if not line["is_equal"]), None)
         if not as_json:
             for line in lines:
@@ -69,10 +68,12 @@ def compared(origin: Origin, found: tuple[Step, ...]) -> Iterator[dict[str, Any]
 def guarantee(origin: Origin) -> str:
     """What may be expected of another run of the same recipe."""
     training = origin.recipe["training"]
-    if training["device"] == "cuda" or training["devices"] * training.get("nodes", 1) > 1:
+    # Where the recipe lets a card be taken, torch without CUDA took none.
+    may_be_a_card = training["device"] != "cpu" and "+cpu" not in origin.surroundings.processor
+    if may_be_a_card or training["devices"] * training.get("nodes", 1) > 1:
         return (
-            "Trained on a GPU or by several processes: equal bits are to be expected on the same cards, in the same "
-            "number, with the same libraries."
+            "Trained by several processes, or where a GPU may have been taken: equal bits are to be expected on the "
+            "same cards, in the same number, with the same libraries."
         )
     return "Trained on a processor: equal bits are to be expected with the same lock, threads and instruction set."
 
@@ -96,20 +97,21 @@ def _empty(folder: Path | None) -> Path:
 def _rebuilt(origin: Origin, place: Path) -> Rebuilt | Broken:
     """What a process of its own makes of it, whose settings are its own; nobody's servers count."""
     from flows.reproduction import read_outcome
+    from tasks.processes import start, stop
 
     told = place / "origin.json"
     told.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
     ours = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    home = place / "state"
-    ended = subprocess.run(
-        [sys.executable, "-m", "flows.reproduction", str(told)],
-        env={**kept, "BLOOMERY_HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    return read_outcome(ended.stdout, ended.stderr)
+    unset = [word for name in os.environ if name.startswith(ours) for word in ("-u", name)]
+    outcome, log = place / "outcome.json", place / "log"
+    command = ["env", *unset, sys.executable, "-m", "flows.reproduction", str(told), str(outcome)]
+    with log.open("wb") as stream:
+        process = start(command, stream, {"BLOOMERY_HOME": str(place / "state")})
+    try:
+        process.wait()
+    finally:
+        stop(process)  # also where this one is told to end
+    return read_outcome(outcome, log)
 
 
 def _differs(origin: Origin, made: Rebuilt | Broken, line: dict[str, Any] | None) -> OutputDiffers:
@@ -148,6 +150,8 @@ def likely(origin: Origin, code: dict[str, str], now: Surroundings, stage: str) 
         causes.append(f"Python {then.python} then, {now.python} now")
     if then.machine != now.machine or then.vector_flags != now.vector_flags:
         causes.append("another kind of processor")
-    if origin.code.get(stage) != code.get(stage) and not told:
+    if stage == "package":
+        causes.append("the code of the endpoint, which is a part of the bento")
+    elif origin.code.get(stage) != code.get(stage) and not told:
         causes.append(f"the code of the stage {stage}")
     return causes or ["none is known: code, packages, threads and processor are as they were"]

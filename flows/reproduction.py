@@ -1,6 +1,7 @@
 """A version made again from what it carries with it, in a state folder of its own.
 
-`python -m flows.reproduction ORIGIN` prints one JSON document: every digest on the way, or why it came to no end.
+`python -m flows.reproduction ORIGIN OUTCOME` writes one JSON document: every digest on the way, or why it came to no
+end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from data_contracts.digests import digest_of_document
 from data_contracts.documents import Document
 from data_contracts.errors import BloomeryError, DataMissing
 from data_contracts.origin import Origin, Step, Surroundings, steps
+from data_contracts.pointer import replace_text
 from data_contracts.records import Bento, Chosen, Options
 from flows.order import in_order
 from flows.recipe import Recipe
@@ -36,17 +38,17 @@ class Broken(Document):
     """It came to no end, with that error, in that stage."""
 
     kind: Literal["broken"] = "broken"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Step, ...] = ()  # none: what came out before is in the folder
     stage: str
     error: dict[str, Any]
 
 
-def read_outcome(printed: str, complaints: str) -> Rebuilt | Broken:
-    """What the process has printed; its last complaint where it printed nothing."""
+def read_outcome(outcome: Path, log: Path) -> Rebuilt | Broken:
+    """What the process has written; the last line of its log where it wrote nothing."""
     try:
-        return _OUTCOME.validate_json(printed)
-    except ValidationError:
-        lines = [line for line in complaints.splitlines() if line.strip()]
+        return _OUTCOME.validate_json(outcome.read_bytes())
+    except (OSError, ValidationError):
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return Broken(stage="", error={"found": lines[-1] if lines else "it ended without a word"})
 
 
@@ -101,18 +103,15 @@ def _as_then(options: Options, origin: Origin) -> Chosen:
 
 def main() -> None:
     enter()
-    out = sys.stdout
-    sys.stdout = sys.stderr  # what engines print is no part of the document
     origin = Origin.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     begun: list[str] = []
     watch(lambda event: begun.append(event.name) if isinstance(event, StageStarted) else None)
-    told: Document
+    told: Rebuilt | Broken
     try:
         told = rebuild(origin)
     except BloomeryError as error:
         told = Broken(stage=begun[-1] if begun else "", error=error.as_document())
-    out.write(told.model_dump_json() + "\n")
-    out.flush()
+    replace_text(Path(sys.argv[2]), told.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,6 +13,7 @@ from data_contracts.errors import DataMissing, OutputCorrupt
 from data_contracts.origin import ORIGIN, Origin
 from tasks.package import artifacts_of
 
+_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # an archive that is cut off, by what compressed it
 _INSIDE = f"src/artifacts/{ORIGIN}"
 
 
@@ -58,7 +61,15 @@ def _exported(path: Path) -> Origin:
             found = archive.extractfile(inside)
             assert found is not None
             return _parsed(found.read().decode("utf-8"), path.name)
-    except (OSError, tarfile.TarError, StopIteration, UnicodeDecodeError) as failure:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        StopIteration,
+        UnicodeDecodeError,
+    ) as failure:
         raise _unreadable(path.name, str(failure) or "it has none", str(path)) from failure
 
 

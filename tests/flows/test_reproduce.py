@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_contracts.errors import OutputCorrupt
 from data_contracts.origin import Origin
 from flows.recipe import Recipe, read_recipe
 from flows.reproduce import guarantee, likely
@@ -81,6 +82,11 @@ def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_pat
     subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
     assert read_origin(str(tmp_path / "one.bento")) == origin
     assert read_origin(str(bento)) == origin
+    whole = (tmp_path / "one.bento").read_bytes()
+    for broken in (whole[: len(whole) // 2], b"no archive", b""):
+        (tmp_path / "broken.bento").write_bytes(broken)
+        with pytest.raises(OutputCorrupt, match="no origin that can be read"):
+            read_origin(str(tmp_path / "broken.bento"))
 
 
 def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:
@@ -92,13 +98,16 @@ def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> N
     assert cause == f"library versions: torch {then.packages['torch']} then, 9.9 now"
     assert likely(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
     assert likely(origin, origin.code, then, "ingest")[0] == "the source has changed"
+    assert likely(origin, origin.code, then, "package") == ["the code of the endpoint, which is a part of the bento"]
 
 
 def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
     assert "same lock, threads and instruction set" in guarantee(origin)
-    training = {**origin.recipe["training"], "device": "cuda"}
-    on_a_card = origin.model_copy(update={"recipe": {**origin.recipe, "training": training}})
-    assert "same cards" in guarantee(on_a_card)
+    around = origin.surroundings.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
+    assert "same cards" in guarantee(origin.model_copy(update={"surroundings": around}))
+    training = {**origin.recipe["training"], "device": "cpu"}
+    on_none = origin.model_copy(update={"surroundings": around, "recipe": {**origin.recipe, "training": training}})
+    assert "same cards" not in guarantee(on_none)
 
 
 def test_a_bento_alone_draws_the_whole_tree(bento: Path, bloomery: Callable[..., Any], tmp_path: Path) -> None:
@@ -110,7 +119,7 @@ def test_a_bento_alone_draws_the_whole_tree(bento: Path, bloomery: Callable[...,
         "seed",
         "lock",
         "pruned-int8: ",
-        "over budget",
+        "limit",
         "chosen",
     ):
         assert words in printed, words
