@@ -96,14 +96,11 @@ def _resume(request: Request, said: Decision) -> bool:
 
 def _has_ended(request: Request) -> bool:
     """Whether the process that waited is gone, as far as this machine knows."""
-    import psutil
+    from tasks.processes import lives
 
     if request.waiter is None or request.waiter.host != socket.gethostname():
         return False
-    try:
-        return abs(psutil.Process(request.waiter.pid).create_time() - request.waiter.started) >= 1
-    except psutil.Error:
-        return True
+    return not lives(request.waiter.pid, request.waiter.started)
 
 
 def _promote(request: Request) -> ModelVersion:

@@ -1,4 +1,4 @@
-"""What Prefect's server does by itself: drift starts the deployment that trains anew."""
+"""What Prefect's server does by itself: drift starts the deployment that trains anew, and dead runs are crashed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.events.schemas.automations import AutomationCore
+
+HEARTBEAT_S = 30
+
+
+def ensure(client: SyncPrefectClient, wanted: AutomationCore) -> UUID:
+    """Afterwards the server has one automation of that name, and it is this one. Returns its id."""
+    known = client.read_automations_by_name(wanted.name)
+    for superfluous in known[1:]:  # two made it in the same moment
+        client.delete_automation(superfluous.id)
+    if not known:
+        return client.create_automation(wanted)
+    client.update_automation(known[0].id, wanted)
+    return known[0].id
 
 
 def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wanted: bool = True) -> UUID | None:
@@ -30,17 +43,43 @@ def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wa
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(_name_of(name))
-        # More than one, where two made it in the same moment.
-        for superfluous in known[1 if is_wanted else 0 :]:
-            client.delete_automation(superfluous.id)
-        if not is_wanted:
-            return None
-        wanted = _retraining(name, _deployment(client, name).id, pause)
-        if not known:
-            return client.create_automation(wanted)
-        client.update_automation(known[0].id, wanted)
-        return known[0].id
+        if is_wanted:
+            return ensure(client, _retraining(name, _deployment(client, name).id, pause))
+        for known in client.read_automations_by_name(_name_of(name)):
+            client.delete_automation(known.id)
+        return None
+
+
+def crash_dead_runs() -> AutomationCore:
+    """The server does not do so by itself: a run that has told nothing for three heartbeats is crashed."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    heartbeat = "prefect.flow-run.heartbeat"
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", "AwaitingRetry", "Scheduled")
+    return AutomationCore(
+        name="mark dead runs as crashed",
+        description="A flow run whose process sends no heartbeats any more is marked as crashed.",
+        enabled=True,
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in ends)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=3 * HEARTBEAT_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                message="No heartbeat came for three times its interval.",
+                force=False,
+            )
+        ],
+    )
 
 
 def _name_of(name: str) -> str:

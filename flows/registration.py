@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,9 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.events.schemas.automations import AutomationCore
 
 POOL = "bloomery"
-HEARTBEAT_S = 30
 ROOT = Path(__file__).resolve().parent.parent
-_DEAD = "mark dead runs as crashed"
 
 
 def register(references: Sequence[str]) -> list[str]:
@@ -49,7 +45,7 @@ def register(references: Sequence[str]) -> list[str]:
     """
     from prefect.client.orchestration import get_client
 
-    from flows.automations import ensure_retraining
+    from flows.automations import crash_dead_runs, ensure, ensure_retraining
     from flows.monitor import monitor
     from flows.pipeline import pipeline
     from flows.watch import watch
@@ -59,7 +55,7 @@ def register(references: Sequence[str]) -> list[str]:
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
         _ensure_slots(client)
-        _ensure_automation(client, _crash_dead_runs())
+        ensure(client, crash_dead_runs())
         for place, recipe in recipes.items():
             told.append(_deploy(client, pipeline, place, recipe, recipe.description, recipe.schedule))
             looks = recipe.monitor.schedule
@@ -153,48 +149,6 @@ def _num_cards() -> int:
         return 0
     listed = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=30)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def _ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
-    known = client.read_automations_by_name(wanted.name)
-    for superfluous in known[1:]:
-        client.delete_automation(superfluous.id)
-    if known:
-        client.update_automation(known[0].id, wanted)
-    else:
-        client.create_automation(wanted)
-
-
-def _crash_dead_runs() -> AutomationCore:
-    """The server does not do so by itself: a run that has told nothing for three heartbeats is crashed."""
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    heartbeat = "prefect.flow-run.heartbeat"
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", "AwaitingRetry", "Scheduled")
-    return AutomationCore(
-        name=_DEAD,
-        description="A flow run whose process sends no heartbeats any more is marked as crashed.",
-        enabled=True,
-        trigger=EventTrigger(
-            after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in ends)},
-            match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=3 * HEARTBEAT_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name="Crashed",
-                state=StateType.CRASHED,
-                message="No heartbeat came for three times its interval.",
-                force=False,
-            )
-        ],
-    )
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from data_contracts.documents import Document
 from data_contracts.pointer import POINTER, replace_text
-from flows.registration import HEARTBEAT_S, POOL, ROOT
+from flows.automations import HEARTBEAT_S
+from flows.registration import POOL, ROOT
 from flows.working import reap
 from tasks.processes import start, stop
 from tasks.settings import Settings, enter
@@ -61,6 +62,7 @@ class Kept:
     restarts: int = 0
     why: str = ""
     tether: subprocess.Popen[bytes] | None = None
+    pid: int | None = None  # of the tether's server; to look for it asks every process of the machine
     began: float = 0.0
     pause_s: float = 1.0
 
@@ -73,6 +75,9 @@ class Kept:
                     self.tether = start(self.command, stream, self.environment)
                 self.began, self.state = now, "starting"
             return
+        if self.pid is None:
+            with contextlib.suppress(psutil.Error):
+                self.pid = next((child.pid for child in psutil.Process(self.tether.pid).children()), None)
         code = self.tether.poll()
         if code is not None:
             self._ended(f"it ended with {code}: {_end_of(self.log)}", now)
@@ -83,20 +88,16 @@ class Kept:
             self._ended(f"it did not answer within {_PATIENCE_S:.0f} s: {_end_of(self.log)}", now)
 
     def _ended(self, why: str, now: float) -> None:
-        self.tether, self.state, self.why = None, "failed", why
+        self.tether, self.pid, self.state, self.why = None, None, "failed", why
         self.restarts += 1
         self.began, self.pause_s = now + self.pause_s, min(2 * self.pause_s, _LONGEST_PAUSE_S)
 
     def as_document(self) -> Server:
-        pid = None
-        if self.tether is not None:
-            with contextlib.suppress(psutil.Error, IndexError):
-                pid = psutil.Process(self.tether.pid).children()[0].pid
         return Server(
             name=self.name,
             kind=self.kind,
             url=self.url,
-            pid=pid,
+            pid=self.pid,
             state=self.state,
             restarts=self.restarts,
             why=self.why,
@@ -114,6 +115,7 @@ class Supervisor:
         self._ended = threading.Event()
         self._reaped = 0.0
         self._written = ""
+        self._started = psutil.Process().create_time()
         self._is_settled = False
         self._registering: subprocess.Popen[bytes] | None = None
         self._ports = chosen.home / FOLDER / "ports.json"
@@ -209,7 +211,7 @@ class Supervisor:
     def _tell(self) -> None:
         standing = Standing(
             pid=os.getpid(),
-            started=psutil.Process().create_time(),
+            started=self._started,
             is_settled=self._is_settled,
             servers=(*self._foreign, *(kept.as_document() for kept in self._kept)),
         )

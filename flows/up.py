@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tasks.standing import Standing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Port = Annotated[int, typer.Option(min=1, max=65535)]
 _PATIENCE_S = 300.0
 
 

@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from data_contracts.documents import Document
+from tasks.processes import lives
 
 _PENDING = timedelta(minutes=3)  # in which a worker has started a run's process
 _MOST_TIMES = 3  # that a run is started; one that kills its process each time must not go on for ever
@@ -52,7 +53,7 @@ def living(home: Path) -> list[int]:
     found = []
     for note in _folder(home).glob("*.json"):
         work = _read(note)
-        if work is not None and (work.host != socket.gethostname() or _lives(work)):
+        if work is not None and (work.host != socket.gethostname() or lives(work.pid, work.started)):
             found.append(work.pid)
     return found
 
@@ -71,7 +72,7 @@ def reap(api: httpx.Client, home: Path, *, none_is_pending: bool = False) -> lis
     for run in _answer(api.post("/flow_runs/filter", json=wanted)):
         note = _folder(home) / f"{run['id']}.json"
         work = _read(note)
-        is_gone = work is not None and work.host == socket.gethostname() and not _lives(work)
+        is_gone = work is not None and work.host == socket.gethostname() and not lives(work.pid, work.started)
         is_lost = work is None and run["state_type"] == "PENDING" and (none_is_pending or _is_old(run))
         if is_gone or is_lost:
             told.append(_give_up(api, run))
@@ -109,13 +110,6 @@ def _read(note: Path) -> Work | None:
         return Work.model_validate_json(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _lives(work: Work) -> bool:
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(work.pid)
-        return abs(process.create_time() - work.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _is_old(run: dict[str, Any]) -> bool:

@@ -115,6 +115,14 @@ def require_free(host: str, port: int) -> None:
             ) from failure
 
 
+def lives(pid: int, started: float) -> bool:
+    """Whether the process noted with this number and start still runs; a later one of the same number is another."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def owner_of(port: int) -> str | None:
     """The process that listens on `port`, as far as this user may see it."""
     with contextlib.suppress(psutil.Error):

@@ -24,6 +24,7 @@ from data_contracts.errors import ReleaseRefused
 from data_contracts.pointer import POINTER, Following, Pointer, read_followings, write_pointer
 from tasks import registry, tracking
 from tasks.package import artifacts_of
+from tasks.processes import lives
 from tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -158,11 +159,10 @@ def followers(name: str) -> list[Following]:
     for path, following in read_followings(folder_of(name)).items():
         if following.host != socket.gethostname():
             continue
-        with contextlib.suppress(psutil.Error):
-            if abs(psutil.Process(following.pid).create_time() - following.started) < 1:
-                living.append(following)
-                continue
-        path.unlink(missing_ok=True)
+        if lives(following.pid, following.started):
+            living.append(following)
+        else:
+            path.unlink(missing_ok=True)
     return living
 
 

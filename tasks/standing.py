@@ -10,6 +10,7 @@ import psutil
 from pydantic import ValidationError
 
 from data_contracts.documents import Document
+from tasks.processes import lives
 
 FOLDER = "up"
 STATUS = "status.json"
@@ -60,11 +61,7 @@ def read_standing(home: Path) -> Standing | None:
         standing = Standing.model_validate_json((home / FOLDER / STATUS).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(standing.pid)
-        if abs(process.create_time() - standing.started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-            return standing
-    return None
+    return standing if lives(standing.pid, standing.started) else None
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
