@@ -21,7 +21,7 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime asks when it is loaded, and else tells its maker
 
 from data_contracts.keys import demand
-from deployments.endpoint.connections import limit_connections
+from deployments.endpoint.connections import Connection, limit_connections
 from deployments.endpoint.doors import Usage, doors, settled
 from deployments.endpoint.http import Application
 from deployments.endpoint.image import image
@@ -48,7 +48,9 @@ class Front(Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         application.inner = super().to_asgi(is_main)
-        return doors(application, os.environ, usage, application.measures.asked)
+        front = doors(application, os.environ, usage, application.measures.asked)
+        Connection.front = front
+        return front
 
 
 @bentoml.service(

@@ -17,14 +17,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import orjson
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from data_contracts.errors import BloomeryError, SecretMissing
 from data_contracts.keys import DEMANDED, KEYS_FILE, Demand, Key, demand, is_loopback, read_keys, stated_path
 from deployments.endpoint.refusals import Refused
-
-App = Callable[[Any, Any, Any], Any]
+from deployments.endpoint.replies import Front, Reply, Tell, refusal, send_reply
 
 OPEN = frozenset({"/livez", "/readyz", "/healthz"})  # of whoever starts and watches the process
 ASKED = ("/predict", "/explain")  # a browser's page may not ask for a password on behalf of these
@@ -129,7 +127,7 @@ class Doors:
     """Lets requests in to `application`."""
 
     def __init__(
-        self, application: App, demanded: Demand, keys: KeyRing, refused: Callable[[int, float], None] | None = None
+        self, application: Front, demanded: Demand, keys: KeyRing, refused: Callable[[int, float], None] | None = None
     ) -> None:
         self._application = application
         self._demanded = demanded
@@ -137,15 +135,29 @@ class Doors:
         self._refused = refused
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan" and self._is_demanded(scope.get("server")):
-            path = scope["path"]
-            if path not in OPEN:
-                try:
-                    self.admit(scope["headers"])
-                except Refused as refused:
-                    await self._tell(refused, scope, send)
-                    return
-        await self._application(scope, receive, send)
+        refused = None if scope["type"] == "lifespan" else self._refusal(scope)
+        if refused is None:
+            await self._application(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send_reply(self._told(refused, scope["path"]), send, is_head=scope["method"] == "HEAD")
+
+    def answer(self, scope: Mapping[str, Any], body: bytes, tell: Tell) -> None:
+        refused = self._refusal(scope)
+        if refused is None:
+            self._application.answer(scope, body, tell)
+        else:
+            tell(self._told(refused, scope["path"]))
+
+    def _refusal(self, scope: Mapping[str, Any]) -> Refused | None:
+        if not self._is_demanded(scope.get("server")) or scope["path"] in OPEN:
+            return None
+        try:
+            self.admit(scope["headers"])
+        except Refused as refused:
+            return refused
+        return None
 
     def admit(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The name of the key that the headers hold. Raises Refused where they hold none, or one that may not."""
@@ -198,20 +210,14 @@ class Doors:
             headers={"www-authenticate": 'Bearer realm="bloomery"', "connection": "close"},
         )
 
-    async def _tell(self, refused: Refused, scope: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        is_asked = scope["path"] in ASKED
-        if is_asked and self._refused is not None:
+    def _told(self, refused: Refused, path: str) -> Reply:
+        if path not in ASKED:
+            is_asking = refused.status == HTTPStatus.UNAUTHORIZED
+            basic = (b"www-authenticate", b'Basic realm="the key is the password"')
+            return refusal(refused, (basic,) if is_asking else ())
+        if self._refused is not None:
             self._refused(refused.status, 0.0)
-        headers = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
-        if refused.status == HTTPStatus.UNAUTHORIZED and not is_asked:
-            headers.append((b"www-authenticate", b'Basic realm="the key is the password"'))
-        payload = orjson.dumps(refused.document)
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(payload))]
-        await send({"type": "http.response.start", "status": int(refused.status), "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else payload})
+        return refusal(refused)
 
 
 def settled(environment: Mapping[str, str]) -> tuple[Demand, Path | None]:
@@ -235,11 +241,11 @@ def settled(environment: Mapping[str, str]) -> tuple[Demand, Path | None]:
 
 
 def doors(
-    application: App,
+    application: Front,
     environment: Mapping[str, str],
     usage: Usage,
     refused: Callable[[int, float], None] | None = None,
-) -> App:
+) -> Front:
     """`application` behind the doors that the environment asks for; itself where it asks for none.
 
     `refused` is told the status and the seconds of a request for an answer that is refused. Raises as `settled` does.

@@ -32,6 +32,7 @@ from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.pages import Pages
 from deployments.endpoint.refusals import Refused, no_media_type, overloaded, too_large, too_many_rows
+from deployments.endpoint.replies import JSON, Reply, Tell, refusal, send_reply
 from deployments.endpoint.ticks import Answered, Ticks
 from deployments.endpoint.versions import Version
 
@@ -41,7 +42,6 @@ Receive = Callable[[], Coroutine[Any, Any, Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-JSON = "application/json"
 _OF_BENTOML = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 _log = logging.getLogger("bloomery.endpoint")
@@ -116,52 +116,91 @@ class Application:
         return self._ticks is not None and self._num_waiting < self._limits.waiting
 
     async def _rows_asked(self, scope: Scope, receive: Receive, send: Send, *, is_explaining: bool) -> None:
-        began = time.perf_counter()
-        headers = dict(scope["headers"])
-        request = self._request_id(headers)
-        status: int = HTTPStatus.OK
-        self._num_waiting += 1
-        extra: dict[str, str] = {}
-        problems: Sequence[Mapping[str, Any]] = ()
-        ticks = None
+        asked = self._begin(scope["headers"])
+        outcome: np.ndarray | bytes | Exception
         try:
-            ticks = self._drawn
-            if scope["method"] != "POST":
-                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "rows are sent by POST", headers={"allow": "POST"})
-            if self._num_waiting > self._limits.waiting:
-                raise overloaded()
-            media_type = _media_type(headers)
-            body = await self._body(headers, receive)
+            ticks = self._admit(asked, scope["method"])
+            body = await self._body(asked.headers, receive)
             if is_explaining:
-                payload = await self._explained(ticks.version, media_type, body, scope["query_string"])
-                media_type = JSON
+                outcome = await self._explained(ticks.version, asked.media_type, body, scope["query_string"])
             else:
-                rows, num_rows = self._rows(ticks.version, media_type, body, self._limits.rows)
-                given = await ticks.ask(rows, num_rows, request, began)
-                payload, media_type = _written(ticks.version, given, headers)
+                rows, num_rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
+                outcome = await _given(ticks, rows, num_rows, asked.request, asked.began)
         except Exception as failure:
-            refused = _refusal(failure)
-            if refused is None:
-                return  # the client has gone
-            status, extra, media_type, problems = refused.status, refused.headers, JSON, refused.problems
-            payload = orjson.dumps(refused.document, default=str)
+            outcome = failure
         finally:
             self._num_waiting -= 1
-        told_of = self.measures.explained if is_explaining else self.measures.asked
-        told_of(status, time.perf_counter() - began)
-        if not is_explaining and ticks is not None:
+        reply = self._reply(asked, outcome)
+        if reply is None:
+            return
+        if is_explaining:
+            self.measures.explained(reply.status, time.perf_counter() - asked.began)
+        else:
+            self._count(asked, reply, outcome)
+        await send_reply(reply, send)
+
+    def answer(self, scope: Mapping[str, Any], body: bytes, tell: Tell) -> None:
+        """Answer `POST /predict`, whose body is there. A task, and ASGI's messages, would double what a row costs."""
+        asked = self._begin(scope["headers"])
+
+        def settle(outcome: np.ndarray | Exception) -> None:
+            self._num_waiting -= 1
+            reply = self._reply(asked, outcome)
+            if reply is not None:
+                self._count(asked, reply, outcome)
+                tell(reply)
+
+        try:
+            ticks = self._admit(asked, "POST")
+            if len(body) > self._limits.body_bytes:
+                raise too_large(self._limits.body_bytes, f"{len(body):,} bytes")
+            rows, num_rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
+        except Exception as failure:
+            settle(failure)
+        else:
+            ticks.ask(rows, num_rows, asked.request, asked.began, settle)
+
+    def _begin(self, stated: Sequence[tuple[bytes, bytes]]) -> _Asked:
+        self._num_waiting += 1
+        headers = dict(stated)
+        return _Asked(headers, self._request_id(headers))
+
+    def _admit(self, asked: _Asked, method: str) -> Ticks:
+        """Those of the version that answers. Raises Refused where it may not be asked so."""
+        ticks = asked.ticks = self._drawn
+        if method != "POST":
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "rows are sent by POST", headers={"allow": "POST"})
+        if self._num_waiting > self._limits.waiting:
+            raise overloaded()
+        asked.media_type = _media_type(asked.headers)
+        return ticks
+
+    def _reply(self, asked: _Asked, outcome: np.ndarray | bytes | Exception) -> Reply | None:
+        """What the client is told of predictions, of explanations, or of why there are none; None if it has gone."""
+        version = None if asked.ticks is None else asked.ticks.version
+        whose = [(b"x-request-id", asked.request.encode())]
+        if version is not None:
+            whose.append((b"x-model-version", version.tag.encode()))
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, bytes):
+                payload, media_type = outcome, JSON
+            else:
+                assert version is not None
+                payload, media_type = _written(version, outcome, asked.headers)
+        except Exception as failure:
+            refused = _refused(failure)
+            return None if refused is None else refusal(refused, whose)
+        content = ((b"content-type", media_type.encode()), (b"content-length", b"%d" % len(payload)))
+        return Reply(HTTPStatus.OK, [*content, *whose], payload)
+
+    def _count(self, asked: _Asked, reply: Reply, outcome: object) -> None:
+        self.measures.asked(reply.status, time.perf_counter() - asked.began)
+        if asked.ticks is not None:
+            problems = outcome.problems if isinstance(outcome, RowsRefused | Refused) else ()
             for listener in self.on_asked:
-                listener(ticks.version.tag, status, problems)
-        told = [
-            (b"content-type", media_type.encode()),
-            (b"content-length", b"%d" % len(payload)),
-            (b"x-request-id", request.encode()),
-            *((name.encode(), value.encode()) for name, value in extra.items()),
-        ]
-        if ticks is not None:
-            told.append((b"x-model-version", ticks.version.tag.encode()))
-        await send({"type": "http.response.start", "status": int(status), "headers": told})
-        await send({"type": "http.response.body", "body": payload})
+                listener(asked.ticks.version.tag, reply.status, problems)
 
     async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
         rows, _ = self._rows(version, media_type, body, self._limits.explain_rows)
@@ -174,9 +213,9 @@ class Application:
         try:
             ticks = self._drawn
             (batch,) = ticks.version.check.table(rows).to_batches()
-            given = await ticks.ask(batch, batch.num_rows, self._request_id({}), began)
+            given = await _given(ticks, batch, batch.num_rows, self._request_id({}), began)
         except Exception as failure:
-            refused = _refusal(failure)
+            refused = _refused(failure)
             assert refused is not None
             return refused.status, refused.document
         return HTTPStatus.OK, {"predictions": ticks.version.predictions(given), "model": ticks.version.tag}
@@ -242,33 +281,60 @@ class Application:
         return cells, num_rows
 
     async def _page(self, scope: Scope, send: Send) -> None:
-        headers: list[tuple[bytes, bytes]] = []
         try:
-            if scope["method"] not in ("GET", "HEAD"):
-                error = "rows are sent by POST to /predict and /explain; everything else is read by GET"
-                if Pages.has(scope["path"]):
-                    raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
-                raise Refused(HTTPStatus.NOT_FOUND, error)
-            version = self._in_use.version
-            if scope["path"] == "/readyz":
-                raise overloaded()
-            page = None if self._pages is None else self._pages.page(scope["path"])
-            if page is None:
-                there = "/predict, /explain, /info, /docs, /livez, /readyz and /metrics"
-                raise Refused(HTTPStatus.NOT_FOUND, f"there is {there}")
-            status, media_type, payload = page.status, page.media_type, page.body
-            headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
-            headers.append((b"x-model-version", version.tag.encode()))
+            reply = self._found(scope)
         except Refused as refused:
-            status, media_type, payload = HTTPStatus(refused.status), JSON, orjson.dumps(refused.document)
-            headers = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
-        headers += [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(payload))]
-        await send({"type": "http.response.start", "status": int(status), "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else payload})
+            reply = refusal(refused)
+        await send_reply(reply, send, is_head=scope["method"] == "HEAD")
+
+    def _found(self, scope: Scope) -> Reply:
+        if scope["method"] not in ("GET", "HEAD"):
+            error = "rows are sent by POST to /predict and /explain; everything else is read by GET"
+            if Pages.has(scope["path"]):
+                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
+            raise Refused(HTTPStatus.NOT_FOUND, error)
+        version = self._in_use.version
+        if scope["path"] == "/readyz":
+            raise overloaded()
+        page = None if self._pages is None else self._pages.page(scope["path"])
+        if page is None:
+            there = "/predict, /explain, /info, /docs, /livez, /readyz and /metrics"
+            raise Refused(HTTPStatus.NOT_FOUND, f"there is {there}")
+        headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
+        headers += [(b"x-model-version", version.tag.encode()), (b"content-type", page.media_type.encode())]
+        return Reply(page.status, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
+
+
+class _Asked:
+    """A request for predictions or explanations, from its head to its reply."""
+
+    __slots__ = ("began", "headers", "media_type", "request", "ticks")
+
+    def __init__(self, headers: dict[bytes, bytes], request: str) -> None:
+        self.began = time.perf_counter()
+        self.headers, self.request = headers, request
+        self.media_type = JSON
+        self.ticks: Ticks | None = None  # those of the version that was drawn for it
 
 
 class _Gone(Exception):
     """The client has closed the connection before its request was there."""
+
+
+async def _given(ticks: Ticks, rows: Cells | pa.RecordBatch, num_rows: int, request: str, began: float) -> np.ndarray:
+    """The answers, for a task that waits for them."""
+    answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+
+    def settle(outcome: np.ndarray | Exception) -> None:
+        if answer.done():  # the client has gone
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    ticks.ask(rows, num_rows, request, began, settle)
+    return await answer
 
 
 def _media_type(headers: dict[bytes, bytes]) -> str:
@@ -281,7 +347,7 @@ def _media_type(headers: dict[bytes, bytes]) -> str:
     return stated
 
 
-def _refusal(failure: Exception) -> Refused | None:
+def _refused(failure: Exception) -> Refused | None:
     """What the client is told; None if it has gone."""
     match failure:
         case Refused():

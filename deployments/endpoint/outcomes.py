@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ class Outcomes:
 
     def __init__(self, folder: Path, seconds_between_writes: float = 5.0) -> None:
         self._folder, self._seconds = folder, seconds_between_writes
-        self._statuses: dict[str, Counter[int]] = {}
+        self._statuses: dict[str, Counter[int]] = defaultdict(Counter)
         self._broken: dict[str, Counter[str]] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -41,7 +41,7 @@ class Outcomes:
     def __call__(self, version: str, status: int, problems: Sequence[Mapping[str, Any]]) -> None:
         """One request was answered with `status`, by or on behalf of a version."""
         with self._lock:
-            self._statuses.setdefault(version, Counter())[int(status)] += 1
+            self._statuses[version][int(status)] += 1
             for problem in problems:
                 broken = self._broken.setdefault(version, Counter())
                 rule = f"{problem.get('column')}: {problem.get('rule')}"[:_MOST_LETTERS]
@@ -60,7 +60,7 @@ class Outcomes:
 
     def _write(self) -> None:
         with self._lock:
-            statuses, self._statuses = self._statuses, {}
+            statuses, self._statuses = self._statuses, defaultdict(Counter)
             broken, self._broken = self._broken, {}
         if not statuses:
             return

@@ -1,7 +1,8 @@
 """Requests that are there in the same moment, answered together.
 
 What the event loop has parsed in one turn is one run of the network: nobody waits for a timer, and under load a run
-serves many. Rows are checked before, so a bad row is its client's alone.
+serves many. Where several were answered together, more are on the way, and the next run waits for a turn that brings
+none. Rows are checked before, so a bad row is its client's alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from deployments.endpoint.versions import Version
 from models.features.arrays import Rows
 
 _MOST_ROWS = 256  # of several requests together; a longer request is answered alone
+_MOST_TOGETHER = 32  # requests that a run waits for; each further one would save little
 _SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
+
+
+Settle = Callable[[np.ndarray | Exception], None]
 
 
 class Answered(NamedTuple):
@@ -51,7 +56,7 @@ class _Waiting(NamedTuple):
     num_rows: int
     request: str
     began: float
-    answer: asyncio.Future[np.ndarray]
+    settle: Settle
 
 
 class Ticks:
@@ -62,21 +67,27 @@ class Ticks:
         self._role = role
         self._on_answered = on_answered
         self._waiting: list[_Waiting] = []
+        self._num_seen = 0  # of those that wait, a turn ago
+        self._is_busy = False  # several were answered together last
         self._seconds_a_row = _timed(version)
 
-    def ask(
-        self, cells: Cells | pa.RecordBatch, num_rows: int, request: str, began: float
-    ) -> asyncio.Future[np.ndarray]:
-        """The answers to checked rows, once this turn of the event loop is over.
+    def ask(self, cells: Cells | pa.RecordBatch, num_rows: int, request: str, began: float, settle: Settle) -> None:
+        """`settle` is called once with the answers to checked rows, or why there are none, after this turn.
 
-        The future raises DataUnfit where the recipe refuses a value.
+        That may be DataUnfit, where the recipe refuses a value.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[np.ndarray] = loop.create_future()
         if not self._waiting:
-            loop.call_soon(self._answer_all)
-        self._waiting.append(_Waiting(cells, num_rows, request, began, answer))
-        return answer
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._waiting.append(_Waiting(cells, num_rows, request, began, settle))
+
+    def _end_turn(self) -> None:
+        num_waiting = len(self._waiting)
+        if self._is_busy and self._num_seen < num_waiting < _MOST_TOGETHER:
+            self._num_seen = num_waiting
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            return
+        self._num_seen, self._is_busy = 0, num_waiting > 1
+        self._answer_all()
 
     def _answer_all(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -114,13 +125,11 @@ class Ticks:
                     self._settle([one], *self._answers([one]))
                 return
             for one in group:
-                if not one.answer.done():
-                    one.answer.set_exception(given if isinstance(given, Exception) else RuntimeError("no rows"))
+                one.settle(given if isinstance(given, Exception) else RuntimeError("no rows"))
             return
         start = 0
         for one in group:
-            if not one.answer.done():  # the client may have gone
-                one.answer.set_result(given[start : start + one.num_rows])
+            one.settle(given[start : start + one.num_rows])
             start += one.num_rows
         self._on_answered(
             Answered(
