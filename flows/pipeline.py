@@ -89,7 +89,8 @@ def pipeline(
     wanted = read_recipe(recipe, period, _changes(stated))
     require_machine(wanted)
     store.sweep()
-    stages = SimpleNamespace(**{**vars(AS_TASKS), "train": with_slots(AS_TASKS.train, wanted.gpu_slots)})
+    with_cards = {name: with_slots(getattr(AS_TASKS, name), wanted.gpu_slots) for name in ("train", "compress")}
+    stages = SimpleNamespace(**{**vars(AS_TASKS), **with_cards})
     with at_work_on(flow_run.id, settings().home):
         try:
             source = locate(wanted.data, wanted.contract.personal_columns)

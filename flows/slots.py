@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from models.compression.config import Compression
 from models.training.config import Training
 from tasks.fitting import device_of
 
@@ -13,25 +14,29 @@ LIMIT = "gpu"  # a global concurrency limit of Prefect's, which `bloomery up` ma
 _LEASE_S = 60  # after which the slots of a dead training are free
 
 
-def num_slots(training: Training, stated: int) -> int:
-    """How many slots the training takes: none on a processor; one for each of its cards, and at least `stated`."""
-    if stated == 0 or device_of(training) != "cuda":
+def num_slots(learning: Training | Compression, stated: int) -> int:
+    """How many slots are taken: none on a processor; a training's as many as its cards, and at least `stated`."""
+    if stated == 0 or device_of(learning) != "cuda":
         return 0
-    return max(stated, training.devices)
+    return max(stated, learning.devices) if isinstance(learning, Training) else 1
 
 
-def with_slots(train: Callable[..., Any], stated: int) -> Callable[..., Any]:
-    """The stage `train` as a task that waits until its slots are free; where Prefect knows no such limit, for none."""
+def with_slots(stage: Callable[..., Any], stated: int) -> Callable[..., Any]:
+    """The stage, in which networks learn as one of its arguments says, as a task that waits until its slots are free.
 
-    @functools.wraps(train)
-    def run(dataset: Any, model: Any, training: Training, *more: Any) -> Any:
-        occupied = num_slots(training, stated)
+    Where Prefect knows no such limit it waits for none.
+    """
+
+    @functools.wraps(stage)
+    def run(*arguments: Any) -> Any:
+        (learning,) = (one for one in arguments if isinstance(one, Training | Compression))
+        occupied = num_slots(learning, stated)
         if occupied == 0:
-            return train(dataset, model, training, *more)
+            return stage(*arguments)
         from prefect.concurrency.sync import concurrency
 
         # Not strict: a server that is away for a while must not cost hours of training.
         with concurrency(LIMIT, occupy=occupied, lease_duration=_LEASE_S, strict=False):
-            return train(dataset, model, training, *more)
+            return stage(*arguments)
 
     return run

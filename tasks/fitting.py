@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.records import Dataset, Start
+from models.compression.config import Compression
 from models.networks.config import Model
 from models.training.config import Loop, Training
 from tasks.settings import settings
@@ -158,13 +159,13 @@ def _transfer(network: nn.Module, start: Start, training: Training) -> Transfer:
     return transfer(network, load_file(settings().path(start.uri)), training.start_from)
 
 
-def device_of(training: Training) -> str:
-    """Where the network is trained: `auto` takes a GPU where torch finds one."""
+def device_of(stated: Training | Compression) -> str:
+    """Where networks learn: `auto` takes a GPU where torch finds one."""
     import torch
 
-    if training.device == "auto":
+    if stated.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return training.device
+    return stated.device
 
 
 def fix_processor(training: Training) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Trained
 from models.compression.config import CandidateSpec, Compression
+from tasks import fitting
 from tasks.candidates import SEED, Made
 from tasks.events import Progress, emit
 from tasks.settings import settings
@@ -152,7 +153,8 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
         more = None if parts.unlabelled is None else parts.unlabelled.x
-        lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, on_epoch)
+        device = fitting.device_of(maker.compression)
+        lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
         network = made_smaller(network, blueprint, spec, lesson)
     ranges = None
     if spec.aware:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import NamedTuple
 
+import on_gpu
 import torch
 from safetensors.torch import load_file, save_file
 from stored import Parts, read_parts, say
@@ -28,7 +30,7 @@ from models.randomness import fix_randomness
 from models.training.batches import Examples
 from models.training.config import Augment, Loop
 from models.training.loop import evaluate, learner, train
-from tasks.settings import settings
+from tasks.settings import enter, settings
 
 TEACHER = LeNet(kind="lenet")
 STUDENTS = {
@@ -57,6 +59,7 @@ class Asked(NamedTuple):
     lesson: Distillation
     few_epochs: int
     all_epochs: int
+    device: str
 
 
 def rows_of(seed: int, parts: Parts) -> Rows:
@@ -75,7 +78,9 @@ def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.M
     fix_randomness(seed, num_threads=1)
     network = build(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
     spread = learner if teacher is None else distiller(teacher, asked.lesson)
-    train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread)
+    if teacher is not None:
+        teacher.to(asked.device)
+    train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread, device=asked.device)
     return network
 
 
@@ -112,6 +117,11 @@ def reached(seed: int, asked: Asked, parts: Parts, judged_by: Examples) -> dict[
     return errors
 
 
+def _prepared(folder: Path) -> tuple[Parts, Layout]:
+    dataset = on_gpu.read_dataset(folder)
+    return Parts(*on_gpu.read_parts(dataset, folder)[:3]), dataset.layout
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--student", choices=STUDENTS, default="mlp")
@@ -121,10 +131,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=LESSON.temperature)
     parser.add_argument("--weight", type=float, default=LESSON.weight)
     parser.add_argument("--epochs", type=int, nargs=2, default=[40, 10], metavar=("FEW", "ALL"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prepared", type=Path, help="the rows that `on_gpu.py mnist --prepare` has left there")
     stated = parser.parse_args()
-    parts, layout = read_parts()
+    enter()
+    parts, layout = read_parts() if stated.prepared is None else _prepared(stated.prepared)
     lesson = Distillation(weight=stated.weight, temperature=stated.temperature)
-    asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs)
+    asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs, stated.device)
     student = build(Blueprint(config=asked.student, layout=layout, num_outputs=10))
     print(f"{asked}\n{num_parameters(student):,} parameters", flush=True)
     began = time.perf_counter()

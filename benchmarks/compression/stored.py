@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_contracts.layouts import Layout
-from flows.pipeline import PLAIN
 from flows.recipe import read_recipe
 from models.compression.codebook import nearing, share, shared
 from models.compression.coding import encode
@@ -40,7 +39,6 @@ from models.runtime import answer, session
 from models.training.batches import Examples, read_examples
 from models.training.config import Augment, Loop
 from models.training.loop import evaluate, train
-from tasks.ingest import locate
 from tasks.settings import settings
 
 SHIFTED = Augment(shift=2)
@@ -92,6 +90,9 @@ class Parts(NamedTuple):
 
 
 def read_parts() -> tuple[Parts, Layout]:
+    from flows.pipeline import PLAIN  # late: `distilled.py --prepared` needs neither Spark nor Prefect
+    from tasks.ingest import locate
+
     recipe = read_recipe("mnist")
     rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)

@@ -13,7 +13,7 @@ from data_contracts.documents import Document
 from models.features.inputs import Count
 from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, Transformer
 from models.splits import Share
-from models.training.config import Loop, Rate
+from models.training.config import Device, Loop, Rate
 
 Quantization = Literal["static", "dynamic"]
 Calibration = Literal["minmax", "entropy", "percentile"]
@@ -298,6 +298,7 @@ class Compression(Document):
     ] = ()
     calibration_rows: Count = 500
     latency_rounds: Count = 300
+    device: Annotated[Device, Field(description="on which smaller networks learn; times are the processor's")] = "auto"
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Self:

@@ -36,6 +36,7 @@ class Lesson(NamedTuple):
     compression: Compression
     unlabelled: torch.Tensor | None = None
     seed: int = 0
+    device: str = "cpu"  # on which networks learn; before and after they are on the processor
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
@@ -121,6 +122,21 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
     rows = lesson.train
     if distill is not None and lesson.unlabelled is not None:
         rows = with_unlabelled(rows, lesson.unlabelled)
-    return lambda network: train(
-        network, rows, lesson.val, loop, seed=lesson.seed, spread=spread, on_epoch=lesson.on_epoch
-    )
+
+    def teach(network: nn.Module) -> None:
+        lesson.teacher.to(lesson.device)
+        try:
+            train(
+                network,
+                rows,
+                lesson.val,
+                loop,
+                seed=lesson.seed,
+                device=lesson.device,
+                spread=spread,
+                on_epoch=lesson.on_epoch,
+            )
+        finally:
+            lesson.teacher.to("cpu")
+
+    return teach

@@ -22,4 +22,5 @@ class Teacher(nn.Module):
         self._runtime = session(path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(outputs_of(self._runtime, x.numpy(), is_row_by_row=False))
+        answers = outputs_of(self._runtime, x.cpu().numpy(), is_row_by_row=False)
+        return torch.from_numpy(answers).to(x.device)

@@ -11,6 +11,7 @@ from data_contracts.documents import Document
 from models.features.inputs import Count
 from models.splits import Share
 
+Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Method = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
@@ -145,7 +146,7 @@ class Training(Loop):
     epochs: Annotated[int, Field(ge=0, description="0, and left out, for a network that comes trained")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_threads: Annotated[Count, Field(description="of the processor; the weights' bits depend on it")] = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     devices: Annotated[Count, Field(description="processes on each node")] = 1
     nodes: Count = 1
     strategy: Annotated[Strategy, Field(description="how several devices share the work")] = "ddp"

@@ -6,6 +6,7 @@ Shapes: B rows, K outputs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from data_contracts.errors import TrainingDiverged
 from models.training.augment import augmented, generator_for, mixed
 from models.training.batches import Rows, batches, num_batches, size_of_batch
 from models.training.config import Augment, Loop
+from models.training.feeding import ahead
 from models.training.objective import Loss, is_regression, judged, loss_and_score, loss_of
 from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
 from models.training.transfer import frozen_modules
@@ -175,14 +177,15 @@ def _one_epoch(
     last = num_batches(part, loop.batch_size, world)
     num_steps = loop.epochs * -(-last // loop.accumulate)
     num_grouped = 0
-    is_changed = loop.augment != Augment()
-    for x, y in batches(part, loop.batch_size, seed=seed, epoch=state.epoch, start=state.batch, world=world):
-        random = generator_for(seed, state.epoch, state.batch * world.size + world.rank) if is_changed else None
+    drawn = batches(part, loop.batch_size, seed=seed, epoch=state.epoch, start=state.batch, world=world)
+    numbers = itertools.count(state.batch)
+    changed = (_changed(*batch, loop, _random(next(numbers), state.epoch, loop, seed, world)) for batch in drawn)
+    for batch in ahead(map(_pinned, changed)) if device.type == "cuda" else changed:
         # Processes take the mean of their gradients, so each one's rows count as a share of the mean batch.
         share = size_of_batch(part, loop.batch_size, state.batch) * loop.accumulate / world.size
-        state.loss_sum += learn(*_changed(x, y, loop, loss_of_rows, random, device), share)
+        state.loss_sum += learn(*_on_device(batch, loss_of_rows, device), share)
         state.batch += 1
-        state.num_rows += len(y)
+        state.num_rows += len(batch.y)
         num_grouped += 1
         if num_grouped < loop.accumulate and state.batch < last:
             continue
@@ -194,24 +197,47 @@ def _one_epoch(
         keep(state)
 
 
-def _changed(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    loop: Loop,
-    loss_of_rows: Loss,
-    random: torch.Generator | None,
-    device: torch.device,
-) -> tuple[torch.Tensor, Losses]:
-    """A batch on the device, with `random` changed as the recipe says, and how its outputs are judged."""
-    x = x if random is None else augmented(x, loop.augment, random)
-    blend = mixed(x, y, loop.augment.mixup, random) if random is not None and loop.augment.mixup else None
-    x = (x if blend is None else blend.x).to(device, non_blocking=True)
+def _random(number: int, epoch: int, loop: Loop, seed: int, world: World) -> torch.Generator | None:
+    """Of the batch of that number, whatever was drawn for others; None where nothing is drawn."""
+    if loop.augment == Augment():
+        return None
+    return generator_for(seed, epoch, number * world.size + world.rank)
+
+
+class _Changed(NamedTuple):
+    """A batch, changed as the recipe says. `other` are the labels of the rows that were mixed in, `share` the own."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    share: float = 1.0
+    other: torch.Tensor | None = None
+
+
+def _changed(x: torch.Tensor, y: torch.Tensor, loop: Loop, random: torch.Generator | None) -> _Changed:
+    if random is None:
+        return _Changed(x, y)
+    x = augmented(x, loop.augment, random)
+    if not loop.augment.mixup:
+        return _Changed(x, y)
+    blend = mixed(x, y, loop.augment.mixup, random)
+    return _Changed(blend.x, y, blend.share, blend.other)
+
+
+def _pinned(batch: _Changed) -> _Changed:
+    """In memory from which a GPU is given copies while it works on others."""
+    other = None if batch.other is None else batch.other.pin_memory()
+    return batch._replace(x=batch.x.pin_memory(), y=batch.y.pin_memory(), other=other)
+
+
+def _on_device(batch: _Changed, loss_of_rows: Loss, device: torch.device) -> tuple[torch.Tensor, Losses]:
+    """A batch on the device, and how its outputs are judged."""
+    x = batch.x.to(device, non_blocking=True)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    y = y.to(device)
-    if blend is None:
+    y = batch.y.to(device, non_blocking=True)
+    if batch.other is None:
         return x, lambda outputs_BK, rows: loss_of_rows(outputs_BK, y[rows])
-    share, other = blend.share, blend.other.to(device)
+    share, other = batch.share, batch.other.to(device, non_blocking=True)
 
     def losses(outputs_BK: torch.Tensor, rows: slice) -> torch.Tensor:
         return share * loss_of_rows(outputs_BK, y[rows]) + (1 - share) * loss_of_rows(outputs_BK, other[rows])

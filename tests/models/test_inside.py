@@ -15,7 +15,7 @@ from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.compression.config import CandidateSpec, Compression, Distillation
 from models.compression.distillation import distiller
-from models.compression.inside import feature_distance, map_distance, relation_distance
+from models.compression.inside import _heeded, feature_distance, map_distance, relation_distance
 from models.compression.smaller import Lesson, made_smaller
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
@@ -191,3 +191,10 @@ def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
     lesson = Lesson(parts.train, parts.val, trained.network, Compression(distill=Distillation(attention=1.0)))
     with pytest.raises(RecipeInvalid, match="ends in a single place"):
         made_smaller(trained.network, trained.blueprint, spec, lesson)
+
+
+@pytest.mark.parametrize(("num", "fewer"), [(5, 5), (7, 3), (8, 4), (9, 2), (4, 1)])
+def test_places_are_averaged_as_adaptive_pooling_does(num: int, fewer: int) -> None:
+    x_BCHW = drawn(0, 3, 2, num, num + 1)
+    expected = F.adaptive_avg_pool2d(x_BCHW.square().mean(1), (fewer, fewer)).flatten(1)
+    torch.testing.assert_close(_heeded(x_BCHW, (fewer, fewer)), F.normalize(expected, dim=1))

@@ -1,0 +1,101 @@
+"""The candidates by which the recipes are to reach their goals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.compression.processor import has_tiles
+from tasks.settings import processor_flags
+
+FLOAT = {"name": "fp32"}
+STATIC = {"quantize": "static", "tiles": has_tiles(processor_flags())}
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "pendigits": {
+        "candidates": [
+            FLOAT,
+            {"name": "half-int8", "prune": 0.5, "weights": "int8"},
+            {"name": "third-int8", "prune": {"share": 0.67, "importance": "taylor"}, "weights": "int8"},
+            {
+                "name": "student-gru-int8",
+                "student": {
+                    "model": {"kind": "rnn", "cell": "gru", "hidden": 48, "pooling": "max", "dropout": 0},
+                    "training": {"epochs": 40, "batch_size": 128, "learning_rate": 0.004, "ema": 0.995},
+                },
+                "weights": "int8",
+            },
+        ],
+        "fine_tune": {"epochs": 15, "batch_size": 128, "learning_rate": 0.002, "ema": 0.995},
+        "distill": {"weight": 0.9, "temperature": 4},
+    },
+    "beijing-pm25": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", "quantize": "dynamic"},
+            {"name": "half-int8", "prune": 0.5, "quantize": "dynamic"},
+            {
+                "name": "student-mlp-coded",
+                "student": {
+                    "model": {"kind": "mlp", "hidden": [64, 32], "norm": "none", "dropout": 0},
+                    "training": {
+                        "epochs": 40,
+                        "batch_size": 256,
+                        "learning_rate": 0.001,
+                        "ema": 0.999,
+                        "clip_norm": 1.0,
+                        "weight_decay": 0.1,
+                    },
+                },
+                "sparse": {"density": 0.15},
+                "values": 31,
+                "stored": "coded",
+            },
+        ],
+        "fine_tune": {"epochs": 20, "batch_size": 256, "learning_rate": 0.001, "ema": 0.998, "clip_norm": 1.0},
+    },
+    "clinc150": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", "quantize": "dynamic"},
+            {
+                "name": "student-64-int8",
+                "student": {
+                    "model": {
+                        "kind": "transformer",
+                        "width": 64,
+                        "num_layers": 1,
+                        "num_heads": 1,
+                        "feed_forward": 1,
+                        "dropout": 0.1,
+                        "convolution": 3,
+                    }
+                },
+                "weights": "int8",
+            },
+        ],
+        "fine_tune": {
+            "epochs": 16,
+            "batch_size": 64,
+            "learning_rate": 0.003,
+            "ema": 0.998,
+            "best_by": "score",
+            "augment": {"drop_tokens": 0.15},
+        },
+        "distill": {"weight": 0.8, "temperature": 2},
+    },
+    "fashion-mnist": {
+        "candidates": [
+            FLOAT,
+            {"name": "int8", **STATIC},
+            {"name": "half-int8", "prune": {"share": 0.5, "dropout": 0}, "weights": "int8"},
+        ],
+        "fine_tune": {
+            "epochs": 24,
+            "batch_size": 128,
+            "learning_rate": 0.004,
+            "ema": 0.998,
+            "best_by": "score",
+            "augment": {"flip": True, "shift": 1},
+        },
+        "distill": {"weight": 1.0, "temperature": 2},
+    },
+}

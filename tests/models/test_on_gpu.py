@@ -1,0 +1,158 @@
+"""Networks that learn on a GPU: nothing of it is run where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data_contracts.layouts import Layout
+from models.compression.config import CandidateSpec, Compression, Distillation, Prune, Sparse, Student
+from models.compression.smaller import Lesson, made_smaller
+from models.export import export
+from models.networks.blueprint import Blueprint, build, write_network
+from models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, Transformer
+from models.randomness import fix_randomness
+from models.training.batches import Examples
+from models.training.checkpoints import Keeper
+from models.training.config import Augment, Checkpoints, Loop
+from models.training.loop import Epoch, State, evaluate, train
+from models.training.utilization import matrix_rate
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+IMAGE = Layout(kind="image", shape=(1, 8, 8))
+STEPS = Layout(kind="sequence", shape=(7, 4), is_padded=True)
+TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+FLAT = Layout(kind="flat", shape=(6,))
+NETWORKS: dict[str, tuple[Model, Layout]] = {
+    "cnn": (Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.0), IMAGE),
+    "resnet": (ResNet(kind="resnet", depth=18, width=8, stem="small"), IMAGE),
+    "gru": (Rnn(kind="rnn", cell="gru", hidden=8, num_layers=2, bidirectional=True, dropout=0.0), STEPS),
+    "lstm": (Rnn(kind="rnn", cell="lstm", hidden=8, pooling="max", embedding=8, dropout=0.0), TOKENS),
+    "transformer": (Transformer(kind="transformer", width=16, num_heads=2, dropout=0.0), TOKENS),
+    "gpt": (Gpt(kind="gpt", width=16, num_heads=2, num_layers=2, dropout=0.0), TOKENS),
+    "mlp": (Mlp(kind="mlp", hidden=(16,), dropout=0.0), FLAT),
+}
+LOOP = Loop(epochs=3, batch_size=32, ema=0.9, clip_norm=1.0)
+
+
+class Killed(Exception):
+    pass
+
+
+def blueprint_of(name: str) -> Blueprint:
+    config, layout = NETWORKS[name]
+    return Blueprint(config=config, layout=layout, num_outputs=3)
+
+
+def rows_of(layout: Layout, num_rows: int, seed: int) -> Examples:
+    """What is drawn tells the class, so that there is something to learn."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 3, num_rows)
+    if layout.kind == "tokens":
+        x = random.integers(1, 20, (num_rows, *layout.shape)).astype(np.float32)
+        x[:, 0] = y + 1
+    else:
+        x = random.normal(size=(num_rows, *layout.shape)).astype(np.float32) + y.reshape(-1, *[1] * len(layout.shape))
+    if layout.is_padded:
+        x[..., -1] = 1
+    return Examples(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y), y)
+
+
+def trained(
+    name: str, device: str, loop: Loop = LOOP, **more: Callable[[State], None]
+) -> tuple[nn.Module, list[Epoch]]:
+    fix_randomness(seed=0, num_threads=1)
+    blueprint = blueprint_of(name)
+    network = build(blueprint)
+    parts = rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2)
+    return network, train(network, *parts, loop, seed=1, device=device, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_learns_on_a_gpu_what_it_learns_on_a_processor_and_ends_there(name: str) -> None:
+    network, history = trained(name, "cuda")
+    _, expected = trained(name, "cpu")
+    assert {weight.device.type for weight in network.state_dict().values()} == {"cpu"}
+    assert not network.training
+    np.testing.assert_allclose(history[0].train_loss, expected[0].train_loss, rtol=0.02)
+    assert history[-1].val_loss < history[0].val_loss
+    assert abs(history[-1].val_score - expected[-1].val_score) < 0.08
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_repeats_bit_for_bit_on_one_card(name: str, tmp_path: Path) -> None:
+    digests = {
+        write_network(trained(name, "cuda")[0], blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
+        for _ in range(2)
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["cnn", "gru", "transformer"])
+def test_training_that_was_killed_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+    def run(checkpoints: Checkpoints, killed_at: int | None = None) -> str:
+        keeper = Keeper(tmp_path / "kept", checkpoints)
+
+        def keep(state: State) -> None:
+            keeper.keep(state)
+            if state.step == killed_at:
+                raise Killed
+
+        network, _ = trained(name, "cuda", restore=keeper.restore, keep=keep)
+        return write_network(network, blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
+
+    wanted = run(Checkpoints(every_minutes=10_000))
+    with pytest.raises(Killed):
+        run(Checkpoints(every_steps=4), killed_at=18)
+    assert run(Checkpoints(every_steps=4)) == wanted
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer", "mlp"])
+def test_bf16_and_a_compiled_network_learn_as_well(name: str) -> None:
+    loop = LOOP.model_copy(update={"precision": "bf16", "compile": True, "epochs": 4})
+    network, history = trained(name, "cuda", loop)
+    assert history[-1].val_loss < history[0].val_loss
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+SMALLER = {
+    "pruned": CandidateSpec(name="pruned", prune=Prune(share=0.5)),
+    "taylor": CandidateSpec(name="taylor", prune=Prune(share=0.5, importance="taylor")),
+    "sparse, few values": CandidateSpec(name="coded", sparse=Sparse(density=0.3, rounds=2), values=8),
+    "student": CandidateSpec(name="student", student=Student(model=Cnn(kind="cnn", channels=(2, 4), hidden=8))),
+    "aware": CandidateSpec(name="aware", quantize="static", aware=True),
+    "factorised": CandidateSpec(name="thin", factorise=0.5),
+}
+
+
+@pytest.mark.parametrize("what", SMALLER)
+@pytest.mark.parametrize("how", [Distillation(), Distillation(features=1.0, attention=1.0), None])
+def test_what_is_made_smaller_learns_and_is_exported(what: str, how: Distillation | None, tmp_path: Path) -> None:
+    teacher, _ = trained("cnn", "cuda")
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    parts = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
+    compression = Compression(fine_tune=Loop(epochs=4, batch_size=32), distill=how)
+    lesson = Lesson(*parts, teacher, compression, device="cuda")
+    smaller = made_smaller(teacher, blueprint_of("cnn"), SMALLER[what], lesson)
+    assert {tensor.device.type for one in (smaller, teacher) for tensor in one.state_dict().values()} == {"cpu"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert evaluate(smaller, parts[1])[1] > 0.6
+    if SMALLER[what].aware:
+        return  # its ranges go first
+    assert export(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
+
+
+def test_changed_images_are_learnt_from() -> None:
+    loop = LOOP.model_copy(update={"augment": Augment(flip=True, shift=1, rotate=5, mixup=0.2, erase=0.2)})
+    _, history = trained("cnn", "cuda", loop)
+    assert np.isfinite([epoch.train_loss for epoch in history]).all()
+
+
+def test_the_rate_of_matrix_products_is_measured() -> None:
+    assert matrix_rate(torch.device("cuda"), torch.bfloat16) > 1e12
