@@ -1,6 +1,7 @@
 """What Prefect's server has to know before it runs recipes by itself: deployments, pool, slots, what a dead run is.
 
-`python -m flows.registration RECIPE …` makes it so, and prints what is there as one JSON document.
+`python -m flows.registration RECIPE …` makes it so for these recipes, without any for those that come along. It prints
+what is there as one JSON document; or, of the first recipe that is refused, why, and ends with its error's exit code.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_contracts.errors import BloomeryError
 from data_contracts.monitoring import span
 from flows.recipe import Recipe, known_recipes, read_recipe
 from flows.schedule import Schedule
@@ -41,7 +43,8 @@ def register(references: Sequence[str]) -> list[str]:
         The deployments' names.
 
     Raises:
-        RecipeInvalid, DataMissing: of a recipe that cannot be read; nothing is registered then.
+        RecipeInvalid, DataMissing and the others of a recipe that is refused, which is named in `found`; nothing is
+            registered then.
     """
     from prefect.client.orchestration import get_client
 
@@ -50,7 +53,7 @@ def register(references: Sequence[str]) -> list[str]:
     from flows.pipeline import pipeline
     from flows.watch import watch
 
-    recipes = {_place(reference): read_recipe(reference) for reference in references}
+    recipes = {_place(reference): _read(reference) for reference in references}
     told = []
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
@@ -75,6 +78,14 @@ def register(references: Sequence[str]) -> list[str]:
 
 def _place(reference: str) -> str:
     return reference if reference in known_recipes() else str(Path(reference).resolve())
+
+
+def _read(reference: str) -> Recipe:
+    try:
+        return read_recipe(reference)
+    except BloomeryError as error:
+        told = {"required": error.required, "where": error.where, "remedy": error.remedy}
+        raise type(error)(f"the recipe {reference} is refused: {error.found}", **told) from error
 
 
 def _deploy(
@@ -152,15 +163,22 @@ def _num_cards() -> int:
 
 
 def main() -> None:
-    enter()
-    from data_contracts.errors import BloomeryError
-
-    told: dict[str, Any]
     try:
-        told = {"deployments": register(sys.argv[1:])}
+        enter()
+        told: dict[str, Any] = {"deployments": register(sys.argv[1:] or known_recipes())}
     except BloomeryError as error:
-        told = error.as_document()
+        print(json.dumps(error.as_document()))
+        raise SystemExit(error.exit_code) from None
     print(json.dumps(told))
+
+
+def why_ended(said: str) -> str:
+    """The reason, from all that a registration which ended badly has said."""
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(line)["found"])
+    return lines[-1][:300]
 
 
 if __name__ == "__main__":

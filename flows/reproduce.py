@@ -146,6 +146,8 @@ def likely(origin: Origin, code: dict[str, str], now: Surroundings, stage: str) 
         if then.packages.get(name) != now.packages.get(name)
     ]
     causes += [f"library versions: {', '.join(told)}"] if told else []
+    if None not in (then.lock_sha256, now.lock_sha256) and then.lock_sha256 != now.lock_sha256:
+        causes.append(f"another requirements.lock: {then.lock_sha256:.16} then, {now.lock_sha256:.16} now")
     if then.python != now.python:
         causes.append(f"Python {then.python} then, {now.python} now")
     if then.machine != now.machine or then.vector_flags != now.vector_flags:

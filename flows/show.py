@@ -112,6 +112,7 @@ def _facts(found: ModelVersion, is_champion: bool) -> dict[str, Any]:
         "aliases": ["champion"] if is_champion else [],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.creation_timestamp / 1000)),
         "release": found.tags.get("release", "not promoted"),
+        "freed": found.tags.get("freed"),  # the day on which `bloomery gc` removed its bento
         "bento": found.tags.get("bento"),
         "description": found.description,
     }
@@ -126,7 +127,7 @@ def as_table(document: dict[str, Any]) -> Table:
             str(one["version"]),
             ", ".join(one["aliases"]),
             one["release"].split("\n")[0],
-            one["bento"],
+            one["bento"] if one["freed"] is None else f"freed on {one['freed']}",
             one["created"],
             one["description"],
             style="bold green" if one["aliases"] else "",
@@ -160,6 +161,10 @@ def as_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
     root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, made {document['created']}")
     root.add(document["description"])
+    if document["freed"] is not None:
+        root.add(
+            f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to have its bento back"
+        )
     figures = root.add("figures")
     for name, value in document["figures"].items():
         figures.add(f"{name} {value:g}")

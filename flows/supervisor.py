@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from data_contracts.documents import Document
 from data_contracts.pointer import POINTER, replace_text
 from flows.automations import HEARTBEAT_S
-from flows.registration import POOL, ROOT
+from flows.registration import POOL, ROOT, why_ended
 from flows.working import reap
 from tasks.processes import start, stop
 from tasks.settings import Settings, enter
@@ -105,6 +105,59 @@ class Kept:
         )
 
 
+@dataclass
+class Registration:
+    """Recipes that are told to Prefect by a process that ends, and again, after longer pauses, until it ends well."""
+
+    recipes: tuple[str, ...]
+    log: Path
+    has_ended: bool = False  # at least once, well or not
+    failures: int = 0
+    why: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+    _next: float = 0.0  # monotonic; never again once it has ended well
+
+    def look(self, api: str) -> None:
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._next:
+                self._begin(api)
+        elif (code := self._process.poll()) is not None:
+            self.has_ended, self._process = True, None
+            if code == 0:
+                self._next, self.failures = float("inf"), 0
+                return
+            said = self.log.read_text(encoding="utf-8", errors="replace")
+            self.why = f"the deployments could not be registered: {why_ended(said)}"
+            self._next = now + min(2.0**self.failures, _LONGEST_PAUSE_S)
+            self.failures += 1
+
+    def _begin(self, api: str) -> None:
+        with self.log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.registration", *self.recipes],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PREFECT_API_URL": api},
+                cwd=ROOT,
+            )
+
+    def as_documents(self) -> tuple[Server, ...]:
+        """What `status` shows of it: nothing, unless it failed and has not ended well since."""
+        if not self.failures:
+            return ()
+        told = Server(
+            name="registration",
+            kind="registration",
+            state="failed",
+            restarts=self.failures,
+            why=self.why,
+            log=str(self.log),
+        )
+        return (told,)
+
+
 class Supervisor:
     """What stands, in the order in which it was started."""
 
@@ -117,7 +170,7 @@ class Supervisor:
         self._written = ""
         self._started = psutil.Process().create_time()
         self._is_settled = False
-        self._registering: subprocess.Popen[bytes] | None = None
+        self._registration = Registration(plan.recipes, chosen.logs / "up-registration.log")
         self._ports = chosen.home / FOLDER / "ports.json"
         port = plan.prefect_port
         self._api = chosen.prefect_api_url or "" if port is None else f"http://127.0.0.1:{port}/api"
@@ -129,9 +182,9 @@ class Supervisor:
             while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
                 self.look()
         finally:
-            for kept in reversed(self._kept):
-                if kept.tether is not None:
-                    stop(kept.tether)
+            # Prefect's server last: a worker that is told to end tells it of its runs, and waits in vain for one gone.
+            for is_prefect in (False, True):
+                stop(*(one.tether for one in self._kept if one.tether and (one.kind == "prefect") == is_prefect))
             (self._settings.home / FOLDER / STATUS).unlink(missing_ok=True)
 
     def end(self, *_: object) -> None:
@@ -144,7 +197,7 @@ class Supervisor:
             self._register()
         self._begin_endpoints()
         settled = all(kept.state != "starting" for kept in self._kept)
-        self._is_settled |= settled and self._registering is not None and self._registering.poll() is not None
+        self._is_settled |= settled and self._registration.has_ended
         self._reap()
         self._tell()
 
@@ -163,19 +216,12 @@ class Supervisor:
         return self._plan.prefect_port is None or any(one.kind == "prefect" and one.state == "up" for one in self._kept)
 
     def _register(self) -> None:
-        """Once: pool and deployments, then the worker that takes runs from them, after the dead are told of."""
-        if self._registering is None:
-            environment = {**os.environ, "PREFECT_API_URL": self._api}
-            with (self._settings.logs / "up-registration.log").open("wb") as stream:
-                self._registering = subprocess.Popen(
-                    [sys.executable, "-m", "flows.registration", *self._plan.recipes],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    cwd=ROOT,
-                )
-        elif self._registering.poll() is not None and not any(one.kind == "worker" for one in self._kept):
+        """Pool and deployments, then the worker that takes runs from them, after the dead are told of.
+
+        What an earlier registration has made counts though this one failed: the worker does not wait for a mended file.
+        """
+        self._registration.look(self._api)
+        if self._registration.has_ended and not any(one.kind == "worker" for one in self._kept):
             self._reap(none_is_pending=True)
             self._kept.append(_worker(self._api, self._settings))
 
@@ -213,7 +259,11 @@ class Supervisor:
             pid=os.getpid(),
             started=self._started,
             is_settled=self._is_settled,
-            servers=(*self._foreign, *(kept.as_document() for kept in self._kept)),
+            servers=(
+                *self._foreign,
+                *(kept.as_document() for kept in self._kept),
+                *self._registration.as_documents(),
+            ),
         )
         text = standing.model_dump_json(indent=1)
         if text != self._written:

@@ -122,10 +122,12 @@ def _register(standing: Standing, recipes: list[str], chosen: Settings) -> None:
     """Afterwards the standing Prefect knows these recipes, too."""
     assert chosen.prefect_api_url is not None
     command = [sys.executable, "-m", "flows.registration", *recipes]
-    told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if told.returncode != 0:
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ended.returncode != 0:
+        from flows.registration import why_ended
+
         raise EngineMissing(
-            f"the deployments could not be registered: {told.stderr.strip().splitlines()[-1:]}",
+            f"the deployments could not be registered: {why_ended(ended.stderr + ended.stdout)}",
             required="a Prefect server that answers",
             where=chosen.prefect_api_url,
             remedy="look at `bloomery status`",

@@ -63,15 +63,18 @@ def start(
     )
 
 
-def stop(tether: subprocess.Popen[bytes]) -> None:
-    """End a tethered server and wait until its processes are gone."""
-    if tether.stdin is not None:
-        tether.stdin.close()
-    try:
-        tether.wait(timeout=_GRACE_S + 5)
-    except subprocess.TimeoutExpired:
-        tether.kill()
-        tether.wait()
+def stop(*tethers: subprocess.Popen[bytes]) -> None:
+    """End tethered servers, all at the same time, and wait until their processes are gone."""
+    for tether in tethers:
+        if tether.stdin is not None:
+            tether.stdin.close()
+    deadline = time.monotonic() + _GRACE_S + 5
+    for tether in tethers:
+        try:
+            tether.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            tether.kill()
+            tether.wait()
 
 
 def _wait(

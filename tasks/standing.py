@@ -16,7 +16,7 @@ FOLDER = "up"
 STATUS = "status.json"
 MARK = "BLOOMERY_UP"  # in the environment of every process that belongs to what stands in this state folder
 
-Kind = Literal["prefect", "mlflow", "worker", "endpoint"]
+Kind = Literal["prefect", "mlflow", "worker", "endpoint", "registration"]
 State = Literal["starting", "up", "failed"]
 
 

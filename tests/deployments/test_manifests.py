@@ -258,9 +258,13 @@ def test_every_command_is_one_that_its_program_takes() -> None:
     from mlflow.cli import cli as mlflow
     from prefect.cli._app import _app as prefect
 
+    from flows import registration
+
     for name, (program, *arguments) in commands().items():
         if program == "mlflow":
             mlflow.commands[arguments[0]].make_context(name, arguments[1:])
+        elif program == "python":
+            assert arguments == ["-m", registration.__name__], name  # no recipe is named: it registers every one
         else:
             _, session, _ = prefect.meta.parse_args(arguments, exit_on_error=False, print_error=False)
             prefect.parse_args(session.arguments["tokens"], exit_on_error=False, print_error=False)

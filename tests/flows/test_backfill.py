@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from data_contracts.errors import RecipeInvalid, SettingInvalid
+from data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
+from flows.backfill import _recipes, _require_data
 from flows.recipe import read_recipe
+from flows.server import prefect_api
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 CONTRACT = """
@@ -61,6 +67,14 @@ def dated(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def one_server(home: Path) -> Iterator[str]:
+    """A Prefect server for all runs of a test, which would start one each."""
+    with prefect_api() as start_server:
+        start_server()()
+        yield os.environ["PREFECT_API_URL"]
+
+
 def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     recipe = read_recipe(str(dated), "2019-02")
     assert (recipe.period, recipe.data.described) == ("2019-02", str(dated.parent / "trips-2019-02.csv"))
@@ -89,39 +103,49 @@ def test_a_period_is_named_and_has_a_length(dated: Path, changes: dict[str, Any]
     assert said in caught.value.found
 
 
+def test_nothing_runs_before_every_period_has_data(dated: Path, home: Path) -> None:
+    with pytest.raises(DataMissing) as caught:
+        _require_data(_recipes(str(dated), "2019-01", "2019-04"))
+    assert caught.value.exit_code == 2
+    assert "1 of 4 periods have no data:\n  2019-04: there is no csv file" in caught.value.found
+
+
 @pytest.mark.slow
 def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
-    dated: Path, tmp_path: Path, bloomery: Bloomery
+    dated: Path, home: Path, one_server: str, bloomery: Bloomery, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
-    home = tmp_path / "home"
+    def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
+        named = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
+        ended = bloomery(home, *named, *more, PREFECT_API_URL=one_server)
+        told = json.loads(ended.stdout)["periods"]
+        return ended.returncode, [(one["outcome"], one["version"], one["alias"]) for one in told]
 
-    def fill(first: str, last: str, *more: str) -> tuple[int, Any]:
-        ended = bloomery(home, "backfill", str(dated), "--from", first, "--to", last, "--json", *more)
-        return ended.returncode, json.loads(ended.stdout)
+    second = dated.parent / "trips-2019-02.csv"
+    good = second.read_text()
+    second.write_text("id,miles\n1,2\n")
+    # Nothing is lost by a failure: the newest runs beside it, and is champion.
+    code, told = fill("2019-02", "--concurrency", "2", "--keep-going")
+    assert told == [("failed", None, None), ("released", 1, "champion")]
+    assert code == 3
+    # Without --keep-going no other begins.
+    code, told = fill("2019-02")
+    assert (code, told) == (3, [("failed", None, None), ("not run", None, None)])
+    second.write_text(good)
 
-    code, told = fill("2019-01", "2019-04")
-    assert (code, told["error"]) == (2, "DataMissing")
-    assert "1 of 4 periods have no data:\n  2019-04: there is no csv file" in told["found"]
-    assert not (home / "stages").exists()
-    good = (dated.parent / "trips-2019-02.csv").read_text()
-    (dated.parent / "trips-2019-02.csv").write_text("id,miles\n1,2\n")
-    code, told = fill("2019-02", "2019-03")
-    assert code == 3 or told["periods"][0]["error"]["exit_code"] == code
-    assert [one["outcome"] for one in told["periods"]] == ["failed", "not run"]
-    (dated.parent / "trips-2019-02.csv").write_text(good)
-    code, told = fill("2019-02", "2019-03")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "backfill", str(dated), "--from", "2019-01", "--to", "2019-03"],
+        env=clean_environment(home, PREFECT_API_URL=one_server),
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (home / "logs" / f"backfill-{killed.pid}-2019-02.json").exists():
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.1)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    code, told = fill("2019-01")
     assert code == 0, told
-    assert [(one["outcome"], one["version"], one["alias"]) for one in told["periods"]] == [
-        ("released", 1, "2019-02"),
-        ("released", 2, "champion"),
-    ]
-    code, told = fill("2019-01", "2019-03")
-    assert code == 0, told
-    assert [(one["outcome"], one["version"], one["alias"]) for one in told["periods"]] == [
-        ("released", 3, "2019-01"),
-        ("done", 1, "2019-02"),
-        ("done", 2, "champion"),
-    ]
+    assert told == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
     shown = json.loads(bloomery(home, "show", "trips@2019-01", "--json").stdout)
-    assert (shown["version"], shown["release"]) == (3, "older data: of 2019-01, and the champion is of 2019-03")
-    assert json.loads(bloomery(home, "show", "trips", "--json").stdout)["versions"][1]["aliases"] == ["champion"]
+    assert (shown["version"], shown["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

@@ -75,6 +75,8 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
     assert json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
 
+    shown = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    assert [one["version"] for one in shown if one["freed"] is not None] == [2]
     steps = json.loads(bloomery(copy, "check", "digits", "--json").stdout)["stages"]
     assert all(step["found"] for step in steps)
     gone = bloomery(copy, "promote", "digits:2", "--despite-refusal")

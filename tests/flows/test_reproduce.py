@@ -7,12 +7,15 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from data_contracts.errors import OutputCorrupt
 from data_contracts.origin import Origin
+from flows.order import in_order
 from flows.recipe import Recipe, read_recipe
 from flows.reproduce import guarantee, likely
 
@@ -58,13 +61,86 @@ def test_the_first_stage_that_differs_is_told_with_its_cause(
     place = bento / "src" / "artifacts" / "origin.json"
     document = json.loads(place.read_text())
     document["chosen"]["options"]["trained"]["digest"] = "0" * 64
-    document["surroundings"]["processor"] = "7 threads"
+    document["surroundings"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
+    document["surroundings"]["packages"]["torch"] = "0.4.1"
     place.write_text(json.dumps(document))
     ended = bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
     assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
-    assert "threads or instruction set: 7 threads then" in told["where"]
+    for cause in (
+        "the likely cause: threads or instruction set: 7 threads then",
+        "library versions: torch 0.4.1 then, ",
+        "another requirements.lock: 1111111111111111 then, ",
+    ):
+        assert cause in told["where"]
+
+
+CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: wishes-for-a-test
+name: wishes
+version: 1.0.0
+status: active
+schema:
+  - name: wishes
+    properties:
+      - {name: id, logicalType: integer, primaryKey: true, required: true}
+      - {name: text, logicalType: string, required: true}
+      - {name: wish, logicalType: string, required: true}
+"""
+RECIPE = """
+name: wishes
+data: {source: wishes.csv}
+contract: wishes.odcs.yaml
+features:
+  key: id
+  label: wish
+  inputs: [{kind: text, column: text, tokenizer: byte_pairs, length: 8, vocabulary_size: 300}]
+  split: {train: 0.6, val: 0.2, test: 0.2, salt: wishes}
+training: {epochs: 2, batch_size: 32, augment: {drop_tokens: 0.2}, ema: 0.9, device: cpu}
+compression: {candidates: [{name: fp32}], latency_rounds: 20}
+budget: {accuracy_drop: 1.0}
+"""
+NETWORKS = {
+    "rnn": {"kind": "rnn", "hidden": 16, "num_layers": 2, "bidirectional": True, "embedding": 8, "dropout": 0.2},
+    "transformer": {"kind": "transformer", "width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_other_networks_are_made_again_and_a_changed_source_is_named(
+    kind: str, home: Path, bloomery: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Made stage by stage in this process, and again in one of its own."""
+    from flows.pipeline import PLAIN
+    from tasks.ingest import locate
+    from tasks.package import bento_folder
+
+    rows = [f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)]
+    (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))
+    (tmp_path / "wishes.odcs.yaml").write_text(CONTRACT)
+    document = yaml.safe_load(RECIPE) | {"model": NETWORKS[kind]}
+    document["training"]["num_threads"] = 2 if kind == "rnn" else 1
+    (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(document))
+    recipe = read_recipe(str(tmp_path / "wishes.yaml"))
+    stages = SimpleNamespace(**{**vars(PLAIN), "promote": lambda bento, *_: bento})
+    made: Any = in_order(stages, recipe, locate(recipe.data, recipe.contract.personal_columns), None)
+    folder = str(bento_folder(made.tag))
+
+    ended = bloomery(tmp_path / "other", "reproduce", folder, "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["verdict"]) == (0, "identical"), told
+    assert told["steps"][-1]["found"] == made.digest
+    if kind == "transformer":  # of the source, the network knows nothing
+        (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
+        ended = bloomery(tmp_path / "other", "reproduce", folder, "--json")
+        told = json.loads(ended.stdout)
+        assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
+        assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
+        assert "the likely cause: the source has changed" in told["where"]
 
 
 def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: Finished) -> None:

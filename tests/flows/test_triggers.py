@@ -209,6 +209,29 @@ def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the
     assert versions(bloomery, copy)[1][0] == ["champion"]
 
 
+def test_without_a_decision_in_time_the_version_is_refused_and_the_champion_stands(
+    standing: Standing, copy: Path, tmp_path: Path, bloomery: Bloomery
+) -> None:
+    budget = {"accuracy_drop": 0.02, "objective": "latency"}
+    recipe = str(recipe_in(tmp_path, "lapses", budget=budget, approval={"timeout": "3s"}))
+    ended = bloomery(copy, "run", recipe, "--json", PREFECT_API_URL=standing.api)
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["error"]) == (4, "ReleaseRefused"), ended.stderr
+    assert told["found"].startswith("digits version 2 was refused: nobody decided")
+    assert "--despite-refusal" in told["remedy"]
+    (run, *_) = standing.post("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)
+    assert run["state_type"] == "FAILED", run["state"]
+    found = versions(bloomery, copy)
+    assert found[1] == (["champion"], "promoted")
+    assert found[2][0] == []
+    assert found[2][1].startswith("refused: nobody decided")
+    changes = json.loads(bloomery(copy, "history", "digits", "--json").stdout)
+    assert [(one["action"], one["version"], one["by"]) for one in changes[1:]] == [("refuse", 2, "nobody")]
+    late = bloomery(copy, "approve", "digits:2", "--why", "too late")
+    assert late.returncode == 2
+    assert "no version of digits:2 waits" in late.stderr
+
+
 def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("id,x\n1,2\n")

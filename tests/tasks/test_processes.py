@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from data_contracts.errors import EngineMissing, PortInUse
-from tasks.processes import free_port, require_free, start, starting
+from tasks.processes import free_port, require_free, start, starting, stop
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -98,3 +98,26 @@ def test_a_port_in_use_is_named_with_its_owner() -> None:
 
 def test_a_free_port_is_free() -> None:
     require_free("127.0.0.1", free_port())
+
+
+def test_servers_are_ended_at_the_same_time(tmp_path: Path) -> None:
+    """Each ends only once the other has been told to: one after the other, the first would be killed."""
+    code = (
+        "import signal, sys, time\nfrom pathlib import Path\nmine, other = map(Path, sys.argv[1:])\n"
+        "def end(*_):\n"
+        "    mine.write_text('told')\n"
+        "    while not other.read_text():\n"
+        "        time.sleep(0.02)\n"
+        "    mine.write_text('ended by itself')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\ntime.sleep(600)\n"
+    )
+    one, other, log = tmp_path / "one", tmp_path / "other", tmp_path / "log"
+    for mark in (one, other):
+        mark.touch()
+    with log.open("wb") as stream:
+        pairs = ((one, other), (other, one))
+        tethers = [start([sys.executable, "-c", code, *map(str, pair)], stream) for pair in pairs]
+    assert wait_for(lambda: log.read_text().count("up") == 2)
+    stop(*tethers)
+    assert [one.read_text(), other.read_text()] == ["ended by itself"] * 2
