@@ -18,6 +18,10 @@ from deployments.endpoint.doors import with_keys
 from deployments.endpoint.versions import Version
 
 JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+_CARD = ("card", "card.html")  # among a bento's artifacts
+# The card's pictures are in it. A version may come from somebody else, so nothing in its card may run or ask.
+_QUIET = {"content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"}
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
 _DOCS = """<!doctype html>
 <html lang="en">
@@ -46,12 +50,15 @@ class Pages:
             "/": Page(b"", "text/plain", HTTPStatus.TEMPORARY_REDIRECT, {"location": "/docs"}),
             "/info": Page(orjson.dumps(card(version, document))),
             "/openapi.json": Page(orjson.dumps(document)),
-            "/docs": Page(_DOCS.format(title=document["info"]["title"]).encode(), "text/html; charset=utf-8"),
+            "/docs": Page(_DOCS.format(title=document["info"]["title"]).encode(), HTML),
         }
+        if "/".join(_CARD) in version.manifest["files"]:  # a version that was packaged before has none
+            written = version.artifacts.joinpath(*_CARD).read_bytes()
+            self._pages["/card"] = Page(written, HTML, headers=_QUIET)
 
     @staticmethod
     def has(path: str) -> bool:
-        return path in ("/", "/info", "/openapi.json", "/docs") or path.removeprefix("/docs/") in _ASSETS
+        return path in ("/", "/info", "/card", "/openapi.json", "/docs") or path.removeprefix("/docs/") in _ASSETS
 
     def page(self, path: str) -> Page | None:
         """None where there is none."""
@@ -145,6 +152,7 @@ def openapi(version: Version) -> dict[str, Any]:
                 path: {"get": {"summary": summary, "responses": {"200": {"description": "as said"}}}}
                 for path, summary in (
                     ("/info", "The version's card: lineage, contract, figures, an example"),
+                    ("/card", "The model card, for people: HTML"),
                     ("/livez", "Whether the process lives"),
                     ("/readyz", "Whether it answers"),
                     ("/metrics", "Figures for Prometheus"),
