@@ -97,6 +97,16 @@ class Privacy(Document):
         return f"private within epsilon {self.epsilon:.3g} and delta {self.delta:g}"
 
 
+class Effort(Document):
+    """What a stage took. It differs from run to run, so no digest counts it."""
+
+    seconds: float
+    processor_seconds: float  # of all its processes together
+    joules: float  # of the processors; of whatever else ran on them, too, if it is measured
+    is_measured: bool  # by the processor's own counter; else it follows from the seconds of the processors
+    on_gpu: bool  # whose energy is not in it
+
+
 class Trained(Record):
     """A trained network. `digest` is that of its weights."""
 
@@ -111,6 +121,7 @@ class Trained(Record):
     import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
     start: Start | None = None  # the weights that training began with
     privacy: Privacy | None = None  # None: nothing is promised
+    effort: Effort | None = None
     dataset: Dataset
 
 
@@ -199,6 +210,7 @@ class Options(Record):
 
     candidates: tuple[Candidate, ...]
     baseline: str  # the candidate that is the network as trained, with which the others are compared
+    effort: Effort | None = None
     trained: Trained
 
 

@@ -8,7 +8,7 @@ from data_contracts.digests import digest_of_document
 from data_contracts.records import Latency, Options, Trained
 from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
 from models.compression.processor import has_tiles, needs_reduced_range
-from tasks import tracking
+from tasks import effort, tracking
 from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.forms import in_other_forms
@@ -54,15 +54,19 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     maker = Maker(out, trained, parts, compression)
-    wanted = None if is_private else compression.explore
-    made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
-    made = in_other_forms(out, made, compression.also, parts.test.x)
-    baseline = next(spec.name for spec in specs if spec.is_as_trained)
-    timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
-    candidates = measure_all(out, made, parts.test, trained, timed, baseline)
+    with effort.measured() as told:
+        wanted = None if is_private else compression.explore
+        made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
+        made = in_other_forms(out, made, compression.also, parts.test.x)
+        baseline = next(spec.name for spec in specs if spec.is_as_trained)
+        timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
+        candidates = measure_all(out, made, parts.test, trained, timed, baseline)
+        spent = told()
+    tracking.log_effort(trained.run_id, spent, "compress_")
     return Options(
         candidates=candidates,
         baseline=baseline,
+        effort=spent,
         trained=trained,
         # Times differ from run to run; what the candidates are and answer does not.
         digest=digest_of_document([[one.name, one.sha256, one.score.value] for one in candidates]),

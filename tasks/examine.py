@@ -11,13 +11,13 @@ import numpy as np
 
 from data_contracts.approval import Terms
 from data_contracts.errors import ReleaseRefused
-from data_contracts.records import Bento, describe
-from data_contracts.scores import SCORES, figure_in_words, score_in_words
+from data_contracts.records import Bento, Interval, describe
+from data_contracts.scores import figure_in_words
 from models.compression.decoding import opened
 from models.config import Gates
 from models.encoder import read_encoder
-from tasks import periods, promotions, registry, tracking
-from tasks.gates import require_not_worse, require_score
+from tasks import periods, promotions, registry, tracking, version_page
+from tasks.gates import require_not_worse, require_score, worse_than
 from tasks.held_out import examples, measured_answers
 from tasks.recent import require_not_worse_of_late
 from tasks.rehearsal import predictions_of, require_same
@@ -55,14 +55,16 @@ def examine(bento: Bento, gates: Gates, terms: Terms) -> Examined:
     """
     name = bento.tag.split(":")[0]
     former = registry.champion(name)
-    version = _register(bento, name, terms.period)
+    compared = None if former is None or registry.bento_of(former) == bento.tag else former
+    worse = worse_than(bento, compared)
+    version = _register(bento, name, terms.period, compared, worse)
     _require_not_rolled_back(version)
     newer = periods.newer(former, terms.period)
     try:
         require_score(bento, gates)
         of_late = "not compared with the champion, which is of newer data"
         if newer is None:
-            require_not_worse(bento, gates, former)
+            require_not_worse(bento, gates, former, worse)
             of_late = require_not_worse_of_late(name, bento.tag, registry.bento_of(former), gates)
         num_asked, example = _ask_held_out_rows(bento, gates.num_rows)
     except Exception as refusal:
@@ -82,7 +84,9 @@ def _require_not_rolled_back(version: ModelVersion) -> None:
         )
 
 
-def _register(bento: Bento, name: str, period: str | None) -> ModelVersion:
+def _register(
+    bento: Bento, name: str, period: str | None, former: ModelVersion | None, worse: Interval | None
+) -> ModelVersion:
     candidate = bento.chosen.candidate
     trained = bento.chosen.options.trained
     task = trained.dataset.task
@@ -93,6 +97,7 @@ def _register(bento: Bento, name: str, period: str | None) -> ModelVersion:
         "candidate": candidate.name,
         "candidate.run": candidate.run_id,
         "score": figure_in_words(task, candidate.score.value),
+        **version_page.costs_of(bento),
         "onnx.sha256": candidate.sha256,
         "training.run": trained.run_id,
         "weights.sha256": trained.digest,
@@ -102,21 +107,16 @@ def _register(bento: Bento, name: str, period: str | None) -> ModelVersion:
         "contract": f"{contract.name} {contract.version}",
         "lineage": json.dumps([list(line) for line in describe(bento)]),
     }
-    description = (
-        f"{candidate.name}: {SCORES[task]} {score_in_words(task, candidate.score)} on {trained.dataset.test.num_rows} "
-        f"held-out rows, {candidate.size_bytes:,} bytes, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-        f"{candidate.latency.ratio.value:.2f} x the time of fp32. Bento `{bento.tag}`."
-    )
     if period is not None:
         tags[periods.TAG] = period
     if trained.start is not None:
         tags |= {"start": trained.start.name, "start.sha256": trained.start.digest}
     if trained.privacy is not None:
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
-        description += f" Each training row is {trained.privacy}."
+    version_page.log_card(bento)
+    description = version_page.version_in_words(bento, former, worse)
     version = registry.register(name, _log_model(bento), candidate.run_id, tags, description)
-    purpose = contract.description.get("purpose", "")
-    tracking.client().update_registered_model(name, f"{purpose}\n\nServed by `bloomery serve {name}`.".strip())
+    version_page.describe_name(name, bento)
     return version
 
 

@@ -46,8 +46,24 @@ def require_score(bento: Bento, gates: Gates) -> None:
         )
 
 
-def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -> None:
-    """Compare with the champion `former` on the rows that are held out today, both as packaged.
+def worse_than(bento: Bento, former: ModelVersion | None) -> Interval | None:
+    """How much worse than the champion `former` on the rows that are held out today, both as packaged.
+
+    None where there is nothing to compare: no other champion, one that answers another kind of question, that reads
+    other columns, or whose bento cannot be read. Whatever a former version holds, it must not stop the next one.
+    """
+    tag = registry.bento_of(former)
+    if tag is None or tag == bento.tag:
+        return None
+    champion = read_bento(tag)
+    if champion is None or champion.features.task != bento.chosen.options.trained.dataset.task:
+        return None
+    theirs = answers_of(tag, champion, held_out_rows(bento.chosen))
+    return None if theirs is None else _compared(bento, theirs)
+
+
+def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, worse: Interval | None) -> None:
+    """Afterwards it is known that this version may replace the champion `former`; `worse` is of `worse_than`.
 
     Raises:
         ReleaseRefused: this version may be worse by more than the gates allow, or answers another kind of question.
@@ -58,23 +74,17 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None) -
     dataset = bento.chosen.options.trained.dataset
     task = dataset.task
     champion = read_bento(tag)
-    if champion is None:  # whatever a former version holds, it must not stop the next one
-        return
-    if champion.features.task != task:
+    if champion is not None and champion.features.task != task:
         raise ReleaseRefused(
             f"champion {tag} is a {champion.features.task}, and this version is a {task}",
             required="a version that answers the question that its name is known for",
             where="the recipe's features.task and name",
             remedy="give the recipe another name: who asks the champion would not understand the answers",
         )
-    theirs = answers_of(tag, champion, held_out_rows(bento.chosen))
-    if theirs is None:  # the champion reads other columns: there is nothing to compare
-        return
-    worse = _compared(bento, theirs)
     limit, gate = (
         (gates.champion_drop, "champion_drop") if task == "classification" else (gates.champion_rise, "champion_rise")
     )
-    if worse.high > limit:
+    if worse is not None and worse.high > limit:
         value, low, high = (loss_in_words(task, one) for one in (worse.value, worse.low, worse.high))
         raise ReleaseRefused(
             f"against champion {tag} {SCORES[task]} has a {LOSSES[task]} of {value} (95% interval {low} to {high})",

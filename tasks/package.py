@@ -22,6 +22,7 @@ from data_contracts.served import served
 from data_contracts.signatures import MANIFEST
 from models.encoder import read_encoder
 from tasks import artifacts, signing
+from tasks.card import CARD, write_card
 from tasks.code_version import packages_of, reach
 from tasks.held_out import background, examples
 from tasks.pins import pinned
@@ -48,7 +49,8 @@ def _bento_is_kept(record: Bento) -> bool:
 def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
-    Its manifest is signed. Beside what is served it carries where it comes from: all records, and the recipe `stated`.
+    Its manifest is signed. Beside what is served it carries where it comes from: all records, and the recipe `stated`;
+    and a card for people. Neither counts in VERSION, for they hold times and run ids.
 
     Raises:
         EngineMissing: BentoML could not build it.
@@ -62,7 +64,8 @@ def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     # The name counts: under another one the same model is another release.
     digest = digest_of_document([name, content])
     _write_origin(context, tag, digest, chosen, stated)
-    files[f"artifacts/{ORIGIN}"] = digest_of_file(context / "artifacts" / ORIGIN)
+    write_card(context / "artifacts" / CARD, tag, chosen, stated.recipe)
+    files = _digests(context)
     _write_manifest(context, chosen, tag, files)
     kept = _digests(context)
     signing.sign(context / "artifacts")  # no part of the record: under another key it is the same version

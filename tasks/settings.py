@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_contracts.errors import ShareLost, StateUnwritable
+from data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
 from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -20,6 +20,7 @@ _LOST = {
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
 }
 _VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16")
+_AMOUNT = r"\d{1,9}(?:\.\d{1,6})?"
 _ROOM_FOR_A_PAGE = 65_536
 _ROOM_FOR_A_RUN = 50_000_000  # the two databases take a tenth of it before the first row is read
 
@@ -35,6 +36,8 @@ class Settings:
     spark_master: str
     litert_python: str | None
     signing_key: Path | None  # the user's own; else there is one in the state folder
+    grams_per_kwh: float | None  # of CO2 equivalents, where this machine gets its power
+    price_of_hour: tuple[float, str] | None  # of this machine: an amount and its currency
 
     def path(self, uri: str) -> Path:
         """The place of a record's `uri`."""
@@ -71,7 +74,38 @@ def settings() -> Settings:
         spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
         litert_python=os.environ.get("BLOOMERY_LITERT_PYTHON") or None,
         signing_key=Path(signing_key).expanduser().absolute() if signing_key else None,
+        grams_per_kwh=_grams(os.environ.get("BLOOMERY_GRAMS_PER_KWH")),
+        price_of_hour=_price(os.environ.get("BLOOMERY_PRICE_OF_HOUR")),
     )
+
+
+def _grams(stated: str | None) -> float | None:
+    """Raises SettingInvalid where it is no amount."""
+    if not stated:
+        return None
+    if not re.fullmatch(_AMOUNT, stated.strip()):
+        raise SettingInvalid(
+            f"BLOOMERY_GRAMS_PER_KWH is {stated!r}",
+            required="grams of CO2 equivalents for a kilowatt hour, such as 380",
+            where="the environment",
+            remedy="mend the variable, or leave it out: then cards say nothing of emissions",
+        )
+    return float(stated)
+
+
+def _price(stated: str | None) -> tuple[float, str] | None:
+    """Raises SettingInvalid where it is no amount with a currency."""
+    if not stated:
+        return None
+    found = re.fullmatch(rf"({_AMOUNT}) ([A-Z]{{3}})", stated.strip())
+    if found is None:
+        raise SettingInvalid(
+            f"BLOOMERY_PRICE_OF_HOUR is {stated!r}",
+            required="what an hour of this machine costs, with a currency, such as `0.35 EUR`",
+            where="the environment",
+            remedy="mend the variable, or leave it out: then cards say nothing of money",
+        )
+    return float(found.group(1)), found.group(2)
 
 
 def enter(*, with_room: bool = True) -> Settings:

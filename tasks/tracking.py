@@ -19,6 +19,8 @@ from tasks.settings import settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from data_contracts.records import Effort
+
 STAGE_KEY = "bloomery.stage_key"
 
 
@@ -115,6 +117,15 @@ def adopt(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> Non
 
 def log_figures(run_id: str, figures: Mapping[str, float], step: int = 0) -> None:
     log_series(run_id, [(step, figures)])
+
+
+def log_effort(run_id: str, effort: Effort, start: str = "") -> None:
+    """Figures of what a stage took, whose names begin with `start`, and how its energy is known."""
+    log_figures(
+        run_id, {f"{start}{name}": getattr(effort, name) for name in ("seconds", "processor_seconds", "joules")}
+    )
+    how = "measured" if effort.is_measured else "estimated from the seconds of the processors"
+    client().set_tag(run_id, f"{start}joules", how)
 
 
 def log_series(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:

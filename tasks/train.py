@@ -12,7 +12,7 @@ from data_contracts.means import Engine
 from data_contracts.records import Dataset, Privacy, Start, Trained
 from models.networks.config import Custom, Imported, Model
 from models.training.config import Training
-from tasks import artifacts, fitting, importing, tracking
+from tasks import artifacts, effort, fitting, importing, tracking
 from tasks.curves import Curves
 from tasks.settings import settings
 from tasks.stages import stage
@@ -61,7 +61,10 @@ def train(
         return _import(out, dataset, model, training, parts, encoder)
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, parts)
-    with tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id:
+    with (
+        effort.measured(on_gpu=fitting.device_of(training) == "cuda") as told,
+        tracking.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
+    ):
         if training.search is not None or model.kind == "auto":
             unit = unit_of(encoder)
             found = search.search(search.Job(out.key, run_id, dataset, model, training, start, unit))
@@ -73,7 +76,9 @@ def train(
         digest = write_network(
             fitted.network, fitted.blueprint, out.path("weights.safetensors"), out.path("network.json")
         )
+        spent = told()
         _log_ending(run_id, out, fitted, parts, dataset, encoder, training, curves)
+        tracking.log_effort(run_id, spent)
     shutil.rmtree(fitting.checkpoint_folder(out.key), ignore_errors=True)
     search.forget(out.key)
     return Trained(
@@ -87,6 +92,7 @@ def train(
         processor=processor,
         start=start,
         privacy=None if fitted.spent is None else Privacy(epsilon=fitted.spent.epsilon, delta=fitted.spent.delta),
+        effort=spent,
         dataset=dataset,
         digest=digest,
     )

@@ -298,7 +298,7 @@ class Application:
             raise overloaded()
         page = None if self._pages is None else self._pages.page(scope["path"])
         if page is None:
-            there = "/predict, /explain, /info, /docs, /livez, /readyz and /metrics"
+            there = "/predict, /explain, /info, /card, /docs, /livez, /readyz and /metrics"
             raise Refused(HTTPStatus.NOT_FOUND, f"there is {there}")
         headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
         headers += [(b"x-model-version", version.tag.encode()), (b"content-type", page.media_type.encode())]

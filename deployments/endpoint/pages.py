@@ -18,6 +18,10 @@ from deployments.endpoint.doors import with_keys
 from deployments.endpoint.versions import Version
 
 JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+_CARD = "card/card.html"  # among a bento's artifacts
+# The card's pictures are in it. A version may come from somebody else, so nothing in its card may run or ask.
+_QUIET = {"content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"}
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
 _DOCS = """<!doctype html>
 <html lang="en">
@@ -46,12 +50,14 @@ class Pages:
             "/": Page(b"", "text/plain", HTTPStatus.TEMPORARY_REDIRECT, {"location": "/docs"}),
             "/info": Page(orjson.dumps(card(version, document))),
             "/openapi.json": Page(orjson.dumps(document)),
-            "/docs": Page(_DOCS.format(title=document["info"]["title"]).encode(), "text/html; charset=utf-8"),
+            "/docs": Page(_DOCS.format(title=document["info"]["title"]).encode(), HTML),
         }
+        if _has_card(version):
+            self._pages["/card"] = Page(version.artifacts.joinpath(_CARD).read_bytes(), HTML, headers=_QUIET)
 
     @staticmethod
     def has(path: str) -> bool:
-        return path in ("/", "/info", "/openapi.json", "/docs") or path.removeprefix("/docs/") in _ASSETS
+        return path in ("/", "/info", "/card", "/openapi.json", "/docs") or path.removeprefix("/docs/") in _ASSETS
 
     def page(self, path: str) -> Page | None:
         """None where there is none."""
@@ -66,6 +72,11 @@ def _asset(name: str) -> Page:
     file = resources.files("bentoml").joinpath("_internal", "server", "static_content", name)
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     return Page(file.read_bytes(), media_type, headers={"cache-control": "max-age=86400"})
+
+
+def _has_card(version: Version) -> bool:
+    """A version that was packaged before there were any has none."""
+    return _CARD in version.manifest["files"]
 
 
 def card(version: Version, document: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +156,7 @@ def openapi(version: Version) -> dict[str, Any]:
                 path: {"get": {"summary": summary, "responses": {"200": {"description": "as said"}}}}
                 for path, summary in (
                     ("/info", "The version's card: lineage, contract, figures, an example"),
+                    *([("/card", "The model card, for people: HTML")] if _has_card(version) else []),
                     ("/livez", "Whether the process lives"),
                     ("/readyz", "Whether it answers"),
                     ("/metrics", "Figures for Prometheus"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
+from data_contracts.digests import digest_of_file
 from data_contracts.errors import OutputCorrupt, SettingInvalid
 from deployments.endpoint.http import Application
 from deployments.endpoint.limits import Limits, read_limits
@@ -301,6 +302,25 @@ def test_the_card_says_where_the_version_comes_from(application) -> None:
     card = ask(application, b"", path="/info", method="GET").json()
     assert (card["model"], card["contract"]) == ("people:one", {"name": "made", "version": "1.0.0"})
     assert card["test_score"]["value"] == 0.9
+
+
+def test_the_model_card_is_shown_and_can_do_nothing(application, packaged) -> None:
+    assert ask(application, b"", path="/card", method="GET").status_code == 404  # it was packaged without
+    assert "/card" not in ask(application, b"", path="/openapi.json", method="GET").json()["paths"]
+    folder = packaged()
+    (folder / "card").mkdir()
+    (folder / "card" / "card.html").write_text("<h1>people</h1>")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["card/card.html"] = digest_of_file(folder / "card" / "card.html")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    application.use(Version(folder))
+    shown = ask(application, b"", path="/card", method="GET")
+    assert (shown.text, shown.headers["content-type"]) == ("<h1>people</h1>", "text/html; charset=utf-8")
+    assert shown.headers["content-security-policy"].startswith("default-src 'none'; img-src data:;")
+    assert "/card" in ask(application, b"", path="/openapi.json", method="GET").json()["paths"]
+    (folder / "card" / "card.html").write_text("<h1>another</h1>")
+    with pytest.raises(OutputCorrupt, match=r"card/card\.html is not the file that was packaged"):
+        Version(folder)
 
 
 def test_a_version_that_answers_otherwise_than_measured_is_refused(packaged) -> None:

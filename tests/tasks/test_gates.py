@@ -20,7 +20,7 @@ from models.answers import meant, outputs_of
 from models.config import Features, Gates, Recent
 from models.encoder import Encoder, encode, fit, summarise_batches
 from models.runtime import session
-from tasks.gates import require_not_worse, require_score
+from tasks.gates import require_not_worse, require_score, worse_than
 from tasks.held_out import held_out_rows
 from tasks.recent import require_not_worse_of_late
 from tasks.settings import settings
@@ -115,6 +115,10 @@ def former(bento: Bento) -> Any:
     return SimpleNamespace(tags={"bento": bento.tag})
 
 
+def judge(bento: Bento, gates: Gates, champion: Any) -> None:
+    require_not_worse(bento, gates, champion, worse_than(bento, champion))
+
+
 def test_held_out_rows_come_in_the_order_of_the_answers(packaged: Any) -> None:
     rows = held_out_rows(packaged("m:one", "regression", 0.0).chosen)
     assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
@@ -125,29 +129,29 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_and_one_that_is_no
     task: Task, gate: str, packaged: Any
 ) -> None:
     good, same, bad = (packaged(f"m:{name}", task, shift) for name, shift in (("a", 0.1), ("b", 0.1), ("c", 0.6)))
-    require_not_worse(same, Gates(champion_drop=0.05), former(good))
-    require_not_worse(good, Gates(champion_drop=0.05), former(bad))
-    require_not_worse(bad, Gates(), None)
-    require_not_worse(bad, Gates(), former(bad))
+    judge(same, Gates(champion_drop=0.05), former(good))
+    judge(good, Gates(champion_drop=0.05), former(bad))
+    judge(bad, Gates(), None)
+    judge(bad, Gates(), former(bad))
     with pytest.raises(ReleaseRefused, match="against champion m:a") as refused:
-        require_not_worse(bad, Gates(champion_drop=0.05), former(good))
+        judge(bad, Gates(champion_drop=0.05), former(good))
     assert gate in refused.value.where
-    require_not_worse(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
+    judge(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
 
 
 def test_a_champion_that_answers_another_kind_of_question_is_not_replaced(packaged: Any) -> None:
     figures, classes = packaged("m:f", "regression", 0.0), packaged("m:c", "classification", 0.0)
     with pytest.raises(ReleaseRefused, match="champion m:c is a classification, and this version is a regression"):
-        require_not_worse(figures, Gates(), former(classes))
+        judge(figures, Gates(), former(classes))
 
 
 def test_a_champion_that_cannot_be_read_stops_nobody(packaged: Any) -> None:
     good, broken = packaged("m:a", "regression", 1.0), packaged("m:b", "regression", 0.0)
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "b" / "src" / "artifacts"
     (folder / "model.onnx").write_bytes(b"no network")
-    require_not_worse(good, Gates(), former(broken))
+    judge(good, Gates(), former(broken))
     (folder / "encoder.json").write_text("{}")
-    require_not_worse(good, Gates(), former(broken))
+    judge(good, Gates(), former(broken))
 
 
 @pytest.mark.parametrize(
