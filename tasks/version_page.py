@@ -45,7 +45,7 @@ def version_in_words(bento: Bento, former: ModelVersion | None, worse: Interval 
     experiment = tracking.client().get_run(candidate.run_id).info.experiment_id
     address = f"#/experiments/{experiment}/runs/{candidate.run_id}/artifacts/{CARD}/{HTML}"
     lines = [
-        f"**{as_markdown(candidate.name)}**: {SCORES[task]} {score_in_words(task, candidate.score)} on "
+        f"{as_markdown(candidate.name)}: {SCORES[task]} {score_in_words(task, candidate.score)} on "
         f"{trained.dataset.test.num_rows:,} held-out rows, {candidate.size_bytes:,} bytes, "
         f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row, {candidate.latency.ratio.value:.2f} x the time of "
         "fp32."
@@ -63,7 +63,7 @@ def _against(bento: Bento, former: ModelVersion, worse: Interval | None) -> str:
     told = []
     size, p50 = former.tags.get(SIZE), former.tags.get(P50)
     if size is not None:
-        told.append(f"{candidate.size_bytes / int(size) - 1:+.0%} size")
+        told.append(f"{_signed(100 * (candidate.size_bytes / int(size) - 1), 0)}% size")
     if p50 is not None:
         told.append(f"{float(p50) / candidate.latency.p50_ms:.2g}x as fast (each measured in its own run)")
     if worse is not None:
@@ -75,10 +75,15 @@ def _against(bento: Bento, former: ModelVersion, worse: Interval | None) -> str:
 def _gain(task: Any, worse: Interval) -> str:
     """How much better it is, with the limits of 95%; of a regression by the rise of RMSE, where less is better."""
     if task == "regression":
-        low, value, high = (f"{100 * one:+.2f}%" for one in (worse.low, worse.value, worse.high))
-        return f"{value} RMSE [{low}, {high}]"
-    low, value, high = (f"{-100 * one:+.2f}" for one in (worse.high, worse.value, worse.low))
+        low, value, high = (_signed(100 * one, 2) for one in (worse.low, worse.value, worse.high))
+        return f"{value}% RMSE [{low}, {high}]"
+    low, value, high = (_signed(-100 * one, 2) for one in (worse.high, worse.value, worse.low))
     return f"{value} points of accuracy [{low}, {high}]"
+
+
+def _signed(figure: float, decimals: int) -> str:
+    """With its sign; what rounds to nothing has a plus."""
+    return f"{round(figure, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def describe_name(name: str, bento: Bento) -> None:

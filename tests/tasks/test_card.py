@@ -218,9 +218,11 @@ def test_a_version_is_told_against_the_champion_before(release: Release) -> None
     former: Any = SimpleNamespace(version="2", tags={"size_bytes": "4", "p50_ms": "2.5"})
     worse = Interval(value=-0.002, low=-0.005, high=0.001)
     assert version_page._against(release.bento, former, worse) == (
-        "Against version 2, the champion when this one was registered: -75% size, 2.5x as fast (each measured in its "
-        "own run), +0.20 points of accuracy [-0.10, +0.50]."
+        "Against version 2, the champion when this one was registered: −75% size, 2.5x as fast (each measured in its "
+        "own run), +0.20 points of accuracy [−0.10, +0.50]."
     )
+    assert version_page._gain("regression", worse) == "−0.20% RMSE [−0.50, +0.10]"  # less is better
+    assert version_page._gain("classification", Interval(value=0.0, low=-1e-9, high=0.0)).startswith("+0.00 points")
     unknown: Any = SimpleNamespace(version="1", tags={})
     assert "not to be compared" in version_page._against(release.bento, unknown, None)
 
