@@ -9,7 +9,7 @@ run: .venv/.ready ## run the recipe `digits` end to end
 	@$(BIN)/bloomery run digits
 
 test: .venv/.ready lint ## check style, types and import rules, then run all tests
-	$(BIN)/python -m pytest -m "not timed" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m timed
 
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ from tasks.settings import enter, settings
 
 enter()  # before the engines are imported, also in a worker's process
 
+import httpx  # noqa: E402
 from prefect import flow  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.exceptions import PrefectException  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
@@ -50,6 +53,17 @@ def _run_name() -> str:
     stated = flow_run.parameters
     recipe = read_recipe(stated["recipe"], stated.get("period"), _changes(stated))
     return " ".join([*recipe.title, f"r{recipe.digest[:8]}"])
+
+
+def _name(name: str) -> None:
+    """Afterwards the flow run has this name, if there is one and its server answers: the release stands either way."""
+    if not flow_run.id:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=name)
+    except (httpx.HTTPError, PrefectException):
+        logging.getLogger(__name__).warning("the flow run is not named %s", name, exc_info=True)
 
 
 def _changes(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,8 +111,5 @@ def pipeline(
             release = in_order(stages, wanted, source, locate_start(wanted.training.start_from))
         finally:
             spark.stop()
-    if flow_run.id:
-        with get_client(sync_client=True) as client:
-            name = " ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"])
-            client.update_flow_run(flow_run.id, name=name)
+    _name(" ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"]))
     return release

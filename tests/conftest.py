@@ -36,6 +36,15 @@ def environment_for(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "BLOOMERY_HOME": str(home), "COLUMNS": "100", **more}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that at the end quick ones keep both cores at work.
+
+    pytest-xdist keeps to this with --no-loadscope-reorder; else files with many tests would come first.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)  # which keeps the order within both
+
+
 @pytest.fixture(scope="session")
 def datasets() -> Path:
     """The folder of real data sets that lies beside a developer's checkout; tests that need it are skipped without."""
@@ -98,6 +107,32 @@ def bloomery() -> Bloomery:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
+    import httpx
+
+    from tasks.processes import free_port, starting
+
+    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
+    command = [
+        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
+    ]
+    environment = {"PREFECT_HOME": str(folder), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "false"}
+    api = f"http://127.0.0.1:{port}/api"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{api}/health", trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    with starting(command, is_ready=is_ready, log=folder / "log", environment=environment) as wait_until_ready:
+        wait_until_ready()
+        yield api
 
 
 @pytest.fixture(scope="session")

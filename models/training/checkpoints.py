@@ -55,6 +55,8 @@ class Keeper:
     """Keeps the state of one training in `folder`. Every process that takes part has its own keeper of one folder."""
 
     def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
+        # Made once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._checkpoints = checkpoints
         self._kept_at = time.monotonic()
@@ -95,12 +97,30 @@ class Keeper:
 
 
 def _write(state: State, folder: Path) -> None:
+    """Afterwards `folder` holds this state alone; where it cannot be written, the one before and nothing else."""
     name = f"step-{state.step:012}"
     beside, place = folder / f".{name}", folder / name
     if _rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        beside.mkdir()
     _wait_for_all()
+    try:
+        _write_tensors(state, beside)
+        if _rank() == 0:
+            _write_position(state, beside)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if _rank() == 0:
+        shutil.rmtree(place, ignore_errors=True)
+        beside.rename(place)
+        for older in folder.iterdir():
+            if older.name not in (name, f".{name}"):
+                shutil.rmtree(older, ignore_errors=True)
+    _wait_for_all()
+
+
+def _write_tensors(state: State, beside: Path) -> None:
     tensors = _tensors(state)
     if not _is_in_parts(state.network):
         weights = tensors.pop("network")
@@ -110,14 +130,6 @@ def _write(state: State, folder: Path) -> None:
             save_file(whole, beside / WEIGHTS)
     with _quiet():
         dcp.save(_named(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_shared())
-    if _rank() == 0:
-        _write_position(state, beside)
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
-        for older in folder.iterdir():
-            if older.name not in (name, f".{name}"):
-                shutil.rmtree(older, ignore_errors=True)
-    _wait_for_all()
 
 
 def _write_position(state: State, beside: Path) -> None:

@@ -1,7 +1,6 @@
 """The whole pipeline with its real engines: from rows to an answering bento, killed and changed on the way."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -29,21 +28,6 @@ STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "packa
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 Environment = Callable[..., dict[str, str]]
 Finished = tuple[Path, dict[str, Any]]
-
-
-def digests(release: dict[str, Any]) -> dict[str, Any]:
-    """Everything that must be equal between two runs of one recipe on one machine."""
-    chosen = release["bento"]["chosen"]
-    trained = chosen["options"]["trained"]
-    dataset = trained["dataset"]
-    return {
-        "rows": dataset["checked"]["rows"]["digest"],
-        "parts": [dataset[part]["sha256"] for part in ("train", "val", "test")],
-        "dataset": dataset["digest"],
-        "weights": trained["digest"],
-        "onnx": [candidate["sha256"] for candidate in chosen["options"]["candidates"]],
-        "bento": release["bento"]["digest"],
-    }
 
 
 def edited(folder: Path, **changes: Any) -> str:
@@ -100,8 +84,9 @@ def test_a_run_ends_with_a_registered_champion(finished: Finished, bloomery: Blo
     shown = json.loads(bloomery(home, "show", "digits@champion", "--json").stdout)
     assert (shown["version"], shown["aliases"], shown["bento"]) == (1, ["champion"], release["bento"]["tag"])
     assert [line["stage"] for line in shown["lineage"]] == list(reversed(STAGES[:-1]))
-    assert shown["tags"]["data.digest"] == digests(release)["dataset"]
-    assert shown["tags"]["weights.sha256"] == digests(release)["weights"]
+    trained = chosen["options"]["trained"]
+    assert shown["tags"]["data.digest"] == trained["dataset"]["digest"]
+    assert shown["tags"]["weights.sha256"] == trained["digest"]
 
 
 def test_everything_is_written_into_the_state_folder(finished: Finished) -> None:
@@ -128,42 +113,57 @@ def test_the_table_and_the_next_commands_end_a_run(finished: Finished, bloomery:
     assert "version 1 is champion" in printed
 
 
-@pytest.mark.parametrize(
-    ("changes", "first"),
-    [
-        ({"description": "other"}, None),
-        ({"gates__min_accuracy": 0.9}, "promote"),
-        ({"name": "other"}, "package"),
-        ({"budget__size_bytes": 61_000}, "choose"),
-        ({"compression__fine_tune__epochs": 3}, "compress"),
-        ({"training__epochs": 3}, "train"),
-        ({"features__split__salt": "other"}, "prepare"),
-    ],
+CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
+    ({"description": "other"}, None),
+    ({"gates__min_accuracy": 0.9}, "promote"),
+    ({"name": "other"}, "package"),
+    ({"budget__size_bytes": 61_000}, "choose"),
+    ({"compression__fine_tune__epochs": 3}, "compress"),
+    ({"training__epochs": 3}, "train"),
+    ({"features__split__salt": "other"}, "prepare"),
 )
+PLAN = """
+import json, sys
+from flows.plan import plan
+from flows.recipe import read_recipe
+for path in sys.argv[1:]:
+    print("PLAN", json.dumps([step.stage for step in plan(read_recipe(path)).steps if step.found is None]))
+"""
+
+
 def test_a_change_computes_what_depends_on_it(
-    finished: Finished, bloomery: Bloomery, tmp_path: Path, changes: dict[str, Any], first: str | None
+    finished: Finished, tmp_path: Path, clean_environment: Environment
 ) -> None:
-    checked = bloomery(finished[0], "check", edited(tmp_path, **changes), "--json")
-    assert checked.returncode == 0, checked.stdout
-    plan = {step["stage"]: step["found"] for step in json.loads(checked.stdout)["stages"]}
-    computed = [stage for stage in STAGES if plan[stage] is None]
-    assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :]))
+    recipes = []
+    for number, (changes, _) in enumerate(CHANGES):
+        (tmp_path / str(number)).mkdir()
+        recipes.append(edited(tmp_path / str(number), **changes))
+    environment = clean_environment(finished[0])
+    told = subprocess.run(
+        [sys.executable, "-c", PLAN, *recipes], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    plans = [json.loads(line.removeprefix("PLAN ")) for line in told.stdout.splitlines() if line.startswith("PLAN ")]
+    for (changes, first), computed in zip(CHANGES, plans, strict=True):
+        assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :])), changes
 
 
 def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
-    copy: Path, bloomery: Bloomery, tmp_path: Path
+    copy: Path, bloomery: Bloomery, prefect: str, tmp_path: Path
 ) -> None:
-    ended = bloomery(copy, "run", edited(tmp_path, budget__size_bytes=1000))
+    ended = bloomery(copy, "run", edited(tmp_path, budget__size_bytes=1000), PREFECT_API_URL=prefect)
     assert ended.returncode == 4, ended.stderr
     assert "no candidate is within the budget" in ended.stderr
     assert re.search(r"pruned-int8: size 2\d\.\d kB, limit 1\.0 kB", ended.stderr), ended.stderr
     assert json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
 
 
-def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, bloomery: Bloomery, tmp_path: Path) -> None:
+def test_a_missed_gate_ends_with_4_and_the_champion_stands(
+    copy: Path, bloomery: Bloomery, prefect: str, tmp_path: Path
+) -> None:
     # Another candidate is chosen, so there is a second version to refuse.
     mine = edited(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
-    ended = bloomery(copy, "run", mine)
+    ended = bloomery(copy, "run", mine, PREFECT_API_URL=prefect)
     assert ended.returncode == 4, ended.stderr
     assert "ReleaseRefused" in ended.stderr
     versions = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
@@ -171,7 +171,7 @@ def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, bloomery:
     assert versions[0]["release"].startswith("refused: accuracy is")
 
 
-def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, bloomery: Bloomery) -> None:
+def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, bloomery: Bloomery, prefect: str) -> None:
     """The measured answers are changed, with a record to match: then the bento's answers are the wrong ones."""
     found = json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)
     (answers,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
@@ -183,7 +183,7 @@ def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, blo
     record["files"][answers.name] = entry
     (answers.parent / "record.json").write_text(json.dumps(record))
     shutil.rmtree(copy / "stages" / "promote")
-    ended = bloomery(copy, "run", "digits")
+    ended = bloomery(copy, "run", "digits", PREFECT_API_URL=prefect)
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "for the row with id 0 the bento answers 0" in ended.stderr
     after = json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)
@@ -196,73 +196,17 @@ def _sha256(path: Path) -> str:
     return digest_of_file(path)
 
 
-def test_a_damaged_bento_is_packaged_again(copy: Path, bloomery: Bloomery) -> None:
+def test_a_damaged_bento_is_packaged_again(copy: Path, bloomery: Bloomery, prefect: str) -> None:
     (model,) = (copy / "bentoml" / "bentos" / "digits").glob("*/src/artifacts/model.onnx")
     good = model.read_bytes()
     model.write_bytes(good[:-1])
-    ended = bloomery(copy, "run", "digits")
+    ended = bloomery(copy, "run", "digits", PREFECT_API_URL=prefect)
     assert ended.returncode == 0, ended.stderr
     assert outcomes(ended)["package"] == "computed"
     assert model.read_bytes() == good
 
 
-def _started(home: Path, environment: Environment) -> subprocess.Popen[bytes]:
-    log = (home.parent / "started.log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", "digits"], env=environment(home), cwd=ROOT, stdout=log, stderr=log
-    )
-
-
-def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
-    finished: Finished, tmp_path: Path, bloomery: Bloomery, clean_environment: Environment
-) -> None:
-    home = tmp_path / ".bloomery"
-    in_the_middle = set()
-    for stage in STAGES:
-        run = _started(home, clean_environment)
-        folder, beside = home / "stages" / stage, home / "stages" / ".tmp"
-
-        def is_reached(run: Any = run, stage: str = stage, folder: Path = folder, beside: Path = beside) -> bool:
-            assert run.poll() is None, (tmp_path / "started.log").read_text()
-            return bool(list(beside.glob(f"{stage}-*"))) or folder.exists()
-
-        wait_for(is_reached, timeout_s=120, step_s=0.001)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-        # A stage of a few milliseconds may have ended before the blow fell; what lies there is whole then.
-        if not folder.exists():
-            in_the_middle.add(stage)
-        assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
-        wait_for(lambda: not of_this_folder(home))
-    assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
-    last = bloomery(home, "run", "digits", "--json")
-    assert last.returncode == 0, last.stdout + last.stderr
-    assert digests(json.loads(last.stdout)) == digests(finished[1])
-    assert not list((home / "stages" / ".tmp").iterdir())
-    code = (
-        "from tasks.tracking import client\n"
-        "runs = client().search_runs([one.experiment_id for one in client().search_experiments()])\n"
-        "print('STATES', *{run.info.status for run in runs})\n"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=clean_environment(home), capture_output=True, text=True
-    )
-    assert "RUNNING" not in told.stdout.rpartition("STATES")[2].split()
-
-
-def test_two_runs_at_once_both_end_and_leave_one_version(
-    finished: Finished, tmp_path: Path, bloomery: Bloomery, clean_environment: Environment
-) -> None:
-    home = tmp_path / ".bloomery"
-    both = [_started(home, clean_environment) for _ in range(2)]
-    assert [run.wait(timeout=300) for run in both] == [0, 0]
-    versions = json.loads(bloomery(home, "show", "digits", "--json").stdout)["versions"]
-    assert [(one["version"], one["aliases"]) for one in versions] == [(1, ["champion"])]
-    release = json.loads(bloomery(home, "run", "digits", "--json").stdout)
-    assert digests(release) == digests(finished[1])
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx.Client]:
     """The champion behind `bloomery serve`."""
     with socket.socket() as probe:
@@ -371,67 +315,3 @@ def test_what_the_endpoint_relies_on_in_bentoml_is_there() -> None:
 
     assert "service_class" in inspect.signature(bentoml.service).parameters
     assert list(inspect.signature(Service.to_asgi).parameters) == ["self", "is_main"]
-
-
-def test_prefect_deployment_run_moves_the_recipe_through_a_worker(
-    finished: Finished, tmp_path: Path, clean_environment: Environment
-) -> None:
-    """The README's way for teams: a server, a worker, `prefect deploy`, `prefect deployment run`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    api = f"http://127.0.0.1:{port}/api"
-    home = tmp_path / ".bloomery"
-    (home / "prefect").mkdir(parents=True)
-    environment = clean_environment(
-        home,
-        PREFECT_HOME=str(home / "prefect"),
-        PREFECT_API_URL=api,
-        PREFECT_SERVER_ANALYTICS_ENABLED="false",
-        DO_NOT_TRACK="1",
-        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    )
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*command: str) -> None:
-        log = (tmp_path / "log").open("ab")
-        # The worker ends by SIGINT, which what a shell started with `&` ignores, and so would its children.
-        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
-        started.append(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-        )
-        signal.signal(signal.SIGINT, ours)
-
-    def prefect(*arguments: str) -> str:
-        ended = subprocess.run(
-            ["prefect", "--no-prompt", *arguments], env=environment, cwd=ROOT, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"{api}/health", trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
-    try:
-        start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(is_ready, timeout_s=120)
-        prefect("work-pool", "create", "bloomery", "--type", "process")
-        prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
-        start("prefect", "worker", "start", "--pool", "bloomery")
-        prefect("deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300")
-        runs = httpx.post(f"{api}/flow_runs/filter", json={}, trust_env=False).json()
-        ended = [run for run in runs if run["state_type"] == "COMPLETED"]
-        assert [run["name"].rpartition(" ")[0] for run in ended] == ["digits v1"]
-        scheduled = [run for run in runs if run["state_type"] == "SCHEDULED"]
-        assert scheduled, "the schedule made no runs"
-        tasks = httpx.post(f"{api}/task_runs/filter", json={}, trust_env=False).json()
-        assert {run["name"] for run in tasks if run["state_type"] == "COMPLETED"} == set(STAGES)
-        artifacts = httpx.post(f"{api}/artifacts/latest/filter", json={}, trust_env=False).json()
-        assert {one["key"] for one in artifacts} >= {"contract-report", "mlflow-run", "candidates", "bento", "release"}
-    finally:
-        for process in reversed(started):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,18 +16,25 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 
-from flows.recipe import known_recipes
+from flows.recipe import RECIPES, known_recipes
 from tasks.processes import free_port
 from tasks.standing import processes_of
 
 pytestmark = pytest.mark.slow
 
-QUICK = {
-    "recipe": "digits",
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
+DIGESTS = ("data.digest", "weights.sha256", "bento")
+QUICK: dict[str, Any] = {
     "training": {"epochs": 40, "checkpoints": {"every_steps": 20}},
-    "compression": {"candidates": [{"name": "fp32"}], "latency_rounds": 20},
-    "budget": {"size_bytes": 1_000_000},
+    "compression": {
+        "candidates": [{"name": "fp32"}, {"name": "pruned", "prune": {"share": 0.5}}],
+        "fine_tune": {"epochs": 60, "learning_rate": 0.002},
+        "latency_rounds": 20,
+    },
+    "budget": {"accuracy_drop": 1.0, "size_bytes": 1_000_000, "latency_ms": 1000},
     "gates": {"min_accuracy": 0.5, "champion_drop": 1.0},
 }
 
@@ -69,6 +79,63 @@ def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> It
     assert not processes_of(home)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    copied: Callable[[Path], Path], bloomery: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], dict[str, Any]]:
+    """What a run of `QUICK` makes in a state folder where nothing is killed."""
+    home = copied(tmp_path_factory.mktemp("undisturbed"))
+    recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    for section, stated in QUICK.items():
+        recipe[section] = {**recipe.get(section, {}), **stated}
+    (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
+
+    def run() -> dict[str, Any]:
+        ended = bloomery(home, "run", str(home.parent / "quick.yaml"))
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        found: dict[str, Any] = json.loads(bloomery(home, "show", "digits@champion", "--json").stdout)
+        return found
+
+    return run
+
+
+class Asked:
+    """Asks an endpoint again and again: which models answered, and what was no answer."""
+
+    def __init__(self, url: str) -> None:
+        self.models: list[str] = []
+        self.failures: list[str] = []
+        self._ended = threading.Event()
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+        document = self._client.get("/openapi.json").json()
+        self._body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Asked:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._client.close()
+
+    def _ask(self) -> None:
+        while not self._ended.wait(0.2):
+            try:
+                answered = self._client.post("/predict", json=self._body)
+                answered.raise_for_status()
+                self.models.append(answered.json()["model"])
+            except httpx.HTTPError as failure:
+                self.failures.append(repr(failure))
+
+
+@pytest.fixture
+def asked(standing: dict[str, Any]) -> Iterator[Asked]:
+    with Asked(servers(standing)["digits"]["url"]) as asking:
+        yield asking
+
+
 def servers(document: dict[str, Any]) -> dict[str, Any]:
     assert document["is_up"]
     return {server["name"]: server for server in document["servers"]}
@@ -107,44 +174,101 @@ def test_servers_worker_and_endpoints_stand_and_know_the_recipes(standing, call,
     assert f"pid {found['prefect']['pid']}" in told["where"] or "python" in told["where"]
 
 
-def test_a_run_goes_on_though_its_process_and_the_worker_are_killed(standing, home, call) -> None:
+def test_prefect_s_own_commands_deploy_the_recipes_and_run_one(standing, home, call, clean_environment) -> None:
+    """The README's way for teams, with the server and the worker that stand here. Meanwhile the endpoint is killed."""
+    endpoint = servers(standing)["digits"]
+    os.kill(endpoint["pid"], signal.SIGKILL)
+    environment = clean_environment(
+        home, PREFECT_API_URL=f"{servers(standing)['prefect']['url']}/api", PREFECT_HOME=str(home / "prefect")
+    )
+    program = str(Path(sys.executable).with_name("prefect"))
+    for words in (
+        ("deploy", "--prefect-file", "deployments/prefect.yaml", "--all"),
+        ("deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300"),
+    ):
+        ended = subprocess.run(
+            [program, "--no-prompt", *words], env=environment, cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    with client(standing) as api:
+        runs = api.post("/flow_runs/filter", json={}).json()
+        tasks = api.post("/task_runs/filter", json={}).json()
+        artifacts = api.post("/artifacts/latest/filter", json={}).json()
+    deployed = [run for run in runs if run["deployment_id"] is not None]
+    assert [run["name"].rpartition(" ")[0] for run in deployed if run["state_type"] == "COMPLETED"] == ["digits v1"]
+    assert [run for run in deployed if run["state_type"] == "SCHEDULED"], "the schedule made no runs"
+    assert {run["name"] for run in tasks if run["state_type"] == "COMPLETED"} == set(STAGES)
+    assert {one["key"] for one in artifacts} >= {"contract-report", "mlflow-run", "candidates", "bento", "release"}
+    again = servers(call("status"))["digits"]
+    assert (again["state"], again["restarts"]) == ("up", 1)
+    assert again["pid"] != endpoint["pid"]
+
+
+def test_a_run_goes_on_whatever_is_killed_and_ends_like_an_undisturbed_one(
+    standing, home, call, undisturbed, asked
+) -> None:
     with client(standing) as api:
         named = api.get("/deployments/name/pipeline/digits").json()
         started = api.post(f"/deployments/{named['id']}/create_flow_run", json={"parameters": QUICK})
         assert started.is_success, started.text
         run = started.json()["id"]
-        wait_for(lambda: list(home.glob("checkpoints/*/step-*")), "a checkpoint")
-        work = json.loads((home / "runs" / f"{run}.json").read_text())
-        worker = servers(call("status"))["worker"]
-        os.kill(worker["pid"], signal.SIGKILL)
-        os.kill(work["pid"], signal.SIGKILL)
-
-        def ended() -> dict[str, Any] | None:
-            found = api.get(f"/flow_runs/{run}").json()
-            return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
-
-        wait_for(lambda: api.get(f"/flow_runs/{run}").json()["run_count"] == 2, "the second start", 240)
-        found = wait_for(ended, "the end of the run", 240)
+        kill_the_run_and_its_worker(home, call, run)
+        latest = newest_step(home)
+        wait_for(lambda: steps(home) and newest_step(home) > latest, "training that goes on", 240)
+        assert told_of(api, run)["run_count"] == 2
+    for stage in ("train", "compress"):
+        wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), f"the stage {stage}", 240)
+        before = servers(call("status"))
+        for name in ("prefect", "mlflow"):
+            os.kill(before[name]["pid"], signal.SIGKILL)
+        assert list((home / "stages" / ".tmp").glob(f"{stage}-*")), "the stage had ended before the blow"
+        wait_for(lambda before=before: all_up(call, before), "servers that stand again", 180)
+    with client(standing) as api:
+        found = wait_for(lambda: ended(api, run), "the end of the run", 240)
         states = [one["name"] for one in api.get("/flow_run_states/", params={"flow_run_id": run}).json()]
-    assert (found["state_type"], found["run_count"]) == ("COMPLETED", 2), found["state"]["message"]
+        running = api.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).json()
+    assert (found["state_type"], found["run_count"], running) == ("COMPLETED", 2, []), found["state"]["message"]
     assert {"Crashed", "AwaitingRetry"} <= set(states), states
     assert not list((home / "runs").glob("*.json"))
+    assert not list((home / "stages" / ".tmp").iterdir())
     after = servers(call("status"))
     assert after["worker"]["restarts"] == 1
-    # The version of the run became champion, and the endpoint followed it.
     version = call("show", "digits@champion")
     assert version["version"] == 2
-    assert f"r{found['name'].rpartition(' r')[2]}" not in ("", "r")
-    card = httpx.get(f"{after['digits']['url']}/info", trust_env=False).json()
-    assert card["model"] == version["bento"]
+    assert found["name"].startswith("digits v2 r"), found["name"]
+    # What was killed on the way leaves no trace in what came of it.
+    wanted = undisturbed()
+    assert version["bento"] == wanted["bento"]
+    assert {name: version["tags"][name] for name in DIGESTS} == {name: wanted["tags"][name] for name in DIGESTS}
+    # The endpoint followed, and until then the champion before it has answered whoever asked.
+    wait_for(lambda: asked.models[-1] == version["bento"], "an endpoint that follows", 30)
+    assert asked.failures == []
+    assert len(set(asked.models)) == 2
 
 
-def test_servers_that_are_killed_stand_again(standing, call) -> None:
-    before = servers(call("status"))
-    for name in ("prefect", "mlflow", "digits"):
-        os.kill(before[name]["pid"], signal.SIGKILL)
+def kill_the_run_and_its_worker(home: Path, call: Callable[..., Any], run: str) -> None:
+    wait_for(lambda: steps(home), "a checkpoint")
+    work = json.loads((home / "runs" / f"{run}.json").read_text())
+    os.kill(servers(call("status"))["worker"]["pid"], signal.SIGKILL)
+    os.kill(work["pid"], signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(work["pid"]), "the end of the run's process", 10)
 
-    wait_for(lambda: all_up(call, before), "servers that stand again", 180)
+
+def steps(home: Path) -> list[Path]:
+    return sorted(home.glob("checkpoints/*/step-*"))
+
+
+def newest_step(home: Path) -> str:
+    return steps(home)[-1].name
+
+
+def told_of(api: httpx.Client, run: str) -> dict[str, Any]:
+    return api.get(f"/flow_runs/{run}").json()
+
+
+def ended(api: httpx.Client, run: str) -> dict[str, Any] | None:
+    found = told_of(api, run)
+    return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
 
 def all_up(call: Callable[..., Any], before: dict[str, Any]) -> bool:
@@ -152,10 +276,8 @@ def all_up(call: Callable[..., Any], before: dict[str, Any]) -> bool:
         found = servers(call("status"))
     except AssertionError:  # one of them is told as failed, until it stands
         return False
-    return all(
-        found[name]["state"] == "up" and found[name]["pid"] != before[name]["pid"]
-        for name in ("prefect", "mlflow", "digits")
-    )
+    killed = ("prefect", "mlflow")
+    return all(found[name]["state"] == "up" and found[name]["pid"] != before[name]["pid"] for name in killed)
 
 
 def test_a_killed_supervisor_leaves_nothing_and_down_ends_everything(standing, home, call, ports) -> None:

@@ -81,30 +81,28 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_agree_with_one_and_leave_nothing_behind(dataset, home, tmp_path, monkeypatch):
-    fitting.fix_processor(TRAINING)
+def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_starts_it_again(
+    dataset, home, tmp_path, monkeypatch
+):
+    training = TRAINING.model_copy(update={"epochs": 25})
+    fitting.fix_processor(training)
     elsewhere = tmp_path / "temporary"
     elsewhere.mkdir()
     monkeypatch.setenv("TMPDIR", str(elsewhere))
-    alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), TRAINING)
-    together = fit_together("undisturbed", dataset, MLP, TRAINING, None)
+    alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), training)
+    wanted = fit_together("undisturbed", dataset, MLP, training, None)
     for name, weight in weights_of(alone).items():
-        torch.testing.assert_close(weights_of(together)[name], weight, atol=1e-5, rtol=1e-5)
-    assert [epoch.val_score for epoch in together.history] == [epoch.val_score for epoch in alone.history]
+        torch.testing.assert_close(weights_of(wanted)[name], weight, atol=1e-5, rtol=1e-5)
+    assert [epoch.val_score for epoch in wanted.history] == [epoch.val_score for epoch in alone.history]
     assert not [*elsewhere.iterdir(), *(home / "jobs").iterdir()]
-
-
-@pytest.mark.slow
-def test_a_killed_process_changes_nothing_whoever_starts_it_again(dataset, home):
-    longer = TRAINING.model_copy(update={"epochs": 25})
-    wanted = fit_together("longer", dataset, MLP, longer, None)
     for launcher in ("torchrun", "spark"):
         key = f"killed-{launcher}"
         killed: list[int] = []
         killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder(key), killed))
         killer.start()
-        training = longer.model_copy(update={"launcher": launcher})
-        disturbed = fit_together(key, dataset, MLP, training, None, means=LOCAL_2)
+        disturbed = fit_together(
+            key, dataset, MLP, training.model_copy(update={"launcher": launcher}), None, means=LOCAL_2
+        )
         killer.join()
         assert killed
         for name, weight in weights_of(wanted).items():
@@ -133,16 +131,10 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
-    with pytest.raises(TrainingDiverged, match="learning rate"):
-        fit_together("diverges", dataset, MLP, TRAINING.model_copy(update={"learning_rate": 1e30}), None)
+def test_what_goes_wrong_in_a_process_is_told_here_whoever_started_it(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
         fit_together("lost", lost, MLP, TRAINING, None)
-
-
-@pytest.mark.slow
-def test_what_goes_wrong_in_a_process_on_spark_is_told_here(dataset, home):
     training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
     with pytest.raises(TrainingDiverged, match="learning rate"):
         fit_together("diverges", dataset, MLP, training, None, means=LOCAL_2)

@@ -1,0 +1,372 @@
+"""Runs that are killed in each stage, and runs at once in one state folder: nothing is lost, and nothing is torn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from flows.recipe import RECIPES
+from flows.working import reap
+from tasks.processes import free_port, starting
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
+Environment = Callable[..., dict[str, str]]
+Finished = tuple[Path, dict[str, Any]]
+
+
+def digests(release: dict[str, Any]) -> dict[str, Any]:
+    """Everything that must be equal between two runs of one recipe on one machine."""
+    chosen = release["bento"]["chosen"]
+    trained = chosen["options"]["trained"]
+    dataset = trained["dataset"]
+    return {
+        "rows": dataset["checked"]["rows"]["digest"],
+        "parts": [dataset[part]["sha256"] for part in ("train", "val", "test")],
+        "dataset": dataset["digest"],
+        "weights": trained["digest"],
+        "onnx": [candidate["sha256"] for candidate in chosen["options"]["candidates"]],
+        "bento": release["bento"]["digest"],
+    }
+
+
+def released(home: Path, name: str = "digits") -> dict[str, Any]:
+    """The one release of that name, from its stage's record."""
+    records = [json.loads(path.read_text())["record"] for path in home.glob("stages/promote/*/record.json")]
+    (found,) = [record for record in records if record["name"] == name]
+    return found
+
+
+def of_this_folder(home: Path) -> list[psutil.Process]:
+    """Processes that were started for this state folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("BLOOMERY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 120, step_s: float = 0.05) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(step_s)
+    raise AssertionError("waited in vain")
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def states_in_mlflow(home: Path) -> set[str]:
+    with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:
+        return {state for (state,) in connection.execute("select status from runs")}
+
+
+class Forks:
+    """Starts runs in a state folder by `forks.py`."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._log = log.open("ab")
+        command = [sys.executable, "-m", "tests.flows.forks"]
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **streams)
+        self.pid = self._parent.pid
+
+    def start(self, *arguments: str) -> int:
+        return self._ask(arguments)
+
+    def wait(self, pid: int) -> int:
+        """The exit code of the run's process; of one that was killed the signal's number, negative."""
+        return self._ask(pid)
+
+    def close(self) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(timeout=30)
+        self._log.close()
+
+    def _ask(self, what: object) -> int:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(what) + "\n")
+        self._parent.stdin.flush()
+        return int(self._parent.stdout.readline())
+
+
+@pytest.fixture
+def forks(prefect: str, tmp_path: Path, clean_environment: Environment) -> Iterator[Forks]:
+    home = tmp_path / ".bloomery"
+    home.mkdir()
+    made = Forks(clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
+    yield made
+    made.close()
+
+
+def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
+    finished: Finished, tmp_path: Path, forks: Forks, prefect: str
+) -> None:
+    home = tmp_path / ".bloomery"
+    in_the_middle = set()
+    for stage in STAGES:
+        run = forks.start("run", "digits")
+        folder, beside = home / "stages" / stage, home / "stages" / ".tmp"
+
+        def is_reached(run: int = run, stage: str = stage, folder: Path = folder, beside: Path = beside) -> bool:
+            assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, (tmp_path / "runs.log").read_text()
+            return bool(list(beside.glob(f"{stage}-*"))) or folder.exists()
+
+        wait_for(is_reached, step_s=0.001)
+        os.kill(run, signal.SIGKILL)
+        assert forks.wait(run) == -signal.SIGKILL
+        # A stage of a few milliseconds may have ended before the blow fell; what lies there is whole then.
+        if not folder.exists():
+            in_the_middle.add(stage)
+        assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
+        wait_for(lambda: {one.pid for one in of_this_folder(home)} <= {forks.pid})
+    assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
+    assert forks.wait(forks.start("run", "digits")) == 0, (tmp_path / "runs.log").read_text()
+    assert digests(released(home)) == digests(finished[1])
+    assert not list((home / "stages" / ".tmp").iterdir())
+    assert "RUNNING" not in states_in_mlflow(home)
+    with httpx.Client(base_url=prefect, trust_env=False) as api:
+        assert len(reap(api, home)) == len(STAGES)  # as `bloomery up` does
+        states = [run["state_type"] for run in api.post("/flow_runs/filter", json={}).json()]
+    assert sorted(states) == ["COMPLETED", *["CRASHED"] * len(STAGES)]
+
+
+def edited(folder: Path, name: str, **changes: Any) -> str:
+    """The recipe `digits` under that name, with other values in its sections and one candidate."""
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    alone = {"compression": {"candidates": [{"name": "fp32"}], "latency_rounds": 20}}
+    loose = {"budget": {"accuracy_drop": 1.0, "size_bytes": 10_000_000, "latency_ms": 1000}}
+    for section, values in {**alone, **loose, **changes}.items():
+        document[section] = {**document[section], **values}
+    target = folder / f"{name}.yaml"
+    target.write_text(yaml.safe_dump({**document, "name": name}))
+    return str(target)
+
+
+def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
+    finished: Finished, tmp_path: Path, bloomery: Callable[..., Any], clean_environment: Environment
+) -> None:
+    """Each with a Prefect server of its own, and all with one database; two are of one recipe."""
+    home = tmp_path / ".bloomery"
+    digits = edited(tmp_path, "digits")
+    others = [
+        edited(tmp_path, name, training={"epochs": epochs}, gates={"min_accuracy": 0})
+        for name, epochs in (("one-epoch", 1), ("two-epochs", 2))
+    ]
+    runs = []
+    for number, recipe in enumerate([digits, digits, *others]):
+        log = (tmp_path / f"run-{number}.log").open("wb")
+        command = [sys.executable, "-m", "flows.cli", "run", recipe]
+        runs.append(subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stdout=log, stderr=log))
+    told = [run.wait(timeout=400) for run in runs]
+    logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
+    assert told == [0] * 4, logs
+    assert [path for path, text in logs.items() if "database is locked" in text.lower()] == []
+    alone, at_once = digests(finished[1]), digests(released(home))
+    assert [at_once[name] for name in ("rows", "parts", "dataset", "weights")] == [
+        alone[name] for name in ("rows", "parts", "dataset", "weights")
+    ]
+    assert at_once["onnx"] == alone["onnx"][:1]
+    for name in ("digits", "one-epoch", "two-epochs"):
+        shown = json.loads(bloomery(home, "show", name, "--json").stdout)["versions"]
+        assert [(one["version"], one["aliases"]) for one in shown] == [(1, ["champion"])]
+    for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
+        with closing(sqlite3.connect(home / database)) as connection:
+            assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+    assert states_in_mlflow(home) == {"FINISHED"}
+    assert not list((home / "stages" / ".tmp").iterdir())
+    assert not of_this_folder(home)
+
+
+def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
+    finished: Finished, tmp_path: Path, prefect: str, clean_environment: Environment
+) -> None:
+    """A server of the user's own, as a team has it: `bloomery up` has none between the run and the database."""
+    port, home, folder = free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
+    folder.mkdir()
+    home.mkdir()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    environment = clean_environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    log = (tmp_path / "mlflow.log").open("ab")
+
+    def server() -> subprocess.Popen[bytes]:
+        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        wait_for(lambda: answers(f"{url}/health"))
+        return started
+
+    def kill(started: subprocess.Popen[bytes]) -> None:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+    standing = server()
+    forks = Forks(clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
+    try:
+        run = forks.start("run", edited(tmp_path, "digits"))
+        for stage in ("train", "compress"):
+            wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.01)
+            kill(standing)
+            time.sleep(1)
+            assert not (home / "stages" / stage).exists(), "the stage had ended before the blow"
+            standing = server()
+        assert forks.wait(run) == 0, (tmp_path / "runs.log").read_text()
+    finally:
+        forks.close()
+        kill(standing)
+        log.close()
+    assert digests(released(home))["weights"] == digests(finished[1])["weights"]
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        assert {state for (state,) in connection.execute("select status from runs")} == {"FINISHED"}
+        assert connection.execute("select version from model_versions").fetchall() == [(1,)]
+
+
+def mount(*words: str) -> bool:
+    return subprocess.run(["mount", *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path, copied: Callable[[Path], Path]) -> Iterator[Path]:
+    """A small disk of its own, with a finished state folder that is mounted at `tmp_path / ".bloomery"`."""
+    disk, home = tmp_path / "disk", copied(tmp_path)
+    disk.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)):
+        pytest.skip("this user may not mount a disk")
+    try:
+        shutil.copytree(home, disk / "state")
+        shutil.rmtree(home)
+        home.mkdir()
+        assert mount("--bind", str(disk / "state"), str(home))
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(home)], capture_output=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iterator[Callable[[], str]]:
+    """Asks the served champion for a prediction, and gives the bento that answered."""
+    port = free_port()
+    command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> str:
+        rows = {"rows": [{"image": [0] * 64}]}
+        answered = httpx.post(f"{url}/predict", json=rows, trust_env=False, timeout=30)
+        assert answered.status_code == 200, answered.text
+        return str(answered.json()["model"])
+
+    environment = clean_environment(tmp_path / ".bloomery")
+    with starting(
+        command, is_ready=lambda: answers(f"{url}/readyz"), log=tmp_path / "serve.log", environment=environment
+    ) as wait_until_ready:
+        wait_until_ready()
+        yield ask
+
+
+def fill(disk: Path) -> Path:
+    """Afterwards the disk has no room for anything; the file that takes it."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(100_000))
+    with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as stream:
+        while True:
+            stream.write(b"0")
+    return disk / "filler"
+
+
+def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is_lost(
+    finished: Finished,
+    disk: Path,
+    tmp_path: Path,
+    champion: Callable[[], str],
+    clean_environment: Environment,
+    prefect: str,
+) -> None:
+    home, tag = tmp_path / ".bloomery", finished[1]["bento"]["tag"]
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    document["training"]["checkpoints"] = {"every_steps": 20}  # which changes no weight, and begins the training anew
+    recipe = tmp_path / "digits.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    before = set(home.glob("stages/*/*/record.json"))
+
+    def steps() -> list[Path]:
+        return sorted(home.glob("checkpoints/*/step-*"))
+
+    # The disk fills up while a training is under way.
+    command = [sys.executable, "-m", "flows.cli", "run", str(recipe)]
+    run = subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(steps, step_s=0.01)
+    filler = fill(disk)
+    told = run.communicate(timeout=120)[1]
+    assert run.returncode == 1, told
+    for words in ("StateUnwritable: ", "(0 MB free)", "free some space", "finished stages are found"):
+        assert words in told, told
+    assert champion() == tag
+    assert not list((home / "stages" / ".tmp").iterdir())
+    assert [path.name for path in home.glob("checkpoints/*/*")] == [steps()[0].name]
+    filler.unlink()
+
+    # The folder may not be written.
+    forks = Forks(clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
+    elsewhere = tmp_path / "read-only"
+    elsewhere.mkdir()
+    assert mount("--bind", str(disk / "state"), str(elsewhere))
+    try:
+        assert mount("-o", "remount,bind,ro", str(elsewhere))
+        ended = subprocess.run(command, env=clean_environment(elsewhere), cwd=ROOT, capture_output=True, text=True)
+    finally:
+        subprocess.run(["umount", str(elsewhere)], check=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "StateUnwritable: the state folder cannot be written: Read-only file system" in ended.stderr
+
+    # The share is lost in the middle of a training, and comes back.
+    reached = steps()[0].name
+    run_id = forks.start("run", str(recipe))
+    wait_for(lambda: steps()[0].name > reached, step_s=0.01)
+    subprocess.run(["umount", "-l", str(home)], check=True)
+    assert forks.wait(run_id) == 1
+    told = (tmp_path / "runs.log").read_text()
+    assert "ShareLost: the state folder is gone, and was there when the run began" in told, told
+    assert champion() == tag
+    assert mount("--bind", str(disk / "state"), str(home))
+
+    # What was there before is there, and the run ends as if nothing had been.
+    assert before <= set(home.glob("stages/*/*/record.json"))
+    assert forks.wait(forks.start("run", str(recipe))) == 0, (tmp_path / "runs.log").read_text()
+    forks.close()
+    assert digests(released(home)) == digests(finished[1])
+    assert champion() == tag
+    assert "RUNNING" not in states_in_mlflow(home)
