@@ -101,7 +101,7 @@ def _start(recipe: Recipe, digest: str, before: Seen) -> str:
                 f"there is new data for {recipe.name}, and no deployment {named}",
                 required="a deployment that runs the recipe",
                 where="the Prefect server",
-                remedy="make it with `prefect deploy`, as docs/triggers.md says",
+                remedy="make it with `bloomery up`, or with `prefect deploy`; docs/operate.md says more",
             ) from failure
         run = client.create_flow_run_from_deployment(
             deployment.id,

@@ -1,17 +1,20 @@
 """What `bloomery gc` frees, and what it never touches."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from flows.recipe import RECIPES
+from tasks.processes import free_port, starting
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +49,8 @@ def refused(folder: Path, home: Path, bloomery: Bloomery, **changes: dict[str, A
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     copy: Path, bloomery: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
-    refused(tmp_path, copy, bloomery, compression={"fine_tune": {"epochs": 3}})
+    once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
+    refused(tmp_path, copy, bloomery, **once)
     refused(tmp_path, copy, bloomery, budget={"size_bytes": None, "objective": "latency"})
     before = sorted(copy.glob("stages/*/*"))
 
@@ -59,6 +63,10 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert sorted(copy.glob("stages/*/*")) == before
     spared = json.loads(bloomery(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
     assert spared["versions_freed"] == []
+    with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
+        beside = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+        assert beside["versions_freed"] == []
+        assert [one["why"] for one in beside["versions_kept"] if one["version"] == 2] == ["in use"]
 
     note = copy / "runs" / "a.json"  # of a run on another machine
     note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
@@ -69,9 +77,12 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
     killed = subprocess.run([sys.executable, "-c", _KILLED], env=environment, cwd=ROOT, check=False)
     assert killed.returncode == 9
-    done = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
-    assert done["done"]
-    assert done["freed_bytes"] > 0
+    command = [sys.executable, "-m", "flows.cli", "gc", "--keep", "1", "--yes", "--json"]
+    several = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    told = [json.loads(one.communicate(timeout=120)[0]) for one in several]
+    assert [one.returncode for one in several] == [0, 0]
+    assert all(one["done"] for one in told)
+    assert sum(one["freed_bytes"] for one in told) > 0
     assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
     assert json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
 
@@ -85,3 +96,25 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     kept = bloomery(copy, "promote", "digits:3", "--despite-refusal")
     assert kept.returncode == 0, kept.stderr
     assert bloomery(copy, "rollback", "digits").returncode == 0
+
+    refused(tmp_path, copy, bloomery, **once)  # the recipe of the freed version, which brings it back
+    shown = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    assert {one["version"] for one in shown} == {1, 2, 3}
+    assert [one["version"] for one in shown if one["freed"] is not None] == []
+    assert bloomery(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
+
+
+@contextlib.contextmanager
+def serving(home: Path, environment: dict[str, str], log: Path, *more: str) -> Iterator[None]:
+    port = free_port()
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port), *more]
+    with starting(command, is_ready=is_ready, log=log, environment=environment) as wait_until_ready:
+        wait_until_ready()
+        yield
