@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HTML, MARKDOWN = "card.html", "card.md"
 _MOST_BYTES = 100_000  # of a picture
 _MOST_WIDTH = 1_400  # pixels
-_COLORS = 64
+_COLORS = 256
 
 
 class Table(NamedTuple):
@@ -197,7 +197,8 @@ def put_picture(source: Path, folder: Path, name: str, caption: str) -> list[Pic
     width = min(drawn.width, _MOST_WIDTH)
     while True:
         shown = drawn if width == drawn.width else drawn.resize((width, max(drawn.height * width // drawn.width, 1)))
-        shown.quantize(_COLORS).save(target, optimize=True)
+        # Not by median cut, which goes by areas and gives the small marks of the chosen and of the others one colour.
+        shown.quantize(_COLORS, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
         if target.stat().st_size <= _MOST_BYTES or width < 400:
             return [Picture(name, caption)]
         width = width * 4 // 5

@@ -8,7 +8,7 @@ from data_contracts.digests import digest_of_document
 from data_contracts.records import Latency, Options, Trained
 from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
 from models.compression.processor import has_tiles, needs_reduced_range
-from tasks import effort, tracking
+from tasks import effort, fitting, tracking
 from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.forms import in_other_forms
@@ -54,7 +54,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     maker = Maker(out, trained, parts, compression)
-    with effort.measured() as told:
+    with effort.measured(on_gpu=fitting.device_of(compression) == "cuda") as told:
         wanted = None if is_private else compression.explore
         made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
         made = in_other_forms(out, made, compression.also, parts.test.x)

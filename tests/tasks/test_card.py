@@ -151,6 +151,14 @@ def test_a_large_picture_is_made_small_and_one_that_is_missing_is_left_out(tmp_p
     (tmp_path / "card").mkdir()
     assert put_picture(tmp_path / "noise.png", tmp_path / "card", "n.png", "noise") == [Picture("n.png", "noise")]
     assert (tmp_path / "card" / "n.png").stat().st_size <= 100_000
+    marked = np.full((400, 400, 3), 255, np.uint8)
+    marked[:, :, 1] -= (np.arange(400) // 2).astype(np.uint8)  # wide areas of many colours beside two small marks
+    marked[5:8, 5:8], marked[5:8, 15:18] = (26, 127, 55), (31, 95, 168)
+    Image.fromarray(marked).save(tmp_path / "marked.png")
+    put_picture(tmp_path / "marked.png", tmp_path / "card", "k.png", "marks")
+    with Image.open(tmp_path / "card" / "k.png") as kept:
+        differences = np.abs(np.asarray(kept.convert("RGB")).astype(int) - marked)[5:8, 5:18]
+    assert differences.max() <= 8
     assert put_picture(tmp_path / "none.png", tmp_path / "card", "m.png", "none") == []
     table = Table(("x", "n"), [("a", "1")], frozenset({"n"}))
     write_pages(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
