@@ -15,6 +15,7 @@ from data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
 from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_FULL = ("disk is full", "No space left on device")
 _LOST = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
@@ -187,11 +188,11 @@ def _require_writable(home: Path, *, with_room: bool) -> None:
 def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
     """The error to show if `failure`, or what caused it, is a full disk or a folder that may not be written; else None.
 
-    SQLite and the servers that use it report a full disk in words of their own.
+    SQLite, the servers that use it and what is not written in Python report a full disk in words of their own.
     """
     seen: BaseException | None = failure
     while seen is not None:
-        if (isinstance(seen, OSError) and seen.errno in _NO_ROOM) or "disk is full" in str(seen):
+        if (isinstance(seen, OSError) and seen.errno in _NO_ROOM) or any(words in str(seen) for words in _FULL):
             break
         seen = seen.__cause__ or seen.__context__
     else:

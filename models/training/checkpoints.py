@@ -22,6 +22,7 @@ import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
 
@@ -128,8 +129,19 @@ def _write_tensors(state: State, beside: Path) -> None:
             # Copies, since some networks have one tensor under two names, which the format refuses.
             whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
             save_file(whole, beside / WEIGHTS)
-    with _quiet():
+    with _quiet(), _own_failures():
         dcp.save(_named(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_shared())
+
+
+@contextmanager
+def _own_failures() -> Iterator[None]:
+    """Raises what went wrong in the first process that failed. PyTorch wraps it in what is no Exception, so that a full
+    disk would end the program as a bug does."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        failure = next(failure for failure, _ in wrapped.failures.values())
+        raise failure from wrapped
 
 
 def _write_position(state: State, beside: Path) -> None:
@@ -168,7 +180,7 @@ def _restore(state: State, place: Path, position: Position) -> None:
     tensors = _tensors(state)
     is_whole = WEIGHTS in position.files
     weights = tensors.pop("network") if is_whole else tensors["network"]
-    with _quiet():
+    with _quiet(), _own_failures():
         dcp.load(_named(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_shared())
     if is_whole:
         weights = load_file(place / WEIGHTS)
