@@ -56,12 +56,11 @@ class Keeper:
     """Keeps the state of one training in `folder`. Every process that takes part has its own keeper of one folder."""
 
     def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
-        # Made once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._checkpoints = checkpoints
         self._kept_at = time.monotonic()
         self._kept_step = 0
+        self._is_made = False
 
     def restore(self, state: State) -> None:
         """Put the newest whole checkpoint in place, if there is one; a damaged one counts as none."""
@@ -69,12 +68,16 @@ class Keeper:
             position = _whole(place)
             if position is not None:
                 _restore(state, place, position)
-                self._kept_step = state.step
+                self._kept_step, self._is_made = state.step, True
                 return
 
     def keep(self, state: State) -> None:
         """Afterwards the state is on disk, if it is time for that."""
         if state.step != self._kept_step and self._is_time(state.step):
+            if not self._is_made:
+                # Once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._is_made = True
             _write(state, self._folder)
             self._kept_at, self._kept_step = time.monotonic(), state.step
 
