@@ -136,6 +136,16 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def sharing(bloomery: Bloomery, prefect: str) -> Bloomery:
+    """`bloomery` with the Prefect server that tests share, for runs of which only the end counts."""
+
+    def call(home: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return bloomery(home, *arguments, PREFECT_API_URL=prefect, **more)
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
     """A state folder in which `bloomery run digits` has ended, and its release. Copy the folder before a change."""
     home = tmp_path_factory.mktemp("finished") / ".bloomery"  # hidden, like the default

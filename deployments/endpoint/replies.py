@@ -42,5 +42,5 @@ def refusal(refused: Refused, headers: Sequence[tuple[bytes, bytes]] = ()) -> Re
 
 async def send_reply(reply: Reply, send: Callable[[Any], Any], *, is_head: bool = False) -> None:
     """Afterwards the reply was given to ASGI's `send`; of a HEAD request the head alone."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+    await send({"type": "http.response.start", "status": int(reply.status), "headers": reply.headers})
     await send({"type": "http.response.body", "body": b"" if is_head else reply.payload})

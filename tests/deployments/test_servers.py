@@ -131,15 +131,14 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
         pool = answers(address(api, "/api/work_pools/bloomery"))
         start("worker", is_ready=pool)()
 
-        def prefect(*arguments: str) -> str:
+        def call(*command: str) -> str:
             _, environment = moved("deployments")
-            command = ["prefect", "--no-prompt", *arguments]
             ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
             assert ended.returncode == 0, ended.stdout + ended.stderr + (tmp_path / "worker.log").read_text()[-2000:]
             return ended.stdout
 
-        prefect(*moved("deployments")[0][2:])
-        prefect("deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300")
+        call(*moved("deployments")[0])
+        call("prefect", "--no-prompt", "deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300")
         with httpx.Client(trust_env=False) as client:
             runs = client.post(address(api, "/api/flow_runs/filter"), json={}).json()
             assert [run["state_type"] for run in runs if run["state_type"] != "SCHEDULED"] == ["COMPLETED"]

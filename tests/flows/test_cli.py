@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -35,13 +34,6 @@ def data(folder: Path, num_rows: int, label: Callable[[int], int]) -> tuple[str,
     schema = pa.schema([("id", pa.int64()), ("image", pa.list_(pa.uint8())), ("label", pa.int64())])
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "rows.parquet")
     return "source: sklearn:digits", "source: rows.parquet"
-
-
-@pytest.fixture
-def warm(finished: tuple[Path, object], tmp_path: Path) -> Path:
-    """A state folder with nothing in it but Prefect's database, which takes long to make."""
-    shutil.copytree(finished[0] / "prefect", tmp_path / "home" / "prefect")
-    return tmp_path / "home"
 
 
 def require_clear(ended: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
@@ -122,22 +114,22 @@ def test_missing_data_ends_with_2(bloomery: Bloomery, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_contract_ends_with_3_and_shows_the_rows(bloomery: Bloomery, warm: Path, tmp_path: Path) -> None:
+def test_a_broken_contract_ends_with_3_and_shows_the_rows(sharing: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: n % 12))
-    ended = bloomery(warm, "run", path)
+    ended = sharing(tmp_path / "home", "run", path)
     require_clear(ended, 3, "ContractBroken", "label: must be one of", "quarantine")
     assert "✗ validate" in ended.stdout
-    assert not list((warm / "stages" / ".tmp").iterdir())
+    assert not list((tmp_path / "home" / "stages" / ".tmp").iterdir())
     # What went before is kept, and found by the next run.
-    assert "= ingest    found" in bloomery(warm, "run", path).stdout
+    assert "= ingest    found" in sharing(tmp_path / "home", "run", path).stdout
 
 
 @pytest.mark.slow
-def test_an_empty_data_set_and_a_single_class_end_with_3(bloomery: Bloomery, warm: Path, tmp_path: Path) -> None:
+def test_an_empty_data_set_and_a_single_class_end_with_3(sharing: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 0, lambda n: 0))
-    require_clear(bloomery(warm, "run", path), 3, "the data has no rows")
+    require_clear(sharing(tmp_path / "home", "run", path), 3, "the data has no rows")
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: 4))
-    require_clear(bloomery(warm, "run", path), 3, "1 class(es): 4")
+    require_clear(sharing(tmp_path / "home", "run", path), 3, "1 class(es): 4")
 
 
 @pytest.mark.slow

@@ -35,23 +35,23 @@ collect.free(collect.unneeded(1, [], 14), die)
 """
 
 
-def refused(folder: Path, home: Path, bloomery: Bloomery, **changes: dict[str, Any]) -> None:
+def refused(folder: Path, home: Path, sharing: Bloomery, **changes: dict[str, Any]) -> None:
     """Another version of `digits`, which misses its gate."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     for part, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
         document[part] = {**document.get(part, {}), **values}
     recipe = folder / "mine.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    ended = bloomery(home, "run", str(recipe))
+    ended = sharing(home, "run", str(recipe))
     assert ended.returncode == 4, ended.stdout + ended.stderr
 
 
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
-    copy: Path, bloomery: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+    copy: Path, bloomery: Bloomery, sharing: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
-    refused(tmp_path, copy, bloomery, **once)
-    refused(tmp_path, copy, bloomery, budget={"size_bytes": None, "objective": "latency"})
+    refused(tmp_path, copy, sharing, **once)
+    refused(tmp_path, copy, sharing, budget={"size_bytes": None, "objective": "latency"})
     before = sorted(copy.glob("stages/*/*"))
 
     dry = json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)
@@ -97,7 +97,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert kept.returncode == 0, kept.stderr
     assert bloomery(copy, "rollback", "digits").returncode == 0
 
-    refused(tmp_path, copy, bloomery, **once)  # the recipe of the freed version, which brings it back
+    refused(tmp_path, copy, sharing, **once)  # the recipe of the freed version, which brings it back
     shown = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
     assert {one["version"] for one in shown} == {1, 2, 3}
     assert [one["version"] for one in shown if one["freed"] is not None] == []

@@ -60,9 +60,9 @@ def recipe(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def ended(recipe: Path, bloomery: Bloomery) -> dict[str, Any]:
+def ended(recipe: Path, sharing: Bloomery) -> dict[str, Any]:
     """The release of its run."""
-    run = bloomery(recipe.parent / "home", "run", str(recipe), "--json")
+    run = sharing(recipe.parent / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     release: dict[str, Any] = json.loads(run.stdout)
     return release

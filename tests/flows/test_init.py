@@ -396,7 +396,9 @@ Bloomery = Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Path, bloomery: Bloomery) -> None:
+def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(
+    tmp_path: Path, bloomery: Bloomery, sharing: Bloomery
+) -> None:
     write_shop(tmp_path / "shop.csv")
     made = bloomery(
         *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
@@ -404,7 +406,7 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Pat
     )
     assert made.returncode == 0, made.stdout + made.stderr
     assert json.loads(made.stdout)["num_malformed"] == 1
-    ended = bloomery(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
+    ended = sharing(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["bento"]["chosen"]["candidate"]["score"]["value"] > 0.85
@@ -412,12 +414,14 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: Path, bloomery: Bloomery) -> None:
+def test_adult_goes_to_a_served_model_without_editing(
+    tmp_path: Path, datasets: Path, bloomery: Bloomery, sharing: Bloomery
+) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
     named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
     made = bloomery(tmp_path / "home", *named, "--json")
     assert made.returncode == 0, made.stdout + made.stderr
-    ended = bloomery(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
+    ended = sharing(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["bento"]["chosen"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759

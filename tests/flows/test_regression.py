@@ -42,17 +42,17 @@ def drafted(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> Pat
 
 
 @pytest.fixture(scope="module")
-def table(drafted: Path, bloomery: Bloomery) -> str:
+def table(drafted: Path, sharing: Bloomery) -> str:
     """What `bloomery run` has printed."""
-    run = bloomery(drafted.parent / "home", "run", str(drafted))
+    run = sharing(drafted.parent / "home", "run", str(drafted))
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
 
 @pytest.fixture(scope="module")
-def ended(table: str, drafted: Path, bloomery: Bloomery) -> dict[str, Any]:
+def ended(table: str, drafted: Path, sharing: Bloomery) -> dict[str, Any]:
     """The release of that run."""
-    again = bloomery(drafted.parent / "home", "run", str(drafted), "--json")
+    again = sharing(drafted.parent / "home", "run", str(drafted), "--json")
     assert again.returncode == 0, again.stdout + again.stderr
     release: dict[str, Any] = json.loads(again.stdout)
     return release

@@ -395,7 +395,7 @@ schema:
 
 @pytest.mark.slow
 def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
-    datasets: Path, tmp_path: Path, bloomery: Callable[..., subprocess.CompletedProcess[str]]
+    datasets: Path, tmp_path: Path, sharing: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     source = datasets / "beijing_pm25" / "pollution.csv"
     if not source.is_file():
@@ -418,7 +418,7 @@ def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
     }
     (tmp_path / "weather.odcs.yaml").write_text(CONTRACT, encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    ended = bloomery(tmp_path / ".bloomery", "run", str(tmp_path / "recipe.yaml"), "--json")
+    ended = sharing(tmp_path / ".bloomery", "run", str(tmp_path / "recipe.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["num_asked"] == 100
