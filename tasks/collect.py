@@ -187,8 +187,14 @@ def _remove(path: Path, root: Path) -> None:
         return
     aside = root / _ASIDE / f"{path.parent.name}-{path.name}-{os.getpid()}"
     try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(aside)
+        while not aside.exists():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                if not path.exists():
+                    raise
+                # Another gc has swept in between.
     except FileNotFoundError:
         raise
     except OSError:
@@ -196,7 +202,8 @@ def _remove(path: Path, root: Path) -> None:
         for name in ("record.json", "bento.yaml"):
             (path / name).unlink(missing_ok=True)
         aside = path
-    shutil.rmtree(aside)
+    with contextlib.suppress(FileNotFoundError):  # another gc sweeps
+        shutil.rmtree(aside)
 
 
 def _mend_latest(name: str) -> None:
