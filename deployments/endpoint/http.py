@@ -136,7 +136,7 @@ class Application:
         if is_explaining:
             self.measures.explained(reply.status, time.perf_counter() - asked.began)
         else:
-            self._count(asked, reply, outcome)
+            self._count(asked, reply)
         await send_reply(reply, send)
 
     def answer(self, scope: Mapping[str, Any], body: bytes, tell: Tell) -> None:
@@ -147,7 +147,7 @@ class Application:
             self._num_waiting -= 1
             reply = self._reply(asked, outcome)
             if reply is not None:
-                self._count(asked, reply, outcome)
+                self._count(asked, reply)
                 tell(reply)
 
         try:
@@ -191,16 +191,18 @@ class Application:
                 payload, media_type = _written(version, outcome, asked.headers)
         except Exception as failure:
             refused = _refused(failure)
-            return None if refused is None else refusal(refused, whose)
+            if refused is None:
+                return None
+            asked.problems = refused.problems
+            return refusal(refused, whose)
         content = ((b"content-type", media_type.encode()), (b"content-length", b"%d" % len(payload)))
         return Reply(HTTPStatus.OK, [*content, *whose], payload)
 
-    def _count(self, asked: _Asked, reply: Reply, outcome: object) -> None:
+    def _count(self, asked: _Asked, reply: Reply) -> None:
         self.measures.asked(reply.status, time.perf_counter() - asked.began)
         if asked.ticks is not None:
-            problems = outcome.problems if isinstance(outcome, RowsRefused | Refused) else ()
             for listener in self.on_asked:
-                listener(asked.ticks.version.tag, reply.status, problems)
+                listener(asked.ticks.version.tag, reply.status, asked.problems)
 
     async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
         rows, _ = self._rows(version, media_type, body, self._limits.explain_rows)
@@ -308,13 +310,14 @@ class Application:
 class _Asked:
     """A request for predictions or explanations, from its head to its reply."""
 
-    __slots__ = ("began", "headers", "media_type", "request", "ticks")
+    __slots__ = ("began", "headers", "media_type", "problems", "request", "ticks")
 
     def __init__(self, headers: dict[bytes, bytes], request: str) -> None:
         self.began = time.perf_counter()
         self.headers, self.request = headers, request
         self.media_type = JSON
         self.ticks: Ticks | None = None  # those of the version that was drawn for it
+        self.problems: Sequence[Mapping[str, Any]] = ()  # as many as the client is told of
 
 
 class _Gone(Exception):

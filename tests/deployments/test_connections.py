@@ -275,3 +275,13 @@ def test_connections_that_ask_at_once_are_one_run(application, listening) -> Non
         client.__exit__()
     assert sum(runs) == 160
     assert max(runs) > 1
+
+
+def test_of_many_broken_rows_as_many_are_counted_as_the_client_is_told_of(application, listening) -> None:
+    port, _ = listening(application)
+    told_of: list[int] = []
+    application.on_asked.append(lambda tag, status, problems: told_of.append(len(problems)))
+    sent = request(json.dumps({"rows": [{**ROW, "age": -1}] * 60}).encode())
+    with Client(port) as client:
+        told = [client.whole(sent), client.in_two(sent)]
+    assert told_of == [len(json.loads(one.payload)["problems"]) for one in told] == [20, 20]

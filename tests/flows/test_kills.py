@@ -24,6 +24,7 @@ import yaml
 from flows.recipe import RECIPES
 from flows.working import reap
 from tasks.processes import free_port, starting
+from tests.flows.living import of_this_folder, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -53,28 +54,6 @@ def released(home: Path, name: str = "digits") -> dict[str, Any]:
     records = [json.loads(path.read_text())["record"] for path in home.glob("stages/promote/*/record.json")]
     (found,) = [record for record in records if record["name"] == name]
     return found
-
-
-def of_this_folder(home: Path) -> list[psutil.Process]:
-    """Processes that were started for this state folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("BLOOMERY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 120, step_s: float = 0.05) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(step_s)
-    raise AssertionError("waited in vain")
 
 
 def answers(url: str) -> bool:

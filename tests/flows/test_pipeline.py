@@ -7,19 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from filelock import FileLock
 
 from flows.recipe import RECIPES
+from tests.flows.living import of_this_folder, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -47,28 +46,6 @@ def edited(folder: Path, **changes: Any) -> str:
 def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
     words = [line.split() for line in ended.stdout.splitlines()]
     return {line[1]: line[2] for line in words if len(line) > 3 and line[1] in STAGES}
-
-
-def of_this_folder(home: Path) -> list[psutil.Process]:
-    """Processes that were started for this state folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("BLOOMERY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60, step_s: float = 0.05) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(step_s)
-    raise AssertionError("waited in vain")
 
 
 def test_a_run_ends_with_a_registered_champion(finished: Finished, bloomery: Bloomery) -> None:
@@ -230,7 +207,7 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
                 except httpx.HTTPError:
                     return False
 
-            wait_for(is_ready)
+            wait_for(is_ready, timeout_s=60)
             yield client
     finally:
         server.send_signal(signal.SIGTERM)
