@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -134,10 +135,12 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
     assert digests(released(home)) == digests(finished[1])
     assert not list((home / "stages" / ".tmp").iterdir())
     assert "RUNNING" not in states_in_mlflow(home)
+    killed = [note.stem for note in (home / "runs").glob("*.json")]
+    assert len(killed) == len(STAGES)
     with httpx.Client(base_url=prefect, trust_env=False) as api:
-        assert len(reap(api, home)) == len(STAGES)  # as `bloomery up` does
-        states = [run["state_type"] for run in api.post("/flow_runs/filter", json={}).json()]
-    assert sorted(states) == ["COMPLETED", *["CRASHED"] * len(STAGES)]
+        reap(api, home)  # as `bloomery up` does; others' runs on this server are none of ours
+        states = [api.get(f"/flow_runs/{run}").json()["state_type"] for run in killed]
+    assert states == ["CRASHED"] * len(STAGES)
 
 
 def edited(folder: Path, name: str, **changes: Any) -> str:
@@ -311,8 +314,9 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     filler = fill(disk)
     told = run.communicate(timeout=120)[1]
     assert run.returncode == 1, told
-    for words in ("StateUnwritable: ", "(0 MB free)", "free some space", "finished stages are found"):
+    for words in ("StateUnwritable: ", "free some space", "finished stages are found"):
         assert words in told, told
+    assert re.search(r"\(\d MB free\)", told), told  # what the broken stage had written is gone again by then
     assert champion() == tag
     assert not list((home / "stages" / ".tmp").iterdir())
     assert [path.name for path in home.glob("checkpoints/*/*")] == [steps()[0].name]
