@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+Row = dict[str, Any]  # a checked row by column
 Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
-
-
-def joined(parts: Sequence[Cells]) -> Cells:
-    """Rows of the same columns, one after the other."""
-    return {name: list(itertools.chain.from_iterable(cells[name] for cells in parts)) for name in parts[0]}
 
 
 class ColumnKinds:
@@ -27,6 +23,7 @@ class ColumnKinds:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
+        self.names = tuple(schema.names)
         kinds = {field.name: field.type for field in schema}
         self.numbers = frozenset(name for name, kind in kinds.items() if _is_number(kind))
         self.short = frozenset(name for name, kind in kinds.items() if pa.types.is_float32(kind))
@@ -50,6 +47,11 @@ class CellRows:
     def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
         self.cells, self.kinds = cells, kinds
         self.num_rows = len(next(iter(cells.values())))
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], kinds: ColumnKinds) -> CellRows:
+        """Checked rows, each with a value or None for every column of the schema."""
+        return cls({name: [row[name] for row in rows] for name in kinds.names}, kinds)
 
     @property
     def schema(self) -> pa.Schema:
@@ -99,6 +101,10 @@ def as_table(parts: Sequence[CellRows | pa.RecordBatch]) -> pa.Table:
     for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, CellRows)):
         together = list(run)
         if are_cells:
-            together = [CellRows(joined([one.cells for one in together]), together[0].kinds).batch]
+            cells = {
+                name: list(itertools.chain.from_iterable(one.cells[name] for one in together))
+                for name in together[0].cells
+            }
+            together = [CellRows(cells, together[0].kinds).batch]
         batches += together
     return pa.Table.from_batches(batches)

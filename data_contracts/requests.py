@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     PlainValidator,
     StrictBool,
     StrictFloat,
@@ -25,10 +26,10 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, core_schema
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
-from data_contracts.cell_rows import CellRows, Cells, ColumnKinds
+from data_contracts.cell_rows import CellRows, ColumnKinds, Row
 from data_contracts.columns import Column, Item
 from data_contracts.contract import Contract
 from data_contracts.expressions import Condition, breaking, read_condition
@@ -93,9 +94,10 @@ class RowCheck:
             checked = self._list.validate_python(rows)
         except ValidationError as failure:
             raise RowsRefused(_problems(failure.errors(include_url=False))) from None
-        return pa.Table.from_batches([self.rows(self._cells(checked)).batch])
+        self._require_conditions(checked)
+        return pa.Table.from_batches([self.columns(checked).batch])
 
-    def cells(self, body: bytes) -> Cells:
+    def rows(self, body: bytes) -> list[Row]:
         """The rows of a request, `{"rows": [{...}, ...]}` in JSON.
 
         Raises:
@@ -109,33 +111,33 @@ class RowCheck:
             if details[0]["type"] == "json_invalid":
                 raise BodyUnreadable(details[0]["msg"].removeprefix("Invalid JSON: ")) from None
             raise RowsRefused(_problems(details, _problem_of_body)) from None
-        return self._cells(checked["rows"])
+        rows = checked["rows"]
+        self._require_conditions(rows)
+        return rows
 
-    def rows(self, cells: Cells) -> CellRows:
-        """Rows that were checked."""
-        return CellRows(cells, self._kinds)
+    def columns(self, rows: Sequence[Row]) -> CellRows:
+        """Rows that were checked, by column."""
+        return CellRows.of(rows, self._kinds)
 
-    def _cells(self, checked: list[dict[str, Any]]) -> Cells:
+    def _require_conditions(self, rows: list[Row]) -> None:
         """Raises RowsRefused where a condition is false."""
-        cells = {name: [row[name] for row in checked] for name in self._columns}
-        problems = [problem for asked in self._conditions for problem in self._unkept(asked, checked, cells)]
+        problems = [problem for asked in self._conditions for problem in self._unkept(asked, rows)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
-        return cells
 
-    def _unkept(self, asked: _Asked, checked: list[dict[str, Any]], cells: Cells) -> list[dict[str, Any]]:
+    def _unkept(self, asked: _Asked, rows: list[Row]) -> list[dict[str, Any]]:
         """Row, columns, values and rule for each row where the condition is false."""
-        if len(checked) > _ROWS_ASKED_ALONE:
-            rows = _false_in(asked.condition, self.rows(cells).batch)
+        if len(rows) > _ROWS_ASKED_ALONE:
+            places = _false_in(asked.condition, self.columns(rows).batch)
         else:
             try:
-                rows = [position for position, row in enumerate(checked) if asked.value(row) is False]
+                places = [place for place, row in enumerate(rows) if asked.value(row) is False]
             except Unsure:
-                rows = _false_in(asked.condition, self.rows(cells).batch)
+                places = _false_in(asked.condition, self.columns(rows).batch)
         names, found = asked.condition.columns, []
-        for row in rows:
-            values = ", ".join(f"{name} = {_cell(cells[name][row])}" for name in names)
-            found.append({"row": row, "column": ", ".join(names), "found": values, "rule": asked.rule.sentence})
+        for place in places:
+            values = ", ".join(f"{name} = {_cell(rows[place][name])}" for name in names)
+            found.append({"row": place, "column": ", ".join(names), "found": values, "rule": asked.rule.sentence})
         return found
 
     def json_schema(self) -> dict[str, Any]:
@@ -197,7 +199,8 @@ def _limited(kind: Any, item: Item, rules: Sequence[Rule]) -> Any:
         if rule.kind == "pattern":
             kind = Annotated[kind, AfterValidator(_matching(rule.pattern or ""))]
         if rule.kind == "in_set":
-            kind = Annotated[kind, AfterValidator(_among(rule.values))]
+            one_of = _OneOf(rule.values) if item.logical_type == "string" else AfterValidator(_among(rule.values))
+            kind = Annotated[kind, one_of]
     return kind
 
 
@@ -231,6 +234,8 @@ def _scalar(item: Item, rules: Sequence[Rule]) -> Any:
             return Annotated[StrictStr, AfterValidator(_date)]
         case "timestamp":
             return Annotated[StrictStr, AfterValidator(_timestamp)]
+    if any(rule.kind == "in_set" for rule in rules):  # whose texts are in Unicode
+        return StrictStr
     return Annotated[StrictStr, AfterValidator(_text)]
 
 
@@ -299,10 +304,27 @@ def _among(allowed: tuple[Any, ...]) -> Callable[[Any], Any]:
 
     def check(value: Any) -> Any:
         if (value.isoformat() if isinstance(value, date) else value) not in known:
-            raise ValueError(f"must be one of {', '.join(map(str, allowed))}")
+            raise ValueError(_must_be_one_of(allowed))
         return value
 
     return check
+
+
+class _OneOf:
+    """The same for text, without a call of Python's for each value, which takes longer than all else."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        known = core_schema.literal_schema(list(self._allowed))
+        told = _must_be_one_of(self._allowed)
+        among = core_schema.custom_error_schema(known, custom_error_type="one_of", custom_error_message=told)
+        return core_schema.chain_schema([handler(source), among])
+
+
+def _must_be_one_of(allowed: tuple[Any, ...]) -> str:
+    return f"must be one of {', '.join(map(str, allowed))}"
 
 
 def _problems(

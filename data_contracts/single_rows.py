@@ -37,7 +37,7 @@ def asked_of_rows(node: Node, schema: pa.Schema) -> Asked:
 def _column(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     name, kind = node.value, schema.field(node.value).type
     if not pa.types.is_float32(kind):
-        return lambda row: row[name]
+        return operator.itemgetter(name)
 
     def rounded(row: Row) -> float | None:
         value = row[name]
@@ -68,6 +68,14 @@ def _of_two(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[Asked, 
 
     def made(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
         left, right = (_as(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
+        wanted = node.parts[1].value if node.parts[1].operation == "literal" else None
+        if wanted is not None and right is parts[1]:  # the usual one: so it is a call less, and a test less
+
+            def asked_of_literal(row: Row) -> Any:
+                a = left(row)
+                return None if a is None else compute(a, wanted)
+
+            return asked_of_literal
 
         def asked(row: Row) -> Any:
             a, b = left(row), right(row)
@@ -163,6 +171,9 @@ def _in_case(change: Callable[[str], str]) -> Callable[[str], str]:
 
 def _is_null(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     (part,) = parts
+    if node.parts[0].operation == "column":
+        name = node.parts[0].value
+        return lambda row: row[name] is None
     return lambda row: part(row) is None
 
 

@@ -116,8 +116,8 @@ class Connection(HttpToolsProtocol):
         """What `RequestResponseCycle.send` does with a whole answer, in one write."""
         if cycle.disconnected:
             return
-        pieces = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
+        pieces = [STATUS_LINE[reply.status], _lines(self.server_state.default_headers)]
+        for name, value in reply.headers:
             pieces += (name, b": ", value, b"\r\n")
         if (b"connection", b"close") in reply.headers:
             cycle.keep_alive = False
@@ -157,3 +157,15 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + payload)
         self.transport.close()
+
+
+_Headers = list[tuple[bytes, bytes]]
+_written: tuple[_Headers, bytes] = [], b""
+
+
+def _lines(headers: _Headers) -> bytes:
+    """As they are sent. uvicorn's own are a new list once a second, so the last is kept."""
+    global _written
+    if headers is not _written[0]:
+        _written = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
+    return _written[1]

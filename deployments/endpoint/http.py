@@ -17,15 +17,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapp
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
+from data_contracts.cell_rows import Row
 from data_contracts.errors import DataUnfit
 from data_contracts.keys import Demand
 from data_contracts.prediction_log import CANARY
-from data_contracts.requests import BodyUnreadable, Cells, RowsRefused
+from data_contracts.requests import BodyUnreadable, RowsRefused
 from deployments.endpoint.begun import Begun
 from deployments.endpoint.explanations import Explanations
 from deployments.endpoint.limits import Limits
@@ -33,7 +33,7 @@ from deployments.endpoint.measures import Measures
 from deployments.endpoint.pages import Pages
 from deployments.endpoint.refusals import Refused, no_media_type, overloaded, too_large, too_many_rows
 from deployments.endpoint.replies import JSON, Reply, Tell, refusal, send_reply
-from deployments.endpoint.ticks import Answered, Ticks
+from deployments.endpoint.ticks import Answered, Given, Ticks
 from deployments.endpoint.versions import Version
 
 Scope = MutableMapping[str, Any]
@@ -117,15 +117,15 @@ class Application:
 
     async def _rows_asked(self, scope: Scope, receive: Receive, send: Send, *, is_explaining: bool) -> None:
         asked = self._begin(scope["headers"])
-        outcome: np.ndarray | bytes | Exception
+        outcome: Given | bytes | Exception
         try:
             ticks = self._admit(asked, scope["method"])
             body = await self._body(asked.headers, receive)
             if is_explaining:
                 outcome = await self._explained(ticks.version, asked.media_type, body, scope["query_string"])
             else:
-                rows, num_rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
-                outcome = await _given(ticks, rows, num_rows, asked.request, asked.began)
+                rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
+                outcome = await _given(ticks, rows, asked.request, asked.began)
         except Exception as failure:
             outcome = failure
         finally:
@@ -143,7 +143,7 @@ class Application:
         """Answer `POST /predict`, whose body is there. A task, and ASGI's messages, would double what a row costs."""
         asked = self._begin(scope["headers"])
 
-        def settle(outcome: np.ndarray | Exception) -> None:
+        def settle(outcome: Given | Exception) -> None:
             self._num_waiting -= 1
             reply = self._reply(asked, outcome)
             if reply is not None:
@@ -154,11 +154,11 @@ class Application:
             ticks = self._admit(asked, "POST")
             if len(body) > self._limits.body_bytes:
                 raise too_large(self._limits.body_bytes, f"{len(body):,} bytes")
-            rows, num_rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
+            rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
         except Exception as failure:
             settle(failure)
         else:
-            ticks.ask(rows, num_rows, asked.request, asked.began, settle)
+            ticks.ask(rows, asked.request, asked.began, settle)
 
     def _begin(self, stated: Sequence[tuple[bytes, bytes]]) -> _Asked:
         self._num_waiting += 1
@@ -175,12 +175,12 @@ class Application:
         asked.media_type = _media_type(asked.headers)
         return ticks
 
-    def _reply(self, asked: _Asked, outcome: np.ndarray | bytes | Exception) -> Reply | None:
+    def _reply(self, asked: _Asked, outcome: Given | bytes | Exception) -> Reply | None:
         """What the client is told of predictions, of explanations, or of why there are none; None if it has gone."""
         version = None if asked.ticks is None else asked.ticks.version
         whose = [(b"x-request-id", asked.request.encode())]
         if version is not None:
-            whose.append((b"x-model-version", version.tag.encode()))
+            whose.append((b"x-model-version", version.tag_bytes))
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -205,8 +205,8 @@ class Application:
                 listener(asked.ticks.version.tag, reply.status, asked.problems)
 
     async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
-        rows, _ = self._rows(version, media_type, body, self._limits.explain_rows)
-        batch = version.check.rows(rows).batch if isinstance(rows, dict) else rows
+        rows = self._rows(version, media_type, body, self._limits.explain_rows)
+        batch = version.check.columns(rows).batch if isinstance(rows, list) else rows
         return orjson.dumps({"explanations": await self._explanations.ask(version, batch, query), "model": version.tag})
 
     async def answered(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
@@ -215,12 +215,12 @@ class Application:
         try:
             ticks = self._drawn
             (batch,) = ticks.version.check.table(rows).to_batches()
-            given = await _given(ticks, batch, batch.num_rows, self._request_id({}), began)
+            given = await _given(ticks, batch, self._request_id({}), began)
         except Exception as failure:
             refused = _refused(failure)
             assert refused is not None
             return refused.status, refused.document
-        return HTTPStatus.OK, {"predictions": ticks.version.predictions(given), "model": ticks.version.tag}
+        return HTTPStatus.OK, {"predictions": given.predictions, "model": ticks.version.tag}
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
         """The client's own, if it is a plain word."""
@@ -269,18 +269,16 @@ class Application:
                 headers={"connection": "close"},
             ) from None
 
-    def _rows(self, version: Version, media_type: str, body: bytes, most: int) -> tuple[Cells | pa.RecordBatch, int]:
-        """Checked rows, and how many there are."""
+    def _rows(self, version: Version, media_type: str, body: bytes, most: int) -> list[Row] | pa.RecordBatch:
+        """Checked rows."""
         if not body:
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is empty; send rows as /docs describes them")
         if media_type == ARROW:
-            rows = version.arrow_check.rows(body, most)
-            return rows, rows.num_rows
-        cells = version.check.cells(body)
-        num_rows = len(next(iter(cells.values())))
-        if num_rows > most:
-            raise too_many_rows(num_rows, most)
-        return cells, num_rows
+            return version.arrow_check.rows(body, most)
+        rows = version.check.rows(body)
+        if len(rows) > most:
+            raise too_many_rows(len(rows), most)
+        return rows
 
     async def _page(self, scope: Scope, send: Send) -> None:
         try:
@@ -324,11 +322,11 @@ class _Gone(Exception):
     """The client has closed the connection before its request was there."""
 
 
-async def _given(ticks: Ticks, rows: Cells | pa.RecordBatch, num_rows: int, request: str, began: float) -> np.ndarray:
+async def _given(ticks: Ticks, rows: list[Row] | pa.RecordBatch, request: str, began: float) -> Given:
     """The answers, for a task that waits for them."""
-    answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+    answer: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
 
-    def settle(outcome: np.ndarray | Exception) -> None:
+    def settle(outcome: Given | Exception) -> None:
         if answer.done():  # the client has gone
             return
         if isinstance(outcome, Exception):
@@ -336,7 +334,7 @@ async def _given(ticks: Ticks, rows: Cells | pa.RecordBatch, num_rows: int, requ
         else:
             answer.set_result(outcome)
 
-    ticks.ask(rows, num_rows, request, began, settle)
+    ticks.ask(rows, request, began, settle)
     return await answer
 
 
@@ -344,7 +342,10 @@ def _media_type(headers: dict[bytes, bytes]) -> str:
     if headers.get(b"content-encoding", b"identity") != b"identity":
         found = headers[b"content-encoding"].decode("latin-1")
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is encoded as {found}; send it as it is")
-    stated = headers.get(b"content-type", b"").decode("latin-1").split(";")[0].strip().lower()
+    sent = headers.get(b"content-type", b"")
+    if sent == b"application/json":  # as nearly all say it
+        return JSON
+    stated = sent.decode("latin-1").split(";")[0].strip().lower()
     if stated not in (JSON, ARROW):
         raise no_media_type(stated, (JSON, ARROW))
     return stated
@@ -367,12 +368,12 @@ def _refused(failure: Exception) -> Refused | None:
     return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the endpoint is at fault; its log says more")
 
 
-def _written(version: Version, given: np.ndarray, headers: dict[bytes, bytes]) -> tuple[bytes, str]:
+def _written(version: Version, given: Given, headers: dict[bytes, bytes]) -> tuple[bytes, str]:
     """The answers in the form that the client asks for: an Arrow stream if it says so, else JSON."""
     if ARROW.encode() in headers.get(b"accept", b""):
-        table = version.as_table(given)
+        table = version.as_table(given.array)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return sink.getvalue().to_pybytes(), ARROW
-    return orjson.dumps({"predictions": version.predictions(given), "model": version.tag}), JSON
+    return orjson.dumps({"predictions": given.predictions, "model": version.tag}), JSON

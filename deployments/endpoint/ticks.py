@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from data_contracts.cell_rows import CellRows, Cells, joined
+from data_contracts.cell_rows import CellRows, Row
 from data_contracts.errors import DataUnfit
 from data_contracts.prediction_log import CHAMPION
 from deployments.endpoint.versions import Version
@@ -26,7 +27,36 @@ _MOST_TOGETHER = 32  # requests that a run waits for; each further one would sav
 _SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
 
 
-Settle = Callable[[np.ndarray | Exception], None]
+class _Together:
+    """The answers of one run."""
+
+    def __init__(self, version: Version, given: np.ndarray) -> None:
+        self._version, self.given = version, given
+
+    @cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """As clients read them: of all at once, since numpy's cost is by the call."""
+        return self._version.predictions(self.given)
+
+
+class Given(NamedTuple):
+    """The answers to the rows of one request."""
+
+    together: _Together
+    start: int
+    stop: int
+
+    @property
+    def array(self) -> np.ndarray:
+        """Probabilities float64 (B, K), or figures float64 (B,)."""
+        return self.together.given[self.start : self.stop]
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        return self.together.predictions[self.start : self.stop]
+
+
+Settle = Callable[[Given | Exception], None]
 
 
 class Answered(NamedTuple):
@@ -52,7 +82,7 @@ class Answered(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    cells: Cells | pa.RecordBatch
+    rows: list[Row] | pa.RecordBatch
     num_rows: int
     request: str
     began: float
@@ -71,14 +101,14 @@ class Ticks:
         self._is_busy = False  # several were answered together last
         self._seconds_a_row = _timed(version)
 
-    def ask(self, cells: Cells | pa.RecordBatch, num_rows: int, request: str, began: float, settle: Settle) -> None:
+    def ask(self, rows: list[Row] | pa.RecordBatch, request: str, began: float, settle: Settle) -> None:
         """`settle` is called once with the answers to checked rows, or why there are none, after this turn.
 
         That may be DataUnfit, where the recipe refuses a value.
         """
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._end_turn)
-        self._waiting.append(_Waiting(cells, num_rows, request, began, settle))
+        self._waiting.append(_Waiting(rows, len(rows), request, began, settle))
 
     def _end_turn(self) -> None:
         num_waiting = len(self._waiting)
@@ -111,10 +141,10 @@ class Ticks:
             return None, failure, 0.0
 
     def _together(self, group: list[_Waiting]) -> Rows:
-        first = group[0].cells
-        if len(group) == 1:
-            return self.version.check.rows(first) if isinstance(first, dict) else first
-        return self.version.check.rows(joined([one.cells for one in group]))
+        first = group[0].rows
+        if not isinstance(first, list):
+            return first
+        return self.version.check.columns([row for one in group for row in one.rows])
 
     def _settle(
         self, group: list[_Waiting], rows: Rows | None, given: np.ndarray | Exception, run_seconds: float
@@ -127,9 +157,9 @@ class Ticks:
             for one in group:
                 one.settle(given if isinstance(given, Exception) else RuntimeError("no rows"))
             return
-        start = 0
+        together, start = _Together(self.version, given), 0
         for one in group:
-            one.settle(given[start : start + one.num_rows])
+            one.settle(Given(together, start, start + one.num_rows))
             start += one.num_rows
         self._on_answered(
             Answered(
@@ -151,7 +181,7 @@ def _groups(waiting: list[_Waiting]) -> list[list[_Waiting]]:
     groups: list[list[_Waiting]] = []
     num_rows = _MOST_ROWS
     for one in waiting:
-        is_alone = not isinstance(one.cells, dict)
+        is_alone = not isinstance(one.rows, list)
         if is_alone or num_rows + one.num_rows > _MOST_ROWS:
             groups.append([])
             num_rows = 0
@@ -164,7 +194,7 @@ def _timed(version: Version) -> float:
     """Seconds for a row of the examples, the second time."""
     if not version.examples:
         return 0.0
-    rows = version.check.rows(version.check.cells(version.request))
+    rows = version.check.columns(version.check.rows(version.request))
     began = time.perf_counter()
     version.answers(rows)
     return (time.perf_counter() - began) / rows.num_rows

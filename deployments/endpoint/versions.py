@@ -68,6 +68,7 @@ class Version:
         self.artifacts = artifacts
         self.manifest = read_manifest(artifacts)
         self.tag: str = self.manifest["tag"]
+        self.tag_bytes = self.tag.encode()
         self.contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))
         self.encoder = read_encoder(artifacts / "encoder.json")
         self.check = RowCheck(self.contract, self.encoder.columns)
@@ -94,7 +95,7 @@ class Version:
     def background(self) -> np.ndarray:
         """Held-out rows that came with the version, encoded: float32 (N, ...). `/explain` compares with them."""
         rows = json.loads((self.artifacts / BACKGROUND).read_text(encoding="utf-8"))
-        return encode(self.encoder, self.check.rows(self.check.cells(json.dumps({"rows": rows}).encode())).batch)
+        return encode(self.encoder, self.check.columns(self.check.rows(json.dumps({"rows": rows}).encode())).batch)
 
     def predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
         """As a client reads them: a label with the probabilities of all, or a value in the label's units."""
@@ -112,7 +113,7 @@ class Version:
             table = pa.table({"value": given})
         else:
             labels = pa.array(list(self.encoder.classes)).take(pa.array(given.argmax(axis=1)))
-            table = pa.table({"label": labels, "probabilities": pa.array(list(given), pa.list_(pa.float64()))})
+            table = pa.table({"label": labels, "probabilities": _lists(given)})
         return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._labels)})
 
     def _rehearse(self) -> None:
@@ -120,7 +121,7 @@ class Version:
         if not self.examples:
             return
         try:
-            found = self.predictions(self.answers(self.check.rows(self.check.cells(self.request))))
+            found = self.predictions(self.answers(self.check.columns(self.check.rows(self.request))))
         except BloomeryError:
             raise
         except Exception as failure:
@@ -138,3 +139,9 @@ class Version:
     def request(self) -> bytes:
         """The rows that came with the version as a client would send them."""
         return json.dumps({"rows": [one["row"] for one in self.examples]}).encode()
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    """Each row of float64 (B, K) as a list."""
+    offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

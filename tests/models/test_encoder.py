@@ -204,7 +204,7 @@ def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
     rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
 
     def encoded(rows: list[dict[str, Any]]) -> np.ndarray:
-        return encode(encoder, check.rows(check.cells(json.dumps({"rows": rows}).encode())))
+        return encode(encoder, check.columns(check.rows(json.dumps({"rows": rows}).encode())))
 
     whole = encode(encoder, table)
     assert encode(encoder, check.table(rows)).tobytes() == whole.tobytes()
@@ -270,7 +270,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
     assert len(by_spark) == len(rows) >= 300
     for row, found in zip(rows, by_spark, strict=True):
         body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
-        asked = encode(encoder, check.rows(check.cells(body)))
+        asked = encode(encoder, check.columns(check.rows(body)))
         assert asked.tobytes() == np.array(found, np.float32).tobytes()
 
 
