@@ -65,19 +65,19 @@ def served_bento(tag: str) -> Iterator[httpx.Client]:
 
     def is_ready() -> bool:
         try:
-            return httpx.get(f"{url}/readyz", timeout=2, trust_env=False).is_success
+            return client.get("/readyz", timeout=2).is_success
         except httpx.HTTPError:
             return False
 
     log = settings().logs / f"bento-{tag.replace(':', '-')}.log"
     command = serve_command(tag, "127.0.0.1", port)
     with (
+        # A proxy of the environment has no business on the loopback interface.
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
         # Nobody else is to ask it, whatever is demanded of those who ask it later.
         starting(
             command, is_ready=is_ready, log=log, environment={**serve_environment(), DEMANDED: "off"}
         ) as wait_until_ready,
-        # A proxy of the environment has no business on the loopback interface.
-        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         wait_until_ready()
         yield client

@@ -15,7 +15,10 @@ from data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
 from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-_FULL = ("disk is full", "No space left on device")
+_FULL = (
+    *("disk is full", "No space left on device"),
+    *("iostream error", "] . unexpected pos "),  # of PyTorch's writer, which says no more of a write that failed
+)
 _LOST = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from data_contracts.digests import digest_of_document, digest_of_file
 from data_contracts.documents import Document
+from data_contracts.errors import BloomeryError
 from data_contracts.means import Means
 from data_contracts.records import Record, Trained
 from models.networks.config import HuggingFace, Imported
@@ -127,7 +128,9 @@ def find_or_compute(
             if record is not None:
                 return Outcome(record, was_found=True)
             return Outcome(_compute(stage, key, compute), was_found=False)
-    except OSError as failure:
+    except BloomeryError:
+        raise
+    except Exception as failure:  # what is not written in Python raises no OSError where the disk is full
         unwritable = no_room(failure, f"stage {stage}")
         if unwritable is None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tasks.settings import instruction_set
+from tests.forks import Forks
+from tests.living import answers
 
 if TYPE_CHECKING:
     from data_contracts.contract import Contract
@@ -112,8 +115,6 @@ def bloomery() -> Bloomery:
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
-    import httpx
-
     from tasks.processes import free_port, starting
 
     folder, port = tmp_path_factory.mktemp("prefect"), free_port()
@@ -124,23 +125,34 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {"PREFECT_HOME": str(folder), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "false"}
     api = f"http://127.0.0.1:{port}/api"
 
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"{api}/health", trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
-    with starting(command, is_ready=is_ready, log=folder / "log", environment=environment) as wait_until_ready:
+    with starting(
+        command, is_ready=lambda: answers(f"{api}/health"), log=folder / "log", environment=environment
+    ) as wait_until_ready:
         wait_until_ready()
         yield api
 
 
 @pytest.fixture(scope="session")
-def sharing(bloomery: Bloomery, prefect: str) -> Bloomery:
-    """`bloomery` with the Prefect server that tests share, for runs of which only the end counts."""
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    folder = tmp_path_factory.mktemp("forks")
+    made = Forks(environment_for(folder, PREFECT_API_URL="http://127.0.0.1:9/api"))  # which nobody asks
+    yield made
+    made.close()
 
-    def call(home: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        return bloomery(home, *arguments, PREFECT_API_URL=prefect, **more)
+
+@pytest.fixture(scope="session")
+def sharing(forks: Forks, prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Bloomery:
+    """`bloomery`, forked and with the Prefect server that tests share: quicker, and only its end is as a user's."""
+    folder, numbers = tmp_path_factory.mktemp("told"), itertools.count()
+
+    def call(
+        home: Path, *arguments: str, timeout_s: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        number = next(numbers)
+        out, err = folder / f"{number}.out", folder / f"{number}.err"
+        stated = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
+        code = forks.wait(forks.start(*arguments, environment=stated, out=out, err=err), timeout_s)
+        return subprocess.CompletedProcess(["bloomery", *arguments], code, out.read_text(), err.read_text())
 
     return call
 

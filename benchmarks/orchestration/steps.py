@@ -82,4 +82,4 @@ def promote(bento: Bento) -> Release:
     recipe = _recipe()
     from tasks.promote import promote
 
-    return promote(bento, recipe.gates)
+    return promote(bento, recipe.gates, recipe.terms)

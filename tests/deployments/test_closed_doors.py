@@ -21,6 +21,7 @@ import pytest
 
 from data_contracts.keys import is_loopback
 from tasks.processes import free_port
+from tests.living import answers
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +91,7 @@ def served(
     )
     try:
         deadline = time.monotonic() + 90
-        while not is_ready(f"http://{address}:{port}"):
+        while not answers(f"http://{address}:{port}/readyz"):
             assert server.poll() is None, (hook / "log").read_text()
             assert time.monotonic() < deadline, (hook / "log").read_text()
             time.sleep(0.1)
@@ -98,13 +99,6 @@ def served(
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def client(address: str, port: int, key: str = "") -> httpx.Client:

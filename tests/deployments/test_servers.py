@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from tasks.processes import free_port, starting
+from tests.living import answers
 
 pytestmark = pytest.mark.slow
 
@@ -101,16 +103,6 @@ def address(command: list[str], path: str) -> str:
     return f"http://127.0.0.1:{port}{path}"
 
 
-def answers(url: str) -> Callable[[], bool]:
-    def is_ready() -> bool:
-        try:
-            return httpx.get(url, trust_env=False, timeout=5).is_success
-        except httpx.HTTPError:
-            return False
-
-    return is_ready
-
-
 def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Moved, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
 
@@ -123,13 +115,12 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
 
         mlflow, api = moved("mlflow")[0], moved("prefect")[0]
         waits = [
-            start("mlflow", is_ready=answers(address(mlflow, "/health"))),
-            start("prefect", is_ready=answers(address(api, "/api/ready"))),
+            start("mlflow", is_ready=partial(answers, address(mlflow, "/health"))),
+            start("prefect", is_ready=partial(answers, address(api, "/api/ready"))),
         ]
         for wait in waits:
             wait()
-        pool = answers(address(api, "/api/work_pools/bloomery"))
-        start("worker", is_ready=pool)()
+        start("worker", is_ready=partial(answers, address(api, "/api/work_pools/bloomery")))()
 
         def call(*command: str) -> str:
             _, environment = moved("deployments")

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from tasks.processes import free_port
+from tests.living import answers
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def served(
     )
     try:
         deadline = time.monotonic() + 90
-        while not is_ready(port):
+        while not answers(f"http://127.0.0.1:{port}/readyz"):
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
@@ -59,13 +60,6 @@ def served(
         if server.poll() is None:
             server.kill()
         server.wait(timeout=30)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def example_of(port: int) -> tuple[bytes, list[dict[str, Any]]]:
@@ -93,16 +87,16 @@ def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what
 ) -> None:
     server, port = served
     body, expected = example_of(port)
-    answers = asyncio.run(strain(port, body, num_each=10))
-    statuses = {one.status_code for one in answers}
+    replies = asyncio.run(strain(port, body, num_each=10))
+    statuses = {one.status_code for one in replies}
     assert statuses == {200, 503}, statuses
-    for one in answers:
+    for one in replies:
         if one.status_code == 200:
             assert one.json()["predictions"] == expected
         else:
             assert int(one.headers["retry-after"]) >= 1
             assert one.json()["error"]
-    assert is_ready(port)  # the strain is over
+    assert answers(f"http://127.0.0.1:{port}/readyz")  # the strain is over
 
     explained: list[httpx.Response] = []
     url, headers = f"http://127.0.0.1:{port}/explain", {"content-type": "application/json"}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import yaml
 from data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from flows.backfill import _recipes, _require_data
 from flows.recipe import read_recipe
-from flows.server import prefect_api
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 CONTRACT = """
@@ -67,14 +66,6 @@ def dated(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def one_server(home: Path) -> Iterator[str]:
-    """A Prefect server for all runs of a test, which would start one each."""
-    with prefect_api() as start_server:
-        start_server()()
-        yield os.environ["PREFECT_API_URL"]
-
-
 def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     recipe = read_recipe(str(dated), "2019-02")
     assert (recipe.period, recipe.data.described) == ("2019-02", str(dated.parent / "trips-2019-02.csv"))
@@ -112,11 +103,11 @@ def test_nothing_runs_before_every_period_has_data(dated: Path, home: Path) -> N
 
 @pytest.mark.slow
 def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
-    dated: Path, home: Path, one_server: str, bloomery: Bloomery, clean_environment: Callable[..., dict[str, str]]
+    dated: Path, home: Path, prefect: str, sharing: Bloomery, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
         named = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
-        ended = bloomery(home, *named, *more, PREFECT_API_URL=one_server)
+        ended = sharing(home, *named, *more)
         told = json.loads(ended.stdout)["periods"]
         return ended.returncode, [(one["outcome"], one["version"], one["alias"]) for one in told]
 
@@ -134,7 +125,7 @@ def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
 
     killed = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "backfill", str(dated), "--from", "2019-01", "--to", "2019-03"],
-        env=clean_environment(home, PREFECT_API_URL=one_server),
+        env=clean_environment(home, PREFECT_API_URL=prefect),
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
@@ -147,5 +138,5 @@ def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
     code, told = fill("2019-01")
     assert code == 0, told
     assert told == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
-    shown = json.loads(bloomery(home, "show", "trips@2019-01", "--json").stdout)
+    shown = json.loads(sharing(home, "show", "trips@2019-01", "--json").stdout)
     assert (shown["version"], shown["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

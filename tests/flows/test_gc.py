@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from flows.recipe import RECIPES
 from tasks.processes import free_port, starting
+from tests.living import answers
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,7 @@ import os
 from tasks.settings import enter
 enter()
 from tasks import collect
+from tests.living import answers
 gone = []
 def die(piece):
     gone.append(piece)
@@ -47,30 +49,30 @@ def refused(folder: Path, home: Path, sharing: Bloomery, **changes: dict[str, An
 
 
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
-    copy: Path, bloomery: Bloomery, sharing: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+    copy: Path, sharing: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
     refused(tmp_path, copy, sharing, **once)
     refused(tmp_path, copy, sharing, budget={"size_bytes": None, "objective": "latency"})
     before = sorted(copy.glob("stages/*/*"))
 
-    dry = json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)
+    dry = json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)
     assert not dry["done"]
     assert dry["would_free_bytes"] > 0
     assert [one["version"] for one in dry["versions_freed"]] == [2]
     assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
     assert {"output", "bento", "model file"} <= {piece["kind"] for piece in dry["pieces"]}
     assert sorted(copy.glob("stages/*/*")) == before
-    spared = json.loads(bloomery(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
+    spared = json.loads(sharing(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
     assert spared["versions_freed"] == []
     with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
-        beside = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+        beside = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
         assert beside["versions_freed"] == []
         assert [one["why"] for one in beside["versions_kept"] if one["version"] == 2] == ["in use"]
 
     note = copy / "runs" / "a.json"  # of a run on another machine
     note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
-    busy = json.loads(bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+    busy = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
     assert (busy["at_work"], busy["pieces"]) == ([1], [])
     note.unlink()
 
@@ -84,37 +86,33 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert all(one["done"] for one in told)
     assert sum(one["freed_bytes"] for one in told) > 0
     assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
-    assert json.loads(bloomery(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
+    assert json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
 
-    shown = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert [one["version"] for one in shown if one["freed"] is not None] == [2]
-    steps = json.loads(bloomery(copy, "check", "digits", "--json").stdout)["stages"]
+    steps = json.loads(sharing(copy, "check", "digits", "--json").stdout)["stages"]
     assert all(step["found"] for step in steps)
-    gone = bloomery(copy, "promote", "digits:2", "--despite-refusal")
+    gone = sharing(copy, "promote", "digits:2", "--despite-refusal")
     assert gone.returncode == 2, gone.stderr
     assert "was freed by `bloomery gc` on" in gone.stderr
-    kept = bloomery(copy, "promote", "digits:3", "--despite-refusal")
+    kept = sharing(copy, "promote", "digits:3", "--despite-refusal")
     assert kept.returncode == 0, kept.stderr
-    assert bloomery(copy, "rollback", "digits").returncode == 0
+    assert sharing(copy, "rollback", "digits").returncode == 0
 
     refused(tmp_path, copy, sharing, **once)  # the recipe of the freed version, which brings it back
-    shown = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert {one["version"] for one in shown} == {1, 2, 3}
     assert [one["version"] for one in shown if one["freed"] is not None] == []
-    assert bloomery(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
+    assert sharing(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
 
 
 @contextlib.contextmanager
 def serving(home: Path, environment: dict[str, str], log: Path, *more: str) -> Iterator[None]:
     port = free_port()
 
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
     command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port), *more]
-    with starting(command, is_ready=is_ready, log=log, environment=environment) as wait_until_ready:
+    with starting(
+        command, is_ready=partial(answers, f"http://127.0.0.1:{port}/readyz"), log=log, environment=environment
+    ) as wait_until_ready:
         wait_until_ready()
         yield

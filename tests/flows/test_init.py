@@ -396,11 +396,9 @@ Bloomery = Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(
-    tmp_path: Path, bloomery: Bloomery, sharing: Bloomery
-) -> None:
+def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Path, sharing: Bloomery) -> None:
     write_shop(tmp_path / "shop.csv")
-    made = bloomery(
+    made = sharing(
         *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
         *("--output", str(tmp_path), "--json"),
     )
@@ -414,12 +412,10 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(
 
 
 @pytest.mark.slow
-def test_adult_goes_to_a_served_model_without_editing(
-    tmp_path: Path, datasets: Path, bloomery: Bloomery, sharing: Bloomery
-) -> None:
+def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: Path, sharing: Bloomery) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
     named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
-    made = bloomery(tmp_path / "home", *named, "--json")
+    made = sharing(tmp_path / "home", *named, "--json")
     assert made.returncode == 0, made.stdout + made.stderr
     ended = sharing(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -427,7 +423,7 @@ def test_adult_goes_to_a_served_model_without_editing(
     assert release["bento"]["chosen"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
 
 
-def test_the_command_tells_an_error_by_its_exit_code(tmp_path: Path, bloomery: Bloomery) -> None:
-    ended = bloomery(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
+def test_the_command_tells_an_error_by_its_exit_code(tmp_path: Path, sharing: Bloomery) -> None:
+    ended = sharing(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "DataMissing")
     assert issubclass(DataMissing, BloomeryError)

@@ -60,7 +60,7 @@ def folder(
 
 
 @pytest.mark.parametrize("name", ["cnn", "rnn", "transformer"])
-def test_it_is_served(name: str, folder: Path, bloomery: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_it_is_served(name: str, folder: Path, sharing: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     del document["training"], document["compression"]
     document["name"] = f"keras-{name}"
@@ -68,7 +68,7 @@ def test_it_is_served(name: str, folder: Path, bloomery: Callable[..., subproces
     document |= {"budget": {"accuracy_drop": 0.02}, "gates": {"min_accuracy": 0.85}}
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    run = bloomery(folder / "home", "run", str(recipe), "--json")
+    run = sharing(folder / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     release = json.loads(run.stdout)
     assert (release["name"], release["alias"], release["num_asked"]) == (f"keras-{name}", "champion", 100)

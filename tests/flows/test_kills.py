@@ -25,7 +25,8 @@ import yaml
 from flows.recipe import RECIPES
 from flows.working import reap
 from tasks.processes import free_port, starting
-from tests.flows.living import of_this_folder, wait_for
+from tests.forks import Forks
+from tests.living import answers, of_this_folder, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -57,81 +58,59 @@ def released(home: Path, name: str = "digits") -> dict[str, Any]:
     return found
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
-
-
 def states_in_mlflow(home: Path) -> set[str]:
     with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:
         return {state for (state,) in connection.execute("select status from runs")}
 
 
-class Forks:
-    """Starts runs in a state folder by `forks.py`."""
+class Runs:
+    """Forked runs in one state folder."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
-        self._log = log.open("ab")
-        command = [sys.executable, "-m", "tests.flows.forks"]
-        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
-        self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **streams)
-        self.pid = self._parent.pid
+    def __init__(self, forks: Forks, environment: dict[str, str], log: Path) -> None:
+        self._forks, self._environment, self._log = forks, environment, log
+        log.touch()
 
     def start(self, *arguments: str) -> int:
-        return self._ask(arguments)
+        return self._forks.start(*arguments, environment=self._environment, out=self._log, err=self._log)
 
     def wait(self, pid: int) -> int:
-        """The exit code of the run's process; of one that was killed the signal's number, negative."""
-        return self._ask(pid)
+        return self._forks.wait(pid)
 
-    def close(self) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
-        self._parent.wait(timeout=30)
-        self._log.close()
-
-    def _ask(self, what: object) -> int:
-        assert self._parent.stdin is not None
-        assert self._parent.stdout is not None
-        self._parent.stdin.write(json.dumps(what) + "\n")
-        self._parent.stdin.flush()
-        return int(self._parent.stdout.readline())
+    @property
+    def told(self) -> str:
+        return self._log.read_text()
 
 
 @pytest.fixture
-def forks(prefect: str, tmp_path: Path, clean_environment: Environment) -> Iterator[Forks]:
+def runs(forks: Forks, prefect: str, tmp_path: Path, clean_environment: Environment) -> Runs:
     home = tmp_path / ".bloomery"
-    home.mkdir()
-    made = Forks(clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
-    yield made
-    made.close()
+    home.mkdir(exist_ok=True)
+    return Runs(forks, clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
 
 
 def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
-    finished: Finished, tmp_path: Path, forks: Forks, prefect: str
+    finished: Finished, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
     home = tmp_path / ".bloomery"
     in_the_middle = set()
     for stage in STAGES:
-        run = forks.start("run", "digits")
+        run = runs.start("run", "digits")
         folder, beside = home / "stages" / stage, home / "stages" / ".tmp"
 
         def is_reached(run: int = run, stage: str = stage, folder: Path = folder, beside: Path = beside) -> bool:
-            assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, (tmp_path / "runs.log").read_text()
+            assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, runs.told
             return bool(list(beside.glob(f"{stage}-*"))) or folder.exists()
 
         wait_for(is_reached, step_s=0.001)
         os.kill(run, signal.SIGKILL)
-        assert forks.wait(run) == -signal.SIGKILL
+        assert runs.wait(run) == -signal.SIGKILL
         # A stage of a few milliseconds may have ended before the blow fell; what lies there is whole then.
         if not folder.exists():
             in_the_middle.add(stage)
         assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
-        wait_for(lambda: {one.pid for one in of_this_folder(home)} <= {forks.pid})
+        wait_for(lambda: not of_this_folder(home))
     assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
-    assert forks.wait(forks.start("run", "digits")) == 0, (tmp_path / "runs.log").read_text()
+    assert runs.wait(runs.start("run", "digits")) == 0, runs.told
     assert digests(released(home)) == digests(finished[1])
     assert not list((home / "stages" / ".tmp").iterdir())
     assert "RUNNING" not in states_in_mlflow(home)
@@ -191,7 +170,7 @@ def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
 
 
 def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
-    finished: Finished, tmp_path: Path, prefect: str, clean_environment: Environment
+    finished: Finished, tmp_path: Path, forks: Forks, prefect: str, clean_environment: Environment
 ) -> None:
     """A server of the user's own, as a team has it: `bloomery up` has none between the run and the database."""
     port, home, folder = free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
@@ -215,18 +194,17 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
         started.wait()
 
     standing = server()
-    forks = Forks(clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
+    runs = Runs(forks, clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
     try:
-        run = forks.start("run", edited(tmp_path, "digits"))
+        run = runs.start("run", edited(tmp_path, "digits"))
         for stage in ("train", "compress"):
             wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.01)
             kill(standing)
             time.sleep(1)
             assert not (home / "stages" / stage).exists(), "the stage had ended before the blow"
             standing = server()
-        assert forks.wait(run) == 0, (tmp_path / "runs.log").read_text()
+        assert runs.wait(run) == 0, runs.told
     finally:
-        forks.close()
         kill(standing)
         log.close()
     assert digests(released(home))["weights"] == digests(finished[1])["weights"]
@@ -295,7 +273,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     tmp_path: Path,
     champion: Callable[[], str],
     clean_environment: Environment,
-    prefect: str,
+    runs: Runs,
 ) -> None:
     home, tag = tmp_path / ".bloomery", finished[1]["bento"]["tag"]
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
@@ -323,7 +301,6 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     filler.unlink()
 
     # The folder may not be written.
-    forks = Forks(clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
     elsewhere = tmp_path / "read-only"
     elsewhere.mkdir()
     assert mount("--bind", str(disk / "state"), str(elsewhere))
@@ -337,19 +314,18 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
 
     # The share is lost in the middle of a training, and comes back.
     reached = steps()[0].name
-    run_id = forks.start("run", str(recipe))
+    run_id = runs.start("run", str(recipe))
     wait_for(lambda: steps()[0].name > reached, step_s=0.01)
     subprocess.run(["umount", "-l", str(home)], check=True)
-    assert forks.wait(run_id) == 1
-    told = (tmp_path / "runs.log").read_text()
+    assert runs.wait(run_id) == 1
+    told = runs.told
     assert "ShareLost: the state folder is gone, and was there when the run began" in told, told
     assert champion() == tag
     assert mount("--bind", str(disk / "state"), str(home))
 
     # What was there before is there, and the run ends as if nothing had been.
     assert before <= set(home.glob("stages/*/*/record.json"))
-    assert forks.wait(forks.start("run", str(recipe))) == 0, (tmp_path / "runs.log").read_text()
-    forks.close()
+    assert runs.wait(runs.start("run", str(recipe))) == 0, runs.told
     assert digests(released(home)) == digests(finished[1])
     assert champion() == tag
     assert "RUNNING" not in states_in_mlflow(home)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.processes import free_port, starting
+from tests.living import answers
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,15 +52,11 @@ def server(home: Path) -> Iterator[str]:
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
 
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"{api}/health", timeout=2, trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
-    with starting(command, is_ready=is_ready, log=home / "server.log", environment=environment) as wait_until_ready:
+    with starting(
+        command, is_ready=lambda: answers(f"{api}/health"), log=home / "server.log", environment=environment
+    ) as wait_until_ready:
         wait_until_ready()
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -85,7 +82,7 @@ def runs(deployment: UUID) -> list[Any]:
 
 
 def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
-    copy: Path, server: str, bloomery: Bloomery, finished: Any
+    copy: Path, server: str, sharing: Bloomery, finished: Any
 ) -> None:
     from prefect.client.orchestration import get_client
     from prefect.events import Event
@@ -114,13 +111,13 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     time.sleep(2)  # the server loads automations a moment after they change
 
     environment = {"PREFECT_API_URL": server}
-    usual = bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
+    usual = sharing(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
     assert usual.returncode == 0, usual.stdout + usual.stderr
     found = json.loads(usual.stdout)
     assert (found["num_rows"], found["version"]) == (len(images), 1)
     assert [alarm for alarm in found["alarms"] if alarm["kind"] == "drift"] == []
 
-    shifted = bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
+    shifted = sharing(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
     assert shifted.returncode == 3, shifted.stdout + shifted.stderr
     for words in ("image has drifted", "(answer) has drifted", "no label has arrived"):
         assert words in shifted.stdout
@@ -147,9 +144,9 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
         assert client.read_automations_by_name("retrain digits") == []
 
 
-def test_a_time_that_is_none_and_a_window_that_is_empty_are_told(tmp_path: Path, bloomery: Bloomery) -> None:
-    ended = bloomery(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
+def test_a_time_that_is_none_and_a_window_that_is_empty_are_told(tmp_path: Path, sharing: Bloomery) -> None:
+    ended = sharing(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "SettingInvalid")
-    ended = bloomery(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
+    ended = sharing(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
     assert ended.returncode == 2
     assert "a time before --until" in ended.stderr

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from flows.recipe import RECIPES
-from tests.flows.living import of_this_folder, wait_for
+from tests.living import answers, of_this_folder, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -126,31 +126,29 @@ def test_a_change_computes_what_depends_on_it(
 
 
 def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
-    copy: Path, bloomery: Bloomery, prefect: str, tmp_path: Path
+    copy: Path, sharing: Bloomery, tmp_path: Path
 ) -> None:
-    ended = bloomery(copy, "run", edited(tmp_path, budget__size_bytes=1000), PREFECT_API_URL=prefect)
+    ended = sharing(copy, "run", edited(tmp_path, budget__size_bytes=1000))
     assert ended.returncode == 4, ended.stderr
     assert "no candidate is within the budget" in ended.stderr
     assert re.search(r"pruned-int8: size 2\d\.\d kB, limit 1\.0 kB", ended.stderr), ended.stderr
-    assert json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
+    assert json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
 
 
-def test_a_missed_gate_ends_with_4_and_the_champion_stands(
-    copy: Path, bloomery: Bloomery, prefect: str, tmp_path: Path
-) -> None:
+def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, sharing: Bloomery, tmp_path: Path) -> None:
     # Another candidate is chosen, so there is a second version to refuse.
     mine = edited(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
-    ended = bloomery(copy, "run", mine, PREFECT_API_URL=prefect)
+    ended = sharing(copy, "run", mine)
     assert ended.returncode == 4, ended.stderr
     assert "ReleaseRefused" in ended.stderr
-    versions = json.loads(bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    versions = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert [(one["version"], one["aliases"]) for one in versions] == [(2, []), (1, ["champion"])]
     assert versions[0]["release"].startswith("refused: accuracy is")
 
 
-def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, bloomery: Bloomery, prefect: str) -> None:
+def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, sharing: Bloomery) -> None:
     """The measured answers are changed, with a record to match: then the bento's answers are the wrong ones."""
-    found = json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)
+    found = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
     (answers,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
     table = pq.read_table(answers)
     labels = [(label + 1) % 10 for label in table["answer"].to_pylist()]
@@ -160,10 +158,10 @@ def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, blo
     record["files"][answers.name] = entry
     (answers.parent / "record.json").write_text(json.dumps(record))
     shutil.rmtree(copy / "stages" / "promote")
-    ended = bloomery(copy, "run", "digits", PREFECT_API_URL=prefect)
+    ended = sharing(copy, "run", "digits")
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "for the row with id 0 the bento answers 0" in ended.stderr
-    after = json.loads(bloomery(copy, "show", "digits@champion", "--json").stdout)
+    after = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
     assert (after["version"], after["aliases"]) == (found["version"], ["champion"])
 
 
@@ -173,11 +171,11 @@ def _sha256(path: Path) -> str:
     return digest_of_file(path)
 
 
-def test_a_damaged_bento_is_packaged_again(copy: Path, bloomery: Bloomery, prefect: str) -> None:
+def test_a_damaged_bento_is_packaged_again(copy: Path, sharing: Bloomery) -> None:
     (model,) = (copy / "bentoml" / "bentos" / "digits").glob("*/src/artifacts/model.onnx")
     good = model.read_bytes()
     model.write_bytes(good[:-1])
-    ended = bloomery(copy, "run", "digits", PREFECT_API_URL=prefect)
+    ended = sharing(copy, "run", "digits")
     assert ended.returncode == 0, ended.stderr
     assert outcomes(ended)["package"] == "computed"
     assert model.read_bytes() == good
@@ -200,14 +198,7 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
         assert server.stdout is not None
         assert json.loads(server.stdout.readline())["bento"] == finished[1]["bento"]["tag"]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as client:
-
-            def is_ready() -> bool:
-                try:
-                    return client.get("/readyz").is_success
-                except httpx.HTTPError:
-                    return False
-
-            wait_for(is_ready, timeout_s=60)
+            wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout_s=60)
             yield client
     finally:
         server.send_signal(signal.SIGTERM)

@@ -28,11 +28,11 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def drafted(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> Path:
+def drafted(tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> Path:
     """A recipe that `bloomery init` has drafted, with a column to tell figures apart by."""
     folder = tmp_path_factory.mktemp("diabetes")
     named = ("--data", "sklearn:diabetes", "--label", "target", "--output", str(folder))
-    made = bloomery(folder / "home", "init", "diabetes", *named, "--json")
+    made = sharing(folder / "home", "init", "diabetes", *named, "--json")
     assert made.returncode == 0, made.stdout + made.stderr
     path = folder / "diabetes.yaml"
     document = yaml.safe_load(path.read_text())
@@ -59,7 +59,7 @@ def ended(table: str, drafted: Path, sharing: Bloomery) -> dict[str, Any]:
 
 
 def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
-    ended: dict[str, Any], drafted: Path, bloomery: Bloomery
+    ended: dict[str, Any], drafted: Path, sharing: Bloomery
 ) -> None:
     home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
     dataset = chosen["options"]["trained"]["dataset"]
@@ -74,7 +74,7 @@ def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
     checked = pq.read_table(home / dataset["checked"]["uri"])
     labels = dict(zip(checked["id"].to_pylist(), checked["target"].to_pylist(), strict=True))
     assert truth == pytest.approx([labels[key] for key in answers["id"].to_pylist()], rel=1e-5)
-    shown = json.loads(bloomery(home, "show", "diabetes@champion", "--json").stdout)
+    shown = json.loads(sharing(home, "show", "diabetes@champion", "--json").stdout)
     assert shown["figures"]["test_rmse"] == pytest.approx(error)
     assert {"test_mae", "test_r2", "rmse_rise_high", "test_rmse_low"} <= set(shown["figures"])
     assert f"RMSE {error:.1f} (" in shown["description"]
@@ -109,11 +109,11 @@ def test_the_table_tells_the_error_and_its_rise(table: str) -> None:
         assert words in table
 
 
-def test_limits_of_classes_are_refused(drafted: Path, bloomery: Bloomery) -> None:
+def test_limits_of_classes_are_refused(drafted: Path, sharing: Bloomery) -> None:
     document = yaml.safe_load(drafted.read_text())
     strict = drafted.with_name("strict.yaml")
     strict.write_text(yaml.safe_dump({**document, "gates": {"min_accuracy": 0.5}}))
-    misplaced = bloomery(drafted.parent / "home", "check", str(strict), "--json")
+    misplaced = sharing(drafted.parent / "home", "check", str(strict), "--json")
     assert misplaced.returncode == 2
     assert "gates.min_accuracy is a limit of a classification" in json.loads(misplaced.stdout)["found"]
 

@@ -37,9 +37,9 @@ def origin(bento: Path) -> Origin:
 
 
 @pytest.mark.slow
-def test_a_version_is_made_again_bit_for_bit(finished: Finished, bloomery: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_version_is_made_again_bit_for_bit(finished: Finished, sharing: Callable[..., Any], tmp_path: Path) -> None:
     home, release = finished
-    ended = bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    ended = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     told = json.loads(ended.stdout)
     assert (told["version"], told["verdict"]) == (release["bento"]["tag"], "identical")
@@ -49,13 +49,13 @@ def test_a_version_is_made_again_bit_for_bit(finished: Finished, bloomery: Calla
     assert len([step for step in told["steps"] if step["stage"] == "compress"]) == 4
     assert told["steps"][-1]["digest"] == release["bento"]["digest"]
     assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
-    again = bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    again = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
     assert "not empty" in json.loads(again.stdout)["found"]
 
 
 @pytest.mark.slow
 def test_the_first_stage_that_differs_is_told_with_its_cause(
-    bento: Path, origin: Origin, bloomery: Callable[..., Any], tmp_path: Path
+    bento: Path, origin: Origin, sharing: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The bento says of other weights, which another number of threads made; there is nothing of it but the folder."""
     place = bento / "src" / "artifacts" / "origin.json"
@@ -64,7 +64,7 @@ def test_the_first_stage_that_differs_is_told_with_its_cause(
     document["surroundings"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
     document["surroundings"]["packages"]["torch"] = "0.4.1"
     place.write_text(json.dumps(document))
-    ended = bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
+    ended = sharing(tmp_path / "home", "reproduce", str(bento), "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
     assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
@@ -112,7 +112,7 @@ NETWORKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_other_networks_are_made_again_and_a_changed_source_is_named(
-    kind: str, home: Path, bloomery: Callable[..., Any], tmp_path: Path
+    kind: str, home: Path, sharing: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Made stage by stage in this process, and again in one of its own."""
     from flows.pipeline import PLAIN
@@ -130,13 +130,13 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     made: Any = in_order(stages, recipe, locate(recipe.data, recipe.contract.personal_columns), None)
     folder = str(bento_folder(made.tag))
 
-    ended = bloomery(tmp_path / "other", "reproduce", folder, "--json")
+    ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["verdict"]) == (0, "identical"), told
     assert told["steps"][-1]["found"] == made.digest
     if kind == "transformer":  # of the source, the network knows nothing
         (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
-        ended = bloomery(tmp_path / "other", "reproduce", folder, "--json")
+        ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
         told = json.loads(ended.stdout)
         assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
         assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
@@ -186,8 +186,8 @@ def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) ->
     assert "same cards" not in guarantee(on_none)
 
 
-def test_a_bento_alone_draws_the_whole_tree(bento: Path, bloomery: Callable[..., Any], tmp_path: Path) -> None:
-    printed = bloomery(tmp_path / "home", "show", str(bento)).stdout
+def test_a_bento_alone_draws_the_whole_tree(bento: Path, sharing: Callable[..., Any], tmp_path: Path) -> None:
+    printed = sharing(tmp_path / "home", "show", str(bento)).stdout
     for words in (
         "sklearn:digits",
         "contract digits",

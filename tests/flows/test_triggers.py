@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from flows.recipe import RECIPES
+from tests.living import answers, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +52,10 @@ class Standing(NamedTuple):
     api: str
     home: Path
     environment: dict[str, str]
+    client: httpx.Client
 
     def post(self, path: str, **body: Any) -> Any:
-        return httpx.post(f"{self.api}/{path}", json=body, trust_env=False, timeout=30).json()
+        return self.client.post(f"/{path}", json=body).json()
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
         wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
@@ -66,15 +67,6 @@ class Standing(NamedTuple):
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +100,15 @@ def standing(
         )
         signal.signal(signal.SIGINT, ours)
 
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"{api}/health", trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
-
     try:
         start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(is_ready)
+        wait_for(lambda: answers(f"{api}/health"))
         subprocess.run(
             ["prefect", "work-pool", "create", "bloomery", "--type", "process"], env=environment, check=True, cwd=ROOT
         )
         start("prefect", "worker", "start", "--pool", "bloomery")
-        yield Standing(api, home, environment)
+        with httpx.Client(base_url=api, trust_env=False, timeout=30) as client:
+            yield Standing(api, home, environment, client)
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
@@ -136,98 +123,98 @@ def recipe_in(folder: Path, name: str, **changes: Any) -> Path:
     return path
 
 
-def versions(bloomery: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
-    told = json.loads(bloomery(home, "show", "digits", "--json").stdout)["versions"]
+def versions(sharing: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
+    told = json.loads(sharing(home, "show", "digits", "--json").stdout)["versions"]
     return {one["version"]: (one["aliases"], one["release"]) for one in told}
 
 
 def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
-    standing: Standing, tmp_path: Path, bloomery: Bloomery
+    standing: Standing, tmp_path: Path, sharing: Bloomery
 ) -> None:
     budget = {"accuracy_drop": 0.02, "objective": "latency"}
     recipe = recipe_in(tmp_path, "asks", budget=budget, approval={"timeout": "1h"})
     standing.python(DEPLOY, "digits", str(recipe))
-    deployment = httpx.get(f"{standing.api}/deployments/name/pipeline/digits", trust_env=False).json()
+    deployment = standing.client.get("/deployments/name/pipeline/digits").json()
     run = standing.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
 
     def state() -> str:
-        return str(httpx.get(f"{standing.api}/flow_runs/{run}", trust_env=False).json()["state"]["name"])
+        return str(standing.client.get(f"/flow_runs/{run}").json()["state"]["name"])
 
     wait_for(lambda: state() in ("Suspended", "Failed", "Crashed"))
     assert state() == "Suspended"
-    before = versions(bloomery, standing.home)
+    before = versions(sharing, standing.home)
     assert before[1][0] == ["champion"]
     assert before[2][0] == []
     assert before[2][1].startswith("waits for approval until")
     (shown,) = standing.post("artifacts/latest/filter", artifacts={"key": {"any_": ["approval"]}})
     assert "| | version 2 | champion, version 1 |" in shown["data"]
     assert "| p50 of one row |" in shown["data"]
-    refused = bloomery(standing.home, "promote", "digits:2", PREFECT_API_URL=standing.api)
+    refused = sharing(standing.home, "promote", "digits:2", PREFECT_API_URL=standing.api)
     assert refused.returncode == 4
     assert "bloomery approve digits:2" in refused.stderr
     # The page asks for who and why, and the server takes no answer without them.
     answered = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
     assert (answered["status"], state()) == ("REJECT", "Suspended")
-    approved = bloomery(
+    approved = sharing(
         standing.home, "approve", "digits", "--why", "it is quicker", "--json", PREFECT_API_URL=standing.api
     )
     assert approved.returncode == 0, approved.stdout + approved.stderr
     assert json.loads(approved.stdout)["flow_run"] == run
     wait_for(lambda: state() in ("Completed", "Failed", "Crashed"))
     assert state() == "Completed"
-    assert versions(bloomery, standing.home)[2] == (["champion"], "promoted")
-    changes = json.loads(bloomery(standing.home, "history", "digits", "--json").stdout)
+    assert versions(sharing, standing.home)[2] == (["champion"], "promoted")
+    changes = json.loads(sharing(standing.home, "history", "digits", "--json").stdout)
     assert [(one["action"], one["replaced"], one["version"]) for one in changes[1:]] == [("approve", 1, 2)]
     assert changes[-1]["why"] == "it is quicker"
     assert "@" in changes[-1]["by"]
-    again = bloomery(standing.home, "approve", "digits", "--why", "again")
+    again = sharing(standing.home, "approve", "digits", "--why", "again")
     assert again.returncode == 2
     assert "no version of digits waits" in again.stderr
 
 
 def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the_next(
-    copy: Path, tmp_path: Path, bloomery: Bloomery
+    copy: Path, tmp_path: Path, bloomery: Bloomery, sharing: Bloomery
 ) -> None:
     budget = {"accuracy_drop": 0.02, "objective": "latency"}
     recipe = str(recipe_in(tmp_path, "asks", budget=budget, approval="required"))
     ended = bloomery(copy, "run", recipe)
     assert ended.returncode == 4, ended.stderr
     assert "digits version 2 passed its gates and waits for approval" in ended.stderr
-    assert versions(bloomery, copy)[1][0] == ["champion"]
-    said = bloomery(copy, "approve", "digits:2", "--refuse", "--why", "not before the holidays")
+    assert versions(sharing, copy)[1][0] == ["champion"]
+    said = sharing(copy, "approve", "digits:2", "--refuse", "--why", "not before the holidays")
     assert said.returncode == 0, said.stderr
     again = bloomery(copy, "run", recipe)
     assert again.returncode == 4
     assert "said no: not before the holidays" in again.stderr
-    assert versions(bloomery, copy)[1][0] == ["champion"]
-    changes = json.loads(bloomery(copy, "history", "digits", "--json").stdout)
+    assert versions(sharing, copy)[1][0] == ["champion"]
+    changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
     assert [(one["action"], one["version"]) for one in changes] == [("run", 1), ("refuse", 2)]
-    promoted = bloomery(copy, "promote", "digits:2", "--despite-refusal", "--why", "after the holidays")
+    promoted = sharing(copy, "promote", "digits:2", "--despite-refusal", "--why", "after the holidays")
     assert promoted.returncode == 0, promoted.stderr
-    rolled = bloomery(copy, "rollback", "digits")
+    rolled = sharing(copy, "rollback", "digits")
     assert rolled.returncode == 0, rolled.stderr
-    assert versions(bloomery, copy)[1][0] == ["champion"]
+    assert versions(sharing, copy)[1][0] == ["champion"]
 
 
 def test_without_a_decision_in_time_the_version_is_refused_and_the_champion_stands(
-    standing: Standing, copy: Path, tmp_path: Path, bloomery: Bloomery
+    standing: Standing, copy: Path, tmp_path: Path, sharing: Bloomery
 ) -> None:
     budget = {"accuracy_drop": 0.02, "objective": "latency"}
     recipe = str(recipe_in(tmp_path, "lapses", budget=budget, approval={"timeout": "3s"}))
-    ended = bloomery(copy, "run", recipe, "--json", PREFECT_API_URL=standing.api)
+    ended = sharing(copy, "run", recipe, "--json", PREFECT_API_URL=standing.api)
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["error"]) == (4, "ReleaseRefused"), ended.stderr
     assert told["found"].startswith("digits version 2 was refused: nobody decided")
     assert "--despite-refusal" in told["remedy"]
     (run, *_) = standing.post("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)
     assert run["state_type"] == "FAILED", run["state"]
-    found = versions(bloomery, copy)
+    found = versions(sharing, copy)
     assert found[1] == (["champion"], "promoted")
     assert found[2][0] == []
     assert found[2][1].startswith("refused: nobody decided")
-    changes = json.loads(bloomery(copy, "history", "digits", "--json").stdout)
+    changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
     assert [(one["action"], one["version"], one["by"]) for one in changes[1:]] == [("refuse", 2, "nobody")]
-    late = bloomery(copy, "approve", "digits:2", "--why", "too late")
+    late = sharing(copy, "approve", "digits:2", "--why", "too late")
     assert late.returncode == 2
     assert "no version of digits:2 waits" in late.stderr
 

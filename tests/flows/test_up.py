@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import yaml
 from flows.recipe import RECIPES, known_recipes
 from tasks.processes import free_port
 from tasks.standing import processes_of
+from tests.living import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -37,16 +37,6 @@ QUICK: dict[str, Any] = {
     "budget": {"accuracy_drop": 1.0, "size_bytes": 1_000_000, "latency_ms": 1000},
     "gates": {"min_accuracy": 0.5, "champion_drop": 1.0},
 }
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 @pytest.fixture(scope="module")
@@ -214,17 +204,21 @@ def test_a_run_goes_on_whatever_is_killed_and_ends_like_an_undisturbed_one(
         run = started.json()["id"]
         kill_the_run_and_its_worker(home, call, run)
         latest = newest_step(home)
-        wait_for(lambda: steps(home) and newest_step(home) > latest, "training that goes on", 240)
+        wait_for(lambda: steps(home) and newest_step(home) > latest, what="training that goes on", timeout_s=240)
         assert told_of(api, run)["run_count"] == 2
     for stage in ("train", "compress"):
-        wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), f"the stage {stage}", 240)
+        wait_for(
+            lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")),
+            what=f"the stage {stage}",
+            timeout_s=240,
+        )
         before = servers(call("status"))
         for name in ("prefect", "mlflow"):
             os.kill(before[name]["pid"], signal.SIGKILL)
         assert list((home / "stages" / ".tmp").glob(f"{stage}-*")), "the stage had ended before the blow"
-        wait_for(lambda before=before: all_up(call, before), "servers that stand again", 180)
+        wait_for(lambda before=before: all_up(call, before), what="servers that stand again", timeout_s=180)
     with client(standing) as api:
-        found = wait_for(lambda: ended(api, run), "the end of the run", 240)
+        found = wait_for(lambda: ended(api, run), what="the end of the run", timeout_s=240)
         states = [one["name"] for one in api.get("/flow_run_states/", params={"flow_run_id": run}).json()]
         running = api.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).json()
     assert (found["state_type"], found["run_count"], running) == ("COMPLETED", 2, []), found["state"]["message"]
@@ -241,17 +235,17 @@ def test_a_run_goes_on_whatever_is_killed_and_ends_like_an_undisturbed_one(
     assert version["bento"] == wanted["bento"]
     assert {name: version["tags"][name] for name in DIGESTS} == {name: wanted["tags"][name] for name in DIGESTS}
     # The endpoint followed, and until then the champion before it has answered whoever asked.
-    wait_for(lambda: asked.models[-1] == version["bento"], "an endpoint that follows", 30)
+    wait_for(lambda: asked.models[-1] == version["bento"], what="an endpoint that follows", timeout_s=30)
     assert asked.failures == []
     assert len(set(asked.models)) == 2
 
 
 def kill_the_run_and_its_worker(home: Path, call: Callable[..., Any], run: str) -> None:
-    wait_for(lambda: steps(home), "a checkpoint")
+    wait_for(lambda: steps(home), what="a checkpoint")
     work = json.loads((home / "runs" / f"{run}.json").read_text())
     os.kill(servers(call("status"))["worker"]["pid"], signal.SIGKILL)
     os.kill(work["pid"], signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(work["pid"]), "the end of the run's process", 10)
+    wait_for(lambda: not psutil.pid_exists(work["pid"]), what="the end of the run's process", timeout_s=10)
 
 
 def steps(home: Path) -> list[Path]:
@@ -282,7 +276,7 @@ def all_up(call: Callable[..., Any], before: dict[str, Any]) -> bool:
 
 def test_a_killed_supervisor_leaves_nothing_and_down_ends_everything(standing, home, call, ports) -> None:
     os.kill(json.loads((home / "up" / "status.json").read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: not processes_of(home), "the end of what it had started", 60)
+    wait_for(lambda: not processes_of(home), what="the end of what it had started", timeout_s=60)
     assert call("status") == {"is_up": False, "servers": []}
     again = servers(call("up", *ports))
     assert {server["state"] for server in again.values()} == {"up"}

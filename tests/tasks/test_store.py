@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,11 +72,20 @@ def test_a_stage_that_fails_leaves_nothing(home: Path) -> None:
     assert not (home / "stages" / "ingest").exists()
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(home: Path) -> None:
+def _save_by_torch(path: Path) -> None:
+    import torch
+
+    torch.save(torch.zeros(50_000), path)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: path.write_bytes(b"0" * 100_000), _save_by_torch], ids=["bytes", "tensors"]
+)
+def test_a_full_disk_is_named_and_leaves_nothing(write: Callable[[Path], Any], home: Path) -> None:
     def write_much(out: Output) -> RawRows:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         try:
-            out.path("large.bin").write_bytes(b"0" * 100_000)
+            write(out.path("large.bin"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         raise AssertionError("the limit did not hold")

@@ -1,4 +1,4 @@
-"""What tests of running pipelines look for: processes of a state folder, and a condition that comes true in time."""
+"""What tests of what runs look for: processes of a state folder, servers that answer, what comes true in time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
+
+# One, since to make a client takes 30 ms, a hundred times as long as to ask.
+_CLIENT = httpx.Client(trust_env=False, timeout=5)
 
 
 def of_this_folder(home: Path) -> list[psutil.Process]:
@@ -22,11 +26,20 @@ def of_this_folder(home: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 120, step_s: float = 0.05) -> Any:
+def wait_for(
+    condition: Callable[[], Any], *, timeout_s: float = 120, step_s: float = 0.05, what: str = "a condition"
+) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(step_s)
-    raise AssertionError("waited in vain")
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def answers(url: str) -> bool:
+    try:
+        return _CLIENT.get(url).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,105 @@
+"""Runs of `bloomery`, forked from a process that has imported the engines, which takes longer than most of them.
+
+`Forks` is used by tests; the module run as a program is the process to fork from. It reads lines of JSON: an object
+starts a run, and its process id is answered; a number waits for the process of that id, and its exit code is answered.
+A run that starts a Prefect server of its own cannot be forked: it tells prefect of the server before it imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Forks:
+    """Starts runs in processes of their own, with an environment of their own."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "tests.forks"]
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, **streams)
+
+    @property
+    def pid(self) -> int:
+        return self._parent.pid
+
+    def start(self, *arguments: str, environment: dict[str, str], out: Path, err: Path) -> int:
+        """The process id. The run's output is appended to the two files. `environment` names a Prefect server."""
+        assert "PREFECT_API_URL" in environment
+        return self._ask(
+            {"arguments": arguments, "environment": environment, "out": str(out.absolute()), "err": str(err.absolute())}
+        )
+
+    def wait(self, pid: int, timeout_s: float = 300) -> int:
+        """The exit code of the run's process; of one that was killed the signal's number, negative.
+
+        A process that takes longer is killed.
+        """
+        killer = threading.Timer(timeout_s, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        try:
+            return self._ask(pid)
+        finally:
+            killer.cancel()
+
+    def close(self) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(timeout=30)
+
+    def _ask(self, what: object) -> int:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(what) + "\n")
+        self._parent.stdin.flush()
+        return int(self._parent.stdout.readline())
+
+
+def _run(told: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    for number, path in ((0, os.devnull), (1, told["out"]), (2, told["err"])):
+        mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(path, mode, 0o644), number)
+    from prefect.context import refresh_global_settings_context
+
+    from flows.cli import main
+    from tasks import settings
+
+    settings.settings.cache_clear()
+    settings.enter(with_room=False)  # before prefect reads the variables that are set there
+    refresh_global_settings_context()
+    sys.argv = ["bloomery", *told["arguments"]]
+    main()
+
+
+def _serve() -> None:
+    import great_expectations  # noqa: F401
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import torch  # noqa: F401
+
+    import flows.cli
+    import flows.pipeline  # noqa: F401
+
+    for line in sys.stdin:
+        told = json.loads(line)
+        if isinstance(told, int):
+            print(os.waitstatus_to_exitcode(os.waitpid(told, 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            _run(told)
+        print(child, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
