@@ -25,8 +25,9 @@ def versions(name: str) -> dict[str, Any]:
     Raises:
         DataMissing: the registry has no such name.
     """
-    from tasks import registry
+    from tasks import approvals, registry
 
+    approvals.settle_lapsed(name)
     found = registry.require_versions(name)
     champion = registry.champion(name)
     serving = None if champion is None else champion.version
@@ -39,9 +40,10 @@ def version(reference: str) -> dict[str, Any]:
     Raises:
         DataMissing: there is no such version.
     """
-    from tasks import promotions, registry, tracking
+    from tasks import approvals, promotions, registry, tracking
     from tasks.origins import origin_in
 
+    approvals.settle_lapsed(registry.version_of(reference).name)
     found = registry.version_of(reference)
     champion = registry.champion(found.name)
     facts = _facts(found, champion is not None and champion.version == found.version)

@@ -77,7 +77,8 @@ def settle_lapsed(name: str) -> None:
     """Afterwards all versions of `name` for which nobody decided in time are marked as refused."""
     for version in registry.versions(name):
         request = of(version)
-        if request is not None and request.has_lapsed:
+        is_marked = not version.tags.get("release", "").startswith(WAITS)
+        if request is not None and request.has_lapsed and not is_marked:
             with promotions.changing(name):
                 settle(version, request)
 

@@ -123,7 +123,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))
     (tmp_path / "wishes.odcs.yaml").write_text(CONTRACT)
     document = yaml.safe_load(RECIPE) | {"model": NETWORKS[kind]}
-    document["training"]["num_threads"] = 2 if kind == "rnn" else 1
+    document["training"]["num_threads"] = 2
     (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(document))
     recipe = read_recipe(str(tmp_path / "wishes.yaml"))
     stages = SimpleNamespace(**{**vars(PLAIN), "promote": lambda bento, *_: bento})
