@@ -121,14 +121,15 @@ class RowCheck:
 
     def _require_conditions(self, rows: list[Row]) -> None:
         """Raises RowsRefused where a condition is false."""
-        problems = [problem for asked in self._conditions for problem in self._unkept(asked, rows)]
+        batch = self.columns(rows).batch if self._conditions and len(rows) > _ROWS_ASKED_ALONE else None
+        problems = [problem for asked in self._conditions for problem in self._unkept(asked, rows, batch)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
 
-    def _unkept(self, asked: _Asked, rows: list[Row]) -> list[dict[str, Any]]:
-        """Row, columns, values and rule for each row where the condition is false."""
-        if len(rows) > _ROWS_ASKED_ALONE:
-            places = _false_in(asked.condition, self.columns(rows).batch)
+    def _unkept(self, asked: _Asked, rows: list[Row], batch: pa.RecordBatch | None) -> list[dict[str, Any]]:
+        """Row, columns, values and rule for each row where the condition is false. Without a batch each is asked."""
+        if batch is not None:
+            places = _false_in(asked.condition, batch)
         else:
             try:
                 places = [place for place, row in enumerate(rows) if asked.value(row) is False]

@@ -38,9 +38,7 @@ def promote(
         from tasks.rehearsal import rehearse
         from tasks.serving import require_bento
 
-        found = registry.version_of(version)
-        approvals.settle_lapsed(found.name)
-        found = registry.version_of(f"{found.name}:{found.version}")
+        found = approvals.settled(version)
         _require_not_refused(found, despite_refusal)
         tag = found.tags[registry.BENTO]
         registry.require_not_freed(found, bento_folder(tag).is_dir())

@@ -43,8 +43,7 @@ def version(reference: str) -> dict[str, Any]:
     from tasks import approvals, promotions, registry, tracking
     from tasks.origins import origin_in
 
-    approvals.settle_lapsed(registry.version_of(reference).name)
-    found = registry.version_of(reference)
+    found = approvals.settled(reference)
     champion = registry.champion(found.name)
     facts = _facts(found, champion is not None and champion.version == found.version)
     facts["lineage"] = [

@@ -65,11 +65,10 @@ def decide(request: Request, decision: Decision) -> Request:
 def settle(version: ModelVersion, request: Request) -> Request:
     """Afterwards a refused version is marked so, and the history has who refused it."""
     refusal = request.refusal
-    marked = f"refused: {refusal}"[:4000]
-    if refusal is not None and version.tags.get("release") != marked:
+    if refusal is not None and not _is_marked(version, refusal):
         by, why = (request.decision.by, request.decision.why) if request.decision else ("nobody", refusal)
         promotions.remember_refusal(version, request.replaces, why, by)
-        _mark(request, marked)
+        _mark(request, _verdict(refusal))
     return request
 
 
@@ -77,10 +76,21 @@ def settle_lapsed(name: str) -> None:
     """Afterwards all versions of `name` for which nobody decided in time are marked as refused."""
     for version in registry.versions(name):
         request = of(version)
-        is_marked = not version.tags.get("release", "").startswith(WAITS)
-        if request is not None and request.has_lapsed and not is_marked:
-            with promotions.changing(name):
-                settle(version, request)
+        if request is None or not request.has_lapsed or _is_marked(version, request.refusal):
+            continue  # whoever only looks takes no lock
+        with promotions.changing(name):
+            settle(version, request)
+
+
+def settled(reference: str) -> ModelVersion:
+    """The version, after all of its name for which nobody decided in time were marked as refused.
+
+    Raises:
+        DataMissing: there is no such version.
+    """
+    found = registry.version_of(reference)
+    settle_lapsed(found.name)
+    return registry.version_of(f"{found.name}:{found.version}")
 
 
 def require_not_refused(version: ModelVersion) -> Request | None:
@@ -147,6 +157,14 @@ def close(version: ModelVersion) -> None:
 def _is_open(request: Request) -> bool:
     """Whether a decision can still be given, or was given and not yet acted upon."""
     return request.refusal is None
+
+
+def _verdict(refusal: str | None) -> str:
+    return f"refused: {refusal}"[:4000]
+
+
+def _is_marked(version: ModelVersion, refusal: str | None) -> bool:
+    return bool(version.tags.get("release") == _verdict(refusal))
 
 
 def _mark(request: Request, verdict: str) -> None:

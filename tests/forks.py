@@ -27,10 +27,6 @@ class Forks:
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, **streams)
 
-    @property
-    def pid(self) -> int:
-        return self._parent.pid
-
     def start(self, *arguments: str, environment: dict[str, str], out: Path, err: Path) -> int:
         """The process id. The run's output is appended to the two files. `environment` names a Prefect server."""
         assert "PREFECT_API_URL" in environment

@@ -160,12 +160,12 @@ class Connection(HttpToolsProtocol):
 
 
 _Headers = list[tuple[bytes, bytes]]
-_written: tuple[_Headers, bytes] = [], b""
+_last: tuple[_Headers, bytes] = [], b""
 
 
 def _lines(headers: _Headers) -> bytes:
     """As they are sent. uvicorn's own are a new list once a second, so the last is kept."""
-    global _written
-    if headers is not _written[0]:
-        _written = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
-    return _written[1]
+    global _last
+    if headers is not _last[0]:
+        _last = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
+    return _last[1]

@@ -43,6 +43,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OF_BENTOML = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
+_JSON = JSON.encode()
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 _log = logging.getLogger("bloomery.endpoint")
 
@@ -343,7 +344,7 @@ def _media_type(headers: dict[bytes, bytes]) -> str:
         found = headers[b"content-encoding"].decode("latin-1")
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is encoded as {found}; send it as it is")
     sent = headers.get(b"content-type", b"")
-    if sent == b"application/json":  # as nearly all say it
+    if sent == _JSON:  # as nearly all say it
         return JSON
     stated = sent.decode("latin-1").split(";")[0].strip().lower()
     if stated not in (JSON, ARROW):

@@ -27,8 +27,8 @@ _MOST_TOGETHER = 32  # requests that a run waits for; each further one would sav
 _SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
 
 
-class _Together:
-    """The answers of one run."""
+class _Run:
+    """The answers of one run of the network."""
 
     def __init__(self, version: Version, given: np.ndarray) -> None:
         self._version, self.given = version, given
@@ -42,18 +42,18 @@ class _Together:
 class Given(NamedTuple):
     """The answers to the rows of one request."""
 
-    together: _Together
+    run: _Run
     start: int
     stop: int
 
     @property
     def array(self) -> np.ndarray:
         """Probabilities float64 (B, K), or figures float64 (B,)."""
-        return self.together.given[self.start : self.stop]
+        return self.run.given[self.start : self.stop]
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
-        return self.together.predictions[self.start : self.stop]
+        return self.run.predictions[self.start : self.stop]
 
 
 Settle = Callable[[Given | Exception], None]
@@ -83,7 +83,6 @@ class Answered(NamedTuple):
 
 class _Waiting(NamedTuple):
     rows: list[Row] | pa.RecordBatch
-    num_rows: int
     request: str
     began: float
     settle: Settle
@@ -108,7 +107,7 @@ class Ticks:
         """
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._end_turn)
-        self._waiting.append(_Waiting(rows, len(rows), request, began, settle))
+        self._waiting.append(_Waiting(rows, request, began, settle))
 
     def _end_turn(self) -> None:
         num_waiting = len(self._waiting)
@@ -122,7 +121,7 @@ class Ticks:
     def _answer_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for group in _groups(waiting):
-            num_rows = sum(one.num_rows for one in group)
+            num_rows = sum(len(one.rows) for one in group)
             if num_rows * self._seconds_a_row < _SECONDS_ALONE:
                 self._settle(group, *self._answers(group))
             else:
@@ -157,10 +156,11 @@ class Ticks:
             for one in group:
                 one.settle(given if isinstance(given, Exception) else RuntimeError("no rows"))
             return
-        together, start = _Together(self.version, given), 0
+        run, start = _Run(self.version, given), 0
         for one in group:
-            one.settle(Given(together, start, start + one.num_rows))
-            start += one.num_rows
+            stop = start + len(one.rows)
+            one.settle(Given(run, start, stop))
+            start = stop
         self._on_answered(
             Answered(
                 self.version,
@@ -168,7 +168,7 @@ class Ticks:
                 rows,
                 given,
                 tuple(one.request for one in group),
-                tuple(one.num_rows for one in group),
+                tuple(len(one.rows) for one in group),
                 tuple(one.began for one in group),
                 time.perf_counter(),
                 run_seconds,
@@ -182,11 +182,11 @@ def _groups(waiting: list[_Waiting]) -> list[list[_Waiting]]:
     num_rows = _MOST_ROWS
     for one in waiting:
         is_alone = not isinstance(one.rows, list)
-        if is_alone or num_rows + one.num_rows > _MOST_ROWS:
+        if is_alone or num_rows + len(one.rows) > _MOST_ROWS:
             groups.append([])
             num_rows = 0
         groups[-1].append(one)
-        num_rows = _MOST_ROWS if is_alone else num_rows + one.num_rows
+        num_rows = _MOST_ROWS if is_alone else num_rows + len(one.rows)
     return groups
 
 
