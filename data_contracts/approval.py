@@ -25,7 +25,9 @@ def _approval(stated: Any) -> Any:
     return {} if stated == "required" else stated
 
 
-StatedApproval = Annotated[Approval | None, BeforeValidator(_approval)]
+StatedApproval = Annotated[
+    Approval | None, BeforeValidator(_approval, json_schema_input_type=Literal["required"] | Approval | None)
+]
 
 
 class Terms(Means):

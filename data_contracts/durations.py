@@ -6,15 +6,16 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_FORM = r"([1-9]\d{0,8})\s*([smhd])"
 
 
 def _read(stated: Any) -> Any:
     if isinstance(stated, timedelta):
         return stated
-    found = re.fullmatch(r"([1-9]\d{0,8})\s*([smhd])", str(stated))
+    found = re.fullmatch(_FORM, str(stated))
     if found is None:
         raise ValueError("a span of time is a whole number above 0 with s, m, h or d behind it, such as 30m")
     return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
@@ -27,4 +28,8 @@ def in_words(span: timedelta) -> str:
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
-Duration = Annotated[timedelta, BeforeValidator(_read), PlainSerializer(in_words)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_read, json_schema_input_type=Annotated[str, Field(pattern=f"^{_FORM}$")]),
+    PlainSerializer(in_words),
+]

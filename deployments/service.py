@@ -28,8 +28,10 @@ from deployments.endpoint.image import image
 from deployments.endpoint.limits import read_limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.opening import open_endpoint, read_versions, read_wishes
+from deployments.endpoint.parent import end_with
 from deployments.endpoint.versions import read_manifest
 
+PARENT = os.getppid()  # as early as it can be asked for
 ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
 limits = read_limits()
 limit_connections(limits)
@@ -63,6 +65,8 @@ class Endpoint:
     """One model version behind its contract."""
 
     def __init__(self) -> None:
+        if bentoml.server_context.worker_index is not None:  # not where a program of its own holds the endpoint
+            end_with(PARENT)
         self._end = open_endpoint(application, ARTIFACTS, read_wishes())
 
     @bentoml.on_shutdown

@@ -26,7 +26,7 @@ from flows.recipe import read_recipe  # noqa: E402
 from flows.slots import with_slots  # noqa: E402
 from flows.working import at_work_on  # noqa: E402
 from models.compression.budget import Budget  # noqa: E402
-from models.compression.config import Compression  # noqa: E402
+from models.compression.config import StatedCompression  # noqa: E402
 from models.config import Gates  # noqa: E402
 from models.networks.config import Model  # noqa: E402
 from models.training.config import Training  # noqa: E402
@@ -84,7 +84,7 @@ def pipeline(
     period: str | None = None,
     model: Model | None = None,
     training: Training | None = None,
-    compression: Compression | None = None,
+    compression: StatedCompression | None = None,
     budget: Budget | None = None,
     gates: Gates | None = None,
 ) -> Release:

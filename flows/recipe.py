@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from data_contracts.approval import StatedApproval, Terms
 from data_contracts.contract import Contract, read_contract
@@ -24,7 +24,7 @@ from flows.changes import changed
 from flows.misfits import misfits
 from flows.schedule import Schedule
 from models.compression.budget import Budget
-from models.compression.config import Compression
+from models.compression.config import Compression, StatedCompression
 from models.config import Features, Gates, Recent, misplaced_limits
 from models.networks.config import Model
 from models.search import require_possible
@@ -34,11 +34,6 @@ from tasks.bring import bring
 _OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
 RECIPES = Path(__file__).resolve().parent.parent / "deployments"
 CONTRACTS = Path(__file__).resolve().parent.parent / "data_contracts"
-
-
-def _compression(stated: Any) -> Any:
-    """`compression: auto` searches for candidates, with everything left as it is."""
-    return {"explore": True} if stated == "auto" else stated
 
 
 class Watch(Document):
@@ -68,7 +63,7 @@ class RecipeFile(Document):
     spark: SparkMeans = SparkMeans()
     model: Model
     training: Annotated[Training, Field(description="left out for a network that comes trained")] = Training()
-    compression: Annotated[Compression, BeforeValidator(_compression)] = Compression()
+    compression: StatedCompression = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
     schedule: Annotated[Schedule | None, Field(description="when it runs by itself, where `bloomery up` stands")] = None

@@ -165,7 +165,9 @@ class CandidateSpec(Document):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
     student: Annotated[Student | None, Field(description="another network, which takes its place")] = None
     prune: Annotated[
-        Prune | None, BeforeValidator(_as_prune), Field(description="0.5 for half of the channels and hidden units")
+        Prune | None,
+        BeforeValidator(_as_prune, json_schema_input_type=Share | Prune | None),
+        Field(description="0.5 for half of the channels and hidden units"),
     ] = None
     factorise: Annotated[
         Share | None, Field(description="share of each large matrix that leaves when two thin ones take its place")
@@ -289,7 +291,7 @@ class Compression(Document):
     )
     explore: Annotated[
         Explore | None,
-        BeforeValidator(_as_explore),
+        BeforeValidator(_as_explore, json_schema_input_type=bool | Explore | None),
         Field(description="`compression: auto` is the same as `explore: true`"),
     ] = None
     also: Annotated[
@@ -311,3 +313,13 @@ class Compression(Document):
         if not any(candidate.is_as_trained for candidate in self.candidates):
             raise ValueError("one candidate must be the network as trained (nothing but a name) to compare with")
         return self
+
+
+def _auto_is_short(stated: Any) -> Any:
+    """`compression: auto` searches for candidates, with everything left as it is."""
+    return {"explore": True} if stated == "auto" else stated
+
+
+StatedCompression = Annotated[
+    Compression, BeforeValidator(_auto_is_short, json_schema_input_type=Literal["auto"] | Compression)
+]

@@ -218,11 +218,11 @@ def _auto_is_short(value: object) -> object:
 
 
 # Each member names its kind, so a recipe's mistake is told of the one that was meant.
-Model = Annotated[
+_Stated = Annotated[
     Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Imported | Auto,
     Field(discriminator="kind"),
-    BeforeValidator(_auto_is_short),
 ]
+Model = Annotated[_Stated, BeforeValidator(_auto_is_short, json_schema_input_type=Literal["auto"] | _Stated)]
 
 
 def _require_whole_heads(width: int, num_heads: int) -> None:

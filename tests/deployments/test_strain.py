@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from tasks.processes import free_port
+from tasks.processes import free_port, require_free
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -124,6 +125,17 @@ def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what
     assert server.wait(timeout=30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_server_that_is_killed_leaves_no_worker_and_its_port_is_free(
+    served: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    server, port = served
+    workers = psutil.Process(server.pid).children(recursive=True)
+    assert workers
+    server.kill()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    require_free("127.0.0.1", port)
 
 
 def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_error(

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from data_contracts.errors import RecipeInvalid
+from flows.recipe import RECIPES, known_recipes
 from flows.registration import main, why_ended
 from flows.supervisor import Registration
 
@@ -64,3 +67,38 @@ def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
     assert sorted(set(seen)) == [(1, why), (2, why)]
     registration.look("http://127.0.0.1:1/api")
     assert tries.read_text() == "xxx"
+
+
+SHORT_FORMS = [
+    {"model": "auto"},
+    {"compression": "auto"},
+    {"compression": {"explore": True}},
+    {"compression": {"candidates": [{"name": "fp32"}, {"name": "pruned", "prune": 0.5}]}},
+    {"budget": {"accuracy_drop": "0.5pp", "size_bytes": 200_000, "objective": "latency"}},
+]
+
+
+def what_the_server_says(parameters: dict[str, Any]) -> Any:
+    """Its own check of a run's parameters, by the schema that the deployments have."""
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools import validate
+
+    from flows.pipeline import pipeline
+
+    return validate({"recipe": "digits", **parameters}, parameter_schema(pipeline).model_dump_for_openapi())
+
+
+@pytest.mark.parametrize("stated", [*SHORT_FORMS, *known_recipes()], ids=str)
+def test_a_run_may_be_given_whatever_a_recipe_may_say_in_the_form_in_which_it_says_it(
+    stated: dict[str, Any] | str,
+) -> None:
+    if isinstance(stated, str):
+        document = yaml.safe_load((RECIPES / f"{stated}.yaml").read_text())
+        sections = ("model", "training", "compression", "budget", "gates")
+        stated = {name: document[name] for name in sections if name in document}
+    assert what_the_server_says(stated) == []
+
+
+def test_what_no_recipe_may_say_is_refused_before_a_run_is_made() -> None:
+    for stated in ({"model": "car"}, {"compression": {"candidates": [{"name": "a", "prune": 1.5}]}}):
+        assert what_the_server_says(stated)
