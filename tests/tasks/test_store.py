@@ -96,6 +96,32 @@ def test_a_full_disk_is_named_and_leaves_nothing(write: Callable[[Path], Any], h
     assert not list((home / "stages" / ".tmp").iterdir())
 
 
+def test_a_disk_that_turns_read_only_under_a_stage_is_named(home: Path) -> None:
+    """As Linux makes one that has faults. Nothing can be tidied up then; the next stage does it."""
+
+    def mount(*words: str) -> bool:
+        return subprocess.run(["mount", *words], capture_output=True).returncode == 0
+
+    def write_much(out: Output) -> RawRows:
+        out.path("small.bin").write_bytes(b"0")
+        assert mount("-o", "remount,bind,ro", str(place))
+        out.path("large.bin").write_bytes(b"0" * 100_000)
+        raise AssertionError("it could still be written")
+
+    place = home / "stages" / ".tmp"
+    place.mkdir(parents=True)
+    if not mount("--bind", str(place), str(place)):
+        pytest.skip("this user may not mount a disk")
+    try:
+        with pytest.raises(StateUnwritable, match="stage ingest could not write: Read-only file system"):
+            store.find_or_compute("ingest", KEY, RawRows, write_much)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert store.find_or_compute("ingest", KEY, RawRows, make).record.digest == "rows"
+    store.sweep()
+    assert not list(place.iterdir())
+
+
 def _make_slowly(marks: str) -> None:
     def compute(out: Output) -> RawRows:
         with Path(marks).open("a") as stream:
