@@ -37,6 +37,7 @@ _FLOAT = {
     "LSTM",
     "MatMul",
     "MatMulNBits",  # weights of few bits, unpacked and multiplied with floats
+    "MultiHeadAttention",
     "RNN",
 }
 

@@ -118,6 +118,11 @@ def prepared(source: Path, folder: Path) -> Path:
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
     model = onnx.load(ready)
     del model.graph.value_info[:]  # inferred shapes that the optimiser has made untrue
+    # Of operators of ONNX Runtime's own no type is inferred, and what has none is left in float.
+    own = [name for node in model.graph.node if node.op_type == "MultiHeadAttention" for name in node.output]
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in own
+    )
     onnx.save(model, ready)
     return ready
 

@@ -6,7 +6,8 @@ Every linear map stands alone, so that tensor parallelism can cut `query`, `key`
 Source: Vaswani et al. 2017, "Attention Is All You Need"; Xiong et al. 2020, "On Layer Normalization in the Transformer
 Architecture" (normalisation first); Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
 
-Shapes: B rows, T steps, P steps in all, past ones too, W width, N heads, D width of a head, H hidden units.
+Shapes: B rows, T steps, P steps in all, past ones too, W width, N heads, D width of a head, I width of all heads, H
+hidden units.
 """
 
 from __future__ import annotations
@@ -26,16 +27,57 @@ class Past:
     def __init__(self) -> None:
         self._key_value: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def extended(self, key_BNTD: torch.Tensor, value_BNTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values (B, N, P, D), the given ones last; they are remembered."""
+    def extended(self, key_BTI: torch.Tensor, value_BTI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values (B, P, I), the given ones last; they are remembered."""
         if self._key_value is not None:
-            key_BNTD = torch.cat([self._key_value[0], key_BNTD], dim=2)
-            value_BNTD = torch.cat([self._key_value[1], value_BNTD], dim=2)
-        self._key_value = key_BNTD, value_BNTD
+            key_BTI = torch.cat([self._key_value[0], key_BTI], dim=1)
+            value_BTI = torch.cat([self._key_value[1], value_BTI], dim=1)
+        self._key_value = key_BTI, value_BTI
         return self._key_value
 
     def __len__(self) -> int:
-        return 0 if self._key_value is None else self._key_value[0].shape[2]
+        return 0 if self._key_value is None else self._key_value[0].shape[1]
+
+
+def attend(
+    q_BTI: torch.Tensor,
+    k_BPI: torch.Tensor,
+    v_BPI: torch.Tensor,
+    head_width: int,
+    there_BP: torch.Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """a_BTI: for each step that asks, the mean of the values, weighted by how its query fits each key, head by head.
+
+    Steps that are not there have no weight; each row must have one that is. In an ONNX file it is one operator of ONNX
+    Runtime's own: as what PyTorch takes it apart into, it is thirty, each of which takes as long as a small product.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (q_BTI, k_BPI, v_BPI, None, None if there_BP is None else there_BP.to(torch.int32)),
+            {
+                "num_heads": q_BTI.shape[-1] // head_width,
+                "unidirectional": int(is_causal),
+                "mask_filter_value": torch.finfo(torch.float32).min,
+            },
+            dtype=q_BTI.dtype,
+            shape=q_BTI.shape,
+            version=1,
+        )
+    mask = None if there_BP is None else there_BP[:, None, None, :]
+    if is_causal and q_BTI.shape[1] != k_BPI.shape[1]:
+        # The built-in mask begins at the first step, whichever step is the first that asks.
+        num_new, num_all = q_BTI.shape[1], k_BPI.shape[1]
+        is_causal, mask = False, q_BTI.new_ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+    # The number of heads is left open: in tensor parallelism each process has some of them.
+    q_BNTD, k_BNPD, v_BNPD = (x.unflatten(-1, (-1, head_width)).transpose(1, 2) for x in (q_BTI, k_BPI, v_BPI))
+    a_BNTD = F.scaled_dot_product_attention(
+        q_BNTD, k_BNPD, v_BNPD, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
+    )
+    return a_BNTD.transpose(1, 2).flatten(2)
 
 
 class Heads(NamedTuple):
@@ -50,7 +92,7 @@ def heads_of(config: Transformer | Gpt) -> Heads:
 
 
 class Attention(nn.Module):
-    """Each step looks at all steps that the mask shows; if it is causal, at no later one."""
+    """Each step looks at all steps that are there; if it is causal, at no later one."""
 
     def __init__(self, width: int, heads: Heads, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
@@ -60,24 +102,14 @@ class Attention(nn.Module):
         self._head_width, self._dropout, self._is_causal = heads.width, dropout, is_causal
 
     def forward(
-        self, x_BTW: torch.Tensor, mask_B11T: torch.Tensor | None = None, past: Past | None = None
+        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: Past | None = None
     ) -> torch.Tensor:
-        # The number of heads is left open: in tensor parallelism each process has some of them.
-        q_BNTD, k_BNPD, v_BNPD = (
-            projection(x_BTW).unflatten(-1, (-1, self._head_width)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        is_causal, mask = self._is_causal, mask_B11T
+        q_BTI, k_BPI, v_BPI = self.query(x_BTW), self.key(x_BTW), self.value(x_BTW)
         if past is not None:
-            k_BNPD, v_BNPD = past.extended(k_BNPD, v_BNPD)
-            num_new, num_all = q_BNTD.shape[2], k_BNPD.shape[2]
-            # The built-in mask begins at the first step, whichever step is the first new one.
-            is_causal, mask = False, x_BTW.new_ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+            k_BPI, v_BPI = past.extended(k_BPI, v_BPI)
         dropout = self._dropout if self.training else 0.0
-        a_BNTD = F.scaled_dot_product_attention(
-            q_BNTD, k_BNPD, v_BNPD, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
-        )
-        return self.out(a_BNTD.transpose(1, 2).flatten(2))
+        a_BTI = attend(q_BTI, k_BPI, v_BPI, self._head_width, there_BT, is_causal=self._is_causal, dropout=dropout)
+        return self.out(a_BTI)
 
 
 class Block(nn.Module):
@@ -93,9 +125,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTW: torch.Tensor, mask_B11T: torch.Tensor | None = None, past: Past | None = None
+        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: Past | None = None
     ) -> torch.Tensor:
-        x_BTW = x_BTW + self.dropout(self.attention(self.norm_attention(x_BTW), mask_B11T, past))
+        x_BTW = x_BTW + self.dropout(self.attention(self.norm_attention(x_BTW), there_BT, past))
         hidden_BTH = F.gelu(self.up(self.norm_feed_forward(x_BTW)))
         return x_BTW + self.dropout(self.down(hidden_BTH))
 
@@ -108,8 +140,13 @@ class Positions(nn.Module):
         self.places = nn.Embedding(max_length, width)
 
     def forward(self, x_BTW: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """`first` is the place of the first step."""
-        at_T = torch.arange(first, first + x_BTW.shape[1], device=x_BTW.device)
+        """`first` is the place of the first step. Raises IndexError where there are too few places."""
+        behind = first + x_BTW.shape[1]
+        if behind > self.places.num_embeddings:
+            raise IndexError(f"a row of {behind} steps, where there are {self.places.num_embeddings} places")
+        if not self.training:
+            return x_BTW + self.places.weight[first:behind]
+        at_T = torch.arange(first, behind, device=x_BTW.device)
         # A place for each row, not one for all: private training needs the gradient of each row.
         return x_BTW + self.places(at_T.expand(x_BTW.shape[0], -1))
 

@@ -10,10 +10,10 @@ head, K outputs.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from data_contracts.layouts import Layout
+from models.networks.attention import attend
 from models.networks.columns import Columns, require_flat
 from models.networks.config import FtTransformer
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.norm_feed_forward = nn.LayerNorm(width)
         self.up, self.gate, self.down = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
-        self._num_heads, self._dropout = config.num_heads, config.dropout
+        self._head_width, self._dropout = width // config.num_heads, config.dropout
 
     def forward(self, x_BTW: torch.Tensor, num_asking: int | None = None) -> torch.Tensor:
         """The first `num_asking` tokens afterwards, x_BQW; all of them where it is None."""
@@ -87,13 +87,9 @@ class Block(nn.Module):
         return x_BQW + self.down(self.dropout(self.up(given_BQW) * torch.relu(self.gate(given_BQW))))
 
     def _attention(self, asking_BQW: torch.Tensor, given_BTW: torch.Tensor) -> torch.Tensor:
-        q_BHQD, k_BHTD, v_BHTD = (
-            x.unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
-            for x in (self.query(asking_BQW), self.key(given_BTW), self.value(given_BTW))
-        )
         dropout = self._dropout if self.training else 0.0
-        a_BHQD = F.scaled_dot_product_attention(q_BHQD, k_BHTD, v_BHTD, dropout_p=dropout)
-        return self.out(a_BHQD.transpose(1, 2).flatten(2))
+        asked = self.query(asking_BQW), self.key(given_BTW), self.value(given_BTW)
+        return self.out(attend(*asked, self._head_width, dropout=dropout))
 
 
 def prunable(network: TableTransformer) -> list[nn.Module]:

@@ -62,13 +62,14 @@ class Steps(nn.Module):
     def there(self, x: torch.Tensor) -> torch.Tensor:
         """there_BT bool: true where a step is no padding, and at the first step of each row that has none."""
         if self._kind == "tokens":
-            there_BT = x >= 1
+            there_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1
         elif self._is_padded:
-            there_BT = x[..., -1] > 0.5
+            told_BT = x[..., -1]
+            there_BT, has_none_B1 = told_BT > 0.5, told_BT.amax(1, keepdim=True) <= 0.5
         else:
             return torch.ones_like(x[:, 0, 0] if self._kind == "image" else x[..., 0], dtype=torch.bool)
-        is_first_T = torch.arange(there_BT.shape[1], device=x.device) == 0
-        return there_BT | (is_first_T & ~there_BT.any(1, keepdim=True))
+        is_first_T = torch.arange(x.shape[1], device=x.device) == 0
+        return there_BT | (is_first_T & has_none_B1)
 
 
 def length_of(layout: Layout) -> int:
@@ -84,16 +85,16 @@ def without_common_padding(x: torch.Tensor) -> torch.Tensor:
 
 
 def pooled(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
-    """One vector per row (B, W) from the steps that are there: the first, the last, their mean or their maximum."""
-    there_BT1 = there_BT.unsqueeze(-1)
+    """One vector per row (B, W) from the steps that are there, of which there is one: first, last, mean or maximum."""
     if how == "first":
         return h_BTW[:, 0]
     if how == "last":
         last_B1W = (there_BT.sum(1) - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, h_BTW.shape[-1])
         return h_BTW.gather(1, last_B1W)[:, 0]
     if how == "max":
-        return h_BTW.masked_fill(~there_BT1, torch.finfo(h_BTW.dtype).min).amax(1)
-    return (h_BTW * there_BT1).sum(1) / there_BT1.sum(1).clamp(min=1)
+        return h_BTW.masked_fill(~there_BT.unsqueeze(-1), torch.finfo(h_BTW.dtype).min).amax(1)
+    there_BT1 = there_BT.unsqueeze(-1).to(h_BTW.dtype)
+    return (h_BTW * there_BT1).sum(1) / there_BT1.sum(1)
 
 
 def turned(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:

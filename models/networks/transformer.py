@@ -51,9 +51,9 @@ class Encoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = without_common_padding(x)
-        h_BTW, mask_B11T = self.begin(x), self.mask(x)
+        h_BTW, there_BT = self.begin(x), self.mask(x)
         for block in self.blocks:
-            h_BTW = block(h_BTW, mask_B11T)
+            h_BTW = block(h_BTW, there_BT)
         return self.end(h_BTW, x)
 
     def begin(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,8 +63,8 @@ class Encoder(nn.Module):
         return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
 
     def mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """mask_B11T, with which every block is called. Without one, attention has quicker kernels."""
-        return self.steps.there(x)[:, None, None, :] if self._has_padding else None
+        """there_BT, with which every block is called. Without one, attention has quicker kernels."""
+        return self.steps.there(x) if self._has_padding else None
 
     def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_contracts.layouts import Layout
+from models.compression.coverage import integer_coverage
 from models.compression.quantization import quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
@@ -92,12 +93,15 @@ KINDS: dict[str, tuple[Model, dict[str, int]]] = {
     ),
     "gru": (Rnn(kind="rnn", cell="gru", hidden=32, embedding=32), {"GRU": 1, "MatMulInteger": 1}),
     "elman": (Rnn(kind="rnn", cell="elman", hidden=32, embedding=32), {"RNN": 1, "MatMulInteger": 1}),
-    # Of each block 6 linear maps, and two products of activations, which stay in float.
+    # Of each block 6 linear maps, and attention's products of activations, which stay in float.
     "transformer": (
         Transformer(kind="transformer", width=32, num_layers=1),
-        {"MatMulInteger": 7, "MatMul": 2, "Gemm": 0},
+        {"MatMulInteger": 7, "MatMul": 0, "Gemm": 0, "MultiHeadAttention": 1},
     ),
-    "gpt": (Gpt(kind="gpt", width=32, num_layers=1), {"MatMulInteger": 7, "MatMul": 2, "Gemm": 0}),
+    "gpt": (
+        Gpt(kind="gpt", width=32, num_layers=1),
+        {"MatMulInteger": 7, "MatMul": 0, "Gemm": 0, "MultiHeadAttention": 1},
+    ),
 }
 
 
@@ -122,6 +126,19 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, tmp_path: Path):
     for rows in (x, x[:1], x[:5, :4]):
         exact_BK = answer(before, rows.numpy())
         np.testing.assert_allclose(answer(after, rows.numpy()), exact_BK, atol=0.1 * np.abs(exact_BK).max())
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_path: Path):
+    """Also of what comes behind attention, whose type nobody infers."""
+    torch.manual_seed(0)
+    config = Transformer(kind="transformer", width=32, num_layers=1)
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
+    export(network, x, tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
+    found = integer_coverage(tmp_path / "int8.onnx")
+    assert (found.share, found.floats) == (1.0, {"MultiHeadAttention": 1})
 
 
 def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):

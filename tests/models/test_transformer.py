@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.compression.config import Prune
 from models.compression.pruning import prune
+from models.networks.attention import attend
 from models.networks.blueprint import Blueprint, num_parameters
 from models.networks.config import Transformer
 from models.networks.transformer import build
+from models.runtime import session
 
 TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=11)
 PADDED = Layout(kind="sequence", shape=(9, 3), is_padded=True)
@@ -196,3 +203,38 @@ def test_what_cannot_be_is_refused():
         build(config_of(wide=True), STEPS, 2)
     with pytest.raises(ValidationError, match="has no middle"):
         config_of(convolution=4)
+
+
+class Attends(nn.Module):
+    """Rows attend to themselves, head by head; what they hold is also query, key and value."""
+
+    max_length = 6
+
+    def __init__(self, *, is_causal: bool, is_masked: bool) -> None:
+        super().__init__()
+        self._is_causal, self._is_masked = is_causal, is_masked
+
+    def forward(self, x_BTW: torch.Tensor) -> torch.Tensor:
+        there_BT = x_BTW[..., 0] > 0 if self._is_masked else None
+        return attend(x_BTW, x_BTW, x_BTW, 2, there_BT, is_causal=self._is_causal).flatten(2).sum(1)
+
+
+@pytest.mark.parametrize(("is_causal", "is_masked"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_attention_is_one_operator_in_a_file_and_answers_alike_however_large_values_are(
+    is_causal: bool, is_masked: bool, size: float, tmp_path: Path
+):
+    """Of large values the products differ by more than what a file would be masked with by default, 10,000."""
+    torch.manual_seed(0)
+    x_BTW = torch.randn(32, 6, 4) * size
+    x_BTW[..., 0] = torch.where(torch.rand(32, 6) < 0.6, x_BTW[..., 0].abs(), -x_BTW[..., 0].abs())
+    x_BTW[:, 0, 0] = x_BTW[:, 0, 0].abs()  # a step of each row is there
+    network = Attends(is_causal=is_causal, is_masked=is_masked).eval()
+    program = torch.onnx.export(network, (x_BTW[:2],), dynamo=True, verbose=False, input_names=["x"])
+    assert program is not None
+    onnx.save(program.model_proto, tmp_path / "attends.onnx")
+    operators = Counter(node.op_type for node in program.model_proto.graph.node)
+    assert operators["MultiHeadAttention"] == 1
+    assert not operators.keys() & {"MatMul", "Softmax", "Transpose"}
+    (answered,) = session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
+    torch.testing.assert_close(torch.from_numpy(answered), network(x_BTW[:2]), rtol=1e-5, atol=1e-5 * size)
