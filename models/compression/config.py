@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from data_contracts.documents import Document
 from models.features.inputs import Count
-from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, Transformer
+from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from models.splits import Share
 from models.training.config import Device, Loop, Rate
 
@@ -49,6 +49,12 @@ class Prune(Document):
     scope: Annotated[
         Literal["layer", "network"], Field(description="network: layers that matter less lose more; of chained layers")
     ] = "layer"
+    multiple_of: Annotated[
+        Count,
+        Field(
+            description="16: whole blocks of channels stay, since convolutions take as long for 18 of them as for 32"
+        ),
+    ] = 1
     rounds: Annotated[Count, Field(description="in which it leaves, each with its part of the fine-tuning")] = 1
     dropout: Annotated[
         Dropout | None, Field(description="of what is left, which may want less of it; left out, as trained")
@@ -58,6 +64,8 @@ class Prune(Document):
     def _is_possible(self) -> Self:
         if (self.share is None) == (self.target is None):
             raise ValueError("say either which `share` leaves, or the `target` that is to be reached")
+        if self.multiple_of > 1 and self.scope == "network":
+            raise ValueError("`multiple_of` is of layers that lose alike: leave out `scope: network`")
         return self
 
 
@@ -70,6 +78,8 @@ def why_not_pruned(model: Model, how: Prune) -> str | None:
         return f"a {model.kind} has no {' and '.join(beyond)} that could leave: they are a transformer's and a gpt's"
     if how.dropout is not None and "dropout" not in type(model).model_fields:
         return f"a {model.kind} has no dropout that could change"
+    if how.multiple_of > 1 and not isinstance(model, Cnn | LeNet | ResNet):
+        return f"a {model.kind} has no channels of which `multiple_of` could stay"
     is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and model.convolutions == 1)
     if how.scope == "network" and not is_chain:
         return f"the layers of a {model.kind} share widths in its config, so none can lose more: say `scope: layer`"

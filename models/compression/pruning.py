@@ -61,8 +61,9 @@ def prune(
 ) -> Pruned:
     """A copy of `network` without what matters least. `network` itself is left as it is.
 
-    Whole groups of coupled weights go together; the outputs of the head stay. With several rounds the same share of
-    what is left leaves in each, and `tune` teaches the network (in place) after each one; it is told how many rounds
+    Whole groups of coupled weights go together; the outputs of the head stay. The channels that a convolution keeps are
+    the nearest multiple of `multiple_of`, if there are that many. With several rounds the same share of what is left
+    leaves in each, and `tune` teaches the network (in place) after each one; it is told how many rounds
     there are. What Taylor's importance needs is learnt from `examples`, and so is a target's cost; nothing else is.
 
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets" (importance by norm); Molchanov et al. 2019,
@@ -76,8 +77,9 @@ def prune(
     _require_prunable(blueprint.config, how)
     share = _share_for_target(network, blueprint, how, examples) if how.share is None else how.share
     smaller = Pruned(network, blueprint)
-    for _ in range(how.rounds):
-        smaller = _without(smaller, 1 - (1 - share) ** (1 / how.rounds), how, examples)
+    for number in range(how.rounds):
+        in_blocks = how.multiple_of if number == how.rounds - 1 else 1  # else what rounding loses would add up
+        smaller = _without(smaller, 1 - (1 - share) ** (1 / how.rounds), how, examples, in_blocks)
         tune(smaller.network, how.rounds)
     return smaller
 
@@ -102,7 +104,8 @@ def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, exam
     with costing(cost, network, examples.x[:32]) as share_of_cost:
 
         def reached(share: float) -> float:
-            return share_of_cost(_without(Pruned(network, blueprint), share, how, examples).network)
+            smaller = _without(Pruned(network, blueprint), share, how, examples, how.multiple_of)
+            return share_of_cost(smaller.network)
 
         least = reached(high)
         if least > wanted:
@@ -118,7 +121,7 @@ def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, exam
     return high
 
 
-def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None) -> Pruned:
+def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None, multiple_of: int) -> Pruned:
     smaller, blueprint = copy.deepcopy(whole.network).eval(), whole.blueprint
     if how.importance == "taylor":
         assert examples is not None
@@ -129,14 +132,14 @@ def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None)
     elif isinstance(config, Transformer | Gpt):
         config = prune_blocks(smaller.blocks, config, share, measure, how.parts)  # type: ignore[arg-type, type-var]
     else:
-        config = _prune_coupled(smaller, blueprint, share, how)
+        config = _prune_coupled(smaller, blueprint, share, how, multiple_of)
     if how.dropout is not None:
         config = config.model_copy(update={"dropout": how.dropout})
     pruned = blueprint.model_copy(update={"config": config})
     return Pruned(rebuilt(pruned, smaller), pruned)  # so that no gradient and no bookkeeping stays on the modules
 
 
-def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune) -> Model:
+def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune, multiple_of: int) -> Model:
     """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
     kind = _KINDS[blueprint.config.kind]
     layers = kind.prunable(network)
@@ -155,7 +158,7 @@ def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: 
             global_pruning=is_global,
             pruning_ratio=share,
             max_pruning_ratio=max(_MOST_OF_A_LAYER, share) if is_global else 1.0,
-            pruning_ratio_dict=None if is_global else {layer: _share_of(layer, share) for layer in layers},
+            pruning_ratio_dict=None if is_global else {layer: _share_of(layer, share, multiple_of) for layer in layers},
             ignored_layers=staying,
         ).step()
     config: Model = kind.config_of(network, blueprint.config)
@@ -166,7 +169,13 @@ def _is_root(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d | nn.Linear)
 
 
-def _share_of(layer: nn.Conv2d | nn.Linear, share: float) -> float:
-    """`share`, or as much as leaves one output: the pruner passes over a layer that would lose all."""
+def _share_of(layer: nn.Conv2d | nn.Linear, share: float, multiple_of: int) -> float:
+    """What leaves a layer, so that whole blocks of channels stay, and one output at least.
+
+    The pruner passes over a layer that would lose all.
+    """
     width = int(layer.weight.shape[0])
-    return max(min(share, (width - 1) / width - 1e-6), 0.0)
+    left = width * (1 - share)
+    if isinstance(layer, nn.Conv2d) and round(left) >= multiple_of:
+        left = min(multiple_of * round(left / multiple_of), width)
+    return max(1 - (max(left, 1) + 1e-6) / width, 0.0)

@@ -41,6 +41,36 @@ def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels,
     assert not network.training
 
 
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+@pytest.mark.parametrize(
+    ("stated", "channels", "hidden"),
+    [
+        ({"share": 0.45}, (16, 32, 64), 35),
+        ({"share": 0.3}, (16, 48, 96), 44),
+        ({"share": 0.1}, (32, 64, 112), 57),
+        ({"share": 0.7}, (9, 16, 32), 19),  # below a block it is as stated
+        ({"share": 0.5, "rounds": 3}, (16, 32, 64), 30),  # units, of which each round keeps a whole number
+        ({"target": {"macs": 0.3}}, (16, 32, 80), 39),
+    ],
+)
+def test_whole_blocks_of_channels_stay_where_it_is_asked_for(stated, importance, channels, hidden):
+    blueprint = blueprint_of((32, 64, 128), 64, (1, 16, 16))
+    rows = Examples(torch.randn(64, 1, 16, 16), torch.arange(64) % 3, np.arange(64))
+    how = Prune(**stated, importance=importance, multiple_of=16)
+    network, pruned = prune(build(blueprint).eval(), blueprint, how, rows)
+    assert pruned.config.channels == channels
+    assert abs(pruned.config.hidden - hidden) <= 1
+    build(pruned).load_state_dict(network.state_dict())
+
+
+def test_blocks_are_of_channels_that_lose_alike():
+    how = Prune(share=0.5, multiple_of=16)
+    assert why_not_pruned(Cnn(kind="cnn"), how) is None
+    assert "a mlp has no channels" in str(why_not_pruned(Mlp(kind="mlp"), how))
+    with pytest.raises(ValidationError, match="leave out `scope: network`"):
+        Prune(share=0.5, multiple_of=16, scope="network")
+
+
 def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
     network, blueprint = prune(trained.network, trained.blueprint, Prune(share=0.5))
     again = build(blueprint).eval()
