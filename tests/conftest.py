@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from tasks.settings import instruction_set
 from tests.forks import Forks
@@ -157,15 +158,6 @@ def sharing(forks: Forks, prefect: str, tmp_path_factory: pytest.TempPathFactory
     return call
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
-    """A state folder in which `bloomery run digits` has ended, and its release. Copy the folder before a change."""
-    home = tmp_path_factory.mktemp("finished") / ".bloomery"  # hidden, like the default
-    ended = bloomery(home, "run", "digits", "--json")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return home, json.loads(ended.stdout)
-
-
 _MOVE = (
     "import sqlite3, sys\n"
     "connection = sqlite3.connect(sys.argv[1])\n"
@@ -177,18 +169,32 @@ _MOVE = (
 )
 
 
+def copy_of(home: Path, folder: Path) -> Path:
+    """A state folder below `folder` like the one at `home`, MLflow's absolute paths moved with it."""
+    copy = folder / ".bloomery"  # hidden, like the default
+    shutil.copytree(home, copy)
+    subprocess.run([sys.executable, "-c", _MOVE, copy / "mlflow" / "mlflow.db", str(home), str(copy)], check=True)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
+    """A state folder in which `bloomery run digits` has ended, and its release. Copy the folder before a change."""
+    base = tmp_path_factory.getbasetemp()
+    once = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished-once"  # for all workers
+    with FileLock(f"{once}.lock"):
+        if not (once / "release.json").is_file():
+            ended = bloomery(once / ".bloomery", "run", "digits", "--json")
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            (once / "release.json").write_text(ended.stdout)
+    home = copy_of(once / ".bloomery", tmp_path_factory.mktemp("finished"))
+    return home, json.loads((once / "release.json").read_text())
+
+
 @pytest.fixture(scope="session")
 def copied(finished: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
-    """`copied(folder)` is a finished state folder below `folder`, MLflow's absolute paths moved with it."""
-
-    def make(folder: Path) -> Path:
-        home = folder / ".bloomery"
-        shutil.copytree(finished[0], home)
-        database = home / "mlflow" / "mlflow.db"
-        subprocess.run([sys.executable, "-c", _MOVE, database, str(finished[0]), str(home)], check=True)
-        return home
-
-    return make
+    """`copied(folder)` is a finished state folder below `folder`."""
+    return lambda folder: copy_of(finished[0], folder)
 
 
 @pytest.fixture
