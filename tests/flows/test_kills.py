@@ -135,7 +135,7 @@ def edited(folder: Path, name: str, **changes: Any) -> str:
 
 
 def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
-    finished: Finished, tmp_path: Path, bloomery: Callable[..., Any], clean_environment: Environment
+    finished: Finished, tmp_path: Path, sharing: Callable[..., Any], clean_environment: Environment
 ) -> None:
     """Each with a Prefect server of its own, and all with one database; two are of one recipe."""
     home = tmp_path / ".bloomery"
@@ -159,7 +159,7 @@ def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
     ]
     assert at_once["onnx"] == alone["onnx"][:1]
     for name in ("digits", "one-epoch", "two-epochs"):
-        shown = json.loads(bloomery(home, "show", name, "--json").stdout)["versions"]
+        shown = json.loads(sharing(home, "show", name, "--json").stdout)["versions"]
         assert [(one["version"], one["aliases"]) for one in shown] == [(1, ["champion"])]
     for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
         with closing(sqlite3.connect(home / database)) as connection:

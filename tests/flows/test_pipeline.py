@@ -48,7 +48,7 @@ def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {line[1]: line[2] for line in words if len(line) > 3 and line[1] in STAGES}
 
 
-def test_a_run_ends_with_a_registered_champion(finished: Finished, bloomery: Bloomery) -> None:
+def test_a_run_ends_with_a_registered_champion(finished: Finished, sharing: Bloomery) -> None:
     home, release = finished
     chosen = release["bento"]["chosen"]
     names = [candidate["name"] for candidate in chosen["options"]["candidates"]]
@@ -58,7 +58,7 @@ def test_a_run_ends_with_a_registered_champion(finished: Finished, bloomery: Blo
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
     assert chosen["candidate"]["name"] == "pruned-int8"
     assert release["num_asked"] == 100
-    shown = json.loads(bloomery(home, "show", "digits@champion", "--json").stdout)
+    shown = json.loads(sharing(home, "show", "digits@champion", "--json").stdout)
     assert (shown["version"], shown["aliases"], shown["bento"]) == (1, ["champion"], release["bento"]["tag"])
     assert [line["stage"] for line in shown["lineage"]] == list(reversed(STAGES[:-1]))
     trained = chosen["options"]["trained"]
@@ -74,17 +74,19 @@ def test_everything_is_written_into_the_state_folder(finished: Finished) -> None
     assert not of_this_folder(home)
 
 
-def test_a_second_run_finds_every_stage_and_starts_no_server(finished: Finished, bloomery: Bloomery) -> None:
+def test_a_second_run_finds_every_stage_and_starts_no_server(
+    finished: Finished, bloomery: Bloomery, sharing: Bloomery
+) -> None:
     home, release = finished
     with FileLock(home / "prefect.lock"):  # for which a run that starts a server would wait
         again = bloomery(home, "run", "digits")
     assert outcomes(again) == dict.fromkeys(STAGES, "found"), again.stdout
-    assert json.loads(bloomery(home, "run", "digits", "--json").stdout) == release
+    assert json.loads(sharing(home, "run", "digits", "--json").stdout) == release
 
 
-def test_the_table_and_the_next_commands_end_a_run(finished: Finished, bloomery: Bloomery) -> None:
+def test_the_table_and_the_next_commands_end_a_run(finished: Finished, sharing: Bloomery) -> None:
     home, release = finished
-    printed = bloomery(home, "run", "digits").stdout
+    printed = sharing(home, "run", "digits").stdout
     for words in ("pruned-int8", "chosen", "over budget", release["bento"]["tag"], "bloomery serve digits"):
         assert words in printed
     assert "version 1 is champion" in printed

@@ -71,7 +71,7 @@ def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> It
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    copied: Callable[[Path], Path], bloomery: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    copied: Callable[[Path], Path], sharing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], dict[str, Any]]:
     """What a run of `QUICK` makes in a state folder where nothing is killed."""
     home = copied(tmp_path_factory.mktemp("undisturbed"))
@@ -81,9 +81,9 @@ def undisturbed(
     (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
 
     def run() -> dict[str, Any]:
-        ended = bloomery(home, "run", str(home.parent / "quick.yaml"))
+        ended = sharing(home, "run", str(home.parent / "quick.yaml"))
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        found: dict[str, Any] = json.loads(bloomery(home, "show", "digits@champion", "--json").stdout)
+        found: dict[str, Any] = json.loads(sharing(home, "show", "digits@champion", "--json").stdout)
         return found
 
     return run
