@@ -13,7 +13,7 @@ from torch import nn
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.compression.config import Prune, why_not_pruned
-from models.compression.costs import costing
+from models.compression.costs import costing, num_macs
 from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import Cnn, FtTransformer, Gpt, HuggingFace, LeNet, Mlp, Model, ResNet, Rnn, Transformer
@@ -354,6 +354,15 @@ def test_as_much_leaves_as_reaches_the_target(config, target):
     ((cost, wanted),) = target.items()
     with costing(cost, network, x) as share_of_cost:
         assert wanted - 0.1 < share_of_cost(smaller) <= wanted
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a_step_is(cell):
+    config = Rnn(kind="rnn", cell=cell, hidden=32, embedding=48, num_layers=2, bidirectional=True)
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=3))
+    weights = sum(weight.numel() for name, weight in network.layers.named_parameters() if "weight" in name)
+    # Biases, activations and the head are a tenth more.
+    assert 1 < num_macs(network, torch.ones(2, 9)) / (9 * weights) < 1.1
 
 
 @pytest.mark.slow
