@@ -365,6 +365,19 @@ def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a
     assert 1 < num_macs(network, torch.ones(2, 9)) / (9 * weights) < 1.1
 
 
+def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead_there():
+    blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 64), hidden=0), layout=IMAGE, num_outputs=3)
+    network = build(blueprint).eval()
+    rows = Examples(torch.randn(8, 1, 24, 24), torch.arange(8) % 3, np.arange(8))
+    for how in ({"share": 0.2}, {"share": 0.3}, {"target": {"parameters": 0.5}}):
+        at_once, in_rounds = (
+            prune(network, blueprint, Prune(**how, multiple_of=16, rounds=rounds), rows) for rounds in (1, 3)
+        )
+        assert in_rounds.blueprint == at_once.blueprint
+        assert all(width % 16 == 0 for width in in_rounds.blueprint.config.channels)
+    assert num_parameters(in_rounds.network) <= 0.5 * num_parameters(network)
+
+
 @pytest.mark.slow
 @pytest.mark.timed
 def test_a_target_of_time_is_reached_as_measured():
