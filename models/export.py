@@ -27,12 +27,16 @@ TOLERANCE = 1e-4  # the largest difference of a logit that float32 arithmetic in
 _OPSET = 18
 
 
-def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
+def export(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names: bool = False) -> float:
     """Write `network` as ONNX with a free batch size, and compare it with PyTorch on `examples` (B, ...).
 
     A network that reads sequences or tokens of any length up to its attribute `max_length` keeps that freedom; it is
     then compared at several lengths, with rows that end in padding or are nothing else. The file's bytes depend on
     nothing but the network: what the exporter notes about source files is taken out.
+
+    Args:
+        keep_names: the weight of each linear layer is called as in `network`, by which ranges that were learnt know it;
+            else that of one over the steps of a sequence has a short name of the exporter's, and the file is smaller.
 
     Returns:
         The largest absolute difference of a logit over batches of several sizes and lengths.
@@ -52,6 +56,8 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
             model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
         except (RuntimeError, ValueError, TypeError) as failure:
             raise _not_written(failure) from failure
+    if keep_names:
+        _name_weights(model.graph, network)
     onnx.save(stripped(model), path)
     error = _largest_difference(network, examples, longest, session(path))
     if not error <= TOLERANCE:
@@ -111,6 +117,28 @@ def _traced(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.Model
     )
     # What the newer exporter does on its own: constants folded in, and what nobody reads left out.
     return optimizer.optimize(onnx.load_from_string(file.getvalue()))
+
+
+def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
+    """A weight that the exporter has turned for a product of more than two dimensions is told by its values."""
+    named = {tensor.name for tensor in graph.initializer}
+    unknown = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in network.state_dict()}
+    new: dict[str, str] = {}
+    for layer, module in network.named_modules():
+        if isinstance(module, nn.Linear) and f"{layer}.weight" not in named:
+            turned = module.weight.detach().T.numpy()
+            same = (name for name, tensor in unknown.items() if _is_same(tensor, turned))
+            if (name := next(same, None)) is not None:
+                unknown.pop(name)
+                new[name] = f"{layer}.weight"
+    for tensor in graph.initializer:
+        tensor.name = new.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+
+
+def _is_same(tensor: onnx.TensorProto, values: np.ndarray) -> bool:
+    return tuple(tensor.dims) == values.shape and np.array_equal(onnx.numpy_helper.to_array(tensor), values)
 
 
 def stripped(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -159,6 +159,6 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     ranges = None
     if spec.aware:
         ranges, network = ranges_of(network), without_fake_quantization(network)
-    error = export(network, parts.test.x, path)
+    error = export(network, parts.test.x, path, keep_names=spec.aware)
     made = Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
     return made._replace(network=network) if maker.compression.also else made

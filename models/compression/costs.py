@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from models.compression.config import Cost
 from models.compression.latency import compare
@@ -23,9 +25,20 @@ def num_macs(network: nn.Module, x: torch.Tensor) -> int:
 
     What attention does without weights is not counted.
     """
-    from torch_pruning.utils import count_ops_and_params
+    from torch_pruning.utils import op_counter
 
-    return int(count_ops_and_params(network, x[:1])[0])
+    # The counter's own takes the steps of a recurrent layer for rows, and the values of a step for steps.
+    op_counter.CUSTOM_MODULES_MAPPING = dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), _count_recurrent)
+    return int(op_counter.count_ops_and_params(network, x[:1])[0])
+
+
+def _count_recurrent(layer: nn.RNNBase, given: tuple[Any, ...], answered: Any) -> None:
+    from torch_pruning.utils.op_counter import rnn_flops_counter_hook
+
+    steps = given[0]
+    if isinstance(steps, PackedSequence):
+        steps = steps.data.unsqueeze(0)
+    rnn_flops_counter_hook(layer, ((steps,),), answered)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -77,9 +77,10 @@ def prune(
     _require_prunable(blueprint.config, how)
     share = _share_for_target(network, blueprint, how, examples) if how.share is None else how.share
     smaller = Pruned(network, blueprint)
-    for number in range(how.rounds):
-        in_blocks = how.multiple_of if number == how.rounds - 1 else 1  # else what rounding loses would add up
-        smaller = _without(smaller, 1 - (1 - share) ** (1 / how.rounds), how, examples, in_blocks)
+    blocks = _blocks_left(network, blueprint, share, how.multiple_of)
+    for number in range(1, how.rounds + 1):
+        stays = _Stays(1 - (1 - share) ** (1 / how.rounds), blocks, is_last=number == how.rounds)
+        smaller = _without(smaller, stays, how, examples)
         tune(smaller.network, how.rounds)
     return smaller
 
@@ -104,7 +105,8 @@ def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, exam
     with costing(cost, network, examples.x[:32]) as share_of_cost:
 
         def reached(share: float) -> float:
-            smaller = _without(Pruned(network, blueprint), share, how, examples, how.multiple_of)
+            blocks = _blocks_left(network, blueprint, share, how.multiple_of)
+            smaller = _without(Pruned(network, blueprint), _Stays(share, blocks), how, examples)
             return share_of_cost(smaller.network)
 
         least = reached(high)
@@ -121,30 +123,68 @@ def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, exam
     return high
 
 
-def _without(whole: Pruned, share: float, how: Prune, examples: Examples | None, multiple_of: int) -> Pruned:
+class _Stays(NamedTuple):
+    """What one round leaves: all but a share, and of the layers that are `prunable`, in their order, these widths at
+    least, and in the last round exactly; None of a layer whose width is free.
+    """
+
+    share: float
+    blocks: Sequence[int | None]
+    is_last: bool = True
+
+    def share_of(self, layer: nn.Conv2d | nn.Linear, block: int | None) -> float:
+        """What leaves a layer; the pruner passes over one that would lose all, so one output stays."""
+        width = int(layer.weight.shape[0])
+        left = max(width * (1 - self.share), 1)
+        if block is not None:
+            left = block if self.is_last else max(left, block)
+        return max(1 - (left + 1e-6) / width, 0.0)
+
+
+def _blocks_left(network: nn.Module, blueprint: Blueprint, share: float, multiple_of: int) -> list[int | None]:
+    """For each prunable layer the multiple nearest to what `share` leaves; None if that is less than one block.
+
+    It is of the widths as trained: what is rounded anew in each round adds up.
+    """
+    if multiple_of == 1:
+        return []
+    layers = _KINDS[blueprint.config.kind].prunable(network)
+    return [_block_left(layer, share, multiple_of) if isinstance(layer, nn.Conv2d) else None for layer in layers]
+
+
+def _block_left(layer: nn.Conv2d, share: float, multiple_of: int) -> int | None:
+    left = layer.out_channels * (1 - share)
+    if round(left) < multiple_of:
+        return None
+    return min(multiple_of * round(left / multiple_of), layer.out_channels)
+
+
+def _without(whole: Pruned, stays: _Stays, how: Prune, examples: Examples | None) -> Pruned:
     smaller, blueprint = copy.deepcopy(whole.network).eval(), whole.blueprint
     if how.importance == "taylor":
         assert examples is not None
         add_gradients(smaller, examples)
     config, measure = blueprint.config, MEASURES[how.importance]
     if isinstance(config, Rnn):
-        config = prune_units(smaller, config, share, measure)  # type: ignore[arg-type]
+        config = prune_units(smaller, config, stays.share, measure)  # type: ignore[arg-type]
     elif isinstance(config, Transformer | Gpt):
-        config = prune_blocks(smaller.blocks, config, share, measure, how.parts)  # type: ignore[arg-type, type-var]
+        config = prune_blocks(smaller.blocks, config, stays.share, measure, how.parts)  # type: ignore[arg-type, type-var]
     else:
-        config = _prune_coupled(smaller, blueprint, share, how, multiple_of)
+        config = _prune_coupled(smaller, blueprint, stays, how)
     if how.dropout is not None:
         config = config.model_copy(update={"dropout": how.dropout})
     pruned = blueprint.model_copy(update={"config": config})
     return Pruned(rebuilt(pruned, smaller), pruned)  # so that no gradient and no bookkeeping stays on the modules
 
 
-def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: Prune, multiple_of: int) -> Model:
+def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how: Prune) -> Model:
     """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
     kind = _KINDS[blueprint.config.kind]
     layers = kind.prunable(network)
     staying = [layer for layer in network.modules() if _is_root(layer) and not any(layer is one for one in layers)]
-    is_global = how.scope == "network"
+    is_global, share = how.scope == "network", stays.share
+    blocks = stays.blocks or [None] * len(layers)
+    shares = {layer: stays.share_of(layer, block) for layer, block in zip(layers, blocks, strict=True)}
     with tracing() as torch_pruning:
         importance = (
             torch_pruning.importance.GroupTaylorImportance()
@@ -158,7 +198,7 @@ def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: 
             global_pruning=is_global,
             pruning_ratio=share,
             max_pruning_ratio=max(_MOST_OF_A_LAYER, share) if is_global else 1.0,
-            pruning_ratio_dict=None if is_global else {layer: _share_of(layer, share, multiple_of) for layer in layers},
+            pruning_ratio_dict=None if is_global else shares,
             ignored_layers=staying,
         ).step()
     config: Model = kind.config_of(network, blueprint.config)
@@ -167,15 +207,3 @@ def _prune_coupled(network: nn.Module, blueprint: Blueprint, share: float, how: 
 
 def _is_root(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d | nn.Linear)
-
-
-def _share_of(layer: nn.Conv2d | nn.Linear, share: float, multiple_of: int) -> float:
-    """What leaves a layer, so that whole blocks of channels stay, and one output at least.
-
-    The pruner passes over a layer that would lose all.
-    """
-    width = int(layer.weight.shape[0])
-    left = width * (1 - share)
-    if isinstance(layer, nn.Conv2d) and round(left) >= multiple_of:
-        left = min(multiple_of * round(left / multiple_of), width)
-    return max(1 - (max(left, 1) + 1e-6) / width, 0.0)

@@ -13,7 +13,7 @@ from torch import nn
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.compression.config import Prune, why_not_pruned
-from models.compression.costs import costing
+from models.compression.costs import costing, num_macs
 from models.compression.pruning import prune
 from models.networks.blueprint import Blueprint, build, num_parameters
 from models.networks.config import Cnn, FtTransformer, Gpt, HuggingFace, LeNet, Mlp, Model, ResNet, Rnn, Transformer
@@ -354,6 +354,28 @@ def test_as_much_leaves_as_reaches_the_target(config, target):
     ((cost, wanted),) = target.items()
     with costing(cost, network, x) as share_of_cost:
         assert wanted - 0.1 < share_of_cost(smaller) <= wanted
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a_step_is(cell):
+    config = Rnn(kind="rnn", cell=cell, hidden=32, embedding=48, num_layers=2, bidirectional=True)
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=3))
+    weights = sum(weight.numel() for name, weight in network.layers.named_parameters() if "weight" in name)
+    # Biases, activations and the head are a tenth more.
+    assert 1 < num_macs(network, torch.ones(2, 9)) / (9 * weights) < 1.1
+
+
+def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead_there():
+    blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 64), hidden=0), layout=IMAGE, num_outputs=3)
+    network = build(blueprint).eval()
+    rows = Examples(torch.randn(8, 1, 24, 24), torch.arange(8) % 3, np.arange(8))
+    for how in ({"share": 0.2}, {"share": 0.3}, {"target": {"parameters": 0.5}}):
+        at_once, in_rounds = (
+            prune(network, blueprint, Prune(**how, multiple_of=16, rounds=rounds), rows) for rounds in (1, 3)
+        )
+        assert in_rounds.blueprint == at_once.blueprint
+        assert all(width % 16 == 0 for width in in_rounds.blueprint.config.channels)
+    assert num_parameters(in_rounds.network) <= 0.5 * num_parameters(network)
 
 
 @pytest.mark.slow

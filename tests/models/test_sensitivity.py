@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_contracts.errors import RecipeInvalid
+from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
 from models.compression.fake_quantization import ranges_of, with_fake_quantization, without_fake_quantization
 from models.compression.quantization import quantize
 from models.compression.sensitivity import divergence, sensitive_layers, smallest_float_set
 from models.export import export
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import FtTransformer, Transformer
 from models.runtime import answer, session
 from models.training.config import Loop
 from models.training.loop import train
@@ -107,6 +110,36 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
     given_BK = answer(session(tmp_path / "aware.onnx"), x.numpy())
     assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
     assert integer_coverage(tmp_path / "aware.onnx").share == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (Transformer(kind="transformer", width=32, num_layers=1), Layout(kind="sequence", shape=(7, 3))),
+        (FtTransformer(kind="ft_transformer", width=32, num_layers=1, num_heads=4), Layout(kind="flat", shape=(6,))),
+    ],
+    ids=lambda one: one.kind,
+)
+def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_file(config, layout, tmp_path: Path):
+    """Their weights have lost their names where the exporter turned them."""
+    torch.manual_seed(0)
+    rounding = with_fake_quantization(build(Blueprint(config=config, layout=layout, num_outputs=3)))
+    x = torch.randn(32, *layout.shape)
+    rounding(x)  # in training mode: ranges are seen
+    rounding.eval()
+    export(without_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
+    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in ranges_of(rounding).items()}
+    for name, ranges in (("learnt", ranges_of(rounding)), ("wider", seen)):
+        quantize(tmp_path / "learnt.onnx", tmp_path / f"{name}-int8.onnx", x.numpy(), ranges=ranges)
+        assert integer_coverage(tmp_path / f"{name}-int8.onnx").share == 1
+    with torch.no_grad():
+        rounded_BK = rounding(x).numpy()
+    learnt, wider = (
+        np.abs(answer(session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
+        for name in ("learnt", "wider")
+    )
+    assert learnt < 0.05 * np.abs(rounded_BK).max()
+    assert learnt < 0.5 * wider
 
 
 def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, parts):
