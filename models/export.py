@@ -59,7 +59,16 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names
     if keep_names:
         _name_weights(model.graph, network)
     onnx.save(stripped(model), path)
-    error = _largest_difference(network, examples, longest, session(path))
+    return parity(network, examples, path)
+
+
+def parity(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
+    """The largest absolute difference of a logit between the file at `path` and `network`, as `export` takes it.
+
+    Raises:
+        ParityBroken: it is above `TOLERANCE`, or ONNX Runtime has no answer.
+    """
+    error = _largest_difference(network, examples, _longest(network, examples), session(path))
     if not error <= TOLERANCE:
         raise _differs("ONNX Runtime", error, path)
     return error

@@ -68,6 +68,7 @@ class Made(NamedTuple):
     coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
     network: nn.Module | None = None  # before it is quantized, if other forms are wanted
     others: tuple[Written, ...] = ()
+    fused: Path | None = None  # the same with attention as one operator, if it has any
 
     @property
     def is_row_by_row(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,12 +74,14 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     if spec.stored is not None:
         path = maker.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
     made = parent._replace(spec=spec, path=path)
+    # Fixed ranges and few values are those of a layer, of which there are three in one operator.
+    source = parent.path if spec.quantize == "static" or spec.values is not None else parent.fused or parent.path
     if spec.quantize is not None:
-        made = made._replace(calibration=_quantize(maker, spec, parent, path))
+        made = made._replace(calibration=_quantize(maker, spec, source, parent.ranges, path))
     elif spec.weights is not None:
-        store_weights(parent.path, path, spec.weights)
+        store_weights(source, path, spec.weights)
     else:
-        shutil.copyfile(parent.path, path)
+        shutil.copyfile(source, path)
     if spec.stored is not None:
         model = path.read_bytes()
         if spec.stored == "zstd":
@@ -88,7 +90,9 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     return made
 
 
-def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> str | None:
+def _quantize(
+    maker: Maker, spec: CandidateSpec, source: Path, ranges: Mapping[str, tuple[float, float]] | None, path: Path
+) -> str | None:
     """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float.
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
@@ -109,8 +113,8 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
     if spec.float_layers is not None:
         x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
-        kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
-    quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
+        kept = smallest_float_set(source, calibration, x.numpy(), _loss_on(y), limit, **how)
+    quantize(source, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=ranges, **how)
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
 
@@ -129,6 +133,8 @@ def forget_floats(maker: Maker) -> None:
     """Afterwards the files that candidates were made of are gone, and only candidates are left."""
     for parent in maker.floats.values():
         parent.path.unlink()
+        if parent.fused is not None:
+            parent.fused.unlink()
     maker.floats.clear()
 
 
@@ -136,8 +142,9 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
     from models.compression.costs import num_macs
     from models.compression.fake_quantization import ranges_of, without_fake_quantization
+    from models.compression.fused import fuse_attention
     from models.compression.smaller import Lesson, made_smaller
-    from models.export import export
+    from models.export import export, parity
     from models.imported.teacher import Teacher
     from models.networks.blueprint import num_parameters, read_blueprint, read_network
 
@@ -160,5 +167,12 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     if spec.aware:
         ranges, network = ranges_of(network), without_fake_quantization(network)
     error = export(network, parts.test.x, path, keep_names=spec.aware)
+    fused = path.with_suffix(".fused.onnx")
+    is_fused = fuse_attention(path, fused)
+    if is_fused:
+        error = max(error, parity(network, parts.test.x, fused))
     made = Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
-    return made._replace(network=network) if maker.compression.also else made
+    return made._replace(
+        network=network if maker.compression.also else None,
+        fused=fused if is_fused else None,
+    )

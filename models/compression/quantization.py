@@ -31,10 +31,10 @@ from models.runtime import INPUT
 # What ONNX Runtime has 8-bit kernels for, and what may stand between two of them without a way back to float.
 OPERATORS: dict[Quantization, tuple[str, ...]] = {
     "static": ("Add", "AveragePool", "Clip", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Relu"),
-    "dynamic": ("Gather", "Gemm", "LSTM", "MatMul"),
+    "dynamic": ("Attention", "Gather", "Gemm", "LSTM", "MatMul"),
 }
 # Operators that hold weights: what may be left in float by name.
-WEIGHTED = ("Conv", "Gather", "Gemm", "LSTM", "MatMul")
+WEIGHTED = ("Attention", "Conv", "Gather", "Gemm", "LSTM", "MatMul")
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -78,7 +78,8 @@ def quantize(
     logits themselves stay float, so that rows do not tie.
 
     dynamic: activations are uint8 in the ranges of each batch, so `calibration` is not read; embeddings, dense and LSTM
-    layers become int8. Convolutions, Elman's layers and GRUs stay in float: their 8-bit kernels are slow or missing.
+    layers become int8, and attention's linear maps. Convolutions, Elman's layers and GRUs stay in float: their 8-bit
+    kernels are slow or missing.
 
     Args:
         reduce_range: weights of 7 bits, for processors that add products up in 16 bits (`processor.py` tells).
