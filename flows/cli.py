@@ -73,7 +73,7 @@ def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> N
         else:
             with Progress(out):
                 release = run_recipe(recipe, period)
-            print_release(out, release, time.perf_counter() - begin)
+            print_release(out, release, time.perf_counter() - begin, recipe, period)
 
 
 @app.command()

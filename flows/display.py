@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -111,8 +113,11 @@ def _line(event: events.StageEnded) -> Text:
     return Text.from_markup(text)
 
 
-def print_release(console: Console, release: Release, seconds: float) -> None:
-    """The table of candidates, what was released, one answer, and what to type next."""
+def print_release(console: Console, release: Release, seconds: float, reference: str, period: str | None) -> None:
+    """The table of candidates, what was released, one answer, and what to type next.
+
+    `reference` and `period` are what the run was asked with: a recipe's path is not told by its name.
+    """
     chosen = release.bento.chosen
     console.print()
     console.print(_candidates(release))
@@ -121,7 +126,7 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     for verdict in chosen.verdicts:
         if verdict.reasons:
             state = "" if verdict.passed else "over budget: "
-            console.print(f"[dim]{verdict.name} is {state}{'; '.join(verdict.reasons)}[/]")
+            console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
     console.print()
     example = json.loads(release.example)
     facts = Table.grid(padding=(0, 2))
@@ -132,7 +137,7 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
     facts.add_row(
         "answered",
-        f"over HTTP, held-out row {example['key']}: {_answered(example)} "
+        f"over HTTP, held-out row {escape(str(example['key']))}: {_answered(example)} "
         f"({release.num_asked} of {release.num_asked} rows as measured)",
     )
     trained = chosen.options.trained
@@ -149,12 +154,13 @@ def print_release(console: Console, release: Release, seconds: float) -> None:
     installed = Path(sys.executable).parent / "bloomery"
     near = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
     bloomery = "bloomery" if shutil.which("bloomery") else str(near)
+    asked = shlex.join([reference, *(() if period is None else ("--period", period))])
     for command, what in (
         (f"{bloomery} serve {release.name}", "answer on http://127.0.0.1:3000"),
         (f"{bloomery} show {release.name}@champion", "where this version came from"),
-        (f"{bloomery} check {release.name}", "what another run would compute"),
+        (f"{bloomery} check {asked}", "what another run would compute"),
     ):
-        console.print(f"  [bold]{command:<{len(bloomery) + 22}}[/] [dim]{what}[/]")
+        console.print(f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{what}[/]")
 
 
 def _standing(release: Release) -> str:
@@ -164,7 +170,8 @@ def _standing(release: Release) -> str:
 def _answered(example: dict[str, Any]) -> str:
     if "value" in example:
         return f"[bold]{example['value']:.4g}[/]; the truth is {example['truth']:.4g}"
-    return f"[bold]{example['label']}[/] with probability {example['probability']:.3f}; the truth is {example['truth']}"
+    label, truth = (escape(str(example[name])) for name in ("label", "truth"))  # [/] would end a style
+    return f"[bold]{label}[/] with probability {example['probability']:.3f}; the truth is {truth}"
 
 
 def _candidates(release: Release) -> Table:

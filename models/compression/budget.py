@@ -49,7 +49,8 @@ class LatencyLimit(Document):
 
 def _limit_from(stated: Any) -> Any:
     is_number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    return {"value": stated} if is_number else stated
+    # It says all of it: what a run states in short leaves nothing of what the recipe states at length.
+    return {"batch": 1, "percentile": 99, "value": stated} if is_number else stated
 
 
 class Weights(Document):
@@ -69,7 +70,7 @@ class Weights(Document):
 def _weights_from(stated: Any) -> Any:
     if isinstance(stated, str) and stated not in Weights.model_fields:
         raise ValueError("an objective is size, latency, energy, or weights such as {latency: 0.5, size: 0.5}")
-    return {stated: 1.0} if isinstance(stated, str) else stated
+    return {**dict.fromkeys(Weights.model_fields, 0.0), stated: 1.0} if isinstance(stated, str) else stated
 
 
 class Budget(Document):

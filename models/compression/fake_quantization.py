@@ -29,7 +29,8 @@ def with_fake_quantization(network: nn.Module, *, reduce_range: bool = False) ->
     rounding = copy.deepcopy(network)
     level = _REDUCED_LEVEL if reduce_range else _WEIGHT_LEVEL
     for name, layer in list(rounding.named_modules()):
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        # Subclasses may be read in other ways than by a call, as the output layer inside torch's own attention is.
+        if isinstance(layer, nn.Conv2d | nn.Linear) and type(layer) in (nn.Conv2d, nn.Linear):
             rounding.set_submodule(name, _Rounding(layer, level))
     return rounding
 

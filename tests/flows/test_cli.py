@@ -1,5 +1,6 @@
 """The command line as a user calls it: exit codes, JSON, errors that say what to do."""
 
+import io
 import json
 import re
 import socket
@@ -10,8 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from data_contracts.records import Release
 from flows.cli import app
+from flows.display import print_release
 from flows.recipe import RECIPES
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,3 +172,15 @@ def test_doctor_ends_with_1_where_a_run_would_fail(bloomery: Bloomery, tmp_path:
 def test_an_error_does_not_tell_of_our_own_files(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "check", "nope")
     assert not re.search(r'File ".*\.py", line', ended.stderr)
+
+
+def test_what_to_type_next_names_the_recipe_as_it_was_asked_for_and_labels_may_hold_brackets(release: Release) -> None:
+    """A recipe that lies elsewhere is not found by its name; and `[/]` would be markup of the terminal's."""
+    example = json.dumps({"key": "[k]", "label": "[/x]", "probability": 0.9, "truth": "[b]"})
+    out = io.StringIO()
+    told = release.model_copy(update={"example": example})
+    print_release(Console(file=out, width=200), told, 1.0, "my recipes/mine.yaml", "2019-02")
+    printed = out.getvalue()
+    assert f"bloomery serve {release.name} " in printed
+    assert "bloomery check 'my recipes/mine.yaml' --period 2019-02 " in printed
+    assert "held-out row [k]: [/x] with probability 0.900; the truth is [b]" in printed

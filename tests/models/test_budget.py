@@ -35,6 +35,15 @@ def test_an_objective_by_name_is_a_weight_of_its_own():
     assert Budget.model_validate(mixed.model_dump(mode="json")) == mixed
 
 
+def test_a_short_form_says_all_of_it_also_where_a_run_changes_a_recipe():
+    """What a run leaves unsaid stays as the recipe has it, so `size` must say that `latency` weighs nothing."""
+    short = Budget(objective="size", latency_ms=2).model_dump(exclude_unset=True)
+    assert short == {
+        "objective": {"size": 1.0, "latency": 0.0, "energy": 0.0},
+        "latency_ms": {"batch": 1, "percentile": 99, "value": 2.0},
+    }
+
+
 @pytest.mark.parametrize(
     ("stated", "said"),
     [

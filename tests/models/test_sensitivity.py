@@ -150,6 +150,14 @@ def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, par
         assert all(torch.equal(state[name], weight) for name, weight in before.items())
 
 
+def test_the_output_layer_inside_of_torchs_own_attention_which_is_never_called_stays_as_it_is():
+    network = nn.TransformerDecoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    rounding = with_fake_quantization(network)
+    x = torch.randn(4, 5, 8)
+    assert rounding(x, x).shape == x.shape
+    assert set(ranges_of(rounding)) == {"linear1", "linear2"}
+
+
 def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
     with pytest.raises(RecipeInvalid, match="keep_float names nothing-such"):
         quantize(source, tmp_path / "x.onnx", rows, keep_float=["nothing-such"])

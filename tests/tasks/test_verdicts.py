@@ -277,6 +277,7 @@ def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeO
     assert "int8: drop up to 1.23 pp, limit 1.00 pp; p99 1.500 ms, limit 1 ms" in error.found
     assert error.found.endswith("closest is int8, 23.0% over accuracy_drop and 50.0% over latency_ms")
     assert "`accuracy_drop: 1.3pp` and `latency_ms: 1.5`, and int8 passes" in error.remedy
+    assert "leave some room" not in error.remedy
     assert "MLflow's run r1" in error.where
     assert error.exit_code == 4
 
@@ -290,6 +291,11 @@ def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
     limit = {"batch": 32, "percentile": 95, "value": 0.1}
     error = refusal(options(candidate("fp32")), Budget(latency_ms=limit))
     assert "`latency_ms: {batch: 32, percentile: 95, value: 0.45}`" in error.remedy
+    assert "fp32 passes" in error.remedy
+    several = candidate("fp32")
+    several["latencies"] = (*several["latencies"], latency(0.5, 1.0, batch=5))
+    error = refusal(options(several), Budget(latency_ms={"batch": 5, "value": 0.1}))
+    assert "value: 0.5}`, and fp32 would have passed; it is timed anew, so leave some room;" in error.remedy
     slower = candidate("int8", ratio=1.1, size=1)
     error = refusal(options(candidate("fp32", size=9000), slower), Budget(objective="latency", size_bytes=10))
     assert "closest is int8, 10.0% over the time of fp32" in error.found
