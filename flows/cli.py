@@ -128,7 +128,7 @@ def show(
         elif "@" in name or ":" in name:
             document, draw = shown.version(name), shown.as_tree
         else:
-            document, draw = shown.versions(name), shown.as_table
+            document, draw = shown.versions(name), shown.as_list
         if as_json:
             out.file.write(json.dumps(document) + "\n")
         else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.markup import escape
 from rich.tree import Tree
 
 from data_contracts.errors import BloomeryError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from data_contracts.origin import Origin
+
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 
 def versions(name: str) -> dict[str, Any]:
@@ -119,21 +122,20 @@ def _facts(found: ModelVersion, is_champion: bool) -> dict[str, Any]:
     }
 
 
-def as_table(document: dict[str, Any]) -> Table:
-    table = Table(title=document["name"], title_justify="left")
-    for heading in ("version", "alias", "release", "bento", "made", "what"):
-        table.add_column(heading)
+def as_list(document: dict[str, Any]) -> Tree:
+    root = Tree(f"[bold]{document['name']}[/], newest first")
     for one in document["versions"]:
-        table.add_row(
-            str(one["version"]),
-            ", ".join(one["aliases"]),
-            one["release"].split("\n")[0],
-            one["bento"] if one["freed"] is None else f"freed on {one['freed']}",
-            one["created"],
-            one["description"],
-            style="bold green" if one["aliases"] else "",
-        )
-    return table
+        alias = f" [green]({', '.join(one['aliases'])})[/]" if one["aliases"] else ""
+        kept = f"bento {one['bento']}" if one["freed"] is None else f"freed on {one['freed']}"
+        branch = root.add(f"[bold]version {one['version']}[/]{alias}, made {one['created']}, {kept}")
+        branch.add(escape(one["release"].split("\n")[0]))
+        branch.add(_described(one).split("\n")[0])
+    return root
+
+
+def _described(document: dict[str, Any]) -> str:
+    """What MLflow's page says of the version, without the addresses of links in it, which are of that page."""
+    return escape(_LINK.sub(r"\1", document["description"]))
 
 
 def as_carried(document: dict[str, Any]) -> Tree:
@@ -161,7 +163,7 @@ def _grow(root: Tree, origin: list[dict[str, Any]]) -> None:
 def as_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
     root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, made {document['created']}")
-    root.add(document["description"])
+    root.add(_described(document))
     if document["freed"] is not None:
         root.add(
             f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to have its bento back"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,7 +77,7 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     # Fixed ranges and few values are those of a layer, of which there are three in one operator.
     source = parent.path if spec.quantize == "static" or spec.values is not None else parent.fused or parent.path
     if spec.quantize is not None:
-        made = made._replace(calibration=_quantize(maker, spec, source, parent.ranges, path))
+        made = made._replace(calibration=_quantize(maker, spec, parent._replace(path=source), path))
     elif spec.weights is not None:
         store_weights(source, path, spec.weights)
     else:
@@ -90,9 +90,7 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     return made
 
 
-def _quantize(
-    maker: Maker, spec: CandidateSpec, source: Path, ranges: Mapping[str, tuple[float, float]] | None, path: Path
-) -> str | None:
+def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> str | None:
     """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float.
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
@@ -113,8 +111,8 @@ def _quantize(
     if spec.float_layers is not None:
         x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
-        kept = smallest_float_set(source, calibration, x.numpy(), _loss_on(y), limit, **how)
-    quantize(source, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=ranges, **how)
+        kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
+    quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
 

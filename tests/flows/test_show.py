@@ -1,9 +1,11 @@
 """What `bloomery show` says of versions."""
 
+import io
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from data_contracts.approval import Approval
 from flows import show
@@ -25,3 +27,17 @@ def test_a_version_for_which_nobody_decided_in_time_is_shown_as_refused(is_marke
         assert shown["release"].startswith("refused: nobody decided within")
     (refusal,) = promotions.history("digits")
     assert (refusal.action, refusal.by, refusal.version) == ("refuse", "nobody", 1)
+
+
+def test_versions_can_be_read_and_copied_in_a_terminal_of_80_columns() -> None:
+    one = {"version": 2, "aliases": ["champion"], "release": "promoted\nby a run", "created": "2026-11-28T00:36:02Z"}
+    words = "int8: [accuracy] 98.8%\n\n[Model card](#/experiments/1/card.html) · bento `digits:393d05862ebd2aab`"
+    document = {**one, "bento": "digits:393d05862ebd2aab", "freed": None, "description": words}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(show.as_list({"name": "digits", "versions": [document]}))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "version 2 (champion)" in told
+    assert "digits:393d05862ebd2aab" in told
+    assert "int8: [accuracy] 98.8%" in told
+    assert "Model card" not in told
+    assert show._described(document).endswith("Model card · bento `digits:393d05862ebd2aab`")
