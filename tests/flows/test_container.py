@@ -79,7 +79,8 @@ def test_bentoml_containerize_builds_from_the_same(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"--tag {tag} " in (tmp_path / "called").read_text()
     given = tmp_path / "context"
-    files = [path.relative_to(given) for path in given.rglob("*") if path.is_file()]
+    # What Python has compiled when the bento was asked lies in BentoML's store, and goes with it.
+    files = [path.relative_to(given) for path in given.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     ours = {path: (context / path).read_bytes() for path in files if path.name != "Dockerfile"}
     assert len(ours) > 50
     assert ours == {path: (given / path).read_bytes() for path in ours}

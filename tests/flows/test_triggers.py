@@ -56,7 +56,13 @@ class Standing(NamedTuple):
     client: httpx.Client
 
     def post(self, path: str, **body: Any) -> Any:
-        return self.client.post(f"/{path}", json=body).json()
+        """The answer, asked for again while the server is too busy, as Prefect's own client does."""
+
+        def answered() -> httpx.Response | None:
+            response = self.client.post(f"/{path}", json=body)
+            return None if response.status_code == 503 else response
+
+        return wait_for(answered).json()
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
         wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
