@@ -381,11 +381,11 @@ def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead
 @pytest.mark.slow
 @pytest.mark.timed
 def test_a_target_of_time_is_reached_as_measured():
-    blueprint = Blueprint(config=Cnn(kind="cnn", channels=(16, 64), hidden=0), layout=IMAGE, num_outputs=3)
+    blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 128), hidden=0), layout=IMAGE, num_outputs=3)
     network = build(blueprint).eval()
     rows = Examples(torch.randn(32, 1, 24, 24), torch.arange(32) % 3, np.arange(32))
     pruned = prune(network, blueprint, Prune(target={"latency": 0.5}), rows).blueprint
-    assert pruned.config.channels[1] < 64
+    assert pruned.config.channels[1] < 128
 
 
 def test_a_target_out_of_reach_is_refused():
