@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnxscript import optimizer
 
 _PARTS = 3  # query, key, value
 _MASK = 4  # which input of MultiHeadAttention it is
@@ -19,7 +20,6 @@ class _Map(NamedTuple):
     source: str
     weight: np.ndarray  # (inputs, outputs)
     bias: np.ndarray
-    nodes: tuple[str, str]  # by their outputs
 
 
 def fuse_attention(source: Path, target: Path) -> bool:
@@ -42,7 +42,8 @@ def fuse_attention(source: Path, target: Path) -> bool:
             _fuse(model.graph, node, found)
             fused += 1
     if fused:
-        onnx.save(_without_unread(model), target)
+        optimizer.remove_unused_nodes(model)  # the maps, and their weights
+        onnx.save(model, target)
     return fused > 0
 
 
@@ -56,24 +57,13 @@ def _map(makers: dict[str, onnx.NodeProto], known: dict[str, onnx.TensorProto], 
     if len(biases) != 1 or len(products) != 1 or products[0].input[1] not in known:
         return None
     weight, bias = (numpy_helper.to_array(known[one]) for one in (products[0].input[1], biases[0]))
-    return _Map(products[0].input[0], weight, bias, (products[0].output[0], name))
+    return _Map(products[0].input[0], weight, bias)
 
 
 def _fuse(graph: onnx.GraphProto, node: onnx.NodeProto, maps: list[_Map]) -> None:
-    """Afterwards one operator is in the place of `node` and of the maps before it."""
+    """Afterwards `node` reckons the maps before it, too, which nobody reads any more."""
     weight, bias = f"{node.name}.weight", f"{node.name}.bias"
     graph.initializer.append(numpy_helper.from_array(np.concatenate([one.weight for one in maps], axis=1), weight))
     graph.initializer.append(numpy_helper.from_array(np.concatenate([one.bias for one in maps]), bias))
-    mask = list(node.input[_MASK:])
     node.op_type = "Attention"
-    node.input[:] = [maps[0].source, weight, bias, *mask]
-    gone = {output for one in maps for output in one.nodes}
-    for old in [one for one in graph.node if gone & set(one.output)]:
-        graph.node.remove(old)
-
-
-def _without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
-    read = {name for node in model.graph.node for name in node.input}
-    for tensor in [one for one in model.graph.initializer if one.name not in read]:
-        model.graph.initializer.remove(tensor)
-    return model
+    node.input[:] = [maps[0].source, weight, bias, *node.input[_MASK:]]

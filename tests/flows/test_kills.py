@@ -27,6 +27,7 @@ from flows.working import reap
 from tasks.processes import free_port, starting
 from tests.forks import Forks
 from tests.living import answers, of_this_folder, wait_for
+from tests.mounts import mount
 
 pytestmark = pytest.mark.slow
 
@@ -211,10 +212,6 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         assert {state for (state,) in connection.execute("select status from runs")} == {"FINISHED"}
         assert connection.execute("select version from model_versions").fetchall() == [(1,)]
-
-
-def mount(*words: str) -> bool:
-    return subprocess.run(["mount", *words], capture_output=True).returncode == 0
 
 
 @pytest.fixture

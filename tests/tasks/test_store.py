@@ -18,6 +18,7 @@ from data_contracts.errors import StateUnwritable
 from data_contracts.records import RawRows, Release
 from tasks import store
 from tasks.store import Output
+from tests.mounts import mount
 
 KEY = "0" * 32
 
@@ -98,9 +99,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(write: Callable[[Path], Any], h
 
 def test_a_disk_that_turns_read_only_under_a_stage_is_named(home: Path) -> None:
     """As Linux makes one that has faults. Nothing can be tidied up then; the next stage does it."""
-
-    def mount(*words: str) -> bool:
-        return subprocess.run(["mount", *words], capture_output=True).returncode == 0
 
     def write_much(out: Output) -> RawRows:
         out.path("small.bin").write_bytes(b"0")
