@@ -10,6 +10,8 @@ import onnx
 from onnx import numpy_helper
 from onnxscript import optimizer
 
+from models.export import stripped
+
 _PARTS = 3  # query, key, value
 _MASK = 4  # which input of MultiHeadAttention it is
 
@@ -43,7 +45,7 @@ def fuse_attention(source: Path, target: Path) -> bool:
             fused += 1
     if fused:
         optimizer.remove_unused_nodes(model)  # the maps, and their weights
-        onnx.save(model, target)
+        onnx.save(stripped(model), target)  # the pass notes shapes
     return fused > 0
 
 
