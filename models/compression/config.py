@@ -80,7 +80,7 @@ def why_not_pruned(model: Model, how: Prune) -> str | None:
         return f"a {model.kind} has no dropout that could change"
     if how.multiple_of > 1 and not isinstance(model, Cnn | LeNet | ResNet):
         return f"a {model.kind} has no channels of which `multiple_of` could stay"
-    is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and model.convolutions == 1)
+    is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and max(model.convolutions_of_blocks) == 1)
     if how.scope == "network" and not is_chain:
         return f"the layers of a {model.kind} share widths in its config, so none can lose more: say `scope: layer`"
     return None

@@ -17,15 +17,38 @@ Widths = tuple[Count, Count, Count, Count]
 class Cnn(Document):
     """Blocks of convolution, batch normalisation, ReLU and 2 x 2 max pooling, then one hidden layer.
 
-    `hidden` is the width of the hidden layer.
+    `hidden` is the width of the hidden layer. A convolution that is `strided` makes a quarter of the work of one that
+    is pooled, and what it leaves out is lost.
     """
 
     kind: Literal["cnn"]
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
     kernel_size: Literal[1, 3, 5, 7] = 3
-    convolutions: Annotated[Count, Field(description="in each block")] = 1
+    convolutions: Annotated[
+        Count | tuple[Count, ...], Field(description="in each block, or `[1, 2]` in one and two")
+    ] = 1
+    strided: Annotated[
+        int,
+        Field(
+            ge=0, description="so many first blocks halve an image by the first convolution's stride, not by pooling"
+        ),
+    ] = 0
     hidden: Annotated[int, Field(ge=0, description="0: the mean over the image goes to the head")] = 128
     dropout: Dropout = 0.2
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        blocks = len(self.channels)
+        if len(self.convolutions_of_blocks) != blocks:
+            raise ValueError(f"`convolutions` are of {len(self.convolutions_of_blocks)} blocks, `channels` of {blocks}")
+        if self.strided > blocks:
+            raise ValueError(f"{self.strided} blocks cannot be `strided`: `channels` are of {blocks}")
+        return self
+
+    @property
+    def convolutions_of_blocks(self) -> tuple[int, ...]:
+        stated = self.convolutions
+        return (stated,) * len(self.channels) if isinstance(stated, int) else stated
 
 
 class LeNet(Document):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
@@ -46,6 +47,43 @@ def test_blocks_halve_the_image_until_a_side_is_one():
         sides.append(x_BCHW.shape[-1])
     assert sides == [14, 7, 3, 1, 1]
     assert network.hidden.in_features == 3
+
+
+@pytest.mark.parametrize(("strided", "sides"), [(0, [13, 6, 3]), (1, [14, 7, 3]), (2, [14, 7, 3]), (3, [14, 7, 4])])
+def test_strided_blocks_halve_by_a_convolution_and_round_up(strided, sides):
+    config = Cnn(kind="cnn", channels=(2, 3, 4), convolutions=(1, 2, 3), strided=strided, hidden=5)
+    network = ConvNet(config, Layout(kind="image", shape=(1, 27, 27)), num_outputs=2)
+    found = []
+    x_BCHW = torch.zeros(2, 1, 27, 27)
+    for block in network.blocks:
+        x_BCHW = block(x_BCHW)
+        found.append(x_BCHW.shape[-1])
+    assert found == sides
+    assert network.hidden.in_features == 4 * sides[-1] ** 2
+    layers = [[layer for layer in block if isinstance(layer, torch.nn.Conv2d)] for block in network.blocks]
+    assert [len(block) for block in layers] == [1, 2, 3]
+    assert [block[0].stride[0] for block in layers] == [2] * strided + [1] * (3 - strided)
+    assert sum(isinstance(layer, torch.nn.MaxPool2d) for layer in network.modules()) == 3 - strided
+    assert config_of(network, config.model_copy(update={"channels": (9, 9, 9), "hidden": 70})) == config
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_strided_blocks_read_images_of_any_size(shape):
+    config = Cnn(kind="cnn", channels=(3, 4, 5, 6), convolutions=(1, 2, 1, 1), strided=3, hidden=7)
+    logits_BK = ConvNet(config, Layout(kind="image", shape=shape), num_outputs=4)(torch.randn(5, *shape))
+    assert logits_BK.shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        ({"convolutions": [1, 2, 1]}, "`convolutions` are of 3 blocks, `channels` of 2"),
+        ({"strided": 3}, "3 blocks cannot be `strided`: `channels` are of 2"),
+    ],
+)
+def test_a_config_speaks_of_the_blocks_that_there_are(stated, why):
+    with pytest.raises(ValidationError, match=why):
+        Cnn.model_validate({"kind": "cnn", "channels": [4, 8], **stated})
 
 
 def test_a_row_is_answered_alike_in_any_company(trained, parts):

@@ -50,6 +50,10 @@ CASES = {
     "cnn of several convolutions": Case(
         COLOUR, {"kind": "cnn", "channels": [8, 8], "convolutions": 2, "hidden": 0, "dropout": 0}
     ),
+    "strided cnn": Case(
+        COLOUR,
+        {"kind": "cnn", "channels": [8, 12], "convolutions": [1, 2], "strided": 1, "hidden": 16, "dropout": 0},
+    ),
     "lenet": Case(IMAGE, {"kind": "lenet", "channels": [6, 8], "hidden": 16}),
     "resnet": Case(COLOUR, {"kind": "resnet", "width": 4}),
     "mlp": Case(NUMBERS, {"kind": "mlp", "hidden": [16], "dropout": 0}),
@@ -73,6 +77,7 @@ CASES = {
 # One of each kind is quick enough for every change; these differ in what they read.
 _SLOW = {
     "cnn of several convolutions",
+    "strided cnn",
     "mlp",
     "rnn of tokens",
     "transformer of tokens",

@@ -156,6 +156,7 @@ def test_a_network_of_single_channels_stays_as_it_is():
 
 PRUNABLE = {
     "cnn": (Cnn(kind="cnn", channels=(4, 6), convolutions=2, hidden=0), (1, 9, 8)),
+    "strided cnn": (Cnn(kind="cnn", channels=(4, 6), convolutions=(1, 2), strided=1, hidden=8), (1, 9, 8)),
     "lenet": (LeNet(kind="lenet", channels=(4, 6), hidden=8), (1, 16, 20)),
     "resnet-18": (ResNet(kind="resnet", width=4), (3, 16, 16)),
     "resnet-50": (ResNet(kind="resnet", depth=50, width=2, stem="large"), (1, 32, 32)),
@@ -411,6 +412,7 @@ def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
         (Rnn(kind="rnn"), {"parts": ["heads"]}, "a rnn has no heads that could leave"),
         (ResNet(kind="resnet"), {"scope": "network"}, "say `scope: layer`"),
         (Cnn(kind="cnn", convolutions=2), {"scope": "network"}, "say `scope: layer`"),
+        (Cnn(kind="cnn", convolutions=(1, 2)), {"scope": "network"}, "say `scope: layer`"),
         (LeNet(kind="lenet"), {"dropout": 0.1}, "a lenet has no dropout"),
     ],
 )
