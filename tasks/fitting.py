@@ -170,8 +170,14 @@ def device_of(stated: Training | Compression) -> str:
 
 def fix_processor(training: Training) -> str:
     """Fix all that the weights' bits depend on, and say what that is."""
+    import torch
+
     from models.randomness import fix_randomness
+    from models.training.precision import is_half
 
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
     sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
-    return f"{fix_randomness(training.seed, training.num_threads)}, {sets}"
+    fixed = f"{fix_randomness(training.seed, training.num_threads)}, {sets}"
+    if training.precision != "auto":
+        return fixed
+    return f"{fixed}, {'bf16' if is_half(training, torch.device(device_of(training))) else 'fp32'}"

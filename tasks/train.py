@@ -284,13 +284,15 @@ def _pace(network: nn.Module, example: torch.Tensor, training: Training, rows_pe
     """Rows a second, what arithmetic a row costs, and on a GPU the share of what it could have done."""
     import torch
 
+    from models.training.precision import is_half
     from models.training.utilization import flops_per_row, matrix_rate
 
     flops = flops_per_row(network, example)
     figures = {"rows_per_second": rows_per_second, "flops_per_row": flops}
     if fitting.device_of(training) == "cuda":
-        precision = torch.bfloat16 if training.precision == "bf16" else torch.float32
-        rate = matrix_rate(torch.device("cuda"), precision) * training.devices * training.nodes
+        device = torch.device("cuda")
+        precision = torch.bfloat16 if is_half(training, device) else torch.float32
+        rate = matrix_rate(device, precision) * training.devices * training.nodes
         figures["flop_utilization"] = flops * rows_per_second / rate
     return figures
 

@@ -19,6 +19,7 @@ from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import Learn, Losses
 from models.training.objective import is_regression
+from models.training.precision import halved
 
 
 def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
@@ -37,9 +38,9 @@ def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Mo
 
     def spread(student: nn.Module, loop: Loop) -> Learn:
         def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-            with torch.no_grad(), listening(teacher, distillation) as taught:
+            with torch.no_grad(), halved(loop, x.device), listening(teacher, distillation) as taught:
                 taught_BK = teacher(x)
-            with listening(student, distillation) as mine:
+            with halved(loop, x.device), listening(student, distillation) as mine:
                 outputs_BK = student(x)
             loss = (1 - distillation.weight) * losses(outputs_BK, slice(None))
             loss = loss + distillation.weight * distance(outputs_BK, taught_BK, distillation.temperature)

@@ -21,7 +21,7 @@ from models.networks.blueprint import Blueprint, build
 from models.networks.config import Model
 from models.training.batches import Examples
 from models.training.config import Loop
-from models.training.loop import Epoch, learner, train
+from models.training.loop import Epoch, laid_out, learner, train
 
 
 class Lesson(NamedTuple):
@@ -124,7 +124,7 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
         rows = with_unlabelled(rows, lesson.unlabelled)
 
     def teach(network: nn.Module) -> None:
-        lesson.teacher.to(lesson.device)
+        laid_out(lesson.teacher).to(lesson.device)
         try:
             train(
                 network,
@@ -137,6 +137,6 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
                 on_epoch=lesson.on_epoch,
             )
         finally:
-            lesson.teacher.to("cpu")
+            lesson.teacher.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     return teach

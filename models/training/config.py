@@ -53,7 +53,10 @@ class Loop(Document):
         Literal["loss", "score"], Field(description="which figure of the validation part the best epoch is told by")
     ] = "loss"
     patience: Annotated[Count | None, Field(description="epochs without a better one")] = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"],
+        Field(description="of products; auto: bf16 where GPU or processor (AMX) has circuits for it"),
+    ] = "fp32"
     compile: Annotated[bool, Field(description="torch.compile")] = False
     augment: Augment = Augment()
 

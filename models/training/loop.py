@@ -23,6 +23,7 @@ from models.training.config import Augment, Loop
 from models.training.feeding import ahead
 from models.training.objective import Loss, is_regression, judged, loss_and_score, loss_of
 from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
+from models.training.precision import halved
 from models.training.transfer import frozen_modules
 from models.training.world import ALONE, World, added_up
 
@@ -82,8 +83,7 @@ def learner(forward: nn.Module, loop: Loop) -> Learn:
     called: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if loop.compile else forward
 
     def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-        is_half = loop.precision == "bf16"
-        with torch.autocast(x.device.type, torch.bfloat16) if is_half else contextlib.nullcontext():
+        with halved(loop, x.device):
             outputs_BK = called(x)
         loss = losses(outputs_BK, slice(None))
         (loss / share).backward()
@@ -118,8 +118,7 @@ def train(
     Raises:
         TrainingDiverged: the loss is not a number.
     """
-    if _has_convolutions(network):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    laid_out(network)
     # A network that is too large for the device gets there when this process has only its part left.
     learn = spread(network, loop)
     on_device = network.to(device)
@@ -151,6 +150,13 @@ def train(
     on_device.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
     return state.history
+
+
+def laid_out(network: nn.Module) -> nn.Module:
+    """The same network, whose convolutions of images have their channels last in memory, where they are faster."""
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def _first_state(network: nn.Module, part: Rows, loop: Loop, shares: dict[str, float] | None, world: World) -> State:
@@ -271,10 +277,6 @@ def _is_over(history: list[Epoch], loop: Loop, *, is_error: bool) -> bool:
     if loop.patience is None or not history:
         return False
     return history[-1].number - best_epoch(history, loop, is_error=is_error).number >= loop.patience
-
-
-def _has_convolutions(network: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
 def _rate(state: State) -> float:

@@ -21,6 +21,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from data_contracts.errors import RecipeInvalid
 from models.training.config import Loop
 from models.training.loop import Learn, Losses
+from models.training.precision import is_half
 from models.training.world import Elsewhere
 
 _MICROBATCHES = 4  # for each process
@@ -85,7 +86,7 @@ def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) 
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     num_outputs = cast(nn.Linear, network.head).out_features
-    part = Part(network, _cut(network, rank, size), rank, size, is_half=loop.precision == "bf16")
+    part = Part(network, _cut(network, rank, size), rank, size, is_half=is_half(loop, device))
     # Else the same units would be dropped in the same places of every part.
     torch.manual_seed(torch.initial_seed() + rank)
 

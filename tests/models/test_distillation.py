@@ -97,6 +97,36 @@ def test_a_student_sees_each_row_as_its_teacher_does(parts):
     assert not torch.equal(seen[0], rows.x)
 
 
+def test_student_and_teacher_multiply_in_the_precision_that_the_loop_says(parts):
+    """Both were float32 whatever was said, which costs a processor with matrix tiles half of its pace."""
+    answered: list[torch.dtype] = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            outputs_BK = self.linear(x.flatten(1))
+            answered.append(outputs_BK.dtype)
+            return outputs_BK
+
+    rows = Examples(*(one[:64] for one in parts.train))
+    loop = Loop(epochs=1, batch_size=64, precision="bf16")
+    train(Watching(), rows, rows, loop, seed=0, spread=distiller(Watching(), Distillation()))
+    assert answered == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one judges
+
+
+def test_a_teacher_is_laid_out_for_convolutions_while_it_teaches_and_not_afterwards(trained, parts):
+    strides: list[bool] = []
+    first = next(one for one in trained.network.modules() if isinstance(one, nn.Conv2d) and one.in_channels > 1)
+    hook = first.register_forward_hook(lambda *_: strides.append(first.weight.is_contiguous()))
+    smaller(trained, parts, prune=0.5)
+    hook.remove()
+    assert not strides[-1]
+    assert first.weight.is_contiguous()
+
+
 def smaller(trained, parts, **how) -> nn.Module:
     compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **how.pop("compression", {}))
     spec = CandidateSpec.model_validate({"name": "small", **how})

@@ -17,7 +17,7 @@ from torch import nn
 from models.training.augment import augmented, generator_for, mixed
 from models.training.batches import Examples
 from models.training.config import Augment, Loop
-from models.training.loop import Epoch, best_epoch, evaluate, train
+from models.training.loop import Epoch, best_epoch, evaluate, predict, train
 from models.training.objective import class_weights, judged, loss_and_score, loss_of
 from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
 from models.training.utilization import flops_per_row
@@ -186,6 +186,23 @@ def test_a_regression_is_learnt(stated):
     rows, network = line(), linear()
     train(network, rows, rows, Loop(epochs=30, learning_rate=0.1, batch_size=20, **stated), seed=0)
     assert evaluate(network, rows)[1] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("has_circuits", "may", "same_as"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
+)
+def test_the_precision_follows_the_processor_and_what_it_may_use_where_it_is_left_to_it(
+    has_circuits, may, same_as, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_circuits})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: may)
+    rows, learnt = line(), {}
+    for precision in ("auto", "bf16", "fp32"):
+        network = linear()
+        train(network, rows, rows, Loop(epochs=3, batch_size=20, precision=precision), seed=0)
+        learnt[precision] = predict(network, rows.x)
+    assert torch.equal(learnt["auto"], learnt[same_as])
+    assert not torch.equal(learnt["bf16"], learnt["fp32"])
 
 
 def images(num_rows: int = 12) -> torch.Tensor:
