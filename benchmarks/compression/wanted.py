@@ -86,14 +86,28 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "candidates": [
             FLOAT,
             {"name": "int8", **STATIC},
-            {"name": "half-int8", "prune": {"share": 0.5, "dropout": 0}, "weights": "int8"},
+            {
+                "name": "student-int8",
+                "student": {
+                    "model": {
+                        "kind": "cnn",
+                        "channels": [32, 64, 64],
+                        "convolutions": [1, 1, 2],
+                        "strided": 1,
+                        "hidden": 128,
+                        "dropout": 0,
+                    },
+                },
+                **STATIC,
+            },
         ],
         "fine_tune": {
-            "epochs": 24,
+            "epochs": 40,
             "batch_size": 128,
             "learning_rate": 0.004,
             "ema": 0.998,
             "best_by": "score",
+            "precision": "auto",
             "augment": {"flip": True, "shift": 1},
         },
         "distill": {"weight": 1.0, "temperature": 2},
