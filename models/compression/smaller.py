@@ -21,7 +21,7 @@ from models.networks.blueprint import Blueprint, build
 from models.networks.config import Model
 from models.training.batches import Examples
 from models.training.config import Loop
-from models.training.loop import Epoch, laid_out, learner, train
+from models.training.loop import Epoch, at_rest, laid_out, learner, train
 
 
 class Lesson(NamedTuple):
@@ -137,6 +137,6 @@ def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
                 on_epoch=lesson.on_epoch,
             )
         finally:
-            lesson.teacher.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            at_rest(lesson.teacher)
 
     return teach

@@ -147,7 +147,7 @@ def train(
         on_epoch(state.history[-1])
     if state.best:
         on_device.load_state_dict(state.best)
-    on_device.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    at_rest(on_device)
     network.eval()
     return state.history
 
@@ -157,6 +157,11 @@ def laid_out(network: nn.Module) -> nn.Module:
     if any(isinstance(module, nn.Conv2d) for module in network.modules()):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def at_rest(network: nn.Module) -> nn.Module:
+    """The same network on the processor, laid out as it is built."""
+    return network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _first_state(network: nn.Module, part: Rows, loop: Loop, shares: dict[str, float] | None, world: World) -> State:
