@@ -95,7 +95,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
     """
-    from models.compression.quantization import quantize
+    from models.compression.quantization import first_layer, quantize
     from models.compression.sensitivity import smallest_float_set
     from models.training.batches import even_sample
 
@@ -108,7 +108,9 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
         "reduce_range": spec.reduce_range,
     }
     kept: tuple[str, ...] = ()
-    if spec.float_layers is not None:
+    if spec.float_layers == "first":
+        kept = first_layer(parent.path, spec.quantize)
+    elif spec.float_layers is not None:
         x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
         kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)

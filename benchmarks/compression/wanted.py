@@ -35,7 +35,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
             {
                 "name": "student-mlp-coded",
                 "student": {
-                    "model": {"kind": "mlp", "hidden": [64, 32], "norm": "none", "dropout": 0},
+                    "model": {"kind": "mlp", "hidden": [48, 32], "norm": "none", "dropout": 0},
                     "training": {
                         "epochs": 40,
                         "batch_size": 256,
@@ -45,7 +45,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
                         "weight_decay": 0.1,
                     },
                 },
-                "sparse": {"density": 0.15},
+                "sparse": {"density": 0.22},
                 "values": 31,
                 "stored": "coded",
             },
@@ -99,12 +99,13 @@ CANDIDATES: dict[str, dict[str, Any]] = {
                     },
                 },
                 **STATIC,
+                "float_layers": "first",
             },
         ],
         "fine_tune": {
             "epochs": 40,
             "batch_size": 128,
-            "learning_rate": 0.004,
+            "learning_rate": 0.008,
             "ema": 0.998,
             "best_by": "score",
             "precision": "auto",

@@ -196,8 +196,11 @@ class CandidateSpec(Document):
         bool, Field(description="static: convolutions are quicker on processors with AMX, and slower on others")
     ] = False
     float_layers: Annotated[
-        float | None,
-        Field(ge=0, description="as few layers stay in float as keep the rise of errors, or of RMSE, at most at this"),
+        Annotated[float, Field(ge=0)] | Literal["first"] | None,
+        Field(
+            description="as few layers stay in float as keep the rise of errors, or of RMSE, at most at this; "
+            "first: the one that reads the inputs"
+        ),
     ] = None
     aware: Annotated[bool, Field(description="static: learns, as fine_tune says, while everything is rounded")] = False
     weights: Annotated[Stored | None, Field(description="how they are stored, while arithmetic stays in float")] = None

@@ -135,6 +135,17 @@ def layers(model: onnx.ModelProto, how: Quantization) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in kinds and weights & set(node.input[:2])]
 
 
+def first_layer(source: Path, how: Quantization) -> tuple[str, ...]:
+    """For `keep_float` of `quantize`: the layer of the ONNX file at `source` that comes first, or none if none can be
+    quantized.
+
+    What reads an image has few channels, and lays each byte of its window out by itself for a product of integers. So
+    it may be quicker in float, where it is strided; in front of pooling it is not, since that is done in float then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(layers(onnx.load(prepared(source, Path(folder))), how)[:1])
+
+
 def quantize_prepared(
     ready: Path,
     target: Path,

@@ -12,7 +12,7 @@ import torch
 
 from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
-from models.compression.quantization import quantize
+from models.compression.quantization import first_layer, quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Gpt, Model, Rnn, Transformer
@@ -139,6 +139,22 @@ def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
     found = integer_coverage(tmp_path / "int8.onnx")
     assert (found.share, found.floats) == (1.0, {"MultiHeadAttention": 1})
+
+
+def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_path: Path):
+    (first,) = first_layer(exported, "static")
+    quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), keep_float=[first])
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    in_float = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert [node.input[0] for node in layers if node.input[1] in in_float] == ["x"]
+    assert len(layers) == 4
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
+    export(torch.nn.Tanh(), torch.zeros(2, 3), tmp_path / "tanh.onnx")
+    assert first_layer(tmp_path / "tanh.onnx", how) == ()
 
 
 def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):

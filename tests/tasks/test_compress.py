@@ -186,6 +186,8 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
         {"name": "entropy", "quantize": "static", "calibrate": "entropy"},
         {"name": "aware", "quantize": "static", "aware": True},
         {"name": "none-in-int8", "quantize": "static", "float_layers": 0.0, "reduce_range": True},
+        {"name": "first-in-float", "quantize": "static", "float_layers": "first"},
+        {"name": "aware-first", "quantize": "static", "aware": True, "float_layers": "first"},
         {"name": "int4", "weights": "int4"},
         {"name": "fp16", "weights": "fp16"},
     ]
@@ -194,6 +196,9 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
     assert len({candidate.sha256 for candidate in options.candidates}) == len(stated)
     assert all(abs(candidate.worse.value) < 0.06 for candidate in options.candidates)
     assert all(of[name].integer_share == 1 for name in ("entropy", "aware", "none-in-int8"))
+    weights = 2 * 64, 64 * 64, 64 * 2
+    for name in ("first-in-float", "aware-first"):
+        assert of[name].integer_share == pytest.approx(1 - weights[0] / sum(weights), abs=0.02)
     assert of["int4"].integer_share == of["fp16"].integer_share == 0
     (macs,) = {candidate.num_macs for candidate in options.candidates}
     assert 2 * 64 + 64 * 64 + 64 * 2 + 2 * 64 + 2 <= macs < 5000  # an addition of a bias counts, and what ReLU does
@@ -209,6 +214,9 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
         {"quantize": "dynamic", "aware": True},
         {"calibrate": "entropy"},
         {"float_layers": 0.1},
+        {"float_layers": "first"},
+        {"quantize": "static", "float_layers": "last"},
+        {"quantize": "static", "float_layers": -0.1},
         {"quantize": "static", "weights": "int8"},
     ],
 )

@@ -1,0 +1,86 @@
+"""Whether a network of 8 bits is quicker if the layer that reads the inputs stays in float.
+
+    python benchmarks/compression/first_layer.py [--rounds 300]
+
+Networks have random weights, on which times do not depend. The three files of each are timed in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from data_contracts.layouts import Layout
+from data_contracts.records import Interval
+from models.compression import latency
+from models.compression.processor import has_tiles
+from models.compression.quantization import first_layer, quantize
+from models.export import export
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Cnn, LeNet, Model
+from tasks.settings import enter, processor_flags
+
+GREY = (1, 28, 28)
+NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
+    "32 strided; 64; 64, 64": (
+        Cnn(kind="cnn", channels=(32, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
+        GREY,
+    ),
+    "16 strided; 64; 64, 64": (
+        Cnn(kind="cnn", channels=(16, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
+        GREY,
+    ),
+    "RGB: 32 strided; 64; 64, 64": (
+        Cnn(kind="cnn", channels=(32, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
+        (3, 32, 32),
+    ),
+    "RGB: 32, 32; 64, 64": (Cnn(kind="cnn", channels=(32, 64), convolutions=2, hidden=128), (3, 32, 32)),
+    "64; 128; 256": (Cnn(kind="cnn", channels=(64, 128, 256), hidden=256), GREY),
+    "32; 64; 128": (Cnn(kind="cnn", channels=(32, 64, 128), hidden=128), GREY),
+    "LeNet-5": (LeNet(kind="lenet"), GREY),
+}
+BATCHES = (1, 32)
+
+
+def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, list[Interval]]:
+    """The time of each of the three files, of fp32's, by batch."""
+    torch.manual_seed(0)
+    network = build(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
+    x = torch.rand(64, *shape)
+    with tempfile.TemporaryDirectory() as place:
+        files = {name: Path(place) / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
+        export(network, x, files["fp32"])
+        tiles = has_tiles(processor_flags())
+        quantize(files["fp32"], files["int8"], x.numpy(), tiles=tiles)
+        kept = first_layer(files["fp32"], "static")
+        quantize(files["fp32"], files["first-in-float"], x.numpy(), tiles=tiles, keep_float=kept)
+        timed = latency.compare(files, [x[:size].numpy() for size in BATCHES], baseline="fp32", rounds=rounds)
+    return {name: [of_batch.ratio for of_batch in batches] for name, batches in timed.items()}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--rounds", type=int, default=300)
+    rounds = asked.parse_args().rounds
+    enter()
+    print("| network (`;`: pooled) | int8: 1 row | 32 rows | first in float: 1 row | 32 rows | gain: 1 row | 32 rows |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, (config, shape) in NETWORKS.items():
+        times = compare(config, shape, rounds)
+        told = [
+            f"{1 / time.value:.2f}x ({1 / time.high:.2f}-{1 / time.low:.2f})"
+            for kind in ("int8", "first-in-float")
+            for time in times[kind]
+        ]
+        gains = [
+            f"{all_8.value / first.value:.2f}"
+            for all_8, first in zip(times["int8"], times["first-in-float"], strict=True)
+        ]
+        print(f"| {name} | {' | '.join((*told, *gains))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
