@@ -23,21 +23,18 @@ from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, LeNet, Model
 from tasks.settings import enter, processor_flags
 
-GREY = (1, 28, 28)
+GREY, RGB = (1, 28, 28), (3, 32, 32)
+
+
+def strided(first: int) -> Cnn:
+    return Cnn(kind="cnn", channels=(first, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128)
+
+
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
-    "32 strided; 64; 64, 64": (
-        Cnn(kind="cnn", channels=(32, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
-        GREY,
-    ),
-    "16 strided; 64; 64, 64": (
-        Cnn(kind="cnn", channels=(16, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
-        GREY,
-    ),
-    "RGB: 32 strided; 64; 64, 64": (
-        Cnn(kind="cnn", channels=(32, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128),
-        (3, 32, 32),
-    ),
-    "RGB: 32, 32; 64, 64": (Cnn(kind="cnn", channels=(32, 64), convolutions=2, hidden=128), (3, 32, 32)),
+    "32 strided; 64; 64, 64": (strided(32), GREY),
+    "16 strided; 64; 64, 64": (strided(16), GREY),
+    "RGB: 32 strided; 64; 64, 64": (strided(32), RGB),
+    "RGB: 32, 32; 64, 64": (Cnn(kind="cnn", channels=(32, 64), convolutions=2, hidden=128), RGB),
     "64; 128; 256": (Cnn(kind="cnn", channels=(64, 128, 256), hidden=256), GREY),
     "32; 64; 128": (Cnn(kind="cnn", channels=(32, 64, 128), hidden=128), GREY),
     "LeNet-5": (LeNet(kind="lenet"), GREY),

@@ -140,7 +140,7 @@ def first_layer(source: Path, how: Quantization) -> tuple[str, ...]:
     quantized.
 
     What reads an image has few channels, and lays each byte of its window out by itself for a product of integers. So
-    it may be quicker in float, where it is strided; in front of pooling it is not, since that is done in float then.
+    it may be quicker in float, unless pooling follows: that is done in float then, too.
     """
     with tempfile.TemporaryDirectory() as folder:
         return tuple(layers(onnx.load(prepared(source, Path(folder))), how)[:1])
