@@ -225,7 +225,10 @@ class CandidateSpec(Document):
     def in_float(self) -> Self:
         """The same before it is quantized, under no name: what two candidates are made of alike."""
         fields = type(self).model_fields
-        return self.model_copy(update={"name": "", **{one: fields[one].default for one in _OF_THE_FILE}})
+        # What learns while everything is rounded learns otherwise where a layer is not.
+        learnt = ("float_layers",) if self.aware and self.float_layers == "first" else ()
+        of_the_file = [one for one in _OF_THE_FILE if one not in learnt]
+        return self.model_copy(update={"name": "", **{one: fields[one].default for one in of_the_file}})
 
     @property
     def is_as_trained(self) -> bool:

@@ -6,18 +6,24 @@ Shapes: B rows, K outputs of a layer.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
 from torch.func import functional_call
+
+from models.training.loop import predict
 
 _MOMENTUM = 0.01  # of the ranges, a new batch against all before
 _ACTIVATION_LEVEL = 255  # the largest of uint8
 _WEIGHT_LEVEL, _REDUCED_LEVEL = 127, 64  # the largest of int8, and of 7 bits, on both sides of 0
 
 
-def with_fake_quantization(network: nn.Module, *, reduce_range: bool = False) -> nn.Module:
-    """A copy of `network` whose convolutions and linear maps round their weights and what comes in to 8 bits.
+def with_fake_quantization(
+    network: nn.Module, *, reduce_range: bool = False, keep_float: Collection[str] = ()
+) -> nn.Module:
+    """A copy of `network` whose convolutions and linear maps, but for those in `keep_float`, round their weights and
+    what comes in to 8 bits.
 
     Train it as any other: gradients pass rounding as if it were not there, and are 0 outside a range. Then export what
     `without_fake_quantization` returns, and quantize that with `ranges_of`.
@@ -28,11 +34,34 @@ def with_fake_quantization(network: nn.Module, *, reduce_range: bool = False) ->
     """
     rounding = copy.deepcopy(network)
     level = _REDUCED_LEVEL if reduce_range else _WEIGHT_LEVEL
-    for name, layer in list(rounding.named_modules()):
-        # Subclasses may be read in other ways than by a call, as the output layer inside torch's own attention is.
-        if isinstance(layer, nn.Conv2d | nn.Linear) and type(layer) in (nn.Conv2d, nn.Linear):
+    for name, layer in list(_layers(rounding)):
+        if name not in keep_float:
             rounding.set_submodule(name, _Rounding(layer, level))
     return rounding
+
+
+def first_called(network: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
+    """For `keep_float` of `with_fake_quantization`: the name of the layer by which rows `x` (B, ...) come in, if any.
+
+    `network` is in evaluation mode afterwards.
+    """
+    called: list[str] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, layer in _layers(network)
+    ]
+    try:
+        predict(network, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(called[:1])
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    """What can round. Subclasses may be read in other ways than by a call, as in torch's own attention."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and type(layer) in (nn.Conv2d, nn.Linear):
+            yield name, layer
 
 
 def ranges_of(network: nn.Module) -> dict[str, tuple[float, float]]:

@@ -14,7 +14,7 @@ from models.compression.codebook import share, shared
 from models.compression.config import CandidateSpec, Compression, Distillation, Sparse, why_not_taught
 from models.compression.distillation import distiller, with_unlabelled
 from models.compression.factorisation import factorise
-from models.compression.fake_quantization import with_fake_quantization
+from models.compression.fake_quantization import first_called, with_fake_quantization
 from models.compression.pruning import prune
 from models.compression.sparsity import Masks, density_at, held, masks_of, pattern_masks
 from models.networks.blueprint import Blueprint, build
@@ -76,7 +76,8 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
         with shared(network, share(network, spec.values)):
             _taught(lesson, fine_tune)(network)
     if spec.aware:
-        network = with_fake_quantization(network, reduce_range=spec.reduce_range)
+        kept = first_called(network, lesson.train.x[:1]) if spec.float_layers == "first" else ()
+        network = with_fake_quantization(network, reduce_range=spec.reduce_range, keep_float=kept)
         _taught(lesson, fine_tune)(network)
     return network
 

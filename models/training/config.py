@@ -50,7 +50,8 @@ class Loop(Document):
     loss: Annotated[Literal["squared", "huber"], Field(description="of a regression")] = "squared"
     ema: Annotated[Share | None, Field(description="decay of a running mean of the weights, which is kept")] = None
     best_by: Annotated[
-        Literal["loss", "score"], Field(description="which figure of the validation part the best epoch is told by")
+        Literal["loss", "score", "last"],
+        Field(description="which figure of the validation part the best epoch is told by; last: by none"),
     ] = "loss"
     patience: Annotated[Count | None, Field(description="epochs without a better one")] = None
     precision: Annotated[
@@ -59,6 +60,12 @@ class Loop(Document):
     ] = "fp32"
     compile: Annotated[bool, Field(description="torch.compile")] = False
     augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _has_a_best_epoch_to_wait_for(self) -> Self:
+        if self.patience is not None and self.best_by == "last":
+            raise ValueError("with `best_by: last` no epoch is worse than another: leave out `patience`")
+        return self
 
 
 class Checkpoints(Document):

@@ -268,10 +268,12 @@ def _take_step(state: State, loop: Loop) -> None:
 
 
 def best_epoch(history: list[Epoch], loop: Loop, *, is_error: bool) -> Epoch:
-    """The one with the lowest validation loss, or with the best score if `loop` says so; of equal ones the last.
+    """The one with the lowest validation loss, or the best score or the last, as `loop` says; of equal ones the last.
 
     `is_error` says that the score is one, which is to be small.
     """
+    if loop.best_by == "last":
+        return history[-1]
     if loop.best_by == "loss":
         return min(reversed(history), key=lambda epoch: epoch.val_loss)
     return min(reversed(history), key=lambda epoch: epoch.val_score if is_error else -epoch.val_score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -118,6 +119,7 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
         (Loop, {"epochs": 0}),
         (Loop, {"epochs": 1, "learning_rate": 0}),
         (Loop, {"epochs": 1, "learning_rate": float("nan")}),
+        (Loop, {"epochs": 9, "best_by": "last", "patience": 2}),
         (Training, {"epochs": 1, "seed": -1}),
         (Training, {"search": {"trials": 2}}),
         (Training, {"epochs": 1, "sed": 1}),
@@ -198,6 +200,14 @@ def test_static_candidates_alone_are_written_for_tiles():
         CandidateSpec(name="int8", quantize="dynamic", tiles=True)
     in_8_bits = CandidateSpec(name="int8", quantize="static", tiles=True)
     assert in_8_bits.in_float == CandidateSpec(name="int8", quantize="static").in_float
+
+
+def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made_apart():
+    def in_float(**stated: Any) -> CandidateSpec:
+        return CandidateSpec(name="int8", quantize="static", **stated).in_float
+
+    assert in_float(float_layers="first") == in_float(float_layers=0.1) == in_float()
+    assert in_float(aware=True, float_layers="first") != in_float(aware=True) == in_float(aware=True, float_layers=0.1)
 
 
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():

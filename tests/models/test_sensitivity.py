@@ -16,7 +16,12 @@ from torch import nn
 from data_contracts.errors import RecipeInvalid
 from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
-from models.compression.fake_quantization import ranges_of, with_fake_quantization, without_fake_quantization
+from models.compression.fake_quantization import (
+    first_called,
+    ranges_of,
+    with_fake_quantization,
+    without_fake_quantization,
+)
 from models.compression.quantization import quantize
 from models.compression.sensitivity import divergence, sensitive_layers, smallest_float_set
 from models.export import export
@@ -156,6 +161,31 @@ def test_the_output_layer_inside_of_torchs_own_attention_which_is_never_called_s
     x = torch.randn(4, 5, 8)
     assert rounding(x, x).shape == x.shape
     assert set(ranges_of(rounding)) == {"linear1", "linear2"}
+
+
+class _LastFirst(nn.Module):
+    """Holds its layers in the other order than it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs, self.inputs = nn.Linear(4, 2), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.outputs(torch.relu(self.inputs(x)))
+        return outputs
+
+
+def test_the_layer_that_reads_the_inputs_learns_in_float_where_it_stays_so(uneven, parts):
+    network, x = _LastFirst(), torch.randn(8, 3)
+    assert first_called(network, x) == ("inputs",)
+    rounding = with_fake_quantization(network, keep_float=first_called(network, x))
+    assert list(ranges_of(rounding)) == ["outputs"]
+    rounding(x)  # in training mode: ranges are seen
+    half_B3 = x / 2 + 0.001 * torch.randn(8, 3)
+    # Nothing that comes in is cut or rounded: what is between is as before.
+    assert torch.equal(rounding.inputs(half_B3), network.inputs(half_B3))
+    assert first_called(uneven, parts.test.x[:1]) == ("blocks.0.0",)
+    assert first_called(nn.Flatten(), x) == ()
 
 
 def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):

@@ -156,9 +156,9 @@ def test_training_ends_when_it_has_not_been_better_for_a_while():
 
 def test_the_best_epoch_is_told_by_the_figure_that_is_asked_for():
     told = [Epoch(1, 1.0, 0.5, 0.7, 0.1), Epoch(2, 1.0, 0.4, 0.8, 0.1), Epoch(3, 1.0, 0.6, 0.9, 0.1)]
-    by_loss, by_score = Loop(epochs=3), Loop(epochs=3, best_by="score")
-    assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score)] == [2, 3]
-    assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score)] == [2, 1]
+    by_loss, by_score, by_none = (Loop(epochs=3, best_by=figure) for figure in ("loss", "score", "last"))
+    assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
+    assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score, by_none)] == [2, 1, 3]
     alike = [one._replace(val_loss=0.4, val_score=0.8) for one in told]
     assert [best_epoch(alike, loop, is_error=False).number for loop in (by_loss, by_score)] == [3, 3]
 
