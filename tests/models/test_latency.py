@@ -32,6 +32,20 @@ def test_any_file_can_be_the_baseline(exported, quantized, parts):
     assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
 
+def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quantized, parts, monkeypatch):
+    clock, last = 0.0, None
+
+    def answers(runtime: object, *_: object) -> None:
+        nonlocal clock, last
+        clock, last = clock + (0.001 if runtime is last else 1.0), runtime
+
+    monkeypatch.setattr("models.compression.latency.ask", answers)
+    monkeypatch.setattr("models.compression.latency.time.perf_counter", lambda: clock)
+    files = {"fp32": exported, "int8": quantized, "again": exported}
+    timed = compare(files, [parts.test.x[:1].numpy()], baseline="fp32", rounds=5)
+    assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.floats(0.1, 10), st.integers(0, 100))
 def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_the_noise(times, seed):

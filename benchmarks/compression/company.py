@@ -1,0 +1,104 @@
+"""What a file's time owes to what was asked before it.
+
+    python benchmarks/compression/company.py [--rounds 300]
+
+A wide network in fp32 and a student of it in 8 bits, both with random weights, are asked for one row in turns: alone
+with each other and beside four more files. Each is timed right after another file; right after itself, as `compare`
+times it; and as an endpoint asks, which has one file and reads a request as JSON before each answer. Printed is how
+many times as fast the student is, and its median time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from wanted import STATIC, strided
+
+from data_contracts.layouts import Layout
+from models.compression.latency import ask, in_turns, median_ratio
+from models.compression.quantization import first_layer, quantize
+from models.export import export
+from models.networks.blueprint import Blueprint, build
+from models.networks.config import Cnn
+from models.runtime import session
+from tasks.settings import enter
+
+SHAPE = (1, 28, 28)
+WIDE = Cnn(kind="cnn", channels=(64, 128, 256), hidden=256)
+REQUEST = json.dumps({"rows": [{"image": list(range(784))}]})
+
+
+def written(folder: Path) -> dict[str, Path]:
+    """The two files, and four more."""
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "student", "narrow", "wide", "student-fp32")}
+    x = torch.rand(64, *SHAPE)
+    _export(WIDE, x, files["fp32"])
+    quantize(files["fp32"], files["int8"], x.numpy(), tiles=STATIC["tiles"])
+    _export(Cnn.model_validate(strided([32, 64, 64], 64)), x, files["student-fp32"])
+    for name, channels in (("student", [32, 64, 64]), ("narrow", [16, 32, 32]), ("wide", [64, 128, 128])):
+        source = folder / "source.onnx"
+        _export(Cnn.model_validate(strided(channels, 64)), x, source)
+        kept = first_layer(source, "static")
+        quantize(source, files[name], x.numpy(), tiles=STATIC["tiles"], keep_float=kept)
+    return files
+
+
+def _export(config: Cnn, x: torch.Tensor, path: Path) -> None:
+    torch.manual_seed(0)
+    layout = Layout(kind="image", shape=SHAPE)
+    export(build(Blueprint(config=config, layout=layout, num_outputs=10)).eval(), x, path)
+
+
+def read_request() -> np.ndarray:
+    (row,) = json.loads(REQUEST)["rows"]
+    return np.asarray(row["image"], np.float32).reshape(1, *SHAPE) / 255
+
+
+def timed(files: dict[str, Path], rounds: int, num_before: int, read: Callable[[], np.ndarray]) -> str:
+    sessions = {name: session(path) for name, path in files.items()}
+
+    def turn(name: str) -> float:
+        for _ in range(num_before):
+            ask(sessions[name], read(), is_row_by_row=False)
+        x = read()
+        start = time.perf_counter()
+        ask(sessions[name], x, is_row_by_row=False)
+        return time.perf_counter() - start
+
+    seconds = in_turns(list(files), turn, rounds, seed=0, most_seconds=60)
+    ratio = 1 / median_ratio(seconds["student"], seconds["fp32"])
+    return f"{ratio:.1f}x, {1e3 * np.median(seconds['student']):.3f} ms"
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--rounds", type=int, default=300)
+    asked.add_argument("--repeats", type=int, default=3)
+    chosen = asked.parse_args()
+    enter()
+    x = read_request()
+    ways: dict[str, tuple[int, Callable[[], np.ndarray]]] = {
+        "right after another file": (0, lambda: x),
+        "right after itself": (1, lambda: x),
+        "as an endpoint asks": (2, read_request),
+    }
+    print("| timed | two files | six files |")
+    print("| --- | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        six = written(Path(folder))
+        two = {name: six[name] for name in ("fp32", "student")}
+        for _ in range(chosen.repeats):
+            for way, (num_before, read) in ways.items():
+                told = [timed(files, chosen.rounds, num_before, read) for files in (two, six)]
+                print(f"| {way} | {' | '.join(told)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
