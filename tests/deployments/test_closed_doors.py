@@ -146,19 +146,20 @@ def test_no_process_of_the_server_has_unpickled_anything(served) -> None:
 
 
 def said(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
-    """What a connection is told that sends a piece each quarter of a second, and after how many seconds it ends."""
+    """What a connection is told that sends a piece each 0.3 s, so none at the limit of 1 s, and when it ends, in s."""
     began = time.monotonic()
     told = b""
     with socket.create_connection((address, port)) as connection:
         for piece in pieces:
             connection.sendall(piece)
-            connection.settimeout(0.25)
+            connection.settimeout(0.3)
             with contextlib.suppress(TimeoutError):
                 told = connection.recv(4096)
                 break  # whoever goes on sending now is cut off before the answer is read
         connection.settimeout(10)
-        while more := connection.recv(4096):
-            told += more
+        with contextlib.suppress(ConnectionResetError):  # a piece came as it was cut off: what was told is read by now
+            while more := connection.recv(4096):
+                told += more
     return told.decode(), time.monotonic() - began
 
 
