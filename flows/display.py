@@ -184,8 +184,9 @@ def _candidates(release: Release) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("candidate", f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("candidate", "verdict") else "right", no_wrap=True)
+    table.add_column("candidate", overflow="fold")  # where a line is too short, names break, and no figure is cut off
+    for heading in (f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
+        table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
     for one in chosen.options.candidates:
         is_chosen, passed = one.name == chosen.candidate.name, verdicts[one.name].passed
         table.add_row(
