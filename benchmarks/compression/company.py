@@ -18,47 +18,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from wanted import STATIC, strided
+from first_layer import GREY, written
+from wanted import strided
 
-from data_contracts.layouts import Layout
 from models.compression.latency import ask, in_turns, median_ratio
-from models.compression.quantization import first_layer, quantize
-from models.export import export
-from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn
 from models.runtime import session
 from tasks.settings import enter
 
-SHAPE = (1, 28, 28)
 WIDE = Cnn(kind="cnn", channels=(64, 128, 256), hidden=256)
 REQUEST = json.dumps({"rows": [{"image": list(range(784))}]})
 
 
-def written(folder: Path) -> dict[str, Path]:
+def six(folder: Path) -> dict[str, Path]:
     """The two files, and four more."""
-    files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "student", "narrow", "wide", "student-fp32")}
-    x = torch.rand(64, *SHAPE)
-    _export(WIDE, x, files["fp32"])
-    quantize(files["fp32"], files["int8"], x.numpy(), tiles=STATIC["tiles"])
-    _export(Cnn.model_validate(strided([32, 64, 64], 64)), x, files["student-fp32"])
-    for name, channels in (("student", [32, 64, 64]), ("narrow", [16, 32, 32]), ("wide", [64, 128, 128])):
-        source = folder / "source.onnx"
-        _export(Cnn.model_validate(strided(channels, 64)), x, source)
-        kept = first_layer(source, "static")
-        quantize(source, files[name], x.numpy(), tiles=STATIC["tiles"], keep_float=kept)
-    return files
-
-
-def _export(config: Cnn, x: torch.Tensor, path: Path) -> None:
-    torch.manual_seed(0)
-    layout = Layout(kind="image", shape=SHAPE)
-    export(build(Blueprint(config=config, layout=layout, num_outputs=10)).eval(), x, path)
+    students = {"student": ([32, 64, 64], 64), "narrow": ([16, 32, 32], 64), "wide": ([64, 128, 128], 64)}
+    configs = {"whole": WIDE} | {name: Cnn.model_validate(strided(*shape)) for name, shape in students.items()}
+    of = {}
+    for name, config in configs.items():
+        (folder / name).mkdir()
+        of[name] = written(config, GREY, folder / name)
+    in_8_bits = {name: of[name]["first-in-float"] for name in students}
+    return {"fp32": of["whole"]["fp32"], "int8": of["whole"]["int8"], "student-fp32": of["student"]["fp32"]} | in_8_bits
 
 
 def read_request() -> np.ndarray:
     (row,) = json.loads(REQUEST)["rows"]
-    return np.asarray(row["image"], np.float32).reshape(1, *SHAPE) / 255
+    return np.asarray(row["image"], np.float32).reshape(1, *GREY) / 255
 
 
 def timed(files: dict[str, Path], rounds: int, num_before: int, read: Callable[[], np.ndarray]) -> str:
@@ -92,11 +78,11 @@ def main() -> None:
     print("| timed | two files | six files |")
     print("| --- | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
-        six = written(Path(folder))
-        two = {name: six[name] for name in ("fp32", "student")}
+        all_six = six(Path(folder))
+        two = {name: all_six[name] for name in ("fp32", "student")}
         for _ in range(chosen.repeats):
             for way, (num_before, read) in ways.items():
-                told = [timed(files, chosen.rounds, num_before, read) for files in (two, six)]
+                told = [timed(files, chosen.rounds, num_before, read) for files in (two, all_six)]
                 print(f"| {way} | {' | '.join(told)} |", flush=True)
 
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from wanted import strided
 
 from data_contracts.layouts import Layout
 from data_contracts.records import Interval
@@ -26,14 +27,14 @@ from tasks.settings import enter, processor_flags
 GREY, RGB = (1, 28, 28), (3, 32, 32)
 
 
-def strided(first: int) -> Cnn:
-    return Cnn(kind="cnn", channels=(first, 64, 64), convolutions=(1, 1, 2), strided=1, hidden=128)
+def student(channels: list[int]) -> Cnn:
+    return Cnn.model_validate(strided(channels, hidden=128))
 
 
 NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
-    "32 strided; 64; 64, 64": (strided(32), GREY),
-    "16 strided; 64; 64, 64": (strided(16), GREY),
-    "RGB: 32 strided; 64; 64, 64": (strided(32), RGB),
+    "32 strided; 64; 64, 64": (student([32, 64, 64]), GREY),
+    "16 strided; 64; 64, 64": (student([16, 64, 64]), GREY),
+    "RGB: 32 strided; 64; 64, 64": (student([32, 64, 64]), RGB),
     "RGB: 32, 32; 64, 64": (Cnn(kind="cnn", channels=(32, 64), convolutions=2, hidden=128), RGB),
     "64; 128; 256": (Cnn(kind="cnn", channels=(64, 128, 256), hidden=256), GREY),
     "32; 64; 128": (Cnn(kind="cnn", channels=(32, 64, 128), hidden=128), GREY),
@@ -42,20 +43,27 @@ NETWORKS: dict[str, tuple[Model, tuple[int, ...]]] = {
 BATCHES = (1, 32)
 
 
-def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, list[Interval]]:
-    """The time of each of the three files, of fp32's, by batch."""
+def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Path]:
+    """A network of random weights in fp32, in 8 bits, and with its first layer in float, in files of `folder`."""
     torch.manual_seed(0)
     network = build(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
     x = torch.rand(64, *shape)
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
+    export(network, x, files["fp32"])
+    tiles = has_tiles(processor_flags())
+    quantize(files["fp32"], files["int8"], x.numpy(), tiles=tiles)
+    kept = first_layer(files["fp32"], "static")
+    quantize(files["fp32"], files["first-in-float"], x.numpy(), tiles=tiles, keep_float=kept)
+    return files
+
+
+def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, list[Interval]]:
+    """The time of each of the three files, of fp32's, by batch."""
     with tempfile.TemporaryDirectory() as place:
-        files = {name: Path(place) / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
-        export(network, x, files["fp32"])
-        tiles = has_tiles(processor_flags())
-        quantize(files["fp32"], files["int8"], x.numpy(), tiles=tiles)
-        kept = first_layer(files["fp32"], "static")
-        quantize(files["fp32"], files["first-in-float"], x.numpy(), tiles=tiles, keep_float=kept)
-        timed = latency.compare(files, [x[:size].numpy() for size in BATCHES], baseline="fp32", rounds=rounds)
-    return {name: [of_batch.ratio for of_batch in batches] for name, batches in timed.items()}
+        files = written(config, shape, Path(place))
+        batches = [torch.rand(size, *shape).numpy() for size in BATCHES]
+        timed = latency.compare(files, batches, baseline="fp32", rounds=rounds)
+    return {name: [of_batch.ratio for of_batch in of_file] for name, of_file in timed.items()}
 
 
 def main() -> None:
