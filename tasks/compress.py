@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Latency, Options, Trained
 from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
-from models.compression.processor import has_tiles, needs_reduced_range
+from models.compression.processor import has_tiles
 from tasks import effort, fitting, tracking
 from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
@@ -96,7 +96,6 @@ def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
         config.kind,
         _quantization_for(trained),
         weights_alone=config.kind == "rnn" and config.cell != "lstm",
-        reduce_range=needs_reduced_range(processor_flags()),
         tiles=has_tiles(processor_flags()),
     )
 

@@ -15,7 +15,7 @@ from models.compression.config import CandidateSpec, Compression
 from tasks import fitting
 from tasks.candidates import SEED, Made
 from tasks.events import Progress, emit
-from tasks.settings import settings
+from tasks.settings import processor_flags, settings
 from tasks.store import Output
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     from models.compression.sizes import coded_bytes
     from models.compression.stored_weights import store_weights
 
+    spec = spec.for_processor(processor_flags())
     alike = digest_of_document(spec.in_float.model_dump())
     if alike not in maker.floats:
         path = maker.out.path(f"float-{len(maker.floats)}.onnx")
@@ -105,7 +106,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
     how: dict[str, Any] = {
         "how": spec.quantize,
         "calibrate": spec.calibrate,
-        "reduce_range": spec.reduce_range,
+        "reduce_range": bool(spec.reduce_range),
     }
     kept: tuple[str, ...] = ()
     if spec.float_layers == "first":

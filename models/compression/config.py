@@ -5,11 +5,13 @@ Read by the command line before anything heavy is imported, so nothing here need
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from data_contracts.documents import Document
+from models.compression.processor import needs_reduced_range
 from models.features.inputs import Count
 from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from models.splits import Share
@@ -23,7 +25,7 @@ Part = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
 Form = Literal["pt2", "litert"]  # beside ONNX
 Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
-_OF_THE_FILE = ("quantize", "calibrate", "tiles", "float_layers", "weights", "stored")
+_OF_THE_FILE = ("quantize", "calibrate", "reduce_range", "tiles", "float_layers", "weights", "stored")
 # What networks attend to, and can only learn from one that attends to the same.
 _ATTENDED = {
     **dict.fromkeys(("cnn", "lenet", "resnet"), "places of an image"),
@@ -191,7 +193,9 @@ class CandidateSpec(Document):
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
     ] = None
     calibrate: Annotated[Calibration, Field(description="static: which range, of what was seen")] = "minmax"
-    reduce_range: Annotated[bool, Field(description="7 bits of a weight, for processors without VNNI")] = False
+    reduce_range: Annotated[
+        bool | None, Field(description="7 bits of a weight; left out: if the processor that compresses has no VNNI")
+    ] = None
     tiles: Annotated[
         bool, Field(description="static: convolutions are quicker on processors with AMX, and slower on others")
     ] = False
@@ -225,10 +229,16 @@ class CandidateSpec(Document):
     def in_float(self) -> Self:
         """The same before it is quantized, under no name: what two candidates are made of alike."""
         fields = type(self).model_fields
-        # What learns while everything is rounded learns otherwise where a layer is not.
-        learnt = ("float_layers",) if self.aware and self.float_layers == "first" else ()
-        of_the_file = [one for one in _OF_THE_FILE if one not in learnt]
+        # What learns while everything is rounded learns otherwise in other levels, and where a layer is not rounded.
+        learnt = {"reduce_range": self.aware, "float_layers": self.aware and self.float_layers == "first"}
+        of_the_file = [one for one in _OF_THE_FILE if not learnt.get(one)]
         return self.model_copy(update={"name": "", **{one: fields[one].default for one in of_the_file}})
+
+    def for_processor(self, flags: Collection[str]) -> Self:
+        """The same, with `reduce_range` stated if its arithmetic is in 8 bits; `flags` as `processor.py` takes them."""
+        if self.quantize is None or self.reduce_range is not None:
+            return self
+        return self.model_copy(update={"reduce_range": needs_reduced_range(flags)})
 
     @property
     def is_as_trained(self) -> bool:
@@ -251,18 +261,17 @@ def candidates_for(
     how: Quantization | None = None,
     *,
     weights_alone: bool = False,
-    reduce_range: bool = False,
     tiles: bool = False,
 ) -> tuple[CandidateSpec, ...]:
     """The candidates that are worth making of a network of `kind`, where the recipe names none.
 
     `how` it is quantized follows from the kind, unless it is stated. `weights_alone` says that its arithmetic has no
-    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits. `reduce_range` says that
-    the processor adds up in too few bits, and `tiles` that it has matrix tiles (`processor.py`).
+    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits. `tiles` says that the
+    processor has matrix tiles (`processor.py`).
     """
     # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
     how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    quantized = {"quantize": how, "reduce_range": reduce_range, "tiles": tiles and how == "static"}
+    quantized = {"quantize": how, "tiles": tiles and how == "static"}
     in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else quantized
     plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **in_8_bits))
     if kind not in PRUNABLE:

@@ -77,7 +77,7 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
             _taught(lesson, fine_tune)(network)
     if spec.aware:
         kept = first_called(network, lesson.train.x[:1]) if spec.float_layers == "first" else ()
-        network = with_fake_quantization(network, reduce_range=spec.reduce_range, keep_float=kept)
+        network = with_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=kept)
         _taught(lesson, fine_tune)(network)
     return network
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from data_contracts.layouts import Layout
 from models.compression.codebook import share, shared
+from models.compression.processor import needs_reduced_range
 from models.compression.quantization import quantize
 from models.compression.sparsity import held, masks_of
 from models.config import Features
@@ -26,6 +27,7 @@ from models.randomness import fix_randomness
 from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import train
+from tasks.settings import processor_flags
 
 
 class Parts(NamedTuple):
@@ -42,6 +44,12 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="session", autouse=True)
 def _repeatable() -> None:
     fix_randomness(seed=0, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def seven_bits() -> bool:
+    """What `reduce_range` is to be on this processor, where files are asked for answers near those in float."""
+    return needs_reduced_range(processor_flags())
 
 
 @pytest.fixture(scope="session")

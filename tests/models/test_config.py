@@ -187,10 +187,15 @@ def test_how_an_imported_network_is_quantized_says_its_file():
     assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]
 
 
-def test_on_a_processor_without_vnni_weights_have_7_bits():
-    specs = candidates_for("cnn", reduce_range=True)
-    assert {(spec.quantize, spec.reduce_range) for spec in specs if spec.quantize} == {("static", True)}
-    assert Compression(candidates=candidates_for("rnn", weights_alone=True, reduce_range=True)).candidates
+def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says_otherwise():
+    float_, int8 = CandidateSpec(name="pruned", prune=0.5), CandidateSpec(name="int8", prune=0.5, quantize="dynamic")
+    for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
+        assert int8.for_processor(flags).reduce_range is reduced
+        assert float_.for_processor(flags) == float_
+        # Both are of one smaller network, which is taught once.
+        assert int8.for_processor(flags).in_float == float_.in_float
+    stated = CandidateSpec(name="int8", quantize="static", reduce_range=False)
+    assert stated.for_processor(("avx2",)) == stated
 
 
 def test_static_candidates_alone_are_written_for_tiles():
@@ -208,6 +213,7 @@ def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made
 
     assert in_float(float_layers="first") == in_float(float_layers=0.1) == in_float()
     assert in_float(aware=True, float_layers="first") != in_float(aware=True) == in_float(aware=True, float_layers=0.1)
+    assert in_float(aware=True, reduce_range=True) != in_float(aware=True)
 
 
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():

@@ -49,7 +49,7 @@ def operators(path: Path) -> Counter[str]:
     ids=lambda one: getattr(one, "kind", ""),
 )
 def test_it_answers_as_the_network_and_becomes_integers(
-    config: Model, layout: Layout, fused: int, left: int, tmp_path: Path
+    config: Model, layout: Layout, fused: int, left: int, seven_bits: bool, tmp_path: Path
 ) -> None:
     network, x = build(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
@@ -65,7 +65,8 @@ def test_it_answers_as_the_network_and_becomes_integers(
 
     named = layers(onnx.load(prepared(tmp_path / "fused.onnx", tmp_path)), "dynamic")
     for keep in ((), tuple(named)):
-        quantize(tmp_path / "fused.onnx", tmp_path / "int8.onnx", x.numpy(), how="dynamic", keep_float=keep)
+        target, how = tmp_path / "int8.onnx", {"reduce_range": seven_bits, "keep_float": keep}
+        quantize(tmp_path / "fused.onnx", target, x.numpy(), how="dynamic", **how)
         kinds = integer_coverage(tmp_path / "int8.onnx").integers
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
         exact_BK = answer(session(tmp_path / "fused.onnx"), x.numpy())

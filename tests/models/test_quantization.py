@@ -108,14 +108,14 @@ KINDS: dict[str, tuple[Model, dict[str, int]]] = {
 @pytest.mark.parametrize(
     "kind", ["lstm", "gru", "elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "gpt"))]
 )
-def test_networks_for_sequences_are_quantized_dynamically(kind, tmp_path: Path):
+def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_path: Path):
     torch.manual_seed(0)
     config, expected = KINDS[kind]
     network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export(network, x, tmp_path / "float.onnx")
     for name in ("int8.onnx", "again.onnx"):
-        quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic")
+        quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic", reduce_range=seven_bits)
     assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
     model = onnx.load(tmp_path / "int8.onnx")
     operators = [node.op_type for node in model.graph.node]

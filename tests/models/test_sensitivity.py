@@ -93,16 +93,17 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
     assert smallest_float_set(source, rows, x, changed, 1.0) == ()
 
 
-def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, tmp_path: Path):
+def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, seven_bits, tmp_path: Path):
     uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
     export(uneven, parts.test.x[:40], source)
-    quantize(source, tmp_path / "static.onnx", rows)
-    rounding = with_fake_quantization(uneven)
+    quantize(source, tmp_path / "static.onnx", rows, reduce_range=seven_bits)
+    rounding = with_fake_quantization(uneven, reduce_range=seven_bits)
     torch.manual_seed(0)  # for dropout
     train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
     learnt = without_fake_quantization(rounding)
     export(learnt, parts.test.x[:40], tmp_path / "learnt.onnx")
-    quantize(tmp_path / "learnt.onnx", tmp_path / "aware.onnx", rows, ranges=ranges_of(rounding))
+    learnt_file, aware_file = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
+    quantize(learnt_file, aware_file, rows, ranges=ranges_of(rounding), reduce_range=seven_bits)
     exact, static, aware = (
         accuracy(path, parts) for path in (source, tmp_path / "static.onnx", tmp_path / "aware.onnx")
     )
@@ -125,17 +126,21 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
     ],
     ids=lambda one: one.kind,
 )
-def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_file(config, layout, tmp_path: Path):
+def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_file(
+    config, layout, seven_bits, tmp_path: Path
+):
     """Their weights have lost their names where the exporter turned them."""
     torch.manual_seed(0)
-    rounding = with_fake_quantization(build(Blueprint(config=config, layout=layout, num_outputs=3)))
+    network = build(Blueprint(config=config, layout=layout, num_outputs=3))
+    rounding = with_fake_quantization(network, reduce_range=seven_bits)
     x = torch.randn(32, *layout.shape)
     rounding(x)  # in training mode: ranges are seen
     rounding.eval()
     export(without_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
     seen = {layer: (20 * low, 20 * high) for layer, (low, high) in ranges_of(rounding).items()}
     for name, ranges in (("learnt", ranges_of(rounding)), ("wider", seen)):
-        quantize(tmp_path / "learnt.onnx", tmp_path / f"{name}-int8.onnx", x.numpy(), ranges=ranges)
+        target = tmp_path / f"{name}-int8.onnx"
+        quantize(tmp_path / "learnt.onnx", target, x.numpy(), ranges=ranges, reduce_range=seven_bits)
         assert integer_coverage(tmp_path / f"{name}-int8.onnx").share == 1
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
@@ -143,7 +148,7 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
         np.abs(answer(session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
         for name in ("learnt", "wider")
     )
-    assert learnt < 0.05 * np.abs(rounded_BK).max()
+    assert learnt < 0.06 * np.abs(rounded_BK).max()
     assert learnt < 0.5 * wider
 
 

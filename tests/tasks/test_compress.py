@@ -14,15 +14,18 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
+from torch import nn
 
 from data_contracts.digests import digest_of_file
 from data_contracts.means import Engine
-from data_contracts.records import Dataset, Trained
+from data_contracts.records import Candidate, Dataset, Trained
 from models.compression.config import CandidateSpec, Compression, Explore, Student
 from models.compression.litert import PYTHON
+from models.compression.smaller import Lesson, made_smaller
 from models.config import Features
 from models.export import TOLERANCE
 from models.features.inputs import NumberInput
+from models.networks.blueprint import Blueprint
 from models.networks.config import Imported, Mlp
 from models.runtime import answer, session
 from models.training.config import Loop, Training
@@ -206,6 +209,39 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
     assert tags["entropy"]["calibration.sha256"] == tags["aware"]["calibration.sha256"]
     assert "calibration.sha256" not in tags["fp16"]
     assert of["int4"].size_bytes < of["fp16"].size_bytes < of["fp32"].size_bytes
+
+
+@pytest.mark.parametrize(("flags", "level"), [(("avx2",), 64), (("avx2", "avx512_vnni"), 127)])
+def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_still_taught_once(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int
+) -> None:
+    monkeypatch.setattr("tasks.making.processor_flags", lambda: flags)
+    taught = []
+
+    def counted(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
+        taught.append(spec.name)
+        return made_smaller(network, blueprint, spec, lesson)
+
+    monkeypatch.setattr("models.compression.smaller.made_smaller", counted)
+    stated = [
+        {"name": "fp32"},
+        {"name": "half", "prune": 0.5},
+        {"name": "half-int8", "prune": 0.5, "quantize": "static"},
+        {"name": "all-bits", "prune": 0.5, "quantize": "static", "reduce_range": False},
+    ]
+    options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
+    assert taught == ["half"]
+    of = {candidate.name: candidate for candidate in options.candidates}
+    assert largest_weight(of["half-int8"]) == level
+    assert largest_weight(of["all-bits"]) == 127
+    told = [tracking.client().get_run(one.run_id).data.params["reduce_range"] for one in options.candidates]
+    assert told == ["None", "None", str(level == 64), "False"]
+
+
+def largest_weight(candidate: Candidate) -> int:
+    graph = onnx.load(settings().path(candidate.uri)).graph
+    integers = [numpy_helper.to_array(one) for one in graph.initializer if one.data_type == TensorProto.INT8]
+    return max(int(np.abs(weights.astype(int)).max()) for weights in integers)
 
 
 @pytest.mark.parametrize(
