@@ -193,6 +193,7 @@ class Candidate(Document):
     energy: Energy | None = None  # of the budget's batch, if its objective weighs it
     parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
     answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
+    needs_vnni: bool = False  # measured with exact sums of 8-bit products, which saturate on x86 without VNNI
     is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
 
     @property

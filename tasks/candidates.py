@@ -20,6 +20,7 @@ from data_contracts.records import Candidate, Dataset, Flips, Interval, Latency,
 from data_contracts.scores import LOSSES
 from models import metrics
 from models.compression.config import CandidateSpec, Form
+from models.compression.processor import needs_reduced_range, processor_flags
 from models.encoder import read_encoder
 from tasks import tracking
 from tasks.judging import (
@@ -33,7 +34,7 @@ from tasks.judging import (
     worse_by_class,
     worse_by_slice,
 )
-from tasks.settings import processor_flags, settings
+from tasks.settings import settings
 from tasks.store import Output
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def measure_all(
     before = answers_of(dataset.task, given[baseline])
     candidates = []
     for one in made:
-        name = one.spec.name
+        name, share = one.spec.name, integer_coverage(one.path).share
         answers_path = out.path(f"{name}-answers.parquet")
         _write_answers(answers_path, dataset, rows, given[name])
         after = answers_of(dataset.task, given[name])
@@ -122,7 +123,8 @@ def measure_all(
             num_parameters=one.num_parameters,
             num_nonzero=num_nonzero(one.path),
             num_macs=one.num_macs or None,
-            integer_share=integer_coverage(one.path).share,
+            integer_share=share,
+            needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(processor_flags()),
             score=score(dataset.task, rows, given[name]),
             worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
             flips=_flips(rows, before, after) if dataset.task == "classification" else None,

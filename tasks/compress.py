@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Latency, Options, Trained
 from models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
-from models.compression.processor import has_tiles
+from models.compression.processor import has_tiles, processor_flags
 from tasks import effort, fitting, tracking
 from tasks.candidates import SEED, TIMED_BATCHES, Made, batch_of, measure_all
 from tasks.explore import explore
 from tasks.forms import in_other_forms
 from tasks.making import Maker, Parts, make_all
-from tasks.settings import processor_flags, settings
+from tasks.settings import settings
 from tasks.stages import stage
 from tasks.store import Output
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_contracts.digests import digest_of_document
 from data_contracts.records import Trained
 from models.compression.config import CandidateSpec, Compression
+from models.compression.processor import processor_flags
 from tasks import fitting
 from tasks.candidates import SEED, Made
 from tasks.events import Progress, emit
-from tasks.settings import processor_flags, settings
+from tasks.settings import settings
 from tasks.store import Output
 
 if TYPE_CHECKING:

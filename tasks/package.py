@@ -152,6 +152,7 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
         "columns": dataset.inputs,
         "candidate": chosen.candidate.name,
         "is_row_by_row": chosen.candidate.is_row_by_row,
+        "needs_vnni": chosen.candidate.needs_vnni,
         "test_score": {"name": SCORES[dataset.task], **chosen.candidate.score.model_dump()},
         "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe(chosen)],
     }

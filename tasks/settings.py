@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
+from models.compression.processor import processor_flags
 from tasks.standing import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -23,7 +24,6 @@ _LOST = {
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
 }
-_VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "sve", "i8mm", "bf16")
 _AMOUNT = r"\d{1,9}(?:\.\d{1,6})?"
 _ROOM_FOR_A_PAGE = 65_536
 _ROOM_FOR_A_RUN = 50_000_000  # the two databases take a tenth of it before the first row is read
@@ -157,18 +157,6 @@ def instruction_set() -> dict[str, str]:
 def has_avx2() -> bool:
     """Whether this is an x86 processor with AVX2, as far as Linux tells."""
     return platform.machine() in ("x86_64", "AMD64") and "avx2" in processor_flags()
-
-
-@functools.cache
-def processor_flags() -> tuple[str, ...]:
-    """The vector instructions of this processor that decide how fast a network is, as far as Linux tells."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ()
-    named = re.search(r"^(?:flags|Features)\s*:(.*)$", told, flags=re.MULTILINE)  # x86 and ARM
-    flags = named.group(1).split() if named else []
-    return tuple(flag for flag in flags if flag.startswith(_VECTOR_FLAGS))
 
 
 def _require_writable(home: Path, *, with_room: bool) -> None:

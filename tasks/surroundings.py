@@ -7,8 +7,8 @@ from pathlib import Path
 
 from data_contracts.digests import digest_of_file
 from data_contracts.origin import Surroundings
+from models.compression.processor import processor_flags
 from tasks.code_version import code_version, packages_of, reach
-from tasks.settings import processor_flags
 
 STAGES = ("ingest", "validate", "prepare", "train", "compress")  # those whose bits a rebuilt version repeats
 _LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"

@@ -33,13 +33,12 @@ from data_contracts.records import Latency
 from models.compression import latency
 from models.compression.config import Quantization
 from models.compression.coverage import integer_coverage
-from models.compression.processor import has_tiles
+from models.compression.processor import has_tiles, processor_flags
 from models.compression.quantization import quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, Mlp, Model, Transformer
 from models.runtime import INPUT, OUTPUT
-from tasks.settings import processor_flags
 
 SIZES = (1024, 2048, 4096)
 ROUTES: tuple[Quantization, ...] = ("static", "dynamic")

@@ -17,12 +17,12 @@ from wanted import strided
 from data_contracts.layouts import Layout
 from data_contracts.records import Interval
 from models.compression import latency
-from models.compression.processor import has_tiles
+from models.compression.processor import has_tiles, processor_flags
 from models.compression.quantization import first_layer, quantize
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, LeNet, Model
-from tasks.settings import enter, processor_flags
+from tasks.settings import enter
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
 

@@ -23,14 +23,13 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 
 from data_contracts.layouts import Layout
 from models.compression.coverage import integer_coverage
-from models.compression.processor import has_tiles
+from models.compression.processor import has_tiles, processor_flags
 from models.compression.quantization import quantize
 from models.compression.stored_weights import store_weights
 from models.export import export
 from models.networks.blueprint import Blueprint, build
 from models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
 from models.runtime import INPUT, answer, session
-from tasks.settings import processor_flags
 
 IMAGE = Layout(kind="image", shape=(1, 28, 28))
 FLAT = Layout(kind="flat", shape=(64,))

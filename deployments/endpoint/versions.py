@@ -6,6 +6,7 @@ Shapes: B rows, K classes.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,13 @@ from data_contracts.predictions import furthest, in_words
 from data_contracts.requests import RowCheck
 from data_contracts.signatures import MANIFEST, require_signed
 from models.answers import TOLERANCE, meant, outputs_of, unit_of
+from models.compression.processor import needs_reduced_range, processor_flags
 from models.encoder import encode, read_encoder
 from models.features.arrays import Rows
 from models.runtime import session
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
+_log = logging.getLogger("bloomery.endpoint")
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
@@ -78,6 +81,12 @@ class Version:
         self._labels = [str(one) for one in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._rehearse()
+        if self.manifest.get("needs_vnni") and needs_reduced_range(processor_flags()):
+            _log.warning(
+                "%s may answer otherwise than measured: this processor has no VNNI, so its sums of 8-bit products "
+                "saturate; compress it with `reduce_range: true`, or serve it where there is VNNI",
+                self.tag,
+            )
 
     def answers(self, rows: Rows) -> np.ndarray:
         """Probabilities float64 (B, K), or for a regression the figures float64 (B,).

@@ -336,6 +336,21 @@ def test_a_version_that_answers_otherwise_than_measured_is_refused(packaged) -> 
         Version(folder)
 
 
+@pytest.mark.parametrize(
+    ("flags", "needs_vnni", "is_told"),
+    [(("avx2",), True, True), (("avx2",), False, False), (("avx_vnni",), True, False)],
+)
+def test_a_version_whose_sums_would_saturate_here_says_so(
+    packaged, monkeypatch, caplog, flags, needs_vnni, is_told
+) -> None:
+    monkeypatch.setattr("deployments.endpoint.versions.processor_flags", lambda: flags)
+    folder = packaged()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "needs_vnni": needs_vnni}))
+    tag = Version(folder).tag
+    assert (f"{tag} may answer otherwise than measured" in caplog.text) == is_told
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])
 def test_a_version_with_a_changed_or_missing_file_is_refused(packaged, name) -> None:
     folder = packaged()

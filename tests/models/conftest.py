@@ -14,7 +14,7 @@ from torch import nn
 
 from data_contracts.layouts import Layout
 from models.compression.codebook import share, shared
-from models.compression.processor import needs_reduced_range
+from models.compression.processor import needs_reduced_range, processor_flags
 from models.compression.quantization import quantize
 from models.compression.sparsity import held, masks_of
 from models.config import Features
@@ -27,7 +27,6 @@ from models.randomness import fix_randomness
 from models.training.batches import Examples
 from models.training.config import Loop
 from models.training.loop import train
-from tasks.settings import processor_flags
 
 
 class Parts(NamedTuple):

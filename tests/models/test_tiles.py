@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from models.compression.coverage import integer_coverage
-from models.compression.processor import has_tiles, needs_reduced_range
+from models.compression.processor import has_tiles, needs_reduced_range, processor_flags
 from models.compression.quantization import quantize
 from models.export import export
 from models.runtime import answer, session
-from tasks.settings import processor_flags
 
 
 class Convolutions(nn.Module):

@@ -16,12 +16,13 @@ import torch
 from data_contracts.records import Flips, Release
 from models.compression.config import CandidateSpec
 from models.compression.latency import told
+from models.compression.processor import processor_flags
 from models.config import Features
 from models.encoder import fit, summarise_batches
 from models.training.batches import Examples
 from tasks import tracking
 from tasks.candidates import Made, measure_all
-from tasks.settings import processor_flags, settings
+from tasks.settings import settings
 from tasks.store import Output
 
 pytestmark = pytest.mark.slow

@@ -215,7 +215,8 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
 def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_still_taught_once(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int
 ) -> None:
-    monkeypatch.setattr("tasks.making.processor_flags", lambda: flags)
+    for module in ("making", "candidates"):
+        monkeypatch.setattr(f"tasks.{module}.processor_flags", lambda: flags)
     taught = []
 
     def counted(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
@@ -236,6 +237,8 @@ def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_s
     assert largest_weight(of["all-bits"]) == 127
     told = [tracking.client().get_run(one.run_id).data.params["reduce_range"] for one in options.candidates]
     assert told == ["None", "None", str(level == 64), "False"]
+    is_exact = level == 127  # as measured; a processor that saturates is told of what was measured on one that does not
+    assert [one.needs_vnni for one in options.candidates] == [False, False, is_exact, is_exact]
 
 
 def largest_weight(candidate: Candidate) -> int:
