@@ -19,6 +19,7 @@ HTML, MARKDOWN = "card.html", "card.md"
 _MOST_BYTES = 100_000  # of a picture
 _MOST_WIDTH = 1_400  # pixels
 _COLORS = 256
+_COLORS_OF_A_DRAWING = 65_536  # at most
 
 
 class Table(NamedTuple):
@@ -197,8 +198,11 @@ def put_picture(source: Path, folder: Path, name: str, caption: str) -> list[Pic
     width = min(drawn.width, _MOST_WIDTH)
     while True:
         shown = drawn if width == drawn.width else drawn.resize((width, max(drawn.height * width // drawn.width, 1)))
-        # Not by median cut, which goes by areas and gives the small marks of the chosen and of the others one colour.
-        shown.quantize(_COLORS, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
+        # Of a drawing not by median cut, which goes by areas and gives the small marks of the chosen and of the others
+        # one colour. For a photograph the other way takes many seconds.
+        is_drawing = shown.getcolors(_COLORS_OF_A_DRAWING) is not None
+        how = Image.Quantize.MAXCOVERAGE if is_drawing else Image.Quantize.MEDIANCUT
+        shown.quantize(_COLORS, how).save(target, optimize=True)
         if target.stat().st_size <= _MOST_BYTES or width < 400:
             return [Picture(name, caption)]
         width = width * 4 // 5
