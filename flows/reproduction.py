@@ -67,7 +67,7 @@ def rebuild(origin: Origin) -> Rebuilt:
     from tasks.ingest import locate
     from tasks.surroundings import codes, surroundings
 
-    recipe = Recipe.model_validate(origin.recipe)
+    recipe = with_bits_of(origin.surroundings, Recipe.model_validate(origin.recipe))
     if origin.chosen.options.trained.start is not None:
         raise DataMissing(
             f"its training began with the weights of {origin.chosen.options.trained.start.name}",
@@ -85,6 +85,15 @@ def rebuild(origin: Origin) -> Rebuilt:
         code=codes(),
         surroundings=surroundings(bento.chosen.options.trained.processor),
     )
+
+
+def with_bits_of(then: Surroundings, recipe: Recipe) -> Recipe:
+    """The recipe, whose named candidates state how many bits a weight had then, whatever this processor is."""
+    named = recipe.compression.candidates
+    if named is None:
+        return recipe
+    there = tuple(one.for_processor(then.vector_flags) for one in named)
+    return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": there})})
 
 
 def _as_then(options: Options, origin: Origin) -> Chosen:

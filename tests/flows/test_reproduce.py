@@ -18,6 +18,8 @@ from data_contracts.origin import Origin
 from flows.order import in_order
 from flows.recipe import Recipe, read_recipe
 from flows.reproduce import guarantee, likely
+from flows.reproduction import with_bits_of
+from models.compression.config import Compression
 
 Finished = tuple[Path, dict[str, Any]]
 
@@ -175,6 +177,16 @@ def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> N
     assert likely(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
     assert likely(origin, origin.code, then, "ingest")[0] == "the source has changed"
     assert likely(origin, origin.code, then, "package") == ["the code of the endpoint, which is a part of the bento"]
+
+
+def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Origin) -> None:
+    recipe = Recipe.model_validate(origin.recipe)
+    for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
+        there = with_bits_of(origin.surroundings.model_copy(update={"vector_flags": flags}), recipe).compression
+        assert there.candidates is not None
+        assert {one.reduce_range for one in there.candidates if one.quantize} == {reduced}
+    unnamed = recipe.model_copy(update={"compression": Compression()})
+    assert with_bits_of(origin.surroundings, unnamed) == unnamed
 
 
 def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
