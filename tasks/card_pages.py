@@ -195,13 +195,13 @@ def put_picture(source: Path, folder: Path, name: str, caption: str) -> list[Pic
     target = folder / name
     with Image.open(source) as opened:
         drawn = opened.convert("RGB")
+    # Of a drawing not by median cut, which goes by areas and gives the small marks of the chosen and of the others one
+    # colour. For a photograph the other way takes many seconds.
+    is_drawing = drawn.getcolors(_COLORS_OF_A_DRAWING) is not None
+    how = Image.Quantize.MAXCOVERAGE if is_drawing else Image.Quantize.MEDIANCUT
     width = min(drawn.width, _MOST_WIDTH)
     while True:
         shown = drawn if width == drawn.width else drawn.resize((width, max(drawn.height * width // drawn.width, 1)))
-        # Of a drawing not by median cut, which goes by areas and gives the small marks of the chosen and of the others
-        # one colour. For a photograph the other way takes many seconds.
-        is_drawing = shown.getcolors(_COLORS_OF_A_DRAWING) is not None
-        how = Image.Quantize.MAXCOVERAGE if is_drawing else Image.Quantize.MEDIANCUT
         shown.quantize(_COLORS, how).save(target, optimize=True)
         if target.stat().st_size <= _MOST_BYTES or width < 400:
             return [Picture(name, caption)]

@@ -18,9 +18,9 @@ from prometheus_client import REGISTRY
 
 from data_contracts.arrow_requests import MEDIA_TYPE as ARROW
 from data_contracts.digests import digest_of_file
-from data_contracts.errors import OutputCorrupt, SettingInvalid
+from data_contracts.errors import OutputCorrupt
 from deployments.endpoint.http import Application
-from deployments.endpoint.limits import Limits, read_limits
+from deployments.endpoint.limits import Limits
 from deployments.endpoint.measures import Measures
 from deployments.endpoint.versions import Version
 from models.encoder import encode
@@ -321,57 +321,6 @@ def test_the_model_card_is_shown_and_can_do_nothing(application, packaged) -> No
     (folder / "card" / "card.html").write_text("<h1>another</h1>")
     with pytest.raises(OutputCorrupt, match=r"card/card\.html is not the file that was packaged"):
         Version(folder)
-
-
-def test_a_version_that_answers_otherwise_than_measured_is_refused(packaged) -> None:
-    folder = packaged()
-    examples = [{"row": ROW, "prediction": {"label": "old", "probabilities": {"old": 0.9, "young": 0.1}}}]
-    (folder / "examples.json").write_text(json.dumps(examples))
-    with pytest.raises(OutputCorrupt, match=r"examples\.json is not the file that was packaged"):
-        Version(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"]["examples.json"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(OutputCorrupt, match="for a held-out row it answers young"):
-        Version(folder)
-
-
-@pytest.mark.parametrize(
-    ("flags", "needs_vnni", "is_told"),
-    [(("avx2",), True, True), (("avx2",), False, False), (("avx_vnni",), True, False)],
-)
-def test_a_version_whose_sums_would_saturate_here_says_so(
-    packaged, monkeypatch, caplog, flags, needs_vnni, is_told
-) -> None:
-    monkeypatch.setattr("deployments.endpoint.versions.processor_flags", lambda: flags)
-    folder = packaged()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "needs_vnni": needs_vnni}))
-    tag = Version(folder).tag
-    assert (f"{tag} may answer otherwise than measured" in caplog.text) == is_told
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])
-def test_a_version_with_a_changed_or_missing_file_is_refused(packaged, name) -> None:
-    folder = packaged()
-    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
-    with pytest.raises(OutputCorrupt, match=f"{name} is not the file"):
-        Version(folder)
-    (folder / name).unlink()
-    with pytest.raises(OutputCorrupt, match="no file"):
-        Version(folder)
-
-
-def test_limits_come_from_the_environment() -> None:
-    assert read_limits({}) == Limits()
-    stated = read_limits({"BLOOMERY_SERVE_ROWS": "5", "BLOOMERY_SERVE_BODY_SECONDS": "0.5"})
-    assert (stated.rows, stated.body_seconds) == (5, 0.5)
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "nan"])
-def test_a_limit_that_is_no_number_above_0_is_refused(text) -> None:
-    with pytest.raises(SettingInvalid, match="BLOOMERY_SERVE_ROWS"):
-        read_limits({"BLOOMERY_SERVE_ROWS": text})
 
 
 TOWNS = st.sampled_from(["york", "bath"]) | st.from_regex(r"[a-z]+", fullmatch=True)

@@ -65,8 +65,8 @@ def test_it_answers_as_the_network_and_becomes_integers(
 
     named = layers(onnx.load(prepared(tmp_path / "fused.onnx", tmp_path)), "dynamic")
     for keep in ((), tuple(named)):
-        target, how = tmp_path / "int8.onnx", {"reduce_range": seven_bits, "keep_float": keep}
-        quantize(tmp_path / "fused.onnx", target, x.numpy(), how="dynamic", **how)
+        source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
+        quantize(source, target, x.numpy(), how="dynamic", reduce_range=seven_bits, keep_float=keep)
         kinds = integer_coverage(tmp_path / "int8.onnx").integers
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
         exact_BK = answer(session(tmp_path / "fused.onnx"), x.numpy())

@@ -101,21 +101,19 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
     torch.manual_seed(0)  # for dropout
     train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
     learnt = without_fake_quantization(rounding)
-    export(learnt, parts.test.x[:40], tmp_path / "learnt.onnx")
-    learnt_file, aware_file = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
-    quantize(learnt_file, aware_file, rows, ranges=ranges_of(rounding), reduce_range=seven_bits)
-    exact, static, aware = (
-        accuracy(path, parts) for path in (source, tmp_path / "static.onnx", tmp_path / "aware.onnx")
-    )
+    exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
+    export(learnt, parts.test.x[:40], exported)
+    quantize(exported, quantized, rows, ranges=ranges_of(rounding), reduce_range=seven_bits)
+    exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
     assert static < exact - 0.15
     assert aware > static + 0.1
     # It was trained as what runs: the file answers as the network that rounds.
     x = parts.test.x
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
-    given_BK = answer(session(tmp_path / "aware.onnx"), x.numpy())
+    given_BK = answer(session(quantized), x.numpy())
     assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
-    assert integer_coverage(tmp_path / "aware.onnx").share == 1
+    assert integer_coverage(quantized).share == 1
 
 
 @pytest.mark.parametrize(
@@ -141,14 +139,14 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
     for name, ranges in (("learnt", ranges_of(rounding)), ("wider", seen)):
         target = tmp_path / f"{name}-int8.onnx"
         quantize(tmp_path / "learnt.onnx", target, x.numpy(), ranges=ranges, reduce_range=seven_bits)
-        assert integer_coverage(tmp_path / f"{name}-int8.onnx").share == 1
+        assert integer_coverage(target).share == 1
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
     learnt, wider = (
         np.abs(answer(session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
         for name in ("learnt", "wider")
     )
-    assert learnt < 0.06 * np.abs(rounded_BK).max()
+    assert learnt < (0.06 if seven_bits else 0.05) * np.abs(rounded_BK).max()
     assert learnt < 0.5 * wider
 
 
