@@ -1,1 +1,1 @@
-"""The vocabulary: contracts and their translations, records, digests and the error tree."""
+"""The vocabulary: what data must be, and the records that stages hand on."""

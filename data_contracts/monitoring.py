@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_contracts.distributions import Counts, ReferenceColumn
-from data_contracts.documents import Document
-from data_contracts.layouts import Task
-from data_contracts.records import Interval
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.odcs.distributions import Counts, ReferenceColumn
+from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.records.tensor_layout import Task
 
 REFERENCE = "reference.json"  # in a bento, beside the model
 Measure = Literal["value", "last", "mean", "length"]

@@ -1,1 +1,1 @@
-"""The doors: the endpoint, the recipes and the files that put both in front of users."""
+"""The endpoint inside a bento, the recipes that ship, and the manifests."""

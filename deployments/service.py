@@ -20,19 +20,19 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime asks when it is loaded, and else tells its maker
 
-from data_contracts.keys import demand
-from deployments.endpoint.connections import Connection, limit_connections
-from deployments.endpoint.doors import Usage, doors, settled
-from deployments.endpoint.http import Application
-from deployments.endpoint.image import image
-from deployments.endpoint.limits import read_limits
-from deployments.endpoint.measures import Measures
-from deployments.endpoint.opening import open_endpoint, read_versions, read_wishes
-from deployments.endpoint.parent import end_with
-from deployments.endpoint.versions import read_manifest
+from bloomery.data_contracts.serving.api_keys import demand
+from bloomery.deployments.endpoint.asgi.application import Application
+from bloomery.deployments.endpoint.asgi.uvicorn_protocol import Connection, limit_connections
+from bloomery.deployments.endpoint.auth.middleware import Usage, doors, settled
+from bloomery.deployments.endpoint.base_image import image
+from bloomery.deployments.endpoint.http.limits import read_limits
+from bloomery.deployments.endpoint.inference.model_version import read_manifest
+from bloomery.deployments.endpoint.parent_watchdog import end_with
+from bloomery.deployments.endpoint.startup import open_endpoint, read_versions, read_wishes
+from bloomery.deployments.endpoint.telemetry.metrics import Measures
 
 PARENT = os.getppid()  # as early as it can be asked for
-ARTIFACTS = Path(__file__).resolve().parent.parent / "artifacts"
+ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 limits = read_limits()
 limit_connections(limits)
 application = Application(limits, Measures(), demand(os.environ))

@@ -1,1 +1,1 @@
-"""The order of the stages, the recipe, and the command line."""
+"""The order of the stages: flows, recipe and command line."""

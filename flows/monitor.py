@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from tasks.settings import enter
+from bloomery.tasks.infrastructure.settings import enter
 
 enter()  # before the engines are imported, also in a worker's process
 
@@ -13,28 +13,29 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
-from data_contracts.monitoring import Findings, Monitor, span  # noqa: E402
-from flows.recipe import read_recipe  # noqa: E402
-from tasks import findings, registry  # noqa: E402
-from tasks.observe import observe  # noqa: E402
+from bloomery.data_contracts.monitoring import Findings, Monitor, span  # noqa: E402
+from bloomery.flows.recipe.recipe import read_recipe  # noqa: E402
+from bloomery.tasks.monitoring import publishing  # noqa: E402
+from bloomery.tasks.monitoring.monitor import observe  # noqa: E402
+from bloomery.tasks.registry import model_registry  # noqa: E402
 
 
 @task(name="observe", cache_policy=NO_CACHE)
 def _observe(name: str, monitor: Monitor, since: datetime, until: datetime) -> Findings:
-    found = observe(registry.version_of(f"{name}@{registry.CHAMPION}"), monitor, since, until)
-    findings.show(found, monitor)
+    found = observe(model_registry.version_of(f"{name}@{model_registry.CHAMPION}"), monitor, since, until)
+    publishing.show(found, monitor)
     return found
 
 
 @task(name="tell", cache_policy=NO_CACHE)
 def _tell(found: Findings, monitor: Monitor) -> str:
-    findings.expose(found)
-    return findings.keep(found, monitor)
+    publishing.expose(found)
+    return publishing.keep(found, monitor)
 
 
 @task(name="page", cache_policy=NO_CACHE)
 def _page(found: Findings, monitor: Monitor, run_id: str) -> None:
-    findings.add_page(found, monitor, run_id)
+    publishing.add_page(found, monitor, run_id)
 
 
 @flow(name="monitor", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
@@ -50,7 +51,7 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
     end = until or datetime.now(UTC)
     found = _observe(wanted.name, wanted.monitor, since or end - span(wanted.monitor.window), end)
     run_id = _tell(found, wanted.monitor)
-    findings.emit(found)
+    publishing.emit(found)
     _page(found, wanted.monitor, run_id)  # takes its time, for which nobody has to wait
     if flow_run.id:
         verdict = f"{len(found.alarms)} alarms" if found.alarms else "no alarm"

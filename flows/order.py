@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from data_contracts.records import Release, Start
-from data_contracts.sources import Source
-from flows.recipe import Recipe
+from bloomery.data_contracts.recipe_sections.data_source import Source
+from bloomery.data_contracts.records.records import Release, Start
+from bloomery.flows.recipe.recipe import Recipe
 
 
 class Stages(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from tasks.settings import enter, settings
+from bloomery.tasks.infrastructure.settings import enter, settings
 
 enter()  # before the engines are imported, also in a worker's process
 
@@ -18,28 +18,29 @@ from prefect.exceptions import PrefectException  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
-from data_contracts.records import Release  # noqa: E402
-from flows.approving import promote_when_approved  # noqa: E402
-from flows.machine import require_machine  # noqa: E402
-from flows.order import in_order  # noqa: E402
-from flows.recipe import read_recipe  # noqa: E402
-from flows.slots import with_slots  # noqa: E402
-from flows.working import at_work_on  # noqa: E402
-from models.compression.budget import Budget  # noqa: E402
-from models.compression.config import StatedCompression  # noqa: E402
-from models.config import Gates  # noqa: E402
-from models.networks.config import Model  # noqa: E402
-from models.training.config import Training  # noqa: E402
-from tasks import spark, store  # noqa: E402
-from tasks.choose import choose  # noqa: E402
-from tasks.compress import compress  # noqa: E402
-from tasks.ingest import ingest, locate  # noqa: E402
-from tasks.package import package  # noqa: E402
-from tasks.prepare import prepare  # noqa: E402
-from tasks.promote import promote  # noqa: E402
-from tasks.starts import locate_start  # noqa: E402
-from tasks.train import train  # noqa: E402
-from tasks.validate import validate  # noqa: E402
+from bloomery.data_contracts.records.records import Release  # noqa: E402
+from bloomery.flows.order import in_order  # noqa: E402
+from bloomery.flows.recipe.recipe import read_recipe  # noqa: E402
+from bloomery.flows.run_control.approval_wait import promote_when_approved  # noqa: E402
+from bloomery.flows.run_control.gpu_slots import with_slots  # noqa: E402
+from bloomery.flows.run_control.machine_requirements import require_machine  # noqa: E402
+from bloomery.flows.run_control.run_liveness import at_work_on  # noqa: E402
+from bloomery.models.compression.budget import Budget  # noqa: E402
+from bloomery.models.compression.config import StatedCompression  # noqa: E402
+from bloomery.models.features.config import Gates  # noqa: E402
+from bloomery.models.networks.config import Model  # noqa: E402
+from bloomery.models.training.config import Training  # noqa: E402
+from bloomery.tasks.choose.stage import choose  # noqa: E402
+from bloomery.tasks.compress.stage import compress  # noqa: E402
+from bloomery.tasks.infrastructure import spark_session  # noqa: E402
+from bloomery.tasks.ingest.stage import ingest, locate  # noqa: E402
+from bloomery.tasks.orchestration import stage_store  # noqa: E402
+from bloomery.tasks.package.stage import package  # noqa: E402
+from bloomery.tasks.prepare.stage import prepare  # noqa: E402
+from bloomery.tasks.promote.stage import promote  # noqa: E402
+from bloomery.tasks.train.initial_weights import locate_start  # noqa: E402
+from bloomery.tasks.train.stage import train  # noqa: E402
+from bloomery.tasks.validate.stage import validate  # noqa: E402
 
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
 # The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
@@ -102,7 +103,7 @@ def pipeline(
     stated = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
     wanted = read_recipe(recipe, period, _changes(stated))
     require_machine(wanted)
-    store.sweep()
+    stage_store.sweep()
     with_cards = {name: with_slots(getattr(AS_TASKS, name), wanted.gpu_slots) for name in ("train", "compress")}
     stages = SimpleNamespace(**{**vars(AS_TASKS), **with_cards})
     with at_work_on(flow_run.id, settings().home):
@@ -110,6 +111,6 @@ def pipeline(
             source = locate(wanted.data, wanted.contract.personal_columns)
             release = in_order(stages, wanted, source, locate_start(wanted.training.start_from))
         finally:
-            spark.stop()
+            spark_session.stop()
     _name(" ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"]))
     return release

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.settings import enter
+from bloomery.tasks.infrastructure.settings import enter
 
 enter()  # before the engines are imported, also in a worker's process
 
@@ -19,13 +19,13 @@ from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
-from data_contracts.documents import Document  # noqa: E402
-from data_contracts.errors import DataMissing, RecipeInvalid  # noqa: E402
-from data_contracts.pointer import replace_text  # noqa: E402
-from flows.recipe import Recipe, read_recipe  # noqa: E402
-from tasks.ingest import ingest, locate  # noqa: E402
-from tasks.settings import settings  # noqa: E402
-from tasks.sources.stamps import stamp_of  # noqa: E402
+from bloomery.data_contracts.documents.documents import Document  # noqa: E402
+from bloomery.data_contracts.errors import DataMissing, RecipeInvalid  # noqa: E402
+from bloomery.data_contracts.serving.champion_pointer import replace_text  # noqa: E402
+from bloomery.flows.recipe.recipe import Recipe, read_recipe  # noqa: E402
+from bloomery.tasks.infrastructure.settings import settings  # noqa: E402
+from bloomery.tasks.ingest.change_detection import stamp_of  # noqa: E402
+from bloomery.tasks.ingest.stage import ingest, locate  # noqa: E402
 
 NEW_DATA = "bloomery.new-data"
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,1 +1,1 @@
-"""The mathematics: plain functions and modules that know no orchestrator, tracker, registry or server."""
+"""The mathematics: no orchestrator, tracker or server."""

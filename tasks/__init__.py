@@ -1,1 +1,1 @@
-"""The outside world: one file per stage, and what the stages share to read, write, track and start things."""
+"""The outside world: one folder for each stage, and what stages share."""

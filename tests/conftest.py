@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from tasks.settings import instruction_set
+from bloomery.tasks.infrastructure.settings import instruction_set
 from tests.forks import Forks
 from tests.living import answers
 
 if TYPE_CHECKING:
-    from data_contracts.contract import Contract
-    from data_contracts.records import Release
+    from bloomery.data_contracts.odcs.contract import Contract
+    from bloomery.data_contracts.records.records import Release
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
@@ -66,18 +66,19 @@ def clean_environment() -> Callable[..., dict[str, str]]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder for stages that are called in this process."""
-    from tasks import settings, tracking
+    from bloomery.tasks.infrastructure import settings
+    from bloomery.tasks.tracking import mlflow_runs
 
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(OURS)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("BLOOMERY_HOME", str(tmp_path / "home"))
     settings.settings.cache_clear()
-    tracking.client.cache_clear()
+    mlflow_runs.client.cache_clear()
     settings.enter()
     yield tmp_path / "home"
     settings.settings.cache_clear()
-    tracking.client.cache_clear()
+    mlflow_runs.client.cache_clear()
     os.environ.clear()
     os.environ.update(before)
 
@@ -86,9 +87,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def one_spark() -> Iterator[None]:
     """For tests that use Spark in this process: they share one, since a Java takes long to start."""
     yield
-    from tasks import spark
+    from bloomery.tasks.infrastructure import spark_session
 
-    spark.stop()
+    spark_session.stop()
 
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -102,7 +103,7 @@ def bloomery() -> Bloomery:
         home: Path, *arguments: str, timeout_s: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "bloomery.flows.cli", *arguments],
             env=environment_for(home, **environment),
             cwd=ROOT,
             capture_output=True,
@@ -116,7 +117,7 @@ def bloomery() -> Bloomery:
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
-    from tasks.processes import free_port, starting
+    from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 
     folder, port = tmp_path_factory.mktemp("prefect"), free_port()
     command = [
@@ -208,7 +209,7 @@ def contract_of() -> Callable[..., Contract]:
     """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
 
     def make(*properties: dict[str, Any], **table: Any) -> Contract:
-        from data_contracts.contract import Contract
+        from bloomery.data_contracts.odcs.contract import Contract
 
         top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
         return Contract.model_validate(
@@ -230,9 +231,8 @@ def contract_of() -> Callable[..., Contract]:
 @pytest.fixture(scope="session")
 def release() -> Release:
     """A release made up for tests, with every record that it was made from."""
-    from data_contracts.contract import read_contract
-    from data_contracts.layouts import Layout
-    from data_contracts.records import (
+    from bloomery.data_contracts.odcs.contract import read_contract
+    from bloomery.data_contracts.records.records import (
         Bento,
         Candidate,
         CheckedRows,
@@ -247,6 +247,7 @@ def release() -> Release:
         Trained,
         Verdict,
     )
+    from bloomery.data_contracts.records.tensor_layout import Layout
 
     rows = RawRows(
         uri="ingest/rows.parquet",
@@ -265,7 +266,7 @@ def release() -> Release:
         num_quarantined=7,
         checked=(("id: must be unique", 7),),
         fresh_until=None,
-        contract=read_contract(ROOT / "data_contracts" / "digits.odcs.yaml"),
+        contract=read_contract(ROOT / "data_contracts" / "contracts" / "digits.odcs.yaml"),
         rows=rows,
         digest="d-checked",
     )

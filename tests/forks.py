@@ -67,8 +67,8 @@ def _run(told: dict[str, Any]) -> None:
         os.dup2(os.open(path, mode, 0o644), number)
     from prefect.context import refresh_global_settings_context
 
-    from flows.cli import main
-    from tasks import settings
+    from bloomery.flows.cli.main import main
+    from bloomery.tasks.infrastructure import settings
 
     settings.settings.cache_clear()
     settings.enter(with_room=False)  # before prefect reads the variables that are set there
@@ -83,8 +83,8 @@ def _serve() -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     import torch  # noqa: F401
 
-    import flows.cli
-    import flows.pipeline  # noqa: F401
+    import bloomery.flows.cli.main
+    import bloomery.flows.pipeline  # noqa: F401
 
     for line in sys.stdin:
         told = json.loads(line)

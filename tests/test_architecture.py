@@ -26,27 +26,35 @@ def test_rooms_import_only_to_their_right() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    called = "from flows.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
+    called = "from bloomery.flows.cli.main import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
     assert not modules_after(called) & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["data_contracts.contract", "flows.recipe", "flows.order", "models.config"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bloomery.data_contracts.odcs.contract",
+        "bloomery.flows.recipe.recipe",
+        "bloomery.flows.order",
+        "bloomery.models.features.config",
+    ],
+)
 def test_what_the_command_line_reads_first_imports_nothing_heavy(module: str) -> None:
     assert not modules_after(f"import {module}") & set(HEAVY)
 
 
 def test_the_service_imports_neither_torch_nor_spark_nor_prefect() -> None:
-    loaded = modules_after("import deployments.service")
+    loaded = modules_after("import bloomery.deployments.service")
     assert not loaded & {"torch", "pyspark", "prefect", "mlflow", "great_expectations", "onnx"}
 
 
 def test_every_stage_of_the_order_is_a_task_and_each_has_a_file() -> None:
-    from flows.order import Stages
-    from flows.pipeline import STAGES
+    from bloomery.flows.order import Stages
+    from bloomery.flows.pipeline import STAGES
 
     names = [stage.name for stage in STAGES]
     assert names == list(Stages.__annotations__)
-    assert all((ROOT / "tasks" / f"{name}.py").is_file() for name in names)
+    assert all((ROOT / "tasks" / name / "stage.py").is_file() for name in names)
 
 
 def test_no_file_has_grown_past_its_room() -> None:

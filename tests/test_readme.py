@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from flows.cli import app
-from flows.recipe import read_recipe
+from bloomery.flows.cli.main import app
+from bloomery.flows.recipe.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

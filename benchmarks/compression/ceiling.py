@@ -28,17 +28,17 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from data_contracts.layouts import Layout
-from data_contracts.records import Latency
-from models.compression import latency
-from models.compression.config import Quantization
-from models.compression.coverage import integer_coverage
-from models.compression.processor import has_tiles, processor_flags
-from models.compression.quantization import quantize
-from models.export import export
-from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, Mlp, Model, Transformer
-from models.runtime import INPUT, OUTPUT
+from bloomery.data_contracts.records.records import Latency
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Quantization
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import INPUT, OUTPUT
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, Mlp, Model, Transformer
+from bloomery.models.profiling import latency
+from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
 
 SIZES = (1024, 2048, 4096)
 ROUTES: tuple[Quantization, ...] = ("static", "dynamic")

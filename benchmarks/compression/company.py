@@ -21,10 +21,10 @@ import numpy as np
 from first_layer import GREY, written
 from wanted import strided
 
-from models.compression.latency import ask, in_turns, median_ratio
-from models.networks.config import Cnn
-from models.runtime import session
-from tasks.settings import enter
+from bloomery.models.inference.runtime import session
+from bloomery.models.networks.config import Cnn
+from bloomery.models.profiling.latency import ask, in_turns, median_ratio
+from bloomery.tasks.infrastructure.settings import enter
 
 WIDE = Cnn(kind="cnn", channels=(64, 128, 256), hidden=256)
 REQUEST = json.dumps({"rows": [{"image": list(range(784))}]})

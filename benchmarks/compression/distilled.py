@@ -21,16 +21,16 @@ from safetensors.torch import load_file, save_file
 from stored import Parts, read_parts, say
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.compression.config import Distillation
-from models.compression.distillation import distiller, with_unlabelled
-from models.networks.blueprint import Blueprint, build, num_parameters
-from models.networks.config import LeNet, Mlp
-from models.randomness import fix_randomness
-from models.training.batches import Examples
-from models.training.config import Augment, Loop
-from models.training.loop import evaluate, learner, train
-from tasks.settings import enter, settings
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Distillation
+from bloomery.models.compression.distillation import distiller, with_unlabelled
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.config import LeNet, Mlp
+from bloomery.models.training.config import Augment, Loop
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.loop import evaluate, learner, train
+from bloomery.tasks.infrastructure.settings import enter, settings
 
 TEACHER = LeNet(kind="lenet")
 STUDENTS = {

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from wanted import strided
 
-from data_contracts.layouts import Layout
-from data_contracts.records import Interval
-from models.compression import latency
-from models.compression.processor import has_tiles, processor_flags
-from models.compression.quantization import first_layer, quantize
-from models.export import export
-from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, LeNet, Model
-from tasks.settings import enter
+from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.post_training import first_layer, quantize
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, LeNet, Model
+from bloomery.models.profiling import latency
+from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.tasks.infrastructure.settings import enter
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
 

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from wanted import CANDIDATES
 
-from data_contracts.records import Candidate, Options, Trained
-from flows.pipeline import PLAIN
-from flows.recipe import Recipe, read_recipe
-from models import metrics
-from models.answers import outputs_of
-from models.compression import latency
-from models.compression.config import Compression
-from models.runtime import session
-from models.training.batches import even_sample, read_examples
-from tasks.ingest import locate
-from tasks.settings import enter, settings
+from bloomery.data_contracts.records.records import Candidate, Options, Trained
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.compression.config import Compression
+from bloomery.models.evaluation import metrics
+from bloomery.models.inference.outputs import outputs_of
+from bloomery.models.inference.runtime import session
+from bloomery.models.profiling import latency
+from bloomery.models.training.data.batches import even_sample, read_examples
+from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.ingest.stage import locate
 
 
 def trained_as(recipe: Recipe, seed: int) -> Trained:

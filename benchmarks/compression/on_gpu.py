@@ -20,29 +20,29 @@ import pyarrow.parquet as pq
 import torch
 from wanted import CANDIDATES
 
-from data_contracts.records import Dataset, Part, Trained
-from flows.recipe import Recipe, read_recipe
-from models import metrics
-from models.answers import outputs_of
-from models.compression import latency
-from models.compression.config import Compression
-from models.networks.blueprint import num_parameters, write_network
-from models.runtime import session
-from models.training.batches import Examples, read_examples
-from models.training.loop import evaluate
-from tasks import fitting
-from tasks.candidates import Made
-from tasks.making import Maker, Parts, make_all
-from tasks.settings import enter, settings
-from tasks.store import Output
+from bloomery.data_contracts.records.records import Dataset, Part, Trained
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.compression.config import Compression
+from bloomery.models.evaluation import metrics
+from bloomery.models.inference.outputs import outputs_of
+from bloomery.models.inference.runtime import session
+from bloomery.models.networks.blueprint import num_parameters, write_network
+from bloomery.models.profiling import latency
+from bloomery.models.training.data.batches import Examples, read_examples
+from bloomery.models.training.loop import evaluate
+from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
+from bloomery.tasks.compress.candidate_measurement import Made
+from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.train import fit as fitting
 
 BATCHES = (1, 32)
 RECORD = "dataset.json"
 
 
 def prepare(name: str, folder: Path) -> None:
-    from flows.pipeline import PLAIN
-    from tasks.ingest import locate
+    from bloomery.flows.pipeline import PLAIN
+    from bloomery.tasks.ingest.stage import locate
 
     recipe = read_recipe(name)
     rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))

@@ -36,18 +36,18 @@ import onnxruntime
 import torch
 from goals import CANDIDATES, row, trained_as
 
-from data_contracts.records import Interval, Latency, Options
-from flows.pipeline import PLAIN
-from flows.recipe import read_recipe
-from models import metrics
-from models.answers import outputs_of
-from models.compression import latency
-from models.compression.config import Compression
-from models.export import export
-from models.networks.blueprint import read_network
-from models.runtime import session
-from models.training.batches import Examples, even_sample, read_examples
-from tasks.settings import enter, settings
+from bloomery.data_contracts.records.records import Interval, Latency, Options
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.models.compression.config import Compression
+from bloomery.models.evaluation import metrics
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.outputs import outputs_of
+from bloomery.models.inference.runtime import session
+from bloomery.models.networks.blueprint import read_network
+from bloomery.models.profiling import latency
+from bloomery.models.training.data.batches import Examples, even_sample, read_examples
+from bloomery.tasks.infrastructure.settings import enter, settings
 
 HERE = Path(__file__).resolve()
 DEFAULTS = ("dynamic", "static")

@@ -21,15 +21,15 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
-from data_contracts.layouts import Layout
-from models.compression.coverage import integer_coverage
-from models.compression.processor import has_tiles, processor_flags
-from models.compression.quantization import quantize
-from models.compression.stored_weights import store_weights
-from models.export import export
-from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
-from models.runtime import INPUT, answer, session
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.weight_only import store_weights
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import INPUT, answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
+from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
 
 IMAGE = Layout(kind="image", shape=(1, 28, 28))
 FLAT = Layout(kind="flat", shape=(64,))

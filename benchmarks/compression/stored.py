@@ -20,26 +20,26 @@ from typing import NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data_contracts.layouts import Layout
-from flows.recipe import read_recipe
-from models.compression.codebook import nearing, share, shared
-from models.compression.coding import encode
-from models.compression.config import Distillation, Prune
-from models.compression.dead_units import without_dead_units
-from models.compression.decoding import decode, opened
-from models.compression.distillation import distiller
-from models.compression.plain import compact, plain
-from models.compression.pruning import prune
-from models.compression.sparsity import density_at, held, masks_of, weights_of
-from models.export import export
-from models.networks.blueprint import Blueprint, build, num_parameters
-from models.networks.config import LeNet, Mlp
-from models.randomness import fix_randomness
-from models.runtime import answer, session
-from models.training.batches import Examples, read_examples
-from models.training.config import Augment, Loop
-from models.training.loop import evaluate, train
-from tasks.settings import settings
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.models.compression.config import Distillation, Prune
+from bloomery.models.compression.distillation import distiller
+from bloomery.models.compression.pruning.dead_units import without_dead_units
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.pruning.unstructured import density_at, held, masks_of, weights_of
+from bloomery.models.compression.weight_clustering import nearing, share, shared
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.config import LeNet, Mlp
+from bloomery.models.onnx_storage.decoder import decode, opened
+from bloomery.models.onnx_storage.encoder import encode
+from bloomery.models.onnx_storage.zstd_packing import compact, plain
+from bloomery.models.training.config import Augment, Loop
+from bloomery.models.training.data.batches import Examples, read_examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.loop import evaluate, train
+from bloomery.tasks.infrastructure.settings import settings
 
 SHIFTED = Augment(shift=2)
 
@@ -90,8 +90,8 @@ class Parts(NamedTuple):
 
 
 def read_parts() -> tuple[Parts, Layout]:
-    from flows.pipeline import PLAIN  # late: `distilled.py --prepared` needs neither Spark nor Prefect
-    from tasks.ingest import locate
+    from bloomery.flows.pipeline import PLAIN  # late: `distilled.py --prepared` needs neither Spark nor Prefect
+    from bloomery.tasks.ingest.stage import locate
 
     recipe = read_recipe("mnist")
     rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))

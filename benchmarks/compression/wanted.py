@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.compression.processor import has_tiles, processor_flags
+from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
 
 FLOAT = {"name": "fp32"}
 STATIC = {"quantize": "static", "tiles": has_tiles(processor_flags())}

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_contracts.records import RawRows
-from tasks.settings import enter
+from bloomery.data_contracts.records.records import RawRows
+from bloomery.tasks.infrastructure.settings import enter
 
 NUMBERS = tuple(f"n{position}" for position in range(6))
 CATEGORIES = {"c0": 8, "c1": 50, "c2": 1000}

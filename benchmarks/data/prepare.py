@@ -91,12 +91,12 @@ def by_hand(source: Path, folder: Path) -> None:
 
 def ours(source: Path, kind: str) -> str:
     """The stage `prepare`; returns the digest of what it wrote."""
-    from data_contracts.contract import read_contract
-    from data_contracts.means import Engine, SparkMeans
-    from data_contracts.records import CheckedRows
-    from models.config import Features
-    from tasks import spark
-    from tasks.prepare import prepare
+    from bloomery.data_contracts.odcs.contract import read_contract
+    from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
+    from bloomery.data_contracts.records.records import CheckedRows
+    from bloomery.models.features.config import Features
+    from bloomery.tasks.infrastructure import spark_session
+    from bloomery.tasks.prepare.stage import prepare
 
     raw = raw_rows(source)
     checked = CheckedRows(
@@ -115,7 +115,7 @@ def ours(source: Path, kind: str) -> str:
     begin = time.process_time()
     digest = prepare(checked, Features.model_validate(FEATURES), means).digest
     print(json.dumps({"digest": digest, "stage_processor_s": time.process_time() - begin}))
-    spark.stop()
+    spark_session.stop()
     return digest
 
 

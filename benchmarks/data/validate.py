@@ -26,12 +26,12 @@ CONTRACT = Path(__file__).with_name("generated.odcs.yaml")
 def by_hand(source: Path) -> None:
     from pyspark.sql import functions as f
 
-    from data_contracts.means import SparkMeans
-    from tasks import spark
-    from tasks.settings import enter
+    from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+    from bloomery.tasks.infrastructure import spark_session
+    from bloomery.tasks.infrastructure.settings import enter
 
     enter()
-    engine = spark.session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
+    engine = spark_session.session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
     rows = engine.read.parquet(str(source))
     broken = {
         "id null": "id is null",
@@ -61,13 +61,13 @@ def by_hand(source: Path) -> None:
     counts = rows.agg(f.count("*"), *(f.count(f.when(f.expr(rule), 1)) for rule in broken.values())).collect()[0]
     twice = rows.groupBy("id").count().where("count > 1").count()
     print(json.dumps({"rules": len(broken) + 2, "rows": counts[0], "breaking": sum(counts[1:]), "twice": twice}))
-    spark.stop()
+    spark_session.stop()
 
 
 def ours(source: Path) -> None:
 
-    from data_contracts.contract import read_contract
-    from tasks.validate import validate
+    from bloomery.data_contracts.odcs.contract import read_contract
+    from bloomery.tasks.validate.stage import validate
 
     raw = raw_rows(source)
     start = time.perf_counter()

@@ -29,14 +29,14 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from data_contracts.distributions import Cells, count_into, reference_of
-from data_contracts.monitoring import Drift, Findings, Monitor, VersionReference
-from flows.recipe import read_recipe
-from models.drift import divergence, holm
-from tasks import registry
-from tasks.observe import observe, read_reference
-from tasks.processes import free_port, starting
-from tasks.settings import enter, settings
+from bloomery.data_contracts.monitoring import Drift, Findings, Monitor, VersionReference
+from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.models.evaluation.drift_tests import divergence, holm
+from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.monitoring.monitor import observe, read_reference
+from bloomery.tasks.registry import model_registry
 
 NAME = "nyc-taxi"
 MONTHS = ("2018-01", "2018-07", "2019-01", "2019-02", "2019-07", "2020-01")
@@ -85,7 +85,7 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
     """Send every month to a serving endpoint; when each began and ended."""
     columns = list(json.loads(manifest_of_champion())["columns"])
     port = free_port()
-    command = [sys.executable, "-m", "flows.cli", "serve", NAME, "--port", str(port)]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", NAME, "--port", str(port)]
     url = f"http://127.0.0.1:{port}/readyz"
 
     def is_ready() -> bool:
@@ -106,9 +106,9 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
 
 
 def manifest_of_champion() -> str:
-    from tasks.package import artifacts_of
+    from bloomery.tasks.package.stage import artifacts_of
 
-    tag = registry.version_of(f"{NAME}@{registry.CHAMPION}").tags[registry.BENTO]
+    tag = model_registry.version_of(f"{NAME}@{model_registry.CHAMPION}").tags[model_registry.BENTO]
     return (artifacts_of(tag) / "manifest.json").read_text(encoding="utf-8")
 
 
@@ -191,8 +191,8 @@ def main() -> None:
     recipe = read_recipe(NAME)
     assert recipe.data.source is not None
     folder = Path(os.environ["BLOOMERY_DATA"]) / "nyc_taxi"
-    champion = registry.version_of(f"{NAME}@{registry.CHAMPION}")
-    usual = read_reference(champion.tags[registry.BENTO])
+    champion = model_registry.version_of(f"{NAME}@{model_registry.CHAMPION}")
+    usual = read_reference(champion.tags[model_registry.BENTO])
     false_alarms(folder, usual, recipe.monitor, asked.halves)
     windows = sent(folder, asked.rows)
     found = {month: observe(champion, recipe.monitor, *window) for month, window in windows.items()}

@@ -33,8 +33,8 @@ DATA = {"BLOOMERY_DATA": os.environ.get("BLOOMERY_DATA", "")}
 
 def shortened(name: str, folder: Path, epochs: int, every_steps: int) -> Path:
     """A recipe as it stands but for a short training whose champion need not be good."""
-    recipe = yaml.safe_load((ROOT / "deployments" / f"{name}.yaml").read_text(encoding="utf-8"))
-    recipe["contract"] = str(ROOT / "data_contracts" / recipe["contract"])
+    recipe = yaml.safe_load((ROOT / "deployments" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe["contract"] = str(ROOT / "data_contracts" / "contracts" / recipe["contract"])
     recipe["training"] |= {"epochs": epochs, "checkpoints": {"every_steps": every_steps}}
     recipe["compression"] = {"candidates": [{"name": "fp32"}], "latency_rounds": 20}
     recipe["budget"], recipe["gates"] = {}, {}
@@ -44,7 +44,7 @@ def shortened(name: str, folder: Path, epochs: int, every_steps: int) -> Path:
 
 
 def started(recipe: Path, home: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flows.cli", "run", str(recipe), "--json"]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "run", str(recipe), "--json"]
     pipe = subprocess.PIPE
     # SIGKILL leaves nobody to read what it wrote, so its notes go to a file.
     with (home.parent / f"{home.name}.log").open("a", encoding="utf-8") as log:

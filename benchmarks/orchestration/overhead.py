@@ -40,11 +40,12 @@ from spent import ROOT, Failed, Spent, environment, listed, machine, median_rati
 
 PLAIN = """
 import json, sys
-from flows.pipeline import PLAIN, locate
-from flows.order import in_order
-from flows.recipe import read_recipe
-from tasks import events, spark
-from tasks.starts import locate_start
+from bloomery.flows.pipeline import PLAIN, locate
+from bloomery.flows.order import in_order
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.tasks.infrastructure import spark_session as spark
+from bloomery.tasks.orchestration import events
+from bloomery.tasks.train.initial_weights import locate_start
 stages = {}
 events.watch(lambda event: stages.update({event.name: event.seconds}) if isinstance(event, events.StageEnded) else None)
 recipe = read_recipe(sys.argv[1])
@@ -57,7 +58,7 @@ print("RESULT", json.dumps({"release": json.loads(release.model_dump_json(by_ali
 TRACED = """
 import contextlib, json, sys
 from pathlib import Path
-from flows.cli import app
+from bloomery.flows.cli.main import app
 names, sys.argv = sys.argv[1], ["bloomery", *sys.argv[2:]]
 with contextlib.suppress(SystemExit):
     app()
@@ -67,7 +68,7 @@ Path(names).write_text(json.dumps([name for name in sys.modules if name != "__ma
 IMPORTING = """
 import contextlib, importlib, json, os, sys
 from pathlib import Path
-from tasks.settings import enter
+from bloomery.tasks.infrastructure.settings import enter
 enter()
 for name in json.loads(Path(sys.argv[1]).read_text()):
     with contextlib.suppress(ImportError):
@@ -104,7 +105,7 @@ class Measuring(NamedTuple):
     def run(self, form: str, home: Path) -> Taken:
         before = self.servers.processor_s() if self.servers else 0.0
         if form == "prefect":
-            command = [sys.executable, "-m", "flows.cli", "run", self.recipe, "--json"]
+            command = [sys.executable, "-m", "bloomery.flows.cli", "run", self.recipe, "--json"]
         else:
             command = [sys.executable, self.script("plain", PLAIN), self.recipe]
         spent = spend(command, self.environment(home))
@@ -178,8 +179,8 @@ def measured_with(server: str, recipe: str, folder: Path) -> Iterator[Measuring]
 
 def lengthened(epochs: int, folder: Path) -> str:
     """`digits` with so many epochs, as a recipe of its own."""
-    recipe = yaml.safe_load((ROOT / "deployments" / "digits.yaml").read_text(encoding="utf-8"))
-    recipe["contract"] = str(ROOT / "data_contracts" / recipe["contract"])
+    recipe = yaml.safe_load((ROOT / "deployments" / "recipes" / "digits.yaml").read_text(encoding="utf-8"))
+    recipe["contract"] = str(ROOT / "data_contracts" / "contracts" / recipe["contract"])
     recipe["training"] |= {"epochs": epochs}
     path = folder / "digits-long.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -53,7 +53,7 @@ class Form(NamedTuple):
 
 
 def forms(kedro: str | None, metaflow: str | None, zenml: str | None) -> list[Form]:
-    wanted = [Form(OURS, sys.executable, ["-m", "flows.cli", "run", "digits", "--json"])]
+    wanted = [Form(OURS, sys.executable, ["-m", "bloomery.flows.cli", "run", "digits", "--json"])]
     if kedro:
         wanted.append(Form("Kedro", kedro, ["-m", "kedro", "run"], [str(HERE / "by_kedro.py"), "."]))
     if metaflow:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 from spent import ROOT
 
-from tasks.processes import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 
 DATABASES = ROOT / "deployments" / "kubernetes" / "databases.sql"
 _PATIENCE_S = 180

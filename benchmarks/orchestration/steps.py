@@ -9,77 +9,86 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data_contracts.records import Bento, CheckedRows, Chosen, Dataset, Options, RawRows, Release, Trained
-    from flows.recipe import Recipe
+    from bloomery.data_contracts.records.records import (
+        Bento,
+        CheckedRows,
+        Chosen,
+        Dataset,
+        Options,
+        RawRows,
+        Release,
+        Trained,
+    )
+    from bloomery.flows.recipe.recipe import Recipe
 
 NAMES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 
 
 @cache
 def _recipe() -> Recipe:
-    from tasks.settings import enter
+    from bloomery.tasks.infrastructure.settings import enter
 
     enter()
-    from flows.recipe import read_recipe
+    from bloomery.flows.recipe.recipe import read_recipe
 
     return read_recipe("digits")
 
 
 def ingest() -> RawRows:
     recipe = _recipe()
-    from tasks.ingest import ingest, locate
+    from bloomery.tasks.ingest.stage import ingest, locate
 
     return ingest(locate(recipe.data, recipe.contract.personal_columns))
 
 
 def validate(rows: RawRows) -> CheckedRows:
     recipe = _recipe()
-    from tasks.validate import validate
+    from bloomery.tasks.validate.stage import validate
 
     return validate(rows, recipe.contract)
 
 
 def prepare(checked: CheckedRows) -> Dataset:
     recipe = _recipe()
-    from tasks import spark
-    from tasks.prepare import prepare
+    from bloomery.tasks.infrastructure import spark_session
+    from bloomery.tasks.prepare.stage import prepare
 
     try:
         return prepare(checked, recipe.features, recipe.means)
     finally:
-        spark.stop()  # no later stage needs it, and some peers' processes end here
+        spark_session.stop()  # no later stage needs it, and some peers' processes end here
 
 
 def train(dataset: Dataset) -> Trained:
     recipe = _recipe()
-    from tasks.train import train
+    from bloomery.tasks.train.stage import train
 
     return train(dataset, recipe.model, recipe.training, None, recipe.means)
 
 
 def compress(trained: Trained) -> Options:
     recipe = _recipe()
-    from tasks.compress import compress
+    from bloomery.tasks.compress.stage import compress
 
     return compress(trained, recipe.compression)
 
 
 def choose(options: Options) -> Chosen:
     recipe = _recipe()
-    from tasks.choose import choose
+    from bloomery.tasks.choose.stage import choose
 
     return choose(options, recipe.budget)
 
 
 def package(chosen: Chosen) -> Bento:
     recipe = _recipe()
-    from tasks.package import package
+    from bloomery.tasks.package.stage import package
 
     return package(chosen, recipe.name, recipe.stated)
 
 
 def promote(bento: Bento) -> Release:
     recipe = _recipe()
-    from tasks.promote import promote
+    from bloomery.tasks.promote.stage import promote
 
     return promote(bento, recipe.gates, recipe.terms)

@@ -33,8 +33,8 @@ def inner(num_tasks: int) -> dict[str, list[float]]:
     """Milliseconds, processor milliseconds here and those of a server of our own, per call, for each way of calling."""
     import psutil
 
-    from flows.server import prefect_api
-    from tasks.settings import enter
+    from bloomery.flows.execution.ephemeral_server import prefect_api
+    from bloomery.tasks.infrastructure.settings import enter
 
     enter()
     with prefect_api() as start_server:
@@ -42,9 +42,9 @@ def inner(num_tasks: int) -> dict[str, list[float]]:
         own = Servers({}, tuple(child.pid for child in psutil.Process().children()))
         from prefect import flow
 
-        from data_contracts.records import Record
-        from tasks.stages import stage
-        from tasks.store import Output
+        from bloomery.data_contracts.records.records import Record
+        from bloomery.tasks.orchestration.stage import stage
+        from bloomery.tasks.orchestration.stage_store import Output
 
         def function(out: Output, number: int) -> Record:
             return Record(digest=str(number))

@@ -33,17 +33,17 @@ import httpx
 import numpy as np
 import psutil
 
-from data_contracts.records import Bento
-from models.answers import meant
-from models.compression.decoding import opened
-from models.encoder import encode, read_encoder
-from models.runtime import answer, session
-from tasks.held_out import held_out_rows, rows_as_sent
-from tasks.package import artifacts_of
-from tasks.processes import free_port, start, stop
-from tasks.registry import BENTO, version_of
-from tasks.serving import serve_command, serve_environment
-from tasks.settings import enter, settings
+from bloomery.data_contracts.records.records import Bento
+from bloomery.models.features.encoder import encode, read_encoder
+from bloomery.models.inference.outputs import meant
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.onnx_storage.decoder import opened
+from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
+from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
+from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
+from bloomery.tasks.package.stage import artifacts_of
+from bloomery.tasks.registry.model_registry import BENTO, version_of
 
 CONNECTIONS = (1, 16, 64)
 BURST = 64  # connections

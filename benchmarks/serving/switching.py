@@ -25,16 +25,17 @@ from typing import Any
 
 from endpoint import bento_of, heads_of
 
-from data_contracts.digests import digest_of_file
-from data_contracts.pointer import POINTER, Pointer, read_pointer, write_pointer
-from data_contracts.predictions import furthest
-from deployments.endpoint.versions import Version
-from models.answers import TOLERANCE, unit_of
-from tasks import promotions, registry
-from tasks.held_out import rows_as_sent
-from tasks.package import artifacts_of, bento_folder
-from tasks.processes import free_port, start, stop
-from tasks.settings import enter, settings
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, read_pointer, write_pointer
+from bloomery.data_contracts.serving.predictions import furthest
+from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.models.inference.outputs import TOLERANCE, unit_of
+from bloomery.tasks.evaluation.held_out import rows_as_sent
+from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
+from bloomery.tasks.package.stage import artifacts_of, bento_folder
+from bloomery.tasks.registry import champion as promotions
+from bloomery.tasks.registry import model_registry
 
 NUM_ROWS = 200
 
@@ -82,7 +83,7 @@ class Tally:
 
 async def command(*arguments: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "flows.cli", *arguments),
+        *(sys.executable, "-m", "bloomery.flows.cli", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -95,9 +96,9 @@ def damaged(name: str, tag: str) -> str:
     broken = f"{tag[:-4]}dead"
     shutil.copytree(bento_folder(tag), bento_folder(broken), dirs_exist_ok=True)
     _cut(artifacts_of(broken))
-    whole = registry.version_of(f"{name}@{registry.CHAMPION}")
-    tags = {**whole.tags, registry.BENTO: broken, "release": "promoted"}
-    made = registry.register(name, whole.source, whole.run_id, tags, "a damaged copy")
+    whole = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
+    tags = {**whole.tags, model_registry.BENTO: broken, "release": "promoted"}
+    made = model_registry.register(name, whole.source, whole.run_id, tags, "a damaged copy")
     return f"{name}:{made.version}"
 
 
@@ -124,9 +125,9 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
     done = []
     for number in range(changes):
         await asyncio.sleep(1)
-        champion = registry.version_of(f"{name}@{registry.CHAMPION}")
+        champion = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
         if number == changes // 3:
-            asked = ("promote", damaged(name, champion.tags[registry.BENTO]), "--why", "damaged on purpose")
+            asked = ("promote", damaged(name, champion.tags[model_registry.BENTO]), "--why", "damaged on purpose")
         elif number == 2 * changes // 3:
             before = point_at_damaged(name, folder / "damaged")
             await asyncio.sleep(2)
@@ -144,7 +145,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
 
 
 async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
-    tags = {number: registry.version_of(f"{name}:{number}").tags[registry.BENTO] for number in (one, two)}
+    tags = {number: model_registry.version_of(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
     rows = rows_as_sent(bento_of(tags[one]).chosen, NUM_ROWS)
     requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
@@ -155,7 +156,7 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     tally = Tally(expected, limit)
     port = free_port()
     with (settings().logs / "switching.log").open("ab") as log, tempfile.TemporaryDirectory() as folder:
-        server = start([sys.executable, "-m", "flows.cli", "serve", name, "--port", str(port)], log)
+        server = start([sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)], log)
         try:
             await _until_it_answers(port)
             clients = [asyncio.create_task(tally.ask_on(port, requests, at)) for at in range(connections)]

@@ -6,8 +6,9 @@
 GPT-2 small (124 M parameters, 1,024 tokens a row) learns the next token, with the loop's own optimizer and rate: its
 tokens are on the device. Floating-point operations are counted by torch over one forward and backward pass, and are
 set against what the device reaches in products of large bf16 matrices, measured in the same run. ResNet-50 reads images
-of 224 x 224: once in steps on a batch that is on the device, and once in the whole of `models.training.loop.train`
-from the main memory, so that their difference is what the loop and the way of the rows to the device cost.
+of 224 x 224: once in steps on a batch that is on the device, and once in the whole of
+`bloomery.models.training.loop.train` from the main memory, so that their difference is what the loop and the way
+of the rows to the device cost.
 
 Where there is no GPU it says so and ends.
 """
@@ -23,15 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.networks.blueprint import Blueprint, build, num_parameters
-from models.networks.config import Gpt, ResNet
-from models.networks.gpt import Decoder, next_token_loss
-from models.training.batches import Examples
-from models.training.config import Training
-from models.training.loop import train
-from models.training.optimizer import optimizer_for, schedule_for
-from models.training.utilization import flops_per_row, matrix_rate
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architectures.gpt import Decoder, next_token_loss
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.config import Gpt, ResNet
+from bloomery.models.profiling.flops import flops_per_row, matrix_rate
+from bloomery.models.training.config import Training
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import train
+from bloomery.models.training.optimization.optimizer import optimizer_for, schedule_for
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

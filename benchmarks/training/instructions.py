@@ -35,11 +35,11 @@ def milliseconds(network_name: str, precision: str) -> float:
     import torch
     import torch.nn.functional as F
 
-    from data_contracts.layouts import Layout
-    from models.networks.blueprint import Blueprint, build
-    from models.networks.config import Cnn
-    from models.training.config import Loop
-    from models.training.loop import laid_out, learner
+    from bloomery.data_contracts.records.tensor_layout import Layout
+    from bloomery.models.networks.blueprint import Blueprint, build
+    from bloomery.models.networks.config import Cnn
+    from bloomery.models.training.config import Loop
+    from bloomery.models.training.loop import laid_out, learner
 
     torch.set_num_threads(1)
     layout = Layout(kind="image", shape=(1, 28, 28))
@@ -61,7 +61,7 @@ def milliseconds(network_name: str, precision: str) -> float:
 
 
 def main() -> None:
-    from tasks.settings import instruction_set
+    from bloomery.tasks.infrastructure.settings import instruction_set
 
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=3)

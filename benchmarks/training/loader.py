@@ -34,11 +34,11 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_contracts.layouts import Layout
-from models.encoder import CLASS, ENCODED
-from models.training.batches import batches, read_examples
-from models.training.loader import open_stream
-from tasks.parquet import write_rows
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features.encoder import CLASS, ENCODED
+from bloomery.models.training.data.batches import batches, read_examples
+from bloomery.models.training.data.streaming import open_stream
+from bloomery.tasks.infrastructure.parquet import write_rows
 
 BATCH = 256
 Way = Callable[[Path, Layout], int]

@@ -3,8 +3,9 @@
     python benchmarks/training/loop.py [--threads 1] [--rounds 7] [--networks cnn lstm transformer] [--scale 1.0]
 
 All train the same networks from the same first weights on the same rows in memory, with the same loss, AdamW, one-cycle
-rate and limit of the gradients. Ours is `tasks.fitting.fit` as the train stage calls it, with its checks of the loss,
-its keeper of checkpoints and fixed algorithms, and with a validation part of two rows, which nobody else has. Every
+rate and limit of the gradients. Ours is `bloomery.tasks.train.fit.fit` as the train stage calls it, with its checks
+of the loss, its keeper of checkpoints and fixed algorithms, and with a validation part of two rows, which nobody
+else has. Every
 trainer has the quickest settings known of it: rows fetched a batch at a time, no progress bar, no log, no checkpoint.
 Each round every one trains anew; its first epoch is not counted, so that nobody's preparations are.
 
@@ -35,14 +36,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn, Rnn, Transformer
-from models.training.batches import Examples
-from models.training.checkpoints import Keeper
-from models.training.config import Checkpoints, Training
-from models.training.objective import Loss, loss_of
-from tasks import fitting
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, Rnn, Transformer
+from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.config import Checkpoints, Training
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.optimization.loss import Loss, loss_of
+from bloomery.tasks.train import fit as fitting
 
 HAND = "by hand"
 

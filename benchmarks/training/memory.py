@@ -23,16 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.networks.attention import Block
-from models.networks.blueprint import Blueprint, build, num_parameters
-from models.networks.config import Gpt
-from models.randomness import fix_randomness
-from models.training import parallel
-from models.training.batches import Examples
-from models.training.config import Loop, Strategy
-from models.training.loop import Learn, State, learner, train
-from models.training.world import ALONE, World
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.config import Gpt
+from bloomery.models.networks.layers.attention import Block
+from bloomery.models.training.config import Loop, Strategy
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.distributed import parallelize
+from bloomery.models.training.distributed.process_group import ALONE, World
+from bloomery.models.training.loop import Learn, State, learner, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")
@@ -73,8 +73,8 @@ def work(strategy: str) -> None:
         return
     dist.init_process_group("gloo")
     told = trained(
-        parallel.shared_rows(strategy),
-        lambda network, loop: parallel.spread(network, loop, strategy, torch.device("cpu")),
+        parallelize.shared_rows(strategy),
+        lambda network, loop: parallelize.spread(network, loop, strategy, torch.device("cpu")),
     )
     all_told = [told] * dist.get_world_size()
     dist.all_gather_object(all_told, told)

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from recipes import on_test
 from search import prepared
 
-from data_contracts.records import Dataset
-from flows.pipeline import PLAIN
-from flows.recipe import read_recipe
-from models.networks.config import LeNet, Mlp, Model
-from models.training.config import Privacy, Training
-from tasks import tracking
-from tasks.settings import enter
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.models.networks.config import LeNet, Mlp, Model
+from bloomery.models.training.config import Privacy, Training
+from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.tracking import mlflow_runs
 
 NETWORKS: dict[str, tuple[Model, Training]] = {
     "adult": (
@@ -47,7 +47,7 @@ class Reached(NamedTuple):
 
 def reach(dataset: Dataset, model: Model, training: Training) -> Reached:
     trained = PLAIN.train(dataset, model, training, None)
-    metrics = tracking.client().get_run(trained.run_id).data.metrics
+    metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
     spent = {name.removeprefix("privacy_"): value for name, value in metrics.items() if name.startswith("privacy_")}
     return Reached(trained.val_score, on_test(trained), spent)
 

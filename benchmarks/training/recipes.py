@@ -14,10 +14,10 @@ import statistics
 import time
 from typing import NamedTuple
 
-from flows.pipeline import PLAIN
-from flows.recipe import Recipe, read_recipe
-from tasks.ingest import locate
-from tasks.settings import settings
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.ingest.stage import locate
 
 RECIPES = ("pendigits", "adult", "spoken-digits", "beijing-pm25", "mnist", "clinc150", "fashion-mnist")
 
@@ -45,12 +45,12 @@ def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """The figures of the test part: for classes also in and out of scope, where rows say so."""
     import numpy as np
 
-    from models.answers import meant
-    from models.encoder import decode, read_encoder
-    from models.metrics import auc
-    from models.networks.blueprint import read_network
-    from models.training.batches import read_examples
-    from models.training.loop import predict
+    from bloomery.models.evaluation.metrics import auc
+    from bloomery.models.features.encoder import decode, read_encoder
+    from bloomery.models.inference.outputs import meant
+    from bloomery.models.networks.blueprint import read_network
+    from bloomery.models.training.data.batches import read_examples
+    from bloomery.models.training.loop import predict
 
     dataset = trained.dataset
     network, _ = read_network(settings().path(trained.uri), settings().path(trained.network_uri))

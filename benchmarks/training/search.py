@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from recipes import on_test
 
-from data_contracts.records import Dataset
-from flows.pipeline import PLAIN
-from flows.recipe import Recipe, read_recipe
-from models.training.config import Search, Training
-from tasks import tracking
-from tasks.ingest import locate
-from tasks.settings import enter
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.training.config import Search, Training
+from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.tracking import mlflow_runs
 
 RECIPES = ("pendigits", "adult")
 
@@ -67,7 +67,7 @@ def _found(run_id: str, model: Any, plain: Training) -> str:
         for place, stated in (("model", model), ("training", plain))
         for name, value in stated.model_dump().items()
     }
-    params = tracking.client().get_run(run_id).data.params
+    params = mlflow_runs.client().get_run(run_id).data.params
     others = [f"{name} {value}" for name, value in sorted(params.items()) if default.get(name, value) != value]
     return ", ".join(others) or "the default itself"
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from recipes import on_test
 
-from data_contracts.sources import Origin
-from flows.pipeline import PLAIN
-from flows.recipe import Recipe, read_recipe
-from tasks.ingest import locate
+from bloomery.data_contracts.recipe_sections.data_source import Origin
+from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.tasks.ingest.stage import locate
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 

@@ -1,1 +1,1 @@
-"""What answers requests inside a bento: versions of a model, and the HTTP that reaches them."""
+"""The server inside a bento."""

@@ -1,1 +1,1 @@
-"""From a trained network to what ships: smaller, faster, and measured."""
+"""Methods that turn a trained network into a smaller one."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from data_contracts.documents import Document
-from models.features.inputs import Count
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.input_config import Count
 
 Percentile = Literal[50, 90, 95, 99]
 Positive = Annotated[float, Field(gt=0)]

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from data_contracts.documents import Document
-from models.compression.processor import needs_reduced_range
-from models.features.inputs import Count
-from models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
-from models.splits import Share
-from models.training.config import Device, Loop, Rate
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.input_config import Count
+from bloomery.models.features.splits import Share
+from bloomery.models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
+from bloomery.models.profiling.cpu_features import needs_reduced_range
+from bloomery.models.training.config import Device, Loop, Rate
 
 Quantization = Literal["static", "dynamic"]
 Calibration = Literal["minmax", "entropy", "percentile"]

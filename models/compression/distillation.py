@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.compression.config import Distillation
-from models.compression.inside import inner_distance, listening, steps_there
-from models.features.labels import UNLABELLED
-from models.training.batches import Examples
-from models.training.config import Loop
-from models.training.loop import Learn, Losses
-from models.training.objective import is_regression
-from models.training.precision import halved
+from bloomery.models.compression.config import Distillation
+from bloomery.models.compression.feature_matching import inner_distance, listening, steps_there
+from bloomery.models.features.labels import UNLABELLED
+from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import Learn, Losses
+from bloomery.models.training.optimization.loss import is_regression
+from bloomery.models.training.optimization.mixed_precision import halved
 
 
 def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
-    """What `models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
+    """What `bloomery.models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
     teacher: for classes T^2 times the Kullback-Leibler divergence of both at temperature T, for a regression the

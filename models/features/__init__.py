@@ -1,1 +1,1 @@
-"""How each kind of input becomes numbers: what a recipe says of it, what is learnt of it, and the numbers written."""
+"""Feature encoding: from raw rows to numbers."""

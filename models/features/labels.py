@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_contracts.documents import Document
-from data_contracts.errors import DataUnfit
-from models.config import Classes, Features
-from models.features.arrays import FLOAT32_MAX, Rows, floats_of, one_array
-from models.features.categories import count_names, names_of
-from models.features.tallies import Counts, Figures, Tally, figures_of
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.kinds.category import count_names, names_of
+from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, floats_of, one_array
+from bloomery.models.features.statistics.column_counts import Counts, Figures, Tally, figures_of
 
 MOST_CLASSES = 100_000
 UNLABELLED = -100  # the place of a label that is null: what cross entropy takes for a row that it passes over

@@ -1,1 +1,1 @@
-"""Networks by kind, each in one file, built from a frozen config."""
+"""Networks by kind, built from a frozen config."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from safetensors.torch import load, save
 from torch import nn
 
-from data_contracts.digests import digest_of_file
-from data_contracts.documents import Document
-from data_contracts.layouts import Layout, Task
-from models.networks.config import (
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.tensor_layout import Layout, Task
+from bloomery.models.networks.config import (
     Auto,
     Cnn,
     Custom,
@@ -38,7 +38,18 @@ class Blueprint(Document):
 
 def build(blueprint: Blueprint) -> nn.Module:
     """A network with freshly drawn weights, on the processor, in training mode: x float32 (B, ...) -> (B, outputs)."""
-    from models.networks import cnn, custom, ft_transformer, gpt, huggingface, lenet, mlp, resnet, rnn, transformer
+    from bloomery.models.networks.architectures import (
+        cnn,
+        custom,
+        ft_transformer,
+        gpt,
+        huggingface,
+        lenet,
+        mlp,
+        resnet,
+        rnn,
+        transformer,
+    )
 
     config, layout, num_outputs = blueprint.config, blueprint.layout, blueprint.num_outputs
     match config:
@@ -79,7 +90,7 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
     Returns:
         The sha256 of the weights' file.
     """
-    from models.networks.huggingface import without_checkpoint
+    from bloomery.models.networks.architectures.huggingface import without_checkpoint
 
     if isinstance(blueprint.config, HuggingFace):
         blueprint = blueprint.model_copy(update={"config": without_checkpoint(blueprint.config)})

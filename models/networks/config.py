@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from data_contracts.documents import Document
-from models.features.inputs import Count
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.input_config import Count
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 HeadWidth = Annotated[Count | None, Field(description="left out, the heads share `width` among them")]

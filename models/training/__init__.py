@@ -1,1 +1,1 @@
-"""The training loop, what feeds it, and what it leaves behind."""
+"""The training loop and its state."""

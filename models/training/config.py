@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_contracts.documents import Document
-from models.features.inputs import Count
-from models.splits import Share
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.input_config import Count
+from bloomery.models.features.splits import Share
 
 Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]

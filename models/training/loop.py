@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from data_contracts.errors import TrainingDiverged
-from models.training.augment import augmented, generator_for, mixed
-from models.training.batches import Rows, batches, num_batches, size_of_batch
-from models.training.config import Augment, Loop
-from models.training.feeding import ahead
-from models.training.objective import Loss, is_regression, judged, loss_and_score, loss_of
-from models.training.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
-from models.training.precision import halved
-from models.training.transfer import frozen_modules
-from models.training.world import ALONE, World, added_up
+from bloomery.data_contracts.errors import TrainingDiverged
+from bloomery.models.training.config import Augment, Loop
+from bloomery.models.training.data.augmentation import augmented, generator_for, mixed
+from bloomery.models.training.data.batches import Rows, batches, num_batches, size_of_batch
+from bloomery.models.training.data.prefetch import ahead
+from bloomery.models.training.distributed.process_group import ALONE, World, added_up
+from bloomery.models.training.optimization.loss import Loss, is_regression, judged, loss_and_score, loss_of
+from bloomery.models.training.optimization.mixed_precision import halved
+from bloomery.models.training.optimization.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
+from bloomery.models.training.transfer_learning import frozen_modules
 
 # The losses of the rows of a batch that the slice names, added up, from the outputs for these rows.
 Losses = Callable[[torch.Tensor, slice], torch.Tensor]

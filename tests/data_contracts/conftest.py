@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import data_contracts
-from data_contracts.checks import breaking, conditions, read_batch, row_rules
-from data_contracts.contract import Contract, read_contract
-from data_contracts.schemas import arrow_schema
+from bloomery import data_contracts
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.contract import Contract, read_contract
+from bloomery.data_contracts.validation.row_checks import breaking, conditions, read_batch, row_rules
 
-DIGITS = Path(data_contracts.__file__).parent / "digits.odcs.yaml"
+DIGITS = Path(data_contracts.__file__).parent / "contracts" / "digits.odcs.yaml"
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from data_contracts import errors
-from data_contracts.errors import BloomeryError
+from bloomery.data_contracts import errors
+from bloomery.data_contracts.errors import BloomeryError
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BloomeryError)]
 

@@ -12,11 +12,11 @@ import onnx
 import pyarrow as pa
 import pytest
 
-from data_contracts.contract import Contract
-from data_contracts.digests import digest_of_file
-from deployments.endpoint.measures import Measures
-from models.config import Features
-from models.encoder import encode, fit, summarise_batches
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import encode, fit, summarise_batches
 
 COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},

@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
-from data_contracts.keys import is_loopback
-from tasks.processes import free_port
+from bloomery.data_contracts.serving.api_keys import is_loopback
+from bloomery.tasks.infrastructure.tethered_process import free_port
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def served(
     path = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
     log = (hook / "log").open("wb")
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", "digits", "--host", "0.0.0.0", "--port", str(port)],
+        [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--host", "0.0.0.0", "--port", str(port)],
         env=clean_environment(home, PYTHONPATH=path, PICKLE_NOTES=str(notes), **SHORT),
         cwd=ROOT,
         stdout=log,
@@ -200,10 +200,10 @@ def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bl
         assert "does not fit the manifest" in ended.stdout + ended.stderr
     finally:
         manifest.write_bytes(good)
-    (source / "deployments" / "more.py").write_text("")
+    (source / "bloomery" / "deployments" / "more.py").write_text("")
     try:
         ended = bloomery(home, "serve", "digits", "--port", str(free_port()), "--json")
         assert ended.returncode == 1
-        assert "deployments/more.py was not packaged with it" in json.loads(ended.stdout)["found"]
+        assert "bloomery/deployments/more.py was not packaged with it" in json.loads(ended.stdout)["found"]
     finally:
-        (source / "deployments" / "more.py").unlink()
+        (source / "bloomery" / "deployments" / "more.py").unlink()

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from prometheus_client import CollectorRegistry
 from schemathesis import GenerationMode
 
-from data_contracts.keys import Key, Keys, digest_of_key
-from deployments.endpoint.doors import Usage, doors
-from deployments.endpoint.http import Application
-from deployments.endpoint.limits import Limits
-from deployments.endpoint.measures import Measures
-from deployments.endpoint.versions import Version
+from bloomery.data_contracts.serving.api_keys import Key, Keys, digest_of_key
+from bloomery.deployments.endpoint.asgi.application import Application
+from bloomery.deployments.endpoint.auth.middleware import Usage, doors
+from bloomery.deployments.endpoint.http.limits import Limits
+from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.telemetry.metrics import Measures
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from data_contracts.errors import DocumentInvalid, SecretMissing, SettingInvalid
-from data_contracts.keys import Key, Keys, demand, digest_of_key, is_loopback
-from deployments.endpoint import doors as doors_module
-from deployments.endpoint.doors import KeyRing, Usage, doors, settled, with_keys
-from deployments.endpoint.pages import openapi
-from deployments.endpoint.versions import Version
+from bloomery.data_contracts.errors import DocumentInvalid, SecretMissing, SettingInvalid
+from bloomery.data_contracts.serving.api_keys import Key, Keys, demand, digest_of_key, is_loopback
+from bloomery.deployments.endpoint.asgi.documentation import openapi
+from bloomery.deployments.endpoint.auth import middleware as doors_module
+from bloomery.deployments.endpoint.auth.middleware import KeyRing, Usage, doors, settled, with_keys
+from bloomery.deployments.endpoint.inference.model_version import Version
 
 SHOP, SLOW, GONE = "bloomery_shop", "bloomery_slow", "bloomery_gone"
 OPEN_ADDRESS = "203.0.113.7"

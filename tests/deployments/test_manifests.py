@@ -16,14 +16,14 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from data_contracts.keys import DEMANDED, KEYS_FILE
-from data_contracts.signatures import TRUSTED_KEY, UNSIGNED
-from deployments.endpoint.doors import OPEN
-from deployments.endpoint.http import _OF_BENTOML
-from deployments.endpoint.image import STATE
-from deployments.endpoint.limits import Limits
-from deployments.endpoint.opening import PREFIX, Wishes
-from tasks.container_checks import _PINNED_IMAGE, PORT
+from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE
+from bloomery.data_contracts.serving.signatures import TRUSTED_KEY, UNSIGNED
+from bloomery.deployments.endpoint.asgi.application import _OF_BENTOML
+from bloomery.deployments.endpoint.auth.middleware import OPEN
+from bloomery.deployments.endpoint.base_image import STATE
+from bloomery.deployments.endpoint.http.limits import Limits
+from bloomery.deployments.endpoint.startup import PREFIX, Wishes
+from bloomery.tasks.bentos.container_checks import _PINNED_IMAGE, PORT
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -258,13 +258,13 @@ def test_every_command_is_one_that_its_program_takes() -> None:
     from mlflow.cli import cli as mlflow
     from prefect.cli._app import _app as prefect
 
-    from flows import registration
+    from bloomery.flows.services import prefect_deployments
 
     for name, (program, *arguments) in commands().items():
         if program == "mlflow":
             mlflow.commands[arguments[0]].make_context(name, arguments[1:])
         elif program == "python":
-            assert arguments == ["-m", registration.__name__], name  # no recipe is named: it registers every one
+            assert arguments == ["-m", prefect_deployments.__name__], name  # no recipe is named: it registers every one
         else:
             _, session, _ = prefect.meta.parse_args(arguments, exit_on_error=False, print_error=False)
             prefect.parse_args(session.arguments["tokens"], exit_on_error=False, print_error=False)

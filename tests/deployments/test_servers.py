@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from tasks.processes import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from tests.living import answers
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from data_contracts.errors import OutputCorrupt, SettingInvalid, SignatureRefused
-from data_contracts.signatures import MANIFEST, OWN_KEYS, SIGNATURE, fingerprint, public_pem, signed
-from deployments.endpoint import versions
-from deployments.endpoint.versions import Version
-from tasks.code_version import reach
+from bloomery.data_contracts.errors import OutputCorrupt, SettingInvalid, SignatureRefused
+from bloomery.data_contracts.serving.signatures import MANIFEST, OWN_KEYS, SIGNATURE, fingerprint, public_pem, signed
+from bloomery.deployments.endpoint.inference import model_version
+from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.tasks.orchestration.code_version import reach
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 TRUSTED, UNSIGNED = "BLOOMERY_SERVE_TRUSTED_KEY", "BLOOMERY_SERVE_UNSIGNED"
@@ -55,7 +55,7 @@ def test_a_version_that_a_trusted_key_has_signed_is_loaded(artifacts, trusted) -
 
 def test_a_changed_manifest_is_refused_before_it_is_believed(artifacts, trusted, monkeypatch) -> None:
     (artifacts / MANIFEST).write_bytes((artifacts / MANIFEST).read_bytes().replace(b"0.9", b"0.8"))
-    monkeypatch.setattr(versions, "json", None)  # so it cannot read it
+    monkeypatch.setattr(model_version, "json", None)  # so it cannot read it
     with pytest.raises(SignatureRefused, match=f"the signature by key {fingerprint(KEY.public_key())} does not fit"):
         Version(artifacts)
 
@@ -152,14 +152,14 @@ def refuse(event, arguments):
         raise SystemError(f"unpickled: {arguments}")
 def never(*_, **__):
     raise SystemError("unpickled")
-import deployments.service  # with BentoML and all that it brings
-from deployments.endpoint.http import Application
-from deployments.endpoint.limits import Limits
-from deployments.endpoint.versions import Version
+import bloomery.deployments.service  # with BentoML and all that it brings
+from bloomery.deployments.endpoint.asgi.application import Application
+from bloomery.deployments.endpoint.http.limits import Limits
+from bloomery.deployments.endpoint.inference.model_version import Version
 sys.addaudithook(refuse)
 pickle.load = pickle.loads = never
 import httpx, numpy, pathlib
-application = deployments.service.application
+application = bloomery.deployments.service.application
 application.use(Version(pathlib.Path(sys.argv[1])))
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 async def ask():
@@ -199,7 +199,7 @@ def test_no_module_of_the_service_names_pickle() -> None:
     )
     named = {
         module: word
-        for module, path in reach("deployments.service").items()
+        for module, path in reach("bloomery.deployments.service").items()
         for word in words
         if word in path.read_text()
     }

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tasks.processes import free_port, require_free
+from bloomery.tasks.infrastructure.tethered_process import free_port, require_free
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def served(
     port = free_port()
     log = (tmp_path / "log").open("wb")
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port)],
+        [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port)],
         env=clean_environment(home, BLOOMERY_SERVE_WAITING="2"),
         cwd=ROOT,
         stdout=log,
@@ -147,8 +147,8 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
     code = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from data_contracts.digests import digest_of_file\n"
-        "from tasks import signing\n"
+        "from bloomery.data_contracts.documents.digests import digest_of_file\n"
+        "from bloomery.tasks.security import signing_key as signing\n"
         "artifacts = Path(sys.argv[1])\n"
         "examples = json.loads((artifacts / 'examples.json').read_text())\n"
         "examples[0]['prediction']['label'] = 9 - examples[0]['prediction']['label']\n"
@@ -160,7 +160,7 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
     )
     environment = clean_environment(home)
     subprocess.run([sys.executable, "-c", code, artifacts], env=environment, cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(free_port())]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(free_port())]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert ended.returncode != 0
     assert "for a held-out row it answers" in ended.stdout + ended.stderr

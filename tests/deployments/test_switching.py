@@ -16,18 +16,18 @@ import pyarrow as pa
 import pytest
 import uvicorn
 
-from data_contracts.digests import digest_of_file
-from data_contracts.errors import OutputCorrupt, SettingInvalid
-from data_contracts.pointer import Pointer, read_followings, read_pointer, write_pointer
-from data_contracts.prediction_log import FIELDS, as_parquet, read_log
-from deployments.endpoint.backlog import Backlog
-from deployments.endpoint.following import load
-from deployments.endpoint.http import Application
-from deployments.endpoint.limits import Limits
-from deployments.endpoint.measures import Measures
-from deployments.endpoint.opening import Wishes, open_endpoint, read_wishes
-from deployments.endpoint.prediction_log import Bounds, PredictionLog
-from deployments.endpoint.versions import Version
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.errors import OutputCorrupt, SettingInvalid
+from bloomery.data_contracts.serving.champion_pointer import Pointer, read_followings, read_pointer, write_pointer
+from bloomery.data_contracts.serving.prediction_log import FIELDS, as_parquet, read_log
+from bloomery.deployments.endpoint.asgi.application import Application
+from bloomery.deployments.endpoint.http.limits import Limits
+from bloomery.deployments.endpoint.inference.bounded_queue import Backlog
+from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.pointer_follower import load
+from bloomery.deployments.endpoint.startup import Wishes, open_endpoint, read_wishes
+from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.telemetry.prediction_log import Bounds, PredictionLog
 
 ROW = {"age": 49, "height": 1.7, "town": "york"}
 _LOGGED = [field.name for field in FIELDS]

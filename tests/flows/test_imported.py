@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-from flows.recipe import RECIPES
-from models.networks.blueprint import read_network
+from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.models.networks.blueprint import read_network
 
 pytestmark = pytest.mark.slow
 

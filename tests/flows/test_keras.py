@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import yaml
 
-from data_contracts.records import Dataset
-from flows.recipe import RECIPES
-from models.training.batches import read_examples
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.models.training.data.batches import read_examples
 
 pytestmark = pytest.mark.slow
 

@@ -22,9 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from flows.recipe import RECIPES
-from flows.working import reap
-from tasks.processes import free_port, starting
+from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.flows.run_control.run_liveness import reap
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from tests.forks import Forks
 from tests.living import answers, of_this_folder, wait_for
 from tests.mounts import mount
@@ -148,7 +148,7 @@ def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
     runs = []
     for number, recipe in enumerate([digits, digits, *others]):
         log = (tmp_path / f"run-{number}.log").open("wb")
-        command = [sys.executable, "-m", "flows.cli", "run", recipe]
+        command = [sys.executable, "-m", "bloomery.flows.cli", "run", recipe]
         runs.append(subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stdout=log, stderr=log))
     told = [run.wait(timeout=400) for run in runs]
     logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
@@ -236,7 +236,7 @@ def disk(tmp_path: Path, copied: Callable[[Path], Path]) -> Iterator[Path]:
 def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iterator[Callable[[], str]]:
     """Asks the served champion for a prediction, and gives the bento that answered."""
     port = free_port()
-    command = [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port)]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
 
     def ask() -> str:
@@ -283,7 +283,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
         return sorted(home.glob("checkpoints/*/step-*"))
 
     # The disk fills up while a training is under way.
-    command = [sys.executable, "-m", "flows.cli", "run", str(recipe)]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "run", str(recipe)]
     run = subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(steps, step_s=0.01)
     filler = fill(disk)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.processes import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from tests.living import answers
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -87,8 +87,8 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     from prefect.client.orchestration import get_client
     from prefect.events import Event
 
-    from data_contracts.errors import DataMissing
-    from flows.automations import ensure_retraining
+    from bloomery.data_contracts.errors import DataMissing
+    from bloomery.flows.services.prefect_automations import ensure_retraining
 
     tag = finished[1]["bento"]["tag"]
     rows = pq.read_table(next(copy.glob("stages/validate/*/rows.parquet")))

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from flows.recipe import RECIPES
+from bloomery.flows.recipe.recipe import RECIPES
 from tests.living import answers, of_this_folder, wait_for
 
 pytestmark = pytest.mark.slow
@@ -103,8 +103,8 @@ CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
 )
 PLAN = """
 import json, sys
-from flows.plan import plan
-from flows.recipe import read_recipe
+from bloomery.flows.execution.dry_run import plan
+from bloomery.flows.recipe.recipe import read_recipe
 for path in sys.argv[1:]:
     print("PLAN", json.dumps([step.stage for step in plan(read_recipe(path)).steps if step.found is None]))
 """
@@ -168,7 +168,7 @@ def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, sha
 
 
 def _sha256(path: Path) -> str:
-    from data_contracts.digests import digest_of_file
+    from bloomery.data_contracts.documents.digests import digest_of_file
 
     return digest_of_file(path)
 
@@ -190,7 +190,7 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", "digits", "--port", str(port), "--json"],
+        [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port), "--json"],
         env=clean_environment(finished[0]),
         cwd=ROOT,
         stdout=subprocess.PIPE,

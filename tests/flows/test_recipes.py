@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from data_contracts.errors import DataMissing
-from data_contracts.records import Dataset
-from data_contracts.sources import Origin, variable_of
-from flows.recipe import CONTRACTS, Recipe, known_recipes, read_recipe
-from tasks.ingest import ingest, locate
-from tasks.prepare import prepare
-from tasks.validate import validate
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import Origin, variable_of
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, known_recipes, read_recipe
+from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.prepare.stage import prepare
+from bloomery.tasks.validate.stage import validate
 
 FOLDER = "BLOOMERY_DATA"
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 ASK = """
 import json, sys
-from tasks.serving import ask, served_bento
-from tasks.settings import enter
+from bloomery.tasks.bentos.bento_server import ask, served_bento
+from bloomery.tasks.infrastructure.settings import enter
 
 enter()
 with served_bento(sys.argv[1]) as client:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from flows.recipe import RECIPES
+from bloomery.flows.recipe.recipe import RECIPES
 from tests.living import answers, wait_for
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 DEPLOY = """
 import sys
 from pathlib import Path
-from tasks.settings import enter
+from bloomery.tasks.infrastructure.settings import enter
 
 enter()
 from prefect import flow
@@ -37,8 +37,8 @@ source.deploy(sys.argv[1], work_pool_name="bloomery", parameters={"recipe": sys.
 """
 WATCH = """
 import sys
-from flows.registration import register
-from flows.watch import watch
+from bloomery.flows.services.prefect_deployments import register
+from bloomery.flows.watch import watch
 
 told = [register([sys.argv[1]]), register([sys.argv[1]])]
 assert told[0] == told[1] and any(name.startswith("watch/") for name in told[0]), told

@@ -12,21 +12,21 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.compression.codebook import share, shared
-from models.compression.processor import needs_reduced_range, processor_flags
-from models.compression.quantization import quantize
-from models.compression.sparsity import held, masks_of
-from models.config import Features
-from models.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
-from models.export import export
-from models.features.inputs import ImageInput
-from models.networks.blueprint import Blueprint, build
-from models.networks.config import Cnn
-from models.randomness import fix_randomness
-from models.training.batches import Examples
-from models.training.config import Loop
-from models.training.loop import train
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.pruning.unstructured import held, masks_of
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.weight_clustering import share, shared
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
+from bloomery.models.features.input_config import ImageInput
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn
+from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.loop import train
 
 
 class Parts(NamedTuple):

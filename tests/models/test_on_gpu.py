@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from data_contracts.layouts import Layout
-from models.compression.config import CandidateSpec, Compression, Distillation, Prune, Sparse, Student
-from models.compression.smaller import Lesson, made_smaller
-from models.export import export
-from models.networks.blueprint import Blueprint, build, write_network
-from models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, Transformer
-from models.randomness import fix_randomness
-from models.training.batches import Examples
-from models.training.checkpoints import Keeper
-from models.training.config import Augment, Checkpoints, Loop
-from models.training.loop import Epoch, State, evaluate, train
-from models.training.utilization import matrix_rate
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.compressor import Lesson, made_smaller
+from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Prune, Sparse, Student
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.networks.blueprint import Blueprint, build, write_network
+from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, Transformer
+from bloomery.models.profiling.flops import matrix_rate
+from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.config import Augment, Checkpoints, Loop
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.loop import Epoch, State, evaluate, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_contracts.contract import Contract
-from data_contracts.digests import digest_of_document, digest_of_file, digest_of_table
-from data_contracts.records import Candidate, CheckedRows, RawRows, Release
-from tasks.parquet import write_rows
-from tasks.validate import validate
+from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file, digest_of_table
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.records import Candidate, CheckedRows, RawRows, Release
+from bloomery.tasks.infrastructure.parquet import write_rows
+from bloomery.tasks.validate.stage import validate
 
 MakeChecked = Callable[[pa.Table], CheckedRows]
 MakeCandidate = Callable[..., Candidate]

@@ -1,0 +1,1 @@
+"""Frozen documents, their digests, durations, and atomic files."""

@@ -1,0 +1,167 @@
+"""Reading YAML files into frozen models, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bloomery.data_contracts.errors import DataMissing, DocumentInvalid
+
+Location = tuple[str | int, ...]
+
+
+class Document(BaseModel):
+    """A frozen part of a recipe, a contract or a record; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+
+def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvalid]) -> DocumentT:
+    """The YAML file at `path`, read as a `model`.
+
+    Raises:
+        DataMissing: there is no such file.
+        DocumentInvalid (the `error` given): the file is no YAML, or says what `model` does not allow. The message
+            has a line for each problem, with the file's line number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise DataMissing(
+            f"{path} cannot be read: {failure}",
+            required=f"a YAML file in UTF-8 that describes a {model.__name__.lower()}",
+            where=str(path),
+            remedy="check the name, or give a path to the file",
+        ) from failure
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Location, int] = dict(_lines(root)) if root is not None else {}
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        raise error(
+            f"{path.name} is not YAML: {getattr(failure, 'problem', None) or failure}",
+            required="one YAML mapping",
+            where=f"{path}:{mark.line + 1 if mark else 1}",
+            remedy="mend the syntax on that line; indentation is by spaces",
+        ) from failure
+    except (_KeyWrong, RecursionError) as failure:
+        told, line = (str(failure), failure.line) if isinstance(failure, _KeyWrong) else ("a part that holds itself", 1)
+        raise error(
+            f"{path.name} has {told}",
+            required="each key once, as plain text, and no part inside itself",
+            where=f"{path}:{line}",
+            remedy="delete or rename it",
+        ) from failure
+    try:
+        return model.model_validate(document)
+    except ValidationError as failure:
+        raise _explain(failure, path, lines, model, error) from failure
+
+
+class _KeyWrong(Exception):
+    def __init__(self, told: str, line: int) -> None:
+        super().__init__(told)
+        self.line = line
+
+
+def _lines(node: yaml.Node, at: Location = ()) -> Iterator[tuple[Location, int]]:
+    """Where each value of a YAML tree stands, counted from line 1."""
+    yield at, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _KeyWrong("a key that is no plain text", key.start_mark.line + 1)
+            if key.value in seen:
+                raise _KeyWrong(f"the key {key.value!r} twice", key.start_mark.line + 1)
+            seen.add(key.value)
+            yield from _lines(value, (*at, key.value))
+            yield (*at, key.value), key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield from _lines(value, (*at, position))
+
+
+def _explain(
+    failure: ValidationError,
+    path: Path,
+    lines: dict[Location, int],
+    model: type[Document],
+    error: type[DocumentInvalid],
+) -> DocumentInvalid:
+    told = failure.errors()
+    # Where a part of a list is wrong, pydantic says too that the list lacks this part.
+    inner = {problem["loc"][:depth] for problem in told for depth in range(len(problem["loc"]))}
+    problems = [
+        (_line_of(problem["loc"], lines), _sentence(problem, _known_keys(model, problem["loc"])))
+        for problem in told
+        if not (problem["type"] == "too_short" and problem["loc"] in inner)
+    ]
+    problems.sort()
+    found = "\n".join(f"{path.name}:{line}: {sentence}" for line, sentence in problems)
+    return error(
+        found,
+        required=f"a {model.__name__.lower()} with known keys and values of the right kind",
+        where=f"{path}:{problems[0][0]}",
+        remedy="mend the lines above and run `bloomery check` again",
+    )
+
+
+def _line_of(location: Location, lines: dict[Location, int]) -> int:
+    """The line of the innermost part of `location` that stands in the file.
+
+    Pydantic adds the names of union members to a location, so a part that the file does not have is stepped over.
+    """
+    at: Location = ()
+    for part in location:
+        if (*at, part) in lines:
+            at = (*at, part)
+    return lines.get(at, 1)
+
+
+def _sentence(problem: Any, known: list[str]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the document"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(known))}"
+        return f"{where}: unknown key{hint if known else ''}"
+    if problem["type"] == "missing":
+        return f"{where}: missing"
+    rule = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | list | tuple | BaseModel):
+        return f"{where}: {rule}"  # the whole part need not be repeated
+    return f"{where}: found {problem['input']!r}, but {rule[0].lower()}{rule[1:]}"
+
+
+def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
+    """The keys that the model at the parent of `location` knows."""
+    candidates: list[type[BaseModel]] = [model]
+    for part in location[:-1]:
+        if not isinstance(part, str):
+            continue
+        inner = [found for owner in candidates for found in _models_in(_field(owner, part))]
+        candidates = inner or candidates
+    return [field.alias or name for owner in candidates for name, field in owner.model_fields.items()]
+
+
+def _field(model: type[BaseModel], key: str) -> Any:
+    for name, field in model.model_fields.items():
+        if key in (name, field.alias):
+            return field.annotation
+    return None
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,56 @@
+"""Queries over the whole table: each gives one number that is compared with a limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from bloomery.data_contracts.expressions.parser import parsed
+
+OBJECT = "{object}"  # stands for the table in a query
+
+
+def with_object(query: str) -> str:
+    """`query` with the table written as `{object}`."""
+    return re.sub(r"\$?\{object\}", OBJECT, query).strip()
+
+
+def require_query(query: str, columns: Sequence[str]) -> None:
+    """That `query` is one SELECT of one number, and reads nothing but `columns` of the table `{object}`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    from sqlglot import exp
+
+    left = re.search(r"\$?\{\w*\}", query.replace(OBJECT, ""))
+    if left is not None:
+        raise ValueError(f"{left[0]} stands for nothing here; {OBJECT} is the table, {{property}} the column")
+    if OBJECT not in query:
+        raise ValueError(f"the query does not read {OBJECT}, the table")
+    table = "the_object"
+    tree = parsed(query.replace(OBJECT, table))
+    if not isinstance(tree, exp.Select) or len(tree.expressions) != 1 or isinstance(tree.expressions[0], exp.Star):
+        raise ValueError("a query is one SELECT of one number, such as SELECT count(*) FROM {object} WHERE …")
+    named = {str(one.alias_or_name).lower() for one in tree.find_all(exp.CTE)}
+    for source in tree.find_all(exp.Table):
+        if not isinstance(source.this, exp.Identifier) or source.db:
+            raise ValueError(f"the query reads {source.sql()}; it can read {OBJECT} alone")
+        if source.name.lower() not in {table, *named}:
+            raise ValueError(f"the query reads {source.name}; it can read {OBJECT} alone")
+    known = {name.lower() for name in columns} | _aliases(tree)
+    for column in tree.find_all(exp.Column):
+        if not isinstance(column.this, exp.Star) and column.name.lower() not in known:
+            raise ValueError(f"the query reads {column.name}, which is no column; there are {', '.join(columns)}")
+        alike = [name for name in columns if name.lower() == column.name.lower()]
+        if len(alike) > 1:
+            raise ValueError(f"the query reads {column.name}, and DuckDB takes {' and '.join(alike)} for one name")
+
+
+def _aliases(tree: Any) -> set[str]:
+    from sqlglot import exp
+
+    named = {str(one.alias).lower() for one in tree.find_all(exp.Alias, exp.TableAlias, exp.Subquery, exp.CTE)}
+    inner = {str(name.name).lower() for one in tree.find_all(exp.TableAlias) for name in one.args.get("columns") or ()}
+    return named | inner

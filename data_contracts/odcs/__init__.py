@@ -1,0 +1,1 @@
+"""The contract model, as the Open Data Contract Standard defines it."""

@@ -1,0 +1,288 @@
+"""The columns of a contract: their types, their limits and the rules that these come to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from bloomery.data_contracts.expressions.parser import columns_read
+from bloomery.data_contracts.expressions.table_queries import with_object
+from bloomery.data_contracts.odcs.base import Camel, Element, Plain, Problem, misplaced, refuse
+from bloomery.data_contracts.odcs.consistency import contradictions, misuses, require_exact, require_pattern
+from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
+from bloomery.data_contracts.odcs.rules import Bound, Rule, tighter, whole_limits
+
+LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
+Place = tuple[str | int, ...]
+
+# physicalType is free text in the standard; here it is the name of an Arrow type.
+PHYSICAL_TYPES: dict[LogicalType, tuple[str, ...]] = {
+    "integer": ("int64", "int8", "int16", "int32", "uint8", "uint16", "uint32"),
+    "number": ("float64", "float32"),
+    "string": ("string",),
+    "boolean": ("bool",),
+    "date": ("date32",),
+    "timestamp": ("timestamp[us, UTC]",),
+    "array": ("list",),
+}
+_NUMERIC = frozenset({"minimum", "maximum", "exclusive_minimum", "exclusive_maximum"})
+_OPTIONS_OF: dict[LogicalType, frozenset[str]] = {
+    "integer": _NUMERIC,
+    "number": _NUMERIC,
+    "string": frozenset({"min_length", "max_length", "pattern"}),
+    "boolean": frozenset(),
+    "date": frozenset(),
+    "timestamp": frozenset(),
+    "array": frozenset({"min_items", "max_items"}),
+}
+
+
+class TypeOptions(Camel):
+    """`logicalTypeOptions`: the limits of one value."""
+
+    minimum: Bound | None = None
+    maximum: Bound | None = None
+    exclusive_minimum: Bound | None = None
+    exclusive_maximum: Bound | None = None
+    min_length: Annotated[int, Field(ge=0)] | None = None
+    max_length: Annotated[int, Field(ge=0)] | None = None
+    pattern: str | None = None
+    min_items: Annotated[int, Field(ge=0)] | None = None
+    max_items: Annotated[int, Field(ge=0)] | None = None
+
+
+class Item(Element):
+    """The type and limits that a column's values, or the elements of an array, share."""
+
+    logical_type: LogicalType
+    physical_type: str | None = None
+    logical_type_options: TypeOptions = TypeOptions()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        known = PHYSICAL_TYPES[self.logical_type]
+        if self.physical_type is not None and self.physical_type not in known:
+            raise ValueError(
+                f"physicalType {self.physical_type!r} does not fit {self.logical_type}: one of {', '.join(known)}"
+            )
+        options = self.logical_type_options
+        allowed = _OPTIONS_OF[self.logical_type]
+        for name in TypeOptions.model_fields:
+            if name not in allowed and getattr(options, name) is not None:
+                raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
+        if options.pattern is not None:
+            require_pattern(options.pattern)
+        require_exact(options)
+        low_limit, high_limit = self.value_range()
+        for low, high in (
+            (low_limit, high_limit),
+            (options.min_length, options.max_length),
+            (options.min_items, options.max_items),
+        ):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"no value can be at least {low} and at most {high}")
+        return self
+
+    def value_range(self) -> tuple[Bound | None, Bound | None]:
+        """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
+        options = self.logical_type_options
+        low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
+        high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
+        if self.logical_type != "integer":
+            if low is not None and low == high and (strict_low or strict_high):
+                return math.inf, -math.inf
+            return low, high
+        limits = Rule(target="", kind="between", low=low, high=high, strict_low=strict_low, strict_high=strict_high)
+        return whole_limits((limits,), self.arrow_type)
+
+    @property
+    def arrow_type(self) -> str:
+        """The name of the Arrow type that values of this item have on disk."""
+        return self.physical_type or PHYSICAL_TYPES[self.logical_type][0]
+
+
+class Elements(Item):
+    """The type and limits of an array's elements."""
+
+    required: bool = True
+
+
+class Column(Item):
+    """One property of the schema: a column of the data set."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    business_name: str | None = None
+    required: bool = False
+    unique: bool = False
+    primary_key: bool = False
+    primary_key_position: int | None = None
+    classification: str | None = None
+    examples: tuple[Plain, ...] = ()
+    items: Elements | None = None
+    quality: tuple[Quality, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.logical_type == "array") != (self.items is not None):
+            raise ValueError("items is for arrays, and every array needs it")
+        if self.items is not None and self.items.logical_type == "array":
+            raise ValueError("an array of arrays is not supported; flatten it, and give the shape in the recipe")
+        if self.logical_type == "array" and (self.unique or self.primary_key):
+            raise ValueError("an array is no key: unique and primaryKey are for single values")
+        refuse(
+            [
+                *misplaced(self, "a column"),
+                *(
+                    Problem(sentence, "quality", position)
+                    for position, check in enumerate(self.quality)
+                    for sentence in misuses(self, check)
+                ),
+                *self._misstated(),
+            ],
+            self.name,
+        )
+        rules = tuple(rule for rule, _ in self.placed_rules(is_key=self.primary_key) if rule.severity == "error")
+        refuse([Problem(sentence) for sentence in contradictions(self, rules)], self.name)
+        return self
+
+    def _misstated(self) -> Iterator[Problem]:
+        """What is wrong with the values of our custom properties."""
+        allowed = {"personal": (True, False, "drop", "hash", "encrypt"), "unknownCategory": ("refuse", "other")}
+        for position, entry in enumerate(self.custom_properties):
+            place = ("customProperties", position, "value")
+            choices = allowed.get(entry.property, (entry.value,))
+            if not any(entry.value == one and type(entry.value) is type(one) for one in choices):
+                known = ", ".join(str(one).lower() for one in choices)
+                yield Problem(f"{entry.property} is one of {known}, not {entry.value!r}", *place)
+            if entry.property == "unit" and not (isinstance(entry.value, str) and entry.value):
+                yield Problem(f"unit is a text such as km, not {entry.value!r}", *place)
+            if entry.property == "unknownCategory" and self.logical_type not in ("string", "integer", "boolean"):
+                yield Problem(f"unknownCategory has no meaning for {self.logical_type}", *place)
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a row without a value breaks the contract."""
+        return any(
+            rule.kind == "required" and rule.severity == "error" and rule.target == self.name
+            for rule, _ in self.placed_rules(is_key=False)
+        )
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of the values, such as km."""
+        unit: str | None = self.custom("unit")
+        return unit
+
+    @property
+    def personal(self) -> Literal["drop", "hash", "encrypt"] | None:
+        """What becomes of a column about a person; None where it is about none. `true` means drop."""
+        stated = self.custom("personal", False)
+        return "drop" if stated is True else stated or None
+
+    @property
+    def unknown_category(self) -> Literal["refuse", "other"]:
+        """What becomes of a category that the training part does not have."""
+        stated: Literal["refuse", "other"] = self.custom("unknownCategory", "refuse")
+        return stated
+
+    def placed_rules(self, *, is_key: bool) -> list[tuple[Rule, Place]]:
+        """The column's rules in the order of the file, and where in the column each is stated.
+
+        `is_key` says that the column alone tells rows apart.
+        """
+        found: list[tuple[Rule, Place]] = []
+        if self.required or self.primary_key:
+            found.append((Rule(target=self.name, kind="required"), ("required",)))
+        if self.unique or is_key:
+            found.append((Rule(target=self.name, kind="unique"), ("unique",)))
+        found.extend((rule, ("logicalTypeOptions",)) for rule in _limits(self.name, self))
+        for position, check in enumerate(self.quality):
+            rule = _rule_of(self, check)
+            if rule is not None:
+                found.append((rule, ("quality", position)))
+        if self.items is not None:
+            if self.items.required:
+                found.append((Rule(target=f"{self.name}[]", kind="required"), ("items",)))
+            found.extend((rule, ("items", "logicalTypeOptions")) for rule in _limits(f"{self.name}[]", self.items))
+        return found
+
+
+def _limits(target: str, item: Item) -> list[Rule]:
+    options = item.logical_type_options
+    found = []
+    low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
+    high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
+    if low is not None or high is not None:
+        found.append(
+            Rule(
+                target=target,
+                kind="between",
+                low=low,
+                high=high,
+                strict_low=strict_low,
+                strict_high=strict_high,
+            )
+        )
+    if options.min_length is not None or options.max_length is not None:
+        found.append(Rule(target=target, kind="length", low=options.min_length, high=options.max_length))
+    if options.pattern is not None:
+        found.append(Rule(target=target, kind="pattern", pattern=options.pattern))
+    if options.min_items is not None or options.max_items is not None:
+        found.append(Rule(target=target, kind="num_items", low=options.min_items, high=options.max_items))
+    return found
+
+
+def _rule_of(column: Column, check: Quality) -> Rule | None:
+    """The rule that a column's quality check states; None for one that is for people to read."""
+    known: dict[str, Any] = {"target": column.name, "severity": check.severity}
+    if check.measures == "share":
+        known["tolerance"] = check.tolerance()
+    arguments, own = check.arguments, check.implementation
+    match check.what:
+        case "nullValues":
+            return Rule(kind="required", **known)
+        case "duplicateValues":
+            return Rule(kind="unique", **known)
+        case "invalidValues" if arguments is not None and arguments.pattern is not None:
+            return Rule(kind="pattern", pattern=arguments.pattern, **known)
+        case "invalidValues" if arguments is not None and arguments.valid_values is not None:
+            return Rule(kind="in_set", values=arguments.valid_values, **known)
+        case "missingValues" if arguments is not None and arguments.missing_values is not None:
+            return _presence(column, arguments.missing_values, known)
+        case "sql":
+            query = re.sub(r"\$?\{property\}", f'"{column.name}"', check.query or "")
+            return Rule(kind="query", expression=with_object(query), **check.number_limits(), **known)
+    match own:
+        case RowCondition():
+            return Rule(kind="expression", expression=own.expression, columns=columns_read(own.expression), **known)
+        case ValueLimits():
+            return Rule(kind="between", **own.limits(), **known)
+        case LengthLimits():
+            return Rule(kind="length", low=own.min_length, high=own.max_length, **known)
+        case Distribution():
+            limits = check.number_limits()
+            return Rule(kind="distribution", reference=own.reference, divergence=own.divergence, **limits, **known)
+    return None
+
+
+def _presence(column: Column, missing: tuple[Any, ...], known: dict[str, Any]) -> Rule:
+    """That a value is there: neither null, if null counts as missing, nor one of the values that stand for none."""
+    texts = [value for value in missing if value is not None]
+    if not texts:
+        return Rule(kind="required", **known)
+    name = f'"{column.name}"'
+    absent = f"{name} NOT IN ({', '.join(_literal(value, column.logical_type) for value in texts)})"
+    present = f"{name} IS NOT NULL AND {absent}" if None in missing else absent
+    return Rule(kind="expression", expression=present, columns=(column.name,), **known)
+
+
+def _literal(value: Any, logical_type: LogicalType) -> str:
+    if isinstance(value, str):
+        quoted = "'" + value.replace("'", "''") + "'"
+        return f"DATE {quoted}" if logical_type == "date" else quoted
+    return str(value).upper() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,234 @@
+"""What changes between two versions of a contract, and which version number that needs.
+
+A change is breaking where something that kept the old contract does not keep the new one, be it a row, a request or a
+data set, or where a reader loses what it could rely on: a column, its type or unit, that it is never null, that it is
+unique. Any other change of a rule is compatible: readers may meet values that they have not met. A note is about words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import pyarrow as pa
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.odcs.arrow_schema import arrow_type, range_of
+from bloomery.data_contracts.odcs.columns import Column
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.rules import Rule
+
+ChangeKind = Literal["breaking", "compatible", "note"]
+
+
+class Change(Document):
+    """One change. `where` is a column, or "" for the table or the contract."""
+
+    kind: ChangeKind
+    where: str
+    sentence: str
+
+
+def compare(old: Contract, new: Contract) -> list[Change]:
+    """Every change from `old` to `new`: columns in the old order, then new columns, rules and words."""
+    found = [*_columns(old, new), *_rules(old, new), *_limits(old, new)]
+    return [*found, *_words(old, new, {change.where.removesuffix("[]") for change in found})]
+
+
+def version_needed(old: Contract, changes: Sequence[Change]) -> str:
+    """The least version that a contract with these changes may have."""
+    major, minor, patch = map(int, old.version.split("."))
+    kinds = {change.kind for change in changes}
+    if "breaking" in kinds:
+        return f"{major + 1}.0.0"
+    if "compatible" in kinds:
+        return f"{major}.{minor + 1}.0"
+    return f"{major}.{minor}.{patch + 1}" if kinds else old.version
+
+
+def is_at_least(version: str, needed: str) -> bool:
+    """Whether `version` is `needed` or later."""
+    return [int(part) for part in version.split(".")] >= [int(part) for part in needed.split(".")]
+
+
+def _columns(old: Contract, new: Contract) -> Iterator[Change]:
+    for before in old.columns:
+        after = new.column(before.name)
+        if after is None:
+            yield Change(kind="breaking", where=before.name, sentence="the column is gone")
+        else:
+            yield from _types(before, after)
+            yield from _meanings(before, after)
+    for added in new.columns:
+        if old.column(added.name) is None:
+            kind: ChangeKind = "breaking" if added.is_required else "compatible"
+            need = "required" if added.is_required else "optional"
+            yield Change(kind=kind, where=added.name, sentence=f"the column is new and {need}")
+    common = [column.name for column in new.columns if old.column(column.name) is not None]
+    if common != [column.name for column in old.columns if new.column(column.name) is not None]:
+        yield Change(kind="note", where="", sentence=f"the columns stand in another order: {', '.join(common)}")
+
+
+def _types(before: Column, after: Column) -> Iterator[Change]:
+    old, new = arrow_type(before), arrow_type(after)
+    if before.logical_type == after.logical_type and old != new and _holds(new, old):
+        yield Change(kind="compatible", where=after.name, sentence=f"the type is wider: {old} became {new}")
+    elif (before.logical_type, old) != (after.logical_type, new):
+        yield Change(kind="breaking", where=after.name, sentence=f"the type changed: {old} became {new}")
+
+
+def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    """Whether every value of one type of numbers is one of the other, of the same family."""
+    if pa.types.is_list(wide) and pa.types.is_list(narrow):
+        return _holds(wide.value_type, narrow.value_type)
+    families = (pa.types.is_integer, pa.types.is_floating)
+    if not any(is_of(wide) and is_of(narrow) for is_of in families):
+        return wide == narrow
+    return range_of(wide)[0] <= range_of(narrow)[0] and range_of(narrow)[1] <= range_of(wide)[1]
+
+
+def _meanings(before: Column, after: Column) -> Iterator[Change]:
+    if before.unit != after.unit:
+        yield Change(kind="breaking", where=after.name, sentence=f"the unit changed: {before.unit} became {after.unit}")
+    if before.personal != after.personal:
+        is_lost = after.personal is not None
+        sentence = f"what becomes of personal values changed: {before.personal} became {after.personal}"
+        yield Change(kind="breaking" if is_lost else "note", where=after.name, sentence=sentence)
+    if before.unknown_category != after.unknown_category:
+        sentence = f"an unknown category was {_fate(before)} and is {_fate(after)}"
+        kind: ChangeKind = "breaking" if after.unknown_category == "refuse" else "compatible"
+        yield Change(kind=kind, where=after.name, sentence=sentence)
+
+
+def _fate(column: Column) -> str:
+    return {"refuse": "refused", "other": "taken as other"}[column.unknown_category]
+
+
+def _key(rule: Rule) -> tuple[object, ...]:
+    """What makes two rules the same rule, in versions in which its limits differ."""
+    own = (rule.expression, rule.reference, rule.divergence)
+    return rule.target, rule.kind, rule.columns if rule.kind in ("unique", "determined") else (), own
+
+
+def _rules(old: Contract, new: Contract) -> Iterator[Change]:
+    kept = {column.name for column in old.columns} & {column.name for column in new.columns}
+    before = [rule for rule in old.rules() if not rule.target or rule.column in kept]
+    after = [rule for rule in new.rules() if not rule.target or rule.column in kept]
+    unchanged = set(before) & set(after)
+    before = [rule for rule in before if rule not in unchanged]
+    after = [rule for rule in after if rule not in unchanged]
+    for rule in before:
+        match = next((one for one in after if _key(one) == _key(rule)), None)
+        if match is None:
+            yield _removed(rule)
+        else:
+            after.remove(match)
+            yield _changed(rule, match)
+    for rule in after:
+        kind: ChangeKind = "breaking" if rule.severity == "error" else "compatible"
+        yield Change(kind=kind, where=rule.target, sentence=f"a new {rule.severity}: {rule.sentence}")
+
+
+def _removed(rule: Rule) -> Change:
+    """A reader may rely on a value being there, and on a key telling rows apart; other limits only become wider."""
+    is_relied_on = rule.severity == "error" and rule.kind in ("required", "unique")
+    kind: ChangeKind = "breaking" if is_relied_on else "compatible"
+    return Change(kind=kind, where=rule.target, sentence=f"no longer asked: {rule.sentence}")
+
+
+def _changed(before: Rule, after: Rule) -> Change:
+    parts = []
+    if before.sentence != after.sentence:
+        parts.append(f"{before.sentence}, and now {after.sentence}")
+    if before.severity != after.severity:
+        parts.append(f"{after.sentence}: {before.severity} became {after.severity}")
+    if before.tolerance != after.tolerance:
+        parts.append(f"{after.sentence}: tolerated {_share(before)}, and now {_share(after)}")
+    is_relied_on = before.kind in ("required", "unique") and before.severity == "error" and after.severity == "warning"
+    is_wider = not is_relied_on and (
+        after.severity == "warning" or (_allows(after, before) and _tolerates(after, before))
+    )
+    return Change(kind="compatible" if is_wider else "breaking", where=after.target, sentence="; ".join(parts))
+
+
+def _share(rule: Rule) -> str:
+    return "none but what quarantineLimit allows" if rule.tolerance is None else f"{rule.tolerance:.4g} of the rows"
+
+
+def _tolerates(after: Rule, before: Rule) -> bool:
+    """Whether rows set aside under `before` stop no run under `after`. Without a share it is left to the limit."""
+    if before.severity == "warning":
+        return False
+    if before.tolerance is None or after.tolerance is None:
+        return before.tolerance == after.tolerance
+    return after.tolerance >= before.tolerance
+
+
+def _allows(after: Rule, before: Rule) -> bool:
+    """Whether all that keeps `before` keeps `after` too."""
+    if before.kind in ("in_set", "pattern"):
+        return before.pattern == after.pattern and all(value in after.values for value in before.values)
+    low = after.low is None or (
+        before.low is not None
+        and (before.low > after.low or (before.low == after.low and before.strict_low >= after.strict_low))
+    )
+    high = after.high is None or (
+        before.high is not None
+        and (before.high < after.high or (before.high == after.high and before.strict_high >= after.strict_high))
+    )
+    return low and high
+
+
+def _limits(old: Contract, new: Contract) -> Iterator[Change]:
+    before, after = old.quarantine_limit, new.quarantine_limit
+    if before != after:
+        kind: ChangeKind = "breaking" if after < before else "compatible"
+        yield Change(kind=kind, where="", sentence=f"quarantineLimit {before:g} became {after:g}")
+    for name in sorted(old.references.keys() & new.references.keys()):
+        if old.references[name] != new.references[name]:
+            yield Change(kind="breaking", where="", sentence=f"reference {name} is another distribution")
+
+
+# Where a change is told already, one of these keys has changed with it.
+_COMPARED = frozenset(
+    {
+        "items",
+        "logicalType",
+        "logicalTypeOptions",
+        "physicalType",
+        "primaryKey",
+        "primaryKeyPosition",
+        "quality",
+        "required",
+        "unique",
+        "customProperties",
+        "schema.quality",
+        "schema.customProperties",
+        "slaProperties",
+    }
+)
+
+
+def _words(old: Contract, new: Contract, told: set[str]) -> Iterator[Change]:
+    """What people read: it says nothing about rows. `told` are the places of which a change is known."""
+    before, after = _stated(old), _stated(new)
+    common = {"", *(column.name for column in old.columns)} & {"", *(column.name for column in new.columns)}
+    for where, name in dict.fromkeys((*before, *after)):
+        is_told = name in _COMPARED and (where in told or (name == "slaProperties" and bool(told)))
+        if where in common and not is_told and before.get((where, name)) != after.get((where, name)):
+            yield Change(kind="note", where=where, sentence=f"{name} changed")
+
+
+def _stated(contract: Contract) -> dict[tuple[str, str], object]:
+    """All that a contract states but its version and references, by column and key."""
+    document = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for key in ("version", "references"):
+        document.pop(key, None)
+    table = document.pop("schema")[0]
+    columns = table.pop("properties")
+    stated: dict[tuple[str, str], object] = {("", key): value for key, value in document.items()}
+    stated.update({("", f"schema.{key}"): value for key, value in table.items()})
+    stated.update(
+        {(column["name"], key): value for column in columns for key, value in column.items() if key != "name"}
+    )
+    return stated

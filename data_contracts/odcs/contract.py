@@ -1,0 +1,275 @@
+"""The contract: what every row of a data set must be, in the Open Data Contract Standard v3.1.
+
+A contract file is the one source. The Great Expectations suite (`expectations.py`), the Arrow and Spark schemas
+(`schemas.py`), the endpoint's request check (`requests.py`) and the page for people (`page.py`) are all translations of
+the columns (`columns.py`) here and the rules (`rules.py`) that they state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bloomery.data_contracts.documents.documents import read_document
+from bloomery.data_contracts.errors import ContractInvalid
+from bloomery.data_contracts.expressions.parser import columns_read, read_condition
+from bloomery.data_contracts.expressions.table_queries import require_query, with_object
+from bloomery.data_contracts.odcs.arrow_schema import schema_of
+from bloomery.data_contracts.odcs.base import Element, Plain, Problem, misplaced, refuse
+from bloomery.data_contracts.odcs.columns import Column, Place
+from bloomery.data_contracts.odcs.distributions import Reference, require_reference
+from bloomery.data_contracts.odcs.quality import Dependency, Quality, RowCondition
+from bloomery.data_contracts.odcs.rules import Rule
+from bloomery.data_contracts.odcs.service_levels import ServiceLevel
+
+
+class Table(Element):
+    """One schema object: the data set's table."""
+
+    name: str
+    logical_type: Literal["object"] = "object"
+    physical_type: str | None = None
+    physical_name: str | None = None
+    business_name: str | None = None
+    data_granularity_description: str | None = None
+    properties: Annotated[tuple[Column, ...], Field(min_length=1)]
+    quality: tuple[Quality, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        names = [column.name for column in self.properties]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"column named twice: {', '.join(twice)}")
+        inner = [
+            Problem(sentence, "quality", position)
+            for position, check in enumerate(self.quality)
+            for sentence in _misuses(check, names)
+        ]
+        refuse([*misplaced(self, "the schema object"), *inner], self.name)
+        refuse(list(self._impossible()), self.name)
+        return self
+
+    def _impossible(self) -> Iterator[Problem]:
+        """The expressions and queries that the columns do not allow, and the rules that are stated twice."""
+        schema = schema_of(self.properties)
+        seen: set[Rule] = set()
+        for rule, place in self.placed_rules():
+            try:
+                if rule.kind == "expression":
+                    read_condition(rule.expression or "", schema)
+                if rule.kind == "query":
+                    require_query(rule.expression or "", schema.names)
+            except ValueError as failure:
+                yield Problem(str(failure), *place)
+            if _identity(rule) in seen:
+                yield Problem(f"that {rule.target or self.name} {rule.sentence} is stated twice", *place)
+            seen.add(_identity(rule))
+        fewest, most = 0, None
+        for check in self.quality:
+            if check.measures == "count" and check.severity == "error":
+                low, high = check.row_count_limits()
+                fewest = max(fewest, low or 0)
+                most = high if most is None else most if high is None else min(most, high)
+        if most is not None and fewest > most:
+            yield Problem(f"no table has at least {fewest} and at most {most} rows", "quality")
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns that together tell rows apart, in the order of their positions."""
+        found = [column for column in self.properties if column.primary_key]
+        return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
+
+    def placed_rules(self) -> list[tuple[Rule, Place]]:
+        """The table's rules and then its columns', in the order of the file, and where in the table each is stated."""
+        found: list[tuple[Rule, Place]] = []
+        for position, check in enumerate(self.quality):
+            rule = _rule_of(check)
+            if rule is not None:
+                found.append((rule, ("quality", position)))
+        key = self.key
+        if len(key) > 1:
+            found.append((Rule(target="", kind="unique", columns=key), ("properties",)))
+        for position, column in enumerate(self.properties):
+            stated = column.placed_rules(is_key=key == (column.name,))
+            found.extend((rule, ("properties", position, *place)) for rule, place in stated)
+        return found
+
+
+def _identity(rule: Rule) -> Rule:
+    """The part of a rule that may be stated once: for some kinds all but the target is a matter of degree."""
+    same: dict[str, Any] = {"severity": "error", "tolerance": None}
+    if rule.kind in ("required", "unique", "determined"):
+        same["columns"] = tuple(sorted(rule.columns))
+    return rule.model_copy(update=same)
+
+
+def _rule_of(check: Quality) -> Rule | None:
+    """The rule that a table's quality check states; None for one that is for people to read."""
+    known: dict[str, Any] = {"severity": check.severity}
+    if check.measures == "share":
+        known["tolerance"] = check.tolerance()
+    own = check.implementation
+    match check.what:
+        case "rowCount":
+            low, high = check.row_count_limits()
+            return Rule(target="", kind="num_rows", low=low, high=high, **known)
+        case "duplicateValues" if check.arguments is not None and check.arguments.properties is not None:
+            columns = check.arguments.properties
+            if len(columns) == 1:
+                return Rule(target=columns[0], kind="unique", **known)
+            return Rule(target="", kind="unique", columns=columns, **known)
+        case "sql":
+            return Rule(
+                target="", kind="query", expression=with_object(check.query or ""), **check.number_limits(), **known
+            )
+    match own:
+        case RowCondition():
+            columns = columns_read(own.expression)
+            return Rule(target="", kind="expression", expression=own.expression, columns=columns, **known)
+        case Dependency():
+            return Rule(target=own.target, kind="determined", columns=own.columns, **known)
+    return None
+
+
+def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
+    """Why a quality check cannot be asked of a table with the columns `names`."""
+    own = check.implementation
+    named: tuple[str, ...] = ()
+    if check.what not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
+        yield f"a table's quality can be rowCount; {check.what} belongs to a column"
+    if check.what == "duplicateValues":
+        if check.arguments is None or check.arguments.properties is None:
+            yield "duplicateValues of a table needs arguments.properties: the columns that are unique together"
+        else:
+            named = check.arguments.properties
+    if isinstance(own, Dependency):
+        named = (*own.columns, own.target)
+        if own.target in own.columns:
+            yield f"{own.target} cannot be determined by itself"
+            return
+    if isinstance(own, RowCondition):
+        try:
+            columns_read(own.expression)
+        except ValueError as failure:
+            yield str(failure)
+    if check.query is not None and "{property}" in check.query:
+        yield "{property} stands for a column, and this check belongs to none"
+    for name in dict.fromkeys(named):
+        if name not in names:
+            yield f"there is no column {name}; there are {', '.join(names)}"
+        elif named.count(name) > 1:
+            yield f"column {name} is named twice"
+
+
+class Contract(Element):
+    """A contract file, read and checked. One table, at least one rule."""
+
+    api_version: Literal["v3.0.0", "v3.0.1", "v3.0.2", "v3.1.0"]
+    kind: Literal["DataContract"]
+    id: str
+    name: str
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    status: Literal["proposed", "draft", "active", "deprecated", "retired"]
+    description: dict[str, Plain] = Field(default_factory=dict)  # type: ignore[assignment]  # text elsewhere
+    domain: str | None = None
+    data_product: str | None = None
+    tenant: str | None = None
+    schema_: Annotated[tuple[Table, ...], Field(alias="schema", min_length=1, max_length=1)]
+    team: Plain = None
+    roles: Plain = None
+    support: Plain = None
+    servers: Plain = None
+    price: Plain = None
+    sla_properties: tuple[ServiceLevel, ...] = ()
+    contract_created_ts: Plain = None
+    references: dict[str, Reference] = Field(default_factory=dict)  # not of the standard: read from files beside it
+
+    @model_validator(mode="after")
+    def _has_rules(self) -> Self:
+        found = [
+            Problem(sentence, "slaProperties", position)
+            for position, level in enumerate(self.sla_properties)
+            for sentence in level.misuses(
+                self.table.name, {column.name: column.logical_type for column in self.columns}
+            )
+        ]
+        refuse([*misplaced(self, "the contract"), *found], self.name)
+        rules = self.rules()
+        if not rules:
+            raise ValueError("the contract has no rule, so it would pass anything; add a limit or a required column")
+        fresh = [rule.target for rule in rules if rule.kind == "fresh"]
+        twice = sorted({target for target in fresh if fresh.count(target) > 1})
+        if twice:
+            raise ValueError(f"how fresh column {', '.join(twice)} must be is stated twice")
+        limit = self.quarantine_limit
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
+            raise ValueError(f"quarantineLimit is a share of the rows from 0 to 1, not {limit!r}")
+        for rule in rules:
+            reference, column = self.references.get(rule.reference or ""), self.column(rule.target)
+            if reference is not None and column is not None:
+                require_reference(reference, rule.reference or "", column)
+        return self
+
+    @property
+    def table(self) -> Table:
+        return self.schema_[0]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.table.properties
+
+    def column(self, name: str) -> Column | None:
+        return self._columns_by_name.get(name)
+
+    @cached_property
+    def _columns_by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
+    @property
+    def personal_columns(self) -> frozenset[str]:
+        """The names of the columns about a person."""
+        return frozenset(column.name for column in self.columns if column.personal is not None)
+
+    @property
+    def quarantine_limit(self) -> float:
+        """The largest share of rows that may be quarantined before the contract counts as broken (default 0)."""
+        limit: float = self.table.custom("quarantineLimit", 0.0)
+        return limit
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule of the contract, in the order in which the file states them: table, columns, service levels."""
+        stated = tuple(rule for rule, _ in self.table.placed_rules())
+        return (*stated, *(rule for level in self.sla_properties for rule in level.rules()))
+
+
+def read_contract(path: Path) -> Contract:
+    """The contract in the file at `path`, with the references that its rules name from the files beside it.
+
+    Raises:
+        DataMissing: there is no such file, or no `NAME.reference.json` beside it for a reference that it names.
+        ContractInvalid: an unknown key, an impossible rule or no rule at all; the message has file and line.
+    """
+    contract = read_document(path, Contract, ContractInvalid)
+    references = dict(contract.references)
+    for rule in contract.rules():
+        column = contract.column(rule.target)
+        if rule.reference is None or column is None or rule.reference in contract.references:
+            continue
+        place = path.parent / f"{rule.reference}.reference.json"
+        if rule.reference not in references:
+            references[rule.reference] = read_document(place, Reference, ContractInvalid)
+        try:
+            require_reference(references[rule.reference], rule.reference, column)
+        except ValueError as failure:
+            raise ContractInvalid(
+                f"{place.name}: {failure}",
+                required=f"a distribution of column {column.name} of contract {contract.name}",
+                where=str(place),
+                remedy="make the reference again from rows that keep the contract, or mend the contract",
+            ) from failure
+    return contract.model_copy(update={"references": references})

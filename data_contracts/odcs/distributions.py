@@ -1,0 +1,210 @@
+"""How a column's values are spread over cells, and how far two such distributions are apart.
+
+A column of numbers has cells between edges: below the first, from each edge up to the next, and from the last. Any
+other column has one cell per value. Two more cells hold what fits no other, and null. Counts add up exactly, in any
+order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.odcs.base import Camel
+from bloomery.data_contracts.odcs.rules import Divergence
+
+if TYPE_CHECKING:
+    from bloomery.data_contracts.odcs.columns import Column
+
+SMALLEST_SHARE = 1e-4  # an emptier cell counts as this full, since the logarithm of nothing has no value
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Cells(Camel):
+    """The cells over which values are counted: between `edges`, or one for each of `values`."""
+
+    edges: tuple[float, ...] | None = None
+    values: tuple[bool | int | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _are_cells(self) -> Self:
+        if (self.edges is None) == (self.values is None):
+            raise ValueError("a column has either edges or values")
+        if not (self.edges or self.values):
+            raise ValueError("at least one edge or value is needed")
+        if self.edges is not None and any(a >= b for a, b in itertools.pairwise(self.edges)):
+            raise ValueError("edges rise from each to the next")
+        if self.values is not None and len({(type(value), value) for value in self.values}) < len(self.values):
+            raise ValueError("a value is there twice")
+        if self.values is not None and len({type(value) for value in self.values}) > 1:
+            raise ValueError("values are of one type")
+        return self
+
+    @property
+    def num_cells(self) -> int:
+        """The number of cells, without those for other values and for null."""
+        return len(self.values) if self.values is not None else len(self.edges or ()) + 1
+
+
+class ReferenceColumn(Cells):
+    """The share of rows in each cell. All of them, with those of other values and of null, add up to one."""
+
+    shares: tuple[Share, ...]
+    other_share: Share = 0.0
+    null_share: Share = 0.0
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        if len(self.shares) != self.num_cells:
+            raise ValueError(f"{self.num_cells} cells have {len(self.shares)} shares")
+        total = math.fsum(self.all_shares)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares, otherShare and nullShare add up to {total:g}, not to 1")
+        return self
+
+    @property
+    def all_shares(self) -> tuple[float, ...]:
+        """The shares of the cells, of other values and of null."""
+        return (*self.shares, self.other_share, self.null_share)
+
+
+class Counts(Cells):
+    """The number of rows in each cell."""
+
+    counts: tuple[int, ...]
+    num_other: int = 0
+    num_null: int = 0
+
+    def __add__(self, more: Counts) -> Counts:
+        if (self.edges, self.values) != (more.edges, more.values):
+            raise ValueError("counts over different cells do not add up")
+        return self.model_copy(
+            update={
+                "counts": tuple(a + b for a, b in zip(self.counts, more.counts, strict=True)),
+                "num_other": self.num_other + more.num_other,
+                "num_null": self.num_null + more.num_null,
+            }
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.counts) + self.num_other + self.num_null
+
+    @property
+    def all_shares(self) -> tuple[float, ...]:
+        """The shares of the cells, of other values and of null. There is at least one row."""
+        return tuple(count / self.num_rows for count in (*self.counts, self.num_other, self.num_null))
+
+
+class Reference(Document):
+    """A named set of distributions, such as those of the rows that a model was trained on, by column."""
+
+    model_config = Camel.model_config
+
+    columns: Annotated[dict[str, ReferenceColumn], Field(min_length=1)]
+
+
+def reference_of(counts: Counts) -> ReferenceColumn:
+    """The distribution that was counted. There is at least one row."""
+    *shares, other, null = counts.all_shares
+    return ReferenceColumn(
+        edges=counts.edges, values=counts.values, shares=tuple(shares), other_share=other, null_share=null
+    )
+
+
+def count_into(cells: Cells, values: pa.Array | pa.ChunkedArray) -> Counts:
+    """How many of `values` fall into each cell. A number that is not finite counts as another value."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    present = values.drop_null()
+    places = _places(cells, present)
+    counts = np.bincount(places, minlength=cells.num_cells + 1)
+    return Counts(
+        edges=cells.edges,
+        values=cells.values,
+        counts=tuple(int(count) for count in counts[:-1]),
+        num_other=int(counts[-1]),
+        num_null=len(values) - len(present),
+    )
+
+
+def _places(cells: Cells, present: pa.Array) -> np.ndarray:
+    """The cell of each value; the number of cells for one that is in none."""
+    if cells.edges is not None:
+        numbers = present.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        places = np.searchsorted(np.asarray(cells.edges), numbers, side="right")
+        return np.where(np.isfinite(numbers), places, cells.num_cells)
+    known = cells.values or ()
+    if pa.types.is_integer(present.type) or pa.types.is_floating(present.type):
+        kind = pa.int64() if pa.types.is_integer(present.type) else pa.float64()
+        present = present.cast(kind)
+        known_array = pa.array(known, kind)
+    else:
+        known_array = pa.array(known, present.type)
+    return pc.index_in(present, known_array).fill_null(cells.num_cells).to_numpy(zero_copy_only=False)
+
+
+def kl(expected: Sequence[float], found: Sequence[float]) -> float:
+    """The divergence of `found` from `expected`, in nats: sum of found * ln(found / expected), over shares of cells.
+
+    Shares below `SMALLEST_SHARE` count as that, and all are scaled to add up to one, so the result is finite and at
+    least zero up to rounding.
+
+    Source: Kullback and Leibler, On Information and Sufficiency (1951).
+    """
+    pairs = zip(_smoothed(expected), _smoothed(found), strict=True)
+    return max(0.0, math.fsum(q * math.log(q / p) for p, q in pairs))
+
+
+def psi(expected: Sequence[float], found: Sequence[float]) -> float:
+    """The population stability index: sum of (found - expected) * ln(found / expected), smoothed as in `kl`.
+
+    It is the same both ways. Below 0.1 is usually read as no change, above 0.25 as a large one.
+
+    Source: Siddiqi, Credit Risk Scorecards (2006), chapter 9; Jeffreys, An Invariant Form for the Prior Probability
+        (1946).
+    """
+    pairs = zip(_smoothed(expected), _smoothed(found), strict=True)
+    return math.fsum((q - p) * math.log(q / p) for p, q in pairs)
+
+
+def divergence_of(divergence: Divergence, expected: ReferenceColumn, found: Counts) -> float:
+    """How far what was counted is from the reference, with other values and null as cells of their own.
+
+    `found` has the reference's cells and at least one row.
+    """
+    measure = {"psi": psi, "kl": kl}[divergence]
+    return measure(expected.all_shares, found.all_shares)
+
+
+def _smoothed(shares: Sequence[float]) -> list[float]:
+    raised = [max(share, SMALLEST_SHARE) for share in shares]
+    total = math.fsum(raised)
+    return [share / total for share in raised]
+
+
+def require_reference(reference: Reference, name: str, column: Column) -> None:
+    """That `reference` has cells for the values of `column`.
+
+    Raises:
+        ValueError: it has none, or they are of another type.
+    """
+    stated = reference.columns.get(column.name)
+    if stated is None:
+        known = ", ".join(sorted(reference.columns))
+        raise ValueError(f"reference {name} has no column {column.name}; it has {known}")
+    fitting = {"integer": int, "string": str, "boolean": bool}.get(column.logical_type)
+    if stated.edges is not None and column.logical_type not in ("integer", "number"):
+        raise ValueError(f"reference {name} has edges for column {column.name}, which is {column.logical_type}")
+    if stated.values is not None and (fitting is None or any(type(value) is not fitting for value in stated.values)):
+        raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")
+    if stated.values is not None and fitting is int and any(abs(value) >= 2**63 for value in map(int, stated.values)):
+        raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")

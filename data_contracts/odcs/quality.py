@@ -1,0 +1,263 @@
+"""The quality checks of a contract file: the standard's library of metrics, SQL, and rules that it has no words for.
+
+Source: Open Data Contract Standard v3.1, Data Quality.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from bloomery.data_contracts.odcs.base import Camel, Element, Plain
+from bloomery.data_contracts.odcs.rules import Bound, Divergence, Severity, tighter
+
+Name = Annotated[str, Field(min_length=1)]
+Length = Annotated[int, Field(ge=0)]
+
+_LIMITS = (
+    "must_be",
+    "must_not_be",
+    "must_be_greater_than",
+    "must_be_greater_or_equal_to",
+    "must_be_less_than",
+    "must_be_less_or_equal_to",
+    "must_be_between",
+    "must_not_be_between",
+)
+
+
+# The keys that have a meaning for one type of check only.
+_OWNERS = {
+    "metric": "library",
+    "arguments": "library",
+    "query": "sql",
+    "engine": "custom",
+    "implementation": "custom",
+}
+
+
+class Arguments(Camel):
+    """The arguments of a library metric."""
+
+    valid_values: Annotated[tuple[Plain, ...], Field(min_length=1)] | None = None
+    pattern: Name | None = None
+    missing_values: Annotated[tuple[Plain, ...], Field(min_length=1)] | None = None
+    properties: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+
+
+class RowCondition(Camel):
+    """A condition in SQL that every row keeps."""
+
+    rule: Literal["expression"]
+    expression: Name
+
+
+class Dependency(Camel):
+    """A functional dependency: rows that agree in `columns` agree in `target`."""
+
+    rule: Literal["determines"]
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
+    target: Name
+
+
+class ValueLimits(Camel):
+    """Limits of a number, with a severity and a tolerance of their own."""
+
+    rule: Literal["between"]
+    minimum: Bound | None = None
+    maximum: Bound | None = None
+    exclusive_minimum: Bound | None = None
+    exclusive_maximum: Bound | None = None
+
+    def limits(self) -> dict[str, Any]:
+        """The limits as the fields of a rule."""
+        low, strict_low = tighter(self.minimum, self.exclusive_minimum, largest=True)
+        high, strict_high = tighter(self.maximum, self.exclusive_maximum, largest=False)
+        return {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
+
+
+class LengthLimits(Camel):
+    """Limits of a text's length, with a severity and a tolerance of their own."""
+
+    rule: Literal["length"]
+    min_length: Length | None = None
+    max_length: Length | None = None
+
+
+class Distribution(Camel):
+    """How far a column's distribution may be from a named reference."""
+
+    rule: Literal["distribution"]
+    divergence: Divergence
+    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+Implementation = Annotated[
+    RowCondition | Dependency | ValueLimits | LengthLimits | Distribution, Field(discriminator="rule")
+]
+Metric = Literal["rowCount", "invalidValues", "nullValues", "missingValues", "duplicateValues"]
+
+
+class Quality(Element):
+    """One quality check of a column or of the table."""
+
+    name: str | None = None
+    type: Literal["library", "text", "sql", "custom"] = "library"
+    metric: Metric | None = None
+    arguments: Arguments | None = None
+    query: Name | None = None
+    engine: str | None = None
+    implementation: Implementation | None = None
+    must_be: Bound | None = None
+    must_not_be: Bound | None = None
+    must_be_greater_than: Bound | None = None
+    must_be_greater_or_equal_to: Bound | None = None
+    must_be_less_than: Bound | None = None
+    must_be_less_or_equal_to: Bound | None = None
+    must_be_between: tuple[Bound, Bound] | None = None
+    must_not_be_between: tuple[Bound, Bound] | None = None
+    unit: Literal["rows", "percent"] = "rows"
+    dimension: str | None = None
+    method: str | None = None
+    severity: Severity = "error"
+    business_impact: str | None = None
+    scheduler: str | None = None
+    schedule: str | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        self._require_parts()
+        if self.must_not_be is not None or self.must_not_be_between is not None:
+            raise ValueError("mustNotBe and mustNotBeBetween are no limits; state what must be")
+        match self.measures:
+            case "":
+                if self.limits_stated:
+                    raise ValueError("a check of type text is read by people; it has nothing to compare")
+            case "count":
+                self._require_count()
+            case "number":
+                self._require_number()
+            case "share":
+                self.tolerance()
+        return self
+
+    @property
+    def what(self) -> str:
+        """The metric, the rule of our own, or the type: what the check is called in messages."""
+        if self.implementation is not None:
+            return self.implementation.rule
+        return self.metric or self.type
+
+    @property
+    def measures(self) -> Literal["", "count", "number", "share"]:
+        """What is compared: nothing, the number of rows, a number, or the share of rows that break the rule."""
+        if self.type == "text":
+            return ""
+        if self.metric == "rowCount":
+            return "count"
+        return "number" if self.what in ("sql", "distribution") else "share"
+
+    @property
+    def limits_stated(self) -> list[str]:
+        return [to_camel(name) for name in _LIMITS if getattr(self, name) is not None]
+
+    def _require_parts(self) -> None:
+        needed, kind = {
+            "library": ("metric", "a library metric"),
+            "text": ("description", "a check of type text"),
+            "sql": ("query", "a check of type sql"),
+            "custom": ("implementation", "a check of type custom"),
+        }[self.type]
+        if getattr(self, needed) is None:
+            raise ValueError(f"{kind} needs the key {needed}")
+        if self.type == "custom" and self.engine != "bloomery":
+            raise ValueError(f"engine {self.engine!r} is not run here; use engine: bloomery, or type: text")
+        for name, owner in _OWNERS.items():
+            if owner != self.type and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no meaning for {kind}")
+        self._require_arguments()
+
+    def _require_arguments(self) -> None:
+        wanted = {
+            "invalidValues": ("valid_values", "pattern"),
+            "missingValues": ("missing_values",),
+            "duplicateValues": ("properties",),
+        }.get(self.metric or "", ())
+        stated = () if self.arguments is None else tuple(self.arguments.model_dump(exclude_none=True))
+        for name in stated:
+            if name not in wanted:
+                raise ValueError(f"the argument {to_camel(name)} has no meaning for {self.metric}")
+        if self.metric in ("invalidValues", "missingValues") and len(stated) != 1:
+            names = " or ".join(f"arguments.{to_camel(name)}" for name in wanted)
+            raise ValueError(f"{self.metric} needs {names}, and only one")
+
+    def _require_count(self) -> None:
+        if self.unit != "rows":
+            raise ValueError("rowCount counts rows, not percent")
+        fewest, most = self.row_count_limits()
+        if fewest is None and most is None:
+            raise ValueError("rowCount needs one of the mustBe… keys")
+        if most is not None and (fewest or 0) > most:
+            raise ValueError(f"no table has at least {fewest or 0} and at most {most} rows")
+
+    def _require_number(self) -> None:
+        if self.unit != "rows":
+            raise ValueError(f"{self.what} gives a number, not percent")
+        limits = self.number_limits()
+        low, high = limits["low"], limits["high"]
+        if low is None and high is None:
+            raise ValueError(f"{self.what} needs one of the mustBe… keys to compare with")
+        is_open = limits["strict_low"] or limits["strict_high"]
+        if low is not None and high is not None and (low > high or (low == high and is_open)):
+            raise ValueError(f"no number can be at least {low} and at most {high}")
+        if self.what == "distribution" and (high is None or low is not None or high <= 0):
+            raise ValueError("a divergence is 0 or more: limit it by mustBeLessThan or mustBeLessOrEqualTo, above 0")
+
+    def row_count_limits(self) -> tuple[int | None, int | None]:
+        """The fewest and the most rows allowed, both included; None where there is no limit."""
+        limits = self.number_limits()
+        low, high = limits["low"], limits["high"]
+        fewest = None if low is None else math.floor(low) + 1 if limits["strict_low"] else math.ceil(low)
+        most = None if high is None else math.ceil(high) - 1 if limits["strict_high"] else math.floor(high)
+        return fewest, most
+
+    def number_limits(self) -> dict[str, Any]:
+        """What the mustBe… keys allow, as the fields of a rule."""
+        low, strict_low = tighter(self.must_be_greater_or_equal_to, self.must_be_greater_than, largest=True)
+        high, strict_high = tighter(self.must_be_less_or_equal_to, self.must_be_less_than, largest=False)
+        for least, most in ((self.must_be, self.must_be), self.must_be_between or (None, None)):
+            if least is not None and (low is None or least > low):
+                low, strict_low = least, False
+            if most is not None and (high is None or most < high):
+                high, strict_high = most, False
+        return {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
+
+    def tolerance(self) -> float | None:
+        """The share of rows that may break the rule; None where only the contract's quarantineLimit limits it.
+
+        Raises:
+            ValueError: what is stated is no such share.
+        """
+        stated = self.limits_stated
+        if not stated and self.type == "custom":
+            return None
+        if len(stated) != 1 or set(stated) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
+            raise ValueError(f"{self.what} needs mustBe: 0, or mustBeLessOrEqualTo with unit: percent, and no more")
+        limits = self.number_limits()
+        most, is_below = limits["high"], limits["strict_high"]
+        if limits["low"] not in (None, 0) or most < 0 or (is_below and most == 0):
+            raise ValueError(f"{self.what} counts rows that break the rule; use mustBe: 0 or unit: percent")
+        if self.unit == "rows":
+            if most == 0 or (is_below and most <= 1):
+                return None
+            raise ValueError(
+                f"{most} rows are many in a small data set and few in a large one; use mustBe: 0 or unit: percent"
+            )
+        if most > 100 or (most == 100 and not is_below):
+            raise ValueError(f"{self.what} with {most} percent lets every row break the rule")
+        share = float(Decimal(str(most)) / 100)  # 0.7 percent is 0.007, and not the float below it
+        return math.nextafter(share, 0) if is_below else share

@@ -1,0 +1,139 @@
+"""One thing that must hold of a data set, in words and in numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from bloomery.data_contracts.documents.documents import Document
+
+Bound = int | float
+Severity = Literal["error", "warning"]
+Divergence = Literal["psi", "kl"]
+Kind = Literal[
+    "required",
+    "unique",
+    "between",
+    "in_set",
+    "pattern",
+    "length",
+    "num_items",
+    "num_rows",
+    "fits",
+    "expression",
+    "determined",
+    "query",
+    "fresh",
+    "distribution",
+]
+
+
+class Rule(Document):
+    """One thing that must hold: what Great Expectations checks, and what an error names.
+
+    `target` is a column, `column[]` for the elements of an array column, or "" for the table as a whole. A row that
+    breaks a rule of severity error is set aside; a warning is reported, and the row stays. `tolerance` is the share of
+    the rows that may break the rule before the contract as a whole counts as broken.
+    """
+
+    target: str
+    kind: Kind
+    low: Bound | None = None
+    high: Bound | None = None
+    strict_low: bool = False
+    strict_high: bool = False
+    values: tuple[Any, ...] = ()
+    pattern: str | None = None
+    # unique: those that are unique together; determined: those that determine the target; expression: those it reads
+    columns: tuple[str, ...] = ()
+    expression: str | None = None  # expression: a condition in SQL; query: a query in SQL that gives one number
+    reference: str | None = None  # distribution: the name of what the column is compared with
+    divergence: Divergence | None = None  # distribution: the measure that is limited by `high`
+    severity: Severity = "error"
+    tolerance: float | None = None
+
+    @property
+    def column(self) -> str:
+        return self.target.removesuffix("[]")
+
+    def allows(self, number: Bound) -> bool:
+        """Whether `number` lies within the limits."""
+        is_above = self.low is None or (number > self.low if self.strict_low else number >= self.low)
+        return is_above and (self.high is None or (number < self.high if self.strict_high else number <= self.high))
+
+    @property
+    def is_about_rows(self) -> bool:
+        """Whether one row alone tells if it keeps the rule."""
+        return self.kind in ROW_KINDS
+
+    @property
+    def sentence(self) -> str:
+        """The rule in words, as it stands in reports, quarantine files and error messages."""
+        match self.kind:
+            case "required":
+                return "must not be null"
+            case "unique":
+                return f"{' and '.join(self.columns)} must be unique together" if self.columns else "must be unique"
+            case "in_set":
+                return f"must be one of {', '.join(map(str, self.values))}"
+            case "pattern":
+                return f"must match {self.pattern}"
+            case "expression":
+                return f"must keep {_on_one_line(self.expression)}"
+            case "determined":
+                return f"must be determined by {' and '.join(self.columns)}"
+            case "fresh":
+                return f"newest value must be at most {duration(self.high or 0)} old"
+            case "fits":
+                if self.low is None:
+                    return "must be a value that the column's type can hold"
+                if isinstance(self.low, int):
+                    return f"must be a whole number from {self.low} to {self.high}"
+                return f"must be a finite number from {self.low:.3g} to {self.high:.3g}"
+        what = {
+            "length": "length ",
+            "num_items": "number of items ",
+            "num_rows": "number of rows ",
+            "query": f"result of {_on_one_line(self.expression)} ",
+            "distribution": f"{self.divergence} against {self.reference} ",
+        }.get(self.kind, "")
+        low = "" if self.low is None else f"{'greater than' if self.strict_low else 'at least'} {self.low}"
+        high = "" if self.high is None else f"{'less than' if self.strict_high else 'at most'} {self.high}"
+        return f"{what}must be {' and '.join(filter(None, (low, high)))}"
+
+
+ROW_KINDS = frozenset({"required", "between", "in_set", "pattern", "length", "num_items", "fits", "expression"})
+_UNITS_S = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+
+
+def _on_one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def duration(seconds: Bound) -> str:
+    """A length of time in the largest unit that gives a whole number: `4 days`, `90 minutes`."""
+    unit = next((name for name, size in _UNITS_S.items() if seconds % size == 0), "second")
+    count = seconds / _UNITS_S[unit]
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+
+
+def tighter(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:
+    """The bound that leaves fewer values, and whether the bound itself is left out."""
+    if included is None or excluded is None:
+        return (excluded, True) if included is None and excluded is not None else (included, False)
+    excluded_istighter = excluded >= included if largest else excluded <= included
+    return (excluded, True) if excluded_istighter else (included, False)
+
+
+def whole_limits(rules: tuple[Rule, ...], arrow_type: str) -> tuple[int, int]:
+    """The least and the largest whole number that the type holds and the limits allow, both included."""
+    width = re.fullmatch(r"(u?)int(\d+)", arrow_type)
+    bits = int(width[2]) if width else 64
+    least, most = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for rule in rules:
+        if rule.low is not None:
+            least = max(least, math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low))
+        if rule.high is not None:
+            most = min(most, math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high))
+    return least, most

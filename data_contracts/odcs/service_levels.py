@@ -1,0 +1,79 @@
+"""The service levels of a contract. How fresh the data must be is checked; the others are for people to read.
+
+Source: Open Data Contract Standard v3.1, Service-Level Agreement.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bloomery.data_contracts.odcs.base import Camel, Plain
+from bloomery.data_contracts.odcs.rules import Rule
+
+_FRESH = ("freshness", "latency", "ly")
+_SIZES_S = {
+    ("s", "sec", "second", "seconds"): 1,
+    ("m", "min", "minute", "minutes"): 60,
+    ("h", "hr", "hour", "hours"): 3600,
+    ("d", "day", "days"): 86400,
+    ("w", "wk", "week", "weeks"): 7 * 86400,
+    ("y", "yr", "year", "years"): 365 * 86400,
+}
+_UNITS_S = {name: size for names, size in _SIZES_S.items() for name in names}
+
+
+class ServiceLevel(Camel):
+    """One entry of `slaProperties`. A year has 365 days."""
+
+    id: str | None = None
+    property_: Annotated[str, Field(alias="property")]
+    value: Plain
+    value_ext: Plain = None
+    unit: str | None = None
+    element: str | None = None
+    driver: str | None = None
+    description: str | None = None
+    scheduler: str | None = None
+    schedule: str | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this limits the age of the newest value."""
+        return self.property_.lower() in _FRESH
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """The columns, or TABLE.COLUMN, that this is about."""
+        return tuple(part.strip() for part in (self.element or "").split(",") if part.strip())
+
+    def misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
+        """Why this cannot be asked of the `table` whose columns have the logical `types`."""
+        if not self.is_fresh:
+            close = difflib.get_close_matches(self.property_.lower(), _FRESH, n=1, cutoff=0.8)
+            if close:
+                yield f"unknown property {self.property_!r}; did you mean {close[0]!r}?"
+            return
+        value: Any = self.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            yield f"{self.property_} is a length of time above 0, not {value!r}"
+        if (self.unit or "").lower() not in _UNITS_S:
+            yield f"{self.property_} needs a unit, one of s, m, h, d, w, y (m is a minute), not {self.unit!r}"
+        if not self.elements:
+            yield f"{self.property_} needs element: the column of dates or times whose newest value is looked at"
+        for element in self.elements:
+            name = element.removeprefix(f"{table}.")
+            if name not in types:
+                yield f"there is no column {element}; there are {', '.join(types)}"
+            elif types[name] not in ("date", "timestamp"):
+                yield f"column {name} is {types[name]}, and only a date or timestamp has an age"
+
+    def rules(self) -> Iterator[Rule]:
+        """The rules that this states."""
+        if self.is_fresh:
+            seconds = self.value * _UNITS_S[(self.unit or "").lower()]
+            for element in self.elements:
+                yield Rule(target=element.rpartition(".")[2], kind="fresh", high=seconds)

@@ -1,0 +1,1 @@
+"""The sections of a recipe that every room needs: data source, engine, periods, approval."""

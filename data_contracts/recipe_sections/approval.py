@@ -1,0 +1,81 @@
+"""A person's word on a version before it serves: when it is asked for, and what was said."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.durations import Duration, in_words
+from bloomery.data_contracts.recipe_sections.engine import Means
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Approval(Document):
+    """A person decides before a version becomes champion; nobody's word in time refuses it."""
+
+    required: Literal[True] = True
+    timeout: Duration = timedelta(days=3)
+
+
+def _approval(stated: Any) -> Any:
+    return {} if stated == "required" else stated
+
+
+StatedApproval = Annotated[
+    Approval | None, BeforeValidator(_approval, json_schema_input_type=Literal["required"] | Approval | None)
+]
+
+
+class Terms(Means):
+    """On what terms a version that passed its gates becomes champion."""
+
+    approval: Approval | None = None
+    period: str | None = None  # that its data is of
+
+
+class Decision(Document):
+    """What a person said. It is kept with the version."""
+
+    decision: Literal["approve", "refuse"]
+    by: Name
+    why: Name
+    at: datetime
+
+
+class Waiter(Document):
+    """The process that waits for a decision, where one does and no worker would start it again."""
+
+    host: str
+    pid: int
+    started: float  # when the system started it, in seconds since 1970
+
+
+class Request(Document):
+    """A version that passed its gates and waits for a person's word."""
+
+    name: str
+    version: int
+    replaces: int | None  # the champion that it was compared with
+    asked: datetime
+    until: datetime
+    flow_run: str | None = None  # the Prefect run that goes on once it is decided
+    api: str | None = None  # of the Prefect server that knows the run
+    waiter: Waiter | None = None
+    decision: Decision | None = None
+
+    @property
+    def has_lapsed(self) -> bool:
+        return self.decision is None and datetime.now(UTC) > self.until
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the version is refused, or None if it is not."""
+        if self.has_lapsed:
+            return f"nobody decided within {in_words(self.until - self.asked)}"
+        if self.decision is not None and self.decision.decision == "refuse":
+            return f"{self.decision.by} said no: {self.decision.why}"
+        return None

@@ -1,0 +1,346 @@
+"""Where a recipe's rows come from, and what must be declared to read them. Nothing is guessed from the content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.recipe_sections.periods import PLACEHOLDER, dated
+from bloomery.data_contracts.records.records import Record
+
+FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
+Part = Literal["train", "val", "test"]
+Name = Annotated[str, Field(min_length=1)]
+Character = Annotated[str, Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$")]
+
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv",),
+    "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "orc": (".orc",),
+    "arrow": (".arrow", ".feather", ".ipc"),
+    "text": (".txt",),
+    "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    "audio": (".wav",),
+    "idx": (".idx", ".idx1", ".idx3"),
+}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # the suffix and Arrow's name for it
+TABLES = ("sklearn", "delta", "iceberg", "sql", "hive")  # sources that are no files: `sklearn:NAME` and so on
+REMOTE = ("s3://", "hdfs://")
+_COMPRESSED = ("csv", "jsonl", "json", "text", "idx")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}(?=/|$)")
+
+_OF_ROWS = ("row_id", "rename", "replace")
+_OF_FILES = ("path_pattern", *_OF_ROWS)
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "parquet": _OF_FILES,
+    "orc": _OF_FILES,
+    "arrow": _OF_FILES,
+    "jsonl": _OF_FILES,
+    "json": ("records", "columns", *_OF_FILES),
+    "csv": (
+        *("encoding", "delimiter", "quote", "escape", "header", "columns", "missing", "strip", "comment", "skip_lines"),
+        *_OF_FILES,
+    ),
+    "text": ("encoding", "unit", *_OF_FILES),
+    "images": ("mode", "size", *_OF_FILES),
+    "audio": ("sample_rate", "mono", *_OF_FILES),
+    "idx": ("labels", *_OF_ROWS),
+    "sklearn": ("rename", "replace"),
+    "delta": ("version", *_OF_ROWS),
+    "iceberg": ("version", *_OF_ROWS),
+    "sql": ("query", "uri_variable", *_OF_ROWS),
+    "hive": _OF_ROWS,
+}
+
+
+class Origin(Document):
+    """One of several sources that are read one behind the other, and the part that its rows belong to."""
+
+    source: Name
+    files: Annotated[
+        Name | None, Field(description="a regular expression: only files, also in a zip, in whose path it is found")
+    ] = None
+    records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
+    labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
+    part: Annotated[Part | None, Field(description="what the column `part` says of these rows")] = None
+    values: Annotated[
+        dict[Name, str] | None, Field(description="text columns to add, with the one value that these rows have")
+    ] = None
+
+    @field_validator("files")
+    @classmethod
+    def _files_are_a_pattern(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else _possible(pattern).pattern
+
+
+class Data(Document):
+    """A recipe's `data`: one `source`, or several `sources` of which each is a part.
+
+    An option that is left out has the format's usual value; one that has no meaning for the format is refused.
+    """
+
+    source: Annotated[
+        Name | None,
+        Field(
+            description="a file, folder or pattern such as `rows-*.csv`, here, in `s3://` or `hdfs://`, or below the "
+            "folder that an environment variable names, such as `${DATA}/rows.csv`; `{period:%Y-%m}` stands for the "
+            "period of a dated recipe; or "
+            "`sklearn:NAME`, `delta:PATH`, `iceberg:CATALOG.TABLE`, `sql:DRIVER`, `hive:DATABASE.TABLE`"
+        ),
+    ] = None
+    sources: Annotated[tuple[Origin, ...] | None, Field(min_length=1, description="files with their parts")] = None
+    format: Annotated[
+        FileFormat | None,
+        Field(description="of the files; left out, their suffix says it, and a folder holds Parquet"),
+    ] = None
+
+    obtain: Annotated[
+        Name | None, Field(description="for people: where the data comes from and under what licence; told if it lacks")
+    ] = None
+
+    path_pattern: Annotated[
+        Name | None,
+        Field(description="a regular expression found in each file's path; its named groups become text columns"),
+    ] = None
+    row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
+    rename: Annotated[dict[Name, Name] | None, Field(description="columns by their name in the source")] = None
+    replace: Annotated[
+        dict[Name, dict[str, str]] | None,
+        Field(description="by column, as it is named then: whole texts, and the texts to put in their place"),
+    ] = None
+
+    encoding: Annotated[Name | None, Field(description="of text, as Python names it (default utf-8)")] = None
+    delimiter: Annotated[Character | None, Field(description="between cells (default a comma)")] = None
+    quote: Annotated[Character | Literal[""] | None, Field(description='around cells (default "); empty for none')] = (
+        None
+    )
+    escape: Annotated[Character | None, Field(description="before a character that means itself (default none)")] = None
+    header: Annotated[bool | None, Field(description="whether the first row has the names (default true)")] = None
+    columns: Annotated[
+        tuple[Name, ...] | None,
+        Field(min_length=1, description="names, if no header has them; of `json`, if each row is an array"),
+    ] = None
+    records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
+    missing: Annotated[tuple[str, ...] | None, Field(description='texts that mean null (default [""])')] = None
+    strip: Annotated[bool | None, Field(description="whether to take spaces and tabs off both ends of a cell")] = None
+    comment: Annotated[Character | None, Field(description="what a line begins with that is no row")] = None
+    skip_lines: Annotated[int | None, Field(ge=0, description="lines in front of the header or first row")] = None
+    unit: Annotated[Literal["line", "file"] | None, Field(description="what makes a row of text")] = None
+
+    mode: Annotated[Literal["L", "RGB"] | None, Field(description="of images: grey (L) or colour (RGB)")] = None
+    size: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
+        Field(description="height and width that images are resized to; left out, all must have one size"),
+    ] = None
+    sample_rate: Annotated[int | None, Field(ge=1, description="in Hz, that every recording must have")] = None
+    mono: Annotated[bool | None, Field(description="whether to average the channels of recordings into one")] = None
+    labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
+
+    version: Annotated[int | None, Field(ge=0, description="of a Delta table, or the id of an Iceberg snapshot")] = None
+    query: Annotated[Name | None, Field(description="SQL, with an ORDER BY, since rows have no order of their own")] = (
+        None
+    )
+    uri_variable: Annotated[Name | None, Field(description="the environment variable with the database's URI")] = None
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                "".encode(encoding)
+            except LookupError as failure:
+                raise ValueError("Python must know the encoding, such as utf-8, latin-1 or cp1252") from failure
+        return encoding
+
+    @field_validator("path_pattern")
+    @classmethod
+    def _pattern_names_columns(cls, pattern: str | None) -> str | None:
+        if pattern is not None and not _possible(pattern).groupindex:
+            raise ValueError("there must be a named group such as (?P<label>[a-z]+), which becomes a column")
+        return pattern
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.source is None) == (self.sources is None):
+            raise ValueError("there must be either `source` or `sources`")
+        for path in (path for origin in self.origins for path in (origin.source, origin.labels or "")):
+            if "${" in path[1 if variable_of(path) else 0 :]:
+                raise ValueError(f"a variable is written ${{NAME}}, and only a path begins with one: {path!r}")
+        for text in self._dated_texts:
+            odd = re.search(r"\{period[^{}]*\}?", PLACEHOLDER.sub("", text))
+            if odd:
+                raise ValueError(f"a period is written as in {{period:%Y-%m}}, and not {odd[0]!r}")
+        kinds = {_kind(origin.source, self.format) for origin in self.origins}
+        if len(kinds) > 1:
+            raise ValueError(f"all sources must be of one format, and these are {', '.join(sorted(kinds))}")
+        if self.sources is not None and any(origin.part is None for origin in self.sources):
+            raise ValueError("each of several sources needs its `part`: train, val or test")
+        if len({tuple(sorted(origin.values or ())) for origin in self.origins}) > 1:
+            raise ValueError("values: all sources must have the same columns in it")
+        self._options_have_meaning()
+        self._options_fit_each_other()
+        return self
+
+    def _options_have_meaning(self) -> None:
+        told = {"source", "sources", "format", "obtain"}
+        stated = [name for name in type(self).model_fields if name not in told and getattr(self, name) is not None]
+        known = _OPTIONS[self.kind]
+        odd = [name for name in stated if name not in known]
+        if odd:
+            can = f"it knows {', '.join(known)}"
+            raise ValueError(f"{', '.join(odd)}: no meaning for a source of format {self.kind}; {can}")
+        for option, fitting in (("labels", "labels"), ("records", "records"), ("files", "path_pattern")):
+            if fitting not in known and any(getattr(origin, option) for origin in self.sources or ()):
+                raise ValueError(f"{option}: no meaning for a source of format {self.kind}")
+        if self.records is not None and self.sources is not None:
+            raise ValueError("records: state it with each of the `sources`")
+
+    def _options_fit_each_other(self) -> None:
+        if self.columns is not None and self.header:
+            raise ValueError("columns: the header has the names already; use `rename`, or state `header: false`")
+        if self.header is False and self.columns is None:
+            raise ValueError("columns: without a header, the names of the columns must be stated")
+        for names, what in ((self.columns or (), "columns"), (tuple((self.rename or {}).values()), "rename")):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: column named twice: {', '.join(twice)}")
+        special = [one for one in (self.delimiter or ",", self.quote or '"', self.escape) if one]
+        if len(set(special)) < len(special) and self.kind == "csv":
+            raise ValueError("delimiter, quote and escape must be different characters")
+        if self.kind == "images" and self.mode is None:
+            raise ValueError("mode: images are read as `L` (grey) or `RGB` (colour), which must be stated")
+        if self.kind == "sql" and (self.query is None or self.uri_variable is None):
+            raise ValueError("a source of format sql needs `query` and `uri_variable`")
+        if self.query is not None and not re.search(r"\border\s+by\b", self.query, re.IGNORECASE):
+            raise ValueError("query: needs an ORDER BY, since a database gives rows in any order")
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The sources in the order in which they are read."""
+        return self.sources or (Origin(source=self.source or "", labels=self.labels, records=self.records),)
+
+    @property
+    def kind(self) -> str:
+        """The format of the files, or the kind of table: a key of the readers."""
+        return _kind(self.origins[0].source, self.format)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the source has no types, so that every column comes as text."""
+        return self.kind in ("csv", "text")
+
+    @property
+    def described(self) -> str:
+        """The source in one line."""
+        return ", ".join(dict.fromkeys(origin.source for origin in self.origins))
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the data of each period lies elsewhere."""
+        return any(PLACEHOLDER.search(text) for text in self._dated_texts)
+
+    @property
+    def _dated_texts(self) -> list[str]:
+        origins = [text for origin in self.origins for text in (origin.source, origin.labels or "")]
+        return [*origins, self.query or ""]
+
+    def of_period(self, period: str) -> Data:
+        """The same data, of one period."""
+        query = None if self.query is None else dated(self.query, period)
+        return self.with_paths(lambda path: dated(path, period)).model_copy(update={"query": query})
+
+    def absolute(self, folder: Path) -> Data:
+        """The same data with every local path absolute, where a relative one starts at `folder`.
+
+        A path that begins with a variable stays as it is: it does not depend on the recipe's place.
+        """
+        return self.with_paths(lambda path: path if variable_of(path) else _absolute(path, folder))
+
+    def with_paths(self, change: Callable[[str], str]) -> Data:
+        """The same data with `change` of each source and file of labels."""
+
+        def changed(stated: Data | Origin) -> dict[str, str | None]:
+            paths = {"source": stated.source, "labels": stated.labels}
+            return {name: None if path is None else change(path) for name, path in paths.items()}
+
+        origins = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
+        return self.model_copy(update={**changed(self), "sources": origins})
+
+
+class Source(Record):
+    """Data that was looked for and found. `digest` changes when its content or the way to read it does."""
+
+    source: str
+    data: Data
+    personal: tuple[str, ...] = ()  # columns about people, which are not kept as they are
+
+
+def scheme_of(source: str) -> str | None:
+    """What stands in front of the first colon of a source that is no local path, such as `s3` or `sklearn`."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
+    return found[1] if found else None
+
+
+def variable_of(path: str) -> str | None:
+    """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
+    found = _VARIABLE.match(path)
+    return found[1] if found else None
+
+
+def compression_of(path: str) -> str | None:
+    """Arrow's name of the compression that the suffix of `path` tells, or None."""
+    return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
+
+
+def plain_suffix(path: str) -> str:
+    """The suffix of `path` in small letters, without that of a compression."""
+    pure = PurePosixPath(path)
+    return (PurePosixPath(pure.stem) if compression_of(path) else pure).suffix.lower()
+
+
+def _possible(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as failure:
+        raise ValueError(f"the regular expression must be a possible one: {failure}") from failure
+
+
+def _kind(source: str, stated: str | None) -> str:
+    """
+    Raises:
+        ValueError: nothing says the format, or it cannot be read from there.
+    """
+    scheme = scheme_of(source)
+    if scheme in TABLES:
+        if stated is not None:
+            raise ValueError(f"format: {scheme}: says the format already, so `format: {stated}` must be left out")
+        if not source.removeprefix(f"{scheme}:"):
+            raise ValueError(f"source: {scheme}: must be followed by a name")
+        return scheme
+    if scheme is not None and not source.startswith(REMOTE):
+        known = ", ".join([*REMOTE, *(f"{name}:" for name in TABLES)])
+        raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {known}, or a local path")
+    suffix = plain_suffix(source)
+    by_suffix = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    kind = stated or by_suffix or ("parquet" if not suffix else None)
+    if kind is None:
+        raise ValueError(f"format: the suffix {suffix!r} of {source!r} names none; state one of {', '.join(SUFFIXES)}")
+    if compression_of(source) and kind not in _COMPRESSED:
+        raise ValueError(f"source: {kind} is not read compressed ({source!r}); only {', '.join(_COMPRESSED)} are")
+    return kind
+
+
+def _absolute(source: str, folder: Path) -> str:
+    scheme = scheme_of(source)
+    if scheme is None:
+        return str((folder / source).resolve())
+    path = source.removeprefix(f"{scheme}:")
+    is_local = scheme_of(path) is None and (scheme == "delta" or path.endswith(".metadata.json"))
+    return f"{scheme}:{(folder / path).resolve()}" if is_local and scheme in TABLES else source

@@ -1,0 +1,1 @@
+"""The records that stages hand on, with their lineage and provenance."""

@@ -1,0 +1,37 @@
+"""What one encoded row is to a network, and what is asked of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bloomery.data_contracts.documents.documents import Document
+
+Task = Literal["classification", "regression"]
+
+
+class Layout(Document):
+    """The shape and meaning of one encoded row, float32.
+
+    flat: (F,), values side by side. image: (C, H, W), sounds too, as (1, mels, frames). sequence: (T, F), T steps of F
+    values. tokens: (T,), whole numbers below `num_tokens`, of which 0 is padding behind.
+    """
+
+    kind: Literal["flat", "image", "sequence", "tokens"]
+    shape: Annotated[tuple[int, ...], Field(min_length=1)]
+    num_tokens: Annotated[int | None, Field(description="tokens alone: 0 is padding, the others are words")] = None
+    is_padded: Annotated[
+        bool,
+        Field(description="sequence alone: the last value of a step is 1, or 0 where it is padding"),
+    ] = False
+    categories: Annotated[
+        tuple[tuple[int, int], ...],
+        Field(description="flat alone: each position that holds the number of a category, and how many there are"),
+    ] = ()
+
+    @property
+    def num_values(self) -> int:
+        """Values of one row."""
+        return math.prod(self.shape)

@@ -1,0 +1,1 @@
+"""A client's rows, checked against a contract."""

@@ -1,0 +1,88 @@
+"""Which version of a name answers: one small file, which endpoints follow and promotions replace.
+
+The folder of a name has `pointer.json`, and for each process that answers a note of what it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.errors import OutputCorrupt
+
+POINTER, FOLLOWERS = "pointer.json", "followers"
+
+
+class Pointer(Document):
+    """The version that shall answer: its bento, where that lies, and the digest of its manifest."""
+
+    name: str
+    version: int
+    bento: str
+    artifacts: str
+    manifest_sha256: str
+
+
+class Following(Document):
+    """What a process that answers has made of the pointer. `started` tells processes apart that had one number."""
+
+    host: str
+    pid: int
+    started: float
+    bento: str
+    refused: str = ""  # the bento that it was pointed to and could not take
+    why: str = ""
+
+
+def read_pointer(path: Path) -> Pointer:
+    """Raises OutputCorrupt where there is no such file, or it says something else."""
+    try:
+        return Pointer.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as failure:
+        raise OutputCorrupt(
+            f"the pointer cannot be read: {str(failure).splitlines()[0]}",
+            required="a file that names the version which answers",
+            where=str(path),
+            remedy="`bloomery serve NAME` and `bloomery promote NAME:VERSION` write it again",
+        ) from failure
+
+
+def write_pointer(path: Path, pointer: Pointer) -> None:
+    """Afterwards the file says so. Whoever reads meanwhile has the one or the other, whole."""
+    replace_text(path, pointer.model_dump_json(indent=1))
+
+
+def note_following(folder: Path, following: Following) -> Path:
+    """Leave in the name's folder what this process does; it is removed by whoever finds that the process has ended."""
+    path = folder / FOLLOWERS / f"{following.host}-{following.pid}.json"
+    replace_text(path, following.model_dump_json())
+    return path
+
+
+def read_followings(folder: Path) -> dict[Path, Following]:
+    """What the processes have noted, living or not."""
+    found = {}
+    for path in sorted((folder / FOLLOWERS).glob("*.json")):
+        with contextlib.suppress(OSError, UnicodeDecodeError, ValidationError):
+            found[path] = Following.model_validate_json(path.read_text(encoding="utf-8"))
+    return found
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Afterwards the file holds `text`, and not before all of it lies on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

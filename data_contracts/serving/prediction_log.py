@@ -1,0 +1,93 @@
+"""The log of predictions: which files it has, what stands in them, and how they are read.
+
+A day has a folder, `day=2026-11-25`. What is being written is an Arrow stream, whole up to its last batch; what is
+done is Parquet. A row has the fields below, `columns` with what was asked, and `answer` with what was told. Beside them
+lie lines that count what became of requests, also of those that were refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from bloomery.data_contracts.documents.documents import Document
+
+STREAM, PARQUET, OUTCOMES = ".arrows", ".parquet", ".outcomes.jsonl"
+CHAMPION, CANARY, SHADOW = "champion", "canary", "shadow"
+FIELDS = (
+    pa.field("at", pa.timestamp("us", "UTC")),  # of the answer
+    pa.field("request", pa.string()),
+    pa.field("row", pa.int32()),  # its place in the request
+    pa.field("version", pa.string()),  # a bento's tag
+    pa.field("role", pa.string()),
+    pa.field("seconds", pa.float64()),  # from the head of the request to its answer
+    pa.field("run_seconds", pa.float64()),  # of the network's run, which `together` rows shared
+    pa.field("together", pa.int32()),
+)
+
+
+class Outcome(Document):
+    """How many requests a version was asked until `at`, since the line before, by the status that was answered.
+
+    `broken` counts rows by the column and the rule of the contract that they broke, as far as clients were told.
+    """
+
+    at: datetime
+    version: str
+    statuses: dict[int, int]
+    broken: dict[str, int]
+
+
+def read_log(folder: Path, columns: list[str], since: date | None = None) -> Iterator[pa.Table]:
+    """`columns` of what is logged in `folder`, file by file, oldest first; whole days before `since` are left out.
+
+    A file that the endpoint turns into Parquet, or forgets, meanwhile is read in its other form, or not at all.
+    """
+    for path in _files(folder, since):
+        if path.suffix == PARQUET:
+            with contextlib.suppress(FileNotFoundError):
+                yield pq.read_table(path, columns=columns)
+        elif path.suffix == STREAM:
+            if batches := read_stream(path):
+                yield pa.Table.from_batches(batches).select(columns)
+            elif (done := path.with_suffix(PARQUET)).is_file():
+                yield pq.read_table(done, columns=columns)
+
+
+def read_outcomes(folder: Path, since: date | None = None) -> Iterator[Outcome]:
+    """What became of requests, as `folder` has it. A line that was broken off is left out."""
+    for path in _files(folder, since):
+        if path.name.endswith(OUTCOMES):
+            with contextlib.suppress(FileNotFoundError):
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    with contextlib.suppress(ValidationError):
+                        yield Outcome.model_validate_json(line)
+
+
+def _files(folder: Path, since: date | None) -> list[Path]:
+    first = "" if since is None else f"day={since:%Y-%m-%d}"
+    return [path for path in sorted(folder.glob("day=*/*")) if path.parent.name >= first]
+
+
+def read_stream(path: Path) -> list[pa.RecordBatch]:
+    """The whole batches of a stream, which may be cut off behind them."""
+    batches: list[pa.RecordBatch] = []
+    with contextlib.suppress(pa.ArrowException, OSError), pa.ipc.open_stream(path.read_bytes()) as stream:
+        batches.extend(stream)
+    return batches
+
+
+def as_parquet(stream: Path) -> None:
+    """Afterwards a Parquet file stands in the stream's place; none if it has no whole batch."""
+    batches = read_stream(stream)
+    if batches:
+        beside = stream.with_suffix(".tmp")
+        pq.write_table(pa.Table.from_batches(batches), beside, compression="zstd")
+        beside.replace(stream.with_suffix(PARQUET))
+    stream.unlink()

@@ -1,0 +1,179 @@
+"""Signatures of manifests: who packaged a version, told from a file beside its manifest.
+
+Ed25519 over the manifest's bytes as they lie on the disk. The manifest holds the digest of each file, so its signature
+vouches for them all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from bloomery.data_contracts.errors import SettingInvalid, SignatureRefused
+from bloomery.data_contracts.serving.api_keys import stated_path
+
+MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
+TRUSTED_KEY, UNSIGNED = "BLOOMERY_SERVE_TRUSTED_KEY", "BLOOMERY_SERVE_UNSIGNED"
+OWN_KEYS = Path("keys", "trusted.pem")  # in the state folder: the public parts of the keys that have signed there
+_PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """By which people tell keys apart: the start of the sha256 of the key's 32 bytes."""
+    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
+
+
+def signed(content: bytes, key: Ed25519PrivateKey) -> bytes:
+    """The file that goes beside `content`. Equal content and key make equal bytes."""
+    signature = base64.b64encode(key.sign(content)).decode()
+    document = {"algorithm": "ed25519", "key": fingerprint(key.public_key()), "signature": signature}
+    return json.dumps(document, indent=1).encode()
+
+
+def trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey, ...]:
+    """The public keys whose signatures count: of the file that the environment names, else this state folder's own.
+
+    Whoever serves a bento by hand from the store of the state folder has its key beside that store.
+
+    Raises:
+        SettingInvalid: the named file is not there, or holds something else than public Ed25519 keys; or its path is
+            relative.
+    """
+    named = stated_path(environment, TRUSTED_KEY)
+    if named:
+        return read_public_keys(named)
+    home, store = environment.get("BLOOMERY_HOME"), environment.get("BENTOML_HOME")
+    for folder in (Path(home) if home else None, Path(store).parent if store else None):
+        if folder and (folder / OWN_KEYS).is_file():
+            return read_public_keys(folder / OWN_KEYS)
+    return ()
+
+
+def read_public_keys(path: Path) -> tuple[Ed25519PublicKey, ...]:
+    """Raises SettingInvalid where the file is no PEM file of public Ed25519 keys. Several are taken, to change keys."""
+    found = "it has no PEM block"
+    try:
+        blocks = [block.group(0) for block in _PEM.finditer(path.read_bytes())]
+        keys = [load_pem_public_key(block) for block in blocks]
+    except OSError as failure:
+        found, keys = failure.strerror or str(failure), []
+    except (ValueError, UnsupportedAlgorithm):
+        found, keys = "a block of it is no public key", []
+    ours = tuple(key for key in keys if isinstance(key, Ed25519PublicKey))
+    if not ours or len(ours) < len(keys):
+        raise SettingInvalid(
+            f"the trusted key cannot be read: {'a key of it is of another kind' if keys else found}",
+            required="a PEM file with public Ed25519 keys",
+            where=str(path),
+            remedy="write it with `bloomery key signing --output FILE` where the version was packaged",
+        )
+    return ours
+
+
+def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, str]) -> None:
+    """Judge the signature beside the manifest of `artifacts`, whose bytes are `content`, before it is believed.
+
+    Where `BLOOMERY_SERVE_UNSIGNED` is `allowed`, a version without a signature passes, and one that no trusted key is
+    there for; a wrong signature never does.
+
+    Raises:
+        SignatureRefused: it is missing, wrong, by a key that is not trusted, or there is no trusted key to judge it by.
+        SettingInvalid: a variable is not what it must be.
+    """
+    allowed = environment.get(UNSIGNED) or "refused"
+    if allowed not in ("allowed", "refused"):
+        raise SettingInvalid(
+            f"{UNSIGNED} is {allowed!r}",
+            required="allowed or refused",
+            where="the environment of the endpoint",
+            remedy=f"leave {UNSIGNED} out: then only signed versions are served",
+        )
+    trusted = trusted_keys(environment)
+    beside = _read(artifacts / SIGNATURE)
+    if beside is None or not trusted:
+        if allowed == "allowed":
+            return
+        raise _unsigned(artifacts) if beside is None else _unjudged(artifacts, _signer(beside))
+    signature, signer = _signature(beside), _signer(beside)
+    for key in trusted:
+        try:
+            key.verify(signature, content)
+            return
+        except InvalidSignature:
+            continue
+    names = [fingerprint(key) for key in trusted]
+    if signer in names:
+        raise SignatureRefused(
+            f"the signature by key {signer} does not fit the manifest: one of the two was changed",
+            required="the manifest as it was signed",
+            where=str(artifacts / MANIFEST),
+            remedy="package the version again by `bloomery run RECIPE`, or serve another one",
+        )
+    raise SignatureRefused(
+        f"the version is signed by another key: {signer or 'which one, its signature does not say'}",
+        required=f"a signature by {' or '.join(names)}, which is trusted here",
+        where=str(artifacts / SIGNATURE),
+        remedy=f"if you trust that key, add its public part to the file that {TRUSTED_KEY} names; else package the "
+        "version again by `bloomery run RECIPE`",
+    )
+
+
+def _unsigned(artifacts: Path) -> SignatureRefused:
+    return SignatureRefused(
+        "the version is not signed",
+        required=f"a signature by a trusted key in {SIGNATURE}",
+        where=str(artifacts),
+        remedy="package it again by `bloomery run RECIPE`, which signs it; or set "
+        f"{UNSIGNED}=allowed, if you know where it comes from",
+    )
+
+
+def _unjudged(artifacts: Path, signer: str) -> SignatureRefused:
+    return SignatureRefused(
+        f"the version is signed by {signer}, and no key is trusted here by which that can be judged",
+        required=f"the public key that is trusted, in a PEM file that {TRUSTED_KEY} names",
+        where=str(artifacts / SIGNATURE),
+        remedy="write it with `bloomery key signing --output FILE` where the version was packaged, and bring it here; "
+        f"or set {UNSIGNED}=allowed, if you know where the version comes from",
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _document(beside: bytes) -> dict[str, str]:
+    try:
+        document = json.loads(beside)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _signer(beside: bytes) -> str:
+    """The key that the file names. It proves nothing, and is told only to help."""
+    named = str(_document(beside).get("key"))
+    return named if re.fullmatch("[0-9a-f]{16}", named) else ""
+
+
+def _signature(beside: bytes) -> bytes:
+    try:
+        return base64.b64decode(str(_document(beside).get("signature")), validate=True)
+    except ValueError:
+        return b""

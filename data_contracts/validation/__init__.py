@@ -1,0 +1,1 @@
+"""Batches checked against a contract, by Arrow and by Great Expectations."""

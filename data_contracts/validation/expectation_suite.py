@@ -1,0 +1,194 @@
+"""A contract as a Great Expectations suite, its results and its page in Great Expectations' Data Docs.
+
+Great Expectations' own engines ask the data once for each rule. Here it is given the metrics that its expectations ask
+for, as they were counted in one pass over the data, and decides and reports from them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bloomery.data_contracts.odcs.rules import Rule
+
+if TYPE_CHECKING:
+    from great_expectations.core.expectation_validation_result import (
+        ExpectationSuiteValidationResult,
+        ExpectationValidationResult,
+    )
+    from great_expectations.expectations import Expectation
+
+
+class Example(NamedTuple):
+    """One row that breaks a rule: its position in the source from 0, and the value as text."""
+
+    row: int
+    value: str
+
+
+class Count(NamedTuple):
+    """How many rows break a rule, how many values it was asked of, and some of the rows.
+
+    `observed` tells the one number that a rule about the table compares.
+    """
+
+    rule: Rule
+    num_breaking: int
+    num_asked: int
+    examples: tuple[Example, ...] = ()
+    observed: str | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether no more rows break the rule than it tolerates, to the last row."""
+        return Fraction(self.num_breaking) <= Fraction(repr(self.rule.tolerance or 0)) * self.num_asked
+
+    @property
+    def mostly(self) -> float:
+        """The share of values that must keep the rule, as Great Expectations compares it: rounded twice, as floats.
+
+        It is what the tolerance leaves. Where its rounding would decide otherwise than `is_kept`, it is the share that
+        keeps the rule in the worst case that is tolerated.
+        """
+        left = 1 - (self.rule.tolerance or 0)
+        if self.num_asked == 0 or ((self.num_asked - self.num_breaking) / self.num_asked >= left) == self.is_kept:
+            return left
+        tolerated = math.floor(Fraction(repr(self.rule.tolerance or 0)) * self.num_asked)
+        return (self.num_asked - tolerated) / self.num_asked
+
+
+def verdict(name: str, source: str, num_rows: int, counts: Sequence[Count]) -> ExpectationSuiteValidationResult:
+    """The result of the suite `name`, which holds an expectation for each rule, over the `num_rows` rows of `source`.
+
+    A rule that more rows break than it tolerates has failed.
+    """
+    import great_expectations as gx
+    from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
+
+    results = [_result(count, num_rows) for count in counts]
+    num_kept = sum(bool(result.success) for result in results)
+    return ExpectationSuiteValidationResult(
+        success=num_kept == len(results),
+        results=results,
+        suite_name=re.sub(r"[^\w .-]", "_", name),  # it becomes part of a link
+        statistics={
+            "evaluated_expectations": len(results),
+            "successful_expectations": num_kept,
+            "unsuccessful_expectations": len(results) - num_kept,
+            "success_percent": 100 * num_kept / len(results) if results else None,
+        },
+        meta={
+            "great_expectations_version": gx.__version__,
+            "batch_spec": {"data_asset_name": source},
+            "active_batch_definition": {"data_asset_name": source},
+        },
+    )
+
+
+def _result(count: Count, num_rows: int) -> ExpectationValidationResult:
+    from great_expectations.execution_engine import PandasExecutionEngine
+
+    from bloomery.data_contracts.validation.custom_expectation import ROW
+
+    asked = expectation(count.rule, count.mostly)
+    engine = PandasExecutionEngine()  # names the metrics; it is given no data
+    configuration: dict[str, Any] = {
+        "result_format": {
+            "result_format": "COMPLETE",
+            "unexpected_index_column_names": [ROW],
+            "partial_unexpected_count": max(len(count.examples), 1),
+        }
+    }
+    needed = asked.get_validation_dependencies(execution_engine=engine, runtime_configuration=configuration)
+    metrics = {
+        metric.id: _metric(metric.metric_name, count, num_rows) for metric in needed.metric_configurations.values()
+    }
+    result = asked.metrics_validate(metrics, runtime_configuration=configuration, execution_engine=engine)
+    result.expectation_config = asked.configuration
+    return result
+
+
+def _metric(name: str, count: Count, num_rows: int) -> Any:
+    """What was counted, under Great Expectations' name. Its page shows values as markup, so they are escaped here."""
+    from bloomery.data_contracts.validation.custom_expectation import ROW
+
+    is_required = count.rule.kind == "required"
+    match name.rsplit(".", 1):
+        case ["table", "row_count"]:
+            return num_rows
+        case ["column_values.nonnull", "unexpected_count"]:
+            return count.num_breaking if is_required else num_rows - count.num_asked
+        case [_, "filtered_row_count"]:
+            return count.num_asked
+        case [_, "unexpected_count"]:
+            return count.num_breaking
+        case [_, "unexpected_values"]:
+            return [escape(example.value) for example in count.examples]
+        case [_, "unexpected_index_list"]:
+            target = count.rule.target or "the table"
+            return [{ROW: example.row, target: escape(example.value)} for example in count.examples]
+        case [_, "unexpected_index_query"]:
+            return None
+        case [_, "observed"]:
+            return None if count.observed is None else escape(count.observed)
+    raise RuntimeError(f"Great Expectations asks for the metric {name}, which is not counted")
+
+
+def expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
+    """The expectation that says what `rule` says of a share `mostly` of the values.
+
+    Its description is the rule in the words of error messages and of the quarantine.
+    """
+    import great_expectations.expectations as gxe
+
+    from bloomery.data_contracts.validation.custom_expectation import ExpectRuleToHold
+
+    low: Any = rule.low
+    high: Any = rule.high
+    stated: dict[str, Any] = {
+        "description": escape(told(rule)),
+        "severity": "critical" if rule.severity == "error" else "warning",
+    }
+    some: dict[str, Any] = {**stated, "mostly": mostly}
+    match rule.kind:
+        case "num_rows":
+            return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **stated)
+        case "required":
+            return gxe.ExpectColumnValuesToNotBeNull(column=rule.target, **some)
+        case "unique" if rule.columns:
+            return gxe.ExpectCompoundColumnsToBeUnique(
+                column_list=list(rule.columns), ignore_row_if="any_value_is_missing", **some
+            )
+        case "unique":
+            return gxe.ExpectColumnValuesToBeUnique(column=rule.target, **some)
+        case "in_set":
+            return gxe.ExpectColumnValuesToBeInSet(column=rule.target, value_set=list(rule.values), **some)
+        case "pattern":
+            return gxe.ExpectColumnValuesToMatchRegex(column=rule.target, regex=rule.pattern or "", **some)
+        case "length":
+            return gxe.ExpectColumnValueLengthsToBeBetween(column=rule.target, min_value=low, max_value=high, **some)
+        case "between":
+            return gxe.ExpectColumnValuesToBeBetween(
+                column=rule.target,
+                min_value=low,
+                max_value=high,
+                strict_min=rule.strict_low,
+                strict_max=rule.strict_high,
+                **some,
+            )
+    return ExpectRuleToHold(column=rule.target or "the table", rule=rule.sentence, **some)
+
+
+def told(rule: Rule) -> str:
+    """The rule in words, with what it is about, what it tolerates and whether it only warns."""
+    tolerated = "" if rule.tolerance is None else f", in at least {100 - 100 * rule.tolerance:.10g}%"
+    return f"{rule.target or 'table'}: {rule.sentence}{tolerated}{' (warning)' if rule.severity == 'warning' else ''}"
+
+
+def kept(result: ExpectationSuiteValidationResult) -> list[bool]:
+    """Whether each rule is kept, in the order in which they were counted."""
+    return [bool(one.success) for one in result.results]

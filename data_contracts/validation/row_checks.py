@@ -1,0 +1,240 @@
+"""Which rows of a batch break a rule that is about one row.
+
+These are plain functions over Arrow batches, so that one machine, a cluster and a test ask the same question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.expressions import parser
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, range_of
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.rules import Rule
+from bloomery.data_contracts.validation.casting import misfits, read_as
+
+
+class Batch(NamedTuple):
+    """Rows as they came, the same in the contract's types, and by column which values do not fit and so are null."""
+
+    found: pa.RecordBatch
+    rows: pa.RecordBatch
+    unfit: dict[str, pa.BooleanArray]
+
+
+def read_batch(found: pa.RecordBatch, schema: pa.Schema) -> Batch:
+    """`found`, which has the columns of `schema` in any order, read in its types."""
+    arrays, unfit = [], {}
+    for field in schema:
+        values, mask = read_as(found.column(field.name), field.type)
+        arrays.append(values)
+        if mask.true_count:
+            unfit[field.name] = mask
+    return Batch(found, pa.RecordBatch.from_arrays(arrays, schema=schema), unfit)
+
+
+def require_text(found: pa.RecordBatch, start: int) -> None:
+    """Raises DataUnfit where text is no UTF-8, which no file that keeps its format holds; `start` is the first row."""
+    for field, column in zip(found.schema, found.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as failure:
+            raise DataUnfit(
+                f"column {field.name} is damaged: {failure}",
+                required="values that their type can hold, and text in UTF-8",
+                where=f"column {field.name}, one of the rows {start} to {start + found.num_rows - 1}",
+                remedy="write the data again; text in another encoding must be recoded",
+            ) from failure
+
+
+def row_rules(contract: Contract) -> tuple[Rule, ...]:
+    """The rules about one row, those of the types last.
+
+    That each value fits its column's type is a rule too, though no line of the contract states it as one.
+    """
+    stated = tuple(rule for rule in contract.rules() if rule.is_about_rows)
+    return (*stated, *(rule for field in arrow_schema(contract) if (rule := _type_rule(field)) is not None))
+
+
+def _type_rule(field: pa.Field) -> Rule | None:
+    is_array = pa.types.is_list(field.type)
+    kind = field.type.value_type if is_array else field.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (is_number or pa.types.is_temporal(kind) or pa.types.is_boolean(kind)):
+        return None
+    low, high = range_of(kind) if is_number else (None, None)
+    return Rule(target=f"{field.name}[]" if is_array else field.name, kind="fits", low=low, high=high)
+
+
+def conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, parser.Condition]:
+    """The rules' expressions, read once for all batches."""
+    return {
+        rule.expression: parser.read_condition(rule.expression, schema) for rule in rules if rule.expression is not None
+    }
+
+
+def breaking(rule: Rule, batch: Batch, read: dict[str, parser.Condition]) -> pa.BooleanArray:
+    """True for every row of `batch` that breaks `rule`. A null breaks no rule but `required`."""
+    if rule.kind == "expression":
+        return parser.breaking(read[rule.expression or ""], batch.rows)
+    if rule.target.endswith("[]"):
+        elements = _elements(batch, rule.column)
+        return _rows_of(elements, _breaking_elements(rule, batch, elements), batch.rows.num_rows)
+    if rule.kind == "fits":
+        mask = batch.unfit.get(rule.target)
+        return pa.array(np.zeros(batch.rows.num_rows, dtype=bool)) if mask is None else mask
+    return _breaking_values(rule, batch.found.column(rule.target), _unrounded(batch, rule.target))
+
+
+def _unrounded(batch: Batch, column: str) -> pa.Array:
+    """The values of a column as they are compared with limits: before float32 takes digits from them."""
+    values = batch.rows.column(column)
+    if values.type != pa.float32():
+        return values
+    wide, _ = read_as(batch.found.column(column), pa.float64())
+    return pc.if_else(pc.is_valid(values), wide, pa.scalar(None, wide.type)) if values.null_count else wide
+
+
+def shown(rule: Rule, batch: Batch, rows: np.ndarray) -> pa.StringArray:
+    """The value that breaks `rule` in each of `rows`, which do, as text of at most 80 characters."""
+    places = pa.array(rows)
+    names = [*rule.columns, *((rule.target,) if rule.kind == "determined" else ())]
+    if names:
+        parts = [pc.binary_join_element_wise(name, _text(batch.rows.column(name).take(places)), " ") for name in names]
+        return _cut(pc.binary_join_element_wise(*parts, ", "))
+    if rule.target.endswith("[]"):
+        return _cut(_first_elements(rule, batch, places))
+    found = batch.found.column(rule.target).take(places)
+    if rule.kind == "num_items":
+        return _cut(pc.binary_join_element_wise(_text(pc.list_value_length(found)), "items", " "))
+    return _cut(_text(found))
+
+
+def _first_elements(rule: Rule, batch: Batch, places: pa.Array) -> pa.StringArray:
+    """The first element that breaks the rule, for each of the rows at `places`."""
+    some = Batch(batch.found.take(places), batch.rows.take(places), {})
+    elements = _elements(some, rule.column)
+    breaking_places = np.flatnonzero(_breaking_elements(rule, some, elements).to_numpy(zero_copy_only=False))
+    _, first = np.unique(_parents(elements, breaking_places), return_index=True)
+    return _text(elements.found.take(pa.array(breaking_places[first])))
+
+
+def _text(values: pa.Array) -> pa.StringArray:
+    if values.null_count == len(values):
+        return pa.array(["null"] * len(values), pa.string())
+    if pa.types.is_list(values.type):
+        parts = pa.ListArray.from_arrays(values.offsets, _text(values.values))
+        inside = pc.binary_join_element_wise("[", pc.binary_join(parts, ", "), "]", "")
+        return pc.if_else(pc.is_valid(values), inside, "null")
+    return pc.fill_null(values.cast(pa.string()), "null")
+
+
+def _cut(texts: pa.StringArray) -> pa.StringArray:
+    short = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, 0, 77), "...", "")
+    return pc.if_else(pc.greater(pc.utf8_length(texts), 80), short, texts)
+
+
+class _Elements(NamedTuple):
+    """The elements of an array column as they came, as they are compared, and where those of each row end."""
+
+    found: pa.Array
+    values: pa.Array
+    ends: np.ndarray
+
+
+def _elements(batch: Batch, column: str) -> _Elements:
+    found, rows = batch.found.column(column), batch.rows.column(column)
+    if not pa.types.is_nested(found.type):
+        found = rows  # a column without a single value
+    flat = pc.list_flatten(found)
+    kind = rows.type.value_type
+    # A number is compared with limits before float32 takes digits from it.
+    values, _ = read_as(flat, pa.float64() if kind == pa.float32() else kind)
+    lengths = pc.fill_null(pc.list_value_length(found), 0).to_numpy(zero_copy_only=False)
+    return _Elements(flat, values, np.cumsum(lengths, dtype=np.int64))
+
+
+def _parents(elements: _Elements, places: np.ndarray) -> np.ndarray:
+    """The row of each of the elements at `places`."""
+    return np.searchsorted(elements.ends, places, side="right")
+
+
+def _breaking_elements(rule: Rule, batch: Batch, elements: _Elements) -> pa.BooleanArray:
+    if rule.kind == "fits":
+        return misfits(elements.found, batch.rows.schema.field(rule.column).type.value_type)
+    return _breaking_values(rule, elements.found, elements.values)
+
+
+def _rows_of(elements: _Elements, mask: pa.BooleanArray, num_rows: int) -> pa.BooleanArray:
+    rows = np.zeros(num_rows, dtype=bool)
+    if mask.true_count:
+        rows[_parents(elements, np.flatnonzero(mask.to_numpy(zero_copy_only=False)))] = True
+    return pa.array(rows)
+
+
+def _breaking_values(rule: Rule, found: pa.Array, values: pa.Array) -> pa.BooleanArray:
+    match rule.kind:
+        case "required":
+            return pc.is_null(found) if found.null_count else pa.array(np.zeros(len(found), dtype=bool))
+        case "between":
+            mask = _outside(values, rule)
+        case "length":
+            mask = _outside(pc.utf8_length(values), rule)
+        case "num_items":
+            mask = _outside(pc.list_value_length(values), rule)
+        case "in_set":
+            mask = pc.and_(pc.is_valid(values), pc.invert(pc.is_in(values, _set_of(rule, values.type))))
+        case "pattern":
+            mask = _unmatched(values, rule.pattern or "")
+        case _:
+            raise ValueError(f"{rule.kind} is no rule about one value")
+    return pc.fill_null(mask, False) if mask.null_count else mask
+
+
+def _outside(values: pa.Array, rule: Rule) -> pa.Array:
+    """Which values lie beyond the rule's limits. A limit is compared as the number it is, not in the column's type."""
+    if pa.types.is_floating(values.type):
+        low, high = (None if bound is None else pa.scalar(float(bound)) for bound in (rule.low, rule.high))
+        below = None if low is None else (pc.less_equal if rule.strict_low else pc.less)(values, low)
+        above = None if high is None else (pc.greater_equal if rule.strict_high else pc.greater)(values, high)
+    else:
+        least, most = range_of(values.type)
+        low = least if rule.low is None else math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low)
+        high = most if rule.high is None else math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high)
+        if low > most or high < least:
+            return pc.is_valid(values)
+        below = None if low <= least else pc.less(values, pa.scalar(low, values.type))
+        above = None if high >= most else pc.greater(values, pa.scalar(high, values.type))
+    masks = [mask for mask in (below, above) if mask is not None]
+    if not masks:
+        return pa.array(np.zeros(len(values), dtype=bool))
+    return masks[0] if len(masks) == 1 else pc.or_(*masks)
+
+
+def _set_of(rule: Rule, kind: pa.DataType) -> pa.Array:
+    """The rule's values as an array of the column's type; one that the type cannot hold is no value of the column."""
+    if pa.types.is_integer(kind):
+        low, high = range_of(kind)
+        return pa.array([int(value) for value in rule.values if value == int(value) and low <= value <= high], kind)
+    if pa.types.is_date(kind):
+        return pa.array([date.fromisoformat(value) for value in rule.values], kind)
+    if pa.types.is_floating(kind):
+        numbers = [float(value) for value in rule.values]
+        return pa.array([*numbers, *(-number for number in numbers if number == 0)], kind)  # Arrow tells -0.0 from 0.0
+    return pa.array(rule.values, kind)
+
+
+def _unmatched(texts: pa.Array, pattern: str) -> pa.Array:
+    """Which texts have no match of `pattern`, in Python's regular expressions; each text is asked once."""
+    words = texts.dictionary_encode()
+    searched = re.compile(pattern)
+    unmatched = pa.array([searched.search(word) is None for word in words.dictionary.to_pylist()], pa.bool_())
+    return unmatched.take(words.indices)

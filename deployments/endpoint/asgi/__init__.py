@@ -1,0 +1,1 @@
+"""ASGI application, uvicorn protocol and documentation pages."""

@@ -1,0 +1,1 @@
+"""Responses, errors and limits."""

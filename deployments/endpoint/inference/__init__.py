@@ -1,0 +1,1 @@
+"""Model version, micro-batching, explanations and shadow requests."""

@@ -1,0 +1,1 @@
+"""Metrics, prediction log and outcome log."""

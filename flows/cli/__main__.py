@@ -1,0 +1,5 @@
+"""`python -m bloomery.flows.cli`."""
+
+from bloomery.flows.cli.main import main
+
+main()

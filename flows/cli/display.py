@@ -1,0 +1,202 @@
+"""What the command line shows: the stages while they run, and the figures at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from bloomery.data_contracts.records.records import Release
+from bloomery.data_contracts.records.score_format import LOSSES, SCORES, score_in_words
+from bloomery.tasks.orchestration import events
+
+_MARKS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
+_MARKS |= {"asked": "[yellow]?[/]", "failed": "[red]✗[/]"}
+
+
+@contextlib.contextmanager
+def engines_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
+    """Send all that this process and its children print to `log`; yields consoles for the real output and errors.
+
+    Java, BentoML and others print to the file descriptors themselves, past any redirection in Python.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    real_out, real_err = os.dup(1), os.dup(2)
+    try:
+        with log.open("ab") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        with open(real_out, "w", closefd=False) as out, open(real_err, "w", closefd=False) as err:
+            yield Console(file=out), Console(file=err, stderr=True)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(real_out, 1)
+        os.dup2(real_err, 2)
+        os.close(real_out)
+        os.close(real_err)
+
+
+class Progress:
+    """A line per stage, kept up to date on a terminal and printed as each stage ends elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._ended: list[events.StageEnded] = []
+        self._running: str | None = None
+        self._latest: events.Progress | None = None
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
+
+    def __enter__(self) -> Progress:
+        self._unwatch = events.watch(self._on_event)
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unwatch()
+        self._running = None
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def _on_event(self, event: events.Event) -> None:
+        match event:
+            case events.StageStarted():
+                self._running, self._latest = event.name, None
+            case events.Progress():
+                self._latest = event
+            case events.Waiting():
+                self._console.print(event.text, markup=False, highlight=False)
+            case events.StageEnded():
+                self._running = None
+                self._ended.append(event)
+                if not self._console.is_terminal:
+                    self._console.print(_line(event))
+
+    def _render(self) -> RenderableType:
+        lines: list[RenderableType] = [_line(event) for event in self._ended]
+        if self._running is not None:
+            lines.append(self._current(self._running))
+        return Group(*lines)
+
+    def _current(self, name: str) -> RenderableType:
+        row = Table.grid(padding=(0, 1))
+        if self._latest is None:
+            row.add_row(Spinner("dots"), f"{name}…")
+        else:
+            bar = ProgressBar(total=self._latest.total, completed=self._latest.done, width=24)
+            steps = f"{self._latest.done}/{self._latest.total}"
+            row.add_row(Spinner("dots"), f"{name:<9}", bar, steps, Text(self._latest.note, style="dim"))
+        return row
+
+
+def _line(event: events.StageEnded) -> Text:
+    note = f"  [dim]{event.note}[/]" if event.note else ""
+    text = f"{_MARKS[event.outcome]} {event.name:<9} {event.outcome:<9} {event.seconds:7.2f} s{note}"
+    return Text.from_markup(text)
+
+
+def print_release(console: Console, release: Release, seconds: float, reference: str, period: str | None) -> None:
+    """The table of candidates, what was released, one answer, and what to type next.
+
+    `reference` and `period` are what the run was asked with: a recipe's path is not told by its name.
+    """
+    chosen = release.bento.chosen
+    console.print()
+    console.print(_candidates(release))
+    loss = LOSSES[chosen.options.trained.dataset.task]
+    console.print(f"[dim]{loss}: end of the 95% interval of the paired {loss} against fp32; time: against fp32[/]")
+    for verdict in chosen.verdicts:
+        if verdict.reasons:
+            state = "" if verdict.passed else "over budget: "
+            console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
+    console.print()
+    example = json.loads(release.example)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column()
+    replaced = "" if release.replaced_version is None else f", in place of version {release.replaced_version}"
+    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {_standing(release)}{replaced}")
+    facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
+    facts.add_row(
+        "answered",
+        f"over HTTP, held-out row {escape(str(example['key']))}: {_answered(example)} "
+        f"({release.num_asked} of {release.num_asked} rows as measured)",
+    )
+    trained = chosen.options.trained
+    rows = trained.dataset
+    facts.add_row(
+        "data",
+        f"{rows.train.num_rows} train, {rows.val.num_rows} val, {rows.test.num_rows} held out; "
+        f"{rows.checked.num_quarantined} quarantined",
+    )
+    facts.add_row("time", f"{seconds:.1f} s")
+    console.print(facts)
+    console.print("\n[dim]next:[/]")
+    # After `make run` the command is there, but not on the path.
+    installed = Path(sys.executable).parent / "bloomery"
+    near = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
+    bloomery = "bloomery" if shutil.which("bloomery") else str(near)
+    asked = shlex.join([reference, *(() if period is None else ("--period", period))])
+    for command, what in (
+        (f"{bloomery} serve {release.name}", "answer on http://127.0.0.1:3000"),
+        (f"{bloomery} show {release.name}@champion", "where this version came from"),
+        (f"{bloomery} check {asked}", "what another run would compute"),
+    ):
+        console.print(f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{what}[/]")
+
+
+def _standing(release: Release) -> str:
+    return "champion" if release.alias == "champion" else f"that of {release.alias}; the champion is of newer data"
+
+
+def _answered(example: dict[str, Any]) -> str:
+    if "value" in example:
+        return f"[bold]{example['value']:.4g}[/]; the truth is {example['truth']:.4g}"
+    label, truth = (escape(str(example[name])) for name in ("label", "truth"))  # [/] would end a style
+    return f"[bold]{label}[/] with probability {example['probability']:.3f}; the truth is {truth}"
+
+
+def _candidates(release: Release) -> Table:
+    chosen = release.bento.chosen
+    task = chosen.options.trained.dataset.task
+    verdicts = {verdict.name: verdict for verdict in chosen.verdicts}
+    table = Table(
+        title=f"{release.name}: candidates on the held-out rows",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("candidate", overflow="fold")  # where a line is too short, names break, and no figure is cut off
+    for heading in (f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
+        table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
+    for one in chosen.options.candidates:
+        is_chosen, passed = one.name == chosen.candidate.name, verdicts[one.name].passed
+        table.add_row(
+            one.name,
+            score_in_words(task, one.score),
+            f"≤{one.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
+            f"{one.size_bytes / 1000:.1f} kB",
+            f"{one.latency.p50_ms * 1000:.0f} µs",
+            f"{one.latency.ratio.value:.2f}x",
+            "chosen" if is_chosen else "passed" if passed else "over budget",
+            style="bold green" if is_chosen else "" if passed else "dim",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Local runs, dry runs and reproduction."""

@@ -1,0 +1,1 @@
+"""The recipe file: read and checked."""

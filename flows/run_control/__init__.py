@@ -1,0 +1,1 @@
+"""What a flow run waits for and obeys: approval, GPU slots, liveness."""

@@ -1,0 +1,1 @@
+"""`bloomery up`: supervisor, deployments and automations."""

@@ -1,0 +1,1 @@
+"""Quantization: post-training, quantization-aware, weight-only."""

@@ -1,0 +1,1 @@
+"""Metrics with intervals, calibration, drift tests and gates."""

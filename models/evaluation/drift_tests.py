@@ -1,0 +1,187 @@
+"""Whether rows have drifted: how far their distribution is from a reference, and whether chance could have done it.
+
+Both are needed. Among ten thousand rows every trifle is significant, and among fifty chance alone moves shares a lot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from bloomery.data_contracts.odcs.distributions import Counts, ReferenceColumn, psi
+from bloomery.data_contracts.records.records import Interval
+from bloomery.models.evaluation.metrics import Z_95
+
+Test = Literal["ks", "chi-square"]
+_LEAST_EXPECTED = 5.0  # rows in a cell, below which the chi-square approximation is not good
+_SHARE_OF_A_GROUP = 0.1  # of the reference, that adjoining cells of numbers are put together to
+
+
+class Tested(NamedTuple):
+    """A test's statistic, and the chance of one as large where nothing has drifted."""
+
+    statistic: float
+    p_value: float
+
+
+class Divergence(NamedTuple):
+    """How far what was found is from a reference.
+
+    `noise` is the PSI that so many rows have by chance alone, on average.
+    """
+
+    psi: float
+    noise: float
+    test: Test
+    statistic: float
+    p_value: float
+
+
+def divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> Divergence:
+    """How far `found`, over the cells of `expected`, is from a reference of `num_expected` rows.
+
+    Numbers are tested by Kolmogorov and Smirnov, and their missing and other values beside them by chi-square, of which
+    the smaller chance counts, twice; everything else is tested by chi-square. Both have at least one row.
+    """
+    before_C = np.asarray(expected.all_shares) * num_expected
+    after_C = np.array([*found.counts, found.num_other, found.num_null], np.float64)
+    if expected.edges is None:
+        chi = chi_square(before_C, after_C)
+        return Divergence(*_psi(before_C, after_C), "chi-square", chi.statistic, chi.p_value)
+    by_order = kolmogorov_smirnov(before_C[:-2], after_C[:-2])
+    p_value = by_order.p_value
+    if before_C[-2:].any() or after_C[-2:].any():
+        of_absent = chi_square(_with_sum(before_C), _with_sum(after_C))
+        p_value = min(1.0, 2 * min(p_value, of_absent.p_value))
+    groups = _groups(before_C[:-2])
+    grouped = [np.concatenate([np.add.reduceat(counts[:-2], groups), counts[-2:]]) for counts in (before_C, after_C)]
+    return Divergence(*_psi(*grouped), "ks", by_order.statistic, p_value)
+
+
+def _with_sum(counts_C: np.ndarray) -> np.ndarray:
+    """The numbers, other values and nulls."""
+    return np.array([counts_C[:-2].sum(), *counts_C[-2:]])
+
+
+def _psi(before_C: np.ndarray, after_C: np.ndarray) -> tuple[float, float]:
+    num_before, num_after = float(before_C.sum()), float(after_C.sum())
+    num_cells = int(((before_C > 0) | (after_C > 0)).sum())
+    found = psi((before_C / num_before).tolist(), (after_C / num_after).tolist())
+    return found, psi_noise(num_cells, num_before, num_after)
+
+
+def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
+    """The mean PSI of two samples of one distribution.
+
+    Of samples that are not small PSI is distributed as chi-square with C-1 degrees of freedom, times 1/N + 1/M.
+
+    Source: Yurdakul and Naranjo 2020, "Statistical properties of the population stability index".
+    """
+    return max(num_cells - 1, 0) * (1 / num_before + 1 / num_after)
+
+
+def _groups(before_C: np.ndarray) -> np.ndarray:
+    """Where groups of adjoining cells begin that hold about a tenth of the reference each, which one cell may do."""
+    whole = _SHARE_OF_A_GROUP * float(before_C.sum()) * (1 - 1e-9)
+    begins, held = [0], float(before_C[0])
+    for cell, count in enumerate(before_C[1:].tolist(), start=1):
+        if held >= whole or count >= whole:
+            begins.append(cell)
+            held = 0.0
+        held += count
+    return np.array(begins)
+
+
+def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
+    """Whether two samples, of which the rows in each cell were counted, are of one distribution.
+
+    Cells in which fewer than five rows are to be expected in one of the samples are put together.
+
+    Source: Pearson 1911, "On the probability that two independent distributions of frequency are really samples from
+    the same population"; Cochran 1954, "Some methods for strengthening the common chi-square tests", for small cells.
+    """
+    from scipy.stats import chi2
+
+    num_before, num_after = float(before_C.sum()), float(after_C.sum())
+    if not num_before or not num_after:
+        return Tested(0.0, 1.0)
+    smaller = min(num_before, num_after) / (num_before + num_after)
+    together_C = before_C + after_C
+    is_small_C = together_C * smaller < _LEAST_EXPECTED
+    cells = [(before, after) for before, after in zip(before_C[~is_small_C], after_C[~is_small_C], strict=True)]
+    rest = (float(before_C[is_small_C].sum()), float(after_C[is_small_C].sum()))
+    if (rest[0] + rest[1]) * smaller >= _LEAST_EXPECTED or (not cells and (rest[0] + rest[1])):
+        cells.append(rest)
+    elif rest[0] + rest[1]:  # still too few: with the smallest of the others
+        at = min(range(len(cells)), key=lambda place: cells[place][0] + cells[place][1])
+        cells[at] = (cells[at][0] + rest[0], cells[at][1] + rest[1])
+    if len(cells) < 2:
+        return Tested(0.0, 1.0)
+    up, down = math.sqrt(num_after / num_before), math.sqrt(num_before / num_after)
+    statistic = math.fsum((before * up - after * down) ** 2 / (before + after) for before, after in cells)
+    return Tested(statistic, float(chi2.sf(statistic, len(cells) - 1)))
+
+
+def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
+    """Whether two samples of numbers, counted between rising edges, are of one distribution.
+
+    The statistic is the largest difference of the shares below an edge. Of values it could only be larger, so the
+    chance is never understated.
+
+    Source: Smirnov 1948, "Table for estimating the goodness of fit of empirical distributions"; Stephens 1970, "Use of
+    the Kolmogorov-Smirnov, Cramér-von Mises and related statistics without extensive tables", for small samples.
+    """
+    from scipy.special import kolmogorov
+
+    num_before, num_after = float(before_C.sum()), float(after_C.sum())
+    if not num_before or not num_after:
+        return Tested(0.0, 1.0)
+    statistic = float(np.abs(np.cumsum(before_C) / num_before - np.cumsum(after_C) / num_after).max())
+    root = math.sqrt(num_before * num_after / (num_before + num_after))
+    return Tested(statistic, float(kolmogorov((root + 0.12 + 0.11 / root) * statistic)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Chances that hold for all tests together: one below `a` comes up with chance `a` at most where nothing is there.
+
+    Whatever the tests have to do with each other.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+def weighted_accuracy(answers_N: np.ndarray, answers_M: np.ndarray, is_right_M: np.ndarray) -> tuple[Interval, float]:
+    """The accuracy over N rows, of which M have a label, where labels come more often for some answers than for others.
+
+    The accuracy of each answer's labelled rows counts as often as that answer was given (post-stratification), with a
+    95% interval by the normal approximation. There is at least one labelled row.
+
+    Returns:
+        The accuracy, and the share of rows whose answer has labelled rows: the accuracy is about these alone.
+
+    Source: Holt and Smith 1979, "Post stratification".
+    """
+    answers, counts = np.unique(answers_N, return_counts=True)
+    value = variance = covered = 0.0
+    for answer, count in zip(answers, counts.tolist(), strict=True):
+        right = is_right_M[answers_M == answer]
+        if not len(right):
+            continue
+        share = float(right.mean())
+        # As if one row more had been right and one more wrong, so that a few rows alike are not taken for certainty.
+        guarded = (right.sum() + 1) / (len(right) + 2)
+        covered += count
+        value += count * share
+        variance += count**2 * guarded * (1 - guarded) / len(right)
+    half = Z_95 * math.sqrt(variance) / covered
+    mean = value / covered
+    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)), covered / len(answers_N)

@@ -1,0 +1,168 @@
+"""What is said about a model's answers: scores with their intervals, differences on the same rows, confusions.
+
+Shapes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from bloomery.data_contracts.records.records import Interval
+from bloomery.models.evaluation.block_bootstrap import interval
+
+Z_95 = 1.959963984540054  # the two-sided 95% point of the normal distribution
+
+
+def accuracy(correct: np.ndarray) -> Interval:
+    """The share of `correct` (bool, any length from 1), as in `share`."""
+    return share(int(np.sum(correct)), len(correct))
+
+
+def share(num_hits: int, num_all: int) -> Interval:
+    """`num_hits` of `num_all`, at least one, as a share with Wilson's 95% score interval.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    n, value = num_all, num_hits / num_all
+    centre = (value + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(value * (1 - value) / n + Z_95**2 / (4 * n * n))
+    return Interval(value=value, low=max(min(centre - half, value), 0.0), high=min(max(centre + half, value), 1.0))
+
+
+def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Interval:
+    """How much accuracy falls from one model to another on the same rows, with Tango's 95% score interval.
+
+    Positive is worse. Only rows on which exactly one of the two is right carry information; the interval stays honest
+    when there are few or none of them, where the textbook interval has no width.
+
+    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", equations 5 to 9.
+    """
+    n = len(correct_before)
+    lost = int(np.sum(correct_before & ~correct_after))
+    gained = int(np.sum(~correct_before & correct_after))
+    value = (lost - gained) / n
+    return Interval(
+        value=value,
+        low=_tango_limit(lost, gained, n, value, -1.0),
+        high=_tango_limit(lost, gained, n, value, 1.0),
+    )
+
+
+def _tango_score(lost: int, gained: int, n: int, drop: float) -> float:
+    """Tango's score statistic for the hypothesis that the true drop is `drop`."""
+    a = 2 * n
+    b = -lost - gained + (2 * n - lost + gained) * drop
+    c = -gained * drop * (1 - drop)
+    # The maximum-likelihood share of gains under the hypothesis.
+    share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = n * (2 * share + drop * (1 - drop))
+    numerator = lost - gained - n * drop
+    if variance <= 0:
+        return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
+    return numerator / math.sqrt(variance)
+
+
+def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> float:
+    """Where the score leaves the 95% band between the estimate and `end`, by bisection."""
+    inside, outside = value, end
+    for _ in range(80):
+        middle = (inside + outside) / 2
+        if abs(_tango_score(lost, gained, n, middle)) <= Z_95:
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def confusion(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts int64 (K, K): rows are true classes, columns are answers."""
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (truth, answers), 1)
+    return counts
+
+
+def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
+    """The root of the mean squared error, in the units of `truth_N`, with its 95% interval.
+
+    Rows lie in an order in which those that depend on each other are near each other. A single row has no width.
+    """
+    squared_N1 = _squared(truth_N, answers_N)[:, None]
+    low, high = interval(squared_N1, lambda means: np.sqrt(means[..., 0]), squared_N1[:, 0])
+    return Interval(value=float(np.sqrt(squared_N1.mean())), low=low, high=high)
+
+
+def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> Interval:
+    """How much the RMSE rises from one model's answers to another's on the same rows, as a share of the first's.
+
+    Positive is worse. Rows lie in an order in which those that depend on each other are near each other.
+    """
+    squared_N2 = np.stack([_squared(truth_N, before_N), _squared(truth_N, after_N)], axis=1)
+    # A model without any error cannot be divided by; against it every error is a rise beyond all bounds.
+    squared_N2 = np.maximum(squared_N2, np.finfo(np.float64).tiny)
+    means = squared_N2.mean(axis=0)
+
+    def rise(means: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sqrt(means[..., 1] / means[..., 0]) - 1)
+
+    low, high = interval(squared_N2, rise, squared_N2[:, 1] / means[1] - squared_N2[:, 0] / means[0])
+    return Interval(value=float(rise(means)), low=low, high=high)
+
+
+def _squared(truth_N: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
+    return (np.asarray(answers_N, np.float64) - np.asarray(truth_N, np.float64)) ** 2
+
+
+def mean_absolute_error(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
+    """In the units of `truth_N`."""
+    return float(np.abs(answers_N - truth_N).mean())
+
+
+def explained(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
+    """The share of the variance of `truth_N` that the answers explain (R²); 0 where there is none to explain."""
+    variance = float(np.var(truth_N))
+    return 1 - float(_squared(truth_N, answers_N).mean()) / variance if variance > 0 else 0.0
+
+
+def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
+    """Mean cross entropy in nats of the probabilities `shares_NK` given to the true classes `truth_N` int64."""
+    given = shares_NK[np.arange(len(truth_N)), truth_N]
+    return float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean())
+
+
+def auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
+    """The chance that a positive row has a higher score than a negative one; None if there are not both.
+
+    Source: Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic curve".
+    """
+    num_positive = int(is_positive_N.sum())
+    num_negative = len(is_positive_N) - num_positive
+    if not num_positive or not num_negative:
+        return None
+    _, places, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # rows of equal scores share their mean rank
+    above = float(ranks[is_positive_N].sum()) - num_positive * (num_positive + 1) / 2
+    return above / (num_positive * num_negative)
+
+
+class OfClass(NamedTuple):
+    """How one class is answered; a share of nothing is None.
+
+    Recall is the share of its rows that are found, precision the share of what is found that is right.
+    """
+
+    num_rows: int
+    recall: float | None
+    precision: float | None
+
+
+def per_class(counts_KK: np.ndarray) -> list[OfClass]:
+    """For each class of a `confusion`."""
+    right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    return [
+        OfClass(int(num), right / num if num else None, right / found if found else None)
+        for right, num, found in zip(right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Attribution, SHAP values and feature importance."""

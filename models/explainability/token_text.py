@@ -1,0 +1,24 @@
+"""What tokens were in the text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from bloomery.models.features.encoder import Encoder
+from bloomery.models.features.kinds.text import FittedText
+
+
+def words_of(encoder: Encoder, tokens: Iterable[int]) -> list[str]:
+    """The piece of text that each token stands for, blanks included. Half a letter of several bytes is shown as �."""
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel
+
+    (fitted,) = encoder.fitted
+    if not isinstance(fitted, FittedText):
+        raise TypeError(f"an input of kind {fitted.kind} has no tokens")
+    tokenizer, letters = Tokenizer.from_str(fitted.tokenizer), ByteLevel()
+    pieces = [tokenizer.id_to_token(int(token)) or "" for token in tokens]
+    if json.loads(fitted.tokenizer)["model"]["type"] != "BPE":
+        return [f" {piece}" for piece in pieces]
+    return [letters.decode([piece]) for piece in pieces]

@@ -1,1 +1,0 @@
-"""What in a row an answer is owed to."""

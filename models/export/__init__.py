@@ -1,0 +1,1 @@
+"""Exporters from PyTorch to ONNX and LiteRT."""

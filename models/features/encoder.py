@@ -1,0 +1,286 @@
+"""The feature encoder: the one definition of how raw rows become numbers.
+
+Spark, training and the served bento all call `encode` here, so what a model is served is what it was trained on. It
+needs numpy and pyarrow alone (and `tokenizers` for text), since it travels into the bento.
+
+Shapes: B rows, F values of a row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features import labels
+from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.input_config import CategoryInput, SequenceInput
+from bloomery.models.features.kinds import audio, boolean, category, date, image, number, sequence, text, time_series
+from bloomery.models.features.kinds.audio import FittedAudio
+from bloomery.models.features.kinds.boolean import FittedBooleans
+from bloomery.models.features.kinds.category import FittedCategories, folds_of
+from bloomery.models.features.kinds.date import FittedDates
+from bloomery.models.features.kinds.image import FittedImage
+from bloomery.models.features.kinds.number import FittedNumbers
+from bloomery.models.features.kinds.sequence import FittedSequence
+from bloomery.models.features.kinds.text import FittedText
+from bloomery.models.features.kinds.time_series import FittedSeries
+from bloomery.models.features.labels import StandardUnits
+from bloomery.models.features.statistics.arrow_arrays import Rows, one_array
+from bloomery.models.features.statistics.column_counts import Tally, read_tally
+
+ENCODED = "x"  # the encoded input, a flat list of float32 per row
+CLASS = "y"  # the label: its position among the encoder's classes, int64, or a figure in standard units, float32
+SUMMARY = "summary"
+_BLOCK_ROWS = 16_384  # rows at a time: what is worked on stays in the processor's cache
+_SUMMARY_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
+_SUMMARY_BYTES = 64_000_000
+
+Fitted = Annotated[
+    FittedNumbers
+    | FittedCategories
+    | FittedDates
+    | FittedBooleans
+    | FittedImage
+    | FittedAudio
+    | FittedText
+    | FittedSeries
+    | FittedSequence,
+    Field(discriminator="kind"),
+]
+
+# Each module has `tally`, `fit`, `shape` and `write` for its kind of input.
+_KINDS: dict[str, ModuleType] = {
+    "number": number,
+    "category": category,
+    "date": date,
+    "boolean": boolean,
+    "image": image,
+    "audio": audio,
+    "text": text,
+    "series": time_series,
+    "sequence": sequence,
+}
+
+_LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
+    "image": "image",
+    "audio": "image",
+    "series": "sequence",
+    "sequence": "sequence",
+    "text": "tokens",
+}
+
+
+class Encoder(Document):
+    """The fitted state: the recipe's features, what was learnt from the training part, and what the label means.
+
+    A classification has classes, in order; a regression has the units of its figures.
+    """
+
+    features: Features
+    fitted: tuple[Fitted, ...]
+    classes: Classes
+    units: StandardUnits | None = None
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that `encode` reads, each once."""
+        return tuple(dict.fromkeys(column for source in self.features.inputs for column in source.columns))
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input's part of one row."""
+        pairs = zip(self.features.inputs, self.fitted, strict=True)
+        return tuple(_KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one encoded row: that of the one shaped input, or (F,) for flat inputs side by side."""
+        return self.shapes[0] if len(self.shapes) == 1 else (sum(shape[0] for shape in self.shapes),)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What one encoded row is to a network."""
+        source, fitted = self.features.inputs[0], self.fitted[0]
+        kind = _LAYOUTS.get(source.kind, "flat")
+        return Layout(
+            kind=kind,
+            shape=self.input_shape,
+            num_tokens=fitted.num_tokens if isinstance(fitted, FittedText) else None,
+            is_padded=isinstance(source, SequenceInput) and source.is_padded,
+            categories=self._categories() if kind == "flat" else (),
+        )
+
+    def _categories(self) -> tuple[tuple[int, int], ...]:
+        """Each position of a flat row that holds the place of a name, and how many places there are."""
+        found, start = [], 0
+        for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
+            if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
+                found += [(start + place, count) for place, count in category.codes(source, fitted)]
+            start += shape[0]
+        return tuple(found)
+
+    @cached_property
+    def has_folds(self) -> bool:
+        """Whether a row of the training part is encoded differently from others."""
+        return any(source.kind == "category" and source.encoding == "target" for source in self.features.inputs)
+
+
+def summarise_batches(features: Features, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """One row with the column `summary`: all that `fit` needs to know of the batches, as JSON.
+
+    The summary of a partition is of bounded size, however many rows it has, and adds up with that of others.
+    """
+    total: list[tuple[Tally, ...]] = []
+    for rows in _gathered(batches):
+        tallies = [_KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
+        total = _added(total, [(labels.tally(features, rows),), *tallies])
+    plain = [[tally.as_plain() for tally in tallies] for tallies in total]
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[SUMMARY])
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of about `_SUMMARY_ROWS` or `_SUMMARY_BYTES`; each table costs a fixed time to add up."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        num_rows, num_bytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        if num_rows >= _SUMMARY_ROWS or num_bytes >= _SUMMARY_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if any(one.num_rows for one in waiting):
+        yield pa.Table.from_batches(waiting)
+
+
+def _added(total: list[tuple[Tally, ...]], more: list[tuple[Any, ...]]) -> list[tuple[Tally, ...]]:
+    if not total or not more:
+        return total or more
+    return [
+        tuple(mine + theirs for mine, theirs in zip(mine_of, theirs_of, strict=True))
+        for mine_of, theirs_of in zip(total, more, strict=True)
+    ]
+
+
+def fit(features: Features, summaries: Iterable[str]) -> Encoder:
+    """The encoder for `features`, given what `summarise_batches` says of the training part, in any order.
+
+    Raises:
+        DataUnfit: fewer than two classes or figures, a column without any value, or with more names than can be
+            listed.
+    """
+    total: list[tuple[Tally, ...]] = []
+    for summary in summaries:
+        total = _added(total, [tuple(map(read_tally, tallies)) for tallies in json.loads(summary)])
+    of_label, *of_inputs = total or [()]
+    counted = next(iter(of_label), None)
+    classes, units = labels.classes_of(features, counted), labels.units_of(features, counted)
+    fitted = tuple(
+        _KINDS[source.kind].fit(source, tallies, classes)
+        for source, tallies in zip(features.inputs, of_inputs, strict=True)
+    )
+    return Encoder(features=features, fitted=fitted, classes=classes, units=units)
+
+
+def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:
+    """The network's input for raw `rows`: float32 (B, *input_shape), every value finite.
+
+    `is_training` says that the rows are those that the encoder was fitted on: target encoding then keeps from each row
+    what its own label says, for which it reads the key too. Nothing else differs.
+
+    Raises:
+        DataUnfit: a value is missing or unknown where the recipe refuses that.
+    """
+    x = np.zeros((rows.num_rows, *encoder.input_shape), np.float32)
+    for start in range(0, rows.num_rows, _BLOCK_ROWS):
+        block = rows if rows.num_rows <= _BLOCK_ROWS else rows.slice(start, _BLOCK_ROWS)
+        folds = folds_of(block[encoder.features.key]) if is_training and encoder.has_folds else None
+        _write(encoder, block, x[start : start + _BLOCK_ROWS], folds)
+    return x
+
+
+def _write(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `x`, which is 0 before."""
+    start = 0
+    is_alone = len(encoder.fitted) == 1
+    for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
+        part = x if is_alone else x[:, start : start + shape[0]]
+        _KINDS[source.kind].write(source, fitted, rows, part, folds)
+        start += shape[0]
+
+
+def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
+    """Key, label and encoded input of labelled raw rows, in the columns that training reads."""
+    width = math.prod(encoder.input_shape)
+    x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
+    key, label = encoder.features.key, encoder.features.label_column
+    offsets = pa.array(np.arange(rows.num_rows + 1, dtype=np.int32) * np.int32(width))
+    lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
+    return pa.RecordBatch.from_arrays(
+        [one_array(rows[key]), encode_labels(encoder, rows[label]), lists], names=[key, CLASS, ENCODED]
+    )
+
+
+def encode_batches(
+    encoder: Encoder, batches: Iterable[pa.RecordBatch], *, is_training: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """`encode_rows` over many batches."""
+    return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
+
+
+def encode_parts(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """`encode_rows` over batches whose column `part` says "train" for the training part; the column is kept behind."""
+    for batch in batches:
+        parts = batch[part]
+        changes = np.flatnonzero(pc.not_equal(parts[1:], parts[:-1]).to_numpy(zero_copy_only=False)) + 1
+        edges = [0, *changes.tolist(), batch.num_rows]
+        for start, stop in itertools.pairwise(edges):
+            rows = batch.slice(start, stop - start)
+            is_training = bool(rows.num_rows) and rows[part][0].as_py() == "train"
+            yield encode_rows(encoder, rows, is_training=is_training).append_column(part, rows[part])
+
+
+def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
+    """The schema of encoded rows whose key is of type `key`."""
+    label = pa.int64() if encoder.units is None else pa.float32()
+    return pa.schema([(encoder.features.key, key), (CLASS, label), (ENCODED, pa.list_(pa.float32()))])
+
+
+def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """What the network is to answer: the position of each class, int64, or each figure in standard units, float32.
+
+    Where the features have a use for rows without a label, these have a position that no class has.
+
+    Raises:
+        DataUnfit: a class that the training part does not have, or a figure that is missing or not finite.
+    """
+    label = encoder.features.label
+    if encoder.units is None:
+        return labels.places(encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach")
+    return pa.array(labels.standardised(encoder.units, labels.figures(label, values)))
+
+
+def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:
+    """The figures, in the units of the label, that a regression's outputs (B, 1) in standard units mean: float64 (B,).
+
+    Raises:
+        ValueError: the encoder's labels are classes.
+    """
+    if encoder.units is None:
+        raise ValueError("classes are no figures: only the outputs of a regression have units")
+    return encoder.units.mean + encoder.units.deviation * outputs[:, 0].astype(np.float64)
+
+
+def read_encoder(path: Path) -> Encoder:
+    return Encoder.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,125 @@
+"""Columns of dates and times: each part of the calendar as a point on a circle, and the days elapsed.
+
+Shapes: B rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.input_config import DateInput, DatePart
+from bloomery.models.features.statistics.arrow_arrays import (
+    Rows,
+    one_array,
+    refuse_missing,
+    require_values,
+    whole_numbers_of,
+)
+from bloomery.models.features.statistics.column_counts import Figures, figures_of
+
+_DAY = 86_400_000_000  # microseconds
+_ROUND: dict[DatePart, int] = {
+    "month": 12,
+    "day_of_month": 31,
+    "day_of_year": 366,
+    "day_of_week": 7,
+    "hour": 24,
+    "minute": 60,
+}
+
+
+class FittedDates(Document):
+    """Mean and standard deviation of the days since 1970-01-01, for each column, where `elapsed` is asked for."""
+
+    kind: Literal["date"]
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+
+def _moments_in_time(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """Microseconds since 1970-01-01 UTC, int64 (B,), 0 where missing; and where that is."""
+    if pa.types.is_date(column.type):
+        days, missing = whole_numbers_of(column.cast(pa.date32()).cast(pa.int32()))
+        return days * _DAY, missing
+    return whole_numbers_of(column.cast(pa.timestamp("us", column.type.tz)))
+
+
+def _days(micros: np.ndarray) -> np.ndarray:
+    return micros / np.float64(_DAY)
+
+
+def tally(source: DateInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+    """The figures of the days since 1970-01-01, column by column."""
+    if not source.elapsed:
+        return ()
+    found = []
+    for column in source.columns:
+        micros, missing = _moments_in_time(one_array(rows[column]))
+        found.append(figures_of(_days(micros if missing is None else micros[~missing])))
+    return tuple(found)
+
+
+def fit(source: DateInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedDates:
+    """Raises DataUnfit where the days elapsed are asked of a column that has no value."""
+    for column, figures in zip(source.columns, tallies, strict=False):
+        require_values(column, figures.moments.count)
+    return FittedDates(
+        kind="date",
+        mean=tuple(figures.moments.mean() for figures in tallies),
+        scale=tuple(figures.moments.deviation() for figures in tallies),
+    )
+
+
+def shape(source: DateInput, fitted: FittedDates) -> tuple[int, ...]:
+    return (len(source.columns) * _width(source),)
+
+
+def _width(source: DateInput) -> int:
+    return 2 * len(source.parts) + source.elapsed + source.indicator
+
+
+def write(source: DateInput, fitted: FittedDates, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `out` float32 (B, F): for each column sine and cosine of each part, days elapsed, indicator."""
+    width = _width(source)
+    for position, column in enumerate(source.columns):
+        micros, missing = _moments_in_time(one_array(rows[column]))
+        refuse_missing(column, missing is not None and source.missing == "refuse", source.kind)
+        part = out[:, position * width : (position + 1) * width]
+        for place, name in enumerate(source.parts):
+            part[:, 2 * place : 2 * place + 2] = _circle(_ROUND[name])[_part_of(micros, name)]
+        if source.elapsed:
+            part[:, 2 * len(source.parts)] = (_days(micros) - fitted.mean[position]) / fitted.scale[position]
+        if missing is not None:
+            part[missing] = 0
+            if source.indicator:
+                part[:, -1] = missing
+
+
+@cache
+def _circle(num_parts: int) -> np.ndarray:
+    """Sine and cosine of `num_parts` equal steps round a circle: float32 (num_parts, 2)."""
+    angles = [2 * math.pi * step / num_parts for step in range(num_parts)]
+    return np.array([(math.sin(angle), math.cos(angle)) for angle in angles], np.float32)
+
+
+def _part_of(micros: np.ndarray, name: DatePart) -> np.ndarray:
+    """The part of the calendar, counted from 0, UTC; the week starts on Monday."""
+    match name:
+        case "hour":
+            return micros // 3_600_000_000 % 24
+        case "minute":
+            return micros // 60_000_000 % 60
+        case "day_of_week":
+            return (micros // _DAY + 3) % 7  # 1970-01-01 was a Thursday
+    days = (micros // _DAY).astype("datetime64[D]")
+    start = days.astype("datetime64[Y]" if name == "day_of_year" else "datetime64[M]")
+    if name == "month":
+        return start.astype(np.int64) % 12
+    return (days - start.astype("datetime64[D]")).astype(np.int64)

@@ -1,0 +1,130 @@
+"""An array column as images: resized, and scaled by the mean and spread of the training part's pixels.
+
+Shapes: B rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache, cached_property
+from typing import Literal
+
+import numpy as np
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.input_config import ImageInput
+from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, elements_in, require_values
+from bloomery.models.features.statistics.column_counts import Figures, figures_of
+from bloomery.models.features.statistics.moments import moments_of_bytes
+
+
+class FittedImage(Document):
+    """A pixel becomes (pixel - mean) / scale, with a mean and a scale for each channel."""
+
+    kind: Literal["image"]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @cached_property
+    def constants(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and scale as float64 (C, 1, 1)."""
+        return np.array(self.mean)[:, None, None], np.array(self.scale)[:, None, None]
+
+    @cached_property
+    def short_constants(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same as float32."""
+        mean, scale = self.constants
+        return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def tally(source: ImageInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+    """The figures of all pixels together, or channel by channel, as the network sees them."""
+    if source.normalise not in ("standard", "per_channel"):
+        return ()
+    x_BCHW = _pixels(source, rows)
+    channels = [x_BCHW] if source.normalise == "standard" else [x_BCHW[:, c] for c in range(x_BCHW.shape[1])]
+    if x_BCHW.dtype == np.uint8:
+        return tuple(Figures(moments_of_bytes(channel)) for channel in channels)
+    return tuple(figures_of(np.asarray(channel, np.float64)) for channel in channels)
+
+
+def fit(source: ImageInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedImage:
+    """Raises DataUnfit if there is no pixel to learn from."""
+    num_channels = source.shape[0]
+    if not tallies:
+        scale = source.brightest if source.normalise == "unit" else 1.0
+        return FittedImage(kind="image", mean=(0.0,) * num_channels, scale=(scale,) * num_channels)
+    require_values(source.column, min(figures.moments.count for figures in tallies))
+    times = num_channels // len(tallies)
+    return FittedImage(
+        kind="image",
+        mean=tuple(figures.moments.mean() for figures in tallies) * times,
+        scale=tuple(figures.moments.deviation() for figures in tallies) * times,
+    )
+
+
+def shape(source: ImageInput, fitted: FittedImage) -> tuple[int, ...]:
+    return source.input_shape
+
+
+def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `out` float32 (B, C, H, W); every value is finite."""
+    x_BCHW = _pixels(source, rows)
+    if x_BCHW.dtype.kind in "iu":
+        mean, scale = fitted.short_constants
+        # In float32, whatever their type: Spark widens the unsigned ones, and the outcome must not show it.
+        np.subtract(x_BCHW, mean, out=out, casting="unsafe", dtype=np.float32)
+        out /= scale
+        return
+    mean, scale = fitted.constants
+    with np.errstate(over="ignore"):
+        scaled = (x_BCHW.astype(np.float64) - mean) / scale
+    np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX, out=scaled)
+    out[:] = scaled
+
+
+def _pixels(source: ImageInput, rows: Rows) -> np.ndarray:
+    """The pixels as they are stored, (B, C, H, W), or as float64 in the size that is asked for."""
+    values = elements_in(rows, source.column)
+    if values.size != rows.num_rows * math.prod(source.shape):
+        raise DataUnfit(
+            f"column {source.column} has {values.size} values in {rows.num_rows} rows",
+            required=f"{math.prod(source.shape)} in each row: shape {list(source.shape)}",
+            where=f"column {source.column}",
+            remedy="mend the shape in the recipe, or the data",
+        )
+    x_BCHW = values.reshape(rows.num_rows, *source.shape)
+    return x_BCHW if source.resize is None else resized(x_BCHW, *source.resize)
+
+
+def resized(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The images in another size, as float64: each new pixel is a mean of old ones, weighted by a triangle.
+
+    The triangle spans two new pixels when images shrink, and two old ones when they grow (bilinear interpolation).
+    """
+    x = np.moveaxis(_resampled(np.moveaxis(x_BCHW.astype(np.float64), 2, 3), height), 3, 2)
+    return _resampled(np.ascontiguousarray(x), width)
+
+
+def _resampled(values: np.ndarray, size: int) -> np.ndarray:
+    """`values` (..., old) as (..., size). Terms are added one after the other, so that the order is the same always."""
+    places, weights = _taps(values.shape[-1], size)
+    total = np.zeros((*values.shape[:-1], size))
+    for place, weight in zip(places, weights, strict=True):
+        total += values[..., place] * weight
+    return total
+
+
+@cache
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which old pixels make each new one, int64 (taps, new), and their weights (taps, new), which add up to 1."""
+    ratio = old / new
+    reach = max(ratio, 1.0)
+    centre = (np.arange(new) + 0.5) * ratio
+    first = np.floor(centre - reach).astype(np.int64)
+    places = first + np.arange(math.ceil(2 * reach) + 2)[:, None]
+    weights = np.maximum(1 - np.abs(places + 0.5 - centre) / reach, 0)
+    weights[(places < 0) | (places >= old)] = 0
+    return places.clip(0, old - 1), weights / weights.sum(axis=0)

@@ -1,0 +1,149 @@
+"""Target encoding: a name becomes what the training rows that have it say of the label.
+
+That is the share of each class, or for a regression the mean of the label in standard units. A training row is given
+what the other folds say, so that its own label never speaks through it.
+
+Source: Micci-Barreca 2001, "A preprocessing scheme for high-cardinality categorical attributes in classification and
+prediction problems", equations 4 and 8 (drawn towards the prior where a name has few rows).
+
+Shapes: S slots (names), N folds, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.features.config import Classes
+from bloomery.models.features.statistics.column_counts import Name
+from bloomery.models.features.statistics.moments import UNIT_BITS, Moments
+
+COUNT, TOTAL = 0, 1  # what is counted of a name and a fold: rows, and the sum of their labels in units of `Moments`
+
+
+class TargetFigures(Document):
+    """How many training rows have each name and class, fold by fold: `counts` (N, S, K)."""
+
+    counts: tuple[tuple[tuple[int, ...], ...], ...]
+    smoothing: float
+
+    @property
+    def num_folds(self) -> np.uint64:
+        return np.uint64(len(self.counts))
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Of the classes but the first, from all training rows: float32 (S, K - 1)."""
+        return _shares(np.array(self.counts, np.int64).sum(axis=0), self.smoothing)
+
+    @cached_property
+    def shares_without(self) -> np.ndarray:
+        """The same from all folds but one: float32 (N, S, K - 1)."""
+        counts_NSK = np.array(self.counts, np.int64)
+        return _shares(counts_NSK.sum(axis=0) - counts_NSK, self.smoothing)
+
+
+def _shares(counts: np.ndarray, smoothing: float) -> np.ndarray:
+    """(n_k + smoothing * prior_k) / (n + smoothing) for counts (..., S, K); the prior is the share among all names."""
+    per_class = counts.sum(axis=-2, keepdims=True)
+    num_rows = per_class.sum(axis=-1, keepdims=True)
+    prior = np.where(num_rows > 0, per_class / np.maximum(num_rows, 1), 1 / counts.shape[-1])
+    smoothed = (counts + smoothing * prior) / (counts.sum(axis=-1, keepdims=True) + smoothing)
+    return smoothed[..., 1:].astype(np.float32)
+
+
+class TargetMeans(Document):
+    """The label's mean in standard units, drawn towards 0: `values` (S,) of all folds, `values_without` (N, S) of the
+    others.
+
+    What the others say knows nothing of the fold: mean and deviation of the label are those of the others too.
+    """
+
+    values: tuple[float, ...]
+    values_without: tuple[tuple[float, ...], ...]
+
+    @property
+    def num_folds(self) -> np.uint64:
+        return np.uint64(len(self.values_without))
+
+    @cached_property
+    def shares(self) -> np.ndarray:
+        """Float32 (S, 1)."""
+        return np.array(self.values, np.float32)[:, None]
+
+    @cached_property
+    def shares_without(self) -> np.ndarray:
+        """Float32 (N, S, 1)."""
+        return np.array(self.values_without, np.float32)[..., None]
+
+
+def group_totals(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
+    """For each of `groups` int64 (B,) the exact sum of its float64 `values` (B,), in units of 2 ** -UNIT_BITS.
+
+    Values are added by exponent, as whole numbers in two halves of which 2 ** 36 fit into 64 bits.
+    """
+    fraction, exponent = np.frexp(values)
+    whole = (fraction * 2.0**53).astype(np.int64)
+    alike = groups * 4096 + (exponent + 2048)
+    order = np.argsort(alike, kind="stable")
+    alike, whole = alike[order], whole[order]
+    starts = np.flatnonzero(np.diff(alike, prepend=-1))
+    low, high = np.add.reduceat(whole & (2**27 - 1), starts), np.add.reduceat(whole >> 27, starts)
+    totals: dict[int, int] = {}
+    for place, ones, more in zip(alike[starts].tolist(), low.tolist(), high.tolist(), strict=True):
+        group, shift = place // 4096, place % 4096 - 2048 - 53 + UNIT_BITS
+        total = ones + (more << 27)
+        # A subnormal value has zeros where it is shifted out.
+        totals[group] = totals.get(group, 0) + (total << shift if shift >= 0 else total >> -shift)
+    return totals
+
+
+def target_means(
+    counted: Mapping[Name, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
+) -> TargetMeans:
+    """The means of rows of which COUNT and TOTAL are counted by slot and fold. `folds` has the label's moments."""
+    counts = np.zeros((len(folds), num_slots), dtype=object)
+    totals = np.zeros((len(folds), num_slots), dtype=object)
+    for (slot, quantity, fold), number in counted.items():
+        (counts if quantity == COUNT else totals)[int(fold or 0), int(slot or 0)] += number
+    every, num_rows, total = sum(folds, Moments()), counts.sum(axis=0), totals.sum(axis=0)
+    without = [
+        _means(num_rows - counts[fold], total - totals[fold], _sum_without(folds, fold), smoothing)
+        for fold in range(len(folds))
+    ]
+    return TargetMeans(values=_means(num_rows, total, every, smoothing), values_without=tuple(without))
+
+
+def _sum_without(folds: tuple[Moments, ...], fold: int) -> Moments:
+    return sum((one for place, one in enumerate(folds) if place != fold), Moments())
+
+
+def _means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
+    """(sum of the labels - count * mean) / deviation / (count + smoothing) for each slot, rounded to float32."""
+    if of_label.count == 0:
+        return (0.0,) * len(counts)
+    mean, deviation = Fraction(of_label.total, of_label.count), Fraction(of_label.deviation()) * 2**UNIT_BITS
+    drawn = Fraction(smoothing)
+    return tuple(
+        float(np.float32(float((total - count * mean) / deviation / (count + drawn))))
+        for count, total in zip(counts.tolist(), totals.tolist(), strict=True)
+    )
+
+
+def target_figures(
+    counted: Mapping[Name, int],
+    num_slots: int,
+    num_folds: int,
+    classes: Classes,
+    smoothing: float,
+) -> TargetFigures:
+    """The figures of rows counted by slot, label and fold."""
+    place = {label: position for position, label in enumerate(classes)}
+    counts = np.zeros((num_folds, num_slots, len(classes)), np.int64)
+    for (slot, label, fold), count in counted.items():
+        counts[int(fold or 0), int(slot or 0), place[label]] += count  # type: ignore[index]
+    return TargetFigures.model_validate({"counts": counts.tolist(), "smoothing": smoothing})

@@ -1,0 +1,102 @@
+"""Windows over time series: of each column the last values, oldest first, filled and scaled by the training part's.
+
+Shapes: B rows, T values of a window, C columns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.config import Classes, Features
+from bloomery.models.features.input_config import SeriesInput
+from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, floats_of, one_array, require_values
+from bloomery.models.features.statistics.column_counts import Figures, figures_of
+
+
+class FittedSeries(Document):
+    """A value becomes (value - mean) / scale, with both for each column; `fill` is what stands for a missing one."""
+
+    kind: Literal["series"]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    fill: tuple[float, ...] = ()
+
+
+def tally(source: SeriesInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+    """The figures of each column's present values in all windows; one counts once for each window it stands in."""
+    if source.scale == "none" and source.missing not in ("previous", "mean"):
+        return ()
+    return tuple(figures_of(_present(_windows(source, column, rows))) for column in source.columns)
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def fit(source: SeriesInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedSeries:
+    """Raises DataUnfit if there is no value to learn from."""
+    for column, figures in zip(source.columns, tallies, strict=False):
+        require_values(column, figures.moments.count)
+    nothing, one = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
+    means = tuple(figures.moments.mean() for figures in tallies)
+    fill = means if source.missing in ("previous", "mean") else nothing
+    if source.scale == "none":
+        return FittedSeries(kind="series", mean=nothing, scale=one, fill=fill)
+    return FittedSeries(
+        kind="series", mean=means, scale=tuple(figures.moments.deviation() for figures in tallies), fill=fill
+    )
+
+
+def shape(source: SeriesInput, fitted: FittedSeries) -> tuple[int, ...]:
+    return source.input_shape
+
+
+def write(source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+    """Fill `out` float32 (B, T, C), or (B, T, 2 C) with the indicators behind, all finite. It is 0 before."""
+    figures = zip(source.columns, fitted.mean, fitted.scale, fitted.fill, strict=True)
+    for position, (column, mean, scale, fill) in enumerate(figures):
+        values_BT = _windows(source, column, rows)
+        missing_BT = np.isnan(values_BT)
+        if missing_BT.any():
+            if source.indicator:
+                out[:, :, len(source.columns) + position] = missing_BT
+            values_BT = _previous(values_BT, missing_BT) if source.missing == "previous" else values_BT
+            values_BT = np.where(np.isnan(values_BT), fill, values_BT)
+        with np.errstate(over="ignore"):
+            scaled_BT = (values_BT - mean) / scale
+        np.clip(scaled_BT, -FLOAT32_MAX, FLOAT32_MAX, out=scaled_BT)
+        out[:, :, position] = scaled_BT
+
+
+def _previous(values_BT: np.ndarray, missing_BT: np.ndarray) -> np.ndarray:
+    """Each missing value as the last one before it in its window; those before the first stay missing."""
+    places_BT = np.where(missing_BT, 0, np.arange(values_BT.shape[1]))
+    return np.take_along_axis(values_BT, np.maximum.accumulate(places_BT, axis=1), axis=1)
+
+
+def _windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
+    """One column's windows as float64 (B, T), NaN where a value is missing.
+
+    Raises:
+        DataUnfit: a window has another length, or a value is missing where that is refused.
+    """
+    lists = rows[column]
+    flat = one_array(pc.list_flatten(lists))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    is_lacking = bool(flat.null_count) and source.missing == "refuse"
+    if is_lacking or not pc.all(pc.equal(lengths, source.length)).as_py():
+        unequal = pc.unique(lengths.filter(pc.not_equal(lengths, source.length))).to_pylist()
+        raise DataUnfit(
+            f"column {column} has windows "
+            + (f"of {', '.join(map(str, sorted(unequal)[:5]))} values" if unequal else "with a missing value"),
+            required=f"{source.length} values in each"
+            + ("" if source.missing != "refuse" else ", none of them missing"),
+            where=f"column {column}, an input of kind series",
+            remedy="send whole windows, oldest value first; say with `missing` in the recipe what stands for a gap",
+        )
+    return floats_of(flat).reshape(rows.num_rows, source.length)

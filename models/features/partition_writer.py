@@ -1,0 +1,47 @@
+"""Rows written where Spark's workers have them, so that they need not travel back through Spark."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bloomery.models.features.encoder import Encoder, encode_parts
+
+WRITTEN = "num_rows"
+
+
+def write_parts(
+    encoder: Encoder | None, part: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Write one partition's rows, sorted by their column `part`, to `folder/PART/NUMBER.parquet`, and count them.
+
+    The column `partition` has the partition's number. Without an encoder the rows, which are then of one part, are
+    written as they are. A file is whole or absent, also if two attempts at the same partition run at once.
+    """
+    writers: dict[str, pq.ParquetWriter] = {}
+    targets: dict[str, tuple[Path, Path]] = {}
+    num_rows = 0
+    for batch in batches:
+        plain = [batch.drop_columns([partition])]
+        for piece in plain if encoder is None else encode_parts(encoder, part, [batch]):
+            if not piece.num_rows:
+                continue
+            name = piece[part][0].as_py()
+            rows = piece.drop_columns([part])
+            if name not in writers:
+                final = folder / name / f"{batch[partition][0].as_py():06d}.parquet"
+                final.parent.mkdir(parents=True, exist_ok=True)
+                beside = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+                targets[name] = (beside, final)
+                writers[name] = pq.ParquetWriter(beside, rows.schema, compression="lz4", use_dictionary=False)
+            writers[name].write_batch(rows)
+            num_rows += rows.num_rows
+    for name, writer in writers.items():
+        writer.close()
+        os.replace(*targets[name])
+    yield pa.RecordBatch.from_arrays([pa.array([num_rows], pa.int64())], names=[WRITTEN])

@@ -1,0 +1,92 @@
+"""How rows are divided into parts, as a recipe says it, and what the parts must not share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from bloomery.data_contracts.documents.documents import Document
+
+PARTS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the part of rows whose label is null, where they are wanted
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _in_utc(moment: int | datetime) -> int | datetime:
+    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) and moment.tzinfo is None else moment
+
+
+Moment = Annotated[int | datetime, AfterValidator(_in_utc)]
+
+
+class Split(Document):
+    """How rows are divided: a row's part depends on the row alone, so it stays where it is when rows are added.
+
+    `key` and `group` divide by a hash of the row's key or of `column`, so all rows of a group stay together. `time`
+    cuts the rows in the order of `column`, earliest first: by shares, or where `val_from` and `test_from` say, so that
+    new rows move no old one. `given` takes the part that `column` names; if no row is given to val, the share `val` of
+    train goes there.
+    """
+
+    by: Literal["key", "group", "time", "given"] = "key"
+    column: str | None = None
+    train: Share = 0.7
+    val: Share = 0.1
+    test: Share = 0.2
+    val_from: Annotated[
+        Moment | None, Field(description="by time: the first moment of val; a time without an offset is in UTC")
+    ] = None
+    test_from: Annotated[Moment | None, Field(description="by time: the first moment of test")] = None
+    salt: str = ""
+    apart: Annotated[tuple[str, ...], Field(description="columns of which no value may stand in two parts")] = ()
+    in_time: Annotated[
+        str | None, Field(description="a column in which no row of val may be before train, nor test before val")
+    ] = None
+    duplicates: Annotated[
+        Literal["refuse", "allow"], Field(description="rows with equal inputs and label in two parts")
+    ] = "refuse"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if (self.by == "key") != (self.column is None):
+            raise ValueError(f"by: {self.by} {'takes no column' if self.by == 'key' else 'needs a column'}")
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train, val and test add up to {self.train + self.val + self.test:g}, not to 1")
+        cuts = (self.val_from, self.test_from)
+        if any(cut is not None for cut in cuts) and (self.by != "time" or None in cuts):
+            raise ValueError("val_from and test_from are for `by: time`, and one needs the other")
+        if self.cuts is not None and self.cuts[0] >= self.cuts[1]:
+            raise ValueError(f"val begins at {self.val_from}, which must be before test at {self.test_from}")
+        return self
+
+    @property
+    def cuts(self) -> tuple[int, int] | None:
+        """The first moments of val and test where they are stated: as they are, or in microseconds since 1970.
+
+        Raises:
+            ValueError: one is a number and the other a date or a time.
+        """
+        if self.val_from is None or self.test_from is None:
+            return None
+        if isinstance(self.val_from, int) != isinstance(self.test_from, int):
+            raise ValueError("val_from and test_from must both be numbers, or both dates or times")
+        return _number(self.val_from), _number(self.test_from)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the split and its checks read."""
+        asked = (self.column, *self.apart, self.in_time)
+        return tuple(dict.fromkeys(name for name in asked if name is not None))
+
+
+def threshold(share: float) -> str:
+    """The first 128-bit digest, in 32 hexadecimal digits, that is not among the least `share` of all."""
+    return format(min(int(share * 2**128), 2**128 - 1), "032x")
+
+
+def _number(moment: int | datetime) -> int:
+    if isinstance(moment, int):
+        return moment
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -1,0 +1,195 @@
+"""A histogram of float64 values from which quantiles and exact moments are read, whatever the order of the values.
+
+A bucket holds the values that agree in sign, exponent and the first 10 bits of their fraction, so values in a bucket
+differ by less than 2 ** -10 of themselves. Of each bucket the sketch keeps its count, its least value, and the exact
+sums of the remaining 42 bits and of their squares, for up to 2 ** 40 values. Sketches of parts add up to the sketch
+of the whole, bit for bit.
+
+Source: Masson, Rim & Lee 2019, "DDSketch: A fast and fully-mergeable quantile sketch with relative-error guarantees"
+(buckets of constant relative width); the buckets here are those of the binary representation.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bloomery.models.features.statistics.moments import Moments, moments_of_copies
+
+_REST_BITS = 42  # of a value's 52 bits of fraction, those that its bucket leaves open
+_REST = (1 << _REST_BITS) - 1
+_OCTAVE_BITS = 10  # of a bucket's number: its place among the buckets of one sign and exponent
+_NUM_OCTAVES = 1 << 12
+_HALF_BITS = 21
+_HALF = (1 << _HALF_BITS) - 1
+_MAGNITUDE = 2**63 - 1
+_SLICE = 1 << 18  # values at a time: the sums of 2 ** 42 of them fit into 64 bits
+# The rows of `cells`. The sum of the rests is written in two digits of 42 bits, that of their squares in three.
+_BUCKET, _COUNT, _LEAST, _SUM, _SQUARES = 0, 1, 2, slice(3, 5), slice(5, 8)
+_NUM_CELLS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """`cells` int64 (8, buckets), sorted by bucket."""
+
+    cells: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return int(self.cells[_COUNT].sum())
+
+    def __add__(self, other: Sketch) -> Sketch:
+        return merged([self, other])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sketch) and np.array_equal(self.cells, other.cells)
+
+    def as_text(self) -> str:
+        return base64.b64encode(self.cells.astype("<i8").tobytes()).decode()
+
+
+def empty() -> Sketch:
+    return Sketch(np.zeros((_NUM_CELLS, 0), np.int64))
+
+
+def read_sketch(text: str) -> Sketch:
+    return Sketch(np.frombuffer(base64.b64decode(text), "<i8").reshape(_NUM_CELLS, -1).astype(np.int64))
+
+
+def sketch_of(values: np.ndarray) -> Sketch:
+    """The sketch of finite float64 `values` of any shape."""
+    flat = values.reshape(-1)
+    pieces = [_sketch_of_slice(flat[start : start + _SLICE]) for start in range(0, flat.size, _SLICE)]
+    return merged(pieces)
+
+
+def _sketch_of_slice(values: np.ndarray) -> Sketch:
+    ordered = _sorted_by_bucket(_ordered(values))
+    bucket = ordered >> _REST_BITS
+    starts = np.concatenate([[0], np.flatnonzero(bucket[1:] != bucket[:-1]) + 1])
+    rest = (ordered ^ (ordered >> 63)) & _REST
+    high, low = rest >> _HALF_BITS, rest & _HALF
+    cells = np.empty((_NUM_CELLS, len(starts)), np.int64)
+    cells[_BUCKET] = bucket[starts]
+    cells[_COUNT] = np.diff(starts, append=len(ordered))
+    cells[_LEAST] = np.minimum.reduceat(ordered, starts)
+    cells[3], cells[4] = _carried(np.add.reduceat(rest, starts))
+    squares, twice, lowest_digit = (np.add.reduceat(one, starts) for one in (high * high, high * low, low * low))
+    # (high * 2**21 + low)² = high² * 2**42 + 2 * high * low * 2**21 + low²
+    carry, cells[5] = _split(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
+    carry, cells[6] = _split(carry + (lowest_digit >> _REST_BITS) + (twice >> (_HALF_BITS - 1)) + (squares & _REST))
+    cells[7] = carry + (squares >> _REST_BITS)
+    return Sketch(cells)
+
+
+def _sorted_by_bucket(ordered: np.ndarray) -> np.ndarray:
+    """Numpy sorts 16 bits by their digits, far faster than 64 bits by comparing, so buckets get short numbers first."""
+    bucket = ordered >> _REST_BITS
+    lowest = int(bucket.min())
+    if int(bucket.max()) - lowest < 2**16:
+        return ordered[np.argsort((bucket - lowest).astype(np.uint16), kind="stable")]
+    octave = (bucket >> _OCTAVE_BITS) + _NUM_OCTAVES // 2
+    occupied = np.bincount(octave, minlength=_NUM_OCTAVES) > 0
+    if int(occupied.sum()) > 2**16 >> _OCTAVE_BITS:
+        return np.sort(ordered)
+    position = (np.cumsum(occupied) - 1).astype(np.uint16) << np.uint16(_OCTAVE_BITS)
+    short = position[octave] | (bucket & ((1 << _OCTAVE_BITS) - 1)).astype(np.uint16)
+    return ordered[np.argsort(short, kind="stable")]
+
+
+def _split(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is carried to the next digit, and the digit of 42 bits that stays."""
+    return digits >> _REST_BITS, digits & _REST
+
+
+def _carried(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return sums & _REST, sums >> _REST_BITS
+
+
+def merged(sketches: Sequence[Sketch]) -> Sketch:
+    """The sketch of all values together."""
+    cells = np.concatenate([np.zeros((_NUM_CELLS, 0), np.int64), *(one.cells for one in sketches)], axis=1)
+    if len(sketches) < 2 or cells.shape[1] == 0:
+        return Sketch(cells)
+    cells = cells[:, np.argsort(cells[_BUCKET], kind="stable")]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(cells[_BUCKET])) + 1])
+    together = np.add.reduceat(cells, starts, axis=1)
+    together[_BUCKET] = cells[_BUCKET, starts]
+    together[_LEAST] = np.minimum.reduceat(cells[_LEAST], starts)
+    for digit in (3, 5, 6):
+        carry, together[digit] = _split(together[digit])
+        together[digit + 1] += carry
+    return Sketch(together)
+
+
+def quantiles(sketch: Sketch, shares: Sequence[float]) -> list[float]:
+    """For each share in [0, 1] the value of rank ceil(share * count), from rank 1, or less by under 2 ** -10 of itself.
+
+    It is the least value of its bucket, so a value that was seen, and exact where a bucket holds one value only.
+    """
+    ranks = np.cumsum(sketch.cells[_COUNT])
+    wanted = np.maximum(np.ceil(np.asarray(shares) * int(ranks[-1])), 1)
+    found = sketch.cells[_LEAST, np.searchsorted(ranks, wanted)]
+    return [float(value) for value in _values(found)]
+
+
+def ranks_of(sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
+    """The least value of each bucket, ascending, and how many values lie in the buckets before, both float64."""
+    before = np.cumsum(sketch.cells[_COUNT]) - sketch.cells[_COUNT]
+    return _values(sketch.cells[_LEAST]), before.astype(np.float64)
+
+
+def moments_of(sketch: Sketch) -> Moments:
+    """The exact moments of all values."""
+    if sketch.cells.shape[1] == 0:
+        return Moments()
+    bucket, count = sketch.cells[_BUCKET], sketch.cells[_COUNT]
+    (s0, s1), (t0, t1, t2) = sketch.cells[_SUM], sketch.cells[_SQUARES]
+    magnitude = bucket ^ (bucket >> 63)
+    exponent = magnitude >> _OCTAVE_BITS
+    # A value is lead * 2**42 + rest, in units of its exponent; a subnormal one has no leading 1.
+    lead = (magnitude & ((1 << _OCTAVE_BITS) - 1)) + np.where(exponent > 0, 1 << _OCTAVE_BITS, 0)
+    carry, cross = _split(2 * lead * s0)
+    digits = np.stack([count, s0, count * lead + s1, t0, t1 + cross, carry + t2 + count * lead * lead + 2 * lead * s1])
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(bucket >> _OCTAVE_BITS)) + 1])
+    groups = np.add.reduceat(digits, starts, axis=1)
+    sums = Moments()
+    for position, start in enumerate(starts):
+        number, low, high, *tail = (int(digit) for digit in groups[:, position])
+        total = low + (high << _REST_BITS)
+        squares = sum(digit << place * _REST_BITS for place, digit in enumerate(tail))
+        shift = max(int(exponent[start]) - 1, 0)
+        sign = -1 if bucket[start] < 0 else 1
+        sums += Moments(count=number, total=sign * total << shift, total_of_squares=squares << 2 * shift)
+    return sums
+
+
+def moments_clipped(sketch: Sketch, low: float | None, high: float | None) -> Moments:
+    """The exact moments of all values after clipping to limits that are least values of buckets (or none)."""
+    bucket = sketch.cells[_BUCKET]
+    below = np.zeros(len(bucket), bool) if low is None else bucket < _bucket_of(low)
+    above = np.zeros(len(bucket), bool) if high is None else (bucket >= _bucket_of(high)) & ~below
+    sums = moments_of(Sketch(sketch.cells[:, ~(below | above)]))
+    for limit, moved in ((low, below), (high, above)):
+        if limit is not None:
+            sums += moments_of_copies(limit, int(sketch.cells[_COUNT, moved].sum()))
+    return sums
+
+
+def _bucket_of(value: float) -> int:
+    return int(_ordered(np.array([value]))[0] >> _REST_BITS)
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """The bits of float64 values as int64 that have the same order; minus zero counts as zero."""
+    bits = (values + 0.0).view(np.int64)
+    return bits ^ ((bits >> 63) & _MAGNITUDE)
+
+
+def _values(ordered: np.ndarray) -> np.ndarray:
+    """The float64 values whose `_ordered` is given."""
+    return (ordered ^ ((ordered >> 63) & _MAGNITUDE)).view(np.float64)

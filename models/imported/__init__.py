@@ -1,1 +1,0 @@
-"""Networks that come trained, as ONNX files, from Keras or elsewhere."""

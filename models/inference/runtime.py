@@ -1,0 +1,51 @@
+"""Answers of an ONNX file, with the session settings that ship. Travels into the bento: it needs no torch.
+
+Shapes: B rows, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from bloomery.models.onnx_storage.decoder import is_stored, opened
+
+INPUT, OUTPUT = "x", "logits"
+
+
+def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks.
+
+    `model` is a file, or what is in one; in a stored form (`models/onnx_storage/decoder.py`) it is unpacked first.
+
+    Raises:
+        OutputCorrupt: a stored form is broken.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(unpacked(model), options, providers=["CPUExecutionProvider"])
+
+
+def unpacked(model: Path | bytes) -> str | bytes:
+    """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
+    if isinstance(model, bytes):
+        return opened(model)
+    with model.open("rb") as file:
+        if not is_stored(file.read(4)):
+            return str(model)
+    return opened(model.read_bytes())
+
+
+def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+    """logits_BK float32 for x float32 (B, ...)."""
+    return runtime.run([OUTPUT], {INPUT: x})[0]
+
+
+def softmax(logits_BK: np.ndarray) -> np.ndarray:
+    """Probabilities float64 (B, K), each row adding up to 1."""
+    shifted = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -1,0 +1,167 @@
+"""Your own network: what a function of yours returns.
+
+Its code comes from the config, and not from a folder: what was trained can be built again wherever the config is.
+
+Shapes: B rows, K outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import Custom
+
+_WHERE = "model.function in the recipe"
+_TOLERANCE = 1e-3  # of an answer; the order of sums depends on the number of rows
+
+
+def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
+    """What the function returns for `layout` and `num_outputs`, after it has answered two rows.
+
+    Raises:
+        RecipeInvalid: there is no such function, it fails, or what it returns is no network for these rows.
+    """
+    try:
+        network = _function(config)(layout, num_outputs, **config.options)
+    except RecipeInvalid:
+        raise
+    except Exception as failure:
+        found = f"{config.function} failed: {_told(failure)}"
+        raise _unfit(config, found, "a function that returns a network") from failure
+    if not isinstance(network, nn.Module):
+        raise _unfit(config, f"{config.function} returned a {type(network).__name__}", "a torch.nn.Module")
+    _require_answers(config, network, layout, num_outputs)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise _unfit(config, f"what {config.function} returned has no parameter", "something that can learn")
+    return network.train()
+
+
+def _require_answers(config: Custom, network: nn.Module, layout: Layout, num_outputs: int) -> None:
+    # The number of a category may have to be 0, and a token of 0 is padding.
+    x = torch.full((2, *layout.shape), 1.0 if layout.kind == "tokens" else 0.0)
+    x[1] = min(2.0, (layout.num_tokens or 3) - 1)
+    x[1, [position for position, _ in layout.categories]] = 0.0
+    required = f"float32 (B, {num_outputs}) for x float32 (B, {', '.join(map(str, layout.shape))})"
+    try:
+        with torch.no_grad():
+            answer, alone = network.eval()(x), network(x[1:])
+    except Exception as failure:
+        found = f"the network of {config.function} failed on {tuple(x.shape)}: {_told(failure)}"
+        raise _unfit(config, found, required) from failure
+    if not isinstance(answer, torch.Tensor):
+        raise _unfit(config, f"the network of {config.function} answers a {type(answer).__name__}", required)
+    if answer.shape != (2, num_outputs) or answer.dtype != torch.float32:
+        dtype = str(answer.dtype).removeprefix("torch.")
+        found = f"the network of {config.function} answers {dtype} {tuple(answer.shape)} to {tuple(x.shape)}"
+        raise _unfit(config, found, required)
+    furthest = float((answer[1:] - alone).abs().max())
+    if furthest > _TOLERANCE:
+        found = f"the network of {config.function} answers a row otherwise beside another one, by {furthest:.2g}"
+        raise _unfit(config, found, "an answer to each row that depends on that row alone, in evaluation mode")
+
+
+def _told(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"
+
+
+def _unfit(config: Custom, found: str, required: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        found,
+        required=required,
+        where=_WHERE,
+        remedy=f"mend {config.function}, or `options`, which are {config.options}; see docs/bring-your-own.md",
+    )
+
+
+class _Loader(InspectLoader):
+    """Loads one module from its text; tracebacks and `inspect` find its lines here."""
+
+    def __init__(self, text: str, *, is_package: bool) -> None:
+        self.text = text
+        self._is_package = is_package
+
+    def get_source(self, fullname: str) -> str:
+        return self.text
+
+    def is_package(self, fullname: str) -> bool:
+        return self._is_package
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of the config that was built last."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, _Loader] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        loader = self.modules.get(fullname)
+        return None if loader is None else spec_from_loader(fullname, loader)
+
+
+_FINDER = _Finder()
+
+
+def _function(config: Custom) -> Callable[..., Any]:
+    module, _, name = config.function.partition(":")
+    modules = _modules_of(config.code)
+    _forget(modules)
+    _FINDER.modules = modules
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+    try:
+        imported = importlib.import_module(module)
+    except Exception as failure:
+        found = f"module {module} cannot be imported: {_told(failure)}"
+        raise _unfit(config, found, "a module beside the recipe, or in an installed package") from failure
+    function = getattr(imported, name, None)
+    if not callable(function):
+        known = ", ".join(one for one, value in vars(imported).items() if callable(value) and not one.startswith("_"))
+        raise _unfit(config, f"module {module} has no function {name}", f"one of {known or 'its functions'}")
+    return function
+
+
+def _modules_of(code: dict[str, str]) -> dict[str, _Loader]:
+    """Every module by its dotted name; a folder without an `__init__.py` is an empty package."""
+    modules: dict[str, _Loader] = {}
+    for path, text in code.items():
+        *folders, file = path.split("/")
+        for depth in range(1, len(folders) + 1):
+            modules.setdefault(".".join(folders[:depth]), _Loader("", is_package=True))
+        is_package = file == "__init__.py"
+        name = ".".join(folders if is_package else [*folders, file.removesuffix(".py")])
+        modules[name] = _Loader(text, is_package=is_package)
+    return modules
+
+
+def _forget(modules: dict[str, _Loader]) -> None:
+    """Afterwards each of `modules` that Python has kept is the one that is to be imported, or will be read anew.
+
+    Raises:
+        RecipeInvalid: a module of that name came from elsewhere, which must not be taken from those who use it.
+    """
+    kept = {name: getattr(sys.modules[name], "__loader__", None) for name in modules if name in sys.modules}
+    for name, loader in kept.items():
+        if not isinstance(loader, _Loader):
+            raise RecipeInvalid(
+                f"a module {name} was imported before, from {getattr(sys.modules[name], '__file__', 'elsewhere')}",
+                required="a name of its own for each module beside the recipe",
+                where=_WHERE,
+                remedy="rename the file, and what imports it",
+            )
+    if any(isinstance(loader, _Loader) and loader.text != modules[name].text for name, loader in kept.items()):
+        for name in kept:
+            del sys.modules[name]

@@ -1,0 +1,107 @@
+"""The FT-Transformer: each column of a table is one token.
+
+Source: Gorishniy et al. 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.3 and appendix E.1 (no
+normalisation before the first attention, ReGLU, the answer from the token [CLS]).
+
+Shapes: B rows, F values of a row, N numbers, C categories, T tokens, Q tokens that ask, W width, H heads, D width of a
+head, K outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import FtTransformer
+from bloomery.models.networks.layers.attention import attend
+from bloomery.models.networks.layers.tabular_embedding import Columns, require_flat
+
+
+class TableTransformer(nn.Module):
+    """x_BF float32 -> float32 (B, K)."""
+
+    def __init__(self, config: FtTransformer, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        require_flat(layout, "ft_transformer")
+        self.tokens = Tokens(layout, config.width)
+        self.blocks = nn.ModuleList(Block(config, is_first=number == 0) for number in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, num_outputs)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        x_BTW = self.tokens(x_BF)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            # Of the last block only the answer of the first token is asked for.
+            x_BTW = block(x_BTW, num_asking=1 if number == last else None)
+        return self.head(torch.relu(self.norm(x_BTW[:, 0])))
+
+
+class Tokens(nn.Module):
+    """x_BF float32 -> x_BTW: [CLS], the numbers, the categories."""
+
+    def __init__(self, layout: Layout, width: int) -> None:
+        super().__init__()
+        self.columns = Columns(layout)
+        counts = self.columns.counts
+        self.first = nn.Parameter(_drawn(1, width))
+        self.slope = nn.Parameter(_drawn(self.columns.num_numbers, width)) if self.columns.num_numbers else None
+        self.offset = nn.Parameter(_drawn(self.columns.num_numbers, width)) if self.columns.num_numbers else None
+        self.categories = nn.Embedding(sum(counts), width, _weight=_drawn(sum(counts), width)) if counts else None
+        starts = torch.tensor([sum(counts[:place]) for place in range(len(counts))], dtype=torch.int64)
+        self.register_buffer("_starts", starts, persistent=False)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        numbers_BN, codes_BC = self.columns(x_BF)
+        tokens = [self.first.expand(x_BF.shape[0], 1, -1)]
+        if self.slope is not None and self.offset is not None:
+            tokens.append(numbers_BN.unsqueeze(-1) * self.slope + self.offset)
+        if self.categories is not None:
+            tokens.append(self.categories(codes_BC + self._starts))
+        return torch.cat(tokens, dim=1)
+
+
+def _drawn(num: int, width: int) -> torch.Tensor:
+    return (torch.rand(num, width) * 2 - 1) * width**-0.5
+
+
+class Block(nn.Module):
+    """Attention and a gated feed-forward layer, each after a normalisation and added to what came in."""
+
+    def __init__(self, config: FtTransformer, *, is_first: bool) -> None:
+        super().__init__()
+        width, hidden = config.width, max(round(config.width * config.feed_forward), 1)
+        self.norm_attention = nn.Identity() if is_first else nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.norm_feed_forward = nn.LayerNorm(width)
+        self.up, self.gate, self.down = nn.Linear(width, hidden), nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self._head_width, self._dropout = width // config.num_heads, config.dropout
+
+    def forward(self, x_BTW: torch.Tensor, num_asking: int | None = None) -> torch.Tensor:
+        """The first `num_asking` tokens afterwards, x_BQW; all of them where it is None."""
+        given_BTW = self.norm_attention(x_BTW)
+        x_BQW = x_BTW[:, :num_asking] + self._attention(given_BTW[:, :num_asking], given_BTW)
+        given_BQW = self.norm_feed_forward(x_BQW)
+        return x_BQW + self.down(self.dropout(self.up(given_BQW) * torch.relu(self.gate(given_BQW))))
+
+    def _attention(self, asking_BQW: torch.Tensor, given_BTW: torch.Tensor) -> torch.Tensor:
+        dropout = self._dropout if self.training else 0.0
+        asked = self.query(asking_BQW), self.key(given_BTW), self.value(given_BTW)
+        return self.out(attend(*asked, self._head_width, dropout=dropout))
+
+
+def prunable(network: TableTransformer) -> list[nn.Module]:
+    """The layers whose outputs may go: those inside the feed-forward parts."""
+    return [layer for block in network.blocks for layer in (block.up, block.gate)]  # type: ignore[misc]
+
+
+def config_of(network: TableTransformer, config: FtTransformer) -> FtTransformer:
+    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    hidden: int = network.blocks[0].up.out_features  # type: ignore[union-attr, assignment]
+    return config.model_copy(update={"feed_forward": hidden / config.width})
+
+
+def build(config: FtTransformer, layout: Layout, num_outputs: int) -> TableTransformer:
+    return TableTransformer(config, layout, num_outputs)

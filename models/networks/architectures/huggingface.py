@@ -1,0 +1,197 @@
+"""A network of Hugging Face `transformers`, built from its configuration or a checkpoint folder, without a network.
+
+Shapes: B rows, T tokens, C channels, H height, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import HuggingFace
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_WHERE = "model in the recipe"
+# What the rows decide. A recipe that states it would be wrong, or say it twice.
+_OF_ROWS = {"tokens": ("vocab_size", "num_labels"), "image": ("num_channels", "image_size", "num_labels")}
+
+
+class OverTokens(nn.Module):
+    """x float32 (B, T), whole numbers with 0 as padding -> float32 (B, K)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.filling: int = model.config.pad_token_id
+
+    def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        ids_BT = x_BT.long()
+        is_there_BT = ids_BT != 0
+        # The first step of a row of padding alone is seen, or its attention would be a division by nothing.
+        is_first_T = torch.arange(x_BT.shape[1], device=x_BT.device) == 0
+        mask_BT = (is_there_BT | is_first_T).long()
+        if self.filling:
+            # The rows have padding as 0, so what stands for 0 in the vocabulary changes places with its padding.
+            ids_BT = torch.where(ids_BT == 0, self.filling, torch.where(ids_BT == self.filling, 0, ids_BT))
+        return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits
+
+
+class OverImages(nn.Module):
+    """x float32 (B, C, H, W) -> float32 (B, K)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=x_BCHW).logits
+
+
+def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
+    """With freshly drawn weights, or those of the checkpoint if the config names one.
+
+    Raises:
+        EngineMissing: `transformers` is not installed.
+        RecipeInvalid: it has no such network for rows like these, or the checkpoint's weights do not fit.
+    """
+    if layout.kind not in _OF_ROWS:
+        raise _unfit(f"the rows are {layout.kind}", "text or images, for a network of Hugging Face")
+    try:
+        import transformers
+    except ImportError as failure:
+        raise EngineMissing(
+            "the package transformers is not installed",
+            required="transformers, for a network of kind huggingface",
+            where=sys.prefix,
+            remedy="pip install 'bloomery[huggingface]'",
+        ) from failure
+    with _quietly():
+        stated = _configuration(config, layout, num_outputs)
+        family = (
+            transformers.AutoModelForSequenceClassification
+            if layout.kind == "tokens"
+            else transformers.AutoModelForImageClassification
+        )
+        try:
+            model = _loaded(config, family, stated) if config.checkpoint else family.from_config(stated)
+        except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
+            raise _unfit(
+                f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
+                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, of fitting sizes",
+            ) from failure
+    _require_length(model.config, layout)
+    return (OverTokens(model) if layout.kind == "tokens" else OverImages(model)).train()
+
+
+def without_checkpoint(config: HuggingFace) -> HuggingFace:
+    """The config of a network that has been trained: its weights are its own, and the folder is needed no more."""
+    return HuggingFace(kind="huggingface", config=config.config)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without its warnings and progress bars, which the recipe's author cannot act on."""
+    from transformers import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    assert config.config is not None
+    stated: dict[str, Any] = dict(config.config)
+    kind = stated.pop("model_type")
+    is_checkpoint = "transformers_version" in stated
+    try:
+        known = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
+    except ValueError as failure:
+        raise _unfit(f"transformers has no model_type {kind!r}", "one such as bert, gpt2, vit") from failure
+    if not is_checkpoint:
+        for name in stated:
+            _require_known(name, known, kind, layout)
+        stated |= _of_rows(layout, known)
+    stated["num_labels"] = num_outputs
+    for name in ("id2label", "label2id", "architectures", "problem_type"):
+        stated.pop(name, None)
+    made = AutoConfig.for_model(kind, **stated)
+    if layout.kind == "tokens":
+        _require_vocabulary(made, layout, is_checkpoint)
+    elif getattr(made, "num_channels", layout.shape[0]) != layout.shape[0]:
+        raise _unfit(f"the checkpoint reads {made.num_channels} channels", f"{layout.shape[0]}, as the rows have")
+    return made
+
+
+def _require_known(name: str, known: set[str], kind: str, layout: Layout) -> None:
+    if name in _OF_ROWS[layout.kind]:
+        raise _unfit(f"model.config states {name}", "nothing that the rows and the label decide")
+    if name not in known:
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise _unfit(f"the configuration of {kind} has no {name!r}{hint}", "keys that it has")
+
+
+def _of_rows(layout: Layout, known: set[str]) -> dict[str, Any]:
+    if layout.kind == "tokens":
+        return {"vocab_size": layout.num_tokens, "pad_token_id": 0}
+    channels, height, width = layout.shape
+    return {"num_channels": channels} | ({"image_size": (height, width)} if "image_size" in known else {})
+
+
+def _require_vocabulary(made: PretrainedConfig, layout: Layout, is_checkpoint: bool) -> None:
+    if made.pad_token_id is None:
+        made.pad_token_id = 0
+    if layout.num_tokens is None or layout.num_tokens > made.vocab_size:
+        found = "checkpoint" if is_checkpoint else "configuration"
+        raise _unfit(f"the {found} knows {made.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have")
+
+
+def _require_length(made: PretrainedConfig, layout: Layout) -> None:
+    most = getattr(made, "max_position_embeddings", None)
+    if layout.kind == "tokens" and most is not None and most < layout.shape[0]:
+        raise _unfit(f"{made.model_type} has {most} positions", f"at least {layout.shape[0]}, the text's `length`")
+
+
+def _loaded(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTrainedModel:
+    """The network with the checkpoint's weights; its head is drawn anew where the checkpoint has another or none."""
+    model, told = family.from_pretrained(
+        config.checkpoint,
+        config=stated,
+        local_files_only=True,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        dtype=torch.float32,
+    )
+    body = f"{model.base_model_prefix}."
+    other = sorted(name for name, *_ in told["mismatched_keys"] if name.startswith(body))
+    lacking = {name for name in told["missing_keys"] if name.startswith(body)}
+    own = [name for name in model.state_dict() if name.startswith(body)]
+    if other or len(lacking) * 2 > len(own):
+        found = f"{other[0]} has another shape" if other else f"{len(lacking)} of {len(own)} weights are not in it"
+        raise _unfit(f"the checkpoint does not fit its config.json: {found}", "weights of that network")
+    return model
+
+
+def _unfit(found: str, required: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        found, required=required, where=_WHERE, remedy="mend the recipe's `model`; see docs/bring-your-own.md"
+    )

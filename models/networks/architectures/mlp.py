@@ -1,0 +1,99 @@
+"""A multilayer perceptron for the columns of a table; an input of another shape is read as one vector.
+
+Source: Rumelhart, Hinton & Williams 1986 (hidden layers); Ioffe & Szegedy 2015 (batch normalisation); Guo & Berkhahn
+2016, "Entity Embeddings of Categorical Variables" (categories as vectors); Gorishniy et al. 2022, "On Embeddings for
+Numerical Features in Tabular Deep Learning", section 3.3 (numbers as vectors).
+
+Shapes: B rows, F features, N numbers, Q frequencies, W width of a number's vector, C categories, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import Mlp, Periodic
+from bloomery.models.networks.layers.tabular_embedding import Columns
+
+_WIDEST = 50
+
+
+class Perceptron(nn.Module):
+    """x float32 (B, F), or (B, ...) with F values in all -> float32 (B, K)."""
+
+    def __init__(self, config: Mlp, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        self.columns = Columns(layout) if layout.categories else None
+        counts = () if self.columns is None else self.columns.counts
+        widths = [config.embedding or embedding_width(count) for count in counts]
+        self.embeddings = nn.ModuleList(map(nn.Embedding, counts, widths))
+        for embedding, wide in zip(self.embeddings, widths, strict=True):
+            nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
+        num_numbers = layout.num_values if self.columns is None else self.columns.num_numbers
+        self.waves = Waves(config.periodic, num_numbers) if config.periodic is not None and num_numbers else None
+        width = sum(widths) + num_numbers * (1 if self.waves is None else self.waves.width)
+        layers: list[nn.Module] = []
+        for wider in config.hidden:
+            layers.append(_layer(width, wider, config))
+            width = wider
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(width, num_outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_BF = x if x.dim() == 2 else x.flatten(1)
+        rows: list[torch.Tensor] = []
+        if self.columns is not None:
+            x_BF, codes_BC = self.columns(x_BF)
+            rows = [embedding(codes_BC[:, place]) for place, embedding in enumerate(self.embeddings)]
+        if self.waves is not None:
+            x_BF = self.waves(x_BF)
+        return self.head(self.layers(torch.cat([x_BF, *rows], dim=1) if rows else x_BF))
+
+
+class Waves(nn.Module):
+    """x_BN float32 -> float32 (B, N * W): each number as a linear map, one for all columns, of its sines and cosines.
+
+    Frequencies are each column's own.
+    """
+
+    def __init__(self, config: Periodic, num_numbers: int) -> None:
+        super().__init__()
+        self.width = config.width
+        self.frequencies_NQ = nn.Parameter(torch.randn(num_numbers, config.frequencies) * config.spread)
+        self.linear = nn.Linear(2 * config.frequencies, config.width)
+
+    def forward(self, x_BN: torch.Tensor) -> torch.Tensor:
+        angles_BNQ = 2 * math.pi * x_BN.unsqueeze(-1) * self.frequencies_NQ
+        waves_BNW = self.linear(torch.cat([angles_BNQ.sin(), angles_BNQ.cos()], dim=-1))
+        return torch.relu(waves_BNW).flatten(1)
+
+
+def embedding_width(count: int) -> int:
+    """Values for each of `count` categories: more for more of them, up to 50.
+
+    Source: the rule of thumb of fastai (Howard & Gugger 2020, "fastai: A Layered API for Deep Learning").
+    """
+    return min(_WIDEST, round(1.6 * count**0.56))
+
+
+def _layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
+    linear = nn.Linear(width, wider)
+    norm = [nn.BatchNorm1d(wider)] if config.norm == "batch" else []
+    return nn.Sequential(linear, *norm, nn.ReLU(), nn.Dropout(config.dropout))
+
+
+def prunable(network: Perceptron) -> list[nn.Module]:
+    """The layers whose outputs may go."""
+    return [layer[0] for layer in network.layers]  # type: ignore[index]
+
+
+def config_of(network: Perceptron, config: Mlp) -> Mlp:
+    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    return config.model_copy(update={"hidden": tuple(layer[0].out_features for layer in network.layers)})  # type: ignore[index]
+
+
+def build(config: Mlp, layout: Layout, num_outputs: int) -> Perceptron:
+    return Perceptron(config, layout, num_outputs)

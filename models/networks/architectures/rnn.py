@@ -1,0 +1,103 @@
+"""Recurrent networks over sequences: Elman's, the LSTM and the GRU, in one or both directions.
+
+Source: Elman 1990, "Finding Structure in Time"; Hochreiter & Schmidhuber 1997, "Long Short-Term Memory"; Cho et al.
+2014, "Learning Phrase Representations using RNN Encoder-Decoder"; Lai et al. 2018, "Modeling Long- and Short-Term
+Temporal Patterns with Deep Neural Networks", section 3.5 (the highway).
+
+Shapes: B rows, T steps, F values of a step, H hidden units, D directions, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import Rnn
+from bloomery.models.networks.layers.padding import Steps, length_of, pooled, turned
+
+_CELLS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Recurrent(nn.Module):
+    """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
+
+    Each direction is a stack of layers of its own that reads the steps in its order, so padding is always behind and
+    the steps before it do not feel it.
+    """
+
+    def __init__(self, config: Rnn, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        # It could read more, but nothing shows that it answers well on rows longer than those it has learnt from.
+        self.max_length = length_of(layout)
+        self.steps = Steps(layout, config.embedding if layout.kind == "tokens" else None)
+        num_directions = 2 if config.bidirectional else 1
+        widths = [self.steps.width] + [config.hidden * num_directions] * (config.num_layers - 1)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(_CELLS[config.cell](width, config.hidden, batch_first=True) for _ in range(num_directions))
+            for width in widths
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden * num_directions, num_outputs)
+        self.highway = nn.Linear(config.highway * self.steps.width, num_outputs) if config.highway else None
+        self._pooling, self._num_highway = config.pooling, config.highway
+        self._is_bidirectional = config.bidirectional
+        if self.highway is not None:
+            nn.init.zeros_(self.highway.weight)
+        for name, weight in self.layers.named_parameters():
+            _initialise(name, weight, config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_BTF, there_BT = self.steps(x)
+        h_BTH = x_BTF
+        for number, directions in enumerate(self.layers):
+            h_BTH = _through(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
+        if self._pooling == "last" and self._is_bidirectional:
+            # The backward direction has read the whole sequence at its first step, not at its last.
+            forward_BH, backward_BH = h_BTH.chunk(2, dim=2)
+            pooled_BH = torch.cat([pooled(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
+        else:
+            pooled_BH = pooled(h_BTH, there_BT, self._pooling)
+        answer_BK = self.head(self.dropout(pooled_BH))
+        if self.highway is None:
+            return answer_BK
+        return answer_BK + self.highway(_last_steps(x_BTF, there_BT, self._num_highway))
+
+
+def _through(directions: Sequence[nn.Module], x_BTF: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+    h_BTH = directions[0](x_BTF)[0]
+    if len(directions) == 1:
+        return h_BTH
+    backward_BTH = turned(directions[1](turned(x_BTF, there_BT))[0], there_BT)
+    return torch.cat([h_BTH, backward_BTH], dim=2)
+
+
+def _last_steps(x_BTF: torch.Tensor, there_BT: torch.Tensor, num: int) -> torch.Tensor:
+    """The last `num` steps that are there, the last one first, side by side (B, num * F); 0 before the first."""
+    at_B1 = there_BT.sum(1, keepdim=True) - 1
+    at_Bn = at_B1 - torch.arange(num, device=x_BTF.device).unsqueeze(0)
+    steps_BnF = x_BTF.gather(1, at_Bn.clamp(min=0).unsqueeze(-1).expand(-1, -1, x_BTF.shape[2]))
+    return (steps_BnF * (at_Bn >= 0).unsqueeze(-1)).flatten(1)
+
+
+def _initialise(name: str, weight: nn.Parameter, config: Rnn) -> None:
+    """Orthogonal recurrent weights and an open forget gate, which let long sequences be learnt from the start.
+
+    Source: Saxe et al. 2014 (orthogonal); Jozefowicz et al. 2015, section 2.1 (forget gate).
+    """
+    if "weight_hh" in name:
+        for gate in weight.data.split(config.hidden):
+            nn.init.orthogonal_(gate)
+    elif "weight_ih" in name:
+        for gate in weight.data.split(config.hidden):
+            nn.init.xavier_uniform_(gate)
+    else:
+        nn.init.zeros_(weight)
+        if config.cell == "lstm" and "bias_ih" in name:
+            weight.data[config.hidden : 2 * config.hidden] = 1.0
+
+
+def build(config: Rnn, layout: Layout, num_outputs: int) -> Recurrent:
+    return Recurrent(config, layout, num_outputs)

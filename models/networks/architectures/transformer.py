@@ -1,0 +1,109 @@
+"""A Transformer encoder for text and for continuous sequences.
+
+Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"; Xiong et
+al. 2020, "On Layer Normalization in the Transformer Architecture" (normalisation first); So et al. 2021, "Primer:
+Searching for Efficient Transformers for Language Modeling" (a convolution over each value's neighbours); Cheng et al.
+2016, "Wide & Deep Learning for Recommender Systems" (a linear map beside the network).
+
+Shapes: B rows, T steps, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.config import Transformer
+from bloomery.models.networks.layers.attention import Block, Positions, heads_of, initialise
+from bloomery.models.networks.layers.padding import Steps, length_of, pooled, without_common_padding
+
+
+class Encoder(nn.Module):
+    """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
+
+    A row may have as many steps as there are positions, and fewer.
+    """
+
+    def __init__(self, config: Transformer, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        self.max_length = config.max_length or length_of(layout)
+        self.steps = Steps(layout, config.width)
+        self.positions = Positions(self.max_length, config.width)
+        self.norm_in = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        hidden = max(round(config.width * config.feed_forward), 1)
+        self.neighbours = Neighbours(config.width, config.convolution) if config.convolution else None
+        self.wide = Wide(layout, num_outputs) if config.wide else None
+        self.blocks = nn.ModuleList(
+            Block(config.width, heads_of(config), hidden, config.dropout) for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, num_outputs)
+        self._pooling = config.pooling
+        self._has_padding = layout.kind == "tokens" or layout.is_padded
+        self.apply(initialise)
+        if self.wide is not None:  # which then begins as nothing
+            nn.init.zeros_(self.wide.weights.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self._has_padding:
+            x = without_common_padding(x)
+        h_BTW, there_BT = self.begin(x), self.mask(x)
+        for block in self.blocks:
+            h_BTW = block(h_BTW, there_BT)
+        return self.end(h_BTW, x)
+
+    def begin(self, x: torch.Tensor) -> torch.Tensor:
+        """h_BTW, which the first block takes."""
+        x_BTW, there_BT = self.steps(x)
+        h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
+        return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """there_BT, with which every block is called. Without one, attention has quicker kernels."""
+        return self.steps.there(x) if self._has_padding else None
+
+    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """float32 (B, K), from what the last block gives."""
+        answer_BK = self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
+        return answer_BK if self.wide is None else answer_BK + self.wide(x)
+
+
+class Neighbours(nn.Module):
+    """h_BTW with, added to each value, what a convolution makes of the same value of the steps around it."""
+
+    def __init__(self, width: int, num_steps: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, num_steps, padding=num_steps // 2, groups=width)
+
+    def forward(self, h_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+        given_BWT = (h_BTW * there_BT.unsqueeze(-1)).transpose(1, 2)  # padding is as the nothing beyond the ends
+        return h_BTW + F.gelu(self.convolution(given_BWT)).transpose(1, 2)
+
+
+class Wide(nn.Module):
+    """x (B, T) of tokens -> float32 (B, K): their weights for each output, added up, over the root of their number."""
+
+    def __init__(self, layout: Layout, num_outputs: int) -> None:
+        super().__init__()
+        if layout.kind != "tokens" or layout.num_tokens is None:
+            raise RecipeInvalid(
+                f"`wide` maps tokens, and rows are of kind {layout.kind}",
+                required="text, as its tokens",
+                where="the recipe's model",
+                remedy="leave `wide` out",
+            )
+        self._last_token = layout.num_tokens - 1
+        self.weights = nn.Embedding(layout.num_tokens, num_outputs, padding_idx=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens_BT = x.long().clamp(0, self._last_token)
+        num_B1 = (tokens_BT > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.weights(tokens_BT).sum(1) / num_B1.sqrt()
+
+
+def build(config: Transformer, layout: Layout, num_outputs: int) -> Encoder:
+    return Encoder(config, layout, num_outputs)

@@ -1,0 +1,30 @@
+"""What networks for images ask of their input."""
+
+from __future__ import annotations
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+
+
+def image_shape(layout: Layout, kind: str, *, least_side: int = 1) -> tuple[int, int, int]:
+    """Channels, height and width of one row, for a network of kind `kind`.
+
+    Raises:
+        RecipeInvalid: rows are no images, or smaller than `least_side` pixels.
+    """
+    if layout.kind != "image":
+        raise RecipeInvalid(
+            f"the {kind} was given rows of kind {layout.kind} and shape {list(layout.shape)}",
+            required="images, or sounds as spectrograms: (channels, height, width)",
+            where="the recipe's model",
+            remedy="use an mlp for flat rows, and an rnn or a transformer for sequences and tokens",
+        )
+    channels, height, width = layout.shape
+    if min(height, width) < least_side:
+        raise RecipeInvalid(
+            f"the {kind} was given images of {height} x {width} pixels",
+            required=f"at least {least_side} x {least_side}",
+            where="the recipe's model",
+            remedy="use a cnn, which reads images of every size",
+        )
+    return channels, height, width

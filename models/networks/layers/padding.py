@@ -1,0 +1,105 @@
+"""Which steps of a sequence are there, and what is done with those that are padding.
+
+Shapes: B rows, T steps, F values of a step, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+
+
+class Steps(nn.Module):
+    """x as a layout has it -> x_BTW float32 and there_BT bool, which is true where a step is no padding.
+
+    Tokens become rows of `embedding`; a spectrogram (1, F, T) is read along its time. Without padding every step is
+    there. A row that is all padding counts as one step, so that nothing is divided by 0.
+    """
+
+    def __init__(self, layout: Layout, width: int | None) -> None:
+        """`width` is that of the embedding, or of a linear map of each step; None leaves steps as they are."""
+        super().__init__()
+        self._kind, self._is_padded = layout.kind, layout.is_padded
+        self.embedding: nn.Embedding | None = None
+        self.project: nn.Linear | None = None
+        match layout.kind:
+            case "tokens":
+                if width is None or layout.num_tokens is None:
+                    raise ValueError("tokens need a width and a number of tokens")
+                self.embedding = nn.Embedding(layout.num_tokens, width, padding_idx=0)
+                self._last_token = layout.num_tokens - 1
+                self.width = width
+            case "sequence":
+                self.width = layout.shape[1] - layout.is_padded
+            case "image" if layout.shape[0] == 1:
+                self.width = layout.shape[1]
+            case _:
+                raise RecipeInvalid(
+                    f"rows of kind {layout.kind} and shape {list(layout.shape)} are no sequence",
+                    required="tokens, a sequence, or a spectrogram of one channel",
+                    where="the recipe's model",
+                    remedy="use a network that reads such rows, such as a cnn for images or an mlp for flat rows",
+                )
+        if layout.kind != "tokens" and width is not None:
+            self.project = nn.Linear(self.width, width)
+            self.width = width
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        there_BT = self.there(x)
+        if self.embedding is not None:
+            x_BTW = self.embedding(x.long().clamp(0, self._last_token))
+        elif self._kind == "image":
+            x_BTW = x.flatten(1, 2).transpose(1, 2)
+        elif self._is_padded:
+            x_BTW = x[..., :-1].masked_fill(x[..., -1:] <= 0.5, 0.0)
+        else:
+            x_BTW = x
+        return (x_BTW if self.project is None else self.project(x_BTW)), there_BT
+
+    def there(self, x: torch.Tensor) -> torch.Tensor:
+        """there_BT bool: true where a step is no padding, and at the first step of each row that has none."""
+        if self._kind == "tokens":
+            there_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1
+        elif self._is_padded:
+            told_BT = x[..., -1]
+            there_BT, has_none_B1 = told_BT > 0.5, told_BT.amax(1, keepdim=True) <= 0.5
+        else:
+            return torch.ones_like(x[:, 0, 0] if self._kind == "image" else x[..., 0], dtype=torch.bool)
+        is_first_T = torch.arange(x.shape[1], device=x.device) == 0
+        return there_BT | (is_first_T & has_none_B1)
+
+
+def length_of(layout: Layout) -> int:
+    """Steps of one row."""
+    return layout.shape[-1] if layout.kind in ("tokens", "image") else layout.shape[0]
+
+
+def without_common_padding(x: torch.Tensor) -> torch.Tensor:
+    """A batch of tokens (B, T) or padded steps (B, T, F), without the steps behind that are padding in every row."""
+    there_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
+    at_T = torch.arange(1, there_BT.shape[1] + 1, device=x.device)
+    return x[:, : max(int((there_BT.any(0) * at_T).max()), 1)]
+
+
+def pooled(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
+    """One vector per row (B, W) from the steps that are there, of which there is one: first, last, mean or maximum."""
+    if how == "first":
+        return h_BTW[:, 0]
+    if how == "last":
+        last_B1W = (there_BT.sum(1) - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, h_BTW.shape[-1])
+        return h_BTW.gather(1, last_B1W)[:, 0]
+    if how == "max":
+        return h_BTW.masked_fill(~there_BT.unsqueeze(-1), torch.finfo(h_BTW.dtype).min).amax(1)
+    there_BT1 = there_BT.unsqueeze(-1).to(h_BTW.dtype)
+    return (h_BTW * there_BT1).sum(1) / there_BT1.sum(1)
+
+
+def turned(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+    """The steps that are there in reverse order, padding still behind; turning twice gives the rows back."""
+    num_B1 = there_BT.sum(1, keepdim=True)
+    at_1T = torch.arange(x_BTW.shape[1], device=x_BTW.device).unsqueeze(0)
+    source_BT = torch.where(at_1T < num_B1, num_B1 - 1 - at_1T, at_1T)
+    return x_BTW.gather(1, source_BT.unsqueeze(-1).expand_as(x_BTW))

@@ -1,0 +1,49 @@
+"""The columns of a table, as networks for flat rows read them.
+
+Shapes: B rows, F values of a row, N numbers, C categories.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+
+
+class Columns(nn.Module):
+    """x_BF float32 -> numbers_BN float32, codes_BC int64.
+
+    A code is from 0 to one less than the count of its category: what lies outside becomes the nearest one.
+    """
+
+    counts: tuple[int, ...]
+    num_numbers: int
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        coded = [position for position, _ in layout.categories]
+        numbers = [position for position in range(layout.num_values) if position not in set(coded)]
+        self.counts = tuple(count for _, count in layout.categories)
+        self.num_numbers = len(numbers)
+        # The blueprint knows all of these, so the weights need not carry them.
+        self.register_buffer("_coded", torch.tensor(coded, dtype=torch.int64), persistent=False)
+        self.register_buffer("_numbers", torch.tensor(numbers, dtype=torch.int64), persistent=False)
+        self.register_buffer("_last", torch.tensor(self.counts, dtype=torch.int64) - 1, persistent=False)
+
+    def forward(self, x_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes_BC = x_BF.index_select(1, self._coded).long()  # type: ignore[arg-type]
+        codes_BC = torch.minimum(codes_BC.clamp(min=0), self._last)  # type: ignore[arg-type]
+        return x_BF.index_select(1, self._numbers), codes_BC  # type: ignore[arg-type]
+
+
+def require_flat(layout: Layout, kind: str) -> None:
+    """Raises RecipeInvalid where rows are no columns side by side."""
+    if layout.kind != "flat":
+        raise RecipeInvalid(
+            f"the {kind} was given rows of kind {layout.kind} and shape {list(layout.shape)}",
+            required="flat rows: the columns of a table side by side",
+            where="the recipe's model",
+            remedy="use a cnn for images, and an rnn or a transformer for sequences and tokens",
+        )

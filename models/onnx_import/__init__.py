@@ -1,0 +1,1 @@
+"""Trained networks that come as ONNX files."""

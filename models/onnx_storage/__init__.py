@@ -1,0 +1,1 @@
+"""The stored bytes of an ONNX file: packing, coding, sizes."""

@@ -1,0 +1,1 @@
+"""Latency, energy, MACs, FLOPs and CPU features."""

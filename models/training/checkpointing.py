@@ -1,0 +1,260 @@
+"""The whole state of training on disk, so that a killed run goes on where it was and ends in the same bits.
+
+A checkpoint is a folder: `weights.safetensors`, unless several devices have a part of them each; `state/`, the other
+tensors as `torch.distributed.checkpoint` lays them out, each process writing its own; and `position.json`. It is
+written beside and moved into place, and the one before it is removed after that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.models.training.config import Checkpoints
+from bloomery.models.training.distributed.process_group import is_cut
+from bloomery.models.training.loop import Epoch, State
+
+WEIGHTS = "weights.safetensors"
+_STATE = "state"
+_POSITION = "position.json"
+_AGREED_STEPS = 10  # how often several processes ask the first one whether it is time
+
+
+class Position(Document):
+    """What of the state is no tensor, and the sha256 of every other file of the checkpoint."""
+
+    epoch: int
+    batch: int
+    step: int
+    rate: float
+    num_mean_steps: int
+    history: tuple[tuple[float, ...], ...]
+    has_best: bool
+    schedule: dict[str, Any]
+    files: dict[str, str]
+
+
+class Keeper:
+    """Keeps the state of one training in `folder`. Every process that takes part has its own keeper of one folder."""
+
+    def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._kept_at = time.monotonic()
+        self._kept_step = 0
+        self._is_made = False
+
+    def restore(self, state: State) -> None:
+        """Put the newest whole checkpoint in place, if there is one; a damaged one counts as none."""
+        for place in sorted(self._folder.glob("step-*"), reverse=True):
+            position = _whole(place)
+            if position is not None:
+                _restore(state, place, position)
+                self._kept_step, self._is_made = state.step, True
+                return
+
+    def keep(self, state: State) -> None:
+        """Afterwards the state is on disk, if it is time for that."""
+        if state.step != self._kept_step and self._is_time(state.step):
+            if not self._is_made:
+                # Once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._is_made = True
+            _write(state, self._folder)
+            self._kept_at, self._kept_step = time.monotonic(), state.step
+
+    def forget(self) -> None:
+        """Remove all that is kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_time(self, step: int) -> bool:
+        every_steps = self._checkpoints.every_steps
+        if every_steps is not None and step % every_steps == 0:
+            return True
+        is_late = time.monotonic() - self._kept_at >= self._checkpoints.every_minutes * 60
+        if not _is_shared():
+            return is_late
+        # Clocks differ, and what is kept must be of the same step in every process.
+        if step % _AGREED_STEPS:
+            return False
+        verdict = [is_late]
+        dist.broadcast_object_list(verdict, src=0)
+        return verdict[0]
+
+
+def _write(state: State, folder: Path) -> None:
+    """Afterwards `folder` holds this state alone; where it cannot be written, the one before and nothing else."""
+    name = f"step-{state.step:012}"
+    beside, place = folder / f".{name}", folder / name
+    if _rank() == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+    _wait_for_all()
+    try:
+        _write_tensors(state, beside)
+        if _rank() == 0:
+            _write_position(state, beside)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if _rank() == 0:
+        shutil.rmtree(place, ignore_errors=True)
+        beside.rename(place)
+        for older in folder.iterdir():
+            if older.name not in (name, f".{name}"):
+                shutil.rmtree(older, ignore_errors=True)
+    _wait_for_all()
+
+
+def _write_tensors(state: State, beside: Path) -> None:
+    tensors = _tensors(state)
+    if not _is_in_parts(state.network):
+        weights = tensors.pop("network")
+        if _rank() == 0:
+            # Copies, since some networks have one tensor under two names, which the format refuses.
+            whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+            save_file(whole, beside / WEIGHTS)
+    with _quiet(), _own_failures():
+        dcp.save(_named(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_shared())
+
+
+@contextmanager
+def _own_failures() -> Iterator[None]:
+    """Raises what went wrong in the first process that failed. PyTorch wraps it in what is no Exception, so that a full
+    disk would end the program as a bug does."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        failure = next(failure for failure, _ in wrapped.failures.values())
+        raise failure from wrapped
+
+
+def _write_position(state: State, beside: Path) -> None:
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    position = Position(
+        epoch=state.epoch,
+        batch=state.batch,
+        step=state.step,
+        rate=state.rate,
+        num_mean_steps=0 if state.mean is None else state.mean.num_steps,
+        history=tuple(tuple(epoch) for epoch in state.history),
+        has_best=bool(state.best),
+        schedule=state.schedule.state_dict(),
+        files={str(path.relative_to(beside)): digest_of_file(path) for path in files},
+    )
+    with (beside / _POSITION).open("w", encoding="utf-8") as stream:
+        stream.write(position.model_dump_json())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _whole(place: Path) -> Position | None:
+    """The position of a checkpoint of which every file is as it was written, or None."""
+    try:
+        position = Position.model_validate_json((place / _POSITION).read_text(encoding="utf-8"))
+        if all(digest_of_file(place / name) == sha256 for name, sha256 in position.files.items()):
+            return position
+    except (OSError, UnicodeDecodeError, ValidationError):
+        pass
+    return None
+
+
+def _restore(state: State, place: Path, position: Position) -> None:
+    if position.has_best:
+        state.best = {name: torch.empty_like(tensor) for name, tensor in state.network.state_dict().items()}
+    tensors = _tensors(state)
+    is_whole = WEIGHTS in position.files
+    weights = tensors.pop("network") if is_whole else tensors["network"]
+    with _quiet(), _own_failures():
+        dcp.load(_named(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_shared())
+    if is_whole:
+        weights = load_file(place / WEIGHTS)
+    set_state_dict(state.network, state.optimizer, model_state_dict=weights, optim_state_dict=tensors["optimizer"])
+    # The first process has written these, and others may have other groups of parameters.
+    own_rates = {
+        "base_lrs": state.schedule.base_lrs,
+        "_last_lr": [group["lr"] for group in state.optimizer.param_groups],
+    }
+    state.schedule.load_state_dict(position.schedule | own_rates)
+    state.epoch, state.batch, state.step, state.rate = position.epoch, position.batch, position.step, position.rate
+    state.history = [Epoch(int(number), *figures) for number, *figures in position.history]
+    if state.mean is not None:
+        state.mean.num_steps = position.num_mean_steps
+    own = tensors[_own()]
+    device = next(state.network.parameters()).device
+    state.loss_sum, state.num_rows = own["loss_sum"].to(device), int(own["num_rows"])
+    torch.set_rng_state(own["random"])
+    if "random_of_device" in own:
+        torch.cuda.set_rng_state(own["random_of_device"])
+
+
+def _tensors(state: State) -> dict[str, Any]:
+    """The tensors of the state by name. They are the state's own, so what is loaded into them is in place."""
+    network, optimizer = get_state_dict(state.network, state.optimizer)
+    own = {
+        "random": torch.get_rng_state(),
+        "loss_sum": state.loss_sum,
+        "num_rows": torch.tensor(state.num_rows),
+    }
+    if torch.cuda.is_available():
+        own["random_of_device"] = torch.cuda.get_rng_state()
+    return {
+        "network": network,
+        "optimizer": optimizer,
+        "mean": {} if state.mean is None else state.mean.tensors,
+        "best": state.best,
+        _own(): own,
+    }
+
+
+def _own() -> str:
+    """Under this name lies what differs between processes."""
+    return f"process-{_rank()}"
+
+
+def _named(tensors: dict[str, Any], state: State) -> dict[str, Any]:
+    """The same tensors. If each process has other parameters, what describes them must not meet under one name."""
+    return {_own(): tensors} if is_cut(state.network) else tensors
+
+
+def _is_in_parts(network: nn.Module) -> bool:
+    return is_cut(network) or any(isinstance(tensor, DTensor) for tensor in network.state_dict().values())
+
+
+def _is_shared() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _is_shared() else 0
+
+
+def _wait_for_all() -> None:
+    if _is_shared():
+        dist.barrier()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # It tells that there is one process, which is known.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield

@@ -1,0 +1,1 @@
+"""Batches, streaming, prefetching and augmentation."""

@@ -1,0 +1,129 @@
+"""Changes to a batch of the training part that leave its labels true.
+
+Shapes: B rows, C channels, H height, W width, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from bloomery.models.training.config import Augment
+
+
+class Mixed(NamedTuple):
+    """A batch of which row i belongs by `share` to y[i], and by the rest to other[i]."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    other: torch.Tensor
+    share: float
+
+
+def generator_for(seed: int, epoch: int, batch: int) -> torch.Generator:
+    """Random numbers that depend on these three alone, so a run that goes on draws what it would have drawn."""
+    # Three primes keep the seeds of near epochs and batches apart.
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7_919 + batch * 104_729) % 2**63)
+
+
+def augmented(x: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
+    """`x` changed as the recipe says: images (B, C, H, W) or tokens (B, T); every row by its own draw."""
+    if x.dim() == 4:
+        if augment.rotate:
+            x = _rotated(x, augment.rotate, random)
+        if augment.flip or augment.shift:
+            x = _moved(x, augment, random)
+        if augment.erase:
+            x = _erased(x, augment.erase, random)
+        if augment.mask:
+            x = _masked(x, augment.mask, random)
+    elif x.dim() == 2 and augment.drop_tokens:
+        x = _without_some_tokens(x, augment.drop_tokens, random)
+    return x
+
+
+def mixed(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generator) -> Mixed:
+    """Each row with another one laid over it.
+
+    Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1.
+    """
+    first, second = (torch._sample_dirichlet(torch.full((1, 2), alpha), random)[0]).tolist()
+    share = max(first, second)
+    order = torch.randperm(len(x), generator=random)
+    return Mixed(x * share + x[order] * (1 - share), y, y[order], share)
+
+
+def _moved(x_BCHW: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
+    """Shifted by up to `shift` pixels, the border repeated, and mirrored half of the time."""
+    num, _, height, width = x_BCHW.shape
+    by_2B = torch.randint(-augment.shift, augment.shift + 1, (2, num), generator=random)
+    rows_BH = (torch.arange(height) + by_2B[0, :, None]).clamp(0, height - 1)
+    columns_BW = (torch.arange(width) + by_2B[1, :, None]).clamp(0, width - 1)
+    if augment.flip:
+        is_flipped_B = torch.rand(num, generator=random) < 0.5
+        columns_BW = torch.where(is_flipped_B[:, None], columns_BW.flip(1), columns_BW)
+    at_B = torch.arange(num)[:, None, None]
+    # Indices side by side leave the channels last.
+    moved_BHWC = x_BCHW.permute(0, 2, 3, 1)[at_B, rows_BH[:, :, None], columns_BW[:, None, :]]
+    return moved_BHWC.permute(0, 3, 1, 2)
+
+
+def _rotated(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> torch.Tensor:
+    angle_B = (torch.rand(len(x_BCHW), generator=random) * 2 - 1) * degrees * torch.pi / 180
+    sine_B, cosine_B, zero_B = angle_B.sin(), angle_B.cos(), torch.zeros_like(angle_B)
+    # On grids from -1 to 1 a turn keeps its shape only where height and width are equal.
+    ratio = x_BCHW.shape[2] / x_BCHW.shape[3]
+    turn_B23 = torch.stack(
+        [
+            torch.stack([cosine_B, -sine_B * ratio, zero_B], 1),
+            torch.stack([sine_B / ratio, cosine_B, zero_B], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(turn_B23, list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def _erased(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+    """A rectangle of a sixteenth to a quarter of the image becomes 0 in the `share` of images.
+
+    Source: Zhong et al. 2020, "Random Erasing Data Augmentation".
+    """
+    num, _, height, width = x_BCHW.shape
+    is_chosen_B = torch.rand(num, generator=random) < share
+    sides_2B = (0.25 + 0.25 * torch.rand(2, num, generator=random)) * torch.tensor([[height], [width]])
+    corner_2B = torch.rand(2, num, generator=random) * (torch.tensor([[height], [width]]) - sides_2B)
+    in_rows_BH = _between(height, corner_2B[0], sides_2B[0])
+    in_columns_BW = _between(width, corner_2B[1], sides_2B[1])
+    hole_BHW = in_rows_BH[:, :, None] & in_columns_BW[:, None, :] & is_chosen_B[:, None, None]
+    return x_BCHW.masked_fill(hole_BHW[:, None], 0.0)
+
+
+def _masked(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+    """One band of rows and one of columns, each of up to `share` of the side, become 0.
+
+    Source: Park et al. 2019, "SpecAugment", section 2.
+    """
+    num, _, height, width = x_BCHW.shape
+    for side, dim in ((height, 2), (width, 3)):
+        length_B = torch.rand(num, generator=random) * share * side
+        start_B = torch.rand(num, generator=random) * (side - length_B)
+        band_BS = _between(side, start_B, length_B)
+        x_BCHW = x_BCHW.masked_fill(band_BS[:, None, :, None] if dim == 2 else band_BS[:, None, None, :], 0.0)
+    return x_BCHW
+
+
+def _between(side: int, start_B: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+    at_S = torch.arange(side) + 0.5
+    return (at_S >= start_B[:, None]) & (at_S < (start_B + length_B)[:, None])
+
+
+def _without_some_tokens(x_BT: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+    """Tokens are taken out and the rest moves up, so padding stays behind; the first one always stays."""
+    is_gone_BT = torch.rand(x_BT.shape, generator=random) < share
+    is_gone_BT[:, 0] = False
+    kept_BT = x_BT.masked_fill(is_gone_BT, 0.0)
+    order_BT = (kept_BT == 0).to(torch.uint8).argsort(dim=1, stable=True)
+    return kept_BT.gather(1, order_BT)

@@ -1,0 +1,164 @@
+"""Encoded Parquet as tensors, and tensors as batches.
+
+Shapes: N rows, B rows of a batch, the input's own shape behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features.encoder import CLASS, ENCODED
+from bloomery.models.training.data.streaming import Stream, Window, open_stream
+from bloomery.models.training.distributed.process_group import ALONE, World
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+
+_MOST_BYTES = 1 << 30  # of values in memory
+_GROUP_ROWS = 65_536
+_BLOCK_VALUES = 500_000  # 2 MB, which a processor's cache holds
+
+
+class Examples(NamedTuple):
+    """Encoded rows with their labels: x float32 (N, ...), y int64 (N,) or float32 for a regression, key numpy (N,)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    key: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.y)
+
+    def example(self) -> torch.Tensor:
+        """A batch of two rows."""
+        return self.x[:2]
+
+    def labels(self, *, all_of_them: bool) -> torch.Tensor:
+        """The labels, whether all are asked for or only their type."""
+        return self.y
+
+    def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All rows, at once."""
+        yield self.x, self.y
+
+    def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
+        """One window with all rows, whatever is the `first` one that is asked for."""
+        order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        yield Window(0, self.x, self.y, order)
+
+
+Rows = Examples | Stream
+
+
+def read_rows(path: Path, key: str, layout: Layout) -> Rows:
+    """The rows of an encoded Parquet file: in memory, or from disk if they are large.
+
+    What is large does not depend on the machine, since the order of rows, and so the weights, depend on it.
+    """
+    num_bytes = pq.read_metadata(path).num_rows * layout.num_values * 4
+    return read_examples(path, key, layout) if num_bytes <= _MOST_BYTES else open_stream(path, layout)
+
+
+def read_sample(path: Path, key: str, layout: Layout, num_rows: int) -> Examples:
+    """About `num_rows` rows, evenly from the whole file, in its order."""
+    step = max(pq.read_metadata(path).num_rows // num_rows, 1)
+    return read_examples(path, key, layout, step)
+
+
+def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Examples:
+    """All rows of an encoded Parquet file, or every `step`-th, in the file's order. One row group is held twice."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        num_rows = -(-file.metadata.num_rows // step)
+        x = np.empty((num_rows, layout.num_values), np.float32)
+        y = np.empty(num_rows, file.schema_arrow.field(CLASS).type.to_pandas_dtype())
+        keys = [np.empty(0, file.schema_arrow.field(key).type.to_pandas_dtype())]
+        start, num_read = 0, 0
+        for batch in file.iter_batches(_GROUP_ROWS, columns=[key, CLASS, ENCODED]):
+            places = slice(-num_read % step, None, step)
+            num_read += batch.num_rows
+            values = pc.list_flatten(batch.column(ENCODED)).to_numpy().reshape(batch.num_rows, -1)[places]
+            stop = start + len(values)
+            x[start:stop] = values
+            y[start:stop] = batch.column(CLASS).to_numpy()[places]
+            keys.append(batch.column(key).to_numpy(zero_copy_only=False)[places])
+            start = stop
+    x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
+    return Examples(x_of_rows, torch.from_numpy(y), np.concatenate(keys[1:] or keys))
+
+
+def even_sample(rows: Array, least: int) -> Array:
+    """At least `least` of the rows, and fewer than twice as many, where there are so many; else all of them.
+
+    Rows are sorted by key, and keys know nothing of labels, so a step through them is an even sample.
+    """
+    return rows[:: max(len(rows) // least, 1)]
+
+
+def num_batches(rows: Rows, batch_size: int, world: World = ALONE) -> int:
+    """How many batches one epoch has. A last one needs two rows for each process: batch normalisation does."""
+    whole, rest = divmod(rows.num_rows, batch_size)
+    return whole + (rest >= 2 * world.size)
+
+
+def size_of_batch(rows: Rows, batch_size: int, number: int) -> int:
+    """Rows of batch `number`, from 0, over all processes."""
+    return min(batch_size, rows.num_rows - number * batch_size)
+
+
+def batches(
+    rows: Rows, batch_size: int, *, seed: int, epoch: int, start: int = 0, world: World = ALONE
+) -> Iterator[Batch]:
+    """Batches in an order that depends on the file, seed and epoch alone, without the first `start` ones.
+
+    Of several processes each takes its share of every batch.
+    """
+    end = num_batches(rows, batch_size, world) * batch_size
+    begun: list[Batch] = []  # pieces of a batch whose rows lie in several windows
+    for position, x, y, order in rows.windows(seed, epoch, start * batch_size):
+        order = order[: max(end - position, 0)]
+        # The first rows complete the batch that the last window has begun.
+        head, body = order.tensor_split([min(-position % batch_size, len(order))])
+        if len(head) and position + len(head) > start * batch_size:
+            begun.append((x.index_select(0, head), y.index_select(0, head)))
+        whole, tail = body.tensor_split([len(body) // batch_size * batch_size])
+        if (position + len(head)) % batch_size == 0:
+            yield from _joined(begun, world)
+            begun = []
+            skipped = max(start - (position + len(head)) // batch_size, 0)
+            yield from itertools.islice(_cut(x, y, whole, batch_size, skipped, world), skipped, None)
+            if len(tail) and position + len(order) > start * batch_size:
+                begun.append((x.index_select(0, tail), y.index_select(0, tail)))
+    yield from _joined(begun, world)
+
+
+def _cut(
+    x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, world: World
+) -> Iterator[Batch]:
+    """Whole batches. Those that are `skipped` need not hold their rows."""
+    # Rows are gathered for many batches at once: a small gather costs more to call than to do.
+    per_block = max(_BLOCK_VALUES // (batch_size * max(x[:1].numel(), 1)), 1)
+    for number, chosen in enumerate(order.split(per_block * batch_size) if len(order) else ()):
+        mine = [batch[world.rank :: world.size] for batch in chosen.split(batch_size)]
+        if (number + 1) * per_block <= skipped:
+            yield from ((x[:0], y[:0]) for _ in mine)
+            continue
+        # Blocks lie as they would without a start, since the bits of a product may depend on where its factors lie.
+        sizes = [len(batch) for batch in mine]
+        at = torch.cat(mine)
+        yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)
+
+
+def _joined(pieces: list[Batch], world: World) -> Iterator[Batch]:
+    if pieces:
+        x, y = (torch.cat(columns) for columns in zip(*pieces, strict=True))
+        yield x[world.rank :: world.size].contiguous(), y[world.rank :: world.size].contiguous()

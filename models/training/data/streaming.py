@@ -1,0 +1,172 @@
+"""Encoded Parquet that is larger than memory, as windows of shuffled rows.
+
+An epoch takes the file's row groups in random order, a few at a time, each cut into as many slices as there are
+windows in them; a window is one slice of each, shuffled. So a row may come anywhere in an epoch, but rows of one slice
+of a row group always come in one window. At any time two windows are in memory, and the pages that are being read.
+Every process of several reads all windows, so that the order does not depend on how many they are.
+
+Shapes: W rows of a window, the input's own shape behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features.encoder import CLASS, ENCODED
+
+_OPEN_GROUPS = 8
+_WINDOW_VALUES = 16_000_000  # 64 MB
+_MOST_DECODED_ROWS = 16_384
+_PAGE_BUFFER = 1 << 20
+
+
+class Window(NamedTuple):
+    """Rows that are in memory together: x (W, ...) and y (W,), in `order`, the first being number `position`."""
+
+    position: int
+    x: torch.Tensor
+    y: torch.Tensor
+    order: torch.Tensor
+
+
+class _Slices(NamedTuple):
+    """Row groups that are read together, in `num` slices each, of which number `at` makes a window of `num_rows`."""
+
+    groups: tuple[int, ...]
+    num: int
+    at: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Encoded rows that stay on disk. `groups` are the numbers of rows of the file's row groups."""
+
+    path: Path
+    layout: Layout
+    groups: tuple[int, ...]
+    window_values: int = _WINDOW_VALUES
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.groups)
+
+    def example(self) -> torch.Tensor:
+        """A batch of two rows."""
+        x, _ = next(self.in_order())
+        return x[:2]
+
+    def labels(self, *, all_of_them: bool) -> torch.Tensor:
+        """The labels, in the file's order, or none of them but of their type."""
+        if all_of_them:
+            return torch.from_numpy(self._file.read([CLASS])[CLASS].to_numpy().copy())
+        return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(CLASS).type.to_pandas_dtype()))
+
+    def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All rows in the file's order, a window's worth at a time at most."""
+        num_rows = max(self.window_values // self.layout.num_values, 2)
+        for batch in self._file.iter_batches(num_rows, columns=[CLASS, ENCODED]):
+            yield _tensors([batch], self.layout)
+
+    def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
+        """The windows of an epoch, from the one that has row number `first`; earlier ones are not read.
+
+        The next one is read while the last one is used.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            reading = self._read(seed, epoch, first)
+            coming = reader.submit(next, reading, None)
+            while (window := coming.result()) is not None:
+                coming = reader.submit(next, reading, None)
+                yield window
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=_PAGE_BUFFER)
+
+    def _plan(self, seed: int, epoch: int) -> list[_Slices]:
+        random = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(self.groups), generator=random).tolist()
+        planned = []
+        for start in range(0, len(order), _OPEN_GROUPS):
+            groups = tuple(order[start : start + _OPEN_GROUPS])
+            num_values = sum(self.groups[group] for group in groups) * self.layout.num_values
+            num = max(-(-num_values // self.window_values), 1)
+            for at in range(num):
+                sizes = [_size_of_slice(self.groups[group], at, num) for group in groups]
+                planned.append(_Slices(groups, num, at, sum(sizes)))
+        return planned
+
+    def _read(self, seed: int, epoch: int, first: int) -> Iterator[Window]:
+        plan = self._plan(seed, epoch)
+        positions = [0, *itertools.accumulate(window.num_rows for window in plan)]
+        readers: list[_GroupReader] = []
+        opened: tuple[int, ...] = ()
+        for number, (window, position) in enumerate(zip(plan, positions, strict=False)):
+            if not window.num_rows or positions[number + 1] <= first:
+                continue
+            if window.groups != opened:
+                opened = window.groups
+                readers = [_GroupReader(self._file, group, self.groups[group] // window.num) for group in opened]
+                for reader, group in zip(readers, window.groups, strict=True):
+                    reader.take(self.groups[group] * window.at // window.num)
+            sizes = [_size_of_slice(self.groups[group], window.at, window.num) for group in window.groups]
+            rows = [batch for reader, size in zip(readers, sizes, strict=True) for batch in reader.take(size)]
+            random = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_000_003 + number)
+            yield Window(position, *_tensors(rows, self.layout), torch.randperm(window.num_rows, generator=random))
+
+
+def open_stream(path: Path, layout: Layout) -> Stream:
+    """Nothing but the file's own description is read."""
+    metadata = pq.read_metadata(path)
+    return Stream(path, layout, tuple(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
+
+
+class _GroupReader:
+    """One row group, from its beginning on."""
+
+    def __init__(self, file: pq.ParquetFile, group: int, num_rows: int) -> None:
+        """`num_rows` are decoded at a time, or fewer."""
+        rows = min(max(num_rows, 1), _MOST_DECODED_ROWS)
+        self._batches = file.iter_batches(rows, row_groups=[group], columns=[CLASS, ENCODED], use_threads=False)
+        self._rest: pa.RecordBatch | None = None
+
+    def take(self, num_rows: int) -> list[pa.RecordBatch]:
+        """The next rows."""
+        taken = []
+        while num_rows:
+            batch = next(self._batches) if self._rest is None else self._rest
+            taken.append(batch.slice(0, num_rows))
+            self._rest = batch.slice(num_rows) if batch.num_rows > num_rows else None
+            num_rows -= taken[-1].num_rows
+        return taken
+
+
+def _size_of_slice(num_rows: int, at: int, num: int) -> int:
+    return num_rows * (at + 1) // num - num_rows * at // num
+
+
+def _tensors(batches: list[pa.RecordBatch], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    num_rows = sum(batch.num_rows for batch in batches)
+    x = np.empty((num_rows, layout.num_values), np.float32)
+    y = np.empty(num_rows, batches[0].column(CLASS).type.to_pandas_dtype())
+    start = 0
+    for batch in batches:
+        stop = start + batch.num_rows
+        x[start:stop] = pc.list_flatten(batch.column(ENCODED)).to_numpy().reshape(batch.num_rows, -1)
+        y[start:stop] = batch.column(CLASS).to_numpy()
+        start = stop
+    return torch.from_numpy(x.reshape(num_rows, *layout.shape)), torch.from_numpy(y)

@@ -1,0 +1,199 @@
+"""Training that keeps each row private: DP-SGD.
+
+Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; Mironov et al. 2019, "Renyi
+Differential Privacy of the Sampled Gaussian Mechanism" (the accountant).
+
+Shapes: B rows of a batch, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid, TrainingDiverged
+from bloomery.models.training.config import Loop, Privacy
+from bloomery.models.training.data.batches import Examples, Rows
+from bloomery.models.training.loop import Epoch, evaluate
+from bloomery.models.training.optimization.loss import loss_of
+from bloomery.models.training.optimization.optimizer import schedule_for
+
+if TYPE_CHECKING:
+    from opacus import GradSampleModule
+
+
+class Spent(NamedTuple):
+    """What was promised of each training row in the end, and the noise that it took, in units of the clipping norm."""
+
+    epsilon: float
+    delta: float
+    noise: float
+
+
+def train_privately(
+    network: nn.Module,
+    train_part: Examples,
+    val_part: Rows,
+    loop: Loop,
+    privacy: Privacy,
+    *,
+    seed: int,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> tuple[list[Epoch], Spent]:
+    """Train `network` in place by DP-SGD; it ends in evaluation mode with the weights of its last epoch.
+
+    Each step takes every row with the same chance (Poisson sampling), so a batch has `batch_size` rows on average; the
+    gradient of each row is clipped, and noise is added to their sum. The validation part is not protected, so it has no
+    say in which epoch is taken.
+
+    Raises:
+        RecipeInvalid: the network mixes rows (batch normalisation) or has layers without gradients per row; or delta is
+            so large, or epsilon so small, that nothing would be kept private, or nothing learnt.
+        TrainingDiverged: the loss is not a number.
+    """
+    from opacus.accountants import RDPAccountant
+    from opacus.optimizers import DPOptimizer
+
+    num_rows = len(train_part.y)
+    _require_meaning(privacy, num_rows)
+    _require_rows_apart(network)
+    chance = min(loop.batch_size / num_rows, 1.0)
+    steps_of_epoch = max(round(1 / chance), 1)
+    noise = _noise_for(privacy, chance, loop.epochs * steps_of_epoch)
+    watched = _watched(network)
+    plain = torch.optim.AdamW(watched.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
+    random = torch.Generator().manual_seed(seed)
+    optimizer = DPOptimizer(
+        plain,
+        noise_multiplier=noise,
+        max_grad_norm=privacy.clip_norm,
+        expected_batch_size=loop.batch_size,
+        loss_reduction="sum",
+        generator=random,
+    )
+    schedule = schedule_for(plain, loop, loop.epochs * steps_of_epoch)
+    loss_of_rows, accountant = loss_of(loop, train_part.y), RDPAccountant()
+    history = []
+    # Torch tells at every layer that its input, the rows themselves, needs no gradient.
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+    for number in range(1, loop.epochs + 1):
+        rate = float(schedule.get_last_lr()[0])
+        watched.train()
+        loss_sum, num_seen = 0.0, 0
+        for x, y in _drawn(train_part, chance, steps_of_epoch, random):
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of_rows(watched(x), y)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            accountant.step(noise_multiplier=noise, sample_rate=chance)
+            loss_sum, num_seen = loss_sum + loss.item(), num_seen + len(y)
+        val_loss, val_score = evaluate(network, val_part)
+        _require_finite(loss_sum + val_loss, number, loop)
+        history.append(Epoch(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
+        on_epoch(history[-1])
+    _unwatch(watched)
+    network.eval()
+    return history, Spent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
+
+
+def _require_meaning(privacy: Privacy, num_rows: int) -> None:
+    """Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", section 2.3."""
+    if num_rows < 2 or privacy.delta * num_rows >= 1:
+        raise RecipeInvalid(
+            f"delta {privacy.delta:g} lets whole rows leak of a training part of {num_rows:,}",
+            required=f"a delta below 1 / training rows, here {1 / max(num_rows, 1):.2g}; a tenth of that is usual",
+            where="the recipe's training.privacy.delta",
+            remedy="lower delta, or train on more rows",
+        )
+
+
+def _noise_for(privacy: Privacy, chance: float, num_steps: int) -> float:
+    """In units of the clipping norm: as little as keeps epsilon in `num_steps` steps."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Opacus warns about orders of Renyi divergence that it tries and discards
+            return float(
+                get_noise_multiplier(
+                    target_epsilon=privacy.epsilon,
+                    target_delta=privacy.delta,
+                    sample_rate=chance,
+                    steps=num_steps,
+                    accountant="rdp",
+                )
+            )
+    except ValueError as failure:
+        raise RecipeInvalid(
+            f"no noise keeps epsilon {privacy.epsilon:g} with delta {privacy.delta:g} in {num_steps:,} steps, each of "
+            f"which sees {chance:.1%} of the rows",
+            required="a larger epsilon or delta, fewer epochs, smaller batches or more rows",
+            where="the recipe's training.privacy",
+            remedy="raise epsilon; 1 to 10 is usual",
+        ) from failure
+
+
+def _watched(network: nn.Module) -> GradSampleModule:
+    """The network, of which each row's gradient is told.
+
+    Raises:
+        RecipeInvalid: a layer tells none.
+    """
+    from opacus import GradSampleModule
+
+    try:
+        return GradSampleModule(network, loss_reduction="sum")
+    except NotImplementedError as failure:
+        raise _unfit(f"a layer tells no gradient of a row: {str(failure)[:200]}") from failure
+
+
+def _drawn(
+    part: Examples, chance: float, num_batches: int, random: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for _ in range(num_batches):
+        rows = torch.nonzero(torch.rand(len(part.y), generator=random) < chance).squeeze(1)
+        yield part.x.index_select(0, rows), part.y.index_select(0, rows)
+
+
+def _require_rows_apart(network: nn.Module) -> None:
+    from opacus.validators import ModuleValidator
+
+    problems = ModuleValidator.validate(network, strict=False)
+    if problems:
+        raise _unfit(str(problems[0]).splitlines()[0][:300])
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        raise _unfit("a recurrent layer of torch tells no gradient of a row")
+
+
+def _unfit(why: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"this network cannot be trained privately: {why}",
+        required="layers that treat every row by itself and tell each row's gradient",
+        where="the recipe's training.privacy and model",
+        remedy="use a lenet, an mlp with `norm: none`, a transformer or a gpt; nothing recurrent, no batch norm",
+    )
+
+
+def _unwatch(watched: nn.Module) -> None:
+    """Take the hooks and the gradients of rows off the network, which would travel into its export."""
+    watched.remove_hooks()  # type: ignore[operator]
+    for parameter in watched.parameters():
+        for name in ("grad_sample", "summed_grad", "_forward_counter"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
+
+
+def _require_finite(loss: float, epoch: int, loop: Loop) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss of epoch {epoch} is {loss}",
+            required="a finite loss",
+            where=f"private training, learning rate {loop.learning_rate:g}",
+            remedy="lower `learning_rate` in the recipe",
+        )

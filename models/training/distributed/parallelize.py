@@ -1,0 +1,107 @@
+"""One network on several devices: copies of it, its shards, its layers cut across, or some of its layers on each.
+
+Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (ddp); Rajbhandari et
+al. 2020, "ZeRO" (fsdp); Shoeybi et al. 2019, "Megatron-LM", section 3 (tensor); pipeline.py for the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.networks.config import Gpt, Model, Transformer
+from bloomery.models.training.config import Loop, Strategy, Training
+from bloomery.models.training.distributed.pipeline_parallel import in_a_row, num_microbatches
+from bloomery.models.training.distributed.process_group import ALONE, World, is_cut
+from bloomery.models.training.loop import Learn, learner
+
+
+def shared_rows(strategy: Strategy) -> World:
+    """How the processes of this group share the rows of a batch: with some strategies all see all rows."""
+    return ALONE if strategy in ("tensor", "pipeline") else World(dist.get_rank(), dist.get_world_size())
+
+
+def refuse_impossible(training: Training, model: Model) -> None:
+    """Raises RecipeInvalid if the network cannot be spread so."""
+    strategy, num_processes = training.strategy, training.devices * training.nodes
+    if strategy in ("ddp", "fsdp"):
+        return
+    if not isinstance(model, Transformer | Gpt):
+        raise _impossible(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
+    if strategy == "tensor" and model.num_heads % num_processes:
+        found = f"{model.num_heads} heads for {num_processes} processes"
+        raise _impossible(strategy, found, "heads that the processes can share evenly")
+    if strategy == "pipeline":
+        if model.num_layers < num_processes:
+            found = f"{model.num_layers} layers for {num_processes} processes"
+            raise _impossible(strategy, found, "a layer for each process at least")
+        num_microbatches(training.microbatches, training.batch_size, num_processes)
+
+
+def _impossible(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"`strategy: {strategy}` with {found}",
+        required=required,
+        where="the recipe's training.strategy",
+        remedy="use `strategy: fsdp`, or change `devices` or the network",
+    )
+
+
+def spread(
+    network: nn.Module, loop: Loop, strategy: Strategy, device: torch.device, microbatches: int | None = None
+) -> Learn:
+    """How the network learns: its gradients are those of the whole batch, in every process.
+
+    With `fsdp` and `tensor` the parameters of `network` itself become shards; with `pipeline` only this process's part
+    of them is left.
+    """
+    if strategy == "pipeline":
+        return in_a_row(network, loop, device, num_microbatches(microbatches, loop.batch_size, dist.get_world_size()))
+    if strategy == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return learner(DistributedDataParallel(network.to(device), device_ids=ids), loop)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in _blocks(network):
+        if strategy == "fsdp":
+            fully_shard(block, mesh=mesh)
+        else:
+            parallelize_module(block, mesh, _cuts(block))
+    if strategy == "fsdp":
+        fully_shard(network, mesh=mesh)
+    return learner(network, loop)
+
+
+def whole_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights in one piece on the processor, in the first process; nothing in the others."""
+    if is_cut(network):
+        parts: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
+        own = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        dist.gather_object(own, parts if dist.get_rank() == 0 else None)
+        return {name: tensor for part in parts for name, tensor in part.items()}
+    state: dict[str, Any] = get_model_state_dict(
+        network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The parts that are sharded one by one, so that only one of them is whole at a time."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return list(lists[0]) if lists else []
+
+
+def _cuts(block: nn.Module) -> dict[str, ParallelStyle]:
+    """Which of a block's linear maps are cut by their outputs, and which by their inputs."""
+    names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+    return {
+        name: RowwiseParallel() if name.rsplit(".", 1)[-1] in ("out", "down") else ColwiseParallel() for name in names
+    }

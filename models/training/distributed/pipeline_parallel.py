@@ -1,0 +1,162 @@
+"""The blocks of a Transformer in a row of processes: each holds some of them and hands on what comes out.
+
+A batch goes through in microbatches, so that the processes work at the same time.
+
+Source: Huang et al. 2019, "GPipe" (microbatches); Narayanan et al. 2021, "Efficient Large-Scale Language Model Training
+on GPU Clusters Using Megatron-LM", section 2.2 (one forward, one backward: few microbatches are under way at a time).
+
+Shapes: B rows, T steps, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.training.config import Loop
+from bloomery.models.training.distributed.process_group import Elsewhere
+from bloomery.models.training.loop import Learn, Losses
+from bloomery.models.training.optimization.mixed_precision import is_half
+
+_MICROBATCHES = 4  # for each process
+
+
+class Blocks(Protocol):
+    """A network whose answer is `end(block(... block(begin(x), mask(x))), x)`."""
+
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def begin(self, x: torch.Tensor) -> torch.Tensor: ...
+    def mask(self, x: torch.Tensor) -> torch.Tensor | None: ...
+    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Part(nn.Module):
+    """What one process reckons: the first begins, the last ends, and each has its own blocks."""
+
+    def __init__(self, network: nn.Module, own: range, rank: int, size: int, *, is_half: bool) -> None:
+        super().__init__()
+        self.network = network
+        self._own, self._is_first, self._is_last, self._is_half = own, rank == 0, rank == size - 1, is_half
+
+    def forward(self, begun: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        """`begun` is x in the first process, h_BTW in the others. These have x beside it, for where its padding is."""
+        x = begun if x is None else x
+        network = cast(Blocks, self.network)
+        is_half = self._is_half and self.network.training
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=is_half):
+            h_BTW = network.begin(x) if self._is_first else begun
+            mask = network.mask(x)
+            for at in self._own:
+                h_BTW = network.blocks[at](h_BTW, mask)
+            return network.end(h_BTW, x) if self._is_last else h_BTW
+
+
+def num_microbatches(stated: int | None, batch_size: int, num_processes: int) -> int:
+    """Into how many a batch is cut. With four for each process, none is idle for more than a fifth of the time.
+
+    Raises:
+        RecipeInvalid: there are fewer than processes, or more than rows.
+    """
+    number = min(_MICROBATCHES * num_processes, batch_size) if stated is None else stated
+    if not num_processes <= number <= batch_size:
+        raise RecipeInvalid(
+            f"{number} microbatches for {num_processes} processes and a batch of {batch_size} rows",
+            required="as many as processes at least, and as rows at most",
+            where="the recipe's training.microbatches and batch_size",
+            remedy="leave `microbatches` out, or make `batch_size` larger",
+        )
+    return number
+
+
+def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) -> Learn:
+    """Of `network` only this process's part is left, which learns with the others: all of them get the same batches.
+
+    Calling `network` gives the whole network's outputs, in every process, if all call it with the same rows. Each batch
+    is cut into `number` microbatches.
+
+    Raises:
+        RecipeInvalid: nothing of this process's part learns.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    num_outputs = cast(nn.Linear, network.head).out_features
+    part = Part(network, _cut(network, rank, size), rank, size, is_half=is_half(loop, device))
+    # Else the same units would be dropped in the same places of every part.
+    torch.manual_seed(torch.initial_seed() + rank)
+
+    def stage(module: nn.Module) -> PipelineStage:
+        return PipelineStage(module, rank, size, device)
+
+    learning = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
+    schedule = Schedule1F1B(learning, number, loss_fn=_loss, scale_grads=False)
+    forwards = ScheduleGPipe(stage(part), number)
+    num_rows = -(-loop.batch_size // number) * number  # buffers between processes have one size
+
+    def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
+        told: list[torch.Tensor] = []
+        args, kwargs = _given(x, num_rows, rank)
+        judge = {"losses": losses, "num_rows": len(x), "share": share}
+        rows = torch.arange(num_rows)
+        schedule.step(*args, target=rows, losses=told, return_outputs=False, loss_kwargs=judge, **kwargs)
+        loss = torch.stack(told).detach().sum() * share if told else torch.zeros((), device=device)
+        dist.broadcast(loss, src=size - 1)
+        return loss
+
+    @torch.no_grad()
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        outputs_BK = x.new_empty(len(x), num_outputs)
+        for first in range(0, len(x), num_rows):
+            rows = x[first : first + num_rows]
+            args, kwargs = _given(rows, num_rows, rank)
+            answered = forwards.step(*args, **kwargs)
+            if answered is not None:
+                outputs_BK[first : first + len(rows)] = answered[: len(rows)]
+        dist.broadcast(outputs_BK, src=size - 1)
+        return outputs_BK
+
+    network.forward = answer
+    return learn
+
+
+def _loss(outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: Losses, num_rows: int, share: float) -> torch.Tensor:
+    """A microbatch's part of the loss that is made small. Rows that fill the batch up come last and count nothing."""
+    first = int(at_B[0])
+    num_real = min(max(num_rows - first, 0), len(at_B))
+    return losses(outputs_BK[:num_real], slice(first, first + num_real)) / share
+
+
+def _given(x: torch.Tensor, num_rows: int, rank: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """What a schedule is called with in this process: x, filled up with rows of zeros."""
+    filled = F.pad(x, (0, 0) * (x.dim() - 1) + (0, num_rows - len(x)))
+    return ((filled,), {}) if rank == 0 else ((), {"x": filled})
+
+
+def _cut(network: nn.Module, rank: int, size: int) -> range:
+    """Which blocks are this process's. Afterwards `network` holds no parameters but its own.
+
+    What stands before the blocks is the first one's, what stands behind them the last one's.
+    """
+    blocks = cast(Blocks, network).blocks
+    holder = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
+    own = range(*(-(-one * len(blocks) // size) for one in (rank, rank + 1)))
+    latest = 0
+    for name, module in list(network.named_modules()):
+        if module is blocks:
+            latest = size - 1
+        if next(module.parameters(recurse=False), None) is not None and holder.get(module, latest) != rank:
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, Elsewhere())
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise RecipeInvalid(
+            f"every parameter of part {rank + 1} of {size} is frozen",
+            required="something to learn in each process",
+            where="the recipe's training.start_from.freeze",
+            remedy="use `strategy: ddp` or `fsdp`, or freeze less",
+        )
+    return own

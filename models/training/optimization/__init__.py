@@ -1,0 +1,1 @@
+"""Loss, optimizer, precision and one backward step."""

@@ -1,0 +1,76 @@
+"""What training makes small, and the score that a person reads.
+
+Shapes: B rows, K outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bloomery.models.training.config import Loop
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def is_regression(y: torch.Tensor) -> bool:
+    """Labels are classes (int64) or figures in standard units (float32)."""
+    return y.is_floating_point()
+
+
+def loss_of(loop: Loop, y_of_train: torch.Tensor) -> Loss:
+    """(outputs_BK, y_B) -> the loss of each row added up: cross entropy in nats, or the squared or Huber error."""
+    if is_regression(y_of_train):
+        measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
+        return lambda outputs_BK, y_B: measure(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
+
+    @functools.cache
+    def weights(num_classes: int, device: torch.device) -> torch.Tensor | None:
+        return class_weights(y_of_train, num_classes).to(device) if loop.class_weights == "balanced" else None
+
+    def cross_entropy(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        weight_K = weights(outputs_BK.shape[1], outputs_BK.device)
+        return F.cross_entropy(
+            outputs_BK.float(), y_B, weight=weight_K, label_smoothing=loop.label_smoothing, reduction="sum"
+        )
+
+    return cross_entropy
+
+
+def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """A weight for each class with which all weigh alike; their mean over the rows is 1. A class without rows has 0.
+
+    Rows without a label, which is below 0 then, do not count.
+
+    Source: King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4.1.
+    """
+    y = y[y >= 0]
+    counts_K = torch.bincount(y, minlength=num_classes).float()
+    num_present = (counts_K > 0).sum()
+    return torch.where(counts_K > 0, len(y) / (num_present * counts_K.clamp(min=1)), 0.0)
+
+
+def judged(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """float64 (3,): the losses of all rows added up, unweighted; what the score is the mean of; the number of rows."""
+    if is_regression(y_B):
+        squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
+        return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum").double()
+    right = (outputs_BK.argmax(1) == y_B).sum().double()
+    return torch.stack([loss, right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+
+
+def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Mean loss, and accuracy from 0 to 1 or RMSE in standard units, from what `judged` says of all rows."""
+    loss, score = (sums[:2] / sums[2]).tolist()
+    return loss, math.sqrt(score) if is_regression(y) else score
+
+
+def score_of(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:
+    """Accuracy from 0 to 1, or RMSE in standard units, of what a network answers for rows with these labels."""
+    return loss_and_score(judged(torch.from_numpy(outputs_BK), y_B), y_B)[1]

@@ -1,0 +1,121 @@
+"""The optimizer, the schedule of its rate, and a running mean of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from bloomery.models.training.config import Loop
+from bloomery.models.training.distributed.process_group import is_cut
+
+_WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
+
+
+def optimizer_for(network: nn.Module, loop: Loop, shares: dict[str, float] | None = None) -> torch.optim.AdamW:
+    """AdamW over all parameters that learn. What has one dimension, such as biases and norms, does not decay.
+
+    `shares` gives a parameter's learning rate as a share of the recipe's, by its name; 1 where it is not named.
+
+    Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decay = loop.weight_decay if parameter.dim() > 1 else 0.0
+            # Shards of several devices and whole tensors cannot be worked on in one call.
+            key = ((shares or {}).get(name, 1.0), decay, isinstance(parameter, DTensor))
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "lr": loop.learning_rate * share, "weight_decay": decay}
+            for (share, decay, _), members in groups.items()
+        ],
+        lr=loop.learning_rate,
+        fused=True,
+    )
+
+
+def schedule_for(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int) -> LRScheduler:
+    """The rate of each of `num_steps` steps.
+
+    Source: Smith & Topin 2018, "Super-Convergence" (one cycle); Loshchilov & Hutter 2017, "SGDR" (cosine).
+    """
+    warmup = _WARMUP[loop.schedule] if loop.warmup is None else loop.warmup
+    if loop.schedule == "one_cycle":
+        highest = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, max_lr=highest, total_steps=max(num_steps, 2), pct_start=max(warmup, 1e-9))
+    num_warm = round(warmup * num_steps)
+
+    def share(step: int) -> float:
+        if step < num_warm:
+            return (step + 1) / (num_warm + 1)
+        done = (step - num_warm) / max(num_steps - num_warm, 1)
+        if loop.schedule == "constant":
+            return 1.0
+        return 1 - done if loop.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+    return LambdaLR(optimizer, share)
+
+
+@torch.no_grad()
+def clip_gradients(network: nn.Module, largest: float) -> None:
+    """Scale all gradients so that their norm together is at most `largest`, also where other processes have some.
+
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", section 3.2.
+    """
+    with_gradient = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    kinds = [
+        [parameter for parameter in with_gradient if isinstance(parameter, DTensor) is is_shard]
+        for is_shard in (False, True)
+    ]
+    norms = [nn.utils.get_total_norm([one.grad for one in alike if one.grad is not None]) for alike in kinds if alike]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+    if dist.is_initialized() and is_cut(network):
+        squares = total.square()
+        dist.all_reduce(squares)
+        total = squares.sqrt()
+    for alike in filter(None, kinds):
+        nn.utils.clip_grads_with_norm_(alike, largest, total)
+
+
+class RunningMean:
+    """A running mean of the weights and buffers; early steps count less and less.
+
+    Source: Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging".
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self.decay, self.num_steps = decay, 0
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """Take one step towards `network`. Whole numbers, such as the counts of batch normalisation, are copied."""
+        self.num_steps += 1
+        decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
+        pairs = [(self.tensors[name], tensor) for name, tensor in network.state_dict().items()]
+        for is_shard in (False, True):
+            alike = [pair for pair in pairs if pair[0].is_floating_point() and isinstance(pair[0], DTensor) is is_shard]
+            if alike:
+                torch._foreach_lerp_([mine for mine, _ in alike], [theirs for _, theirs in alike], 1 - decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+    @contextmanager
+    def in_place(self, network: nn.Module) -> Iterator[None]:
+        """Within the block `network` has the mean's weights."""
+        before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        network.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            network.load_state_dict(before)

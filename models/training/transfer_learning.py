@@ -1,0 +1,90 @@
+"""Weights of another network to begin with, and layers that learn less or not at all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.training.config import StartFrom
+
+
+class Transfer(NamedTuple):
+    """Which weights were taken by name, which were drawn anew, and each parameter's share of the learning rate."""
+
+    taken: tuple[str, ...]
+    drawn: tuple[str, ...]
+    shares: dict[str, float]
+
+
+def transfer(network: nn.Module, weights: dict[str, torch.Tensor], start: StartFrom) -> Transfer:
+    """Put into `network` every weight that has the name and the shape of one of its own, and freeze what is to stay.
+
+    The learning rate of each layer is `discount` times that of the next one, so what is general changes least.
+
+    Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2.
+
+    Raises:
+        RecipeInvalid: nothing fits, or nothing is named as `freeze` says, or nothing is left to learn.
+    """
+    own = network.state_dict()
+    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    if not any(name in dict(network.named_parameters()) for name in fitting):
+        known = ", ".join(f"{name} {list(weight.shape)}" for name, weight in list(own.items())[:3])
+        raise RecipeInvalid(
+            f"none of the {len(weights)} weights of {start.network} has the name and shape of one of this network's",
+            required=f"weights such as {known}",
+            where="the recipe's training.start_from",
+            remedy="start from a network of the same kind and widths",
+        )
+    network.load_state_dict(fitting, strict=False)
+    _freeze(network, start.freeze)
+    taken = tuple(name for name in own if name in fitting)
+    return Transfer(taken, tuple(name for name in own if name not in fitting), _shares(network, start.discount))
+
+
+def frozen_modules(network: nn.Module) -> list[nn.Module]:
+    """The modules of which no parameter learns: in training they answer as in use, as batch normalisation must."""
+    return [
+        module
+        for module in network.modules()
+        if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
+    ]
+
+
+def _freeze(network: nn.Module, prefixes: tuple[str, ...]) -> None:
+    parameters = dict(network.named_parameters())
+    for prefix in prefixes:
+        named = [name for name in parameters if name == prefix or name.startswith(f"{prefix}.")]
+        for name in named:
+            parameters[name].requires_grad_(False)
+        if not named:
+            tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+            raise RecipeInvalid(
+                f"no parameter's name begins with {prefix!r}",
+                required=f"one of {tops}, or a longer name such as {next(iter(parameters))}",
+                where="the recipe's training.start_from.freeze",
+                remedy="mend the name",
+            )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise RecipeInvalid(
+            "every parameter is frozen",
+            required="something to learn",
+            where="the recipe's training.start_from.freeze",
+            remedy="leave out the head at least",
+        )
+
+
+def _shares(network: nn.Module, discount: float) -> dict[str, float]:
+    """A layer is a child of the network, or an element of a list among its children."""
+    layers: dict[str, list[str]] = {}
+    for name, _ in network.named_parameters():
+        first, *rest = name.split(".")
+        layers.setdefault(f"{first}.{rest[0]}" if rest and rest[0].isdigit() else first, []).append(name)
+    return {
+        name: discount ** (len(layers) - 1 - position)
+        for position, names in enumerate(layers.values())
+        for name in names
+    }

@@ -1,0 +1,1 @@
+"""Bentos on disk, served, smoke-tested, and as a container context."""

@@ -1,0 +1,32 @@
+"""What of a machine and its packages the bits of a version depend on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.records.provenance import Surroundings
+from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.tasks.orchestration.code_version import code_version, packages_of, reach
+
+STAGES = ("ingest", "validate", "prepare", "train", "compress")  # those whose bits a rebuilt version repeats
+_LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
+
+
+def surroundings(processor: str) -> Surroundings:
+    """Those of this process. `processor` is what a training said of its threads and instruction set."""
+    modules = reach(*(f"bloomery.tasks.{stage}.stage" for stage in STAGES))
+    return Surroundings(
+        python=platform.python_version(),
+        packages=packages_of(modules.values()),
+        lock_sha256=digest_of_file(_LOCK) if _LOCK.is_file() else None,
+        processor=processor,
+        machine=f"{platform.system()} {platform.machine()}",
+        vector_flags=processor_flags(),
+    )
+
+
+def codes() -> dict[str, str]:
+    """The code version of each stage."""
+    return {stage: code_version(f"bloomery.tasks.{stage}.stage") for stage in STAGES}

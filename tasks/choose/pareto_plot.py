@@ -1,0 +1,304 @@
+"""Candidates in a picture: their score against each thing that they cost, with the front and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bloomery.data_contracts.records.records import Candidate, Options
+from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, loss_in_words
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.compression.budget import Budget
+from bloomery.models.compression.pareto_front import front
+from bloomery.tasks.choose.budget_verdicts import Decision, baseline_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+_CHOSEN, _PASSED, _OVER = "#1a7f37", "#1f5fa8", "#8c8c8c"
+_LIMIT, _INK = "#c62828", "#333333"
+_FARTHEST = 3  # times the largest figure: a limit beyond is told at the edge, and not drawn
+_WIDE = 4  # times the least figure: on a shorter axis coarse ticks may be one
+_COARSE, _FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_DEEPEST = 6  # times the limit of the score: what is worse is drawn at the edge
+# Where a label may stand beside its point: points to the right and up.
+_PLACES = [
+    (sign * right, up)
+    for up in (8, -8, 22, -22, 38, -38, 56, -56, 76, -76)
+    for sign, right in ((1, 9), (-1, 9), (1, 40), (-1, 40))
+]
+
+
+class _Point(NamedTuple):
+    """A candidate in one of the panels; `y` is in hundredths and counts upwards as better."""
+
+    name: str
+    label: str
+    color: str
+    is_chosen: bool
+    x: float
+    x_end: float  # where a bar to the right ends
+    y: float
+    y_low: float
+    y_high: float
+
+
+class _Panel(NamedTuple):
+    """Candidates by one of their costs, of which less is better."""
+
+    cost: str
+    unit: str
+    points: list[_Point]
+    limit: float | None
+
+
+def draw_front(options: Options, budget: Budget, decision: Decision, path: Path) -> None:
+    """PNG with a panel for size, one for time and, where it was measured, one for energy, all on a log scale; up is
+    better, left is better.
+
+    A bar must not cross a line of the budget: upright ones are 95% intervals of the paired difference from fp32, level
+    ones reach from the median to the percentile that the budget limits.
+    """
+    from matplotlib.figure import Figure
+
+    task = options.trained.dataset.task
+    is_classes = task == "classification"
+    most = 100 * (budget.accuracy_drop if is_classes else budget.error_rise)
+    panels = _panels(options, budget, decision)
+    figure = Figure(figsize=(6 * len(panels), 5.6), layout="constrained", dpi=120)
+    axes = figure.subplots(1, len(panels), sharey=True)
+    first, last = axes[0], axes[-1]
+    _set_height(first, panels[0].points, most)
+    for one, panel in zip(axes, panels, strict=True):
+        _draw_panel(one, panel, most)
+    first.set_ylabel(f"{SCORES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
+    if not is_classes:  # an error that rises is drawn downwards
+        first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
+    words = f"{'drop' if is_classes else 'rise'} of {loss_in_words(task, most / 100)}"
+    first.annotate(
+        f"limit: a {words}", (1, -most), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+        color=_LIMIT, fontsize=8, ha="right", va="top",
+    )  # fmt: skip
+    _add_scores(last, baseline_of(options).score.value, task)
+    _draw_legend(figure, decision)
+    _place_labels(figure, [(one, panel.points) for one, panel in zip(axes, panels, strict=True)])
+    figure.savefig(path)
+
+
+def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel]:
+    """What candidates cost, each thing in a panel of its own."""
+    candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
+
+    def points(costs: list[float], ends: list[float]) -> list[_Point]:
+        found = zip(candidates, costs, ends, strict=True)
+        return [_point(one, decision, task, cost, end) for one, cost, end in found]
+
+    sizes = [one.size_bytes / 1000 for one in candidates]
+    most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
+    percentile = 50 if limit is None else limit.percentile
+    latencies = [one.latency_at(budget.batch) for one in candidates]
+    unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
+    medians, ends = ([latency.at(one) * scale for latency in latencies] for one in (50, percentile))
+    longest = None if limit is None else limit.value * scale
+    rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
+    bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
+    panels = [
+        _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), most_bytes),
+        _Panel(f"time of {rows} ({unit}): {bars}", unit, points(medians, ends), longest),
+    ]
+    energies = [one.energy.p50_j * 1000 for one in candidates if one.energy is not None]
+    if len(energies) == len(candidates):
+        panels.append(_Panel(f"energy of {rows} (mJ): median", "mJ", points(energies, energies), None))
+    return panels
+
+
+def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
+    is_chosen = decision.best is not None and candidate.name == decision.best.name
+    passed = next(one.passed for one in decision.verdicts if one.name == candidate.name)
+    worse = candidate.worse
+    return _Point(
+        name=candidate.name,
+        label=f"{candidate.name}\n{figure_in_words(task, candidate.score.value)}",
+        color=_CHOSEN if is_chosen else _PASSED if passed else _OVER,
+        is_chosen=is_chosen,
+        x=x,
+        x_end=max(x_end, x),
+        y=-100 * worse.value,
+        y_low=-100 * worse.high,
+        y_high=-100 * worse.low,
+    )
+
+
+def _set_height(axes: Axes, points: Sequence[_Point], most: float) -> None:
+    """The axis reaches over all bars, and not much deeper than the limit."""
+    floor = -_DEEPEST * most
+    low = min(min(max(point.y_low, floor) for point in points), -most)
+    high = max(0.0, *(point.y_high for point in points))
+    room = 0.14 * (high - low)
+    axes.set_ylim(low - room, high + room)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    points, limit = panel.points, panel.limit
+    axes.set_xlabel(panel.cost, color=_INK)
+    bottom, _ = axes.get_ylim()
+    ends = [end for point in points for end in (point.x, point.x_end)]
+    if limit is not None and max(ends) / _FARTHEST < limit < max(ends) * _FARTHEST:
+        ends.append(limit)
+    least, largest = min(ends), max(ends)
+    margin = max((largest / least) ** 0.16, 1.25)
+    axes.set_xscale("log")
+    axes.set_xlim(least / margin, largest * margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE if largest / least > _WIDE else _FINE))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#e6e6e6", lw=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.axhspan(bottom, -most, color=_LIMIT, alpha=0.05, lw=0)
+    axes.axhline(-most, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
+    if limit is not None:
+        start, end = axes.get_xlim()
+        shown = min(max(limit, start), end)
+        axes.axvspan(shown, end, color=_LIMIT, alpha=0.05, lw=0)
+        axes.axvline(shown, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
+        told = f"limit: {limit:g} {panel.unit}"
+        if shown != limit:
+            told += f", far to the {'left' if limit < start else 'right'}"
+        axes.annotate(
+            told, (shown, 1), (4 if limit < start else -4, -3), xycoords=("data", "axes fraction"),
+            textcoords="offset points", color=_LIMIT, fontsize=8, rotation=90,
+            ha="left" if limit < start else "right", va="top",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+    _draw_steps(axes, points)
+    for point in points:
+        is_deep = point.y < bottom
+        y = bottom if is_deep else point.y
+        axes.plot([point.x, point.x_end], [y, y], color=point.color, lw=1.2, alpha=0.6)
+        axes.plot([point.x] * 2, [point.y_low, point.y_high], color=point.color, lw=1.2, alpha=0.6)
+        marker = "v" if is_deep else "*" if point.is_chosen else "o"
+        size = 17 if point.is_chosen else 8
+        axes.plot(
+            point.x, y, marker, color=point.color, ms=size, mec="white", mew=1, clip_on=False,
+            zorder=4 if point.is_chosen else 3,
+        )  # fmt: skip
+
+
+def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
+    """The front: below its line every point is beaten by one to its left."""
+    best = sorted((points[place] for place in front([(point.x, -point.y) for point in points])), key=lambda one: one.x)
+    _, right = axes.get_xlim()
+    bottom, _ = axes.get_ylim()
+    ys = [max(one.y, bottom) for one in best]
+    axes.step([*(one.x for one in best), right], [*ys, ys[-1]], where="post", color=_PASSED, lw=2, alpha=0.3)
+
+
+def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
+    """The scores themselves on the right, beside the differences on the left."""
+    is_classes = task == "classification"
+    # The score is a straight line over the difference; an RMSE of 0 has none, and any slope will do.
+    start, slope = (100 * of_fp32, 1.0) if is_classes else (of_fp32, -(of_fp32 or 1.0) / 100)
+
+    def there(difference: Any) -> Any:
+        return start + slope * difference
+
+    def back(score: Any) -> Any:
+        return (score - start) / slope
+
+    scores = axes.secondary_yaxis("right", functions=(there, back))
+    scores.set_ylabel(f"{SCORES[task]}{' (%)' if is_classes else ''}", color=_INK)
+    scores.spines["right"].set_visible(False)
+
+
+def _draw_legend(figure: Figure, decision: Decision) -> None:
+    from matplotlib.lines import Line2D
+
+    def dot(color: str, marker: str, label: str, size: float) -> Line2D:
+        return Line2D([], [], color=color, marker=marker, ls="", ms=size, mec="white", label=label)
+
+    handles = [
+        *([dot(_CHOSEN, "*", "chosen", 15)] if decision.best is not None else []),
+        *([dot(_PASSED, "o", "within the budget", 8)] if any(one.passed for one in decision.verdicts) else []),
+        *([dot(_OVER, "o", "over the budget", 8)] if not all(one.passed for one in decision.verdicts) else []),
+        Line2D([], [], color=_PASSED, lw=2, alpha=0.3, label="front: nothing is better in both"),
+        Line2D([], [], color=_LIMIT, lw=1.1, ls=(0, (5, 3)), label="limit, which no bar may cross"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+
+
+def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]]) -> None:
+    """Write each name and score beside its point, where it covers least of what is there already."""
+    from matplotlib.patheffects import withStroke
+
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what was measured must stay where it is
+    for axes, points in panels:
+        bottom, _ = axes.get_ylim()
+        taken = [box for point in points for box in _boxes(axes, point)]
+        taken += [line.get_window_extent().padded(2) for line in axes.lines if line.get_linestyle() == "--"]
+        for point in sorted(points, key=lambda one: (not one.is_chosen, one.x)):
+            at = (point.x, max(point.y, bottom))
+            label: Any = axes.annotate(
+                point.label, at, (0, 0), textcoords="offset points", fontsize=8.5, linespacing=1.15, parse_math=False,
+                color=point.color if point.is_chosen else _INK, fontweight="bold" if point.is_chosen else "normal",
+                path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6,
+            )  # fmt: skip
+            start = axes.transData.transform(at)
+            size = label.get_window_extent().size
+            boxes = {place: _box_at(place, start, size, figure.dpi) for place in _PLACES}
+            best = min(_PLACES, key=lambda place: _covered(boxes[place], place, axes.bbox, taken))
+            label.set_position(best)
+            label.set_ha("left" if best[0] > 0 else "right")
+            label.set_va("bottom" if best[1] > 0 else "top")
+            if max(abs(best[0]), abs(best[1])) > 20:  # far enough to ask which point is meant
+                arrow = {"arrowstyle": "-", "color": "#a0a0a0", "lw": 0.7, "shrinkA": 0, "shrinkB": 5}
+                axes.annotate("", at, best, textcoords="offset points", arrowprops=arrow)
+            taken.append(boxes[best].padded(2))
+
+
+def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
+    """What a point and its two bars cover, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    bottom, _ = axes.get_ylim()
+    y = max(point.y, bottom)
+    room = 11 if point.is_chosen else 7
+    boxes = []
+    for start, end, padding in (
+        ((point.x, y), (point.x, y), room),
+        ((point.x, y), (point.x_end, y), 2),
+        ((point.x, point.y_low), (point.x, point.y_high), 2),
+    ):
+        ends = axes.transData.transform([start, end])
+        boxes.append(Bbox([ends.min(axis=0) - padding, ends.max(axis=0) + padding]))
+    return boxes
+
+
+def _box_at(place: tuple[float, float], start: Any, size: Any, dpi: float) -> Bbox:
+    """Where a label of `size` would stand: `place` is in points from `start`, all else in pixels."""
+    from matplotlib.transforms import Bbox
+
+    right, up = (value * dpi / 72 for value in place)
+    x, y = start[0] + right - (size[0] if right < 0 else 0), start[1] + up - (size[1] if up < 0 else 0)
+    return Bbox.from_bounds(x, y, size[0], size[1])
+
+
+def _covered(box: Bbox, place: tuple[float, float], inside: Bbox, taken: Sequence[Bbox]) -> float:
+    """How much a label in `box` would cover of what is there, with what would stand outside, and its distance."""
+    from matplotlib.transforms import Bbox
+
+    covered = 0.0
+    for other in taken:
+        common = Bbox.intersection(box, other)
+        covered += 0.0 if common is None else common.width * common.height
+    within = Bbox.intersection(box, inside)
+    outside = box.width * box.height - (0.0 if within is None else within.width * within.height)
+    return covered + 3 * outside + 3 * (abs(place[0]) + abs(place[1]))

@@ -1,0 +1,1 @@
+"""Stage 5: smaller candidates, built and measured."""

@@ -1,0 +1,180 @@
+"""Candidates as ONNX files: the network as trained, made smaller, quantized."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bloomery.data_contracts.documents.digests import digest_of_document
+from bloomery.data_contracts.records.records import Trained
+from bloomery.models.compression.config import CandidateSpec, Compression
+from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.tasks.compress.candidate_measurement import SEED, Made
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.events import Progress, emit
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.train import fit
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from bloomery.models.training.data.batches import Examples
+    from bloomery.models.training.loop import Epoch
+
+
+_ENDINGS = {"coded": "coded", "zstd": "zst"}
+_LEAST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
+
+
+class Parts(NamedTuple):
+    train: Examples
+    val: Examples
+    test: Examples
+    unlabelled: Examples | None = None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What candidates are made of, and those in float that are made already: what is made alike is made once."""
+
+    out: Output
+    trained: Trained
+    parts: Parts
+    compression: Compression
+    floats: dict[str, Made] = field(default_factory=dict)
+
+
+def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
+    """An ONNX file for each candidate."""
+    made = []
+    for position, spec in enumerate(specs):
+        emit(Progress("compress", position, len(specs), spec.name))
+        made.append(make(maker, spec))
+    forget_floats(maker)
+    return made
+
+
+def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
+    """The candidate's ONNX file: made smaller first, then exported, then quantized."""
+    from bloomery.models.compression.quantization.weight_only import store_weights
+    from bloomery.models.onnx_storage.encoder import encode
+    from bloomery.models.onnx_storage.sizes import coded_bytes
+    from bloomery.models.onnx_storage.zstd_packing import compact, plain
+
+    spec = spec.for_processor(processor_flags())
+    alike = digest_of_document(spec.in_float.model_dump())
+    if alike not in maker.floats:
+        path = maker.out.path(f"float-{len(maker.floats)}.onnx")
+        maker.floats[alike] = _in_float(maker, spec, path, on_epoch)
+    parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
+    if spec.stored is not None:
+        path = maker.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
+    made = parent._replace(spec=spec, path=path)
+    # Fixed ranges and few values are those of a layer, of which there are three in one operator.
+    source = parent.path if spec.quantize == "static" or spec.values is not None else parent.fused or parent.path
+    if spec.quantize is not None:
+        made = made._replace(calibration=_quantize(maker, spec, parent._replace(path=source), path))
+    elif spec.weights is not None:
+        store_weights(source, path, spec.weights)
+    else:
+        shutil.copyfile(source, path)
+    if spec.stored is not None:
+        model = path.read_bytes()
+        if spec.stored == "zstd":
+            made = made._replace(coded_bytes=coded_bytes(path))
+        path.write_bytes(plain(model) if spec.stored == "zstd" else encode(compact(model)))
+    return made
+
+
+def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> str | None:
+    """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float.
+
+    Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
+    """
+    from bloomery.models.compression.quantization.post_training import first_layer, quantize
+    from bloomery.models.compression.quantization.sensitivity import smallest_float_set
+    from bloomery.models.training.data.batches import even_sample
+
+    assert spec.quantize is not None
+    wanted = maker.compression.calibration_rows
+    calibration = even_sample(maker.parts.train.x, wanted)[:wanted].numpy()
+    how: dict[str, Any] = {
+        "how": spec.quantize,
+        "calibrate": spec.calibrate,
+        "reduce_range": bool(spec.reduce_range),
+    }
+    kept: tuple[str, ...] = ()
+    if spec.float_layers == "first":
+        kept = first_layer(parent.path, spec.quantize)
+    elif spec.float_layers is not None:
+        x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
+        limit = spec.float_layers
+        kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
+    quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
+    return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
+
+
+def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
+    """Of outputs for rows with these labels: the share of wrong answers, or RMSE in standard units."""
+    from bloomery.models.training.optimization.loss import is_regression, score_of
+
+    def loss(outputs_BK: np.ndarray) -> float:
+        score = score_of(outputs_BK, y)
+        return score if is_regression(y) else 1 - score
+
+    return loss
+
+
+def forget_floats(maker: Maker) -> None:
+    """Afterwards the files that candidates were made of are gone, and only candidates are left."""
+    for parent in maker.floats.values():
+        parent.path.unlink()
+        if parent.fused is not None:
+            parent.fused.unlink()
+    maker.floats.clear()
+
+
+def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[Epoch], None]) -> Made:
+    """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
+    from bloomery.models.compression.compressor import Lesson, made_smaller
+    from bloomery.models.compression.fused_attention import fuse_attention
+    from bloomery.models.compression.quantization.quantization_aware import ranges_of, without_fake_quantization
+    from bloomery.models.export.onnx_exporter import export, parity
+    from bloomery.models.networks.blueprint import num_parameters, read_blueprint, read_network
+    from bloomery.models.onnx_import.teacher import Teacher
+    from bloomery.models.profiling.macs import num_macs
+
+    trained, parts = maker.trained, maker.parts
+    weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
+    if trained.import_error is not None and not spec.is_smaller:
+        shutil.copyfile(weights, path)
+        return Made(spec, path, trained.num_parameters, trained.import_error)
+    network: nn.Module
+    if trained.import_error is not None:
+        network, blueprint = Teacher(weights), read_blueprint(config)
+    else:
+        network, blueprint = read_network(weights, config)
+    if spec.is_smaller:
+        more = None if parts.unlabelled is None else parts.unlabelled.x
+        device = fit.device_of(maker.compression)
+        lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
+        network = made_smaller(network, blueprint, spec, lesson)
+    ranges = None
+    if spec.aware:
+        ranges, network = ranges_of(network), without_fake_quantization(network)
+    error = export(network, parts.test.x, path, keep_names=spec.aware)
+    fused = path.with_suffix(".fused.onnx")
+    is_fused = fuse_attention(path, fused)
+    if is_fused:
+        error = max(error, parity(network, parts.test.x, fused))
+    made = Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
+    return made._replace(
+        network=network if maker.compression.also else None,
+        fused=fused if is_fused else None,
+    )

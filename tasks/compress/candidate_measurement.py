@@ -1,0 +1,273 @@
+"""What candidates answer on the test part: figures, a table of answers and an MLflow run for each.
+
+Shapes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, Trained
+from bloomery.data_contracts.records.score_format import LOSSES
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.compression.config import CandidateSpec, Form
+from bloomery.models.evaluation import metrics
+from bloomery.models.features.encoder import read_encoder
+from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.tasks.evaluation.scoring import (
+    Truth,
+    answers_of,
+    of_classes,
+    of_slices,
+    score,
+    truth_of,
+    worse,
+    worse_by_class,
+    worse_by_slice,
+)
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.tracking import mlflow_runs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bloomery.models.training.data.batches import Examples
+
+SEED = 0  # of all that is drawn for candidates: what they see as they learn, and in which order they are timed
+TIMED_BATCHES = (1, 32)  # rows at a time
+_PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
+_UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
+
+
+class Written(NamedTuple):
+    """A candidate in another form than ONNX."""
+
+    form: Form
+    path: Path
+    parity_error: float  # of an output from PyTorch's, at most
+
+
+class Made(NamedTuple):
+    """A candidate's ONNX file, before it is measured."""
+
+    spec: CandidateSpec
+    path: Path
+    num_parameters: int
+    parity_error: float
+    ranges: Mapping[str, tuple[float, float]] | None = None  # of what goes into layers, if they were learnt
+    num_macs: int = 0  # for one row; 0 of a network that came trained
+    calibration: str | None = None  # sha256 of the rows that gave ranges to its activations, where they are fixed
+    coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
+    network: nn.Module | None = None  # before it is quantized, if other forms are wanted
+    others: tuple[Written, ...] = ()
+    fused: Path | None = None  # the same with attention as one operator, if it has any
+
+    @property
+    def is_row_by_row(self) -> bool:
+        return self.spec.quantize == "dynamic"
+
+
+def batch_of(test: Examples, size: int) -> np.ndarray:
+    """Encoded rows float32 (`size`, ...) to time; where there are too few of them, some more than once."""
+    return test.x[np.arange(size) % len(test.x)].numpy()
+
+
+def measure_all(
+    out: Output,
+    made: list[Made],
+    test: Examples,
+    trained: Trained,
+    timed: Mapping[str, tuple[Latency, ...]],
+    baseline: str,
+) -> tuple[Candidate, ...]:
+    """Afterwards there is a table of answers and a run for each candidate that was made.
+
+    `timed` has each one's latencies by batch size, that of one row first.
+    """
+    from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+    from bloomery.models.inference.outputs import meant, outputs_of
+    from bloomery.models.inference.runtime import session
+    from bloomery.models.onnx_storage.sizes import num_nonzero, zstd_bytes
+
+    dataset = trained.dataset
+    encoder = read_encoder(settings().path(dataset.encoder_uri))
+    rows = truth_of(encoder, dataset, test)
+    x = test.x.numpy()
+    given = {
+        one.spec.name: meant(encoder, outputs_of(session(one.path), x, is_row_by_row=one.is_row_by_row)) for one in made
+    }
+    before = answers_of(dataset.task, given[baseline])
+    candidates = []
+    for one in made:
+        name, share = one.spec.name, integer_coverage(one.path).share
+        answers_path = out.path(f"{name}-answers.parquet")
+        _write_answers(answers_path, dataset, rows, given[name])
+        after = answers_of(dataset.task, given[name])
+        candidate = Candidate(
+            name=name,
+            uri=out.uri(one.path.name),
+            sha256=digest_of_file(one.path),
+            run_id="",
+            size_bytes=one.path.stat().st_size,
+            zstd_bytes=zstd_bytes(one.path),
+            coded_bytes=_coded_bytes(one),
+            num_parameters=one.num_parameters,
+            num_nonzero=num_nonzero(one.path),
+            num_macs=one.num_macs or None,
+            integer_share=share,
+            needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(processor_flags()),
+            score=score(dataset.task, rows, given[name]),
+            worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
+            flips=_flips(rows, before, after) if dataset.task == "classification" else None,
+            latencies=timed[name],
+            parity_error=one.parity_error,
+            answers_uri=out.uri(answers_path.name),
+            is_row_by_row=one.is_row_by_row,
+        )
+        run_id = _log(candidate, one, out, trained, rows, given[name], before)
+        candidates.append(candidate.model_copy(update={"run_id": run_id}))
+    return tuple(candidates)
+
+
+def _coded_bytes(made: Made) -> int | None:
+    """The size in the fewest bytes, whatever form it ships in."""
+    from bloomery.models.onnx_storage.sizes import coded_bytes
+
+    if made.spec.stored == "coded":
+        return made.path.stat().st_size
+    return coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
+
+
+def _flips(rows: Truth, before: np.ndarray, after: np.ndarray) -> Flips:
+    right_before, right_after = before == rows.truth, after == rows.truth
+    return Flips(lost=int((right_before & ~right_after).sum()), gained=int((~right_before & right_after).sum()))
+
+
+def _write_answers(path: Path, dataset: Dataset, rows: Truth, given: np.ndarray) -> None:
+    """What the candidate answered for each row of the test part: promote asks the bento the same."""
+    columns: dict[str, Any] = {dataset.key: pa.array(rows.key)}
+    if dataset.task == "classification":
+        classes = np.array(dataset.classes, dtype=object)
+        columns["truth"] = pa.array(classes[rows.truth].tolist())
+        columns["answer"] = pa.array(classes[given.argmax(axis=1)].tolist())
+        columns["probabilities"] = pa.array(list(given), pa.list_(pa.float64()))
+    else:
+        columns["truth"] = pa.array(rows.truth)
+        columns["answer"] = pa.array(given)
+    pq.write_table(pa.table(columns), path)
+
+
+def _log(
+    candidate: Candidate, made: Made, out: Output, trained: Trained, rows: Truth, given: np.ndarray, before: np.ndarray
+) -> str:
+    """A run for the candidate, below the training run, with its ONNX file and tables as artifacts."""
+    dataset = trained.dataset
+    tags = {
+        "mlflow.parentRunId": trained.run_id,
+        "candidate": candidate.name,
+        "onnx.sha256": candidate.sha256,
+        "data.digest": dataset.digest,
+        "processor.flags": " ".join(processor_flags()),
+        **{f"{package}.version": metadata.version(package) for package in _PACKAGES},
+    }
+    if made.calibration is not None:
+        tags["calibration.sha256"] = made.calibration
+    experiment_name = dataset.checked.contract.name
+    with mlflow_runs.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
+        mlflow_runs.log_params(run_id, {**made.spec.model_dump(), "seed": SEED})
+        mlflow_runs.log_figures(
+            run_id,
+            {
+                **_figures(dataset, candidate, rows, given),
+                **_costs(candidate),
+                **{f"latency_{name}": value for name, value in times(candidate.latencies).items()},
+                "parity_error": candidate.parity_error,
+                **{f"{other.form}_parity_error": other.parity_error for other in made.others},
+                **{f"{other.form}_bytes": other.path.stat().st_size for other in made.others},
+            },
+        )
+        for form, path in (("onnx", made.path), *((other.form, other.path) for other in made.others)):
+            mlflow_runs.client().log_artifact(run_id, str(path), form)
+        after = answers_of(dataset.task, given)
+        if dataset.task == "classification":
+            of_class = of_classes(dataset.classes, rows, given)
+            drops = {one.value: one.worse for one in worse_by_class(dataset, rows, before, after)}
+            of_class |= _in_columns(dataset.task, [drops.get(name) for name in of_class["class"]])
+            mlflow_runs.client().log_table(run_id, of_class, "per_class.json")
+        if trained.slices:
+            of_slice = of_slices(dataset, trained.slices, rows, given)
+            found = worse_by_slice(dataset, trained.slices, rows, before, after)
+            of_slice |= _in_columns(dataset.task, [one.worse for one in found])
+            mlflow_runs.client().log_table(run_id, of_slice, "per_slice.json")
+    return run_id
+
+
+def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[Any]]:
+    """How much worse than fp32, as columns of a table."""
+    loss = LOSSES[task]
+    return {
+        loss: [None if one is None else one.value for one in found],
+        f"{loss}_low": [None if one is None else one.low for one in found],
+        f"{loss}_high": [None if one is None else one.high for one in found],
+    }
+
+
+def times(latencies: Iterable[Latency]) -> dict[str, float]:
+    """The times of each batch size, such as `b1_p50_ms` and `b1_ratio_high`."""
+    columns: dict[str, float] = {}
+    for latency in latencies:
+        start = f"b{latency.batch_size}"
+        columns |= {f"{start}_p50_ms": latency.p50_ms, f"{start}_p99_ms": latency.p99_ms}
+        for name, ratio in (("ratio", latency.ratio), ("p99_ratio", latency.tail_ratio)):
+            columns |= {f"{start}_{name}": ratio.value}
+            columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
+    return columns
+
+
+def _costs(candidate: Candidate) -> dict[str, float]:
+    """What it takes to keep and to ask it, as far as that is known, but for the time."""
+    costs = candidate.model_dump(
+        include={
+            "size_bytes",
+            "zstd_bytes",
+            "coded_bytes",
+            "num_parameters",
+            "num_nonzero",
+            "num_macs",
+            "integer_share",
+        }
+    )
+    return {name: cost for name, cost in costs.items() if cost is not None}
+
+
+def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndarray) -> dict[str, float]:
+    """Every figure of the test part, by the name that it has in MLflow."""
+    is_classes = dataset.task == "classification"
+    name, loss = ("test_accuracy", "accuracy_drop") if is_classes else ("test_rmse", "rmse_rise")
+    told, lost = candidate.score, candidate.worse
+    figures = {
+        name: told.value,
+        f"{name}_low": told.low,
+        f"{name}_high": told.high,
+        loss: lost.value,
+        f"{loss}_low": lost.low,
+        f"{loss}_high": lost.high,
+    }
+    if candidate.flips is not None:
+        figures |= {"flips_lost": candidate.flips.lost, "flips_gained": candidate.flips.gained}
+    if not is_classes:
+        figures["test_mae"] = metrics.mean_absolute_error(rows.truth, given)
+        figures["test_r2"] = metrics.explained(rows.truth, given)
+        return figures
+    figures["test_log_loss"] = metrics.log_loss(rows.truth, given)
+    area = metrics.auc(rows.truth == 1, given[:, 1]) if len(dataset.classes) == 2 else None
+    return figures if area is None else figures | {"test_auc": area}

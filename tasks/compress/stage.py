@@ -1,0 +1,110 @@
+"""compress: every candidate, exported and measured in the form in which it ships."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bloomery.data_contracts.documents.digests import digest_of_document
+from bloomery.data_contracts.records.records import Latency, Options, Trained
+from bloomery.models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
+from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
+from bloomery.tasks.compress.candidate_measurement import SEED, TIMED_BATCHES, Made, batch_of, measure_all
+from bloomery.tasks.compress.candidate_search import explore
+from bloomery.tasks.compress.extra_formats import in_other_forms
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.stage import stage
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.tracking import mlflow_runs, resource_usage
+from bloomery.tasks.train import fit
+
+if TYPE_CHECKING:
+    from bloomery.models.training.data.batches import Examples
+
+
+def _runs_are_kept(record: Options) -> bool:
+    return all(mlflow_runs.run_exists(candidate.run_id) for candidate in record.candidates)
+
+
+@stage(is_whole=_runs_are_kept)
+def compress(out: Output, trained: Trained, compression: Compression) -> Options:
+    """Afterwards there is an ONNX file and a table of answers on the test part for each candidate.
+
+    Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
+    none is, and 8 bits take their ranges from the validation part.
+
+    Raises:
+        EngineMissing: a file for LiteRT is wanted, and what converts it is not there.
+        ParityBroken: a network answers otherwise in one of the forms than in PyTorch.
+    """
+    from bloomery.models.training.data.batches import read_examples
+    from bloomery.models.training.determinism import fix_randomness
+
+    dataset = trained.dataset
+    is_private = trained.privacy is not None
+    fix_randomness(seed=SEED, num_threads=1)
+    parts = Parts(
+        *(
+            None if part is None else read_examples(settings().path(part.uri), dataset.key, dataset.layout)
+            # Without noise the training rows may not be looked at again: of validation rows nothing is promised.
+            for part in (dataset.val if is_private else dataset.train, dataset.val, dataset.test, dataset.unlabelled)
+        )  # type: ignore[arg-type]  # the first three are there
+    )
+    usual = _usual(trained)
+    specs = compression.candidates or usual
+    if is_private:
+        specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
+    maker = Maker(out, trained, parts, compression)
+    with resource_usage.measured(on_gpu=fit.device_of(compression) == "cuda") as told:
+        wanted = None if is_private else compression.explore
+        made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
+        made = in_other_forms(out, made, compression.also, parts.test.x)
+        baseline = next(spec.name for spec in specs if spec.is_as_trained)
+        timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
+        candidates = measure_all(out, made, parts.test, trained, timed, baseline)
+        spent = told()
+    mlflow_runs.log_effort(trained.run_id, spent, "compress_")
+    return Options(
+        candidates=candidates,
+        baseline=baseline,
+        effort=spent,
+        trained=trained,
+        # Times differ from run to run; what the candidates are and answer does not.
+        digest=digest_of_document([[one.name, one.sha256, one.score.value] for one in candidates]),
+    )
+
+
+def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
+    """Each one's latency for each of `TIMED_BATCHES`, in turns with all others, as they are served."""
+    from bloomery.models.profiling.latency import compare
+
+    return compare(
+        {one.spec.name: one.path for one in made},
+        [batch_of(test, size) for size in TIMED_BATCHES],
+        baseline=baseline,
+        rounds=rounds,
+        row_by_row={one.spec.name for one in made if one.is_row_by_row},
+        seed=SEED,
+    )
+
+
+def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
+    """The candidates where the recipe names none, for this network on this processor."""
+    from bloomery.models.networks.blueprint import read_blueprint
+
+    config = read_blueprint(settings().path(trained.network_uri)).config
+    return candidates_for(
+        config.kind,
+        _quantization_for(trained),
+        weights_alone=config.kind == "rnn" and config.cell != "lstm",
+        tiles=has_tiles(processor_flags()),
+    )
+
+
+def _quantization_for(trained: Trained) -> Quantization | None:
+    """What the operators of an imported network suggest; of others, their kind says it."""
+    import onnx
+
+    from bloomery.models.onnx_import.graph import quantization_for
+
+    return None if trained.import_error is None else quantization_for(onnx.load(settings().path(trained.uri)))

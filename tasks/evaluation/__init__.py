@@ -1,0 +1,1 @@
+"""Scores, slices, held-out rows and plots."""

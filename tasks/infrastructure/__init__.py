@@ -1,0 +1,1 @@
+"""Settings, engines, files and processes."""

@@ -1,0 +1,198 @@
+"""Servers that end when their starter does, however it ends.
+
+A server is started through a small process of this module, which holds the reading end of a pipe. When the starter
+exits or is killed the pipe closes, and the server's whole process group is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from bloomery.data_contracts.errors import EngineMissing, PortInUse
+
+_GRACE_S = 10
+_PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
+
+
+@contextlib.contextmanager
+def starting(
+    command: Sequence[str],
+    *,
+    is_ready: Callable[[], bool],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
+) -> Iterator[Callable[[], None]]:
+    """A server that lives inside the `with` block. Yields a function that waits until `is_ready` says so.
+
+    That function raises EngineMissing if the server ends by itself or is not ready in time; the message has the end of
+    its log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        tether = start(command, stream, environment)
+        try:
+            yield lambda: _wait(tether, is_ready, command, log, timeout_s)
+        finally:
+            stop(tether)
+
+
+def start(
+    command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `command` tethered to this process. Its output goes to `log`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bloomery.tasks.infrastructure.tethered_process", *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def stop(*tethers: subprocess.Popen[bytes]) -> None:
+    """End tethered servers, all at the same time, and wait until their processes are gone."""
+    for tether in tethers:
+        if tether.stdin is not None:
+            tether.stdin.close()
+    deadline = time.monotonic() + _GRACE_S + 5
+    for tether in tethers:
+        try:
+            tether.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            tether.kill()
+            tether.wait()
+
+
+def _wait(
+    tether: subprocess.Popen[bytes], is_ready: Callable[[], bool], command: Sequence[str], log: Path, timeout_s: float
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_ready():
+        ended = tether.poll() is not None
+        if ended or time.monotonic() > deadline:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            raise EngineMissing(
+                f"{Path(command[0]).name} {' '.join(command[1:4])} "
+                + (f"ended with {tether.returncode}" if ended else f"was not ready after {timeout_s:.0f} s")
+                + "".join(f"\n  | {line[:300]}" for line in lines),
+                required="a server that answers",
+                where=str(log),
+                remedy="read the log above, and run `bloomery doctor`",
+            )
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port on the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises PortInUse, naming the owner where the system tells it, unless a server could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as failure:
+            raise PortInUse(
+                f"port {port} cannot be listened on: {failure.strerror}",
+                required="a free port",
+                where=f"{host}:{port}, held by {owner_of(port) or 'a process that this user may not see'}",
+                remedy="end that process, or choose another port with --port",
+            ) from failure
+
+
+def lives(pid: int, started: float) -> bool:
+    """Whether the process noted with this number and start still runs; a later one of the same number is another."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def owner_of(port: int) -> str | None:
+    """The process that listens on `port`, as far as this user may see it."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {connection.pid})"
+    return None
+
+
+def _tether(command: Sequence[str]) -> int:
+    _adopt_orphans()
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def end(*_: object) -> None:
+        _end_group(child)
+        _end_orphans()
+
+    def watch() -> None:
+        # Not through `sys.stdin`, whose lock this thread would hold when the interpreter ends before it.
+        while os.read(0, 4096):
+            pass
+        end()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides, and closes the pipe
+    threading.Thread(target=watch, daemon=True).start()
+    code = child.wait()
+    end()  # what a server that was killed has left of its own processes, which would hold its port
+    return code
+
+
+def _adopt_orphans() -> None:
+    """From now on this process is the parent of what its descendants leave, as Linux allows."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    """Workers with a session of their own, whose server was killed before it could end them."""
+    orphans = psutil.Process().children(recursive=True)
+    for orphan in orphans:
+        with contextlib.suppress(psutil.Error):
+            orphan.terminate()
+    _, living = psutil.wait_procs(orphans, timeout=_GRACE_S)
+    for orphan in living:
+        with contextlib.suppress(psutil.Error):
+            orphan.kill()
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while time.monotonic() < deadline:
+            os.killpg(child.pid, 0)  # raises once the whole group is gone
+            if child.poll() is not None:
+                _reap()
+            time.sleep(0.02)
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    raise SystemExit(_tether(sys.argv[1:]))

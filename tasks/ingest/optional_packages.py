@@ -1,0 +1,25 @@
+"""Packages that only some sources need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from bloomery.data_contracts.errors import EngineMissing
+
+
+def required_module(name: str, command: str, source: str) -> ModuleType:
+    """The module `name`.
+
+    Raises:
+        EngineMissing: it is not installed; the message has the `command` that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as failure:
+        raise EngineMissing(
+            f"the package {name} is not here: {failure}",
+            required=f"the package {name}, to read {source}",
+            where="this Python environment",
+            remedy=command,
+        ) from failure

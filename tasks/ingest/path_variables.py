@@ -1,0 +1,44 @@
+"""Paths that begin with an environment variable, as `${DATA}/rows.csv`: one recipe for data in any folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import REMOTE, Data, scheme_of, variable_of
+from bloomery.tasks.ingest.locations import obtained
+
+
+def expanded(data: Data) -> Data:
+    """The same data with the values of the variables; one that names a local folder is taken from where we are.
+
+    Raises:
+        DataMissing: a variable is not set, or names no folder.
+    """
+    return data.with_paths(lambda path: _expanded(path, data))
+
+
+def _expanded(path: str, data: Data) -> str:
+    variable = variable_of(path)
+    if variable is None:
+        return path
+    rest = path.removeprefix(f"${{{variable}}}").lstrip("/")
+    folder = os.environ.get(variable, "")
+    if not folder:
+        raise DataMissing(
+            f"the environment variable {variable} is not set",
+            required=f"the folder that {rest or 'the data'} lies in",
+            where=f"the recipe's data: {path}",
+            remedy=f"export {variable}=FOLDER, with the data in it{obtained(data)}",
+        )
+    if folder.startswith(REMOTE):
+        return f"{folder.rstrip('/')}/{rest}"
+    if scheme_of(folder) is not None:
+        raise DataMissing(
+            f"the environment variable {variable} is {folder!r}",
+            required=f"a folder here, or one that begins with {' or '.join(REMOTE)}",
+            where=f"the recipe's data: {path}",
+            remedy=f"export {variable}=FOLDER",
+        )
+    return str(Path(folder).expanduser().absolute() / rest)

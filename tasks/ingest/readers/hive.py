@@ -1,0 +1,122 @@
+"""Hive tables, through Spark and the metastore that its settings name; without any, one in the state folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+from bloomery.tasks.infrastructure import spark_session
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_BATCH_ROWS = 65_536
+
+
+def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+    """The rows of a Hive table, sorted by all its columns: they have no order of their own.
+
+    Raises:
+        DataMissing: there is no such table, or it has a column that cannot be sorted.
+        EngineMissing: Spark does not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hive-", dir=_scratch()))
+    table = _table(origin)
+    try:
+        table.orderBy(*[table[name] for name in table.columns]).write.mode("overwrite").parquet(folder.as_uri())
+    except Exception as failure:
+        shutil.rmtree(folder, ignore_errors=True)
+        if type(failure).__name__ != "AnalysisException":
+            raise
+        raise _absent(origin, f"its rows cannot be sorted: {failure}", "columns that have an order") from failure
+    finally:
+        spark_session.stop()  # the next stage starts its own, without Hive
+    files = sorted(folder.glob("*.parquet"))
+    schema = plain_schema(pq.read_schema(files[0]))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for file in files:
+                for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS):
+                    yield conformed(batch, schema)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return Rows(schema, batches())
+
+
+def identify(data: Data, origin: Origin) -> list[object]:
+    """The table's columns, and the name, size and time of each of its files."""
+    table = _table(origin)
+    jvm: Any = table.sparkSession._jvm
+    conf = table.sparkSession._jsc.hadoopConfiguration()
+    told: list[list[object]] = []
+    for root in sorted(table.inputFiles()):
+        path = jvm.org.apache.hadoop.fs.Path(root)
+        files = path.getFileSystem(conf).listFiles(path, True)
+        while files.hasNext():
+            status = files.next()
+            told.append([status.getPath().toString(), status.getLen(), status.getModificationTime()])
+    return [table.schema.json(), sorted(told, key=str)]
+
+
+def session() -> SparkSession:
+    """A session with Hive's catalog, whose database and tables lie in the state folder unless a hive-site.xml is found.
+
+    Raises:
+        EngineMissing: Spark does not start.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None and active.conf.get("spark.sql.catalogImplementation") == "hive":
+        return active
+    spark_session.stop()  # the catalog is chosen when Spark starts
+    scratch = _scratch()
+    database = f"jdbc:derby:;databaseName={scratch}/metastore;create=true"
+    derby = f"-Djava.io.tmpdir={scratch} -Dderby.system.home={scratch} -Dderby.stream.error.file={scratch}/derby.log"
+    return spark_session.session(
+        SparkMeans(
+            settings={
+                "spark.sql.catalogImplementation": "hive",
+                "spark.hadoop.javax.jdo.option.ConnectionURL": database,
+                "spark.driver.extraJavaOptions": derby,
+            }
+        )
+    )
+
+
+def _scratch() -> Path:
+    scratch = settings().home / "spark"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return scratch
+
+
+def _table(origin: Origin) -> DataFrame:
+    from pyspark.errors import AnalysisException
+
+    name = origin.source.removeprefix("hive:")
+    try:
+        return session().table(name)
+    except AnalysisException as failure:
+        raise _absent(origin, str(failure), "DATABASE.TABLE as the metastore knows it") from failure
+
+
+def _absent(origin: Origin, failure: str, required: str) -> DataMissing:
+    return DataMissing(
+        f"the Hive table {origin.source} cannot be read: {failure.splitlines()[0]}",
+        required=required,
+        where="the recipe's data.source",
+        remedy="mend the name, or point Spark to the right metastore by a hive-site.xml in SPARK_CONF_DIR",
+    )

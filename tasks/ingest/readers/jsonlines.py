@@ -1,0 +1,110 @@
+"""JSON lines: an object per line, in UTF-8 (RFC 8259). Objects inside become struct columns, arrays become lists."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.tasks.ingest.locations import Place
+from bloomery.tasks.ingest.readers import files
+from bloomery.tasks.ingest.readers.base import Malformed, Rows, readable
+from bloomery.tasks.ingest.readers.json_types import Kind, name_of, schema_of, widen
+
+_BATCH_LINES = 8_192
+
+
+def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+    """The rows of files with a JSON object per line; a key that a line lacks is null.
+
+    Every file is read twice: once for the types of all lines, once for the values.
+
+    Raises:
+        DataMissing: a column has values of two kinds, such as text and numbers. Whole numbers and fractions are one.
+    """
+    return files.read(data, origin, malformed, _schema, _batches, may_lack=True)
+
+
+def _schema(place: Place, data: Data) -> pa.Schema:
+    fields: dict[str, Kind] = {}
+    with place.stream() as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = _parse(line)
+            except ValueError:
+                continue  # the second reading puts the line aside
+            widen(fields, row or {}, f"line {number}", place)
+    return schema_of(fields, place)
+
+
+def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
+    with place.stream() as stream:
+        numbered = enumerate(stream, 1)
+        while lines := list(islice(numbered, _BATCH_LINES)):
+            rows = []
+            for number, line in lines:
+                try:
+                    row = _parse(line)
+                except ValueError as failure:
+                    malformed.add(place.relative, number, readable(line), str(failure))
+                    continue
+                if row is not None:
+                    rows.append(row)
+            columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The object on a line, or None for a blank one.
+
+    Raises:
+        ValueError: the line is no JSON object, names a key twice, or has a value that no column can hold.
+    """
+    if not line.strip():
+        return None
+    try:
+        # Asking about every number costs more than asking whether one is long.
+        decoder = _CAREFUL if _LONG_NUMBER.search(line) else _DECODER
+        row = decoder.decode(line.removeprefix(codecs.BOM_UTF8).decode())
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except UnicodeEncodeError as failure:
+        raise ValueError("half of a surrogate pair, which is no text") from failure
+    except UnicodeDecodeError as failure:
+        raise ValueError("bytes that are not utf-8") from failure
+    except json.JSONDecodeError as failure:
+        raise ValueError(f"not JSON: {failure.msg} at character {failure.pos + 1}") from failure
+    except RecursionError as failure:
+        raise ValueError("not JSON that can be read: too deep") from failure
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object, but {name_of(row)}")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError("a whole number that does not fit into 64 bits")
+    return int(digits)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"not JSON: {word} is no number")
+
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+_CAREFUL = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)

@@ -1,0 +1,117 @@
+"""Delta and Iceberg tables, at one version, through the packages `deltalake` and `pyiceberg`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from bloomery.data_contracts.errors import BloomeryError, DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.tasks.ingest.optional_packages import required_module
+from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+
+_HTTP = "http://"
+
+
+def read_delta(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+    """The rows of a Delta table at `version`, or its newest; its files in the order of their names.
+
+    Raises:
+        EngineMissing: the package deltalake is not there.
+        DataMissing: there is no such table or version, or it uses what cannot be read (deletion vectors).
+    """
+    table, deltalake = _delta(data, origin)
+    try:
+        found = table.to_pyarrow_dataset()
+    except deltalake.exceptions.DeltaError as failure:
+        raise _absent("Delta", origin, failure) from failure
+    schema = plain_schema(found.schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for fragment in sorted(found.get_fragments(), key=lambda one: one.path):
+            for batch in fragment.to_batches(schema=found.schema):
+                yield conformed(batch, schema)
+
+    return Rows(schema, batches())
+
+
+def identify_delta(data: Data, origin: Origin) -> list[object]:
+    """The table's own id and the version."""
+    table, _ = _delta(data, origin)
+    return [str(table.metadata().id), table.version()]
+
+
+def _delta(data: Data, origin: Origin) -> tuple[Any, ModuleType]:
+    deltalake = required_module("deltalake", "pip install 'bloomery[delta]'", origin.source)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    options = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith(_HTTP) else {}
+    try:
+        found = deltalake.DeltaTable(
+            origin.source.removeprefix("delta:"), version=data.version, storage_options=options
+        )
+    except (deltalake.exceptions.DeltaError, OSError) as failure:
+        raise _absent("Delta", origin, failure) from failure
+    return found, deltalake
+
+
+def read_iceberg(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+    """The rows of an Iceberg table at the snapshot `version`, or its newest; its files in the order of their names.
+
+    Raises:
+        EngineMissing: the package pyiceberg is not there.
+        DataMissing: there is no such catalog, table or snapshot.
+    """
+    table = _iceberg(data, origin)
+    from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow
+
+    scan = table.scan(snapshot_id=data.version)
+    schema = plain_schema(schema_to_pyarrow(scan.projection()))
+    tasks = sorted(scan.plan_files(), key=lambda task: task.file.file_path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for task in tasks:  # one by one: given all, it would hold all in memory
+            reader = ArrowScan(scan.table_metadata, scan.io, scan.projection(), scan.row_filter)
+            for batch in reader.to_record_batches([task]):
+                yield conformed(batch, schema)
+
+    return Rows(schema, batches())
+
+
+def identify_iceberg(data: Data, origin: Origin) -> list[object]:
+    """The table's own id and the snapshot's."""
+    table = _iceberg(data, origin)
+    snapshot = table.current_snapshot() if data.version is None else table.snapshot_by_id(data.version)
+    if snapshot is None and data.version is not None:
+        raise _absent("Iceberg", origin, f"it has no snapshot {data.version}")
+    chosen = None if snapshot is None else snapshot.snapshot_id
+    return [str(table.metadata.table_uuid), chosen, table.schema().schema_id]
+
+
+def _iceberg(data: Data, origin: Origin) -> Any:
+    """A table of a catalog that pyiceberg's own settings name, or of one metadata file."""
+    required_module("pyiceberg", "pip install 'bloomery[iceberg]'", origin.source)
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+    from pyiceberg.table import StaticTable
+
+    name = origin.source.removeprefix("iceberg:")
+    try:
+        if name.endswith(".metadata.json"):
+            return StaticTable.from_metadata(name)
+        catalog, _, table = name.partition(".")
+        return load_catalog(catalog).load_table(table)
+    except (NoSuchNamespaceError, NoSuchTableError, ValueError, OSError) as failure:
+        raise _absent("Iceberg", origin, failure) from failure
+
+
+def _absent(kind: str, origin: Origin, failure: object) -> BloomeryError:
+    return DataMissing(
+        f"the {kind} table {origin.source} cannot be read: {failure}",
+        required=f"a {kind} table at a version that it has",
+        where="the recipe's `data`",
+        remedy="mend the path, the name or the `version`",
+    )

@@ -1,0 +1,50 @@
+"""Which reader each format has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.tasks.ingest import locations
+from bloomery.tasks.ingest.readers import (
+    audio,
+    columnar,
+    delimited,
+    hive,
+    idx,
+    images,
+    json_documents,
+    jsonlines,
+    lakehouse,
+    sklearn_datasets,
+    sql,
+    text,
+)
+from bloomery.tasks.ingest.readers.base import Malformed, Rows
+
+
+class Reader(NamedTuple):
+    """`identify` gives what changes when the content does, as JSON; `read` gives the rows."""
+
+    identify: Callable[[Data, Origin], list[object]]
+    read: Callable[[Data, Origin, Malformed], Rows]
+
+
+READERS: dict[str, Reader] = {
+    "parquet": Reader(locations.identify, columnar.read),
+    "orc": Reader(locations.identify, columnar.read),
+    "arrow": Reader(locations.identify, columnar.read),
+    "csv": Reader(locations.identify, delimited.read),
+    "jsonl": Reader(locations.identify, jsonlines.read),
+    "json": Reader(json_documents.identify, json_documents.read),
+    "text": Reader(locations.identify, text.read),
+    "images": Reader(locations.identify, images.read),
+    "audio": Reader(locations.identify, audio.read),
+    "idx": Reader(idx.identify, idx.read),
+    "sklearn": Reader(sklearn_datasets.identify, sklearn_datasets.read),
+    "delta": Reader(lakehouse.identify_delta, lakehouse.read_delta),
+    "iceberg": Reader(lakehouse.identify_iceberg, lakehouse.read_iceberg),
+    "sql": Reader(sql.identify, sql.read),
+    "hive": Reader(hive.identify, hive.read),
+}

@@ -1,0 +1,126 @@
+"""What the chosen candidate, in the form that ships, answered to the held-out rows: figures for its card.
+
+Shapes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bloomery.data_contracts.records.records import Chosen, Interval
+from bloomery.models.evaluation import metrics
+from bloomery.models.evaluation.calibration import Reliability, expected_calibration_error, reliability
+from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.evaluation.held_out import measured_answers
+from bloomery.tasks.evaluation.scoring import Truth, of_slices
+from bloomery.tasks.evaluation.slices import neighbourly
+from bloomery.tasks.infrastructure.settings import settings
+
+
+class OfClass(NamedTuple):
+    """How one class is answered; None is a share of nothing."""
+
+    name: str
+    num_rows: int
+    recall: Interval | None
+    precision: Interval | None
+
+
+class OfSlice(NamedTuple):
+    """The score of the rows with one value of a column."""
+
+    column: str
+    value: str
+    num_rows: int
+    score: Interval
+
+
+class Figures(NamedTuple):
+    """Of the held-out rows. `others` are further figures by their names in words."""
+
+    score: Interval
+    num_rows: int
+    others: dict[str, float]
+    classes: tuple[OfClass, ...]
+    slices: tuple[OfSlice, ...]
+    reliability: Reliability | None  # None of a regression
+    calibration_error: float | None
+
+
+def figures_of(chosen: Chosen) -> Figures:
+    """Read from the answers that `compress` has kept; nothing is asked anew."""
+    trained = chosen.options.trained
+    dataset = trained.dataset
+    answers = measured_answers(chosen)
+    keys = answers[dataset.key].combine_chunks()
+    found = None
+    if dataset.task == "classification":
+        truth_N = _positions(answers["truth"], dataset.classes)
+        given = np.array(answers["probabilities"].to_pylist(), np.float64)
+        order = np.arange(len(keys))
+        found = reliability(truth_N, given)
+        others = _others_of_classes(truth_N, given)
+        classes = _of_classes(truth_N, given, dataset.classes)
+    else:
+        truth_N, given = answers["truth"].to_numpy(), answers["answer"].to_numpy()
+        order = neighbourly(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+        others = {
+            "mean absolute error": metrics.mean_absolute_error(truth_N, given),
+            "R²": metrics.explained(truth_N, given),
+        }
+        classes = ()
+    return Figures(
+        score=chosen.candidate.score,
+        num_rows=len(keys),
+        others=others,
+        classes=classes,
+        slices=_of_slices(chosen, Truth(keys, truth_N, order), given),
+        reliability=found,
+        calibration_error=None if found is None else expected_calibration_error(found),
+    )
+
+
+def _positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) -> np.ndarray:
+    """Of each label (N,) among the classes."""
+    values = labels.combine_chunks()
+    found = pc.index_in(values, pa.array(list(classes), values.type))
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _others_of_classes(truth_N: np.ndarray, shares_NK: np.ndarray) -> dict[str, float]:
+    others = {"log loss": metrics.log_loss(truth_N, shares_NK)}
+    area = metrics.auc(truth_N == 1, shares_NK[:, 1]) if shares_NK.shape[1] == 2 else None
+    return others if area is None else others | {"AUC": area}
+
+
+def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int | str, ...]) -> tuple[OfClass, ...]:
+    """Shares with Wilson's 95% intervals."""
+    counts_KK = metrics.confusion(truth_N, shares_NK.argmax(axis=1), len(classes))
+    right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    return tuple(
+        OfClass(
+            str(name),
+            num,
+            metrics.share(right, num) if num else None,
+            metrics.share(right, answered) if answered else None,
+        )
+        for name, right, num, answered in zip(
+            classes, right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True
+        )
+    )
+
+
+def _of_slices(chosen: Chosen, rows: Truth, given: np.ndarray) -> tuple[OfSlice, ...]:
+    trained = chosen.options.trained
+    if not trained.slices:
+        return ()
+    told = of_slices(trained.dataset, trained.slices, rows, given)
+    lines = zip(*(told[name] for name in ("column", "value", "rows", "score", "low", "high")), strict=True)
+    return tuple(
+        OfSlice(column, value, num, Interval(value=score, low=low, high=high))
+        for column, value, num, score, low, high in lines
+    )

@@ -1,0 +1,1 @@
+"""A version's requests, compared with its reference profile."""

@@ -1,0 +1,97 @@
+"""What a person looks at in the Prefect run: a function for each record worth showing.
+
+Called only inside a Prefect task run. A failure to show never fails the stage.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec
+
+from bloomery.data_contracts.records.records import Bento, CheckedRows, Trained
+from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
+from bloomery.tasks.infrastructure.settings import settings
+
+P = ParamSpec("P")
+
+
+def shown(function: Callable[P, None]) -> Callable[P, None]:
+    """The same function, whose failure is no more than a warning in the log."""
+
+    @functools.wraps(function)
+    def show(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            function(*arguments, **named)
+        except Exception:
+            logging.getLogger(__name__).warning("the artifact %s is missing", function.__name__, exc_info=True)
+
+    return show
+
+
+@shown
+def contract_report(record: CheckedRows) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.checked)
+    create_markdown_artifact(
+        key="contract-report",
+        description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
+        markdown=(
+            f"# Contract {record.contract.name} {record.contract.version}\n\n"
+            f"{record.rows.num_rows + record.rows.num_malformed} rows came in: **{record.num_rows} passed**, "
+            f"**{record.num_quarantined} quarantined**.\n\n"
+            f"| rule | breaking rows |\n| --- | ---: |\n{rules}\n\n"
+            f"Great Expectations' report: [{record.report_uri}]({settings().path(record.report_uri).as_uri()})\n\n"
+            f"Quarantine: `{settings().path(record.quarantine_uri)}`\n\n"
+            f"Lines that are no rows: {record.rows.num_malformed}, `{settings().path(record.rows.malformed_uri)}`\n"
+        ),
+    )
+
+
+@shown
+def training_run(record: Trained) -> None:
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    tracking, server = settings().tracking_uri, settings().mlflow_url
+    if server is not None:
+        from mlflow import MlflowClient
+
+        experiment = MlflowClient().get_run(record.run_id).info.experiment_id
+        create_link_artifact(
+            key="mlflow-run",
+            link=f"{server}/#/experiments/{experiment}/runs/{record.run_id}",
+            link_text=f"MLflow run {record.run_id}",
+        )
+        return
+    task = record.dataset.task
+    how = f"after {record.epochs} epochs" if record.import_error is None else "as it came"
+    create_markdown_artifact(
+        key="mlflow-run",
+        description=f"MLflow run {record.run_id}",
+        markdown=(
+            f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
+            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {how}.\n\n"
+            f"{promised(record)}"
+            f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
+        ),
+    )
+
+
+@shown
+def bento_card(record: Bento) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
+    files = "\n".join(f"| `{path}` | `{sha256[:16]}` |" for path, sha256 in record.files)
+    create_markdown_artifact(
+        key="bento",
+        description=f"Bento {record.tag}",
+        markdown=f"# Bento `{record.tag}`\n\n| file | sha256 |\n| --- | --- |\n{files}\n\n"
+        f"To serve it: `bloomery serve {record.tag.split(':')[0]}`\n",
+    )
+
+
+def promised(record: Trained) -> str:
+    """A paragraph on what was promised of each training row, if anything was."""
+    return f"Each training row is {record.privacy}.\n\n" if record.privacy is not None else ""

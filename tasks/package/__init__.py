@@ -1,0 +1,1 @@
+"""Stage 7: a bento of the chosen candidate."""

@@ -1,0 +1,1 @@
+"""Stage 3: splits and encoded features."""

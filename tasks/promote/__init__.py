@@ -1,0 +1,1 @@
+"""Stage 8: release checks, and the champion."""

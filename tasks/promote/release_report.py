@@ -1,0 +1,39 @@
+"""What a person reads of a release in the Prefect run, and where it answers."""
+
+from __future__ import annotations
+
+from bloomery.data_contracts.records.records import Release, describe
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.prefect_artifacts import promised, shown
+from bloomery.tasks.registry.champion import served_at
+
+
+@shown
+def release_card(record: Release) -> None:
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))
+    addresses = served_at(record.name)
+    for address in addresses:
+        create_link_artifact(key="endpoint", link=f"{address}/docs", link_text=f"{record.name} answers at {address}")
+    create_markdown_artifact(
+        key="release",
+        description=f"{record.name} version {record.version} is {record.alias}",
+        markdown=(
+            f"# {record.name} version {record.version} is `{record.alias}`\n\n"
+            f"{_where(record, addresses)}\n\n"
+            f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
+            f"{promised(record.bento.chosen.options.trained)}"
+            f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
+        ),
+    )
+
+
+def _where(record: Release, addresses: list[str]) -> str:
+    """Links to the version in MLflow and to the endpoints, where servers stand; else how to start them."""
+    server = settings().mlflow_url
+    page = f"{server}/#/models/{record.name}/versions/{record.version}"
+    mlflow = f"in MLflow: `{settings().tracking_uri}`" if server is None else f"[in MLflow]({page})"
+    served = ", ".join(f"[{address}]({address}/docs)" for address in addresses)
+    answers = f"answered at {served}" if served else f"to serve it: `bloomery serve {record.name}`"
+    return f"The version {mlflow}; bento `{record.bento.tag}`; {answers}"

@@ -1,0 +1,1 @@
+"""Registered versions, champion, approvals and retention."""

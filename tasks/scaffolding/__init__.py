@@ -1,0 +1,1 @@
+"""`bloomery init`: profiles a source and drafts a contract and a recipe."""

@@ -1,0 +1,1 @@
+"""Launchers of distributed training: torchrun and Spark."""

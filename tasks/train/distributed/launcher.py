@@ -1,0 +1,152 @@
+"""Several processes that train one network: started by torchrun or Spark, watched, and their network taken over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bloomery.data_contracts import errors
+from bloomery.data_contracts.errors import BloomeryError, EngineMissing
+from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.models.networks.config import Model
+from bloomery.models.training.config import Training
+from bloomery.tasks.infrastructure import spark_session, tethered_process
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.train import fit
+from bloomery.tasks.train.distributed import spark_launcher
+from bloomery.tasks.train.distributed.spark_launcher import MOST_RESTARTS
+from bloomery.tasks.train.distributed.worker import FAILURE, PROGRESS, RESULT, WEIGHTS, Failure, Job, Result, Told
+
+if TYPE_CHECKING:
+    from bloomery.models.training.loop import Epoch, Step
+
+_LOG = "torchrun.log"
+
+
+def fit_together(
+    key: str,
+    dataset: Dataset,
+    model: Model,
+    training: Training,
+    start: Start | None,
+    *,
+    means: SparkMeans | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> fit.Fitted:
+    """The network that `training.devices` processes on each of `training.nodes` machines have trained.
+
+    A process that dies is started again together with the others, and they go on from the last checkpoint.
+
+    Raises:
+        RecipeInvalid: the network cannot be spread so, or the Spark of `means` has too few slots.
+        EngineMissing: Spark does not start or gives no slots, or the processes failed; then the message has the end of
+            their log.
+        TrainingDiverged: as in one process.
+    """
+    from bloomery.models.training.distributed.parallelize import refuse_impossible
+
+    refuse_impossible(training, model)
+    folder = settings().home / "jobs" / key
+    if training.launcher == "spark":
+        spark_launcher.refuse_impossible(training, means)
+        spark_session.give_way(means)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    path = folder / "job.json"
+    job = Job(key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans())
+    path.write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
+    with (folder / _LOG).open("ab") as log:
+        # Without the second, what torchrun lays into the system's temporary folder would stay there.
+        surroundings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TMPDIR": str(folder)}
+        agent = tethered_process.start(command(path, training), log, surroundings)
+        try:
+            lines = _lines(folder / PROGRESS, lambda: agent.poll() is None and not (folder / FAILURE).is_file())
+            for line in lines:
+                _tell(Told.model_validate_json(line), on_epoch, on_step)
+        finally:
+            tethered_process.stop(agent)
+    if agent.returncode or (folder / FAILURE).is_file():
+        raise _failure(folder, agent.returncode)
+    fitted = _taken_over(folder, dataset, model)
+    shutil.rmtree(folder)
+    return fitted
+
+
+def command(job: Path, training: Training) -> list[str]:
+    """What is run on each machine. Of several machines, each but the first is given torchrun's by its user."""
+    if training.launcher == "spark":
+        return [sys.executable, "-m", "bloomery.tasks.train.distributed.spark_launcher", str(job)]
+    meeting = ["--standalone"]
+    if training.nodes > 1:
+        endpoint = os.environ.get("BLOOMERY_RENDEZVOUS", "localhost:29400")
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job.parent.name}"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *meeting,
+        f"--nnodes={training.nodes}",
+        f"--nproc-per-node={training.devices}",
+        f"--max-restarts={MOST_RESTARTS}",
+        *("-m", "bloomery.tasks.train.distributed.worker", str(job)),
+    ]
+
+
+def _lines(path: Path, is_running: Callable[[], bool]) -> Iterator[str]:
+    """The lines of a growing file, until nobody writes it any more."""
+    position = 0
+    while True:
+        is_last = not is_running()
+        if path.is_file():
+            with path.open(encoding="utf-8") as stream:
+                stream.seek(position)
+                while (line := stream.readline()).endswith("\n"):
+                    position = stream.tell()
+                    yield line
+        if is_last:
+            return
+        time.sleep(0.2)
+
+
+def _tell(told: Told, on_epoch: Callable[[Epoch], None], on_step: Callable[[Step], None]) -> None:
+    from bloomery.models.training.loop import Epoch, Step
+
+    if told.epoch is not None:
+        on_epoch(Epoch(int(told.epoch[0]), *told.epoch[1:]))
+    if told.step is not None:
+        number, num_steps, epoch, loss, rate = told.step
+        on_step(Step(int(number), int(num_steps), int(epoch), loss, rate))
+
+
+def _taken_over(folder: Path, dataset: Dataset, model: Model) -> fit.Fitted:
+    from safetensors.torch import load_file
+
+    from bloomery.models.networks.blueprint import build
+    from bloomery.models.training.loop import Epoch
+
+    blueprint = fit.blueprint_of(dataset, model)
+    network = build(blueprint)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    result = Result.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+    history = [Epoch(int(epoch[0]), *epoch[1:]) for epoch in result.history]
+    return fit.Fitted(network.eval(), blueprint, history, None, None)
+
+
+def _failure(folder: Path, code: int) -> BloomeryError:
+    """The error that a process has told of, or the end of the log."""
+    if (folder / FAILURE).is_file():
+        told = Failure.model_validate_json((folder / FAILURE).read_text(encoding="utf-8"))
+        kind: type[BloomeryError] = getattr(errors, told.kind)
+        return kind(told.found, required=told.required, where=told.where, remedy=told.remedy)
+    lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    return EngineMissing(
+        f"the processes that train together ended with {code}" + "".join(f"\n  | {line[:300]}" for line in lines),
+        required="processes that run to the end",
+        where=str(folder / _LOG),
+        remedy="read the log above; docs/distributed.md says what the machines must share",
+    )

@@ -1,0 +1,183 @@
+"""A network fitted to prepared rows, as the training stage and each trial of a search do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.models.compression.config import Compression
+from bloomery.models.networks.config import Model
+from bloomery.models.training.config import Loop, Training
+from bloomery.tasks.infrastructure.settings import settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bloomery.models.networks.blueprint import Blueprint
+    from bloomery.models.training.checkpointing import Keeper
+    from bloomery.models.training.data.batches import Examples, Rows
+    from bloomery.models.training.differential_privacy import Spent
+    from bloomery.models.training.distributed.process_group import World
+    from bloomery.models.training.loop import Epoch, Learn, State, Step
+    from bloomery.models.training.transfer_learning import Transfer
+
+_SHOWN_ROWS = 50_000
+
+
+class Parts(NamedTuple):
+    """The parts that training may see."""
+
+    train: Rows
+    val: Rows
+
+
+class Fitted(NamedTuple):
+    """A trained network in evaluation mode, and what became of it."""
+
+    network: nn.Module
+    blueprint: Blueprint
+    history: list[Epoch]
+    spent: Spent | None
+    transfer: Transfer | None
+
+
+class Together(NamedTuple):
+    """How this process takes part in the work of several."""
+
+    world: World
+    spread: Callable[[nn.Module, Loop], Learn]
+    device: str
+
+
+def checkpoint_folder(key: str) -> Path:
+    """Where a training stage keeps its state until it is whole."""
+    return settings().home / "checkpoints" / key
+
+
+def read_parts(dataset: Dataset) -> Parts:
+    from bloomery.models.training.data.batches import read_rows
+
+    parts = (dataset.train, dataset.val)
+    return Parts(*(read_rows(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
+
+
+def shown_rows(dataset: Dataset, val: Rows) -> Examples:
+    """The validation part as it is reported: an even sample of it, where it does not fit into memory."""
+    from bloomery.models.training.data.batches import Examples, read_sample
+
+    if isinstance(val, Examples):
+        return val
+    return read_sample(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
+
+
+def blueprint_of(dataset: Dataset, model: Model) -> Blueprint:
+    from bloomery.models.networks.blueprint import Blueprint
+
+    num_outputs = len(dataset.classes) if dataset.task == "classification" else 1
+    return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
+
+
+def fit(
+    parts: Parts,
+    blueprint: Blueprint,
+    training: Training,
+    start: Start | None = None,
+    *,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    keeper: Keeper | None = None,
+    together: Together | None = None,
+) -> Fitted:
+    """The same arguments give the same weights, bit for bit, on a processor of the same kind.
+
+    With a `keeper` a killed training goes on where it was last kept, and ends in the same bits. Private training is not
+    kept: it starts anew, since what was spent of the budget would have to be told of both.
+    """
+    from bloomery.models.networks.blueprint import build
+    from bloomery.models.training.differential_privacy import train_privately
+    from bloomery.models.training.distributed.process_group import ALONE
+    from bloomery.models.training.loop import learner, train
+
+    network = build(blueprint)
+    transferred = None if start is None else _transfer(network, start, training)
+    if training.privacy is not None:
+        history, spent = train_privately(
+            network,
+            _in_memory(parts.train),
+            parts.val,
+            training,
+            training.privacy,
+            seed=training.seed,
+            on_epoch=on_epoch,
+        )
+        return Fitted(network, blueprint, history, spent, transferred)
+    group = Together(ALONE, learner, device_of(training)) if together is None else together
+    history = train(
+        network,
+        *parts,
+        loop=training,
+        seed=training.seed,
+        device=group.device,
+        world=group.world,
+        spread=group.spread,
+        shares=None if transferred is None else transferred.shares,
+        on_epoch=on_epoch,
+        on_step=on_step,
+        restore=_nothing if keeper is None else keeper.restore,
+        keep=_nothing if keeper is None else keeper.keep,
+    )
+    return Fitted(network, blueprint, history, None, transferred)
+
+
+def _in_memory(part: Rows) -> Examples:
+    from bloomery.models.training.data.batches import Examples
+
+    if isinstance(part, Examples):
+        return part
+    raise RecipeInvalid(
+        f"private training draws each row by chance, and {part.num_rows:,} rows of this width are read from disk",
+        required="a training part that fits into memory",
+        where="the recipe's training.privacy",
+        remedy="take fewer rows, or train without `privacy`",
+    )
+
+
+def _nothing(state: State) -> None:
+    """Where nobody keeps checkpoints."""
+
+
+def _transfer(network: nn.Module, start: Start, training: Training) -> Transfer:
+    from safetensors.torch import load_file
+
+    from bloomery.models.training.transfer_learning import transfer
+
+    assert training.start_from is not None
+    return transfer(network, load_file(settings().path(start.uri)), training.start_from)
+
+
+def device_of(stated: Training | Compression) -> str:
+    """Where networks learn: `auto` takes a GPU where torch finds one."""
+    import torch
+
+    if stated.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return stated.device
+
+
+def fix_processor(training: Training) -> str:
+    """Fix all that the weights' bits depend on, and say what that is."""
+    import torch
+
+    from bloomery.models.training.determinism import fix_randomness
+    from bloomery.models.training.optimization.mixed_precision import is_half
+
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+    sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+    fixed = f"{fix_randomness(training.seed, training.num_threads)}, {sets}"
+    if training.precision != "auto":
+        return fixed
+    return f"{fixed}, {'bf16' if is_half(training, torch.device(device_of(training))) else 'fp32'}"

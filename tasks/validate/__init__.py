@@ -1,0 +1,1 @@
+"""Stage 2: rows that keep the contract."""

@@ -1,0 +1,336 @@
+"""Conditions in SQL: what is read, what is refused, and that they mean what DuckDB and exact arithmetic say."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import operator
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import Phase, given, reject, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.expressions.parser import breaking, columns_read, read_condition
+from bloomery.data_contracts.expressions.row_evaluator import Unsure, asked_of_rows
+
+SCHEMA = pa.schema(
+    [
+        ("i", pa.int8()),
+        ("j", pa.int64()),
+        ("u", pa.uint32()),
+        ("f", pa.float64()),
+        ("g", pa.float32()),
+        ("s", pa.string()),
+        ("t", pa.string()),
+        ("b", pa.bool_()),
+        ("d", pa.date32()),
+        ("m", pa.timestamp("us", "UTC")),
+        ("a", pa.list_(pa.int64())),
+    ]
+)
+UTC = dt.UTC
+DAYS = st.dates(dt.date(2019, 12, 30), dt.date(2020, 1, 3))
+MOMENTS = st.datetimes(dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, 0, 0, 3), timezones=st.just(UTC))
+TEXT = st.text(alphabet="aAbé %_'\\", max_size=4)
+HALVES = st.integers(-20, 20).map(lambda count: count / 4)
+ROW = st.fixed_dictionaries(
+    {
+        "i": st.none() | st.integers(-5, 5),
+        "j": st.none() | st.integers(-1000, 1000),
+        "u": st.none() | st.integers(0, 1000),
+        "f": st.none() | HALVES,
+        "g": st.none() | HALVES,
+        "s": st.none() | TEXT,
+        "t": st.none() | TEXT,
+        "b": st.none() | st.booleans(),
+        "d": st.none() | DAYS,
+        "m": st.none() | MOMENTS,
+    }
+)
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def call(template: str, *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.tuples(*parts).map(lambda found: template.format(*found))
+
+
+def numbers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return (
+        call("({} {} {})", inner, st.sampled_from(["+", "-", "*"]), inner)
+        | call("({} {} ⟨{}⟩)", inner, st.sampled_from(["/", "%"]), inner)  # ⟨divisor⟩
+        | call("(- {})", inner)
+        | call("abs({})", inner)
+        | call("coalesce({}, {})", inner, inner)
+        | call("CASE WHEN b THEN {} ELSE {} END", inner, inner)
+        | call("CASE s WHEN 'a' THEN {} WHEN t THEN {} END", inner, inner)
+    )
+
+
+NUMBER = st.recursive(
+    st.sampled_from(["i", "j", "u", "f", "g"])
+    | st.integers(0, 9).map(str)
+    | HALVES.map(lambda value: f"({value:e})")
+    | st.sampled_from(["length(s)", "length(trim(t))"]),
+    numbers,
+    max_leaves=4,
+)
+STRING = st.recursive(
+    st.sampled_from(["s", "t"]) | TEXT.map(quoted),
+    lambda inner: (
+        call("{}({})", st.sampled_from(["lower", "upper", "trim"]), inner) | call("coalesce({}, {})", inner, inner)
+    ),
+    max_leaves=3,
+)
+DAY = st.just("d") | DAYS.map(lambda day: f"DATE '{day}'")
+MOMENT = st.just("m") | MOMENTS.map(lambda moment: f"TIMESTAMPTZ '{moment.isoformat()}'")
+COMPARE = st.sampled_from(["=", "<>", "!=", "<", "<=", ">", ">="])
+LEAF = (
+    call("{} {} {}", NUMBER, COMPARE, NUMBER)
+    | call("{} {} {}", STRING, COMPARE, STRING)
+    | call("{} {} {}", DAY, COMPARE, DAY)
+    | call("{} {} {}", MOMENT, COMPARE, MOMENT)
+    | call("{} {}BETWEEN {} AND {}", NUMBER, st.sampled_from(["", "NOT "]), NUMBER, NUMBER)
+    | call("{} {}IN ({}, {})", NUMBER, st.sampled_from(["", "NOT "]), NUMBER, NUMBER)
+    | call("{} {}IN ({})", STRING, st.sampled_from(["", "NOT "]), STRING)
+    | call("{} {}LIKE {}", STRING, st.sampled_from(["", "NOT "]), TEXT.map(quoted))
+    | call("{} IS {}NULL", NUMBER | STRING | DAY, st.sampled_from(["", "NOT "]))
+    | st.sampled_from(["b", "b = TRUE", "b <> (i > 0)"])
+)
+CONDITION = st.recursive(
+    LEAF,
+    lambda inner: (
+        call("({} AND {})", inner, inner)
+        | call("({} OR {})", inner, inner)
+        | call("(NOT {})", inner)
+        | call("CASE WHEN {} THEN {} END", inner, inner)
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with duckdb.connect() as connection:
+        yield connection
+
+
+def plain(text: str) -> str:
+    return text.replace("⟨", "(").replace("⟩", ")")
+
+
+def broken(text: str, table: pa.Table) -> list[bool]:
+    """Asked of the batch, and of each row by itself, which must be the same."""
+    condition = read_condition(text, table.schema)
+    found: list[bool] = breaking(condition, table).to_pylist()
+    value = asked_of_rows(condition.root, table.schema)
+    for row, is_broken in zip(table.to_pylist(), found, strict=True):
+        with contextlib.suppress(Unsure):
+            assert (value(row) is False) == is_broken, (text, row)
+    return found
+
+
+@settings(deadline=None, max_examples=250, phases=set(Phase) - {Phase.shrink})
+@given(text=CONDITION.map(lambda text: f"({text}) OR (b AND d IS NULL)"), rows=st.lists(ROW, min_size=1, max_size=12))
+def test_a_condition_means_what_duckdb_says(engine, text, rows):
+    schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
+    table = pa.Table.from_pylist(rows, schema=schema)
+    engine.register("rows", table)
+    wide = "i::bigint as i, j, u::bigint as u, f, g::double as g, s, t, b, d, m"
+    theirs = text.replace("⟨", "nullif(").replace("⟩", ", 0)")  # DuckDB raises, or gives infinity
+    said = engine.sql(f"select coalesce(not ({theirs}), false) from (select {wide} from rows)").fetchall()
+    assert broken(plain(text), table) == [answer for (answer,) in said]
+
+
+EDGES = st.sampled_from([0, 1, -1, 2**31, 2**53, 2**53 + 1, -(2**53) - 1, 2**62, 2**63 - 1, -(2**63)])
+WHOLE = st.integers(-3, 3) | EDGES
+REAL = st.sampled_from([0.5, -0.5, 2.0**53, 2.0**53 + 2, 2.0**63, -(2.0**63), 1e300, -1e300, 0.0, 1.0])
+COMPARISONS = {
+    "=": operator.eq,
+    "<>": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def remainder(a: int, b: int) -> int:
+    return abs(a) % b if a >= 0 else -(abs(a) % b)
+
+
+@st.composite
+def whole_expression(draw: st.DrawFn, depth: int = 2) -> tuple[str, Any]:
+    """An expression of whole numbers as text, and as a function of x and y that is exact."""
+    if depth == 0 or draw(st.booleans()):
+        name = draw(st.sampled_from(["x", "y", "literal"]))
+        if name == "literal":
+            value = draw(st.integers(0, 10**19))
+            return str(value), lambda x, y: value
+        return name, (lambda x, y: x) if name == "x" else (lambda x, y: y)
+    left, left_of = draw(whole_expression(depth - 1))
+    right, right_of = draw(whole_expression(depth - 1))
+    kind = draw(st.sampled_from(["+", "-", "*", "abs", "negate", "%"]))
+    if kind == "%":
+        divisor = draw(st.integers(1, 10**19))
+        return f"({left} % {divisor})", lambda x, y: remainder(left_of(x, y), divisor)
+    if kind == "abs":
+        return f"abs({left})", lambda x, y: abs(left_of(x, y))
+    if kind == "negate":
+        return f"(- {left})", lambda x, y: -left_of(x, y)
+    combine = {"+": operator.add, "-": operator.sub, "*": operator.mul}[kind]
+    return f"({left} {kind} {right})", lambda x, y: combine(left_of(x, y), right_of(x, y))
+
+
+@settings(deadline=None, max_examples=250, phases=set(Phase) - {Phase.shrink})
+@given(
+    left=whole_expression(),
+    right=whole_expression(),
+    comparison=st.sampled_from(list(COMPARISONS)),
+    rows=st.lists(st.tuples(WHOLE, WHOLE), min_size=1, max_size=8),
+)
+def test_whole_numbers_are_exact_however_large(left, right, comparison, rows):
+    table = pa.table({"x": [x for x, _ in rows], "y": [y for _, y in rows]})
+    text = f"{left[0]} {comparison} {right[0]} AND x IS NOT NULL"
+    try:
+        found = broken(text, table)
+    except ValueError as failure:
+        if "may have more than 75 digits" not in str(failure):
+            raise
+        reject()
+    assert found == [not COMPARISONS[comparison](left[1](x, y), right[1](x, y)) for x, y in rows]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    whole=whole_expression(1),
+    comparison=st.sampled_from(list(COMPARISONS)),
+    rows=st.lists(st.tuples(WHOLE, WHOLE, REAL), min_size=1, max_size=8),
+)
+def test_a_whole_number_beside_a_real_one_is_not_rounded(whole, comparison, rows):
+    table = pa.table({name: [row[place] for row in rows] for place, name in enumerate("xyf")})
+    exact = COMPARISONS[comparison]
+    found = [not exact(whole[1](x, y), f) for x, y, f in rows]
+    assert broken(f"{whole[0]} {comparison} f", table) == found
+    mirrored = [not exact(f, whole[1](x, y)) for x, y, f in rows]
+    assert broken(f"f {comparison} {whole[0]}", table) == mirrored
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=CONDITION, rows=st.lists(ROW, min_size=2, max_size=12), cut=st.integers(0, 12))
+def test_batches_are_asked_as_the_whole_is(text, rows, cut):
+    schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
+    try:
+        condition = read_condition(plain(text), schema)
+    except ValueError as failure:
+        if "names no column" not in str(failure):
+            raise
+        reject()
+    table = pa.Table.from_pylist(rows, schema=schema)
+    whole = breaking(condition, table).to_pylist()
+    parts = [table.slice(0, cut), table.slice(cut)]
+    assert [one for part in parts for one in breaking(condition, part).to_pylist()] == whole
+    (batch,) = table.combine_chunks().to_batches()
+    assert breaking(condition, batch).to_pylist() == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "expected"),
+    [
+        ("j / 0 > 1", [1, None], [False, False]),
+        ("j % 0 = 0", [1, 0], [False, False]),
+        ("7 % j = -1", [-4, 4, -2], [True, True, True]),
+        ("j % 3 = -1", [-7, 7], [False, True]),
+        ("j * j * j > 0", [2**62, -(2**62)], [False, True]),
+        ("j < 9223372036854775808", [2**63 - 1], [False]),
+        ("j <> -9223372036854775808", [-(2**63)], [True]),
+        ("j = 9007199254740993.0", [9007199254740993], [True]),
+        ("j IS NOT NULL", [None, 1], [True, False]),
+        ("j > 0", [None], [False]),
+        ("NOT j > 0", [None, 1], [False, True]),
+        ("j > 0 OR j IS NULL", [None, 1, -1], [False, False, True]),
+        ("CASE WHEN j > 0 THEN j END > 5", [3, -3, 7], [True, False, False]),
+    ],
+)
+def test_a_row_breaks_a_condition_where_it_is_false_and_not_where_it_is_null(text, values, expected):
+    assert broken(text, pa.table({"j": pa.array(values, pa.int64())})) == expected
+
+
+def test_no_rows_break_nothing():
+    assert broken("i > 0", SCHEMA.empty_table()) == []
+
+
+def test_an_array_can_be_asked_only_whether_it_is_there():
+    table = pa.table({"a": pa.array([None, [], [1]], pa.list_(pa.int64()))})
+    assert broken("a IS NOT NULL", table) == [True, False, False]
+    with pytest.raises(ValueError, match="an array, which cannot be compared"):
+        read_condition("a = 1", table.schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("i >", "is no SQL"),
+        ("i > 1; j > 1", "not one piece of SQL"),
+        ("", "not one piece of SQL"),
+        ("1 = 1", "names no column"),
+        ("x > 1", "there is no column x"),
+        ("I > 1", "there is no column I; did you mean i"),
+        ("rows.i > 1", "uses table of COLUMN"),
+        ("i > 'a'", "compares i, a whole number, with 'a', text"),
+        ("s > 1", "compares s, text, with 1, a whole number"),
+        ("d > '2020-01-01'", "write a date as DATE"),
+        ("d > m", "a date, with m, a time"),
+        ("b > TRUE", "neither is more than the other"),
+        ("i = NULL", "IS NULL asks for it"),
+        ("i IN (1, NULL)", "IS NULL asks for it"),
+        ("i", "is a whole number, and a condition is true or false"),
+        ("i + 1", "is a whole number, and a condition"),
+        ("i AND b", "is a whole number, where true or false"),
+        ("s + 1 > 2", "s is text, where a whole number or a real number is needed"),
+        ("length(i) > 2", "i is a whole number, where text is needed"),
+        ("sqrt(f) > 2", "uses SQRT, which is not known here"),
+        ("my_function(f) > 2", "uses MY_FUNCTION, which is not known here"),
+        ("s ILIKE 'a'", "uses ILIKE"),
+        ("s || t = 'ab'", "uses DPIPE"),
+        ("s LIKE t", "the pattern of LIKE is a text in quotes"),
+        ("s LIKE 'a' ESCAPE '!'", "uses ESCAPE"),
+        ("i IN (SELECT 1)", "uses query of IN"),
+        ("b IS TRUE", "IS is for NULL"),
+        ("CAST(i AS DOUBLE) > 1", "only a text can be cast"),
+        ("d > DATE '2020-02-30'", "is no date of the calendar"),
+        ("d > current_date", "uses CURRENT"),
+        ("trim(leading 'a' from s) = ''", "of TRIM, which is not known here"),
+        ("coalesce(i, s) = 1", "one type only"),
+        ("j * j * j * j > 1", "more than 75 digits"),
+        ("f > 1e999", "beyond every float64"),
+        ("i > 1 AS x", "uses ALIAS"),
+        ("SELECT i > 1", "uses SELECT"),
+        ("(" * 400 + "b" + ")" * 400, "deep"),
+        ("NOT " * 150 + "b", "deep"),
+    ],
+)
+def test_what_is_no_condition_on_these_columns_is_refused_by_name(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_condition(text, SCHEMA)
+
+
+def test_a_long_chain_is_read():
+    table = pa.table({"i": pa.array([1, 5, 999], pa.int64())})
+    assert broken(" OR ".join(f"i = {value}" for value in range(900)), table) == [False, False, True]
+
+
+def test_columns_are_named_once_in_the_order_of_the_text():
+    assert columns_read('t > s AND t <> "select" AND s < t') == ("t", "s", "select")
+
+
+def test_times_without_an_offset_are_in_utc():
+    table = pa.table({"m": pa.array([dt.datetime(2020, 1, 1, 12, tzinfo=UTC)], pa.timestamp("us", "UTC"))})
+    assert broken("m = TIMESTAMP '2020-01-01 12:00:00'", table) == [False]
+    assert broken("m = TIMESTAMPTZ '2020-01-01T14:00:00+02:00'", table) == [False]
+    assert broken("m = CAST('2020-01-01T12:00:01Z' AS TIMESTAMP)", table) == [True]

@@ -1,0 +1,47 @@
+"""What docs/contracts.md says is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from bloomery.data_contracts.odcs.base import CUSTOM
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.distributions import Reference
+from bloomery.data_contracts.odcs.quality import Metric
+from bloomery.data_contracts.odcs.rules import Kind
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "contracts.md").read_text(encoding="utf-8")
+SNIPPETS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)]
+REFERENCE = re.search(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def contract_with(snippet: dict[str, Any]) -> Contract:
+    if "apiVersion" in snippet:
+        return Contract.model_validate(snippet)
+    levels = snippet.pop("slaProperties", [])
+    head = {key: value for key, value in SNIPPETS[0].items() if key != "schema"}
+    return Contract.model_validate({**head, "schema": [{"name": "rows", **snippet}], "slaProperties": levels})
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: next(iter(snippet)))
+def test_a_snippet_is_a_contract(snippet):
+    assert contract_with(dict(snippet)).rules()
+
+
+def test_every_kind_of_rule_and_every_word_of_ours_is_shown():
+    contracts = [contract_with(dict(snippet)) for snippet in SNIPPETS]
+    shown = {rule.kind for contract in contracts for rule in contract.rules()}
+    assert shown == set(get_args(Kind)) - {"fits"}
+    assert all(f"metric: {metric}" in PAGE for metric in get_args(Metric))
+    assert all(f"property: {name}" in PAGE for name in CUSTOM)
+
+
+def test_the_reference_can_be_read():
+    assert REFERENCE is not None
+    assert set(Reference.model_validate(json.loads(REFERENCE[1])).columns) == {"payment", "fare"}

@@ -1,0 +1,104 @@
+"""The page of a contract: whole, readable, and safe whatever the contract says."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.odcs.html_page import page
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(contract: Contract) -> Reader:
+    reader = Reader()
+    reader.feed(page(contract))
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_says_all_that_the_contract_says(digits_contract):
+    text = re.sub(r"\s+", " ", read(digits_contract).text)
+    assert "digits 1.0.0" in text
+    assert "At most 1% of the rows may be set aside" in text
+    assert "Optical Recognition of Handwritten Digits" in text
+    for column in digits_contract.columns:
+        assert column.name in text
+        assert column.description in text
+    for rule in digits_contract.rules():
+        assert rule.sentence in text
+
+
+def test_the_page_loads_nothing(digits_contract):
+    reader = read(digits_contract)
+    assert reader.links == ["https://doi.org/10.24432/C50P49"]
+    assert not reader.tags & {"script", "img", "link", "iframe"}
+
+
+@pytest.fixture
+def evil_contract() -> Contract:
+    return Contract.model_validate(
+        {
+            "apiVersion": "v3.1.0",
+            "kind": "DataContract",
+            "id": EVIL,
+            "name": EVIL,
+            "version": "1.0.0",
+            "status": "active",
+            "domain": EVIL,
+            "description": {EVIL: EVIL},
+            "team": {EVIL: EVIL},
+            "authoritativeDefinitions": [{"type": EVIL, "url": f"javascript:{EVIL}", "description": EVIL}],
+            "references": {EVIL: {"columns": {EVIL: {"values": [EVIL], "shares": [1.0]}}}},
+            "schema": [
+                {
+                    "name": EVIL,
+                    "dataGranularityDescription": EVIL,
+                    "properties": [
+                        {
+                            "name": "v",
+                            "logicalType": "string",
+                            "description": EVIL,
+                            "businessName": EVIL,
+                            "classification": EVIL,
+                            "examples": [EVIL],
+                            "customProperties": [{"property": "unit", "value": EVIL}],
+                            "quality": [{"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": [EVIL]}}],
+                            "authoritativeDefinitions": [{"url": f"https://a.b/{EVIL}"}],
+                        }
+                    ],
+                }
+            ],
+        }
+    )
+
+
+def test_nothing_in_a_contract_becomes_a_tag_or_a_script(evil_contract):
+    reader = read(evil_contract)
+    assert "script" not in reader.tags
+    assert reader.links == [f"https://a.b/{EVIL}"]
+    assert reader.text.count("<script>") >= 15

@@ -1,0 +1,130 @@
+"""Where rows come from, and what may be declared about them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from bloomery.data_contracts.recipe_sections.data_source import Data, Source
+
+
+def test_a_source_survives_json():
+    source = Source(source="sklearn:digits", data=Data(source="sklearn:digits"), digest="ab")
+    assert Source.model_validate(source.model_dump(mode="json")) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("rows.parquet", "parquet"),
+        ("a/folder", "parquet"),
+        ("rows-*.csv", "csv"),
+        ("rows.CSV.gz", "csv"),
+        ("s3://bucket/rows.jsonl.zst", "jsonl"),
+        ("hdfs://host/rows.orc", "orc"),
+        ("rows.feather", "arrow"),
+        ("words.txt", "text"),
+        ("rows.json.gz", "json"),
+        ("${DATA}/rows.csv", "csv"),
+        ("pictures/*.png", "images"),
+        ("sklearn:iris", "sklearn"),
+        ("delta:s3://bucket/table", "delta"),
+        ("iceberg:here.sales.rows", "iceberg"),
+        ("hive:sales.rows", "hive"),
+    ],
+)
+def test_the_name_says_the_format(source: str, kind: str):
+    data = Data(source=source, mode="L") if kind == "images" else Data(source=source)
+    assert data.kind == kind
+
+
+QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "either `source` or `sources`"),
+        ({"source": ""}, "at least 1 character"),
+        ({"source": "a.csv", "sources": [{"source": "b.csv", "part": "test"}]}, "either `source` or `sources`"),
+        ({"sources": [{"source": "b.csv"}]}, "needs its `part`"),
+        ({"sources": [{"source": "b.csv", "part": "exam"}]}, "train"),
+        ({"sources": [{"source": "a.csv", "part": "train"}, {"source": "b.orc", "part": "test"}]}, "of one format"),
+        ({"source": "rows.tra"}, "suffix '.tra' of 'rows.tra' names none; state one of parquet, csv"),
+        ({"source": "rows.parquet.gz"}, "parquet is not read compressed"),
+        ({"source": "gs://bucket/rows.csv"}, "unknown scheme gs:"),
+        ({"source": "sklearn:iris", "format": "csv"}, "must be left out"),
+        ({"source": "hive:"}, "must be followed by a name"),
+        ({"source": "rows.parquet", "delimiter": ";"}, "delimiter: no meaning for a source of format parquet"),
+        ({"source": "rows.csv", "sample_rate": 8000, "mode": "L"}, "mode, sample_rate: no meaning"),
+        ({"sources": [{"source": "a.csv", "labels": "b", "part": "test"}]}, "labels: no meaning"),
+        ({"source": "rows.csv", "encoding": "utf-9"}, "must know the encoding"),
+        ({"source": "rows.csv", "delimiter": "::"}, "match pattern"),
+        ({"source": "rows.csv", "delimiter": '"'}, "must be different characters"),
+        ({"source": "rows.csv", "header": False}, "names of the columns must be stated"),
+        ({"source": "rows.csv", "header": True, "columns": ["a"]}, "the header has the names already"),
+        ({"source": "rows.csv", "columns": ["a", "a"]}, "column named twice: a"),
+        ({"source": "rows.csv", "rename": {"a": "c", "b": "c"}}, "column named twice: c"),
+        ({"source": "rows.csv", "path_pattern": "("}, "must be a possible one"),
+        ({"source": "rows.csv", "path_pattern": "(a)"}, "must be a named group"),
+        ({"source": "pictures", "format": "images"}, "`L` (grey) or `RGB` (colour), which must be stated"),
+        ({"source": "a/${DATA}/rows.csv"}, "only a path begins with one"),
+        ({"source": "${DATA}x/rows.csv"}, "only a path begins with one"),
+        ({"source": "a", "labels": "b${L}", "format": "idx"}, "only a path begins with one"),
+        ({"source": "rows.jsonl", "records": "a"}, "records: no meaning for a source of format jsonl"),
+        (
+            {"sources": [{"source": "a.csv", "records": "a", "part": "test"}]},
+            "records: no meaning for a source of format csv",
+        ),
+        (
+            {"sources": [{"source": "a.json", "part": "test"}], "records": "a"},
+            "records: state it with each of the `sources`",
+        ),
+        ({"sources": [{"source": "a", "files": "b", "part": "test"}], "format": "idx"}, "files: no meaning"),
+        ({"sources": [{"source": "a.csv", "files": "(", "part": "test"}]}, "must be a possible one"),
+        (
+            {
+                "sources": [
+                    {"source": "a.csv", "part": "train", "values": {"a": "x"}},
+                    {"source": "b.csv", "part": "test"},
+                ]
+            },
+            "values: all sources must have the same columns",
+        ),
+        (QUERY, "needs `query` and `uri_variable`"),
+        ({**QUERY, "query": "select 1"}, "needs an ORDER BY"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(data: dict[str, Any], said: str):
+    with pytest.raises(ValidationError) as caught:
+        Data(**data)
+    assert said in str(caught.value)
+
+
+def test_local_paths_become_absolute_and_remote_ones_stay():
+    here = Path("/recipes")
+    assert Data(source="rows.csv").absolute(here).source == "/recipes/rows.csv"
+    assert Data(source="/data/rows.csv").absolute(here).source == "/data/rows.csv"
+    assert Data(source="delta:table").absolute(here).source == "delta:/recipes/table"
+    assert Data(source="iceberg:t/v1.metadata.json").absolute(here).source == "iceberg:/recipes/t/v1.metadata.json"
+    for remote in ("s3://b/rows.csv", "hdfs://h/rows.csv", "delta:s3://b/t", "iceberg:c.t", "hive:d.t", "sklearn:iris"):
+        assert Data(source=remote).absolute(here).source == remote
+    data = Data(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").absolute(here)
+    assert (data.origins[0].source, data.origins[0].labels) == ("/recipes/a", "/recipes/b")
+    assert Data(source="a", labels="../b", format="idx").absolute(here).labels == "/b"
+    assert Data(source="${DATA}/rows.csv").absolute(here).source == "${DATA}/rows.csv"
+
+
+def _snippets() -> list[str]:
+    page = Path(__file__).resolve().parents[3] / "docs" / "sources.md"
+    return re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", _snippets())
+def test_every_snippet_of_the_documentation_is_valid(snippet: str):
+    assert Data.model_validate(yaml.safe_load(snippet)["data"]).kind

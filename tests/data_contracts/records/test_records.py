@@ -1,0 +1,52 @@
+"""The records: small, frozen, and readable backwards."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from bloomery.data_contracts.records.records import Record, Release, describe
+
+
+def chain(release: Release) -> list[Record]:
+    chosen = release.bento.chosen
+    trained = chosen.options.trained
+    checked = trained.dataset.checked
+    return [release, release.bento, chosen, chosen.options, trained, trained.dataset, checked, checked.rows]
+
+
+def test_every_record_survives_json(release):
+    for record in chain(release):
+        assert type(record).model_validate(record.model_dump(mode="json", by_alias=True)) == record
+        assert type(record).model_validate_json(record.model_dump_json(by_alias=True)) == record
+
+
+def test_a_record_cannot_be_changed_and_knows_its_keys(release):
+    for record in chain(release):
+        with pytest.raises(ValidationError):
+            record.digest = "another"
+        with pytest.raises(ValidationError):
+            type(record).model_validate({**dict(record), "extra": 1})
+
+
+def test_lineage_reads_from_the_release_back_to_the_raw_rows(release):
+    assert describe(release) == [
+        ("promote", "d-release", "digits version 3"),
+        ("package", "d-bento", "bento digits:abc"),
+        ("choose", "d-chosen", "candidate int8"),
+        ("compress", "d-options", "2 candidates"),
+        ("train", "d-trained", "MLflow run run, 12,345 parameters"),
+        ("prepare", "d-dataset", "1253 train, 179 val, 358 test rows"),
+        ("validate", "d-checked", "1790 passed, 7 quarantined by contract digits 1.0.0"),
+        ("ingest", "d-rows", "1797 rows from sklearn:digits"),
+    ]
+
+
+def test_the_lineage_of_a_record_is_the_rest_of_the_lineage(release):
+    whole = describe(release)
+    assert [describe(record) for record in chain(release)] == [whole[start:] for start in range(len(whole))]
+
+
+def test_a_record_outside_of_the_pipeline_has_no_lineage():
+    with pytest.raises(TypeError, match="no lineage for Record"):
+        describe(Record(digest="d"))

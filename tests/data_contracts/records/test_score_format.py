@@ -1,0 +1,27 @@
+"""Scores in words."""
+
+import pytest
+
+from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.records.score_format import figure_in_words, loss_in_words, score_in_words
+
+
+@pytest.mark.parametrize(
+    ("task", "limits", "words"),
+    [
+        ("classification", (0.9215, 0.9101, 0.93), "92.2% (91.0–93.0)"),
+        ("regression", (21.24, 20.4, 22.03), "21.2 (20.4–22.0)"),
+        ("regression", (0.01234, 0.01, 0.02), "0.0123 (0.0100–0.0200)"),
+        ("regression", (1234567.0, 1.2e6, 1.3e6), "1,234,567 (1,200,000–1,300,000)"),
+        ("regression", (0.0, 0.0, 0.0), "0.0 (0.0–0.0)"),
+    ],
+)
+def test_a_score_is_told_with_its_limits_in_its_units(task, limits, words):
+    value, low, high = limits
+    assert score_in_words(task, Interval(value=value, low=low, high=high)) == words
+
+
+def test_a_loss_is_points_of_accuracy_or_a_share_of_the_error():
+    assert loss_in_words("classification", 0.0052) == "0.52 pp"
+    assert loss_in_words("regression", 0.013) == "1.30%"
+    assert (figure_in_words("classification", 0.9), figure_in_words("regression", 57.98)) == ("90.00%", "58.0")

@@ -1,0 +1,208 @@
+"""The verdict of Great Expectations over counted rules, and its page."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.odcs.rules import ROW_KINDS, Rule
+from bloomery.data_contracts.validation.data_docs import page
+from bloomery.data_contracts.validation.expectation_suite import Count, Example, expectation, kept, told, verdict
+
+NASTY = "<script>alert(1)</script>"
+ODD = "$column ${rule} $$x {{7*7}} {% raw %} %s \\1 & \"q\" 'p' &lt; \U0001f600"
+RULES = (
+    Rule(target="", kind="num_rows", low=1),
+    Rule(target="v", kind="required"),
+    Rule(target="v[]", kind="required"),
+    Rule(target="v", kind="unique"),
+    Rule(target="", kind="unique", columns=("v", "w")),
+    Rule(target="v", kind="between", low=0, high=1, strict_low=True),
+    Rule(target="v[]", kind="between", high=1),
+    Rule(target="v", kind="in_set", values=("a", NASTY, ODD, 1, 2.5, True, "2024-01-01")),
+    Rule(target="v", kind="pattern", pattern=r"^<b>$|\d{3}$$v"),
+    Rule(target="v[]", kind="pattern", pattern="a"),
+    Rule(target="v", kind="length", low=1, high=3),
+    Rule(target="v[]", kind="length", high=3),
+    Rule(target="v", kind="num_items", low=1),
+    Rule(target="v", kind="fits", low=0, high=255),
+    Rule(target="v", kind="fits"),
+    Rule(target="", kind="expression", expression=f"v < w OR v = '{NASTY}'", columns=("v", "w")),
+    Rule(target="v", kind="determined", columns=("w",)),
+    Rule(target="", kind="query", expression="SELECT count(*) FROM {object} WHERE v <> '<b>'", high=3),
+    Rule(target="v", kind="fresh", high=86400),
+    Rule(target="v", kind="distribution", reference="r", divergence="psi", high=0.1),
+)
+TABLE_NUMBERS = ("num_rows", "query", "fresh", "distribution")
+EXAMPLES = (Example(3, NASTY), Example(4, ODD), Example(7, ODD), Example(9, ""), Example(12, "null"))
+
+
+def counted(rule: Rule, num_breaking: int, num_asked: int = 100) -> Count:
+    if rule.kind in TABLE_NUMBERS:
+        return Count(rule, min(num_breaking, 1), 1, (), f"7.25{NASTY}" if num_breaking else "0")
+    return Count(rule, num_breaking, num_asked, EXAMPLES[:num_breaking])
+
+
+def counts(num_breaking: int) -> list[Count]:
+    """Every kind of rule, as an error, tolerated, and as a warning."""
+    changes = ({}, {"tolerance": 0.5}, {"severity": "warning"})
+    plain = [rule.model_copy(update=change) for change in changes for rule in RULES]
+    return [
+        counted(rule, num_breaking if rule.kind != "num_rows" else 0)
+        for rule in plain
+        if rule.tolerance is None or rule.kind not in TABLE_NUMBERS
+    ]
+
+
+class Reader(HTMLParser):
+    """What stands in a page: its text, its tags, and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loads += [f"{tag} {value}" for name, value in attrs if name in ("src", "href", "onload", "onerror")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def broken_page() -> str:
+    return page(verdict("made", "the source", 100, counts(5)))
+
+
+def test_every_kind_of_rule_has_an_expectation():
+    assert {rule.kind for rule in RULES} == {*ROW_KINDS, *TABLE_NUMBERS, "unique", "determined"}
+    found = [expectation(rule) for rule in RULES]
+    assert all(one.severity == "critical" for one in found)
+    assert expectation(RULES[1].model_copy(update={"severity": "warning"})).severity == "warning"
+
+
+@pytest.mark.parametrize("num_breaking", [0, 1, 5])
+def test_every_rule_has_a_row_on_the_page_and_none_fails_to_be_drawn(num_breaking, caplog):
+    asked = counts(num_breaking)
+    with caplog.at_level(logging.WARNING):
+        html = page(verdict("made", "the source", 100, asked))
+    assert "unexpected Exception" not in html
+    assert [record.getMessage() for record in caplog.records] == []
+    shown = read(html).text
+    for count in asked:
+        assert told(count.rule) in shown
+
+
+def test_great_expectations_decides_as_the_counts_do():
+    for num_breaking in (0, 1, 5):
+        asked = counts(num_breaking)
+        assert kept(verdict("made", "s", 100, asked)) == [count.is_kept for count in asked]
+
+
+MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
+
+
+@settings(deadline=None, max_examples=100)
+@given(rule=st.sampled_from(MAP_RULES), data=st.data())
+def test_the_tolerance_is_kept_to_the_last_row(rule, data):
+    percent = data.draw(st.integers(0, 99) | st.sampled_from([0.1, 0.3, 12.5, 33.3]))
+    num_asked = data.draw(st.integers(0, 40) | st.sampled_from([100, 1000, 7777, 10_000_000]))
+    edge = int(Fraction(str(percent)) / 100 * num_asked)
+    num_breaking = min(max(edge + data.draw(st.integers(-1, 1)), 0), num_asked)
+    tolerance = float(Fraction(str(percent)) / 100)
+    count = Count(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_asked)
+    wanted = num_breaking <= Fraction(str(percent)) / 100 * num_asked
+    assert count.is_kept == wanted
+    num_rows = num_asked + (0 if rule.kind in ("required", "expression") else 3)
+    assert kept(verdict("made", "s", num_rows, [count])) == [wanted]
+
+
+def test_a_warning_that_fails_is_told_as_one(broken_page):
+    assert "v: must not be null (warning)" in read(broken_page).text
+
+
+def test_values_are_shown_as_they_are_and_never_become_markup(broken_page):
+    reader = read(broken_page)
+    assert NASTY in reader.text
+    assert ODD in reader.text
+    assert "7.25<script>" in reader.text
+    assert reader.tags.isdisjoint({"script", "img", "iframe", "link", "a", "b"})
+
+
+def test_names_never_become_markup():
+    reader = read(page(verdict('</title>"><script>x', "<img src=x>/rows.csv", 100, counts(1))))
+    assert reader.tags.isdisjoint({"script", "img"})
+    assert "<img src=x>/rows.csv" in reader.text
+
+
+def test_the_page_loads_nothing_and_forbids_scripts(broken_page):
+    reader = read(broken_page)
+    assert reader.loads == []
+    assert "default-src 'none'" in broken_page
+    assert "url(" not in broken_page
+    assert "@import" not in broken_page
+
+
+def test_a_column_may_have_the_name_of_anything_on_the_page():
+    for name in ("row", "Count", "index", "column"):
+        rule = Rule(target=name, kind="between", low=0)
+        html = page(verdict("made", "s", 9, [Count(rule, 2, 9, (Example(1, "-5"), Example(6, "-5")))]))
+        assert "-5" in read(html).text
+        assert "1, 6" in read(html).text
+
+
+def test_the_position_of_each_example_stands_on_the_page(broken_page):
+    assert "row in the source" in read(broken_page).text
+    assert "4, 7" in read(broken_page).text
+
+
+def test_numbers_of_the_table_are_shown_as_text():
+    for observed in ("no value", "2024-01-01 00:00:00+00:00", "1e+300"):
+        html = page(verdict("made", "s", 9, [Count(RULES[-3], 1, 1, (), observed)]))
+        assert observed in read(html).text
+        assert "unexpected values found" not in read(html).text
+
+
+def pages() -> Iterator[str]:
+    for num_breaking in (0, 5):
+        yield page(verdict("made", "the source", 100, counts(num_breaking)))
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_page(tmp_path):
+    here = Path(__file__)
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('drawn', {str(here)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "sys.stdout.write(''.join(module.pages()))\n"
+    )
+    root = here.resolve().parents[3]
+    drawn = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert drawn.stdout == "".join(pages())

@@ -1,0 +1,142 @@
+"""Dated recipes: run by period, filled in from the oldest on, and no older one replaces a newer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
+from bloomery.flows.cli.commands.backfill import _recipes, _require_data
+from bloomery.flows.recipe.recipe import read_recipe
+
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: trips-for-a-test
+name: trips
+version: 1.0.0
+status: active
+schema:
+  - name: trips
+    properties:
+      - {name: id, logicalType: integer, primaryKey: true, required: true}
+      - {name: miles, logicalType: number, required: true}
+      - {name: fare, logicalType: number, required: true}
+"""
+RECIPE = """
+name: trips
+data: {source: 'trips-{period:%Y-%m}.csv'}
+contract: trips.odcs.yaml
+every: month
+features:
+  key: id
+  label: fare
+  task: regression
+  inputs: [{kind: number, columns: [miles]}]
+  split: {train: 0.6, val: 0.1, test: 0.3, salt: trips}
+model: {kind: mlp, hidden: [4]}
+training: {epochs: 1, seed: 0}
+compression: {candidates: [{name: fp32}]}
+gates: {champion_rise: 99, num_rows: 10}
+"""
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Path:
+    """A dated recipe, with the data of three months."""
+    (tmp_path / "trips.odcs.yaml").write_text(CONTRACT)
+    path = tmp_path / "trips.yaml"
+    path.write_text(RECIPE)
+    for month in (1, 2, 3):
+        miles = np.random.default_rng(month).uniform(1, 9, 200)
+        rows = "".join(f"{number},{mile:.6f},{2 + month * mile:.6f}\n" for number, mile in enumerate(miles))
+        (tmp_path / f"trips-2019-{month:02d}.csv").write_text("id,miles,fare\n" + rows)
+    return path
+
+
+def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
+    recipe = read_recipe(str(dated), "2019-02")
+    assert (recipe.period, recipe.data.described) == ("2019-02", str(dated.parent / "trips-2019-02.csv"))
+    assert recipe.digest != read_recipe(str(dated), "2019-03").digest
+    newest = read_recipe(str(dated)).period
+    assert newest is not None
+    assert newest > "2026"
+    with pytest.raises(SettingInvalid, match="'2019-W02' is no month, such as 2019-02"):
+        read_recipe(str(dated), "2019-W02")
+    with pytest.raises(SettingInvalid, match=r"digits\.yaml is for all times"):
+        read_recipe("digits", "2019-02")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"every": None}, "data that names a period needs its length"),
+        ({"data": {"source": "trips.csv"}}, "no source says where the period stands"),
+        ({"data": {"source": "trips-{period}.csv"}}, "a period is written as in {period:%Y-%m}"),
+    ],
+)
+def test_a_period_is_named_and_has_a_length(dated: Path, changes: dict[str, Any], said: str) -> None:
+    dated.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), **changes}))
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(dated), "2019-02")
+    assert said in caught.value.found
+
+
+def test_nothing_runs_before_every_period_has_data(dated: Path, home: Path) -> None:
+    with pytest.raises(DataMissing) as caught:
+        _require_data(_recipes(str(dated), "2019-01", "2019-04"))
+    assert caught.value.exit_code == 2
+    assert "1 of 4 periods have no data:\n  2019-04: there is no csv file" in caught.value.found
+
+
+@pytest.mark.slow
+def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
+    dated: Path, home: Path, prefect: str, sharing: Bloomery, clean_environment: Callable[..., dict[str, str]]
+) -> None:
+    def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
+        named = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
+        ended = sharing(home, *named, *more)
+        told = json.loads(ended.stdout)["periods"]
+        return ended.returncode, [(one["outcome"], one["version"], one["alias"]) for one in told]
+
+    second = dated.parent / "trips-2019-02.csv"
+    good = second.read_text()
+    second.write_text("id,miles\n1,2\n")
+    # Nothing is lost by a failure: the newest runs beside it, and is champion.
+    code, told = fill("2019-02", "--concurrency", "2", "--keep-going")
+    assert told == [("failed", None, None), ("released", 1, "champion")]
+    assert code == 3
+    # Without --keep-going no other begins.
+    code, told = fill("2019-02")
+    assert (code, told) == (3, [("failed", None, None), ("not run", None, None)])
+    second.write_text(good)
+
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "bloomery.flows.cli", "backfill", str(dated), "--from", "2019-01", "--to", "2019-03"],
+        env=clean_environment(home, PREFECT_API_URL=prefect),
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (home / "logs" / f"backfill-{killed.pid}-2019-02.json").exists():
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.1)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    code, told = fill("2019-01")
+    assert code == 0, told
+    assert told == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
+    shown = json.loads(sharing(home, "show", "trips@2019-01", "--json").stdout)
+    assert (shown["version"], shown["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

@@ -1,0 +1,118 @@
+"""A packaged champion outside of its store: in BentoML's commands, in another store, and as a container's context."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from packaging.requirements import Requirement
+
+from bloomery.data_contracts.serving.signatures import OWN_KEYS, TRUSTED_KEY
+from bloomery.tasks.bentos.bento_server import ask, served_bento
+from bloomery.tasks.package.stage import bento_folder
+
+pytestmark = pytest.mark.slow
+
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+Environment = Callable[..., dict[str, str]]
+Finished = tuple[Path, dict[str, Any]]
+TEST_DOCKER = """\
+#!/bin/sh
+case "$1" in
+  version) echo '"28.2.2"' ;;
+  build) echo "$@" > "$KEPT/called"; cp -r . "$KEPT/context" ;;
+esac
+"""
+
+
+@pytest.fixture
+def bentoml(finished: Finished, clean_environment: Environment) -> Bloomery:
+    """BentoML's command line on a store: the finished one unless another is named."""
+
+    def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        own = {"BENTOML_HOME": str(finished[0] / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **more}
+        command = [sys.executable, "-m", "bentoml", *arguments]
+        return subprocess.run(
+            command, env=clean_environment(finished[0], **own), capture_output=True, text=True, timeout=120
+        )
+
+    return call
+
+
+@pytest.fixture
+def context(finished: Finished, sharing: Bloomery, tmp_path: Path) -> Path:
+    ended = sharing(finished[0], "container", "digits", "--to", str(tmp_path / "image"), "--json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["tag"] == finished[1]["bento"]["tag"]
+    assert told["folder"] == str(tmp_path / "image")
+    return tmp_path / "image"
+
+
+def test_the_champion_becomes_a_context_whose_packages_are_all_pinned(context: Path) -> None:
+    lines = (context / "env" / "python" / "requirements.txt").read_text().splitlines()
+    versions = {Requirement(line).name: str(Requirement(line).specifier) for line in lines}
+    assert all(version.startswith("==") for version in versions.values())
+    assert {"onnxruntime", "pyarrow", "bentoml", "starlette", "uvicorn"} <= set(versions)
+    assert not {"torch", "pyspark", "prefect", "mlflow"} & set(versions)
+    dockerfile = (context / "Dockerfile").read_text()
+    for heavy in ("build-essential", "apt-get"):
+        assert heavy not in dockerfile
+
+
+def test_bentoml_containerize_builds_from_the_same(
+    finished: Finished, bentoml: Bloomery, context: Path, tmp_path: Path
+) -> None:
+    """Docker is a script here that keeps what it is given."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(TEST_DOCKER)
+    docker.chmod(0o755)
+    tag = finished[1]["bento"]["tag"]
+    path = f"{docker.parent}:{os.environ['PATH']}"
+    ended = bentoml("containerize", tag, PATH=path, KEPT=str(tmp_path), DOCKER_BUILDKIT="0")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"--tag {tag} " in (tmp_path / "called").read_text()
+    given = tmp_path / "context"
+    # What Python has compiled when the bento was asked lies in BentoML's store, and goes with it.
+    files = [path.relative_to(given) for path in given.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    ours = {path: (context / path).read_bytes() for path in files if path.name != "Dockerfile"}
+    assert len(ours) > 50
+    assert ours == {path: (given / path).read_bytes() for path in ours}
+
+    def instructions(dockerfile: Path) -> list[str]:
+        return [line for line in dockerfile.read_text().splitlines() if line.strip() and not line.startswith("#")]
+
+    assert instructions(context / "Dockerfile")[:-1] == instructions(given / "env" / "docker" / "Dockerfile")
+    assert instructions(context / "Dockerfile")[-1].startswith("HEALTHCHECK ")
+
+
+def test_a_bento_is_listed_exported_and_answers_from_another_store(
+    finished: Finished, bentoml: Bloomery, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, release = finished
+    tag = release["bento"]["tag"]
+    listed = json.loads(bentoml("list", "--output", "json").stdout)
+    assert tag in [one["tag"] for one in listed]
+    exported = bentoml("export", tag, str(tmp_path / "digits.bento"))
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    store = str(home / "bentoml")
+    imported = bentoml("import", str(tmp_path / "digits.bento"), BENTOML_HOME=store)
+    assert imported.returncode == 0, imported.stdout + imported.stderr
+    assert [one["tag"] for one in json.loads(bentoml("list", "--output", "json", BENTOML_HOME=store).stdout)] == [tag]
+    assert bento_folder(tag).is_relative_to(home)
+    # Where the bento goes, the key that vouches for it is not known by itself.
+    monkeypatch.setenv(TRUSTED_KEY, str(first / OWN_KEYS))
+    chosen = release["bento"]["chosen"]
+    answers = pq.read_table(first / chosen["candidate"]["answers_uri"]).slice(0, 20).to_pylist()
+    checked = pq.read_table(first / chosen["options"]["trained"]["dataset"]["checked"]["uri"])
+    images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
+    with served_bento(tag) as client:
+        answered = ask(client, [{"image": images[answer["id"]]} for answer in answers])
+    assert answered.headers["x-model-version"] == tag
+    assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in answers]

@@ -1,0 +1,118 @@
+"""What `bloomery gc` frees, and what it never touches."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bloomery.flows.recipe.recipe import RECIPES
+from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from tests.living import answers
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[4]
+Bloomery = Callable[..., subprocess.CompletedProcess[str]]
+# A gc that is killed after its second piece.
+_KILLED = """
+import os
+from bloomery.tasks.infrastructure.settings import enter
+enter()
+from bloomery.tasks.registry import garbage_collection as collect
+from tests.living import answers
+gone = []
+def die(piece):
+    gone.append(piece)
+    if len(gone) == 2:
+        os._exit(9)
+collect.free(collect.unneeded(1, [], 14), die)
+"""
+
+
+def refused(folder: Path, home: Path, sharing: Bloomery, **changes: dict[str, Any]) -> None:
+    """Another version of `digits`, which misses its gate."""
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    for part, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
+        document[part] = {**document.get(part, {}), **values}
+    recipe = folder / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    ended = sharing(home, "run", str(recipe))
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+
+
+def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
+    copy: Path, sharing: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+) -> None:
+    once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
+    refused(tmp_path, copy, sharing, **once)
+    refused(tmp_path, copy, sharing, budget={"size_bytes": None, "objective": "latency"})
+    before = sorted(copy.glob("stages/*/*"))
+
+    dry = json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)
+    assert not dry["done"]
+    assert dry["would_free_bytes"] > 0
+    assert [one["version"] for one in dry["versions_freed"]] == [2]
+    assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
+    assert {"output", "bento", "model file"} <= {piece["kind"] for piece in dry["pieces"]}
+    assert sorted(copy.glob("stages/*/*")) == before
+    spared = json.loads(sharing(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
+    assert spared["versions_freed"] == []
+    with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
+        beside = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+        assert beside["versions_freed"] == []
+        assert [one["why"] for one in beside["versions_kept"] if one["version"] == 2] == ["in use"]
+
+    note = copy / "runs" / "a.json"  # of a run on another machine
+    note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    busy = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+    assert (busy["at_work"], busy["pieces"]) == ([1], [])
+    note.unlink()
+
+    environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
+    killed = subprocess.run([sys.executable, "-c", _KILLED], env=environment, cwd=ROOT, check=False)
+    assert killed.returncode == 9
+    command = [sys.executable, "-m", "bloomery.flows.cli", "gc", "--keep", "1", "--yes", "--json"]
+    several = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    told = [json.loads(one.communicate(timeout=120)[0]) for one in several]
+    assert [one.returncode for one in several] == [0, 0]
+    assert all(one["done"] for one in told)
+    assert sum(one["freed_bytes"] for one in told) > 0
+    assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
+    assert json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
+
+    shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
+    assert [one["version"] for one in shown if one["freed"] is not None] == [2]
+    steps = json.loads(sharing(copy, "check", "digits", "--json").stdout)["stages"]
+    assert all(step["found"] for step in steps)
+    gone = sharing(copy, "promote", "digits:2", "--despite-refusal")
+    assert gone.returncode == 2, gone.stderr
+    assert "was freed by `bloomery gc` on" in gone.stderr
+    kept = sharing(copy, "promote", "digits:3", "--despite-refusal")
+    assert kept.returncode == 0, kept.stderr
+    assert sharing(copy, "rollback", "digits").returncode == 0
+
+    refused(tmp_path, copy, sharing, **once)  # the recipe of the freed version, which brings it back
+    shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
+    assert {one["version"] for one in shown} == {1, 2, 3}
+    assert [one["version"] for one in shown if one["freed"] is not None] == []
+    assert sharing(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
+
+
+@contextlib.contextmanager
+def serving(home: Path, environment: dict[str, str], log: Path, *more: str) -> Iterator[None]:
+    port = free_port()
+
+    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port), *more]
+    with starting(
+        command, is_ready=partial(answers, f"http://127.0.0.1:{port}/readyz"), log=log, environment=environment
+    ) as wait_until_ready:
+        wait_until_ready()
+        yield

@@ -1,0 +1,170 @@
+"""`bloomery key`: made, listed and revoked; and what `bloomery serve` says to an open address without keys."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from typer.testing import CliRunner, Result
+
+from bloomery.data_contracts.errors import SecretMissing, SettingInvalid
+from bloomery.data_contracts.serving.api_keys import digest_of_key, read_keys
+from bloomery.flows.cli.main import app
+from bloomery.tasks.bentos.bento_server import require_keys, serve_environment
+from bloomery.tasks.infrastructure import settings
+from bloomery.tasks.infrastructure.tethered_process import free_port
+from bloomery.tasks.security import api_keys
+from bloomery.tasks.security import signing_key as signing
+
+
+@pytest.fixture
+def call(home: Path) -> Callable[..., Result]:
+    return lambda *arguments: CliRunner().invoke(app, ["key", *map(str, arguments)])
+
+
+def test_a_key_is_shown_once_and_kept_as_a_digest_in_a_file_of_its_owner(call, home) -> None:
+    ended = call("create", "shop", "--rate", "2.5")
+    assert ended.exit_code == 0, ended.output
+    shown = ended.stdout.strip()
+    assert shown.startswith("bloomery_")
+    assert len(shown) == len("bloomery_") + 43  # 256 bits in base64
+    path = home / "keys" / "clients.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert shown not in path.read_text()
+    (kept,) = read_keys(path).keys
+    assert (kept.name, kept.rate, kept.revoked) == ("shop", 2.5, None)
+    assert kept.sha256 == digest_of_key(shown.encode())
+    assert shown not in call("list").stdout + call("list", "--json").stdout
+
+
+def test_no_two_keys_are_equal(call) -> None:
+    assert len({json.loads(call("create", f"k{number}", "--json").stdout)["key"] for number in range(5)}) == 5
+
+
+def test_a_revoked_key_is_listed_and_its_name_may_be_given_again(call) -> None:
+    call("create", "shop")
+    assert json.loads(call("revoke", "shop", "--json").stdout)["name"] == "shop"
+    assert call("create", "shop").exit_code == 0
+    first, second = json.loads(call("list", "--json").stdout)["keys"]
+    assert (first["name"], second["name"]) == ("shop", "shop")
+    assert first["revoked"]
+    assert not second["revoked"]
+    assert "shop" in call("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("create", "two words"), 2, "names no key"),
+        (("create", "-"), 2, "names no key"),
+        (("create", "shop", "--rate", "0"), 2, "a rate above 0"),
+        (("create", "shop", "--rate", "inf"), 2, "a rate above 0"),
+        (("create", "there"), 2, "there is a key 'there' already"),
+        (("revoke", "nobody"), 2, "one of there"),
+    ],
+)
+def test_what_names_no_key_is_refused(call, arguments, code, said) -> None:
+    call("create", "there")
+    ended = call(*arguments, "--json")
+    assert ended.exit_code == code
+    document = json.loads(ended.stdout)
+    assert said in f"{document['found']} {document['required']}"
+
+
+def test_a_file_that_is_no_file_of_keys_is_told_of_without_what_is_in_it(call, home) -> None:
+    call("create", "shop")
+    path = home / "keys" / "clients.json"
+    path.write_text('{"keys": [{"name": "shop", "key": "bloomery_in-the-clear"}]}')
+    ended = call("list")
+    assert ended.exit_code == 2
+    assert "the file of keys cannot be read" in ended.stderr
+    assert "in-the-clear" not in ended.output
+
+
+def test_keys_that_are_made_at_once_are_all_kept(home) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: api_keys.create(f"k{number}"), range(24)))
+    assert len(api_keys.listed()) == 24
+    assert [path.name for path in (home / "keys").iterdir() if "tmp" in path.name] == []
+
+
+def test_the_environment_may_name_another_file(call, home, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("BLOOMERY_SERVE_KEYS_FILE", str(tmp_path / "elsewhere" / "keys.json"))
+    assert call("create", "shop").exit_code == 0
+    assert [key.name for key in read_keys(tmp_path / "elsewhere" / "keys.json").keys] == ["shop"]
+    assert not (home / "keys" / "clients.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "demanded", "is_refused"),
+    [
+        ("127.0.0.1", "", False),
+        ("::1", "auto", False),
+        ("0.0.0.0", "", True),
+        ("::", "auto", True),
+        ("10.0.0.1", "off", False),
+        ("127.0.0.1", "required", True),
+    ],
+)
+def test_an_address_that_demands_keys_is_not_served_without_one(home, monkeypatch, host, demanded, is_refused) -> None:
+    monkeypatch.setenv("BLOOMERY_SERVE_KEYS", demanded)
+    if is_refused:
+        with pytest.raises(SecretMissing, match="bloomery key create"):
+            require_keys(host)
+        api_keys.create("shop")
+    require_keys(host)
+    api_keys.create("other")
+    for key in api_keys.listed():
+        api_keys.revoke(key.name)
+    if is_refused:
+        with pytest.raises(SecretMissing):
+            require_keys(host)
+
+
+def test_serve_on_an_open_address_without_keys_ends_and_says_what_to_do(bloomery, tmp_path) -> None:
+    ended = bloomery(tmp_path, "serve", "digits", "--host", "0.0.0.0", "--port", str(free_port()), "--json")
+    document = json.loads(ended.stdout)
+    assert (ended.returncode, document["error"]) == (2, "SecretMissing")
+    assert "bloomery key create" in document["remedy"]
+
+
+def test_the_signing_key_is_made_once_and_only_its_public_part_is_shown(call, home, tmp_path) -> None:
+    shown = json.loads(call("signing", "--json").stdout)
+    assert json.loads(call("signing", "--json").stdout) == shown
+    private = home / "keys" / "signing.pem"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    assert "PRIVATE" not in shown["public"]
+    written = tmp_path / "trusted.pem"
+    assert call("signing", "--output", written).exit_code == 0
+    assert load_pem_public_key(written.read_bytes()) == signing.signing_key().public_key()
+    assert serve_environment()["BLOOMERY_SERVE_TRUSTED_KEY"] == str(home / "keys" / "trusted.pem")
+
+
+def test_a_users_own_signing_key_is_taken_and_earlier_ones_stay_trusted(call, home, tmp_path, monkeypatch) -> None:
+    first = json.loads(call("signing", "--json").stdout)["public"]
+    own = tmp_path / "own.pem"
+    own.write_bytes((home / "keys" / "signing.pem").read_bytes())
+    (home / "keys" / "signing.pem").unlink()
+    second = json.loads(call("signing", "--json").stdout)["public"]
+    assert first != second
+    monkeypatch.setenv("BLOOMERY_SIGNING_KEY", str(own))
+    settings.settings.cache_clear()
+    assert json.loads(call("signing", "--json").stdout)["public"] == first
+    assert (home / "keys" / "trusted.pem").read_text() == first + second
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_a_signing_key_that_is_none_is_refused(home, tmp_path, monkeypatch, content) -> None:
+    path = tmp_path / "own.pem"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("BLOOMERY_SIGNING_KEY", str(path))
+    settings.settings.cache_clear()
+    with pytest.raises(SettingInvalid, match="the signing key cannot be used"):
+        signing.signing_key()

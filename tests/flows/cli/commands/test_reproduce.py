@@ -1,0 +1,213 @@
+"""A version is made again from what its bento carries, and the first digest that differs is told with its cause."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from bloomery.data_contracts.errors import OutputCorrupt
+from bloomery.data_contracts.records.provenance import Origin
+from bloomery.flows.cli.commands.reproduce import guarantee, likely
+from bloomery.flows.execution.reproduction import with_bits_of
+from bloomery.flows.order import in_order
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.models.compression.config import Compression
+
+Finished = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture
+def bento(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished version's bento, by itself."""
+    home, release = finished
+    kept = home / "bentoml" / "bentos" / release["bento"]["tag"].replace(":", "/")
+    shutil.copytree(kept, tmp_path / "bento")
+    return tmp_path / "bento"
+
+
+@pytest.fixture
+def origin(bento: Path) -> Origin:
+    return Origin.model_validate_json((bento / "src" / "artifacts" / "origin.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_version_is_made_again_bit_for_bit(finished: Finished, sharing: Callable[..., Any], tmp_path: Path) -> None:
+    home, release = finished
+    ended = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout)
+    assert (told["version"], told["verdict"]) == (release["bento"]["tag"], "identical")
+    stages = list(dict.fromkeys(step["stage"] for step in told["steps"]))
+    assert stages == ["ingest", "validate", "prepare", "train", "compress", "package"]
+    assert all(step["found"] == step["digest"] for step in told["steps"])
+    assert len([step for step in told["steps"] if step["stage"] == "compress"]) == 4
+    assert told["steps"][-1]["digest"] == release["bento"]["digest"]
+    assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
+    again = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert "not empty" in json.loads(again.stdout)["found"]
+
+
+@pytest.mark.slow
+def test_the_first_stage_that_differs_is_told_with_its_cause(
+    bento: Path, origin: Origin, sharing: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The bento says of other weights, which another number of threads made; there is nothing of it but the folder."""
+    place = bento / "src" / "artifacts" / "origin.json"
+    document = json.loads(place.read_text())
+    document["chosen"]["options"]["trained"]["digest"] = "0" * 64
+    document["surroundings"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
+    document["surroundings"]["packages"]["torch"] = "0.4.1"
+    place.write_text(json.dumps(document))
+    ended = sharing(tmp_path / "home", "reproduce", str(bento), "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
+    assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
+    for cause in (
+        "the likely cause: threads or instruction set: 7 threads then",
+        "library versions: torch 0.4.1 then, ",
+        "another requirements.lock: 1111111111111111 then, ",
+    ):
+        assert cause in told["where"]
+
+
+CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: wishes-for-a-test
+name: wishes
+version: 1.0.0
+status: active
+schema:
+  - name: wishes
+    properties:
+      - {name: id, logicalType: integer, primaryKey: true, required: true}
+      - {name: text, logicalType: string, required: true}
+      - {name: wish, logicalType: string, required: true}
+"""
+RECIPE = """
+name: wishes
+data: {source: wishes.csv}
+contract: wishes.odcs.yaml
+features:
+  key: id
+  label: wish
+  inputs: [{kind: text, column: text, tokenizer: byte_pairs, length: 8, vocabulary_size: 300}]
+  split: {train: 0.6, val: 0.2, test: 0.2, salt: wishes}
+training: {epochs: 2, batch_size: 32, augment: {drop_tokens: 0.2}, ema: 0.9, device: cpu}
+compression: {candidates: [{name: fp32}], latency_rounds: 20}
+budget: {accuracy_drop: 1.0}
+"""
+NETWORKS = {
+    "rnn": {"kind": "rnn", "hidden": 16, "num_layers": 2, "bidirectional": True, "embedding": 8, "dropout": 0.2},
+    "transformer": {"kind": "transformer", "width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_other_networks_are_made_again_and_a_changed_source_is_named(
+    kind: str, home: Path, sharing: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Made stage by stage in this process, and again in one of its own."""
+    from bloomery.flows.pipeline import PLAIN
+    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.package.stage import bento_folder
+
+    rows = [f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)]
+    (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))
+    (tmp_path / "wishes.odcs.yaml").write_text(CONTRACT)
+    document = yaml.safe_load(RECIPE) | {"model": NETWORKS[kind]}
+    document["training"]["num_threads"] = 2
+    (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(document))
+    recipe = read_recipe(str(tmp_path / "wishes.yaml"))
+    stages = SimpleNamespace(**{**vars(PLAIN), "promote": lambda bento, *_: bento})
+    made: Any = in_order(stages, recipe, locate(recipe.data, recipe.contract.personal_columns), None)
+    folder = str(bento_folder(made.tag))
+
+    ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.returncode, told["verdict"]) == (0, "identical"), told
+    assert told["steps"][-1]["found"] == made.digest
+    if kind == "transformer":  # of the source, the network knows nothing
+        (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
+        ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
+        told = json.loads(ended.stdout)
+        assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
+        assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
+        assert "the likely cause: the source has changed" in told["where"]
+
+
+def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: Finished) -> None:
+    assert Recipe.model_validate(origin.recipe) == read_recipe("digits")
+    assert origin.chosen.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["chosen"]
+    assert origin.digest == finished[1]["bento"]["digest"]
+    assert set(origin.code) == {"ingest", "validate", "prepare", "train", "compress"}
+    assert {"torch", "pyarrow"} <= set(origin.surroundings.packages)
+    assert origin.surroundings.lock_sha256 is not None
+
+
+def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_path: Path) -> None:
+    from bloomery.tasks.registry.bento_provenance import read_origin
+
+    subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
+    assert read_origin(str(tmp_path / "one.bento")) == origin
+    assert read_origin(str(bento)) == origin
+    whole = (tmp_path / "one.bento").read_bytes()
+    for broken in (whole[: len(whole) // 2], b"no archive", b""):
+        (tmp_path / "broken.bento").write_bytes(broken)
+        with pytest.raises(OutputCorrupt, match="no origin that can be read"):
+            read_origin(str(tmp_path / "broken.bento"))
+
+
+def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:
+    then = origin.surroundings
+    alike = likely(origin, origin.code, then, "train")
+    assert alike == ["none is known: code, packages, threads and processor are as they were"]
+    newer = then.model_copy(update={"packages": {**then.packages, "torch": "9.9"}})
+    (cause,) = likely(origin, origin.code, newer, "train")
+    assert cause == f"library versions: torch {then.packages['torch']} then, 9.9 now"
+    assert likely(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
+    assert likely(origin, origin.code, then, "ingest")[0] == "the source has changed"
+    assert likely(origin, origin.code, then, "package") == ["the code of the endpoint, which is a part of the bento"]
+
+
+def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Origin) -> None:
+    recipe = Recipe.model_validate(origin.recipe)
+    for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
+        there = with_bits_of(origin.surroundings.model_copy(update={"vector_flags": flags}), recipe).compression
+        assert there.candidates is not None
+        assert {one.reduce_range for one in there.candidates if one.quantize} == {reduced}
+    unnamed = recipe.model_copy(update={"compression": Compression()})
+    assert with_bits_of(origin.surroundings, unnamed) == unnamed
+
+
+def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
+    assert "same lock, threads and instruction set" in guarantee(origin)
+    around = origin.surroundings.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
+    assert "same cards" in guarantee(origin.model_copy(update={"surroundings": around}))
+    training = {**origin.recipe["training"], "device": "cpu"}
+    on_none = origin.model_copy(update={"surroundings": around, "recipe": {**origin.recipe, "training": training}})
+    assert "same cards" not in guarantee(on_none)
+
+
+def test_a_bento_alone_draws_the_whole_tree(bento: Path, sharing: Callable[..., Any], tmp_path: Path) -> None:
+    printed = sharing(tmp_path / "home", "show", str(bento)).stdout
+    for words in (
+        "sklearn:digits",
+        "contract digits",
+        "weights",
+        "seed",
+        "lock",
+        "pruned-int8: ",
+        "limit",
+        "chosen",
+    ):
+        assert words in printed, words

@@ -1,0 +1,44 @@
+"""What `bloomery show` says of versions."""
+
+import io
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bloomery.data_contracts.recipe_sections.approval import Approval
+from bloomery.flows.cli.commands import show
+from bloomery.tasks.registry import approvals, champion, model_registry
+from bloomery.tasks.tracking import mlflow_runs
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_version_for_which_nobody_decided_in_time_is_shown_as_refused(is_marked: bool, home: Path) -> None:
+    """Also where the process that asked was killed before it had marked the version as one that waits."""
+    client = mlflow_runs.client()
+    client.create_registered_model("digits")
+    version = client.create_model_version("digits", source=str(home), tags={model_registry.BENTO: "digits:abc"})
+    approvals.ask(version, Approval(timeout=timedelta(0)), None)
+    assert model_registry.versions("digits")[0].tags["release"].startswith("waits for approval until")
+    if not is_marked:
+        client.delete_model_version_tag("digits", version.version, "release")
+    for _ in range(2):
+        (shown,) = show.versions("digits")["versions"]
+        assert shown["release"].startswith("refused: nobody decided within")
+    (refusal,) = champion.history("digits")
+    assert (refusal.action, refusal.by, refusal.version) == ("refuse", "nobody", 1)
+
+
+def test_versions_can_be_read_and_copied_in_a_terminal_of_80_columns() -> None:
+    one = {"version": 2, "aliases": ["champion"], "release": "promoted\nby a run", "created": "2026-11-28T00:36:02Z"}
+    words = "int8: [accuracy] 98.8%\n\n[Model card](#/experiments/1/card.html) · bento `digits:393d05862ebd2aab`"
+    document = {**one, "bento": "digits:393d05862ebd2aab", "freed": None, "description": words}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(show.as_list({"name": "digits", "versions": [document]}))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "version 2 (champion)" in told
+    assert "digits:393d05862ebd2aab" in told
+    assert "int8: [accuracy] 98.8%" in told
+    assert "Model card" not in told
+    assert show._described(document).endswith("Model card · bento `digits:393d05862ebd2aab`")

@@ -1,0 +1,173 @@
+"""A recipe says what it means, or is refused with the line and a hint."""
+
+from pathlib import Path
+
+import pytest
+
+from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
+from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, known_recipes, read_recipe
+
+DIGITS = (RECIPES / "digits.yaml").read_text()
+
+
+def write(folder: Path, old: str = "", new: str = "") -> Path:
+    assert old in DIGITS
+    path = folder / "mine.yaml"
+    path.write_text(DIGITS.replace(old, new, 1) if old else DIGITS)
+    return path
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_recipe_that_comes_with_bloomery_is_valid(name: str) -> None:
+    assert read_recipe(name).name == name
+
+
+def test_a_name_and_a_path_read_the_same(tmp_path: Path) -> None:
+    assert read_recipe(str(write(tmp_path))) == read_recipe("digits")
+
+
+def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 30", "epocs: 30")
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "epocs" in text)
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(path))
+    assert f"mine.yaml:{line}: training.epocs: unknown key; did you mean 'epochs'?" in caught.value.found
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epochs: 30", "epochs: 0", "training.epochs: found 0"),
+        ("name: digits\n", "name: Digits!\n", "name: found 'Digits!'"),
+        ("train: 0.6", "train: 0.7", "add up to 1.1"),
+        ("{name: int8, ", "{name: fp32, ", "candidate named twice: fp32"),
+        ("    - {name: fp32}\n", "", "must be the network as trained"),
+        ("shape: [1, 8, 8]", "shape: [1, 9, 9]", "has 81 values"),
+        ("column: image", "column: picture", "no column 'picture'"),
+        ("label: label", "label: digit", "no column 'digit'"),
+        (
+            "gates:\n",
+            "monitor: {columns: [label]}\ngates:\n",
+            "monitor.columns names 'label', which",
+        ),
+        ("gates:\n", "monitor: {window: 1 day}\ngates:\n", "monitor.window: found '1 day'"),
+        ("key: id", "key: label", "not a primaryKey"),
+        ("column: image", "column: label", "column 'label' is the label"),
+        ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
+        ("objective: size", "slice_drop: 5pp", "name their columns in training.slices"),
+        ("size_bytes: 60_000", "accuracy_rise: 1pp", "unknown key; did you mean 'accuracy_drop'?"),
+        ("latency_ms: 2.0", "latency_ms: {value: 2.0, percentile: 98}", "budget.latency_ms.percentile: found 98"),
+        ("training:\n  epochs: 30\n  seed: 0\n", "", "training.epochs: missing; a network of kind cnn is trained"),
+    ],
+)
+def test_an_impossible_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(RecipeInvalid) as caught:
+        read_recipe(str(write(tmp_path, old, new)))
+    assert said in caught.value.found
+
+
+def test_a_contract_beside_the_recipe_comes_first(tmp_path: Path) -> None:
+    contract = (CONTRACTS / "digits.odcs.yaml").read_text().replace("version: 1.0.0", "version: 7.0.0")
+    (tmp_path / "digits.odcs.yaml").write_text(contract)
+    assert read_recipe(str(write(tmp_path))).contract.version == "7.0.0"
+
+
+def test_a_broken_contract_file_is_named_as_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "digits.odcs.yaml").write_text("apiVersion: v3.1.0\n")
+    with pytest.raises(ContractInvalid, match=r"digits\.odcs\.yaml:1: .*: missing"):
+        read_recipe(str(write(tmp_path)))
+
+
+@pytest.mark.parametrize("reference", ["nope", "nope.yaml", "prefect", "digits.yml", "../digits"])
+def test_a_recipe_that_is_not_there_is_named(reference: str) -> None:
+    with pytest.raises(DataMissing, match="there is no recipe"):
+        read_recipe(reference)
+
+
+def test_a_missing_contract_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match=r"no contract 'other\.odcs\.yaml'"):
+        read_recipe(str(write(tmp_path, "contract: digits.odcs.yaml", "contract: other.odcs.yaml")))
+
+
+def test_a_relative_source_starts_at_the_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(str(write(tmp_path, "source: sklearn:digits", "source: rows.parquet")))
+    assert recipe.data.source == str(tmp_path / "rows.parquet")
+
+
+def test_the_digest_of_a_recipe_ignores_comments_and_counts_every_value(tmp_path: Path) -> None:
+    digest = read_recipe("digits").digest
+    assert read_recipe(str(write(tmp_path, "name: digits", "# a comment\nname: digits"))).digest == digest
+    assert read_recipe(str(write(tmp_path, "epochs: 30", "epochs: 31"))).digest != digest
+
+
+def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: digits\n  data: [\n")
+    with pytest.raises(RecipeInvalid, match=r"is not YAML") as caught:
+        read_recipe(str(path))
+    assert caught.value.where.startswith(f"{path}:")
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match="'name' twice"):
+        read_recipe(str(write(tmp_path, "name: digits\n", "name: digits\nname: other\n")))
+
+
+IMPORTED = (
+    "  kind: cnn\n  channels: [32, 64]\n  hidden: 128\n\ntraining:\n  epochs: 30\n  seed: 0\n",
+    "  {kind: imported, path: network.onnx}\n",
+)
+
+
+def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_file(tmp_path: Path) -> None:
+    plain = DIGITS.replace("    - {name: pruned, prune: 0.5}\n", "")
+    assert IMPORTED[0] in plain
+    plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
+    path, file = tmp_path / "mine.yaml", tmp_path / "network.onnx"
+    path.write_text(plain)
+    with pytest.raises(DataMissing, match=r"of the recipe's network there is no .*network\.onnx") as missing:
+        read_recipe(str(path))
+    assert missing.value.where == "model.path in the recipe"
+
+    file.write_bytes(b"a network")
+    recipe = read_recipe(str(path))
+    assert (recipe.model.kind, recipe.model.path, recipe.training.epochs) == ("imported", str(file), 0)
+    file.write_bytes(b"another one")
+    assert read_recipe(str(path)).model.sha256 != recipe.model.sha256
+
+    path.write_text(plain.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
+    with pytest.raises(RecipeInvalid, match="small is to be pruned"):
+        read_recipe(str(path))
+
+
+def test_a_space_that_leads_nowhere_is_refused_as_the_recipe_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs: 30", "epochs: 30\n  search: {space: {model.hiden: [16, 32]}}")
+    with pytest.raises(RecipeInvalid, match=r"did you mean 'model\.hidden'"):
+        read_recipe(str(path))
+
+
+def test_weights_to_begin_with_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "weights.safetensors").write_bytes(b"")
+    for stated in ("before", "./before"):
+        start = read_recipe(str(write(tmp_path, "seed: 0", f"start_from: {{network: {stated}}}"))).training.start_from
+        assert start is not None
+        assert start.network == str(tmp_path / "before")
+    start = read_recipe(str(write(tmp_path, "seed: 0", "start_from: {network: digits@champion}"))).training.start_from
+    assert start is not None
+    assert start.network == "digits@champion"
+
+
+def test_candidates_that_would_break_the_promise_of_private_training_are_refused(tmp_path: Path) -> None:
+    private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
+    path = write(tmp_path, "training:", private)
+    path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
+    with pytest.raises(RecipeInvalid, match="pruned is to be trained on the same rows without noise"):
+        read_recipe(str(path))
+
+
+def test_what_is_watched_decides_nothing_that_a_run_makes(tmp_path: Path) -> None:
+    watched = read_recipe(str(write(tmp_path, "gates:\n", "monitor: {psi: 0.5, labels: come/here.csv}\ngates:\n")))
+    assert watched.digest == read_recipe("digits").digest
+    assert watched.monitor.labels == str(tmp_path / "come" / "here.csv")

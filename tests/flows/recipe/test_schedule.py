@@ -1,0 +1,84 @@
+"""When a recipe runs by itself, with which single values changed, and on how many cards."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.flows.recipe.recipe import RECIPES, read_recipe
+from bloomery.flows.recipe.schedule import Schedule
+from bloomery.flows.run_control.gpu_slots import num_slots
+from bloomery.models.training.config import Training
+
+
+def test_a_schedule_is_a_cron_line_or_a_span() -> None:
+    nightly = Schedule.model_validate({"cron": "0 3 * * *", "timezone": "Europe/Berlin"})
+    assert (nightly.cron, nightly.every, nightly.timezone, nightly.active) == ("0 3 * * *", None, "Europe/Berlin", True)
+    assert Schedule.model_validate({"every": "6h"}).every == timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"cron": "at three"}, "'at three' is no cron line"),
+        ({"cron": "0 25 * * *"}, "is no cron line"),
+        ({"every": "10s"}, "shorter than a minute"),
+        ({"every": "6 hours"}, "such as 30m"),
+        ({"cron": "0 3 * * *", "every": "6h"}, "either `cron` or `every`"),
+        ({}, "either `cron` or `every`"),
+        ({"cron": "0 3 * * *", "timezone": "Berlin"}, "'Berlin' is no time zone"),
+    ],
+)
+def test_what_is_no_schedule_is_told(stated: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Schedule.model_validate(stated)
+
+
+def test_prefects_own_file_says_what_the_recipes_say() -> None:
+    for deployment in yaml.safe_load((RECIPES / "prefect.yaml").read_text())["deployments"]:
+        recipe = read_recipe(deployment["parameters"]["recipe"])
+        assert recipe.schedule is not None
+        assert deployment["name"] == recipe.name
+        assert deployment["schedules"] == [
+            {"cron": recipe.schedule.cron, "timezone": recipe.schedule.timezone, "active": recipe.schedule.active}
+        ]
+
+
+def test_a_run_changes_single_values_as_if_the_file_said_so(tmp_path: Path) -> None:
+    changes = {"training": {"epochs": 3}, "gates": {"min_accuracy": 0.5}, "model": {"kind": "resnet"}}
+    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    document["training"]["epochs"] = 3
+    document["gates"]["min_accuracy"] = 0.5
+    document["model"] = {"kind": "resnet"}  # another kind has none of the former's values
+    (tmp_path / "same.yaml").write_text(yaml.safe_dump(document))
+    changed = read_recipe("digits", changes=changes)
+    assert changed == read_recipe(str(tmp_path / "same.yaml"))
+    assert changed.training.batch_size == read_recipe("digits").training.batch_size
+    assert changed.digest != read_recipe("digits").digest
+    assert read_recipe("digits", changes={}) == read_recipe("digits")
+
+
+def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as told:
+        read_recipe("digits", changes={"budget": {"size_bytes": "much"}})
+    assert told.value.where == "the parameters of the run: budget"
+
+
+@pytest.mark.parametrize(
+    ("training", "stated", "slots"),
+    [
+        ({"device": "cpu"}, 1, 0),
+        ({"device": "cuda"}, 1, 1),
+        ({"device": "cuda"}, 2, 2),
+        ({"device": "cuda", "devices": 4}, 1, 4),
+        ({"device": "cuda", "devices": 4}, 0, 0),
+    ],
+)
+def test_a_training_takes_a_slot_for_each_of_its_cards(training: dict[str, Any], stated: int, slots: int) -> None:
+    assert num_slots(Training.model_validate(training), stated) == slots

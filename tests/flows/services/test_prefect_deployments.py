@@ -1,0 +1,105 @@
+"""Recipes are told to Prefect, or it is told why not, and tried again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.flows.recipe.recipe import RECIPES, known_recipes
+from bloomery.flows.services.prefect_deployments import main, why_ended
+from bloomery.flows.services.supervisor import Registration
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nmodell: {}\n")
+    return path
+
+
+def test_a_refused_recipe_is_named_and_the_process_ends_with_its_exit_code(
+    home: Path, refused: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No server is needed for it: recipes are read before any is asked."""
+    monkeypatch.setattr(sys, "argv", ["registration", "digits", str(refused)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().out
+    assert ended.value.code == RecipeInvalid.exit_code == 2
+    assert json.loads(said)["found"].startswith(f"the recipe {refused} is refused: ")
+    assert why_ended(f"a warning\n{said}") == json.loads(said)["found"]
+    assert why_ended("Traceback\n  File\nConnectError: no\n") == "ConnectError: no"
+    assert why_ended("") == "it said nothing"
+
+
+def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of its own; what they are is put in their place: one that fails twice, then ends well."""
+    tries = tmp_path / "tries"
+    code = (
+        f"import pathlib, sys; p = pathlib.Path({str(tries)!r}); p.open('a').write('x');"
+        'print(\'{"found": "the recipe mine is refused"}\'); sys.exit(2 if len(p.read_text()) < 3 else 0)'
+    )
+    begin: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+    monkeypatch.setattr(
+        "bloomery.flows.services.supervisor.subprocess.Popen",
+        lambda command, **how: begin([sys.executable, "-S", "-c", code], **how),
+    )
+    registration = Registration(("mine",), tmp_path / "log")
+    seen: list[tuple[int, str]] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (registration.has_ended and not registration.as_documents()):
+        registration.look("http://127.0.0.1:1/api")
+        for one in registration.as_documents():
+            assert (one.state, one.log) == ("failed", str(tmp_path / "log"))
+            seen.append((one.restarts, one.why))
+        time.sleep(0.05)
+    why = "the deployments could not be registered: the recipe mine is refused"
+    assert sorted(set(seen)) == [(1, why), (2, why)]
+    registration.look("http://127.0.0.1:1/api")
+    assert tries.read_text() == "xxx"
+
+
+SHORT_FORMS = [
+    {"model": "auto"},
+    {"compression": "auto"},
+    {"compression": {"explore": True}},
+    {"compression": {"candidates": [{"name": "fp32"}, {"name": "pruned", "prune": 0.5}]}},
+    {"budget": {"accuracy_drop": "0.5pp", "size_bytes": 200_000, "objective": "latency"}},
+]
+
+
+def what_the_server_says(parameters: dict[str, Any]) -> Any:
+    """Its own check of a run's parameters, by the schema that the deployments have."""
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools import validate
+
+    from bloomery.flows.pipeline import pipeline
+
+    return validate({"recipe": "digits", **parameters}, parameter_schema(pipeline).model_dump_for_openapi())
+
+
+@pytest.mark.parametrize("stated", [*SHORT_FORMS, *known_recipes()], ids=str)
+def test_a_run_may_be_given_whatever_a_recipe_may_say_in_the_form_in_which_it_says_it(
+    stated: dict[str, Any] | str,
+) -> None:
+    if isinstance(stated, str):
+        document = yaml.safe_load((RECIPES / f"{stated}.yaml").read_text())
+        sections = ("model", "training", "compression", "budget", "gates")
+        stated = {name: document[name] for name in sections if name in document}
+    assert what_the_server_says(stated) == []
+
+
+def test_what_no_recipe_may_say_is_refused_before_a_run_is_made() -> None:
+    for stated in ({"model": "car"}, {"compression": {"candidates": [{"name": "a", "prune": 1.5}]}}):
+        assert what_the_server_says(stated)

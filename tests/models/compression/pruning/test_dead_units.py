@@ -1,0 +1,68 @@
+"""Units that no weight leads to or from leave a sparse network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.pruning.dead_units import without_dead_units
+from bloomery.models.compression.pruning.unstructured import held, masks_of
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.config import Cnn, LeNet, Mlp, Rnn
+
+IMAGE = Layout(kind="image", shape=(1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Mlp(kind="mlp", hidden=(40, 30), norm="none", dropout=0.0),
+        LeNet(kind="lenet", channels=(6, 8), hidden=40),
+        Cnn(kind="cnn", channels=(8, 8), hidden=20),
+    ],
+)
+def test_units_that_nothing_reads_go_and_the_answers_stay(config):
+    torch.manual_seed(0)
+    blueprint = Blueprint(config=config, layout=IMAGE, num_outputs=5)
+    network = build(blueprint).eval()
+    with torch.no_grad():
+        network.head.weight[:, ::2] = 0
+    smaller, found = without_dead_units(network, blueprint)
+    assert smaller.head.in_features == network.head.in_features // 2
+    assert num_parameters(smaller) < num_parameters(network)
+    x = torch.randn(4, 1, 16, 16)
+    assert torch.allclose(network(x), smaller(x), atol=1e-5)
+    build(found).load_state_dict(smaller.state_dict())
+
+
+def test_a_unit_dies_with_those_that_it_led_to():
+    blueprint = Blueprint(config=LeNet(kind="lenet", channels=(4, 6), hidden=10), layout=IMAGE, num_outputs=5)
+    network = build(blueprint).eval()
+    with torch.no_grad():
+        network.head.weight[:, 3:] = 0  # hidden units 3 to 9 lead nowhere, and they alone read channel 2 and up
+        network.hidden.weight[:3, 2:] = 0
+        network.second.weight[:2, 1:] = 0
+    _, found = without_dead_units(network, blueprint)
+    assert found.config == LeNet(kind="lenet", channels=(1, 2), hidden=3)
+
+
+def test_a_layer_keeps_a_unit_and_the_source_stays():
+    blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none"), layout=IMAGE, num_outputs=5)
+    network = build(blueprint).eval()
+    with held(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
+        smaller, found = without_dead_units(network, blueprint)
+    assert found.config.hidden == (1,)
+    assert network.head.weight.shape == (5, 8)
+    assert torch.allclose(smaller(torch.ones(1, 1, 16, 16)), network.head.bias)
+
+
+def test_a_network_without_dead_units_or_of_another_kind_stays_as_it_is():
+    blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 6)), layout=IMAGE, num_outputs=5)
+    network = build(blueprint)
+    assert without_dead_units(network, blueprint)[1] == blueprint
+    sequence = Layout(kind="sequence", shape=(8, 2))
+    recurrent = Blueprint(config=Rnn(kind="rnn", hidden=4), layout=sequence, num_outputs=3)
+    source = build(recurrent)
+    with held(source, masks_of(source, 0.05)):
+        assert without_dead_units(source, recurrent) == (source, recurrent)

@@ -1,0 +1,86 @@
+"""Convolutions that are written for matrix tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.profiling.cpu_features import has_tiles, needs_reduced_range, processor_flags
+
+
+class Convolutions(nn.Module):
+    """A small one, a large one, a large one in groups, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Conv2d(1, 64, 3)
+        self.large = nn.Conv2d(64, 64, 3)
+        self.grouped = nn.Conv2d(64, 128, 3, groups=2)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.small, self.large, self.grouped):
+            x = layer(x).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    torch.manual_seed(0)
+    x = torch.randn(40, 1, 9, 9)
+    path = tmp_path_factory.mktemp("tiles") / "fp32.onnx"
+    export(Convolutions(), x, path)
+    return path, x.numpy()
+
+
+def zeros_of(path: Path) -> dict[str, set[int]]:
+    """By weight: its zero."""
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    ending = "weight_zero_point"
+    return {
+        name.removesuffix("." + ending): set(zeros.tolist()) for name, zeros in tensors.items() if name.endswith(ending)
+    }
+
+
+@pytest.mark.skipif(needs_reduced_range(processor_flags()), reason="sums of products saturate on this processor")
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(network_file, tmp_path, reduce_range):
+    source, x = network_file
+    usual, tiled = tmp_path / "usual.onnx", tmp_path / "tiled.onnx"
+    quantize(source, usual, x, reduce_range=reduce_range)
+    quantize(source, tiled, x, reduce_range=reduce_range, tiles=True)
+    assert zeros_of(usual) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
+    assert zeros_of(tiled) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
+    assert np.array_equal(answer(session(usual), x), answer(session(tiled), x))
+    assert integer_coverage(tiled) == integer_coverage(usual)
+    onnx.checker.check_model(onnx.load(tiled))
+
+
+def test_what_stays_in_float_is_passed_over(network_file, tmp_path: Path):
+    source, x = network_file
+    names = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+    quantize(source, tmp_path / "float.onnx", x, keep_float=names, tiles=True)
+    assert zeros_of(tmp_path / "float.onnx") == {"head": {0}}
+
+
+def test_dynamic_files_are_as_they_were(network_file, tmp_path: Path):
+    source, x = network_file
+    for name, tiles in (("usual", False), ("tiled", True)):
+        quantize(source, tmp_path / name, x, how="dynamic", tiles=tiles)
+    assert (tmp_path / "usual").read_bytes() == (tmp_path / "tiled").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "are_there"), [(("avx512_vnni", "amx_tile", "amx_int8"), True), (("avx512_vnni", "amx_bf16"), False)]
+)
+def test_which_processors_have_tiles(flags, are_there):
+    assert has_tiles(flags) == are_there

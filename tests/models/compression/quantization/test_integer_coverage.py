@@ -1,0 +1,113 @@
+"""What really runs in integers, and on which processors weights need 7 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Rnn
+from bloomery.models.onnx_storage.encoder import encode
+from bloomery.models.onnx_storage.zstd_packing import plain
+from bloomery.models.profiling.cpu_features import needs_reduced_range
+
+
+def test_a_float_file_runs_in_floats(exported):
+    covered = integer_coverage(exported)
+    assert covered.integers == {}
+    assert covered.share == 0
+    assert sum(covered.floats.values()) == 4
+
+
+def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
+    covered = integer_coverage(quantized)
+    assert covered.integers == {"QGemm": 2, "QLinearConv": 2}
+    assert (covered.floats, covered.share) == ({}, 1)
+
+
+@pytest.mark.parametrize("form", [encode, plain])
+def test_a_file_in_a_stored_form_is_unpacked_first(form, quantized, tmp_path: Path):
+    (tmp_path / "stored").write_bytes(form(quantized.read_bytes()))
+    assert integer_coverage(tmp_path / "stored") == integer_coverage(quantized)
+
+
+def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):
+    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
+    covered = integer_coverage(tmp_path / "dynamic.onnx")
+    assert covered.floats == {"Conv": 2}
+    # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
+    dense, convolved = 64 * 32 + 32 * 10, 9 * 8 + 9 * 8 * 16
+    assert covered.share == pytest.approx(dense / (dense + convolved), abs=0.02)  # channels are filled up to 16
+
+
+@pytest.mark.parametrize(("cell", "share"), [("lstm", 1.0), ("gru", pytest.approx(0.02, abs=0.02))])
+def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
+    layout = Layout(kind="sequence", shape=(6, 5))
+    network = build(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
+    export(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), how="dynamic")
+    covered = integer_coverage(tmp_path / "int8.onnx")
+    assert covered.share == share
+    assert ("DynamicQuantizeLSTM" in covered.integers) == (cell == "lstm")
+    assert covered.floats == ({} if cell == "lstm" else {"GRU": 1})
+
+
+def test_logits_are_floats_with_more_than_256_levels(quantized, parts):
+    assert "DequantizeLinear" not in {node.op_type for node in onnx.load(quantized).graph.node[-1:]}
+    logits_BK = answer(session(quantized), parts.test.x.numpy())
+    assert len(np.unique(logits_BK)) > 1000
+
+
+def test_a_rare_large_value_does_not_widen_a_percentiles_range(exported, parts, tmp_path: Path):
+    rows = parts.train.x.numpy().copy()
+    rows[0, 0, 0, 0] = 100.0
+    widths = {}
+    for how in ("minmax", "percentile"):
+        quantize(exported, tmp_path / f"{how}.onnx", rows, calibrate=how)
+        scales = {one.name: one for one in onnx.load(tmp_path / f"{how}.onnx").graph.initializer}
+        widths[how] = 255 * float(onnx.numpy_helper.to_array(scales["x_scale"]))
+    usual = float(parts.train.x.max() - parts.train.x.min())
+    assert widths["minmax"] > 100
+    assert widths["percentile"] < 1.2 * usual
+
+
+def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path: Path):
+    quantize(exported, tmp_path / "entropy.onnx", parts.train.x[:200].numpy(), calibrate="entropy")
+    assert (tmp_path / "entropy.onnx").read_bytes() != quantized.read_bytes()
+    x = parts.test.x.numpy()
+    same = [answer(session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
+    assert (same[0] == same[1]).mean() > 0.95
+
+
+def test_weights_of_7_bits_where_8_would_saturate(exported, parts, tmp_path: Path):
+    quantize(exported, tmp_path / "reduced.onnx", parts.train.x[:50].numpy(), reduce_range=True)
+    levels = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "reduced.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    assert len(levels) == 4
+    assert all(np.abs(one.astype(int)).max() == 64 for one in levels)
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_needed"),
+    [
+        (("fma", "avx2"), True),
+        (("avx2", "avx512f"), True),
+        (("avx2", "avx_vnni"), False),
+        (("avx2", "avx512_vnni"), False),
+        (("asimd", "sve"), False),
+    ],
+)
+def test_an_x86_processor_without_vnni_needs_7_bits(flags, is_needed):
+    assert needs_reduced_range(flags) == is_needed

@@ -1,0 +1,168 @@
+"""Quantization to 8 bits, static and dynamic."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import first_layer, quantize
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
+
+
+def test_the_arithmetic_is_in_8_bits(quantized):
+    graph = onnx.load(quantized).graph
+    operators = {node.op_type for node in graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    kinds = {tensor.name: tensor for tensor in graph.initializer}
+    weights = [node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert len(weights) == 4
+    for name in weights:
+        values, scales, _ = (kinds[part] for part in dequantized[name].input)
+        assert values.data_type == onnx.TensorProto.INT8
+        assert list(scales.dims) == [values.dims[0]]  # a scale for each channel
+
+
+def test_batch_normalisation_is_folded_away(quantized):
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(quantized).graph.node}
+
+
+def test_most_answers_stay(exported, quantized, parts):
+    x, truth = parts.test.x.numpy(), parts.test.y.numpy()
+    before, after = (answer(session(path), x).argmax(1) for path in (exported, quantized))
+    assert (before == truth).mean() > 0.85
+    assert (before == after).mean() > 0.95
+
+
+def test_the_file_is_smaller(exported, quantized):
+    assert quantized.stat().st_size < exported.stat().st_size
+
+
+def test_the_same_network_becomes_the_same_bytes_anywhere(exported, quantized, parts, tmp_path: Path):
+    quantize(exported, tmp_path / "another name.onnx", parts.train.x[:200].numpy())
+    assert (tmp_path / "another name.onnx").read_bytes() == quantized.read_bytes()
+
+
+def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(quantized):
+    model = onnx.load(quantized)
+    onnx.checker.check_model(model)
+    assert not model.metadata_props
+    assert b"/tmp" not in quantized.read_bytes()
+
+
+def test_biases_have_no_zeros_of_their_own(quantized):
+    graph = onnx.load(quantized).graph
+    integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT32}
+    biases = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in integers]
+    assert [len(node.input) for node in biases] == [2, 2, 2, 2]
+    assert len(integers) == 4
+
+
+def test_ranges_come_from_the_calibration_rows(exported, quantized, parts, tmp_path: Path):
+    quantize(exported, tmp_path / "other.onnx", parts.train.x[:200].numpy() * 3)
+    assert (tmp_path / "other.onnx").read_bytes() != quantized.read_bytes()
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, 65])
+def test_any_number_of_calibration_rows_will_do(exported, parts, tmp_path: Path, num_rows):
+    quantize(exported, tmp_path / "few.onnx", parts.train.x[:num_rows].numpy())
+    assert np.isfinite(answer(session(tmp_path / "few.onnx"), parts.test.x[:3].numpy())).all()
+
+
+def test_the_source_and_the_level_of_logging_are_left_as_they_were(exported, parts, tmp_path: Path):
+    before, level = exported.read_bytes(), logging.root.level
+    quantize(exported, tmp_path / "again.onnx", parts.train.x[:8].numpy())
+    assert (exported.read_bytes(), logging.root.level) == (before, level)
+
+
+TOKENS = Layout(kind="tokens", shape=(10,), num_tokens=500)
+KINDS: dict[str, tuple[Model, dict[str, int]]] = {
+    "lstm": (
+        Rnn(kind="rnn", hidden=32, embedding=32, num_layers=2),
+        {"DynamicQuantizeLSTM": 2, "MatMulInteger": 1, "LSTM": 0},
+    ),
+    "gru": (Rnn(kind="rnn", cell="gru", hidden=32, embedding=32), {"GRU": 1, "MatMulInteger": 1}),
+    "elman": (Rnn(kind="rnn", cell="elman", hidden=32, embedding=32), {"RNN": 1, "MatMulInteger": 1}),
+    # Of each block 6 linear maps, and attention's products of activations, which stay in float.
+    "transformer": (
+        Transformer(kind="transformer", width=32, num_layers=1),
+        {"MatMulInteger": 7, "MatMul": 0, "Gemm": 0, "MultiHeadAttention": 1},
+    ),
+    "gpt": (
+        Gpt(kind="gpt", width=32, num_layers=1),
+        {"MatMulInteger": 7, "MatMul": 0, "Gemm": 0, "MultiHeadAttention": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["lstm", "gru", "elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "gpt"))]
+)
+def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_path: Path):
+    torch.manual_seed(0)
+    config, expected = KINDS[kind]
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
+    export(network, x, tmp_path / "float.onnx")
+    for name in ("int8.onnx", "again.onnx"):
+        quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic", reduce_range=seven_bits)
+    assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    model = onnx.load(tmp_path / "int8.onnx")
+    operators = [node.op_type for node in model.graph.node]
+    assert {name: operators.count(name) for name in expected} == expected
+    embedding = next(tensor for tensor in model.graph.initializer if 500 in tensor.dims)
+    assert embedding.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    before, after = (session(tmp_path / name) for name in ("float.onnx", "int8.onnx"))
+    for rows in (x, x[:1], x[:5, :4]):
+        exact_BK = answer(before, rows.numpy())
+        np.testing.assert_allclose(answer(after, rows.numpy()), exact_BK, atol=0.1 * np.abs(exact_BK).max())
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_path: Path):
+    """Also of what comes behind attention, whose type nobody infers."""
+    torch.manual_seed(0)
+    config = Transformer(kind="transformer", width=32, num_layers=1)
+    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
+    export(network, x, tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
+    found = integer_coverage(tmp_path / "int8.onnx")
+    assert (found.share, found.floats) == (1.0, {"MultiHeadAttention": 1})
+
+
+def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_path: Path):
+    (first,) = first_layer(exported, "static")
+    quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), keep_float=[first])
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    in_float = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert [node.input[0] for node in layers if node.input[1] in in_float] == ["x"]
+    assert len(layers) == 4
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
+    export(torch.nn.Tanh(), torch.zeros(2, 3), tmp_path / "tanh.onnx")
+    assert first_layer(tmp_path / "tanh.onnx", how) == ()
+
+
+def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):
+    before = exported.read_bytes()
+    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
+    assert exported.read_bytes() == before
+    x = parts.test.x.numpy()
+    same = [answer(session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
+    assert (same[0] == same[1]).mean() > 0.95
+    operators = {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}
+    assert {"Conv", "MatMulInteger"} <= operators

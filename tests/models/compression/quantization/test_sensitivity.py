@@ -1,0 +1,212 @@
+"""Layers that 8 bits harm, found by measurement, and what training with rounding wins back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.quantization_aware import (
+    first_called,
+    ranges_of,
+    with_fake_quantization,
+    without_fake_quantization,
+)
+from bloomery.models.compression.quantization.sensitivity import divergence, sensitive_layers, smallest_float_set
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import FtTransformer, Transformer
+from bloomery.models.training.config import Loop
+from bloomery.models.training.loop import train
+
+
+def with_large_channel(network: nn.Module, times: float) -> nn.Module:
+    """The same function, one of whose channels has values so many times as large: 8 bits are spent on it alone."""
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        norm, following = network.blocks[0][1], network.blocks[1][0]
+        norm.weight[0] *= times
+        norm.bias[0] *= times
+        following.weight[:, 0] /= times
+    return network
+
+
+@pytest.fixture(scope="module")
+def uneven(trained) -> nn.Module:
+    return with_large_channel(trained.network, 100)
+
+
+@pytest.fixture(scope="module")
+def source(uneven, parts, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("uneven") / "float.onnx"
+    export(uneven, parts.test.x[:40], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(parts) -> np.ndarray:
+    return parts.train.x[:200].numpy()
+
+
+def accuracy(path: Path, parts) -> float:
+    return float((answer(session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
+
+
+def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
+    moved = sensitive_layers(source, rows)
+    convolutions = {node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"}
+    assert set(list(moved)[:2]) == convolutions
+    worst, _, third, *_ = moved.values()
+    assert worst > 100 * third
+    assert list(moved.values()) == sorted(moved.values(), reverse=True)
+
+
+def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, tmp_path: Path):
+    x, y = parts.val.x.numpy(), parts.val.y.numpy()
+    exact = answer(session(source), x).argmax(1)
+
+    def changed(outputs_BK: np.ndarray) -> float:
+        return float((outputs_BK.argmax(1) != exact).mean())
+
+    assert len(y) == 200
+    kept = smallest_float_set(source, rows, x, changed, 0.005)
+    quantize(source, tmp_path / "part.onnx", rows, keep_float=kept)
+    quantize(source, tmp_path / "all.onnx", rows)
+    assert changed(answer(session(tmp_path / "part.onnx"), x)) <= 0.005
+    assert changed(answer(session(tmp_path / "all.onnx"), x)) > 0.005
+    assert integer_coverage(tmp_path / "all.onnx").share == 1
+    some = integer_coverage(tmp_path / "part.onnx")
+    assert 0 < some.share < 1
+    assert sum(some.floats.values()) == len(kept) == 2
+    assert smallest_float_set(source, rows, x, changed, 1.0) == ()
+
+
+def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, seven_bits, tmp_path: Path):
+    uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
+    export(uneven, parts.test.x[:40], source)
+    quantize(source, tmp_path / "static.onnx", rows, reduce_range=seven_bits)
+    rounding = with_fake_quantization(uneven, reduce_range=seven_bits)
+    torch.manual_seed(0)  # for dropout
+    train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
+    learnt = without_fake_quantization(rounding)
+    exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
+    export(learnt, parts.test.x[:40], exported)
+    quantize(exported, quantized, rows, ranges=ranges_of(rounding), reduce_range=seven_bits)
+    exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
+    assert static < exact - 0.15
+    assert aware > static + 0.1
+    # It was trained as what runs: the file answers as the network that rounds.
+    x = parts.test.x
+    with torch.no_grad():
+        rounded_BK = rounding(x).numpy()
+    given_BK = answer(session(quantized), x.numpy())
+    assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
+    assert integer_coverage(quantized).share == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (Transformer(kind="transformer", width=32, num_layers=1), Layout(kind="sequence", shape=(7, 3))),
+        (FtTransformer(kind="ft_transformer", width=32, num_layers=1, num_heads=4), Layout(kind="flat", shape=(6,))),
+    ],
+    ids=lambda one: one.kind,
+)
+def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_file(
+    config, layout, seven_bits, tmp_path: Path
+):
+    """Their weights have lost their names where the exporter turned them."""
+    torch.manual_seed(0)
+    network = build(Blueprint(config=config, layout=layout, num_outputs=3))
+    rounding = with_fake_quantization(network, reduce_range=seven_bits)
+    x = torch.randn(32, *layout.shape)
+    rounding(x)  # in training mode: ranges are seen
+    rounding.eval()
+    export(without_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
+    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in ranges_of(rounding).items()}
+    for name, ranges in (("learnt", ranges_of(rounding)), ("wider", seen)):
+        target = tmp_path / f"{name}-int8.onnx"
+        quantize(tmp_path / "learnt.onnx", target, x.numpy(), ranges=ranges, reduce_range=seven_bits)
+        assert integer_coverage(target).share == 1
+    with torch.no_grad():
+        rounded_BK = rounding(x).numpy()
+    learnt, wider = (
+        np.abs(answer(session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
+        for name in ("learnt", "wider")
+    )
+    assert learnt < (0.06 if seven_bits else 0.05) * np.abs(rounded_BK).max()
+    assert learnt < 0.5 * wider
+
+
+def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, parts):
+    before = copy.deepcopy(uneven.state_dict())
+    back = without_fake_quantization(with_fake_quantization(uneven))
+    assert list(back.state_dict()) == list(before)
+    for state in (back.state_dict(), uneven.state_dict()):
+        assert all(torch.equal(state[name], weight) for name, weight in before.items())
+
+
+def test_the_output_layer_inside_of_torchs_own_attention_which_is_never_called_stays_as_it_is():
+    network = nn.TransformerDecoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    rounding = with_fake_quantization(network)
+    x = torch.randn(4, 5, 8)
+    assert rounding(x, x).shape == x.shape
+    assert set(ranges_of(rounding)) == {"linear1", "linear2"}
+
+
+class _LastFirst(nn.Module):
+    """Holds its layers in the other order than it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs, self.inputs = nn.Linear(4, 2), nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.outputs(torch.relu(self.inputs(x)))
+        return outputs
+
+
+def test_the_layer_that_reads_the_inputs_learns_in_float_where_it_stays_so(uneven, parts):
+    network, x = _LastFirst(), torch.randn(8, 3)
+    assert first_called(network, x) == ("inputs",)
+    rounding = with_fake_quantization(network, keep_float=first_called(network, x))
+    assert list(ranges_of(rounding)) == ["outputs"]
+    rounding(x)  # in training mode: ranges are seen
+    half_B3 = x / 2 + 0.001 * torch.randn(8, 3)
+    # Nothing that comes in is cut or rounded: what is between is as before.
+    assert torch.equal(rounding.inputs(half_B3), network.inputs(half_B3))
+    assert first_called(uneven, parts.test.x[:1]) == ("blocks.0.0",)
+    assert first_called(nn.Flatten(), x) == ()
+
+
+def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
+    with pytest.raises(RecipeInvalid, match="keep_float names nothing-such"):
+        quantize(source, tmp_path / "x.onnx", rows, keep_float=["nothing-such"])
+    with pytest.raises(RecipeInvalid, match="ranges names nothing-such"):
+        quantize(source, tmp_path / "x.onnx", rows, ranges={"nothing-such": (0, 1)})
+
+
+@given(
+    st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(-9, 9)
+)
+def test_divergence_is_0_of_the_same_probabilities_and_never_below(logits, shift):
+    logits_BK = np.array(logits, np.float32)
+    assert divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
+    assert divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
+
+
+def test_divergence_of_figures_is_a_share_of_their_variance():
+    exact_B1 = np.array([[-1.0], [1.0]])
+    assert divergence(exact_B1, exact_B1 + 0.5) == pytest.approx(0.25)

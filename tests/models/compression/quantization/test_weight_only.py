@@ -1,0 +1,95 @@
+"""Weights stored in few bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage, optimised
+from bloomery.models.compression.quantization.weight_only import store_weights
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Rnn
+
+# Of the file's size, and the error as a share of the spread of the logits.
+EXPECTED = {"fp16": (0.53, 1e-3), "bf16": (0.53, 0.01), "int8": (0.31, 0.02), "int4": (0.2, 0.2)}
+
+
+@pytest.fixture(scope="module")
+def gru(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    torch.manual_seed(0)
+    layout = Layout(kind="sequence", shape=(6, 5))
+    network = build(Blueprint(config=Rnn(kind="rnn", cell="gru", hidden=48), layout=layout, num_outputs=3))
+    x, path = torch.randn(64, 6, 5), tmp_path_factory.mktemp("gru") / "float.onnx"
+    export(network, x, path)
+    return path, x.numpy()
+
+
+@pytest.mark.parametrize("stored", EXPECTED)
+@pytest.mark.parametrize("kind", ["gru", "cnn"])
+def test_the_file_is_smaller_and_runs_as_the_float_file_does(kind, stored, gru, exported, parts, tmp_path: Path):
+    source, x = gru if kind == "gru" else (exported, parts.test.x[:64].numpy())
+    store_weights(source, tmp_path / "stored.onnx", stored)
+    onnx.checker.check_model(onnx.load(tmp_path / "stored.onnx"))
+    share, error = EXPECTED[stored]
+    overhead = 5_000  # the nodes that decode, beside which these networks are small
+    assert (tmp_path / "stored.onnx").stat().st_size < share * source.stat().st_size + overhead
+    exact_BK, given_BK = (answer(session(path), x) for path in (source, tmp_path / "stored.onnx"))
+    assert 0 < np.square(given_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
+    # Decoding is over once the file is opened: what runs are the operators of the float file.
+    before, after = (
+        [node.op_type for node in optimised(path).graph.node] for path in (source, tmp_path / "stored.onnx")
+    )
+    assert sorted(before) == sorted(after)
+    assert integer_coverage(tmp_path / "stored.onnx").share == 0
+
+
+def test_the_same_file_becomes_the_same_bytes(exported, tmp_path: Path):
+    for name in ("one", "other"):
+        store_weights(exported, tmp_path / name, "int4")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def _decoded(weight: np.ndarray, stored, block: int, folder: Path) -> np.ndarray:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "one weight",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, list(weight.shape))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "w.onnx")
+    store_weights(folder / "w.onnx", folder / "stored.onnx", stored, block=block)
+    return session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from([(256,), (7, 37), (3, 10, 11), (16, 16)]),
+    scale=st.sampled_from([1e-9, 1.0, 1e6]),
+    block=st.sampled_from([16, 64]),
+    stored=st.sampled_from(["int8", "int4"]),
+)
+def test_every_value_is_off_by_at_most_its_blocks_step(seed, shape, scale, block, stored, tmp_path_factory):
+    weight = (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+    weight.flat[:block] = 0  # a block of nothing
+    decoded = _decoded(weight, stored, block, tmp_path_factory.mktemp("w"))
+    assert decoded.shape == weight.shape
+    assert (decoded.flat[:block] == 0).all()
+    blocks = np.pad(np.abs(weight).ravel(), (0, -weight.size % block)).reshape(-1, block).max(1).repeat(block)
+    # Half a step, and what clipping gives up at 4 bits to be closer on the whole.
+    allowed = blocks[: weight.size] * (0.012 if stored == "int8" else 0.4)
+    assert (np.abs(decoded - weight).ravel() <= allowed + 1e-30).all()
+    rounded = np.square(decoded - weight).sum() ** 0.5
+    assert rounded <= np.square(weight).sum() ** 0.5 * (0.02 if stored == "int8" else 0.2)

@@ -1,0 +1,79 @@
+"""What a budget may say, in the forms in which people say it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bloomery.models.compression.budget import Budget, LatencyLimit, Weights
+
+
+@given(st.integers(1, 10_000))
+def test_points_and_percent_are_the_shares_that_they_name(hundredths):
+    share = float(Decimal(hundredths) / 10_000)
+    text = f"{Decimal(hundredths) / 100:f}"
+    budget = Budget(accuracy_drop=f"{text}pp", error_rise=f"{text} %")
+    assert budget == Budget(accuracy_drop=share, error_rise=share)
+    assert Budget.model_validate(budget.model_dump(mode="json")) == budget
+
+
+def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
+    assert Budget(latency_ms=2).latency_ms == LatencyLimit(batch=1, percentile=99, value=2.0)
+    assert Budget(latency_ms={"batch": 8, "percentile": 50, "value": 2}).batch == 8
+    assert Budget().batch == 1
+
+
+def test_an_objective_by_name_is_a_weight_of_its_own():
+    assert Budget().objective == Budget(objective="size").objective == Weights(size=1)
+    assert Budget(objective="latency").objective == Weights(latency=1)
+    assert Budget(objective="energy").objective == Weights(energy=1)
+    mixed = Budget(objective={"latency": 0.5, "size": 0.5, "energy": 1})
+    assert Budget.model_validate(mixed.model_dump(mode="json")) == mixed
+
+
+def test_a_short_form_says_all_of_it_also_where_a_run_changes_a_recipe():
+    """What a run leaves unsaid stays as the recipe has it, so `size` must say that `latency` weighs nothing."""
+    short = Budget(objective="size", latency_ms=2).model_dump(exclude_unset=True)
+    assert short == {
+        "objective": {"size": 1.0, "latency": 0.0, "energy": 0.0},
+        "latency_ms": {"batch": 1, "percentile": 99, "value": 2.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"accuracy_drop": "0.5%"}, "or 0.5pp"),
+        ({"error_rise": "1pp"}, "or 0.5%"),
+        ({"accuracy_drop": "1pp\n"}, "or 0.5pp"),
+        ({"accuracy_drop": "101pp"}, "less than or equal to 1"),
+        ({"slice_drop": 0}, "greater than 0"),
+        ({"latency_ms": 0}, "greater than 0"),
+        ({"latency_ms": True}, "dictionary"),
+        ({"latency_ms": {"value": 1, "percentile": 98}}, "50, 90, 95 or 99"),
+        ({"objective": "beauty"}, "size, latency, energy, or weights"),
+        ({"objective": {"size": 0}}, "must weigh more than 0"),
+        ({"objective": {"size": -1, "latency": 2}}, "greater than or equal to 0"),
+        ({"objective": {"energy": 0}}, "must weigh more than 0"),
+    ],
+)
+def test_what_no_budget_can_mean_is_refused_with_what_could_be_said(stated, said):
+    with pytest.raises(ValidationError, match=said):
+        Budget(**stated)
+
+
+def test_the_json_schema_has_every_form_that_is_read():
+    schema = Budget.model_json_schema()
+    forms = {name: schema["properties"][name].get("anyOf") for name in schema["properties"]}
+    number, text = forms["accuracy_drop"]
+    assert (number["type"], number["exclusiveMinimum"], number["maximum"]) == ("number", 0, 1)
+    assert (text["type"], text["pattern"]) == ("string", r"^[0-9]+(\.[0-9]+)? ?pp$")
+    assert {"$ref": "#/$defs/LatencyLimit"} in forms["latency_ms"]
+    assert {"type": "number", "exclusiveMinimum": 0} in forms["latency_ms"]
+    assert {"enum": ["size", "latency", "energy"], "type": "string"} in forms["objective"]
+    assert {"$ref": "#/$defs/Weights"} in forms["objective"]
+    assert schema["additionalProperties"] is False

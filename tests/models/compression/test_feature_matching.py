@@ -1,0 +1,200 @@
+"""What a student learns of the inside of its teacher: the distances, and how networks tell what they hold."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.compressor import Lesson, made_smaller
+from bloomery.models.compression.config import CandidateSpec, Compression, Distillation
+from bloomery.models.compression.distillation import distiller
+from bloomery.models.compression.feature_matching import _heeded, feature_distance, map_distance, relation_distance
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
+from bloomery.models.training.config import Augment, Loop
+
+IMAGE = Layout(kind="image", shape=(1, 16, 16))
+FLAT = Layout(kind="flat", shape=(6,))
+TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+STEPS = Layout(kind="sequence", shape=(9, 4), is_padded=True)
+CNN = Cnn(kind="cnn", channels=(4, 6), hidden=8)
+LENET = LeNet(kind="lenet", channels=(3, 5), hidden=7)
+GPT = Gpt(kind="gpt", width=8, num_heads=2)
+ENCODER = Transformer(kind="transformer", width=12, num_layers=1, num_heads=3)
+TABLE = FtTransformer(kind="ft_transformer", width=8, num_heads=2, num_layers=2)
+# Student, teacher, rows: other widths, other kinds, and the same kind where no other attends to the same.
+PAIRS: dict[str, tuple[Model, Model, Layout]] = {
+    "cnn": (CNN, CNN.model_copy(update={"channels": (8,), "hidden": 0}), IMAGE),
+    "lenet": (LENET, CNN, IMAGE),
+    "resnet": (ResNet(kind="resnet", width=2), LENET, IMAGE),
+    "gpt": (GPT, ENCODER, TOKENS),
+    "transformer": (ENCODER, GPT, TOKENS),
+    "padded": (ENCODER, ENCODER.model_copy(update={"width": 6}), STEPS),
+    "ft_transformer": (TABLE, TABLE.model_copy(update={"width": 4}), FLAT),
+}
+SEEDS = st.integers(0, 1000)
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def turn(seed: int, size: int) -> torch.Tensor:
+    return torch.linalg.qr(drawn(seed, size, size)).Q
+
+
+def rows_of(layout: Layout) -> torch.Tensor:
+    if layout.kind == "tokens":
+        x = torch.randint(1, 20, (6, *layout.shape), generator=torch.Generator().manual_seed(0)).float()
+        x[:, -2:] = 0  # padding in every row, which a student that learns leaves out
+        x[0, 3:] = 0
+        return x
+    x = drawn(0, 6, *layout.shape)
+    if layout.is_padded:
+        x[..., -1] = 1
+        x[1, 5:] = 0
+    return x
+
+
+@given(SEEDS, st.integers(2, 9), st.integers(1, 7), st.floats(0.1, 10))
+def test_turned_and_stretched_features_are_the_same(seed: int, num: int, width: int, stretch: float) -> None:
+    x_BF = drawn(seed, num, width)
+    torch.testing.assert_close(feature_distance(stretch * x_BF @ turn(seed, width), x_BF), torch.tensor(0.0))
+    wider_BF = torch.cat([x_BF, torch.zeros(num, 3)], dim=1)
+    torch.testing.assert_close(feature_distance(wider_BF, x_BF), torch.tensor(0.0))
+    assert 0 <= feature_distance(x_BF, drawn(seed + 1, num, 4)) <= 4 * num
+
+
+def test_features_of_rows_that_are_otherwise_alike_are_apart() -> None:
+    """By hand: the first two rows are alike, or the last two."""
+    mine_BF, taught_BF = torch.eye(2)[[0, 0, 1]], torch.eye(2)[[0, 1, 1]]
+    same = 0.5**0.5
+    first, middle = (same - 1) ** 2 + same**2, 2 * same**2
+    torch.testing.assert_close(feature_distance(mine_BF, taught_BF), torch.tensor(2 * first + middle))
+
+
+@given(SEEDS, st.floats(0.1, 10))
+def test_channels_that_are_turned_and_stretched_heed_the_same_places(seed: int, stretch: float) -> None:
+    x_BCHW = drawn(seed, 3, 4, 5, 2)
+    turned_BCHW = torch.einsum("bchw,cd->bdhw", stretch * x_BCHW, turn(seed, 4))
+    torch.testing.assert_close(map_distance(turned_BCHW, x_BCHW), torch.tensor(0.0))
+    assert 0 <= map_distance(x_BCHW, drawn(seed + 1, 3, 1, 5, 2)) <= 2 * 3
+
+
+def test_of_two_resolutions_the_lower_is_compared() -> None:
+    coarse_BCHW = drawn(0, 2, 3, 2, 2)
+    fine_BCHW = coarse_BCHW.repeat_interleave(3, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(map_distance(fine_BCHW, coarse_BCHW), torch.tensor(0.0))
+    assert map_distance(fine_BCHW.flip(2), coarse_BCHW) > 0.01
+
+
+@given(SEEDS)
+def test_steps_that_are_turned_relate_alike_and_padding_has_no_part(seed: int) -> None:
+    x_BTD, there_BT = drawn(seed, 2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    there_BT[0, 3:] = False
+    padded_BTD = x_BTD.clone()
+    padded_BTD[0, 3:] = 7
+    torch.testing.assert_close(relation_distance(padded_BTD @ turn(seed, 4), x_BTD, there_BT), torch.tensor(0.0))
+    other_BTD = drawn(seed + 1, 2, 5, 7)
+    apart = relation_distance(other_BTD, x_BTD, there_BT)
+    assert apart > 0
+    torch.testing.assert_close(relation_distance(other_BTD, padded_BTD, there_BT), apart)
+
+
+def test_relations_are_apart_by_the_mean_divergence_of_a_step() -> None:
+    mine_BTD, taught_BTD = drawn(0, 1, 3, 2), drawn(1, 1, 3, 5)
+    mine, taught = ((x[0] @ x[0].T / x.shape[2] ** 0.5).softmax(1) for x in (mine_BTD, taught_BTD))
+    expected = (taught * (taught.log() - mine.log())).sum(1).mean()
+    torch.testing.assert_close(relation_distance(mine_BTD, taught_BTD, torch.ones(1, 3, dtype=torch.bool)), expected)
+
+
+def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float) -> dict[str, torch.Tensor]:
+    """The gradients of a copy of `student` after one lesson."""
+    student = copy.deepcopy(student).train()
+    torch.manual_seed(0)  # of dropout
+    learn = distiller(teacher, Distillation(weight=0.5, **how))(student, Loop(epochs=1))
+    y = torch.zeros(len(x), dtype=torch.int64)
+    learn(x, lambda outputs, rows: F.cross_entropy(outputs, y[rows], reduction="sum"), float(len(x)))
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*student.modules(), *teacher.modules()))
+    return {name: weight.grad for name, weight in student.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("of", ["features", "attention"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_student_of_any_kind_learns_of_the_inside_and_its_teacher_does_not(pair: str, of: str) -> None:
+    config, taught_config, layout = PAIRS[pair]
+    torch.manual_seed(1)
+    student, teacher = (build(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, taught_config))
+    x = rows_of(layout)
+    plain, once, twice = (learnt(student, teacher, x, **{of: weight}) for weight in (0.0, 1.0, 1.0))
+    assert all(torch.isfinite(gradient).all() for gradient in once.values())
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert any(not torch.allclose(once[name], plain[name]) for name in once if not name.startswith("head"))
+    assert all(torch.equal(once[name], plain[name]) for name in once if name.startswith("head"))
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "rnn"])
+def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
+    layout = FLAT if kind == "mlp" else STEPS
+    configs = {"mlp": Mlp(kind="mlp", hidden=(5,)), "rnn": Rnn(kind="rnn", hidden=5)}
+    student, teacher = (
+        build(Blueprint(config=one, layout=layout, num_outputs=3))
+        for one in (configs[kind], configs[kind].model_copy(update={"hidden": (8,) if kind == "mlp" else 8}))
+    )
+    x = rows_of(layout)
+    assert any(
+        not torch.allclose(gradient, plain)
+        for gradient, plain in zip(
+            learnt(student, teacher, x, features=1.0).values(), learnt(student, teacher, x).values(), strict=True
+        )
+    )
+
+
+def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None:
+    """The head and the maps are other modules then, and what was heard in one lesson is not in the way of the next."""
+    spec = CandidateSpec.model_validate(
+        {"name": "small", "prune": 0.5, "factorise": 0.5, "quantize": "static", "aware": True}
+    )
+    loop = Loop(epochs=1, batch_size=128, augment=Augment(shift=1))
+    compression = Compression(fine_tune=loop, distill=Distillation(features=1.0, attention=1.0))
+    lesson = Lesson(parts.train, parts.val, trained.network, compression)
+    small = made_smaller(trained.network, trained.blueprint, spec, lesson)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in small.modules())
+
+
+@pytest.mark.parametrize(
+    ("student", "how", "why"),
+    [
+        (Mlp(kind="mlp"), {"attention": 0.5}, "a network of kind mlp has no attention"),
+        (ENCODER, {"attention": 0.5}, "a transformer attends to steps or columns and a cnn to places of an image"),
+    ],
+)
+def test_what_a_student_cannot_have_of_its_teacher_is_refused(trained, parts, student: Model, how, why: str) -> None:
+    spec = CandidateSpec.model_validate({"name": "student", "student": {"model": student.model_dump()}})
+    lesson = Lesson(parts.train, parts.val, trained.network, Compression(distill=Distillation(**how)))
+    with pytest.raises(RecipeInvalid, match=why):
+        made_smaller(trained.network, trained.blueprint, spec, lesson)
+
+
+def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
+    config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # 8 x 8 pixels are halved to one
+    spec = CandidateSpec.model_validate({"name": "student", "student": {"model": config.model_dump()}})
+    lesson = Lesson(parts.train, parts.val, trained.network, Compression(distill=Distillation(attention=1.0)))
+    with pytest.raises(RecipeInvalid, match="ends in a single place"):
+        made_smaller(trained.network, trained.blueprint, spec, lesson)
+
+
+@pytest.mark.parametrize(("num", "fewer"), [(5, 5), (7, 3), (8, 4), (9, 2), (4, 1)])
+def test_places_are_averaged_as_adaptive_pooling_does(num: int, fewer: int) -> None:
+    x_BCHW = drawn(0, 3, 2, num, num + 1)
+    expected = F.adaptive_avg_pool2d(x_BCHW.square().mean(1), (fewer, fewer)).flatten(1)
+    torch.testing.assert_close(_heeded(x_BCHW, (fewer, fewer)), F.normalize(expected, dim=1))

@@ -1,0 +1,81 @@
+"""Attention with its linear maps as one operator: the same answers, and 8 bits of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Prune
+from bloomery.models.compression.fused_attention import fuse_attention
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.post_training import layers, prepared, quantize
+from bloomery.models.export.onnx_exporter import export, parity
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import FtTransformer, Gpt, Mlp, Model, Transformer
+
+pytestmark = pytest.mark.slow  # each exports a network
+
+TOKENS = Layout(kind="tokens", shape=(10,), num_tokens=500)
+FLAT = Layout(kind="flat", shape=(6,))
+
+
+def rows_of(layout: Layout) -> torch.Tensor:
+    torch.manual_seed(0)
+    if layout.kind == "flat":
+        return torch.randn(64, 6)
+    return torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(0, 11, (64, 1))).float()
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "fused", "left"),
+    [
+        (Transformer(kind="transformer", width=32, num_layers=2, num_heads=2, wide=True), TOKENS, 2, 0),
+        (Gpt(kind="gpt", width=32, num_layers=1), TOKENS, 1, 0),
+        # Of its last block only one token asks, so not all three are of the same steps.
+        (FtTransformer(kind="ft_transformer", width=16, num_layers=2, num_heads=2), FLAT, 1, 1),
+    ],
+    ids=lambda one: getattr(one, "kind", ""),
+)
+def test_it_answers_as_the_network_and_becomes_integers(
+    config: Model, layout: Layout, fused: int, left: int, seven_bits: bool, tmp_path: Path
+) -> None:
+    network, x = build(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
+    if isinstance(config, Transformer):
+        blueprint = Blueprint(config=config, layout=layout, num_outputs=4)
+        network, _ = prune(network, blueprint, Prune(share=0.5, parts=("heads",)))
+    export(network, x, tmp_path / "plain.onnx")
+    assert fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
+    found, before = operators(tmp_path / "fused.onnx"), operators(tmp_path / "plain.onnx")
+    assert (found["Attention"], found["MultiHeadAttention"]) == (fused, left)
+    assert before["MatMul"] - found["MatMul"] == before["Add"] - found["Add"] == 3 * fused
+    assert parity(network, x, tmp_path / "fused.onnx") < 1e-5
+    onnx.checker.check_model(tmp_path / "fused.onnx")
+
+    named = layers(onnx.load(prepared(tmp_path / "fused.onnx", tmp_path)), "dynamic")
+    for keep in ((), tuple(named)):
+        source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
+        quantize(source, target, x.numpy(), how="dynamic", reduce_range=seven_bits, keep_float=keep)
+        kinds = integer_coverage(tmp_path / "int8.onnx").integers
+        assert kinds.get("QAttention", 0) == (0 if keep else fused)
+        exact_BK = answer(session(tmp_path / "fused.onnx"), x.numpy())
+        ours_BK = answer(session(tmp_path / "int8.onnx"), x.numpy())
+        np.testing.assert_allclose(ours_BK, exact_BK, atol=0.1 * np.abs(exact_BK).max())
+
+
+def test_a_network_without_attention_is_left_alone(tmp_path: Path) -> None:
+    network = build(Blueprint(config=Mlp(kind="mlp", hidden=(8,)), layout=FLAT, num_outputs=4)).eval()
+    export(network, rows_of(FLAT), tmp_path / "plain.onnx")
+    assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
+    assert not (tmp_path / "fused.onnx").exists()

@@ -1,0 +1,272 @@
+"""Scores with their intervals, differences on the same rows, confusions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import binom, multinomial
+
+from bloomery.data_contracts.records.records import Interval
+from bloomery.models.evaluation.block_bootstrap import block_length
+from bloomery.models.evaluation.metrics import (
+    Z_95,
+    accuracy,
+    accuracy_drop,
+    auc,
+    confusion,
+    explained,
+    log_loss,
+    mean_absolute_error,
+    per_class,
+    rmse,
+    rmse_rise,
+)
+
+
+def right(num_right: int, num_rows: int) -> np.ndarray:
+    return np.arange(num_rows) < num_right
+
+
+def pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """What two models get right: `lost` rows only the first, `gained` rows only the second."""
+    counts = [both, lost, gained, neither]
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
+COUNTS = st.tuples(*[st.integers(0, 30)] * 4).filter(any)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_rows", "low", "high"),
+    # Source: Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_the_published_one(num_right, num_rows, low, high):
+    interval = accuracy(right(num_right, num_rows))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+    assert interval.value == num_right / num_rows
+
+
+@settings(deadline=None, max_examples=200)
+@given(num_rows=st.integers(1, 500), data=st.data())
+def test_wilsons_interval_lies_around_the_share_and_within_zero_and_one(num_rows, data):
+    interval = accuracy(right(data.draw(st.integers(0, num_rows)), num_rows))
+    assert 0 <= interval.low <= interval.value + 1e-12
+    assert interval.value - 1e-12 <= interval.high <= 1
+    assert interval.low < interval.high
+
+
+def test_wilsons_interval_is_never_beside_its_share():
+    beside = [
+        (num_right, num_rows)
+        for num_rows in range(1, 60)
+        for num_right in (0, num_rows)
+        if not (interval := accuracy(right(num_right, num_rows))).low <= interval.value <= interval.high
+    ]
+    assert beside == []
+
+
+@pytest.mark.parametrize("num_rows", [20, 100])
+def test_wilsons_interval_holds_the_true_share_95_times_in_100(num_rows):
+    intervals = [accuracy(right(num_right, num_rows)) for num_right in range(num_rows + 1)]
+    chances = np.linspace(0.05, 0.95, 181)
+    covered = [
+        sum(binom.pmf(k, num_rows, chance) for k, one in enumerate(intervals) if one.low <= chance <= one.high)
+        for chance in chances
+    ]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=st.lists(st.booleans(), min_size=1, max_size=50), seed=st.integers(0, 9))
+def test_the_order_of_the_rows_does_not_matter_to_accuracy(rows, seed):
+    correct = np.array(rows)
+    assert accuracy(np.random.default_rng(seed).permutation(correct)) == accuracy(correct)
+
+
+def test_tangos_interval_is_the_published_one():
+    # Source: Fagerland, Lydersen & Laake 2014, "Recommended tests and confidence intervals for paired binomial
+    # proportions": airway reactivity before and after transplantation.
+    interval = accuracy_drop(*pairs(both=1, lost=1, gained=7, neither=12))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(COUNTS)
+def test_tangos_limits_are_where_the_score_leaves_the_band(counts):
+    before, after = pairs(*counts)
+    interval = accuracy_drop(before, after)
+    _, lost, gained, _ = counts
+    for limit in (interval.low, interval.high):
+        if abs(limit) < 1 - 1e-9:
+            assert abs(score(lost, gained, sum(counts), limit)) == pytest.approx(Z_95, rel=1e-3)
+
+
+def score(lost: int, gained: int, num_rows: int, drop: float) -> float:
+    """The score of a drop, with the likeliest share of gains found by search instead of by formula."""
+
+    def surprise(share: float) -> float:
+        shares = (share + drop, share, 1 - 2 * share - drop)
+        counted = (lost, gained, num_rows - lost - gained)
+        return -sum(count * math.log(max(part, 1e-300)) for part, count in zip(shares, counted, strict=True) if count)
+
+    lowest, highest = max(0.0, -drop), (1 - drop) / 2
+    share = minimize_scalar(surprise, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-13}).x
+    return (lost - gained - num_rows * drop) / math.sqrt(num_rows * (2 * share + drop * (1 - drop)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(COUNTS)
+def test_tangos_interval_lies_around_the_drop(counts):
+    before, after = pairs(*counts)
+    interval = accuracy_drop(before, after)
+    assert interval.value == pytest.approx(before.mean() - after.mean())
+    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(COUNTS)
+def test_with_the_models_swapped_a_drop_is_a_gain(counts):
+    before, after = pairs(*counts)
+    there, back = accuracy_drop(before, after), accuracy_drop(after, before)
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(num_rows=st.integers(1, 5000), num_right=st.integers(0, 5000))
+def test_identical_answers_leave_an_interval_as_wide_as_the_rows_allow(num_rows, num_right):
+    correct = right(num_right, num_rows)
+    interval = accuracy_drop(correct, correct.copy())
+    width = Z_95**2 / (num_rows + Z_95**2)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0, -width, width), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(COUNTS, st.integers(0, 9))
+def test_the_order_of_the_rows_does_not_matter_to_a_drop(counts, seed):
+    before, after = pairs(*counts)
+    order = np.random.default_rng(seed).permutation(len(before))
+    assert accuracy_drop(before[order], after[order]) == accuracy_drop(before, after)
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.02), (0.05, 0.02), (0.1, 0.05), (0.2, 0.1), (0.3, 0.1)], ids=str)
+@pytest.mark.parametrize("num_rows", [20, 40])
+def test_tangos_interval_holds_the_true_drop_at_least_93_times_in_100(num_rows, shares):
+    outcomes = [(lost, gained) for lost in range(num_rows + 1) for gained in range(num_rows + 1 - lost)]
+    likely = [
+        (chance, accuracy_drop(*pairs(0, lost, gained, num_rows - lost - gained)))
+        for lost, gained in outcomes
+        if (chance := multinomial.pmf((lost, gained, num_rows - lost - gained), num_rows, (*shares, 1 - sum(shares))))
+        > 1e-7
+    ]
+    drop = shares[0] - shares[1]
+    assert sum(chance for chance, _ in likely) > 0.999
+    assert sum(chance for chance, interval in likely if interval.low <= drop <= interval.high) >= 0.93
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
+def test_confusions_are_counted(rows):
+    truth, answers = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
+    counts = confusion(truth, answers, 5)
+    assert (counts.shape, counts.dtype) == ((5, 5), np.int64)
+    assert all(counts[one, other] == rows.count((one, other)) for one in range(5) for other in range(5))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 60), st.integers(0, 999), st.floats(0.01, 1e6), st.floats(-1e6, 1e6))
+def test_an_error_has_the_units_of_the_label_and_knows_no_origin(num_rows, seed, unit, origin):
+    truth, answers = np.random.default_rng(seed).normal(size=(2, num_rows))
+    plain, moved = rmse(truth, answers), rmse(truth * unit + origin, answers * unit + origin)
+    assert plain.value == pytest.approx(np.sqrt(np.mean((truth - answers) ** 2)))
+    assert plain.low <= plain.value <= plain.high
+    slack = {"rel": 1e-6, "abs": 1e-9 * abs(origin)}
+    assert (moved.value, moved.low, moved.high) == pytest.approx(
+        (plain.value * unit, plain.low * unit, plain.high * unit), **slack
+    )
+
+
+def test_answers_without_error_and_single_rows_have_no_width():
+    truth = np.arange(20.0)
+    assert rmse(truth, truth) == Interval(value=0, low=0, high=0)
+    assert rmse(truth[:1], truth[:1] + 2) == Interval(value=2, low=2, high=2)
+    assert rmse_rise(truth, truth + 1, truth - 1) == Interval(value=0, low=0, high=0)
+    assert rmse_rise(truth, truth, truth) == Interval(value=0, low=0, high=0)
+    assert math.isfinite(rmse_rise(truth, truth, truth + 1).high)
+
+
+@pytest.mark.parametrize("num_rows", [60, 300])
+def test_the_interval_of_an_error_holds_the_true_one_at_least_90_times_in_100(num_rows):
+    random = np.random.default_rng(0)
+    intervals = [rmse(np.zeros(num_rows), random.normal(size=num_rows)) for _ in range(200)]
+    assert np.mean([one.low <= 1 <= one.high for one in intervals]) >= 0.9
+
+
+def steady(random: np.random.Generator, num_rows: int, memory: float) -> np.ndarray:
+    """Errors of deviation 1, each of which is much like the one before it."""
+    new = random.normal(size=num_rows + 100) * math.sqrt(1 - memory**2)
+    errors = np.array(list(itertools.accumulate(new, lambda before, now: memory * before + now)))
+    return errors[100:]
+
+
+def test_errors_that_last_widen_the_interval_as_they_should():
+    random = np.random.default_rng(0)
+    series = [steady(random, 1000, 0.8) for _ in range(150)]
+    intervals = [rmse(np.zeros(1000), errors) for errors in series]
+    assert np.mean([one.low <= 1 <= one.high for one in intervals]) >= 0.87
+    shuffled = [rmse(np.zeros(1000), random.permutation(errors)) for errors in series]
+    assert np.mean([one.low <= 1 <= one.high for one in shuffled]) < 0.8
+
+
+def test_the_interval_of_a_rise_holds_the_true_one_at_least_90_times_in_100():
+    random = np.random.default_rng(0)
+    rise, held = 1.02 * math.sqrt(1.04) - 1, []
+    for _ in range(150):
+        before, more = random.normal(size=(2, 200))
+        interval = rmse_rise(np.zeros(200), before, 1.02 * (before + 0.2 * more))
+        held.append(interval.low <= rise <= interval.high)
+    assert np.mean(held) >= 0.9
+
+
+def test_a_rise_is_known_better_on_the_same_rows_than_from_two_errors():
+    before, more = np.random.default_rng(0).normal(size=(2, 500))
+    truth, after = np.zeros(500), before + 0.05 * more
+    rise, first, second = rmse_rise(truth, before, after), rmse(truth, before), rmse(truth, after)
+    assert rise.high - rise.low < 0.3 * (second.high - first.low) / first.value
+    assert (first.low, first.high) == (rmse(truth, before).low, rmse(truth, before).high)
+
+
+def test_blocks_are_as_long_as_neighbours_have_something_in_common():
+    random = np.random.default_rng(0)
+    lengths = [block_length(steady(random, 2000, memory) ** 2) for memory in (0.0, 0.7, 0.95)]
+    assert lengths[0] <= 3 < lengths[1] < lengths[2]
+    assert block_length(np.ones(100)) == block_length(np.arange(5.0)) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=40))
+def test_the_area_is_the_share_of_pairs_in_the_right_order(rows):
+    positive, scores = (np.array([row[side] for row in rows]) for side in (0, 1))
+    pairs_of = [(a > b) + (a == b) / 2 for a in scores[positive == 1] for b in scores[positive == 0]]
+    expected = pytest.approx(np.mean(pairs_of)) if pairs_of else None
+    assert auc(positive.astype(bool), scores) == expected
+
+
+def test_loss_error_and_share_explained_are_what_their_names_say():
+    shares = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
+    assert log_loss(np.array([0, 1, 0]), shares) == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 3)
+    truth, answers = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 6.0])
+    assert mean_absolute_error(truth, answers) == 1
+    assert (explained(truth, truth), explained(truth, np.full(3, 2.0))) == (1, 0)
+    assert explained(np.ones(3), answers) == 0
+
+
+def test_each_class_has_its_recall_and_precision_and_none_where_there_is_nothing():
+    counts = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
+    assert per_class(counts) == [(2, 0.5, 1.0), (1, 1.0, 0.5), (0, None, None), (0, None, None)]

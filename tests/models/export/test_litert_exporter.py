@@ -1,0 +1,41 @@
+"""Files for LiteRT, made by another Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from bloomery.data_contracts.errors import EngineMissing
+from bloomery.models.export import litert_script
+from bloomery.models.export.litert_exporter import PYTHON, export_litert, require_litert
+from bloomery.models.export.onnx_exporter import TOLERANCE
+
+
+@pytest.mark.slow
+def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
+    python = os.environ.get(PYTHON)
+    if python is None:
+        pytest.skip(f"{PYTHON} names no Python that has litert-torch")
+    require_litert(python)
+    error = export_litert(trained.network, parts.test.x[:4], tmp_path / "network.tflite", python)
+    assert 0 <= error <= TOLERANCE
+    assert (tmp_path / "network.tflite").read_bytes()[4:8] == b"TFL3"
+
+
+@pytest.mark.parametrize("python", [None, "no-such-python", sys.executable], ids=["unset", "absent", "without litert"])
+def test_what_is_missing_is_told(python, trained, parts, tmp_path: Path):
+    with pytest.raises(EngineMissing, match="no file for LiteRT can be made"):
+        require_litert(python)
+    with pytest.raises(EngineMissing, match="no file for LiteRT can be made") as told:
+        export_litert(trained.network, parts.test.x[:2], tmp_path / "network.tflite", python)
+    assert "pip install litert-torch" in told.value.remedy
+    assert not (tmp_path / "network.tflite").exists()
+
+
+def test_the_other_python_needs_none_of_our_code():
+    lines = [line.strip() for line in Path(litert_script.__file__).read_text().splitlines()]
+    imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+    assert set(imports) == {"sys", "numpy", "litert_torch", "torch", "ai_edge_litert.interpreter"}

@@ -1,0 +1,236 @@
+"""From PyTorch to ONNX, with the same answers."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from bloomery import models
+from bloomery.data_contracts.errors import ParityBroken
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export, export_program
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, Rnn, Transformer
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 64, 300])
+def test_onnx_runtime_answers_as_pytorch_does(exported, trained, parts, num_rows):
+    x = parts.test.x[:num_rows]
+    with torch.no_grad():
+        expected = trained.network(x).numpy()
+    np.testing.assert_allclose(answer(session(exported), x.numpy()), expected, atol=TOLERANCE)
+
+
+def test_the_same_network_becomes_the_same_bytes_anywhere(exported, trained, parts, tmp_path: Path):
+    again = tmp_path / "another name.onnx"
+    error = export(copy.deepcopy(trained.network), parts.train.x[:40], again)
+    assert again.read_bytes() == exported.read_bytes()
+    assert 0 <= error <= TOLERANCE
+
+
+def test_other_weights_become_other_bytes(exported, trained, parts, tmp_path: Path):
+    network = copy.deepcopy(trained.network)
+    with torch.no_grad():
+        network.head.bias[0] += 1e-3
+    export(network, parts.test.x, tmp_path / "other.onnx")
+    assert (tmp_path / "other.onnx").read_bytes() != exported.read_bytes()
+
+
+def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(exported):
+    model = onnx.load(exported)
+    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    assert not any(part.metadata_props for part in (model, graph, *graph.node, *graph.input, *graph.initializer))
+    assert not graph.value_info
+    assert not any(part.doc_string for part in (model, graph, *graph.node, *graph.input, *graph.initializer))
+    content = exported.read_bytes()
+    assert str(Path(models.__file__).parents[1]).encode() not in content
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_the_batch_size_is_free_and_the_names_are_the_runtimes(exported):
+    graph = onnx.load(exported).graph
+    ((given,), (answered,)) = (graph.input, graph.output)
+    assert (given.name, answered.name) == ("x", "logits")
+    assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 8, 8]
+
+
+def test_the_file_answers_as_in_evaluation_though_the_network_was_in_training(trained, parts, exported, tmp_path: Path):
+    network = copy.deepcopy(trained.network).train()
+    export(network, parts.test.x, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 28, 28)], ids=str)
+def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
+    network = build(
+        Blueprint(
+            config=Cnn(kind="cnn", channels=(3, 4), hidden=5), layout=Layout(kind="image", shape=shape), num_outputs=3
+        )
+    )
+    assert export(network, torch.randn(40, *shape), tmp_path / "any.onnx") <= TOLERANCE
+
+
+def test_one_example_is_enough(trained, parts, tmp_path: Path, exported):
+    export(trained.network, parts.test.x[:1], tmp_path / "one.onnx")
+    x = parts.test.x[:5].numpy()
+    np.testing.assert_array_equal(answer(session(tmp_path / "one.onnx"), x), answer(session(exported), x))
+
+
+def test_a_network_whose_answers_are_no_numbers_is_not_exported(trained, parts, tmp_path: Path):
+    network = copy.deepcopy(trained.network)
+    with torch.no_grad():
+        network.head.bias[0] = float("nan")
+    with pytest.raises(ParityBroken, match="differ by up to nan"):
+        export(network, parts.test.x, tmp_path / "nan.onnx")
+
+
+TOKENS = Layout(kind="tokens", shape=(12,), num_tokens=20)
+PADDED = Layout(kind="sequence", shape=(12, 4), is_padded=True)
+SOUND = Layout(kind="image", shape=(1, 5, 12))
+SEQUENCES = {"tokens": TOKENS, "padded steps": PADDED, "sound": SOUND}
+NODES = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def rows_of(layout: Layout, num_rows: int, length: int = 12) -> torch.Tensor:
+    """Rows of which all but the first end in padding, where the layout knows padding; the last is nothing else."""
+    if layout.kind == "image":
+        return torch.randn(num_rows, *layout.shape)
+    lengths = torch.linspace(length, 0, num_rows).round()[:, None]
+    is_there = (torch.arange(length) < lengths).float()
+    if layout.kind == "tokens":
+        return torch.randint(1, 20, (num_rows, length)) * is_there
+    x = torch.randn(num_rows, length, layout.shape[1])
+    x[..., -1] = 1
+    return x * is_there.unsqueeze(-1)
+
+
+def recurrent(cell: str, layout: Layout) -> nn.Module:
+    config = Rnn(kind="rnn", cell=cell, hidden=8, num_layers=2, bidirectional=True, embedding=6, highway=3)
+    return build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+
+
+@pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
+@pytest.mark.parametrize("cell", NODES)
+def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tmp_path: Path):
+    network = recurrent(cell, layout)
+    assert export(network, rows_of(layout, 40), tmp_path / "rnn.onnx") <= TOLERANCE
+    graph = onnx.load(tmp_path / "rnn.onnx").graph
+    assert [node.op_type for node in graph.node].count(NODES[cell]) == 4
+    assert not any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
+    runtime = session(tmp_path / "rnn.onnx")
+    for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 40)]:
+        x = rows_of(layout, num_rows, length)
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
+def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: Path):
+    config = Transformer(kind="transformer", width=8, num_heads=2, max_length=20)
+    network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+    assert export(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
+    runtime = session(tmp_path / "t.onnx")
+    for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 20)]:
+        x = rows_of(layout, num_rows, length)
+        with torch.no_grad():
+            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+
+
+def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
+    layout = Layout(kind="sequence", shape=(1, 4))
+    network = build(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
+    export(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
+    (given,) = onnx.load(tmp_path / "one.onnx").graph.input
+    assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 4]
+
+
+def test_recurrent_files_repeat_too_and_say_nothing_of_the_machine(tmp_path: Path):
+    network = recurrent("lstm", TOKENS)
+    for name, x in (("one", rows_of(TOKENS, 40)), ("other", rows_of(TOKENS, 5))):
+        export(copy.deepcopy(network), x, tmp_path / name)
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "other").read_bytes()
+    assert b".py" not in content
+    assert b"site-packages" not in content
+    onnx.checker.check_model(onnx.load(tmp_path / "one"), full_check=True)
+
+
+class LengthIsFrozen(nn.Module):
+    """One whose shape was made a number of Python's, which an exporter cannot see through."""
+
+    max_length = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0].sum(1) / float(x.shape[1])
+
+
+class LengthIsNeeded(LengthIsFrozen):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0].reshape(-1, int(x.shape[1]) * 3)[:, :3]
+
+
+@pytest.mark.parametrize("made", [LengthIsFrozen, LengthIsNeeded])
+def test_a_network_that_is_right_at_one_length_alone_is_not_exported(made, tmp_path: Path):
+    with pytest.raises(ParityBroken):
+        export(made(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
+
+
+def test_a_network_that_states_no_longest_row_keeps_its_length(tmp_path: Path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    assert export(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
+
+
+def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: Path):
+    for name, items in (("one", [("version", "3"), ("data", "ab12")]), ("other", [("data", "ab12"), ("version", "3")])):
+        (tmp_path / name).write_bytes(exported.read_bytes())
+        add_metadata(tmp_path / name, {"gone": "soon"})
+        add_metadata(tmp_path / name, dict(items))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert (tmp_path / "one").stat().st_size < exported.stat().st_size + 100
+    runtime = session(tmp_path / "one")
+    assert runtime.get_modelmeta().custom_metadata_map == {"data": "ab12", "version": "3"}
+    x = parts.test.x[:5].numpy()
+    np.testing.assert_array_equal(answer(runtime, x), answer(session(exported), x))
+
+
+def test_a_traced_file_holds_no_constants_that_can_be_folded(tmp_path: Path):
+    export(recurrent("gru", SOUND), rows_of(SOUND, 8), tmp_path / "gru.onnx")
+    assert "Constant" not in {node.op_type for node in onnx.load(tmp_path / "gru.onnx").graph.node}
+
+
+@pytest.mark.parametrize("kind", ["cnn", "lstm"])
+def test_a_program_opens_without_our_code_and_answers_alike(kind, trained, parts, tmp_path: Path):
+    network, x = (trained.network, parts.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
+    assert export_program(network, x, tmp_path / "network.pt2") <= TOLERANCE
+    export_program(copy.deepcopy(network), x[:5], tmp_path / "other.pt2")
+    content = (tmp_path / "network.pt2").read_bytes()
+    assert content == (tmp_path / "other.pt2").read_bytes()
+    assert b"site-packages" not in content
+    assert b"models/" + b"networks" not in content
+    asked = """
+import sys, torch
+network = torch.export.load(sys.argv[1]).module()
+torch.save(network(torch.load(sys.argv[2])), sys.argv[3])
+assert not [name for name in sys.modules if name.split(".")[0] == "bloomery"]
+"""
+    torch.save(x[:7], tmp_path / "x.pt")
+    files = [tmp_path / name for name in ("network.pt2", "x.pt", "y.pt")]
+    subprocess.run([sys.executable, "-c", asked, *files], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x[:7]), atol=TOLERANCE, rtol=0)

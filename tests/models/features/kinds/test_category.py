@@ -1,0 +1,125 @@
+"""Categories: places, buckets, and figures of the label that no row gets from itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
+from bloomery.models.features.kinds import category
+from bloomery.models.features.kinds.category import folds_of
+
+
+def fitted(words: list[Any], labels: list[int] | None = None, **settings: Any) -> tuple[Encoder, pa.Table]:
+    source = {"kind": "category", "columns": ["a"], **settings}
+    features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
+    labels = labels or [row % 2 for row in range(len(words))]
+    table = pa.table({"id": range(len(words)), "y": labels, "a": words})
+    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())]), table
+
+
+def encoded(encoder: Encoder, words: list[Any]) -> list[list[float]]:
+    return encode(encoder, pa.table({"a": words})).tolist()
+
+
+def test_one_hot_has_a_place_for_the_missing_one_for_others_and_one_for_each_name():
+    encoder, _ = fitted(["b", "a", None, "b"])
+    assert encoded(encoder, ["a", "b", None, "c"]) == [[0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("words", [["b", "a", "c", "b"], [7, 3, 9, 7]])
+def test_an_index_is_a_place_among_the_sorted_names(words):
+    encoder, _ = fitted(words, encoding="index")
+    assert encoded(encoder, sorted(set(words))) == [[2], [3], [4]]
+
+
+def test_rare_names_and_those_beyond_the_most_frequent_become_other():
+    words = ["a"] * 5 + ["b"] * 4 + ["c"] * 4 + ["d"]
+    assert encoded(fitted(words, encoding="index", min_count=2)[0], list("abcd")) == [[2], [3], [4], [1]]
+    assert encoded(fitted(words, encoding="index", max_categories=2)[0], list("abcd")) == [[2], [3], [1], [1]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.none() | st.integers(0, 300), min_size=1, max_size=400))
+def test_many_names_are_found_as_few_are(codes):
+    encoder, _ = fitted([*range(250), *range(100)], encoding="index", max_categories=150)
+    assert encoded(encoder, pa.array(codes, pa.int64())) == [
+        row for code in codes for row in encoded(encoder, pa.array([code], pa.int64()))
+    ]
+
+
+def test_an_unknown_name_is_refused_where_the_recipe_says_so_and_a_rare_one_is_not():
+    encoder, table = fitted(["a", "a", "b"], encoding="index", min_count=2, unknown="refuse")
+    assert encode(encoder, table).tolist() == [[2], [2], [1]]
+    with pytest.raises(DataUnfit, match="column a has the value 'c', which the training part has not"):
+        encoded(encoder, ["a", "c"])
+    with pytest.raises(DataUnfit, match="'c'"):
+        encoded(encoder, ["a", "b", "c"] * 50)
+
+
+def test_a_hash_puts_every_name_into_a_bucket_that_never_changes():
+    encoder, _ = fitted(["a"] * 2, encoding="hash", num_buckets=5)
+    words = [None, *(f"word {number}" for number in range(200))]
+    x = np.array(encoded(encoder, words))
+    assert (x.sum(axis=1) == 1).all()
+    assert x[0].tolist() == [1, 0, 0, 0, 0, 0]
+    assert x[1:].sum(axis=0)[1:].min() > 20
+    assert [np.array(encoded(encoder, [word]))[0].tolist() for word in words] == x.tolist()
+
+
+def test_too_many_names_are_refused_in_whatever_batches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(category, "MOST_NAMES", 10)
+    with pytest.raises(DataUnfit, match="column a has more than 10 different values"):
+        fitted(list(range(11)))
+    encoder, table = fitted(list(range(10)))
+    features = encoder.features
+    parts = [next(summarise_batches(features, table.slice(at, 5).to_batches()))[SUMMARY][0].as_py() for at in (0, 5)]
+    assert fit(features, parts) == encoder
+    more = table.set_column(2, "a", pa.array(range(5, 15)))
+    (summary,) = summarise_batches(features, more.to_batches())
+    with pytest.raises(DataUnfit, match="encoding: hash"):
+        fit(features, [*parts, summary[SUMMARY][0].as_py()])
+
+
+WORDS = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2)), min_size=6, max_size=40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=WORDS, data=st.data())
+def test_no_training_row_sees_its_own_label(rows, data):
+    words, labels = [word for word, _ in rows], [label for _, label in rows]
+    labels[:3] = [0, 1, 2]
+    row = data.draw(st.integers(3, len(rows) - 1))
+    flipped = [*labels[:row], (labels[row] + 1) % 3, *labels[row + 1 :]]
+    before, table = fitted(words, labels, encoding="target", num_folds=3)
+    after, changed = fitted(words, flipped, encoding="target", num_folds=3)
+    x, y = encode(before, table, is_training=True), encode(after, changed, is_training=True)
+    fold = folds_of(table["id"]) % np.uint64(3)
+    assert np.array_equal(x[row], y[row])
+    assert np.array_equal(x[fold == fold[row]], y[fold == fold[row]])
+
+
+def test_a_name_becomes_the_shares_of_the_classes_drawn_towards_the_prior():
+    words, labels = ["a"] * 8 + ["b"] * 2, [0, 0, 1, 1, 1, 1, 2, 2, 0, 1]
+    encoder, table = fitted(words, labels, encoding="target", smoothing=2.0, num_folds=4)
+    prior = np.array([5, 2]) / 10
+    assert encoded(encoder, ["a", "b", "never seen"]) == [
+        pytest.approx((np.array([4, 2]) + 2 * prior) / 10),
+        pytest.approx((np.array([1, 0]) + 2 * prior) / 4),
+        pytest.approx(prior),
+    ]
+    folds = (folds_of(table["id"]) % np.uint64(4)).tolist()
+    x = encode(encoder, table, is_training=True)
+    for row, fold in enumerate(folds):
+        others = [place for place in range(10) if folds[place] != fold]
+        own = [place for place in others if words[place] == words[row]]
+        share = np.array([[labels[place] == k for k in (1, 2)] for place in others]).mean(axis=0)
+        hits = np.array([[labels[place] == k for k in (1, 2)] for place in own]).reshape(-1, 2).sum(axis=0)
+        assert x[row] == pytest.approx((hits + 2 * share) / (len(own) + 2))

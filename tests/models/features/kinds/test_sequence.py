@@ -1,0 +1,186 @@
+"""Sequences that lie in one row: their geometry is kept, padding says so, and one row is encoded as among many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.requests.json_rows import RowCheck
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import (
+    CLASS,
+    ENCODED,
+    SUMMARY,
+    Encoder,
+    encode,
+    encode_batches,
+    encode_rows,
+    fit,
+    summarise_batches,
+)
+
+STEPS = [["x1", "y1"], ["x2", "y2"], ["x3", "y3"]]
+NAMES = [name for step in STEPS for name in step]
+WIDE = st.lists(st.lists(st.integers(-50, 50), min_size=6, max_size=6), min_size=2, max_size=8)
+LENGTH, WIDTH = 3, 2
+POINTS = st.lists(
+    st.lists(st.lists(st.integers(-50, 50), min_size=WIDTH, max_size=WIDTH), max_size=5), min_size=2, max_size=8
+).filter(lambda rows: any(rows))
+SCALES = st.sampled_from(["standard", "min_max", "none"])
+ARRAYS = [pa.list_(pa.int64()), pa.list_(pa.int8()), pa.large_list(pa.float32()), pa.list_(pa.float64())]
+
+
+def fitted(source: dict[str, Any], columns: dict[str, Any], size: int = 10**6) -> tuple[Encoder, pa.Table]:
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": [{"kind": "sequence", **source}]})
+    num_rows = len(next(iter(columns.values())))
+    table = pa.table({"id": range(num_rows), "label": [row % 2 for row in range(num_rows)], **columns})
+    batches = table.to_batches(max_chunksize=size)
+    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+
+
+def points(rows: list[Any], kind: pa.DataType = ARRAYS[0], size: int = 10**6, **more: Any) -> tuple[Encoder, pa.Table]:
+    flat = [[value for step in row for value in step] for row in rows]
+    source = {"column": "points", "length": LENGTH, "width": WIDTH, **more}
+    return fitted(source, {"points": pa.array(flat, kind)}, size)
+
+
+def scaled(values: np.ndarray, scale: str) -> np.ndarray:
+    """The values of steps (S, F) as a loop over places finds them."""
+    low, spread = values.mean(axis=0), values.std(axis=0)
+    if scale == "min_max":
+        low, spread = values.min(axis=0), np.ptp(values, axis=0)
+    return (values - low) / np.where(spread == 0, 1, spread) if scale != "none" else values.astype(float)
+
+
+def alone(encoder: Encoder, table: pa.Table) -> bytes:
+    return b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(table.num_rows))
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=WIDE, scale=SCALES)
+def test_steps_in_wide_columns_are_scaled_place_by_place(rows, scale):
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(NAMES)}
+    encoder, table = fitted({"columns": STEPS, "scale": scale}, columns)
+    x = encode(encoder, table)
+    assert encoder.layout == Layout(kind="sequence", shape=(3, 2))
+    assert x.reshape(-1, 2) == pytest.approx(scaled(np.array(rows).reshape(-1, 2), scale), abs=1e-5)
+    assert alone(encoder, table) == x.tobytes()
+    assert fitted({"columns": STEPS, "scale": scale}, columns, size=1)[0] == encoder
+    assert Encoder.model_validate_json(encoder.model_dump_json()) == encoder
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=POINTS, kind=st.sampled_from(ARRAYS), scale=SCALES)
+def test_arrays_are_cut_or_padded_behind_and_say_which_steps_are_there(rows, kind, scale):
+    encoder, table = points(rows, kind, scale=scale)
+    x = encode(encoder, table)
+    assert encoder.layout == Layout(kind="sequence", shape=(LENGTH, WIDTH + 1), is_padded=True)
+    there = np.array([[step < len(row) for step in range(LENGTH)] for row in rows])
+    assert (x[..., -1] == there).all()
+    assert (x[~there] == 0).all()
+    values = np.array([step for row in rows for step in row[:LENGTH]])
+    assert x[there][:, :WIDTH] == pytest.approx(scaled(values, scale), abs=1e-5)
+    assert alone(encoder, table) == x.tobytes()
+    assert points(rows[::-1], ARRAYS[0], size=1, scale=scale)[0] == encoder
+
+
+def test_a_row_is_encoded_alike_whatever_longer_rows_stand_beside_it():
+    encoder, table = points([[[1, 2]], [[3, 4]] * 9, []])
+    assert encode(encoder, table.take(pa.array([0])))[0].tobytes() == encode(encoder, table)[0].tobytes()
+    assert encode(encoder, table)[1].tobytes() == encode(encoder, points([[[3, 4]] * 3, []])[1])[0].tobytes()
+
+
+def test_an_array_that_is_no_whole_number_of_steps_is_refused():
+    encoder, _ = points([[[1, 2]], [[3, 5]]])
+    with pytest.raises(DataUnfit, match="column points has an array of 3 values"):
+        encode(encoder, pa.table({"points": [[1, 2, 3]]}))
+
+
+def test_a_missing_value_is_refused():
+    columns = {name: [1, 2] for name in NAMES}
+    encoder, table = fitted({"columns": STEPS}, columns)
+    with pytest.raises(DataUnfit, match="column y2 has a missing value"):
+        encode(encoder, table.set_column(table.schema.get_field_index("y2"), "y2", pa.array([1, None])))
+
+
+def test_steps_that_are_nowhere_there_teach_nothing():
+    with pytest.raises(DataUnfit, match="column points has no value"):
+        points([[], []])
+
+
+def test_a_request_is_encoded_as_the_row_in_training(contract_of_points: Contract):
+    encoder, table = points([[[1, 2], [3, 4]], [[5, 6]] * 5, []])
+    rows = table.select(["points"]).to_pylist()
+    assert (
+        encode(encoder, RowCheck(contract_of_points, encoder.columns).table(rows)).tobytes()
+        == encode(encoder, table).tobytes()
+    )
+
+
+@pytest.fixture
+def contract_of_points() -> Contract:
+    numbers = {"name": "points", "logicalType": "array", "required": True, "items": {"logicalType": "number"}}
+    return Contract.model_validate(
+        {
+            "apiVersion": "v3.1.0",
+            "kind": "DataContract",
+            "id": "pen",
+            "name": "pen",
+            "version": "1.0.0",
+            "status": "draft",
+            "schema": [{"name": "pen", "properties": [numbers]}],
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+@pytest.mark.parametrize("in_array", [True, False])
+def test_spark_encodes_and_summarises_as_this_process_does(home: Path, in_array: bool):
+    from bloomery.tasks.infrastructure import spark_session
+
+    random = np.random.default_rng(0)
+    if in_array:
+        encoder, table = points(
+            [random.normal(size=(length, WIDTH)).tolist() for length in random.integers(0, 6, 200)],
+            pa.list_(pa.float32()),
+        )
+    else:
+        encoder, table = fitted({"columns": STEPS}, {name: random.integers(0, 100, 200) for name in NAMES})
+    frame = spark_session.session().createDataFrame(table).repartition(3)
+    features = encoder.features
+    found = frame.mapInArrow(lambda batches: summarise_batches(features, batches), f"{SUMMARY} string").collect()
+    assert fit(features, [row[SUMMARY] for row in found]) == encoder
+    encoded = frame.mapInArrow(
+        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+    ).toArrow()
+    assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ({}, "state the columns of each step, or one array column"),
+        ({"columns": STEPS, "column": "points", "length": 3}, "state the columns of each step, or one array column"),
+        ({"column": "points"}, "length is for an array column, which needs it"),
+        ({"columns": STEPS, "length": 3}, "length is for an array column"),
+        ({"columns": STEPS, "width": 2}, "width is for an array column"),
+        ({"columns": [["x1", "y1"], ["x2"]]}, "as many columns as the first"),
+        ({"columns": [["x1", "y1"], ["x2", "x1"]]}, "column named twice in one input: x1"),
+        ({"columns": [["x1", "label"]]}, "column 'label' is the label"),
+    ],
+    ids=str,
+)
+def test_what_no_sequence_can_be_is_refused(source, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        Features.model_validate({"key": "id", "label": "label", "inputs": [{"kind": "sequence", **source}]})

@@ -1,0 +1,43 @@
+"""Hashes that never change: they decide folds and buckets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.models.features.statistics.stable_hash import stable_hashes
+
+YESTERDAY_TEXT = [0, 8777055843625058441, 10938623901924293678]
+YESTERDAY_NUMBERS = [16294208416658607535, 16490336266968443936, 47939714376772075]
+
+
+@settings(deadline=None, max_examples=100)
+@given(words=st.lists(st.text(max_size=20), min_size=1, max_size=20, unique=True), data=st.data())
+def test_a_hash_depends_on_the_text_alone(words, data):
+    whole = stable_hashes(pa.array(words))
+    assert len(set(whole.tolist())) == len(words)
+    for place, word in enumerate(words):
+        assert stable_hashes(pa.array([word]))[0] == whole[place]
+    start = data.draw(st.integers(0, len(words)))
+    assert np.array_equal(stable_hashes(pa.array(words).slice(start)), whole[start:])
+    assert np.array_equal(stable_hashes(pa.array(words, pa.large_string())), whole)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.uint16(), pa.int64(), pa.float64(), pa.float32()], ids=str)
+def test_equal_numbers_have_one_hash_whatever_their_type(kind):
+    assert np.array_equal(stable_hashes(pa.array([0, 1, 100], kind)), stable_hashes(pa.array([0, 1, 100])))
+
+
+def test_the_hashes_are_those_of_yesterday():
+    assert stable_hashes(pa.array(["", "a", "ä€"])).tolist() == YESTERDAY_TEXT
+    assert stable_hashes(pa.array([0, -1, 2**62]), 1).tolist() == YESTERDAY_NUMBERS
+
+
+def test_salts_divide_alike_rows_differently_and_every_bucket_gets_its_share():
+    keys = pa.array([f"row-{number}" for number in range(10_000)])
+    one, other = stable_hashes(keys, 1) % np.uint64(10), stable_hashes(keys, 2) % np.uint64(10)
+    assert 0.08 < (one == other).mean() < 0.12
+    assert np.bincount(one.astype(int)).min() > 900

@@ -1,0 +1,135 @@
+"""Rows as Python's values are encoded to the same bits as Arrow's columns of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.odcs.arrow_schema import range_of
+from bloomery.data_contracts.requests.columnar_rows import CellRows, ColumnKinds, as_table
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
+from bloomery.models.features.statistics.arrow_arrays import elements_in, numbers_of
+
+WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
+KINDS = {name: getattr(pa, name)() for name in (*WHOLE, "float32", "float64", "bool_")}
+
+
+def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    """What a contract lets into a column of type `kind`."""
+    if pa.types.is_boolean(kind):
+        return st.booleans()
+    low, high = range_of(kind)
+    return st.floats(low, high) if pa.types.is_floating(kind) else st.integers(int(low), int(high))
+
+
+def rows_of(**columns: tuple[pa.DataType, list[Any]]) -> CellRows:
+    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
+    return CellRows({name: values for name, (_, values) in columns.items()}, ColumnKinds(schema))
+
+
+def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": [source]})
+    labelled = table.append_column("id", pa.array(range(table.num_rows))).append_column(
+        "label", pa.array([row % 2 for row in range(table.num_rows)])
+    )
+    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, labelled.to_batches())])
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4))
+def test_numbers_are_read_as_from_arrow(data, kinds):
+    num_rows = data.draw(st.integers(1, 5))
+    columns = {}
+    for place, name in enumerate(kinds):
+        cells = st.lists(st.none() | values_of(KINDS[name]), min_size=num_rows, max_size=num_rows)
+        columns[f"c{place}"] = (KINDS[name], data.draw(cells))
+    rows = rows_of(**columns)
+    found = rows.numbers(list(columns))
+    assert found is not None
+    assert found.tobytes() == numbers_of(rows.batch, list(columns)).tobytes()
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), name=st.sampled_from(list(KINDS)), size=st.integers(0, 5))
+def test_elements_are_read_as_from_arrow(data, name, size):
+    kind = KINDS[name]
+    cells = data.draw(st.lists(st.lists(values_of(kind), min_size=size, max_size=size), min_size=1, max_size=4))
+    rows = rows_of(v=(pa.list_(kind), cells))
+    found, wanted = elements_in(rows, "v"), elements_in(rows.batch, "v")
+    assert (found.dtype, found.tobytes()) == (wanted.dtype, wanted.tobytes())
+
+
+@pytest.mark.parametrize("name", ["uint8", "int64", "float32", "float64"])
+@pytest.mark.parametrize("cells", [[[1, None]], [None], [[1, 2], None]])
+def test_a_null_in_a_list_is_refused_as_in_arrow(name, cells):
+    rows = rows_of(v=(pa.list_(KINDS[name]), cells))
+    with pytest.raises(ValueError, match="a list, or one of its elements, is null"):
+        elements_in(rows, "v")
+
+
+PIXELS = {"kind": "image", "column": "v", "shape": [1, 2, 3]}
+SIX = {"min_size": 6, "max_size": 6}
+SHAPED: list[tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]] = [
+    (PIXELS, pa.uint8(), st.lists(st.integers(0, 255), **SIX)),
+    ({**PIXELS, "normalise": "unit"}, pa.int16(), st.lists(st.integers(-300, 300), **SIX)),
+    ({**PIXELS, "resize": [3, 2]}, pa.uint8(), st.lists(st.integers(0, 255), **SIX)),
+    (PIXELS, pa.float32(), st.lists(st.floats(-(2.0**99), 2.0**99), **SIX)),
+    ({**PIXELS, "normalise": "none"}, pa.float64(), st.lists(st.floats(-1e300, 1e300), **SIX)),
+    (
+        {"kind": "sequence", "column": "v", "length": 3, "width": 2},
+        pa.float64(),
+        st.lists(st.floats(-1e9, 1e9), max_size=4).map(lambda one: one + one),
+    ),
+    ({"kind": "series", "columns": ["v"], "time": "t", "length": 6}, pa.float64(), st.lists(st.floats(-9, 9), **SIX)),
+    (
+        {
+            "kind": "audio",
+            "column": "v",
+            "sample_rate": 8,
+            "duration_s": 1,
+            "window_s": 0.5,
+            "step_s": 0.25,
+            "num_mels": 2,
+        },
+        pa.int16(),
+        st.lists(st.integers(-99, 99), min_size=4, max_size=9),
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "kind", "cells"), SHAPED)
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_shaped_inputs_are_encoded_as_from_arrow(source, kind, cells, data):
+    rows = rows_of(
+        v=(pa.list_(kind), data.draw(st.lists(cells, min_size=2, max_size=5).filter(lambda all: any(map(any, all)))))
+    )
+    encoder = trained(source, pa.Table.from_batches([rows.batch]))
+    whole = encode(encoder, rows)
+    assert whole.tobytes() == encode(encoder, rows.batch).tobytes()
+    alone = [encode(encoder, rows.slice(row, 1)) for row in range(rows.num_rows)]
+    assert whole.tobytes() == np.concatenate(alone).tobytes()
+
+
+def test_images_of_another_size_are_refused_as_from_arrow():
+    encoder = trained(PIXELS, pa.Table.from_batches([rows_of(v=(pa.list_(pa.uint8()), [[0] * 6, [9] * 6])).batch]))
+    for cells in ([[1] * 5], [[1] * 6, [1] * 5]):
+        with pytest.raises(DataUnfit, match="column v has"):
+            encode(encoder, rows_of(v=(pa.list_(pa.uint8()), cells)))
+
+
+def test_rows_that_came_in_cells_and_in_arrow_are_one_table_in_their_order():
+    schema = pa.schema([("v", pa.int16()), ("w", pa.list_(pa.float32()))])
+    parts = [{"v": [place, None], "w": [[0.5], []]} for place in range(5)]
+    cells = [CellRows(one, ColumnKinds(schema)) for one in parts]
+    wanted = pa.Table.from_batches([one.batch for one in cells])
+    assert as_table(cells).combine_chunks() == wanted.combine_chunks()
+    mixed = [cells[0], cells[1].batch, cells[2].batch, cells[3], cells[4]]
+    assert as_table(mixed).combine_chunks() == wanted.combine_chunks()

@@ -1,0 +1,229 @@
+"""What a recipe may say, and what it may not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from bloomery.models.compression.budget import Budget
+from bloomery.models.compression.config import CandidateSpec, Compression, Sparse, candidates_for
+from bloomery.models.features.config import Features, Gates, misplaced_limits
+from bloomery.models.features.input_config import ImageInput
+from bloomery.models.features.splits import Split
+from bloomery.models.networks.config import Cnn, Mlp
+from bloomery.models.training.config import Loop, Training
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Features(key="k", label="l", inputs=(ImageInput(kind="image", column="x", shape=(3, 5, 7)),)),
+        Split(train=0.6, val=0.2, test=0.2, salt="s"),
+        Cnn(kind="cnn", channels=(3, 5), kernel_size=5, hidden=7, dropout=0.5),
+        Mlp(kind="mlp", hidden=(3, 5), norm="none"),
+        Training(epochs=3, seed=5),
+        Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
+        Sparse(pattern="2:4"),
+        Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
+        Gates(min_accuracy=0.9),
+        Compression(),
+        Budget(error_rise=2.0),
+        Gates(max_error=21.3, champion_rise=0.1),
+    ],
+    ids=lambda document: type(document).__name__,
+)
+def test_every_part_of_a_recipe_survives_json(document):
+    assert type(document).model_validate(document.model_dump(mode="json")) == document
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (0.5, 0.5, 0.5), (0.7, 0.1, 0.2001)])
+def test_shares_that_do_not_add_up_are_refused_with_their_sum(shares):
+    with pytest.raises(ValidationError, match=f"add up to {sum(shares):g}, not to 1"):
+        Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
+
+
+@pytest.mark.parametrize("shares", [(1, 0, 0), (1.2, -0.1, -0.1)])
+def test_no_part_may_be_empty(shares):
+    with pytest.raises(ValidationError):
+        Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
+
+
+def test_shares_may_add_up_to_one_but_for_rounding():
+    split = Split(train=0.7, val=0.2, test=0.1)
+    assert split.train + split.val + split.test != 1
+
+
+def test_a_candidate_named_twice_is_refused():
+    twice = (CandidateSpec(name="fp32"), CandidateSpec(name="a", prune=0.1), CandidateSpec(name="a", prune=0.2))
+    with pytest.raises(ValidationError, match="candidate named twice: a"):
+        Compression(candidates=twice)
+
+
+@pytest.mark.parametrize(
+    "candidates", [(), (CandidateSpec(name="a", prune=0.5), CandidateSpec(name="b", quantize="static"))]
+)
+def test_candidates_without_the_network_as_trained_are_refused(candidates):
+    with pytest.raises(ValidationError):
+        Compression(candidates=candidates)
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({}, "either the `density`"),
+        ({"density": 0.5, "pattern": "2:4"}, "either the `density`"),
+        ({"pattern": "4:4"}, "leaves everything"),
+        ({"pattern": "0:4"}, "should match pattern"),
+        ({"pattern": yaml.safe_load("2:4")}, "in quotes"),
+        ({"pattern": "2:4", "scope": "layer"}, "`scope` is of a `density`"),
+    ],
+)
+def test_zeros_that_cannot_be_meant_are_refused(stated, said):
+    with pytest.raises(ValidationError, match=said):
+        Sparse(**stated)
+
+
+def test_the_default_candidates_are_one_of_each_kind():
+    assert {(spec.prune is not None, spec.quantize is not None) for spec in candidates_for("cnn")} == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+
+
+@pytest.mark.parametrize("name", ["", "FP32", "a b", "-a", "a/b", "../a", "a" * 32])
+def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
+    with pytest.raises(ValidationError):
+        CandidateSpec(name=name)
+
+
+@pytest.mark.parametrize(
+    ("part", "stated"),
+    [
+        (CandidateSpec, {"name": "a", "prune": 0}),
+        (CandidateSpec, {"name": "a", "prune": 1}),
+        (CandidateSpec, {"name": "a", "quantize": "half"}),
+        (Cnn, {"kind": "cnn", "channels": []}),
+        (Cnn, {"kind": "cnn", "channels": [8, 0]}),
+        (Cnn, {"kind": "cnn", "kernel_size": 4}),
+        (Cnn, {"kind": "cnn", "dropout": 1}),
+        (Cnn, {"kind": "transformer"}),
+        (Mlp, {"kind": "mlp", "hidden": []}),
+        (Mlp, {"kind": "mlp", "norm": "layer"}),
+        (Loop, {"epochs": 0}),
+        (Loop, {"epochs": 1, "learning_rate": 0}),
+        (Loop, {"epochs": 1, "learning_rate": float("nan")}),
+        (Loop, {"epochs": 9, "best_by": "last", "patience": 2}),
+        (Training, {"epochs": 1, "seed": -1}),
+        (Training, {"search": {"trials": 2}}),
+        (Training, {"epochs": 1, "sed": 1}),
+        (Budget, {"accuracy_drop": 0}),
+        (Gates, {"min_accuracy": 1.1}),
+        (ImageInput, {"kind": "image", "column": "x", "shape": [8, 8]}),
+        (ImageInput, {"kind": "image", "column": "x", "shape": [1, 8, 0]}),
+        (Features, {"key": "k", "label": "l", "inputs": []}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_a_setting_that_makes_no_sense_is_refused(part, stated):
+    with pytest.raises(ValidationError):
+        part.model_validate(stated)
+
+
+def test_a_seed_that_torch_cannot_take_is_refused():
+    with pytest.raises(ValidationError):
+        Training(epochs=1, seed=2**64)
+
+
+def test_a_batch_of_one_row_is_refused_since_batch_normalisation_needs_two():
+    with pytest.raises(ValidationError):
+        Loop(epochs=1, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["bloomery.models.features.config", "bloomery.models.features.encoder", "bloomery.models.inference.runtime"],
+)
+def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "budget", "gates", "said"),
+    [
+        ("classification", Budget(accuracy_drop=0.1), Gates(min_accuracy=0.9, champion_drop=0.1), []),
+        ("regression", Budget(error_rise=0.1), Gates(max_error=3.0, champion_rise=0.1), []),
+        ("regression", Budget(accuracy_drop=0.1), Gates(), ["budget.accuracy_drop", "budget.error_rise"]),
+        ("classification", Budget(), Gates(max_error=3.0), ["gates.max_error", "gates.min_accuracy"]),
+        ("regression", Budget(), Gates(champion_drop=0.01), ["gates.champion_drop", "gates.champion_rise"]),
+        ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
+    ],
+)
+def test_limits_of_the_other_task_are_named_with_those_to_state(task, budget, gates, said):
+    sentences = list(misplaced_limits(task, budget, gates))
+    assert len(sentences) == bool(said)
+    assert all(words in sentences[0] for words in said)
+
+
+def test_a_limit_in_slices_needs_slices():
+    (said,) = misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
+    assert "training.slices" in said
+    assert not list(misplaced_limits("classification", Budget(slice_drop=0.1), Gates(), ("town",)))
+
+
+@pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom", "imported"])
+def test_the_candidates_of_every_kind_have_a_baseline(kind):
+    specs = candidates_for(kind)
+    assert Compression(candidates=specs).candidates == specs
+    assert len(specs) >= 2
+
+
+def test_how_an_imported_network_is_quantized_says_its_file():
+    assert [spec.quantize for spec in candidates_for("imported", "static")] == [None, "static"]
+    assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]
+
+
+def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says_otherwise():
+    float_, int8 = CandidateSpec(name="pruned", prune=0.5), CandidateSpec(name="int8", prune=0.5, quantize="dynamic")
+    for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
+        assert int8.for_processor(flags).reduce_range is reduced
+        assert float_.for_processor(flags) == float_
+        # Both are of one smaller network, which is taught once.
+        assert int8.for_processor(flags).in_float == float_.in_float
+    stated = CandidateSpec(name="int8", quantize="static", reduce_range=False)
+    assert stated.for_processor(("avx2",)) == stated
+
+
+def test_static_candidates_alone_are_written_for_tiles():
+    assert [spec.tiles for spec in candidates_for("cnn", tiles=True)] == [False, True, False, True]
+    assert not any(spec.tiles for spec in candidates_for("transformer", tiles=True))
+    with pytest.raises(ValidationError, match=r"`tiles` is of a candidate with `quantize: static`"):
+        CandidateSpec(name="int8", quantize="dynamic", tiles=True)
+    in_8_bits = CandidateSpec(name="int8", quantize="static", tiles=True)
+    assert in_8_bits.in_float == CandidateSpec(name="int8", quantize="static").in_float
+
+
+def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made_apart():
+    def in_float(**stated: Any) -> CandidateSpec:
+        return CandidateSpec(name="int8", quantize="static", **stated).in_float
+
+    assert in_float(float_layers="first") == in_float(float_layers=0.1) == in_float()
+    assert in_float(aware=True, float_layers="first") != in_float(aware=True) == in_float(aware=True, float_layers=0.1)
+    assert in_float(aware=True, reduce_range=True) != in_float(aware=True)
+
+
+def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
+    specs = candidates_for("rnn", weights_alone=True)
+    assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [
+        (False, None, None),
+        (False, None, "int8"),
+        (True, None, None),
+        (True, None, "int8"),
+    ]

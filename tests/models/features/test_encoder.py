@@ -1,0 +1,389 @@
+"""The one definition of how raw rows become numbers: the same for one row, for a batch, for Spark and for a request."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.data_contracts.requests.json_rows import RowCheck
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import (
+    CLASS,
+    ENCODED,
+    SUMMARY,
+    Encoder,
+    encode,
+    encode_batches,
+    encode_labels,
+    encode_parts,
+    encode_rows,
+    encoded_schema,
+    fit,
+    read_encoder,
+    summarise_batches,
+)
+
+COLUMNS = {
+    "id": ("integer", None, True),
+    "label": ("string", None, True),
+    "number": ("number", "float64", False),
+    "short": ("number", "float32", False),
+    "whole": ("integer", "int64", False),
+    "byte": ("integer", "uint8", True),
+    "word": ("string", None, False),
+    "code": ("integer", "int32", False),
+    "flag": ("boolean", None, False),
+    "day": ("date", None, False),
+    "time": ("timestamp", None, False),
+}
+CONTRACT = Contract.model_validate(
+    {
+        "apiVersion": "v3.1.0",
+        "kind": "DataContract",
+        "id": "mixed",
+        "name": "mixed",
+        "version": "1.0.0",
+        "status": "draft",
+        "schema": [
+            {
+                "name": "rows",
+                "properties": [
+                    {
+                        "name": name,
+                        "logicalType": kind,
+                        **({"physicalType": physical} if physical else {}),
+                        "required": required,
+                        "primaryKey": name == "id",
+                    }
+                    for name, (kind, physical, required) in COLUMNS.items()
+                ],
+            }
+        ],
+    }
+)
+SCHEMA = arrow_schema(CONTRACT)
+NUMBERS = ["number", "short", "whole", "byte"]
+INPUTS: list[dict[str, Any]] = [
+    {"kind": "number", "columns": NUMBERS, "missing": "mean"},
+    {"kind": "number", "columns": NUMBERS, "missing": "median", "scale": "robust", "indicator": True},
+    {"kind": "number", "columns": NUMBERS, "missing": -3.5, "scale": "min_max", "clip": {"low": -10, "high": 1e6}},
+    {
+        "kind": "number",
+        "columns": NUMBERS,
+        "missing": "zero",
+        "transform": "log",
+        "clip": {"low_quantile": 0.1, "high_quantile": 0.8},
+    },
+    {"kind": "number", "columns": NUMBERS, "missing": "mean", "transform": "quantile_uniform", "scale": "none"},
+    {"kind": "number", "columns": NUMBERS, "missing": "median", "transform": "quantile_normal", "scale": "none"},
+    {"kind": "number", "columns": NUMBERS, "missing": "zero", "scale": "none"},
+    {"kind": "category", "columns": ["word", "code", "flag"]},
+    {"kind": "category", "columns": ["word", "code"], "encoding": "index", "min_count": 2, "max_categories": 2},
+    {"kind": "category", "columns": ["word", "code"], "encoding": "hash", "num_buckets": 7},
+    {"kind": "category", "columns": ["word", "flag"], "encoding": "target"},
+    {"kind": "boolean", "columns": ["flag"], "missing": True, "indicator": True},
+    {
+        "kind": "date",
+        "columns": ["day", "time"],
+        "parts": ["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"],
+        "elapsed": True,
+        "missing": "zero",
+        "indicator": True,
+    },
+]
+FEATURES = Features.model_validate({"key": "id", "label": "label", "inputs": INPUTS})
+
+WORDS = st.sampled_from(["a", "b", "ä", "", "a b"]) | st.text(max_size=4)
+ROW = st.fixed_dictionaries(
+    {
+        "label": st.sampled_from("xyz"),
+        "number": st.none() | st.floats(-1e3, 1e3) | st.floats(allow_nan=False, allow_infinity=False),
+        "short": st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False),
+        "whole": st.none() | st.integers(-50, 50) | st.integers(-(2**63), 2**63 - 1),
+        "byte": st.integers(0, 255),
+        "word": st.none() | WORDS,
+        "code": st.none() | st.integers(-3, 3),
+        "flag": st.none() | st.booleans(),
+        "day": st.none() | st.dates(),
+        "time": st.none() | st.datetimes(timezones=st.just(UTC)),
+    }
+)
+FULL = {
+    "label": "x",
+    "number": 0.5,
+    "short": 1.5,
+    "whole": 3,
+    "byte": 4,
+    "word": "a",
+    "code": 1,
+    "flag": True,
+    "day": date(2024, 2, 29),
+    "time": datetime(2024, 2, 29, 12, tzinfo=UTC),
+}
+
+
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{"id": place, **row} for place, row in enumerate(rows)], schema=SCHEMA)
+
+
+# The first two rows see to it that there are two classes and a value in every column.
+TABLES = st.lists(ROW, max_size=12).map(lambda rows: table_of([FULL, {**FULL, "label": "y", "number": 7.0}, *rows]))
+
+
+def cut(table: pa.Table, data: st.DataObject) -> list[pa.RecordBatch]:
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, table.num_rows), max_size=4))), table.num_rows]
+    return [
+        table.slice(start, end - start).combine_chunks().to_batches()[0]
+        for start, end in itertools.pairwise(edges)
+        if end > start
+    ]
+
+
+def summaries(features: Features, batches: list[pa.RecordBatch]) -> Iterator[str]:
+    return (one[SUMMARY][0].as_py() for one in summarise_batches(features, batches))
+
+
+def fitted(table: pa.Table, features: Features = FEATURES) -> Encoder:
+    return fit(features, summaries(features, table.to_batches()))
+
+
+@settings(deadline=None, max_examples=30)
+@given(table=TABLES, data=st.data())
+def test_the_encoder_does_not_depend_on_batches_or_partitions_or_their_order(table, data):
+    batches = data.draw(st.permutations(cut(table, data)))
+    split = data.draw(st.integers(0, len(batches)))
+    parted = [*summaries(FEATURES, batches[split:]), *summaries(FEATURES, batches[:split])]
+    assert fit(FEATURES, parted).model_dump_json() == fitted(table).model_dump_json()
+
+
+@settings(deadline=None, max_examples=30)
+@given(table=TABLES, other=TABLES, data=st.data(), is_training=st.booleans())
+def test_rows_are_encoded_alike_together_in_batches_and_one_by_one(table, other, data, is_training):
+    encoder = fitted(other)
+    whole = encode(encoder, table, is_training=is_training)
+    parts = [encode(encoder, batch, is_training=is_training) for batch in cut(table, data)]
+    alone = [encode(encoder, table.slice(row, 1), is_training=is_training) for row in range(table.num_rows)]
+    chunked = pa.Table.from_batches(cut(table, data))
+    assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(alone).tobytes()
+    assert encode(encoder, chunked, is_training=is_training).tobytes() == whole.tobytes()
+
+
+@settings(deadline=None, max_examples=80)
+@given(table=TABLES, other=TABLES, is_training=st.booleans())
+def test_no_conforming_row_gives_anything_but_finite_numbers(table, other, is_training):
+    encoder = fitted(other)
+    x = encode(encoder, table, is_training=is_training)
+    assert x.shape == (table.num_rows, *encoder.input_shape)
+    assert x.dtype == np.float32
+    assert np.isfinite(x).all()
+
+
+def as_json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value
+
+
+@settings(deadline=None, max_examples=30)
+@given(table=TABLES, other=TABLES)
+def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
+    encoder = fitted(other)
+    check = RowCheck(CONTRACT, encoder.columns)
+    rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
+
+    def encoded(rows: list[dict[str, Any]]) -> np.ndarray:
+        return encode(encoder, check.columns(check.rows(json.dumps({"rows": rows}).encode())))
+
+    whole = encode(encoder, table)
+    assert encode(encoder, check.table(rows)).tobytes() == whole.tobytes()
+    assert encoded(rows).tobytes() == whole.tobytes()
+    for row, wanted in zip(rows, whole, strict=True):
+        present = {name: value for name, value in row.items() if value is not None}
+        assert encoded([present])[0].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
+    from bloomery.tasks.infrastructure import spark_session
+
+    rng = np.random.default_rng(0)
+    number = rng.lognormal(size=300)
+    rows = [
+        {
+            **FULL,
+            "label": "xyz"[place % 3],
+            "number": number[place],
+            "word": None if place % 7 == 0 else f"w{place % 11}",
+        }
+        for place in range(300)
+    ]
+    table = table_of(rows)
+    encoder = fitted(table)
+    byte = table.schema.get_field_index("byte")
+    widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
+    frame = spark_session.session().createDataFrame(widened).repartition(3)
+    found = frame.mapInArrow(lambda batches: summarise_batches(FEATURES, batches), f"{SUMMARY} string").collect()
+    assert fit(FEATURES, [row[SUMMARY] for row in found]) == encoder
+    encoded = frame.mapInArrow(
+        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+    ).toArrow()
+    assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_spark")
+def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
+    """One job of Spark's for all the rows, of which each is a request of its own."""
+    from bloomery.tasks.infrastructure import spark_session
+
+    rows: list[dict[str, Any]] = [FULL, {**FULL, "label": "y", "number": 7.0}]
+
+    @settings(max_examples=300, deadline=None, phases=[Phase.generate])
+    @given(ROW)
+    def draw(row: dict[str, Any]) -> None:
+        rows.append(row)
+
+    draw()
+    table = table_of(rows)
+    encoder = fitted(table)
+    byte = table.schema.get_field_index("byte")
+    widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
+    frame = spark_session.session().createDataFrame(widened).repartition(3)
+    encoded = frame.mapInArrow(
+        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+    ).toArrow()
+    by_spark = encoded.sort_by("id")[ENCODED].to_pylist()
+    check = RowCheck(CONTRACT, encoder.columns)
+    assert len(by_spark) == len(rows) >= 300
+    for row, found in zip(rows, by_spark, strict=True):
+        body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
+        asked = encode(encoder, check.columns(check.rows(body)))
+        assert asked.tobytes() == np.array(found, np.float32).tobytes()
+
+
+def test_parts_in_one_batch_are_encoded_as_what_they_are():
+    rows = [{**FULL, "label": "xy"[place % 2], "word": "abc"[place % 3]} for place in range(12)]
+    table = table_of(rows)
+    encoder = fitted(table)
+    marked = table.append_column("part", pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)).to_batches()
+    encoded = pa.Table.from_batches(encode_parts(encoder, "part", marked))
+    kept = encoded_schema(encoder, pa.int64())
+    assert encoded.select(kept.names).schema == kept
+    for start, stop, is_training in ((0, 5, True), (5, 8, False), (8, 12, True)):
+        wanted = encode_rows(encoder, table.slice(start, stop - start), is_training=is_training)
+        assert encoded.slice(start, stop - start).select(kept.names).to_pylist() == wanted.to_pylist()
+    empty = marked[0].slice(0, 0)
+    assert pa.Table.from_batches(encode_parts(encoder, "part", [empty])).num_rows == 0
+
+
+def test_inputs_stand_side_by_side_in_the_order_of_the_recipe():
+    features = Features.model_validate(
+        {
+            "key": "id",
+            "label": "label",
+            "inputs": [
+                {"kind": "boolean", "columns": ["flag"]},
+                {"kind": "number", "columns": ["byte", "whole"], "scale": "none"},
+                {"kind": "category", "columns": ["word"], "encoding": "index"},
+            ],
+        }
+    )
+    table = table_of([FULL, {**FULL, "label": "y", "flag": False, "byte": 9, "word": "b"}])
+    encoder = fitted(table, features)
+    assert encoder.columns == ("flag", "byte", "whole", "word")
+    assert encode(encoder, table).tolist() == [[1, 4, 3, 2], [0, 9, 3, 3]]
+
+
+def test_the_layout_of_flat_rows_says_where_numbers_of_categories_stand():
+    inputs = [
+        {"kind": "boolean", "columns": ["flag"], "indicator": True},
+        {"kind": "category", "columns": ["word", "code"], "encoding": "index"},
+        {"kind": "category", "columns": ["word"], "encoding": "one_hot"},
+        {"kind": "number", "columns": ["byte"]},
+        {"kind": "category", "columns": ["byte"], "encoding": "index", "max_categories": 1},
+    ]
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": inputs})
+    table = table_of([{**FULL, "word": word, "label": label} for word, label in ("ax", "by", "cx")])
+    encoder = fitted(table, features)
+    assert encoder.layout == Layout(kind="flat", shape=(11,), categories=((2, 5), (3, 3), (10, 3)))
+    codes = encode(encoder, table)[:, [2, 3, 10]]
+    assert codes.tolist() == [[2, 2, 2], [3, 2, 2], [4, 2, 2]]
+
+
+def test_the_layout_of_an_image_is_its_shape(encoder):
+    assert encoder.layout == Layout(kind="image", shape=(1, 8, 8))
+
+
+def test_a_whole_number_beyond_2_to_53_is_rounded_to_the_nearest_float():
+    features = Features.model_validate(
+        {"key": "id", "label": "label", "inputs": [{"kind": "number", "columns": ["whole"], "scale": "none"}]}
+    )
+    table = table_of([{**FULL, "whole": 2**53 + 1}, {**FULL, "label": "y", "whole": 2**63 - 1}])
+    assert encode(fitted(table, features), table).tolist() == [[float(2**53)], [float(2**63)]]
+
+
+def test_no_rows_are_encoded_as_no_rows():
+    encoder = fitted(table_of([FULL, {**FULL, "label": "y"}]))
+    none = table_of([])
+    assert encode(encoder, none).shape == (0, *encoder.input_shape)
+    assert encode_rows(encoder, none).num_rows == 0
+    assert encode_rows(encoder, none, is_training=True).num_rows == 0
+
+
+def test_an_encoder_survives_its_file_to_the_last_bit(tmp_path: Path):
+    encoder = fitted(table_of([FULL, {**FULL, "label": "y", "number": 1 / 3, "word": "1"}]))
+    (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
+    assert read_encoder(tmp_path / "encoder.json") == encoder
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([3, 1, 2, 1], (1, 2, 3)), (["b", "a", "b"], ("a", "b"))])
+def test_classes_are_the_labels_in_order(labels, classes):
+    features = Features.model_validate(
+        {"key": "id", "label": "label", "inputs": [{"kind": "boolean", "columns": ["flag"]}]}
+    )
+    table = pa.table({"label": labels, "flag": [True] * len(labels)})
+    assert fitted(table, features).classes == classes
+
+
+@pytest.mark.parametrize(("rows", "found"), [([], r"0 class\(es\): none"), ([FULL, FULL], r"1 class\(es\): x")])
+def test_fewer_than_two_classes_cannot_be_told_apart(rows, found):
+    with pytest.raises(DataUnfit, match=found):
+        fitted(table_of(rows))
+
+
+def test_an_empty_partition_adds_nothing():
+    table = table_of([FULL, {**FULL, "label": "y"}])
+    assert fit(FEATURES, [*summaries(FEATURES, []), *summaries(FEATURES, table.to_batches())]) == fitted(table)
+
+
+LABELLED = fitted(table_of([{**FULL, "label": "no"}, {**FULL, "label": "yes"}]))
+
+
+def test_a_label_becomes_its_position_among_the_classes():
+    labels = pa.array(["yes", "no", "yes"])
+    assert encode_labels(LABELLED, labels) == pa.array([1, 0, 1], pa.int64())
+    assert encode_labels(LABELLED, pa.chunked_array([labels[:1], labels[1:]])) == pa.array([1, 0, 1], pa.int64())
+
+
+@pytest.mark.parametrize("labels", [pa.array(["no", "7", "8"]), pa.chunked_array([["no", "7"], ["8", "7"]])])
+def test_a_label_that_training_did_not_see_is_refused(labels):
+    with pytest.raises(DataUnfit, match="labels 7, 8 are in the data, but not in its training part"):
+        encode_labels(LABELLED, labels)
+
+
+def test_a_missing_label_is_refused():
+    with pytest.raises(DataUnfit, match="labels None"):
+        encode_labels(LABELLED, pa.array(["no", None]))

@@ -1,0 +1,27 @@
+"""Every snippet of docs/features.md is a recipe's part that can be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from bloomery.models.features.config import Features
+from bloomery.models.features.input_config import FlatInput, ShapedInput
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "features.md").read_text(encoding="utf-8")
+SNIPPETS = dict(zip(re.findall(r"^## (\w+)$", PAGE, re.M), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True))
+
+
+def test_every_kind_of_input_has_its_section():
+    kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in get_args(FlatInput | ShapedInput)]
+    assert set(SNIPPETS) == set(kinds)
+
+
+@pytest.mark.parametrize("kind", SNIPPETS)
+def test_a_snippet_can_be_read(kind):
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": yaml.safe_load(SNIPPETS[kind])})
+    assert {source.kind for source in features.inputs} == {kind}

@@ -1,0 +1,168 @@
+"""Labels that are figures: standard units and back, exactly the same in any batches, and target encoding by them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataUnfit
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import (
+    CLASS,
+    SUMMARY,
+    Encoder,
+    decode,
+    encode,
+    encode_labels,
+    encode_rows,
+    encoded_schema,
+    fit,
+    summarise_batches,
+)
+from bloomery.models.features.kinds.category import folds_of
+from bloomery.models.features.kinds.target_encoding import group_totals
+from bloomery.models.features.statistics.moments import UNIT_BITS
+
+NUM_FOLDS = 3
+FIGURES = st.floats(-1e6, 1e6) | st.integers(-1000, 1000).map(float)
+LABELS = st.lists(FIGURES, min_size=2, max_size=30).filter(lambda values: np.std(values) > 1e-6)
+ROWS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), FIGURES), min_size=6, max_size=30)
+
+
+def features_of(**category: Any) -> Features:
+    source = {"kind": "category", "columns": ["word"], **category}
+    return Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [source]})
+
+
+def fitted(labels: Any, words: list[Any] | None = None, size: int = 10**6, **category: Any) -> tuple[Encoder, pa.Table]:
+    features = features_of(**category)
+    table = pa.table({"id": range(len(labels)), "y": labels, "word": words or ["a"] * len(labels)})
+    batches = table.to_batches(max_chunksize=size)
+    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+
+
+@settings(deadline=None, max_examples=60)
+@given(labels=LABELS)
+def test_figures_in_standard_units_are_decoded_to_what_they_were(labels):
+    encoder, table = fitted(labels)
+    y = encode_labels(encoder, table["y"])
+    assert y.type == pa.float32()
+    standard = y.to_numpy()
+    assert (standard.mean(), standard.std()) == pytest.approx((0, 1), abs=1e-4)
+    again = decode(encoder, standard[:, None])
+    assert again.dtype == np.float64
+    assert again == pytest.approx(labels, abs=1e-6 * float(np.abs(labels).max()) + 1e-5 * float(np.std(labels)))
+    assert encoder.classes == ()
+
+
+@settings(deadline=None, max_examples=30)
+@given(labels=LABELS, order=st.randoms())
+def test_the_units_are_the_same_in_any_order_and_batches(labels, order):
+    assert fitted(order.sample(labels, len(labels)), size=1)[0].units == fitted(labels)[0].units
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int16(), pa.float32(), pa.float64()], ids=str)
+def test_labels_of_every_type_of_number_are_figures(kind):
+    encoder, table = fitted(pa.array([1, 2, 3, 6], kind))
+    assert encoder.units is not None
+    assert (encoder.units.mean, encoder.units.deviation) == (3.0, pytest.approx(3.5**0.5))
+    encoded = encode_rows(encoder, table)
+    assert encoded.schema == encoded_schema(encoder, pa.int64())
+    assert encoded[CLASS].to_pylist() == pytest.approx([(value - 3) / 3.5**0.5 for value in (1, 2, 3, 6)])
+
+
+@pytest.mark.parametrize("labels", [[2.5, 2.5, 2.5], pa.array([], pa.float64())], ids=["constant", "none"])
+def test_labels_that_do_not_differ_are_refused(labels):
+    with pytest.raises(DataUnfit, match=r"the training part has (the label 2.5 in every row|no label)"):
+        fitted(labels)
+
+
+@pytest.mark.parametrize("wrong", [None, float("nan"), float("inf")], ids=str)
+def test_a_label_that_is_no_number_is_refused_in_training_and_behind_it(wrong):
+    labels = pa.array([1.0, wrong, 3.0])
+    with pytest.raises(DataUnfit, match="where a figure is to be learnt"):
+        fitted(labels)
+    encoder, _ = fitted([1.0, 2.0])
+    with pytest.raises(DataUnfit, match="where a figure is to be learnt"):
+        encode_labels(encoder, labels)
+
+
+def test_a_figure_far_from_all_others_stays_finite():
+    encoder, _ = fitted([0.0, 1e-300])
+    assert np.isfinite(encode_labels(encoder, pa.array([1e300])).to_numpy()).all()
+
+
+def test_the_outputs_of_a_classification_have_no_units():
+    features = Features.model_validate(
+        {"key": "id", "label": "y", "inputs": [{"kind": "category", "columns": ["word"]}]}
+    )
+    table = pa.table({"id": [0, 1], "y": [0, 1], "word": ["a", "b"]})
+    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    with pytest.raises(ValueError, match="classes are no figures"):
+        decode(encoder, np.zeros((2, 1), np.float32))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_nan=False, allow_infinity=False)), max_size=20))
+def test_sums_of_groups_are_exact(pairs):
+    groups = np.array([group for group, _ in pairs], np.int64)
+    wanted: dict[int, Fraction] = {}
+    for group, value in pairs:
+        wanted[group] = wanted.get(group, Fraction(0)) + Fraction(value)
+    found = group_totals(groups, np.array([value for _, value in pairs], np.float64))
+    assert {group: Fraction(total, 1 << UNIT_BITS) for group, total in found.items()} == wanted
+
+
+def target(rows: list[tuple[Any, float]], size: int = 10**6) -> tuple[Encoder, pa.Table]:
+    words, labels = [word for word, _ in rows], [label for _, label in rows]
+    return fitted(labels, words, size, encoding="target", num_folds=NUM_FOLDS, smoothing=2.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=ROWS, data=st.data())
+def test_no_training_row_sees_its_own_figure(rows, data):
+    rows = [("a", 0.0), ("b", 1.0), *rows]
+    row = data.draw(st.integers(2, len(rows) - 1))
+    changed = [*rows[:row], (rows[row][0], rows[row][1] + 1000), *rows[row + 1 :]]
+    (before, table), (after, other) = target(rows), target(changed)
+    fold = folds_of(table["id"]) % np.uint64(NUM_FOLDS)
+    x, y = encode(before, table, is_training=True), encode(after, other, is_training=True)
+    assert x[fold == fold[row]].tobytes() == y[fold == fold[row]].tobytes()
+    assert np.isfinite(x).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=ROWS, order=st.randoms(), size=st.integers(1, 5))
+def test_a_name_becomes_the_mean_of_its_figures_drawn_towards_0(rows, order, size):
+    rows = [("a", 0.0), ("b", 1.0), *rows]
+    encoder, table = target(rows)
+    labels, words = np.array([label for _, label in rows]), np.array([str(word) for word, _ in rows])
+    folds = folds_of(table["id"]) % np.uint64(NUM_FOLDS)
+
+    def wanted(word: str, chosen: np.ndarray) -> float:
+        spread = labels[chosen].std() if chosen.any() else 0.0
+        own = labels[chosen & (words == word)]
+        mean = labels[chosen].mean() if chosen.any() else 0.0
+        return float((own - mean).sum() / (spread or 1.0) / (len(own) + 2.0))
+
+    everywhere = np.full(len(rows), True)
+    assert encode(encoder, table)[:, 0] == pytest.approx([wanted(word, everywhere) for word in words], abs=1e-3)
+    x = encode(encoder, table, is_training=True)
+    assert x[:, 0] == pytest.approx(
+        [wanted(word, folds != fold) for word, fold in zip(words, folds, strict=True)], abs=1e-3
+    )
+    assert encode(encoder, pa.table({"word": ["never seen"]})).tolist() == [[0.0]]
+    at = order.sample(range(len(rows)), len(rows))
+    shuffled = table.take(pa.array(at))
+    again = fit(
+        encoder.features,
+        [one[SUMMARY][0].as_py() for one in summarise_batches(encoder.features, shuffled.to_batches(size))],
+    )
+    assert again == encoder
+    assert Encoder.model_validate_json(encoder.model_dump_json()) == encoder

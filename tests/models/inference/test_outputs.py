@@ -1,0 +1,69 @@
+"""What outputs mean: probabilities or figures; a row's answer depends on no other row."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import Encoder, encode_labels, fit, summarise_batches
+from bloomery.models.inference.outputs import deviation_of, meant, outputs_of
+from bloomery.models.inference.runtime import session
+
+LABELS = {"classification": ["a", "b", "b", "c"], "regression": [10.0, 20.0, 20.0, 50.0]}
+
+
+def encoder_for(task: str) -> Encoder:
+    rows = pa.record_batch({"id": [0, 1, 2, 3], "x": [1.0, 2.0, 3.0, 4.0], "y": LABELS[task]})
+    number = {"kind": "number", "columns": ["x"]}
+    features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
+    return fit(features, next(iter(summarise_batches(features, [rows])))["summary"].to_pylist())
+
+
+def test_classes_are_answered_with_probabilities() -> None:
+    shares = meant(encoder_for("classification"), np.array([[0.0, 0.0, 0.0], [0.0, 100.0, 0.0]], np.float32))
+    assert shares == pytest.approx(np.array([[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]]), abs=1e-12)
+
+
+def test_figures_come_back_in_the_units_of_the_label() -> None:
+    encoder = encoder_for("regression")
+    standard = encode_labels(encoder, pa.array(LABELS["regression"])).to_numpy()
+    assert (standard.mean(), standard.std()) == pytest.approx((0, 1), abs=1e-6)
+    assert meant(encoder, standard[:, None]) == pytest.approx(LABELS["regression"])
+    assert deviation_of(encoder) == pytest.approx(np.std(LABELS["regression"]))
+
+
+@pytest.fixture
+def quantized_as_rows_come(tmp_path: Path) -> Path:
+    """An ONNX file that rounds a batch to 8 bits between the least and the largest of all its values."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+        ],
+        "rounded",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 3])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 3])],
+    )
+    path = tmp_path / "rounded.onnx"
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def test_asked_row_by_row_no_row_changes_the_answer_to_another(quantized_as_rows_come: Path) -> None:
+    runtime = session(quantized_as_rows_come)
+    x = np.array([[0.1, 0.2, 0.3], [100.0, 0.0, -100.0]], np.float32)
+    alone, together = (outputs_of(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
+    assert (alone == together[:1]).all()
+    assert not (outputs_of(runtime, x, is_row_by_row=False)[:1] == alone).all()
+
+
+def test_many_rows_and_none_are_answered_in_order(quantized_as_rows_come: Path) -> None:
+    runtime = session(quantized_as_rows_come)
+    x = np.tile(np.arange(3000, dtype=np.float32)[:, None], 3)
+    answers = outputs_of(runtime, x, is_row_by_row=True)
+    assert answers == pytest.approx(x, rel=0.01)
+    assert outputs_of(runtime, x[:0], is_row_by_row=True).shape == (0, 3)

@@ -1,0 +1,90 @@
+"""Networks of a user's own: what they must be, and what is said of those that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bloomery.data_contracts.errors import ParityBroken, RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.export.onnx_exporter import export
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Custom
+from bloomery.models.training.determinism import fix_randomness
+
+TABLE = Layout(kind="flat", shape=(4,), categories=((3, 5),))
+CODE = {
+    "ownnets/__init__.py": "from .nets import *\n",
+    "ownnets/parts/acts.py": "from torch import nn\nclass Act(nn.GELU):\n    pass\n",
+    "ownnets/nets.py": """
+from torch import nn
+from ownnets.parts.acts import Act
+
+def good(layout, num_outputs, width=8):
+    return nn.Sequential(nn.Linear(layout.shape[0], width), Act(), nn.Linear(width, num_outputs))
+
+def raising(layout, num_outputs):
+    raise LookupError("no such width")
+
+def wide(layout, num_outputs):
+    return nn.Linear(layout.shape[0], num_outputs + 1)
+
+def text(layout, num_outputs):
+    return "a network"
+
+class Mixing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x - x.mean(0, keepdim=True))
+
+def mixing(layout, num_outputs):
+    return Mixing(layout.shape[0], num_outputs)
+
+class Looping(nn.Linear):
+    def forward(self, x):
+        for _ in range(int(x.abs().sum().item()) % 3 + 1):
+            y = super().forward(x)
+        return y
+
+def looping(layout, num_outputs):
+    return Looping(layout.shape[0], num_outputs)
+""",
+}
+
+
+def own(name: str, **options: object) -> Blueprint:
+    config = Custom(kind="custom", function=f"ownnets:{name}", options=options, code=CODE)
+    return Blueprint(config=config, layout=TABLE, num_outputs=2)
+
+
+def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
+    network = build(own("good", width=3))
+    assert network[0].weight.shape == (3, 4)
+    x = torch.cat([torch.randn(32, 3), torch.randint(0, 5, (32, 1)).float()], dim=1)
+    assert export(network, x, tmp_path / "own.onnx") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("raising", {}, "failed: LookupError: 'no such width'|failed: LookupError: no such width"),
+        ("wide", {}, r"answers float32 \(2, 3\) to \(2, 4\)"),
+        ("text", {}, "returned a str"),
+        ("absent", {}, "has no function absent"),
+        ("good", {"widht": 3}, "unexpected keyword argument 'widht'"),
+        ("mixing", {}, "answers a row otherwise beside another one"),
+    ],
+)
+def test_what_is_no_network_for_the_rows_is_refused_before_training(name, options, told):
+    fix_randomness(0, num_threads=1)
+    with pytest.raises(RecipeInvalid, match=told) as refused:
+        build(own(name, **options))
+    assert "model.function" in refused.value.where
+
+
+def test_a_network_that_cannot_be_written_down_is_refused_with_what_to_do(tmp_path: Path):
+    network = build(own("looping"))
+    with pytest.raises(ParityBroken, match="cannot write this network as ONNX") as refused:
+        export(network, torch.randn(32, 4), tmp_path / "own.onnx")
+    assert "take no value out of a tensor" in refused.value.remedy

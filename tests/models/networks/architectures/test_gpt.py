@@ -1,0 +1,180 @@
+"""The decoder: causality, the next token, generation with remembered keys and values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Prune
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.networks.architectures.gpt import Decoder, build, generate, next_token_loss
+from bloomery.models.networks.blueprint import Blueprint, num_parameters
+from bloomery.models.networks.config import Gpt
+
+TOKENS = Layout(kind="tokens", shape=(16,), num_tokens=11)
+
+
+def config_of(**more: object) -> Gpt:
+    return Gpt.model_validate({"kind": "gpt", "width": 8, "num_heads": 2, "dropout": 0.0, **more})
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    """One whose weights are large enough that its states differ much."""
+    torch.manual_seed(0)
+    made = Decoder(config_of(), TOKENS).eval()
+    for weight in made.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    return made
+
+
+def tokens_of(num_rows: int, length: int) -> torch.Tensor:
+    return torch.randint(1, 11, (num_rows, length), generator=torch.Generator().manual_seed(length))
+
+
+def uncached(decoder: Decoder, tokens_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """The likeliest tokens, with all states reckoned anew at each step."""
+    for _ in range(num_tokens):
+        logits_BV = decoder.next_token_logits(tokens_BT)[:, -1]
+        tokens_BT = torch.cat([tokens_BT, logits_BV[:, 1:].argmax(1, keepdim=True) + 1], dim=1)
+    return tokens_BT
+
+
+def test_gpt_2_small_has_as_many_parameters_as_gpt_2_small():
+    with torch.device("meta"):
+        made = Decoder(
+            config_of(width=768, num_layers=12, num_heads=12, max_length=1024),
+            Layout(kind="tokens", shape=(1024,), num_tokens=50257),
+        )
+    assert num_parameters(made) == 124_439_808
+
+
+def test_later_tokens_do_not_change_what_is_said_of_earlier_ones(decoder):
+    x = tokens_of(2, 9)
+    logits_BTV = decoder.next_token_logits(x)
+    for at in range(1, 9):
+        changed = x.clone()
+        changed[:, at:] = changed[:, at:] % 10 + 1
+        torch.testing.assert_close(decoder.next_token_logits(changed)[:, :at], logits_BTV[:, :at])
+        assert not torch.allclose(decoder.next_token_logits(changed)[:, at], logits_BTV[:, at])
+
+
+def test_the_head_of_the_next_token_is_the_embedding(decoder):
+    x = tokens_of(2, 4)
+    torch.testing.assert_close(decoder.next_token_logits(x), decoder(x) @ decoder.steps.embedding.weight.T)
+
+
+@pytest.mark.parametrize("length", [1, 5, 10])
+def test_what_is_remembered_changes_nothing(decoder, length):
+    prompt = tokens_of(3, length)
+    assert torch.equal(generate(decoder, prompt, 6, temperature=0), uncached(decoder, prompt, 6))
+
+
+def test_a_generator_draws_the_same_again_and_another_seed_other_tokens(decoder):
+    one, same, other = (
+        generate(decoder, tokens_of(4, 2), 14, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert (one.shape, one.dtype) == ((4, 16), torch.int64)
+    assert torch.equal(one[:, :2], tokens_of(4, 2))
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(decoder):
+    prompt = tokens_of(1, 3)
+    with torch.no_grad():
+        logits_V = decoder.next_token_logits(prompt)[0, -1]
+    logits_V[0] = -torch.inf
+    drawn = generate(decoder, prompt.expand(20_000, -1), 1, temperature=2.0, generator=torch.Generator().manual_seed(0))
+    share_V = torch.bincount(drawn[:, -1], minlength=11) / 20_000
+    torch.testing.assert_close(share_V, (logits_V / 2).softmax(0), atol=0.02, rtol=0)
+    assert share_V[0] == 0
+
+
+def test_only_the_likeliest_are_drawn_where_top_k_says_so(decoder):
+    prompt = tokens_of(1, 3).expand(300, -1)
+    few = generate(decoder, prompt, 1, top_k=2, temperature=5.0, generator=torch.Generator().manual_seed(0))
+    assert len(few[:, -1].unique()) == 2
+    one = generate(decoder, prompt[:5], 6, top_k=1)
+    assert torch.equal(one, generate(decoder, prompt[:5], 6, temperature=0))
+
+
+@pytest.mark.parametrize(("prompt", "num"), [([[1, 2]], 15), ([[1, 0]], 1), ([[]], 1)], ids=["long", "padded", "empty"])
+def test_what_cannot_be_gone_on_with_is_refused(decoder, prompt, num):
+    with pytest.raises(ValueError, match="16 tokens at most"):
+        generate(decoder, torch.tensor(prompt, dtype=torch.int64), num)
+
+
+def test_the_loss_is_that_of_the_tokens_that_follow_and_padding_does_not_count():
+    logits_BTV = torch.zeros(2, 4, 5)
+    logits_BTV[0, 0, 3] = 2.0
+    x = torch.tensor([[1.0, 3.0, 2.0, 0.0], [4.0, 0.0, 0.0, 0.0]])
+    first = math.log(4 + math.exp(2)) - 2
+    assert next_token_loss(logits_BTV, x).item() == pytest.approx((first + math.log(5)) / 2)
+    assert next_token_loss(logits_BTV, torch.zeros(2, 4)).item() == 0
+
+
+def test_a_pattern_is_learnt_and_gone_on_with():
+    torch.manual_seed(0)
+    made = Decoder(config_of(width=16), TOKENS)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    rows = torch.stack([(torch.arange(16) + start) % 5 + 1 for start in range(5)])
+    for _ in range(60):
+        optimizer.zero_grad()
+        next_token_loss(made.next_token_logits(rows), rows).backward()
+        optimizer.step()
+    assert torch.equal(generate(made, rows[:, :3], 13, temperature=0), rows)
+
+
+def test_a_decoder_of_steps_tells_no_next_token():
+    made = Decoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
+    with pytest.raises(ValueError, match="of tokens"):
+        made.next_token_logits(torch.zeros(1, 5, 2))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_it_answers_from_the_last_token_that_is_there(is_training):
+    torch.manual_seed(0)
+    network = build(config_of(), TOKENS, 3).train(is_training)
+    x = tokens_of(2, 16).float()
+    x[0, 5:], x[1, 9:] = 0, 0
+    expected = torch.stack(
+        [network.head(network.decoder(row[None, :num])[0, -1]) for row, num in zip(x, (5, 9), strict=True)]
+    )
+    torch.testing.assert_close(network(x), expected, atol=1e-6, rtol=1e-5)
+    assert torch.isfinite(network(torch.zeros(2, 16))).all()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(kind="sequence", shape=(9, 3), is_padded=True), Layout(kind="image", shape=(1, 4, 9))],
+    ids=["padded", "sound"],
+)
+def test_it_reads_steps_and_sounds_too(layout):
+    network = build(config_of(), layout, 3).eval()
+    x = torch.randn(2, *layout.shape)
+    assert network(x).shape == (2, 3)
+    if layout.is_padded:
+        x[..., -1] = (torch.arange(9) < 4).float()
+        torch.testing.assert_close(network(x), network(x[:, :4]), atol=1e-6, rtol=1e-5)
+
+
+def test_hidden_units_that_give_nothing_leave_and_the_answers_stay():
+    torch.manual_seed(0)
+    config = config_of(feed_forward=1.0)
+    network = build(config, TOKENS, 3).eval()
+    with torch.no_grad():
+        for block in network.decoder.blocks:
+            block.up.weight[:4] = 0
+            block.down.weight[:, :4] = 0
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Prune(share=0.5))
+    x = tokens_of(3, 16).float()
+    torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
+    again = build(blueprint.config, TOKENS, 3).eval()
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again(x), smaller(x))
+    assert num_parameters(again) < num_parameters(network)

@@ -1,0 +1,168 @@
+"""The network for flat vectors: learns, shrinks, is exported and quantized like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Prune
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.export.onnx_exporter import TOLERANCE, export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.architectures.mlp import embedding_width
+from bloomery.models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
+from bloomery.models.networks.config import Mlp, Periodic
+from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import evaluate, train
+
+NORMS = ("batch", "none")
+
+
+def blueprint_of(norm: str = "batch", hidden: tuple[int, ...] = (32, 16)) -> Blueprint:
+    config = Mlp.model_validate({"kind": "mlp", "hidden": hidden, "norm": norm})
+    return Blueprint(config=config, layout=Layout(kind="flat", shape=(6,)), num_outputs=2)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Examples:
+    x = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0))
+    return Examples(x, (x[:, 0] * x[:, 1] > 0).long(), np.arange(2000))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized(norm, rows, tmp_path: Path):
+    torch.manual_seed(0)
+    blueprint = blueprint_of(norm)
+    network = build(blueprint)
+    train(network, rows, rows, Loop(epochs=12), seed=0)
+    assert evaluate(network, rows)[1] > 0.85
+    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    assert pruned.config.hidden == (16, 8)
+    assert num_parameters(smaller) < num_parameters(network)
+    train(smaller, rows, rows, Loop(epochs=8), seed=0)
+    assert export(smaller, rows.x, tmp_path / "float.onnx") <= TOLERANCE
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", rows.x[:300].numpy())
+    right = answer(session(tmp_path / "int8.onnx"), rows.x.numpy()).argmax(1) == rows.y.numpy()
+    assert right.mean() > evaluate(smaller, rows)[1] - 0.05
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
+    network = build(blueprint_of(norm)).eval()
+    write_network(network, blueprint_of(norm), tmp_path / "w", tmp_path / "b")
+    again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
+    assert blueprint == blueprint_of(norm)
+    with torch.no_grad():
+        assert torch.equal(again(rows.x), network(rows.x))
+
+
+def test_a_layer_of_one_unit_is_not_pruned_away():
+    blueprint = blueprint_of(hidden=(1, 4))
+    assert prune(build(blueprint), blueprint, Prune(share=0.9))[1].config.hidden == (1, 1)
+
+
+TABLE = Layout(kind="flat", shape=(4,), categories=((1, 5), (3, 100)))
+
+
+def table_rows(num_rows: int) -> torch.Tensor:
+    """Numbers at 0 and 2, codes of 5 and of 100 categories at 1 and 3."""
+    numbers = torch.randn(num_rows, 2)
+    codes = torch.stack([torch.randint(5, (num_rows,)), torch.randint(100, (num_rows,))], 1)
+    return torch.stack([numbers[:, 0], codes[:, 0], numbers[:, 1], codes[:, 1]], 1).float()
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_categories_become_embeddings_and_numbers_go_straight_in(num_outputs):
+    network = build(Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)).eval()
+    assert [tuple(one.weight.shape) for one in network.embeddings] == [(5, 7), (100, 7)]
+    assert network.layers[0][0].in_features == 2 + 2 * 7
+    x_BF = table_rows(6)
+    given = torch.cat(
+        [
+            x_BF[:, [0, 2]],
+            *(one.weight[x_BF[:, at].long()] for one, at in zip(network.embeddings, (1, 3), strict=True)),
+        ],
+        1,
+    )
+    with torch.no_grad():
+        answers_BK = network(x_BF)
+        torch.testing.assert_close(answers_BK, network.head(network.layers(given)))
+    assert answers_BK.shape == (6, num_outputs)
+
+
+def test_embeddings_grow_with_the_number_of_categories_up_to_a_limit():
+    widths = [embedding_width(count) for count in (1, 2, 10, 100, 1000, 100_000)]
+    assert widths == sorted(widths)
+    assert (widths[0], widths[-1]) == (2, 50)
+
+
+@given(st.floats(-1e9, 1e9, width=32) | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
+    network = build(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
+    x_BF = torch.tensor([[0.5, code, -0.5, 7.0]])
+    with torch.no_grad():
+        answer_BK = network(x_BF)
+        assert torch.isfinite(answer_BK).all()
+        if abs(code) < 1e9:
+            x_BF[0, 1] = min(max(int(code), 0), 4)
+            assert torch.equal(answer_BK, network(x_BF))
+
+
+def test_every_column_of_a_table_has_a_part_in_the_answer():
+    torch.manual_seed(0)
+    network = build(Blueprint(config=Mlp(kind="mlp"), layout=TABLE, num_outputs=2)).eval()
+    x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0]])
+    with torch.no_grad():
+        for position in range(4):
+            other_BF = x_BF.clone()
+            other_BF[0, position] += 1
+            assert not torch.allclose(network(other_BF), network(x_BF))
+
+
+def test_a_pruned_network_keeps_its_embeddings():
+    blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 4)), layout=TABLE, num_outputs=2)
+    network = build(blueprint)
+    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    assert pruned.config.hidden == (4, 2)
+    for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
+        assert torch.equal(was.weight, now.weight)
+
+
+@pytest.mark.parametrize("layout", [TABLE, Layout(kind="flat", shape=(4,))], ids=["table", "numbers"])
+def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning(layout, tmp_path: Path):
+    config = Mlp(kind="mlp", hidden=(8, 4), periodic=Periodic(frequencies=5, spread=2.0, width=3))
+    blueprint = Blueprint(config=config, layout=layout, num_outputs=2)
+    torch.manual_seed(0)
+    network = build(blueprint).eval()
+    numbers_BN = table_rows(6)[:, [0, 2]] if layout.categories else table_rows(6)
+    angles = 2 * torch.pi * numbers_BN[:, :, None] * network.waves.frequencies_NQ
+    with torch.no_grad():
+        waves = network.waves(numbers_BN)
+        each = [torch.relu(network.waves.linear(torch.cat([one.sin(), one.cos()], 1))) for one in angles.unbind(1)]
+        torch.testing.assert_close(waves, torch.cat(each, 1))
+    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    assert (pruned.config.hidden, pruned.config.periodic) == ((4, 2), config.periodic)
+    assert torch.equal(smaller.waves.frequencies_NQ, network.waves.frequencies_NQ)
+    assert export(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE
+
+
+def test_a_column_whose_single_values_matter_is_learnt_by_waves_and_not_without():
+    x = torch.randint(0, 40, (3000, 1), generator=torch.Generator().manual_seed(0)).float()
+    rows = Examples((x - 19.5) / 11.5, (x[:, 0] % 2).long(), np.arange(3000))  # odd or even
+    scores = {}
+    for periodic in (None, Periodic(spread=4.0)):
+        torch.manual_seed(0)
+        config = Mlp(kind="mlp", hidden=(32,), dropout=0, periodic=periodic)
+        network = build(Blueprint(config=config, layout=Layout(kind="flat", shape=(1,)), num_outputs=2))
+        train(network, rows, rows, Loop(epochs=8, batch_size=128, learning_rate=0.01), seed=0)
+        scores[periodic is not None] = evaluate(network, rows)[1]
+    assert scores[True] > 0.95
+    assert scores[False] < 0.7

@@ -1,0 +1,199 @@
+"""Recurrent networks: which way they read, what they forecast, what leaves when they are pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Prune
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.networks.architectures.rnn import build
+from bloomery.models.networks.blueprint import Blueprint, num_parameters
+from bloomery.models.networks.config import Rnn
+from bloomery.models.networks.layers.padding import Steps, pooled, turned
+
+STEPS = Layout(kind="sequence", shape=(6, 3))
+PADDED = Layout(kind="sequence", shape=(6, 3), is_padded=True)
+TOKENS = Layout(kind="tokens", shape=(6,), num_tokens=11)
+SOUND = Layout(kind="image", shape=(1, 4, 6))
+LAYOUTS = {"steps": STEPS, "padded": PADDED, "tokens": TOKENS, "sound": SOUND}
+CELLS = ["elman", "lstm", "gru"]
+POOLINGS = ["last", "mean", "max"]
+
+
+def config_of(**more: object) -> Rnn:
+    return Rnn.model_validate({"kind": "rnn", "hidden": 4, "embedding": 5, "dropout": 0.0, **more})
+
+
+def rows_of(layout: Layout, num_rows: int, num_there: int) -> torch.Tensor:
+    x = torch.randn(num_rows, *layout.shape)
+    if layout.kind == "tokens":
+        x = torch.randint(1, 11, (num_rows, *layout.shape)).float()
+    if layout.is_padded:
+        x[..., -1] = 1
+    if layout.kind == "tokens" or layout.is_padded:
+        x[:, num_there:] = 0
+    return x
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
+def test_padding_does_not_leak_whatever_reads_it(layout, cell, pooling):
+    torch.manual_seed(0)
+    config = config_of(cell=cell, pooling=pooling, num_layers=2, bidirectional=True, highway=4)
+    network = build(config, layout, 2).eval()
+    torch.nn.init.normal_(network.highway.weight)
+    for num_there in (1, 3, 5):
+        x = rows_of(layout, 3, num_there)
+        if layout.is_padded:
+            x[:, num_there:, :-1] = torch.randn(3, 6 - num_there, 2) * 1e3
+        torch.testing.assert_close(network(x), network(x[:, :num_there]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
+def test_a_row_of_padding_alone_has_a_finite_answer_and_gradient(layout, pooling):
+    network = build(config_of(pooling=pooling, bidirectional=True, highway=3), layout, 2)
+    answers = network(torch.zeros(2, *layout.shape))
+    answers.sum().backward()
+    assert torch.isfinite(answers).all()
+    assert all(weight.grad is None or torch.isfinite(weight.grad).all() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_padding_it_computes_what_pytorchs_own_layers_do(cell):
+    torch.manual_seed(0)
+    network = build(config_of(cell=cell, num_layers=2, bidirectional=True), STEPS, 2).eval()
+    own = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
+    whole = own(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+    for number, directions in enumerate(network.layers):
+        for direction, suffix in zip(directions, ("", "_reverse"), strict=True):
+            for name, weight in direction.named_parameters():
+                getattr(whole, name.replace("_l0", f"_l{number}") + suffix).data.copy_(weight)
+    x = torch.randn(5, 6, 3)
+    h_BTH, state = whole(x)
+    last_BH = torch.cat(list((state[0] if cell == "lstm" else state)[-2:]), dim=1)
+    torch.testing.assert_close(network(x), network.head(last_BH))
+    assert h_BTH.shape[2] == 8
+
+
+@pytest.mark.parametrize("is_bidirectional", [False, True])
+def test_only_two_directions_see_the_first_step_in_full(is_bidirectional):
+    """The gradient of the answer by the first of many steps fades in one direction and not in two."""
+    torch.manual_seed(0)
+    layout = Layout(kind="sequence", shape=(60, 2))
+    network = build(config_of(cell="elman", bidirectional=is_bidirectional), layout, 1).eval()
+    with torch.no_grad():
+        for name, weight in network.layers.named_parameters():
+            if "weight_hh" in name:
+                weight *= 0.5
+    x = torch.randn(4, 60, 2, requires_grad=True)
+    network(x).sum().backward()
+    assert (x.grad[:, 0].abs().max() > 1e-4) == is_bidirectional
+
+
+def test_a_forecast_can_owe_all_to_the_last_values():
+    torch.manual_seed(0)
+    network = build(config_of(highway=2), PADDED, 1).eval()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.zero_()
+        network.highway.weight.copy_(torch.tensor([[2.0, 0.0, 10.0, 0.0]]))
+        network.highway.bias.zero_()
+    x = rows_of(PADDED, 3, 4)
+    torch.testing.assert_close(network(x)[:, 0], 2 * x[:, 3, 0] + 10 * x[:, 2, 0])
+    torch.testing.assert_close(network(x[:, :1])[:, 0], 2 * x[:, 0, 0])
+
+
+def test_a_spectrogram_is_read_along_its_time():
+    network = build(config_of(), SOUND, 2).eval()
+    of_steps = build(config_of(), Layout(kind="sequence", shape=(6, 4)), 2).eval()
+    of_steps.load_state_dict(network.state_dict())
+    x = torch.randn(3, 1, 4, 6)
+    torch.testing.assert_close(network(x), of_steps(x[:, 0].transpose(1, 2)))
+
+
+@pytest.mark.parametrize("layout", [Layout(kind="flat", shape=(5,)), Layout(kind="image", shape=(3, 4, 4))])
+def test_rows_that_are_no_sequence_are_refused(layout):
+    with pytest.raises(RecipeInvalid, match="are no sequence"):
+        build(config_of(), layout, 2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 3))
+def test_turning_twice_gives_the_rows_back_and_reversal_stays_among_what_is_there(lengths, seed):
+    x_BTW = torch.randn(len(lengths), 5, 2, generator=torch.Generator().manual_seed(seed))
+    there_BT = torch.arange(5) < torch.tensor(lengths)[:, None]
+    once = turned(x_BTW, there_BT)
+    assert torch.equal(turned(once, there_BT), x_BTW)
+    for row, turned_row, length in zip(x_BTW, once, lengths, strict=True):
+        assert torch.equal(turned_row[:length], row[:length].flip(0))
+        assert torch.equal(turned_row[length:], row[length:])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_pooling_takes_only_the_steps_that_are_there(lengths):
+    h_BTW = torch.randn(len(lengths), 5, 3, generator=torch.Generator().manual_seed(0))
+    there_BT = torch.arange(5) < torch.tensor(lengths)[:, None]
+    expected = {
+        "first": [row[0] for row in h_BTW],
+        "last": [row[n - 1] for row, n in zip(h_BTW, lengths, strict=True)],
+        "mean": [row[:n].mean(0) for row, n in zip(h_BTW, lengths, strict=True)],
+        "max": [row[:n].amax(0) for row, n in zip(h_BTW, lengths, strict=True)],
+    }
+    for how, rows in expected.items():
+        torch.testing.assert_close(pooled(h_BTW, there_BT, how), torch.stack(rows))
+
+
+def test_tokens_that_are_unknown_become_the_last_one_or_padding():
+    steps = Steps(TOKENS, 4)
+    x_BTW, there_BT = steps(torch.tensor([[3.0, 99.0, -2.0, 0.0]]))
+    assert torch.equal(x_BTW[0, 1], steps.embedding.weight[10])
+    assert there_BT.tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("is_bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirectional, layout):
+    torch.manual_seed(0)
+    config = config_of(cell=cell, num_layers=2, bidirectional=is_bidirectional, highway=2)
+    network = build(config, layout, 3).eval()
+    num_directions = 2 if is_bidirectional else 1
+    with torch.no_grad():
+        for number, directions in enumerate(network.layers):
+            for cell_of_direction in directions:
+                for name, weight in cell_of_direction.named_parameters():
+                    weight.unflatten(0, (-1, 4))[:, [0, 2]] = 0  # these units are 0 at every step
+                    if "weight_hh" in name:
+                        weight[:, [0, 2]] = 0
+                    if name == "weight_ih_l0" and number:
+                        weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
+        network.head.weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
+    pruned = blueprint.config
+    x = rows_of(layout, 4, 5)
+    torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
+    assert pruned.hidden == 2
+    again = build(pruned, layout, 3).eval()
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again(x), smaller(x))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.1, 4), (0.25, 3), (0.9, 1), (0.99, 1)])
+def test_the_share_leaves_and_a_unit_stays(share, kept):
+    network = build(config_of(), STEPS, 2).eval()
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    smaller, pruned = prune(network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Prune(share=share))
+    assert pruned.config.hidden == kept
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    assert (num_parameters(smaller) < num_parameters(network)) == (kept < 4)
+    F.mse_loss(smaller.train()(rows_of(STEPS, 3, 6)), torch.zeros(3, 2)).backward()  # it learns on
+    assert all(weight.grad is not None for weight in smaller.parameters())

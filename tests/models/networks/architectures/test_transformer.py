@@ -1,0 +1,240 @@
+"""The Transformer encoder: sizes, padding, positions, pruning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import Prune
+from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.inference.runtime import session
+from bloomery.models.networks.architectures.transformer import build
+from bloomery.models.networks.blueprint import Blueprint, num_parameters
+from bloomery.models.networks.config import Transformer
+from bloomery.models.networks.layers.attention import attend
+
+TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=11)
+PADDED = Layout(kind="sequence", shape=(9, 3), is_padded=True)
+STEPS = Layout(kind="sequence", shape=(9, 3))
+SOUND = Layout(kind="image", shape=(1, 4, 9))
+LAYOUTS = {"tokens": TOKENS, "padded": PADDED, "steps": STEPS, "sound": SOUND}
+
+
+def config_of(**more: object) -> Transformer:
+    return Transformer.model_validate({"kind": "transformer", "width": 8, "num_heads": 2, **more})
+
+
+def rows_of(layout: Layout, num_rows: int) -> torch.Tensor:
+    if layout.kind == "tokens":
+        return torch.randint(1, 11, (num_rows, *layout.shape)).float()
+    x = torch.randn(num_rows, *layout.shape)
+    if layout.is_padded:
+        x[..., -1] = 1
+    return x
+
+
+def test_bert_base_has_as_many_parameters_as_bert_base():
+    """Those of BERT's encoder of 12 layers without its pooler; two segments there, one more normalisation here."""
+    with torch.device("meta"):
+        config = config_of(width=768, num_layers=12, num_heads=12, max_length=512)
+        network = build(config, Layout(kind="tokens", shape=(128,), num_tokens=30522), 2)
+    assert num_parameters(network) - num_parameters(network.head) == 109_482_240 - (768 + 1) * 768
+
+
+def test_a_small_one_has_about_a_hundred_thousand_parameters():
+    layout = Layout(kind="tokens", shape=(32,), num_tokens=1000)
+    network = build(config_of(width=64, num_layers=1, num_heads=4, feed_forward=2.0), layout, 10)
+    assert 95_000 < num_parameters(network) < 105_000
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "max"])
+@pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
+def test_padding_does_not_leak(layout, pooling):
+    torch.manual_seed(0)
+    network = build(config_of(pooling=pooling), layout, 2).eval()
+    for num_there in (1, 4, 8):
+        x = rows_of(layout, 3)
+        x[:, num_there:] = 0
+        if layout.is_padded:
+            x[:, num_there:, :-1] = torch.randn(3, 9 - num_there, 2) * 1e3
+        torch.testing.assert_close(network(x), network(x[:, :num_there]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_rows_of_padding_alone_have_finite_answers_and_gradients(layout, is_training):
+    network = build(config_of(), layout, 2).train(is_training)
+    answers = network(torch.zeros(2, *layout.shape))
+    answers.sum().backward()
+    assert torch.isfinite(answers).all()
+    assert all(weight.grad is None or torch.isfinite(weight.grad).all() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
+def test_training_answers_as_evaluation_does_though_it_cuts_what_is_padding_in_every_row(layout):
+    torch.manual_seed(0)
+    network = build(config_of(dropout=0.0), layout, 2)
+    x = rows_of(layout, 3)
+    x[0, 2:], x[1, 5:], x[2, 1:] = 0, 0, 0
+    lengths = []
+    network.blocks[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    torch.testing.assert_close(network.train()(x), network.eval()(x), atol=1e-6, rtol=1e-5)
+    assert lengths == [5, 9]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_order_of_steps_counts(layout):
+    torch.manual_seed(0)
+    network = build(config_of(), layout, 2).eval()
+    x = rows_of(layout, 3)
+    assert not torch.allclose(network(x), network(x.flip(-1 if layout.kind in ("tokens", "image") else 1)))
+
+
+def test_without_positions_the_mean_knows_no_order():
+    network = build(config_of(), TOKENS, 2).eval()
+    torch.nn.init.zeros_(network.positions.places.weight)
+    x = rows_of(TOKENS, 3)
+    torch.testing.assert_close(network(x), network(x.flip(1)), atol=1e-6, rtol=1e-5)
+
+
+def test_a_row_longer_than_the_positions_is_an_error():
+    network = build(config_of(max_length=12), TOKENS, 2).eval()
+    assert network(torch.ones(1, 12)).shape == (1, 2)
+    with pytest.raises(IndexError):
+        network(torch.ones(1, 13))
+
+
+def test_rows_that_are_no_sequence_are_refused():
+    with pytest.raises(RecipeInvalid, match="are no sequence"):
+        build(config_of(), Layout(kind="flat", shape=(5,)), 2)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_the_gradient_of_each_row_can_be_told():
+    """What private training asks for: a row's gradient is that of the row alone."""
+    from opacus import GradSampleModule
+
+    torch.manual_seed(0)
+    network = build(config_of(dropout=0.0, num_layers=1), TOKENS, 2)
+    x = rows_of(TOKENS, 3)
+    alone = []
+    for row in x.split(1):
+        network.zero_grad()
+        network(row).sum().backward()
+        alone.append({name: weight.grad.clone() for name, weight in network.named_parameters()})
+    network.zero_grad()
+    watched = GradSampleModule(network, loss_reduction="sum")
+    watched(x).sum().backward()
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(weight.grad_sample, torch.stack([row[name] for row in alone]), msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
+    torch.manual_seed(0)
+    config = config_of(feed_forward=1.5)
+    network = build(config, layout, 3).eval()
+    with torch.no_grad():
+        for block in network.blocks:
+            block.up.weight[[0, 3, 4, 7, 8, 11]] = 0
+            block.up.bias[[0, 3, 4, 7, 8, 11]] = 0
+            block.down.weight[:, [0, 3, 4, 7, 8, 11]] = 0
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
+    x = rows_of(layout, 4)
+    torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    again = build(blueprint.config, layout, 3).eval()
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again(x), smaller(x))
+    assert num_parameters(again) < num_parameters(network)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share):
+    config = config_of(feed_forward=3.0)
+    blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
+    once = prune(build(config, TOKENS, 2), blueprint, Prune(share=share))
+    network, pruned = prune(*once, Prune(share=share))
+    assert 1 <= network.blocks[0].up.out_features < 24
+    build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
+
+
+def test_what_a_wide_network_adds_is_the_sum_of_its_tokens_weights_and_nothing_at_first():
+    torch.manual_seed(0)
+    narrow, wide = (build(config_of(wide=one, dropout=0.0), TOKENS, 2).eval() for one in (False, True))
+    wide.load_state_dict(narrow.state_dict(), strict=False)
+    x = torch.tensor([[3.0, 5, 5, 0]])
+    assert torch.equal(wide(x), narrow(x))
+    with torch.no_grad():
+        wide.wide.weights.weight[3], wide.wide.weights.weight[5] = torch.tensor([1.0, 2]), torch.tensor([0.5, 0])
+    torch.testing.assert_close(wide(x) - narrow(x), torch.tensor([[2.0, 2]]) / 3**0.5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_convolution_sees_the_neighbours_and_no_padding(layout):
+    torch.manual_seed(0)
+    network = build(config_of(convolution=3), layout, 2).eval()
+    x = rows_of(layout, 2)
+    before = network(x)
+    with torch.no_grad():
+        network.neighbours.convolution.weight.zero_()
+        network.neighbours.convolution.bias.zero_()
+    torch.testing.assert_close(network(x), build_like(network, layout)(x))
+    assert not torch.allclose(network(x), before)
+
+
+def build_like(network, layout):
+    plain = build(config_of(), layout, 2).eval()
+    plain.load_state_dict(network.state_dict(), strict=False)
+    return plain
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(RecipeInvalid, match="`wide` maps tokens"):
+        build(config_of(wide=True), STEPS, 2)
+    with pytest.raises(ValidationError, match="has no middle"):
+        config_of(convolution=4)
+
+
+class Attends(nn.Module):
+    """Rows attend to themselves, head by head; what they hold is also query, key and value."""
+
+    max_length = 6
+
+    def __init__(self, *, is_causal: bool, is_masked: bool) -> None:
+        super().__init__()
+        self._is_causal, self._is_masked = is_causal, is_masked
+
+    def forward(self, x_BTW: torch.Tensor) -> torch.Tensor:
+        there_BT = x_BTW[..., 0] > 0 if self._is_masked else None
+        return attend(x_BTW, x_BTW, x_BTW, 2, there_BT, is_causal=self._is_causal).flatten(2).sum(1)
+
+
+@pytest.mark.parametrize(("is_causal", "is_masked"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_attention_is_one_operator_in_a_file_and_answers_alike_however_large_values_are(
+    is_causal: bool, is_masked: bool, size: float, tmp_path: Path
+):
+    """Of large values the products differ by more than what a file would be masked with by default, 10,000."""
+    torch.manual_seed(0)
+    x_BTW = torch.randn(32, 6, 4) * size
+    x_BTW[..., 0] = torch.where(torch.rand(32, 6) < 0.6, x_BTW[..., 0].abs(), -x_BTW[..., 0].abs())
+    x_BTW[:, 0, 0] = x_BTW[:, 0, 0].abs()  # a step of each row is there
+    network = Attends(is_causal=is_causal, is_masked=is_masked).eval()
+    program = torch.onnx.export(network, (x_BTW[:2],), dynamo=True, verbose=False, input_names=["x"])
+    assert program is not None
+    onnx.save(program.model_proto, tmp_path / "attends.onnx")
+    operators = Counter(node.op_type for node in program.model_proto.graph.node)
+    assert operators["MultiHeadAttention"] == 1
+    assert not operators.keys() & {"MatMul", "Softmax", "Transpose"}
+    (answered,) = session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
+    torch.testing.assert_close(torch.from_numpy(answered), network(x_BTW[:2]), rtol=1e-5, atol=1e-5 * size)

@@ -1,0 +1,244 @@
+"""What every kind of network keeps, whatever it reads: one contract for all.
+
+A new kind is held to it by a line in CASES.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from torch import nn
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.compression.config import candidates_for
+from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.explainability.attribution import explain
+from bloomery.models.explainability.baselines import baseline_of
+from bloomery.models.export.onnx_exporter import TOLERANCE, export
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.networks.blueprint import Blueprint, build, read_network, write_network
+from bloomery.models.networks.config import Model
+
+IMAGE = Layout(kind="image", shape=(1, 16, 16))
+COLOUR = Layout(kind="image", shape=(3, 8, 8))
+SOUND = Layout(kind="image", shape=(1, 5, 12))
+NUMBERS = Layout(kind="flat", shape=(6,))
+TABLE = Layout(kind="flat", shape=(6,), categories=((1, 5), (4, 30)))
+STEPS = Layout(kind="sequence", shape=(7, 3))
+PADDED = Layout(kind="sequence", shape=(7, 4), is_padded=True)
+TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=20)
+
+
+class Case(NamedTuple):
+    layout: Layout
+    config: dict[str, Any]
+
+
+_SMALL = {"width": 16, "num_heads": 2, "dropout": 0}
+CASES = {
+    "cnn": Case(IMAGE, {"kind": "cnn", "channels": [8, 8], "hidden": 16, "dropout": 0}),
+    "cnn of several convolutions": Case(
+        COLOUR, {"kind": "cnn", "channels": [8, 8], "convolutions": 2, "hidden": 0, "dropout": 0}
+    ),
+    "strided cnn": Case(
+        COLOUR,
+        {"kind": "cnn", "channels": [8, 12], "convolutions": [1, 2], "strided": 1, "hidden": 16, "dropout": 0},
+    ),
+    "lenet": Case(IMAGE, {"kind": "lenet", "channels": [6, 8], "hidden": 16}),
+    "resnet": Case(COLOUR, {"kind": "resnet", "width": 4}),
+    "mlp": Case(NUMBERS, {"kind": "mlp", "hidden": [16], "dropout": 0}),
+    "mlp of categories": Case(TABLE, {"kind": "mlp", "hidden": [16], "dropout": 0}),
+    "mlp of periodic numbers": Case(
+        TABLE, {"kind": "mlp", "hidden": [16], "dropout": 0, "periodic": {"frequencies": 6, "width": 4}}
+    ),
+    "ft_transformer": Case(TABLE, {"kind": "ft_transformer", **_SMALL, "num_layers": 2}),
+    "rnn of tokens": Case(TOKENS, {"kind": "rnn", "hidden": 16, "embedding": 8, "dropout": 0}),
+    "rnn of padded steps": Case(
+        PADDED, {"kind": "rnn", "cell": "gru", "hidden": 8, "num_layers": 2, "bidirectional": True, "dropout": 0}
+    ),
+    "rnn of sound": Case(SOUND, {"kind": "rnn", "cell": "elman", "hidden": 16, "dropout": 0}),
+    "transformer of tokens": Case(TOKENS, {"kind": "transformer", **_SMALL, "max_length": 16}),
+    "wide transformer of tokens": Case(
+        TOKENS, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16, "convolution": 3, "wide": True}
+    ),
+    "transformer of padded steps": Case(PADDED, {"kind": "transformer", **_SMALL, "num_layers": 1, "max_length": 16}),
+    "gpt": Case(TOKENS, {"kind": "gpt", **_SMALL, "max_length": 16}),
+}
+# One of each kind is quick enough for every change; these differ in what they read.
+_SLOW = {
+    "cnn of several convolutions",
+    "strided cnn",
+    "mlp",
+    "rnn of tokens",
+    "transformer of tokens",
+    "rnn of sound",
+    "transformer of padded steps",
+}
+PADDABLE = [name for name, (layout, _) in CASES.items() if layout.kind == "tokens" or layout.is_padded]
+
+
+def blueprint_of(name: str, num_outputs: int = 2) -> Blueprint:
+    layout, config = CASES[name]
+    return Blueprint(config=TypeAdapter(Model).validate_python(config), layout=layout, num_outputs=num_outputs)
+
+
+def rows_of(layout: Layout, num_rows: int, length: int | None = None) -> torch.Tensor:
+    """Rows as the encoder writes them, drawn anew; of tokens and padded steps each has a length of its own."""
+    shape = layout.shape if length is None else (length, *layout.shape[1:])
+    random = torch.Generator().manual_seed(num_rows)
+    x = torch.randn(num_rows, *shape, generator=random)
+    for position, count in layout.categories:
+        x[:, position] = torch.randint(count, (num_rows,), generator=random).float()
+    if layout.kind == "tokens":
+        x = torch.randint(1, layout.num_tokens, (num_rows, *shape), generator=random).float()
+    if layout.kind == "tokens" or layout.is_padded:
+        lengths = torch.randint(1, shape[0] + 1, (num_rows, 1), generator=random)
+        is_there = torch.arange(shape[0]) < lengths
+        if layout.kind == "tokens":
+            return x * is_there
+        x[..., -1] = 1
+        return x * is_there.unsqueeze(-1)
+    return x
+
+
+class Learnt(NamedTuple):
+    """A network that knows 8 rows by heart, what it was before, and its ONNX file."""
+
+    name: str
+    blueprint: Blueprint
+    before: dict[str, torch.Tensor]
+    network: nn.Module
+    x: torch.Tensor
+    y: torch.Tensor
+    path: Path
+
+    @property
+    def runtime(self) -> onnxruntime.InferenceSession:
+        return session(self.path)
+
+
+@pytest.fixture(scope="module")
+def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    torch.manual_seed(0)
+    blueprint = blueprint_of(request.param)
+    network = build(blueprint)
+    before = copy.deepcopy(network.state_dict())
+    x, y = rows_of(blueprint.layout, 8), torch.tensor([0, 1] * 4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("contract") / "float.onnx"
+    export(network.eval(), x, path)
+    return Learnt(request.param, blueprint, before, network, x, y, path)
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else []) for name in names]
+
+
+every_kind = pytest.mark.parametrize("learnt", marked(CASES), indirect=True)
+every_kind_with_padding = pytest.mark.parametrize("learnt", marked(PADDABLE), indirect=True)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_it_gives_one_row_of_outputs_for_each_row(name, num_outputs):
+    """One output for a regression, a logit per class otherwise."""
+    blueprint = blueprint_of(name, num_outputs)
+    network = build(blueprint)
+    for num_rows in (1, 5):
+        answers_BK = network.train(num_rows > 1)(rows_of(blueprint.layout, num_rows))
+        assert (answers_BK.shape, answers_BK.dtype) == ((num_rows, num_outputs), torch.float32)
+        assert torch.isfinite(answers_BK).all()
+
+
+@every_kind
+def test_it_learns_eight_rows_by_heart(learnt):
+    with torch.no_grad():
+        assert torch.equal(learnt.network(learnt.x).argmax(1), learnt.y)
+
+
+@every_kind
+def test_every_parameter_learns(learnt):
+    after = dict(learnt.network.named_parameters())
+    assert [name for name, weight in after.items() if torch.equal(weight, learnt.before[name])] == []
+
+
+@every_kind
+def test_a_row_is_answered_alike_in_any_company(learnt):
+    with torch.no_grad():
+        alone = torch.cat([learnt.network(row) for row in learnt.x.split(1)])
+        torch.testing.assert_close(learnt.network(learnt.x), alone, atol=1e-5, rtol=1e-4)
+
+
+@every_kind
+@pytest.mark.parametrize("num_rows", [1, 5, 33])
+def test_its_onnx_file_answers_any_number_of_rows_as_it_does(learnt, num_rows):
+    x = rows_of(learnt.blueprint.layout, num_rows)
+    with torch.no_grad():
+        expected = learnt.network(x).numpy()
+    np.testing.assert_allclose(answer(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+
+
+@every_kind_with_padding
+@pytest.mark.parametrize("length", [1, 4, 13])
+def test_its_onnx_file_answers_rows_of_any_length_as_it_does(learnt, length):
+    x = rows_of(learnt.blueprint.layout, 6, length)
+    with torch.no_grad():
+        expected = learnt.network(x).numpy()
+    np.testing.assert_allclose(answer(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+
+
+@every_kind_with_padding
+def test_padding_has_no_part_in_the_answer(learnt):
+    layout, x = learnt.blueprint.layout, learnt.x
+    longer = F.pad(x, (0, 4) if layout.kind == "tokens" else (0, 0, 0, 4))
+    if layout.is_padded:
+        noise = torch.randn(longer.shape) * (longer[..., -1:] == 0)
+        noise[..., -1] = 0
+        longer = longer + noise
+    with torch.no_grad():
+        torch.testing.assert_close(learnt.network(longer), learnt.network(x), atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(
+        answer(learnt.runtime, longer.numpy()), answer(learnt.runtime, x.numpy()), atol=TOLERANCE
+    )
+
+
+@every_kind
+def test_it_keeps_most_answers_in_the_8_bits_that_its_kind_is_given(learnt, tmp_path: Path):
+    how = next(spec.quantize for spec in candidates_for(learnt.blueprint.config.kind) if spec.quantize)
+    quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), how=how)
+    tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in tensors)
+    answers_BK = answer(session(tmp_path / "int8.onnx"), learnt.x.numpy())
+    assert (answers_BK.argmax(1) == learnt.y.numpy()).sum() >= 7
+
+
+@every_kind
+def test_it_is_read_as_it_was_written(learnt, tmp_path: Path):
+    write_network(learnt.network, learnt.blueprint, tmp_path / "w", tmp_path / "b")
+    again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
+    assert blueprint == learnt.blueprint
+    with torch.no_grad():
+        assert torch.equal(again(learnt.x), learnt.network(learnt.x))
+
+
+@every_kind
+def test_its_answers_can_be_explained(learnt):
+    x, layout = learnt.x[:2], learnt.blueprint.layout
+    explained = explain(learnt.network, x, layout, baseline_of(x, layout, learnt.x))
+    assert explained.weights.shape == tuple(x.shape)
+    assert np.isfinite(explained.weights).all()
+    assert (np.abs(explained.weights).reshape(2, -1).sum(1) > 0).all()

@@ -1,0 +1,121 @@
+"""Small ONNX files that plain ONNX Runtime opens and plain zstd packs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from bloomery.models.inference.runtime import answer, session
+from bloomery.models.onnx_storage.decoder import opened
+from bloomery.models.onnx_storage.zstd_packing import compact, compressed, packed, plain
+
+
+def model_of(weights: list[np.ndarray], opset: int = 18) -> bytes:
+    """x (B, I) times one matrix after the other, with a bias of ones after each."""
+    nodes, held, name = [], [], "x"
+    for place, weight in enumerate(weights):
+        held += [
+            numpy_helper.from_array(weight, f"layer.{place}.weight"),
+            numpy_helper.from_array(np.ones(weight.shape[1], np.float32), f"layer.{place}.bias"),
+        ]
+        output = "logits" if place == len(weights) - 1 else f"hidden_{place}"
+        nodes.append(
+            helper.make_node("Gemm", [name, held[-2].name, held[-1].name], [output], name=f"n{place}", alpha=1.0)
+        )
+        name = output
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", weights[0].shape[0]])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights[-1].shape[1]])]
+    graph = helper.make_graph(nodes, "main_graph", inputs, outputs, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
+
+
+def sparse(num_rows: int, num_columns: int, density: float, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    values = draw.choice(draw.normal(size=7).astype(np.float32), (num_rows, num_columns))
+    return np.where(draw.random((num_rows, num_columns)) < density, values, np.float32(0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    widths=st.lists(st.integers(1, 60), min_size=2, max_size=4),
+    density=st.sampled_from([0.0, 0.003, 0.05, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_any_sparse_network_answers_with_the_same_bits(widths, density, seed):
+    weights = [sparse(*pair, density, seed) for pair in itertools.pairwise(widths)]
+    model = model_of(weights)
+    x = np.random.default_rng(seed).normal(size=(5, widths[0])).astype(np.float32)
+    expected = answer(session(model), x)
+    for other in (compact(model), packed(model), packed(compact(model)), compact(packed(model))):
+        onnx.checker.check_model(onnx.load_from_string(other), full_check=True)
+        assert np.array_equal(answer(session(other), x), expected)
+
+
+def test_a_trained_network_answers_with_the_same_bits_and_is_far_smaller(few_valued, parts):
+    model, x = few_valued.read_bytes(), parts.test.x.numpy()
+    for small in (compact(model), packed(compact(model))):
+        assert np.array_equal(answer(session(small), x), answer(session(few_valued), x))
+    stored = plain(model)
+    assert opened(stored) in (compact(model), packed(compact(model)))
+    assert len(stored) < len(compressed(model)) < len(model) / 4
+
+
+def test_sparse_weights_are_written_in_fewer_bytes_than_zstd_finds_alone():
+    model = model_of([sparse(200, 300, 0.02), sparse(300, 100, 0.02)])
+    assert plain(model) == compressed(packed(compact(model)))
+    assert len(plain(model)) < 0.8 * len(compressed(compact(model)))
+
+
+def test_weights_far_apart_are_reached_by_way_of_zeros():
+    weight = np.zeros((100, 100), np.float32)
+    weight[0, 0] = weight[2, 55] = weight[2, 56] = weight[99, 99] = 1.5  # 255 and one cells away, and many times that
+    model = model_of([weight])
+    x = np.eye(100, dtype=np.float32)
+    assert np.array_equal(answer(session(packed(model)), x), weight + 1)
+    assert len(packed(model)) < 1500
+
+
+def test_the_session_holds_the_weights_themselves(tmp_path):
+    """What unpacks them runs once, when the file is opened, and not for each row."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
+    onnxruntime.InferenceSession(packed(model_of([sparse(50, 40, 0.1)])), options, providers=["CPUExecutionProvider"])
+    assert [node.op_type for node in onnx.load(tmp_path / "opened.onnx").graph.node] == ["Gemm"]
+
+
+def test_names_and_defaults_go_and_the_doors_stay():
+    graph = onnx.load_from_string(compact(model_of([sparse(5, 4, 1.0), sparse(4, 3, 1.0)]))).graph
+    assert ([value.name for value in graph.input], [value.name for value in graph.output]) == (["x"], ["logits"])
+    assert [(list(node.input), list(node.output), len(node.attribute)) for node in graph.node] == [
+        (["x", "a", "b"], ["c"], 0),
+        (["c", "d", "e"], ["logits"], 0),
+    ]
+
+
+def test_what_is_not_sparse_or_too_old_stays_as_it_is():
+    dense = model_of([np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)])
+    assert packed(dense) == dense
+    old = model_of([sparse(30, 20, 0.1)], opset=11)
+    assert packed(old) == old
+
+
+def test_zstd_reads_it(tmp_path):
+    import shutil
+    import subprocess
+
+    program = shutil.which("zstd")
+    if program is None:
+        pytest.skip("no zstd on this machine")
+    small = packed(model_of([sparse(200, 200, 0.1)]))
+    path = tmp_path / "model.onnx.zst"
+    path.write_bytes(compressed(small))
+    assert subprocess.run([program, "-dc", path], capture_output=True, check=True).stdout == small
+    assert path.stat().st_size < 0.9 * len(small)

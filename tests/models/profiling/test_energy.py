@@ -1,0 +1,100 @@
+"""Energy as the processor counts it, here by files and figures that are made up: few machines let it be read."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bloomery.data_contracts.errors import EngineMissing
+from bloomery.models.profiling.energy import compare_energy
+from bloomery.models.profiling.rapl import EnergyCounter, energy_counter
+
+MOST = 1_000_000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two processors, a part of one of them, and what counts the whole board."""
+    for name, zone in {"0": "package-0", "0:0": "core", "1": "package-1", "2": "psys"}.items():
+        folder = tmp_path / f"intel-rapl:{name}"
+        folder.mkdir()
+        (folder / "name").write_text(f"{zone}\n")
+        (folder / "max_energy_range_uj").write_text(f"{MOST}\n")
+    count(tmp_path, 900_000, 100, 0, 0)
+    return tmp_path
+
+
+def count(root: Path, *energies_uj: int) -> None:
+    for name, energy_uj in zip(("0", "1", "0:0", "2"), energies_uj, strict=True):
+        (root / f"intel-rapl:{name}" / "energy_uj").write_text(f"{energy_uj}\n")
+
+
+def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
+    counter = energy_counter(root, wait=lambda seconds: count(root, 950_000, 100, 0, 0))
+    before = counter.read()
+    count(root, 50_000, 300_100, 7, 7)
+    assert counter.read() - before == pytest.approx(0.1 + 0.3)
+    assert counter.read() == counter.read()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: None, "stands still"),
+        (lambda root: [(zone / "name").write_text("core") for zone in root.iterdir()], "no processor tells"),
+        (lambda root: (root / "intel-rapl:1" / "energy_uj").unlink(), "cannot be read"),
+        (lambda root: (root / "intel-rapl:0" / "energy_uj").write_text(""), "cannot be read"),
+    ],
+)
+def test_a_machine_that_tells_nothing_is_refused_with_what_was_found(change, said, root: Path):
+    change(root)
+    with pytest.raises(EngineMissing, match=f"energy cannot be measured: .*{said}") as told:
+        energy_counter(root, wait=lambda seconds: None)
+    assert "weigh latency in budget.objective" in told.value.remedy
+
+
+def test_without_the_folder_nothing_is_told_either(tmp_path: Path):
+    with pytest.raises(EngineMissing, match="no processor tells"):
+        energy_counter(tmp_path / "powercap")
+
+
+def test_every_file_is_compared_with_the_baseline_in_joules_for_a_batch(exported, quantized, parts, monkeypatch):
+    """A processor that takes a joule for each row of the one, and two for each row of the other."""
+    taken = 0.0
+
+    def ask(runtime, x, is_row_by_row):
+        nonlocal taken
+        taken += len(x) * (2.0 if is_row_by_row else 1.0)
+
+    monkeypatch.setattr("bloomery.models.profiling.energy.ask", ask)
+    files = {"fp32": exported, "int8": quantized, "again": exported}
+    x = parts.test.x[:3].numpy()
+    found = compare_energy(files, x, lambda: taken, baseline="fp32", rounds=5, row_by_row={"int8"}, turn_s=1e-4)
+    assert {name: (one.batch_size, one.num_rounds, one.p50_j) for name, one in found.items()} == {
+        "fp32": (3, 5, 3.0),
+        "int8": (3, 5, 6.0),
+        "again": (3, 5, 3.0),
+    }
+    assert [(one.ratio.low, one.ratio.value, one.ratio.high) for one in found.values()] == [
+        (1,) * 3,
+        (2,) * 3,
+        (1,) * 3,
+    ]
+
+
+def test_turns_are_real_batches_and_a_counter_that_stops_is_noticed(exported, parts):
+    x = parts.test.x[:1].numpy()
+    rising = itertools.count()
+    found = compare_energy({"fp32": exported}, x, lambda: float(next(rising)), baseline="fp32", rounds=2, turn_s=1e-4)
+    assert 0 < found["fp32"].p50_j <= 1
+    with pytest.raises(EngineMissing, match="stands still"):
+        compare_energy({"fp32": exported}, x, lambda: 7.0, baseline="fp32", rounds=2, turn_s=1e-4)
+
+
+def test_a_counter_starts_at_nothing(root: Path):
+    zones = [root / "intel-rapl:0"]
+    assert EnergyCounter(zones).read() == 0
+    assert np.isfinite(EnergyCounter(zones).read())

@@ -1,0 +1,89 @@
+"""Files timed side by side. No test asks how long anything took."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.models.profiling.latency import compare, told
+
+
+def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
+    files = {"fp32": exported, "int8": quantized, "again": exported}
+    batches = [parts.test.x[:size].numpy() for size in (3, 1)]
+    timed = compare(files, batches, baseline="fp32", rounds=5, row_by_row={"int8"})
+    assert list(timed) == list(files)
+    for latency in timed["fp32"]:
+        assert (latency.ratio.low, latency.ratio.value, latency.tail_ratio.high) == (1, 1, 1)
+    for of_batches in timed.values():
+        assert [(one.batch_size, one.num_rounds) for one in of_batches] == [(3, 5), (1, 5)]
+    for latency in itertools.chain.from_iterable(timed.values()):
+        assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p95_ms <= latency.p99_ms
+        assert 0 < latency.ratio.low <= latency.ratio.value <= latency.ratio.high
+
+
+def test_any_file_can_be_the_baseline(exported, quantized, parts):
+    timed = compare({"fp32": exported, "int8": quantized}, [parts.test.x[:1].numpy()], baseline="int8", rounds=1)
+    assert timed["int8"][0].ratio.value == 1
+    assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
+
+
+def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quantized, parts, monkeypatch):
+    clock, last = 0.0, None
+
+    def answers(runtime: object, *_: object) -> None:
+        nonlocal clock, last
+        clock, last = clock + (0.001 if runtime is last else 1.0), runtime
+
+    monkeypatch.setattr("bloomery.models.profiling.latency.ask", answers)
+    monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
+    files = {"fp32": exported, "int8": quantized, "again": exported}
+    timed = compare(files, [parts.test.x[:1].numpy()], baseline="fp32", rounds=5)
+    assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.floats(0.1, 10), st.integers(0, 100))
+def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_the_noise(times, seed):
+    theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)
+    latency = told(times * theirs, theirs, 1)
+    for ratio in (latency.ratio, latency.tail_ratio):
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((times, times, times))
+    assert latency.p99_ms == pytest.approx(1e3 * times * np.percentile(theirs, 99))
+    assert latency.at(50) == latency.p50_ms
+
+
+def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last():
+    random = np.random.default_rng(0)
+
+    def width(ours, theirs):
+        ratio = told(ours, theirs, 1).ratio
+        return ratio.high - ratio.low
+
+    def noise(size):
+        return random.lognormal(0, 0.2, size)
+
+    few, many = width(noise(50), noise(50)), width(noise(1000), noise(1000))
+    assert many < 0.5 * few
+    lasting = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts for 100 rounds
+    assert width(lasting, np.ones(1000)) > 2 * many
+
+
+def test_the_same_times_have_the_same_limits():
+    random = np.random.default_rng(1)
+    ours, theirs = random.lognormal(size=(2, 100))
+    assert told(ours, theirs, 1) == told(ours, theirs, 1)
+
+
+def test_the_limits_hold_the_ratio_nearly_always():
+    random = np.random.default_rng(2)
+    hits = 0
+    for _ in range(40):
+        theirs = random.lognormal(-9, 0.1, 60)
+        ratio = told(0.8 * theirs * random.lognormal(0, 0.3, 60), theirs, 1).ratio
+        hits += ratio.low <= 0.8 <= ratio.high
+    assert hits >= 34

@@ -1,0 +1,97 @@
+"""Encoded Parquet as tensors, and tensors as batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features.encoder import encode, encode_rows
+from bloomery.models.training.data.batches import Examples, batches, read_examples
+from bloomery.models.training.distributed.process_group import World
+
+
+def numbered(num_rows: int) -> Examples:
+    """Rows whose input and class are their own number."""
+    numbers = torch.arange(num_rows)
+    return Examples(numbers.float().reshape(-1, 1, 1, 1), numbers, numbers.numpy())
+
+
+def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    return [int(row) for _, y in batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
+
+
+@settings(deadline=None, max_examples=100)
+@given(num_rows=st.integers(0, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 10**6), epoch=st.integers(1, 99))
+def test_every_row_comes_once_but_for_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
+    seen = order(numbered(num_rows), batch_size, seed=seed, epoch=epoch)
+    assert len(seen) == len(set(seen)) == num_rows - (num_rows % batch_size == 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
+def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num_rows, batch_size, seed):
+    found = list(batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
+    assert all(len(y) == batch_size for _, y in found[:-1])
+    assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
+def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, batch_size, data):
+    whole = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
+    start = data.draw(st.integers(0, len(whole)))
+    tail = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
+    assert tail == whole[start:]
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), size=st.integers(2, 4))
+def test_processes_share_every_batch(num_rows, batch_size, size):
+    rows = numbered(num_rows)
+    shares = [
+        [y.tolist() for _, y in batches(rows, batch_size, seed=1, epoch=1, world=World(rank, size))]
+        for rank in range(size)
+    ]
+    together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
+    alone = [sorted(y.tolist()) for _, y in batches(rows, batch_size, seed=1, epoch=1)]
+    assert together == alone[: len(together)]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    examples = numbered(200)
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (1, 2):
+            torch.manual_seed(epoch)  # what else is drawn in the process does not matter
+            orders[seed, epoch] = order(examples, 32, seed=seed, epoch=epoch)
+            assert order(examples, 32, seed=seed, epoch=epoch) == orders[seed, epoch]
+    assert len({tuple(rows) for rows in orders.values()}) == 4
+
+
+def test_the_batch_size_does_not_change_the_order():
+    assert order(numbered(60), 10, seed=3, epoch=1) == order(numbered(60), 60, seed=3, epoch=1)
+
+
+def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    list(batches(numbered(10), 3, seed=1, epoch=1))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_examples_are_read_as_they_were_encoded(tmp_path: Path, digits, encoder):
+    rows = digits.slice(7, 90)
+    pq.write_table(pa.Table.from_batches([encode_rows(encoder, rows)]), tmp_path / "part.parquet", row_group_size=40)
+    examples = read_examples(tmp_path / "part.parquet", "id", Layout(kind="image", shape=(1, 8, 8)))
+    assert np.array_equal(examples.x.numpy(), encode(encoder, rows))
+    assert examples.y.tolist() == rows["label"].to_pylist()
+    assert examples.key.tolist() == list(range(7, 97))
+    assert (examples.x.dtype, examples.y.dtype) == (torch.float32, torch.int64)

@@ -1,0 +1,182 @@
+"""One network on several processes of this machine: the same weights as in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, Transformer
+from bloomery.models.training.config import Training
+from bloomery.models.training.distributed.parallelize import refuse_impossible
+from bloomery.models.training.distributed.pipeline_parallel import num_microbatches
+
+ROOT = Path(__file__).resolve().parents[4]
+
+# Trains one network alone and one together with the other processes, on the same batches.
+TOGETHER = """
+import copy, json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Gpt, Transformer
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training import parallel
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.config import Checkpoints, Loop
+from bloomery.models.training.loop import train
+
+dist.init_process_group("gloo")
+transformer = Transformer(kind="transformer", width=32, num_heads=4, dropout=0.0)
+gpt = Gpt(kind="gpt", width=32, num_heads=4, num_layers=3, dropout=0.0)
+layout = Layout(kind="tokens", shape=(12,), num_tokens=50)
+random = torch.Generator().manual_seed(0)
+x = torch.randint(1, 50, (301, 12), generator=random).float()
+x[::3, 7:] = 0
+y = (x[:, 0] % 3).long()
+rows, few = Examples(x, y, y.numpy()), Examples(x[:51], y[:51], y[:51].numpy())
+loop = Loop(epochs=2, batch_size=32, learning_rate=1e-3, clip_norm=0.5, ema=0.9, class_weights="balanced")
+told = {}
+for name, strategy, config in (
+    ("ddp", "ddp", transformer),
+    ("fsdp", "fsdp", transformer),
+    ("tensor", "tensor", transformer),
+    ("pipeline", "pipeline", transformer),
+    ("pipeline of a gpt", "pipeline", gpt),
+):
+    fix_randomness(0, 1)
+    alone = build(Blueprint(config=config, layout=layout, num_outputs=3))
+    together = copy.deepcopy(alone)
+    before = {at: weight.clone() for at, weight in alone.state_dict().items()}
+    by_one = train(alone, rows, few, loop, seed=0)
+    by_many = train(
+        together, rows, few, loop, seed=0, world=parallel.shared_rows(strategy),
+        spread=lambda network, loop: parallel.spread(network, loop, strategy, torch.device("cpu")),
+    )
+    num_held = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
+                   for weight in together.parameters())
+    held, histories = [0, 0], [None, None]
+    dist.all_gather_object(held, num_held / sum(weight.numel() for weight in alone.parameters()))
+    dist.all_gather_object(histories, by_many)
+    weights = parallel.whole_weights(together)
+    told[name] = {
+        "held": held,
+        "losses": [[loss for epoch in history for loss in epoch[1:3]] for history in (by_one, *histories)],
+    }
+    if dist.get_rank() == 0:
+        gaps = {at: (weights[at] - weight).abs().max().item() for at, weight in alone.state_dict().items()}
+        told[name] |= {
+            "apart": max(gaps.values()),
+            "moved": max((weight - before[at]).abs().max().item() for at, weight in alone.state_dict().items()),
+        }
+
+# A pipeline of two processes in which both give up after a step, and begin again.
+def ends_with(folder, gives_up_after=None):
+    class GivenUp(Exception):
+        pass
+
+    def keep(state):
+        keeper.keep(state)
+        if state.step == gives_up_after:
+            raise GivenUp
+
+    fix_randomness(0, 1)
+    network = build(Blueprint(config=gpt.model_copy(update={"dropout": 0.2}), layout=layout, num_outputs=3))
+    shares = {at: 0.5 for at, _ in network.named_parameters() if "decoder" in at}
+    keeper = Keeper(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
+    try:
+        train(
+            network, rows, few, loop.model_copy(update={"schedule": "cosine"}), seed=0, shares=shares,
+            restore=keeper.restore, keep=keep, world=parallel.shared_rows("pipeline"),
+            spread=lambda network, loop: parallel.spread(network, loop, "pipeline", torch.device("cpu"), 5),
+        )
+    except GivenUp:
+        return ends_with(folder)
+    return parallel.whole_weights(network)
+
+undisturbed, disturbed = ends_with("undisturbed"), ends_with("disturbed", 13)
+told["resumed"] = [torch.equal(disturbed[at], weight) for at, weight in undisturbed.items()]
+if dist.get_rank() == 0:
+    print("TOLD", json.dumps(told))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("together")
+    script = folder / "together.py"
+    script.write_text(TOGETHER, encoding="utf-8")
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*starter, str(script), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout.partition("TOLD")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "pipeline", "pipeline of a gpt"])
+def test_two_processes_end_with_the_weights_of_one_on_the_same_batches(told, strategy):
+    # Sums in another order: float32 rounds at 1e-7, and a weight moves by a hundred thousand times that.
+    assert told[strategy]["apart"] < 2e-6
+    assert told[strategy]["moved"] > 1e-4
+    alone, together, other = told[strategy]["losses"]
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert other == together
+
+
+@pytest.mark.slow
+def test_shards_leave_each_process_a_part_of_the_weights(told):
+    assert told["ddp"]["held"] == [1, 1]
+    assert told["fsdp"]["held"] == pytest.approx([0.5, 0.5], abs=0.02)
+    assert all(0.5 < share < 0.7 for share in told["tensor"]["held"])
+    assert all(0.4 < share < 0.6 for share in told["pipeline"]["held"])
+    assert sum(told["pipeline"]["held"]) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_was_interrupted_ends_in_the_same_bits(told):
+    # With dropout, and with rates that only one of the processes has.
+    assert told["resumed"]
+    assert all(told["resumed"])
+
+
+def refused(model: Model, **training: Any) -> str:
+    with pytest.raises(RecipeInvalid) as error:
+        refuse_impossible(Training(epochs=1, **training), model)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "pipeline"])
+@pytest.mark.parametrize("model", [Cnn(kind="cnn"), Mlp(kind="mlp")], ids=lambda model: model.kind)
+def test_a_network_without_blocks_is_not_cut(model, strategy):
+    assert f"strategy: {strategy}` with a network of kind {model.kind}" in refused(model, strategy=strategy, devices=2)
+    refuse_impossible(Training(epochs=1, strategy="fsdp", devices=2), model)
+
+
+def test_heads_must_divide_evenly_and_layers_must_be_enough():
+    network = Transformer(kind="transformer", num_heads=4, num_layers=3)
+    assert "4 heads for 3 processes" in refused(network, strategy="tensor", devices=3)
+    refuse_impossible(Training(epochs=1, strategy="pipeline", devices=3), network)
+    assert "3 layers for 4 processes" in refused(network, strategy="pipeline", devices=2, nodes=2)
+    refuse_impossible(Training(epochs=1, strategy="tensor", devices=4), network)
+
+
+def test_every_process_of_a_pipeline_needs_a_microbatch_and_every_microbatch_a_row():
+    network = Gpt(kind="gpt", num_layers=4)
+    few = {"strategy": "pipeline", "devices": 4, "batch_size": 8}
+    assert "3 microbatches for 4 processes" in refused(network, microbatches=3, **few)
+    assert "9 microbatches" in refused(network, microbatches=9, **few)
+    refuse_impossible(Training(epochs=1, **few), network)
+    assert [num_microbatches(None, batch_size, 4) for batch_size in (8, 64)] == [8, 16]

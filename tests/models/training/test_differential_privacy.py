@@ -1,0 +1,87 @@
+"""Private training: what it promises, what it costs, what it leaves behind."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, FtTransformer, Mlp, Model, Rnn
+from bloomery.models.training.config import Loop, Privacy
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.differential_privacy import train_privately
+
+LOOP = Loop(epochs=8, batch_size=100, learning_rate=5e-3, schedule="constant")
+MLP = Mlp(kind="mlp", hidden=(32,), norm="none", dropout=0.0)
+
+
+def privately(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
+    fix_randomness(0, num_threads=1)
+    network = build(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
+    history, spent = train_privately(
+        network, parts.train, parts.val, loop, Privacy(epsilon=epsilon, delta=1e-4), seed=seed
+    )
+    return network, history, spent
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_no_more_than_the_promised_epsilon_is_spent_and_nearly_all_of_it(parts, epsilon):
+    _, _, spent = privately(parts, epsilon)
+    assert 0.95 * epsilon < spent.epsilon <= epsilon
+    assert spent.delta == 1e-4
+
+
+def test_more_privacy_takes_more_noise_and_accuracy(parts):
+    runs = {epsilon: privately(parts, epsilon)[1:] for epsilon in (0.2, 8.0)}
+    assert runs[0.2][1].noise > 2 * runs[8.0][1].noise
+    assert runs[0.2][0][-1].val_score + 0.1 < runs[8.0][0][-1].val_score
+    assert runs[8.0][0][-1].val_score > 0.6
+
+
+def test_equal_seeds_end_in_equal_bits_and_other_noise_in_others(parts):
+    loop = LOOP.model_copy(update={"epochs": 1})
+    same, again, other = (privately(parts, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    assert not any(torch.equal(same[name], other[name]) for name in same)
+
+
+def test_the_network_can_be_exported_as_if_it_had_been_trained_plainly(parts):
+    network, _, _ = privately(parts, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
+    assert not network.training
+    assert {key for parameter in network.parameters() for key in vars(parameter)} == set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, (parts.val.x[:2],))
+    torch.testing.assert_close(program.module()(parts.val.x[:2]), network(parts.val.x[:2]))
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (Cnn(kind="cnn"), Layout(kind="image", shape=(1, 8, 8))),
+        (Mlp(kind="mlp"), Layout(kind="flat", shape=(6,))),
+        (Rnn(kind="rnn"), Layout(kind="sequence", shape=(6, 2))),
+        (Rnn(kind="rnn", cell="elman"), Layout(kind="sequence", shape=(6, 2))),
+        (FtTransformer(kind="ft_transformer", width=8, num_heads=2), Layout(kind="flat", shape=(6,))),
+    ],
+)
+def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config, layout):
+    network = build(Blueprint(config=config, layout=layout, num_outputs=2))
+    rows = Examples(torch.zeros(10, *layout.shape), torch.zeros(10, dtype=torch.int64), torch.arange(10).numpy())
+    with pytest.raises(RecipeInvalid, match="cannot be trained privately"):
+        train_privately(network, rows, rows, LOOP, Privacy(epsilon=1, delta=1e-3), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "told"), [(1.0, 0.01, "lets whole rows leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")]
+)
+def test_a_promise_that_means_nothing_or_cannot_be_kept_is_refused(epsilon, delta, told):
+    network = build(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
+    rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
+    with pytest.raises(RecipeInvalid, match=told):
+        train_privately(network, rows, rows, LOOP, Privacy(epsilon=epsilon, delta=delta), seed=0)

@@ -1,0 +1,103 @@
+"""What a search may change, and what it tries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from bloomery.data_contracts.errors import RecipeInvalid
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Auto, Cnn, FtTransformer, Mlp, Periodic, Rnn
+from bloomery.models.training.config import Range, Search, Training
+from bloomery.models.training.search_space import changed, require_possible, sensible, space_of
+
+TRAINING = Training(epochs=3)
+LAYOUTS = [
+    Layout(kind="flat", shape=(6,), categories=((1, 4),)),
+    Layout(kind="image", shape=(1, 8, 8)),
+    Layout(kind="image", shape=(3, 28, 28)),
+    Layout(kind="sequence", shape=(7, 3)),
+    Layout(kind="tokens", shape=(9,), num_tokens=20),
+]
+
+
+def test_values_are_put_at_their_paths_and_nothing_else_changes():
+    model, training = changed(
+        Mlp(kind="mlp", dropout=0.3), TRAINING, {"model.hidden": [5, 6], "training.augment.flip": True}
+    )
+    assert model == Mlp(kind="mlp", hidden=(5, 6), dropout=0.3)
+    assert training == TRAINING.model_copy(update={"augment": training.augment})
+    assert training.augment.flip
+
+
+def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
+    space = {"model.periodic": (None, {"spread": 8})}
+    training = TRAINING.model_copy(update={"search": Search(space=space)})
+    for model in (Mlp(kind="mlp"), Mlp(kind="mlp", periodic=Periodic(spread=2))):
+        require_possible(model, training)
+        assert changed(model, TRAINING, {"model.periodic": None})[0].periodic is None
+        assert changed(model, TRAINING, {"model.periodic": {"spread": 8}})[0].periodic == Periodic(spread=8)
+    assert space_of(Mlp(kind="mlp"), space) == space
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"model.periodic": (None, {"spred": 8})}, "model.periodic"),
+        ({"training": ({"epochs": 3},)}, "nothing at 'training'"),
+        ({"training.augment": ({},), "training.augment.flip": (True,)}, "training.augment.flip inside it"),
+        ({"model.hiden": (1, 2)}, "'model.hiden'.*did you mean 'model.hidden'"),
+        ({"training.search.trials": (1, 2)}, "'training.search.trials'"),
+        ({"model.kind": ("mlp", "rnn")}, "'model.kind'"),
+        ({"learning_rate": (1e-3, 1e-2)}, "did you mean 'training.learning_rate'"),
+        ({"model.dropout": Range(low=0.0, high=1.5)}, "dropout"),
+        ({"training.schedule": ("cosine", "sine")}, "schedule"),
+    ],
+)
+def test_a_space_that_leads_nowhere_is_refused_before_anything_runs(space, told):
+    training = TRAINING.model_copy(update={"search": Search(space=space)})
+    with pytest.raises(RecipeInvalid, match=told):
+        require_possible(Mlp(kind="mlp"), training)
+
+
+def test_with_auto_a_path_is_one_of_a_network_that_may_be_tried_and_only_that_one_reads_it():
+    possible = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
+    require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
+    assert space_of(Mlp(kind="mlp"), possible) == possible
+    assert space_of(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
+    assert space_of(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
+    for space, told in (({"model.hiden": (8,)}, "nothing at 'model.hiden'"), ({"model.cell": ("lstn",)}, "model.cell")):
+        with pytest.raises(RecipeInvalid, match=told):
+            require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
+
+
+def test_epochs_are_searched_or_stated_and_choices_are_some():
+    both = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
+    with pytest.raises(RecipeInvalid, match=r"training\.epochs is searched"):
+        require_possible(Mlp(kind="mlp"), both)
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Search(space={"model.dropout": ()})
+
+
+def test_a_stated_space_takes_the_place_of_the_usual_one():
+    stated = {"model.dropout": (0.0, 0.5)}
+    assert space_of(Cnn(kind="cnn"), stated) == stated
+    assert {"training.learning_rate", "model.hidden"} <= space_of(Rnn(kind="rnn"), {}).keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.kind}{list(layout.shape)}")
+def test_every_sensible_network_reads_its_rows_and_every_value_of_its_space_is_possible(layout):
+    for model in sensible(layout):
+        for path, choices in space_of(model, {}).items():
+            for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
+                changed(model, TRAINING, {path: value})
+        network = build(Blueprint(config=model, layout=layout, num_outputs=2)).eval()
+        assert network(torch.ones(2, *layout.shape)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (1, 1, False), (0.0, 1.0, True)])
+def test_a_range_has_something_between_its_ends(low, high, log):
+    with pytest.raises(ValueError, match="no range lies"):
+        Range(low=low, high=high, log=log)

@@ -1,0 +1,292 @@
+"""What the loop is put together from: losses and scores, rates, running means, and changes to batches."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bloomery.models.profiling.flops import flops_per_row
+from bloomery.models.training.config import Augment, Loop
+from bloomery.models.training.data.augmentation import augmented, generator_for, mixed
+from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import Epoch, best_epoch, evaluate, predict, train
+from bloomery.models.training.optimization.loss import class_weights, judged, loss_and_score, loss_of
+from bloomery.models.training.optimization.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
+
+CLASSES = torch.tensor([0, 0, 0, 1, 2, 2])
+LOGITS = torch.tensor([[2.0, 0, 1], [0, 3, 0], [1, 1, 1], [0, 2, 0], [0, 0, 1], [4, 0, 0]])
+
+
+def line(num_rows: int = 200) -> Examples:
+    """A regression: the label is a sum of the row's values."""
+    x = torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(0))
+    return Examples(x, x @ torch.tensor([1.0, -2.0, 0.5]), np.arange(num_rows))
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def rates(**stated: Any) -> list[float]:
+    loop = Loop(epochs=1, learning_rate=1.0, **stated)
+    optimizer = optimizer_for(linear(), loop)
+    schedule = schedule_for(optimizer, loop, 20)
+    found = []
+    for _ in range(20):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_loss_of_classes_is_torchs_own_added_up():
+    loop = Loop(epochs=1, label_smoothing=0.1)
+    expected = F.cross_entropy(LOGITS, CLASSES, label_smoothing=0.1) * len(CLASSES)
+    assert loss_of(loop, CLASSES)(LOGITS, CLASSES).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
+    weights = class_weights(CLASSES, 4)
+    assert (weights * torch.bincount(CLASSES, minlength=4)).tolist() == pytest.approx([2, 2, 2, 0])
+    assert weights[CLASSES].mean().item() == pytest.approx(1)
+    loss = loss_of(Loop(epochs=1, class_weights="balanced"), CLASSES)(LOGITS, CLASSES)
+    expected = (F.cross_entropy(LOGITS, CLASSES, reduction="none") * weights[CLASSES]).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(class_weights(torch.cat([CLASSES, torch.tensor([-100, -100])]), 4), weights)  # without a label
+
+
+@pytest.mark.parametrize(("loss", "measure"), [("squared", F.mse_loss), ("huber", F.huber_loss)])
+def test_the_loss_of_figures_is_the_stated_one(loss, measure):
+    outputs, y = torch.tensor([[0.0], [3.0]]), torch.tensor([0.5, 0.0])
+    found = loss_of(Loop(epochs=1, loss=loss), y)(outputs, y)
+    assert found.item() == pytest.approx(2 * measure(outputs[:, 0], y).item())
+
+
+def test_scores_of_parts_add_up_to_the_score_of_all():
+    whole = loss_and_score(judged(LOGITS, CLASSES), CLASSES)
+    parts = judged(LOGITS[:2], CLASSES[:2]) + judged(LOGITS[2:], CLASSES[2:])
+    assert loss_and_score(parts, CLASSES) == pytest.approx(whole)
+    rows = line()
+    loss, rmse = evaluate(linear(), rows)
+    assert rmse == pytest.approx(math.sqrt(loss))
+
+
+def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out():
+    network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+    network[2].requires_grad_(False)
+    groups = optimizer_for(network, Loop(epochs=1, weight_decay=0.3), {"0.weight": 0.5}).param_groups
+    found = {id(one): (group["weight_decay"], group["lr"]) for group in groups for one in group["params"]}
+    assert found[id(network[0].weight)] == (0.3, 0.5 * 3e-3)
+    assert found[id(network[0].bias)] == found[id(network[1].weight)] == (0.0, 3e-3)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "linear", "constant"])
+def test_rates_rise_to_the_stated_one_and_fall_as_the_schedule_says(schedule):
+    found = rates(schedule=schedule, warmup=0.25)
+    assert max(found) == pytest.approx(1.0, abs=0.05)
+    top = found.index(max(found))
+    assert 4 <= top <= 6
+    assert found[:top] == sorted(found[:top])
+    assert found[top:] == sorted(found[top:], reverse=True)
+    assert (found[-1] < 0.2) == (schedule != "constant")
+
+
+def test_no_warm_up_begins_at_the_stated_rate():
+    assert rates(schedule="cosine", warmup=0)[0] == rates(schedule="constant")[0] == 1.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(scale=st.floats(1e-3, 1e3), largest=st.floats(0.1, 10))
+def test_clipped_gradients_have_at_most_the_stated_norm(scale, largest):
+    network = linear()
+    (network(torch.ones(2, 3)).sum() * scale).backward()
+    before = torch.cat([one.grad.flatten() for one in network.parameters()])
+    clip_gradients(network, largest)
+    after = torch.cat([one.grad.flatten() for one in network.parameters()])
+    assert after.norm() <= largest * 1.001
+    torch.testing.assert_close(after, before * min(1.0, largest / before.norm().item()), rtol=1e-3, atol=1e-6)
+
+
+def test_a_running_mean_follows_the_weights_and_leaves_them_as_they_are():
+    network = linear()
+    mean, first = RunningMean(network, 0.9), network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight += 1
+    mean.follow(network)
+    with mean.in_place(network):
+        assert torch.all(network.weight > first)
+        assert torch.all(network.weight < first + 1)
+    torch.testing.assert_close(network.weight.detach(), first + 1)
+
+
+def test_the_running_mean_is_what_is_evaluated_and_kept():
+    rows, network = line(), linear()
+    epochs = train(network, rows, rows, Loop(epochs=2, batch_size=20, ema=0.99), seed=0)
+    assert evaluate(network, rows) == (epochs[-1].val_loss, epochs[-1].val_score)
+    plain = linear()
+    train(plain, rows, rows, Loop(epochs=2, batch_size=20), seed=0)
+    assert not torch.equal(plain.weight, network.weight)
+
+
+def test_accumulated_batches_step_as_one_large_batch():
+    rows, (small, large) = line(64), (linear(), linear())
+    train(small, rows, rows, Loop(epochs=3, batch_size=8, accumulate=4, learning_rate=0.1), seed=0)
+    train(large, rows, rows, Loop(epochs=3, batch_size=32, learning_rate=0.1), seed=0)
+    torch.testing.assert_close(small.weight, large.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_training_ends_when_it_has_not_been_better_for_a_while():
+    rows = line()
+    contrary = rows._replace(y=-rows.y)
+    epochs = train(linear(), rows, contrary, Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20), seed=0)
+    best = min(epochs, key=lambda epoch: epoch.val_loss)
+    assert len(epochs) == best.number + 2 < 20
+
+
+def test_the_best_epoch_is_told_by_the_figure_that_is_asked_for():
+    told = [Epoch(1, 1.0, 0.5, 0.7, 0.1), Epoch(2, 1.0, 0.4, 0.8, 0.1), Epoch(3, 1.0, 0.6, 0.9, 0.1)]
+    by_loss, by_score, by_none = (Loop(epochs=3, best_by=figure) for figure in ("loss", "score", "last"))
+    assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
+    assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score, by_none)] == [2, 1, 3]
+    alike = [one._replace(val_loss=0.4, val_score=0.8) for one in told]
+    assert [best_epoch(alike, loop, is_error=False).number for loop in (by_loss, by_score)] == [3, 3]
+
+
+@pytest.mark.parametrize("best_by", ["loss", "score"])
+def test_a_classifier_ends_with_the_weights_of_its_best_epoch(best_by):
+    # A sixth of the validation part's labels is wrong: who is surer and surer of the truth loses by them.
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0).long()
+    rows = Examples(x, y, np.arange(300))
+    others = rows._replace(y=torch.where(torch.arange(300) % 6 == 0, 1 - y, y))
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    loop = Loop(epochs=25, batch_size=20, learning_rate=0.03, best_by=best_by)
+    epochs = train(network, rows, others, loop, seed=0)
+    best = best_epoch(epochs, loop, is_error=False)
+    assert evaluate(network, others) == (best.val_loss, best.val_score)
+    # By the other figure another epoch is best, or this would show nothing.
+    other = loop.model_copy(update={"best_by": "score" if best_by == "loss" else "loss"})
+    assert best_epoch(epochs, other, is_error=False).number != best.number
+
+
+@pytest.mark.parametrize("stated", [{"precision": "bf16"}, {"loss": "huber"}, {"clip_norm": 0.5}])
+def test_a_regression_is_learnt(stated):
+    rows, network = line(), linear()
+    train(network, rows, rows, Loop(epochs=30, learning_rate=0.1, batch_size=20, **stated), seed=0)
+    assert evaluate(network, rows)[1] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("has_circuits", "may", "same_as"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
+)
+def test_the_precision_follows_the_processor_and_what_it_may_use_where_it_is_left_to_it(
+    has_circuits, may, same_as, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_circuits})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: may)
+    rows, learnt = line(), {}
+    for precision in ("auto", "bf16", "fp32"):
+        network = linear()
+        train(network, rows, rows, Loop(epochs=3, batch_size=20, precision=precision), seed=0)
+        learnt[precision] = predict(network, rows.x)
+    assert torch.equal(learnt["auto"], learnt[same_as])
+    assert not torch.equal(learnt["bf16"], learnt["fp32"])
+
+
+def images(num_rows: int = 12) -> torch.Tensor:
+    return torch.rand(num_rows, 2, 9, 7, generator=torch.Generator().manual_seed(1)) + 1
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(flip=True), Augment(shift=2), Augment(rotate=20), Augment(erase=0.5), Augment(mask=0.4)],
+    ids=["flip", "shift", "rotate", "erase", "mask"],
+)
+def test_images_change_by_the_draw_alone_and_keep_their_shape(augment):
+    x = images()
+    before = x.clone()
+    once, again, other = (augmented(x, augment, generator_for(1, 2, batch)) for batch in (3, 3, 4))
+    assert torch.equal(x, before)
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    assert once.shape == x.shape
+    assert not torch.equal(once, x)
+
+
+def test_flipped_images_are_the_images_or_their_mirrors():
+    x = images(40)
+    changed = augmented(x, Augment(flip=True), generator_for(0, 1, 0))
+    is_same, is_mirror = ((changed == one).flatten(1).all(1) for one in (x, x.flip(3)))
+    assert torch.all(is_same | is_mirror)
+    assert 8 < int(is_mirror.sum()) < 32
+
+
+def test_shifted_images_keep_their_middle():
+    x = images(40)
+    changed = augmented(x, Augment(shift=1), generator_for(0, 1, 0))
+    moves = [x[:, :, 1 + down : 8 + down, 1 + right : 6 + right] for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    hits = torch.stack([(changed[:, :, 1:8, 1:6] == one).flatten(1).all(1) for one in moves])
+    assert torch.all(hits.sum(0) == 1)
+    assert torch.all(hits.any(1))
+
+
+def test_a_turn_keeps_what_is_round_also_on_an_image_that_is_wide():
+    down, right = torch.arange(25.0)[:, None] - 12, torch.arange(41.0)[None] - 20
+    blob = torch.exp(-(down**2 + right**2) / 20).expand(6, 1, 25, 41)
+    changed = augmented(blob, Augment(rotate=180), generator_for(0, 1, 0))
+    assert (changed - blob).abs().max() < 0.03
+
+
+def test_erased_images_lose_one_rectangle():
+    x = images(60)
+    changed = augmented(x, Augment(erase=0.5), generator_for(0, 1, 0))
+    gone = (changed == 0).float()
+    assert torch.equal(torch.where(changed == 0, x, changed), x)
+    shares = gone.flatten(1).mean(1)
+    assert 15 < int((shares > 0).sum()) < 45
+    assert shares.max() < 0.4
+    for hole in gone[shares > 0][:, 0]:
+        assert torch.equal(hole, hole.amax(1, keepdim=True) * hole.amax(0, keepdim=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8), share=st.floats(0, 0.9), seed=st.integers(0, 99))
+def test_tokens_that_are_left_keep_their_order_and_padding_stays_behind(lengths, share, seed):
+    x = torch.zeros(len(lengths), 9)
+    for row, length in zip(x, lengths, strict=True):
+        row[:length] = torch.arange(1, length + 1)
+    for row, length in zip(augmented(x, Augment(drop_tokens=share), generator_for(seed, 1, 1)), lengths, strict=True):
+        left = row[row > 0]
+        assert torch.all(row[len(left) :] == 0)
+        assert left.tolist() == sorted(set(left.tolist()))
+        assert len(left) <= length
+        assert length == 0 or left[0] == 1
+
+
+def test_mixed_rows_are_as_much_their_own_as_is_said():
+    x, y = torch.eye(6), torch.arange(6)
+    blend = mixed(x, y, 0.4, generator_for(0, 1, 1))
+    assert 0.5 <= blend.share <= 1
+    torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other] * (1 - blend.share))
+
+
+def test_operations_are_counted_forward_and_backward_and_leave_the_network_alone():
+    network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False))
+    before = copy.deepcopy(network.state_dict())
+    counted = flops_per_row(network, torch.rand(2, 8))
+    # Two for each weight forward, four backward, but for the input, whose gradient nobody wants.
+    assert counted == 2 * (3 * (8 * 16 + 16 * 4) - 8 * 16)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())

@@ -1,0 +1,348 @@
+"""Which candidates are within a budget, which is best, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import NoCandidate
+from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Latency, Options, Release, Verdict
+from bloomery.models.compression.budget import Budget
+from bloomery.models.evaluation.metrics import accuracy_drop
+from bloomery.tasks.choose.budget_verdicts import Parts, decide, is_judged, missed_limits, none_passed, rounded_up
+from bloomery.tasks.evaluation.scoring import Slice
+
+MakeOptions = Callable[..., Options]
+Figures = dict[str, Any]
+
+
+def around(ratio: float, spread: float) -> Interval:
+    return Interval(value=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread))
+
+
+def latency(p99: float, ratio: float, spread: float = 0.0, batch: int = 1) -> Latency:
+    limits = around(ratio, spread)
+    times = dict.fromkeys(("p50_ms", "p90_ms", "p95_ms"), p99 / 2)
+    return Latency(batch_size=batch, num_rounds=9, **times, p99_ms=p99, ratio=limits, tail_ratio=limits)
+
+
+def candidate(
+    name: str,
+    *,
+    size: int = 1000,
+    score: float = 0.9,
+    drop: float = 0.0,
+    p99: float = 0.1,
+    ratio: float = 1.0,
+    spread: float = 0.0,
+    of_many: float = 1.0,
+    energy: float | None = None,
+) -> Figures:
+    """What `candidate_of` is to be told of one."""
+    return {
+        "name": name,
+        "size_bytes": size,
+        "score": Interval(value=score, low=0.8, high=0.95),
+        "worse": Interval(value=0.0, low=-drop, high=drop),
+        "latencies": (latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
+        "energy": energy and Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy, spread)),
+    }
+
+
+@pytest.fixture
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> MakeOptions:
+    """The options that a compress stage with the given candidates leaves; the first is the network as trained."""
+
+    def make(*candidates: Figures) -> Options:
+        made = tuple(candidate_of(**one) for one in candidates)
+        return release.bento.chosen.options.model_copy(update={"candidates": made, "baseline": made[0].name})
+
+    return make
+
+
+@pytest.fixture
+def of_figures(options: MakeOptions) -> MakeOptions:
+    """The options that a regression leaves."""
+
+    def make(*candidates: Figures) -> Options:
+        made = options(*candidates)
+        dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+        return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
+
+    return make
+
+
+def verdict_on(name: str, options: Options, budget: Budget, parts: dict[str, Parts] | None = None) -> Verdict:
+    return next(one for one in decide(options, budget, parts).verdicts if one.name == name)
+
+
+def test_the_smallest_that_passes_is_chosen(options: MakeOptions) -> None:
+    some = options(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300))
+    best, verdicts = decide(some, Budget(accuracy_drop=0.01))
+    assert best is not None
+    assert best.name == "int8"
+    assert [(one.passed, one.rank) for one in verdicts] == [(True, 2), (False, 3), (True, 1)]
+
+
+@pytest.mark.parametrize(
+    ("cost", "figure", "more", "perhaps", "behind"),
+    [
+        (
+            "latency",
+            "ratio",
+            "slower than fp32: 1.20x its time",
+            "not shown to be faster than fp32: 0.98x its time",
+            "slower",
+        ),
+        (
+            "energy",
+            "energy",
+            "takes more energy than fp32: 1.20x its energy",
+            "not shown to take less energy than fp32: 0.98x its energy",
+            "of more energy",
+        ),
+    ],
+)
+def test_the_one_of_least_cost_is_chosen_and_one_that_costs_more_than_fp32_never(
+    options: MakeOptions, cost: str, figure: str, more: str, perhaps: str, behind: str
+) -> None:
+    some = options(
+        candidate("fp32", energy=1.0),
+        candidate("more", size=1, spread=0.05, **{"energy": 1.0, figure: 1.2}),
+        candidate("perhaps", size=1, spread=0.05, **{"energy": 1.0, figure: 0.98}),
+        candidate("least", size=1001, spread=0.05, **{"energy": 1.0, figure: 0.5}),
+    )
+    best, verdicts = decide(some, Budget(objective=cost))
+    assert best is not None
+    assert best.name == "least"
+    assert [verdict.reasons for verdict in verdicts[:3]] == [
+        (f"within the budget, but {behind} than least (2.00x)",),
+        (f"{more} (95% interval 1.14 to 1.26)",),
+        (f"{perhaps} (95% interval 0.93 to 1.03)",),
+    ]
+
+
+def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None:
+    some = options(candidate("fp32", energy=1.0), candidate("frugal", size=900, ratio=1.5, energy=0.6))
+    for objective in ("size", "energy"):
+        assert verdict_on("frugal", some, Budget(objective=objective)).passed
+    both = Budget(objective={"energy": 1, "latency": 1})
+    assert verdict_on("frugal", some, both).reasons == ("slower than fp32: 1.50x its time (95% interval 1.50 to 1.50)",)
+
+
+def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
+    some = options(candidate("fp32"), candidate("one", ratio=0.5, of_many=2), candidate("many", ratio=2, of_many=0.5))
+    for batch, name in ((1, "one"), (32, "many")):
+        best = decide(some, Budget(objective="latency", latency_ms={"batch": batch, "value": 9})).best
+        assert best is not None
+        assert best.name == name
+    slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
+    assert verdict_on("one", some, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
+
+
+def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", energy=1.0),
+        candidate("small", size=200, ratio=0.6, energy=0.9),
+        candidate("frugal", size=300, ratio=0.7, energy=0.3),
+        candidate("neither", size=400, ratio=0.8, energy=0.95),
+    )
+    mixed = Budget(objective={"energy": 1, "size": 1})
+    assert (decide(some, mixed).best or some.candidates[0]).name == "frugal"
+    assert verdict_on("small", some, mixed).reasons == (
+        "within the budget, but larger and of more energy on the whole than frugal (1.41x)",
+    )
+    assert verdict_on("neither", some, mixed).reasons == (
+        "dominated by frugal: no better in accuracy, size, time or energy",
+    )
+    assert verdict_on("frugal", some, Budget()).reasons == ("dominated by small: no better in accuracy, size or time",)
+
+
+def test_what_takes_more_energy_and_time_is_told_once_what_to_relax(options: MakeOptions) -> None:
+    budget = Budget(objective={"energy": 1, "latency": 1}, size_bytes=100)
+    some = options(candidate("fp32", energy=1.0), candidate("int8", size=101, ratio=1.3, energy=1.3))
+    error = refusal(some, budget)
+    assert error.remedy.count("`objective: size`") <= 1
+    assert "no more time than fp32, no more energy than fp32" in error.required
+    assert "int8: size 0.1 kB, limit 0.1 kB; slower than fp32" in error.found
+
+
+def test_a_mixed_objective_weighs_ratios_by_their_exponents(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", size=1000), candidate("small", size=100, ratio=0.9), candidate("fast", size=500, ratio=0.1)
+    )
+    chosen = {}
+    for weight in (0.1, 0.5, 0.9):
+        best = decide(some, Budget(objective={"latency": weight, "size": 1 - weight})).best
+        assert best is not None
+        chosen[weight] = best.name
+    assert chosen == {0.1: "small", 0.5: "fast", 0.9: "fast"}  # 0.1 * 0.9 > 0.5 * 0.1
+
+
+def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: MakeOptions) -> None:
+    some = options(
+        candidate("fp32", size=900),
+        candidate("best", size=300, score=0.88, ratio=0.9),
+        candidate("worse", size=400, score=0.87, ratio=0.9),
+        candidate("better", size=600, score=0.89, ratio=0.8),
+        candidate("twin", size=300, score=0.88, ratio=0.9),
+    )
+    verdicts = {one.name: one for one in decide(some, Budget()).verdicts}
+    assert verdicts["best"].reasons == ()
+    assert verdicts["worse"].reasons == ("dominated by best: no better in accuracy, size or time",)
+    assert verdicts["better"].reasons == ("within the budget, but larger than best (2.00x)",)
+    assert verdicts["fp32"].reasons == ("within the budget, but larger than best (3.00x)",)
+    assert verdicts["twin"].reasons == ("within the budget, but no better by the objective than best",)
+    fast = verdict_on("best", some, Budget(objective="latency"))
+    assert fast.reasons == ("within the budget, but slower than better (1.12x)",)
+
+
+def test_a_limit_that_is_just_reached_holds(options: MakeOptions) -> None:
+    (exact,) = options(candidate("exact", size=2000, drop=0.01, p99=1.0)).candidates
+    budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
+    assert missed_limits(exact, budget, "classification") == []
+
+
+def test_a_regression_is_judged_by_the_rise_of_its_error(of_figures: MakeOptions) -> None:
+    some = of_figures(
+        candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300, score=0.95)
+    )
+    best, verdicts = decide(some, Budget(error_rise=0.1, accuracy_drop=0.9))
+    assert best is not None
+    assert best.name == "int8"
+    assert verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
+    assert verdicts[0].reasons == ("within the budget, but larger than int8 (3.00x)",)  # its RMSE is lower
+
+
+def part(value: str, num_rows: int, high: float) -> Slice:
+    return Slice("town", value, num_rows, Interval(value=0.0, low=-high, high=high))
+
+
+def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: MakeOptions) -> None:
+    some = options(candidate("fp32"), candidate("int8", size=10))
+    budget = Budget(slice_drop=0.05, class_drop=0.05)
+    fine = {"int8": Parts([part("A", 500, 0.04), part("few", 20, 0.9)], [part("x", 500, 0.05)])}
+    assert verdict_on("int8", some, budget, fine).passed
+    bad = {"int8": Parts([part("A", 500, 0.06), part("B", 500, 0.07)], [part("x", 500, 0.08)])}
+    missed = verdict_on("int8", some, budget, bad)
+    assert missed.reasons == (
+        "drop in town=B up to 7.00 pp, limit 5.00 pp, and over it in 1 more",
+        "drop in town=x up to 8.00 pp, limit 5.00 pp",
+    )
+    assert [one.limit for one in missed.missed] == ["slice_drop", "class_drop"]
+    assert verdict_on("int8", some, Budget(), bad).passed  # a limit that is left out is free
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.floats(0.001, 0.9))
+def test_rows_are_enough_where_an_unchanged_candidate_would_pass(num_rows: int, limit: float) -> None:
+    right = np.ones(num_rows, dtype=bool)
+    high = accuracy_drop(right, right).high
+    if abs(high - limit) > 1e-9:
+        assert is_judged(part("A", num_rows, 0.0), limit, "classification") == (high <= limit)
+
+
+def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOptions) -> None:
+    """Below 5 points 60 rows are too few; the limit that 500 rows need brings them in, and they need more."""
+    some = options(candidate("fp32", drop=0.9), candidate("int8", size=10))
+    parts = {"int8": Parts([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
+    (missed,) = verdict_on("int8", some, Budget(slice_drop=0.05), parts).missed
+    assert (missed.measured, missed.needed) == (0.0712, 0.13)
+    assert verdict_on("int8", some, Budget(slice_drop=missed.needed), parts).passed
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1e9), st.integers(1, 4))
+def test_rounding_up_gives_few_digits_and_is_never_below(value: float, digits: int) -> None:
+    rounded = rounded_up(value, digits)
+    assert value <= rounded <= value * (1 + 10 ** (1 - digits)) * (1 + 1e-9)
+    assert float(f"{rounded:.{digits}g}") == rounded
+
+
+def refusal(options: Options, budget: Budget) -> NoCandidate:
+    decision = decide(options, budget)
+    assert decision.best is None
+    return none_passed(decision, budget, options.trained.dataset.task, "r1")
+
+
+def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeOptions) -> None:
+    some = options(candidate("fp32", size=5000), candidate("int8", size=1000, drop=0.0123, p99=1.5))
+    error = refusal(some, Budget(size_bytes=2000, latency_ms=1.0))
+    assert "fp32: size 5.0 kB, limit 2.0 kB" in error.found
+    assert "int8: drop up to 1.23 pp, limit 1.00 pp; p99 1.500 ms, limit 1 ms" in error.found
+    assert error.found.endswith("closest is int8, 23.0% over accuracy_drop and 50.0% over latency_ms")
+    assert "`accuracy_drop: 1.3pp` and `latency_ms: 1.5`, and int8 passes" in error.remedy
+    assert "leave some room" not in error.remedy
+    assert "MLflow's run r1" in error.where
+    assert error.exit_code == 4
+
+
+def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
+    options: MakeOptions, of_figures: MakeOptions
+) -> None:
+    error = refusal(of_figures(candidate("fp32", size=900, drop=0.025)), Budget(size_bytes=10))
+    assert error.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
+    assert "`error_rise: 2.5%` and `size_bytes: 900`" in error.remedy
+    limit = {"batch": 32, "percentile": 95, "value": 0.1}
+    error = refusal(options(candidate("fp32")), Budget(latency_ms=limit))
+    assert "`latency_ms: {batch: 32, percentile: 95, value: 0.45}`" in error.remedy
+    assert "fp32 passes" in error.remedy
+    several = candidate("fp32")
+    several["latencies"] = (*several["latencies"], latency(0.5, 1.0, batch=5))
+    error = refusal(options(several), Budget(latency_ms={"batch": 5, "value": 0.1}))
+    assert "value: 0.5}`, and fp32 would have passed; it is timed anew, so leave some room;" in error.remedy
+    slower = candidate("int8", ratio=1.1, size=1)
+    error = refusal(options(candidate("fp32", size=9000), slower), Budget(objective="latency", size_bytes=10))
+    assert "closest is int8, 10.0% over the time of fp32" in error.found
+    assert "`objective: size`" in error.remedy
+
+
+LIMITS = st.fixed_dictionaries(
+    {
+        "accuracy_drop": st.floats(0.001, 0.2),
+        "size_bytes": st.none() | st.integers(1, 2000),
+        "latency_ms": st.none() | st.floats(0.01, 2),
+        "objective": st.sampled_from(["size", "latency", {"size": 1, "latency": 2}]),
+    }
+)
+CANDIDATES = st.lists(
+    st.builds(
+        candidate,
+        st.uuids().map(str),
+        size=st.integers(1, 2000),
+        drop=st.floats(0, 0.3),
+        p99=st.floats(0.01, 2),
+        ratio=st.floats(0.1, 3),
+        spread=st.floats(0, 0.2),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(LIMITS, CANDIDATES)
+def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
+    some, budget = options(*candidates), Budget(**limits)
+    best, verdicts = decide(some, budget)
+    assert sorted(one.rank for one in verdicts) == list(range(1, len(candidates) + 1))
+    if best is not None:
+        assert not missed_limits(best, budget, "classification")
+        assert next(one.rank for one in verdicts if one.name == best.name) == 1
+        assert all(one.reasons for one in verdicts if one.name != best.name)
+        if budget.objective.latency > 0:
+            assert best.latency.ratio.high <= 1
+        return
+    nearest = min(verdicts, key=lambda one: one.rank)
+    for missed in nearest.missed:
+        name, _, weighed = missed.limit.partition(".")
+        limits[name] = "size" if weighed else missed.needed
+    if limits["size_bytes"] is not None:
+        limits["size_bytes"] = int(limits["size_bytes"])
+    relaxed = decide(some, Budget(**limits))
+    assert next(one.passed for one in relaxed.verdicts if one.name == nearest.name)

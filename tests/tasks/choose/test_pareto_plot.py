@@ -1,0 +1,100 @@
+"""Candidates in a picture, whatever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Options, Release
+from bloomery.models.compression.budget import Budget
+from bloomery.models.profiling.latency import told
+from bloomery.tasks.choose.budget_verdicts import decide
+from bloomery.tasks.choose.pareto_plot import draw_front
+
+
+def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, Any]:
+    """What `candidate_of` is to be told of one."""
+    return {
+        "name": name,
+        "size_bytes": size,
+        "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
+        "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
+        "latencies": (told(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
+    }
+
+
+@pytest.fixture
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> Options:
+    figures = (
+        candidate("fp32", 900_000, 0.0, 1e-4),
+        candidate("$int8_{", 300_000, 0.001, 3e-5),
+        candidate("pruned", 200_000, 0.004, 5e-5),
+        candidate("hopeless", 1_000, 0.7, 1e-6),
+    )
+    candidates = tuple(candidate_of(**one) for one in figures)
+    return release.bento.chosen.options.model_copy(update={"candidates": candidates, "baseline": "fp32"})
+
+
+def drawn(options: Options, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
+    draw_front(options, budget, decide(options, budget), path)
+    assert imread(path).shape[:2] == (672, 720 * panels)
+    return path.read_bytes()
+
+
+def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: Options, tmp_path: Path) -> None:
+    budgets = [
+        Budget(),
+        Budget(size_bytes=400_000, latency_ms=0.08),
+        Budget(size_bytes=10, latency_ms=50),  # none passes, and both limits are far away
+    ]
+    pictures = [drawn(options, budget, tmp_path / f"{place}.png") for place, budget in enumerate(budgets)]
+    assert len(set(pictures)) == len(budgets)
+    assert drawn(options, budgets[0], tmp_path / "again.png") == pictures[0]
+
+
+def test_energy_has_a_panel_where_every_candidate_was_measured(options: Options, tmp_path: Path) -> None:
+    budget = Budget(objective={"energy": 1, "size": 1})
+    joules = {"fp32": 2e-3, "$int8_{": 9e-4, "pruned": 1.1e-3, "hopeless": 4e-5}
+    measured = [
+        one.model_copy(
+            update={"energy": Energy(batch_size=1, num_rounds=9, p50_j=joules[one.name], ratio=one.latency.ratio)}
+        )
+        for one in options.candidates
+    ]
+    some = options.model_copy(update={"candidates": tuple(measured)})
+    drawn(some, budget, tmp_path / "energy.png", panels=3)
+    without_one = some.model_copy(update={"candidates": (*measured[:-1], options.candidates[-1])})
+    drawn(without_one, Budget(), tmp_path / "without.png")
+
+
+def test_a_regression_and_a_single_candidate_are_drawn(options: Options, tmp_path: Path) -> None:
+    dataset = options.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
+    figures = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
+    drawn(figures, Budget(error_rise=0.01), tmp_path / "figures.png")
+    perfect = options.candidates[0].model_copy(update={"score": Interval(value=0.0, low=0.0, high=0.0)})
+    drawn(figures.model_copy(update={"candidates": (perfect,)}), Budget(), tmp_path / "one.png")
+
+
+def test_labels_cover_neither_each_other_nor_a_point(options: Options) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+    from bloomery.tasks.choose.pareto_plot import _boxes, _place_labels, _Point
+
+    figure = Figure(figsize=(6, 5.6), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    points = [
+        _Point(f"c{x}", f"c{x}\n98.1%", "k", x == 2, x, x, y, y, y) for x, y in ((2, 1), (2.1, 1.02), (2.2, 0.98))
+    ]
+    axes.set(xlim=(1, 4), ylim=(0, 2))
+    _place_labels(figure, [(axes, points)])
+    labels = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(labels) == 3
+    circles = [_boxes(axes, point)[0].padded(-3) for point in points]
+    for place, label in enumerate(labels):
+        assert not any(Bbox.intersection(label, other) for other in [*labels[:place], *circles])

@@ -1,0 +1,113 @@
+"""What candidates come to on the test part: their scores, their tables in MLflow and their answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bloomery.data_contracts.records.records import Flips, Release
+from bloomery.models.compression.config import CandidateSpec
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.models.profiling.latency import told
+from bloomery.models.training.data.batches import Examples
+from bloomery.tasks.compress.candidate_measurement import Made, measure_all
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration.stage_store import Output
+from bloomery.tasks.tracking import mlflow_runs
+
+pytestmark = pytest.mark.slow
+
+X = np.linspace(-1, 1, 40, dtype=np.float32)
+TRUTH = (X > 0).astype(np.int64)
+
+
+def network(path: Path, shift: float) -> Path:
+    """An ONNX file that answers the second class where x is above `-shift / 2`."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["logits"])],
+        "linear",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 1])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [
+            onnx.numpy_helper.from_array(np.array([[-1.0, 1.0]], np.float32), "w"),
+            onnx.numpy_helper.from_array(np.array([0.0, shift], np.float32), "b"),
+        ],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Release) -> None:
+    root = settings().home
+    root.mkdir(parents=True, exist_ok=True)
+    keys, towns, labels = np.arange(40), ["A", "B"] * 20, np.where(TRUTH, "up", "down")
+    rows = pa.table({"id": keys, "town": towns, "x": X, "y": labels})
+    pq.write_table(rows, root / "rows.parquet")
+    number = {"kind": "number", "columns": ["x"], "scale": "none"}
+    features = Features.model_validate({"key": "id", "label": "y", "inputs": [number]})
+    encoder = fit(features, next(iter(summarise_batches(features, rows.to_batches())))["summary"].to_pylist())
+    (root / "encoder.json").write_text(encoder.model_dump_json())
+    trained = release.bento.chosen.options.trained
+    checked = trained.dataset.checked.model_copy(update={"uri": "rows.parquet"})
+    dataset = trained.dataset.model_copy(
+        update={"checked": checked, "classes": ("down", "up"), "encoder_uri": "encoder.json"}
+    )
+    trained = trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
+    out = Output("compress", "key", root / "stages" / "compress" / "key")
+    out.folder.mkdir(parents=True)
+    timed = tuple(told(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
+    specs = {"fp32": (CandidateSpec(name="fp32"), 0.0), "off": (CandidateSpec(name="off", quantize="dynamic"), 0.4)}
+    made = [
+        Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0, num_macs=2, calibration=rows_of)
+        for (name, (spec, shift)), rows_of in zip(specs.items(), (None, "c0ffee"), strict=True)
+    ]
+    test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
+    right, off = measure_all(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
+    assert (right.score.value, right.worse.high, right.is_row_by_row) == (1.0, 0.0, False)
+    assert (off.score.value, off.worse.value, off.is_row_by_row) == (0.9, pytest.approx(0.1), True)
+    assert (right.flips, off.flips) == (Flips(lost=0, gained=0), Flips(lost=4, gained=0))
+    assert (right.num_nonzero, off.num_nonzero) == (2, 3)  # the shift of the one is 0
+    assert 0 < right.zstd_bytes < right.size_bytes == out.path("fp32.onnx").stat().st_size
+    assert right.coded_bytes is not None
+    assert right.coded_bytes < right.zstd_bytes
+    assert (off.num_macs, off.integer_share) == (2, 0.0)  # what is in the file counts, and not what was asked for
+    assert off.latency_at(32).batch_size == 32
+    answers = pq.read_table(settings().path(off.answers_uri))
+    assert answers["truth"].to_pylist() == labels.tolist()
+    run = mlflow_runs.client().get_run(off.run_id).data
+    assert run.tags["onnxruntime.version"] == onnxruntime.__version__
+    assert (run.tags["onnx.version"], run.tags["torch.version"]) == (onnx.__version__, torch.__version__)
+    assert run.tags["calibration.sha256"] == "c0ffee"
+    assert "calibration.sha256" not in mlflow_runs.client().get_run(right.run_id).data.tags
+    assert run.params["seed"] == "0"
+    assert run.tags["processor.flags"] == " ".join(processor_flags())
+    figures = run.metrics
+    assert (figures["flips_lost"], figures["num_nonzero"], figures["latency_b32_ratio"]) == (4, 3, 0.75)
+    assert (figures["num_macs"], figures["integer_share"], figures["coded_bytes"]) == (2, 0, off.coded_bytes)
+    assert figures["accuracy_drop_low"] < figures["accuracy_drop"] < figures["accuracy_drop_high"]
+    assert (figures["test_accuracy"], figures["test_auc"]) == (0.9, 1.0)
+    assert figures["test_log_loss"] > mlflow_runs.client().get_run(right.run_id).data.metrics["test_log_loss"]
+    of_down, of_up = table_of(off.run_id, "per_class.json")
+    assert (of_down[:5], of_up[:3]) == (["down", 20, 0.8, 1.0, 0.2], ["up", 20, 1.0])
+    assert of_down[5] < 0.2 < of_down[6]
+    assert of_up[3] == pytest.approx(20 / 24)
+    of_slices = table_of(off.run_id, "per_slice.json")
+    assert [row[:4] for row in of_slices] == [["town", "A", 20, 0.9], ["town", "B", 20, 0.9]]
+    assert [row[6] for row in of_slices] == [0.1, 0.1]
+
+
+def table_of(run_id: str, name: str) -> list[list[object]]:
+    place = mlflow_runs.client().download_artifacts(run_id, name)
+    rows: list[list[object]] = json.loads(Path(place).read_text())["data"]
+    return rows

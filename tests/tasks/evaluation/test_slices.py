@@ -1,0 +1,83 @@
+"""Columns beside rows that are known by their key, and the order in which neighbours stand together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import settings as tried
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.records.records import Dataset, Release
+from bloomery.models.features.config import Features
+from bloomery.tasks.evaluation.slices import neighbourly, slice_values, slices_of
+from bloomery.tasks.infrastructure.settings import settings
+
+ROWS = pa.table(
+    {
+        "id": pa.array([0, 1, 2, 3, 4, 5], pa.int32()),
+        "town": ["B", "A", None, "A", "B", "A"],
+        "hour": [3, 9, 2, 1, 0, 4],
+    }
+)
+
+
+@pytest.fixture
+def dataset(home: Path, release: Release) -> Dataset:
+    """A data set whose checked rows are `ROWS`."""
+    path = settings().home / "rows.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(ROWS, path)
+    made = release.bento.chosen.options.trained.dataset
+    return made.model_copy(update={"checked": made.checked.model_copy(update={"uri": "rows.parquet"})})
+
+
+def test_values_come_in_the_order_of_the_keys(dataset: Dataset) -> None:
+    values = slice_values(dataset, np.array([4, 0, 2]), ["town", "hour"])
+    assert values.to_pydict() == {"town": ["B", "B", None], "hour": [0, 3, 2]}
+    assert slice_values(dataset, pa.array([5], pa.int64()), ["id"]).to_pydict() == {"id": [5]}
+
+
+def features(**stated: Any) -> Features:
+    number = {"kind": "number", "columns": ["hour"]}
+    return Features.model_validate({"key": "id", "label": "y", "inputs": [number], **stated})
+
+
+@pytest.mark.parametrize(
+    ("stated", "order"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"split": {"by": "time", "column": "hour"}}, [4, 3, 2, 0, 5, 1]),
+        ({"split": {"by": "group", "column": "town", "in_time": "hour"}}, [3, 5, 1, 4, 0, 2]),
+        (
+            {"inputs": [{"kind": "series", "columns": ["v"], "time": "hour", "group": "town", "length": 2}]},
+            [3, 5, 1, 4, 0, 2],
+        ),
+    ],
+    ids=["by key", "by time", "groups in time", "series"],
+)
+def test_rows_that_depend_on_each_other_stand_together(
+    stated: dict[str, Any], order: list[int], dataset: Dataset
+) -> None:
+    assert neighbourly(dataset, features(**stated), np.arange(6)).tolist() == order
+
+
+def test_each_value_has_its_rows_the_frequent_ones_first() -> None:
+    found = slices_of(ROWS["town"])
+    assert [(value, is_in.nonzero()[0].tolist()) for value, is_in in found] == [
+        ("A", [1, 3, 5]),
+        ("B", [0, 4]),
+        ("None", [2]),
+    ]
+
+
+@tried(deadline=None, max_examples=50)
+@given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=60, max_size=200))
+def test_many_figures_are_cut_into_ranges_that_have_each_row_once(values: list[float | None]) -> None:
+    found = slices_of(pa.chunked_array([pa.array(values, pa.float64())]))
+    if len(set(values)) > 50:
+        assert len(found) <= 5
+        assert np.sum([is_in for _, is_in in found], axis=0).tolist() == [1] * len(values)

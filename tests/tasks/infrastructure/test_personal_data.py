@@ -1,0 +1,157 @@
+"""What is known of people is dropped, hashed or encrypted, and stands in no report, message or raw file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.data_contracts.errors import ContractBroken, SecretMissing
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.engine import Engine
+from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.models.features.config import Features
+from bloomery.tasks.infrastructure import personal_data
+from bloomery.tasks.infrastructure.parquet import read_batches
+from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.prepare.stage import prepare
+from bloomery.tasks.validate.stage import validate
+
+SECRET = "a secret of many characters"
+NAMES = [f"Person Nr {number}" for number in range(200)]
+
+
+def contract(**table: Any) -> Contract:
+    def column(name: str, kind: str, personal: str | None = None, **more: Any) -> dict[str, Any]:
+        stated = [{"property": "personal", "value": personal}] if personal else []
+        return {"name": name, "logicalType": kind, "required": True, "customProperties": stated, **more}
+
+    properties = [
+        column("email", "string", "hash", primaryKey=True),
+        column("name", "string", "drop", logicalTypeOptions={"pattern": "^Person"}),
+        column("phone", "integer", "encrypt"),
+        column("size", "number"),
+        column("label", "string"),
+    ]
+    head = {"apiVersion": "v3.1.0", "kind": "DataContract", "id": "p", "name": "people", "version": "1.0.0"}
+    return Contract.model_validate(
+        {**head, "status": "active", "schema": [{"name": "people", "properties": properties, **table}]}
+    )
+
+
+def rows(names: list[str] = NAMES) -> pa.Table:
+    numbers = range(len(names))
+    return pa.table(
+        {
+            "email": [f"p{number}@example.org" for number in numbers],
+            "name": names,
+            "phone": [4930_000_000 + number for number in numbers],
+            "size": [float(number) for number in numbers],
+            "label": ["yes" if number % 2 else "no" for number in numbers],
+        }
+    )
+
+
+def checked(path: Path, agreed: Contract) -> CheckedRows:
+    return validate(ingest(locate(Data(source=str(path)), agreed.personal_columns)), agreed)
+
+
+def everything_below(folder: Path) -> Iterator[bytes]:
+    return (path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def _key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(personal_data.VARIABLE, SECRET)  # after `home`, which clears what is set
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    pq.write_table(rows(), tmp_path / "people.parquet")
+    return tmp_path / "people.parquet"
+
+
+@pytest.mark.usefixtures("_key")
+def test_each_column_is_kept_as_the_contract_says(home: Path, source: Path) -> None:
+    found = checked(source, contract())
+    path = home / found.uri
+    assert pq.read_schema(path).names == ["email", "phone", "size", "label"]
+    readable = duckdb.connect().sql(f"select email, size from '{path}'").to_arrow_table().to_pydict()
+    assert len(set(readable["email"])) == 200
+    assert all(len(digest) == 64 for digest in readable["email"])
+    assert readable["size"] == rows()["size"].to_pylist()
+    with pytest.raises(OSError, match="decrypt"):
+        pq.read_table(path)
+    whole = pa.Table.from_batches(read_batches(path))
+    assert whole["phone"].to_pylist() == rows()["phone"].to_pylist()
+
+
+@pytest.mark.usefixtures("_key")
+def test_no_file_of_the_state_folder_holds_a_value_in_clear(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    lines = [",".join(map(str, row.values())) for row in rows(["Nobody Inparticular", *NAMES[1:]]).to_pylist()]
+    path.write_text("email,name,phone,size,label\n" + "\n".join(lines) + "\nPerson Broken,line\n")
+    found = checked(path, contract(customProperties=[{"property": "quarantineLimit", "value": 0.1}]))
+    assert found.num_quarantined == 2
+    held = list(everything_below(home))
+    for value in (b"Nobody Inparticular", b"Person Nr 7", b"p7@example.org", b"4930000007", b"Person Broken"):
+        assert not any(value in content for content in held), value
+    quarantine = pa.Table.from_batches(read_batches(home / found.quarantine_uri)).to_pylist()
+    assert quarantine[0]["name"] == "Nobody Inparticular"
+    assert quarantine[0]["_reasons"] == [{"column": "name", "rule": "must match ^Person", "value": "(personal)"}]
+    assert "(personal)" in (home / found.report_uri).read_text()
+
+
+@pytest.mark.usefixtures("_key")
+def test_an_error_conceals_the_values(home: Path, tmp_path: Path) -> None:
+    pq.write_table(rows(["Nobody", *NAMES[1:]]), tmp_path / "people.parquet")
+    with pytest.raises(ContractBroken, match=r"found \(personal\)") as caught:
+        checked(tmp_path / "people.parquet", contract())
+    assert "Nobody" not in str(caught.value)
+
+
+def test_without_a_key_nothing_is_read(home: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(personal_data.VARIABLE, raising=False)
+    with pytest.raises(SecretMissing, match="BLOOMERY_PERSONAL_KEY is not set"):
+        locate(Data(source=str(source)), contract().personal_columns)
+    monkeypatch.setenv(personal_data.VARIABLE, "short")
+    with pytest.raises(SecretMissing, match="has 5 characters"):
+        locate(Data(source=str(source)), contract().personal_columns)
+
+
+def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
+    source: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    agreed = contract()
+
+    def digest_under(secret: str) -> str:
+        monkeypatch.setenv(personal_data.VARIABLE, secret)
+        raw = ingest.task.fn(locate(Data(source=str(source)), agreed.personal_columns))
+        return validate.task.fn(raw, agreed).digest
+
+    assert digest_under(SECRET) == digest_under(SECRET)
+    assert digest_under(SECRET) != digest_under(SECRET + "!")
+
+
+@pytest.mark.usefixtures("_key")
+def test_a_hashed_key_still_tells_rows_apart(home: Path, source: Path) -> None:
+    features = Features.model_validate(
+        {"key": "email", "label": "label", "inputs": [{"kind": "number", "columns": ["size"]}]}
+    )
+    dataset = prepare(checked(source, contract()), features, Engine(kind="local"))
+    keys = pq.read_table(home / dataset.train.uri)["email"].to_pylist()
+    assert keys == sorted(keys)
+    assert dataset.train.num_rows + dataset.val.num_rows + dataset.test.num_rows == 200
+
+
+def test_a_contract_keeps_its_marks_as_json() -> None:
+    agreed = contract()
+    again = Contract.model_validate(json.loads(agreed.model_dump_json(by_alias=True)))
+    assert again.personal_columns == {"email", "name", "phone"}

@@ -1,0 +1,124 @@
+"""Servers end with their starter; a port in use is named with its owner."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bloomery.data_contracts.errors import EngineMissing, PortInUse
+from bloomery.tasks.infrastructure.tethered_process import free_port, require_free, start, starting, stop
+
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def wait_for(condition: object, timeout_s: float = 20) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
+    parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
+    before = children()  # such as the Java of other tests
+    with starting([sys.executable, "-c", parent], is_ready=lambda: True, log=tmp_path / "log"):
+        assert wait_for(lambda: len(children() - before) >= 3)
+        family = children() - before
+    assert wait_for(lambda: not any(alive(pid) for pid in family))
+
+
+def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from bloomery.tasks.infrastructure.tethered_process import starting\n"
+        f"with starting({SLEEPER!r}, is_ready=lambda: True, log=Path(sys.argv[1])):\n"
+        "    print('started', flush=True); time.sleep(600)\n"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE)
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == b"started\n"
+    assert wait_for(lambda: "up" in (tmp_path / "log").read_text())
+    family = [process.pid for process in psutil.Process(starter.pid).children(recursive=True)]
+    assert len(family) >= 2
+    os.kill(starter.pid, signal.SIGKILL)
+    starter.wait()
+    assert wait_for(lambda: not any(alive(pid) for pid in family))
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path, is_apart: bool) -> None:
+    """Also a worker with a session of its own, as BentoML's have."""
+    child_of = f"subprocess.Popen({SLEEPER!r}, start_new_session={is_apart})"
+    parent = f"import subprocess, sys, time; {child_of}; time.sleep(600)"
+    with (tmp_path / "log").open("ab") as log:
+        tether = start([sys.executable, "-c", parent], log)
+    assert wait_for(lambda: len(psutil.Process(tether.pid).children(recursive=True)) == 2)
+    server, child = psutil.Process(tether.pid).children(recursive=True)
+    os.kill(server.pid, signal.SIGKILL)
+    assert wait_for(lambda: not alive(child.pid))
+    assert tether.wait(timeout=20) != 0
+    assert tether.stdin is not None
+    tether.stdin.close()
+
+
+def test_a_server_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('the reason')"]
+    with (
+        pytest.raises(EngineMissing, match="the reason"),
+        starting(command, is_ready=lambda: False, log=tmp_path / "log") as wait_until_ready,
+    ):
+        wait_until_ready()
+
+
+def test_a_port_in_use_is_named_with_its_owner() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PortInUse) as caught:
+            require_free("127.0.0.1", port)
+    assert str(port) in caught.value.found
+    assert f"pid {os.getpid()}" in caught.value.where
+
+
+def test_a_free_port_is_free() -> None:
+    require_free("127.0.0.1", free_port())
+
+
+def test_servers_are_ended_at_the_same_time(tmp_path: Path) -> None:
+    """Each ends only once the other has been told to: one after the other, the first would be killed."""
+    code = (
+        "import signal, sys, time\nfrom pathlib import Path\nmine, other = map(Path, sys.argv[1:])\n"
+        "def end(*_):\n"
+        "    mine.write_text('told')\n"
+        "    while not other.read_text():\n"
+        "        time.sleep(0.02)\n"
+        "    mine.write_text('ended by itself')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\ntime.sleep(600)\n"
+    )
+    one, other, log = tmp_path / "one", tmp_path / "other", tmp_path / "log"
+    for mark in (one, other):
+        mark.touch()
+    with log.open("wb") as stream:
+        pairs = ((one, other), (other, one))
+        tethers = [start([sys.executable, "-c", code, *map(str, pair)], stream) for pair in pairs]
+    assert wait_for(lambda: log.read_text().count("up") == 2)
+    stop(*tethers)
+    assert [one.read_text(), other.read_text()] == ["ended by itself"] * 2

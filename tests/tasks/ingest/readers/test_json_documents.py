@@ -1,0 +1,121 @@
+"""JSON documents with lists of rows inside."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.tasks.ingest.readers import json_documents
+from bloomery.tasks.ingest.readers.base import Malformed
+from bloomery.tasks.ingest.stage import locate
+
+
+def write(folder: Path, document: Any, name: str = "rows.json") -> str:
+    (folder / name).write_text(json.dumps(document))
+    return str(folder / name)
+
+
+def test_a_document_may_be_the_list_of_rows(read, tmp_path: Path) -> None:
+    found = read(source=write(tmp_path, [{"a": 1, "b": None}, {"a": 2.5, "c": [True]}]))
+    assert not found.record.is_text
+    assert found.table.schema.field("a").type == pa.float64()
+    assert found.rows == [{"a": 1.0, "b": None, "c": None}, {"a": 2.5, "b": None, "c": [True]}]
+
+
+def test_lists_inside_one_document_become_parts_with_their_values(read, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json.gz"
+    document = {"in": {"train": [["hello", "greet"]], "test": [["bye", "leave"]]}, "odd": [["blue", "none"]]}
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    sources = [
+        {"source": str(path), "records": "in.test", "part": "test", "values": {"scope": "in", "by": "a"}},
+        {"source": str(path), "records": "in.train", "part": "train", "values": {"by": "b", "scope": "in"}},
+        {"source": str(path), "records": "odd", "part": "train", "values": {"scope": "out", "by": "c"}},
+    ]
+    assert read(sources=sources, columns=["text", "intent"], row_id="id").rows == [
+        {"id": 0, "text": "bye", "intent": "leave", "scope": "in", "by": "a", "part": "test"},
+        {"id": 1, "text": "hello", "intent": "greet", "scope": "in", "by": "b", "part": "train"},
+        {"id": 2, "text": "blue", "intent": "none", "scope": "out", "by": "c", "part": "train"},
+    ]
+
+
+def test_items_that_are_no_rows_are_put_aside(read, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    deep = "[" * 300 + "]" * 300
+    items = ['{"a": 1}', "[1]", "null", '{"a": NaN}', '{"a": {"b": 1, "b": 2}}', '{"a": 9223372036854775808}']
+    items += [json.dumps({"a": chr(0xD800)}), deep, '{"a": 2}']
+    path.write_text('{"all": [' + ", ".join(items) + "]}")
+    found = read(source=str(path), records="all")
+    assert found.rows == [{"a": 1}, {"a": 2}]
+    assert [(file, line) for file, line, _, _ in found.malformed] == [("rows.json", None)] * 7
+    assert [reason for *_, reason in found.malformed] == [
+        "item 2 of all: not a JSON object, but array",
+        "item 3 of all: not a JSON object, but null",
+        "item 4 of all: not JSON: NaN is no number",
+        "item 5 of all: the key 'b' twice",
+        "item 6 of all: a whole number that does not fit into 64 bits",
+        "item 7 of all: half of a surrogate pair, which is no text",
+        "item 8 of all: not a JSON object, but array",
+    ]
+
+
+def test_arrays_of_another_length_than_the_columns_are_put_aside(read, tmp_path: Path) -> None:
+    found = read(source=write(tmp_path, [[1, "x"], [1], {"a": 1}, [2, None]]), columns=["a", "b"])
+    assert found.rows == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+    assert [reason for *_, reason in found.malformed] == [
+        "item 2: 1 value(s), where 2 are required",
+        "item 3: not a JSON array, but object",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "records", "said"),
+    [
+        ('{"a": [', None, "cannot be read as JSON"),
+        ("\udcff", None, "cannot be read as JSON"),
+        ("[" * 100_000, None, "too deep"),
+        ('{"a": []}', None, "the document is object"),
+        ('{"a": []}', "b", "no 'b' of 'b'; it has a"),
+        ('{"a": []}', "a.b", "no 'b' of 'a.b'; there is array"),
+        ('{"a": 1, "a": []}', "a", "the key 'a' twice"),
+        ('{"a": [{"x": 1}, {"x": "y"}]}', "a", 'item 2 of a, column x: found "y", and integer before'),
+    ],
+)
+def test_a_document_without_such_rows_is_refused(
+    read, tmp_path: Path, text: str, records: str | None, said: str
+) -> None:
+    (tmp_path / "rows.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(DataMissing, match=said):
+        read(source=str(tmp_path / "rows.json"), **({"records": records} if records else {}))
+
+
+def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, {"a": [{"x": 1}], "b": [{"x": 2}]})
+    assert locate(Data(source=path, records="a")).digest != locate(Data(source=path, records="b")).digest
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"n": st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)},
+            optional={"t": st.none() | st.text(st.characters(codec="utf-8"), max_size=5), "l": st.lists(st.booleans())},
+        ),
+        max_size=6,
+    )
+)
+def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -> None:
+    data = Data(source=write(tmp_path, {"rows": rows}), records="rows")
+    with Malformed(tmp_path / "malformed.parquet") as aside:
+        found = json_documents.read(data, data.origins[0], aside)
+        back = [row for batch in found.batches for row in batch.to_pylist()]
+    assert aside.num == 0
+    assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]

@@ -1,0 +1,65 @@
+"""Files in S3, against a server that speaks its language."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.tasks.ingest.stage import locate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that puts an object into `s3://rows`."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="rows")
+    yield lambda key, body: client.put_object(Bucket="rows", Key=key, Body=body)
+    server.stop()
+
+
+def test_objects_are_read_as_files_are(read, bucket, tmp_path: Path) -> None:
+    bucket("in/day=1/a.csv", b"x,y\n1,2\nbad\n")
+    bucket("in/day=2/b.csv.gz", gzip.compress(b"x,y\n3,4\n"))
+    bucket("in/notes.txt", b"no rows")
+    found = read(source="s3://rows/in", format="csv")
+    assert [tuple(row.values()) for row in found.rows] == [("1", "2", "1"), ("3", "4", "2")]
+    assert found.malformed == [("day=1/a.csv", 3, "bad", "1 cell(s), where 2 are required")]
+    assert read(source="s3://rows/in/day=2/*.csv.gz").rows == [{"x": "3", "y": "4"}]
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "rows.parquet")
+    bucket("rows.parquet", (tmp_path / "rows.parquet").read_bytes())
+    assert read(source="s3://rows/rows.parquet").rows == [{"x": 1}]
+
+
+def test_an_object_is_known_by_what_s3_says_of_its_content(bucket) -> None:
+    bucket("a.csv", b"x\n1\n")
+    first = locate(Data(source="s3://rows/a.csv")).digest
+    assert locate(Data(source="s3://rows/a.csv")).digest == first
+    bucket("a.csv", b"x\n2\n")
+    assert locate(Data(source="s3://rows/a.csv")).digest != first
+
+
+@pytest.mark.parametrize("source", ["s3://rows/nowhere.csv", "s3://nobucket/a.csv", "s3://rows/no-*.csv"])
+def test_an_object_that_is_not_there_is_named(bucket, source: str) -> None:
+    with pytest.raises(DataMissing, match="there is no csv file"):
+        locate(Data(source=source))

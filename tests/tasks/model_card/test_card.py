@@ -1,0 +1,254 @@
+"""Model cards: what they say is what the records say, whatever names the data brings."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from bloomery.data_contracts.errors import SettingInvalid
+from bloomery.data_contracts.records.records import Effort, Interval, Privacy, Release
+from bloomery.models.evaluation.metrics import accuracy, share
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.model_card import figures
+from bloomery.tasks.model_card.card import write_card
+from bloomery.tasks.model_card.rendering import Card, Picture, Section, Table, as_markdown, put_picture, write_pages
+from bloomery.tasks.registry import version_description
+from bloomery.tasks.tracking import resource_usage
+
+HOSTILE = '<script>alert("x")</script>|`[a](javascript:b)`\n# c'
+
+
+class Seen(HTMLParser):
+    """The text of a page, its elements, and the addresses that it names."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.elements, self.addresses = "", set[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("a", HOSTILE), **trained: Any) -> Any:
+    """A card of made-up answers to six rows, in `home / "card"`, and the choice that it is of."""
+    place = home / "made"
+    place.mkdir(parents=True)
+    chosen = release.bento.chosen
+    keys = pa.array(range(6))
+    if task == "classification":
+        shares = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 2)
+        truth = [names[one] for one in (0, 0, 0, 1, 1, 1)]
+        answer = [names[one] for one in shares.argmax(axis=1)]
+        columns = {"truth": truth, "answer": answer, "probabilities": list(shares)}
+    else:
+        columns = {"truth": [1.0, 2, 3, 4, 5, 6], "answer": [1.0, 2, 3, 4, 5, 8]}
+        number = {"kind": "number", "columns": ["x"], "scale": "none"}
+        features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [number]})
+        rows = pa.table({"id": keys, "x": [0.0] * 6, "y": columns["truth"]})
+        summary = next(iter(summarise_batches(features, rows.to_batches())))["summary"]
+        encoder = fit(features, summary.to_pylist())
+        (place / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
+    pq.write_table(pa.table({"id": keys, **columns}), place / "answers.parquet")
+    Image.new("RGB", (2000, 900), "white").save(place / "candidates.png")
+    dataset = chosen.options.trained.dataset.model_copy(
+        update={
+            "task": task,
+            "classes": names if task == "classification" else (),
+            "encoder_uri": "made/encoder.json",
+            "test": chosen.options.trained.dataset.test.model_copy(update={"num_rows": 6}),
+        }
+    )
+    took = Effort(seconds=7.0, processor_seconds=5.0, joules=72_000.0, is_measured=False, on_gpu=False)
+    update = {"dataset": dataset, "effort": took, "uri": "made/weights", **trained}
+    score = accuracy(np.array([1, 1, 1, 0, 1, 1])) if task == "classification" else Interval(value=0.82, low=0, high=2)
+    candidate = chosen.candidate.model_copy(update={"answers_uri": "made/answers.parquet", "score": score})
+    options = chosen.options.model_copy(
+        update={
+            "trained": chosen.options.trained.model_copy(update=update),
+            "candidates": (candidate,),
+            "effort": took.model_copy(update={"is_measured": True}),
+        }
+    )
+    made = chosen.model_copy(update={"candidate": candidate, "options": options, "picture_uri": "made/candidates.png"})
+    write_card(home / "card", "made:1", made, {"model": {"kind": "mlp"}, "data": {"obtain": "of a friend"}})
+    return made
+
+
+def test_a_card_of_classes_says_what_was_measured(home: Path, release: Release) -> None:
+    made = written(home, release, "classification")
+    found = figures.figures_of(made)
+    assert [one.num_rows for one in found.classes] == [3, 3]
+    assert [one.recall for one in found.classes] == [share(3, 3), share(2, 3)]
+    assert [one.precision for one in found.classes] == [share(3, 4), share(2, 2)]
+    assert found.calibration_error == pytest.approx(abs((4 * 0.9 - 3) / 6) + abs((2 * 0.8 - 2) / 6))
+    text = Seen((home / "card" / "card.html").read_text()).text
+    for told in (
+        "100.0% (43.9–100.0)",  # recall of `a`
+        "Only 6 rows were held out",
+        "of a friend",
+        "Tell which digit a person wrote",
+        "Energy is estimated, not measured",
+        "counted by the processors themselves",
+        "0.02 kWh",
+        "1,797 digits by 13 people",  # the contract's own words
+        "CC BY 4.0",
+        "A network of kind mlp",
+    ):
+        assert told in text
+    assert {path.name for path in (home / "card").iterdir()} == {
+        *("card.html", "card.md", "calibration.png", "candidates.png")
+    }
+
+
+def test_names_from_the_data_run_nothing_on_either_page(home: Path, release: Release) -> None:
+    written(home, release, "classification")
+    page = Seen((home / "card" / "card.html").read_text())
+    assert HOSTILE in page.text
+    assert not {"script", "iframe", "object", "link", "form", "a"} & page.elements
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    shown = Seen(MarkdownIt().enable("table").render((home / "card" / "card.md").read_text()))
+    assert " ".join(HOSTILE.split()) in shown.text
+    assert not {"script", "a", "code"} & shown.elements
+    assert shown.addresses == ["calibration.png", "candidates.png"]
+
+
+def test_a_card_of_figures_needs_no_classes(home: Path, release: Release) -> None:
+    written(home, release, "regression", privacy=Privacy(epsilon=1.0, delta=1e-5))
+    text = Seen((home / "card" / "card.html").read_text()).text
+    assert "mean absolute error" in text
+    assert "An answer is a figure alone" in text
+    assert "are not shown" in text  # curves of private training
+    assert "recall" not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "1. x", "# x", "- x", "<b>", "&amp;", "*x*", "_x_", "[x](y)", "`x`", "\\|", "~x~"]
+)
+def test_text_stands_in_markdown_as_it_is(text: str) -> None:
+    page = MarkdownIt().enable(["table", "strikethrough"]).render(f"| h |\n| --- |\n| {as_markdown(text)} |\n")
+    assert Seen(page).text.split() == ["h", *text.split()]
+    alone = Seen(MarkdownIt().render(as_markdown(text)))
+    assert (alone.text.strip(), alone.elements) == (text, {"p"})
+
+
+def test_a_large_picture_is_made_small_and_one_that_is_missing_is_left_out(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (800, 1600, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    (tmp_path / "card").mkdir()
+    assert put_picture(tmp_path / "noise.png", tmp_path / "card", "n.png", "noise") == [Picture("n.png", "noise")]
+    assert (tmp_path / "card" / "n.png").stat().st_size <= 100_000
+    marked = np.full((400, 400, 3), 255, np.uint8)
+    marked[:, :, 1] -= (np.arange(400) // 2).astype(np.uint8)  # wide areas of many colours beside two small marks
+    marked[5:8, 5:8], marked[5:8, 15:18] = (26, 127, 55), (31, 95, 168)
+    Image.fromarray(marked).save(tmp_path / "marked.png")
+    put_picture(tmp_path / "marked.png", tmp_path / "card", "k.png", "marks")
+    with Image.open(tmp_path / "card" / "k.png") as kept:
+        differences = np.abs(np.asarray(kept.convert("RGB")).astype(int) - marked)[5:8, 5:18]
+    assert differences.max() <= 8
+    assert put_picture(tmp_path / "none.png", tmp_path / "card", "m.png", "none") == []
+    table = Table(("x", "n"), [("a", "1")], frozenset({"n"}))
+    write_pages(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
+    assert "| x | n |\n| --- | ---: |\n| a | 1 |\n" in (tmp_path / "card" / "card.md").read_text()
+
+
+def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work() -> None:
+        start = resource_usage._processor_seconds()
+        while resource_usage._processor_seconds() - start < 0.2:
+            pass
+
+    monkeypatch.setattr(resource_usage, "_counter", lambda: None)
+    with resource_usage.measured(on_gpu=True) as told:
+        work()
+        found = told()
+    assert 0.2 <= found.processor_seconds < 5
+    assert (found.joules, found.is_measured) == (found.processor_seconds * resource_usage.WATTS_OF_CORE, False)
+    readings = iter([100.0, 130.0, 130.0])
+    monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(lambda: next(readings)))
+    with resource_usage.measured() as told:
+        found = told()
+    assert (found.joules, found.is_measured) == (30.0, True)
+
+    def breaks() -> float:
+        return next(once)
+
+    def readings_that_break() -> Any:
+        yield 1.0
+        raise OSError
+
+    once = readings_that_break()
+    monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(breaks))
+    with resource_usage.measured() as told:
+        assert not told().is_measured
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("BLOOMERY_GRAMS_PER_KWH", "much"), ("BLOOMERY_PRICE_OF_HOUR", "0.35"), ("BLOOMERY_PRICE_OF_HOUR", "nan EUR")],
+)
+def test_a_price_that_is_none_is_refused_at_the_door(
+    name: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    with pytest.raises(SettingInvalid, match=name):
+        settings()
+    monkeypatch.delenv(name)
+    settings.cache_clear()
+
+
+def test_prices_stand_on_the_card(home: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLOOMERY_GRAMS_PER_KWH", "380")
+    monkeypatch.setenv("BLOOMERY_PRICE_OF_HOUR", "3600 EUR")
+    settings.cache_clear()
+    written(home, release, "classification")
+    text = re.sub(r"\s+", " ", Seen((home / "card" / "card.html").read_text()).text)
+    assert "7.0 5.0 0.02 kWh 7.6 g 7 EUR" in text
+
+
+def test_a_version_is_told_against_the_champion_before(release: Release) -> None:
+    former: Any = SimpleNamespace(version="2", tags={"size_bytes": "4", "p50_ms": "2.5"})
+    worse = Interval(value=-0.002, low=-0.005, high=0.001)
+    assert version_description._against(release.bento, former, worse) == (
+        "Against version 2, the champion when this one was registered: −75% size, 2.5x as fast (each measured in its "
+        "own run), +0.20 points of accuracy [−0.10, +0.50]."
+    )
+    assert version_description._gain("regression", worse) == "−0.20% RMSE [−0.50, +0.10]"  # less is better
+    assert version_description._gain("classification", Interval(value=0.0, low=-1e-9, high=0.0)).startswith(
+        "+0.00 points"
+    )
+    unknown: Any = SimpleNamespace(version="1", tags={})
+    assert "not to be compared" in version_description._against(release.bento, unknown, None)
+
+
+@pytest.mark.parametrize(
+    ("team", "owner"),
+    [
+        (None, None),
+        ([{"username": "ada", "role": "Owner"}, {"username": "bob"}], "ada"),
+        ([{"username": "ada"}, {"name": "Bob"}], "ada, Bob"),
+        ({"name": "digits", "members": [{"username": "ada"}]}, "digits"),
+        ("nobody", None),
+    ],
+)
+def test_the_owner_is_whom_the_contracts_team_names(team: Any, owner: str | None) -> None:
+    contract: Any = SimpleNamespace(team=team)
+    assert version_description.owner_of(contract) == owner

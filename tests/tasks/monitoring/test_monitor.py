@@ -1,0 +1,289 @@
+"""A window of the log beside what is usual: what is an alarm, what is none, and what cannot be told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.monitoring import Findings, Monitor, Usual, VersionReference
+from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
+from bloomery.data_contracts.records.records import Interval
+from bloomery.data_contracts.serving.prediction_log import OUTCOMES, Outcome
+from bloomery.tasks.monitoring import publishing
+from bloomery.tasks.monitoring.drift_plot import draw_drifts
+from bloomery.tasks.monitoring.evidently_report import can_draw, draw_page, drawn
+from bloomery.tasks.monitoring.monitor import observe
+from bloomery.tasks.monitoring.reference_profile import measured
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+TAG = "people:one"
+VERSION: Any = SimpleNamespace(name="people", version="3", tags={"bento": TAG})
+MONITOR = Monitor(min_rows=200, min_labels=50, latency_ms=100, slow_share=0.05)
+RNG = np.random.default_rng(0)
+
+
+def usual(cells: Cells, values: Any) -> Usual:
+    counts = count_into(cells, pa.array(values))
+    return Usual(num_rows=counts.num_rows, shares=reference_of(counts))
+
+
+@pytest.fixture
+def packaged(home: Path, contract_of: Any) -> VersionReference:
+    """What is usual for a version that lies in the store."""
+    age = RNG.normal(40, 10, 2_000)
+    reference = VersionReference(
+        part="train",
+        columns={
+            "age": usual(Cells(edges=tuple(np.quantile(age, np.arange(1, 100) / 100).tolist())), age),
+            "town": usual(Cells(values=("bath", "york")), RNG.choice(["bath", "york"], 2_000, p=[0.3, 0.7])),
+        },
+        answers=usual(Cells(values=("old", "young")), ["old", "young"] * 500),
+        confidence=usual(Cells(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
+        task="classification",
+        label="label",
+        score=Interval(value=0.9, low=0.88, high=0.92),
+    )
+    folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "people" / "one" / "src" / "artifacts"
+    folder.mkdir(parents=True)
+    (folder / "reference.json").write_text(reference.model_dump_json(by_alias=True, exclude_defaults=True))
+    one_of = {"metric": "invalidValues", "mustBe": 0, "arguments": {"validValues": ["old", "young"]}}
+    contract = contract_of({"name": "label", "logicalType": "string", "required": True, "quality": [one_of]})
+    (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
+    return reference
+
+
+@pytest.fixture
+def log(home: Path) -> Callable[..., Path]:
+    """Logs rows that were asked at one time, and returns the day's folder."""
+
+    def write(age: Any, at: datetime = NOW - DAY / 2, share_old: float = 0.5, prefix: str = "r", **told: Any) -> Path:
+        num = len(age)
+        likely = RNG.uniform(0.5, 1, num)
+        told = {"version": TAG, "role": "champion", "seconds": 0.002, **told}
+        table = pa.table(
+            {
+                "at": pa.array([at] * num, pa.timestamp("us", "UTC")),
+                "request": [f"{prefix}{place}" for place in range(num)],
+                "row": pa.array([0] * num, pa.int32()),
+                "version": [told["version"]] * num,
+                "role": [told["role"]] * num,
+                "seconds": np.broadcast_to(told["seconds"], num).astype(float),
+                "columns": [
+                    {"age": float(one), "town": town}
+                    for one, town in zip(age, RNG.choice(["bath", "york"], num, p=[0.3, 0.7]), strict=True)
+                ],
+                "answer": [
+                    {"label": "old" if place < share_old * num else "young", "probabilities": [one, 1 - one]}
+                    for place, one in enumerate(likely)
+                ],
+            }
+        )
+        folder = home / "predictions" / "people" / f"day={at:%Y-%m-%d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / f"{len(list(folder.iterdir())):06d}-1-1.parquet")
+        return folder
+
+    return write
+
+
+def look(monitor: Monitor = MONITOR) -> Findings:
+    return observe(VERSION, monitor, NOW - DAY, NOW)
+
+
+def drifted(found: Findings) -> list[str]:
+    return [drift.name for drift in found.drifts if drift.is_drifted]
+
+
+def test_only_rows_that_the_champion_answered_in_the_window_are_looked_at(packaged: Any, log: Any) -> None:
+    log(RNG.normal(40, 10, 600))
+    log(RNG.normal(90, 10, 300), NOW - 3 * DAY)
+    log(RNG.normal(90, 10, 300), NOW)
+    log(RNG.normal(90, 10, 300), role="shadow")
+    log(RNG.normal(90, 10, 300), version="people:two")
+    found = look()
+    assert found.num_rows == 600
+    assert (found.alarms, found.has_drifted, len(found.drifts)) == ((), False, 4)
+    assert any("no label has arrived" in note for note in found.notes)
+
+
+def test_a_column_that_moved_is_an_alarm_and_the_others_are_none(packaged: Any, log: Any) -> None:
+    log(RNG.normal(55, 10, 600))
+    found = look()
+    assert drifted(found) == ["age"]
+    assert found.has_drifted
+    assert "age has drifted" in found.alarms[0].words
+    elsewhere = look(MONITOR.model_copy(update={"columns": ("town",)}))
+    assert drifted(elsewhere) == []
+    assert [drift.counts for drift in elsewhere.drifts if drift.name == "age"] == [False]
+
+
+def test_answers_that_moved_are_an_alarm_whatever_columns_count(packaged: Any, log: Any) -> None:
+    log(RNG.normal(40, 10, 600), share_old=0.95)
+    assert drifted(look(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(answer)"]
+
+
+def test_few_rows_tell_nothing(packaged: Any, log: Any) -> None:
+    log(RNG.normal(90, 10, 199))
+    found = look()
+    assert (found.drifts, found.alarms) == ((), ())
+    assert any("199 rows tell nothing" in note for note in found.notes)
+
+
+def test_labels_tell_how_right_answers_were_once_there_are_enough(
+    packaged: Any, log: Any, home: Path, tmp_path: Path
+) -> None:
+    log(RNG.normal(40, 10, 600))
+    place = home / "labels" / "people"
+    place.mkdir(parents=True)
+    names = [f"r{n}" for n in range(600)]
+    pq.write_table(pa.table({"request": names[:49], "label": ["old"] * 49}), place / "first.parquet")
+    assert any("49 of 600 rows have a label" in note for note in look().notes)
+    # Right for the old, and for half of the young; many more labels of the young have come.
+    labels = ["old" if n < 300 or n % 2 else "young" for n in range(600)]
+    table = pa.table({"request": names[200:], "label": labels[200:]})
+    pq.write_table(table, place / "second.parquet")
+    pq.write_table(pa.table({"request": ["r199", "r198"], "label": ["ancient", "none"]}), place / "third.parquet")
+    found = look()
+    assert found.judged is not None
+    assert found.judged.num_labelled == 449
+    assert any("2 labels break the contract" in note for note in found.notes)
+    assert found.judged.score.value == pytest.approx((149 + 150) / 449)
+    assert found.judged.weighted is not None
+    assert found.judged.weighted.value == pytest.approx(0.75)
+    assert [alarm.kind for alarm in found.alarms] == ["drift"]
+    assert "accuracy is 75.0%" in found.alarms[0].words
+    csv = tmp_path / "labels.csv"
+    csv.write_text("request,label\n" + "".join(f"{name},old\n" for name in names[:300]))
+    named = look(MONITOR.model_copy(update={"labels": str(csv)}))
+    assert named.judged is not None
+    assert (named.judged.score.value, named.judged.covered, named.alarms) == (1.0, 0.5, ())
+
+
+def test_what_labels_are_not_is_told(packaged: Any, log: Any, tmp_path: Path) -> None:
+    log(RNG.normal(40, 10, 300))
+    csv = tmp_path / "labels.csv"
+    csv.write_text("id,label\n1,old\n")
+    with pytest.raises(DataMissing, match="has no column request"):
+        look(MONITOR.model_copy(update={"labels": str(csv)}))
+    csv.write_text("request,row,label\nr1,first,old\n")
+    with pytest.raises(DataMissing, match="row is not what it must be"):
+        look(MONITOR.model_copy(update={"labels": str(csv)}))
+    with pytest.raises(DataMissing, match="cannot be read"):
+        look(MONITOR.model_copy(update={"labels": str(tmp_path / "none.parquet")}))
+
+
+def test_requests_that_break_the_contract_fail_or_are_slow_are_alarms_that_no_training_helps(
+    packaged: Any, log: Any
+) -> None:
+    folder = log(RNG.normal(40, 10, 300), seconds=np.where(np.arange(300) < 60, 0.5, 0.002))
+    told = Outcome(
+        at=NOW - DAY / 2,
+        version=TAG,
+        statuses={200: 300, 422: 60, 503: 20},
+        broken={"age: must be at least 0": 50, "town: must not be null": 10},
+    )
+    elsewhere = [told.model_copy(update={"version": "people:two"}), told.model_copy(update={"at": NOW - 2 * DAY})]
+    lines = [one.model_dump_json() for one in (told, *elsewhere)]
+    (folder / f"7{OUTCOMES}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one was broken off
+    found = look()
+    assert (found.door.num_requests, found.has_drifted) == (380, False)
+    assert found.door.broken[0] == ("age: must be at least 0", 50)
+    assert [alarm.kind for alarm in found.alarms] == ["service"] * 3
+    said = " ".join(alarm.words for alarm in found.alarms)
+    for words in ("15.79% of the requests broke", "5.26% of the requests were answered with 5xx", "20.00% of the"):
+        assert words in said
+    assert (found.door.p50_ms, found.door.p99_ms) == (pytest.approx(2), pytest.approx(500))
+
+
+def test_findings_are_kept_drawn_and_exposed(packaged: Any, log: Any, home: Path, tmp_path: Path) -> None:
+    from bloomery.tasks.tracking import mlflow_runs
+
+    log(RNG.normal(55, 10, 600))
+    found = look()
+    # As a look leaves it that was killed while it wrote.
+    tags = {mlflow_runs.STAGE_KEY: "monitor-people"}
+    left = mlflow_runs.client().create_run(mlflow_runs.experiment("people"), run_name="monitor", tags=tags).info.run_id
+    run = mlflow_runs.client().get_run(publishing.keep(found, MONITOR))
+    assert mlflow_runs.client().get_run(left).info.status == "KILLED"
+    assert run.data.metrics["psi/age"] == pytest.approx(found.drifts[0].psi)
+    assert run.data.tags["drifted"] == "true"
+    kept = {file.path for file in mlflow_runs.client().list_artifacts(run.info.run_id)}
+    assert {"drift.png", "findings.json", "findings.md"} <= kept
+    text = publishing.expose(found).read_text()
+    assert 'bloomery_monitor_drifted{column="age",model="people",version="3"} 1.0' in text
+    assert 'bloomery_monitor_alarms{kind="drift",model="people",version="3"} 1.0' in text
+    draw_drifts(found, MONITOR.psi, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
+    assert Findings.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_is_missing_is_told(home: Path, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(DataMissing, match="does not say what is usual"):
+        look()
+    request.getfixturevalue("packaged")
+    with pytest.raises(DataMissing, match="no request was logged for people"):
+        look()
+    (home / "predictions" / "people").mkdir(parents=True)
+    with pytest.raises(DataMissing, match="says nothing of height"):
+        look(MONITOR.model_copy(update={"columns": ("height",)}))
+    assert look().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "expected"),
+    [
+        ("value", [1, None], [1, None]),
+        ("length", ["abc", "é", None], [3, 1, None]),
+        ("mean", [[1, 2, 3], [None, 4], [], None, [None]], [2.0, 4.0, None, None, None]),
+        ("last", [[1, 2, 3], [], None, [7, None]], [3, None, None, None]),
+    ],
+)
+def test_arrays_and_texts_count_by_one_figure(measure: Any, values: list[Any], expected: list[Any]) -> None:
+    assert measured(pa.array(values), measure).to_pylist() == expected
+    assert measured(pa.array([values[-1], *values]).slice(1), measure).to_pylist() == expected  # a slice of a batch
+
+
+@given(
+    shares=st.lists(st.integers(0, 50), min_size=4, max_size=8).filter(sum),
+    num_rows=st.integers(1, 500),
+    is_number=st.booleans(),
+)
+def test_what_evidently_is_given_falls_into_the_cells_as_counted(
+    shares: list[int], num_rows: int, is_number: bool
+) -> None:
+    whole = tuple(share / sum(shares) for share in shares)
+    num_cells = len(shares) - 2
+    edges = Cells(edges=tuple(float(2**place) for place in range(num_cells - 1)))
+    cells = edges if is_number else Cells(values=tuple(f"v{place}" for place in range(num_cells)))
+    values = drawn(cells, whole, num_rows)
+    assert len(values) == num_rows
+    counts = count_into(cells, pa.array(values, pa.float64() if is_number else pa.string()))
+    told = [*counts.counts, counts.num_other, counts.num_null]
+    # A number that is none is missing to Evidently, and a name that is missing is one of its own.
+    told[-2:], whole = [sum(told[-2:])], (*whole[:-2], sum(whole[-2:]))
+    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(told, whole, strict=True))
+
+
+@pytest.mark.slow
+def test_evidently_draws_a_page_that_needs_no_network(packaged: Any, log: Any, tmp_path: Path) -> None:
+    pytest.importorskip("litestar", reason="the extra `monitoring` is not installed")
+    log(RNG.normal(55, 10, 600))
+    assert can_draw()
+    assert draw_page(look(), 0.2, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "age" in page
+    assert 'src="http' not in page
+    assert [path.name for path in tmp_path.glob("report*")] == ["report.html"]

@@ -1,0 +1,139 @@
+"""What is usual for a version is told by the rows that it learnt from, column by column, and by its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.data_contracts.records.records import Chosen, Privacy, Release
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.monitoring.reference_profile import version_reference
+
+NUM, NUM_TRAIN = 1_000, 600
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=NUM)
+ROWS = pa.table(
+    {
+        "id": np.arange(NUM),
+        "x": pa.array(X, mask=np.arange(NUM) % 10 == 0),
+        "town": RNG.choice(["bath", "york"], NUM, p=[0.25, 0.75]),
+        "zone": RNG.integers(0, 80, NUM) ** 2 // 80,
+        "note": [f"note {'o' * (place % 90)} {place}" for place in range(NUM)],
+        "wave": [[float(place), 2.0 * place] for place in range(NUM)],
+        "who": [f"person {place % 5}" for place in range(NUM)],
+        "when": [datetime(2026, 1, 1, tzinfo=UTC)] * NUM,
+        "label": RNG.choice(["no", "yes"], NUM),
+    }
+)
+PROPERTIES: tuple[dict[str, Any], ...] = (
+    {"name": "id", "logicalType": "integer", "primaryKey": True, "primaryKeyPosition": 1},
+    {"name": "x", "logicalType": "number"},
+    {"name": "town", "logicalType": "string", "required": True},
+    {"name": "zone", "logicalType": "integer", "required": True},
+    {"name": "note", "logicalType": "string", "required": True},
+    {"name": "wave", "logicalType": "array", "required": True, "items": {"logicalType": "number"}},
+    {
+        "name": "who",
+        "logicalType": "string",
+        "required": True,
+        "customProperties": [{"property": "personal", "value": "hash"}],
+    },
+    {"name": "when", "logicalType": "timestamp", "required": True},
+    {"name": "label", "logicalType": "string", "required": True},
+)
+INPUTS = ("x", "town", "zone", "note", "wave", "who", "when")
+
+
+@pytest.fixture
+def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Chosen:
+    """A candidate whose training part is the first rows; only the inputs that say how they are read are features."""
+    folder = home / "stages" / "made"
+    folder.mkdir(parents=True)
+    pq.write_table(ROWS, folder / "rows.parquet")
+    pq.write_table(ROWS.select(["id"]).slice(0, NUM_TRAIN), folder / "train.parquet")
+    pq.write_table(ROWS.select(["id"]).slice(NUM_TRAIN), folder / "test.parquet")
+    likely = RNG.uniform(0.5, 1, 400)
+    answers = {"id": np.arange(NUM_TRAIN, NUM), "truth": ["yes"] * 400, "answer": ["yes"] * 100 + ["no"] * 300}
+    shares = pa.array([[one, 1 - one] for one in likely])
+    pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "answers.parquet")
+    categories = {"kind": "category", "columns": ["town", "zone"]}
+    features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
+    summary = next(iter(summarise_batches(features, ROWS.to_batches())))
+    (folder / "encoder.json").write_text(fit(features, summary["summary"].to_pylist()).model_dump_json())
+    place = str(folder.relative_to(settings().home))
+    made = release.bento.chosen
+    dataset = made.options.trained.dataset
+    checked = dataset.checked.model_copy(update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)})
+    dataset = dataset.model_copy(
+        update={
+            "checked": checked,
+            "train": dataset.train.model_copy(update={"uri": f"{place}/train.parquet"}),
+            "test": dataset.test.model_copy(update={"uri": f"{place}/test.parquet"}),
+            "encoder_uri": f"{place}/encoder.json",
+            "inputs": INPUTS,
+            "classes": ("no", "yes"),
+        }
+    )
+    trained = made.options.trained.model_copy(update={"dataset": dataset})
+    candidate = made.candidate.model_copy(update={"answers_uri": f"{place}/answers.parquet"})
+    options = made.options.model_copy(update={"trained": trained})
+    return made.model_copy(update={"candidate": candidate, "options": options})
+
+
+def test_each_column_is_counted_over_the_training_rows_in_cells_of_its_kind(chosen: Chosen) -> None:
+    found = version_reference(chosen)
+    assert found.part == "train"
+    assert list(found.columns) == ["x", "town", "zone", "note", "wave"]  # neither a person nor a time
+    assert {name: one.measure for name, one in found.columns.items() if one.measure != "value"} == {
+        "note": "length",
+        "wave": "mean",
+    }
+    assert all(one.num_rows == NUM_TRAIN for one in found.columns.values())
+    train = ROWS.slice(0, NUM_TRAIN)
+    x = found.columns["x"].shares
+    assert x.null_share == 0.1
+    assert len(x.shares) == 100
+    assert max(x.shares) < 0.02
+    assert x.edges is not None
+    assert x.edges[49] == pytest.approx(np.median(train["x"].drop_null().to_numpy()), abs=0.02)
+    town = found.columns["town"].shares
+    assert town.values == ("bath", "york")
+    assert town.shares[0] == pytest.approx(train["town"].to_pylist().count("bath") / NUM_TRAIN)
+    # Names that are numbers: the most frequent have a cell each, the others one together.
+    zone = found.columns["zone"].shares
+    assert zone.values is not None
+    assert len(zone.values) == 50
+    assert 0 < zone.other_share < 0.2
+    wave = found.columns["wave"].shares
+    assert wave.edges is not None
+    assert wave.edges[-1] < 1.5 * NUM_TRAIN
+
+
+def test_answers_and_their_probabilities_are_those_to_the_held_out_rows(chosen: Chosen) -> None:
+    found = version_reference(chosen)
+    assert (found.answers.shares.values, found.answers.shares.shares) == (("no", "yes"), (0.75, 0.25))
+    assert found.confidence is not None
+    assert found.confidence.shares.edges is not None
+    assert 0.5 < found.confidence.shares.edges[0] < 0.52
+    assert found.score == chosen.candidate.score
+
+
+def test_where_training_was_private_no_row_that_was_learnt_from_counts(chosen: Chosen) -> None:
+    trained = chosen.options.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
+    options = chosen.options.model_copy(update={"trained": trained})
+    found = version_reference(chosen.model_copy(update={"options": options}))
+    assert found.part == "test"
+    assert found.columns["wave"].num_rows == NUM - NUM_TRAIN
+    edges = found.columns["wave"].shares.edges
+    assert edges is not None
+    assert edges[0] >= 1.5 * NUM_TRAIN

@@ -1,0 +1,244 @@
+"""A version must reach its gates and be no worse than the champion, whatever it is asked for."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
+from bloomery.data_contracts.records.records import Bento, Interval, Release
+from bloomery.data_contracts.records.tensor_layout import Task
+from bloomery.models.features.config import Features, Gates, Recent
+from bloomery.models.features.encoder import Encoder, encode, fit, summarise_batches
+from bloomery.models.inference.outputs import meant, outputs_of
+from bloomery.models.inference.runtime import session
+from bloomery.tasks.evaluation.held_out import held_out_rows
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.promote.gates import require_not_worse, require_score, worse_than
+from bloomery.tasks.promote.recent_data_gate import require_not_worse_of_late
+
+NUM_ROWS = 300
+X = np.random.default_rng(0).normal(size=NUM_ROWS)
+FIGURES = 100 + 5 * X
+CLASSES = np.where(X > 0, "up", "down")
+
+
+def rows_for(task: Task) -> pa.Table:
+    return pa.table({"id": np.arange(NUM_ROWS), "x": X, "y": FIGURES if task == "regression" else CLASSES})
+
+
+def encoder_for(task: Task) -> Encoder:
+    number = {"kind": "number", "columns": ["x"], "scale": "none"}
+    features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
+    summary = next(iter(summarise_batches(features, rows_for(task).to_batches())))
+    return fit(features, summary["summary"].to_pylist())
+
+
+def network(path: Path, task: Task, shift: float) -> None:
+    """An ONNX file that is right where `shift` is 0, and wrong by more the larger it is."""
+    weights, biases = ([[1.0]], [shift]) if task == "regression" else ([[-1.0, 1.0]], [0.0, shift])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gemm", ["x", "w", "b"], ["logits"])],
+        "linear",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 1])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(biases)])],
+        [
+            onnx.numpy_helper.from_array(np.array(value, np.float32), name)
+            for name, value in (("w", weights), ("b", biases))
+        ],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+@pytest.fixture
+def packaged(home: Path, release: Release, contract_of: Any) -> Any:
+    """Makes a bento in the store whose network is wrong by `shift`, and the records of its answers."""
+
+    def make(tag: str, task: Task, shift: float) -> Bento:
+        encoder = encoder_for(task)
+        folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / tag.replace(":", "/") / "src" / "artifacts"
+        folder.mkdir(parents=True)
+        (folder / "encoder.json").write_text(encoder.model_dump_json())
+        (folder / "manifest.json").write_text(json.dumps({"is_row_by_row": False}))
+        kind = "number" if task == "regression" else "string"
+        contract = contract_of(
+            {"name": "x", "logicalType": "number"}, {"name": "y", "logicalType": kind, "required": True}
+        )
+        (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
+        network(folder / "model.onnx", task, shift)
+        rows = rows_for(task)
+        given = meant(encoder, outputs_of(session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False))
+        answer = given if task == "regression" else np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
+        under = settings().home / "stages" / tag.replace(":", "-")
+        under.mkdir(parents=True)
+        pq.write_table(
+            pa.table({"id": rows["id"], "truth": rows["y"], "answer": pa.array(answer)}), under / "a.parquet"
+        )
+        pq.write_table(rows, under / "rows.parquet")
+        (under / "encoder.json").write_text(encoder.model_dump_json())
+        place = str(under.relative_to(settings().home))
+        return recorded(release, tag, task, place, encoder)
+
+    return make
+
+
+def recorded(release: Release, tag: str, task: Task, place: str, encoder: Encoder) -> Bento:
+    chosen = release.bento.chosen
+    dataset = chosen.options.trained.dataset.model_copy(
+        update={
+            "task": task,
+            "label": "y",
+            "inputs": ("x",),
+            "classes": encoder.classes,
+            "encoder_uri": f"{place}/encoder.json",
+            "test_rows_uri": f"{place}/rows.parquet",
+        }
+    )
+    trained = chosen.options.trained.model_copy(update={"dataset": dataset})
+    candidate = chosen.candidate.model_copy(update={"answers_uri": f"{place}/a.parquet"})
+    options = chosen.options.model_copy(update={"trained": trained, "candidates": (candidate,)})
+    return release.bento.model_copy(
+        update={"tag": tag, "chosen": chosen.model_copy(update={"candidate": candidate, "options": options})}
+    )
+
+
+def former(bento: Bento) -> Any:
+    return SimpleNamespace(tags={"bento": bento.tag})
+
+
+def judge(bento: Bento, gates: Gates, champion: Any) -> None:
+    require_not_worse(bento, gates, champion, worse_than(bento, champion))
+
+
+def test_held_out_rows_come_in_the_order_of_the_answers(packaged: Any) -> None:
+    rows = held_out_rows(packaged("m:one", "regression", 0.0).chosen)
+    assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
+
+
+@pytest.mark.parametrize(("task", "gate"), [("classification", "champion_drop"), ("regression", "champion_rise")])
+def test_a_version_that_is_worse_than_the_champion_is_refused_and_one_that_is_not_passes(
+    task: Task, gate: str, packaged: Any
+) -> None:
+    good, same, bad = (packaged(f"m:{name}", task, shift) for name, shift in (("a", 0.1), ("b", 0.1), ("c", 0.6)))
+    judge(same, Gates(champion_drop=0.05), former(good))
+    judge(good, Gates(champion_drop=0.05), former(bad))
+    judge(bad, Gates(), None)
+    judge(bad, Gates(), former(bad))
+    with pytest.raises(ReleaseRefused, match="against champion m:a") as refused:
+        judge(bad, Gates(champion_drop=0.05), former(good))
+    assert gate in refused.value.where
+    judge(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
+
+
+def test_a_champion_that_answers_another_kind_of_question_is_not_replaced(packaged: Any) -> None:
+    figures, classes = packaged("m:f", "regression", 0.0), packaged("m:c", "classification", 0.0)
+    with pytest.raises(ReleaseRefused, match="champion m:c is a classification, and this version is a regression"):
+        judge(figures, Gates(), former(classes))
+
+
+def test_a_champion_that_cannot_be_read_stops_nobody(packaged: Any) -> None:
+    good, broken = packaged("m:a", "regression", 1.0), packaged("m:b", "regression", 0.0)
+    folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "b" / "src" / "artifacts"
+    (folder / "model.onnx").write_bytes(b"no network")
+    judge(good, Gates(), former(broken))
+    (folder / "encoder.json").write_text("{}")
+    judge(good, Gates(), former(broken))
+
+
+@pytest.mark.parametrize(
+    ("task", "score", "gates", "said"),
+    [
+        ("classification", 0.8, Gates(min_accuracy=0.9), "accuracy is 80.00%"),
+        ("classification", 0.9, Gates(min_accuracy=0.9), None),
+        ("regression", 21.5, Gates(max_error=21.3), "RMSE is 21.5"),
+        ("regression", 21.3, Gates(max_error=21.3), None),
+        ("regression", 1e9, Gates(), None),
+    ],
+)
+def test_the_score_must_reach_the_gate(
+    task: Task, score: float, gates: Gates, said: str | None, release: Release, home: Path
+) -> None:
+    bento = recorded(release, "m:x", task, "nowhere", encoder_for(task))
+    candidate = bento.chosen.candidate.model_copy(update={"score": Interval(value=score, low=score, high=score)})
+    bento = bento.model_copy(update={"chosen": bento.chosen.model_copy(update={"candidate": candidate})})
+    if said is None:
+        require_score(bento, gates)
+    else:
+        with pytest.raises(ReleaseRefused, match=said):
+            require_score(bento, gates)
+
+
+def asked_of_late(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "champion") -> list[str]:
+    """Logs rows that were asked, and returns their requests."""
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    requests = [f"{role}-{days_ago}-{place}" for place in range(len(x))]
+    folder = home / "predictions" / "m" / f"day={at:%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "at": pa.array([at] * len(x), pa.timestamp("us", "UTC")),
+            "request": requests,
+            "row": pa.array([0] * len(x), pa.int32()),
+            "role": [role] * len(x),
+            "columns": [{"x": float(one)} for one in x],
+        }
+    )
+    pq.write_table(table, folder / f"{role}.parquet")
+    return requests
+
+
+def labels_come(home: Path, requests: list[str], labels: Any) -> Path:
+    place = home / "labels" / "m"
+    place.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"request": requests, "label": labels}), place / "labels.parquet")
+    return place
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_on_rows_of_late_the_new_version_must_not_be_worse(task: Task, packaged: Any, home: Path) -> None:
+    """The held-out rows are as they were; since then everything has moved by one, which one of the two has learnt."""
+    packaged("m:old", task, 0.0)
+    packaged("m:new", task, 1.0)
+    gates = Gates(champion_drop=0.02, champion_rise=0.02)
+    x = np.random.default_rng(1).normal(size=400)
+    requests = asked_of_late(home, x)
+    # A step is five units: what a regression's `shift` of one standard unit comes to is told by the encoder.
+    unit = float(np.std(FIGURES)) if task == "regression" else 0.0
+    moved = FIGURES.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
+    labels_come(home, requests, moved)
+    told = require_not_worse_of_late("m", "m:new", "m:old", gates)
+    assert told.startswith("on 400 rows of late that have a label the ")
+    with pytest.raises(ReleaseRefused, match="on 400 rows of late that have a label") as refused:
+        require_not_worse_of_late("m", "m:old", "m:new", gates)
+    assert "labels" in refused.value.where
+
+
+def test_what_is_not_there_of_late_is_told_and_refuses_nobody(packaged: Any, home: Path, tmp_path: Path) -> None:
+    packaged("m:a", "classification", 0.0)
+    packaged("m:b", "classification", 0.0)
+
+    def told(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
+        return require_not_worse_of_late("m", "m:b", champion, gates)
+
+    assert "no other champion" in told(champion=None)
+    assert "no other champion" in told(champion="m:b")
+    assert "no label of a row of late has arrived" in told()
+    requests = asked_of_late(home, X[:150])
+    old, shadow = asked_of_late(home, X, days_ago=40), asked_of_late(home, X, role="shadow")
+    labels_come(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
+    assert "150 rows of late have a label, fewer than 200" in told()
+    assert told(Gates(recent=Recent(min_rows=100), champion_drop=0.05)).startswith("on 150 rows of late")
+    assert told(Gates(recent=Recent(min_rows=100, window="60d"), champion_drop=0.05)).startswith("on 450 rows")
+    (Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "a" / "src" / "artifacts" / "model.onnx").write_bytes(b"none")
+    assert "not all columns that both versions read" in told(Gates(recent=Recent(min_rows=100)))
+    with pytest.raises(DataMissing, match="cannot be read"):
+        told(Gates(recent=Recent(labels=str(tmp_path / "none.parquet"))))

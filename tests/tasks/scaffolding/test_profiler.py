@@ -1,0 +1,267 @@
+"""What is seen of a source does not depend on how it is cut, and is what a reader would say of it."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bloomery.data_contracts.errors import DataMissing, DataUnfit
+from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.tasks.ingest import locations
+from bloomery.tasks.scaffolding.column_names import find_name, identifiers
+from bloomery.tasks.scaffolding.column_profiles import TextSighting, TypedSighting
+from bloomery.tasks.scaffolding.csv_dialect import dialect_of
+from bloomery.tasks.scaffolding.format_detection import format_of
+from bloomery.tasks.scaffolding.input_planning import is_personal
+from bloomery.tasks.scaffolding.profiler import Profile, Seen, count_different, profile
+from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
+
+CUTS = st.lists(st.integers(0, 40), max_size=4)
+
+
+def seen_of(table: pa.Table, folder: Path) -> Profile:
+    path = folder / "rows.parquet"
+    pq.write_table(table, path)
+    return profile(Data(source=str(path)), folder)
+
+
+def csv_of(text: str, folder: Path, **options: object) -> Profile:
+    path = folder / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    return profile(Data.model_validate({"source": str(path), "strip": True, **options}), folder)
+
+
+def column(found: Profile, name: str) -> Seen:
+    one = found.column(name)
+    assert one is not None
+    return one
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "missing"),
+    [
+        (["1", "2", "-3"], "integer", 0),
+        (["1", "2.5", "1e3"], "number", 0),
+        (["1.0", "2.0"], "number", 0),
+        (["01234", "00007"], "string", 0),
+        (["12345678901234567890", "1"], "string", 0),
+        (["true", "False"], "boolean", 0),
+        (["2024-02-29", "2023-01-01"], "date", 0),
+        (["2023-02-29", "2023-01-01"], "string", 0),
+        (["2024-02-29 10:00:00", "2024-02-29T10:00:00+02:00"], "timestamp", 0),
+        (["1", "?", "NA", "-", "2"], "integer", 3),
+        (["red", "?", "green"], "string", 1),
+        (["red", "NA", "-"], "string", 0),
+        (["1", "", "2"], "integer", 1),
+        (["+1,5", "2,25"], "string", 0),
+    ],
+)
+def test_texts_are_of_the_narrowest_kind_that_keeps_what_they_say(
+    cells: list[str], kind: str, missing: int, home: Path, tmp_path: Path
+) -> None:
+    lines = "".join(f'"{cell}",{number}\n' for number, cell in enumerate(cells))
+    one = column(csv_of(f"a,b\n{lines}", tmp_path), "a")
+    assert (one.kind, one.num_missing, one.num_unfit) == (kind, missing, 0)
+
+
+def test_a_marker_of_one_column_means_missing_in_all(home: Path, tmp_path: Path) -> None:
+    found = csv_of("a,b\n1,NA\nNA,red\n2,blue\n", tmp_path)
+    assert found.missing == ("NA",)
+    assert [one.num_missing for one in found.columns] == [1, 1]
+    assert column(found, "b").values == (("blue", 1), ("red", 1))
+
+
+def test_a_few_values_of_another_kind_are_counted_and_many_make_it_text(home: Path, tmp_path: Path) -> None:
+    numbers = [str(number) for number in range(2000)]
+    few = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, "1xx19"]), tmp_path), "a")
+    assert (few.kind, few.num_unfit, few.low, few.high, few.is_unique) == ("integer", 1, 0, 1999, False)
+    many = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 9]), tmp_path), "a")
+    assert (many.kind, many.num_unfit) == ("string", 0)
+
+
+def test_a_column_of_whole_numbers_with_one_fraction_is_of_numbers(home: Path, tmp_path: Path) -> None:
+    cells = [*map(str, range(3000)), "-0.5"]
+    one = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in cells), tmp_path), "a")
+    assert (one.kind, one.num_unfit, one.low) == ("number", 0, -0.5)
+
+
+def test_decimal_commas_are_seen(home: Path, tmp_path: Path) -> None:
+    found = csv_of("a;b\n" + "1,5;x\n" * 20, tmp_path, delimiter=";")
+    assert column(found, "a").is_decimal_comma
+    assert not column(found, "b").is_decimal_comma
+
+
+@given(
+    cells=st.lists(st.sampled_from(["1", "2.5", "?", "", "red", "2020-01-01", "007"]) | st.text(max_size=3)), cuts=CUTS
+)
+def test_what_is_seen_of_texts_does_not_depend_on_the_batches(cells: list[str], cuts: list[int]) -> None:
+    whole = pa.array([cell or None for cell in cells], pa.string())
+    at_once, in_pieces = TextSighting(len(cells)), TextSighting(len(cells))
+    at_once.add(whole)
+    edges = [0, *sorted(min(cut, len(cells)) for cut in cuts), len(cells)]
+    for start, stop in pairwise(edges):
+        in_pieces.add(whole.slice(start, stop - start))
+    missing = at_once.markers()
+    assert in_pieces.markers() == missing
+    one, other = at_once.figures(missing), in_pieces.figures(missing)
+    # Whether batches repeat a value is only a hint; the whole column is asked where it matters.
+    assert one._replace(may_be_unique=True) == other._replace(may_be_unique=True)
+    assert not one.may_be_unique or other.may_be_unique
+
+
+@given(values=st.lists(st.none() | st.floats(width=32) | st.just(7.0)), cuts=CUTS)
+def test_what_is_seen_of_numbers_does_not_depend_on_the_batches(values: list[float | None], cuts: list[int]) -> None:
+    whole = pa.array(values, pa.float64())
+    edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
+    seen = TypedSighting("number")
+    for start, stop in pairwise(edges):
+        seen.add(whole.slice(start, stop - start))
+    found = seen.figures(frozenset())
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    assert found.num_missing == values.count(None)
+    assert found.num_unfit == len(values) - len(finite) - found.num_missing
+    assert (found.low, found.high) == (min(finite, default=None), max(finite, default=None))
+
+
+def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path) -> None:
+    num = 3000
+    table = pa.table(
+        {
+            "key": [f"k{number}" for number in range(num)],
+            "twice": [f"k{number // 2}" for number in range(num)],
+            "ok": [number % 2 == 0 for number in range(num)],
+            "pixels": pa.array([[number % 256] * 16 for number in range(num)], pa.list_(pa.uint8())),
+            "nothing": pa.nulls(num),
+        }
+    )
+    found = seen_of(table, tmp_path)
+    assert [one.kind for one in found.columns] == ["string", "string", "boolean", "array", "string"]
+    assert [one.is_unique for one in found.columns] == [True, False, False, False, False]
+    assert (column(found, "twice").num_distinct, column(found, "twice").values) == (
+        num // 2,
+        (*((f"k{one}", 2) for one in sorted(range(num // 2), key=str)),),
+    )
+    pixels = column(found, "pixels")
+    assert (pixels.element, pixels.physical, pixels.low, pixels.high, pixels.lengths) == (
+        *("integer", "uint8", 0, 255),
+        ((16, num),),
+    )
+    assert column(found, "nothing").num_missing == num
+    assert count_different(tmp_path, ["twice", "ok"]) == num
+
+
+def test_a_type_that_no_contract_knows_is_named(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataUnfit, match=r"column place is of type struct"):
+        seen_of(pa.table({"place": [{"x": 1}], "label": [1]}), tmp_path)
+
+
+DIALECTS = [
+    ("a;b\n1;2\n3;4\n", "label", {"delimiter": ";"}, ("a", "b")),
+    ("a\tb\n1\t2\n", "label", {"delimiter": "\t"}, ("a", "b")),
+    ("1,2\n3,4\n", "label", {"delimiter": ",", "header": False, "columns": ["column_1", "column_2"]}, None),
+    ("red,blue\nred,green\n", "label", {"header": False}, ("column_1", "column_2")),
+    ("color,label\nred,green\n", "label", {}, ("color", "label")),
+    ('"a,b","label"\n"1,2","x"\n', "label", {"delimiter": ","}, ("a,b", "label")),
+    (",a,a\n1,2,3\n", "a", {"skip_lines": 1, "columns": ["column_1", "a", "a_2"]}, None),
+]
+
+
+@pytest.mark.parametrize(("text", "label", "options", "names"), DIALECTS)
+def test_a_dialect_is_guessed_and_stated(
+    text: str, label: str, options: dict[str, object], names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text, encoding="utf-8")
+    found = dialect_of(locations.find(Data(source=str(path)), str(path)), label)
+    assert options.items() <= found.options.items()
+    assert names is None or found.names == names
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("a,b\nä,1\n".encode(), "utf-8"),
+        ("a,b\nä,1\n".encode("utf-8-sig"), "utf-8"),
+        ("a,b\nä,1\n".encode("cp1252"), "cp1252"),
+        ("a,b\nä,1\n".encode("utf-16"), "utf-16"),
+        (b"a,b\n" + "ä,1\n".encode() * 50 + b"\xe4,1\n", "utf-8"),
+        (b"a,b\n\x81\xe4,1\n", "latin-1"),
+    ],
+)
+def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    found = dialect_of(locations.find(Data(source=str(path)), str(path)), "b")
+    assert (found.options["encoding"], found.names) == (encoding, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("rows.data", b"1,2\n3,4\n", "csv"),
+        ("rows.txt", b"1,2\n3,4\n", "csv"),
+        ("rows.json", b'\n{"a": 1}\n{"a": 2}\n', "jsonl"),
+        ("rows.json", b'[\n  {"a": 1},\n  {"a": 2}\n]\n', "json"),
+        ("rows", b"PAR1....", "parquet"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\0\0\0\x01" * 3 + b"\x07", "idx"),
+    ],
+)
+def test_a_format_without_a_suffix_is_told_by_its_first_bytes(
+    name: str, content: bytes, format: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert format_of(str(tmp_path / name)) == format
+
+
+@pytest.mark.parametrize("content", [b"", b"\x13\x00\xff\x00rest", b'{\n"a": [1, 2]}\n', b"PK\x03\x04nothing"])
+def test_what_has_no_known_format_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(content)
+    with pytest.raises(DataMissing, match="rows"):
+        format_of(str(tmp_path / "rows"))
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=8))
+def test_every_name_becomes_an_identifier_of_its_own(names: list[str]) -> None:
+    found = identifiers(names)
+    assert [*found] == names
+    assert all(one.isidentifier() and one.isascii() for one in found.values())
+    assert len({one.lower() for one in found.values()}) == len(names)
+
+
+def test_a_name_that_is_nearly_there_is_offered() -> None:
+    names = identifiers(["hours per week", "Income"])
+    assert find_name("hours_per_week", names, "--label") == "hours per week"
+    with pytest.raises(DataMissing, match=r"did you mean 'Income'\?"):
+        find_name("incme", names, "--label")
+
+
+@pytest.mark.parametrize(
+    "name", ["email", "PhoneNumber", "phone_number", "name", "first name", "Address1", "birth_date"]
+)
+def test_personal_names_are_pointed_out(name: str) -> None:
+    assert is_personal(name)
+
+
+@pytest.mark.parametrize("name", ["product_name", "hours", "class", "phonetic", "township"])
+def test_other_names_are_not(name: str) -> None:
+    assert not is_personal(name)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(key=st.text(max_size=200), value=PLAIN)
+def test_whatever_is_written_as_yaml_reads_back(key: str, value: object) -> None:
+    assert yaml.safe_load(flow(value)) == value
+    text = "\n".join([*comment(key, 2), "outer:", *comment(str(value), 2), *entry(key, value, 2), "after: 1"])
+    assert yaml.safe_load(text) == {"outer": {key: value}, "after": 1}

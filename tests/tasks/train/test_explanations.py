@@ -1,0 +1,133 @@
+"""What a run shows of why its network answers as it does."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.features.config import Features
+from bloomery.models.features.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
+from bloomery.models.features.input_config import CategoryInput, ImageInput, NumberInput, SeriesInput, TextInput
+from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.config import Cnn, Mlp, Rnn, Transformer
+from bloomery.models.training.config import Explain
+from bloomery.models.training.data.batches import Examples
+from bloomery.tasks.tracking import mlflow_runs
+from bloomery.tasks.train.explanation_plots import draw_importance
+from bloomery.tasks.train.explanations import FOLDER, log_explanations, tell, varied
+
+NUM = 24
+TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日は", "see you at noon"]
+
+
+def inputs_of(kind: str) -> tuple[Any, dict[str, list[Any]], Any]:
+    """A recipe's inputs of one kind, columns for them, and a network's configuration that reads them."""
+    drawn = np.random.default_rng(0)
+    match kind:
+        case "flat":
+            columns = {"age": drawn.normal(size=NUM).tolist(), "ta$x_{": drawn.choice(["a", "b"], NUM).tolist()}
+            numbers = NumberInput(kind="number", columns=("age",))
+            return (numbers, CategoryInput(kind="category", columns=("ta$x_{",))), columns, Mlp(kind="mlp", hidden=(8,))
+        case "image":
+            shaped = ImageInput(kind="image", column="image", shape=(3, 6, 5))
+            return (shaped,), {"image": drawn.normal(size=(NUM, 90)).tolist()}, Cnn(kind="cnn", channels=(4,), hidden=8)
+        case "series":
+            columns = {name: drawn.normal(size=(NUM, 7)).tolist() for name in ("warmth", "wind")}
+            series = SeriesInput(kind="series", columns=("warmth", "wind"), time="at", length=7)
+            return (series,), {**columns, "at": list(range(NUM))}, Rnn(kind="rnn", hidden=8)
+        case _:
+            text = TextInput(kind="text", column="text", length=24, vocabulary_size=270)
+            network = Transformer(kind="transformer", width=8, num_layers=1, num_heads=2)
+            return (text,), {"text": [TEXTS[row % 4] for row in range(NUM)]}, network
+
+
+def made(kind: str) -> tuple[torch.nn.Module, Layout, Encoder, Examples, pa.Table]:
+    inputs, columns, config = inputs_of(kind)
+    table = pa.table({"id": list(range(NUM)), **columns, "label": ["no", "yes"] * (NUM // 2)})
+    features = Features(key="id", label="label", inputs=inputs)
+    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    layout = encoder.layout
+    torch.manual_seed(0)
+    network = build(Blueprint(config=config, layout=layout, num_outputs=2)).eval()
+    y = torch.from_numpy(encode_labels(encoder, table["label"]).to_numpy().copy())
+    examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
+    return network, layout, encoder, examples, table
+
+
+@pytest.mark.parametrize("kind", ["flat", "image", "series", "text"])
+def test_single_rows_are_shown_and_what_matters_over_many(tmp_path: Path, kind: str) -> None:
+    network, layout, encoder, examples, table = made(kind)
+    state = torch.get_rng_state()
+    wanted = Explain(rows=3, sample=10)
+    gap = tell(tmp_path, network, layout, encoder, examples, wanted, raw=lambda keys: table.take(keys.tolist()))
+    assert gap < 0.1
+    assert torch.equal(torch.get_rng_state(), state)
+    shown = {"rows.html"} if kind == "text" else {"rows.png", "importance.png"}
+    assert {path.name for path in tmp_path.iterdir()} == shown | {"weights.json"}
+    told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
+    assert told["rows"] == 10
+    assert [one["row"].split(",")[0] for one in told["shown"]] == ["truth no", "truth yes", "truth no"]
+    names = {"flat": ["age", "ta$x_{"], "series": ["warmth", "wind"], "image": []}
+    if kind in names:
+        assert list(told["mean_weights"]) == names[kind]
+
+
+def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
+    table = pa.table(
+        {"id": range(NUM), "age": [row % 7 + 0.5 for row in range(NUM)], "pay": [100.0 * row for row in range(NUM)]}
+    )
+    features = Features(
+        key="id", label="pay", task="regression", inputs=(NumberInput(kind="number", columns=("age",)),)
+    )
+    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    config = Mlp(kind="mlp", hidden=(4,))
+    network = build(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
+    y = torch.from_numpy(encode_labels(encoder, table["pay"]).to_numpy().copy())
+    examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
+    tell(tmp_path, network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
+    told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
+    assert [one["key"] for one in told["shown"]] == ["0", str(NUM - 1)]
+    assert told["shown"][1]["row"].startswith("truth 2300, answer ")
+
+
+def test_a_run_has_the_pictures_and_the_gap(home: Path, tmp_path: Path) -> None:
+    network, layout, encoder, examples, _ = made("flat")
+    with mlflow_runs.logged_run("explained", "train", "key") as run_id:
+        log_explanations(run_id, tmp_path / "told", network, layout, encoder, examples, Explain(rows=2, sample=4))
+    logged = {Path(one.path).name for one in mlflow_runs.client().list_artifacts(run_id, FOLDER)}
+    assert logged == {path.name for path in (tmp_path / "told").iterdir()} != set()
+    assert mlflow_runs.client().get_run(run_id).data.metrics["explanation_gap"] < 0.1
+
+
+def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
+    network, layout, encoder, examples, _ = made("text")
+    tell(tmp_path, network, layout, encoder, examples, Explain(rows=4, sample=NUM))
+    page = (tmp_path / "rows.html").read_text(encoding="utf-8")
+    assert "<b>" not in page
+    plain = html.unescape("".join(part.rpartition(">")[2] for part in page.split("</span>")))
+    assert [text[:12] in plain for text in TEXTS[:2]] == [True, True]
+
+
+def test_rows_are_shown_class_by_class_and_figures_from_low_to_high() -> None:
+    assert varied(np.array([1, 1, 1, 0, 2]), 4).tolist() == [3, 0, 4, 1]
+    assert varied(np.array([0.5, -1.0, 3.0, 2.0], np.float32), 3).tolist() == [1, 0, 2]
+    assert len(varied(np.array([1, 1]), 8)) == 2
+
+
+def test_a_map_of_an_image_has_the_shape_of_the_image(tmp_path: Path):
+    from matplotlib.image import imread
+
+    sizes = {}
+    for name, shape in (("square", (28, 28)), ("wide", (40, 200))):
+        draw_importance(np.ones(shape), (), 1, tmp_path / f"{name}.png")
+        sizes[name] = imread(tmp_path / f"{name}.png").shape[:2]
+    assert 0.7 < sizes["square"][0] / sizes["square"][1] < 1
+    assert sizes["wide"][0] / sizes["wide"][1] < 0.3

@@ -1,0 +1,195 @@
+"""The training stage: what it leaves in MLflow, and that a kill on the way changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bloomery.data_contracts.errors import DataMissing
+from bloomery.data_contracts.recipe_sections.engine import Engine
+from bloomery.data_contracts.records.records import Dataset, Trained, describe
+from bloomery.models.compression.config import Compression
+from bloomery.models.features.config import Features
+from bloomery.models.features.input_config import NumberInput
+from bloomery.models.networks.config import Mlp
+from bloomery.models.training.config import Checkpoints, Explain, Privacy, StartFrom, Training
+from bloomery.models.training.data import batches
+from bloomery.tasks.compress.stage import compress
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.orchestration import events
+from bloomery.tasks.prepare.stage import prepare
+from bloomery.tasks.tracking import mlflow_runs
+from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.stage import train
+
+pytestmark = pytest.mark.slow
+
+MLP = Mlp(kind="mlp", hidden=(16,), dropout=0.1)
+QUICK = Training(epochs=3, batch_size=32, learning_rate=1e-2, slices=("place",), explain=Explain(rows=2, sample=4))
+LONG = Training(epochs=40, batch_size=8, ema=0.99, explain=None, checkpoints=Checkpoints(every_steps=100))
+CHILD = """
+import sys
+from pathlib import Path
+from bloomery.data_contracts.records.records import Dataset
+from bloomery.models.networks.config import Mlp
+from bloomery.models.training.config import Training
+from bloomery.tasks.infrastructure.settings import enter
+enter()
+from bloomery.tasks.train.stage import train
+dataset, model, training = (Path(path).read_text() for path in sys.argv[1:])
+train(Dataset.model_validate_json(dataset), Mlp.model_validate_json(model), Training.model_validate_json(training))
+"""
+
+
+@pytest.fixture
+def dataset_of(checked_rows_of, home: Path) -> Callable[..., Dataset]:
+    """Rows of four figures and a place whose label is a class, or a figure in hundreds."""
+
+    def make(*, is_regression: bool = False) -> Dataset:
+        values = np.random.default_rng(0).normal(size=(600, 4))
+        hidden = values[:, 0] - values[:, 1]
+        label = pa.array(500 + 100 * hidden) if is_regression else pa.array(np.where(hidden > 0, "up", "down"))
+        columns = {f"v{at}": pa.array(values[:, at]) for at in range(4)}
+        place = pa.array(np.where(np.arange(600) % 3 > 0, "here", "there"))
+        checked = checked_rows_of(pa.table({"id": pa.array(range(600)), **columns, "place": place, "label": label}))
+        (home / "report.html").write_text("a report")
+        features = Features(
+            key="id",
+            label="label",
+            task="regression" if is_regression else "classification",
+            inputs=(NumberInput(kind="number", columns=tuple(columns)),),
+        )
+        return prepare(checked.model_copy(update={"report_uri": "report.html"}), features, Engine(kind="local"))
+
+    return make
+
+
+def artifacts_of(trained: Trained, path: str | None = None) -> set[str]:
+    return {artifact.path for artifact in mlflow_runs.client().list_artifacts(trained.run_id, path)}
+
+
+def table_of(trained: Trained, name: str, folder: Path) -> list[dict[str, object]]:
+    document = json.loads(Path(mlflow_runs.client().download_artifacts(trained.run_id, name, str(folder))).read_text())
+    return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+
+
+def test_the_run_tells_all_of_a_classification(dataset_of, tmp_path: Path):
+    told: list[events.Event] = []
+    unwatch = events.watch(told.append)
+    trained = train(dataset_of(), MLP, QUICK)
+    unwatch()
+    run = mlflow_runs.client().get_run(trained.run_id)
+    figures, params = run.data.metrics, run.data.params
+    assert trained.val_score == pytest.approx(figures["best_val_accuracy"])
+    assert trained.val_score > 0.8
+    assert {"val_auc", "val_calibration_error", "val_log_loss", "flops_per_row", "num_parameters"} <= set(figures)
+    assert figures["rows_per_second"] > 0
+    assert figures["best_val_loss"] == pytest.approx(figures["val_log_loss"], rel=1e-4)
+    assert 0 <= figures["system/cpu_utilization_percentage"] <= 100
+    assert 100 < figures["process_memory_megabytes"] < figures["system/system_memory_usage_megabytes"]
+    assert (params["model.kind"], params["training.augment.flip"], params["training.epochs"]) == ("mlp", "False", "3")
+    history = mlflow_runs.client().get_metric_history(trained.run_id, "val_accuracy")
+    assert [point.step for point in history] == [1, 2, 3]
+    pictures = {"curves.png", "val_confusion.png", "val_calibration.png"}
+    assert {*pictures, "val_per_class.json", "val_per_slice.json", "val_worst.json"} <= artifacts_of(trained)
+    slices = table_of(trained, "val_per_slice.json", tmp_path)
+    assert {row["value"] for row in slices} == {"here", "there"}
+    assert sum(row["rows"] for row in slices) == trained.dataset.val.num_rows
+    worst = table_of(trained, "val_worst.json", tmp_path)
+    assert all(row["truth"] != row["answer"] for row in worst)
+    assert len(worst) == round((1 - trained.val_score) * trained.dataset.val.num_rows)
+    notes = [event.note for event in told if isinstance(event, events.Progress)]
+    assert any("loss" in note and "rate" in note and "left" in note for note in notes)
+
+
+def test_a_regression_is_told_in_the_units_of_its_label(dataset_of, tmp_path: Path):
+    trained = train(dataset_of(is_regression=True), MLP, QUICK)
+    figures = mlflow_runs.client().get_run(trained.run_id).data.metrics
+    assert trained.val_score == pytest.approx(figures["best_val_rmse"], rel=1e-4)
+    assert 1 < figures["val_mae"] < trained.val_score < 141  # the label's deviation is 100 times the root of 2
+    assert figures["val_r2"] > 0.3
+    assert {"curves.png", "val_answers.png", "val_worst.json", "val_per_slice.json"} <= artifacts_of(trained)
+    errors = [abs(row["truth"] - row["answer"]) for row in table_of(trained, "val_worst.json", tmp_path)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_training_part_that_is_large_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batches, "_MOST_BYTES", 1000)
+    trained = train(dataset_of(), MLP, QUICK)
+    assert trained.val_score > 0.8
+    assert "val_per_class.json" in artifacts_of(trained)
+
+
+def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_comes_of_it(dataset_of, home: Path):
+    dataset, model = dataset_of(), MLP.model_copy(update={"norm": "none"})
+    first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
+    folder = settings().path(first.uri).parent
+    told = StartFrom(network=str(folder))
+    start = locate_start(told)
+    privacy = Privacy(epsilon=3, delta=1e-3)
+    wanted = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": told, "privacy": privacy})
+    trained = train(dataset, model, wanted, start)
+    assert trained.start == start
+    assert 2.8 < trained.privacy.epsilon <= 3
+    run = mlflow_runs.client().get_run(trained.run_id).data
+    assert (run.tags["start"], run.tags["start.sha256"]) == (str(folder), first.digest)
+    assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon
+    lines = describe(trained)
+    assert f"private within epsilon {trained.privacy.epsilon:.3g} and delta 0.001" in lines[0][2]
+    assert lines[1] == ("start", start.digest, f"weights of {folder}")
+    # The training rows are not looked at again, which would cost more of epsilon.
+    settings().path(dataset.train.uri).unlink()
+    options = compress(trained, Compression(latency_rounds=3))
+    assert [candidate.name for candidate in options.candidates] == ["fp32", "int8"]
+
+
+def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Path, tmp_path: Path):
+    stated = StartFrom(network="begin")
+    assert stated.absolute(tmp_path) == stated  # a name in the registry
+    with pytest.raises(DataMissing, match="no begin"):
+        locate_start(stated)
+    (tmp_path / "begin").mkdir()
+    with pytest.raises(DataMissing, match="are not there") as missing:
+        locate_start(StartFrom(network="./begin").absolute(tmp_path))
+    assert missing.value.where == str(tmp_path / "begin" / "weights.safetensors")
+    (tmp_path / "begin" / "weights.safetensors").write_text("no tensors")
+    with pytest.raises(DataMissing, match="cannot be read"):
+        locate_start(stated.absolute(tmp_path))
+    mlflow_runs.client().create_registered_model("kept")
+    with pytest.raises(DataMissing, match="no kept:7") as unknown:
+        locate_start(StartFrom(network="kept:7"))
+    assert unknown.value.required == "a version of kept; it has none"
+
+
+def test_a_stage_killed_in_the_middle_of_training_ends_in_the_same_weights(dataset_of, home: Path, tmp_path: Path):
+    dataset = dataset_of()
+    files = [tmp_path / name for name in ("dataset", "model", "training")]
+    for path, document in zip(files, (dataset, MLP, LONG), strict=True):
+        path.write_text(document.model_dump_json(by_alias=True))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, files)], cwd=Path(__file__).parents[3])
+    kept, deadline = home / "checkpoints" / train.key(dataset, MLP, LONG), time.monotonic() + 120
+    while not list(kept.glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    (place,) = kept.glob("step-*")
+
+    resumed = train(dataset, MLP, LONG)
+    steps = [point.step for point in mlflow_runs.client().get_metric_history(resumed.run_id, "step_loss")]
+    assert min(steps) > int(place.name.removeprefix("step-"))
+    assert not kept.exists()
+
+    shutil.rmtree(home / "stages" / "train")
+    undisturbed = train(dataset, MLP, LONG)
+    assert undisturbed.run_id != resumed.run_id
+    assert (undisturbed.digest, undisturbed.val_score) == (resumed.digest, resumed.val_score)
