@@ -32,6 +32,7 @@ from bloomery.models.training.data.batches import Examples, read_examples
 from bloomery.models.training.loop import evaluate
 from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
 from bloomery.tasks.compress.candidate_measurement import Made
+from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.infrastructure.settings import enter, settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.train import fit as fitting
@@ -74,7 +75,7 @@ def made(recipe: Recipe, dataset: Dataset, parts: Parts, seed: int, device: str,
     training = recipe.training.model_copy(update={"seed": seed, "device": device})
     compression = Compression.model_validate({**CANDIDATES[recipe.name], "device": device})
     blueprint = fitting.blueprint_of(dataset, recipe.model)
-    fitting.fix_processor(training)
+    configure_processor(training)
     began = time.perf_counter()
     fitted = fitting.fit(fitting.Parts(parts.train, parts.val), blueprint, training)
     trained_s = time.perf_counter() - began

@@ -106,10 +106,10 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
 
 
 def manifest_of_champion() -> str:
-    from bloomery.tasks.package.stage import artifacts_of
+    from bloomery.tasks.bentos.bento_store import artifacts_folder
 
     tag = model_registry.version_of(f"{NAME}@{model_registry.CHAMPION}").tags[model_registry.BENTO]
-    return (artifacts_of(tag) / "manifest.json").read_text(encoding="utf-8")
+    return (artifacts_folder(tag) / "manifest.json").read_text(encoding="utf-8")
 
 
 def labels_arrive(folder: Path, num_rows: int) -> None:

@@ -39,10 +39,10 @@ from bloomery.models.inference.outputs import meant
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.onnx_storage.decoder import opened
 from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
 from bloomery.tasks.infrastructure.settings import enter, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.registry.model_registry import BENTO, version_of
 
 CONNECTIONS = (1, 16, 64)
@@ -251,7 +251,7 @@ def main() -> None:
     enter()
     tag = version_of(chosen.name).tags[BENTO]
     bento = bento_of(tag)
-    artifacts = artifacts_of(tag)
+    artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
     x = encode(encoder, held_out_rows(bento.chosen).slice(0, NUM_ROWS))

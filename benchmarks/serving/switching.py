@@ -30,10 +30,10 @@ from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, r
 from bloomery.data_contracts.serving.predictions import furthest
 from bloomery.deployments.endpoint.inference.model_version import Version
 from bloomery.models.inference.outputs import TOLERANCE, unit_of
+from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
 from bloomery.tasks.evaluation.held_out import rows_as_sent
 from bloomery.tasks.infrastructure.settings import enter, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
-from bloomery.tasks.package.stage import artifacts_of, bento_folder
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry
 
@@ -95,7 +95,7 @@ def damaged(name: str, tag: str) -> str:
     """A further version in the registry, whose bento has lost half of its model. Returns `NAME:VERSION`."""
     broken = f"{tag[:-4]}dead"
     shutil.copytree(bento_folder(tag), bento_folder(broken), dirs_exist_ok=True)
-    _cut(artifacts_of(broken))
+    _cut(artifacts_folder(broken))
     whole = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
     tags = {**whole.tags, model_registry.BENTO: broken, "release": "promoted"}
     made = model_registry.register(name, whole.source, whole.run_id, tags, "a damaged copy")
@@ -150,7 +150,7 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
     for tag in tags.values():
-        version = Version(artifacts_of(tag))
+        version = Version(artifacts_folder(tag))
         expected[tag] = version.predictions(version.answers(version.check.table(rows).to_batches()[0]))
         limit = TOLERANCE * unit_of(version.encoder)
     tally = Tally(expected, limit)

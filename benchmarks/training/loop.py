@@ -43,6 +43,7 @@ from bloomery.models.training.checkpointing import Keeper
 from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.optimization.loss import Loss, loss_of
+from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.train import fit as fitting
 
 HAND = "by hand"
@@ -92,7 +93,7 @@ Way = Callable[[Task, Times], None]
 def ours(task: Task, times: Times) -> None:
     two = Examples(task.rows.x[:2], task.rows.y[:2], task.rows.key[:2])
     with tempfile.TemporaryDirectory() as folder:
-        fitting.fix_processor(task.training)
+        configure_processor(task.training)
         keeper = Keeper(Path(folder), Checkpoints())
         fitting.fit(fitting.Parts(task.rows, two), task.blueprint, task.training, on_epoch=times.note, keeper=keeper)
     torch.use_deterministic_algorithms(False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bloomery.models.compression.config import Compression
 from bloomery.models.training.config import Training
-from bloomery.tasks.train.fit import device_of
+from bloomery.tasks.infrastructure.device import select_device
 
 LIMIT = "gpu"  # a global concurrency limit of Prefect's, which `bloomery up` makes with a slot for each card
 _LEASE_S = 60  # after which the slots of a dead training are free
@@ -16,7 +16,7 @@ _LEASE_S = 60  # after which the slots of a dead training are free
 
 def num_slots(learning: Training | Compression, stated: int) -> int:
     """How many slots are taken: none on a processor; a training's as many as its cards, and at least `stated`."""
-    if stated == 0 or device_of(learning) != "cuda":
+    if stated == 0 or select_device(learning.device) != "cuda":
         return 0
     return max(stated, learning.devices) if isinstance(learning, Training) else 1
 

@@ -17,9 +17,15 @@ from bloomery.models.evaluation.block_bootstrap import NUM_DRAWS, block_length
 from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.inference.runtime import answer, session
 
+TIMED_BATCH_SIZES = (1, 32)  # rows at a time, for every candidate
 _MOST_SECONDS = 15.0
 _FEWEST_ROUNDS = 20
 _DRAWS_AT_ONCE = 200
+
+
+def take_batch(x: np.ndarray, num_rows: int) -> np.ndarray:
+    """Encoded rows float32 (`num_rows`, ...) of `x` for timing; rows repeat where `x` has too few."""
+    return x[np.arange(num_rows) % len(x)]
 
 
 def compare(

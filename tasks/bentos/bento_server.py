@@ -95,7 +95,7 @@ def require_bento(tag: str) -> None:
         SignatureRefused: nobody who is trusted has signed it.
         OutputCorrupt: its code or what it serves is not what was packaged.
     """
-    from bloomery.tasks.package.stage import bento_folder
+    from bloomery.tasks.bentos.bento_store import bento_folder
 
     if not (bento_folder(tag) / "bento.yaml").is_file():
         raise DataMissing(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import ContainerUnfit, StateUnwritable
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.container_checks import PORT, Checked, faults, read_dockerfile
-from bloomery.tasks.package.stage import bento_folder
 
 _HEALTH = (
     "import http.client, sys; "

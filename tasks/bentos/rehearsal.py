@@ -12,7 +12,7 @@ from bloomery.data_contracts.serving.predictions import Prediction, furthest, in
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.inference.outputs import TOLERANCE, unit_of
 from bloomery.tasks.bentos.bento_server import ask, served_bento
-from bloomery.tasks.package.stage import artifacts_of
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 
 
 def rehearse(tag: str) -> int:
@@ -21,7 +21,7 @@ def rehearse(tag: str) -> int:
     Raises:
         ReleaseRefused: it does not start, or answers otherwise.
     """
-    artifacts = artifacts_of(tag)
+    artifacts = artifacts_folder(tag)
     try:
         shown: list[dict[str, Any]] = json.loads((artifacts / "examples.json").read_text(encoding="utf-8"))
         limit = TOLERANCE * unit_of(read_encoder(artifacts / "encoder.json"))

@@ -14,7 +14,7 @@ from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import beats
 from bloomery.models.evaluation.metrics import Z_95
-from bloomery.tasks.compress.candidate_measurement import TIMED_BATCHES
+from bloomery.models.profiling.latency import TIMED_BATCH_SIZES
 from bloomery.tasks.evaluation.scoring import Slice
 
 Spent = Literal["time", "energy"]
@@ -214,7 +214,7 @@ def none_passed(decision: Decision, budget: Budget, task: Task, run_id: str) -> 
     relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.missed))
     # Times for other batches are taken when the choice is made, so the next ones are others.
     limits = {missed.limit for missed in nearest.missed}
-    is_taken_anew = budget.batch not in TIMED_BATCHES and "latency_ms" in limits
+    is_taken_anew = budget.batch not in TIMED_BATCH_SIZES and "latency_ms" in limits
     passes = "would have passed; it is timed anew, so leave some room" if is_taken_anew else "passes"
     return NoCandidate(
         "no candidate is within the budget:\n"

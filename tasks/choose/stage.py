@@ -15,7 +15,6 @@ from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.choose import ranking
 from bloomery.tasks.choose.budget_verdicts import Parts, decide, none_passed
-from bloomery.tasks.compress.candidate_measurement import batch_of
 from bloomery.tasks.evaluation.scoring import Truth, worse_by_class, worse_by_slice
 from bloomery.tasks.evaluation.slices import neighbourly
 from bloomery.tasks.infrastructure.settings import settings
@@ -99,10 +98,12 @@ def _files(options: Options) -> dict[str, Path]:
 
 
 def _batch(options: Options, size: int) -> np.ndarray:
+    from bloomery.models.profiling.latency import take_batch
     from bloomery.models.training.data.batches import read_examples
 
     dataset = options.trained.dataset
-    return batch_of(read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout), size)
+    test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
+    return take_batch(test.x.numpy(), size)
 
 
 def _row_by_row(options: Options) -> set[str]:

@@ -14,10 +14,10 @@ from bloomery.data_contracts.records.records import Trained
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.profiling.cpu_features import processor_flags
 from bloomery.tasks.compress.candidate_measurement import SEED, Made
+from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.orchestration.stage_store import Output
-from bloomery.tasks.train import fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +162,7 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
         more = None if parts.unlabelled is None else parts.unlabelled.x
-        device = fit.device_of(maker.compression)
+        device = select_device(maker.compression.device)
         lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
         network = made_smaller(network, blueprint, spec, lesson)
     ranges = None

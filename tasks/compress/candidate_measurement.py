@@ -5,7 +5,7 @@ Shapes: N rows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from bloomery.models.compression.config import CandidateSpec, Form
 from bloomery.models.evaluation import metrics
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.tasks.evaluation.candidate_table import latency_columns
 from bloomery.tasks.evaluation.scoring import (
     Truth,
     answers_of,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
 
 SEED = 0  # of all that is drawn for candidates: what they see as they learn, and in which order they are timed
-TIMED_BATCHES = (1, 32)  # rows at a time
 _PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
 _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
 
@@ -74,11 +74,6 @@ class Made(NamedTuple):
     @property
     def is_row_by_row(self) -> bool:
         return self.spec.quantize == "dynamic"
-
-
-def batch_of(test: Examples, size: int) -> np.ndarray:
-    """Encoded rows float32 (`size`, ...) to time; where there are too few of them, some more than once."""
-    return test.x[np.arange(size) % len(test.x)].numpy()
 
 
 def measure_all(
@@ -189,7 +184,7 @@ def _log(
             {
                 **_figures(dataset, candidate, rows, given),
                 **_costs(candidate),
-                **{f"latency_{name}": value for name, value in times(candidate.latencies).items()},
+                **{f"latency_{name}": value for name, value in latency_columns(candidate.latencies).items()},
                 "parity_error": candidate.parity_error,
                 **{f"{other.form}_parity_error": other.parity_error for other in made.others},
                 **{f"{other.form}_bytes": other.path.stat().st_size for other in made.others},
@@ -219,18 +214,6 @@ def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[
         f"{loss}_low": [None if one is None else one.low for one in found],
         f"{loss}_high": [None if one is None else one.high for one in found],
     }
-
-
-def times(latencies: Iterable[Latency]) -> dict[str, float]:
-    """The times of each batch size, such as `b1_p50_ms` and `b1_ratio_high`."""
-    columns: dict[str, float] = {}
-    for latency in latencies:
-        start = f"b{latency.batch_size}"
-        columns |= {f"{start}_p50_ms": latency.p50_ms, f"{start}_p99_ms": latency.p99_ms}
-        for name, ratio in (("ratio", latency.ratio), ("p99_ratio", latency.tail_ratio)):
-            columns |= {f"{start}_{name}": ratio.value}
-            columns |= {f"{start}_{name}_low": ratio.low, f"{start}_{name}_high": ratio.high}
-    return columns
 
 
 def _costs(candidate: Candidate) -> dict[str, float]:

@@ -9,14 +9,14 @@ from bloomery.data_contracts.records.records import Latency, Options, Trained
 from bloomery.models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
 from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
 from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
-from bloomery.tasks.compress.candidate_measurement import SEED, TIMED_BATCHES, Made, batch_of, measure_all
+from bloomery.tasks.compress.candidate_measurement import SEED, Made, measure_all
 from bloomery.tasks.compress.candidate_search import explore
 from bloomery.tasks.compress.extra_formats import in_other_forms
+from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs, resource_usage
-from bloomery.tasks.train import fit
 
 if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
@@ -55,7 +55,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
     maker = Maker(out, trained, parts, compression)
-    with resource_usage.measured(on_gpu=fit.device_of(compression) == "cuda") as told:
+    with resource_usage.measured(on_gpu=select_device(compression.device) == "cuda") as told:
         wanted = None if is_private else compression.explore
         made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
         made = in_other_forms(out, made, compression.also, parts.test.x)
@@ -75,12 +75,12 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
 
 
 def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
-    """Each one's latency for each of `TIMED_BATCHES`, in turns with all others, as they are served."""
-    from bloomery.models.profiling.latency import compare
+    """Each one's latency for each of `TIMED_BATCH_SIZES`, in turns with all others, as they are served."""
+    from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, compare, take_batch
 
     return compare(
         {one.spec.name: one.path for one in made},
-        [batch_of(test, size) for size in TIMED_BATCHES],
+        [take_batch(test.x.numpy(), size) for size in TIMED_BATCH_SIZES],
         baseline=baseline,
         rounds=rounds,
         row_by_row={one.spec.name for one in made if one.is_row_by_row},

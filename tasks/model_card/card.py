@@ -14,8 +14,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import type_of
 from bloomery.data_contracts.records.records import Chosen, Effort, Interval, describe
 from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, score_in_words
-from bloomery.tasks.choose import ranking
-from bloomery.tasks.evaluation import plots
+from bloomery.tasks.evaluation import candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.figures import Figures, figures_of
 from bloomery.tasks.model_card.limitations import known_limits
@@ -149,7 +148,7 @@ def _calibration(folder: Path, figures: Figures) -> Section:
 def _candidates(folder: Path, chosen: Chosen) -> Section:
     score = f"{SCORES[chosen.options.trained.dataset.task]} (95% interval)"
     headings = (*_OF_CANDIDATES[:2], score, *_OF_CANDIDATES[2:])
-    rows = [[row[name] for name in headings] for row in ranking.as_words(chosen)]
+    rows = [[row[name] for name in headings] for row in candidate_table.candidate_rows(chosen)]
     return Section(
         "Candidates",
         texts=[
@@ -157,7 +156,10 @@ def _candidates(folder: Path, chosen: Chosen) -> Section:
         ],
         tables=[Table(headings, rows, frozenset({score, "size", "p50", "time / fp32, 1 row"}))],
         pictures=put_picture(
-            settings().path(chosen.picture_uri), folder, ranking.PICTURE, "Score against what each candidate costs."
+            settings().path(chosen.picture_uri),
+            folder,
+            candidate_table.PICTURE,
+            "Score against what each candidate costs.",
         ),
     )
 

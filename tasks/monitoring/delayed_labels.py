@@ -13,8 +13,8 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.validation.row_checks import breaking, read_batch, row_rules
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.package.stage import artifacts_of
 
 PLACE = ["request", "row"]
 _REQUIRED = "Parquet or CSV with the columns request and label, and row where requests have several"
@@ -73,7 +73,7 @@ def kept_by(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table
 
 def contract_of(tag: str) -> Contract:
     """The contract in a bento."""
-    return Contract.model_validate_json((artifacts_of(tag) / "contract.json").read_text(encoding="utf-8"))
+    return Contract.model_validate_json((artifacts_folder(tag) / "contract.json").read_text(encoding="utf-8"))
 
 
 def once(table: pa.Table) -> pa.Table:

@@ -29,11 +29,11 @@ from bloomery.data_contracts.odcs.distributions import Cells, Counts, count_into
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
 from bloomery.models.evaluation.drift_tests import divergence, holm, weighted_accuracy
 from bloomery.models.evaluation.metrics import accuracy, rmse, share
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import alarms
 from bloomery.tasks.monitoring.delayed_labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
 from bloomery.tasks.monitoring.reference_profile import highest, measured
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.registry.model_registry import BENTO
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def observe(version: ModelVersion, monitor: Monitor, since: datetime, until: dat
 
 def read_reference(tag: str) -> VersionReference:
     """What is usual for a bento. Raises DataMissing where it was packaged without, or is not here."""
-    path = artifacts_of(tag) / REFERENCE
+    path = artifacts_folder(tag) / REFERENCE
     try:
         return VersionReference.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as failure:

@@ -21,6 +21,7 @@ from bloomery.data_contracts.records.records import Bento, Chosen, describe
 from bloomery.data_contracts.records.score_format import SCORES
 from bloomery.data_contracts.serving.signatures import MANIFEST
 from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.environment import codes, surroundings
 from bloomery.tasks.bentos.requirements import pinned
 from bloomery.tasks.evaluation.held_out import background, examples
@@ -74,17 +75,6 @@ def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     _build(_build_options(context, tag, modules, labels), tag)
     shutil.rmtree(context)
     return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest)
-
-
-def bento_folder(tag: str) -> Path:
-    """Where BentoML's store keeps the bento."""
-    name, version = tag.split(":")
-    return Path(os.environ["BENTOML_HOME"]) / "bentos" / name / version
-
-
-def artifacts_of(tag: str) -> Path:
-    """The folder in the bento that holds the model and all that describes it."""
-    return bento_folder(tag) / "src" / "artifacts"
 
 
 def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:

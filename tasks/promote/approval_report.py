@@ -8,7 +8,7 @@ from bloomery.data_contracts.recipe_sections.approval import Request
 from bloomery.data_contracts.records.records import Bento
 from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.choose import ranking
+from bloomery.tasks.evaluation import candidate_table
 from bloomery.tasks.orchestration.prefect_artifacts import shown
 from bloomery.tasks.registry import model_registry
 from bloomery.tasks.tracking import mlflow_runs
@@ -37,7 +37,7 @@ def _present(asked: tuple[Bento, Request]) -> None:
 
     bento, request = asked
     reference = f"{request.name}:{request.version}"
-    rows = ranking.as_words(bento.chosen)
+    rows = candidate_table.candidate_rows(bento.chosen)
     names = [name for name in rows[0] if name != "rank"]
     table = [names, ["---"] * len(names), *([row[name] or " " for name in names] for row in rows)]
     candidates = "\n".join("| " + " | ".join(cells) + " |" for cells in table)

@@ -13,10 +13,10 @@ from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_in_words, loss_in_words
 from bloomery.models.features.config import Gates
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import held_out_rows, measured_answers
 from bloomery.tasks.evaluation.slices import neighbourly
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.registry import model_registry as registry
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
 def read_bento(tag: str) -> Encoder | None:
     """The encoder in a bento; None if this code cannot read it."""
     try:
-        return read_encoder(artifacts_of(tag) / "encoder.json")
+        return read_encoder(artifacts_folder(tag) / "encoder.json")
     except (OSError, ValueError):
         return None
 
@@ -122,7 +122,7 @@ def answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
     from bloomery.models.inference.outputs import meant, outputs_of
     from bloomery.models.inference.runtime import session
 
-    folder = artifacts_of(tag)
+    folder = artifacts_folder(tag)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)

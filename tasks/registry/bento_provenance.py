@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt
 from bloomery.data_contracts.records.provenance import ORIGIN, Origin
-from bloomery.tasks.package.stage import artifacts_of
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # an archive that is cut off, by what compressed it
 _INSIDE = f"src/artifacts/{ORIGIN}"
@@ -36,7 +36,7 @@ def read_origin(reference: str) -> Origin:
 
 def origin_in(tag: str) -> Origin:
     """Of a bento in BentoML's store. Raises as `read_origin` does."""
-    return _read(artifacts_of(tag) / ORIGIN, tag)
+    return _read(artifacts_folder(tag) / ORIGIN, tag)
 
 
 def _read(path: Path, what: str) -> Origin:

@@ -22,9 +22,9 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Following, Pointer, read_followings, write_pointer
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import lives
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.registry import model_registry as registry
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -143,7 +143,7 @@ def point_to_champion(name: str) -> Path:
 def point(version: ModelVersion) -> Path:
     """Afterwards the endpoints of this machine follow to `version`. Returns the pointer's place."""
     tag = version.tags[registry.BENTO]
-    artifacts = artifacts_of(tag)
+    artifacts = artifacts_folder(tag)
     path = folder_of(version.name) / POINTER
     pointer = Pointer(
         name=version.name,

@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlparse
 from filelock import Timeout
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import stage_store
-from bloomery.tasks.package.stage import bento_folder
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry, reachability
 from bloomery.tasks.tracking import mlflow_runs

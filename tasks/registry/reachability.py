@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.serving.champion_pointer import POINTER, read_pointer
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Shelf
-from bloomery.tasks.package.stage import bento_folder
 from bloomery.tasks.registry import approvals, champion
 from bloomery.tasks.registry import model_registry as registry
 from bloomery.tasks.tracking import mlflow_runs

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import SCORES, score_in_words
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.card import CARD, licence_of
 from bloomery.tasks.model_card.rendering import HTML, as_markdown
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def costs_of(bento: Bento) -> dict[str, str]:
 
 def log_card(bento: Bento) -> None:
     """Afterwards the candidate's run has the card that is in the bento."""
-    folder = artifacts_of(bento.tag) / CARD
+    folder = artifacts_folder(bento.tag) / CARD
     if folder.is_dir():
         mlflow_runs.client().log_artifacts(bento.chosen.candidate.run_id, str(folder), CARD)
 

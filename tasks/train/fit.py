@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.records import Dataset, Start
-from bloomery.models.compression.config import Compression
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop, Training
+from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def fit(
             on_epoch=on_epoch,
         )
         return Fitted(network, blueprint, history, spent, transferred)
-    group = Together(ALONE, learner, device_of(training)) if together is None else together
+    group = Together(ALONE, learner, select_device(training.device)) if together is None else together
     history = train(
         network,
         *parts,
@@ -157,27 +156,3 @@ def _transfer(network: nn.Module, start: Start, training: Training) -> Transfer:
 
     assert training.start_from is not None
     return transfer(network, load_file(settings().path(start.uri)), training.start_from)
-
-
-def device_of(stated: Training | Compression) -> str:
-    """Where networks learn: `auto` takes a GPU where torch finds one."""
-    import torch
-
-    if stated.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return stated.device
-
-
-def fix_processor(training: Training) -> str:
-    """Fix all that the weights' bits depend on, and say what that is."""
-    import torch
-
-    from bloomery.models.training.determinism import fix_randomness
-    from bloomery.models.training.optimization.mixed_precision import is_half
-
-    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
-    sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
-    fixed = f"{fix_randomness(training.seed, training.num_threads)}, {sets}"
-    if training.precision != "auto":
-        return fixed
-    return f"{fixed}, {'bf16' if is_half(training, torch.device(device_of(training))) else 'fp32'}"

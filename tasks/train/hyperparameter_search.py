@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.records import Dataset, Start
 from bloomery.models.networks.config import Model
 from bloomery.models.training import search_space as spaces
 from bloomery.models.training.config import Range, Search, Training
+from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
@@ -256,7 +257,7 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
     model, training = _recipe_of(job, _suggested(trial, job))
     epochs = _search_of(job.training).epochs
     training = training if epochs is None else training.model_copy(update={"epochs": epochs})
-    fitting.fix_processor(training)
+    configure_processor(training)
     blueprint = fitting.blueprint_of(job.dataset, model)
 
     scores: list[tuple[int, dict[str, float]]] = []

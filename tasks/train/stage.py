@@ -12,6 +12,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset, Privacy, Start, Trained
 from bloomery.models.networks.config import Custom, Imported, Model
 from bloomery.models.training.config import Training
+from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
@@ -65,7 +66,7 @@ def train(
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, parts)
     with (
-        resource_usage.measured(on_gpu=fitting.device_of(training) == "cuda") as told,
+        resource_usage.measured(on_gpu=select_device(training.device) == "cuda") as told,
         mlflow_runs.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
     ):
         if training.search is not None or model.kind == "auto":
@@ -75,7 +76,7 @@ def train(
             )
             model, training = found.model, found.training
             _log_search(run_id, found)
-        processor = fitting.fix_processor(training)
+        processor = configure_processor(training)
         _log_beginning(run_id, dataset, model, training, start, processor)
         fitted, curves = _fit(out.key, run_id, parts, dataset, encoder, model, training, start, means)
         digest = write_network(
@@ -111,7 +112,7 @@ def _import(
 
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
     with mlflow_runs.logged_run(dataset.checked.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
-        processor = fitting.fix_processor(training)
+        processor = configure_processor(training)
         _log_beginning(run_id, dataset, model, training, None, processor)
         adapted = import_network.adapt(model, dataset, parts, path, blueprint_path)
         import_network.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
@@ -294,7 +295,7 @@ def _pace(network: nn.Module, example: torch.Tensor, training: Training, rows_pe
 
     flops = flops_per_row(network, example)
     figures = {"rows_per_second": rows_per_second, "flops_per_row": flops}
-    if fitting.device_of(training) == "cuda":
+    if select_device(training.device) == "cuda":
         device = torch.device("cuda")
         precision = torch.bfloat16 if is_half(training, device) else torch.float32
         rate = matrix_rate(device, precision) * training.devices * training.nodes

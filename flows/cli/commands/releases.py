@@ -34,9 +34,9 @@ def promote(
     """Make a version the champion. Endpoints that serve the name switch to it, without losing a request."""
     with at_work(as_json, "promote") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
+        from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.rehearsal import rehearse
         from bloomery.tasks.monitoring import shadow_comparison
-        from bloomery.tasks.package.stage import bento_folder
         from bloomery.tasks.registry import approvals
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
@@ -60,8 +60,8 @@ def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
     """Let the version serve that served before the champion. Nothing is deleted, and it can be rolled back further."""
     with at_work(as_json, "rollback") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
+        from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.rehearsal import rehearse
-        from bloomery.tasks.package.stage import bento_folder
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 

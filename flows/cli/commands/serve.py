@@ -30,8 +30,8 @@ def serve(
     """Serve a registered version's bento, in the foreground, until Ctrl-C."""
     with at_work(as_json, "serve") as out:
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
+        from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.infrastructure.tethered_process import require_free
-        from bloomery.tasks.package.stage import bento_folder
         from bloomery.tasks.registry.model_registry import BENTO, require_not_freed, version_of
 
         require_free(host, port)
@@ -80,9 +80,9 @@ def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: s
 
 def _artifacts_of(reference: str) -> str:
     from bloomery.tasks.bentos.bento_server import require_bento
-    from bloomery.tasks.package.stage import artifacts_of
+    from bloomery.tasks.bentos.bento_store import artifacts_folder
     from bloomery.tasks.registry.model_registry import BENTO, version_of
 
     tag = version_of(reference).tags[BENTO]
     require_bento(tag)
-    return str(artifacts_of(tag))
+    return str(artifacts_folder(tag))

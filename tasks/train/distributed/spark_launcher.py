@@ -18,8 +18,8 @@ from bloomery.data_contracts.errors import BloomeryError, EngineMissing, RecipeI
 from bloomery.data_contracts.recipe_sections.engine import SparkMeans
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure import spark_session
+from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import enter, settings
-from bloomery.tasks.train import fit
 from bloomery.tasks.train.distributed.worker import FAILURE, Job, failure_of, work, write
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _settings(code: Path) -> dict[str, str]:
 def _has_gpus(session: SparkSession, training: Training) -> bool:
     """Whether each task is given GPUs. Without, a worker sees none, also where its machine has some."""
     amount = float(session.conf.get("spark.task.resource.gpu.amount", "0") or 0)
-    if training.device == "cpu" or (amount < 1 and fit.device_of(training) == "cpu"):
+    if training.device == "cpu" or (amount < 1 and select_device(training.device) == "cpu"):
         return False
     if amount >= 1:
         return True

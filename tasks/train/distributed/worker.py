@@ -18,6 +18,7 @@ from bloomery.data_contracts.recipe_sections.engine import SparkMeans
 from bloomery.data_contracts.records.records import Dataset, Start
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
+from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.settings import enter
 from bloomery.tasks.train import fit as fitting
 
@@ -81,7 +82,7 @@ def work(path: Path) -> None:
     import torch.distributed as dist
 
     job = Job.model_validate_json(path.read_text(encoding="utf-8"))
-    on_gpu = fitting.device_of(job.training) == "cuda"
+    on_gpu = select_device(job.training.device) == "cuda"
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -106,7 +107,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
     from bloomery.models.training.checkpointing import Keeper
     from bloomery.models.training.distributed import parallelize
 
-    fitting.fix_processor(job.training)
+    configure_processor(job.training)
     strategy = job.training.strategy
     fitted = fitting.fit(
         fitting.read_parts(job.dataset),

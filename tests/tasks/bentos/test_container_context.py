@@ -8,10 +8,10 @@ import pytest
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import ContainerUnfit, StateUnwritable
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.container_checks import faults
 from bloomery.tasks.bentos.container_context import write_context
 from bloomery.tasks.bentos.requirements import pinned
-from bloomery.tasks.package.stage import bento_folder
 
 TAG = "people:0123456789abcdef"
 DOCKERFILE = """\

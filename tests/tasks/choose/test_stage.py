@@ -24,6 +24,7 @@ from bloomery.models.profiling import rapl
 from bloomery.models.profiling.latency import told
 from bloomery.tasks.choose import ranking
 from bloomery.tasks.choose.stage import choose
+from bloomery.tasks.evaluation import candidate_table
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -100,7 +101,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
     assert [stage for stage, _, _ in describe(chosen)][:3] == ["choose", "compress", "train"]
     picture = settings().path(chosen.picture_uri).read_bytes()
     assert picture.startswith(b"\x89PNG")
-    kept = Path(mlflow_runs.client().download_artifacts(chosen.run_id, ranking.PICTURE))
+    kept = Path(mlflow_runs.client().download_artifacts(chosen.run_id, candidate_table.PICTURE))
     assert kept.read_bytes() == picture
     table = table_of(chosen.run_id)
     assert [(row["rank"], row["candidate"], row["verdict"]) for row in table] == [
@@ -111,7 +112,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
     assert table[1]["why"] == "dominated by local: no better in accuracy, size or time"
     assert (table[0]["b1_ratio"], table[0]["size_bytes"], table[0]["num_nonzero"]) == (0.4, 100, 128)
     assert choose.lookup(options, budget) == chosen
-    in_words = ranking.as_words(chosen)
+    in_words = candidate_table.candidate_rows(chosen)
     assert [row["verdict"] for row in in_words] == ["chosen", "passed", "passed"]
     assert in_words[0]["time / fp32, 32 rows"] == "0.40 (0.40–0.40)"
 
@@ -122,7 +123,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
     run = mlflow_runs.client().get_run(run_id)
     assert (run.info.status, run.data.tags["chosen"]) == ("FAILED", "none")
     assert {row["verdict"] for row in table_of(run_id)} == {"over budget"}
-    assert mlflow_runs.client().download_artifacts(run_id, ranking.PICTURE)
+    assert mlflow_runs.client().download_artifacts(run_id, candidate_table.PICTURE)
 
     mlflow_runs.client().delete_run(chosen.run_id)
     assert choose.lookup(options, budget) is None  # what a person would look at is gone
@@ -147,7 +148,7 @@ def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
     rows = {row["candidate"]: row for row in table_of(chosen.run_id)}
     assert (rows["fp32"]["b32_energy_ratio"], rows["fp32"]["b32_p50_j"]) == (1, pytest.approx(of_fp32.p50_j))
     assert (
-        next(row for row in ranking.as_words(chosen) if row["candidate"] == "fp32")["energy / fp32"]
+        next(row for row in candidate_table.candidate_rows(chosen) if row["candidate"] == "fp32")["energy / fp32"]
         == "1.00 (1.00–1.00)"
     )
     assert all(one.energy is None for one in choose(options, Budget(accuracy_drop=0.1)).options.candidates)

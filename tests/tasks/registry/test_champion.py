@@ -15,9 +15,9 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Following, note_following, read_pointer
 from bloomery.data_contracts.serving.prediction_log import FIELDS
+from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring import shadow_comparison
-from bloomery.tasks.package.stage import artifacts_of
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry as registry
 from bloomery.tasks.tracking import mlflow_runs
@@ -35,8 +35,8 @@ def registered(home: Path) -> Callable[[int], ModelVersion]:
 
     def make(number: int) -> ModelVersion:
         tag = f"people:{number:016x}"
-        artifacts_of(tag).mkdir(parents=True)
-        (artifacts_of(tag) / "manifest.json").write_text(json.dumps({"tag": tag}))
+        artifacts_folder(tag).mkdir(parents=True)
+        (artifacts_folder(tag) / "manifest.json").write_text(json.dumps({"tag": tag}))
         version = registry.register("people", f"runs:/{run}/model", run, {registry.BENTO: tag}, f"version {number}")
         assert int(version.version) == number
         return version

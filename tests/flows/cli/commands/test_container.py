@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from bloomery.data_contracts.serving.signatures import OWN_KEYS, TRUSTED_KEY
 from bloomery.tasks.bentos.bento_server import ask, served_bento
-from bloomery.tasks.package.stage import bento_folder
+from bloomery.tasks.bentos.bento_store import bento_folder
 
 pytestmark = pytest.mark.slow
 

@@ -118,8 +118,8 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
 ) -> None:
     """Made stage by stage in this process, and again in one of its own."""
     from bloomery.flows.pipeline import PLAIN
+    from bloomery.tasks.bentos.bento_store import bento_folder
     from bloomery.tasks.ingest.stage import locate
-    from bloomery.tasks.package.stage import bento_folder
 
     rows = [f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)]
     (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))

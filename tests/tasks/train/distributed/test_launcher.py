@@ -20,6 +20,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput, TextInput
 from bloomery.models.networks.config import Mlp, Transformer
 from bloomery.models.training.config import Checkpoints, Training
+from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.train import fit as fitting
 from bloomery.tasks.train.distributed.launcher import command, fit_together
@@ -85,7 +86,7 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
     dataset, home, tmp_path, monkeypatch
 ):
     training = TRAINING.model_copy(update={"epochs": 25})
-    fitting.fix_processor(training)
+    configure_processor(training)
     elsewhere = tmp_path / "temporary"
     elsewhere.mkdir()
     monkeypatch.setenv("TMPDIR", str(elsewhere))
@@ -115,7 +116,7 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
 def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, home):
     network = Transformer(kind="transformer", width=16, num_layers=2, num_heads=2, dropout=0.0)
     training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 8})
-    fitting.fix_processor(training)
+    configure_processor(training)
     alone = fitting.fit(fitting.read_parts(texts), fitting.blueprint_of(texts, network), training)
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("pipeline"), killed))

@@ -1,0 +1,31 @@
+"""The device that networks learn on, and the processor settings that the bits of weights depend on."""
+
+from __future__ import annotations
+
+import os
+
+from bloomery.models.training.config import Device, Training
+
+
+def select_device(device: Device) -> str:
+    """The device that a recipe's `device` stands for: `auto` is a GPU where torch finds one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def configure_processor(training: Training) -> str:
+    """Fixes everything that the bits of the weights depend on, and returns a description of it."""
+    import torch
+
+    from bloomery.models.training.determinism import fix_randomness
+    from bloomery.models.training.optimization.mixed_precision import is_half
+
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
+    instruction_sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+    fixed = f"{fix_randomness(training.seed, training.num_threads)}, {instruction_sets}"
+    if training.precision != "auto":
+        return fixed
+    return f"{fixed}, {'bf16' if is_half(training, torch.device(select_device(training.device))) else 'fp32'}"
