@@ -26,7 +26,7 @@ from bloomery.flows.run_control.gpu_slots import with_slots  # noqa: E402
 from bloomery.flows.run_control.machine_requirements import require_machine  # noqa: E402
 from bloomery.flows.run_control.run_liveness import at_work_on  # noqa: E402
 from bloomery.models.compression.budget import Budget  # noqa: E402
-from bloomery.models.compression.config import StatedCompression  # noqa: E402
+from bloomery.models.compression.config import CompressionOrAuto  # noqa: E402
 from bloomery.models.features.config import Gates  # noqa: E402
 from bloomery.models.networks.config import Model  # noqa: E402
 from bloomery.models.training.config import Training  # noqa: E402
@@ -85,7 +85,7 @@ def pipeline(
     period: str | None = None,
     model: Model | None = None,
     training: Training | None = None,
-    compression: StatedCompression | None = None,
+    compression: CompressionOrAuto | None = None,
     budget: Budget | None = None,
     gates: Gates | None = None,
 ) -> Release:

@@ -30,25 +30,25 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bloomery.data_contracts.records.records import Latency
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Quantization
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.config import QuantizationMode
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import INPUT, OUTPUT
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn, Mlp, Model, Transformer
 from bloomery.models.profiling import latency
-from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 SIZES = (1024, 2048, 4096)
-ROUTES: tuple[Quantization, ...] = ("static", "dynamic")
+ROUTES: tuple[QuantizationMode, ...] = ("static", "dynamic")
 CALIBRATION_ROWS = 64
 
 
 class Wide(NamedTuple):
     config: Model
     layout: Layout
-    route: Quantization
+    route: QuantizationMode
     most_rows: int  # at once: more would take seconds a round
 
 
@@ -87,7 +87,7 @@ def ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int, float]:
         x = np.random.default_rng(1).standard_normal((max(batches), size), np.float32)
         for route in ROUTES:
             quantize(files["fp32"], files[route], x[:CALIBRATION_ROWS], how=route)
-        times = latency.compare(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+        times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
         for place, batch in enumerate(batches):
             here = {name: times[name][place] for name in files}
             print(f"| {size} | {batch} | {here['fp32'].p50_ms:.3f} ms | {_gain(here['static'])}", end="")
@@ -113,16 +113,16 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
     torch.manual_seed(0)
     examples = rows_of(layout, max(most_rows, CALIBRATION_ROWS))
     files = {kind: folder / f"{name}-{kind}.onnx" for kind in ("fp32", "int8")}
-    export(build(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
-    tiles = has_tiles(processor_flags())
+    export_onnx(build(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
+    tiles = has_amx(cpu_flags())
     quantize(files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), how=route, tiles=tiles)
     return files, examples.numpy()
 
 
 def judge(name: str, best: dict[int, float], rounds: int, files: dict[str, Path], x: np.ndarray) -> None:
     batches = [batch for batch in best if batch <= NETWORKS[name].most_rows]
-    times = latency.compare(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
-    share = integer_coverage(files["int8"]).share
+    times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+    share = measure_integer_coverage(files["int8"]).share
     for batch, fp32, int8 in zip(batches, times["fp32"], times["int8"], strict=True):
         gain = 1 / int8.ratio.value
         print(
@@ -157,7 +157,7 @@ def main() -> None:
     asked.add_argument("--profile", action="store_true")
     chosen = asked.parse_args()
     torch.set_num_threads(1)
-    able = [flag for flag in processor_flags() if "vnni" in flag or "amx" in flag]
+    able = [flag for flag in cpu_flags() if "vnni" in flag or "amx" in flag]
     print(f"onnxruntime {onnxruntime.__version__}; {', '.join(able) or 'no VNNI'}; one thread\n")
     with tempfile.TemporaryDirectory() as folder:
         print("| product | rows | fp32 | static | dynamic |\n| ---: | ---: | ---: | ---: | ---: |")

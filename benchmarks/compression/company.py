@@ -23,7 +23,7 @@ from wanted import strided
 
 from bloomery.models.inference.runtime import session
 from bloomery.models.networks.config import Cnn
-from bloomery.models.profiling.latency import ask, in_turns, median_ratio
+from bloomery.models.profiling.latency import measure_in_turns, median_ratio, run_batch
 from bloomery.tasks.infrastructure.settings import enter
 
 WIDE = Cnn(kind="cnn", channels=(64, 128, 256), hidden=256)
@@ -52,13 +52,13 @@ def timed(files: dict[str, Path], rounds: int, num_before: int, read: Callable[[
 
     def turn(name: str) -> float:
         for _ in range(num_before):
-            ask(sessions[name], read(), is_row_by_row=False)
+            run_batch(sessions[name], read(), is_row_by_row=False)
         x = read()
         start = time.perf_counter()
-        ask(sessions[name], x, is_row_by_row=False)
+        run_batch(sessions[name], x, is_row_by_row=False)
         return time.perf_counter() - start
 
-    seconds = in_turns(list(files), turn, rounds, seed=0, most_seconds=60)
+    seconds = measure_in_turns(list(files), turn, rounds, seed=0, most_seconds=60)
     ratio = 1 / median_ratio(seconds["student"], seconds["fp32"])
     return f"{ratio:.1f}x, {1e3 * np.median(seconds['student']):.3f} ms"
 

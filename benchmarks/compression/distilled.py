@@ -23,7 +23,7 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Distillation
-from bloomery.models.compression.distillation import distiller, with_unlabelled
+from bloomery.models.compression.distillation import add_unlabelled, create_distiller
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
 from bloomery.models.networks.config import LeNet, Mlp
 from bloomery.models.training.config import Augment, Loop
@@ -67,7 +67,7 @@ def rows_of(seed: int, parts: Parts) -> Rows:
     few, others = (rows.sort().values for rows in order.tensor_split([round(LABELLED * len(order))]))
     labelled = Examples(parts.train.x[few], parts.train.y[few], parts.train.key[few.numpy()])
     val = Examples(*(one[:: round(1 / LABELLED)] for one in parts.val))
-    return Rows(labelled, with_unlabelled(labelled, parts.train.x[others]), val)
+    return Rows(labelled, add_unlabelled(labelled, parts.train.x[others]), val)
 
 
 def loop_of(epochs: int, shift: int) -> Loop:
@@ -77,7 +77,7 @@ def loop_of(epochs: int, shift: int) -> Loop:
 def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.Module | None, epochs: int) -> nn.Module:
     fix_randomness(seed, num_threads=1)
     network = build(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
-    spread = learner if teacher is None else distiller(teacher, asked.lesson)
+    spread = learner if teacher is None else create_distiller(teacher, asked.lesson)
     if teacher is not None:
         teacher.to(asked.device)
     train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread, device=asked.device)

@@ -16,12 +16,12 @@ from wanted import strided
 
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.post_training import first_layer, quantize
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn, LeNet, Model
 from bloomery.models.profiling import latency
-from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.infrastructure.settings import enter
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
@@ -49,10 +49,10 @@ def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Pa
     network = build(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
     x = torch.rand(64, *shape)
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
-    export(network, x, files["fp32"])
-    tiles = has_tiles(processor_flags())
+    export_onnx(network, x, files["fp32"])
+    tiles = has_amx(cpu_flags())
     quantize(files["fp32"], files["int8"], x.numpy(), tiles=tiles)
-    kept = first_layer(files["fp32"], "static")
+    kept = find_first_layer(files["fp32"], "static")
     quantize(files["fp32"], files["first-in-float"], x.numpy(), tiles=tiles, keep_float=kept)
     return files
 
@@ -62,7 +62,7 @@ def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, lis
     with tempfile.TemporaryDirectory() as place:
         files = written(config, shape, Path(place))
         batches = [torch.rand(size, *shape).numpy() for size in BATCHES]
-        timed = latency.compare(files, batches, baseline="fp32", rounds=rounds)
+        timed = latency.compare_latency(files, batches, baseline="fp32", rounds=rounds)
     return {name: [of_batch.ratio for of_batch in of_file] for name, of_file in timed.items()}
 
 

@@ -102,7 +102,7 @@ def judged(candidates: list[Made], test: Examples, rounds: int) -> dict[str, tup
     files = {one.spec.name: one.path for one in candidates}
     first, *others = candidates
     x, y = test.x.numpy(), test.y.numpy()
-    timed = latency.compare(files, [x[:size] for size in BATCHES], baseline=first.spec.name, rounds=rounds)
+    timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=first.spec.name, rounds=rounds)
     exact = outputs_of(session(first.path), x, is_row_by_row=False).argmax(1) == y
     told = {}
     for one in others:

@@ -41,7 +41,7 @@ from bloomery.flows.pipeline import PLAIN
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.inference.runtime import session
 from bloomery.models.networks.blueprint import read_network
@@ -151,7 +151,7 @@ def compare(options: Options, python: Path, rounds: int) -> list[str]:
         torch.save(network.eval(), folder / "network.pt")
         # Attention is an operator of ONNX Runtime's in our files, which none of the quantizers can see behind.
         with patch("torch.onnx.is_in_onnx_export", return_value=False):
-            export(network, test.x, folder / "fp32.onnx")
+            export_onnx(network, test.x, folder / "fp32.onnx")
         theirs, failed = of_onnx_runtime(folder)
         more, failed_too = of_peers(python, folder)
         theirs = {"plain": folder / "fp32.onnx"} | theirs | more
@@ -168,7 +168,7 @@ def compare(options: Options, python: Path, rounds: int) -> list[str]:
 def judge(files: Mapping[str, Path], options: Options, test: Examples, rounds: int) -> dict[str, Judged]:
     x = test.x.numpy()
     baseline = options.baseline
-    timed = latency.compare(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
+    timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
     outputs = {name: outputs_of(session(path), x, is_row_by_row=_is_row_by_row(path)) for name, path in files.items()}
     whole = files[baseline].stat().st_size
     return {

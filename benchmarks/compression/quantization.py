@@ -22,14 +22,14 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.compression.quantization.weight_only import store_weights
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.quantization.weight_only import quantize_weights
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import INPUT, answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
-from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 IMAGE = Layout(kind="image", shape=(1, 28, 28))
 FLAT = Layout(kind="flat", shape=(64,))
@@ -62,9 +62,9 @@ def rows_of(layout: Layout, num: int) -> torch.Tensor:
 
 def ours(source: Path, target: Path, x: np.ndarray, how: str | None) -> None:
     if how is None:
-        store_weights(source, target, "int8")
+        quantize_weights(source, target, "int8")
     else:
-        quantize(source, target, x, how=how, tiles=has_tiles(processor_flags()))  # type: ignore[arg-type]
+        quantize(source, target, x, how=how, tiles=has_amx(cpu_flags()))  # type: ignore[arg-type]
 
 
 def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:
@@ -85,7 +85,7 @@ def compare(family: str, folder: Path, rounds: int) -> None:
     examples = rows_of(layout, 256)
     x = examples.numpy()
     source = folder / f"{family}.onnx"
-    export(network, examples[:40], source)
+    export_onnx(network, examples[:40], source)
     makers: dict[str, Callable[[Path], object]] = {
         "ours": lambda target: ours(source, target, x, how),
         "ort static": lambda target: quantize_static(str(source), str(target), Rows(x)),
@@ -109,7 +109,7 @@ def compare(family: str, folder: Path, rounds: int) -> None:
         print(
             f"| {family} | {said}"
             f" | {path.stat().st_size:,} | {source.stat().st_size / path.stat().st_size:.2f}x smaller"
-            f" | {ratios[0]:.2f} | {ratios[1]:.2f} | {error:.4f} | {integer_coverage(path).share:.0%} |",
+            f" | {ratios[0]:.2f} | {ratios[1]:.2f} | {error:.4f} | {measure_integer_coverage(path).share:.0%} |",
             flush=True,
         )
     for name, why in failed.items():
@@ -123,7 +123,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(f"onnxruntime {onnxruntime.__version__}; {', '.join(flag for flag in processor_flags() if 'vnni' in flag)}\n")
+    print(f"onnxruntime {onnxruntime.__version__}; {', '.join(flag for flag in cpu_flags() if 'vnni' in flag)}\n")
     print("| family | file | bytes | size | time, 1 row | time, 32 rows | error / spread | in integers |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:

@@ -22,19 +22,24 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.models.compression.config import Distillation, Prune
-from bloomery.models.compression.distillation import distiller
-from bloomery.models.compression.pruning.dead_units import without_dead_units
-from bloomery.models.compression.pruning.structured import prune
-from bloomery.models.compression.pruning.unstructured import density_at, held, masks_of, weights_of
-from bloomery.models.compression.weight_clustering import nearing, share, shared
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.config import Distillation, Pruning
+from bloomery.models.compression.distillation import create_distiller
+from bloomery.models.compression.pruning.dead_units import remove_dead_units
+from bloomery.models.compression.pruning.structured import prune_network
+from bloomery.models.compression.pruning.unstructured import (
+    compute_masks,
+    fixed_masks,
+    maskable_weights,
+    scheduled_density,
+)
+from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights, straight_through_clusters
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
 from bloomery.models.networks.config import LeNet, Mlp
-from bloomery.models.onnx_storage.decoder import decode, opened
+from bloomery.models.onnx_storage.decoder import decode, decompress
 from bloomery.models.onnx_storage.encoder import encode
-from bloomery.models.onnx_storage.zstd_packing import compact, plain
+from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples, read_examples
 from bloomery.models.training.determinism import fix_randomness
@@ -130,31 +135,31 @@ def sparsified(
     plan: Plan, teacher: nn.Module, blueprint: Blueprint, parts: Parts, seed: int
 ) -> tuple[nn.Module, Blueprint]:
     """`plan.num_weights` of the teacher's weights, in what is left of its units."""
-    spread = distiller(teacher, plan.lesson)
-    total = sum(weight.numel() for weight in weights_of(teacher).values())
-    network, found = prune(teacher, blueprint, Prune(share=plan.narrowed))
+    spread = create_distiller(teacher, plan.lesson)
+    total = sum(weight.numel() for weight in maskable_weights(teacher).values())
+    network, found = prune_network(teacher, blueprint, Pruning(share=plan.narrowed))
     for number in range(1, plan.num_rounds + 1):
-        num_left = density_at(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
-        network, found = without_dead_units(network, found)  # so that the share is one of what is left
-        here = sum(weight.numel() for weight in weights_of(network).values())
+        num_left = scheduled_density(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
+        network, found = remove_dead_units(network, found)  # so that the share is one of what is left
+        here = sum(weight.numel() for weight in maskable_weights(network).values())
         loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
-        with held(network, masks_of(network, min(num_left / here, 1.0))):
+        with fixed_masks(network, compute_masks(network, min(num_left / here, 1.0))):
             history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, spread=spread)
         say(f"round {number}, {num_left:.0f} weights in {found.config}: {history[-1]}")
-    return without_dead_units(network, found)
+    return remove_dead_units(network, found)
 
 
 def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts, seed: int) -> nn.Module:
     """`network` with `plan.num_values` values a layer. First they follow the weights, then the weights follow them."""
-    spread = distiller(teacher, plan.lesson)
+    spread = create_distiller(teacher, plan.lesson)
     network = copy.deepcopy(network)
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
     loop = loop_of(plan, plan.nearing_epochs, plan.learning_rate / 4)
-    with held(network, masks), nearing(network, plan.num_values):
+    with fixed_masks(network, masks), straight_through_clusters(network, plan.num_values):
         history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, spread=spread)
     say(f"nearing: {history[-1]}")
     loop = loop_of(plan, plan.shared_epochs, plan.learning_rate / 4)
-    with shared(network, share(network, plan.num_values)):
+    with shared_weights(network, cluster_weights(network, plan.num_values)):
         history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, spread=spread)
     say(f"shared: {history[-1]}")
     return network
@@ -182,12 +187,12 @@ def reach(name: str, seed: int, parts: Parts, layout: Layout) -> Reached:
 def judged(network: nn.Module, teacher: nn.Module, parts: Parts) -> Reached:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        export(network, parts.val.x, path)
-        coded, plainly = encode(compact(path.read_bytes())), plain(path.read_bytes())
+        export_onnx(network, parts.val.x, path)
+        coded, plainly = encode(minify(path.read_bytes())), pack_for_zstd(path.read_bytes())
     began = time.perf_counter()
     decoded = decode(coded)
     took = time.perf_counter() - began
-    errors = [error_of(model, parts.test) for model in (decoded, opened(plainly))]
+    errors = [error_of(model, parts.test) for model in (decoded, decompress(plainly))]
     assert errors[0] == errors[1], errors
     return Reached(1 - evaluate(teacher, parts.test)[1], errors[0], len(coded), len(plainly), took)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 FLOAT = {"name": "fp32"}
-STATIC = {"quantize": "static", "tiles": has_tiles(processor_flags())}
+STATIC = {"quantize": "static", "tiles": has_amx(cpu_flags())}
 # Of students of images, which only ever get nearer to their teacher.
 PATIENT = {
     "epochs": 60,

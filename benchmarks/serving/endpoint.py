@@ -37,7 +37,7 @@ from bloomery.data_contracts.records.records import Bento
 from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.inference.outputs import meant
 from bloomery.models.inference.runtime import answer, session
-from bloomery.models.onnx_storage.decoder import opened
+from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
@@ -255,7 +255,7 @@ def main() -> None:
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
     x = encode(encoder, held_out_rows(bento.chosen).slice(0, NUM_ROWS))
-    model = opened((artifacts / manifest["model"]).read_bytes())
+    model = decompress((artifacts / manifest["model"]).read_bytes())
     peers = dict.fromkeys(chosen.peers, sys.executable) | ({"litserve": chosen.litserve} if chosen.litserve else {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -28,7 +28,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.architectures.gpt import Decoder, next_token_loss
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
 from bloomery.models.networks.config import Gpt, ResNet
-from bloomery.models.profiling.flops import flops_per_row, matrix_rate
+from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
 from bloomery.models.training.config import Training
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import train
@@ -100,7 +100,7 @@ def gpt(sizes: Sizes, rows: int, steps: int, device: torch.device, *, compiled: 
     config = Gpt(kind="gpt", width=sizes.width, num_layers=sizes.num_layers, num_heads=sizes.num_heads, dropout=0.0)
     network = NextToken(Decoder(config, layout)).to(device)
     tokens = torch.randint(1, sizes.num_tokens, (rows, sizes.length), device=device)
-    flops = flops_per_row(network, tokens[:1])
+    flops = count_flops_per_row(network, tokens[:1])
     seconds = seconds_of_step(network, tokens, tokens, next_token_loss, steps, compiled=compiled)
     rate = flops * rows / seconds
     print(f"| GPT of {num_parameters(network):,} parameters | {rows} rows of {sizes.length} tokens ", end="")
@@ -114,7 +114,7 @@ def resnet(sizes: Sizes, images: int, steps: int, device: torch.device, *, compi
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(images, *layout.shape, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, 1000, (images,), device=device)
-    flops = flops_per_row(network, x[:2])
+    flops = count_flops_per_row(network, x[:2])
     seconds = seconds_of_step(network, x, y, nn.functional.cross_entropy, steps, compiled=compiled)
     of_loop = _seconds_of_loop(network, layout, images, steps, device, compiled=compiled)
     for name, one in (("steps on the device", seconds), ("the whole loop", of_loop)):
@@ -137,7 +137,7 @@ def _seconds_of_loop(
 
 
 def _of_measured(rate: float, device: torch.device) -> str:
-    return f"{rate / matrix_rate(device, torch.bfloat16):.1%}" if device.type == "cuda" else "not measured"
+    return f"{rate / peak_flops(device, torch.bfloat16):.1%}" if device.type == "cuda" else "not measured"
 
 
 def _wait(device: torch.device) -> None:
@@ -162,7 +162,7 @@ def main() -> None:
     if chosen.tiny:
         sizes, rows, images, steps = TINY, 2, 4, 3
     if device.type == "cuda":
-        measured = matrix_rate(device, torch.bfloat16)
+        measured = peak_flops(device, torch.bfloat16)
         print(f"{torch.cuda.get_device_name(device)}: {measured / 1e12:,.0f} TFLOP/s in bf16 products", end=", ")
     print(f"torch {torch.__version__}, {'compiled' if chosen.compile else 'not compiled'}\n")
     print("| network | a step | pace | TFLOP/s | of the measured matrix rate |\n| --- | --- | ---: | ---: | ---: |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bloomery.data_contracts.odcs.contract import Column, Contract
-from bloomery.models.compression.config import PRUNABLE, Compression, why_not_pruned, why_not_taught
+from bloomery.models.compression.config import PRUNABLE, Compression, find_distillation_obstacle, find_pruning_obstacle
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import (
     AudioInput,
@@ -305,13 +305,15 @@ def _of_compression(features: Features, model: Model, compression: Compression) 
         )
     for candidate in candidates:
         pruned = model if candidate.student is None else candidate.student.model
-        why = None if candidate.prune is None or model.kind == "auto" else why_not_pruned(pruned, candidate.prune)
+        why = (
+            None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(pruned, candidate.prune)
+        )
         if why is not None:
             yield f"compression.candidates: {candidate.name} is to be pruned, and {why}; change or leave out `prune`"
         if candidate.factorise is not None and pruned.kind == "imported":
             yield (
                 f"compression.candidates: {candidate.name} is to be factorised, and an imported network is taken as it "
-                "is; leave `factorise` out, or let a `student` take its place"
+                "is; leave `factorize` out, or let a `student` take its place"
             )
         if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:
             yield (
@@ -331,7 +333,7 @@ def _of_lessons(model: Model, compression: Compression) -> Iterator[str]:
     if compression.explore is not None or (compression.candidates is None and model.kind in PRUNABLE):
         students["what is pruned"] = None
     for name, student in students.items():
-        why = why_not_taught(model, model if student is None else student.model, compression.distill)
+        why = find_distillation_obstacle(model, model if student is None else student.model, compression.distill)
         if why is not None:
             yield f"compression.distill: {name} is to learn from the network as trained, and {why}"
 

@@ -24,7 +24,7 @@ from bloomery.flows.recipe.consistency import misfits
 from bloomery.flows.recipe.overrides import changed
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget
-from bloomery.models.compression.config import Compression, StatedCompression
+from bloomery.models.compression.config import Compression, CompressionOrAuto
 from bloomery.models.features.config import Features, Gates, Recent, misplaced_limits
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
@@ -63,7 +63,7 @@ class RecipeFile(Document):
     spark: SparkMeans = SparkMeans()
     model: Model
     training: Annotated[Training, Field(description="left out for a network that comes trained")] = Training()
-    compression: StatedCompression = Compression()
+    compression: CompressionOrAuto = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
     schedule: Annotated[Schedule | None, Field(description="when it runs by itself, where `bloomery up` stands")] = None

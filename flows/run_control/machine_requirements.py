@@ -18,6 +18,6 @@ def require_machine(recipe: Recipe) -> None:
 
         require_litert(settings().litert_python)
     if recipe.budget.objective.energy:
-        from bloomery.models.profiling.rapl import energy_counter
+        from bloomery.models.profiling.rapl import open_energy_counter
 
-        energy_counter()
+        open_energy_counter()

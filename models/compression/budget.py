@@ -53,7 +53,7 @@ def _limit_from(stated: Any) -> Any:
     return {"batch": 1, "percentile": 99, "value": stated} if is_number else stated
 
 
-class Weights(Document):
+class ObjectiveWeights(Document):
     """How much each ratio to fp32 counts, in a geometric mean."""
 
     size: Annotated[float, Field(ge=0)] = 0.0
@@ -68,9 +68,9 @@ class Weights(Document):
 
 
 def _weights_from(stated: Any) -> Any:
-    if isinstance(stated, str) and stated not in Weights.model_fields:
+    if isinstance(stated, str) and stated not in ObjectiveWeights.model_fields:
         raise ValueError("an objective is size, latency, energy, or weights such as {latency: 0.5, size: 0.5}")
-    return {**dict.fromkeys(Weights.model_fields, 0.0), stated: 1.0} if isinstance(stated, str) else stated
+    return {**dict.fromkeys(ObjectiveWeights.model_fields, 0.0), stated: 1.0} if isinstance(stated, str) else stated
 
 
 class Budget(Document):
@@ -103,10 +103,10 @@ class Budget(Document):
         Field(description="milliseconds: the 99th percentile for one row; or {batch, percentile, value}"),
     ] = None
     objective: Annotated[
-        Weights,
-        BeforeValidator(_weights_from, json_schema_input_type=Literal["size", "latency", "energy"] | Weights),
+        ObjectiveWeights,
+        BeforeValidator(_weights_from, json_schema_input_type=Literal["size", "latency", "energy"] | ObjectiveWeights),
         Field(description="what is least in the one that is chosen; weights mix the ratios to fp32"),
-    ] = Weights(size=1.0)
+    ] = ObjectiveWeights(size=1.0)
 
     @property
     def batch(self) -> int:

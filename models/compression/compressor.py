@@ -10,13 +10,25 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Sparse, why_not_taught
-from bloomery.models.compression.distillation import distiller, with_unlabelled
-from bloomery.models.compression.low_rank import factorise
-from bloomery.models.compression.pruning.structured import prune
-from bloomery.models.compression.pruning.unstructured import Masks, density_at, held, masks_of, pattern_masks
-from bloomery.models.compression.quantization.quantization_aware import first_called, with_fake_quantization
-from bloomery.models.compression.weight_clustering import share, shared
+from bloomery.models.compression.config import (
+    CandidateSpec,
+    Compression,
+    Distillation,
+    Sparsification,
+    find_distillation_obstacle,
+)
+from bloomery.models.compression.distillation import add_unlabelled, create_distiller
+from bloomery.models.compression.low_rank import factorize
+from bloomery.models.compression.pruning.structured import prune_network
+from bloomery.models.compression.pruning.unstructured import (
+    Masks,
+    compute_masks,
+    compute_n_of_m_masks,
+    fixed_masks,
+    scheduled_density,
+)
+from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization, find_first_called_layer
+from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
@@ -24,7 +36,7 @@ from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import Epoch, at_rest, laid_out, learner, train
 
 
-class Lesson(NamedTuple):
+class FineTuning(NamedTuple):
     """From what a smaller network learns: the rows, and the network whose answers it is to give.
 
     To the rows of `unlabelled` (B, ...) only the teacher has an answer: without distillation nobody learns from them.
@@ -40,12 +52,12 @@ class Lesson(NamedTuple):
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
-def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
+def compress_network(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: FineTuning) -> nn.Module:
     """A network for the candidate before it is quantized, in evaluation mode. `network` is left as it is.
 
     What `spec` states happens in this order, and after each the network learns: a student takes the network's place,
     units leave, large matrices become thin ones, weights become 0 and share few values, everything is rounded (of which
-    `ranges_of` tells). `network` may be anything that answers where a student is stated.
+    `learned_ranges` tells). `network` may be anything that answers where a student is stated.
 
     Raises:
         RecipeInvalid: what is asked cannot be done with a network of this kind, or taught by one.
@@ -65,25 +77,25 @@ def made_smaller(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, 
         def tune(smaller: nn.Module, rounds: int) -> None:
             _taught(lesson, _of_a_round(fine_tune, rounds))(smaller)
 
-        network, blueprint = prune(network, blueprint, spec.prune, lesson.train, tune)
+        network, blueprint = prune_network(network, blueprint, spec.prune, lesson.train, tune)
     if spec.factorise is not None:
-        network = factorise(network, spec.factorise)
+        network = factorize(network, spec.factorise)
         _taught(lesson, fine_tune)(network)
     if spec.sparse is not None:
         network = _sparsified(network, spec.sparse, lesson)
     if spec.values is not None:
         network = copy.deepcopy(network)
-        with shared(network, share(network, spec.values)):
+        with shared_weights(network, cluster_weights(network, spec.values)):
             _taught(lesson, fine_tune)(network)
     if spec.aware:
-        kept = first_called(network, lesson.train.x[:1]) if spec.float_layers == "first" else ()
-        network = with_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=kept)
+        kept = find_first_called_layer(network, lesson.train.x[:1]) if spec.float_layers == "first" else ()
+        network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=kept)
         _taught(lesson, fine_tune)(network)
     return network
 
 
 def _require_teachable(teacher: Model, student: Model, how: Distillation) -> None:
-    why = why_not_taught(teacher, student, how)
+    why = find_distillation_obstacle(teacher, student, how)
     if why is not None:
         raise RecipeInvalid(
             f"a candidate is to learn from the network as trained, and {why}",
@@ -93,36 +105,38 @@ def _require_teachable(teacher: Model, student: Model, how: Distillation) -> Non
         )
 
 
-def _sparsified(network: nn.Module, how: Sparse, lesson: Lesson) -> nn.Module:
+def _sparsified(network: nn.Module, how: Sparsification, lesson: FineTuning) -> nn.Module:
     """A copy with the zeros that are wanted. Each round has its part of the epochs, the last one all."""
     sparse, fine_tune = copy.deepcopy(network), lesson.compression.fine_tune
     for number in range(1, how.rounds + 1):
         loop = _of_a_round(fine_tune, how.rounds) if number < how.rounds else fine_tune
-        with held(sparse, _masks_in(number, sparse, how)):
+        with fixed_masks(sparse, _masks_in(number, sparse, how)):
             _taught(lesson, loop)(sparse)
     return sparse
 
 
-def _masks_in(number: int, network: nn.Module, how: Sparse) -> Masks:
+def _masks_in(number: int, network: nn.Module, how: Sparsification) -> Masks:
     """Which weights stay in this round; in the last one as few as are wanted."""
     if how.of_each is not None:
         kept, group = how.of_each
-        return pattern_masks(network, round(density_at(number, how.rounds, last=kept / group) * group), group)
+        return compute_n_of_m_masks(
+            network, round(scheduled_density(number, how.rounds, last=kept / group) * group), group
+        )
     assert how.density is not None
-    return masks_of(network, density_at(number, how.rounds, last=how.density), how.scope)
+    return compute_masks(network, scheduled_density(number, how.rounds, last=how.density), how.scope)
 
 
 def _of_a_round(loop: Loop, rounds: int) -> Loop:
     return loop.model_copy(update={"epochs": max(loop.epochs // rounds, 1)})
 
 
-def _taught(lesson: Lesson, loop: Loop) -> Callable[[nn.Module], object]:
+def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
     """What teaches a network in place."""
     distill = lesson.compression.distill
-    spread = learner if distill is None else distiller(lesson.teacher, distill)
+    spread = learner if distill is None else create_distiller(lesson.teacher, distill)
     rows = lesson.train
     if distill is not None and lesson.unlabelled is not None:
-        rows = with_unlabelled(rows, lesson.unlabelled)
+        rows = add_unlabelled(rows, lesson.unlabelled)
 
     def teach(network: nn.Module) -> None:
         laid_out(lesson.teacher).to(lesson.device)

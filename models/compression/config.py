@@ -17,14 +17,14 @@ from bloomery.models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model
 from bloomery.models.profiling.cpu_features import needs_reduced_range
 from bloomery.models.training.config import Device, Loop, Rate
 
-Quantization = Literal["static", "dynamic"]
-Calibration = Literal["minmax", "entropy", "percentile"]
-Stored = Literal["fp16", "bf16", "int8", "int4"]
+QuantizationMode = Literal["static", "dynamic"]
+CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+WeightType = Literal["fp16", "bf16", "int8", "int4"]
 Importance = Literal["magnitude", "taylor"]
-Part = Literal["units", "heads", "layers"]
+Structure = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
-Form = Literal["pt2", "litert"]  # beside ONNX
-Scope = Literal["lamp", "global", "layer"]  # over what weights are compared
+ExtraFormat = Literal["pt2", "litert"]  # beside ONNX
+SparsityCriterion = Literal["lamp", "global", "layer"]  # over what weights are compared
 _OF_THE_FILE = ("quantize", "calibrate", "reduce_range", "tiles", "float_layers", "weights", "stored")
 # What networks attend to, and can only learn from one that attends to the same.
 _ATTENDED = {
@@ -34,7 +34,7 @@ _ATTENDED = {
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
-class Prune(Document):
+class Pruning(Document):
     """What leaves the network for good: a share of each of the `parts`, or as much as brings a cost to a target."""
 
     share: Annotated[Share | None, Field(description="of channels and hidden units, or of what `parts` names")] = None
@@ -42,9 +42,9 @@ class Prune(Document):
         dict[Cost, Share] | None,
         Field(min_length=1, max_length=1, description="`macs: 0.25` for a quarter of the multiplications as trained"),
     ] = None
-    parts: Annotated[tuple[Part, ...], Field(min_length=1, description="heads and layers: of a transformer or gpt")] = (
-        "units",
-    )
+    parts: Annotated[
+        tuple[Structure, ...], Field(min_length=1, description="heads and layers: of a transformer or gpt")
+    ] = ("units",)
     importance: Annotated[Importance, Field(description="taylor: by what the loss would change without it")] = (
         "magnitude"
     )
@@ -71,7 +71,7 @@ class Prune(Document):
         return self
 
 
-def why_not_pruned(model: Model, how: Prune) -> str | None:
+def find_pruning_obstacle(model: Model, how: Pruning) -> str | None:
     """Why a network of this config cannot lose what `how` says, if it cannot."""
     if model.kind not in PRUNABLE:
         return f"of a network of kind {model.kind} it is not known what can leave"
@@ -95,7 +95,7 @@ def _pattern_from(stated: Any) -> Any:
     return stated
 
 
-class Sparse(Document):
+class Sparsification(Document):
     """Which weights become zero and stay so, in rounds between which the network learns."""
 
     density: Annotated[
@@ -110,7 +110,7 @@ class Sparse(Document):
         ),
     ] = None
     scope: Annotated[
-        Scope,
+        SparsityCriterion,
         Field(description="lamp: by what each is of its layer; global: by magnitude; layer: that share of each layer"),
     ] = "lamp"
     rounds: Count = 4
@@ -147,7 +147,7 @@ class Distillation(Document):
     ] = 0.0
 
 
-def why_not_taught(teacher: Model, student: Model, how: Distillation) -> str | None:
+def find_distillation_obstacle(teacher: Model, student: Model, how: Distillation) -> str | None:
     """Why a network of one config cannot teach one of the other what `how` says, if it cannot."""
     for model in (teacher, student):
         if how.features and model.kind not in PRUNABLE:
@@ -177,22 +177,22 @@ class CandidateSpec(Document):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
     student: Annotated[Student | None, Field(description="another network, which takes its place")] = None
     prune: Annotated[
-        Prune | None,
-        BeforeValidator(_as_prune, json_schema_input_type=Share | Prune | None),
+        Pruning | None,
+        BeforeValidator(_as_prune, json_schema_input_type=Share | Pruning | None),
         Field(description="0.5 for half of the channels and hidden units"),
     ] = None
     factorise: Annotated[
         Share | None, Field(description="share of each large matrix that leaves when two thin ones take its place")
     ] = None
-    sparse: Annotated[Sparse | None, Field(description="zeros, which serve the stored size alone")] = None
+    sparse: Annotated[Sparsification | None, Field(description="zeros, which serve the stored size alone")] = None
     values: Annotated[
         int | None, Field(ge=2, le=255, description="how many values the weights of a layer have, besides 0")
     ] = None
     quantize: Annotated[
-        Quantization | None,
+        QuantizationMode | None,
         Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
     ] = None
-    calibrate: Annotated[Calibration, Field(description="static: which range, of what was seen")] = "minmax"
+    calibrate: Annotated[CalibrationMethod, Field(description="static: which range, of what was seen")] = "minmax"
     reduce_range: Annotated[
         bool | None, Field(description="7 bits of a weight; left out: if the processor that compresses has no VNNI")
     ] = None
@@ -207,7 +207,9 @@ class CandidateSpec(Document):
         ),
     ] = None
     aware: Annotated[bool, Field(description="static: learns, as fine_tune says, while everything is rounded")] = False
-    weights: Annotated[Stored | None, Field(description="how they are stored, while arithmetic stays in float")] = None
+    weights: Annotated[WeightType | None, Field(description="how they are stored, while arithmetic stays in float")] = (
+        None
+    )
 
     stored: Annotated[
         Literal["coded", "zstd"] | None,
@@ -256,9 +258,9 @@ class CandidateSpec(Document):
         return self.aware or any(one is not None for one in stated)
 
 
-def candidates_for(
+def default_candidates(
     kind: str,
-    how: Quantization | None = None,
+    how: QuantizationMode | None = None,
     *,
     weights_alone: bool = False,
     tiles: bool = False,
@@ -278,12 +280,12 @@ def candidates_for(
         return plain
     return (
         *plain,
-        CandidateSpec(name="pruned", prune=Prune(share=0.5)),
-        CandidateSpec(name="pruned-int8", prune=Prune(share=0.5), **in_8_bits),
+        CandidateSpec(name="pruned", prune=Pruning(share=0.5)),
+        CandidateSpec(name="pruned-int8", prune=Pruning(share=0.5), **in_8_bits),
     )
 
 
-class Explore(Document):
+class CandidateSearch(Document):
     """A search for more candidates than are named: what leaves, how much of it, and by which measure."""
 
     trials: Annotated[Count, Field(description="smaller networks that are tried, each also in 8 bits")] = 12
@@ -315,12 +317,12 @@ class Compression(Document):
         Distillation()
     )
     explore: Annotated[
-        Explore | None,
-        BeforeValidator(_as_explore, json_schema_input_type=bool | Explore | None),
+        CandidateSearch | None,
+        BeforeValidator(_as_explore, json_schema_input_type=bool | CandidateSearch | None),
         Field(description="`compression: auto` is the same as `explore: true`"),
     ] = None
     also: Annotated[
-        tuple[Form, ...],
+        tuple[ExtraFormat, ...],
         Field(description="pt2: a program of torch.export, litert: a file for LiteRT; of candidates in float"),
     ] = ()
     calibration_rows: Count = 500
@@ -345,6 +347,6 @@ def _auto_is_short(stated: Any) -> Any:
     return {"explore": True} if stated == "auto" else stated
 
 
-StatedCompression = Annotated[
+CompressionOrAuto = Annotated[
     Compression, BeforeValidator(_auto_is_short, json_schema_input_type=Literal["auto"] | Compression)
 ]

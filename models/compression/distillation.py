@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bloomery.models.compression.config import Distillation
-from bloomery.models.compression.feature_matching import inner_distance, listening, steps_there
+from bloomery.models.compression.feature_matching import capture_activations, feature_matching_loss, valid_steps
 from bloomery.models.features.labels import UNLABELLED
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
@@ -22,7 +22,7 @@ from bloomery.models.training.optimization.loss import is_regression
 from bloomery.models.training.optimization.mixed_precision import halved
 
 
-def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
+def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
     """What `bloomery.models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
@@ -38,14 +38,14 @@ def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Mo
 
     def spread(student: nn.Module, loop: Loop) -> Learn:
         def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-            with torch.no_grad(), halved(loop, x.device), listening(teacher, distillation) as taught:
+            with torch.no_grad(), halved(loop, x.device), capture_activations(teacher, distillation) as taught:
                 taught_BK = teacher(x)
-            with halved(loop, x.device), listening(student, distillation) as mine:
+            with halved(loop, x.device), capture_activations(student, distillation) as mine:
                 outputs_BK = student(x)
             loss = (1 - distillation.weight) * losses(outputs_BK, slice(None))
-            loss = loss + distillation.weight * distance(outputs_BK, taught_BK, distillation.temperature)
+            loss = loss + distillation.weight * soft_target_loss(outputs_BK, taught_BK, distillation.temperature)
             if looks_inside:
-                loss = loss + inner_distance(mine, taught, steps_there(student, x), distillation)
+                loss = loss + feature_matching_loss(mine, taught, valid_steps(student, x), distillation)
             (loss / share).backward()
             return loss.detach()
 
@@ -54,7 +54,7 @@ def distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Mo
     return spread
 
 
-def distance(outputs_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_target_loss(outputs_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:
     """How far the student's outputs are from the teacher's, added up over the rows; with one output, squared error."""
     if outputs_BK.shape[1] == 1:
         return F.mse_loss(outputs_BK.float(), taught_BK.float(), reduction="sum")
@@ -63,7 +63,7 @@ def distance(outputs_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: flo
     return temperature**2 * F.kl_div(student_BK, teacher_BK, reduction="sum", log_target=True)
 
 
-def with_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:
+def add_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:
     """The labelled rows of a classification, and behind them those of `x` (B, ...), to which only the teacher has an
     answer. Keys are places.
 

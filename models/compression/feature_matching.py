@@ -19,12 +19,12 @@ from bloomery.models.networks.architectures.lenet import LeNet5
 from bloomery.models.networks.architectures.resnet import Residual
 from bloomery.models.networks.layers.padding import Steps
 
-Heard = dict[str, torch.Tensor]
+Activations = dict[str, torch.Tensor]
 
 _PARTS = ("query", "key", "value")
 
 
-def feature_distance(mine_BF: torch.Tensor, taught_BF: torch.Tensor) -> torch.Tensor:
+def similarity_loss(mine_BF: torch.Tensor, taught_BF: torch.Tensor) -> torch.Tensor:
     """How differently each row is alike to the rows of its batch: squares, added up over the rows, at most 4 for each.
 
     The widths may differ. Turning the features, or stretching all of them alike, changes nothing.
@@ -39,7 +39,7 @@ def _likeness(x_BF: torch.Tensor) -> torch.Tensor:
     return F.normalize(x_BF @ x_BF.T, dim=1)
 
 
-def map_distance(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> torch.Tensor:
+def attention_map_loss(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> torch.Tensor:
     """How differently the places of each image are heeded: squares, added up over the rows, at most 2 for each.
 
     A place is heeded by its mean square over the channels, of which there may be other numbers; of two resolutions the
@@ -72,7 +72,7 @@ def _averages(num: int, fewer: int, device: torch.device) -> torch.Tensor:
     return is_in / is_in.sum(1, keepdim=True)
 
 
-def relation_distance(mine_BTD: torch.Tensor, taught_BTD: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def relation_loss(mine_BTD: torch.Tensor, taught_BTD: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
     """How differently the steps of each row relate to each other: the mean divergence of a step, added up over rows.
 
     What a step relates to is the softmax of its products with all steps that are there. Widths, and numbers of heads,
@@ -94,13 +94,13 @@ def _relations(x_BTD: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def listening(network: nn.Module, how: Distillation) -> Iterator[Heard]:
+def capture_activations(network: nn.Module, how: Distillation) -> Iterator[Activations]:
     """What `how` asks for of each pass through `network`, by name. No hook is left behind.
 
     Features are what goes into the head; maps of an image are those of the last convolution or block; queries, keys and
     values are those of the last attention.
     """
-    heard: Heard = {}
+    heard: Activations = {}
     hooks = []
     if how.features:
         hooks.append(
@@ -125,7 +125,9 @@ def _attending(network: nn.Module) -> dict[str, nn.Module]:
     return {part: getattr(last, part) for part in _PARTS}
 
 
-def inner_distance(mine: Heard, taught: Heard, there_BT: torch.Tensor | None, how: Distillation) -> torch.Tensor:
+def feature_matching_loss(
+    mine: Activations, taught: Activations, there_BT: torch.Tensor | None, how: Distillation
+) -> torch.Tensor:
     """All that `how` asks for, weighted and added up over the rows; `there_BT`, None for all, says which steps count.
 
     Raises:
@@ -133,15 +135,15 @@ def inner_distance(mine: Heard, taught: Heard, there_BT: torch.Tensor | None, ho
     """
     distances = []
     if how.features:
-        distances.append(how.features * feature_distance(mine["features"], taught["features"]))
+        distances.append(how.features * similarity_loss(mine["features"], taught["features"]))
     if how.attention and "maps" in mine:
         _require_places(mine["maps"], taught["maps"])
-        distances.append(how.attention * map_distance(mine["maps"], taught["maps"]))
+        distances.append(how.attention * attention_map_loss(mine["maps"], taught["maps"]))
     elif how.attention:
         for part in _PARTS:
             num = mine[part].shape[1]  # a teacher, which does not learn, keeps the steps that are padding in every row
             there = mine[part].new_ones(mine[part].shape[:2], dtype=torch.bool) if there_BT is None else there_BT
-            apart = relation_distance(mine[part], taught[part][:, :num], there[:, :num])
+            apart = relation_loss(mine[part], taught[part][:, :num], there[:, :num])
             distances.append(how.attention * apart)
     return torch.stack(distances).sum()
 
@@ -157,7 +159,7 @@ def _require_places(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> None:
             )
 
 
-def steps_there(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+def valid_steps(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     """there_BT bool, which is true where a step of `x` is no padding; None for a network that reads no steps."""
     steps = next((module for module in network.modules() if isinstance(module, Steps)), None)
     return None if steps is None else steps.there(x)

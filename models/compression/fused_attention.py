@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 from onnxscript import optimizer
 
-from bloomery.models.export.onnx_exporter import stripped
+from bloomery.models.export.onnx_exporter import strip_metadata
 
 _PARTS = 3  # query, key, value
 _MASK = 4  # which input of MultiHeadAttention it is
@@ -45,7 +45,7 @@ def fuse_attention(source: Path, target: Path) -> bool:
             fused += 1
     if fused:
         optimizer.remove_unused_nodes(model)  # the maps, and their weights
-        onnx.save(stripped(model), target)  # the pass notes shapes
+        onnx.save(strip_metadata(model), target)  # the pass notes shapes
     return fused > 0
 
 

@@ -13,7 +13,7 @@ from torch import nn
 _LEAST_PARAMETERS = 4096  # of a layer, below which nothing is gained that is worth an operator more
 
 
-def factorise(network: nn.Module, share: float) -> nn.Module:
+def factorize(network: nn.Module, share: float) -> nn.Module:
     """A copy of `network` whose large linear and embedding layers are two thin ones, and have lost `share` of their
     parameters.
 

@@ -36,7 +36,7 @@ class Codebook(NamedTuple):
     values: torch.Tensor  # float32 (K,), rising
 
 
-def share(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> dict[str, Codebook]:
+def cluster_weights(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> dict[str, Codebook]:
     """A codebook for each of `network`'s parameters, by name. Zeros stay what they are; the network is left as it is.
 
     `of_biases` is the number of values of what has one dimension; left out, the same.
@@ -53,12 +53,12 @@ def share(network: nn.Module, num_values: int, *, of_biases: int | None = None) 
                 remedy="8 or 16 values lose next to nothing where weights are fine-tuned",
             )
     return {
-        name: codebook_of(parameter, num_values if parameter.dim() > 1 else of_biases or num_values)
+        name: fit_codebook(parameter, num_values if parameter.dim() > 1 else of_biases or num_values)
         for name, parameter in network.named_parameters()
     }
 
 
-def codebook_of(weight: torch.Tensor, num_values: int) -> Codebook:
+def fit_codebook(weight: torch.Tensor, num_values: int) -> Codebook:
     """The values closest to `weight`'s, by k-means from evenly spaced values, which keeps the large ones."""
     flat = weight.detach().cpu().flatten()
     places = flat.nonzero().flatten()
@@ -92,7 +92,7 @@ def kmeans(given: np.ndarray, num_values: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def shared(network: nn.Module, books: Mapping[str, Codebook]) -> Iterator[None]:
+def shared_weights(network: nn.Module, books: Mapping[str, Codebook]) -> Iterator[None]:
     """Within, what learns are the values of `books`, by the gradients of all weights that share one, added up.
 
     Afterwards the network has the weights that the books then stand for, as ordinary parameters.
@@ -112,7 +112,7 @@ def shared(network: nn.Module, books: Mapping[str, Codebook]) -> Iterator[None]:
 
 
 @contextmanager
-def nearing(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> Iterator[None]:
+def straight_through_clusters(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> Iterator[None]:
     """Within, the network answers with each weight at the nearest of its tensor's few values, and the weights learn.
 
     The values follow the weights: they are found again every hundred steps. So weights move from one value to another
@@ -147,7 +147,7 @@ class _Nearest(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         learnt = weight.detach().contiguous()  # channels may lie last
         if self.num_steps % _FOLLOWED_STEPS == 0:
-            self.values = codebook_of(learnt, self.num_values).values.to(weight.device)
+            self.values = fit_codebook(learnt, self.num_values).values.to(weight.device)
         self.num_steps += self.training
         if not len(self.values):
             return weight

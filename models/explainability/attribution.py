@@ -20,11 +20,11 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.explainability.feature_groups import Units, units_of
+from bloomery.models.explainability.feature_groups import FeatureGroups, group_features
 from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.training.config import Method
 
-Answers = Callable[[torch.Tensor], torch.Tensor]  # x float32 (B, ...) -> float32 (B, K)
+OutputFunction = Callable[[torch.Tensor], torch.Tensor]  # x float32 (B, ...) -> float32 (B, K)
 
 _GRADIENT_STEPS = 32
 _PASSES = 16  # of one row through the network, for each unit
@@ -52,14 +52,14 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    network: nn.Module | Answers,
+    network: nn.Module | OutputFunction,
     x: torch.Tensor,
     layout: Layout,
     baseline: torch.Tensor,
     *,
     method: Method | None = None,
     target: np.ndarray | None = None,
-    units: Units | None = None,
+    units: FeatureGroups | None = None,
     passes: int | None = None,
     seed: int = 0,
 ) -> Explanation:
@@ -86,7 +86,7 @@ def explain(
     sampling" (Shapley values).
     """
     chosen = method or default_method(network, layout)
-    grid = units or units_of(layout)
+    grid = units or group_features(layout)
     answers = _centred(network)
     embedding = _embedding(network, layout)
     at_once = _rows_at_once(layout, embedding)
@@ -116,7 +116,7 @@ def explain_session(
     *,
     method: Method = "shapley",
     target: np.ndarray | None = None,
-    units: Units | None = None,
+    units: FeatureGroups | None = None,
     passes: int | None = None,
     seed: int = 0,
     is_row_by_row: bool = False,
@@ -130,7 +130,7 @@ def explain_session(
     return explain(answers, x_rows, layout, still, method=method, target=target, units=units, passes=passes, seed=seed)
 
 
-def default_method(network: nn.Module | Answers, layout: Layout) -> Method:
+def default_method(network: nn.Module | OutputFunction, layout: Layout) -> Method:
     """Integrated gradients where every value of a row has a gradient, else Shapley values."""
     if not isinstance(network, nn.Module) or layout.categories:
         return "shapley"
@@ -139,7 +139,7 @@ def default_method(network: nn.Module | Answers, layout: Layout) -> Method:
     return "integrated_gradients"
 
 
-def _require_gradients(network: nn.Module | Answers, layout: Layout, embedding: nn.Embedding | None) -> None:
+def _require_gradients(network: nn.Module | OutputFunction, layout: Layout, embedding: nn.Embedding | None) -> None:
     if default_method(network, layout) == "integrated_gradients":
         return
     lack = "tokens without an embedding" if layout.kind == "tokens" else "numbers of categories"
@@ -151,7 +151,7 @@ def _require_gradients(network: nn.Module | Answers, layout: Layout, embedding: 
     )
 
 
-def _centred(network: nn.Module | Answers) -> Answers:
+def _centred(network: nn.Module | OutputFunction) -> OutputFunction:
     def answers(x: torch.Tensor) -> torch.Tensor:
         outputs_BK = network(x)
         return outputs_BK - outputs_BK.mean(1, keepdim=True) if outputs_BK.shape[1] > 1 else outputs_BK
@@ -159,7 +159,7 @@ def _centred(network: nn.Module | Answers) -> Answers:
     return answers
 
 
-def _embedding(network: nn.Module | Answers, layout: Layout) -> nn.Embedding | None:
+def _embedding(network: nn.Module | OutputFunction, layout: Layout) -> nn.Embedding | None:
     """The table that tokens are looked up in: the first that has a row for each of them."""
     if not isinstance(network, nn.Module) or layout.kind != "tokens":
         return None
@@ -173,7 +173,7 @@ def _rows_at_once(layout: Layout, embedding: nn.Embedding | None) -> int:
 
 
 @contextmanager
-def _undisturbed(network: nn.Module | Answers, seed: int, device: torch.device) -> Iterator[None]:
+def _undisturbed(network: nn.Module | OutputFunction, seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from `seed`, and the network in evaluation mode; afterwards both are as before.
 
     cuDNN differentiates recurrent layers in training mode alone, so it is left aside.
@@ -192,7 +192,7 @@ def _undisturbed(network: nn.Module | Answers, seed: int, device: torch.device) 
 
 
 @contextmanager
-def _blank(answers: Answers, embedding: nn.Embedding, padding_1T: torch.Tensor) -> Iterator[None]:
+def _blank(answers: OutputFunction, embedding: nn.Embedding, padding_1T: torch.Tensor) -> Iterator[None]:
     """Meanwhile every token is looked up as padding, though it still counts as being there."""
     seen: list[torch.Tensor] = []
     hook = embedding.register_forward_hook(lambda table, _, out_BTW: seen.append(out_BTW[:, :1]))
@@ -206,13 +206,13 @@ def _blank(answers: Answers, embedding: nn.Embedding, padding_1T: torch.Tensor) 
         hook.remove()
 
 
-def _in_batches(answers: Answers, x: torch.Tensor, at_once: int) -> torch.Tensor:
+def _in_batches(answers: OutputFunction, x: torch.Tensor, at_once: int) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([answers(rows) for rows in x.split(at_once)])
 
 
 def _by_gradients(
-    answers: Answers,
+    answers: OutputFunction,
     x: torch.Tensor,
     baseline: torch.Tensor,
     target_B: torch.Tensor,
@@ -237,12 +237,12 @@ def _by_gradients(
 
 
 def _by_units(
-    answers: Answers,
+    answers: OutputFunction,
     x: torch.Tensor,
     baseline: torch.Tensor,
     target_B: torch.Tensor,
     layout: Layout,
-    units: Units,
+    units: FeatureGroups,
     method: Method,
     passes: int | None,
     at_once: int,
@@ -268,7 +268,9 @@ def _by_units(
     return torch.cat(found)
 
 
-def _by_window(answers: Answers, row: torch.Tensor, still: torch.Tensor, target: int, at_once: int) -> torch.Tensor:
+def _by_window(
+    answers: OutputFunction, row: torch.Tensor, still: torch.Tensor, target: int, at_once: int
+) -> torch.Tensor:
     """The mean loss of the answer over all windows that hide a pixel, (1, C, H, W) with equal channels."""
     from captum.attr import Occlusion
 
@@ -283,7 +285,7 @@ def _by_window(answers: Answers, row: torch.Tensor, still: torch.Tensor, target:
 
 
 def _weights_of_units(
-    answers: Answers,
+    answers: OutputFunction,
     row: torch.Tensor,
     still: torch.Tensor,
     target: int,
@@ -312,7 +314,7 @@ def _weights_of_units(
 
 
 def _by_permutations(
-    answers: Answers,
+    answers: OutputFunction,
     row: torch.Tensor,
     still: torch.Tensor,
     target: int,

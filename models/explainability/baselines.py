@@ -13,7 +13,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.training.config import Baseline
 
 
-def baseline_of(x: torch.Tensor, layout: Layout, sample: torch.Tensor, how: Baseline | None = None) -> torch.Tensor:
+def make_baseline(x: torch.Tensor, layout: Layout, sample: torch.Tensor, how: Baseline | None = None) -> torch.Tensor:
     """A row that says nothing, for each row of x (B, ...): float32 of the same shape.
 
     Left out, `how` is the mean of the rows of `sample` (N, ...) for tables and sequences, of which categories take the

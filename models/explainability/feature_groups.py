@@ -19,7 +19,7 @@ _PATCHES = 8  # of an image, at most, along each side
 _MOST_UNITS = 128  # of a sequence
 
 
-class Units(NamedTuple):
+class FeatureGroups(NamedTuple):
     """Which unit each position of a row belongs to: `of` int64 with the layout's shape, from 0.
 
     Units lie in a grid: (U,) for columns and tokens, (rows, columns) for patches, (blocks of steps, columns) for
@@ -31,7 +31,7 @@ class Units(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
-def units_of(layout: Layout, columns: tuple[str, ...] = ()) -> Units:
+def group_features(layout: Layout, columns: tuple[str, ...] = ()) -> FeatureGroups:
     """The units of rows as `layout` has them. `columns` has the column's name of each value of a row or of a step."""
     match layout.kind:
         case "image":
@@ -39,20 +39,20 @@ def units_of(layout: Layout, columns: tuple[str, ...] = ()) -> Units:
         case "sequence":
             return _blocks(layout, columns)
         case "tokens":
-            return Units(np.arange(layout.shape[0]), layout.shape)
+            return FeatureGroups(np.arange(layout.shape[0]), layout.shape)
     names = columns or tuple(f"value {position}" for position in range(layout.num_values))
     known = tuple(dict.fromkeys(names))
     of = np.array([known.index(name) for name in names], np.int64)
-    return Units(of.reshape(layout.shape), (len(known),), known)
+    return FeatureGroups(of.reshape(layout.shape), (len(known),), known)
 
 
-def _patches(shape: tuple[int, ...]) -> Units:
+def _patches(shape: tuple[int, ...]) -> FeatureGroups:
     """At most 8 x 8 patches, each over all channels."""
     _, height, width = shape
     tall, wide = patch_size(shape)
     grid = (math.ceil(height / tall), math.ceil(width / wide))
     of_HW = np.arange(height)[:, None] // tall * grid[1] + np.arange(width) // wide
-    return Units(np.broadcast_to(of_HW, shape).copy(), grid)
+    return FeatureGroups(np.broadcast_to(of_HW, shape).copy(), grid)
 
 
 def patch_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -60,7 +60,7 @@ def patch_size(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.ceil(shape[1] / _PATCHES), math.ceil(shape[2] / _PATCHES)
 
 
-def _blocks(layout: Layout, columns: tuple[str, ...]) -> Units:
+def _blocks(layout: Layout, columns: tuple[str, ...]) -> FeatureGroups:
     """Each column of each step, or of a few steps if there are many. Whether a step is there belongs to its values."""
     steps, values = layout.shape
     width = max(values - layout.is_padded, 1)
@@ -70,10 +70,10 @@ def _blocks(layout: Layout, columns: tuple[str, ...]) -> Units:
     of_F = [known.index(name) for name in names[:width]]
     of_F += [of_F[-1]] * (values - width)
     of_TF = np.arange(steps)[:, None] // length * len(known) + np.array(of_F, np.int64)
-    return Units(of_TF, (math.ceil(steps / length), len(known)), known)
+    return FeatureGroups(of_TF, (math.ceil(steps / length), len(known)), known)
 
 
-def unit_weights(weights: np.ndarray, units: Units) -> np.ndarray:
+def sum_by_group(weights: np.ndarray, units: FeatureGroups) -> np.ndarray:
     """The weights (B, ...) of positions added up by unit: float64 (B, *grid)."""
     num_rows, num_units = len(weights), math.prod(units.grid)
     places = np.arange(num_rows)[:, None] * num_units + units.of.reshape(1, -1)
@@ -81,7 +81,7 @@ def unit_weights(weights: np.ndarray, units: Units) -> np.ndarray:
     return flat.reshape(num_rows, *units.grid)
 
 
-def columns_of(encoder: Encoder) -> tuple[str, ...]:
+def column_names(encoder: Encoder) -> tuple[str, ...]:
     """The raw column that each value of a flat row comes from, or each value of a step; none for other rows."""
     if encoder.layout.kind == "flat":
         parts = zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True)

@@ -10,25 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.models.explainability.feature_groups import Units, columns_of, patch_size, units_of
-from bloomery.models.explainability.token_text import words_of
+from bloomery.models.explainability.feature_groups import FeatureGroups, column_names, group_features, patch_size
+from bloomery.models.explainability.token_text import token_texts
 from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.input_config import AudioInput, ImageInput, SequenceInput, SeriesInput
 
 _MOST_PIECES = 64  # of a text
 
 
-def parts_of(encoder: Encoder, x: np.ndarray) -> Units:
-    """The units of the row `x`: as `units_of` has them, but of a long text pieces of some tokens each."""
+def group_row(encoder: Encoder, x: np.ndarray) -> FeatureGroups:
+    """The units of the row `x`: as `group_features` has them, but of a long text pieces of some tokens each."""
     if encoder.layout.kind != "tokens":
-        return units_of(encoder.layout, columns_of(encoder))
+        return group_features(encoder.layout, column_names(encoder))
     num_there = int(np.count_nonzero(x))
     length = max(math.ceil(num_there / _MOST_PIECES), 1)
     num_pieces = max(math.ceil(num_there / length), 1)
-    return Units(np.minimum(np.arange(len(x)) // length, num_pieces - 1), (num_pieces,))
+    return FeatureGroups(np.minimum(np.arange(len(x)) // length, num_pieces - 1), (num_pieces,))
 
 
-def by_column(encoder: Encoder, units: Units, values_U: np.ndarray) -> dict[str, float]:
+def sum_by_column(encoder: Encoder, units: FeatureGroups, values_U: np.ndarray) -> dict[str, float]:
     """What each raw column adds. Columns that are weighed as one thing have equal shares of it, place by place."""
     columns = encoder.columns
     num_units = math.prod(units.grid)
@@ -42,16 +42,16 @@ def _columns_at(encoder: Encoder) -> np.ndarray:
     """The place among the encoder's columns of the one that each value of a row comes from, int64."""
     source, layout, columns = encoder.features.inputs[0], encoder.layout, encoder.columns
     if layout.kind == "flat":
-        return np.array([columns.index(name) for name in columns_of(encoder)], np.int64)
+        return np.array([columns.index(name) for name in column_names(encoder)], np.int64)
     if isinstance(source, SeriesInput):
-        of_F = [columns.index(name) for name in columns_of(encoder)]
+        of_F = [columns.index(name) for name in column_names(encoder)]
         return np.broadcast_to(np.array(of_F, np.int64), layout.shape)
     if isinstance(source, SequenceInput) and source.steps:
         return np.array([[columns.index(name) for name in step] for step in source.steps], np.int64)
     return np.zeros(layout.shape, np.int64)
 
 
-def pieces_of(encoder: Encoder, units: Units, values_U: np.ndarray, x: np.ndarray) -> list[dict[str, Any]]:
+def locate_groups(encoder: Encoder, units: FeatureGroups, values_U: np.ndarray, x: np.ndarray) -> list[dict[str, Any]]:
     """Where in a column is what adds something, for columns of which there are pieces; none for single values."""
     source = encoder.features.inputs[0]
     if encoder.layout.kind == "tokens":
@@ -68,10 +68,10 @@ def pieces_of(encoder: Encoder, units: Units, values_U: np.ndarray, x: np.ndarra
     ]
 
 
-def _texts(encoder: Encoder, units: Units, x_T: np.ndarray) -> list[dict[str, Any]]:
+def _texts(encoder: Encoder, units: FeatureGroups, x_T: np.ndarray) -> list[dict[str, Any]]:
     there_T = x_T != 0
     texts = [""] * units.grid[0]
-    for piece, word in zip(units.of[there_T], words_of(encoder, x_T[there_T].astype(int)), strict=True):
+    for piece, word in zip(units.of[there_T], token_texts(encoder, x_T[there_T].astype(int)), strict=True):
         texts[piece] += word
     return [{"text": text} for text in texts]
 
@@ -90,7 +90,7 @@ def _patch(encoder: Encoder, source: ImageInput | AudioInput, row: int, column: 
     return {"rows": rows, "columns": [round(edge * sent_width / width) for edge in (left, right)]}
 
 
-def _steps(encoder: Encoder, units: Units, length: int, block: int, place: int) -> dict[str, Any]:
+def _steps(encoder: Encoder, units: FeatureGroups, length: int, block: int, place: int) -> dict[str, Any]:
     source = encoder.features.inputs[0]
     steps = [block * length, min((block + 1) * length, encoder.layout.shape[0])]
     if isinstance(source, SeriesInput):

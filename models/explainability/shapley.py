@@ -20,7 +20,7 @@ _VALUES_AT_ONCE = 1_000_000
 _MOST_EXACT = 12  # units that differ, whose sets all lie in memory
 
 
-class Contributions(NamedTuple):
+class ShapValues(NamedTuple):
     """What the units of one row add to its answer.
 
     Attributes:
@@ -36,7 +36,7 @@ class Contributions(NamedTuple):
     is_exact: bool
 
 
-def load() -> Any:
+def load_shap() -> Any:
     """The package shap, without compiling anything: that takes 5 s of a core and 120 MB, to save 2 ms of a row."""
     import numba
 
@@ -49,7 +49,7 @@ def load() -> Any:
     return shap
 
 
-def contributions(
+def compute_shap_values(
     answers: Callable[[np.ndarray], np.ndarray],
     x: np.ndarray,
     background: np.ndarray,
@@ -57,7 +57,7 @@ def contributions(
     *,
     most_rows: int,
     seed: int = 0,
-) -> Contributions:
+) -> ShapValues:
     """What each unit of `x` adds to its answer. The same arguments give the same values.
 
     Where all sets of a few units fit into `most_rows`, each is asked; otherwise orders of units are drawn and walked
@@ -79,8 +79,8 @@ def contributions(
     mean_answers = _game(answers, x, background, of)
     if not varies_U.any():
         base = float(mean_answers(np.zeros((1, num_units)))[0])
-        return Contributions(np.zeros(num_units), base, base, True)
-    shap, num_varied = load(), int(varies_U.sum())
+        return ShapValues(np.zeros(num_units), base, base, True)
+    shap, num_varied = load_shap(), int(varies_U.sum())
     # To shap a row is 1 where a unit is known, and 0 in the background: units that never differ are left out by it.
     known_1U, unknown = varies_U[None].astype(np.float64), shap.maskers.Independent(np.zeros((1, num_units)))
     is_exact = num_varied <= _MOST_EXACT and 2**num_varied * num_behind <= most_rows
@@ -95,7 +95,7 @@ def contributions(
     finally:
         np.random.set_state(state)
     values_U, base = np.asarray(found.values[0], np.float64), float(np.ravel(found.base_values)[0])
-    return Contributions(values_U, base, base + float(values_U.sum()), is_exact)
+    return ShapValues(values_U, base, base + float(values_U.sum()), is_exact)
 
 
 def _game(
@@ -116,7 +116,9 @@ def _game(
     return mean_answers
 
 
-def background_of(layout: Layout, x: np.ndarray, sample: np.ndarray, *, num_units: int, most_rows: int) -> np.ndarray:
+def select_background(
+    layout: Layout, x: np.ndarray, sample: np.ndarray, *, num_units: int, most_rows: int
+) -> np.ndarray:
     """What stands for the unknown units of the row `x`: float32 (N, ...).
 
     Rows of `sample`, spread evenly and as few as one order of units allows with `most_rows`. Text has none but padding,

@@ -9,7 +9,7 @@ from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.kinds.text import FittedText
 
 
-def words_of(encoder: Encoder, tokens: Iterable[int]) -> list[str]:
+def token_texts(encoder: Encoder, tokens: Iterable[int]) -> list[str]:
     """The piece of text that each token stands for, blanks included. Half a letter of several bytes is shown as �."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel

@@ -15,7 +15,9 @@ from bloomery.data_contracts.errors import EngineMissing, ParityBroken
 from bloomery.models.export import litert_script
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_program
 
-PYTHON = "BLOOMERY_LITERT_PYTHON"  # the variable that names an interpreter with `litert-torch` and `ai-edge-litert`
+PYTHON_VARIABLE = (
+    "BLOOMERY_LITERT_PYTHON"  # the variable that names an interpreter with `litert-torch` and `ai-edge-litert`
+)
 _PACKAGES = ("litert_torch", "ai_edge_litert")
 _MOST_SECONDS = 1800
 
@@ -86,7 +88,7 @@ def _missing(found: str) -> EngineMissing:
     return EngineMissing(
         f"no file for LiteRT can be made: {found}",
         required="a Python that has `litert-torch` and `ai-edge-litert`",
-        where=f"the environment variable {PYTHON}",
+        where=f"the environment variable {PYTHON_VARIABLE}",
         remedy=f"python3.11 -m venv litert && litert/bin/pip install litert-torch ai-edge-litert, then "
-        f"{PYTHON}=$PWD/litert/bin/python; or leave litert out of compression.also",
+        f"{PYTHON_VARIABLE}=$PWD/litert/bin/python; or leave litert out of compression.also",
     )

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # the largest difference of a logit that float32 arithmetic in
 _OPSET = 18
 
 
-def export(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names: bool = False) -> float:
+def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names: bool = False) -> float:
     """Write `network` as ONNX with a free batch size, and compare it with PyTorch on `examples` (B, ...).
 
     A network that reads sequences or tokens of any length up to its attribute `max_length` keeps that freedom; it is
@@ -58,11 +58,11 @@ def export(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names
             raise _not_written(failure) from failure
     if keep_names:
         _name_weights(model.graph, network)
-    onnx.save(stripped(model), path)
-    return parity(network, examples, path)
+    onnx.save(strip_metadata(model), path)
+    return measure_parity(network, examples, path)
 
 
-def parity(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
+def measure_parity(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
     """The largest absolute difference of a logit between the file at `path` and `network`, as `export` takes it.
 
     Raises:
@@ -150,7 +150,7 @@ def _is_same(tensor: onnx.TensorProto, values: np.ndarray) -> bool:
     return tuple(tensor.dims) == values.shape and np.array_equal(onnx.numpy_helper.to_array(tensor), values)
 
 
-def stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without doc strings, metadata and inferred shapes, which carry paths and can be a third of a small file."""
     model.producer_version = model.doc_string = ""
     del model.metadata_props[:]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from bloomery.models.onnx_storage.decoder import is_stored, opened
+from bloomery.models.onnx_storage.decoder import decompress, is_compressed
 
 INPUT, OUTPUT = "x", "logits"
 
@@ -33,11 +33,11 @@ def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceS
 def unpacked(model: Path | bytes) -> str | bytes:
     """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
     if isinstance(model, bytes):
-        return opened(model)
+        return decompress(model)
     with model.open("rb") as file:
-        if not is_stored(file.read(4)):
+        if not is_compressed(file.read(4)):
             return str(model)
-    return opened(model.read_bytes())
+    return decompress(model.read_bytes())
 
 
 def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ _LEAST_OPSET = 13  # has scales per channel, which 8-bit weights need
 _RECURRENT_OR_ATTENDING = {"LSTM", "GRU", "RNN", "Loop", "Scan", "Softmax", "Attention"}
 
 
-def read(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path) -> onnx.ModelProto:
     """The network in an ONNX file, as far as it can be one of ours: one input, one output, all weights within.
 
     Raises:
@@ -31,7 +31,7 @@ def read(path: Path) -> onnx.ModelProto:
         _say_erfc(model.graph)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as failure:
-        raise unfit(
+        raise unsupported(
             f"{path.name} is no valid ONNX: {first_line(failure)}",
             "an ONNX file of operators that ONNX has",
             "export it again, as with Keras's model.export(path, format='onnx')",
@@ -40,11 +40,11 @@ def read(path: Path) -> onnx.ModelProto:
         model = onnx.inliner.inline_local_functions(model)
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if opset < _LEAST_OPSET:
-        raise unfit(f"{path.name} is of opset {opset}", f"{_LEAST_OPSET} or newer", "export with a newer opset")
-    for what, values in (("inputs", inputs_of(model.graph)), ("outputs", list(model.graph.output))):
+        raise unsupported(f"{path.name} is of opset {opset}", f"{_LEAST_OPSET} or newer", "export with a newer opset")
+    for what, values in (("inputs", required_inputs(model.graph)), ("outputs", list(model.graph.output))):
         if len(values) != 1:
             names = ", ".join(value.name for value in values) or "none"
-            raise unfit(
+            raise unsupported(
                 f"{path.name} has {len(values)} {what}: {names}",
                 "one input, which takes the encoded row, and one output",
                 "export a network with one of each; a constant that became an input belongs into a weight",
@@ -55,7 +55,7 @@ def read(path: Path) -> onnx.ModelProto:
 def _require_weights(model: onnx.ModelProto, name: str) -> None:
     outside = [tensor.name for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
-        raise unfit(
+        raise unsupported(
             f"{len(outside)} weights of {name} lie in other files, such as {outside[0]}",
             "one file with all weights",
             "export without external data, as torch.onnx.export(..., external_data=False) does",
@@ -69,7 +69,7 @@ def _say_erfc(graph: onnx.GraphProto) -> None:
         if node.op_type == "Erfc" and not node.domain:
             one, erf = f"{node.output[0]}/one", f"{node.output[0]}/erf"
             nodes += [
-                constant(one, np.array(1, np.float32)),
+                make_constant(one, np.array(1, np.float32)),
                 helper.make_node("Erf", [node.input[0]], [erf]),
                 helper.make_node("Sub", [one, erf], [node.output[0]]),
             ]
@@ -78,13 +78,13 @@ def _say_erfc(graph: onnx.GraphProto) -> None:
     replace_nodes(graph, nodes)
 
 
-def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+def required_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """What has to be given. Older files name their weights among the inputs too."""
     weights = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
 
 
-def last_activation(graph: onnx.GraphProto) -> onnx.NodeProto | None:
+def find_last_activation(graph: onnx.GraphProto) -> onnx.NodeProto | None:
     """The node that the output comes from, apart from changes of name; None if it is the input."""
     made_by = {name: node for node in graph.node for name in node.output}
     node = made_by.get(graph.output[0].name)
@@ -93,20 +93,20 @@ def last_activation(graph: onnx.GraphProto) -> onnx.NodeProto | None:
     return node
 
 
-def num_weights(model: onnx.ModelProto) -> int:
+def count_weights(model: onnx.ModelProto) -> int:
     """How many real numbers the file holds."""
     constants = (attribute.t for node in _nodes(model.graph) for attribute in node.attribute if attribute.HasField("t"))
     tensors = (*_tensors(model.graph), *constants)
     return sum(int(np.prod(tensor.dims)) for tensor in tensors if tensor.data_type in REALS)
 
 
-def quantization_for(model: onnx.ModelProto) -> Literal["static", "dynamic"]:
+def choose_quantization(model: onnx.ModelProto) -> Literal["static", "dynamic"]:
     """Static for networks of convolutions. Recurrent cells and attention have no kernels for fixed ranges."""
     operators = {node.op_type for node in _nodes(model.graph)}
     return "static" if "Conv" in operators and not operators & _RECURRENT_OR_ATTENDING else "dynamic"
 
 
-def constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+def make_constant(name: str, value: np.ndarray) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
 
 
@@ -122,7 +122,7 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     return copied
 
 
-def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+def rename_tensors(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     """Afterwards every tensor named in `names` has its new name, also where inner graphs read it."""
     for node in graph.node:
         for places in (node.input, node.output):
@@ -131,10 +131,10 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     for one in (*graph.initializer, *graph.input, *graph.output):
         one.name = names.get(one.name, one.name)
     for inner in _inner_graphs(graph):
-        rename(inner, names)
+        rename_tensors(inner, names)
 
 
-def keep_needed(graph: onnx.GraphProto, result: str) -> None:
+def remove_unused(graph: onnx.GraphProto, result: str) -> None:
     """Afterwards `graph` has no node and no weight that the tensor `result` does not need."""
     needed, kept = {result}, []
     for node in reversed(graph.node):
@@ -178,7 +178,7 @@ def first_line(failure: Exception) -> str:
     return next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)[:300]
 
 
-def unfit(found: str, required: str, remedy: str) -> RecipeInvalid:
+def unsupported(found: str, required: str, remedy: str) -> RecipeInvalid:
     return RecipeInvalid(
         found,
         required=required,

@@ -21,21 +21,28 @@ from onnxruntime.capi import onnxruntime_pybind11_state as failures
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
-from bloomery.models.export.onnx_exporter import PARITY_BATCHES, TOLERANCE, stripped
+from bloomery.models.export.onnx_exporter import PARITY_BATCHES, TOLERANCE, strip_metadata
 from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.inference.runtime import INPUT, OUTPUT, answer, session, softmax
 from bloomery.models.onnx_import.graph import (
-    constant,
+    find_last_activation,
     first_line,
-    inputs_of,
-    keep_needed,
-    last_activation,
-    read,
-    rename,
+    make_constant,
+    read_onnx,
+    remove_unused,
+    rename_tensors,
     replace_nodes,
-    unfit,
+    required_inputs,
+    unsupported,
 )
-from bloomery.models.onnx_import.io_mapping import Channels, WayIn, WayOut, find_way_in, find_way_out, in_words
+from bloomery.models.onnx_import.io_mapping import (
+    Channels,
+    InputMapping,
+    OutputMapping,
+    describe_changes,
+    find_input_mapping,
+    find_output_mapping,
+)
 
 _REFUSALS = (
     failures.Fail,
@@ -48,7 +55,7 @@ _REFUSALS = (
 _LEAST_SHARE = 1e-12  # what has less is as good as impossible, but its logarithm is finite
 
 
-class Imported(NamedTuple):
+class ImportedNetwork(NamedTuple):
     """A file that answers as our own networks do.
 
     Attributes:
@@ -61,7 +68,7 @@ class Imported(NamedTuple):
     changes: list[str]
 
 
-class Session(nn.Module):
+class SessionModule(nn.Module):
     """An ONNX file as a module without parameters or gradients: x float32 (B, ...) -> float32 (B, K)."""
 
     def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
@@ -74,7 +81,7 @@ class Session(nn.Module):
 
 def import_network(
     path: Path, layout: Layout, task: Task, num_outputs: int, x: np.ndarray, channels: Channels | None = None
-) -> Imported:
+) -> ImportedNetwork:
     """The network at `path` for rows of `layout`, compared with the file as it came on `x` float32 (B, ...).
 
     Its input is then `x` float32 (B, ...) with B free, its output `logits` float32 (B, K), and its bytes depend on
@@ -84,20 +91,20 @@ def import_network(
     Raises:
         RecipeInvalid: the file is no ONNX that ONNX Runtime can run, or no network for such rows and outputs.
     """
-    original = read(path)
-    way_in = find_way_in(original, layout, channels)
+    original = read_onnx(path)
+    way_in = find_input_mapping(original, layout, channels)
     runtime = _session(original)
     rows = _with_edges(x[: max(PARITY_BATCHES)], layout)
     alone = [_ask(runtime, way_in.of(rows[place : place + 1]), layout) for place in range(len(rows))]
     given = np.concatenate(alone)
-    way_out = find_way_out(original, given, task, num_outputs)
+    way_out = find_output_mapping(original, given, task, num_outputs)
     model = _changed(original, way_in, way_out, layout, num_outputs)
     error = _largest_difference(model, way_out.of(given), rows, is_figures=way_out.meaning == "figures")
     if not error <= TOLERANCE:
         together = _ask(runtime, way_in.of(rows), layout)
         raise _apart(error, does_mix=not _furthest(way_out.of(together), way_out.of(given)) <= TOLERANCE)
-    end = last_activation(original.graph)
-    return Imported(model, error, in_words(way_in, way_out, "" if end is None else end.op_type))
+    end = find_last_activation(original.graph)
+    return ImportedNetwork(model, error, describe_changes(way_in, way_out, "" if end is None else end.op_type))
 
 
 def _with_edges(x: np.ndarray, layout: Layout) -> np.ndarray:
@@ -111,7 +118,7 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     try:
         return session(model.SerializeToString())
     except _REFUSALS as failure:
-        raise unfit(
+        raise unsupported(
             f"ONNX Runtime cannot run it: {first_line(failure)}",
             "operators that ONNX Runtime has",
             "replace the layer that the operator comes from",
@@ -124,13 +131,13 @@ def _ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, layout: Layout) -
         outputs = runtime.run(None, {runtime.get_inputs()[0].name: x})[0]
     except _REFUSALS as failure:
         tokens = "" if layout.num_tokens is None else f" of tokens below {layout.num_tokens}"
-        raise unfit(
+        raise unsupported(
             f"it has no answer to {len(x)} row(s): {first_line(failure)}",
             f"an answer to any number of rows of shape {list(x.shape[1:])}{tokens}",
             "export a network with a free batch that reads these rows",
         ) from failure
     if np.ndim(outputs) == 0 or len(outputs) != len(x):
-        raise unfit(
+        raise unsupported(
             f"its output has shape {list(np.shape(outputs))} for {len(x)} row(s)",
             "as many answers as rows",
             "export a network with a free batch",
@@ -139,24 +146,24 @@ def _ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, layout: Layout) -
 
 
 def _changed(
-    original: onnx.ModelProto, way_in: WayIn, way_out: WayOut, layout: Layout, num_outputs: int
+    original: onnx.ModelProto, way_in: InputMapping, way_out: OutputMapping, layout: Layout, num_outputs: int
 ) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(original)
     graph = model.graph
-    rename(graph, {name: f"{name}/imported" for name in (INPUT, OUTPUT)})
-    source, end = inputs_of(graph)[0].name, graph.output[0].name
+    rename_tensors(graph, {name: f"{name}/imported" for name in (INPUT, OUTPUT)})
+    source, end = required_inputs(graph)[0].name, graph.output[0].name
     needs_cast = graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT
-    activation = last_activation(graph)
+    activation = find_last_activation(graph)
     if way_out.is_cut and activation is not None:
         end = activation.input[0]
     before, after = _nodes_before(way_in, source), _nodes_after(way_out, end, needs_cast=needs_cast)
     replace_nodes(graph, [*before, *graph.node, *after])
-    keep_needed(graph, OUTPUT)
+    remove_unused(graph, OUTPUT)
     del graph.input[:], graph.output[:]
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *layout.shape]))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", num_outputs]))
-    return stripped(model)
+    return strip_metadata(model)
 
 
 class _Step(NamedTuple):
@@ -167,7 +174,7 @@ class _Step(NamedTuple):
     attributes: Mapping[str, Any] = {}
 
 
-def _nodes_before(way: WayIn, source: str) -> list[onnx.NodeProto]:
+def _nodes_before(way: InputMapping, source: str) -> list[onnx.NodeProto]:
     steps = []
     if way.is_transposed:
         steps.append(_Step("Transpose", attributes={"perm": [0, 2, 3, 1]}))
@@ -178,7 +185,7 @@ def _nodes_before(way: WayIn, source: str) -> list[onnx.NodeProto]:
     return _chain(INPUT, steps, source)
 
 
-def _nodes_after(way: WayOut, end: str, *, needs_cast: bool) -> list[onnx.NodeProto]:
+def _nodes_after(way: OutputMapping, end: str, *, needs_cast: bool) -> list[onnx.NodeProto]:
     steps = [_Step("Cast", attributes={"to": TensorProto.FLOAT})] if needs_cast else []
     if way.meaning in ("figures", "logit", "probability"):
         steps.append(_Step("Reshape", (np.array([-1, 1], np.int64),)))
@@ -201,7 +208,7 @@ def _chain(first: str, steps: list[_Step], last: str) -> list[onnx.NodeProto]:
     for position, step in enumerate(steps):
         result = last if step is steps[-1] else f"{last}/step{position}"
         names = [f"{result}/{step.operator}{place}" for place in range(len(step.constants))]
-        nodes += [constant(one, value) for one, value in zip(names, step.constants, strict=True)]
+        nodes += [make_constant(one, value) for one, value in zip(names, step.constants, strict=True)]
         nodes.append(helper.make_node(step.operator, [name, *names], [result], **step.attributes))
         name = result
     return nodes
@@ -215,7 +222,7 @@ def _largest_difference(model: onnx.ModelProto, expected: np.ndarray, rows: np.n
         try:
             outputs_BK = answer(runtime, rows[:size])
         except _REFUSALS as failure:
-            raise unfit(
+            raise unsupported(
                 f"it answers one row, but not {size}: {first_line(failure)}",
                 "an answer to any number of rows",
                 "export a network with a free batch",
@@ -231,12 +238,12 @@ def _furthest(left: np.ndarray, right: np.ndarray) -> float:
 
 def _apart(error: float, *, does_mix: bool) -> Exception:
     if does_mix:
-        return unfit(
+        return unsupported(
             "what it answers to a row depends on the other rows of the batch",
             "an answer of its own for each row",
             "export it for inference and in float: batch normalisation in training mode mixes rows",
         )
-    return unfit(
+    return unsupported(
         f"in our form it answers up to {error:.2g} off what it answers as it came",
         f"at most {TOLERANCE:g}",
         "report the file: an operator of it is changed wrongly",

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.models.inference.runtime import softmax
-from bloomery.models.onnx_import.graph import REALS, inputs_of, last_activation, unfit
+from bloomery.models.onnx_import.graph import REALS, find_last_activation, required_inputs, unsupported
 
 Channels = Literal["first", "last"]
 # Figures of a regression; a logit or a probability for each class; or that of the second of two classes alone.
@@ -24,7 +24,7 @@ _WHOLES = (TensorProto.INT32, TensorProto.INT64)
 _OFF_BY = 1e-3  # what rounding leaves of probabilities that add up to 1
 
 
-class WayIn(NamedTuple):
+class InputMapping(NamedTuple):
     """How one of our rows becomes what the file reads: transposed, then of another shape, then of another type."""
 
     is_transposed: bool  # (C, H, W) -> (H, W, C)
@@ -38,7 +38,7 @@ class WayIn(NamedTuple):
         return np.ascontiguousarray(shaped.astype(helper.tensor_dtype_to_np_dtype(self.dtype)))
 
 
-class WayOut(NamedTuple):
+class OutputMapping(NamedTuple):
     """What the file's outputs mean, and whether the activation at the end is to be cut off to have logits."""
 
     meaning: Meaning
@@ -59,21 +59,21 @@ class WayOut(NamedTuple):
         return values / values.sum(axis=1, keepdims=True)
 
 
-def find_way_in(model: onnx.ModelProto, layout: Layout, channels: Channels | None) -> WayIn:
+def find_input_mapping(model: onnx.ModelProto, layout: Layout, channels: Channels | None) -> InputMapping:
     """Raises RecipeInvalid if the file's input cannot be made of rows of `layout`, or in two ways."""
-    value = inputs_of(model.graph)[0]
+    value = required_inputs(model.graph)[0]
     tensor = value.type.tensor_type
     sizes = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
     shown = f"the input {value.name} has shape ({', '.join('free' if one is None else str(one) for one in sizes)})"
     if sizes and sizes[0] is not None:
-        raise unfit(
+        raise unsupported(
             f"{shown}, so that a batch has always {sizes[0]} row(s)",
             "a first size that is free",
             "export with a free batch: keras.Input without `batch_size`, torch.onnx.export with `dynamic_shapes`",
         )
     is_whole = layout.kind == "tokens" or 0 < len(layout.categories) == layout.num_values
     if tensor.elem_type not in (*REALS, *(_WHOLES if is_whole else ())):
-        raise unfit(
+        raise unsupported(
             f"the input {value.name} is of {TensorProto.DataType.Name(tensor.elem_type).lower()}",
             f"float32, as encoded rows are{', or int32 or int64' if is_whole else ''}",
             "export a network that reads encoded rows; scale them in the recipe's `features`",
@@ -81,12 +81,12 @@ def find_way_in(model: onnx.ModelProto, layout: Layout, channels: Channels | Non
     found = _way_of_shape(sizes[1:], layout, channels)
     if found is None:
         or_behind = f", or (B, {_listed((*layout.shape[1:], layout.shape[0]))})" if layout.kind == "image" else ""
-        raise unfit(
+        raise unsupported(
             shown,
             f"(B, {_listed(layout.shape)}), as encoded rows have{or_behind}",
             "export a network for these rows, or change the recipe's `features`",
         )
-    return WayIn(*found, tensor.elem_type)
+    return InputMapping(*found, tensor.elem_type)
 
 
 def _listed(shape: tuple[int, ...]) -> str:
@@ -104,7 +104,7 @@ def _way_of_shape(
             "last": channels != "first" and _fits(sizes, (*shape[1:], shape[0])),
         }
         if all(may_be.values()):
-            raise unfit(
+            raise unsupported(
                 f"images of shape {list(shape)} may have their channels first or last in it",
                 "one of both",
                 "say in the recipe's `model` `channels: last`, as Keras has them, or `channels: first`, as PyTorch",
@@ -127,7 +127,7 @@ def _fits(sizes: Sizes, shape: Sizes) -> bool:
     return len(sizes) == len(shape) and all(size in (None, side) for size, side in zip(sizes, shape, strict=True))
 
 
-def find_way_out(model: onnx.ModelProto, given: np.ndarray, task: Task, num_outputs: int) -> WayOut:
+def find_output_mapping(model: onnx.ModelProto, given: np.ndarray, task: Task, num_outputs: int) -> OutputMapping:
     """What the outputs `given` (B, ...) mean, each of which was answered to a row alone.
 
     Raises:
@@ -135,18 +135,18 @@ def find_way_out(model: onnx.ModelProto, given: np.ndarray, task: Task, num_outp
     """
     _require_figures(given, task, num_outputs)
     if task == "regression":
-        return WayOut("figures")
-    end = last_activation(model.graph)
+        return OutputMapping("figures")
+    end = find_last_activation(model.graph)
     activation = "" if end is None else end.op_type
     is_exact = given.dtype != np.float16  # else what rounding does to probabilities is part of the network
     is_share = bool(((given >= 0) & (given <= 1 + _OFF_BY)).all())
     if given.size == len(given):
         if activation == "Sigmoid" and is_exact:
-            return WayOut("probability", is_cut=True)
-        return WayOut("probability" if is_share else "logit")
+            return OutputMapping("probability", is_cut=True)
+        return OutputMapping("probability" if is_share else "logit")
     if is_share and bool((np.abs(given.sum(axis=1) - 1) < _OFF_BY).all()):
-        return WayOut("probabilities", is_cut=activation == "Softmax" and is_exact)
-    return WayOut("probabilities" if activation == "Sigmoid" else "logits")
+        return OutputMapping("probabilities", is_cut=activation == "Softmax" and is_exact)
+    return OutputMapping("probabilities" if activation == "Sigmoid" else "logits")
 
 
 def _require_figures(given: np.ndarray, task: Task, num_outputs: int) -> None:
@@ -154,21 +154,21 @@ def _require_figures(given: np.ndarray, task: Task, num_outputs: int) -> None:
     is_half = task == "classification" and num_outputs == 2
     if width not in (num_outputs, *((1,) if is_half else ())) or not np.issubdtype(given.dtype, np.floating):
         wanted = "one real number" if task == "regression" else f"{num_outputs} real numbers, one for each class"
-        raise unfit(
+        raise unsupported(
             f"to a row it answers {given.dtype} of shape {list(given.shape[1:])}",
             f"{wanted}, or one for the second class" if is_half else wanted,
             "end the network in a dense layer of that width, its outputs in the order of the classes",
         )
     is_finite = np.isfinite(given).reshape(len(given), -1).all(axis=1)
     if not is_finite.all():
-        raise unfit(
+        raise unsupported(
             f"its answer to {np.count_nonzero(~is_finite)} of {len(given)} rows is not finite",
             "a finite answer to every row; of texts, also to one that is empty",
             "look at masks that leave nothing to attend to, and at logarithms of 0",
         )
 
 
-def in_words(way_in: WayIn, way_out: WayOut, activation: str) -> list[str]:
+def describe_changes(way_in: InputMapping, way_out: OutputMapping, activation: str) -> list[str]:
     """What has to be changed for rows and outputs like ours."""
     words = []
     if way_in.is_transposed:

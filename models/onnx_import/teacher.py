@@ -14,7 +14,7 @@ from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.inference.runtime import session
 
 
-class Teacher(nn.Module):
+class OnnxTeacher(nn.Module):
     """x float32 (B, ...) -> what the ONNX file at `path` answers, float32 (B, K). It has no gradients."""
 
     def __init__(self, path: Path) -> None:

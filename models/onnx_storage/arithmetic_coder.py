@@ -26,7 +26,7 @@ _PER_UNIT = _STEPS / (2 * _WIDEST)
 _LEARNING_RATE = 0.005
 
 
-class Coder(Protocol):
+class BitCoder(Protocol):
     def bit(self, probability: float, bit: int) -> int:
         """Write `bit`, or read it and pay no heed to what was given; either way it is what comes back.
 
@@ -35,7 +35,7 @@ class Coder(Protocol):
         ...
 
 
-class Encoder:
+class ArithmeticEncoder:
     """Writes bits; `finish` gives the bytes."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Encoder:
         raise AssertionError("the interval is empty")
 
 
-class Decoder:
+class ArithmeticDecoder:
     """Reads bits that an `Encoder` wrote. Behind the end there are zeros, so any bytes can be read."""
 
     def __init__(self, written: bytes) -> None:
@@ -92,7 +92,7 @@ def _middle(low: int, high: int, probability: float) -> int:
     return low + ((high - low) * share >> 16)
 
 
-class Seen:
+class ContextModel:
     """How often a context was followed by a 1: a probability that each bit moves by less and less."""
 
     __slots__ = ("num", "probability")
@@ -106,14 +106,14 @@ class Seen:
             self.num += 1.0
 
 
-class Mixer:
+class LogisticMixer:
     """The contexts' probabilities as one: a logistic regression that learns from each bit."""
 
     def __init__(self, weights: list[float], most: float) -> None:
         self.weights, self.most = weights, most
         self.stretched, self.squashed = _tables()
 
-    def bit(self, coder: Coder, contexts: list[Seen], bit: int) -> int:
+    def bit(self, coder: BitCoder, contexts: list[ContextModel], bit: int) -> int:
         """The bit that is coded; afterwards the contexts and the weights have learnt it."""
         weights, stretched = self.weights, self.stretched
         inputs = [stretched[int(context.probability * _STEPS)] for context in contexts]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bloomery.models.onnx_storage.arithmetic_coder import Coder, Mixer, Seen
+from bloomery.models.onnx_storage.arithmetic_coder import BitCoder, ContextModel, LogisticMixer
 
 _MOST_STRIDE = 64
 _MOST_SEEN = 2000.0  # cells after which the latest ones weigh more than those before
@@ -22,7 +22,7 @@ _MOST_SEEN = 2000.0  # cells after which the latest ones weigh more than those b
 _LINE_PATIENCE, _NEAR_PATIENCE = 1.2, 1.0
 
 
-class Shape(NamedTuple):
+class MatrixHeader(NamedTuple):
     """What is known of a matrix before its cells are."""
 
     num_rows: int
@@ -32,11 +32,11 @@ class Shape(NamedTuple):
     stride: int  # cells that lie this far apart in a row are neighbours, as pixels above each other are
 
 
-def shape_of(codes_RC: np.ndarray, num_values: int) -> Shape:
+def describe_matrix(codes_RC: np.ndarray, num_values: int) -> MatrixHeader:
     """`codes_RC` holds 0 for the most frequent value, and 1 to K for the others."""
     filled_RC = codes_RC > 0
     num_rows, num_columns = codes_RC.shape
-    return Shape(num_rows, num_columns, num_values, int(filled_RC.sum()), _stride_of(filled_RC))
+    return MatrixHeader(num_rows, num_columns, num_values, int(filled_RC.sum()), _stride_of(filled_RC))
 
 
 def _stride_of(filled_RC: np.ndarray) -> int:
@@ -46,14 +46,14 @@ def _stride_of(filled_RC: np.ndarray) -> int:
     return 2 + int(np.argmax(together)) if together else 2
 
 
-def num_decisions(codes_RC: np.ndarray, num_values: int) -> int:
+def count_decisions(codes_RC: np.ndarray, num_values: int) -> int:
     """How many bits are coded for the matrix, each of which takes some microseconds."""
     filled_RC = codes_RC > 0
     live = int(filled_RC.any(axis=1).sum()) * int(filled_RC.any(axis=0).sum())
     return sum(codes_RC.shape) + live + int(filled_RC.sum()) * (num_values - 1).bit_length()
 
 
-def walk(coder: Coder, shape: Shape, given_RC: np.ndarray | None, most_decisions: int) -> np.ndarray:
+def code_matrix(coder: BitCoder, shape: MatrixHeader, given_RC: np.ndarray | None, most_decisions: int) -> np.ndarray:
     """The codes, uint8 (R, C): written from `given_RC`, or read where that is None.
 
     Raises:
@@ -75,10 +75,10 @@ def walk(coder: Coder, shape: Shape, given_RC: np.ndarray | None, most_decisions
     return codes_RC
 
 
-def _lines(coder: Coder, given: np.ndarray | None, number: int) -> list[int]:
+def _lines(coder: BitCoder, given: np.ndarray | None, number: int) -> list[int]:
     """Which rows, or columns, hold anything."""
-    contexts = [Seen() for _ in range(4)]
-    mixer = Mixer([1.0], _MOST_SEEN)
+    contexts = [ContextModel() for _ in range(4)]
+    mixer = LogisticMixer([1.0], _MOST_SEEN)
     before, found = 0, []
     for place in range(number):
         bit = mixer.bit(coder, [contexts[before]], 0 if given is None else int(given[place]))
@@ -91,24 +91,24 @@ def _lines(coder: Coder, given: np.ndarray | None, number: int) -> list[int]:
 class _Cells:
     """What the cells so far foretell of the next one."""
 
-    def __init__(self, shape: Shape, density: float) -> None:
+    def __init__(self, shape: MatrixHeader, density: float) -> None:
         self.density, self.stride = density, shape.stride
         self.depth = max(shape.num_values - 1, 0).bit_length()
-        self.columns = [Seen(density, _LINE_PATIENCE / density) for _ in range(shape.num_columns)]
-        self.near = [Seen(density, _NEAR_PATIENCE / density) for _ in range(32)]
+        self.columns = [ContextModel(density, _LINE_PATIENCE / density) for _ in range(shape.num_columns)]
+        self.near = [ContextModel(density, _NEAR_PATIENCE / density) for _ in range(32)]
         self.signs = [0] * shape.num_columns  # of a column's last filled cell: 0 none yet, 1 low codes, 2 high codes
-        self.tree = [Seen() for _ in range(1 << self.depth)]
-        self.by_signs = [Seen() for _ in range(9 << self.depth)]
-        self.by_left = [Seen() for _ in range(9 << self.depth)]
+        self.tree = [ContextModel() for _ in range(1 << self.depth)]
+        self.by_signs = [ContextModel() for _ in range(9 << self.depth)]
+        self.by_left = [ContextModel() for _ in range(9 << self.depth)]
         # That of a row and of a column count as if independent, which takes that of all cells off again. It stays.
-        self.base = Seen(density, math.inf)
-        self.is_filled = Mixer([0.8, 0.9, 0.5, -1.2], _MOST_SEEN)
-        self.which = Mixer([0.4, 0.4, 0.3], _MOST_SEEN)
+        self.base = ContextModel(density, math.inf)
+        self.is_filled = LogisticMixer([0.8, 0.9, 0.5, -1.2], _MOST_SEEN)
+        self.which = LogisticMixer([0.4, 0.4, 0.3], _MOST_SEEN)
 
-    def row(self, coder: Coder, above: list[int], columns: list[int], given: list[int] | None) -> list[int]:
+    def row(self, coder: BitCoder, above: list[int], columns: list[int], given: list[int] | None) -> list[int]:
         """The codes of the next row; `above` are those of the one before."""
         row = [0] * len(above)
-        density = Seen(self.density, _LINE_PATIENCE / self.density)
+        density = ContextModel(self.density, _LINE_PATIENCE / self.density)
         stride, sign = self.stride, 0
         for place in columns:
             left = row[place - 1] if place else 0
@@ -127,7 +127,7 @@ class _Cells:
     def _sign(self, code: int) -> int:
         return 0 if not code else 1 + (code - 1 >> max(self.depth - 1, 0))
 
-    def _value(self, coder: Coder, code: int, row: int, column: int, left: int, over: int) -> int:
+    def _value(self, coder: BitCoder, code: int, row: int, column: int, left: int, over: int) -> int:
         """1 to K, bit by bit, the highest first."""
         node, by_signs, by_left = 1, row * 3 + column << self.depth, left * 3 + over << self.depth
         for shift in range(self.depth - 1, -1, -1):

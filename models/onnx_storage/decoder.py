@@ -13,20 +13,20 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import OutputCorrupt
-from bloomery.models.onnx_storage.arithmetic_coder import Decoder
-from bloomery.models.onnx_storage.context_model import Shape, num_decisions, walk
+from bloomery.models.onnx_storage.arithmetic_coder import ArithmeticDecoder
+from bloomery.models.onnx_storage.context_model import MatrixHeader, code_matrix, count_decisions
 
 MAGIC = b"BLY"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 VERSION = 1
 _LONGEST = 1 << 31  # what ONNX, by its protocol buffers, can be at most
-MOST_DECISIONS = 1 << 20  # for all tensors together: some seconds of a bento's start
-MOST_VALUES = 256
+MAX_DECISIONS = 1 << 20  # for all tensors together: some seconds of a bento's start
+MAX_VALUES = 256
 FEW_VALUED, OTHER = 0, 1
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 # What graphs say again and again, the most frequent last, as deflate likes it.
-WORDS = (
+DEFLATE_DICTIONARY = (
     b"pytorchonnxai.onnx.mltransAtransBalphabetaauto_padNOTSETceil_modestorage_ordercount_include_padgroupdilations"
     b"kernel_shapepadsstridesaxisaxeskeepdimsallowzeroepsilonmomentumperm"
     b"to"
@@ -61,12 +61,12 @@ def decode(stored: bytes) -> bytes:
     return model
 
 
-def is_stored(beginning: bytes) -> bool:
+def is_compressed(beginning: bytes) -> bool:
     """Whether a file that begins with these four bytes or more needs `opened`, and is no ONNX file as such."""
     return beginning.startswith((MAGIC, _ZSTD_MAGIC))
 
 
-def opened(stored: bytes) -> bytes:
+def decompress(stored: bytes) -> bytes:
     """The bytes of an ONNX file, whether they come as such, compressed by zstd, or as `encode` wrote them.
 
     Raises:
@@ -87,9 +87,9 @@ def _decoded(stored: _Reader) -> bytes:
     begin = _Reader(_inflated(stored.take(num_begin), length))
     num_head, num_others = begin.varint(), begin.varint(length)
     head = _Reader(begin.take(num_head))
-    decoder = Decoder(stored.take(num_cells))
-    others = _Reader(zstd().decompress(stored.rest(), num_others, asbytes=True) if num_others else b"")
-    model, decisions_left = bytearray(), MOST_DECISIONS
+    decoder = ArithmeticDecoder(stored.take(num_cells))
+    others = _Reader(zstd_codec().decompress(stored.rest(), num_others, asbytes=True) if num_others else b"")
+    model, decisions_left = bytearray(), MAX_DECISIONS
     for _ in range(head.varint()):
         model += begin.take(head.varint())
         size = head.varint(length - len(model))
@@ -97,13 +97,13 @@ def _decoded(stored: _Reader) -> bytes:
             model += others.take(size)
             continue
         item_bytes = head.varint()
-        shape = Shape(*(head.varint() for _ in Shape._fields))
+        shape = MatrixHeader(*(head.varint() for _ in MatrixHeader._fields))
         # What does not fill the hole is refused before anything of that size is made.
-        if shape.num_rows * shape.num_columns * item_bytes != size or not 0 < shape.num_values < MOST_VALUES:
+        if shape.num_rows * shape.num_columns * item_bytes != size or not 0 < shape.num_values < MAX_VALUES:
             raise ValueError(f"{shape} is no matrix of {size} bytes")
         values = _read_values(head, shape.num_values + 1, item_bytes)
-        codes_RC = walk(decoder, shape, None, decisions_left)
-        decisions_left -= num_decisions(codes_RC, shape.num_values)
+        codes_RC = code_matrix(decoder, shape, None, decisions_left)
+        decisions_left -= count_decisions(codes_RC, shape.num_values)
         model += values[codes_RC].tobytes()
     return bytes(model + begin.rest())
 
@@ -143,7 +143,7 @@ class _Reader:
 
 
 def _inflated(given: bytes, length: int) -> bytes:
-    opener = zlib.decompressobj(wbits=-15, zdict=WORDS)
+    opener = zlib.decompressobj(wbits=-15, zdict=DEFLATE_DICTIONARY)
     # The head says less of the cells than they are, so what is unpacked is hardly longer than the model.
     found = opener.decompress(given, length + 4096)
     if not opener.eof:
@@ -151,7 +151,7 @@ def _inflated(given: bytes, length: int) -> bytes:
     return found
 
 
-def zstd() -> pa.Codec:
+def zstd_codec() -> pa.Codec:
     return pa.Codec("zstd", compression_level=22)
 
 

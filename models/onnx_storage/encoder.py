@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.onnx_storage.arithmetic_coder import Encoder
-from bloomery.models.onnx_storage.context_model import num_decisions, shape_of, walk
+from bloomery.models.onnx_storage.arithmetic_coder import ArithmeticEncoder
+from bloomery.models.onnx_storage.context_model import code_matrix, count_decisions, describe_matrix
 from bloomery.models.onnx_storage.decoder import (
+    DEFLATE_DICTIONARY,
     FEW_VALUED,
     MAGIC,
-    MOST_DECISIONS,
-    MOST_VALUES,
+    MAX_DECISIONS,
+    MAX_VALUES,
     OTHER,
     UNSIGNED,
     VERSION,
-    WORDS,
-    zstd,
+    zstd_codec,
 )
 
 _FEWEST_BYTES = 16  # of a tensor that is looked at
@@ -50,27 +50,27 @@ def encode(model: bytes) -> bytes:
     Raises:
         RecipeInvalid: this is no ONNX file, or its tensors lie in other files.
     """
-    head, others, encoder = bytearray(), bytearray(), Encoder()
-    rest, position, num_holes, decisions_left = bytearray(), 0, 0, MOST_DECISIONS
+    head, others, encoder = bytearray(), bytearray(), ArithmeticEncoder()
+    rest, position, num_holes, decisions_left = bytearray(), 0, 0, MAX_DECISIONS
     for hole in _holes(model):
         raw = model[hole.start : hole.stop]
         codes = _codes_of(raw, hole, decisions_left)
-        head += varints(hole.start - position, hole.stop - hole.start, OTHER if codes is None else FEW_VALUED)
+        head += encode_varints(hole.start - position, hole.stop - hole.start, OTHER if codes is None else FEW_VALUED)
         if codes is None:
             others += raw
         else:
             codes_RC, values = codes
-            shape = shape_of(codes_RC, len(values) - 1)
-            head += varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
-            walk(encoder, shape, codes_RC, decisions_left)
-            decisions_left -= num_decisions(codes_RC, shape.num_values)
+            shape = describe_matrix(codes_RC, len(values) - 1)
+            head += encode_varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
+            code_matrix(encoder, shape, codes_RC, decisions_left)
+            decisions_left -= count_decisions(codes_RC, shape.num_values)
         rest += model[position : hole.start]
         position, num_holes = hole.stop, num_holes + 1
     rest += model[position:]
-    table = varints(num_holes) + bytes(head)
-    begin = _deflated(varints(len(table), len(others)) + table + bytes(rest))
-    cells, squeezed = encoder.finish(), zstd().compress(bytes(others), asbytes=True) if others else b""
-    begin = varints(len(model), len(begin), len(cells)) + begin
+    table = encode_varints(num_holes) + bytes(head)
+    begin = _deflated(encode_varints(len(table), len(others)) + table + bytes(rest))
+    cells, squeezed = encoder.finish(), zstd_codec().compress(bytes(others), asbytes=True) if others else b""
+    begin = encode_varints(len(model), len(begin), len(cells)) + begin
     return MAGIC + bytes([VERSION]) + zlib.crc32(model).to_bytes(4, "big") + begin + cells + squeezed
 
 
@@ -120,15 +120,15 @@ def _codes_of(raw: bytes, hole: _Hole, most_decisions: int) -> tuple[np.ndarray,
     """(codes (R, C), values (1 + K,)), 0 for the most frequent value; or None where zstd does as well, or sooner."""
     items = np.frombuffer(raw, UNSIGNED[hole.item_bytes])
     values, codes, counts = np.unique(items, return_inverse=True, return_counts=True)
-    if not 1 < len(values) <= MOST_VALUES:
+    if not 1 < len(values) <= MAX_VALUES:
         return None
     most = int(counts.argmax())
     order = np.concatenate([[most], np.delete(np.arange(len(values)), most)])
     codes_RC = np.argsort(order).astype(np.uint8)[codes].reshape(hole.num_rows, -1)
-    if num_decisions(codes_RC, len(values) - 1) > most_decisions:
+    if count_decisions(codes_RC, len(values) - 1) > most_decisions:
         return None
     num_bits = -float(counts @ np.log2(counts / len(items))) + 8 * values.nbytes
-    return (codes_RC, values[order]) if num_bits < 8 * 0.9 * len(zstd().compress(raw, asbytes=True)) else None
+    return (codes_RC, values[order]) if num_bits < 8 * 0.9 * len(zstd_codec().compress(raw, asbytes=True)) else None
 
 
 def _written(values: np.ndarray, item_bytes: int) -> bytes:
@@ -138,7 +138,7 @@ def _written(values: np.ndarray, item_bytes: int) -> bytes:
     return bytes([skipped]) + bytes_VI[:, skipped:].tobytes()
 
 
-def varints(*numbers: int) -> bytes:
+def encode_varints(*numbers: int) -> bytes:
     """As protocol buffers have them: seven bits to a byte, the lowest first; the highest bit says that more follow."""
     written = bytearray()
     for number in numbers:
@@ -150,5 +150,5 @@ def varints(*numbers: int) -> bytes:
 
 
 def _deflated(given: bytes) -> bytes:
-    squeezer = zlib.compressobj(9, wbits=-15, zdict=WORDS)
+    squeezer = zlib.compressobj(9, wbits=-15, zdict=DEFLATE_DICTIONARY)
     return squeezer.compress(given) + squeezer.flush()

@@ -9,9 +9,9 @@ import onnx
 import pyarrow as pa
 from onnx import numpy_helper
 
-from bloomery.models.onnx_storage.decoder import opened
+from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.models.onnx_storage.encoder import encode
-from bloomery.models.onnx_storage.zstd_packing import compact
+from bloomery.models.onnx_storage.zstd_packing import minify
 
 # Where an operator reads a quantized weight, and where the number that stands for zero in it.
 _ZERO_OF = {
@@ -32,21 +32,21 @@ _MOST_CODED_BYTES = 4_000_000  # which take two seconds at most; the time grows 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
-def zstd_bytes(path: Path) -> int:
+def measure_zstd_bytes(path: Path) -> int:
     """The size of the file as a download: compressed by Zstandard at level 19."""
     return len(pa.Codec("zstd", compression_level=19).compress(path.read_bytes(), asbytes=True))
 
 
-def coded_bytes(path: Path) -> int | None:
+def measure_coded_bytes(path: Path) -> int | None:
     """The size of the ONNX file in the fewest bytes (`coding.py`), or None if it has more than `_MOST_CODED_BYTES`."""
     if path.stat().st_size > _MOST_CODED_BYTES:
         return None
-    return len(encode(compact(path.read_bytes())))
+    return len(encode(minify(path.read_bytes())))
 
 
-def num_nonzero(path: Path) -> int:
+def count_nonzero(path: Path) -> int:
     """How many weights of the ONNX file are not zero, also where they are stored as integers."""
-    graph = onnx.load_from_string(opened(path.read_bytes())).graph
+    graph = onnx.load_from_string(decompress(path.read_bytes())).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     zeros: dict[str, str] = {}  # the name of each quantized weight, and of its zero
     passed_over: set[str] = set()

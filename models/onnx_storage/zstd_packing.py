@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from bloomery.models.onnx_storage.decoder import zstd
-from bloomery.models.onnx_storage.encoder import varints
+from bloomery.models.onnx_storage.decoder import zstd_codec
+from bloomery.models.onnx_storage.encoder import encode_varints
 
 _MOST_VALUES = 255  # in a layer, besides zero: indices are bytes
 _FARTHEST = 255
@@ -39,16 +39,16 @@ class _Sparse(NamedTuple):
     values: np.ndarray
 
 
-def plain(model: bytes) -> bytes:
+def pack_for_zstd(model: bytes) -> bytes:
     """`model`, the bytes of an ONNX file, as the fewest bytes that zstd and ONNX Runtime alone can read.
 
     The answers have the same bits.
     """
-    small = compact(model)
-    return min(compressed(small), compressed(packed(small)), key=len)
+    small = minify(model)
+    return min(compress_zstd(small), compress_zstd(pack_sparse_tensors(small)), key=len)
 
 
-def compact(model: bytes) -> bytes:
+def minify(model: bytes) -> bytes:
     """The same network with names of one or two letters and without attributes that state a default; `encode` it.
 
     Inputs and outputs keep their names. Subgraphs are left as they are, and so is what they might read.
@@ -66,7 +66,7 @@ def compact(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def packed(model: bytes) -> bytes:
+def pack_sparse_tensors(model: bytes) -> bytes:
     """The same network, of whose sparse tensors of few values the file holds distances and indices.
 
     Its answers have the same bits. A file without such tensors, or of an opset before 13, comes back as it is.
@@ -88,7 +88,7 @@ def packed(model: bytes) -> bytes:
     return _with_last(proto, [gaps, codes])
 
 
-def compressed(model: bytes) -> bytes:
+def compress_zstd(model: bytes) -> bytes:
     """`model` as zstd's format has it, at its best level: frames one behind the other, which any zstd joins again.
 
     A large tensor begins a frame, since indices and distances are written in fewer bits if each has its own table.
@@ -100,7 +100,7 @@ def compressed(model: bytes) -> bytes:
         if place >= 0:
             position = place + len(tensor.raw_data)
             starts |= {place, position}
-    codec = zstd()
+    codec = zstd_codec()
     pieces = [codec.compress(model[start:stop], asbytes=True) for start, stop in itertools.pairwise(sorted(starts))]
     whole = codec.compress(model, asbytes=True)
     return min(b"".join(pieces), whole, key=len)
@@ -194,7 +194,7 @@ def _with_last(proto: onnx.ModelProto, tensors: list[onnx.TensorProto]) -> bytes
     around.CopyFrom(proto)
     around.ClearField("graph")
     empty = onnx.ModelProto(graph=onnx.GraphProto(name="")).SerializeToString()
-    return around.SerializeToString(deterministic=True) + empty[:1] + varints(len(graph)) + graph
+    return around.SerializeToString(deterministic=True) + empty[:1] + encode_varints(len(graph)) + graph
 
 
 def _drop_defaults(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ _VECTOR_FLAGS = ("avx2", "avx512", "avx_vnni", "fma", "f16c", "amx", "asimd", "s
 
 
 @functools.cache
-def processor_flags() -> tuple[str, ...]:
+def cpu_flags() -> tuple[str, ...]:
     """The vector instructions of this processor that decide how fast a network is, as far as Linux tells."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -35,6 +35,6 @@ def needs_reduced_range(flags: Collection[str]) -> bool:
     return "avx2" in flags and not any(name in flags for name in _EXACT)
 
 
-def has_tiles(flags: Collection[str]) -> bool:
+def has_amx(flags: Collection[str]) -> bool:
     """Whether a processor with these flags multiplies whole tiles of 8-bit integers, for which `tiles.py` writes."""
     return "amx_int8" in flags

@@ -14,8 +14,8 @@ import numpy as np
 from bloomery.data_contracts.records.records import Energy
 from bloomery.models.evaluation.block_bootstrap import block_length
 from bloomery.models.inference.runtime import session
-from bloomery.models.profiling.latency import ask, in_turns, median_ratio, with_limits
-from bloomery.models.profiling.rapl import stands_still
+from bloomery.models.profiling.latency import bootstrap_interval, measure_in_turns, median_ratio, run_batch
+from bloomery.models.profiling.rapl import stuck_counter_error
 
 _TURN_S = 0.05  # fifty steps of a counter that is brought up to date each millisecond
 _ROUNDS = 100
@@ -47,19 +47,19 @@ def compare_energy(
     for name, runtime in sessions.items():
         begin, asked = time.perf_counter(), 0
         while asked < 10 or time.perf_counter() - begin < turn_s:
-            ask(runtime, x, name in row_by_row)
+            run_batch(runtime, x, name in row_by_row)
             asked += 1
         repeats[name] = max(round(asked * turn_s / (time.perf_counter() - begin)), 1)
 
     def turn(name: str) -> float:
         before = read()
         for _ in range(repeats[name]):
-            ask(sessions[name], x, name in row_by_row)
+            run_batch(sessions[name], x, name in row_by_row)
         return (read() - before) / repeats[name]
 
-    joules = in_turns(list(files), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
+    joules = measure_in_turns(list(files), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
     if min(float(taken.min()) for taken in joules.values()) <= 0:
-        raise stands_still()
+        raise stuck_counter_error()
     return {name: _told(taken, joules[baseline], len(x), seed) for name, taken in joules.items()}
 
 
@@ -69,5 +69,5 @@ def _told(joules_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, seed: i
         batch_size=batch_size,
         num_rounds=len(joules_R),
         p50_j=float(np.median(joules_R)),
-        ratio=with_limits(median_ratio, joules_R, baseline_R, length, seed),
+        ratio=bootstrap_interval(median_ratio, joules_R, baseline_R, length, seed),
     )

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 _SIDE = 8192  # of the matrices that are multiplied to see what the device can do
 
 
-def flops_per_row(network: nn.Module, x: torch.Tensor) -> float:
+def count_flops_per_row(network: nn.Module, x: torch.Tensor) -> float:
     """Floating-point operations of matrix products and convolutions, forward and backward, for one row of `x` (B, ...).
 
     A multiplication with its addition counts as two. `network` is not changed.
@@ -37,7 +37,7 @@ def flops_per_row(network: nn.Module, x: torch.Tensor) -> float:
     return counter.get_total_flops() / len(x)
 
 
-def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+def peak_flops(device: torch.device, precision: torch.dtype) -> float:
     """Floating-point operations a second that `device`, a GPU, reaches in products of large matrices."""
     left, right = (torch.randn(_SIDE, _SIDE, device=device, dtype=precision) for _ in range(2))
     for _ in range(3):

@@ -28,7 +28,7 @@ def take_batch(x: np.ndarray, num_rows: int) -> np.ndarray:
     return x[np.arange(num_rows) % len(x)]
 
 
-def compare(
+def compare_latency(
     files: Mapping[str, Path],
     batches: Sequence[np.ndarray],
     *,
@@ -52,7 +52,8 @@ def compare(
     timed = [_timed(sessions, x, rounds, row_by_row, seed) for x in batches]
     return {
         name: tuple(
-            told(seconds[name], seconds[baseline], len(x), seed=seed) for x, seconds in zip(batches, timed, strict=True)
+            summarise(seconds[name], seconds[baseline], len(x), seed=seed)
+            for x, seconds in zip(batches, timed, strict=True)
         )
         for name in files
     }
@@ -68,18 +69,18 @@ def _timed(
     """The seconds that each session took for `x`, by round."""
     for name, runtime in sessions.items():
         for _ in range(10):
-            ask(runtime, x, name in row_by_row)
+            run_batch(runtime, x, name in row_by_row)
 
     def turn(name: str) -> float:
-        ask(sessions[name], x, name in row_by_row)
+        run_batch(sessions[name], x, name in row_by_row)
         start = time.perf_counter()
-        ask(sessions[name], x, name in row_by_row)
+        run_batch(sessions[name], x, name in row_by_row)
         return time.perf_counter() - start
 
-    return in_turns(list(sessions), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
+    return measure_in_turns(list(sessions), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
 
 
-def in_turns(
+def measure_in_turns(
     names: Sequence[str], turn: Callable[[str], float], rounds: int, *, seed: int, most_seconds: float
 ) -> dict[str, np.ndarray]:
     """What each turn came to, by name and round: all have one in each round, in an order that is drawn anew.
@@ -96,14 +97,14 @@ def in_turns(
     return {name: taken[:done] for name, taken in figures.items()}
 
 
-def ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
+def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
     if is_row_by_row:
         outputs_of(runtime, x, is_row_by_row=True)
     else:
         answer(runtime, x)
 
 
-def told(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0) -> Latency:
+def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0) -> Latency:
     """What the times of one file come to, beside those of the baseline in the same rounds.
 
     The limits of the ratios are a bootstrap's over rounds: those of both files are drawn together, and neighbouring
@@ -125,8 +126,8 @@ def told(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed
         p90_ms=p90_ms,
         p95_ms=p95_ms,
         p99_ms=p99_ms,
-        ratio=with_limits(median_ratio, seconds_R, baseline_R, length, seed),
-        tail_ratio=with_limits(tail_ratio, seconds_R, baseline_R, length, seed),
+        ratio=bootstrap_interval(median_ratio, seconds_R, baseline_R, length, seed),
+        tail_ratio=bootstrap_interval(tail_ratio, seconds_R, baseline_R, length, seed),
     )
 
 
@@ -135,7 +136,7 @@ def median_ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.asarray(np.median(ours / theirs, axis=-1))
 
 
-def with_limits(
+def bootstrap_interval(
     figure: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ours_R: np.ndarray,
     theirs_R: np.ndarray,

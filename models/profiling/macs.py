@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bloomery.models.compression.config import Cost
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import num_parameters
-from bloomery.models.profiling.latency import compare
+from bloomery.models.profiling.latency import compare_latency
 
 _ROUNDS = 200
 
 
-def num_macs(network: nn.Module, x: torch.Tensor) -> int:
+def count_macs(network: nn.Module, x: torch.Tensor) -> int:
     """Multiplications with an addition for one row of `x` (B, ...): of convolutions, linear and recurrent layers.
 
     What attention does without weights is not counted.
@@ -42,7 +42,7 @@ def _count_recurrent(layer: nn.RNNBase, given: tuple[Any, ...], answered: Any) -
 
 
 @contextmanager
-def costing(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[Callable[[nn.Module], float]]:
+def relative_cost(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[Callable[[nn.Module], float]]:
     """Tells of another network what it costs for rows like `x` (B, ...), as a share of what `network` costs.
 
     The latency is that of one row in ONNX Runtime, both timed in turns.
@@ -51,15 +51,15 @@ def costing(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[Callabl
         yield lambda other: num_parameters(other) / num_parameters(network)
         return
     if cost == "macs":
-        whole = num_macs(network, x)
-        yield lambda other: num_macs(other, x) / whole
+        whole = count_macs(network, x)
+        yield lambda other: count_macs(other, x) / whole
         return
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("network", "other")}
-        export(network, x, files["network"])
+        export_onnx(network, x, files["network"])
 
         def of_time(other: nn.Module) -> float:
-            export(other, x, files["other"])
-            return compare(files, [x[:1].numpy()], baseline="network", rounds=_ROUNDS)["other"][0].ratio.value
+            export_onnx(other, x, files["other"])
+            return compare_latency(files, [x[:1].numpy()], baseline="network", rounds=_ROUNDS)["other"][0].ratio.value
 
         yield of_time

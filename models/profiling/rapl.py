@@ -38,7 +38,7 @@ class EnergyCounter:
         return self._total_uj / 1e6
 
 
-def energy_counter(root: Path = ROOT, wait: Callable[[float], object] = time.sleep) -> EnergyCounter:
+def open_energy_counter(root: Path = ROOT, wait: Callable[[float], object] = time.sleep) -> EnergyCounter:
     """The counter of this machine.
 
     Raises:
@@ -56,11 +56,11 @@ def energy_counter(root: Path = ROOT, wait: Callable[[float], object] = time.sle
     except (OSError, ValueError) as failure:
         raise _missing(f"the energy that the processor counts cannot be read: {failure}", zones[0]) from failure
     if not has_moved:
-        raise stands_still(zones[0])
+        raise stuck_counter_error(zones[0])
     return counter
 
 
-def stands_still(where: Path = ROOT) -> EngineMissing:
+def stuck_counter_error(where: Path = ROOT) -> EngineMissing:
     return _missing("the counter of the processor's energy stands still", where)
 
 

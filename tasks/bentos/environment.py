@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.provenance import Surroundings
-from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.orchestration.code_version import code_version, packages_of, reach
 
 STAGES = ("ingest", "validate", "prepare", "train", "compress")  # those whose bits a rebuilt version repeats
@@ -23,7 +23,7 @@ def surroundings(processor: str) -> Surroundings:
         lock_sha256=digest_of_file(_LOCK) if _LOCK.is_file() else None,
         processor=processor,
         machine=f"{platform.system()} {platform.machine()}",
-        vector_flags=processor_flags(),
+        vector_flags=cpu_flags(),
     )
 
 

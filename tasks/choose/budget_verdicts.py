@@ -12,7 +12,7 @@ from bloomery.data_contracts.records.records import Candidate, Interval, Missed,
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
-from bloomery.models.compression.pareto_front import beats
+from bloomery.models.compression.pareto_front import dominates
 from bloomery.models.evaluation.metrics import Z_95
 from bloomery.models.profiling.latency import TIMED_BATCH_SIZES
 from bloomery.tasks.evaluation.scoring import Slice
@@ -188,7 +188,7 @@ def _why_lost(
 ) -> str:
     """Why `one`, which is within the budget, is not the best."""
     others = [best, *(other for other in ranked if other.name not in (best.name, one.name))]
-    winner = next((other for other in others if beats(costs(other, budget, task), costs(one, budget, task))), None)
+    winner = next((other for other in others if dominates(costs(other, budget, task), costs(one, budget, task))), None)
     if winner is not None:
         compared = "size, time or energy" if budget.objective.energy else "size or time"
         return f"dominated by {winner.name}: no better in {SCORES[task]}, {compared}"

@@ -10,7 +10,7 @@ from bloomery.data_contracts.records.records import Candidate, Options
 from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, loss_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
-from bloomery.models.compression.pareto_front import front
+from bloomery.models.compression.pareto_front import pareto_front
 from bloomery.tasks.choose.budget_verdicts import Decision, baseline_of
 
 if TYPE_CHECKING:
@@ -194,7 +194,9 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
 
 def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
     """The front: below its line every point is beaten by one to its left."""
-    best = sorted((points[place] for place in front([(point.x, -point.y) for point in points])), key=lambda one: one.x)
+    best = sorted(
+        (points[place] for place in pareto_front([(point.x, -point.y) for point in points])), key=lambda one: one.x
+    )
     _, right = axes.get_xlim()
     bottom, _ = axes.get_ylim()
     ys = [max(one.y, bottom) for one in best]

@@ -60,9 +60,9 @@ def _timed_as_asked(options: Options, batch: int) -> Options:
     """The same candidates, with their latency for `batch` rows too, timed now if it was not before."""
     if all(any(one.batch_size == batch for one in candidate.latencies) for candidate in options.candidates):
         return options
-    from bloomery.models.profiling.latency import compare
+    from bloomery.models.profiling.latency import compare_latency
 
-    timed = compare(
+    timed = compare_latency(
         _files(options),
         [_batch(options, batch)],
         baseline=options.baseline,
@@ -80,12 +80,12 @@ def _weighed_as_asked(options: Options, budget: Budget) -> Options:
     if not budget.objective.energy:
         return options
     from bloomery.models.profiling.energy import compare_energy
-    from bloomery.models.profiling.rapl import energy_counter
+    from bloomery.models.profiling.rapl import open_energy_counter
 
     found = compare_energy(
         _files(options),
         _batch(options, budget.batch),
-        energy_counter().read,
+        open_energy_counter().read,
         baseline=options.baseline,
         row_by_row=_row_by_row(options),
     )

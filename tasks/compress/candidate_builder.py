@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Trained
 from bloomery.models.compression.config import CandidateSpec, Compression
-from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.compress.candidate_measurement import SEED, Made
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
@@ -62,12 +62,12 @@ def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
 
 def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
-    from bloomery.models.compression.quantization.weight_only import store_weights
+    from bloomery.models.compression.quantization.weight_only import quantize_weights
     from bloomery.models.onnx_storage.encoder import encode
-    from bloomery.models.onnx_storage.sizes import coded_bytes
-    from bloomery.models.onnx_storage.zstd_packing import compact, plain
+    from bloomery.models.onnx_storage.sizes import measure_coded_bytes
+    from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 
-    spec = spec.for_processor(processor_flags())
+    spec = spec.for_processor(cpu_flags())
     alike = digest_of_document(spec.in_float.model_dump())
     if alike not in maker.floats:
         path = maker.out.path(f"float-{len(maker.floats)}.onnx")
@@ -81,14 +81,14 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = 
     if spec.quantize is not None:
         made = made._replace(calibration=_quantize(maker, spec, parent._replace(path=source), path))
     elif spec.weights is not None:
-        store_weights(source, path, spec.weights)
+        quantize_weights(source, path, spec.weights)
     else:
         shutil.copyfile(source, path)
     if spec.stored is not None:
         model = path.read_bytes()
         if spec.stored == "zstd":
-            made = made._replace(coded_bytes=coded_bytes(path))
-        path.write_bytes(plain(model) if spec.stored == "zstd" else encode(compact(model)))
+            made = made._replace(coded_bytes=measure_coded_bytes(path))
+        path.write_bytes(pack_for_zstd(model) if spec.stored == "zstd" else encode(minify(model)))
     return made
 
 
@@ -97,8 +97,8 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
     """
-    from bloomery.models.compression.quantization.post_training import first_layer, quantize
-    from bloomery.models.compression.quantization.sensitivity import smallest_float_set
+    from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+    from bloomery.models.compression.quantization.sensitivity import find_float_layers
     from bloomery.models.training.data.batches import even_sample
 
     assert spec.quantize is not None
@@ -111,11 +111,11 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
     }
     kept: tuple[str, ...] = ()
     if spec.float_layers == "first":
-        kept = first_layer(parent.path, spec.quantize)
+        kept = find_first_layer(parent.path, spec.quantize)
     elif spec.float_layers is not None:
         x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
         limit = spec.float_layers
-        kept = smallest_float_set(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
+        kept = find_float_layers(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
     quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
@@ -142,13 +142,13 @@ def forget_floats(maker: Maker) -> None:
 
 def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[Epoch], None]) -> Made:
     """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
-    from bloomery.models.compression.compressor import Lesson, made_smaller
+    from bloomery.models.compression.compressor import FineTuning, compress_network
     from bloomery.models.compression.fused_attention import fuse_attention
-    from bloomery.models.compression.quantization.quantization_aware import ranges_of, without_fake_quantization
-    from bloomery.models.export.onnx_exporter import export, parity
+    from bloomery.models.compression.quantization.quantization_aware import learned_ranges, remove_fake_quantization
+    from bloomery.models.export.onnx_exporter import export_onnx, measure_parity
     from bloomery.models.networks.blueprint import num_parameters, read_blueprint, read_network
-    from bloomery.models.onnx_import.teacher import Teacher
-    from bloomery.models.profiling.macs import num_macs
+    from bloomery.models.onnx_import.teacher import OnnxTeacher
+    from bloomery.models.profiling.macs import count_macs
 
     trained, parts = maker.trained, maker.parts
     weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
@@ -157,23 +157,23 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
         return Made(spec, path, trained.num_parameters, trained.import_error)
     network: nn.Module
     if trained.import_error is not None:
-        network, blueprint = Teacher(weights), read_blueprint(config)
+        network, blueprint = OnnxTeacher(weights), read_blueprint(config)
     else:
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
         more = None if parts.unlabelled is None else parts.unlabelled.x
         device = select_device(maker.compression.device)
-        lesson = Lesson(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
-        network = made_smaller(network, blueprint, spec, lesson)
+        lesson = FineTuning(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
+        network = compress_network(network, blueprint, spec, lesson)
     ranges = None
     if spec.aware:
-        ranges, network = ranges_of(network), without_fake_quantization(network)
-    error = export(network, parts.test.x, path, keep_names=spec.aware)
+        ranges, network = learned_ranges(network), remove_fake_quantization(network)
+    error = export_onnx(network, parts.test.x, path, keep_names=spec.aware)
     fused = path.with_suffix(".fused.onnx")
     is_fused = fuse_attention(path, fused)
     if is_fused:
-        error = max(error, parity(network, parts.test.x, fused))
-    made = Made(spec, path, num_parameters(network), error, ranges, num_macs(network, parts.test.x))
+        error = max(error, measure_parity(network, parts.test.x, fused))
+    made = Made(spec, path, num_parameters(network), error, ranges, count_macs(network, parts.test.x))
     return made._replace(
         network=network if maker.compression.also else None,
         fused=fused if is_fused else None,

@@ -18,10 +18,10 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, Trained
 from bloomery.data_contracts.records.score_format import LOSSES
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.compression.config import CandidateSpec, Form
+from bloomery.models.compression.config import CandidateSpec, ExtraFormat
 from bloomery.models.evaluation import metrics
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.tasks.evaluation.candidate_table import latency_columns
 from bloomery.tasks.evaluation.scoring import (
     Truth,
@@ -51,7 +51,7 @@ _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itse
 class Written(NamedTuple):
     """A candidate in another form than ONNX."""
 
-    form: Form
+    form: ExtraFormat
     path: Path
     parity_error: float  # of an output from PyTorch's, at most
 
@@ -88,10 +88,10 @@ def measure_all(
 
     `timed` has each one's latencies by batch size, that of one row first.
     """
-    from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+    from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
     from bloomery.models.inference.outputs import meant, outputs_of
     from bloomery.models.inference.runtime import session
-    from bloomery.models.onnx_storage.sizes import num_nonzero, zstd_bytes
+    from bloomery.models.onnx_storage.sizes import count_nonzero, measure_zstd_bytes
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
@@ -103,7 +103,7 @@ def measure_all(
     before = answers_of(dataset.task, given[baseline])
     candidates = []
     for one in made:
-        name, share = one.spec.name, integer_coverage(one.path).share
+        name, share = one.spec.name, measure_integer_coverage(one.path).share
         answers_path = out.path(f"{name}-answers.parquet")
         _write_answers(answers_path, dataset, rows, given[name])
         after = answers_of(dataset.task, given[name])
@@ -113,13 +113,13 @@ def measure_all(
             sha256=digest_of_file(one.path),
             run_id="",
             size_bytes=one.path.stat().st_size,
-            zstd_bytes=zstd_bytes(one.path),
+            zstd_bytes=measure_zstd_bytes(one.path),
             coded_bytes=_coded_bytes(one),
             num_parameters=one.num_parameters,
-            num_nonzero=num_nonzero(one.path),
+            num_nonzero=count_nonzero(one.path),
             num_macs=one.num_macs or None,
             integer_share=share,
-            needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(processor_flags()),
+            needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(cpu_flags()),
             score=score(dataset.task, rows, given[name]),
             worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
             flips=_flips(rows, before, after) if dataset.task == "classification" else None,
@@ -135,11 +135,11 @@ def measure_all(
 
 def _coded_bytes(made: Made) -> int | None:
     """The size in the fewest bytes, whatever form it ships in."""
-    from bloomery.models.onnx_storage.sizes import coded_bytes
+    from bloomery.models.onnx_storage.sizes import measure_coded_bytes
 
     if made.spec.stored == "coded":
         return made.path.stat().st_size
-    return coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
+    return measure_coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
 
 
 def _flips(rows: Truth, before: np.ndarray, after: np.ndarray) -> Flips:
@@ -171,7 +171,7 @@ def _log(
         "candidate": candidate.name,
         "onnx.sha256": candidate.sha256,
         "data.digest": dataset.digest,
-        "processor.flags": " ".join(processor_flags()),
+        "processor.flags": " ".join(cpu_flags()),
         **{f"{package}.version": metadata.version(package) for package in _PACKAGES},
     }
     if made.calibration is not None:

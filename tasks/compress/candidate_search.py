@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.errors import TrainingDiverged
-from bloomery.models.compression.config import PRUNABLE, CandidateSpec, Explore, Prune
-from bloomery.models.compression.pareto_front import front
+from bloomery.models.compression.config import PRUNABLE, CandidateSearch, CandidateSpec, Pruning
+from bloomery.models.compression.pareto_front import pareto_front
 from bloomery.tasks.compress.candidate_builder import Maker, forget_floats, make
 from bloomery.tasks.compress.candidate_measurement import Made
 from bloomery.tasks.infrastructure.settings import settings
@@ -41,7 +41,7 @@ class Hopeless(Exception):
 
 
 def explore(
-    maker: Maker, named: tuple[CandidateSpec, ...], wanted: Explore, usual: tuple[CandidateSpec, ...]
+    maker: Maker, named: tuple[CandidateSpec, ...], wanted: CandidateSearch, usual: tuple[CandidateSpec, ...]
 ) -> list[Made]:
     """The named candidates, and those of the search that none is better than in score, size and multiplications.
 
@@ -66,7 +66,9 @@ def explore(
     return [one.made for one in kept]
 
 
-def _try_all(maker: Maker, tried: list[Tried], fp32: float, wanted: Explore, in_8_bits: Mapping[str, Any]) -> None:
+def _try_all(
+    maker: Maker, tried: list[Tried], fp32: float, wanted: CandidateSearch, in_8_bits: Mapping[str, Any]
+) -> None:
     """Afterwards `tried` has grown by what the trials came to."""
     import optuna
 
@@ -119,7 +121,7 @@ def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
         if kind in ("transformer", "gpt"):
             parts = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
         if share:
-            pruned = Prune(share=share / 100, importance=importance, parts=tuple(parts))  # type: ignore[arg-type]
+            pruned = Pruning(share=share / 100, importance=importance, parts=tuple(parts))  # type: ignore[arg-type]
             words += [f"p{share}", importance[0], *(part[0] for part in parts[1:])]
     factorised = trial.suggest_int("factorise", 0, 80, step=20)
     if factorised:
@@ -168,10 +170,12 @@ def _judged(maker: Maker, made: Made, fp32: float) -> Tried:
     return Tried(made, _worse(maker, _score(maker, made), fp32), made.path.stat().st_size, made.num_macs)
 
 
-def _kept(tried: Sequence[Tried], named: int, wanted: Explore) -> list[Tried]:
+def _kept(tried: Sequence[Tried], named: int, wanted: CandidateSearch) -> list[Tried]:
     """The first `named`, and of the others those that none is better than, evenly over their sizes if they are many."""
     costs = [one[1:] for one in tried]
-    unbeaten = [place for place in front(costs) if costs[place] not in costs[:place]]  # of equal ones the first counts
+    unbeaten = [
+        place for place in pareto_front(costs) if costs[place] not in costs[:place]
+    ]  # of equal ones the first counts
     found = [tried[place] for place in unbeaten if place >= named and tried[place].worse <= wanted.worst_drop]
     found.sort(key=lambda one: one.size_bytes)
     if len(found) > wanted.keep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bloomery.models.compression.config import Form
+from bloomery.models.compression.config import ExtraFormat
 from bloomery.tasks.compress.candidate_measurement import Made, Written
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
@@ -18,7 +18,7 @@ _COMPARED_ROWS = 32
 _ENDINGS = {"pt2": "pt2", "litert": "tflite"}
 
 
-def in_other_forms(out: Output, made: Sequence[Made], wanted: Sequence[Form], x: torch.Tensor) -> list[Made]:
+def in_other_forms(out: Output, made: Sequence[Made], wanted: Sequence[ExtraFormat], x: torch.Tensor) -> list[Made]:
     """The same candidates, with files of those that are in float for each of the forms that are `wanted`.
 
     They are compared with PyTorch on rows of `x`. Neither form has the 8 bits that ONNX Runtime computes with, so a
@@ -39,7 +39,7 @@ def in_other_forms(out: Output, made: Sequence[Made], wanted: Sequence[Form], x:
     return written
 
 
-def _write(out: Output, made: Made, form: Form, x: torch.Tensor) -> Written:
+def _write(out: Output, made: Made, form: ExtraFormat, x: torch.Tensor) -> Written:
     from bloomery.models.export.litert_exporter import export_litert
     from bloomery.models.export.onnx_exporter import export_program
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Latency, Options, Trained
-from bloomery.models.compression.config import CandidateSpec, Compression, Quantization, candidates_for
-from bloomery.models.profiling.cpu_features import has_tiles, processor_flags
+from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode, default_candidates
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
 from bloomery.tasks.compress.candidate_measurement import SEED, Made, measure_all
 from bloomery.tasks.compress.candidate_search import explore
@@ -76,9 +76,9 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
 
 def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
     """Each one's latency for each of `TIMED_BATCH_SIZES`, in turns with all others, as they are served."""
-    from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, compare, take_batch
+    from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, compare_latency, take_batch
 
-    return compare(
+    return compare_latency(
         {one.spec.name: one.path for one in made},
         [take_batch(test.x.numpy(), size) for size in TIMED_BATCH_SIZES],
         baseline=baseline,
@@ -93,18 +93,18 @@ def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
     from bloomery.models.networks.blueprint import read_blueprint
 
     config = read_blueprint(settings().path(trained.network_uri)).config
-    return candidates_for(
+    return default_candidates(
         config.kind,
         _quantization_for(trained),
         weights_alone=config.kind == "rnn" and config.cell != "lstm",
-        tiles=has_tiles(processor_flags()),
+        tiles=has_amx(cpu_flags()),
     )
 
 
-def _quantization_for(trained: Trained) -> Quantization | None:
+def _quantization_for(trained: Trained) -> QuantizationMode | None:
     """What the operators of an imported network suggest; of others, their kind says it."""
     import onnx
 
-    from bloomery.models.onnx_import.graph import quantization_for
+    from bloomery.models.onnx_import.graph import choose_quantization
 
-    return None if trained.import_error is None else quantization_for(onnx.load(settings().path(trained.uri)))
+    return None if trained.import_error is None else choose_quantization(onnx.load(settings().path(trained.uri)))

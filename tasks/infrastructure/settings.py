@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bloomery.data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
-from bloomery.models.profiling.cpu_features import processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.infrastructure.service_status import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -156,7 +156,7 @@ def instruction_set() -> dict[str, str]:
 
 def has_avx2() -> bool:
     """Whether this is an x86 processor with AVX2, as far as Linux tells."""
-    return platform.machine() in ("x86_64", "AMD64") and "avx2" in processor_flags()
+    return platform.machine() in ("x86_64", "AMD64") and "avx2" in cpu_flags()
 
 
 def _require_writable(home: Path, *, with_room: bool) -> None:

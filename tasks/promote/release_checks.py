@@ -15,7 +15,7 @@ from bloomery.data_contracts.records.records import Bento, Interval, describe
 from bloomery.data_contracts.records.score_format import figure_in_words
 from bloomery.models.features.config import Gates
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.onnx_storage.decoder import opened
+from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import ask, served_bento
 from bloomery.tasks.bentos.rehearsal import predictions_of, require_same
 from bloomery.tasks.evaluation.held_out import examples, measured_answers
@@ -134,7 +134,7 @@ def _log_model(bento: Bento) -> str:
     kept = mlflow_runs.client().get_run(candidate.run_id).data.tags.get("model")
     if kept is not None:
         return kept
-    model = onnx.load_from_string(opened(settings().path(candidate.uri).read_bytes()))
+    model = onnx.load_from_string(decompress(settings().path(candidate.uri).read_bytes()))
     inputs, outputs = (
         Schema([TensorSpec(np.dtype("float32"), _shape(value), value.name) for value in values])
         for values in (model.graph.input, model.graph.output)

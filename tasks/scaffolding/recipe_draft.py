@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bloomery.models.compression.config import CandidateSpec, candidates_for
+from bloomery.models.compression.config import CandidateSpec, default_candidates
 from bloomery.tasks.scaffolding.draft_planning import Plan
 from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
 
@@ -136,7 +136,7 @@ def _model(plan: Plan) -> Lines:
         "",
         "compression:",
         "  candidates:",
-        *(f"    - {flow(_as_stated(one))}" for one in candidates_for(kind)),
+        *(f"    - {flow(_as_stated(one))}" for one in default_candidates(kind)),
         f"  fine_tune: {{epochs: {max(epochs // 3, 2)}, batch_size: {batch_size}, learning_rate: 0.001}}",
     ]
 

@@ -48,10 +48,10 @@ class _Watched:
 
 
 def _counter() -> _Watched | None:
-    from bloomery.models.profiling.rapl import energy_counter
+    from bloomery.models.profiling.rapl import open_energy_counter
 
     try:
-        return _Watched(energy_counter().read)
+        return _Watched(open_energy_counter().read)
     except (EngineMissing, OSError, ValueError) as failure:
         logging.getLogger(__name__).info("energy is estimated: %s", failure)
         return None

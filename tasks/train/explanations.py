@@ -23,8 +23,8 @@ from bloomery.tasks.tracking import mlflow_runs
 if TYPE_CHECKING:
     from torch import nn
 
-    from bloomery.models.explainability.attribution import Answers, Explanation
-    from bloomery.models.explainability.feature_groups import Units
+    from bloomery.models.explainability.attribution import Explanation, OutputFunction
+    from bloomery.models.explainability.feature_groups import FeatureGroups
     from bloomery.models.training.data.batches import Examples
 
 FOLDER = "explanations"  # among the run's artifacts
@@ -38,7 +38,7 @@ _MOST_SECONDS = 10.0  # of a function, whose arithmetic is not known
 def log_explanations(
     run_id: str,
     folder: Path,
-    network: nn.Module | Answers,
+    network: nn.Module | OutputFunction,
     layout: Layout,
     encoder: Encoder,
     examples: Examples,
@@ -57,7 +57,7 @@ def log_explanations(
 
 def tell(
     folder: Path,
-    network: nn.Module | Answers,
+    network: nn.Module | OutputFunction,
     layout: Layout,
     encoder: Encoder,
     examples: Examples,
@@ -79,15 +79,15 @@ def tell(
     from torch import nn
 
     from bloomery.models.explainability.attribution import default_method, explain
-    from bloomery.models.explainability.baselines import baseline_of
-    from bloomery.models.explainability.feature_groups import columns_of, units_of
+    from bloomery.models.explainability.baselines import make_baseline
+    from bloomery.models.explainability.feature_groups import column_names, group_features
     from bloomery.models.training.loop import predict
 
-    units = units_of(layout, columns_of(encoder))
+    units = group_features(layout, column_names(encoder))
     rows = np.linspace(0, len(examples.y) - 1, _num_rows(network, examples, wanted, units)).astype(np.int64)
     x, y = examples.x[rows], examples.y[rows].numpy()
     method = wanted.method or default_method(network, layout)
-    baseline = baseline_of(x, layout, x, wanted.baseline)
+    baseline = make_baseline(x, layout, x, wanted.baseline)
     found = explain(network, x, layout, baseline, method=method, units=units, seed=seed)
     shown = varied(y, wanted.rows)
     keys = examples.key[rows[shown]]
@@ -105,22 +105,22 @@ def tell(
     return gap_of(found)
 
 
-def _num_rows(network: nn.Module | Answers, examples: Examples, wanted: Explain, units: Units) -> int:
+def _num_rows(network: nn.Module | OutputFunction, examples: Examples, wanted: Explain, units: FeatureGroups) -> int:
     """Rows of the sample: those that are asked for, or fewer where they would take too long."""
     import torch
 
-    from bloomery.models.profiling.flops import flops_per_row
+    from bloomery.models.profiling.flops import count_flops_per_row
 
     if isinstance(network, torch.nn.Module):
         with torch.random.fork_rng(devices=[]):  # dropout draws when the arithmetic is counted
-            possible = _MOST_WORK / (_PASSES * max(flops_per_row(network, examples.example()), 1))
+            possible = _MOST_WORK / (_PASSES * max(count_flops_per_row(network, examples.example()), 1))
     else:
         seconds = _seconds_of_row(network, examples) * _ANSWERS_OF_UNIT * math.prod(units.grid)
         possible = _MOST_SECONDS / seconds
     return min(max(wanted.rows, int(possible)), wanted.sample, len(examples.y))
 
 
-def _seconds_of_row(network: Answers, examples: Examples) -> float:
+def _seconds_of_row(network: OutputFunction, examples: Examples) -> float:
     rows = examples.x[:32]
     start = time.perf_counter()
     network(rows)
@@ -168,15 +168,15 @@ def draw(
     titles: Sequence[str],
     encoder: Encoder,
     layout: Layout,
-    units: Units,
+    units: FeatureGroups,
     raw: pa.Table | None = None,
 ) -> dict[str, float]:
     """Draw the rows `shown` and what matters over all rows; the latter is returned too, as far as it has names.
 
     `raw` has the raw rows that are shown, in their order.
     """
-    from bloomery.models.explainability.feature_groups import unit_weights
-    from bloomery.models.explainability.feature_importance import importance
+    from bloomery.models.explainability.feature_groups import sum_by_group
+    from bloomery.models.explainability.feature_importance import group_importance
     from bloomery.tasks.train import explanation_plots as pictures
 
     rows, over_all = folder / "rows.png", folder / "importance.png"
@@ -186,7 +186,7 @@ def draw(
         pictures.draw_images(x[shown], found.weights[shown], titles, rows)
         pictures.draw_importance(np.abs(found.weights.sum(axis=1)).mean(axis=0), (), 1, over_all)
         return {}
-    weights, mean = unit_weights(found.weights, units), importance(found.weights, units)
+    weights, mean = sum_by_group(found.weights, units), group_importance(found.weights, units)
     steps_each = -(-layout.shape[0] // units.grid[0])
     if layout.kind == "sequence":
         pictures.draw_sequences(weights[shown], units.columns, titles, steps_each, rows)
@@ -209,15 +209,15 @@ def _write_page(
     path: Path, x_BT: np.ndarray, found: Explanation, shown: np.ndarray, titles: Sequence[str], encoder: Encoder
 ) -> dict[str, float]:
     from bloomery.models.explainability.feature_importance import token_importance
-    from bloomery.models.explainability.token_text import words_of
+    from bloomery.models.explainability.token_text import token_texts
     from bloomery.tasks.train.explanation_plots import write_texts
 
     texts = []
     for row, title in zip(shown, titles, strict=True):
         there_T = x_BT[row] != 0
-        texts.append((title, words_of(encoder, x_BT[row][there_T].astype(int)), found.weights[row][there_T]))
+        texts.append((title, token_texts(encoder, x_BT[row][there_T].astype(int)), found.weights[row][there_T]))
     weighed = token_importance(x_BT, found.weights, least_times=2 if len(x_BT) > 1 else 1)[:_MOST_WORDS]
-    words = words_of(encoder, [one.token for one in weighed])
+    words = token_texts(encoder, [one.token for one in weighed])
     known = [(word, one.times, one.weight) for word, one in zip(words, weighed, strict=True)]
     write_texts(texts, known, path)
     return {word: weight for word, _, weight in known}

@@ -17,7 +17,7 @@ from bloomery.tasks.train import fit
 
 if TYPE_CHECKING:
     from bloomery.models.features.encoder import Encoder
-    from bloomery.models.onnx_import.importer import Session
+    from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.data.batches import Examples
 
 _ROWS = 32  # on which the adapted file is compared with the file as it came
@@ -26,7 +26,7 @@ _ROWS = 32  # on which the adapted file is compared with the file as it came
 class Adapted(NamedTuple):
     """The file as it was written. `error` is how far it answers from the file as it came."""
 
-    network: Session
+    network: SessionModule
     digest: str
     num_parameters: int
     error: float
@@ -43,8 +43,8 @@ def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, bluep
     import onnx
 
     from bloomery.models.inference.runtime import session
-    from bloomery.models.onnx_import.graph import num_weights
-    from bloomery.models.onnx_import.importer import Session, import_network
+    from bloomery.models.onnx_import.graph import count_weights
+    from bloomery.models.onnx_import.importer import SessionModule, import_network
 
     source = Path(model.path)
     if digest_of_file(source) != model.sha256:
@@ -59,8 +59,8 @@ def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, bluep
     made = import_network(source, blueprint.layout, blueprint.task, blueprint.num_outputs, x, model.channels)
     onnx.save(made.model, path)
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
-    network = Session(session(path)).eval()
-    return Adapted(network, digest_of_file(path), num_weights(made.model), made.error, made.changes)
+    network = SessionModule(session(path)).eval()
+    return Adapted(network, digest_of_file(path), count_weights(made.model), made.error, made.changes)
 
 
 def log_adapted(
@@ -102,7 +102,7 @@ def log_adapted(
         )
 
 
-def _pace(network: Session, shown: Examples) -> float:
+def _pace(network: SessionModule, shown: Examples) -> float:
     """Rows answered a second."""
     start = time.perf_counter()
     network(shown.x)

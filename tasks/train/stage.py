@@ -175,12 +175,12 @@ def _fit(
 
 def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fitting.Parts) -> None:
     """Raises ParityBroken if a network of the user's own could not be served, before time is spent on its training."""
-    from bloomery.models.export.onnx_exporter import PARITY_BATCHES, export
+    from bloomery.models.export.onnx_exporter import PARITY_BATCHES, export_onnx
     from bloomery.models.networks.blueprint import build
 
     x, _ = next(parts.val.in_order())
     path = out.path("untrained.onnx")
-    export(build(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
+    export_onnx(build(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
     path.unlink()
 
 
@@ -290,15 +290,15 @@ def _pace(network: nn.Module, example: torch.Tensor, training: Training, rows_pe
     """Rows a second, what arithmetic a row costs, and on a GPU the share of what it could have done."""
     import torch
 
-    from bloomery.models.profiling.flops import flops_per_row, matrix_rate
+    from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
     from bloomery.models.training.optimization.mixed_precision import is_half
 
-    flops = flops_per_row(network, example)
+    flops = count_flops_per_row(network, example)
     figures = {"rows_per_second": rows_per_second, "flops_per_row": flops}
     if select_device(training.device) == "cuda":
         device = torch.device("cuda")
         precision = torch.bfloat16 if is_half(training, device) else torch.float32
-        rate = matrix_rate(device, precision) * training.devices * training.nodes
+        rate = peak_flops(device, precision) * training.devices * training.nodes
         figures["flop_utilization"] = flops * rows_per_second / rate
     return figures
 

@@ -13,16 +13,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.pruning.unstructured import held, masks_of
+from bloomery.models.compression.pruning.unstructured import compute_masks, fixed_masks
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.compression.weight_clustering import share, shared
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
 from bloomery.models.features.input_config import ImageInput
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn
-from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import fix_randomness
@@ -48,7 +48,7 @@ def _repeatable() -> None:
 @pytest.fixture(scope="session")
 def seven_bits() -> bool:
     """What `reduce_range` is to be on this processor, where files are asked for answers near those in float."""
-    return needs_reduced_range(processor_flags())
+    return needs_reduced_range(cpu_flags())
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def trained(parts: Parts) -> Trained:
 @pytest.fixture(scope="session")
 def exported(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "float.onnx"
-    export(trained.network, parts.test.x, path)
+    export_onnx(trained.network, parts.test.x, path)
     return path
 
 
@@ -116,8 +116,8 @@ def quantized(exported: Path, parts: Parts) -> Path:
 def few_valued(trained: Trained, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network with a tenth of its weights, in 8 values. It was not fine-tuned, so it is hardly ever right."""
     network = copy.deepcopy(trained.network)
-    with held(network, masks_of(network, 0.1)), shared(network, share(network, 8)):
+    with fixed_masks(network, compute_masks(network, 0.1)), shared_weights(network, cluster_weights(network, 8)):
         pass
     path = tmp_path_factory.mktemp("few") / "few.onnx"
-    export(network, parts.test.x, path)
+    export_onnx(network, parts.test.x, path)
     return path

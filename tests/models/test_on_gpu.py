@@ -11,12 +11,19 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.compressor import Lesson, made_smaller
-from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Prune, Sparse, Student
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.compressor import FineTuning, compress_network
+from bloomery.models.compression.config import (
+    CandidateSpec,
+    Compression,
+    Distillation,
+    Pruning,
+    Sparsification,
+    Student,
+)
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build, write_network
 from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, Transformer
-from bloomery.models.profiling.flops import matrix_rate
+from bloomery.models.profiling.flops import peak_flops
 from bloomery.models.training.checkpointing import Keeper
 from bloomery.models.training.config import Augment, Checkpoints, Loop
 from bloomery.models.training.data.batches import Examples
@@ -122,9 +129,9 @@ def test_bf16_and_a_compiled_network_learn_as_well(name: str) -> None:
 
 
 SMALLER = {
-    "pruned": CandidateSpec(name="pruned", prune=Prune(share=0.5)),
-    "taylor": CandidateSpec(name="taylor", prune=Prune(share=0.5, importance="taylor")),
-    "sparse, few values": CandidateSpec(name="coded", sparse=Sparse(density=0.3, rounds=2), values=8),
+    "pruned": CandidateSpec(name="pruned", prune=Pruning(share=0.5)),
+    "taylor": CandidateSpec(name="taylor", prune=Pruning(share=0.5, importance="taylor")),
+    "sparse, few values": CandidateSpec(name="coded", sparse=Sparsification(density=0.3, rounds=2), values=8),
     "student": CandidateSpec(name="student", student=Student(model=Cnn(kind="cnn", channels=(2, 4), hidden=8))),
     "aware": CandidateSpec(name="aware", quantize="static", aware=True),
     "factorised": CandidateSpec(name="thin", factorise=0.5),
@@ -138,14 +145,14 @@ def test_what_is_made_smaller_learns_and_is_exported(what: str, how: Distillatio
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     parts = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
     compression = Compression(fine_tune=Loop(epochs=4, batch_size=32), distill=how)
-    lesson = Lesson(*parts, teacher, compression, device="cuda")
-    smaller = made_smaller(teacher, blueprint_of("cnn"), SMALLER[what], lesson)
+    lesson = FineTuning(*parts, teacher, compression, device="cuda")
+    smaller = compress_network(teacher, blueprint_of("cnn"), SMALLER[what], lesson)
     assert {tensor.device.type for one in (smaller, teacher) for tensor in one.state_dict().values()} == {"cpu"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert evaluate(smaller, parts[1])[1] > 0.6
     if SMALLER[what].aware:
         return  # its ranges go first
-    assert export(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
+    assert export_onnx(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
 
 
 def test_changed_images_are_learnt_from() -> None:
@@ -155,4 +162,4 @@ def test_changed_images_are_learnt_from() -> None:
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:
-    assert matrix_rate(torch.device("cuda"), torch.bfloat16) > 1e12
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) > 1e12

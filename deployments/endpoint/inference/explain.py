@@ -18,8 +18,8 @@ import pyarrow as pa
 from bloomery.deployments.endpoint.http.errors import Refused
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.models.explainability.raw_columns import by_column, parts_of, pieces_of
-from bloomery.models.explainability.shapley import background_of, contributions, load
+from bloomery.models.explainability.raw_columns import group_row, locate_groups, sum_by_column
+from bloomery.models.explainability.shapley import compute_shap_values, load_shap, select_background
 from bloomery.models.features.encoder import encode
 
 _MOST_UNITS = 1_024  # of a row; the masks of all orders lie in memory
@@ -76,21 +76,21 @@ class Explanations:
             return answered if target is None else answered[:, target]
 
         encoder, most_rows = version.encoder, self._limits.explain_evaluations
-        units = parts_of(encoder, x)
+        units = group_row(encoder, x)
         num_units = int(units.of.max()) + 1
         if num_units > _MOST_UNITS:
             raise Refused(
                 HTTPStatus.NOT_IMPLEMENTED,
                 f"a row has {num_units:,} columns that are weighed one by one; at most {_MOST_UNITS:,} are explained",
             )
-        behind = background_of(encoder.layout, x, version.background, num_units=num_units, most_rows=most_rows)
-        found = contributions(answers, x, behind, units.of, most_rows=most_rows)
-        pieces = pieces_of(encoder, units, found.values, x)
+        behind = select_background(encoder.layout, x, version.background, num_units=num_units, most_rows=most_rows)
+        found = compute_shap_values(answers, x, behind, units.of, most_rows=most_rows)
+        pieces = locate_groups(encoder, units, found.values, x)
         return {
             **({} if target is None else {"label": encoder.classes[target]}),
             "answer": found.answer,
             "base": found.base,
-            "contributions": by_column(encoder, units, found.values),
+            "contributions": sum_by_column(encoder, units, found.values),
             **({"pieces": pieces} if pieces else {}),
             "is_exact": found.is_exact,
         }
@@ -129,7 +129,7 @@ def _no_parameter(found: str, rule: str) -> Refused:
 
 def _require_shap() -> None:
     try:
-        load()
+        load_shap()
     except ImportError as failure:
         error = f"explanations need the package shap, which cannot be loaded here: {failure}"
         raise Refused(HTTPStatus.NOT_IMPLEMENTED, f"{error}; install what the bento requires") from failure

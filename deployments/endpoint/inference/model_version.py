@@ -26,7 +26,7 @@ from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.statistics.arrow_arrays import Rows
 from bloomery.models.inference.outputs import TOLERANCE, meant, outputs_of, unit_of
 from bloomery.models.inference.runtime import session
-from bloomery.models.profiling.cpu_features import needs_reduced_range, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
 _log = logging.getLogger("bloomery.endpoint")
@@ -81,7 +81,7 @@ class Version:
         self._labels = [str(one) for one in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._rehearse()
-        if self.manifest.get("needs_vnni") and needs_reduced_range(processor_flags()):
+        if self.manifest.get("needs_vnni") and needs_reduced_range(cpu_flags()):
             _log.warning(
                 "%s may answer otherwise than measured: this processor has no VNNI, so its sums of 8-bit products "
                 "saturate; compress it with `reduce_range: true`, or serve it where there is VNNI",

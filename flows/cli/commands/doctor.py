@@ -120,10 +120,10 @@ def _litert() -> Iterator[Finding]:
 
 
 def _energy() -> Iterator[Finding]:
-    from bloomery.models.profiling.rapl import energy_counter
+    from bloomery.models.profiling.rapl import open_energy_counter
 
     try:
-        energy_counter()
+        open_energy_counter()
         told = "counted by the processor"
     except EngineMissing as error:  # not a fault: few recipes ask for it
         told = f"{error.found}; only `objective: energy` needs it"

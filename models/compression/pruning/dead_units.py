@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloomery.models.compression.pruning.structured import tracing
+from bloomery.models.compression.pruning.structured import load_torch_pruning
 from bloomery.models.networks.architectures import cnn, lenet, mlp
 from bloomery.models.networks.blueprint import Blueprint, rebuilt
 
 _KINDS: dict[str, ModuleType] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
 
 
-def without_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Module, Blueprint]:
+def remove_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Module, Blueprint]:
     """A smaller dense network of the same kind without the units that no weight leads to or from.
 
     A unit without weights behind it is read by nobody: the outputs are the same without it. One without weights before
@@ -39,7 +39,7 @@ def without_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Mod
 def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:
     """Whether any unit of `layers` was dead; afterwards it is gone."""
     removed = False
-    with tracing() as torch_pruning:
+    with load_torch_pruning() as torch_pruning:
         for layer in layers:
             graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=x)
             remove = (

@@ -13,13 +13,13 @@ from bloomery.models.training.data.batches import Examples, even_sample
 from bloomery.models.training.optimization.loss import loss_of
 
 # Of each single weight of a parameter: float32 of its shape, never below 0. What leaves adds up over what it holds.
-Measure = Callable[[torch.Tensor], torch.Tensor]
+ImportanceFunction = Callable[[torch.Tensor], torch.Tensor]
 
 _MOST_ROWS = 1024
 _BATCH = 64
 
 
-def magnitude(weight: torch.Tensor) -> torch.Tensor:
+def magnitude_importance(weight: torch.Tensor) -> torch.Tensor:
     """The square of each weight.
 
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", section 3.
@@ -27,20 +27,23 @@ def magnitude(weight: torch.Tensor) -> torch.Tensor:
     return weight.data.square()
 
 
-def taylor(weight: torch.Tensor) -> torch.Tensor:
+def taylor_importance(weight: torch.Tensor) -> torch.Tensor:
     """The square of what the loss would change by without each weight, to first order: (gradient x weight)^2.
 
-    `weight` has a gradient, as after `add_gradients`; one without any does not matter.
+    `weight` has a gradient, as after `compute_gradients`; one without any does not matter.
 
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8.
     """
     return torch.zeros_like(weight.data) if weight.grad is None else (weight.data * weight.grad.data).square()
 
 
-MEASURES: dict[Importance, Measure] = {"magnitude": magnitude, "taylor": taylor}
+IMPORTANCE_FUNCTIONS: dict[Importance, ImportanceFunction] = {
+    "magnitude": magnitude_importance,
+    "taylor": taylor_importance,
+}
 
 
-def add_gradients(network: nn.Module, examples: Examples) -> None:
+def compute_gradients(network: nn.Module, examples: Examples) -> None:
     """Afterwards each parameter of `network` holds the gradient of the mean loss over some rows of `examples`."""
     x, y = (even_sample(part, _MOST_ROWS)[:_MOST_ROWS] for part in (examples.x, examples.y))
     losses = loss_of(Loop(epochs=1), y)

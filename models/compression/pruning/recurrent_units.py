@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bloomery.models.compression.pruning.importance import Measure
+from bloomery.models.compression.pruning.importance import ImportanceFunction
 from bloomery.models.networks.architectures.rnn import Recurrent
 from bloomery.models.networks.config import Rnn
 
 
-def prune_units(network: Recurrent, config: Rnn, share: float, measure: Measure) -> Rnn:
+def prune_recurrent_units(network: Recurrent, config: Rnn, share: float, measure: ImportanceFunction) -> Rnn:
     """Afterwards `network` has lost the `share` of hidden units that matter least, at most all but one.
 
     Each direction of each layer loses as many, each its own; a unit goes from all gates and from all that reads it.
@@ -43,7 +43,7 @@ def _readers(layers: list[list[nn.Module]], number: int, head: nn.Module) -> lis
 
 
 def _most_important(
-    layers: list[list[nn.Module]], number: int, head: nn.Module, hidden: int, num: int, measure: Measure
+    layers: list[list[nn.Module]], number: int, head: nn.Module, hidden: int, num: int, measure: ImportanceFunction
 ) -> list[torch.Tensor]:
     """Of each direction the `num` units, in order, that matter most: in all gates, in the next step and behind."""
     read = [dict(reader.named_parameters()) for reader in _readers(layers, number, head)]

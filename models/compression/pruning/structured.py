@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import PRUNABLE, Prune, why_not_pruned
-from bloomery.models.compression.pruning.importance import MEASURES, add_gradients
-from bloomery.models.compression.pruning.recurrent_units import prune_units
-from bloomery.models.compression.pruning.transformer_blocks import prune_blocks
+from bloomery.models.compression.config import PRUNABLE, Pruning, find_pruning_obstacle
+from bloomery.models.compression.pruning.importance import IMPORTANCE_FUNCTIONS, compute_gradients
+from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
+from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
 from bloomery.models.networks.architectures import cnn, ft_transformer, lenet, mlp, resnet
 from bloomery.models.networks.blueprint import Blueprint, rebuilt
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
-from bloomery.models.profiling.macs import costing
+from bloomery.models.profiling.macs import relative_cost
 from bloomery.models.training.data.batches import Examples
 
 # What each kind may lose, and its config afterwards, its own module says.
@@ -36,7 +36,7 @@ _HALVINGS = 6  # of the range in which the share lies that reaches a target
 
 
 @contextlib.contextmanager
-def tracing() -> Iterator[ModuleType]:
+def load_torch_pruning() -> Iterator[ModuleType]:
     """torch-pruning, which finds coupled layers. Its tracer warns about parameters that are in no group: they stay."""
     import torch_pruning
 
@@ -45,20 +45,20 @@ def tracing() -> Iterator[ModuleType]:
         yield torch_pruning
 
 
-class Pruned(NamedTuple):
+class PrunedNetwork(NamedTuple):
     """A dense network of the same kind, in evaluation mode, and the blueprint that builds it."""
 
     network: nn.Module
     blueprint: Blueprint
 
 
-def prune(
+def prune_network(
     network: nn.Module,
     blueprint: Blueprint,
-    how: Prune,
+    how: Pruning,
     examples: Examples | None = None,
     tune: Callable[[nn.Module, int], None] = lambda network, rounds: None,
-) -> Pruned:
+) -> PrunedNetwork:
     """A copy of `network` without what matters least. `network` itself is left as it is.
 
     Whole groups of coupled weights go together; the outputs of the head stay. The channels that a convolution keeps are
@@ -76,7 +76,7 @@ def prune(
     """
     _require_prunable(blueprint.config, how)
     share = _share_for_target(network, blueprint, how, examples) if how.share is None else how.share
-    smaller = Pruned(network, blueprint)
+    smaller = PrunedNetwork(network, blueprint)
     blocks = _blocks_left(network, blueprint, share, how.multiple_of)
     for number in range(1, how.rounds + 1):
         stays = _Stays(1 - (1 - share) ** (1 / how.rounds), blocks, is_last=number == how.rounds)
@@ -85,8 +85,8 @@ def prune(
     return smaller
 
 
-def _require_prunable(config: Model, how: Prune) -> None:
-    why = why_not_pruned(config, how)
+def _require_prunable(config: Model, how: Pruning) -> None:
+    why = find_pruning_obstacle(config, how)
     if why is not None:
         raise RecipeInvalid(
             f"a candidate is to be pruned, and {why}",
@@ -96,17 +96,17 @@ def _require_prunable(config: Model, how: Prune) -> None:
         )
 
 
-def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Prune, examples: Examples | None) -> float:
+def _share_for_target(network: nn.Module, blueprint: Blueprint, how: Pruning, examples: Examples | None) -> float:
     """The least share whose loss brings the cost down to the target, to 1/64."""
     assert how.target is not None
     assert examples is not None
     ((cost, wanted),) = how.target.items()
     low, high = 0.0, 1.0 - 2.0**-_HALVINGS
-    with costing(cost, network, examples.x[:32]) as share_of_cost:
+    with relative_cost(cost, network, examples.x[:32]) as share_of_cost:
 
         def reached(share: float) -> float:
             blocks = _blocks_left(network, blueprint, share, how.multiple_of)
-            smaller = _without(Pruned(network, blueprint), _Stays(share, blocks), how, examples)
+            smaller = _without(PrunedNetwork(network, blueprint), _Stays(share, blocks), how, examples)
             return share_of_cost(smaller.network)
 
         least = reached(high)
@@ -159,25 +159,27 @@ def _block_left(layer: nn.Conv2d, share: float, multiple_of: int) -> int | None:
     return min(multiple_of * round(left / multiple_of), layer.out_channels)
 
 
-def _without(whole: Pruned, stays: _Stays, how: Prune, examples: Examples | None) -> Pruned:
+def _without(whole: PrunedNetwork, stays: _Stays, how: Pruning, examples: Examples | None) -> PrunedNetwork:
     smaller, blueprint = copy.deepcopy(whole.network).eval(), whole.blueprint
     if how.importance == "taylor":
         assert examples is not None
-        add_gradients(smaller, examples)
-    config, measure = blueprint.config, MEASURES[how.importance]
+        compute_gradients(smaller, examples)
+    config, measure = blueprint.config, IMPORTANCE_FUNCTIONS[how.importance]
     if isinstance(config, Rnn):
-        config = prune_units(smaller, config, stays.share, measure)  # type: ignore[arg-type]
+        config = prune_recurrent_units(smaller, config, stays.share, measure)  # type: ignore[arg-type]
     elif isinstance(config, Transformer | Gpt):
-        config = prune_blocks(smaller.blocks, config, stays.share, measure, how.parts)  # type: ignore[arg-type, type-var]
+        config = prune_transformer_blocks(smaller.blocks, config, stays.share, measure, how.parts)  # type: ignore[arg-type, type-var]
     else:
         config = _prune_coupled(smaller, blueprint, stays, how)
     if how.dropout is not None:
         config = config.model_copy(update={"dropout": how.dropout})
     pruned = blueprint.model_copy(update={"config": config})
-    return Pruned(rebuilt(pruned, smaller), pruned)  # so that no gradient and no bookkeeping stays on the modules
+    return PrunedNetwork(
+        rebuilt(pruned, smaller), pruned
+    )  # so that no gradient and no bookkeeping stays on the modules
 
 
-def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how: Prune) -> Model:
+def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how: Pruning) -> Model:
     """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
     kind = _KINDS[blueprint.config.kind]
     layers = kind.prunable(network)
@@ -185,7 +187,7 @@ def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how:
     is_global, share = how.scope == "network", stays.share
     blocks = stays.blocks or [None] * len(layers)
     shares = {layer: stays.share_of(layer, block) for layer, block in zip(layers, blocks, strict=True)}
-    with tracing() as torch_pruning:
+    with load_torch_pruning() as torch_pruning:
         importance = (
             torch_pruning.importance.GroupTaylorImportance()
             if how.importance == "taylor"

@@ -11,16 +11,16 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from bloomery.models.compression.config import Part
-from bloomery.models.compression.pruning.importance import Measure
+from bloomery.models.compression.config import Structure
+from bloomery.models.compression.pruning.importance import ImportanceFunction
 from bloomery.models.networks.config import Gpt, Transformer
 from bloomery.models.networks.layers.attention import Attention, Block, heads_of
 
 ConfigT = TypeVar("ConfigT", Transformer, Gpt)
 
 
-def prune_blocks(
-    blocks: nn.ModuleList, config: ConfigT, share: float, measure: Measure, parts: Sequence[Part]
+def prune_transformer_blocks(
+    blocks: nn.ModuleList, config: ConfigT, share: float, measure: ImportanceFunction, parts: Sequence[Structure]
 ) -> ConfigT:
     """Afterwards `blocks` have lost the `share` of each of the `parts` that matters least, at most all but one.
 
@@ -53,7 +53,7 @@ def prune_blocks(
     return config
 
 
-def _of(module: nn.Module, measure: Measure) -> torch.Tensor:
+def _of(module: nn.Module, measure: ImportanceFunction) -> torch.Tensor:
     return torch.stack([measure(weight).sum() for weight in module.parameters()]).sum()
 
 
@@ -62,7 +62,7 @@ def _kept(matter: torch.Tensor, share: float) -> torch.Tensor:
     return matter.topk(max(len(matter) - round(len(matter) * share), 1)).indices.sort().values
 
 
-def _without_heads(attention: Attention, head_width: int, share: float, measure: Measure) -> int:
+def _without_heads(attention: Attention, head_width: int, share: float, measure: ImportanceFunction) -> int:
     """How many heads are left."""
     projections = [layer for layer in (attention.query, attention.key, attention.value) if isinstance(layer, nn.Linear)]
     matter_N = measure(attention.out.weight).unflatten(1, (-1, head_width)).sum((0, 2))
@@ -77,7 +77,7 @@ def _without_heads(attention: Attention, head_width: int, share: float, measure:
     return len(kept_N)
 
 
-def _without_hidden(block: Block, share: float, measure: Measure) -> int:
+def _without_hidden(block: Block, share: float, measure: ImportanceFunction) -> int:
     """How many hidden units are left. A unit matters as much as what leads to it and what leads from it together."""
     up, down = block.up, block.down
     matter_H = measure(up.weight).sum(1) + measure(up.bias) + measure(down.weight).sum(0)

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import Scope
+from bloomery.models.compression.config import SparsityCriterion
 
 Masks = dict[str, torch.Tensor]  # by a parameter's name, bool of its shape: which weights stay
 
 
-def density_at(step: int, num_steps: int, *, last: float, first: float = 1.0) -> float:
+def scheduled_density(step: int, num_steps: int, *, last: float, first: float = 1.0) -> float:
     """The share of weights that stays after `step` of `num_steps`: from `first` quickly, then slowly, to `last`.
 
     Source: Zhu & Gupta 2017, "To prune, or not to prune", equation 1.
@@ -47,12 +47,12 @@ def lamp_scores(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(shares).index_copy(0, order, shares).reshape(weight.shape)
 
 
-def weights_of(network: nn.Module) -> dict[str, nn.Parameter]:
+def maskable_weights(network: nn.Module) -> dict[str, nn.Parameter]:
     """What can be made sparse, by name: tensors of two and more dimensions. Biases and norms are few and stay."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.dim() > 1}
 
 
-def masks_of(network: nn.Module, density: float, scope: Scope = "lamp") -> Masks:
+def compute_masks(network: nn.Module, density: float, scope: SparsityCriterion = "lamp") -> Masks:
     """Which weights stay, so that the share `density` of all of them does, those with the highest scores.
 
     "layer" keeps that share of each layer, by magnitude; "global" compares magnitudes over all layers, and "lamp"
@@ -68,7 +68,7 @@ def masks_of(network: nn.Module, density: float, scope: Scope = "lamp") -> Masks
             where="the density of a sparse candidate",
             remedy="state the share that stays, such as 0.05, and not the share that goes",
         )
-    weights = weights_of(network)
+    weights = maskable_weights(network)
     if scope == "layer":
         return {name: _highest(weight.detach().abs(), density) for name, weight in weights.items()}
     scores = {
@@ -89,7 +89,7 @@ def _highest(scores: torch.Tensor, density: float) -> torch.Tensor:
     return stays.reshape(scores.shape)
 
 
-def n_of_m(weight_OI: torch.Tensor, n: int, m: int) -> torch.Tensor:
+def n_of_m_mask(weight_OI: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """bool (O, I): of each `m` inputs side by side the `n` largest stay, such as 2:4. I may have more dimensions.
 
     Inputs of a kernel count channel by channel at the same place of the kernel, as hardware has it. What is left over
@@ -116,18 +116,22 @@ def n_of_m(weight_OI: torch.Tensor, n: int, m: int) -> torch.Tensor:
     return stays.movedim(-1, 1)
 
 
-def pattern_masks(network: nn.Module, n: int, m: int) -> Masks:
-    """`n_of_m` for the weights of linear, convolutional and recurrent layers, which multiply inputs side by side.
+def compute_n_of_m_masks(network: nn.Module, n: int, m: int) -> Masks:
+    """`n_of_m_mask` for the weights of linear, convolutional and recurrent layers, which multiply inputs side by side.
 
     What is looked up or multiplied one by one, such as embeddings, stays, and so does a layer of fewer than `m` inputs.
     """
     layers = (module for module in network.modules() if isinstance(module, (nn.Linear, _ConvNd, nn.RNNBase)))
     multiplied = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
-    return {name: n_of_m(weight, n, m) for name, weight in weights_of(network).items() if id(weight) in multiplied}
+    return {
+        name: n_of_m_mask(weight, n, m)
+        for name, weight in maskable_weights(network).items()
+        if id(weight) in multiplied
+    }
 
 
 @contextmanager
-def held(network: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def fixed_masks(network: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Within, and afterwards, weights outside of `masks` are zero, whatever is learnt by an optimizer made within.
 
     Their gradients are zero, so Adam's moments are too, and nothing decays from zero: each step leaves them.
@@ -162,7 +166,7 @@ def _clear(weight: torch.Tensor, mask: torch.Tensor) -> None:
     weight.masked_fill_(~mask.to(weight.device), 0.0)
 
 
-def density_of(network: nn.Module) -> float:
+def measure_density(network: nn.Module) -> float:
     """The share of weights that are not zero."""
-    weights = weights_of(network).values()
+    weights = maskable_weights(network).values()
     return sum(int(weight.count_nonzero()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)

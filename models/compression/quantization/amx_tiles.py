@@ -17,7 +17,7 @@ from onnx import numpy_helper
 _FEWEST_WEIGHTS = 32_768
 
 
-def on_tiles(model: onnx.ModelProto) -> onnx.ModelProto:
+def use_amx_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model`, which the static route made, with -1 as the zero of the weights of large convolutions.
 
     Weights are symmetric, from -127 to 127, so one less of each fits as well: the network is the same to the last bit.

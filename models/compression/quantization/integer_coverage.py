@@ -42,7 +42,7 @@ _FLOAT = {
 }
 
 
-class Coverage(NamedTuple):
+class IntegerCoverage(NamedTuple):
     """What runs in integers: as operators, and as a share of all weights that operators multiply with.
 
     `integers` and `floats` count operators that multiply, by kind; `share` is from 0 to 1, and 0 where there are none.
@@ -53,13 +53,13 @@ class Coverage(NamedTuple):
     share: float
 
 
-def integer_coverage(path: Path) -> Coverage:
+def measure_integer_coverage(path: Path) -> IntegerCoverage:
     """What the operators of the ONNX file at `path` are once ONNX Runtime has optimised it as it will run.
 
     A file in a stored form is unpacked first. Products without weights, such as those of attention, count as operators
     and not in the share.
     """
-    graph = optimised(path).graph
+    graph = optimized_graph(path).graph
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
     integer: Counter[str] = Counter()
     floats: Counter[str] = Counter()
@@ -72,12 +72,12 @@ def integer_coverage(path: Path) -> Coverage:
             known = sorted((sizes[name] for name in set(node.input) if name in sizes), reverse=True)
             weights[is_integer] += sum(known[: 2 if "LSTM" in node.op_type else 1])
     total = sum(weights.values())
-    return Coverage(
+    return IntegerCoverage(
         dict(sorted(integer.items())), dict(sorted(floats.items())), weights[True] / total if total else 0.0
     )
 
 
-def optimised(path: Path) -> onnx.ModelProto:
+def optimized_graph(path: Path) -> onnx.ModelProto:
     """The graph that ONNX Runtime makes of the file at `path` on this processor, as a session runs it."""
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"

@@ -13,33 +13,33 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import (
     CalibrationDataReader,
-    CalibrationMethod,
     QuantFormat,
     QuantType,
     create_calibrator,
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization import CalibrationMethod as OrtCalibrationMethod
 from onnxruntime.quantization.calibrate import save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.config import Calibration, Quantization
-from bloomery.models.compression.quantization.amx_tiles import on_tiles
+from bloomery.models.compression.config import CalibrationMethod, QuantizationMode
+from bloomery.models.compression.quantization.amx_tiles import use_amx_kernels
 from bloomery.models.inference.runtime import INPUT
 
 # What ONNX Runtime has 8-bit kernels for, and what may stand between two of them without a way back to float.
-OPERATORS: dict[Quantization, tuple[str, ...]] = {
+OPERATORS: dict[QuantizationMode, tuple[str, ...]] = {
     "static": ("Add", "AveragePool", "Clip", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Relu"),
     "dynamic": ("Attention", "Gather", "Gemm", "LSTM", "MatMul"),
 }
 # Operators that hold weights: what may be left in float by name.
-WEIGHTED = ("Attention", "Conv", "Gather", "Gemm", "LSTM", "MatMul")
+WEIGHTED_OPERATORS = ("Attention", "Conv", "Gather", "Gemm", "LSTM", "MatMul")
 
 _METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
+    "minmax": OrtCalibrationMethod.MinMax,
+    "entropy": OrtCalibrationMethod.Entropy,
+    "percentile": OrtCalibrationMethod.Percentile,
 }
 # By default ONNX Runtime's histograms for entropy have as many bins as levels, so that there is nothing to choose; and
 # its percentiles reach as far below 0 as above, which wastes half the levels behind a ReLU.
@@ -64,8 +64,8 @@ def quantize(
     target: Path,
     calibration: np.ndarray,
     *,
-    how: Quantization = "static",
-    calibrate: Calibration = "minmax",
+    how: QuantizationMode = "static",
+    calibrate: CalibrationMethod = "minmax",
     reduce_range: bool = False,
     tiles: bool = False,
     keep_float: Sequence[str] = (),
@@ -97,8 +97,8 @@ def quantize(
         RecipeInvalid: `keep_float` or `ranges` name what the network does not have.
     """
     with tempfile.TemporaryDirectory() as folder:
-        ready = prepared(source, Path(folder))
-        quantize_prepared(
+        ready = preprocess(source, Path(folder))
+        quantize_preprocessed(
             ready,
             target,
             calibration,
@@ -109,10 +109,10 @@ def quantize(
             ranges=ranges,
         )
     if tiles and how == "static":
-        onnx.save(on_tiles(onnx.load(target)), target)
+        onnx.save(use_amx_kernels(onnx.load(target)), target)
 
 
-def prepared(source: Path, folder: Path) -> Path:
+def preprocess(source: Path, folder: Path) -> Path:
     """A copy of `source` in `folder` as the quantizer takes it: batch normalisation is folded into what is before."""
     ready = folder / "ready.onnx"
     with _quiet():
@@ -128,14 +128,14 @@ def prepared(source: Path, folder: Path) -> Path:
     return ready
 
 
-def layers(model: onnx.ModelProto, how: Quantization) -> list[str]:
+def quantizable_layers(model: onnx.ModelProto, how: QuantizationMode) -> list[str]:
     """Names of the operators of a prepared model that hold weights and can be quantized, in the order of the graph."""
     weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    kinds = set(WEIGHTED) & set(OPERATORS[how])
+    kinds = set(WEIGHTED_OPERATORS) & set(OPERATORS[how])
     return [node.name for node in model.graph.node if node.op_type in kinds and weights & set(node.input[:2])]
 
 
-def first_layer(source: Path, how: Quantization) -> tuple[str, ...]:
+def find_first_layer(source: Path, how: QuantizationMode) -> tuple[str, ...]:
     """For `keep_float` of `quantize`: the layer of the ONNX file at `source` that comes first, or none if none can be
     quantized.
 
@@ -143,22 +143,22 @@ def first_layer(source: Path, how: Quantization) -> tuple[str, ...]:
     it may be quicker in float, unless pooling follows: that is done in float then, too.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return tuple(layers(onnx.load(prepared(source, Path(folder))), how)[:1])
+        return tuple(quantizable_layers(onnx.load(preprocess(source, Path(folder))), how)[:1])
 
 
-def quantize_prepared(
+def quantize_preprocessed(
     ready: Path,
     target: Path,
     calibration: np.ndarray,
     *,
-    how: Quantization,
-    calibrate: Calibration = "minmax",
+    how: QuantizationMode,
+    calibrate: CalibrationMethod = "minmax",
     reduce_range: bool = False,
     keep_float: Sequence[str] = (),
     ranges: Mapping[str, tuple[float, float]] | None = None,
     seen: Path | None = None,
 ) -> None:
-    """As `quantize`, for what `prepared` returned. `seen` is the file that `seen_ranges` wrote, if it did already."""
+    """As `quantize`, for what `prepared` returned. `seen` is the file that `calibrate_ranges` wrote."""
     model = onnx.load(ready)
     _require_known(keep_float, {node.name for node in model.graph.node}, "keep_float")
     with _quiet():
@@ -174,7 +174,7 @@ def quantize_prepared(
                 op_types_to_quantize=list(OPERATORS[how]),
                 nodes_to_exclude=list(keep_float),
                 calibrate_method=_METHODS[calibrate],
-                calibration_cache_path=seen or seen_ranges(ready, calibration, calibrate),
+                calibration_cache_path=seen or calibrate_ranges(ready, calibration, calibrate),
                 extra_options={"TensorQuantOverrides": _overrides(model, ranges or {})},
             )
         else:
@@ -192,7 +192,7 @@ def quantize_prepared(
     onnx.save(_lean(_float_outputs(onnx.load(target))), target)
 
 
-def seen_ranges(ready: Path, calibration: np.ndarray, calibrate: Calibration) -> Path:
+def calibrate_ranges(ready: Path, calibration: np.ndarray, calibrate: CalibrationMethod) -> Path:
     """A file beside `ready` with the ranges that its activations have on the rows `calibration` float32 (B, ...)."""
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(
@@ -278,7 +278,7 @@ def _require_known(names: Sequence[str], known: set[str], what: str) -> None:
             f"{what} names {', '.join(unknown)}",
             required=f"names of operators or layers of the network, such as {', '.join(sorted(known)[:5])}",
             where="the quantization of a candidate",
-            remedy="take names from `sensitive_layers`",
+            remedy="take names from `measure_sensitivities`",
         )
 
 

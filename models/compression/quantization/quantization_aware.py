@@ -19,14 +19,14 @@ _ACTIVATION_LEVEL = 255  # the largest of uint8
 _WEIGHT_LEVEL, _REDUCED_LEVEL = 127, 64  # the largest of int8, and of 7 bits, on both sides of 0
 
 
-def with_fake_quantization(
+def add_fake_quantization(
     network: nn.Module, *, reduce_range: bool = False, keep_float: Collection[str] = ()
 ) -> nn.Module:
     """A copy of `network` whose convolutions and linear maps, but for those in `keep_float`, round their weights and
     what comes in to 8 bits.
 
     Train it as any other: gradients pass rounding as if it were not there, and are 0 outside a range. Then export what
-    `without_fake_quantization` returns, and quantize that with `ranges_of`.
+    `remove_fake_quantization` returns, and quantize that with `learned_ranges`.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
@@ -40,8 +40,8 @@ def with_fake_quantization(
     return rounding
 
 
-def first_called(network: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
-    """For `keep_float` of `with_fake_quantization`: the name of the layer by which rows `x` (B, ...) come in, if any.
+def find_first_called_layer(network: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
+    """For `keep_float` of `add_fake_quantization`: the name of the layer by which rows `x` (B, ...) come in, if any.
 
     `network` is in evaluation mode afterwards.
     """
@@ -64,7 +64,7 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
             yield name, layer
 
 
-def ranges_of(network: nn.Module) -> dict[str, tuple[float, float]]:
+def learned_ranges(network: nn.Module) -> dict[str, tuple[float, float]]:
     """What `quantize` takes as `ranges`: by layer, the least and largest value that goes in, as training has seen."""
     return {
         name: (float(module.low), float(module.high))
@@ -73,8 +73,8 @@ def ranges_of(network: nn.Module) -> dict[str, tuple[float, float]]:
     }
 
 
-def without_fake_quantization(network: nn.Module) -> nn.Module:
-    """A copy of what `with_fake_quantization` made, in float and of the structure that it had, with what it learnt."""
+def remove_fake_quantization(network: nn.Module) -> nn.Module:
+    """A copy of what `add_fake_quantization` made, in float and of the structure that it had, with what it learnt."""
     plain = copy.deepcopy(network)
     for name, module in list(plain.named_modules()):
         if isinstance(module, _Rounding):

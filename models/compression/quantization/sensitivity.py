@@ -13,23 +13,28 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bloomery.models.compression.config import Calibration, Quantization
-from bloomery.models.compression.quantization.post_training import layers, prepared, quantize_prepared, seen_ranges
+from bloomery.models.compression.config import CalibrationMethod, QuantizationMode
+from bloomery.models.compression.quantization.post_training import (
+    calibrate_ranges,
+    preprocess,
+    quantizable_layers,
+    quantize_preprocessed,
+)
 from bloomery.models.inference.outputs import outputs_of
 from bloomery.models.inference.runtime import session, softmax
 
 
-def sensitive_layers(
+def measure_sensitivities(
     source: Path,
     calibration: np.ndarray,
     *,
-    how: Quantization = "static",
-    calibrate: Calibration = "minmax",
+    how: QuantizationMode = "static",
+    calibrate: CalibrationMethod = "minmax",
     reduce_range: bool = False,
 ) -> dict[str, float]:
     """How far the outputs of the ONNX file at `source` move if one layer alone has 8 bits, the worst layer first.
 
-    Both are compared on the rows `calibration` float32 (B, ...), by `divergence`. Names are those of operators that
+    Both are compared on the rows `calibration` float32 (B, ...), by `output_divergence`. Names are of operators that
     `quantize` takes as `keep_float`; layers that are alike stay in the order of the network.
 
     Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section 6.1 (partial quantization).
@@ -39,20 +44,20 @@ def sensitive_layers(
         return attempt.divergences()
 
 
-def smallest_float_set(
+def find_float_layers(
     source: Path,
     calibration: np.ndarray,
     x: np.ndarray,
     loss: Callable[[np.ndarray], float],
     limit: float,
     *,
-    how: Quantization = "static",
-    calibrate: Calibration = "minmax",
+    how: QuantizationMode = "static",
+    calibrate: CalibrationMethod = "minmax",
     reduce_range: bool = False,
 ) -> tuple[str, ...]:
     """The fewest layers, for `keep_float`, with which the loss on the rows `x` rises by at most `limit`.
 
-    The worst layers join first, by `sensitive_layers`, until that is reached; then each that turns out not to be needed
+    The worst join first, by `measure_sensitivities`, until that is reached; then each that turns out not to be needed
     leaves again. So none of them can leave alone; a smaller set of others might exist.
 
     Args:
@@ -78,7 +83,7 @@ def smallest_float_set(
         return tuple(kept)
 
 
-def divergence(exact_BK: np.ndarray, given_BK: np.ndarray) -> float:
+def output_divergence(exact_BK: np.ndarray, given_BK: np.ndarray) -> float:
     """How far outputs are from exact ones, 0 if not at all.
 
     Of several outputs, which are logits: the mean Kullback-Leibler divergence of the probabilities, in nats. Of a
@@ -98,30 +103,32 @@ class _Attempt:
         source: Path,
         folder: Path,
         calibration: np.ndarray,
-        how: Quantization,
-        calibrate: Calibration,
+        how: QuantizationMode,
+        calibrate: CalibrationMethod,
         reduce_range: bool,
     ) -> None:
         self._folder, self._calibration, self._source = folder, calibration, source
-        self._ready = prepared(source, folder)
+        self._ready = preprocess(source, folder)
         self._is_row_by_row = how == "dynamic"
         self._settings: dict[str, Any] = {
             "how": how,
             "calibrate": calibrate,
             "reduce_range": reduce_range,
-            "seen": seen_ranges(self._ready, calibration, calibrate) if how == "static" else None,
+            "seen": calibrate_ranges(self._ready, calibration, calibrate) if how == "static" else None,
         }
-        self._layers = layers(onnx.load(self._ready), how)
+        self._layers = quantizable_layers(onnx.load(self._ready), how)
 
     def outputs(self, kept: list[str], x: np.ndarray) -> np.ndarray:
         target = self._folder / "attempt.onnx"
-        quantize_prepared(self._ready, target, self._calibration, keep_float=kept, **self._settings)
+        quantize_preprocessed(self._ready, target, self._calibration, keep_float=kept, **self._settings)
         return outputs_of(session(target), x, is_row_by_row=self._is_row_by_row)
 
     def divergences(self) -> dict[str, float]:
         exact_BK = outputs_of(session(self._source), self._calibration, is_row_by_row=False)
         moved = {
-            name: divergence(exact_BK, self.outputs([one for one in self._layers if one != name], self._calibration))
+            name: output_divergence(
+                exact_BK, self.outputs([one for one in self._layers if one != name], self._calibration)
+            )
             for name in self._layers
         }
         return dict(sorted(moved.items(), key=lambda item: -item[1]))

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
-from bloomery.models.compression.config import Stored
+from bloomery.models.compression.config import WeightType
 
 _FEWEST = 256  # values of a weight that is worth it: biases and the like stay as they are
 _BLOCK = 64  # values that share a scale
-_LEVEL: dict[Stored, int] = {"int8": 128, "int4": 8}
-_TYPE: dict[Stored, np.dtype] = {
+_LEVEL: dict[WeightType, int] = {"int8": 128, "int4": 8}
+_TYPE: dict[WeightType, np.dtype] = {
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "int8": np.dtype(np.int8),
@@ -27,7 +27,7 @@ _SCALE = np.dtype(ml_dtypes.bfloat16)  # as wide as float32, so that no block is
 _OPSET = 21  # the first in which integers of 4 bits can be cast
 
 
-def store_weights(source: Path, target: Path, stored: Stored, *, block: int = _BLOCK) -> None:
+def quantize_weights(source: Path, target: Path, stored: WeightType, *, block: int = _BLOCK) -> None:
     """Write the ONNX file at `source` to `target` with its large weights stored as `stored`.
 
     They become float32 again when a session opens the file, since ONNX Runtime computes what is constant once; so it
@@ -65,12 +65,14 @@ def _opset(model: onnx.ModelProto) -> int:
     return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
-def _halved(graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: Stored) -> list[onnx.NodeProto]:
+def _halved(graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: WeightType) -> list[onnx.NodeProto]:
     graph.initializer.append(numpy_helper.from_array(weight.astype(_TYPE[stored]), f"{name}_{stored}"))
     return [helper.make_node("Cast", [f"{name}_{stored}"], [name], to=onnx.TensorProto.FLOAT)]
 
 
-def _rounded(graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: Stored, block: int) -> list[onnx.NodeProto]:
+def _rounded(
+    graph: onnx.GraphProto, name: str, weight: np.ndarray, stored: WeightType, block: int
+) -> list[onnx.NodeProto]:
     padded = np.pad(weight.ravel(), (0, -weight.size % block)).reshape(-1, block)
     scale_G1, level_GS = _levels(padded, _LEVEL[stored])
     whole = weight.size % block == 0

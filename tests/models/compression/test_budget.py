@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bloomery.models.compression.budget import Budget, LatencyLimit, Weights
+from bloomery.models.compression.budget import Budget, LatencyLimit, ObjectiveWeights
 
 
 @given(st.integers(1, 10_000))
@@ -28,9 +28,9 @@ def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
 
 
 def test_an_objective_by_name_is_a_weight_of_its_own():
-    assert Budget().objective == Budget(objective="size").objective == Weights(size=1)
-    assert Budget(objective="latency").objective == Weights(latency=1)
-    assert Budget(objective="energy").objective == Weights(energy=1)
+    assert Budget().objective == Budget(objective="size").objective == ObjectiveWeights(size=1)
+    assert Budget(objective="latency").objective == ObjectiveWeights(latency=1)
+    assert Budget(objective="energy").objective == ObjectiveWeights(energy=1)
     mixed = Budget(objective={"latency": 0.5, "size": 0.5, "energy": 1})
     assert Budget.model_validate(mixed.model_dump(mode="json")) == mixed
 
@@ -75,5 +75,5 @@ def test_the_json_schema_has_every_form_that_is_read():
     assert {"$ref": "#/$defs/LatencyLimit"} in forms["latency_ms"]
     assert {"type": "number", "exclusiveMinimum": 0} in forms["latency_ms"]
     assert {"enum": ["size", "latency", "energy"], "type": "string"} in forms["objective"]
-    assert {"$ref": "#/$defs/Weights"} in forms["objective"]
+    assert {"$ref": "#/$defs/ObjectiveWeights"} in forms["objective"]
     assert schema["additionalProperties"] is False

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bloomery.models.compression.compressor import Lesson, made_smaller
-from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Prune, Student
-from bloomery.models.compression.distillation import distance, distiller, with_unlabelled
-from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.compressor import FineTuning, compress_network
+from bloomery.models.compression.config import CandidateSpec, Compression, Distillation, Pruning, Student
+from bloomery.models.compression.distillation import add_unlabelled, create_distiller, soft_target_loss
+from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.blueprint import num_parameters
 from bloomery.models.networks.config import Cnn, Mlp
 from bloomery.models.training.config import Augment, Loop
@@ -29,27 +29,27 @@ def test_the_distance_is_the_divergence_at_the_temperature_and_none_from_itself(
     mine, taught = logits(0), logits(1)
     shares = (taught / temperature).softmax(1)
     expected = temperature**2 * (shares * (shares.log() - (mine / temperature).log_softmax(1))).sum()
-    torch.testing.assert_close(distance(mine, taught, temperature), expected)
-    torch.testing.assert_close(distance(mine, mine, temperature), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(distance(mine, mine + 3, temperature), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(soft_target_loss(mine, taught, temperature), expected)
+    torch.testing.assert_close(soft_target_loss(mine, mine, temperature), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(soft_target_loss(mine, mine + 3, temperature), torch.tensor(0.0), atol=1e-4, rtol=0)
 
 
 def test_of_figures_the_distance_is_the_squared_difference():
     mine, taught = logits(0, 1), logits(1, 1)
-    torch.testing.assert_close(distance(mine, taught, 4.0), (mine - taught).square().sum())
+    torch.testing.assert_close(soft_target_loss(mine, taught, 4.0), (mine - taught).square().sum())
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_labels_and_answers_share_the_gradient_as_the_weight_says(weight):
     teacher, student = nn.Linear(3, 4), nn.Linear(3, 4)
     x, y = torch.randn(6, 3), torch.arange(6) % 4
-    learn = distiller(teacher, Distillation(weight=weight, temperature=2.0))(student, Loop(epochs=1))
+    learn = create_distiller(teacher, Distillation(weight=weight, temperature=2.0))(student, Loop(epochs=1))
     learn(x, lambda outputs, rows: F.cross_entropy(outputs, y[rows], reduction="sum"), 6.0)
     learnt = student.weight.grad.clone()
     student.zero_grad()
     outputs = student(x)
     loss = (1 - weight) * F.cross_entropy(outputs, y, reduction="sum")
-    loss = loss + weight * distance(outputs, teacher(x).detach(), 2.0)
+    loss = loss + weight * soft_target_loss(outputs, teacher(x).detach(), 2.0)
     (loss / 6).backward()
     torch.testing.assert_close(learnt, student.weight.grad)
     assert teacher.weight.grad is None
@@ -61,11 +61,13 @@ def test_rows_without_labels_teach_through_the_teacher_alone(trained, parts):
     loop = Loop(epochs=12, batch_size=32, learning_rate=3e-3)
     blueprint = trained.blueprint.model_copy(update={"config": Mlp(kind="mlp", hidden=(32,))})
     errors = []
-    for rows, weight in ((few, 0.0), (with_unlabelled(few, parts.train.x[60:]), 0.9)):
+    for rows, weight in ((few, 0.0), (add_unlabelled(few, parts.train.x[60:]), 0.9)):
         fix_randomness(seed=0, num_threads=1)
         spec = CandidateSpec(name="student", student=Student(model=blueprint.config, training=loop))
         compression = Compression(distill=Distillation(weight=weight))
-        student = made_smaller(trained.network, blueprint, spec, Lesson(rows, parts.val, trained.network, compression))
+        student = compress_network(
+            trained.network, blueprint, spec, FineTuning(rows, parts.val, trained.network, compression)
+        )
         errors.append(1 - evaluate(student, parts.test)[1])
     assert errors[1] < errors[0] / 2
 
@@ -73,7 +75,7 @@ def test_rows_without_labels_teach_through_the_teacher_alone(trained, parts):
 def test_no_figure_can_stand_for_a_missing_one():
     rows = Examples(torch.zeros(2, 3), torch.zeros(2), np.arange(2))
     with pytest.raises(ValueError, match="need a classification"):
-        with_unlabelled(rows, torch.zeros(1, 3))
+        add_unlabelled(rows, torch.zeros(1, 3))
 
 
 def test_a_student_sees_each_row_as_its_teacher_does(parts):
@@ -92,7 +94,7 @@ def test_a_student_sees_each_row_as_its_teacher_does(parts):
 
     rows = Examples(*(one[:64] for one in parts.train))
     loop = Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4))
-    train(Watching(), rows, rows, loop, seed=0, spread=distiller(Watching(), Distillation()))
+    train(Watching(), rows, rows, loop, seed=0, spread=create_distiller(Watching(), Distillation()))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], rows.x)
 
@@ -113,7 +115,7 @@ def test_student_and_teacher_multiply_in_the_precision_that_the_loop_says(parts)
 
     rows = Examples(*(one[:64] for one in parts.train))
     loop = Loop(epochs=1, batch_size=64, precision="bf16")
-    train(Watching(), rows, rows, loop, seed=0, spread=distiller(Watching(), Distillation()))
+    train(Watching(), rows, rows, loop, seed=0, spread=create_distiller(Watching(), Distillation()))
     assert answered == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one judges
 
 
@@ -130,13 +132,13 @@ def test_a_teacher_is_laid_out_for_convolutions_while_it_teaches_and_not_afterwa
 def smaller(trained, parts, **how) -> nn.Module:
     compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **how.pop("compression", {}))
     spec = CandidateSpec.model_validate({"name": "small", **how})
-    return made_smaller(
-        trained.network, trained.blueprint, spec, Lesson(parts.train, parts.val, trained.network, compression)
+    return compress_network(
+        trained.network, trained.blueprint, spec, FineTuning(parts.train, parts.val, trained.network, compression)
     )
 
 
 def test_what_was_pruned_learns_back_what_it_lost(trained, parts):
-    untaught = prune(trained.network, trained.blueprint, Prune(share=0.5)).network
+    untaught = prune_network(trained.network, trained.blueprint, Pruning(share=0.5)).network
     pruned = smaller(trained, parts, prune=0.5)
     assert num_parameters(pruned) < 0.4 * num_parameters(trained.network)
     assert evaluate(pruned, parts.test)[1] > evaluate(untaught, parts.test)[1] + 0.1
@@ -154,7 +156,7 @@ def test_a_candidate_does_not_depend_on_those_made_before_it(trained, parts):
 def test_a_student_of_another_kind_takes_the_networks_place_and_is_pruned_and_factorised(trained, parts):
     student = {"model": {"kind": "mlp", "hidden": [256, 128], "norm": "none"}}
     whole = smaller(trained, parts, student=student)
-    halved = smaller(trained, parts, student=student, prune=Prune(share=0.5).model_dump())
+    halved = smaller(trained, parts, student=student, prune=Pruning(share=0.5).model_dump())
     thin = smaller(trained, parts, student=student, prune=0.5, factorise=0.5)
     assert num_parameters(thin) < num_parameters(halved) < num_parameters(whole)
     assert isinstance(Cnn(kind="cnn"), type(trained.blueprint.config))

@@ -13,10 +13,10 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.compressor import Lesson, made_smaller
+from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation
-from bloomery.models.compression.distillation import distiller
-from bloomery.models.compression.feature_matching import _heeded, feature_distance, map_distance, relation_distance
+from bloomery.models.compression.distillation import create_distiller
+from bloomery.models.compression.feature_matching import _heeded, attention_map_loss, relation_loss, similarity_loss
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.training.config import Augment, Loop
@@ -67,10 +67,10 @@ def rows_of(layout: Layout) -> torch.Tensor:
 @given(SEEDS, st.integers(2, 9), st.integers(1, 7), st.floats(0.1, 10))
 def test_turned_and_stretched_features_are_the_same(seed: int, num: int, width: int, stretch: float) -> None:
     x_BF = drawn(seed, num, width)
-    torch.testing.assert_close(feature_distance(stretch * x_BF @ turn(seed, width), x_BF), torch.tensor(0.0))
+    torch.testing.assert_close(similarity_loss(stretch * x_BF @ turn(seed, width), x_BF), torch.tensor(0.0))
     wider_BF = torch.cat([x_BF, torch.zeros(num, 3)], dim=1)
-    torch.testing.assert_close(feature_distance(wider_BF, x_BF), torch.tensor(0.0))
-    assert 0 <= feature_distance(x_BF, drawn(seed + 1, num, 4)) <= 4 * num
+    torch.testing.assert_close(similarity_loss(wider_BF, x_BF), torch.tensor(0.0))
+    assert 0 <= similarity_loss(x_BF, drawn(seed + 1, num, 4)) <= 4 * num
 
 
 def test_features_of_rows_that_are_otherwise_alike_are_apart() -> None:
@@ -78,22 +78,22 @@ def test_features_of_rows_that_are_otherwise_alike_are_apart() -> None:
     mine_BF, taught_BF = torch.eye(2)[[0, 0, 1]], torch.eye(2)[[0, 1, 1]]
     same = 0.5**0.5
     first, middle = (same - 1) ** 2 + same**2, 2 * same**2
-    torch.testing.assert_close(feature_distance(mine_BF, taught_BF), torch.tensor(2 * first + middle))
+    torch.testing.assert_close(similarity_loss(mine_BF, taught_BF), torch.tensor(2 * first + middle))
 
 
 @given(SEEDS, st.floats(0.1, 10))
 def test_channels_that_are_turned_and_stretched_heed_the_same_places(seed: int, stretch: float) -> None:
     x_BCHW = drawn(seed, 3, 4, 5, 2)
     turned_BCHW = torch.einsum("bchw,cd->bdhw", stretch * x_BCHW, turn(seed, 4))
-    torch.testing.assert_close(map_distance(turned_BCHW, x_BCHW), torch.tensor(0.0))
-    assert 0 <= map_distance(x_BCHW, drawn(seed + 1, 3, 1, 5, 2)) <= 2 * 3
+    torch.testing.assert_close(attention_map_loss(turned_BCHW, x_BCHW), torch.tensor(0.0))
+    assert 0 <= attention_map_loss(x_BCHW, drawn(seed + 1, 3, 1, 5, 2)) <= 2 * 3
 
 
 def test_of_two_resolutions_the_lower_is_compared() -> None:
     coarse_BCHW = drawn(0, 2, 3, 2, 2)
     fine_BCHW = coarse_BCHW.repeat_interleave(3, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(map_distance(fine_BCHW, coarse_BCHW), torch.tensor(0.0))
-    assert map_distance(fine_BCHW.flip(2), coarse_BCHW) > 0.01
+    torch.testing.assert_close(attention_map_loss(fine_BCHW, coarse_BCHW), torch.tensor(0.0))
+    assert attention_map_loss(fine_BCHW.flip(2), coarse_BCHW) > 0.01
 
 
 @given(SEEDS)
@@ -102,25 +102,25 @@ def test_steps_that_are_turned_relate_alike_and_padding_has_no_part(seed: int) -
     there_BT[0, 3:] = False
     padded_BTD = x_BTD.clone()
     padded_BTD[0, 3:] = 7
-    torch.testing.assert_close(relation_distance(padded_BTD @ turn(seed, 4), x_BTD, there_BT), torch.tensor(0.0))
+    torch.testing.assert_close(relation_loss(padded_BTD @ turn(seed, 4), x_BTD, there_BT), torch.tensor(0.0))
     other_BTD = drawn(seed + 1, 2, 5, 7)
-    apart = relation_distance(other_BTD, x_BTD, there_BT)
+    apart = relation_loss(other_BTD, x_BTD, there_BT)
     assert apart > 0
-    torch.testing.assert_close(relation_distance(other_BTD, padded_BTD, there_BT), apart)
+    torch.testing.assert_close(relation_loss(other_BTD, padded_BTD, there_BT), apart)
 
 
 def test_relations_are_apart_by_the_mean_divergence_of_a_step() -> None:
     mine_BTD, taught_BTD = drawn(0, 1, 3, 2), drawn(1, 1, 3, 5)
     mine, taught = ((x[0] @ x[0].T / x.shape[2] ** 0.5).softmax(1) for x in (mine_BTD, taught_BTD))
     expected = (taught * (taught.log() - mine.log())).sum(1).mean()
-    torch.testing.assert_close(relation_distance(mine_BTD, taught_BTD, torch.ones(1, 3, dtype=torch.bool)), expected)
+    torch.testing.assert_close(relation_loss(mine_BTD, taught_BTD, torch.ones(1, 3, dtype=torch.bool)), expected)
 
 
 def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float) -> dict[str, torch.Tensor]:
     """The gradients of a copy of `student` after one lesson."""
     student = copy.deepcopy(student).train()
     torch.manual_seed(0)  # of dropout
-    learn = distiller(teacher, Distillation(weight=0.5, **how))(student, Loop(epochs=1))
+    learn = create_distiller(teacher, Distillation(weight=0.5, **how))(student, Loop(epochs=1))
     y = torch.zeros(len(x), dtype=torch.int64)
     learn(x, lambda outputs, rows: F.cross_entropy(outputs, y[rows], reduction="sum"), float(len(x)))
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*student.modules(), *teacher.modules()))
@@ -166,8 +166,8 @@ def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None
     )
     loop = Loop(epochs=1, batch_size=128, augment=Augment(shift=1))
     compression = Compression(fine_tune=loop, distill=Distillation(features=1.0, attention=1.0))
-    lesson = Lesson(parts.train, parts.val, trained.network, compression)
-    small = made_smaller(trained.network, trained.blueprint, spec, lesson)
+    lesson = FineTuning(parts.train, parts.val, trained.network, compression)
+    small = compress_network(trained.network, trained.blueprint, spec, lesson)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in small.modules())
 
 
@@ -180,17 +180,17 @@ def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None
 )
 def test_what_a_student_cannot_have_of_its_teacher_is_refused(trained, parts, student: Model, how, why: str) -> None:
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": student.model_dump()}})
-    lesson = Lesson(parts.train, parts.val, trained.network, Compression(distill=Distillation(**how)))
+    lesson = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(**how)))
     with pytest.raises(RecipeInvalid, match=why):
-        made_smaller(trained.network, trained.blueprint, spec, lesson)
+        compress_network(trained.network, trained.blueprint, spec, lesson)
 
 
 def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
     config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # 8 x 8 pixels are halved to one
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": config.model_dump()}})
-    lesson = Lesson(parts.train, parts.val, trained.network, Compression(distill=Distillation(attention=1.0)))
+    lesson = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(attention=1.0)))
     with pytest.raises(RecipeInvalid, match="ends in a single place"):
-        made_smaller(trained.network, trained.blueprint, spec, lesson)
+        compress_network(trained.network, trained.blueprint, spec, lesson)
 
 
 @pytest.mark.parametrize(("num", "fewer"), [(5, 5), (7, 3), (8, 4), (9, 2), (4, 1)])

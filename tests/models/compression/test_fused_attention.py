@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
+from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.fused_attention import fuse_attention
-from bloomery.models.compression.pruning.structured import prune
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
-from bloomery.models.compression.quantization.post_training import layers, prepared, quantize
-from bloomery.models.export.onnx_exporter import export, parity
+from bloomery.models.compression.pruning.structured import prune_network
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
+from bloomery.models.compression.quantization.post_training import preprocess, quantizable_layers, quantize
+from bloomery.models.export.onnx_exporter import export_onnx, measure_parity
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import FtTransformer, Gpt, Mlp, Model, Transformer
@@ -54,20 +54,20 @@ def test_it_answers_as_the_network_and_becomes_integers(
     network, x = build(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
         blueprint = Blueprint(config=config, layout=layout, num_outputs=4)
-        network, _ = prune(network, blueprint, Prune(share=0.5, parts=("heads",)))
-    export(network, x, tmp_path / "plain.onnx")
+        network, _ = prune_network(network, blueprint, Pruning(share=0.5, parts=("heads",)))
+    export_onnx(network, x, tmp_path / "plain.onnx")
     assert fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
     found, before = operators(tmp_path / "fused.onnx"), operators(tmp_path / "plain.onnx")
     assert (found["Attention"], found["MultiHeadAttention"]) == (fused, left)
     assert before["MatMul"] - found["MatMul"] == before["Add"] - found["Add"] == 3 * fused
-    assert parity(network, x, tmp_path / "fused.onnx") < 1e-5
+    assert measure_parity(network, x, tmp_path / "fused.onnx") < 1e-5
     onnx.checker.check_model(tmp_path / "fused.onnx")
 
-    named = layers(onnx.load(prepared(tmp_path / "fused.onnx", tmp_path)), "dynamic")
+    named = quantizable_layers(onnx.load(preprocess(tmp_path / "fused.onnx", tmp_path)), "dynamic")
     for keep in ((), tuple(named)):
         source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
         quantize(source, target, x.numpy(), how="dynamic", reduce_range=seven_bits, keep_float=keep)
-        kinds = integer_coverage(tmp_path / "int8.onnx").integers
+        kinds = measure_integer_coverage(tmp_path / "int8.onnx").integers
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
         exact_BK = answer(session(tmp_path / "fused.onnx"), x.numpy())
         ours_BK = answer(session(tmp_path / "int8.onnx"), x.numpy())
@@ -76,6 +76,6 @@ def test_it_answers_as_the_network_and_becomes_integers(
 
 def test_a_network_without_attention_is_left_alone(tmp_path: Path) -> None:
     network = build(Blueprint(config=Mlp(kind="mlp", hidden=(8,)), layout=FLAT, num_outputs=4)).eval()
-    export(network, rows_of(FLAT), tmp_path / "plain.onnx")
+    export_onnx(network, rows_of(FLAT), tmp_path / "plain.onnx")
     assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
     assert not (tmp_path / "fused.onnx").exists()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.low_rank import factorise
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.low_rank import factorize
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
 from bloomery.models.networks.config import Mlp, Rnn, Transformer
 
@@ -20,7 +20,7 @@ from bloomery.models.networks.config import Mlp, Rnn, Transformer
 def test_the_product_is_the_best_of_its_rank_and_has_lost_the_share(rows, columns, share, seed):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(columns, rows))
-    thin = factorise(network, share)
+    thin = factorize(network, share)
     before, after = num_parameters(network), num_parameters(thin)
     if isinstance(thin[0], nn.Linear):
         rank = int((1 - share) * rows * columns / (rows + columns))
@@ -39,7 +39,7 @@ def test_a_matrix_of_low_rank_loses_nothing():
     network = nn.Sequential(nn.Linear(100, 120))
     network[0].weight.data = torch.randn(120, 5) @ torch.randn(5, 100) / 10
     x = torch.randn(7, 100)
-    torch.testing.assert_close(factorise(network, 0.8)(x), network(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(factorize(network, 0.8)(x), network(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_networks_answer_and_are_exported_with_thin_layers(config, layout, tmp_p
     torch.manual_seed(0)
     network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    thin = factorise(network, 0.5)
+    thin = factorize(network, 0.5)
     assert num_parameters(thin) < 0.8 * num_parameters(network)
     assert not any(module.training for module in thin.modules())
     x = torch.randint(1, 200, (40, *layout.shape)).float()
     if layout.kind == "tokens":
         x[0, 4:] = 0  # padding stays nothing: a padded row answers as a short one
         torch.testing.assert_close(thin(x[:1]), thin(x[:1, :4]), atol=1e-5, rtol=1e-4)
-    assert export(thin, x, tmp_path / "thin.onnx") < 1e-4
+    assert export_onnx(thin, x, tmp_path / "thin.onnx") < 1e-4
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())

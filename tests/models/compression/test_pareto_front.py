@@ -3,19 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bloomery.models.compression.pareto_front import beats, front
+from bloomery.models.compression.pareto_front import dominates, pareto_front
 
 POINTS = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12)
 
 
 @given(POINTS)
 def test_every_point_off_the_front_is_beaten_by_one_on_it_and_none_on_it_is(points):
-    on = front(points)
+    on = pareto_front(points)
     assert on
-    assert not any(beats(points[a], points[b]) for a in on for b in on)
+    assert not any(dominates(points[a], points[b]) for a in on for b in on)
     for place, point in enumerate(points):
-        assert (place in on) != any(beats(points[other], point) for other in on)
+        assert (place in on) != any(dominates(points[other], point) for other in on)
 
 
 def test_equal_points_do_not_beat_each_other():
-    assert front([(1, 2), (1, 2), (2, 2), (0, 3)]) == [0, 1, 3]
+    assert pareto_front([(1, 2), (1, 2), (2, 2), (0, 3)]) == [0, 1, 3]

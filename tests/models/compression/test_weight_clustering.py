@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.pruning.unstructured import held, masks_of
-from bloomery.models.compression.weight_clustering import codebook_of, kmeans, nearing, share, shared
+from bloomery.models.compression.pruning.unstructured import compute_masks, fixed_masks
+from bloomery.models.compression.weight_clustering import (
+    cluster_weights,
+    fit_codebook,
+    kmeans,
+    shared_weights,
+    straight_through_clusters,
+)
 from bloomery.models.training.config import Loop
 from bloomery.models.training.loop import evaluate, train
 
@@ -50,10 +56,10 @@ def test_values_are_as_close_as_those_of_scikit_learn():
 
 def test_zeros_stay_and_the_rest_takes_few_values_of_16_bits(trained):
     network = copy.deepcopy(trained.network)
-    with held(network, masks_of(network, 0.3)):
+    with fixed_masks(network, compute_masks(network, 0.3)):
         pass
     before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    with shared(network, share(network, 8, of_biases=4)):
+    with shared_weights(network, cluster_weights(network, 8, of_biases=4)):
         pass
     assert dict(network.named_parameters()).keys() == before.keys()
     for name, weight in network.named_parameters():
@@ -67,8 +73,8 @@ def test_a_value_learns_by_the_gradients_of_all_that_share_it():
     layer = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0, -2.0]]))
-    books = {"weight": codebook_of(layer.weight, 2)}
-    with shared(layer, books):
+    books = {"weight": fit_codebook(layer.weight, 2)}
+    with shared_weights(layer, books):
         layer(torch.tensor([[1.0, 10.0, 100.0]])).backward()
         (values,) = layer.parameters()
         assert values.tolist() == [-2.0, 1.0]
@@ -77,7 +83,7 @@ def test_a_value_learns_by_the_gradients_of_all_that_share_it():
 
 def test_values_learn_in_training_and_stay_few(trained, parts):
     network = copy.deepcopy(trained.network)
-    with shared(network, share(network, 2)):
+    with shared_weights(network, cluster_weights(network, 2)):
         coarse, _ = evaluate(network, parts.val)
         values = [parameter.detach().clone() for parameter in network.parameters()]
         train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3, batch_size=32), seed=0)
@@ -90,15 +96,15 @@ def test_values_learn_in_training_and_stay_few(trained, parts):
 @pytest.mark.parametrize("num_values", [1, 257])
 def test_an_impossible_number_of_values_is_refused(num_values):
     with pytest.raises(RecipeInvalid, match=f"{num_values} values"):
-        share(nn.Linear(2, 2), num_values)
+        cluster_weights(nn.Linear(2, 2), num_values)
 
 
 def test_a_network_answers_with_few_values_while_its_weights_learn(trained, parts):
     network = copy.deepcopy(trained.network)
-    masks = masks_of(network, 0.3)
+    masks = compute_masks(network, 0.3)
     before = copy.deepcopy(network)
-    with held(network, masks):
-        with nearing(network, 3):
+    with fixed_masks(network, masks):
+        with straight_through_clusters(network, 3):
             network.eval()
             assert len(network.head.weight.unique()) <= 4
             answered, _ = evaluate(network, parts.val)
@@ -106,6 +112,6 @@ def test_a_network_answers_with_few_values_while_its_weights_learn(trained, part
         assert len(network.head.weight.unique()) > 4
         assert not network.head.weight[~masks["head.weight"]].any()
     assert not torch.equal(network.head.weight, before.head.weight)
-    with shared(network, share(network, 3)):
+    with shared_weights(network, cluster_weights(network, 3)):
         learnt, _ = evaluate(network, parts.val)
     assert learnt < answered

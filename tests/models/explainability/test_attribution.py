@@ -21,9 +21,9 @@ from torch import nn
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.explainability.attribution import Explanation, explain, explain_session
-from bloomery.models.explainability.baselines import baseline_of
-from bloomery.models.explainability.feature_groups import Units, columns_of, unit_weights, units_of
-from bloomery.models.explainability.feature_importance import importance, token_importance
+from bloomery.models.explainability.baselines import make_baseline
+from bloomery.models.explainability.feature_groups import FeatureGroups, column_names, group_features, sum_by_group
+from bloomery.models.explainability.feature_importance import group_importance, token_importance
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
 from bloomery.models.features.input_config import (
@@ -125,7 +125,7 @@ def learnt() -> Callable[..., nn.Module]:
 def explained(network: nn.Module, kind: str, num_rows: int, method: Method | None = None, **more: int) -> Explanation:
     """Rows of class 1, whose signal is there in every kind."""
     x = planted(kind).x[1 : 2 * num_rows : 2]
-    still = baseline_of(x, LAYOUTS[kind], planted(kind).x)
+    still = make_baseline(x, LAYOUTS[kind], planted(kind).x)
     return explain(network, x, LAYOUTS[kind], still, method=method, **more)
 
 
@@ -145,10 +145,10 @@ def test_every_method_finds_the_planted_signal(learnt: Callable[..., nn.Module],
     is_signal = planted(kind).is_signal[:4]
     inside = np.where(is_signal, found.weights, 0).sum(tuple(range(1, is_signal.ndim)))
     assert (inside > 0).all(), "the signal must speak for the class"
-    units = units_of(LAYOUTS[kind])
+    units = group_features(LAYOUTS[kind])
     in_signal = np.unique(units.of[is_signal[0]])
-    assert int(importance(found.weights, units).argmax()) in in_signal
-    of_rows = np.abs(unit_weights(found.weights, units)).reshape(4, -1).argmax(1)
+    assert int(group_importance(found.weights, units).argmax()) in in_signal
+    of_rows = np.abs(sum_by_group(found.weights, units)).reshape(4, -1).argmax(1)
     assert np.isin(of_rows, in_signal).sum() >= 3
 
 
@@ -204,7 +204,7 @@ def test_an_explanation_repeats_and_leaves_the_network_and_the_random_numbers_al
 
 def test_rows_are_explained_alike_alone_and_together(learnt: Callable[..., nn.Module]) -> None:
     network, rows = learnt("padded"), planted("padded").x
-    still = baseline_of(rows, LAYOUTS["padded"], rows)
+    still = make_baseline(rows, LAYOUTS["padded"], rows)
     together = explain(network, rows, LAYOUTS["padded"], still)
     alone = explain(network, rows[7:8], LAYOUTS["padded"], still[7:8])
     np.testing.assert_allclose(together.weights[7:8], alone.weights, atol=1e-5)
@@ -226,7 +226,7 @@ def test_the_weights_of_a_linear_network_are_its_terms(weights: list[float], see
     network = nn.Linear(6, 1)
     network.weight.data[:] = torch.tensor(weights)
     x = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
-    still = baseline_of(x, layout, torch.randn(9, 6, generator=torch.Generator().manual_seed(seed + 1)))
+    still = make_baseline(x, layout, torch.randn(9, 6, generator=torch.Generator().manual_seed(seed + 1)))
     terms = (x - still).numpy() * network.weight.detach().numpy()
     methods: tuple[Method, ...] = ("integrated_gradients", "occlusion", "shapley", "kernel_shap")
     for method in methods:
@@ -238,7 +238,7 @@ def test_shapley_values_are_those_of_captum(learnt: Callable[..., nn.Module]) ->
     from captum.attr import ShapleyValues
 
     network, x = learnt("flat"), planted("flat").x[:1].clone()
-    still = baseline_of(x, LAYOUTS["flat"], planted("flat").x)
+    still = make_baseline(x, LAYOUTS["flat"], planted("flat").x)
 
     def half_log_odds(rows: torch.Tensor) -> torch.Tensor:
         outputs = network(rows)
@@ -256,7 +256,7 @@ def test_shapley_values_are_those_of_captum(learnt: Callable[..., nn.Module]) ->
 
 def test_a_target_of_ones_own_is_explained(learnt: Callable[..., nn.Module]) -> None:
     x = planted("flat").x[:4]
-    still = baseline_of(x, LAYOUTS["flat"], planted("flat").x)
+    still = make_baseline(x, LAYOUTS["flat"], planted("flat").x)
     first, second = (
         explain(learnt("flat"), x, LAYOUTS["flat"], still, target=np.full(4, place)).weights for place in (0, 1)
     )
@@ -265,7 +265,7 @@ def test_a_target_of_ones_own_is_explained(learnt: Callable[..., nn.Module]) -> 
 
 def test_an_onnx_file_is_explained_like_the_network_it_came_from(trained, exported, parts):
     x, layout, served = parts.test.x[:3], trained.blueprint.layout, session(exported)
-    still = baseline_of(x, layout, x)
+    still = make_baseline(x, layout, x)
     of_file = explain_session(served, x.numpy(), layout, still.numpy(), passes=128)
     of_network = explain(trained.network, x, layout, still, method="shapley", passes=128)
     np.testing.assert_allclose(of_file.weights, of_network.weights, atol=1e-3)
@@ -276,7 +276,7 @@ def test_an_onnx_file_is_explained_like_the_network_it_came_from(trained, export
 def test_gradients_are_refused_where_there_are_none() -> None:
     layout = Layout(kind="flat", shape=(2,), categories=((0, 5),))
     x = torch.tensor([[1.0, 0.3], [2.0, 0.1], [1.0, 0.2]])
-    still = baseline_of(x, layout, x)
+    still = make_baseline(x, layout, x)
     assert still[:, 0].tolist() == [1, 1, 1]  # a category is compared with the most frequent one
     with pytest.raises(RecipeInvalid, match="numbers of categories"):
         explain(nn.Linear(2, 1), x, layout, still, method="integrated_gradients")
@@ -285,29 +285,29 @@ def test_gradients_are_refused_where_there_are_none() -> None:
 
 def test_only_images_are_blurred() -> None:
     x = noise("image", 3)
-    blurred = baseline_of(x, LAYOUTS["image"], x, "blur")
+    blurred = make_baseline(x, LAYOUTS["image"], x, "blur")
     assert blurred.shape == x.shape
     assert blurred.std() < 0.7 * x.std()
     flat = torch.full((1, 3, 8, 12), 2.5)
-    still = baseline_of(flat, Layout(kind="image", shape=(3, 8, 12)), flat, "blur")
+    still = make_baseline(flat, Layout(kind="image", shape=(3, 8, 12)), flat, "blur")
     torch.testing.assert_close(still, flat)
     with pytest.raises(RecipeInvalid, match="blurred"):
-        baseline_of(noise("flat", 2), LAYOUTS["flat"], noise("flat", 2), "blur")
+        make_baseline(noise("flat", 2), LAYOUTS["flat"], noise("flat", 2), "blur")
 
 
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
 def test_every_pixel_belongs_to_one_of_at_most_64_patches(channels: int, height: int, width: int) -> None:
-    units = units_of(Layout(kind="image", shape=(channels, height, width)))
+    units = group_features(Layout(kind="image", shape=(channels, height, width)))
     num_units = int(np.prod(units.grid))
     assert num_units <= 64
     assert np.array_equal(np.unique(units.of), np.arange(num_units))
     weights = np.random.default_rng(0).normal(size=(2, channels, height, width))
-    np.testing.assert_allclose(unit_weights(weights, units).sum((1, 2)), weights.sum((1, 2, 3)))
+    np.testing.assert_allclose(sum_by_group(weights, units).sum((1, 2)), weights.sum((1, 2, 3)))
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.booleans())
 def test_steps_are_put_together_where_there_are_many(steps: int, values: int, is_padded: bool) -> None:
-    units = units_of(Layout(kind="sequence", shape=(steps, values + is_padded), is_padded=is_padded))
+    units = group_features(Layout(kind="sequence", shape=(steps, values + is_padded), is_padded=is_padded))
     assert int(np.prod(units.grid)) <= 128 + values
     assert np.array_equal(np.unique(units.of), np.arange(int(np.prod(units.grid))))
     assert units.of[0, :values].tolist() == list(range(values))
@@ -346,7 +346,7 @@ def fitted(table: pa.Table) -> Encoder:
 
 
 def test_a_column_owns_just_the_positions_that_change_with_it(table: pa.Table, fitted: Encoder) -> None:
-    names = np.array(columns_of(fitted))
+    names = np.array(column_names(fitted))
     x = encode(fitted, table)
     assert len(names) == x.shape[1]
     for column in fitted.columns:
@@ -355,9 +355,9 @@ def test_a_column_owns_just_the_positions_that_change_with_it(table: pa.Table, f
         )
         changed = (encode(fitted, shuffled) != x).any(axis=0)
         assert set(names[changed]) == {column}
-    units = units_of(fitted.layout, columns_of(fitted))
+    units = group_features(fitted.layout, column_names(fitted))
     assert units.columns == fitted.columns
-    assert unit_weights(x, units).shape == (40, 6)
+    assert sum_by_group(x, units).shape == (40, 6)
 
 
 @pytest.mark.parametrize(
@@ -382,15 +382,15 @@ def test_the_values_of_a_step_have_the_names_of_their_columns(source: Input, nam
     )
     features = Features(key="id", label="label", inputs=(source,))
     encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
-    assert columns_of(encoder) == names
-    units = units_of(encoder.layout, names)
+    assert column_names(encoder) == names
+    units = group_features(encoder.layout, names)
     assert units.grid == (encoder.layout.shape[0], 2)
     assert units.of.shape == encoder.layout.shape
 
 
 def test_importance_is_the_mean_size_of_a_units_weight() -> None:
-    units = Units(np.array([0, 0, 1]), (2,), ("a", "b"))
-    np.testing.assert_allclose(importance(np.array([[1.0, -1, 2], [1, 2, -4]]), units), [1.5, 3])
+    units = FeatureGroups(np.array([0, 0, 1]), (2,), ("a", "b"))
+    np.testing.assert_allclose(group_importance(np.array([[1.0, -1, 2], [1, 2, -4]]), units), [1.5, 3])
 
 
 def test_the_weightiest_tokens_come_first_and_padding_not_at_all() -> None:

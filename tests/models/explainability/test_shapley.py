@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.explainability.raw_columns import by_column, parts_of, pieces_of
-from bloomery.models.explainability.shapley import background_of, contributions
+from bloomery.models.explainability.raw_columns import group_row, locate_groups, sum_by_column
+from bloomery.models.explainability.shapley import compute_shap_values, select_background
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, summarise_batches
 
@@ -55,7 +55,7 @@ def test_few_units_have_their_shapley_values(seed, num_units, num_behind, shape)
     x = drawn.normal(size=shape).astype(np.float32)
     background = drawn.normal(size=(num_behind, *shape)).astype(np.float32)
     of = np.arange(x.size).reshape(shape) % num_units
-    found = contributions(bent, x, background, of, most_rows=MANY)
+    found = compute_shap_values(bent, x, background, of, most_rows=MANY)
     assert found.is_exact
     assert found.values == pytest.approx(by_definition(x, background, of), abs=1e-9)
     assert found.base == pytest.approx(bent(background).mean())
@@ -66,10 +66,10 @@ def test_drawn_orders_come_near_the_shapley_values_and_add_up() -> None:
     drawn = np.random.default_rng(3)
     x, background = drawn.normal(size=10).astype(np.float32), drawn.normal(size=(4, 10)).astype(np.float32)
     of = np.arange(10)
-    exact = contributions(bent, x, background, of, most_rows=2**10 * 4)
+    exact = compute_shap_values(bent, x, background, of, most_rows=2**10 * 4)
     errors = []
     for num_orders in (1, 40):
-        found = contributions(bent, x, background, of, most_rows=21 * 4 * num_orders)
+        found = compute_shap_values(bent, x, background, of, most_rows=21 * 4 * num_orders)
         assert (exact.is_exact, found.is_exact) == (True, False)
         assert found.values.sum() == pytest.approx(found.answer - found.base)
         assert (found.base, found.answer) == (pytest.approx(exact.base), pytest.approx(exact.answer))
@@ -87,7 +87,7 @@ def test_the_network_is_asked_no_more_rows_than_were_allowed() -> None:
 
     x, of = np.ones(40, np.float32), np.arange(40)
     background = np.zeros((16, 40), np.float32)
-    contributions(answers, x, background, of, most_rows=5_000)
+    compute_shap_values(answers, x, background, of, most_rows=5_000)
     assert 16 * 81 <= sum(num_asked) <= 5_000
     assert max(num_asked) <= 256
 
@@ -101,27 +101,27 @@ def test_a_unit_that_is_as_in_the_background_adds_nothing_and_costs_nothing() ->
 
     x, background = np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32)[None].repeat(2, axis=0)
     background[1, 5] = 0
-    found = contributions(answers, x, background, np.arange(40), most_rows=MANY)
+    found = compute_shap_values(answers, x, background, np.arange(40), most_rows=MANY)
     assert (np.flatnonzero(found.values).tolist(), found.is_exact, sum(num_asked)) == ([5], True, 4)
-    nothing = contributions(answers, x, x[None], np.arange(40), most_rows=MANY)
+    nothing = compute_shap_values(answers, x, x[None], np.arange(40), most_rows=MANY)
     assert (nothing.values.any(), nothing.base, nothing.answer) == (False, bent(x[None])[0], bent(x[None])[0])
 
 
 def test_the_background_is_as_large_as_one_order_of_units_allows() -> None:
     sample, flat = np.arange(16, dtype=np.float32)[:, None].repeat(3, axis=1), Layout(kind="flat", shape=(3,))
-    assert len(background_of(flat, sample[0], sample, num_units=3, most_rows=8192)) == 16
-    some = background_of(flat, sample[0], sample, num_units=500, most_rows=8192)
+    assert len(select_background(flat, sample[0], sample, num_units=3, most_rows=8192)) == 16
+    some = select_background(flat, sample[0], sample, num_units=500, most_rows=8192)
     assert some[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 15]
-    assert len(background_of(flat, sample[0], sample, num_units=5000, most_rows=8192)) == 1
+    assert len(select_background(flat, sample[0], sample, num_units=5000, most_rows=8192)) == 1
 
 
 def test_text_is_compared_with_padding_and_a_sequence_of_any_length_with_the_mean_step() -> None:
     tokens = Layout(kind="tokens", shape=(4,), num_tokens=300)
     sample = np.ones((3, 4), np.float32)
-    assert background_of(tokens, sample[0], sample, num_units=4, most_rows=100).tolist() == [[0, 0, 0, 0]]
+    assert select_background(tokens, sample[0], sample, num_units=4, most_rows=100).tolist() == [[0, 0, 0, 0]]
     padded = Layout(kind="sequence", shape=(3, 2), is_padded=True)
     steps = np.array([[[2, 1], [4, 1], [0, 0]], [[6, 1], [0, 0], [0, 0]]], np.float32)
-    still = background_of(padded, steps[0], steps, num_units=3, most_rows=100)
+    still = select_background(padded, steps[0], steps, num_units=3, most_rows=100)
     assert still.tolist() == [[[4, 1], [4, 1], [0, 0]]]
 
 
@@ -134,9 +134,9 @@ def fitted(source: dict[str, Any], **columns: Any) -> tuple[Encoder, pa.Table]:
 def told(encoder: Encoder, rows: pa.Table, place: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """What is told of columns and pieces, where every unit adds its own number, from 1."""
     x = encode(encoder, rows)[place]
-    units = parts_of(encoder, x)
+    units = group_row(encoder, x)
     values_U = np.arange(1.0, units.of.max() + 2)
-    columns, pieces = by_column(encoder, units, values_U), pieces_of(encoder, units, values_U, x)
+    columns, pieces = sum_by_column(encoder, units, values_U), locate_groups(encoder, units, values_U, x)
     assert sum(columns.values()) == pytest.approx(values_U.sum())
     return columns, pieces
 

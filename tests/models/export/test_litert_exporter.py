@@ -10,15 +10,15 @@ import pytest
 
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.models.export import litert_script
-from bloomery.models.export.litert_exporter import PYTHON, export_litert, require_litert
+from bloomery.models.export.litert_exporter import PYTHON_VARIABLE, export_litert, require_litert
 from bloomery.models.export.onnx_exporter import TOLERANCE
 
 
 @pytest.mark.slow
 def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
-    python = os.environ.get(PYTHON)
+    python = os.environ.get(PYTHON_VARIABLE)
     if python is None:
-        pytest.skip(f"{PYTHON} names no Python that has litert-torch")
+        pytest.skip(f"{PYTHON_VARIABLE} names no Python that has litert-torch")
     require_litert(python)
     error = export_litert(trained.network, parts.test.x[:4], tmp_path / "network.tflite", python)
     assert 0 <= error <= TOLERANCE

@@ -16,7 +16,7 @@ from torch import nn
 from bloomery import models
 from bloomery.data_contracts.errors import ParityBroken
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export, export_program
+from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export_onnx, export_program
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
@@ -32,7 +32,7 @@ def test_onnx_runtime_answers_as_pytorch_does(exported, trained, parts, num_rows
 
 def test_the_same_network_becomes_the_same_bytes_anywhere(exported, trained, parts, tmp_path: Path):
     again = tmp_path / "another name.onnx"
-    error = export(copy.deepcopy(trained.network), parts.train.x[:40], again)
+    error = export_onnx(copy.deepcopy(trained.network), parts.train.x[:40], again)
     assert again.read_bytes() == exported.read_bytes()
     assert 0 <= error <= TOLERANCE
 
@@ -41,7 +41,7 @@ def test_other_weights_become_other_bytes(exported, trained, parts, tmp_path: Pa
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         network.head.bias[0] += 1e-3
-    export(network, parts.test.x, tmp_path / "other.onnx")
+    export_onnx(network, parts.test.x, tmp_path / "other.onnx")
     assert (tmp_path / "other.onnx").read_bytes() != exported.read_bytes()
 
 
@@ -67,7 +67,7 @@ def test_the_batch_size_is_free_and_the_names_are_the_runtimes(exported):
 
 def test_the_file_answers_as_in_evaluation_though_the_network_was_in_training(trained, parts, exported, tmp_path: Path):
     network = copy.deepcopy(trained.network).train()
-    export(network, parts.test.x, tmp_path / "again.onnx")
+    export_onnx(network, parts.test.x, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
@@ -78,11 +78,11 @@ def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
             config=Cnn(kind="cnn", channels=(3, 4), hidden=5), layout=Layout(kind="image", shape=shape), num_outputs=3
         )
     )
-    assert export(network, torch.randn(40, *shape), tmp_path / "any.onnx") <= TOLERANCE
+    assert export_onnx(network, torch.randn(40, *shape), tmp_path / "any.onnx") <= TOLERANCE
 
 
 def test_one_example_is_enough(trained, parts, tmp_path: Path, exported):
-    export(trained.network, parts.test.x[:1], tmp_path / "one.onnx")
+    export_onnx(trained.network, parts.test.x[:1], tmp_path / "one.onnx")
     x = parts.test.x[:5].numpy()
     np.testing.assert_array_equal(answer(session(tmp_path / "one.onnx"), x), answer(session(exported), x))
 
@@ -92,7 +92,7 @@ def test_a_network_whose_answers_are_no_numbers_is_not_exported(trained, parts, 
     with torch.no_grad():
         network.head.bias[0] = float("nan")
     with pytest.raises(ParityBroken, match="differ by up to nan"):
-        export(network, parts.test.x, tmp_path / "nan.onnx")
+        export_onnx(network, parts.test.x, tmp_path / "nan.onnx")
 
 
 TOKENS = Layout(kind="tokens", shape=(12,), num_tokens=20)
@@ -124,7 +124,7 @@ def recurrent(cell: str, layout: Layout) -> nn.Module:
 @pytest.mark.parametrize("cell", NODES)
 def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tmp_path: Path):
     network = recurrent(cell, layout)
-    assert export(network, rows_of(layout, 40), tmp_path / "rnn.onnx") <= TOLERANCE
+    assert export_onnx(network, rows_of(layout, 40), tmp_path / "rnn.onnx") <= TOLERANCE
     graph = onnx.load(tmp_path / "rnn.onnx").graph
     assert [node.op_type for node in graph.node].count(NODES[cell]) == 4
     assert not any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
@@ -140,7 +140,7 @@ def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tm
 def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: Path):
     config = Transformer(kind="transformer", width=8, num_heads=2, max_length=20)
     network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
-    assert export(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
+    assert export_onnx(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
     runtime = session(tmp_path / "t.onnx")
     for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 20)]:
         x = rows_of(layout, num_rows, length)
@@ -151,7 +151,7 @@ def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: P
 def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
     layout = Layout(kind="sequence", shape=(1, 4))
     network = build(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
-    export(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
+    export_onnx(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
     (given,) = onnx.load(tmp_path / "one.onnx").graph.input
     assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 4]
 
@@ -159,7 +159,7 @@ def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
 def test_recurrent_files_repeat_too_and_say_nothing_of_the_machine(tmp_path: Path):
     network = recurrent("lstm", TOKENS)
     for name, x in (("one", rows_of(TOKENS, 40)), ("other", rows_of(TOKENS, 5))):
-        export(copy.deepcopy(network), x, tmp_path / name)
+        export_onnx(copy.deepcopy(network), x, tmp_path / name)
     content = (tmp_path / "one").read_bytes()
     assert content == (tmp_path / "other").read_bytes()
     assert b".py" not in content
@@ -188,12 +188,12 @@ class LengthIsNeeded(LengthIsFrozen):
 @pytest.mark.parametrize("made", [LengthIsFrozen, LengthIsNeeded])
 def test_a_network_that_is_right_at_one_length_alone_is_not_exported(made, tmp_path: Path):
     with pytest.raises(ParityBroken):
-        export(made(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
+        export_onnx(made(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
 
 
 def test_a_network_that_states_no_longest_row_keeps_its_length(tmp_path: Path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    assert export(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
+    assert export_onnx(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
 
 
 def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: Path):
@@ -210,7 +210,7 @@ def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: 
 
 
 def test_a_traced_file_holds_no_constants_that_can_be_folded(tmp_path: Path):
-    export(recurrent("gru", SOUND), rows_of(SOUND, 8), tmp_path / "gru.onnx")
+    export_onnx(recurrent("gru", SOUND), rows_of(SOUND, 8), tmp_path / "gru.onnx")
     assert "Constant" not in {node.op_type for node in onnx.load(tmp_path / "gru.onnx").graph.node}
 
 

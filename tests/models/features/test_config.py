@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from bloomery.models.compression.budget import Budget
-from bloomery.models.compression.config import CandidateSpec, Compression, Sparse, candidates_for
+from bloomery.models.compression.config import CandidateSpec, Compression, Sparsification, default_candidates
 from bloomery.models.features.config import Features, Gates, misplaced_limits
 from bloomery.models.features.input_config import ImageInput
 from bloomery.models.features.splits import Split
@@ -28,7 +28,7 @@ from bloomery.models.training.config import Loop, Training
         Mlp(kind="mlp", hidden=(3, 5), norm="none"),
         Training(epochs=3, seed=5),
         Compression(candidates=(CandidateSpec(name="fp32"), CandidateSpec(name="half", prune=0.5))),
-        Sparse(pattern="2:4"),
+        Sparsification(pattern="2:4"),
         Budget(size_bytes=1, latency_ms=0.5, objective="latency"),
         Gates(min_accuracy=0.9),
         Compression(),
@@ -85,11 +85,11 @@ def test_candidates_without_the_network_as_trained_are_refused(candidates):
 )
 def test_zeros_that_cannot_be_meant_are_refused(stated, said):
     with pytest.raises(ValidationError, match=said):
-        Sparse(**stated)
+        Sparsification(**stated)
 
 
 def test_the_default_candidates_are_one_of_each_kind():
-    assert {(spec.prune is not None, spec.quantize is not None) for spec in candidates_for("cnn")} == {
+    assert {(spec.prune is not None, spec.quantize is not None) for spec in default_candidates("cnn")} == {
         (False, False),
         (False, True),
         (True, False),
@@ -180,14 +180,14 @@ def test_a_limit_in_slices_needs_slices():
 
 @pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom", "imported"])
 def test_the_candidates_of_every_kind_have_a_baseline(kind):
-    specs = candidates_for(kind)
+    specs = default_candidates(kind)
     assert Compression(candidates=specs).candidates == specs
     assert len(specs) >= 2
 
 
 def test_how_an_imported_network_is_quantized_says_its_file():
-    assert [spec.quantize for spec in candidates_for("imported", "static")] == [None, "static"]
-    assert [spec.quantize for spec in candidates_for("imported", "dynamic")] == [None, "dynamic"]
+    assert [spec.quantize for spec in default_candidates("imported", "static")] == [None, "static"]
+    assert [spec.quantize for spec in default_candidates("imported", "dynamic")] == [None, "dynamic"]
 
 
 def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says_otherwise():
@@ -202,8 +202,8 @@ def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says
 
 
 def test_static_candidates_alone_are_written_for_tiles():
-    assert [spec.tiles for spec in candidates_for("cnn", tiles=True)] == [False, True, False, True]
-    assert not any(spec.tiles for spec in candidates_for("transformer", tiles=True))
+    assert [spec.tiles for spec in default_candidates("cnn", tiles=True)] == [False, True, False, True]
+    assert not any(spec.tiles for spec in default_candidates("transformer", tiles=True))
     with pytest.raises(ValidationError, match=r"`tiles` is of a candidate with `quantize: static`"):
         CandidateSpec(name="int8", quantize="dynamic", tiles=True)
     in_8_bits = CandidateSpec(name="int8", quantize="static", tiles=True)
@@ -220,7 +220,7 @@ def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made
 
 
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
-    specs = candidates_for("rnn", weights_alone=True)
+    specs = default_candidates("rnn", weights_alone=True)
     assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [
         (False, None, None),
         (False, None, "int8"),

@@ -20,11 +20,11 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import candidates_for
+from bloomery.models.compression.config import default_candidates
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.explainability.attribution import explain
-from bloomery.models.explainability.baselines import baseline_of
-from bloomery.models.export.onnx_exporter import TOLERANCE, export
+from bloomery.models.explainability.baselines import make_baseline
+from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build, read_network, write_network
 from bloomery.models.networks.config import Model
@@ -140,7 +140,7 @@ def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         F.cross_entropy(network(x), y).backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("contract") / "float.onnx"
-    export(network.eval(), x, path)
+    export_onnx(network.eval(), x, path)
     return Learnt(request.param, blueprint, before, network, x, y, path)
 
 
@@ -218,7 +218,7 @@ def test_padding_has_no_part_in_the_answer(learnt):
 
 @every_kind
 def test_it_keeps_most_answers_in_the_8_bits_that_its_kind_is_given(learnt, tmp_path: Path):
-    how = next(spec.quantize for spec in candidates_for(learnt.blueprint.config.kind) if spec.quantize)
+    how = next(spec.quantize for spec in default_candidates(learnt.blueprint.config.kind) if spec.quantize)
     quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), how=how)
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
     assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in tensors)
@@ -238,7 +238,7 @@ def test_it_is_read_as_it_was_written(learnt, tmp_path: Path):
 @every_kind
 def test_its_answers_can_be_explained(learnt):
     x, layout = learnt.x[:2], learnt.blueprint.layout
-    explained = explain(learnt.network, x, layout, baseline_of(x, layout, learnt.x))
+    explained = explain(learnt.network, x, layout, make_baseline(x, layout, learnt.x))
     assert explained.weights.shape == tuple(x.shape)
     assert np.isfinite(explained.weights).all()
     assert (np.abs(explained.weights).reshape(2, -1).sum(1) > 0).all()

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.inference.runtime import INPUT, OUTPUT, answer, session, softmax
-from bloomery.models.onnx_import.graph import num_weights, quantization_for, read
-from bloomery.models.onnx_import.importer import Session, import_network
+from bloomery.models.onnx_import.graph import choose_quantization, count_weights, read_onnx
+from bloomery.models.onnx_import.importer import SessionModule, import_network
 
 FLAT = Layout(kind="flat", shape=(4,))
 IMAGE = Layout(kind="image", shape=(3, 4, 5))
@@ -305,7 +305,7 @@ def test_what_torch_exports_comes_in_as_it_is(tmp_path: Path, exported: Path, pa
     found = import_network(exported, layout, "classification", 10, x)
     assert found.changes == []
     assert logits(found.model, x) == pytest.approx(answer(session(exported), x), abs=1e-6)
-    assert torch.equal(Session(session(exported))(parts.test.x), torch.from_numpy(answer(session(exported), x)))
+    assert torch.equal(SessionModule(session(exported))(parts.test.x), torch.from_numpy(answer(session(exported), x)))
 
 
 def test_the_bytes_depend_on_the_network_alone(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_what_no_output_needs_is_left_out_and_loops_keep_what_they_read(tmp_path
     found = import_network(path, FLAT, "classification", 3, x)
     assert logits(found.model, x) == pytest.approx(3 * (x @ weight(4, 3) + weight(3)), abs=1e-4)
     assert "unused" not in {tensor.name for tensor in found.model.graph.initializer}
-    assert num_weights(found.model) == 4 * 3 + 3
+    assert count_weights(found.model) == 4 * 3 + 3
 
 
 def test_erfc_which_only_tensorflow_has_is_said_in_words_of_onnx(tmp_path: Path) -> None:
@@ -354,15 +354,15 @@ def test_erfc_which_only_tensorflow_has_is_said_in_words_of_onnx(tmp_path: Path)
 
 
 def test_networks_of_convolutions_are_quantized_in_fixed_ranges(tmp_path: Path, exported: Path) -> None:
-    assert quantization_for(onnx.load(exported)) == "static"
-    assert quantization_for(read(dense(tmp_path / "n.onnx", end("Identity")))) == "dynamic"
+    assert choose_quantization(onnx.load(exported)) == "static"
+    assert choose_quantization(read_onnx(dense(tmp_path / "n.onnx", end("Identity")))) == "dynamic"
     attending: list[Node] = [
         ("Conv", ["keras_tensor", "K"], ["c"], {}),
         ("Softmax", ["c"], ["s"], {}),
         ("Identity", ["s"], ["Identity:0"], {}),
     ]
     path = made(tmp_path / "m.onnx", [None, 3, 4, 5], attending, {"K": weight(2, 3, 1, 1)}, width=[None] * 4)
-    assert quantization_for(read(path)) == "dynamic"
+    assert choose_quantization(read_onnx(path)) == "dynamic"
 
 
 # What is refused
@@ -432,7 +432,7 @@ def test_several_inputs_or_outputs_are_refused_by_their_names(tmp_path: Path) ->
         getattr(model.graph, values).append(helper.make_tensor_value_info(name, FLOAT, [None, 3]))
         onnx.save(model, tmp_path / "m.onnx")
         with pytest.raises(RecipeInvalid, match=rf"has 2 {values}s: .*{name}"):
-            read(tmp_path / "m.onnx")
+            read_onnx(tmp_path / "m.onnx")
 
 
 def test_weights_that_older_files_name_among_the_inputs_are_none(tmp_path: Path) -> None:
@@ -449,12 +449,12 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
     for content in (b"PK\x03\x04 a zip of Keras", b"", b"\x08"):
         path.write_bytes(content)
         with pytest.raises(RecipeInvalid, match=r"network\.keras is no valid ONNX"):
-            read(path)
+            read_onnx(path)
 
 
 def test_operators_that_nobody_knows_are_refused_by_their_names(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="StringSplitV2"):
-        read(dense(tmp_path / "n.onnx", end("StringSplitV2")))
+        read_onnx(dense(tmp_path / "n.onnx", end("StringSplitV2")))
     path = dense(tmp_path / "m.onnx", end("Mine", domain="com.example"))
     model = onnx.load(path)
     model.opset_import.append(helper.make_opsetid("com.example", 1))
@@ -467,9 +467,9 @@ def test_weights_beside_the_file_are_refused(tmp_path: Path) -> None:
     model = onnx.load(dense(tmp_path / "n.onnx", end("Identity")))
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     with pytest.raises(RecipeInvalid, match=r"weights of m\.onnx lie in other files"):
-        read(tmp_path / "m.onnx")
+        read_onnx(tmp_path / "m.onnx")
 
 
 def test_an_old_opset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match="of opset 12"):
-        read(dense(tmp_path / "n.onnx", end("Identity"), opset=12))
+        read_onnx(dense(tmp_path / "n.onnx", end("Identity"), opset=12))

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bloomery.data_contracts.errors import OutputCorrupt, RecipeInvalid
 from bloomery.models.onnx_storage import decoder
 from bloomery.models.onnx_storage import encoder as coding
-from bloomery.models.onnx_storage.arithmetic_coder import Decoder, Encoder
-from bloomery.models.onnx_storage.context_model import num_decisions, shape_of, walk
+from bloomery.models.onnx_storage.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder
+from bloomery.models.onnx_storage.context_model import code_matrix, count_decisions, describe_matrix
 from bloomery.models.onnx_storage.decoder import decode
 from bloomery.models.onnx_storage.encoder import encode
 
@@ -71,10 +71,10 @@ def test_codes_are_read_as_they_were_written(num_rows, num_columns, num_values, 
     draw = np.random.default_rng(seed)
     codes = draw.integers(1, num_values + 1, (num_rows, num_columns))
     codes[draw.random(codes.shape) >= density] = 0
-    encoder, shape = Encoder(), shape_of(codes, num_values)
-    most = num_decisions(codes, num_values)
-    walk(encoder, shape, codes, most)
-    assert np.array_equal(walk(Decoder(encoder.finish()), shape, None, most), codes)
+    encoder, shape = ArithmeticEncoder(), describe_matrix(codes, num_values)
+    most = count_decisions(codes, num_values)
+    code_matrix(encoder, shape, codes, most)
+    assert np.array_equal(code_matrix(ArithmeticDecoder(encoder.finish()), shape, None, most), codes)
 
 
 def test_a_sparse_tensor_of_few_values_takes_less_than_its_entropy_and_its_graph():
@@ -112,7 +112,7 @@ def test_the_decisions_of_all_tensors_together_are_bounded(monkeypatch):
     model = model_of([weight, weight, weight])
     whole = encode(model)
     for place in (coding, decoder):
-        monkeypatch.setattr(place, "MOST_DECISIONS", 5000)  # two of them
+        monkeypatch.setattr(place, "MAX_DECISIONS", 5000)  # two of them
     cut = encode(model)
     assert len(cut) > len(whole)
     assert decode(cut) == model

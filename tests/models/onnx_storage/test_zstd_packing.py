@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bloomery.models.inference.runtime import answer, session
-from bloomery.models.onnx_storage.decoder import opened
-from bloomery.models.onnx_storage.zstd_packing import compact, compressed, packed, plain
+from bloomery.models.onnx_storage.decoder import decompress
+from bloomery.models.onnx_storage.zstd_packing import compress_zstd, minify, pack_for_zstd, pack_sparse_tensors
 
 
 def model_of(weights: list[np.ndarray], opset: int = 18) -> bytes:
@@ -52,24 +52,29 @@ def test_any_sparse_network_answers_with_the_same_bits(widths, density, seed):
     model = model_of(weights)
     x = np.random.default_rng(seed).normal(size=(5, widths[0])).astype(np.float32)
     expected = answer(session(model), x)
-    for other in (compact(model), packed(model), packed(compact(model)), compact(packed(model))):
+    for other in (
+        minify(model),
+        pack_sparse_tensors(model),
+        pack_sparse_tensors(minify(model)),
+        minify(pack_sparse_tensors(model)),
+    ):
         onnx.checker.check_model(onnx.load_from_string(other), full_check=True)
         assert np.array_equal(answer(session(other), x), expected)
 
 
 def test_a_trained_network_answers_with_the_same_bits_and_is_far_smaller(few_valued, parts):
     model, x = few_valued.read_bytes(), parts.test.x.numpy()
-    for small in (compact(model), packed(compact(model))):
+    for small in (minify(model), pack_sparse_tensors(minify(model))):
         assert np.array_equal(answer(session(small), x), answer(session(few_valued), x))
-    stored = plain(model)
-    assert opened(stored) in (compact(model), packed(compact(model)))
-    assert len(stored) < len(compressed(model)) < len(model) / 4
+    stored = pack_for_zstd(model)
+    assert decompress(stored) in (minify(model), pack_sparse_tensors(minify(model)))
+    assert len(stored) < len(compress_zstd(model)) < len(model) / 4
 
 
 def test_sparse_weights_are_written_in_fewer_bytes_than_zstd_finds_alone():
     model = model_of([sparse(200, 300, 0.02), sparse(300, 100, 0.02)])
-    assert plain(model) == compressed(packed(compact(model)))
-    assert len(plain(model)) < 0.8 * len(compressed(compact(model)))
+    assert pack_for_zstd(model) == compress_zstd(pack_sparse_tensors(minify(model)))
+    assert len(pack_for_zstd(model)) < 0.8 * len(compress_zstd(minify(model)))
 
 
 def test_weights_far_apart_are_reached_by_way_of_zeros():
@@ -77,8 +82,8 @@ def test_weights_far_apart_are_reached_by_way_of_zeros():
     weight[0, 0] = weight[2, 55] = weight[2, 56] = weight[99, 99] = 1.5  # 255 and one cells away, and many times that
     model = model_of([weight])
     x = np.eye(100, dtype=np.float32)
-    assert np.array_equal(answer(session(packed(model)), x), weight + 1)
-    assert len(packed(model)) < 1500
+    assert np.array_equal(answer(session(pack_sparse_tensors(model)), x), weight + 1)
+    assert len(pack_sparse_tensors(model)) < 1500
 
 
 def test_the_session_holds_the_weights_themselves(tmp_path):
@@ -87,12 +92,14 @@ def test_the_session_holds_the_weights_themselves(tmp_path):
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "opened.onnx")
-    onnxruntime.InferenceSession(packed(model_of([sparse(50, 40, 0.1)])), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        pack_sparse_tensors(model_of([sparse(50, 40, 0.1)])), options, providers=["CPUExecutionProvider"]
+    )
     assert [node.op_type for node in onnx.load(tmp_path / "opened.onnx").graph.node] == ["Gemm"]
 
 
 def test_names_and_defaults_go_and_the_doors_stay():
-    graph = onnx.load_from_string(compact(model_of([sparse(5, 4, 1.0), sparse(4, 3, 1.0)]))).graph
+    graph = onnx.load_from_string(minify(model_of([sparse(5, 4, 1.0), sparse(4, 3, 1.0)]))).graph
     assert ([value.name for value in graph.input], [value.name for value in graph.output]) == (["x"], ["logits"])
     assert [(list(node.input), list(node.output), len(node.attribute)) for node in graph.node] == [
         (["x", "a", "b"], ["c"], 0),
@@ -102,9 +109,9 @@ def test_names_and_defaults_go_and_the_doors_stay():
 
 def test_what_is_not_sparse_or_too_old_stays_as_it_is():
     dense = model_of([np.random.default_rng(0).normal(size=(30, 20)).astype(np.float32)])
-    assert packed(dense) == dense
+    assert pack_sparse_tensors(dense) == dense
     old = model_of([sparse(30, 20, 0.1)], opset=11)
-    assert packed(old) == old
+    assert pack_sparse_tensors(old) == old
 
 
 def test_zstd_reads_it(tmp_path):
@@ -114,8 +121,8 @@ def test_zstd_reads_it(tmp_path):
     program = shutil.which("zstd")
     if program is None:
         pytest.skip("no zstd on this machine")
-    small = packed(model_of([sparse(200, 200, 0.1)]))
+    small = pack_sparse_tensors(model_of([sparse(200, 200, 0.1)]))
     path = tmp_path / "model.onnx.zst"
-    path.write_bytes(compressed(small))
+    path.write_bytes(compress_zstd(small))
     assert subprocess.run([program, "-dc", path], capture_output=True, check=True).stdout == small
     assert path.stat().st_size < 0.9 * len(small)

@@ -10,7 +10,7 @@ import pytest
 
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.models.profiling.energy import compare_energy
-from bloomery.models.profiling.rapl import EnergyCounter, energy_counter
+from bloomery.models.profiling.rapl import EnergyCounter, open_energy_counter
 
 MOST = 1_000_000
 
@@ -33,7 +33,7 @@ def count(root: Path, *energies_uj: int) -> None:
 
 
 def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
-    counter = energy_counter(root, wait=lambda seconds: count(root, 950_000, 100, 0, 0))
+    counter = open_energy_counter(root, wait=lambda seconds: count(root, 950_000, 100, 0, 0))
     before = counter.read()
     count(root, 50_000, 300_100, 7, 7)
     assert counter.read() - before == pytest.approx(0.1 + 0.3)
@@ -52,13 +52,13 @@ def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
 def test_a_machine_that_tells_nothing_is_refused_with_what_was_found(change, said, root: Path):
     change(root)
     with pytest.raises(EngineMissing, match=f"energy cannot be measured: .*{said}") as told:
-        energy_counter(root, wait=lambda seconds: None)
+        open_energy_counter(root, wait=lambda seconds: None)
     assert "weigh latency in budget.objective" in told.value.remedy
 
 
 def test_without_the_folder_nothing_is_told_either(tmp_path: Path):
     with pytest.raises(EngineMissing, match="no processor tells"):
-        energy_counter(tmp_path / "powercap")
+        open_energy_counter(tmp_path / "powercap")
 
 
 def test_every_file_is_compared_with_the_baseline_in_joules_for_a_batch(exported, quantized, parts, monkeypatch):

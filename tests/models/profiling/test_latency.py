@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.models.profiling.latency import compare, told
+from bloomery.models.profiling.latency import compare_latency, summarise
 
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
     files = {"fp32": exported, "int8": quantized, "again": exported}
     batches = [parts.test.x[:size].numpy() for size in (3, 1)]
-    timed = compare(files, batches, baseline="fp32", rounds=5, row_by_row={"int8"})
+    timed = compare_latency(files, batches, baseline="fp32", rounds=5, row_by_row={"int8"})
     assert list(timed) == list(files)
     for latency in timed["fp32"]:
         assert (latency.ratio.low, latency.ratio.value, latency.tail_ratio.high) == (1, 1, 1)
@@ -27,7 +27,9 @@ def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
 
 
 def test_any_file_can_be_the_baseline(exported, quantized, parts):
-    timed = compare({"fp32": exported, "int8": quantized}, [parts.test.x[:1].numpy()], baseline="int8", rounds=1)
+    timed = compare_latency(
+        {"fp32": exported, "int8": quantized}, [parts.test.x[:1].numpy()], baseline="int8", rounds=1
+    )
     assert timed["int8"][0].ratio.value == 1
     assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
@@ -39,10 +41,10 @@ def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quanti
         nonlocal clock, last
         clock, last = clock + (0.001 if runtime is last else 1.0), runtime
 
-    monkeypatch.setattr("bloomery.models.profiling.latency.ask", answers)
+    monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", answers)
     monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
     files = {"fp32": exported, "int8": quantized, "again": exported}
-    timed = compare(files, [parts.test.x[:1].numpy()], baseline="fp32", rounds=5)
+    timed = compare_latency(files, [parts.test.x[:1].numpy()], baseline="fp32", rounds=5)
     assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
 
 
@@ -50,7 +52,7 @@ def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quanti
 @given(st.floats(0.1, 10), st.integers(0, 100))
 def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_the_noise(times, seed):
     theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)
-    latency = told(times * theirs, theirs, 1)
+    latency = summarise(times * theirs, theirs, 1)
     for ratio in (latency.ratio, latency.tail_ratio):
         assert (ratio.low, ratio.value, ratio.high) == pytest.approx((times, times, times))
     assert latency.p99_ms == pytest.approx(1e3 * times * np.percentile(theirs, 99))
@@ -61,7 +63,7 @@ def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last(
     random = np.random.default_rng(0)
 
     def width(ours, theirs):
-        ratio = told(ours, theirs, 1).ratio
+        ratio = summarise(ours, theirs, 1).ratio
         return ratio.high - ratio.low
 
     def noise(size):
@@ -76,7 +78,7 @@ def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last(
 def test_the_same_times_have_the_same_limits():
     random = np.random.default_rng(1)
     ours, theirs = random.lognormal(size=(2, 100))
-    assert told(ours, theirs, 1) == told(ours, theirs, 1)
+    assert summarise(ours, theirs, 1) == summarise(ours, theirs, 1)
 
 
 def test_the_limits_hold_the_ratio_nearly_always():
@@ -84,6 +86,6 @@ def test_the_limits_hold_the_ratio_nearly_always():
     hits = 0
     for _ in range(40):
         theirs = random.lognormal(-9, 0.1, 60)
-        ratio = told(0.8 * theirs * random.lognormal(0, 0.3, 60), theirs, 1).ratio
+        ratio = summarise(0.8 * theirs * random.lognormal(0, 0.3, 60), theirs, 1).ratio
         hits += ratio.low <= 0.8 <= ratio.high
     assert hits >= 34

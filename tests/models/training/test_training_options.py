@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bloomery.models.profiling.flops import flops_per_row
+from bloomery.models.profiling.flops import count_flops_per_row
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augmented, generator_for, mixed
 from bloomery.models.training.data.batches import Examples
@@ -285,7 +285,7 @@ def test_mixed_rows_are_as_much_their_own_as_is_said():
 def test_operations_are_counted_forward_and_backward_and_leave_the_network_alone():
     network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False))
     before = copy.deepcopy(network.state_dict())
-    counted = flops_per_row(network, torch.rand(2, 8))
+    counted = count_flops_per_row(network, torch.rand(2, 8))
     # Two for each weight forward, four backward, but for the input, whose gradient nobody wants.
     assert counted == 2 * (3 * (8 * 16 + 16 * 4) - 8 * 16)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

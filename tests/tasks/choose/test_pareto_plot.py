@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Options, Release
 from bloomery.models.compression.budget import Budget
-from bloomery.models.profiling.latency import told
+from bloomery.models.profiling.latency import summarise
 from bloomery.tasks.choose.budget_verdicts import decide
 from bloomery.tasks.choose.pareto_plot import draw_front
 
@@ -24,7 +24,7 @@ def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, An
         "size_bytes": size,
         "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
         "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
-        "latencies": (told(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
+        "latencies": (summarise(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
     }
 
 

@@ -21,7 +21,7 @@ from bloomery.data_contracts.records.records import Candidate, Chosen, Interval,
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import ENCODED
 from bloomery.models.profiling import rapl
-from bloomery.models.profiling.latency import told
+from bloomery.models.profiling.latency import summarise
 from bloomery.tasks.choose import ranking
 from bloomery.tasks.choose.stage import choose
 from bloomery.tasks.evaluation import candidate_table
@@ -61,7 +61,7 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
         "num_nonzero": 128,
         "score": Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
         "worse": Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
-        "latencies": (told(*times, 1), told(*times, 32)),
+        "latencies": (summarise(*times, 1), summarise(*times, 32)),
     }
 
 
@@ -133,12 +133,12 @@ def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch": 32, "value": 9})
-    nowhere = functools.partial(rapl.energy_counter, Path("nowhere"))
-    monkeypatch.setattr(rapl, "energy_counter", nowhere)
+    nowhere = functools.partial(rapl.open_energy_counter, Path("nowhere"))
+    monkeypatch.setattr(rapl, "open_energy_counter", nowhere)
     with pytest.raises(EngineMissing, match="energy cannot be measured"):
         choose(options, budget)
     counter = types.SimpleNamespace(read=lambda: 10 * time.perf_counter())  # 10 watts, whatever runs
-    monkeypatch.setattr(rapl, "energy_counter", lambda: counter)
+    monkeypatch.setattr(rapl, "open_energy_counter", lambda: counter)
     monkeypatch.setattr("bloomery.models.profiling.energy._MOST_SECONDS", 0)
     chosen = choose(options, budget)
     of_fp32 = next(one for one in chosen.options.candidates if one.name == "fp32").energy
@@ -178,7 +178,7 @@ def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candida
 
 def test_the_digest_of_a_choice_leaves_times_out(options: Options) -> None:
     slower = tuple(
-        one.model_copy(update={"latencies": tuple(told(2e-3 * np.ones(9), 4e-3 * np.ones(9), b) for b in (1, 32))})
+        one.model_copy(update={"latencies": tuple(summarise(2e-3 * np.ones(9), 4e-3 * np.ones(9), b) for b in (1, 32))})
         for one in options.candidates
     )
     budget = Budget(accuracy_drop=0.1)

@@ -17,8 +17,8 @@ from bloomery.data_contracts.records.records import Flips, Release
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, summarise_batches
-from bloomery.models.profiling.cpu_features import processor_flags
-from bloomery.models.profiling.latency import told
+from bloomery.models.profiling.cpu_features import cpu_flags
+from bloomery.models.profiling.latency import summarise
 from bloomery.models.training.data.batches import Examples
 from bloomery.tasks.compress.candidate_measurement import Made, measure_all
 from bloomery.tasks.infrastructure.settings import settings
@@ -66,7 +66,7 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     trained = trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
     out = Output("compress", "key", root / "stages" / "compress" / "key")
     out.folder.mkdir(parents=True)
-    timed = tuple(told(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
+    timed = tuple(summarise(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
     specs = {"fp32": (CandidateSpec(name="fp32"), 0.0), "off": (CandidateSpec(name="off", quantize="dynamic"), 0.4)}
     made = [
         Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0, num_macs=2, calibration=rows_of)
@@ -91,7 +91,7 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     assert run.tags["calibration.sha256"] == "c0ffee"
     assert "calibration.sha256" not in mlflow_runs.client().get_run(right.run_id).data.tags
     assert run.params["seed"] == "0"
-    assert run.tags["processor.flags"] == " ".join(processor_flags())
+    assert run.tags["processor.flags"] == " ".join(cpu_flags())
     figures = run.metrics
     assert (figures["flips_lost"], figures["num_nonzero"], figures["latency_b32_ratio"]) == (4, 3, 0.75)
     assert (figures["num_macs"], figures["integer_share"], figures["coded_bytes"]) == (2, 0, off.coded_bytes)

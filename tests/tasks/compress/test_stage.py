@@ -19,9 +19,9 @@ from torch import nn
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Candidate, Dataset, Trained
-from bloomery.models.compression.compressor import Lesson, made_smaller
-from bloomery.models.compression.config import CandidateSpec, Compression, Explore, Student
-from bloomery.models.export.litert_exporter import PYTHON
+from bloomery.models.compression.compressor import FineTuning, compress_network
+from bloomery.models.compression.config import CandidateSearch, CandidateSpec, Compression, Student
+from bloomery.models.export.litert_exporter import PYTHON_VARIABLE
 from bloomery.models.export.onnx_exporter import TOLERANCE
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
@@ -37,7 +37,7 @@ from bloomery.tasks.train.stage import train
 
 pytestmark = pytest.mark.slow
 
-NAMED_PYTHON = os.environ.get(PYTHON)  # a state folder of a test's own takes the variable away
+NAMED_PYTHON = os.environ.get(PYTHON_VARIABLE)  # a state folder of a test's own takes the variable away
 LOOP = Loop(epochs=6, learning_rate=1e-2)
 FAST = {"fine_tune": LOOP, "latency_rounds": 20}
 
@@ -99,7 +99,7 @@ def trained(dataset: Dataset) -> Trained:
 
 
 def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: Trained) -> None:
-    wanted = Compression(explore=Explore(trials=6, keep=3), **FAST)
+    wanted = Compression(explore=CandidateSearch(trials=6, keep=3), **FAST)
     options = compress(trained, wanted)
     names = [candidate.name for candidate in options.candidates]
     assert names[:4] == ["fp32", "int8", "pruned", "pruned-int8"]
@@ -121,7 +121,7 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
 
 def test_a_search_has_8_bits_as_the_named_candidates_do(trained: Trained) -> None:
     named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weights="int8"))
-    wanted = Compression(candidates=named, explore=Explore(trials=3, worst_drop=0.9), also=("pt2",), **FAST)
+    wanted = Compression(candidates=named, explore=CandidateSearch(trials=3, worst_drop=0.9), also=("pt2",), **FAST)
     options = compress(trained, wanted)
     runs = [mlflow_runs.client().get_run(candidate.run_id).data.params for candidate in options.candidates]
     found = {run["weights"] for run in runs if run["name"].endswith("-int8")}
@@ -219,11 +219,11 @@ def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_s
         monkeypatch.setattr(f"tasks.{module}.processor_flags", lambda: flags)
     taught = []
 
-    def counted(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: Lesson) -> nn.Module:
+    def counted(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: FineTuning) -> nn.Module:
         taught.append(spec.name)
-        return made_smaller(network, blueprint, spec, lesson)
+        return compress_network(network, blueprint, spec, lesson)
 
-    monkeypatch.setattr("bloomery.models.compression.compressor.made_smaller", counted)
+    monkeypatch.setattr("bloomery.models.compression.compressor.compress_network", counted)
     stated = [
         {"name": "fp32"},
         {"name": "half", "prune": 0.5},
@@ -289,9 +289,9 @@ def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(traine
             )
 
 
-@pytest.mark.skipif(NAMED_PYTHON is None, reason=f"{PYTHON} names no Python that has litert-torch")
+@pytest.mark.skipif(NAMED_PYTHON is None, reason=f"{PYTHON_VARIABLE} names no Python that has litert-torch")
 def test_candidates_in_float_are_written_for_litert(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PYTHON, str(NAMED_PYTHON))
+    monkeypatch.setenv(PYTHON_VARIABLE, str(NAMED_PYTHON))
     settings.cache_clear()
     stated = [{"name": "fp32"}, {"name": "int8", "quantize": "static"}]
     options = compress(trained, Compression.model_validate({"candidates": stated, "also": ["litert"], **FAST}))

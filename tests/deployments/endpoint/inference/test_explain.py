@@ -333,8 +333,8 @@ def test_shap_is_told_not_to_compile() -> None:
     """Its functions stay Python's: compiling them would hold the first client up for seconds."""
     import numba
 
-    from bloomery.models.explainability.shapley import load
+    from bloomery.models.explainability.shapley import load_shap
 
-    shap = load()
+    shap = load_shap()
     assert not isinstance(shap.explainers._exact._compute_grey_code_row_values, numba.core.dispatcher.Dispatcher)
     assert numba.config.DISABLE_JIT in (0, False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.pruning.dead_units import without_dead_units
-from bloomery.models.compression.pruning.unstructured import held, masks_of
+from bloomery.models.compression.pruning.dead_units import remove_dead_units
+from bloomery.models.compression.pruning.unstructured import compute_masks, fixed_masks
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
 from bloomery.models.networks.config import Cnn, LeNet, Mlp, Rnn
 
@@ -28,7 +28,7 @@ def test_units_that_nothing_reads_go_and_the_answers_stay(config):
     network = build(blueprint).eval()
     with torch.no_grad():
         network.head.weight[:, ::2] = 0
-    smaller, found = without_dead_units(network, blueprint)
+    smaller, found = remove_dead_units(network, blueprint)
     assert smaller.head.in_features == network.head.in_features // 2
     assert num_parameters(smaller) < num_parameters(network)
     x = torch.randn(4, 1, 16, 16)
@@ -43,15 +43,15 @@ def test_a_unit_dies_with_those_that_it_led_to():
         network.head.weight[:, 3:] = 0  # hidden units 3 to 9 lead nowhere, and they alone read channel 2 and up
         network.hidden.weight[:3, 2:] = 0
         network.second.weight[:2, 1:] = 0
-    _, found = without_dead_units(network, blueprint)
+    _, found = remove_dead_units(network, blueprint)
     assert found.config == LeNet(kind="lenet", channels=(1, 2), hidden=3)
 
 
 def test_a_layer_keeps_a_unit_and_the_source_stays():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none"), layout=IMAGE, num_outputs=5)
     network = build(blueprint).eval()
-    with held(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
-        smaller, found = without_dead_units(network, blueprint)
+    with fixed_masks(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
+        smaller, found = remove_dead_units(network, blueprint)
     assert found.config.hidden == (1,)
     assert network.head.weight.shape == (5, 8)
     assert torch.allclose(smaller(torch.ones(1, 1, 16, 16)), network.head.bias)
@@ -60,9 +60,9 @@ def test_a_layer_keeps_a_unit_and_the_source_stays():
 def test_a_network_without_dead_units_or_of_another_kind_stays_as_it_is():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 6)), layout=IMAGE, num_outputs=5)
     network = build(blueprint)
-    assert without_dead_units(network, blueprint)[1] == blueprint
+    assert remove_dead_units(network, blueprint)[1] == blueprint
     sequence = Layout(kind="sequence", shape=(8, 2))
     recurrent = Blueprint(config=Rnn(kind="rnn", hidden=4), layout=sequence, num_outputs=3)
     source = build(recurrent)
-    with held(source, masks_of(source, 0.05)):
-        assert without_dead_units(source, recurrent) == (source, recurrent)
+    with fixed_masks(source, compute_masks(source, 0.05)):
+        assert remove_dead_units(source, recurrent) == (source, recurrent)

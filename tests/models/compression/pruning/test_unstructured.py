@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.compression.compressor import Lesson, made_smaller
-from bloomery.models.compression.config import CandidateSpec, Compression, Sparse
+from bloomery.models.compression.compressor import FineTuning, compress_network
+from bloomery.models.compression.config import CandidateSpec, Compression, Sparsification
 from bloomery.models.compression.pruning.unstructured import (
-    density_at,
-    density_of,
-    held,
+    compute_masks,
+    compute_n_of_m_masks,
+    fixed_masks,
     lamp_scores,
-    masks_of,
-    n_of_m,
-    pattern_masks,
-    weights_of,
+    maskable_weights,
+    measure_density,
+    n_of_m_mask,
+    scheduled_density,
 )
 from bloomery.models.training.config import Loop
 from bloomery.models.training.loop import evaluate, train
@@ -37,12 +37,12 @@ def pair() -> nn.Module:
 
 @given(num_steps=st.integers(1, 50), last=st.floats(0.001, 1))
 def test_the_share_that_stays_falls_to_the_last_one_and_quickly_at_first(num_steps, last):
-    shares = [density_at(step, num_steps, last=last) for step in range(num_steps + 1)]
+    shares = [scheduled_density(step, num_steps, last=last) for step in range(num_steps + 1)]
     assert (shares[0], shares[-1]) == (1.0, last)
     falls = [before - after for before, after in itertools.pairwise(shares)]
     assert all(fall >= -1e-12 for fall in falls)
     assert all(first >= second - 1e-12 for first, second in itertools.pairwise(falls))
-    assert density_at(num_steps + 1, num_steps, last=last) == last
+    assert scheduled_density(num_steps + 1, num_steps, last=last) == last
 
 
 @given(FIGURES)
@@ -65,7 +65,7 @@ def test_a_score_is_the_share_of_the_squares_from_there_on(figures):
 @pytest.mark.parametrize("scope", ["lamp", "global", "layer"])
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
 def test_the_share_of_weights_that_is_asked_for_stays(scope, density):
-    masks = masks_of(pair(), density, scope)
+    masks = compute_masks(pair(), density, scope)
     assert {name: mask.shape for name, mask in masks.items()} == {"0.weight": (30, 20), "1.weight": (2, 30)}
     num_kept = sum(int(mask.sum()) for mask in masks.values())
     if scope == "layer":
@@ -78,24 +78,24 @@ def test_a_layer_of_small_weights_is_lost_by_magnitude_and_not_by_lamp():
     network = pair()
     with torch.no_grad():
         network[1].weight.mul_(1e-3)
-    assert not masks_of(network, 0.05, "global")["1.weight"].any()
-    assert masks_of(network, 0.05, "lamp")["1.weight"].any()
+    assert not compute_masks(network, 0.05, "global")["1.weight"].any()
+    assert compute_masks(network, 0.05, "lamp")["1.weight"].any()
 
 
 @pytest.mark.parametrize("scope", ["lamp", "global", "layer"])
 def test_what_is_gone_stays_gone_from_round_to_round(scope):
     network = pair()
-    before = masks_of(network, 0.3, scope)
-    with held(network, before):
+    before = compute_masks(network, 0.3, scope)
+    with fixed_masks(network, before):
         pass
-    after = masks_of(network, 0.1, scope)
+    after = compute_masks(network, 0.1, scope)
     assert all(bool((before[name] | ~after[name]).all()) for name in before)
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1])
 def test_an_impossible_share_is_refused(density):
     with pytest.raises(RecipeInvalid, match="the share of weights"):
-        masks_of(pair(), density)
+        compute_masks(pair(), density)
 
 
 @settings(deadline=None)
@@ -109,7 +109,7 @@ def test_an_impossible_share_is_refused(density):
 def test_of_each_group_of_inputs_the_largest_stay(outputs, inputs, kernel, n, more):
     m = n + more
     weight = torch.randn(outputs, inputs, *kernel, generator=torch.Generator().manual_seed(outputs * 31 + inputs))
-    mask = n_of_m(weight, n, m)
+    mask = n_of_m_mask(weight, n, m)
     assert mask.shape == weight.shape
     for start in range(0, inputs // m * m, m):
         kept, sizes = mask[:, start : start + m], weight[:, start : start + m].abs()
@@ -121,7 +121,7 @@ def test_of_each_group_of_inputs_the_largest_stay(outputs, inputs, kernel, n, mo
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (5, 4), (-1, 2)])
 def test_an_impossible_pattern_is_refused(n, m):
     with pytest.raises(RecipeInvalid, match=f"{n}:{m}"):
-        n_of_m(torch.ones(2, 8), n, m)
+        n_of_m_mask(torch.ones(2, 8), n, m)
 
 
 def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
@@ -134,7 +134,7 @@ def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
             "linear": nn.Linear(6, 2),
         }
     )
-    shares = {name: float(mask.float().mean()) for name, mask in pattern_masks(network, 1, 4).items()}
+    shares = {name: float(mask.float().mean()) for name, mask in compute_n_of_m_masks(network, 1, 4).items()}
     assert shares == {
         "gru.weight_ih_l0": 0.25,
         "gru.weight_hh_l0": 0.25,
@@ -147,11 +147,11 @@ def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_candidate_of_a_pattern_has_it_after_all_that_it_learns(rounds, trained, parts):
     compression = Compression(fine_tune=Loop(epochs=2, learning_rate=1e-3))
-    spec = CandidateSpec(name="pattern", sparse=Sparse(pattern="2:4", rounds=rounds))
-    network = made_smaller(
-        trained.network, trained.blueprint, spec, Lesson(parts.train, parts.val, trained.network, compression)
+    spec = CandidateSpec(name="pattern", sparse=Sparsification(pattern="2:4", rounds=rounds))
+    network = compress_network(
+        trained.network, trained.blueprint, spec, FineTuning(parts.train, parts.val, trained.network, compression)
     )
-    weights = weights_of(network).values()
+    weights = maskable_weights(network).values()
     assert [tuple(weight.shape) for weight in weights] == [(8, 1, 3, 3), (16, 8, 3, 3), (32, 64), (10, 32)]
     for weight in itertools.islice(weights, 1, None):
         kept = (weight != 0).unflatten(1, (-1, 4)).sum(2)
@@ -163,14 +163,14 @@ def test_a_candidate_of_a_pattern_has_it_after_all_that_it_learns(rounds, traine
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_zeros_stay_zero_while_the_rest_learns(trained, parts, ema):
     network = copy.deepcopy(trained.network)
-    masks = masks_of(network, 0.2)
+    masks = compute_masks(network, 0.2)
     loss, _ = evaluate(network, parts.val)
-    with held(network, masks):
-        before = {name: weight.detach().clone() for name, weight in weights_of(network).items()}
+    with fixed_masks(network, masks):
+        before = {name: weight.detach().clone() for name, weight in maskable_weights(network).items()}
         loop = Loop(epochs=2, learning_rate=5e-3, weight_decay=0.1, ema=ema, best_by="score")
         history = train(network, parts.train, parts.val, loop, seed=0)
-    assert density_of(network) <= 0.2 + 1e-3
-    for name, weight in weights_of(network).items():
+    assert measure_density(network) <= 0.2 + 1e-3
+    for name, weight in maskable_weights(network).items():
         assert not weight.view(torch.int32)[~masks[name]].any()  # no sign either
         assert bool((weight[masks[name]] != before[name][masks[name]]).any())
     assert min(epoch.val_loss for epoch in history) < loss * 3
@@ -180,13 +180,13 @@ def test_zeros_stay_zero_while_the_rest_learns(trained, parts, ema):
 
 def test_zeros_are_zero_after_a_failure():
     network = pair()
-    masks = masks_of(network, 0.1)
+    masks = compute_masks(network, 0.1)
 
     def fail() -> None:
         with torch.no_grad():
             network[0].weight.add_(1)
         raise KeyError
 
-    with pytest.raises(KeyError), held(network, masks):
+    with pytest.raises(KeyError), fixed_masks(network, masks):
         fail()
     assert not network[0].weight[~masks["0.weight"]].any()

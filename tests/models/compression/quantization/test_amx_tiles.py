@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
-from bloomery.models.profiling.cpu_features import has_tiles, needs_reduced_range, processor_flags
+from bloomery.models.profiling.cpu_features import cpu_flags, has_amx, needs_reduced_range
 
 
 class Convolutions(nn.Module):
@@ -38,7 +38,7 @@ def network_file(tmp_path_factory) -> tuple[Path, np.ndarray]:
     torch.manual_seed(0)
     x = torch.randn(40, 1, 9, 9)
     path = tmp_path_factory.mktemp("tiles") / "fp32.onnx"
-    export(Convolutions(), x, path)
+    export_onnx(Convolutions(), x, path)
     return path, x.numpy()
 
 
@@ -51,7 +51,7 @@ def zeros_of(path: Path) -> dict[str, set[int]]:
     }
 
 
-@pytest.mark.skipif(needs_reduced_range(processor_flags()), reason="sums of products saturate on this processor")
+@pytest.mark.skipif(needs_reduced_range(cpu_flags()), reason="sums of products saturate on this processor")
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(network_file, tmp_path, reduce_range):
     source, x = network_file
@@ -61,7 +61,7 @@ def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(netw
     assert zeros_of(usual) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
     assert zeros_of(tiled) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
     assert np.array_equal(answer(session(usual), x), answer(session(tiled), x))
-    assert integer_coverage(tiled) == integer_coverage(usual)
+    assert measure_integer_coverage(tiled) == measure_integer_coverage(usual)
     onnx.checker.check_model(onnx.load(tiled))
 
 
@@ -83,4 +83,4 @@ def test_dynamic_files_are_as_they_were(network_file, tmp_path: Path):
     ("flags", "are_there"), [(("avx512_vnni", "amx_tile", "amx_int8"), True), (("avx512_vnni", "amx_bf16"), False)]
 )
 def test_which_processors_have_tiles(flags, are_there):
-    assert has_tiles(flags) == are_there
+    assert has_amx(flags) == are_there

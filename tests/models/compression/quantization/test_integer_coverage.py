@@ -10,39 +10,39 @@ import pytest
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Rnn
 from bloomery.models.onnx_storage.encoder import encode
-from bloomery.models.onnx_storage.zstd_packing import plain
+from bloomery.models.onnx_storage.zstd_packing import pack_for_zstd
 from bloomery.models.profiling.cpu_features import needs_reduced_range
 
 
 def test_a_float_file_runs_in_floats(exported):
-    covered = integer_coverage(exported)
+    covered = measure_integer_coverage(exported)
     assert covered.integers == {}
     assert covered.share == 0
     assert sum(covered.floats.values()) == 4
 
 
 def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
-    covered = integer_coverage(quantized)
+    covered = measure_integer_coverage(quantized)
     assert covered.integers == {"QGemm": 2, "QLinearConv": 2}
     assert (covered.floats, covered.share) == ({}, 1)
 
 
-@pytest.mark.parametrize("form", [encode, plain])
+@pytest.mark.parametrize("form", [encode, pack_for_zstd])
 def test_a_file_in_a_stored_form_is_unpacked_first(form, quantized, tmp_path: Path):
     (tmp_path / "stored").write_bytes(form(quantized.read_bytes()))
-    assert integer_coverage(tmp_path / "stored") == integer_coverage(quantized)
+    assert measure_integer_coverage(tmp_path / "stored") == measure_integer_coverage(quantized)
 
 
 def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
-    covered = integer_coverage(tmp_path / "dynamic.onnx")
+    covered = measure_integer_coverage(tmp_path / "dynamic.onnx")
     assert covered.floats == {"Conv": 2}
     # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
     dense, convolved = 64 * 32 + 32 * 10, 9 * 8 + 9 * 8 * 16
@@ -53,9 +53,9 @@ def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Pa
 def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     layout = Layout(kind="sequence", shape=(6, 5))
     network = build(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
-    export(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
+    export_onnx(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), how="dynamic")
-    covered = integer_coverage(tmp_path / "int8.onnx")
+    covered = measure_integer_coverage(tmp_path / "int8.onnx")
     assert covered.share == share
     assert ("DynamicQuantizeLSTM" in covered.integers) == (cell == "lstm")
     assert covered.floats == ({} if cell == "lstm" else {"GRU": 1})

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
-from bloomery.models.compression.quantization.post_training import first_layer, quantize
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
+from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
@@ -113,7 +113,7 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_
     config, expected = KINDS[kind]
     network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
-    export(network, x, tmp_path / "float.onnx")
+    export_onnx(network, x, tmp_path / "float.onnx")
     for name in ("int8.onnx", "again.onnx"):
         quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic", reduce_range=seven_bits)
     assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
@@ -135,14 +135,14 @@ def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_
     config = Transformer(kind="transformer", width=32, num_layers=1)
     network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
-    export(network, x, tmp_path / "float.onnx")
+    export_onnx(network, x, tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
-    found = integer_coverage(tmp_path / "int8.onnx")
+    found = measure_integer_coverage(tmp_path / "int8.onnx")
     assert (found.share, found.floats) == (1.0, {"MultiHeadAttention": 1})
 
 
 def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_path: Path):
-    (first,) = first_layer(exported, "static")
+    (first,) = find_first_layer(exported, "static")
     quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), keep_float=[first])
     graph = onnx.load(tmp_path / "int8.onnx").graph
     in_float = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
@@ -153,8 +153,8 @@ def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_
 
 @pytest.mark.parametrize("how", ["static", "dynamic"])
 def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
-    export(torch.nn.Tanh(), torch.zeros(2, 3), tmp_path / "tanh.onnx")
-    assert first_layer(tmp_path / "tanh.onnx", how) == ()
+    export_onnx(torch.nn.Tanh(), torch.zeros(2, 3), tmp_path / "tanh.onnx")
+    assert find_first_layer(tmp_path / "tanh.onnx", how) == ()
 
 
 def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):

@@ -15,16 +15,20 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.compression.quantization.quantization_aware import (
-    first_called,
-    ranges_of,
-    with_fake_quantization,
-    without_fake_quantization,
+    add_fake_quantization,
+    find_first_called_layer,
+    learned_ranges,
+    remove_fake_quantization,
 )
-from bloomery.models.compression.quantization.sensitivity import divergence, sensitive_layers, smallest_float_set
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.quantization.sensitivity import (
+    find_float_layers,
+    measure_sensitivities,
+    output_divergence,
+)
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import FtTransformer, Transformer
@@ -51,7 +55,7 @@ def uneven(trained) -> nn.Module:
 @pytest.fixture(scope="module")
 def source(uneven, parts, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("uneven") / "float.onnx"
-    export(uneven, parts.test.x[:40], path)
+    export_onnx(uneven, parts.test.x[:40], path)
     return path
 
 
@@ -65,7 +69,7 @@ def accuracy(path: Path, parts) -> float:
 
 
 def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
-    moved = sensitive_layers(source, rows)
+    moved = measure_sensitivities(source, rows)
     convolutions = {node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"}
     assert set(list(moved)[:2]) == convolutions
     worst, _, third, *_ = moved.values()
@@ -81,29 +85,29 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
         return float((outputs_BK.argmax(1) != exact).mean())
 
     assert len(y) == 200
-    kept = smallest_float_set(source, rows, x, changed, 0.005)
+    kept = find_float_layers(source, rows, x, changed, 0.005)
     quantize(source, tmp_path / "part.onnx", rows, keep_float=kept)
     quantize(source, tmp_path / "all.onnx", rows)
     assert changed(answer(session(tmp_path / "part.onnx"), x)) <= 0.005
     assert changed(answer(session(tmp_path / "all.onnx"), x)) > 0.005
-    assert integer_coverage(tmp_path / "all.onnx").share == 1
-    some = integer_coverage(tmp_path / "part.onnx")
+    assert measure_integer_coverage(tmp_path / "all.onnx").share == 1
+    some = measure_integer_coverage(tmp_path / "part.onnx")
     assert 0 < some.share < 1
     assert sum(some.floats.values()) == len(kept) == 2
-    assert smallest_float_set(source, rows, x, changed, 1.0) == ()
+    assert find_float_layers(source, rows, x, changed, 1.0) == ()
 
 
 def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, seven_bits, tmp_path: Path):
     uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
-    export(uneven, parts.test.x[:40], source)
+    export_onnx(uneven, parts.test.x[:40], source)
     quantize(source, tmp_path / "static.onnx", rows, reduce_range=seven_bits)
-    rounding = with_fake_quantization(uneven, reduce_range=seven_bits)
+    rounding = add_fake_quantization(uneven, reduce_range=seven_bits)
     torch.manual_seed(0)  # for dropout
     train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
-    learnt = without_fake_quantization(rounding)
+    learnt = remove_fake_quantization(rounding)
     exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
-    export(learnt, parts.test.x[:40], exported)
-    quantize(exported, quantized, rows, ranges=ranges_of(rounding), reduce_range=seven_bits)
+    export_onnx(learnt, parts.test.x[:40], exported)
+    quantize(exported, quantized, rows, ranges=learned_ranges(rounding), reduce_range=seven_bits)
     exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
     assert static < exact - 0.15
     assert aware > static + 0.1
@@ -113,7 +117,7 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
         rounded_BK = rounding(x).numpy()
     given_BK = answer(session(quantized), x.numpy())
     assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
-    assert integer_coverage(quantized).share == 1
+    assert measure_integer_coverage(quantized).share == 1
 
 
 @pytest.mark.parametrize(
@@ -130,16 +134,16 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
     """Their weights have lost their names where the exporter turned them."""
     torch.manual_seed(0)
     network = build(Blueprint(config=config, layout=layout, num_outputs=3))
-    rounding = with_fake_quantization(network, reduce_range=seven_bits)
+    rounding = add_fake_quantization(network, reduce_range=seven_bits)
     x = torch.randn(32, *layout.shape)
     rounding(x)  # in training mode: ranges are seen
     rounding.eval()
-    export(without_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
-    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in ranges_of(rounding).items()}
-    for name, ranges in (("learnt", ranges_of(rounding)), ("wider", seen)):
+    export_onnx(remove_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
+    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(rounding).items()}
+    for name, ranges in (("learnt", learned_ranges(rounding)), ("wider", seen)):
         target = tmp_path / f"{name}-int8.onnx"
         quantize(tmp_path / "learnt.onnx", target, x.numpy(), ranges=ranges, reduce_range=seven_bits)
-        assert integer_coverage(target).share == 1
+        assert measure_integer_coverage(target).share == 1
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
     learnt, wider = (
@@ -152,7 +156,7 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
 
 def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, parts):
     before = copy.deepcopy(uneven.state_dict())
-    back = without_fake_quantization(with_fake_quantization(uneven))
+    back = remove_fake_quantization(add_fake_quantization(uneven))
     assert list(back.state_dict()) == list(before)
     for state in (back.state_dict(), uneven.state_dict()):
         assert all(torch.equal(state[name], weight) for name, weight in before.items())
@@ -160,10 +164,10 @@ def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, par
 
 def test_the_output_layer_inside_of_torchs_own_attention_which_is_never_called_stays_as_it_is():
     network = nn.TransformerDecoderLayer(8, 2, dim_feedforward=16, batch_first=True)
-    rounding = with_fake_quantization(network)
+    rounding = add_fake_quantization(network)
     x = torch.randn(4, 5, 8)
     assert rounding(x, x).shape == x.shape
-    assert set(ranges_of(rounding)) == {"linear1", "linear2"}
+    assert set(learned_ranges(rounding)) == {"linear1", "linear2"}
 
 
 class _LastFirst(nn.Module):
@@ -180,15 +184,15 @@ class _LastFirst(nn.Module):
 
 def test_the_layer_that_reads_the_inputs_learns_in_float_where_it_stays_so(uneven, parts):
     network, x = _LastFirst(), torch.randn(8, 3)
-    assert first_called(network, x) == ("inputs",)
-    rounding = with_fake_quantization(network, keep_float=first_called(network, x))
-    assert list(ranges_of(rounding)) == ["outputs"]
+    assert find_first_called_layer(network, x) == ("inputs",)
+    rounding = add_fake_quantization(network, keep_float=find_first_called_layer(network, x))
+    assert list(learned_ranges(rounding)) == ["outputs"]
     rounding(x)  # in training mode: ranges are seen
     half_B3 = x / 2 + 0.001 * torch.randn(8, 3)
     # Nothing that comes in is cut or rounded: what is between is as before.
     assert torch.equal(rounding.inputs(half_B3), network.inputs(half_B3))
-    assert first_called(uneven, parts.test.x[:1]) == ("blocks.0.0",)
-    assert first_called(nn.Flatten(), x) == ()
+    assert find_first_called_layer(uneven, parts.test.x[:1]) == ("blocks.0.0",)
+    assert find_first_called_layer(nn.Flatten(), x) == ()
 
 
 def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
@@ -203,10 +207,10 @@ def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
 )
 def test_divergence_is_0_of_the_same_probabilities_and_never_below(logits, shift):
     logits_BK = np.array(logits, np.float32)
-    assert divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
-    assert divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
+    assert output_divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
+    assert output_divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
 
 
 def test_divergence_of_figures_is_a_share_of_their_variance():
     exact_B1 = np.array([[-1.0], [1.0]])
-    assert divergence(exact_B1, exact_B1 + 0.5) == pytest.approx(0.25)
+    assert output_divergence(exact_B1, exact_B1 + 0.5) == pytest.approx(0.25)

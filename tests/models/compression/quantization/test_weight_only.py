@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.integer_coverage import integer_coverage, optimised
-from bloomery.models.compression.quantization.weight_only import store_weights
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage, optimized_graph
+from bloomery.models.compression.quantization.weight_only import quantize_weights
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Rnn
@@ -30,7 +30,7 @@ def gru(tmp_path_factory) -> tuple[Path, np.ndarray]:
     layout = Layout(kind="sequence", shape=(6, 5))
     network = build(Blueprint(config=Rnn(kind="rnn", cell="gru", hidden=48), layout=layout, num_outputs=3))
     x, path = torch.randn(64, 6, 5), tmp_path_factory.mktemp("gru") / "float.onnx"
-    export(network, x, path)
+    export_onnx(network, x, path)
     return path, x.numpy()
 
 
@@ -38,7 +38,7 @@ def gru(tmp_path_factory) -> tuple[Path, np.ndarray]:
 @pytest.mark.parametrize("kind", ["gru", "cnn"])
 def test_the_file_is_smaller_and_runs_as_the_float_file_does(kind, stored, gru, exported, parts, tmp_path: Path):
     source, x = gru if kind == "gru" else (exported, parts.test.x[:64].numpy())
-    store_weights(source, tmp_path / "stored.onnx", stored)
+    quantize_weights(source, tmp_path / "stored.onnx", stored)
     onnx.checker.check_model(onnx.load(tmp_path / "stored.onnx"))
     share, error = EXPECTED[stored]
     overhead = 5_000  # the nodes that decode, beside which these networks are small
@@ -47,15 +47,15 @@ def test_the_file_is_smaller_and_runs_as_the_float_file_does(kind, stored, gru, 
     assert 0 < np.square(given_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
     # Decoding is over once the file is opened: what runs are the operators of the float file.
     before, after = (
-        [node.op_type for node in optimised(path).graph.node] for path in (source, tmp_path / "stored.onnx")
+        [node.op_type for node in optimized_graph(path).graph.node] for path in (source, tmp_path / "stored.onnx")
     )
     assert sorted(before) == sorted(after)
-    assert integer_coverage(tmp_path / "stored.onnx").share == 0
+    assert measure_integer_coverage(tmp_path / "stored.onnx").share == 0
 
 
 def test_the_same_file_becomes_the_same_bytes(exported, tmp_path: Path):
     for name in ("one", "other"):
-        store_weights(exported, tmp_path / name, "int4")
+        quantize_weights(exported, tmp_path / name, "int4")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
@@ -69,7 +69,7 @@ def _decoded(weight: np.ndarray, stored, block: int, folder: Path) -> np.ndarray
         [numpy_helper.from_array(weight, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "w.onnx")
-    store_weights(folder / "w.onnx", folder / "stored.onnx", stored, block=block)
+    quantize_weights(folder / "w.onnx", folder / "stored.onnx", stored, block=block)
     return session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
 
 

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
-from bloomery.models.compression.pruning.structured import prune
-from bloomery.models.export.onnx_exporter import TOLERANCE, export
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.pruning.structured import prune_network
+from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
 from bloomery.models.networks.blueprint import Blueprint, build
@@ -163,8 +163,8 @@ def test_a_perceptron_reads_windows_as_one_vector_and_can_be_pruned_and_exported
     blueprint = Blueprint(
         config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
     )
-    smaller, pruned = prune(build(blueprint).eval(), blueprint, Prune(share=0.5))
+    smaller, pruned = prune_network(build(blueprint).eval(), blueprint, Pruning(share=0.5))
     assert pruned.config.hidden == (8, 4)
     x = torch.randn(40, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(smaller(x), smaller(x.flatten(1)))
-    assert export(smaller, x, tmp_path / "float.onnx") <= TOLERANCE
+    assert export_onnx(smaller, x, tmp_path / "float.onnx") <= TOLERANCE

@@ -9,7 +9,7 @@ import torch
 
 from bloomery.data_contracts.errors import ParityBroken, RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.export.onnx_exporter import export
+from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build
 from bloomery.models.networks.config import Custom
 from bloomery.models.training.determinism import fix_randomness
@@ -62,7 +62,7 @@ def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
     network = build(own("good", width=3))
     assert network[0].weight.shape == (3, 4)
     x = torch.cat([torch.randn(32, 3), torch.randint(0, 5, (32, 1)).float()], dim=1)
-    assert export(network, x, tmp_path / "own.onnx") < 1e-4
+    assert export_onnx(network, x, tmp_path / "own.onnx") < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -86,5 +86,5 @@ def test_what_is_no_network_for_the_rows_is_refused_before_training(name, option
 def test_a_network_that_cannot_be_written_down_is_refused_with_what_to_do(tmp_path: Path):
     network = build(own("looping"))
     with pytest.raises(ParityBroken, match="cannot write this network as ONNX") as refused:
-        export(network, torch.randn(32, 4), tmp_path / "own.onnx")
+        export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")
     assert "take no value out of a tensor" in refused.value.remedy

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
-from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.architectures.gpt import Decoder, build, generate, next_token_loss
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Gpt
@@ -171,7 +171,9 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay():
         for block in network.decoder.blocks:
             block.up.weight[:4] = 0
             block.down.weight[:, :4] = 0
-    smaller, blueprint = prune(network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Prune(share=0.5))
+    smaller, blueprint = prune_network(
+        network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Pruning(share=0.5)
+    )
     x = tokens_of(3, 16).float()
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
     again = build(blueprint.config, TOKENS, 3).eval()

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
-from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.post_training import quantize
-from bloomery.models.export.onnx_exporter import TOLERANCE, export
+from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.inference.runtime import answer, session
 from bloomery.models.networks.architectures.mlp import embedding_width
 from bloomery.models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
@@ -44,11 +44,11 @@ def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized
     network = build(blueprint)
     train(network, rows, rows, Loop(epochs=12), seed=0)
     assert evaluate(network, rows)[1] > 0.85
-    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
     assert pruned.config.hidden == (16, 8)
     assert num_parameters(smaller) < num_parameters(network)
     train(smaller, rows, rows, Loop(epochs=8), seed=0)
-    assert export(smaller, rows.x, tmp_path / "float.onnx") <= TOLERANCE
+    assert export_onnx(smaller, rows.x, tmp_path / "float.onnx") <= TOLERANCE
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", rows.x[:300].numpy())
     right = answer(session(tmp_path / "int8.onnx"), rows.x.numpy()).argmax(1) == rows.y.numpy()
     assert right.mean() > evaluate(smaller, rows)[1] - 0.05
@@ -66,7 +66,7 @@ def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
 
 def test_a_layer_of_one_unit_is_not_pruned_away():
     blueprint = blueprint_of(hidden=(1, 4))
-    assert prune(build(blueprint), blueprint, Prune(share=0.9))[1].config.hidden == (1, 1)
+    assert prune_network(build(blueprint), blueprint, Pruning(share=0.9))[1].config.hidden == (1, 1)
 
 
 TABLE = Layout(kind="flat", shape=(4,), categories=((1, 5), (3, 100)))
@@ -130,7 +130,7 @@ def test_every_column_of_a_table_has_a_part_in_the_answer():
 def test_a_pruned_network_keeps_its_embeddings():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 4)), layout=TABLE, num_outputs=2)
     network = build(blueprint)
-    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
     assert pruned.config.hidden == (4, 2)
     for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
         assert torch.equal(was.weight, now.weight)
@@ -148,10 +148,10 @@ def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning
         waves = network.waves(numbers_BN)
         each = [torch.relu(network.waves.linear(torch.cat([one.sin(), one.cos()], 1))) for one in angles.unbind(1)]
         torch.testing.assert_close(waves, torch.cat(each, 1))
-    smaller, pruned = prune(network, blueprint, Prune(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
     assert (pruned.config.hidden, pruned.config.periodic) == ((4, 2), config.periodic)
     assert torch.equal(smaller.waves.frequencies_NQ, network.waves.frequencies_NQ)
-    assert export(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE
+    assert export_onnx(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE
 
 
 def test_a_column_whose_single_values_matter_is_learnt_by_waves_and_not_without():

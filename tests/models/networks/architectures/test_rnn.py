@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
-from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.architectures.rnn import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Rnn
@@ -177,7 +177,9 @@ def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirection
                     if name == "weight_ih_l0" and number:
                         weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
         network.head.weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
-    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
+    smaller, blueprint = prune_network(
+        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(share=0.5)
+    )
     pruned = blueprint.config
     x = rows_of(layout, 4, 5)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
@@ -191,7 +193,9 @@ def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirection
 def test_the_share_leaves_and_a_unit_stays(share, kept):
     network = build(config_of(), STEPS, 2).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    smaller, pruned = prune(network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Prune(share=share))
+    smaller, pruned = prune_network(
+        network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Pruning(share=share)
+    )
     assert pruned.config.hidden == kept
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
     assert (num_parameters(smaller) < num_parameters(network)) == (kept < 4)

@@ -13,8 +13,8 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.config import Prune
-from bloomery.models.compression.pruning.structured import prune
+from bloomery.models.compression.config import Pruning
+from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.inference.runtime import session
 from bloomery.models.networks.architectures.transformer import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
@@ -148,7 +148,9 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
             block.up.bias[[0, 3, 4, 7, 8, 11]] = 0
             block.down.weight[:, [0, 3, 4, 7, 8, 11]] = 0
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    smaller, blueprint = prune(network, Blueprint(config=config, layout=layout, num_outputs=3), Prune(share=0.5))
+    smaller, blueprint = prune_network(
+        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(share=0.5)
+    )
     x = rows_of(layout, 4)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
@@ -162,8 +164,8 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
 def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share):
     config = config_of(feed_forward=3.0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
-    once = prune(build(config, TOKENS, 2), blueprint, Prune(share=share))
-    network, pruned = prune(*once, Prune(share=share))
+    once = prune_network(build(config, TOKENS, 2), blueprint, Pruning(share=share))
+    network, pruned = prune_network(*once, Pruning(share=share))
     assert 1 <= network.blocks[0].up.out_features < 24
     build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
 
