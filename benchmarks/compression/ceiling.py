@@ -35,7 +35,7 @@ from bloomery.models.compression.quantization.integer_coverage import measure_in
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import INPUT, OUTPUT
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Mlp, Model, Transformer
 from bloomery.models.profiling import latency
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
@@ -113,7 +113,7 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
     torch.manual_seed(0)
     examples = rows_of(layout, max(most_rows, CALIBRATION_ROWS))
     files = {kind: folder / f"{name}-{kind}.onnx" for kind in ("fp32", "int8")}
-    export_onnx(build(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
+    export_onnx(build_network(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
     tiles = has_amx(cpu_flags())
     quantize(files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), how=route, tiles=tiles)
     return files, examples.numpy()

@@ -21,7 +21,7 @@ import numpy as np
 from first_layer import GREY, written
 from wanted import strided
 
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.config import Cnn
 from bloomery.models.profiling.latency import measure_in_turns, median_ratio, run_batch
 from bloomery.tasks.infrastructure.settings import enter
@@ -48,7 +48,7 @@ def read_request() -> np.ndarray:
 
 
 def timed(files: dict[str, Path], rounds: int, num_before: int, read: Callable[[], np.ndarray]) -> str:
-    sessions = {name: session(path) for name, path in files.items()}
+    sessions = {name: create_session(path) for name, path in files.items()}
 
     def turn(name: str) -> float:
         for _ in range(num_before):

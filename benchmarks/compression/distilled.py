@@ -24,12 +24,12 @@ from torch import nn
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Distillation
 from bloomery.models.compression.distillation import add_unlabelled, create_distiller
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import LeNet, Mlp
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
-from bloomery.models.training.loop import evaluate, learner, train
+from bloomery.models.training.determinism import set_deterministic
+from bloomery.models.training.loop import create_learner, evaluate, train
 from bloomery.tasks.infrastructure.settings import enter, settings
 
 TEACHER = LeNet(kind="lenet")
@@ -75,9 +75,9 @@ def loop_of(epochs: int, shift: int) -> Loop:
 
 
 def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.Module | None, epochs: int) -> nn.Module:
-    fix_randomness(seed, num_threads=1)
-    network = build(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
-    spread = learner if teacher is None else create_distiller(teacher, asked.lesson)
+    set_deterministic(seed, num_threads=1)
+    network = build_network(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
+    spread = create_learner if teacher is None else create_distiller(teacher, asked.lesson)
     if teacher is not None:
         teacher.to(asked.device)
     train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread, device=asked.device)
@@ -88,7 +88,7 @@ def teacher_of(name: str, seed: int, asked: Asked, rows: Examples, val: Examples
     """LeNet-5, trained on shifted images from labels alone; kept, since it takes longest."""
     path = settings().home / f"distilled-{name}-{seed}.safetensors"
     if path.exists():
-        network = build(Blueprint(config=TEACHER, layout=asked.layout, num_outputs=10))
+        network = build_network(Blueprint(config=TEACHER, layout=asked.layout, num_outputs=10))
         network.load_state_dict(load_file(path))
         return network.eval()
     asked = asked._replace(student=TEACHER, shift=_TEACHERS_SHIFT)
@@ -138,7 +138,7 @@ def main() -> None:
     parts, layout = read_parts() if stated.prepared is None else _prepared(stated.prepared)
     lesson = Distillation(weight=stated.weight, temperature=stated.temperature)
     asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs, stated.device)
-    student = build(Blueprint(config=asked.student, layout=layout, num_outputs=10))
+    student = build_network(Blueprint(config=asked.student, layout=layout, num_outputs=10))
     print(f"{asked}\n{num_parameters(student):,} parameters", flush=True)
     began = time.perf_counter()
     errors = [reached(seed, asked, parts, getattr(parts, stated.part)) for seed in stated.seeds]

@@ -18,7 +18,7 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, LeNet, Model
 from bloomery.models.profiling import latency
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
@@ -46,7 +46,7 @@ BATCHES = (1, 32)
 def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Path]:
     """A network of random weights in fp32, in 8 bits, and with its first layer in float, in files of `folder`."""
     torch.manual_seed(0)
-    network = build(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
+    network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
     x = torch.rand(64, *shape)
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
     export_onnx(network, x, files["fp32"])

@@ -23,8 +23,8 @@ from bloomery.flows.pipeline import PLAIN
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import even_sample, read_examples
 from bloomery.tasks.infrastructure.settings import enter, settings
@@ -89,9 +89,9 @@ def of_defaults(options: Options) -> list[str]:
             except Exception as failure:
                 lines.append(f"| ONNX Runtime's {name} | fails: {str(failure).splitlines()[0][:80]} | | | | |")
         timed = latency.compare_latency(files, [x[:size] for size in (1, 32)], baseline="fp32", rounds=300)
-        exact = outputs_of(session(files["fp32"]), x, is_row_by_row=False)
+        exact = compute_outputs(create_session(files["fp32"]), x, is_row_by_row=False)
         for name in [one for one in files if one != "fp32"]:
-            given = outputs_of(session(files[name]), x, is_row_by_row=name == "dynamic")
+            given = compute_outputs(create_session(files[name]), x, is_row_by_row=name == "dynamic")
             if dataset.task == "classification":
                 right = [outputs.argmax(1) == test.y.numpy() for outputs in (exact, given)]
                 score, worse = float(right[1].mean()), metrics.accuracy_drop(*right)

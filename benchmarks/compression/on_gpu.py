@@ -24,8 +24,8 @@ from bloomery.data_contracts.records.records import Dataset, Part, Trained
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.blueprint import num_parameters, write_network
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import Examples, read_examples
@@ -103,10 +103,10 @@ def judged(candidates: list[Made], test: Examples, rounds: int) -> dict[str, tup
     first, *others = candidates
     x, y = test.x.numpy(), test.y.numpy()
     timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=first.spec.name, rounds=rounds)
-    exact = outputs_of(session(first.path), x, is_row_by_row=False).argmax(1) == y
+    exact = compute_outputs(create_session(first.path), x, is_row_by_row=False).argmax(1) == y
     told = {}
     for one in others:
-        right = outputs_of(session(one.path), x, is_row_by_row=one.is_row_by_row).argmax(1) == y
+        right = compute_outputs(create_session(one.path), x, is_row_by_row=one.is_row_by_row).argmax(1) == y
         worse = metrics.accuracy_drop(exact, right)
         size = one.path.stat().st_size / first.path.stat().st_size
         times = [of_batch.ratio.value for of_batch in timed[one.spec.name]]

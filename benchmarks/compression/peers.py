@@ -42,8 +42,8 @@ from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.blueprint import read_network
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import Examples, even_sample, read_examples
@@ -96,7 +96,7 @@ def of_onnx_runtime(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
                 quantize_dynamic(str(ready), str(path))
             else:
                 quantize_static(str(ready), str(path), Rows())
-            session(path)
+            create_session(path)
             files[name] = path
         except Exception as failure:  # what a peer cannot do is a result too
             failed[name] = str(failure).strip().splitlines()[0]
@@ -122,7 +122,7 @@ def of_peers(python: Path, folder: Path) -> tuple[dict[str, Path], dict[str, str
             if said.returncode:
                 failed[way] = _why(said.stdout + said.stderr)
                 continue
-            session(folder / f"{way}.onnx")
+            create_session(folder / f"{way}.onnx")
             files[way] = folder / f"{way}.onnx"
         except subprocess.TimeoutExpired:
             failed[way] = f"not done after {_MOST_SECONDS} s"
@@ -169,7 +169,10 @@ def judge(files: Mapping[str, Path], options: Options, test: Examples, rounds: i
     x = test.x.numpy()
     baseline = options.baseline
     timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
-    outputs = {name: outputs_of(session(path), x, is_row_by_row=_is_row_by_row(path)) for name, path in files.items()}
+    outputs = {
+        name: compute_outputs(create_session(path), x, is_row_by_row=_is_row_by_row(path))
+        for name, path in files.items()
+    }
     whole = files[baseline].stat().st_size
     return {
         name: Judged(

@@ -26,8 +26,8 @@ from bloomery.models.compression.quantization.integer_coverage import measure_in
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.compression.quantization.weight_only import quantize_weights
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import INPUT, answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import INPUT, create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, LeNet, Mlp, Model, Rnn, Transformer
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
@@ -68,12 +68,12 @@ def ours(source: Path, target: Path, x: np.ndarray, how: str | None) -> None:
 
 
 def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:
-    sessions = {name: session(path) for name, path in files.items()}
+    sessions = {name: create_session(path) for name, path in files.items()}
     least = dict.fromkeys(files, float("inf"))
     for _ in range(rounds):
         for name, runtime in sessions.items():
             began = time.perf_counter()
-            answer(runtime, x)
+            run_session(runtime, x)
             least[name] = min(least[name], (time.perf_counter() - began) * 1e3)
     return least
 
@@ -81,7 +81,7 @@ def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, fl
 def compare(family: str, folder: Path, rounds: int) -> None:
     config, layout, how = FAMILIES[family]
     torch.manual_seed(0)
-    network = build(Blueprint(config=config, layout=layout, num_outputs=10))
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=10))
     examples = rows_of(layout, 256)
     x = examples.numpy()
     source = folder / f"{family}.onnx"
@@ -96,14 +96,14 @@ def compare(family: str, folder: Path, rounds: int) -> None:
         target = folder / f"{family}-{name.replace(' ', '-')}.onnx"
         try:
             make(target)
-            session(target)
+            create_session(target)
             files[name] = target
         except Exception as failure:  # what a peer cannot do is a result too
             failed[name] = str(failure).splitlines()[0][:120]
-    exact = answer(session(source), x)
+    exact = run_session(create_session(source), x)
     times = {batch: least_ms(files, x[:batch], rounds) for batch in (1, 32)}
     for name, path in files.items():
-        error = np.sqrt(np.square(answer(session(path), x) - exact).mean()) / exact.std()
+        error = np.sqrt(np.square(run_session(create_session(path), x) - exact).mean()) / exact.std()
         ratios = [times[batch][name] / times[batch]["fp32"] for batch in times]
         said = f"{name}, {how or 'weights alone'}" if name == "ours" else name
         print(

@@ -34,15 +34,15 @@ from bloomery.models.compression.pruning.unstructured import (
 )
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights, straight_through_clusters
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import LeNet, Mlp
 from bloomery.models.onnx_storage.decoder import decode, decompress
 from bloomery.models.onnx_storage.encoder import encode
 from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples, read_examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import evaluate, train
 from bloomery.tasks.infrastructure.settings import settings
 
@@ -109,8 +109,8 @@ def read_parts() -> tuple[Parts, Layout]:
 def dense(name: str, seed: int, parts: Parts, blueprint: Blueprint) -> nn.Module:
     """The network as it is trained before anything goes; kept, since it takes longest."""
     path = settings().home / f"{name}-{seed}.safetensors"
-    fix_randomness(seed, num_threads=1)
-    network = build(blueprint)
+    set_deterministic(seed, num_threads=1)
+    network = build_network(blueprint)
     if path.exists():
         network.load_state_dict(load_file(path))
         return network.eval()
@@ -198,7 +198,7 @@ def judged(network: nn.Module, teacher: nn.Module, parts: Parts) -> Reached:
 
 
 def error_of(model: bytes, part: Examples) -> float:
-    answers = answer(session(model), part.x.numpy())
+    answers = run_session(create_session(model), part.x.numpy())
     return float((answers.argmax(1) != part.y.numpy()).mean())
 
 
@@ -218,7 +218,7 @@ def main() -> None:
     print("| network | seed | dense error | error | coded | plain | decoded in |\n| --- " + "| ---: " * 6 + "|")
     for name in stated.networks:
         config = PLANS[name].config
-        network = build(Blueprint(config=config, layout=layout, num_outputs=10))
+        network = build_network(Blueprint(config=config, layout=layout, num_outputs=10))
         num_bytes = 4 * num_parameters(network)  # what the papers on compression compare with
         all_reached = []
         for seed in stated.seeds:

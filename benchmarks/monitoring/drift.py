@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.monitoring import Drift, Findings, Monitor, VersionReference
 from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.models.evaluation.drift_tests import divergence, holm
+from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence
 from bloomery.tasks.infrastructure.settings import enter, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from bloomery.tasks.monitoring.monitor import observe, read_reference
@@ -153,8 +153,8 @@ def alarmed(
     found = {}
     for name, one in cells.items():
         reference = reference_of(count_into(one, before[name]))
-        found[name] = divergence(reference, before.num_rows, count_into(one, after[name]))
-    corrected = dict(zip(found, holm([one.p_value for one in found.values()]), strict=True))
+        found[name] = measure_divergence(reference, before.num_rows, count_into(one, after[name]))
+    corrected = dict(zip(found, holm_correction([one.p_value for one in found.values()]), strict=True))
     significant = [name for name in found if corrected[name] < monitor.significance]
     return [name for name in significant if found[name].psi - found[name].noise >= monitor.psi], significant
 

@@ -35,8 +35,8 @@ import psutil
 
 from bloomery.data_contracts.records.records import Bento
 from bloomery.models.features.encoder import encode, read_encoder
-from bloomery.models.inference.outputs import meant
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.outputs import predictions_from
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
 from bloomery.tasks.bentos.bento_store import artifacts_folder
@@ -200,13 +200,13 @@ def numbers_in(document: Any) -> list[float]:
 
 def limit(model: bytes, x: np.ndarray) -> float:
     """Microseconds for a row in this process."""
-    runtime = session(model)
+    runtime = create_session(model)
     for row in x:
-        answer(runtime, row[None])
+        run_session(runtime, row[None])
     began = time.process_time()
     for _ in range(10):
         for row in x:
-            answer(runtime, row[None])
+            run_session(runtime, row[None])
     return (time.process_time() - began) / (10 * len(x)) * 1e6
 
 
@@ -261,8 +261,8 @@ def main() -> None:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model)
         all_plans = plans(tag, bento, x, path, peers)
-        outputs = answer(session(model), x[:1])
-        report_starts(all_plans, chosen.starts, chosen.requests // 4, (outputs, meant(encoder, outputs)))
+        outputs = run_session(create_session(model), x[:1])
+        report_starts(all_plans, chosen.starts, chosen.requests // 4, (outputs, predictions_from(encoder, outputs)))
         if chosen.rounds:
             with contextlib.ExitStack() as stack:
                 servers = [stack.enter_context(started(plan)) for plan in all_plans]

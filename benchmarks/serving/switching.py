@@ -29,7 +29,7 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, read_pointer, write_pointer
 from bloomery.data_contracts.serving.predictions import furthest
 from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.models.inference.outputs import TOLERANCE, unit_of
+from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
 from bloomery.tasks.evaluation.held_out import rows_as_sent
 from bloomery.tasks.infrastructure.settings import enter, settings
@@ -152,7 +152,7 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     for tag in tags.values():
         version = Version(artifacts_folder(tag))
         expected[tag] = version.predictions(version.answers(version.check.table(rows).to_batches()[0]))
-        limit = TOLERANCE * unit_of(version.encoder)
+        limit = TOLERANCE * score_unit(version.encoder)
     tally = Tally(expected, limit)
     port = free_port()
     with (settings().logs / "switching.log").open("ab") as log, tempfile.TemporaryDirectory() as folder:

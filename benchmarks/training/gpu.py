@@ -25,14 +25,14 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.architectures.gpt import Decoder, next_token_loss
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.architectures.gpt import GptDecoder, next_token_loss
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Gpt, ResNet
 from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
 from bloomery.models.training.config import Training
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import train
-from bloomery.models.training.optimization.optimizer import optimizer_for, schedule_for
+from bloomery.models.training.optimization.optimizer import build_optimizer, build_schedule
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -55,7 +55,7 @@ TINY = Sizes(64, 2, 4, 64, 500, 32, 50, 8)
 class NextToken(nn.Module):
     """tokens_BT -> logits_BTV of the token that comes after each."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: GptDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -68,8 +68,8 @@ def seconds_of_step(
 ) -> float:
     """Of a whole step in bf16, the mean over `steps`, after some that are not counted."""
     loop = Training(epochs=1, learning_rate=3e-4, precision="bf16", clip_norm=1.0)
-    optimizer = optimizer_for(network, loop)
-    schedule = schedule_for(optimizer, loop, steps + 10)
+    optimizer = build_optimizer(network, loop)
+    schedule = build_schedule(optimizer, loop, steps + 10)
 
     def judged(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return loss_of(network(x), y)
@@ -98,7 +98,7 @@ def seconds_of_step(
 def gpt(sizes: Sizes, rows: int, steps: int, device: torch.device, *, compiled: bool) -> None:
     layout = Layout(kind="tokens", shape=(sizes.length,), num_tokens=sizes.num_tokens)
     config = Gpt(kind="gpt", width=sizes.width, num_layers=sizes.num_layers, num_heads=sizes.num_heads, dropout=0.0)
-    network = NextToken(Decoder(config, layout)).to(device)
+    network = NextToken(GptDecoder(config, layout)).to(device)
     tokens = torch.randint(1, sizes.num_tokens, (rows, sizes.length), device=device)
     flops = count_flops_per_row(network, tokens[:1])
     seconds = seconds_of_step(network, tokens, tokens, next_token_loss, steps, compiled=compiled)
@@ -110,7 +110,7 @@ def gpt(sizes: Sizes, rows: int, steps: int, device: torch.device, *, compiled: 
 def resnet(sizes: Sizes, images: int, steps: int, device: torch.device, *, compiled: bool) -> None:
     layout = Layout(kind="image", shape=(3, sizes.pixels, sizes.pixels))
     config = ResNet(kind="resnet", depth=50, width=sizes.image_width, stem="large")
-    network = build(Blueprint(config=config, layout=layout, num_outputs=1000))
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=1000))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(images, *layout.shape, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, 1000, (images,), device=device)

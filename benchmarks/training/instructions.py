@@ -36,17 +36,17 @@ def milliseconds(network_name: str, precision: str) -> float:
     import torch.nn.functional as F
 
     from bloomery.data_contracts.records.tensor_layout import Layout
-    from bloomery.models.networks.blueprint import Blueprint, build
+    from bloomery.models.networks.blueprint import Blueprint, build_network
     from bloomery.models.networks.config import Cnn
     from bloomery.models.training.config import Loop
-    from bloomery.models.training.loop import laid_out, learner
+    from bloomery.models.training.loop import create_learner, use_channels_last
 
     torch.set_num_threads(1)
     layout = Layout(kind="image", shape=(1, 28, 28))
-    network = build(
+    network = build_network(
         Blueprint(config=Cnn.model_validate({"kind": "cnn", **NETWORKS[network_name]}), layout=layout, num_outputs=10)
     )
-    learn = learner(laid_out(network), Loop(epochs=1, precision=precision))
+    learn = create_learner(use_channels_last(network), Loop(epochs=1, precision=precision))
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     x = torch.randn(128, 1, 28, 28).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (128,))

@@ -35,8 +35,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import CLASS, ENCODED
-from bloomery.models.training.data.batches import batches, read_examples
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
+from bloomery.models.training.data.batches import iterate_batches, read_examples
 from bloomery.models.training.data.streaming import open_stream
 from bloomery.tasks.infrastructure.parquet import write_rows
 
@@ -62,11 +62,11 @@ def scan(path: Path, layout: Layout) -> int:
 
 
 def in_memory(path: Path, layout: Layout) -> int:
-    return sum(len(y) for _, y in batches(read_examples(path, "key", layout), BATCH, seed=0, epoch=1))
+    return sum(len(y) for _, y in iterate_batches(read_examples(path, "key", layout), BATCH, seed=0, epoch=1))
 
 
 def streamed(path: Path, layout: Layout) -> int:
-    return sum(len(y) for _, y in batches(open_stream(path, layout), BATCH, seed=0, epoch=1))
+    return sum(len(y) for _, y in iterate_batches(open_stream(path, layout), BATCH, seed=0, epoch=1))
 
 
 def map_style(path: Path, layout: Layout) -> int:
@@ -82,11 +82,11 @@ def hugging_face() -> Way:
 
     def way(path: Path, layout: Layout) -> int:
         rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(path.parent / "hugging-face"))
-        shuffled = rows.shuffle(seed=0).with_format("torch", columns=[CLASS, ENCODED])
+        shuffled = rows.shuffle(seed=0).with_format("torch", columns=[ENCODED_LABEL, ENCODED_INPUT])
         num_rows = 0
         for batch in shuffled.iter(BATCH):
-            assert batch[ENCODED].shape[1:] == layout.shape
-            num_rows += len(batch[CLASS])
+            assert batch[ENCODED_INPUT].shape[1:] == layout.shape
+            num_rows += len(batch[ENCODED_LABEL])
         return num_rows
 
     return way
@@ -108,7 +108,7 @@ def ways() -> dict[str, Way]:
 
 def write(path: Path, num_rows: int, num_values: int) -> None:
     """Rows as the prepare stage leaves them, of values that do not compress."""
-    schema = pa.schema([("key", pa.int64()), (CLASS, pa.int64()), (ENCODED, pa.list_(pa.float32()))])
+    schema = pa.schema([("key", pa.int64()), (ENCODED_LABEL, pa.int64()), (ENCODED_INPUT, pa.list_(pa.float32()))])
     random = np.random.default_rng(0)
 
     def drawn() -> Iterator[pa.RecordBatch]:
@@ -153,7 +153,7 @@ def compare_alone(path: Path, num_rows: int, layout: Layout, rounds: int) -> Non
     """Epochs of rows that are in memory."""
     held, loader = read_examples(path, "key", layout), DataLoader(Rows(path, layout), batch_size=BATCH, shuffle=True)
     rivals = {
-        "ours, in memory": lambda: sum(len(y) for _, y in batches(held, BATCH, seed=0, epoch=2)),
+        "ours, in memory": lambda: sum(len(y) for _, y in iterate_batches(held, BATCH, seed=0, epoch=2)),
         "DataLoader": lambda: sum(len(y) for _, y in loader),
     }
     compare(rivals, num_rows, rounds, ("ours, in memory",))

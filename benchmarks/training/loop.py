@@ -37,12 +37,12 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
-from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.optimization.loss import Loss, loss_of
+from bloomery.models.training.optimization.loss import BatchLoss, build_loss
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.train import fit as fitting
 
@@ -62,14 +62,14 @@ class Task(NamedTuple):
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)
-        network = build(self.blueprint)
+        network = build_network(self.blueprint)
         # Quicker on processors too, so everyone has it.
         is_image = self.blueprint.layout.kind == "image"
         return network.to(memory_format=torch.channels_last) if is_image else network  # type: ignore[call-overload]
 
-    def loss(self) -> Loss:
+    def loss(self) -> BatchLoss:
         """The mean over the rows of a batch."""
-        of_rows = loss_of(self.training, self.rows.y)
+        of_rows = build_loss(self.training, self.rows.y)
         return lambda outputs, y: of_rows(outputs, y) / len(y)
 
     def optimizer(self, network: nn.Module) -> torch.optim.AdamW:
@@ -94,7 +94,7 @@ def ours(task: Task, times: Times) -> None:
     two = Examples(task.rows.x[:2], task.rows.y[:2], task.rows.key[:2])
     with tempfile.TemporaryDirectory() as folder:
         configure_processor(task.training)
-        keeper = Keeper(Path(folder), Checkpoints())
+        keeper = Checkpointer(Path(folder), Checkpoints())
         fitting.fit(fitting.Parts(task.rows, two), task.blueprint, task.training, on_epoch=times.note, keeper=keeper)
     torch.use_deterministic_algorithms(False)
 

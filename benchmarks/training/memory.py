@@ -24,15 +24,15 @@ import torch.distributed as dist
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Gpt
-from bloomery.models.networks.layers.attention import Block
+from bloomery.models.networks.layers.attention import TransformerBlock
 from bloomery.models.training.config import Loop, Strategy
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.distributed import parallelize
-from bloomery.models.training.distributed.process_group import ALONE, World
-from bloomery.models.training.loop import Learn, State, learner, train
+from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from bloomery.models.training.loop import Learner, TrainingState, create_learner, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")
@@ -69,12 +69,12 @@ def held(network: nn.Module, size: int, strategy: str) -> list[int]:
 def work(strategy: str) -> None:
     """Train the small network for a few steps in this process, and tell what it held; the first tells of all."""
     if strategy == "alone":
-        print(json.dumps([trained(ALONE, learner)]))
+        print(json.dumps([trained(SINGLE_PROCESS, create_learner)]))
         return
     dist.init_process_group("gloo")
     told = trained(
-        parallelize.shared_rows(strategy),
-        lambda network, loop: parallelize.spread(network, loop, strategy, torch.device("cpu")),
+        parallelize.data_parallel_group(strategy),
+        lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
     )
     all_told = [told] * dist.get_world_size()
     dist.all_gather_object(all_told, told)
@@ -83,17 +83,17 @@ def work(strategy: str) -> None:
     dist.destroy_process_group()
 
 
-def trained(world: World, spread: Callable[[nn.Module, Loop], Learn]) -> dict[str, float]:
+def trained(world: ProcessGroup, spread: Callable[[nn.Module, Loop], Learner]) -> dict[str, float]:
     """What this process held of the small network, in bytes, and how fast it was."""
-    fix_randomness(0, 1)
-    network = build(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
+    set_deterministic(0, 1)
+    network = build_network(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
     x = torch.randint(1, 8_000, (NUM_STEPS * NUM_ROWS, 128), generator=torch.Generator().manual_seed(0)).float()
     y = x[:, 0].long() % 10
     rows, few = (Examples(x[:num], y[:num], y[:num].numpy()) for num in (len(y), NUM_ROWS))
     state_bytes: list[int] = []
     times: list[float] = []
 
-    def restore(state: State) -> None:
+    def restore(state: TrainingState) -> None:
         # Between the step and the end of its gradients, all three are there.
         state.optimizer.register_step_post_hook(lambda *_: state_bytes.append(bytes_of(state)))
 
@@ -115,7 +115,7 @@ def trained(world: World, spread: Callable[[nn.Module, Loop], Learn]) -> dict[st
     }
 
 
-def bytes_of(state: State) -> int:
+def bytes_of(state: TrainingState) -> int:
     """Of the parameters, gradients and optimizer state that this process holds."""
     held_here = list(state.network.parameters())
     held_here += [parameter.grad for parameter in held_here if parameter.grad is not None]
@@ -127,7 +127,7 @@ def bytes_of(state: State) -> int:
 def measured() -> None:
     """Print a table of the small network, with a line for each strategy."""
     with torch.device("meta"):
-        network = build(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
+        network = build_network(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
     print(f"{num_parameters(network):,} parameters\n")
     print("| strategy | process | parameters (formula) | state: 16 bytes each | state, measured | peak RSS | rows/s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -157,7 +157,7 @@ def measured() -> None:
 def saved_bytes(config: Gpt, num_steps: int) -> int:
     """Bytes that one block keeps for its backward pass under bf16 autocast, for one row, counted as it runs."""
     hidden = round(config.width * config.feed_forward)
-    block = Block(config.width, config.num_heads, hidden, config.dropout, is_causal=True)
+    block = TransformerBlock(config.width, config.num_heads, hidden, config.dropout, is_causal=True)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def saved_bytes(config: Gpt, num_steps: int) -> int:
 def paper() -> None:
     """Print what the large network needs on 8 devices."""
     with torch.device("meta"):
-        network = build(Blueprint(config=LARGE, layout=LARGE_LAYOUT, num_outputs=1))
+        network = build_network(Blueprint(config=LARGE, layout=LARGE_LAYOUT, num_outputs=1))
     size, steps, width, layers = 8, LARGE_LAYOUT.shape[0], LARGE.width, LARGE.num_layers
     num = num_parameters(network.decoder)
     saved = saved_bytes(LARGE, steps) / steps

@@ -45,9 +45,9 @@ def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """The figures of the test part: for classes also in and out of scope, where rows say so."""
     import numpy as np
 
-    from bloomery.models.evaluation.metrics import auc
+    from bloomery.models.evaluation.metrics import roc_auc
     from bloomery.models.features.encoder import decode, read_encoder
-    from bloomery.models.inference.outputs import meant
+    from bloomery.models.inference.outputs import predictions_from
     from bloomery.models.networks.blueprint import read_network
     from bloomery.models.training.data.batches import read_examples
     from bloomery.models.training.loop import predict
@@ -64,7 +64,7 @@ def on_test(trained) -> dict[str, float]:  # type: ignore[no-untyped-def]
     right = outputs.argmax(1) == truth
     figures = {"accuracy": float(right.mean())}
     if len(dataset.classes) == 2:
-        figures["auc"] = auc(truth == 1, meant(encoder, outputs)[:, 1])
+        figures["auc"] = roc_auc(truth == 1, predictions_from(encoder, outputs)[:, 1])
     if "oos" in dataset.classes:
         is_out = truth == dataset.classes.index("oos")
         figures |= {"in scope": float(right[~is_out].mean()), "out-of-scope recall": float(right[is_out].mean())}

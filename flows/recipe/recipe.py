@@ -25,10 +25,10 @@ from bloomery.flows.recipe.overrides import changed
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression, CompressionOrAuto
-from bloomery.models.features.config import Features, Gates, Recent, misplaced_limits
+from bloomery.models.features.config import Features, Gates, RecentData, misplaced_limits
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
-from bloomery.models.training.search_space import require_possible
+from bloomery.models.training.search_space import require_valid_space
 from bloomery.tasks.train.user_code import bring
 
 _OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
@@ -161,7 +161,7 @@ def read_recipe(reference: str, period: str | None = None, changes: Mapping[str,
             "gates": _with_absolute_recent(stated.gates, path.parent),
         }
     )
-    require_possible(recipe.model, recipe.training)
+    require_valid_space(recipe.model, recipe.training)
     read = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
         *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
@@ -212,7 +212,7 @@ def _with_absolute_start(training: Training, folder: Path) -> Training:
     return training.model_copy(update={"start_from": training.start_from.absolute(folder)})
 
 
-LabelledT = TypeVar("LabelledT", Monitor, Recent)
+LabelledT = TypeVar("LabelledT", Monitor, RecentData)
 
 
 def _with_absolute_recent(gates: Gates, folder: Path) -> Gates:

@@ -29,11 +29,11 @@ from bloomery.models.compression.pruning.unstructured import (
 )
 from bloomery.models.compression.quantization.quantization_aware import add_fake_quantization, find_first_called_layer
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import Epoch, at_rest, laid_out, learner, train
+from bloomery.models.training.loop import EpochResult, create_learner, move_to_cpu, train, use_channels_last
 
 
 class FineTuning(NamedTuple):
@@ -49,7 +49,7 @@ class FineTuning(NamedTuple):
     unlabelled: torch.Tensor | None = None
     seed: int = 0
     device: str = "cpu"  # on which networks learn; before and after they are on the processor
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+    on_epoch: Callable[[EpochResult], None] = lambda epoch: None
 
 
 def compress_network(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: FineTuning) -> nn.Module:
@@ -70,7 +70,7 @@ def compress_network(network: nn.Module, blueprint: Blueprint, spec: CandidateSp
         _require_teachable(blueprint.config, student, lesson.compression.distill)
     if spec.student is not None:
         blueprint = blueprint.model_copy(update={"config": spec.student.model})
-        network = build(blueprint)
+        network = build_network(blueprint)
         _taught(lesson, spec.student.training or fine_tune)(network)
     if spec.prune is not None:
 
@@ -133,13 +133,13 @@ def _of_a_round(loop: Loop, rounds: int) -> Loop:
 def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
     """What teaches a network in place."""
     distill = lesson.compression.distill
-    spread = learner if distill is None else create_distiller(lesson.teacher, distill)
+    spread = create_learner if distill is None else create_distiller(lesson.teacher, distill)
     rows = lesson.train
     if distill is not None and lesson.unlabelled is not None:
         rows = add_unlabelled(rows, lesson.unlabelled)
 
     def teach(network: nn.Module) -> None:
-        laid_out(lesson.teacher).to(lesson.device)
+        use_channels_last(lesson.teacher).to(lesson.device)
         try:
             train(
                 network,
@@ -152,6 +152,6 @@ def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
                 on_epoch=lesson.on_epoch,
             )
         finally:
-            at_rest(lesson.teacher)
+            move_to_cpu(lesson.teacher)
 
     return teach

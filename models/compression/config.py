@@ -15,7 +15,7 @@ from bloomery.models.features.input_config import Count
 from bloomery.models.features.splits import Share
 from bloomery.models.networks.config import Cnn, Dropout, Gpt, LeNet, Mlp, Model, ResNet, Transformer
 from bloomery.models.profiling.cpu_features import needs_reduced_range
-from bloomery.models.training.config import Device, Loop, Rate
+from bloomery.models.training.config import Device, Loop, PositiveFloat
 
 QuantizationMode = Literal["static", "dynamic"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
@@ -290,7 +290,8 @@ class CandidateSearch(Document):
 
     trials: Annotated[Count, Field(description="smaller networks that are tried, each also in 8 bits")] = 12
     minutes: Annotated[
-        Rate | None, Field(description="after which no further one begins; which are tried depends on the machine then")
+        PositiveFloat | None,
+        Field(description="after which no further one begins; which are tried depends on the machine then"),
     ] = None
     worst_drop: Annotated[
         Share, Field(description="on the validation part, of accuracy, or as a share of RMSE: worse ones are not kept")

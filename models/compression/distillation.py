@@ -14,15 +14,15 @@ from torch import nn
 
 from bloomery.models.compression.config import Distillation
 from bloomery.models.compression.feature_matching import capture_activations, feature_matching_loss, valid_steps
-from bloomery.models.features.labels import UNLABELLED
+from bloomery.models.features.labels import IGNORED_LABEL
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import Learn, Losses
+from bloomery.models.training.loop import Learner, RowLosses
 from bloomery.models.training.optimization.loss import is_regression
-from bloomery.models.training.optimization.mixed_precision import halved
+from bloomery.models.training.optimization.mixed_precision import autocast
 
 
-def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learn]:
+def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learner]:
     """What `bloomery.models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
@@ -36,11 +36,11 @@ def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable
     teacher.eval()
     looks_inside = distillation.features > 0 or distillation.attention > 0
 
-    def spread(student: nn.Module, loop: Loop) -> Learn:
-        def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
-            with torch.no_grad(), halved(loop, x.device), capture_activations(teacher, distillation) as taught:
+    def spread(student: nn.Module, loop: Loop) -> Learner:
+        def learn(x: torch.Tensor, losses: RowLosses, share: float) -> torch.Tensor:
+            with torch.no_grad(), autocast(loop, x.device), capture_activations(teacher, distillation) as taught:
                 taught_BK = teacher(x)
-            with halved(loop, x.device), capture_activations(student, distillation) as mine:
+            with autocast(loop, x.device), capture_activations(student, distillation) as mine:
                 outputs_BK = student(x)
             loss = (1 - distillation.weight) * losses(outputs_BK, slice(None))
             loss = loss + distillation.weight * soft_target_loss(outputs_BK, taught_BK, distillation.temperature)
@@ -72,5 +72,5 @@ def add_unlabelled(labelled: Examples, x: torch.Tensor) -> Examples:
     """
     if is_regression(labelled.y):
         raise ValueError("rows without a label need a classification: a figure that stands for none is a figure too")
-    y = labelled.y.new_full((len(x),), UNLABELLED)
+    y = labelled.y.new_full((len(x),), IGNORED_LABEL)
     return Examples(torch.cat([labelled.x, x]), torch.cat([labelled.y, y]), np.arange(len(labelled.x) + len(x)))

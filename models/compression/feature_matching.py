@@ -16,8 +16,8 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.config import Distillation
 from bloomery.models.networks.architectures.cnn import ConvNet
 from bloomery.models.networks.architectures.lenet import LeNet5
-from bloomery.models.networks.architectures.resnet import Residual
-from bloomery.models.networks.layers.padding import Steps
+from bloomery.models.networks.architectures.resnet import ResidualNetwork
+from bloomery.models.networks.layers.padding import StepEmbedding
 
 Activations = dict[str, torch.Tensor]
 
@@ -117,7 +117,7 @@ def capture_activations(network: nn.Module, how: Distillation) -> Iterator[Activ
 
 def _attending(network: nn.Module) -> dict[str, nn.Module]:
     match network:
-        case ConvNet() | Residual():
+        case ConvNet() | ResidualNetwork():
             return {"maps": network.blocks}
         case LeNet5():
             return {"maps": network.second}
@@ -161,5 +161,5 @@ def _require_places(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> None:
 
 def valid_steps(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     """there_BT bool, which is true where a step of `x` is no padding; None for a network that reads no steps."""
-    steps = next((module for module in network.modules() if isinstance(module, Steps)), None)
+    steps = next((module for module in network.modules() if isinstance(module, StepEmbedding)), None)
     return None if steps is None else steps.there(x)

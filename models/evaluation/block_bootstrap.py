@@ -12,11 +12,11 @@ from statistics import NormalDist
 import numpy as np
 
 NUM_DRAWS = 2_000
-_MOST_BLOCKS = 4_096  # of a draw: with more rows, blocks are longer, which costs nothing but time saved
+_MAX_BLOCKS = 4_096  # of a draw: with more rows, blocks are longer, which costs nothing but time saved
 _NORMAL = NormalDist()
 
 
-def interval(
+def bootstrap_interval(
     rows_NC: np.ndarray,
     figure: Callable[[np.ndarray], np.ndarray],
     influence_N: np.ndarray,
@@ -37,10 +37,10 @@ def interval(
     "A circular block-resampling procedure for stationary data"; Efron 1987, "Better bootstrap confidence intervals".
     """
     num_rows = len(rows_NC)
-    length = max(block_length(influence_N), math.ceil(num_rows / _MOST_BLOCKS))
+    length = max(block_length(influence_N), math.ceil(num_rows / _MAX_BLOCKS))
     # Whole blocks only: the rows that are left over make the limits a little wider, never narrower.
     num_blocks = max(num_rows // length, 1)
-    sums_NC = _sums_of_blocks(rows_NC, length)
+    sums_NC = _block_sums(rows_NC, length)
     random = np.random.default_rng(seed)
     drawn = np.empty(NUM_DRAWS)
     for start in range(0, NUM_DRAWS, 100):
@@ -52,7 +52,7 @@ def interval(
     return min(float(low), measured), max(float(high), measured)
 
 
-def _sums_of_blocks(rows_NC: np.ndarray, length: int) -> np.ndarray:
+def _block_sums(rows_NC: np.ndarray, length: int) -> np.ndarray:
     """The sum of `length` rows from each row on (N, C), around the ring."""
     ring = np.concatenate([rows_NC, rows_NC[: length - 1]]) if length > 1 else rows_NC
     running = np.concatenate([np.zeros((1, rows_NC.shape[1])), np.cumsum(ring, axis=0)])

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-NUM_STEPS = 15
+NUM_BINS = 15
 
 
-class Reliability(NamedTuple):
+class CalibrationBins(NamedTuple):
     """Rows by the probability of their answer, in steps of equal width; NaN where a step has no rows.
 
     Attributes:
@@ -28,7 +28,7 @@ class Reliability(NamedTuple):
     accuracy: np.ndarray
 
 
-def reliability(truth_N: np.ndarray, shares_NK: np.ndarray, num_steps: int = NUM_STEPS) -> Reliability:
+def calibration_bins(truth_N: np.ndarray, shares_NK: np.ndarray, num_steps: int = NUM_BINS) -> CalibrationBins:
     """How often the most probable class is the true one, by its probability."""
     given_N = shares_NK.max(axis=1)
     is_right_N = shares_NK.argmax(axis=1) == truth_N
@@ -36,14 +36,14 @@ def reliability(truth_N: np.ndarray, shares_NK: np.ndarray, num_steps: int = NUM
     steps_N = np.clip(np.ceil(given_N * num_steps).astype(np.int64) - 1, 0, num_steps - 1)
     counts_S = np.bincount(steps_N, minlength=num_steps)
     some_S = np.where(counts_S > 0, counts_S, np.nan)
-    return Reliability(
+    return CalibrationBins(
         counts_S,
         np.bincount(steps_N, weights=given_N, minlength=num_steps) / some_S,
         np.bincount(steps_N, weights=is_right_N, minlength=num_steps) / some_S,
     )
 
 
-def expected_calibration_error(found: Reliability) -> float:
+def expected_calibration_error(found: CalibrationBins) -> float:
     """The mean distance between what is said and what is right, over rows: 0 is best, 1 is worst."""
     gaps_S = np.abs(found.confidence - found.accuracy)
     return float(np.nansum(gaps_S * found.counts) / max(found.counts.sum(), 1))

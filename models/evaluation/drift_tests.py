@@ -15,12 +15,12 @@ from bloomery.data_contracts.odcs.distributions import Counts, ReferenceColumn, 
 from bloomery.data_contracts.records.records import Interval
 from bloomery.models.evaluation.metrics import Z_95
 
-Test = Literal["ks", "chi-square"]
-_LEAST_EXPECTED = 5.0  # rows in a cell, below which the chi-square approximation is not good
-_SHARE_OF_A_GROUP = 0.1  # of the reference, that adjoining cells of numbers are put together to
+DriftTest = Literal["ks", "chi-square"]
+_MIN_EXPECTED = 5.0  # rows in a cell, below which the chi-square approximation is not good
+_GROUP_FRACTION = 0.1  # of the reference, that adjoining cells of numbers are put together to
 
 
-class Tested(NamedTuple):
+class HypothesisTest(NamedTuple):
     """A test's statistic, and the chance of one as large where nothing has drifted."""
 
     statistic: float
@@ -35,12 +35,12 @@ class Divergence(NamedTuple):
 
     psi: float
     noise: float
-    test: Test
+    test: DriftTest
     statistic: float
     p_value: float
 
 
-def divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> Divergence:
+def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> Divergence:
     """How far `found`, over the cells of `expected`, is from a reference of `num_expected` rows.
 
     Numbers are tested by Kolmogorov and Smirnov, and their missing and other values beside them by chi-square, of which
@@ -54,14 +54,14 @@ def divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> D
     by_order = kolmogorov_smirnov(before_C[:-2], after_C[:-2])
     p_value = by_order.p_value
     if before_C[-2:].any() or after_C[-2:].any():
-        of_absent = chi_square(_with_sum(before_C), _with_sum(after_C))
+        of_absent = chi_square(_sum_numbers(before_C), _sum_numbers(after_C))
         p_value = min(1.0, 2 * min(p_value, of_absent.p_value))
     groups = _groups(before_C[:-2])
     grouped = [np.concatenate([np.add.reduceat(counts[:-2], groups), counts[-2:]]) for counts in (before_C, after_C)]
     return Divergence(*_psi(*grouped), "ks", by_order.statistic, p_value)
 
 
-def _with_sum(counts_C: np.ndarray) -> np.ndarray:
+def _sum_numbers(counts_C: np.ndarray) -> np.ndarray:
     """The numbers, other values and nulls."""
     return np.array([counts_C[:-2].sum(), *counts_C[-2:]])
 
@@ -85,7 +85,7 @@ def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
 
 def _groups(before_C: np.ndarray) -> np.ndarray:
     """Where groups of adjoining cells begin that hold about a tenth of the reference each, which one cell may do."""
-    whole = _SHARE_OF_A_GROUP * float(before_C.sum()) * (1 - 1e-9)
+    whole = _GROUP_FRACTION * float(before_C.sum()) * (1 - 1e-9)
     begins, held = [0], float(before_C[0])
     for cell, count in enumerate(before_C[1:].tolist(), start=1):
         if held >= whole or count >= whole:
@@ -95,7 +95,7 @@ def _groups(before_C: np.ndarray) -> np.ndarray:
     return np.array(begins)
 
 
-def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
+def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
     """Whether two samples, of which the rows in each cell were counted, are of one distribution.
 
     Cells in which fewer than five rows are to be expected in one of the samples are put together.
@@ -107,25 +107,25 @@ def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
 
     num_before, num_after = float(before_C.sum()), float(after_C.sum())
     if not num_before or not num_after:
-        return Tested(0.0, 1.0)
+        return HypothesisTest(0.0, 1.0)
     smaller = min(num_before, num_after) / (num_before + num_after)
     together_C = before_C + after_C
-    is_small_C = together_C * smaller < _LEAST_EXPECTED
+    is_small_C = together_C * smaller < _MIN_EXPECTED
     cells = [(before, after) for before, after in zip(before_C[~is_small_C], after_C[~is_small_C], strict=True)]
     rest = (float(before_C[is_small_C].sum()), float(after_C[is_small_C].sum()))
-    if (rest[0] + rest[1]) * smaller >= _LEAST_EXPECTED or (not cells and (rest[0] + rest[1])):
+    if (rest[0] + rest[1]) * smaller >= _MIN_EXPECTED or (not cells and (rest[0] + rest[1])):
         cells.append(rest)
     elif rest[0] + rest[1]:  # still too few: with the smallest of the others
         at = min(range(len(cells)), key=lambda place: cells[place][0] + cells[place][1])
         cells[at] = (cells[at][0] + rest[0], cells[at][1] + rest[1])
     if len(cells) < 2:
-        return Tested(0.0, 1.0)
+        return HypothesisTest(0.0, 1.0)
     up, down = math.sqrt(num_after / num_before), math.sqrt(num_before / num_after)
     statistic = math.fsum((before * up - after * down) ** 2 / (before + after) for before, after in cells)
-    return Tested(statistic, float(chi2.sf(statistic, len(cells) - 1)))
+    return HypothesisTest(statistic, float(chi2.sf(statistic, len(cells) - 1)))
 
 
-def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
+def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
     """Whether two samples of numbers, counted between rising edges, are of one distribution.
 
     The statistic is the largest difference of the shares below an edge. Of values it could only be larger, so the
@@ -138,13 +138,13 @@ def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> Tested:
 
     num_before, num_after = float(before_C.sum()), float(after_C.sum())
     if not num_before or not num_after:
-        return Tested(0.0, 1.0)
+        return HypothesisTest(0.0, 1.0)
     statistic = float(np.abs(np.cumsum(before_C) / num_before - np.cumsum(after_C) / num_after).max())
     root = math.sqrt(num_before * num_after / (num_before + num_after))
-    return Tested(statistic, float(kolmogorov((root + 0.12 + 0.11 / root) * statistic)))
+    return HypothesisTest(statistic, float(kolmogorov((root + 0.12 + 0.11 / root) * statistic)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Chances that hold for all tests together: one below `a` comes up with chance `a` at most where nothing is there.
 
     Whatever the tests have to do with each other.
@@ -159,7 +159,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def weighted_accuracy(answers_N: np.ndarray, answers_M: np.ndarray, is_right_M: np.ndarray) -> tuple[Interval, float]:
+def poststratified_accuracy(
+    answers_N: np.ndarray, answers_M: np.ndarray, is_right_M: np.ndarray
+) -> tuple[Interval, float]:
     """The accuracy over N rows, of which M have a label, where labels come more often for some answers than for others.
 
     The accuracy of each answer's labelled rows counts as often as that answer was given (post-stratification), with a

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.records.records import Interval
-from bloomery.models.evaluation.block_bootstrap import interval
+from bloomery.models.evaluation.block_bootstrap import bootstrap_interval
 
 Z_95 = 1.959963984540054  # the two-sided 95% point of the normal distribution
 
 
 def accuracy(correct: np.ndarray) -> Interval:
     """The share of `correct` (bool, any length from 1), as in `share`."""
-    return share(int(np.sum(correct)), len(correct))
+    return proportion(int(np.sum(correct)), len(correct))
 
 
-def share(num_hits: int, num_all: int) -> Interval:
+def proportion(num_hits: int, num_all: int) -> Interval:
     """`num_hits` of `num_all`, at least one, as a share with Wilson's 95% score interval.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
@@ -78,7 +78,7 @@ def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> fl
     return inside
 
 
-def confusion(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts int64 (K, K): rows are true classes, columns are answers."""
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (truth, answers), 1)
@@ -90,8 +90,8 @@ def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
 
     Rows lie in an order in which those that depend on each other are near each other. A single row has no width.
     """
-    squared_N1 = _squared(truth_N, answers_N)[:, None]
-    low, high = interval(squared_N1, lambda means: np.sqrt(means[..., 0]), squared_N1[:, 0])
+    squared_N1 = _squared_errors(truth_N, answers_N)[:, None]
+    low, high = bootstrap_interval(squared_N1, lambda means: np.sqrt(means[..., 0]), squared_N1[:, 0])
     return Interval(value=float(np.sqrt(squared_N1.mean())), low=low, high=high)
 
 
@@ -100,7 +100,7 @@ def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) ->
 
     Positive is worse. Rows lie in an order in which those that depend on each other are near each other.
     """
-    squared_N2 = np.stack([_squared(truth_N, before_N), _squared(truth_N, after_N)], axis=1)
+    squared_N2 = np.stack([_squared_errors(truth_N, before_N), _squared_errors(truth_N, after_N)], axis=1)
     # A model without any error cannot be divided by; against it every error is a rise beyond all bounds.
     squared_N2 = np.maximum(squared_N2, np.finfo(np.float64).tiny)
     means = squared_N2.mean(axis=0)
@@ -108,11 +108,11 @@ def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) ->
     def rise(means: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(means[..., 1] / means[..., 0]) - 1)
 
-    low, high = interval(squared_N2, rise, squared_N2[:, 1] / means[1] - squared_N2[:, 0] / means[0])
+    low, high = bootstrap_interval(squared_N2, rise, squared_N2[:, 1] / means[1] - squared_N2[:, 0] / means[0])
     return Interval(value=float(rise(means)), low=low, high=high)
 
 
-def _squared(truth_N: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
+def _squared_errors(truth_N: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
     return (np.asarray(answers_N, np.float64) - np.asarray(truth_N, np.float64)) ** 2
 
 
@@ -121,10 +121,10 @@ def mean_absolute_error(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
     return float(np.abs(answers_N - truth_N).mean())
 
 
-def explained(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
+def r_squared(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
     """The share of the variance of `truth_N` that the answers explain (R²); 0 where there is none to explain."""
     variance = float(np.var(truth_N))
-    return 1 - float(_squared(truth_N, answers_N).mean()) / variance if variance > 0 else 0.0
+    return 1 - float(_squared_errors(truth_N, answers_N).mean()) / variance if variance > 0 else 0.0
 
 
 def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
@@ -133,7 +133,7 @@ def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
     return float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean())
 
 
-def auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
+def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
     """The chance that a positive row has a higher score than a negative one; None if there are not both.
 
     Source: Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic curve".
@@ -148,7 +148,7 @@ def auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
     return above / (num_positive * num_negative)
 
 
-class OfClass(NamedTuple):
+class ClassMetrics(NamedTuple):
     """How one class is answered; a share of nothing is None.
 
     Recall is the share of its rows that are found, precision the share of what is found that is right.
@@ -159,10 +159,10 @@ class OfClass(NamedTuple):
     precision: float | None
 
 
-def per_class(counts_KK: np.ndarray) -> list[OfClass]:
+def class_metrics(counts_KK: np.ndarray) -> list[ClassMetrics]:
     """For each class of a `confusion`."""
     right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
     return [
-        OfClass(int(num), right / num if num else None, right / found if found else None)
+        ClassMetrics(int(num), right / num if num else None, right / found if found else None)
         for right, num, found in zip(right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True)
     ]

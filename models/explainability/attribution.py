@@ -21,8 +21,8 @@ from torch import nn
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.explainability.feature_groups import FeatureGroups, group_features
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.training.config import Method
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.training.config import AttributionMethod
 
 OutputFunction = Callable[[torch.Tensor], torch.Tensor]  # x float32 (B, ...) -> float32 (B, K)
 
@@ -57,7 +57,7 @@ def explain(
     layout: Layout,
     baseline: torch.Tensor,
     *,
-    method: Method | None = None,
+    method: AttributionMethod | None = None,
     target: np.ndarray | None = None,
     units: FeatureGroups | None = None,
     passes: int | None = None,
@@ -114,7 +114,7 @@ def explain_session(
     layout: Layout,
     baseline: np.ndarray,
     *,
-    method: Method = "shapley",
+    method: AttributionMethod = "shapley",
     target: np.ndarray | None = None,
     units: FeatureGroups | None = None,
     passes: int | None = None,
@@ -124,13 +124,13 @@ def explain_session(
     """`explain` for an ONNX file as it is served, which has no gradients: x and baseline float32 (B, ...)."""
 
     def answers(x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(outputs_of(session, x.numpy(), is_row_by_row=is_row_by_row))
+        return torch.from_numpy(compute_outputs(session, x.numpy(), is_row_by_row=is_row_by_row))
 
     x_rows, still = torch.from_numpy(x), torch.from_numpy(baseline)
     return explain(answers, x_rows, layout, still, method=method, target=target, units=units, passes=passes, seed=seed)
 
 
-def default_method(network: nn.Module | OutputFunction, layout: Layout) -> Method:
+def default_method(network: nn.Module | OutputFunction, layout: Layout) -> AttributionMethod:
     """Integrated gradients where every value of a row has a gradient, else Shapley values."""
     if not isinstance(network, nn.Module) or layout.categories:
         return "shapley"
@@ -243,7 +243,7 @@ def _by_units(
     target_B: torch.Tensor,
     layout: Layout,
     units: FeatureGroups,
-    method: Method,
+    method: AttributionMethod,
     passes: int | None,
     at_once: int,
 ) -> torch.Tensor:
@@ -291,7 +291,7 @@ def _weights_of_units(
     target: int,
     mask: torch.Tensor,
     num_units: int,
-    method: Method,
+    method: AttributionMethod,
     num_passes: int,
     at_once: int,
 ) -> torch.Tensor:

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.training.config import Baseline
+from bloomery.models.training.config import AttributionBaseline
 
 
-def make_baseline(x: torch.Tensor, layout: Layout, sample: torch.Tensor, how: Baseline | None = None) -> torch.Tensor:
+def make_baseline(
+    x: torch.Tensor, layout: Layout, sample: torch.Tensor, how: AttributionBaseline | None = None
+) -> torch.Tensor:
     """A row that says nothing, for each row of x (B, ...): float32 of the same shape.
 
     Left out, `how` is the mean of the rows of `sample` (N, ...) for tables and sequences, of which categories take the

@@ -20,7 +20,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from bloomery.data_contracts.errors import ParityBroken
-from bloomery.models.inference.runtime import INPUT, OUTPUT, answer, session
+from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session
 
 PARITY_BATCHES = (1, 3, 32)
 TOLERANCE = 1e-4  # the largest difference of a logit that float32 arithmetic in another order explains
@@ -68,7 +68,7 @@ def measure_parity(network: nn.Module, examples: torch.Tensor, path: Path) -> fl
     Raises:
         ParityBroken: it is above `TOLERANCE`, or ONNX Runtime has no answer.
     """
-    error = _largest_difference(network, examples, _longest(network, examples), session(path))
+    error = _largest_difference(network, examples, _longest(network, examples), create_session(path))
     if not error <= TOLERANCE:
         raise _differs("ONNX Runtime", error, path)
     return error
@@ -231,7 +231,7 @@ def _largest_difference(
 
 def _difference(network: nn.Module, x: torch.Tensor, runtime: onnxruntime.InferenceSession) -> float:
     try:
-        answered = answer(runtime, x.numpy())
+        answered = run_session(runtime, x.numpy())
     except (Fail, InvalidArgument, RuntimeException) as error:
         raise ParityBroken(
             f"ONNX Runtime has no answer: {str(error).splitlines()[0][:300]}",

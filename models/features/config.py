@@ -89,7 +89,7 @@ class Features(Document):
         return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
 
 
-class Recent(Document):
+class RecentData(Document):
     """Which logged rows both versions are asked, once their labels have come: those of the last `window`."""
 
     window: Span = "30d"
@@ -119,8 +119,8 @@ class Gates(Document):
     ] = 0.01
     num_rows: Annotated[Count, Field(description="held-out rows that the bento is asked over HTTP")] = 100
     recent: Annotated[
-        Recent, Field(description="the version is no worse than the champion on these either, by the same limit")
-    ] = Recent()
+        RecentData, Field(description="the version is no worse than the champion on these either, by the same limit")
+    ] = RecentData()
 
 
 # The limits that belong to one task, and what is stated in their place for the other.

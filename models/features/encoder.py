@@ -30,7 +30,7 @@ from bloomery.models.features.input_config import CategoryInput, SequenceInput
 from bloomery.models.features.kinds import audio, boolean, category, date, image, number, sequence, text, time_series
 from bloomery.models.features.kinds.audio import FittedAudio
 from bloomery.models.features.kinds.boolean import FittedBooleans
-from bloomery.models.features.kinds.category import FittedCategories, folds_of
+from bloomery.models.features.kinds.category import FittedCategories, fold_hashes
 from bloomery.models.features.kinds.date import FittedDates
 from bloomery.models.features.kinds.image import FittedImage
 from bloomery.models.features.kinds.number import FittedNumbers
@@ -38,17 +38,19 @@ from bloomery.models.features.kinds.sequence import FittedSequence
 from bloomery.models.features.kinds.text import FittedText
 from bloomery.models.features.kinds.time_series import FittedSeries
 from bloomery.models.features.labels import StandardUnits
-from bloomery.models.features.statistics.arrow_arrays import Rows, one_array
-from bloomery.models.features.statistics.column_counts import Tally, read_tally
+from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks
+from bloomery.models.features.statistics.column_counts import ColumnStatistics, parse_statistics
 
-ENCODED = "x"  # the encoded input, a flat list of float32 per row
-CLASS = "y"  # the label: its position among the encoder's classes, int64, or a figure in standard units, float32
-SUMMARY = "summary"
+ENCODED_INPUT = "x"  # the encoded input, a flat list of float32 per row
+ENCODED_LABEL = (
+    "y"  # the label: its position among the encoder's classes, int64, or a figure in standard units, float32
+)
+STATISTICS = "summary"
 _BLOCK_ROWS = 16_384  # rows at a time: what is worked on stays in the processor's cache
-_SUMMARY_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
-_SUMMARY_BYTES = 64_000_000
+_STATISTICS_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
+_STATISTICS_BYTES = 64_000_000
 
-Fitted = Annotated[
+FittedInput = Annotated[
     FittedNumbers
     | FittedCategories
     | FittedDates
@@ -62,7 +64,7 @@ Fitted = Annotated[
 ]
 
 # Each module has `tally`, `fit`, `shape` and `write` for its kind of input.
-_KINDS: dict[str, ModuleType] = {
+KINDS: dict[str, ModuleType] = {
     "number": number,
     "category": category,
     "date": date,
@@ -90,7 +92,7 @@ class Encoder(Document):
     """
 
     features: Features
-    fitted: tuple[Fitted, ...]
+    fitted: tuple[FittedInput, ...]
     classes: Classes
     units: StandardUnits | None = None
 
@@ -103,7 +105,7 @@ class Encoder(Document):
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each input's part of one row."""
         pairs = zip(self.features.inputs, self.fitted, strict=True)
-        return tuple(_KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
+        return tuple(KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
@@ -128,7 +130,7 @@ class Encoder(Document):
         found, start = [], 0
         for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
             if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
-                found += [(start + place, count) for place, count in category.codes(source, fitted)]
+                found += [(start + place, count) for place, count in category.index_columns(source, fitted)]
             start += shape[0]
         return tuple(found)
 
@@ -138,33 +140,35 @@ class Encoder(Document):
         return any(source.kind == "category" and source.encoding == "target" for source in self.features.inputs)
 
 
-def summarise_batches(features: Features, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """One row with the column `summary`: all that `fit` needs to know of the batches, as JSON.
 
     The summary of a partition is of bounded size, however many rows it has, and adds up with that of others.
     """
-    total: list[tuple[Tally, ...]] = []
-    for rows in _gathered(batches):
-        tallies = [_KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
-        total = _added(total, [(labels.tally(features, rows),), *tallies])
+    total: list[tuple[ColumnStatistics, ...]] = []
+    for rows in _group_batches(batches):
+        tallies = [KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
+        total = _add_statistics(total, [(labels.partial_fit(features, rows),), *tallies])
     plain = [[tally.as_plain() for tally in tallies] for tallies in total]
-    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[SUMMARY])
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[STATISTICS])
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+def _group_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows in tables of about `_SUMMARY_ROWS` or `_SUMMARY_BYTES`; each table costs a fixed time to add up."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)
         num_rows, num_bytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
-        if num_rows >= _SUMMARY_ROWS or num_bytes >= _SUMMARY_BYTES:
+        if num_rows >= _STATISTICS_ROWS or num_bytes >= _STATISTICS_BYTES:
             yield pa.Table.from_batches(waiting)
             waiting = []
     if any(one.num_rows for one in waiting):
         yield pa.Table.from_batches(waiting)
 
 
-def _added(total: list[tuple[Tally, ...]], more: list[tuple[Any, ...]]) -> list[tuple[Tally, ...]]:
+def _add_statistics(
+    total: list[tuple[ColumnStatistics, ...]], more: list[tuple[Any, ...]]
+) -> list[tuple[ColumnStatistics, ...]]:
     if not total or not more:
         return total or more
     return [
@@ -180,14 +184,14 @@ def fit(features: Features, summaries: Iterable[str]) -> Encoder:
         DataUnfit: fewer than two classes or figures, a column without any value, or with more names than can be
             listed.
     """
-    total: list[tuple[Tally, ...]] = []
+    total: list[tuple[ColumnStatistics, ...]] = []
     for summary in summaries:
-        total = _added(total, [tuple(map(read_tally, tallies)) for tallies in json.loads(summary)])
+        total = _add_statistics(total, [tuple(map(parse_statistics, tallies)) for tallies in json.loads(summary)])
     of_label, *of_inputs = total or [()]
     counted = next(iter(of_label), None)
-    classes, units = labels.classes_of(features, counted), labels.units_of(features, counted)
+    classes, units = labels.fit_classes(features, counted), labels.fit_units(features, counted)
     fitted = tuple(
-        _KINDS[source.kind].fit(source, tallies, classes)
+        KINDS[source.kind].fit(source, tallies, classes)
         for source, tallies in zip(features.inputs, of_inputs, strict=True)
     )
     return Encoder(features=features, fitted=fitted, classes=classes, units=units)
@@ -205,18 +209,18 @@ def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.nda
     x = np.zeros((rows.num_rows, *encoder.input_shape), np.float32)
     for start in range(0, rows.num_rows, _BLOCK_ROWS):
         block = rows if rows.num_rows <= _BLOCK_ROWS else rows.slice(start, _BLOCK_ROWS)
-        folds = folds_of(block[encoder.features.key]) if is_training and encoder.has_folds else None
-        _write(encoder, block, x[start : start + _BLOCK_ROWS], folds)
+        folds = fold_hashes(block[encoder.features.key]) if is_training and encoder.has_folds else None
+        _encode_block(encoder, block, x[start : start + _BLOCK_ROWS], folds)
     return x
 
 
-def _write(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
+def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
     """Fill `x`, which is 0 before."""
     start = 0
     is_alone = len(encoder.fitted) == 1
     for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
         part = x if is_alone else x[:, start : start + shape[0]]
-        _KINDS[source.kind].write(source, fitted, rows, part, folds)
+        KINDS[source.kind].write(source, fitted, rows, part, folds)
         start += shape[0]
 
 
@@ -228,7 +232,8 @@ def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> p
     offsets = pa.array(np.arange(rows.num_rows + 1, dtype=np.int32) * np.int32(width))
     lists = pa.ListArray.from_arrays(offsets, pa.array(x_BF.reshape(-1), pa.float32()))
     return pa.RecordBatch.from_arrays(
-        [one_array(rows[key]), encode_labels(encoder, rows[label]), lists], names=[key, CLASS, ENCODED]
+        [combine_chunks(rows[key]), encode_labels(encoder, rows[label]), lists],
+        names=[key, ENCODED_LABEL, ENCODED_INPUT],
     )
 
 
@@ -239,7 +244,7 @@ def encode_batches(
     return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
 
 
-def encode_parts(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def encode_splits(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """`encode_rows` over batches whose column `part` says "train" for the training part; the column is kept behind."""
     for batch in batches:
         parts = batch[part]
@@ -254,7 +259,7 @@ def encode_parts(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch])
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
     """The schema of encoded rows whose key is of type `key`."""
     label = pa.int64() if encoder.units is None else pa.float32()
-    return pa.schema([(encoder.features.key, key), (CLASS, label), (ENCODED, pa.list_(pa.float32()))])
+    return pa.schema([(encoder.features.key, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -267,8 +272,10 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
     """
     label = encoder.features.label
     if encoder.units is None:
-        return labels.places(encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach")
-    return pa.array(labels.standardised(encoder.units, labels.figures(label, values)))
+        return labels.class_positions(
+            encoder.classes, label, values, may_be_null=encoder.features.unlabelled == "teach"
+        )
+    return pa.array(labels.standardise(encoder.units, labels.regression_targets(label, values)))
 
 
 def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:

@@ -12,12 +12,17 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Classes, Features
-from bloomery.models.features.kinds.category import count_names, names_of
-from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, floats_of, one_array
-from bloomery.models.features.statistics.column_counts import Counts, Figures, Tally, figures_of
+from bloomery.models.features.kinds.category import as_categories, count_categories
+from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, combine_chunks, to_floats
+from bloomery.models.features.statistics.column_counts import (
+    CategoryCounts,
+    ColumnStatistics,
+    NumericStatistics,
+    numeric_statistics,
+)
 
-MOST_CLASSES = 100_000
-UNLABELLED = -100  # the place of a label that is null: what cross entropy takes for a row that it passes over
+MAX_CLASSES = 100_000
+IGNORED_LABEL = -100  # the place of a label that is null: what cross entropy takes for a row that it passes over
 
 
 class StandardUnits(Document):
@@ -27,24 +32,24 @@ class StandardUnits(Document):
     deviation: float
 
 
-def tally(features: Features, rows: Rows) -> Tally:
+def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
     """How many rows have each class, or the figures of the labels.
 
     Raises:
         DataUnfit: a figure is missing or not finite.
     """
     if features.task == "regression":
-        return figures_of(figures(features.label, rows[features.label_column]))
-    return count_names(rows[features.label_column], MOST_CLASSES)
+        return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
+    return count_categories(rows[features.label_column], MAX_CLASSES)
 
 
-def figures(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The labels of a regression as float64 (B,).
 
     Raises:
         DataUnfit: one is missing or not finite.
     """
-    found = floats_of(one_array(values))
+    found = to_floats(combine_chunks(values))
     wrong = np.flatnonzero(~np.isfinite(found))
     if wrong.size:
         value = values[int(wrong[0])].as_py()
@@ -57,7 +62,7 @@ def figures(label: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def classes_of(features: Features, labels: Tally | None) -> Classes:
+def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     """The classes in order; none for a regression.
 
     Raises:
@@ -65,20 +70,20 @@ def classes_of(features: Features, labels: Tally | None) -> Classes:
     """
     if features.task == "regression":
         return ()
-    counted = labels if isinstance(labels, Counts) else Counts(MOST_CLASSES)
+    counted = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     known = tuple(sorted(name for (name,) in counted.counts if name is not None))
     if counted.is_full or len(known) < 2:
-        found = f"more than {MOST_CLASSES:,}" if counted.is_full else str(len(known))
+        found = f"more than {MAX_CLASSES:,}" if counted.is_full else str(len(known))
         raise DataUnfit(
             f"the training part has {found} class(es): {', '.join(map(str, known)) or 'none'}",
-            required=f"at least two classes to tell apart, and at most {MOST_CLASSES:,}",
+            required=f"at least two classes to tell apart, and at most {MAX_CLASSES:,}",
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is whole",
         )
     return known
 
 
-def units_of(features: Features, labels: Tally | None) -> StandardUnits | None:
+def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUnits | None:
     """The units of a regression; None for classes.
 
     Raises:
@@ -86,7 +91,7 @@ def units_of(features: Features, labels: Tally | None) -> StandardUnits | None:
     """
     if features.task == "classification":
         return None
-    found = labels if isinstance(labels, Figures) else figures_of(np.zeros(0))
+    found = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
     if found.least is None or found.least == found.largest:
         told = "no label" if found.least is None else f"the label {found.least:g} in every row"
         raise DataUnfit(
@@ -98,14 +103,14 @@ def units_of(features: Features, labels: Tally | None) -> StandardUnits | None:
     return StandardUnits(mean=found.moments.mean(), deviation=found.moments.deviation())
 
 
-def standardised(units: StandardUnits, values: np.ndarray) -> np.ndarray:
+def standardise(units: StandardUnits, values: np.ndarray) -> np.ndarray:
     """Figures float64 (B,) in standard units, float32 (B,) and finite."""
     with np.errstate(over="ignore"):
         standard = (values - units.mean) / units.deviation
     return np.clip(standard, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
 
-def places(
+def class_positions(
     classes: Classes, label: str, values: pa.Array | pa.ChunkedArray, *, may_be_null: bool = False
 ) -> pa.Array | pa.ChunkedArray:
     """The position of each label among the classes, int64; `UNLABELLED` for a null where it may be one.
@@ -113,10 +118,10 @@ def places(
     Raises:
         DataUnfit: a label that the training part does not have.
     """
-    names = names_of(values)
+    names = as_categories(values)
     positions = pc.index_in(names, pa.array(classes, names.type)).cast(pa.int64())
     if may_be_null:
-        positions = pc.if_else(pc.is_null(names), UNLABELLED, positions)
+        positions = pc.if_else(pc.is_null(names), IGNORED_LABEL, positions)
     if positions.null_count:
         unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
         raise DataUnfit(

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bloomery.models.features.encoder import Encoder, encode_parts
+from bloomery.models.features.encoder import Encoder, encode_splits
 
-WRITTEN = "num_rows"
+NUM_ROWS = "num_rows"
 
 
-def write_parts(
+def write_partition(
     encoder: Encoder | None, part: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Write one partition's rows, sorted by their column `part`, to `folder/PART/NUMBER.parquet`, and count them.
@@ -28,7 +28,7 @@ def write_parts(
     num_rows = 0
     for batch in batches:
         plain = [batch.drop_columns([partition])]
-        for piece in plain if encoder is None else encode_parts(encoder, part, [batch]):
+        for piece in plain if encoder is None else encode_splits(encoder, part, [batch]):
             if not piece.num_rows:
                 continue
             name = piece[part][0].as_py()
@@ -44,4 +44,4 @@ def write_parts(
     for name, writer in writers.items():
         writer.close()
         os.replace(*targets[name])
-    yield pa.RecordBatch.from_arrays([pa.array([num_rows], pa.int64())], names=[WRITTEN])
+    yield pa.RecordBatch.from_arrays([pa.array([num_rows], pa.int64())], names=[NUM_ROWS])

@@ -9,16 +9,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of rows whose label is null, where they are wanted
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _in_utc(moment: int | datetime) -> int | datetime:
+def _to_utc(moment: int | datetime) -> int | datetime:
     return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) and moment.tzinfo is None else moment
 
 
-Moment = Annotated[int | datetime, AfterValidator(_in_utc)]
+Moment = Annotated[int | datetime, AfterValidator(_to_utc)]
 
 
 class Split(Document):
@@ -72,7 +72,7 @@ class Split(Document):
             return None
         if isinstance(self.val_from, int) != isinstance(self.test_from, int):
             raise ValueError("val_from and test_from must both be numbers, or both dates or times")
-        return _number(self.val_from), _number(self.test_from)
+        return _to_microseconds(self.val_from), _to_microseconds(self.test_from)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -81,12 +81,12 @@ class Split(Document):
         return tuple(dict.fromkeys(name for name in asked if name is not None))
 
 
-def threshold(share: float) -> str:
+def hash_threshold(share: float) -> str:
     """The first 128-bit digest, in 32 hexadecimal digits, that is not among the least `share` of all."""
     return format(min(int(share * 2**128), 2**128 - 1), "032x")
 
 
-def _number(moment: int | datetime) -> int:
+def _to_microseconds(moment: int | datetime) -> int:
     if isinstance(moment, int):
         return moment
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

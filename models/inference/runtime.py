@@ -15,7 +15,7 @@ from bloomery.models.onnx_storage.decoder import decompress, is_compressed
 INPUT, OUTPUT = "x", "logits"
 
 
-def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
+def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks.
 
     `model` is a file, or what is in one; in a stored form (`models/onnx_storage/decoder.py`) it is unpacked first.
@@ -27,10 +27,10 @@ def session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceS
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(unpacked(model), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(unpack_model(model), options, providers=["CPUExecutionProvider"])
 
 
-def unpacked(model: Path | bytes) -> str | bytes:
+def unpack_model(model: Path | bytes) -> str | bytes:
     """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
     if isinstance(model, bytes):
         return decompress(model)
@@ -40,7 +40,7 @@ def unpacked(model: Path | bytes) -> str | bytes:
     return decompress(model.read_bytes())
 
 
-def answer(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
+def run_session(runtime: onnxruntime.InferenceSession, x: np.ndarray) -> np.ndarray:
     """logits_BK float32 for x float32 (B, ...)."""
     return runtime.run([OUTPUT], {INPUT: x})[0]
 

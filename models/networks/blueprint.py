@@ -36,7 +36,7 @@ class Blueprint(Document):
     num_outputs: int  # a logit per class, or the one figure of a regression, in standard units
 
 
-def build(blueprint: Blueprint) -> nn.Module:
+def build_network(blueprint: Blueprint) -> nn.Module:
     """A network with freshly drawn weights, on the processor, in training mode: x float32 (B, ...) -> (B, outputs)."""
     from bloomery.models.networks.architectures import (
         cnn,
@@ -77,9 +77,9 @@ def build(blueprint: Blueprint) -> nn.Module:
             raise TypeError(f"a network of kind {config.kind} is never built")
 
 
-def rebuilt(blueprint: Blueprint, network: nn.Module) -> nn.Module:
+def rebuild_network(blueprint: Blueprint, network: nn.Module) -> nn.Module:
     """A network as `blueprint` says with the weights of `network`, in evaluation mode, and with nothing else of it."""
-    fresh = build(blueprint)
+    fresh = build_network(blueprint)
     fresh.load_state_dict(network.state_dict())
     return fresh.eval()
 
@@ -108,7 +108,7 @@ def read_blueprint(path: Path) -> Blueprint:
 def read_network(weights: Path, blueprint_path: Path) -> tuple[nn.Module, Blueprint]:
     """The network as written, in evaluation mode."""
     blueprint = read_blueprint(blueprint_path)
-    network = build(blueprint)
+    network = build_network(blueprint)
     network.load_state_dict(load(weights.read_bytes()))
     return network.eval(), blueprint
 

@@ -117,7 +117,7 @@ class FtTransformer(Document):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        _require_whole_heads(self.width, self.num_heads)
+        _require_divisible(self.width, self.num_heads)
         return self
 
 
@@ -158,7 +158,7 @@ class Transformer(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.head_width is None:
-            _require_whole_heads(self.width, self.num_heads)
+            _require_divisible(self.width, self.num_heads)
         if self.convolution and self.convolution % 2 == 0:
             raise ValueError(f"a convolution over {self.convolution} steps has no middle; take an odd number")
         return self
@@ -179,7 +179,7 @@ class Gpt(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.head_width is None:
-            _require_whole_heads(self.width, self.num_heads)
+            _require_divisible(self.width, self.num_heads)
         return self
 
 
@@ -236,18 +236,18 @@ class Auto(Document):
     kind: Literal["auto"]
 
 
-def _auto_is_short(value: object) -> object:
+def _expand_auto(value: object) -> object:
     return {"kind": "auto"} if value == "auto" else value
 
 
 # Each member names its kind, so a recipe's mistake is told of the one that was meant.
-_Stated = Annotated[
+_ModelUnion = Annotated[
     Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Imported | Auto,
     Field(discriminator="kind"),
 ]
-Model = Annotated[_Stated, BeforeValidator(_auto_is_short, json_schema_input_type=Literal["auto"] | _Stated)]
+Model = Annotated[_ModelUnion, BeforeValidator(_expand_auto, json_schema_input_type=Literal["auto"] | _ModelUnion)]
 
 
-def _require_whole_heads(width: int, num_heads: int) -> None:
+def _require_divisible(width: int, num_heads: int) -> None:
     if width % num_heads:
         raise ValueError(f"a width of {width} cannot be shared by {num_heads} heads")

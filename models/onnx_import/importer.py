@@ -22,8 +22,8 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout, Task
 from bloomery.models.export.onnx_exporter import PARITY_BATCHES, TOLERANCE, strip_metadata
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import INPUT, OUTPUT, answer, session, softmax
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session, softmax
 from bloomery.models.onnx_import.graph import (
     find_last_activation,
     first_line,
@@ -76,7 +76,7 @@ class SessionModule(nn.Module):
         self._runtime = runtime
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(outputs_of(self._runtime, x.numpy(), is_row_by_row=False))
+        return torch.from_numpy(compute_outputs(self._runtime, x.numpy(), is_row_by_row=False))
 
 
 def import_network(
@@ -116,7 +116,7 @@ def _with_edges(x: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     try:
-        return session(model.SerializeToString())
+        return create_session(model.SerializeToString())
     except _REFUSALS as failure:
         raise unsupported(
             f"ONNX Runtime cannot run it: {first_line(failure)}",
@@ -220,7 +220,7 @@ def _largest_difference(model: onnx.ModelProto, expected: np.ndarray, rows: np.n
     error = 0.0
     for size in (*PARITY_BATCHES, len(rows)):
         try:
-            outputs_BK = answer(runtime, rows[:size])
+            outputs_BK = run_session(runtime, rows[:size])
         except _REFUSALS as failure:
             raise unsupported(
                 f"it answers one row, but not {size}: {first_line(failure)}",

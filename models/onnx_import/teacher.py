@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session
 
 
 class OnnxTeacher(nn.Module):
@@ -19,8 +19,8 @@ class OnnxTeacher(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._runtime = session(path)
+        self._runtime = create_session(path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        answers = outputs_of(self._runtime, x.cpu().numpy(), is_row_by_row=False)
+        answers = compute_outputs(self._runtime, x.cpu().numpy(), is_row_by_row=False)
         return torch.from_numpy(answers).to(x.device)

@@ -13,7 +13,7 @@ import numpy as np
 
 from bloomery.data_contracts.records.records import Energy
 from bloomery.models.evaluation.block_bootstrap import block_length
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.profiling.latency import bootstrap_interval, measure_in_turns, median_ratio, run_batch
 from bloomery.models.profiling.rapl import stuck_counter_error
 
@@ -42,7 +42,7 @@ def compare_energy(
     Raises:
         EngineMissing: the counter stood still.
     """
-    sessions = {name: session(path) for name, path in files.items()}
+    sessions = {name: create_session(path) for name, path in files.items()}
     repeats = {}
     for name, runtime in sessions.items():
         begin, asked = time.perf_counter(), 0

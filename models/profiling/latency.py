@@ -14,8 +14,8 @@ import onnxruntime
 
 from bloomery.data_contracts.records.records import Interval, Latency
 from bloomery.models.evaluation.block_bootstrap import NUM_DRAWS, block_length
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session, run_session
 
 TIMED_BATCH_SIZES = (1, 32)  # rows at a time, for every candidate
 _MOST_SECONDS = 15.0
@@ -48,7 +48,7 @@ def compare_latency(
         limits: the median over the rounds of the ratio within a round, and the ratio of the 99th percentiles (below 1
         is faster). Large networks get fewer rounds: after `_MOST_SECONDS` those that are done count.
     """
-    sessions = {name: session(path) for name, path in files.items()}
+    sessions = {name: create_session(path) for name, path in files.items()}
     timed = [_timed(sessions, x, rounds, row_by_row, seed) for x in batches]
     return {
         name: tuple(
@@ -99,9 +99,9 @@ def measure_in_turns(
 
 def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
     if is_row_by_row:
-        outputs_of(runtime, x, is_row_by_row=True)
+        compute_outputs(runtime, x, is_row_by_row=True)
     else:
-        answer(runtime, x)
+        run_session(runtime, x)
 
 
 def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0) -> Latency:

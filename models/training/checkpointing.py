@@ -29,16 +29,16 @@ from torch.distributed.tensor import DTensor
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.training.config import Checkpoints
-from bloomery.models.training.distributed.process_group import is_cut
-from bloomery.models.training.loop import Epoch, State
+from bloomery.models.training.distributed.process_group import has_remote_modules
+from bloomery.models.training.loop import EpochResult, TrainingState
 
 WEIGHTS = "weights.safetensors"
 _STATE = "state"
-_POSITION = "position.json"
-_AGREED_STEPS = 10  # how often several processes ask the first one whether it is time
+_METADATA = "position.json"
+_SYNC_STEPS = 10  # how often several processes ask the first one whether it is time
 
 
-class Position(Document):
+class CheckpointMetadata(Document):
     """What of the state is no tensor, and the sha256 of every other file of the checkpoint."""
 
     epoch: int
@@ -52,7 +52,7 @@ class Position(Document):
     files: dict[str, str]
 
 
-class Keeper:
+class Checkpointer:
     """Keeps the state of one training in `folder`. Every process that takes part has its own keeper of one folder."""
 
     def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
@@ -62,23 +62,23 @@ class Keeper:
         self._kept_step = 0
         self._is_made = False
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Put the newest whole checkpoint in place, if there is one; a damaged one counts as none."""
         for place in sorted(self._folder.glob("step-*"), reverse=True):
-            position = _whole(place)
+            position = _read_intact(place)
             if position is not None:
-                _restore(state, place, position)
+                _load_state(state, place, position)
                 self._kept_step, self._is_made = state.step, True
                 return
 
-    def keep(self, state: State) -> None:
+    def keep(self, state: TrainingState) -> None:
         """Afterwards the state is on disk, if it is time for that."""
         if state.step != self._kept_step and self._is_time(state.step):
             if not self._is_made:
                 # Once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._is_made = True
-            _write(state, self._folder)
+            _write_checkpoint(state, self._folder)
             self._kept_at, self._kept_step = time.monotonic(), state.step
 
     def forget(self) -> None:
@@ -90,28 +90,28 @@ class Keeper:
         if every_steps is not None and step % every_steps == 0:
             return True
         is_late = time.monotonic() - self._kept_at >= self._checkpoints.every_minutes * 60
-        if not _is_shared():
+        if not _is_distributed():
             return is_late
         # Clocks differ, and what is kept must be of the same step in every process.
-        if step % _AGREED_STEPS:
+        if step % _SYNC_STEPS:
             return False
         verdict = [is_late]
         dist.broadcast_object_list(verdict, src=0)
         return verdict[0]
 
 
-def _write(state: State, folder: Path) -> None:
+def _write_checkpoint(state: TrainingState, folder: Path) -> None:
     """Afterwards `folder` holds this state alone; where it cannot be written, the one before and nothing else."""
     name = f"step-{state.step:012}"
     beside, place = folder / f".{name}", folder / name
     if _rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-    _wait_for_all()
+    _barrier()
     try:
         _write_tensors(state, beside)
         if _rank() == 0:
-            _write_position(state, beside)
+            _write_metadata(state, beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -121,23 +121,23 @@ def _write(state: State, folder: Path) -> None:
         for older in folder.iterdir():
             if older.name not in (name, f".{name}"):
                 shutil.rmtree(older, ignore_errors=True)
-    _wait_for_all()
+    _barrier()
 
 
-def _write_tensors(state: State, beside: Path) -> None:
+def _write_tensors(state: TrainingState, beside: Path) -> None:
     tensors = _tensors(state)
-    if not _is_in_parts(state.network):
+    if not _is_sharded(state.network):
         weights = tensors.pop("network")
         if _rank() == 0:
             # Copies, since some networks have one tensor under two names, which the format refuses.
             whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
             save_file(whole, beside / WEIGHTS)
-    with _quiet(), _own_failures():
-        dcp.save(_named(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_shared())
+    with _silenced(), _original_failures():
+        dcp.save(_per_process(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_distributed())
 
 
 @contextmanager
-def _own_failures() -> Iterator[None]:
+def _original_failures() -> Iterator[None]:
     """Raises what went wrong in the first process that failed. PyTorch wraps it in what is no Exception, so that a full
     disk would end the program as a bug does."""
     try:
@@ -147,9 +147,9 @@ def _own_failures() -> Iterator[None]:
         raise failure from wrapped
 
 
-def _write_position(state: State, beside: Path) -> None:
+def _write_metadata(state: TrainingState, beside: Path) -> None:
     files = sorted(path for path in beside.rglob("*") if path.is_file())
-    position = Position(
+    position = CheckpointMetadata(
         epoch=state.epoch,
         batch=state.batch,
         step=state.step,
@@ -160,16 +160,16 @@ def _write_position(state: State, beside: Path) -> None:
         schedule=state.schedule.state_dict(),
         files={str(path.relative_to(beside)): digest_of_file(path) for path in files},
     )
-    with (beside / _POSITION).open("w", encoding="utf-8") as stream:
+    with (beside / _METADATA).open("w", encoding="utf-8") as stream:
         stream.write(position.model_dump_json())
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _whole(place: Path) -> Position | None:
+def _read_intact(place: Path) -> CheckpointMetadata | None:
     """The position of a checkpoint of which every file is as it was written, or None."""
     try:
-        position = Position.model_validate_json((place / _POSITION).read_text(encoding="utf-8"))
+        position = CheckpointMetadata.model_validate_json((place / _METADATA).read_text(encoding="utf-8"))
         if all(digest_of_file(place / name) == sha256 for name, sha256 in position.files.items()):
             return position
     except (OSError, UnicodeDecodeError, ValidationError):
@@ -177,14 +177,14 @@ def _whole(place: Path) -> Position | None:
     return None
 
 
-def _restore(state: State, place: Path, position: Position) -> None:
+def _load_state(state: TrainingState, place: Path, position: CheckpointMetadata) -> None:
     if position.has_best:
         state.best = {name: torch.empty_like(tensor) for name, tensor in state.network.state_dict().items()}
     tensors = _tensors(state)
     is_whole = WEIGHTS in position.files
     weights = tensors.pop("network") if is_whole else tensors["network"]
-    with _quiet(), _own_failures():
-        dcp.load(_named(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_shared())
+    with _silenced(), _original_failures():
+        dcp.load(_per_process(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_distributed())
     if is_whole:
         weights = load_file(place / WEIGHTS)
     set_state_dict(state.network, state.optimizer, model_state_dict=weights, optim_state_dict=tensors["optimizer"])
@@ -195,10 +195,10 @@ def _restore(state: State, place: Path, position: Position) -> None:
     }
     state.schedule.load_state_dict(position.schedule | own_rates)
     state.epoch, state.batch, state.step, state.rate = position.epoch, position.batch, position.step, position.rate
-    state.history = [Epoch(int(number), *figures) for number, *figures in position.history]
+    state.history = [EpochResult(int(number), *figures) for number, *figures in position.history]
     if state.mean is not None:
         state.mean.num_steps = position.num_mean_steps
-    own = tensors[_own()]
+    own = tensors[_process_key()]
     device = next(state.network.parameters()).device
     state.loss_sum, state.num_rows = own["loss_sum"].to(device), int(own["num_rows"])
     torch.set_rng_state(own["random"])
@@ -206,7 +206,7 @@ def _restore(state: State, place: Path, position: Position) -> None:
         torch.cuda.set_rng_state(own["random_of_device"])
 
 
-def _tensors(state: State) -> dict[str, Any]:
+def _tensors(state: TrainingState) -> dict[str, Any]:
     """The tensors of the state by name. They are the state's own, so what is loaded into them is in place."""
     network, optimizer = get_state_dict(state.network, state.optimizer)
     own = {
@@ -221,39 +221,39 @@ def _tensors(state: State) -> dict[str, Any]:
         "optimizer": optimizer,
         "mean": {} if state.mean is None else state.mean.tensors,
         "best": state.best,
-        _own(): own,
+        _process_key(): own,
     }
 
 
-def _own() -> str:
+def _process_key() -> str:
     """Under this name lies what differs between processes."""
     return f"process-{_rank()}"
 
 
-def _named(tensors: dict[str, Any], state: State) -> dict[str, Any]:
+def _per_process(tensors: dict[str, Any], state: TrainingState) -> dict[str, Any]:
     """The same tensors. If each process has other parameters, what describes them must not meet under one name."""
-    return {_own(): tensors} if is_cut(state.network) else tensors
+    return {_process_key(): tensors} if has_remote_modules(state.network) else tensors
 
 
-def _is_in_parts(network: nn.Module) -> bool:
-    return is_cut(network) or any(isinstance(tensor, DTensor) for tensor in network.state_dict().values())
+def _is_sharded(network: nn.Module) -> bool:
+    return has_remote_modules(network) or any(isinstance(tensor, DTensor) for tensor in network.state_dict().values())
 
 
-def _is_shared() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def _rank() -> int:
-    return dist.get_rank() if _is_shared() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
-def _wait_for_all() -> None:
-    if _is_shared():
+def _barrier() -> None:
+    if _is_distributed():
         dist.barrier()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     with warnings.catch_warnings():
         # It tells that there is one process, which is known.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)

@@ -13,9 +13,9 @@ from bloomery.models.features.splits import Share
 
 Device = Literal["auto", "cpu", "cuda"]
 Strategy = Literal["ddp", "fsdp", "tensor", "pipeline"]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Method = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
-Baseline = Literal["mean", "zero", "blur"]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AttributionMethod = Literal["integrated_gradients", "occlusion", "lime", "kernel_shap", "shapley"]
+AttributionBaseline = Literal["mean", "zero", "blur"]
 
 
 class Augment(Document):
@@ -36,13 +36,13 @@ class Loop(Document):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, description="batch normalisation needs two rows")] = 64
     accumulate: Annotated[Count, Field(description="batches whose gradients make one step")] = 1
-    learning_rate: Rate = 3e-3
+    learning_rate: PositiveFloat = 3e-3
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
     warmup: Annotated[
         float | None, Field(ge=0, lt=1, description="share of the steps in which the rate rises; left out, by schedule")
     ] = None
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[Rate | None, Field(description="of all gradients together")] = None
+    clip_norm: Annotated[PositiveFloat | None, Field(description="of all gradients together")] = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Annotated[
         Literal["none", "balanced"], Field(description="balanced: as if every class had as many rows")
@@ -72,7 +72,7 @@ class Checkpoints(Document):
     """How often the whole state of training is kept, so that a killed run goes on where it was."""
 
     every_steps: Count | None = None
-    every_minutes: Rate = 2.0
+    every_minutes: PositiveFloat = 2.0
 
 
 class StartFrom(Document):
@@ -103,9 +103,9 @@ class StartFrom(Document):
 class Privacy(Document):
     """DP-SGD: what an outsider learns of any one training row stays within epsilon and delta."""
 
-    epsilon: Rate
+    epsilon: PositiveFloat
     delta: Annotated[Share, Field(description="below 1 / training rows")]
-    clip_norm: Annotated[Rate, Field(description="of the gradient of each row")] = 1.0
+    clip_norm: Annotated[PositiveFloat, Field(description="of the gradient of each row")] = 1.0
 
 
 class Range(Document):
@@ -143,10 +143,11 @@ class Explain(Document):
     rows: Annotated[Count, Field(description="that are drawn one by one")] = 8
     sample: Annotated[Count, Field(description="rows over which weights are averaged; fewer for a large network")] = 64
     method: Annotated[
-        Method | None, Field(description="left out, integrated gradients, or shapley where there are no gradients")
+        AttributionMethod | None,
+        Field(description="left out, integrated gradients, or shapley where there are no gradients"),
     ] = None
     baseline: Annotated[
-        Baseline | None, Field(description="what values are compared with; left out, by the kind of rows")
+        AttributionBaseline | None, Field(description="what values are compared with; left out, by the kind of rows")
     ] = None
 
 

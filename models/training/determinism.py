@@ -7,7 +7,7 @@ import os
 import torch
 
 
-def fix_randomness(seed: int, num_threads: int) -> str:
+def set_deterministic(seed: int, num_threads: int) -> str:
     """Make what follows in this process repeat bit for bit on a processor of the same kind.
 
     Returns:

@@ -18,16 +18,16 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid, TrainingDiverged
 from bloomery.models.training.config import Loop, Privacy
-from bloomery.models.training.data.batches import Examples, Rows
-from bloomery.models.training.loop import Epoch, evaluate
-from bloomery.models.training.optimization.loss import loss_of
-from bloomery.models.training.optimization.optimizer import schedule_for
+from bloomery.models.training.data.batches import Examples, ExampleSource
+from bloomery.models.training.loop import EpochResult, evaluate
+from bloomery.models.training.optimization.loss import build_loss
+from bloomery.models.training.optimization.optimizer import build_schedule
 
 if TYPE_CHECKING:
     from opacus import GradSampleModule
 
 
-class Spent(NamedTuple):
+class PrivacySpent(NamedTuple):
     """What was promised of each training row in the end, and the noise that it took, in units of the clipping norm."""
 
     epsilon: float
@@ -38,13 +38,13 @@ class Spent(NamedTuple):
 def train_privately(
     network: nn.Module,
     train_part: Examples,
-    val_part: Rows,
+    val_part: ExampleSource,
     loop: Loop,
     privacy: Privacy,
     *,
     seed: int,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> tuple[list[Epoch], Spent]:
+    on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
+) -> tuple[list[EpochResult], PrivacySpent]:
     """Train `network` in place by DP-SGD; it ends in evaluation mode with the weights of its last epoch.
 
     Each step takes every row with the same chance (Poisson sampling), so a batch has `batch_size` rows on average; the
@@ -60,12 +60,12 @@ def train_privately(
     from opacus.optimizers import DPOptimizer
 
     num_rows = len(train_part.y)
-    _require_meaning(privacy, num_rows)
-    _require_rows_apart(network)
+    _require_valid_delta(privacy, num_rows)
+    _require_independent_rows(network)
     chance = min(loop.batch_size / num_rows, 1.0)
     steps_of_epoch = max(round(1 / chance), 1)
-    noise = _noise_for(privacy, chance, loop.epochs * steps_of_epoch)
-    watched = _watched(network)
+    noise = _noise_multiplier(privacy, chance, loop.epochs * steps_of_epoch)
+    watched = _with_row_gradients(network)
     plain = torch.optim.AdamW(watched.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
     random = torch.Generator().manual_seed(seed)
     optimizer = DPOptimizer(
@@ -76,8 +76,8 @@ def train_privately(
         loss_reduction="sum",
         generator=random,
     )
-    schedule = schedule_for(plain, loop, loop.epochs * steps_of_epoch)
-    loss_of_rows, accountant = loss_of(loop, train_part.y), RDPAccountant()
+    schedule = build_schedule(plain, loop, loop.epochs * steps_of_epoch)
+    loss_of_rows, accountant = build_loss(loop, train_part.y), RDPAccountant()
     history = []
     # Torch tells at every layer that its input, the rows themselves, needs no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
@@ -85,7 +85,7 @@ def train_privately(
         rate = float(schedule.get_last_lr()[0])
         watched.train()
         loss_sum, num_seen = 0.0, 0
-        for x, y in _drawn(train_part, chance, steps_of_epoch, random):
+        for x, y in _sample_batches(train_part, chance, steps_of_epoch, random):
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of_rows(watched(x), y)
             loss.backward()
@@ -95,14 +95,14 @@ def train_privately(
             loss_sum, num_seen = loss_sum + loss.item(), num_seen + len(y)
         val_loss, val_score = evaluate(network, val_part)
         _require_finite(loss_sum + val_loss, number, loop)
-        history.append(Epoch(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
+        history.append(EpochResult(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
         on_epoch(history[-1])
-    _unwatch(watched)
+    _remove_hooks(watched)
     network.eval()
-    return history, Spent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
+    return history, PrivacySpent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
 
 
-def _require_meaning(privacy: Privacy, num_rows: int) -> None:
+def _require_valid_delta(privacy: Privacy, num_rows: int) -> None:
     """Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", section 2.3."""
     if num_rows < 2 or privacy.delta * num_rows >= 1:
         raise RecipeInvalid(
@@ -113,7 +113,7 @@ def _require_meaning(privacy: Privacy, num_rows: int) -> None:
         )
 
 
-def _noise_for(privacy: Privacy, chance: float, num_steps: int) -> float:
+def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
     """In units of the clipping norm: as little as keeps epsilon in `num_steps` steps."""
     from opacus.accountants.utils import get_noise_multiplier
 
@@ -139,7 +139,7 @@ def _noise_for(privacy: Privacy, chance: float, num_steps: int) -> float:
         ) from failure
 
 
-def _watched(network: nn.Module) -> GradSampleModule:
+def _with_row_gradients(network: nn.Module) -> GradSampleModule:
     """The network, of which each row's gradient is told.
 
     Raises:
@@ -150,10 +150,10 @@ def _watched(network: nn.Module) -> GradSampleModule:
     try:
         return GradSampleModule(network, loss_reduction="sum")
     except NotImplementedError as failure:
-        raise _unfit(f"a layer tells no gradient of a row: {str(failure)[:200]}") from failure
+        raise _unsuitable(f"a layer tells no gradient of a row: {str(failure)[:200]}") from failure
 
 
-def _drawn(
+def _sample_batches(
     part: Examples, chance: float, num_batches: int, random: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for _ in range(num_batches):
@@ -161,17 +161,17 @@ def _drawn(
         yield part.x.index_select(0, rows), part.y.index_select(0, rows)
 
 
-def _require_rows_apart(network: nn.Module) -> None:
+def _require_independent_rows(network: nn.Module) -> None:
     from opacus.validators import ModuleValidator
 
     problems = ModuleValidator.validate(network, strict=False)
     if problems:
-        raise _unfit(str(problems[0]).splitlines()[0][:300])
+        raise _unsuitable(str(problems[0]).splitlines()[0][:300])
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        raise _unfit("a recurrent layer of torch tells no gradient of a row")
+        raise _unsuitable("a recurrent layer of torch tells no gradient of a row")
 
 
-def _unfit(why: str) -> RecipeInvalid:
+def _unsuitable(why: str) -> RecipeInvalid:
     return RecipeInvalid(
         f"this network cannot be trained privately: {why}",
         required="layers that treat every row by itself and tell each row's gradient",
@@ -180,7 +180,7 @@ def _unfit(why: str) -> RecipeInvalid:
     )
 
 
-def _unwatch(watched: nn.Module) -> None:
+def _remove_hooks(watched: nn.Module) -> None:
     """Take the hooks and the gradients of rows off the network, which would travel into its export."""
     watched.remove_hooks()  # type: ignore[operator]
     for parameter in watched.parameters():

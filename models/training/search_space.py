@@ -14,14 +14,14 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.training.config import Range, Training
 
-Space = Mapping[str, Range | tuple[Any, ...]]
+SearchSpace = Mapping[str, Range | tuple[Any, ...]]
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
-_OF_TRAINING: Space = {
+_TRAINING_SPACE: SearchSpace = {
     "training.learning_rate": Range(low=3e-4, high=1e-2, log=True),
     "training.weight_decay": Range(low=1e-4, high=1e-1, log=True),
     "training.batch_size": (32, 64, 128),
 }
-_OF_KIND: Mapping[str, Space] = {
+_MODEL_SPACES: Mapping[str, SearchSpace] = {
     "cnn": {
         "model.channels": ((16, 32), (32, 64), (32, 64, 128)),
         "model.hidden": (64, 128, 256),
@@ -59,7 +59,7 @@ _NOT_SEARCHED = frozenset(
         *("training.slices", "training.device", "training.devices", "training.nodes", "training.strategy"),
     }
 )
-_EVERY: tuple[Model, ...] = (
+_AUTO_MODELS: tuple[Model, ...] = (
     Mlp(kind="mlp"),
     FtTransformer(kind="ft_transformer"),
     Transformer(kind="transformer"),
@@ -71,7 +71,7 @@ _EVERY: tuple[Model, ...] = (
 )
 
 
-def sensible(layout: Layout) -> tuple[Model, ...]:
+def default_networks(layout: Layout) -> tuple[Model, ...]:
     """The networks that a search tries on rows of this layout, the likeliest first."""
     match layout.kind:
         case "flat":
@@ -88,22 +88,22 @@ def sensible(layout: Layout) -> tuple[Model, ...]:
     return tuple(networks)
 
 
-def space_of(model: Model, stated: Space) -> Space:
+def search_space(model: Model, stated: SearchSpace) -> SearchSpace:
     """What may differ: as the recipe states it, or else what usually matters for a network of this kind.
 
     A choice may be a whole block, such as `model.periodic`, and `None` where it may be left out.
     Of what is stated a network has what is possible in it: with `model: auto` the kinds have options of their own.
     """
     if not stated:
-        return {**_OF_TRAINING, **_OF_KIND.get(model.kind, {})}
+        return {**_TRAINING_SPACE, **_MODEL_SPACES.get(model.kind, {})}
     return {
         path: choices
         for path, choices in stated.items()
-        if not path.startswith("model.") or _refusal(model, Training(epochs=1), path, choices) is None
+        if not path.startswith("model.") or _find_invalid_value(model, Training(epochs=1), path, choices) is None
     }
 
 
-def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tuple[Model, Training]:
+def apply_values(model: Model, training: Training, values: Mapping[str, Any]) -> tuple[Model, Training]:
     """Both with the values put at their paths.
 
     Raises:
@@ -113,7 +113,7 @@ def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tupl
     known = sorted(_paths(document))
     for path, value in values.items():
         if path not in known:
-            raise _unknown(path, known)
+            raise _unknown_path(path, known)
         *way, last = path.split(".")
         place: dict[str, Any] = document
         for step in way:
@@ -124,21 +124,21 @@ def changed(model: Model, training: Training, values: Mapping[str, Any]) -> tupl
     except ValidationError as failure:
         first = failure.errors()[0]
         raise RecipeInvalid(
-            f"{', '.join(values)}: {_in_words(first['msg'])}, found {first.get('input')!r}",
+            f"{', '.join(values)}: {_lower_first(first['msg'])}, found {first.get('input')!r}",
             required="values that the recipe could state itself",
             where="the recipe's training.search.space",
             remedy="mend the range or the choices",
         ) from failure
 
 
-def require_possible(model: Model, training: Training) -> None:
+def require_valid_space(model: Model, training: Training) -> None:
     """Raises RecipeInvalid if the space has a path that leads nowhere, or a value that is not possible there.
 
     With `model: auto` a path is to be that of one of the networks that may be tried, with values possible in it.
     """
     if training.search is None:
         return
-    models = _EVERY if model.kind == "auto" else (model,)
+    models = _AUTO_MODELS if model.kind == "auto" else (model,)
     for path, choices in training.search.space.items():
         inside = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
         if inside is not None:
@@ -155,24 +155,26 @@ def require_possible(model: Model, training: Training) -> None:
                 where="the recipe's training.search",
                 remedy="leave out `epochs` or take it from `space`",
             )
-        refusals = [_refusal(one, training, path, choices) for one in models]
+        refusals = [_find_invalid_value(one, training, path, choices) for one in models]
         refused = [refusal for refusal in refusals if refusal is not None]
         if len(refused) == len(models):
             # A value that is wrong says more than a path that other networks have.
             raise next((one for one in refused if path in one.found and "nothing at" not in one.found), refused[0])
 
 
-def _refusal(model: Model, training: Training, path: str, choices: Range | tuple[Any, ...]) -> RecipeInvalid | None:
+def _find_invalid_value(
+    model: Model, training: Training, path: str, choices: Range | tuple[Any, ...]
+) -> RecipeInvalid | None:
     """What is wrong with one of the values at `path`, if anything is."""
     try:
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
-            changed(model, training, {path: value})
+            apply_values(model, training, {path: value})
     except RecipeInvalid as refusal:
         return refusal
     return None
 
 
-def _unknown(path: str, known: Sequence[str]) -> RecipeInvalid:
+def _unknown_path(path: str, known: Sequence[str]) -> RecipeInvalid:
     close = difflib.get_close_matches(path, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     end = path.rpartition(".")[0] or "model"
@@ -188,11 +190,11 @@ def _unknown(path: str, known: Sequence[str]) -> RecipeInvalid:
     )
 
 
-def _in_words(message: str) -> str:
+def _lower_first(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def as_choice(value: Any) -> str:
+def encode_choice(value: Any) -> str:
     """A value as a search keeps it, which must be text or a figure."""
     return json.dumps(value)
 

@@ -11,7 +11,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.training.config import StartFrom
 
 
-class Transfer(NamedTuple):
+class TransferResult(NamedTuple):
     """Which weights were taken by name, which were drawn anew, and each parameter's share of the learning rate."""
 
     taken: tuple[str, ...]
@@ -19,7 +19,7 @@ class Transfer(NamedTuple):
     shares: dict[str, float]
 
 
-def transfer(network: nn.Module, weights: dict[str, torch.Tensor], start: StartFrom) -> Transfer:
+def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start: StartFrom) -> TransferResult:
     """Put into `network` every weight that has the name and the shape of one of its own, and freeze what is to stay.
 
     The learning rate of each layer is `discount` times that of the next one, so what is general changes least.
@@ -42,7 +42,9 @@ def transfer(network: nn.Module, weights: dict[str, torch.Tensor], start: StartF
     network.load_state_dict(fitting, strict=False)
     _freeze(network, start.freeze)
     taken = tuple(name for name in own if name in fitting)
-    return Transfer(taken, tuple(name for name in own if name not in fitting), _shares(network, start.discount))
+    return TransferResult(
+        taken, tuple(name for name in own if name not in fitting), _rate_shares(network, start.discount)
+    )
 
 
 def frozen_modules(network: nn.Module) -> list[nn.Module]:
@@ -77,7 +79,7 @@ def _freeze(network: nn.Module, prefixes: tuple[str, ...]) -> None:
         )
 
 
-def _shares(network: nn.Module, discount: float) -> dict[str, float]:
+def _rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
     """A layer is a child of the network, or an element of a list among its children."""
     layers: dict[str, list[str]] = {}
     for name, _ in network.named_parameters():

@@ -10,7 +10,7 @@ import httpx
 from bloomery.data_contracts.errors import EngineMissing, ReleaseRefused
 from bloomery.data_contracts.serving.predictions import Prediction, furthest, in_words
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.inference.outputs import TOLERANCE, unit_of
+from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_server import ask, served_bento
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 
@@ -24,7 +24,7 @@ def rehearse(tag: str) -> int:
     artifacts = artifacts_folder(tag)
     try:
         shown: list[dict[str, Any]] = json.loads((artifacts / "examples.json").read_text(encoding="utf-8"))
-        limit = TOLERANCE * unit_of(read_encoder(artifacts / "encoder.json"))
+        limit = TOLERANCE * score_unit(read_encoder(artifacts / "encoder.json"))
         with served_bento(tag) as client:
             answers = predictions_of(ask(client, [one["row"] for one in shown]), tag)
     except (OSError, ValueError, EngineMissing) as failure:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.models.training.data.batches import Examples
-    from bloomery.models.training.loop import Epoch
+    from bloomery.models.training.loop import EpochResult
 
 
 _ENDINGS = {"coded": "coded", "zstd": "zst"}
@@ -60,7 +60,7 @@ def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
     return made
 
 
-def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Made:
+def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[EpochResult], None] = lambda epoch: None) -> Made:
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
     from bloomery.models.compression.quantization.weight_only import quantize_weights
     from bloomery.models.onnx_storage.encoder import encode
@@ -122,10 +122,10 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
 
 def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
     """Of outputs for rows with these labels: the share of wrong answers, or RMSE in standard units."""
-    from bloomery.models.training.optimization.loss import is_regression, score_of
+    from bloomery.models.training.optimization.loss import is_regression, score_outputs
 
     def loss(outputs_BK: np.ndarray) -> float:
-        score = score_of(outputs_BK, y)
+        score = score_outputs(outputs_BK, y)
         return score if is_regression(y) else 1 - score
 
     return loss
@@ -140,7 +140,7 @@ def forget_floats(maker: Maker) -> None:
     maker.floats.clear()
 
 
-def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[Epoch], None]) -> Made:
+def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[EpochResult], None]) -> Made:
     """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
     from bloomery.models.compression.compressor import FineTuning, compress_network
     from bloomery.models.compression.fused_attention import fuse_attention

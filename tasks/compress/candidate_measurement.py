@@ -89,8 +89,8 @@ def measure_all(
     `timed` has each one's latencies by batch size, that of one row first.
     """
     from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-    from bloomery.models.inference.outputs import meant, outputs_of
-    from bloomery.models.inference.runtime import session
+    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.runtime import create_session
     from bloomery.models.onnx_storage.sizes import count_nonzero, measure_zstd_bytes
 
     dataset = trained.dataset
@@ -98,7 +98,10 @@ def measure_all(
     rows = truth_of(encoder, dataset, test)
     x = test.x.numpy()
     given = {
-        one.spec.name: meant(encoder, outputs_of(session(one.path), x, is_row_by_row=one.is_row_by_row)) for one in made
+        one.spec.name: predictions_from(
+            encoder, compute_outputs(create_session(one.path), x, is_row_by_row=one.is_row_by_row)
+        )
+        for one in made
     }
     before = answers_of(dataset.task, given[baseline])
     candidates = []
@@ -249,8 +252,8 @@ def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndar
         figures |= {"flips_lost": candidate.flips.lost, "flips_gained": candidate.flips.gained}
     if not is_classes:
         figures["test_mae"] = metrics.mean_absolute_error(rows.truth, given)
-        figures["test_r2"] = metrics.explained(rows.truth, given)
+        figures["test_r2"] = metrics.r_squared(rows.truth, given)
         return figures
     figures["test_log_loss"] = metrics.log_loss(rows.truth, given)
-    area = metrics.auc(rows.truth == 1, given[:, 1]) if len(dataset.classes) == 2 else None
+    area = metrics.roc_auc(rows.truth == 1, given[:, 1]) if len(dataset.classes) == 2 else None
     return figures if area is None else figures | {"test_auc": area}

@@ -20,7 +20,7 @@ from bloomery.tasks.tracking import mlflow_runs
 if TYPE_CHECKING:
     from optuna import Trial
 
-    from bloomery.models.training.loop import Epoch
+    from bloomery.models.training.loop import EpochResult
 
 _LEAST_ROWS = 4096  # of the validation part, on which each trial is judged
 _DRAWN_BLINDLY = 4  # trials before what they came to has a say
@@ -142,7 +142,7 @@ def _both(
     """
     half = maker.compression.fine_tune.epochs / 2
 
-    def on_epoch(epoch: Epoch) -> None:
+    def on_epoch(epoch: EpochResult) -> None:
         if epoch.number >= half and hopeless(epoch.val_score):
             raise Hopeless
 
@@ -152,13 +152,13 @@ def _both(
 
 def _score(maker: Maker, made: Made) -> float:
     """Accuracy, or RMSE in standard units, of the ONNX file on rows of the validation part."""
-    from bloomery.models.inference.outputs import outputs_of
-    from bloomery.models.inference.runtime import session
+    from bloomery.models.inference.outputs import compute_outputs
+    from bloomery.models.inference.runtime import create_session
     from bloomery.models.training.data.batches import even_sample
-    from bloomery.models.training.optimization.loss import score_of
+    from bloomery.models.training.optimization.loss import score_outputs
 
     x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
-    return score_of(outputs_of(session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row), y)
+    return score_outputs(compute_outputs(create_session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row), y)
 
 
 def _worse(maker: Maker, score: float, fp32: float) -> float:

@@ -38,11 +38,11 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
         ParityBroken: a network answers otherwise in one of the forms than in PyTorch.
     """
     from bloomery.models.training.data.batches import read_examples
-    from bloomery.models.training.determinism import fix_randomness
+    from bloomery.models.training.determinism import set_deterministic
 
     dataset = trained.dataset
     is_private = trained.privacy is not None
-    fix_randomness(seed=SEED, num_threads=1)
+    set_deterministic(seed=SEED, num_threads=1)
     parts = Parts(
         *(
             None if part is None else read_examples(settings().path(part.uri), dataset.key, dataset.layout)

@@ -16,15 +16,15 @@ from bloomery.data_contracts.records.tensor_layout import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from bloomery.models.evaluation.calibration import Reliability
-    from bloomery.models.training.loop import Epoch
+    from bloomery.models.evaluation.calibration import CalibrationBins
+    from bloomery.models.training.loop import EpochResult
 
 MOST_DRAWN_CLASSES = 30
 _COUNTED_POINTS = 2_000  # beyond this many points their density is drawn
 _BLUE, _RED, _GREY = "#1f77b4", "#d62728", "#7f7f7f"
 
 
-def draw_curves(epochs: Sequence[Epoch], task: Task, unit: float, path: Path) -> None:
+def draw_curves(epochs: Sequence[EpochResult], task: Task, unit: float, path: Path) -> None:
     """Loss of the training and validation part, and the validation score, over the epochs.
 
     A regression's score is drawn in the label's units, of which `unit` makes one standard unit.
@@ -65,7 +65,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[object], path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-def draw_reliability(found: Reliability, error: float, path: Path) -> None:
+def draw_reliability(found: CalibrationBins, error: float, path: Path) -> None:
     """How often answers are right, by their probability; on the diagonal both agree."""
     from matplotlib.figure import Figure
 

@@ -29,11 +29,11 @@ class Truth(NamedTuple):
 
 
 def truth_of(encoder: Encoder, dataset: Dataset, part: Examples) -> Truth:
-    from bloomery.models.inference.outputs import meant
+    from bloomery.models.inference.outputs import predictions_from
 
     if dataset.task == "classification":
         return Truth(part.key, part.y.numpy(), np.arange(len(part.key)))
-    truth_N = meant(encoder, part.y.numpy()[:, None])
+    truth_N = predictions_from(encoder, part.y.numpy()[:, None])
     return Truth(part.key, truth_N, neighbourly(dataset, encoder.features, part.key))
 
 
@@ -98,7 +98,7 @@ def worse_by_class(dataset: Dataset, rows: Truth, before: np.ndarray, after: np.
 
 def of_classes(classes: Sequence[object], rows: Truth, shares_NK: np.ndarray) -> dict[str, list[Any]]:
     """A column of the table for each thing that is said of a class."""
-    told = metrics.per_class(metrics.confusion(rows.truth, shares_NK.argmax(axis=1), len(classes)))
+    told = metrics.class_metrics(metrics.confusion_matrix(rows.truth, shares_NK.argmax(axis=1), len(classes)))
     return {
         "class": [str(name) for name in classes],
         "rows": [one.num_rows for one in told],

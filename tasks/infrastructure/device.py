@@ -20,12 +20,12 @@ def configure_processor(training: Training) -> str:
     """Fixes everything that the bits of the weights depend on, and returns a description of it."""
     import torch
 
-    from bloomery.models.training.determinism import fix_randomness
-    from bloomery.models.training.optimization.mixed_precision import is_half
+    from bloomery.models.training.determinism import set_deterministic
+    from bloomery.models.training.optimization.mixed_precision import uses_bf16
 
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
     instruction_sets = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
-    fixed = f"{fix_randomness(training.seed, training.num_threads)}, {instruction_sets}"
+    fixed = f"{set_deterministic(training.seed, training.num_threads)}, {instruction_sets}"
     if training.precision != "auto":
         return fixed
-    return f"{fixed}, {'bf16' if is_half(training, torch.device(select_device(training.device))) else 'fp32'}"
+    return f"{fixed}, {'bf16' if uses_bf16(training, torch.device(select_device(training.device))) else 'fp32'}"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.records.records import Chosen, Interval
 from bloomery.models.evaluation import metrics
-from bloomery.models.evaluation.calibration import Reliability, expected_calibration_error, reliability
+from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.evaluation.held_out import measured_answers
 from bloomery.tasks.evaluation.scoring import Truth, of_slices
@@ -47,7 +47,7 @@ class Figures(NamedTuple):
     others: dict[str, float]
     classes: tuple[OfClass, ...]
     slices: tuple[OfSlice, ...]
-    reliability: Reliability | None  # None of a regression
+    reliability: CalibrationBins | None  # None of a regression
     calibration_error: float | None
 
 
@@ -62,7 +62,7 @@ def figures_of(chosen: Chosen) -> Figures:
         truth_N = _positions(answers["truth"], dataset.classes)
         given = np.array(answers["probabilities"].to_pylist(), np.float64)
         order = np.arange(len(keys))
-        found = reliability(truth_N, given)
+        found = calibration_bins(truth_N, given)
         others = _others_of_classes(truth_N, given)
         classes = _of_classes(truth_N, given, dataset.classes)
     else:
@@ -70,7 +70,7 @@ def figures_of(chosen: Chosen) -> Figures:
         order = neighbourly(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
         others = {
             "mean absolute error": metrics.mean_absolute_error(truth_N, given),
-            "R²": metrics.explained(truth_N, given),
+            "R²": metrics.r_squared(truth_N, given),
         }
         classes = ()
     return Figures(
@@ -93,20 +93,20 @@ def _positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) -> np.nd
 
 def _others_of_classes(truth_N: np.ndarray, shares_NK: np.ndarray) -> dict[str, float]:
     others = {"log loss": metrics.log_loss(truth_N, shares_NK)}
-    area = metrics.auc(truth_N == 1, shares_NK[:, 1]) if shares_NK.shape[1] == 2 else None
+    area = metrics.roc_auc(truth_N == 1, shares_NK[:, 1]) if shares_NK.shape[1] == 2 else None
     return others if area is None else others | {"AUC": area}
 
 
 def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int | str, ...]) -> tuple[OfClass, ...]:
     """Shares with Wilson's 95% intervals."""
-    counts_KK = metrics.confusion(truth_N, shares_NK.argmax(axis=1), len(classes))
+    counts_KK = metrics.confusion_matrix(truth_N, shares_NK.argmax(axis=1), len(classes))
     right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
     return tuple(
         OfClass(
             str(name),
             num,
-            metrics.share(right, num) if num else None,
-            metrics.share(right, answered) if answered else None,
+            metrics.proportion(right, num) if num else None,
+            metrics.proportion(right, answered) if answered else None,
         )
         for name, right, num, answered in zip(
             classes, right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True

@@ -27,8 +27,8 @@ from bloomery.data_contracts.monitoring import (
 )
 from bloomery.data_contracts.odcs.distributions import Cells, Counts, count_into
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
-from bloomery.models.evaluation.drift_tests import divergence, holm, weighted_accuracy
-from bloomery.models.evaluation.metrics import accuracy, rmse, share
+from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
+from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.alerts import alarms
@@ -184,8 +184,8 @@ def _nothing_in(cells: Cells) -> Counts:
 def _drifts(watched: dict[str, Usual], counts: dict[str, Counts], monitor: Monitor) -> tuple[Drift, ...]:
     """Largest first. Those that do not count in alarms are corrected for as well: a person looks at all of them."""
     names = [name for name in watched if counts[name].num_rows]
-    found = {name: divergence(watched[name].shares, watched[name].num_rows, counts[name]) for name in names}
-    corrected = dict(zip(names, holm([found[name].p_value for name in names]), strict=True))
+    found = {name: measure_divergence(watched[name].shares, watched[name].num_rows, counts[name]) for name in names}
+    corrected = dict(zip(names, holm_correction([found[name].p_value for name in names]), strict=True))
     drifts = []
     for name, one in found.items():
         is_asked = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
@@ -234,7 +234,7 @@ def _judged(
         given, truth = (np.array(pc.cast(one, pa.string()).to_pylist(), dtype=object) for one in (answers, label))
         is_right = given[at] == truth
         score = accuracy(is_right)
-        weighted, covered = weighted_accuracy(given, given[at], is_right)
+        weighted, covered = poststratified_accuracy(given, given[at], is_right)
     return Judged(num_labelled=len(at), score=score, weighted=weighted, covered=covered, held_out=reference.score)
 
 
@@ -250,11 +250,11 @@ def _door(folder: Path, tag: str, seconds: np.ndarray, monitor: Monitor, since: 
     is_timed = len(seconds) > 0
     return Door(
         num_requests=num_requests,
-        refused=share(statuses[422], num_requests) if num_requests else None,
-        failed=share(num_failed, num_requests) if num_requests else None,
+        refused=proportion(statuses[422], num_requests) if num_requests else None,
+        failed=proportion(num_failed, num_requests) if num_requests else None,
         broken=tuple(broken.most_common(20)),
         num_timed=len(seconds),
         p50_ms=float(np.median(seconds)) * 1000 if is_timed else None,
         p99_ms=float(np.quantile(seconds, 0.99)) * 1000 if is_timed else None,
-        slow=share(int((seconds * 1000 > monitor.latency_ms).sum()), len(seconds)) if is_timed else None,
+        slow=proportion(int((seconds * 1000 > monitor.latency_ms).sum()), len(seconds)) if is_timed else None,
     )

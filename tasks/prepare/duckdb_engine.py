@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import Encoder, encode_batches, summarise_batches
+from bloomery.models.features.encoder import Encoder, encode_batches, partial_statistics
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import GROUP_ROWS
 from bloomery.tasks.infrastructure.settings import settings
@@ -38,7 +38,7 @@ class LocalRows:
 
     def summaries(self) -> Iterator[str]:
         """What `fit` learns from, of the training part."""
-        for batch in summarise_batches(self._features, self._part("train")):
+        for batch in partial_statistics(self._features, self._part("train")):
             yield from batch.column(0).to_pylist()
 
     def encoded(self, part: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:

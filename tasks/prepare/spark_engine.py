@@ -15,9 +15,9 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.recipe_sections.engine import SparkMeans
 from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, summarise_batches
-from bloomery.models.features.partition_writer import WRITTEN, write_parts
-from bloomery.models.features.splits import threshold
+from bloomery.models.features.encoder import STATISTICS, Encoder, partial_statistics
+from bloomery.models.features.partition_writer import NUM_ROWS, write_partition
+from bloomery.models.features.splits import hash_threshold
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.personal_data import kept_schema
@@ -55,14 +55,14 @@ class SparkRows:
     def summaries(self) -> Iterator[str]:
         """What `fit` learns from, of the training part."""
         train = self._rows.where(f"{PART} = 'train'").drop(PART, _PARTITION)
-        found = train.mapInArrow(partial(summarise_batches, self._features), f"{SUMMARY} string").collect()
-        return (row[SUMMARY] for row in found)
+        found = train.mapInArrow(partial(partial_statistics, self._features), f"{STATISTICS} string").collect()
+        return (row[STATISTICS] for row in found)
 
     def encoded(self, part: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
         """The encoded rows of one part in the order of their keys."""
         if not self._folder.exists():
-            write = partial(write_parts, encoder, PART, _PARTITION, self._folder)
-            self._rows.mapInArrow(write, f"{WRITTEN} bigint").collect()
+            write = partial(write_partition, encoder, PART, _PARTITION, self._folder)
+            self._rows.mapInArrow(write, f"{NUM_ROWS} bigint").collect()
         for path in sorted((self._folder / part).glob("[0-9]*.parquet")):
             yield from read_batches(path)
 
@@ -71,7 +71,7 @@ class SparkRows:
         folder = self._scratch / "raw"
         rows = self._rows.where(f"{PART} = {literal(part)}")
         rows = rows.select(*map(quoted_for_spark, (*names, PART, _PARTITION)))
-        rows.mapInArrow(partial(write_parts, None, PART, _PARTITION, folder), f"{WRITTEN} bigint").collect()
+        rows.mapInArrow(partial(write_partition, None, PART, _PARTITION, folder), f"{NUM_ROWS} bigint").collect()
         for path in sorted((folder / part).glob("[0-9]*.parquet")):
             yield from read_batches(path)
 
@@ -136,7 +136,8 @@ def _bounds(key: str, num_rows: int, num_partitions: int, ask: Ask) -> list[Any]
     share = min(_KEYS_OF_PARTITION * num_partitions / max(num_rows, 1), 1.0)
     text = f"cast({quoted(key)} as string)"
     found = sorted(
-        row[0] for row in ask(f"select {quoted(key)} from checked where md5({text}) <= {literal(threshold(share))}")
+        row[0]
+        for row in ask(f"select {quoted(key)} from checked where md5({text}) <= {literal(hash_threshold(share))}")
     )
     places = {len(found) * position // num_partitions for position in range(1, num_partitions)}
     return [found[place] for place in sorted(places) if place < len(found)]

@@ -12,7 +12,7 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import SeriesInput
-from bloomery.models.features.splits import PARTS, UNLABELLED, Split, threshold
+from bloomery.models.features.splits import SPLITS, UNLABELLED, Split, hash_threshold
 from bloomery.tasks.infrastructure.sql_text import literal, quoted
 
 PART = "_part"
@@ -170,13 +170,13 @@ def require_apart(features: Features, rows: str, ask: Ask) -> None:
     """
     split = features.split
     counted = ask(f"select {PART}, count(*) from {rows} group by 1")
-    counts = dict.fromkeys(PARTS, 0) | {row[0]: row[1] for row in counted}
+    counts = dict.fromkeys(SPLITS, 0) | {row[0]: row[1] for row in counted}
     if min(counts.values()) == 0:
         series = features.series
         whole = "" if series is None else f" with a whole window of {series.length}"
         shorter = "" if series is None else "; or make the series' windows shorter, or their spacing what it is"
         raise DataUnfit(
-            f"the parts have {', '.join(f'{counts[part]} {part}' for part in PARTS)} rows{whole}",
+            f"the parts have {', '.join(f'{counts[part]} {part}' for part in SPLITS)} rows{whole}",
             required="at least one row in every part",
             where=f"features.split by {split.by}",
             remedy=f"bring more rows, or larger shares for the empty parts in the recipe's features.split{shorter}",
@@ -224,10 +224,12 @@ def _part(features: Features, contract: Contract, rows: str, ask: Ask, functions
                 remedy="give the rows of some span of time, or of some groups, to val; or split by time",
             )
         share = 0.0 if has_val else split.val
-        return f"case when {given} = 'train' and {hashed} < {literal(threshold(share))} then 'val' else {given} end"
+        return (
+            f"case when {given} = 'train' and {hashed} < {literal(hash_threshold(share))} then 'val' else {given} end"
+        )
     return (
-        f"case when {hashed} < {literal(threshold(split.train))} then 'train' "
-        f"when {hashed} < {literal(threshold(split.train + split.val))} then 'val' else 'test' end"
+        f"case when {hashed} < {literal(hash_threshold(split.train))} then 'train' "
+        f"when {hashed} < {literal(hash_threshold(split.train + split.val))} then 'val' else 'test' end"
     )
 
 
@@ -244,14 +246,14 @@ def _part_in_time(split: Split, rows: str, ask: Ask) -> str:
 
 def _require_parts(split: Split, rows: str, ask: Ask) -> None:
     given = quoted(split.column or "")
-    known = ", ".join(map(literal, PARTS))
+    known = ", ".join(map(literal, SPLITS))
     wrong = ask(
         f"select distinct cast({given} as string) from {rows} where {given} is null or {given} not in ({known})"
     )
     if wrong:
         raise DataUnfit(
             f"column {split.column} holds {', '.join(sorted(str(one[0]) for one in wrong)[:5])}",
-            required=f"one of {', '.join(PARTS)} in every row",
+            required=f"one of {', '.join(SPLITS)} in every row",
             where="features.split by given",
             remedy="mend the column at its source, or name another one in features.split.column",
         )

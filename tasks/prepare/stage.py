@@ -15,7 +15,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import CheckedRows, Dataset, Part
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import encoded_schema, fit
-from bloomery.models.features.splits import PARTS, UNLABELLED
+from bloomery.models.features.splits import SPLITS, UNLABELLED
 from bloomery.tasks.infrastructure.parquet import write_rows
 from bloomery.tasks.infrastructure.personal_data import kept_schema
 from bloomery.tasks.infrastructure.settings import settings
@@ -48,7 +48,7 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
         schema = encoded_schema(encoder, kept_schema(checked.contract).field(features.key).type)
         parts = {}
-        for name in (*PARTS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
+        for name in (*SPLITS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
             path = out.path(f"{name}.parquet")
             num_rows = write_rows(path, schema, rows.encoded(name, encoder))
             parts[name] = Part(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)

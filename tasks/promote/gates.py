@@ -119,16 +119,16 @@ def read_bento(tag: str) -> Encoder | None:
 
 def answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
     """The labels or figures that a bento's own files give for raw rows; None if it cannot read them."""
-    from bloomery.models.inference.outputs import meant, outputs_of
-    from bloomery.models.inference.runtime import session
+    from bloomery.models.inference.outputs import compute_outputs, predictions_from
+    from bloomery.models.inference.runtime import create_session
 
     folder = artifacts_folder(tag)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)
         is_row_by_row = manifest.get("is_row_by_row", False)
-        network = session(folder / manifest.get("model", "model.onnx"))
-        given = meant(encoder, outputs_of(network, x, is_row_by_row=is_row_by_row))
+        network = create_session(folder / manifest.get("model", "model.onnx"))
+        given = predictions_from(encoder, compute_outputs(network, x, is_row_by_row=is_row_by_row))
     except Exception:  # whatever a former version holds, it must not stop the next one
         return None
     if encoder.features.task == "regression":

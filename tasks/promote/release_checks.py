@@ -166,7 +166,7 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     Raises:
         ReleaseRefused: an answer is not the one that was measured for this row.
     """
-    from bloomery.models.inference.outputs import TOLERANCE, unit_of
+    from bloomery.models.inference.outputs import TOLERANCE, score_unit
 
     dataset = bento.chosen.options.trained.dataset
     shown = examples(bento.chosen, num_rows)
@@ -174,7 +174,7 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     with served_bento(bento.tag) as client:
         alone = [predictions_of(ask(client, [row]), bento.tag)[0] for row in rows[:10]]
         together = predictions_of(ask(client, rows), bento.tag)
-    limit = TOLERANCE * unit_of(read_encoder(settings().path(dataset.encoder_uri)))
+    limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
     known = measured_answers(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
     for position, answered in [*enumerate(alone), *enumerate(together)]:
         what = f"the row with {dataset.key} {known[position][dataset.key]}"

@@ -146,15 +146,15 @@ def varied(y: np.ndarray, num_rows: int) -> np.ndarray:
 
 def titles_of(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None = None) -> list[str]:
     """What each row is answered, and the truth where it is known."""
-    from bloomery.models.inference.outputs import meant
+    from bloomery.models.inference.outputs import predictions_from
 
-    answers = meant(encoder, outputs_BK)
+    answers = predictions_from(encoder, outputs_BK)
     if encoder.classes:
         said = [f"{encoder.classes[int(one.argmax())]} ({one.max():.0%})" for one in answers]
         truths = None if y is None else [str(encoder.classes[int(place)]) for place in y]
     else:
         said = [f"{one:.4g}" for one in answers]
-        truths = None if y is None else [f"{one:.4g}" for one in meant(encoder, y.reshape(-1, 1))]
+        truths = None if y is None else [f"{one:.4g}" for one in predictions_from(encoder, y.reshape(-1, 1))]
     if truths is None:
         return [f"answer {answer}" for answer in said]
     return [f"truth {truth}, answer {answer}" for truth, answer in zip(truths, said, strict=True)]

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.models.networks.blueprint import Blueprint
-    from bloomery.models.training.checkpointing import Keeper
-    from bloomery.models.training.data.batches import Examples, Rows
-    from bloomery.models.training.differential_privacy import Spent
-    from bloomery.models.training.distributed.process_group import World
-    from bloomery.models.training.loop import Epoch, Learn, State, Step
-    from bloomery.models.training.transfer_learning import Transfer
+    from bloomery.models.training.checkpointing import Checkpointer
+    from bloomery.models.training.data.batches import Examples, ExampleSource
+    from bloomery.models.training.differential_privacy import PrivacySpent
+    from bloomery.models.training.distributed.process_group import ProcessGroup
+    from bloomery.models.training.loop import EpochResult, Learner, StepProgress, TrainingState
+    from bloomery.models.training.transfer_learning import TransferResult
 
 _SHOWN_ROWS = 50_000
 
@@ -30,8 +30,8 @@ _SHOWN_ROWS = 50_000
 class Parts(NamedTuple):
     """The parts that training may see."""
 
-    train: Rows
-    val: Rows
+    train: ExampleSource
+    val: ExampleSource
 
 
 class Fitted(NamedTuple):
@@ -39,16 +39,16 @@ class Fitted(NamedTuple):
 
     network: nn.Module
     blueprint: Blueprint
-    history: list[Epoch]
-    spent: Spent | None
-    transfer: Transfer | None
+    history: list[EpochResult]
+    spent: PrivacySpent | None
+    transfer: TransferResult | None
 
 
 class Together(NamedTuple):
     """How this process takes part in the work of several."""
 
-    world: World
-    spread: Callable[[nn.Module, Loop], Learn]
+    world: ProcessGroup
+    spread: Callable[[nn.Module, Loop], Learner]
     device: str
 
 
@@ -58,19 +58,19 @@ def checkpoint_folder(key: str) -> Path:
 
 
 def read_parts(dataset: Dataset) -> Parts:
-    from bloomery.models.training.data.batches import read_rows
+    from bloomery.models.training.data.batches import open_examples
 
     parts = (dataset.train, dataset.val)
-    return Parts(*(read_rows(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
+    return Parts(*(open_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
 
 
-def shown_rows(dataset: Dataset, val: Rows) -> Examples:
+def shown_rows(dataset: Dataset, val: ExampleSource) -> Examples:
     """The validation part as it is reported: an even sample of it, where it does not fit into memory."""
-    from bloomery.models.training.data.batches import Examples, read_sample
+    from bloomery.models.training.data.batches import Examples, sample_examples
 
     if isinstance(val, Examples):
         return val
-    return read_sample(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
+    return sample_examples(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
 
 
 def blueprint_of(dataset: Dataset, model: Model) -> Blueprint:
@@ -86,9 +86,9 @@ def fit(
     training: Training,
     start: Start | None = None,
     *,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_step: Callable[[Step], None] = lambda step: None,
-    keeper: Keeper | None = None,
+    on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
+    on_step: Callable[[StepProgress], None] = lambda step: None,
+    keeper: Checkpointer | None = None,
     together: Together | None = None,
 ) -> Fitted:
     """The same arguments give the same weights, bit for bit, on a processor of the same kind.
@@ -96,12 +96,12 @@ def fit(
     With a `keeper` a killed training goes on where it was last kept, and ends in the same bits. Private training is not
     kept: it starts anew, since what was spent of the budget would have to be told of both.
     """
-    from bloomery.models.networks.blueprint import build
+    from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.differential_privacy import train_privately
-    from bloomery.models.training.distributed.process_group import ALONE
-    from bloomery.models.training.loop import learner, train
+    from bloomery.models.training.distributed.process_group import SINGLE_PROCESS
+    from bloomery.models.training.loop import create_learner, train
 
-    network = build(blueprint)
+    network = build_network(blueprint)
     transferred = None if start is None else _transfer(network, start, training)
     if training.privacy is not None:
         history, spent = train_privately(
@@ -114,7 +114,7 @@ def fit(
             on_epoch=on_epoch,
         )
         return Fitted(network, blueprint, history, spent, transferred)
-    group = Together(ALONE, learner, select_device(training.device)) if together is None else together
+    group = Together(SINGLE_PROCESS, create_learner, select_device(training.device)) if together is None else together
     history = train(
         network,
         *parts,
@@ -132,7 +132,7 @@ def fit(
     return Fitted(network, blueprint, history, None, transferred)
 
 
-def _in_memory(part: Rows) -> Examples:
+def _in_memory(part: ExampleSource) -> Examples:
     from bloomery.models.training.data.batches import Examples
 
     if isinstance(part, Examples):
@@ -145,14 +145,14 @@ def _in_memory(part: Rows) -> Examples:
     )
 
 
-def _nothing(state: State) -> None:
+def _nothing(state: TrainingState) -> None:
     """Where nobody keeps checkpoints."""
 
 
-def _transfer(network: nn.Module, start: Start, training: Training) -> Transfer:
+def _transfer(network: nn.Module, start: Start, training: Training) -> TransferResult:
     from safetensors.torch import load_file
 
-    from bloomery.models.training.transfer_learning import transfer
+    from bloomery.models.training.transfer_learning import transfer_weights
 
     assert training.start_from is not None
-    return transfer(network, load_file(settings().path(start.uri)), training.start_from)
+    return transfer_weights(network, load_file(settings().path(start.uri)), training.start_from)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from optuna import Study, Trial
 
-    from bloomery.models.training.loop import Epoch
+    from bloomery.models.training.loop import EpochResult
 
 
 class Job(NamedTuple):
@@ -187,7 +187,7 @@ def _finished(study: Study) -> list[Any]:
 
 
 def _networks(job: Job) -> tuple[Model, ...]:
-    return spaces.sensible(job.dataset.layout) if job.model.kind == "auto" else (job.model,)
+    return spaces.default_networks(job.dataset.layout) if job.model.kind == "auto" else (job.model,)
 
 
 def _first_trials(job: Job) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ def _as_stated(job: Job, network: Model) -> dict[str, Any]:
     """The values that the recipe has at the paths of the space, as far as the space holds them."""
     document = {"model": network.model_dump(), "training": job.training.model_dump()}
     stated: dict[str, Any] = {}
-    for path, choices in spaces.space_of(network, _search_of(job.training).space).items():
+    for path, choices in spaces.search_space(network, _search_of(job.training).space).items():
         value: Any = document
         for step in path.split("."):
             value = value[step]
@@ -210,8 +210,10 @@ def _as_stated(job: Job, network: Model) -> dict[str, Any]:
             if value is not None and choices.low <= value <= choices.high:
                 stated[_name(network, path)] = value
             continue
-        same = [one for one in choices if spaces.changed(network, job.training, {path: one}) == (network, job.training)]
-        stated |= {_name(network, path): spaces.as_choice(one) for one in same[:1]}
+        same = [
+            one for one in choices if spaces.apply_values(network, job.training, {path: one}) == (network, job.training)
+        ]
+        stated |= {_name(network, path): spaces.encode_choice(one) for one in same[:1]}
     return stated
 
 
@@ -262,7 +264,7 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
 
     scores: list[tuple[int, dict[str, float]]] = []
 
-    def on_epoch(epoch: Epoch) -> None:
+    def on_epoch(epoch: EpochResult) -> None:
         scores.append((epoch.number, {"val_score": epoch.val_score * job.unit, "val_loss": epoch.val_loss}))
         trial.report(epoch.val_score, epoch.number)
         if trial.should_prune():
@@ -294,10 +296,10 @@ def _suggested(trial: Trial, job: Job) -> dict[str, Any]:
     networks = _networks(job)
     at = trial.suggest_categorical("network", range(len(networks))) if len(networks) > 1 else 0
     network = networks[at]
-    for path, choices in spaces.space_of(network, _search_of(job.training).space).items():
+    for path, choices in spaces.search_space(network, _search_of(job.training).space).items():
         name = _name(network, path)
         if not isinstance(choices, Range):
-            trial.suggest_categorical(name, [spaces.as_choice(one) for one in choices])
+            trial.suggest_categorical(name, [spaces.encode_choice(one) for one in choices])
         elif isinstance(choices.low, int) and isinstance(choices.high, int):
             trial.suggest_int(name, choices.low, choices.high, log=choices.log)
         else:
@@ -313,4 +315,4 @@ def _recipe_of(job: Job, params: dict[str, Any]) -> tuple[Model, Training]:
         for name, value in params.items()
         if name != "network"
     }
-    return spaces.changed(network, job.training.model_copy(update={"search": None}), values)
+    return spaces.apply_values(network, job.training.model_copy(update={"search": None}), values)

@@ -42,7 +42,7 @@ def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, bluep
     """
     import onnx
 
-    from bloomery.models.inference.runtime import session
+    from bloomery.models.inference.runtime import create_session
     from bloomery.models.onnx_import.graph import count_weights
     from bloomery.models.onnx_import.importer import SessionModule, import_network
 
@@ -59,7 +59,7 @@ def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, bluep
     made = import_network(source, blueprint.layout, blueprint.task, blueprint.num_outputs, x, model.channels)
     onnx.save(made.model, path)
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
-    network = SessionModule(session(path)).eval()
+    network = SessionModule(create_session(path)).eval()
     return Adapted(network, digest_of_file(path), count_weights(made.model), made.error, made.changes)
 
 

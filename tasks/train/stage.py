@@ -54,7 +54,7 @@ def train(
     on the way: checkpoints lie outside the stage's folder until the stage has ended.
     """
     from bloomery.models.features.encoder import read_encoder
-    from bloomery.models.inference.outputs import unit_of
+    from bloomery.models.inference.outputs import score_unit
     from bloomery.models.networks.blueprint import num_parameters, write_network
     from bloomery.models.training.loop import evaluate
     from bloomery.tasks.train import hyperparameter_search
@@ -70,7 +70,7 @@ def train(
         mlflow_runs.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
     ):
         if training.search is not None or model.kind == "auto":
-            unit = unit_of(encoder)
+            unit = score_unit(encoder)
             found = hyperparameter_search.search(
                 hyperparameter_search.Job(out.key, run_id, dataset, model, training, start, unit)
             )
@@ -107,7 +107,7 @@ def train(
 def _import(
     out: Output, dataset: Dataset, model: Imported, training: Training, parts: fitting.Parts, encoder: Encoder
 ) -> Trained:
-    from bloomery.models.inference.outputs import unit_of
+    from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.loop import evaluate
 
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
@@ -116,7 +116,7 @@ def _import(
         _log_beginning(run_id, dataset, model, training, None, processor)
         adapted = import_network.adapt(model, dataset, parts, path, blueprint_path)
         import_network.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
-    unit = unit_of(encoder)
+    unit = score_unit(encoder)
     return Trained(
         uri=out.uri(path.name),
         network_uri=out.uri(blueprint_path.name),
@@ -144,12 +144,12 @@ def _fit(
     means: Engine,
 ) -> tuple[fitting.Fitted, Curves]:
     """In this process, or in several where the recipe says so."""
-    from bloomery.models.inference.outputs import unit_of
-    from bloomery.models.training.checkpointing import Keeper
+    from bloomery.models.inference.outputs import score_unit
+    from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import num_batches
     from bloomery.tasks.train.distributed.launcher import fit_together
 
-    unit = unit_of(encoder)
+    unit = score_unit(encoder)
     steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
     curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
     if training.devices * training.nodes > 1:
@@ -167,7 +167,7 @@ def _fit(
             start,
             on_epoch=curves.on_epoch,
             on_step=curves.on_step,
-            keeper=Keeper(fitting.checkpoint_folder(key), training.checkpoints),
+            keeper=Checkpointer(fitting.checkpoint_folder(key), training.checkpoints),
         )
     curves.close()
     return fitted, curves
@@ -176,11 +176,11 @@ def _fit(
 def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fitting.Parts) -> None:
     """Raises ParityBroken if a network of the user's own could not be served, before time is spent on its training."""
     from bloomery.models.export.onnx_exporter import PARITY_BATCHES, export_onnx
-    from bloomery.models.networks.blueprint import build
+    from bloomery.models.networks.blueprint import build_network
 
     x, _ = next(parts.val.in_order())
     path = out.path("untrained.onnx")
-    export_onnx(build(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
+    export_onnx(build_network(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
     path.unlink()
 
 
@@ -291,13 +291,13 @@ def _pace(network: nn.Module, example: torch.Tensor, training: Training, rows_pe
     import torch
 
     from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
-    from bloomery.models.training.optimization.mixed_precision import is_half
+    from bloomery.models.training.optimization.mixed_precision import uses_bf16
 
     flops = count_flops_per_row(network, example)
     figures = {"rows_per_second": rows_per_second, "flops_per_row": flops}
     if select_device(training.device) == "cuda":
         device = torch.device("cuda")
-        precision = torch.bfloat16 if is_half(training, device) else torch.float32
+        precision = torch.bfloat16 if uses_bf16(training, device) else torch.float32
         rate = peak_flops(device, precision) * training.devices * training.nodes
         figures["flop_utilization"] = flops * rows_per_second / rate
     return figures

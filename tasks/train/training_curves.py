@@ -14,7 +14,7 @@ from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from bloomery.models.training.loop import Epoch, Step
+    from bloomery.models.training.loop import EpochResult, StepProgress
 
 _MOST_POINTS = 200  # of one figure
 _SENT_EVERY_S = 5.0
@@ -41,7 +41,7 @@ class Curves:
         self._next_point = self._latest_step = 0
         self._score = ""
 
-    def on_step(self, step: Step) -> None:
+    def on_step(self, step: StepProgress) -> None:
         if step.number >= self._next_point:
             self._next_point = step.number + -(-step.num_steps // _MOST_POINTS)
             figures = {"step_loss": step.loss, "step_learning_rate": step.learning_rate}
@@ -53,7 +53,7 @@ class Curves:
         """Of the middle epoch, with its validation. The first may have begun in the middle, where one was killed."""
         return statistics.median(self._paces[1:] or self._paces or [0.0])
 
-    def on_epoch(self, epoch: Epoch) -> None:
+    def on_epoch(self, epoch: EpochResult) -> None:
         began, self._epoch_began = self._epoch_began, time.monotonic()
         self._paces.append(self._num_rows / max(self._epoch_began - began, 1e-9))
         step = epoch.number * self._steps_of_epoch

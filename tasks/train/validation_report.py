@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.evaluation import metrics
-from bloomery.models.evaluation.calibration import expected_calibration_error, reliability
+from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation import plots
 from bloomery.tasks.evaluation.scoring import Truth, of_classes, of_slices, truth_of
@@ -39,11 +39,11 @@ def report(
     slices: tuple[str, ...],
 ) -> None:
     """Afterwards the run has figures and tables of the answers to `part`, and all that is in `folder` as artifacts."""
-    from bloomery.models.inference.outputs import meant
+    from bloomery.models.inference.outputs import predictions_from
     from bloomery.models.training.loop import predict
 
     rows = truth_of(encoder, dataset, part)
-    given = meant(encoder, predict(network, part.x).numpy())
+    given = predictions_from(encoder, predict(network, part.x).numpy())
     if dataset.task == "classification":
         figures = _of_classes(run_id, folder, rows, given, dataset)
     else:
@@ -61,13 +61,13 @@ def report(
 
 
 def _of_classes(run_id: str, folder: Path, rows: Truth, shares_NK: np.ndarray, dataset: Dataset) -> dict[str, float]:
-    counts = metrics.confusion(rows.truth, shares_NK.argmax(axis=1), len(dataset.classes))
+    counts = metrics.confusion_matrix(rows.truth, shares_NK.argmax(axis=1), len(dataset.classes))
     if len(dataset.classes) <= plots.MOST_DRAWN_CLASSES:
         plots.draw_confusion(counts, dataset.classes, folder / "val_confusion.png")
     else:
         _write_confusions(counts, dataset.classes, folder / "val_confusion.csv")
     mlflow_runs.client().log_table(run_id, of_classes(dataset.classes, rows, shares_NK), "val_per_class.json")
-    found = reliability(rows.truth, shares_NK)
+    found = calibration_bins(rows.truth, shares_NK)
     error = expected_calibration_error(found)
     plots.draw_reliability(found, error, folder / "val_calibration.png")
     figures = {
@@ -75,7 +75,7 @@ def _of_classes(run_id: str, folder: Path, rows: Truth, shares_NK: np.ndarray, d
         "val_log_loss": metrics.log_loss(rows.truth, shares_NK),
         "val_calibration_error": error,
     }
-    area = metrics.auc(rows.truth == 1, shares_NK[:, 1]) if len(dataset.classes) == 2 else None
+    area = metrics.roc_auc(rows.truth == 1, shares_NK[:, 1]) if len(dataset.classes) == 2 else None
     return figures if area is None else figures | {"val_auc": area}
 
 
@@ -84,7 +84,7 @@ def _of_figures(folder: Path, rows: Truth, given_N: np.ndarray) -> dict[str, flo
     return {
         "best_val_rmse": float(np.sqrt(((given_N - rows.truth) ** 2).mean())),
         "val_mae": metrics.mean_absolute_error(rows.truth, given_N),
-        "val_r2": metrics.explained(rows.truth, given_N),
+        "val_r2": metrics.r_squared(rows.truth, given_N),
     }
 
 

@@ -16,7 +16,7 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.deployments.endpoint.telemetry.metrics import Measures
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import encode, fit, summarise_batches
+from bloomery.models.features.encoder import encode, fit, partial_statistics
 
 COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},
@@ -94,7 +94,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
                 "label": [1.0, 2.0, 4.0, 5.0] if is_regression else ["young", "young", "old", "old"],
             }
         )
-        encoder = fit(features, next(iter(summarise_batches(features, learnt.to_batches())))["summary"].to_pylist())
+        encoder = fit(features, next(iter(partial_statistics(features, learnt.to_batches())))["summary"].to_pylist())
         width = encode(encoder, learnt).shape[1]
         weights = np.zeros((width, 2), np.float32)
         weights[0] = (1, -1)  # the older, the more

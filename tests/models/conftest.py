@@ -18,14 +18,14 @@ from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.compression.weight_clustering import cluster_weights, shared_weights
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, encode_labels, fit, partial_statistics
 from bloomery.models.features.input_config import ImageInput
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import train
 
 
@@ -42,7 +42,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def _repeatable() -> None:
-    fix_randomness(seed=0, num_threads=1)
+    set_deterministic(seed=0, num_threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,9 @@ def features() -> Features:
 
 @pytest.fixture(scope="session")
 def encoder(digits: pa.Table, features: Features) -> Encoder:
-    return fit(features, [summary[SUMMARY][0].as_py() for summary in summarise_batches(features, digits.to_batches())])
+    return fit(
+        features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, digits.to_batches())]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +89,13 @@ def parts(digits: pa.Table, encoder: Encoder) -> Parts:
 @pytest.fixture(scope="session")
 def trained(parts: Parts) -> Trained:
     """A small network that tells most digits apart. Copy it before a change."""
-    fix_randomness(seed=0, num_threads=1)
+    set_deterministic(seed=0, num_threads=1)
     blueprint = Blueprint(
         config=Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.1),
         layout=Layout(kind="image", shape=(1, 8, 8)),
         num_outputs=10,
     )
-    network = build(blueprint)
+    network = build_network(blueprint)
     train(network, parts.train, parts.val, Loop(epochs=8), seed=0)
     return Trained(network, blueprint)
 

@@ -21,14 +21,14 @@ from bloomery.models.compression.config import (
     Student,
 )
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.networks.blueprint import Blueprint, build, write_network
+from bloomery.models.networks.blueprint import Blueprint, build_network, write_network
 from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.profiling.flops import peak_flops
-from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
-from bloomery.models.training.loop import Epoch, State, evaluate, train
+from bloomery.models.training.determinism import set_deterministic
+from bloomery.models.training.loop import EpochResult, TrainingState, evaluate, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -72,11 +72,11 @@ def rows_of(layout: Layout, num_rows: int, seed: int) -> Examples:
 
 
 def trained(
-    name: str, device: str, loop: Loop = LOOP, **more: Callable[[State], None]
-) -> tuple[nn.Module, list[Epoch]]:
-    fix_randomness(seed=0, num_threads=1)
+    name: str, device: str, loop: Loop = LOOP, **more: Callable[[TrainingState], None]
+) -> tuple[nn.Module, list[EpochResult]]:
+    set_deterministic(seed=0, num_threads=1)
     blueprint = blueprint_of(name)
-    network = build(blueprint)
+    network = build_network(blueprint)
     parts = rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2)
     return network, train(network, *parts, loop, seed=1, device=device, **more)  # type: ignore[arg-type]
 
@@ -104,9 +104,9 @@ def test_training_repeats_bit_for_bit_on_one_card(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["cnn", "gru", "transformer"])
 def test_training_that_was_killed_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     def run(checkpoints: Checkpoints, killed_at: int | None = None) -> str:
-        keeper = Keeper(tmp_path / "kept", checkpoints)
+        keeper = Checkpointer(tmp_path / "kept", checkpoints)
 
-        def keep(state: State) -> None:
+        def keep(state: TrainingState) -> None:
             keeper.keep(state)
             if state.step == killed_at:
                 raise Killed

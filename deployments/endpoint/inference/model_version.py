@@ -24,8 +24,8 @@ from bloomery.data_contracts.serving.predictions import furthest, in_words
 from bloomery.data_contracts.serving.signatures import MANIFEST, require_signed
 from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.statistics.arrow_arrays import Rows
-from bloomery.models.inference.outputs import TOLERANCE, meant, outputs_of, unit_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 
 EXAMPLES, BACKGROUND = "examples.json", "background.json"
@@ -77,7 +77,7 @@ class Version:
         self.check = RowCheck(self.contract, self.encoder.columns)
         self.arrow_check = ArrowCheck(self.contract, self.encoder.columns)
         self.is_regression = self.encoder.features.task == "regression"
-        self._session = session(artifacts / self.manifest["model"])
+        self._session = create_session(artifacts / self.manifest["model"])
         self._labels = [str(one) for one in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
         self._rehearse()
@@ -98,7 +98,9 @@ class Version:
 
     def answers_to(self, x: np.ndarray) -> np.ndarray:
         """The same for encoded rows float32 (B, ...)."""
-        return meant(self.encoder, outputs_of(self._session, x, is_row_by_row=self.manifest["is_row_by_row"]))
+        return predictions_from(
+            self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
+        )
 
     @cached_property
     def background(self) -> np.ndarray:
@@ -135,7 +137,7 @@ class Version:
             raise
         except Exception as failure:
             raise _corrupt(f"the model cannot answer: {failure}", "answers as measured", self.artifacts) from failure
-        limit = TOLERANCE * unit_of(self.encoder)
+        limit = TOLERANCE * score_unit(self.encoder)
         for one, answered in zip(self.examples, found, strict=True):
             if furthest(answered, one["prediction"]) > limit:
                 raise _corrupt(

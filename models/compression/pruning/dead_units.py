@@ -11,7 +11,7 @@ from torch import nn
 
 from bloomery.models.compression.pruning.structured import load_torch_pruning
 from bloomery.models.networks.architectures import cnn, lenet, mlp
-from bloomery.models.networks.blueprint import Blueprint, rebuilt
+from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 
 _KINDS: dict[str, ModuleType] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
 
@@ -33,7 +33,7 @@ def remove_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Modu
     while _removed(smaller, kind.prunable(smaller), torch.zeros(2, *blueprint.layout.shape)):
         pass  # a unit may die with the last one that it led to
     found = blueprint.model_copy(update={"config": kind.config_of(smaller, blueprint.config)})
-    return rebuilt(found, smaller), found
+    return rebuild_network(found, smaller), found
 
 
 def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:

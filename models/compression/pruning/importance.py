@@ -10,7 +10,7 @@ from torch import nn
 from bloomery.models.compression.config import Importance
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples, even_sample
-from bloomery.models.training.optimization.loss import loss_of
+from bloomery.models.training.optimization.loss import build_loss
 
 # Of each single weight of a parameter: float32 of its shape, never below 0. What leaves adds up over what it holds.
 ImportanceFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -46,7 +46,7 @@ IMPORTANCE_FUNCTIONS: dict[Importance, ImportanceFunction] = {
 def compute_gradients(network: nn.Module, examples: Examples) -> None:
     """Afterwards each parameter of `network` holds the gradient of the mean loss over some rows of `examples`."""
     x, y = (even_sample(part, _MOST_ROWS)[:_MOST_ROWS] for part in (examples.x, examples.y))
-    losses = loss_of(Loop(epochs=1), y)
+    losses = build_loss(Loop(epochs=1), y)
     network.zero_grad(set_to_none=True)
     # A recurrent layer gives gradients in training mode alone, and then dropout and batch normalisation stand still.
     network.train()

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from bloomery.models.compression.pruning.importance import ImportanceFunction
-from bloomery.models.networks.architectures.rnn import Recurrent
+from bloomery.models.networks.architectures.rnn import RecurrentNetwork
 from bloomery.models.networks.config import Rnn
 
 
-def prune_recurrent_units(network: Recurrent, config: Rnn, share: float, measure: ImportanceFunction) -> Rnn:
+def prune_recurrent_units(network: RecurrentNetwork, config: Rnn, share: float, measure: ImportanceFunction) -> Rnn:
     """Afterwards `network` has lost the `share` of hidden units that matter least, at most all but one.
 
     Each direction of each layer loses as many, each its own; a unit goes from all gates and from all that reads it.

@@ -18,7 +18,7 @@ from bloomery.models.compression.pruning.importance import IMPORTANCE_FUNCTIONS,
 from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
 from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
 from bloomery.models.networks.architectures import cnn, ft_transformer, lenet, mlp, resnet
-from bloomery.models.networks.blueprint import Blueprint, rebuilt
+from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
 from bloomery.models.profiling.macs import relative_cost
 from bloomery.models.training.data.batches import Examples
@@ -175,7 +175,7 @@ def _without(whole: PrunedNetwork, stays: _Stays, how: Pruning, examples: Exampl
         config = config.model_copy(update={"dropout": how.dropout})
     pruned = blueprint.model_copy(update={"config": config})
     return PrunedNetwork(
-        rebuilt(pruned, smaller), pruned
+        rebuild_network(pruned, smaller), pruned
     )  # so that no gradient and no bookkeeping stays on the modules
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from bloomery.models.compression.config import Structure
 from bloomery.models.compression.pruning.importance import ImportanceFunction
 from bloomery.models.networks.config import Gpt, Transformer
-from bloomery.models.networks.layers.attention import Attention, Block, heads_of
+from bloomery.models.networks.layers.attention import Attention, TransformerBlock, attention_heads
 
 ConfigT = TypeVar("ConfigT", Transformer, Gpt)
 
@@ -40,9 +40,9 @@ def prune_transformer_blocks(
             if number not in kept:
                 del blocks[number]
         config = config.model_copy(update={"num_layers": len(blocks)})
-    left = [block for block in blocks.children() if isinstance(block, Block)]
+    left = [block for block in blocks.children() if isinstance(block, TransformerBlock)]
     if "heads" in parts:
-        heads = heads_of(config)
+        heads = attention_heads(config)
         for block in left:
             num = _without_heads(block.attention, heads.width, share, measure)
         config = config.model_copy(update={"num_heads": num, "head_width": heads.width})
@@ -77,7 +77,7 @@ def _without_heads(attention: Attention, head_width: int, share: float, measure:
     return len(kept_N)
 
 
-def _without_hidden(block: Block, share: float, measure: ImportanceFunction) -> int:
+def _without_hidden(block: TransformerBlock, share: float, measure: ImportanceFunction) -> int:
     """How many hidden units are left. A unit matters as much as what leads to it and what leads from it together."""
     up, down = block.up, block.down
     matter_H = measure(up.weight).sum(1) + measure(up.bias) + measure(down.weight).sum(0)

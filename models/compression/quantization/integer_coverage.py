@@ -11,7 +11,7 @@ from typing import NamedTuple
 import onnx
 import onnxruntime
 
-from bloomery.models.inference.runtime import unpacked
+from bloomery.models.inference.runtime import unpack_model
 
 # Operators whose products are of integers, by what they multiply.
 _INTEGER = {
@@ -84,5 +84,5 @@ def optimized_graph(path: Path) -> onnx.ModelProto:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(written)
         options.log_severity_level = 3  # it warns that such a file is for this processor alone
-        onnxruntime.InferenceSession(unpacked(path), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(unpack_model(path), options, providers=["CPUExecutionProvider"])
         return onnx.load(written)

@@ -20,8 +20,8 @@ from bloomery.models.compression.quantization.post_training import (
     quantizable_layers,
     quantize_preprocessed,
 )
-from bloomery.models.inference.outputs import outputs_of
-from bloomery.models.inference.runtime import session, softmax
+from bloomery.models.inference.outputs import compute_outputs
+from bloomery.models.inference.runtime import create_session, softmax
 
 
 def measure_sensitivities(
@@ -66,7 +66,7 @@ def find_float_layers(
     """
     with tempfile.TemporaryDirectory() as folder:
         attempt = _Attempt(source, Path(folder), calibration, how, calibrate, reduce_range)
-        most = loss(outputs_of(session(source), x, is_row_by_row=False)) + limit
+        most = loss(compute_outputs(create_session(source), x, is_row_by_row=False)) + limit
 
         def is_enough(kept: list[str]) -> bool:
             return loss(attempt.outputs(kept, x)) <= most
@@ -121,10 +121,10 @@ class _Attempt:
     def outputs(self, kept: list[str], x: np.ndarray) -> np.ndarray:
         target = self._folder / "attempt.onnx"
         quantize_preprocessed(self._ready, target, self._calibration, keep_float=kept, **self._settings)
-        return outputs_of(session(target), x, is_row_by_row=self._is_row_by_row)
+        return compute_outputs(create_session(target), x, is_row_by_row=self._is_row_by_row)
 
     def divergences(self) -> dict[str, float]:
-        exact_BK = outputs_of(session(self._source), self._calibration, is_row_by_row=False)
+        exact_BK = compute_outputs(create_session(self._source), self._calibration, is_row_by_row=False)
         moved = {
             name: output_divergence(
                 exact_BK, self.outputs([one for one in self._layers if one != name], self._calibration)

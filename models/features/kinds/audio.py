@@ -14,11 +14,17 @@ import numpy as np
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import AudioInput
-from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, elements_of, one_array, require_values
-from bloomery.models.features.statistics.column_counts import Figures, figures_of
+from bloomery.models.features.statistics.arrow_arrays import (
+    FLOAT32_MAX,
+    Rows,
+    combine_chunks,
+    list_elements,
+    require_values,
+)
+from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
 
 _CHUNK_ROWS = 32  # windows overlap, so frames take several times the memory of their samples
-_SILENCE = 1e-10  # the least power: its logarithm is finite
+_MIN_POWER = 1e-10  # the least power: its logarithm is finite
 
 
 class FittedAudio(Document):
@@ -29,15 +35,15 @@ class FittedAudio(Document):
     scale: float = 1.0
 
 
-def tally(source: AudioInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The figures of all values of the spectrograms."""
     if source.normalise == "none":
         return ()
-    parts = [figures_of(log_mel(source, samples)) for _, samples in _chunks(source, rows)]
-    return (sum(parts, figures_of(np.zeros(0))),)
+    parts = [numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples in _clips(source, rows)]
+    return (sum(parts, numeric_statistics(np.zeros(0))),)
 
 
-def fit(source: AudioInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedAudio:
+def fit(source: AudioInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
     """Raises DataUnfit if there is no row to learn from."""
     if not tallies:
         return FittedAudio(kind="audio")
@@ -50,19 +56,21 @@ def shape(source: AudioInput, fitted: FittedAudio) -> tuple[int, ...]:
     return source.input_shape
 
 
-def write(source: AudioInput, fitted: FittedAudio, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: AudioInput, fitted: FittedAudio, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, 1, M, T)."""
-    for start, samples in _chunks(source, rows):
-        scaled = (log_mel(source, samples) - fitted.mean) / fitted.scale
+    for start, samples in _clips(source, rows):
+        scaled = (log_mel_spectrogram(source, samples) - fitted.mean) / fitted.scale
         out[start : start + len(samples), 0] = np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX)
 
 
-def _chunks(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
+def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """The clips in one length, float64 (B, samples), with the position of the first."""
-    column = one_array(rows[source.column])
+    column = combine_chunks(rows[source.column])
     for start in range(0, len(column), _CHUNK_ROWS):
         clips = column.slice(start, _CHUNK_ROWS)
-        values = np.clip(elements_of(clips).astype(np.float64), -FLOAT32_MAX, FLOAT32_MAX)
+        values = np.clip(list_elements(clips).astype(np.float64), -FLOAT32_MAX, FLOAT32_MAX)
         lengths = clips.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         kept = np.minimum(lengths, source.num_samples)
         starts = np.cumsum(lengths) - lengths
@@ -73,7 +81,7 @@ def _chunks(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
         yield start, samples
 
 
-def log_mel(source: AudioInput, samples: np.ndarray) -> np.ndarray:
+def log_mel_spectrogram(source: AudioInput, samples: np.ndarray) -> np.ndarray:
     """The natural logarithm of the power in each mel band, float64 (B, M, T), for samples float64 (B, num_samples).
 
     Frames are whole windows, without filling at the ends; a window is weighted by a Hann window (periodic).
@@ -81,14 +89,14 @@ def log_mel(source: AudioInput, samples: np.ndarray) -> np.ndarray:
     Source: Davis & Mermelstein 1980, "Comparison of parametric representations for monosyllabic word recognition"
     (mel bands of triangular weight over the short-time spectrum).
     """
-    power_BTF = spectrum(samples, source.window, source.step)
-    bands = _bands(source.sample_rate, source.window, source.num_mels)
+    power_BTF = power_spectrogram(samples, source.window, source.step)
+    bands = _mel_bands(source.sample_rate, source.window, source.num_mels)
     # Band by band, along the last axis: a sum runs over the same numbers in the same order for any number of rows.
     energy = [np.sum(power_BTF[..., first:last] * weights, axis=-1) for first, last, weights in bands]
-    return np.log(np.maximum(np.stack(energy, axis=1), _SILENCE))
+    return np.log(np.maximum(np.stack(energy, axis=1), _MIN_POWER))
 
 
-def spectrum(samples: np.ndarray, window: int, step: int) -> np.ndarray:
+def power_spectrogram(samples: np.ndarray, window: int, step: int) -> np.ndarray:
     """The power of each frequency in each frame: |DFT(samples * Hann window)|², float64 (B, T, window // 2 + 1)."""
     hann_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     frames_BTN = np.lib.stride_tricks.sliding_window_view(samples, window, axis=1)[:, ::step]
@@ -97,7 +105,7 @@ def spectrum(samples: np.ndarray, window: int, step: int) -> np.ndarray:
 
 
 @cache
-def _bands(sample_rate: int, window: int, num_mels: int) -> list[tuple[int, int, np.ndarray]]:
+def _mel_bands(sample_rate: int, window: int, num_mels: int) -> list[tuple[int, int, np.ndarray]]:
     """For each mel band the first frequency, the one behind the last, and the weights between.
 
     Bands are equally wide on the scale 2595 * log10(1 + f / 700), f in Hz; each rises to 1 and falls to 0 within its

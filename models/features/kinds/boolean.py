@@ -12,8 +12,8 @@ import numpy as np
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import BooleanInput
-from bloomery.models.features.statistics.arrow_arrays import Rows, first_missing, numbers_of, refuse_missing
-from bloomery.models.features.statistics.column_counts import Figures
+from bloomery.models.features.statistics.arrow_arrays import Rows, first_missing_column, number_matrix, refuse_missing
+from bloomery.models.features.statistics.column_counts import NumericStatistics
 
 
 class FittedBooleans(Document):
@@ -22,11 +22,11 @@ class FittedBooleans(Document):
     kind: Literal["boolean"]
 
 
-def tally(source: BooleanInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: BooleanInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     return ()
 
 
-def fit(source: BooleanInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedBooleans:
+def fit(source: BooleanInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedBooleans:
     return FittedBooleans(kind="boolean")
 
 
@@ -34,12 +34,14 @@ def shape(source: BooleanInput, fitted: FittedBooleans) -> tuple[int, ...]:
     return (len(source.columns) * (2 if source.indicator else 1),)
 
 
-def write(source: BooleanInput, fitted: FittedBooleans, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: BooleanInput, fitted: FittedBooleans, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind. It is 0 before."""
-    values_CB = numbers_of(rows, source.columns)
+    values_CB = number_matrix(rows, source.columns)
     missing_CB = np.isnan(values_CB)
     if missing_CB.any():
-        refuse_missing(first_missing(source.columns, missing_CB), source.missing == "refuse", source.kind)
+        refuse_missing(first_missing_column(source.columns, missing_CB), source.missing == "refuse", source.kind)
         np.copyto(values_CB, float(source.missing is True), where=missing_CB)
         if source.indicator:
             out[:, len(source.columns) :] = missing_CB.T

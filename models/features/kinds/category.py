@@ -20,20 +20,27 @@ from bloomery.models.features.input_config import CategoryInput
 from bloomery.models.features.kinds.target_encoding import (
     COUNT,
     TOTAL,
-    TargetFigures,
+    TargetCounts,
     TargetMeans,
-    group_totals,
-    target_figures,
-    target_means,
+    exact_group_sums,
+    fit_target_counts,
+    fit_target_means,
 )
-from bloomery.models.features.statistics.arrow_arrays import Rows, floats_of, one_array, whole_numbers_of
-from bloomery.models.features.statistics.column_counts import Counts, Figures, Name, Tally, figures_of, limited
+from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, to_floats, to_integers
+from bloomery.models.features.statistics.column_counts import (
+    CategoryCounts,
+    CategoryKey,
+    ColumnStatistics,
+    NumericStatistics,
+    limit_counts,
+    numeric_statistics,
+)
 from bloomery.models.features.statistics.moments import Moments
 from bloomery.models.features.statistics.stable_hash import stable_hashes
 
-MOST_NAMES = 200_000
+MAX_LISTED_CATEGORIES = 200_000
 _MISSING, _OTHER, _UNKNOWN = 0, 1, -1
-_FEW = 64  # names that Python looks up faster than Arrow builds a table
+_MAX_LOOKUPS = 64  # names that Python looks up faster than Arrow builds a table
 _FOLD_SALT, _BUCKET_SALT = 1, 2
 
 
@@ -42,7 +49,7 @@ class Vocabulary(Document):
 
     names: tuple[int | str, ...]
     rare: tuple[int | str, ...] = ()
-    target: TargetFigures | TargetMeans | None = None
+    target: TargetCounts | TargetMeans | None = None
 
     @cached_property
     def slot_of(self) -> dict[int | str | None, int]:
@@ -56,7 +63,7 @@ class Vocabulary(Document):
 
     def slots(self, words: pa.Array) -> np.ndarray:
         """The same as int64 (B,)."""
-        if len(words) <= _FEW:
+        if len(words) <= _MAX_LOOKUPS:
             return np.array(self.slots_of(words.to_pylist()), np.int64)
         known = pc.index_in(words, pa.array([*self.names, *self.rare], words.type)).fill_null(_UNKNOWN - 2)
         slots = known.to_numpy(zero_copy_only=False).astype(np.int64) + 2
@@ -73,9 +80,9 @@ class FittedCategories(Document):
     target_width: int  # how many values `target` gives: one for each class but the first, one for a regression
 
 
-def names_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def as_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as text or int64: whole numbers of any type, and booleans as 0 and 1."""
-    array = one_array(column)
+    array = combine_chunks(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if pa.types.is_string(array.type) or pa.types.is_int64(array.type):
@@ -84,12 +91,12 @@ def names_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.cast(pa.int64() if is_number else pa.string())
 
 
-def folds_of(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def fold_hashes(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A hash of each row's key, uint64 (B,): its fold is the remainder by the number of folds."""
-    return stable_hashes(one_array(keys), _FOLD_SALT)
+    return stable_hashes(combine_chunks(keys), _FOLD_SALT)
 
 
-def tally(source: CategoryInput, features: Features, rows: Rows) -> tuple[Tally, ...]:
+def partial_fit(source: CategoryInput, features: Features, rows: Rows) -> tuple[ColumnStatistics, ...]:
     """How many rows have each name; for target encoding, each name with each label in each fold.
 
     For the target encoding of a regression, the figures of the labels of each fold stand behind.
@@ -97,72 +104,74 @@ def tally(source: CategoryInput, features: Features, rows: Rows) -> tuple[Tally,
     if source.encoding == "hash":
         return ()
     if source.encoding == "target" and features.task == "regression":
-        folds = _folds(source, features, rows)
-        figures = floats_of(one_array(rows[features.label_column]))
+        folds = _fold_numbers(source, features, rows)
+        figures = to_floats(combine_chunks(rows[features.label_column]))
         counted = [_sum_targets(rows[column], folds, figures, source.num_folds) for column in source.columns]
-        return (*counted, *(figures_of(figures[folds == fold]) for fold in range(source.num_folds)))
+        return (*counted, *(numeric_statistics(figures[folds == fold]) for fold in range(source.num_folds)))
     if source.encoding == "target":
         return tuple(_count_targets(source, features, rows, column) for column in source.columns)
-    return tuple(count_names(rows[column], MOST_NAMES) for column in source.columns)
+    return tuple(count_categories(rows[column], MAX_LISTED_CATEGORIES) for column in source.columns)
 
 
-def _folds(source: CategoryInput, features: Features, rows: Rows) -> np.ndarray:
-    return (folds_of(rows[features.key]) % np.uint64(source.num_folds)).astype(np.int64)
+def _fold_numbers(source: CategoryInput, features: Features, rows: Rows) -> np.ndarray:
+    return (fold_hashes(rows[features.key]) % np.uint64(source.num_folds)).astype(np.int64)
 
 
-def count_names(column: pa.Array | pa.ChunkedArray, limit: int) -> Counts:
+def count_categories(column: pa.Array | pa.ChunkedArray, limit: int) -> CategoryCounts:
     """How often each name of a column occurs, if there are at most `limit`."""
-    counted = pc.value_counts(names_of(column))
+    counted = pc.value_counts(as_categories(column))
     names, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
-    return limited({(name,): count for name, count in zip(names, counts, strict=True)}, limit)
+    return limit_counts({(name,): count for name, count in zip(names, counts, strict=True)}, limit)
 
 
-def _count_targets(source: CategoryInput, features: Features, rows: Rows, column: str) -> Counts:
-    names = names_of(rows[column]).dictionary_encode(null_encoding="encode")
-    labels = names_of(rows[features.label_column]).dictionary_encode(null_encoding="encode")
-    folds = _folds(source, features, rows)
+def _count_targets(source: CategoryInput, features: Features, rows: Rows, column: str) -> CategoryCounts:
+    names = as_categories(rows[column]).dictionary_encode(null_encoding="encode")
+    labels = as_categories(rows[features.label_column]).dictionary_encode(null_encoding="encode")
+    folds = _fold_numbers(source, features, rows)
     sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
-    places = (whole_numbers_of(names.indices)[0], whole_numbers_of(labels.indices)[0], folds)
+    places = (to_integers(names.indices)[0], to_integers(labels.indices)[0], folds)
     flat, counts = np.unique(np.ravel_multi_index(places, sizes), return_counts=True)
     words, classes = names.dictionary.to_pylist(), labels.dictionary.to_pylist()
-    found: dict[Name, int] = {
+    found: dict[CategoryKey, int] = {
         (words[word], classes[label], int(fold)): int(count)
         for word, label, fold, count in zip(*np.unravel_index(flat, sizes), counts, strict=True)
     }
-    return limited(found, MOST_NAMES)
+    return limit_counts(found, MAX_LISTED_CATEGORIES)
 
 
-def _sum_targets(column: pa.Array | pa.ChunkedArray, folds: np.ndarray, figures: np.ndarray, num_folds: int) -> Counts:
+def _sum_targets(
+    column: pa.Array | pa.ChunkedArray, folds: np.ndarray, figures: np.ndarray, num_folds: int
+) -> CategoryCounts:
     """How many rows have each name in each fold, and the exact sum of their labels."""
-    names = names_of(column).dictionary_encode(null_encoding="encode")
+    names = as_categories(column).dictionary_encode(null_encoding="encode")
     words = names.dictionary.to_pylist()
-    flat = whole_numbers_of(names.indices)[0] * num_folds + folds
+    flat = to_integers(names.indices)[0] * num_folds + folds
     groups, counts = np.unique(flat, return_counts=True)
-    totals = group_totals(flat, figures)
-    found: dict[Name, int] = {}
+    totals = exact_group_sums(flat, figures)
+    found: dict[CategoryKey, int] = {}
     for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
         word, fold = words[group // num_folds], group % num_folds
         found |= {(word, COUNT, fold): count, (word, TOTAL, fold): totals[group]}
-    return limited(found, MOST_NAMES)
+    return limit_counts(found, MAX_LISTED_CATEGORIES)
 
 
-def fit(source: CategoryInput, tallies: tuple[Tally, ...], classes: Classes) -> FittedCategories:
+def fit(source: CategoryInput, tallies: tuple[ColumnStatistics, ...], classes: Classes) -> FittedCategories:
     """Without `classes` the task is a regression.
 
     Raises:
         DataUnfit: a column has too many different names to list.
     """
-    counted = [one for one in tallies if isinstance(one, Counts)]
-    folds = tuple(one.moments for one in tallies if isinstance(one, Figures))
+    counted = [one for one in tallies if isinstance(one, CategoryCounts)]
+    folds = tuple(one.moments for one in tallies if isinstance(one, NumericStatistics))
     columns = [
-        _vocabulary(source, column, of_column, classes, folds)
+        _build_vocabulary(source, column, of_column, classes, folds)
         for column, of_column in zip(source.columns, counted, strict=False)
     ]
     return FittedCategories(kind="category", columns=tuple(columns), target_width=len(classes) - 1 if classes else 1)
 
 
-def _vocabulary(
-    source: CategoryInput, column: str, tallied: Counts, classes: Classes, folds: tuple[Moments, ...]
+def _build_vocabulary(
+    source: CategoryInput, column: str, tallied: CategoryCounts, classes: Classes, folds: tuple[Moments, ...]
 ) -> Vocabulary:
     if tallied.is_full:
         raise DataUnfit(
@@ -172,7 +181,7 @@ def _vocabulary(
             where=f"column {column}, encoding {source.encoding}",
             remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only tells rows apart",
         )
-    counts = _rows_of_names(tallied, is_summed=bool(folds))
+    counts = _rows_per_category(tallied, is_summed=bool(folds))
     by_count = sorted((-count, name) for name, count in counts.items() if count >= source.min_count)
     names = tuple(sorted(name for _, name in by_count[: source.max_categories]))
     rare = tuple(sorted(set(counts) - set(names)))
@@ -180,19 +189,19 @@ def _vocabulary(
     if source.encoding != "target":
         return vocabulary
     slot_of: dict[int | str | None, int] = {**dict.fromkeys(rare, _OTHER), **vocabulary.slot_of}
-    slotted: dict[Name, int] = {}
+    slotted: dict[CategoryKey, int] = {}
     for (name, label, fold), count in tallied.counts.items():
         place = (slot_of[name], label, fold)
         slotted[place] = slotted.get(place, 0) + count
-    target: TargetFigures | TargetMeans
+    target: TargetCounts | TargetMeans
     if folds:
-        target = target_means(slotted, len(names) + 2, folds, source.smoothing)
+        target = fit_target_means(slotted, len(names) + 2, folds, source.smoothing)
     else:
-        target = target_figures(slotted, len(names) + 2, source.num_folds, classes, source.smoothing)
+        target = fit_target_counts(slotted, len(names) + 2, source.num_folds, classes, source.smoothing)
     return vocabulary.model_copy(update={"target": target})
 
 
-def _rows_of_names(tallied: Counts, *, is_summed: bool) -> dict[int | str, int]:
+def _rows_per_category(tallied: CategoryCounts, *, is_summed: bool) -> dict[int | str, int]:
     """How many rows have each name, of counts in which sums of labels may stand too."""
     counts: dict[int | str, int] = {}
     for (name, *rest), count in tallied.counts.items():
@@ -202,10 +211,10 @@ def _rows_of_names(tallied: Counts, *, is_summed: bool) -> dict[int | str, int]:
 
 
 def shape(source: CategoryInput, fitted: FittedCategories) -> tuple[int, ...]:
-    return (sum(_widths(source, fitted)),)
+    return (sum(_column_widths(source, fitted)),)
 
 
-def _widths(source: CategoryInput, fitted: FittedCategories) -> list[int]:
+def _column_widths(source: CategoryInput, fitted: FittedCategories) -> list[int]:
     if source.num_buckets is not None:
         return [source.num_buckets + 1] * len(source.columns)
     if source.encoding == "one_hot":
@@ -213,25 +222,25 @@ def _widths(source: CategoryInput, fitted: FittedCategories) -> list[int]:
     return [1 if source.encoding == "index" else fitted.target_width] * len(source.columns)
 
 
-def codes(source: CategoryInput, fitted: FittedCategories) -> list[tuple[int, int]]:
+def index_columns(source: CategoryInput, fitted: FittedCategories) -> list[tuple[int, int]]:
     """Each place of the input that holds a slot's number, and how many slots there are."""
     if source.encoding != "index":
         return []
     return [(place, len(one.names) + 2) for place, one in enumerate(fitted.columns)]
 
 
-def write(
+def transform_into(
     source: CategoryInput, fitted: FittedCategories, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fill `out` float32 (B, F), which is 0 before. With `folds` the rows are those of the training part."""
     start = 0
-    for position, (column, width) in enumerate(zip(source.columns, _widths(source, fitted), strict=True)):
+    for position, (column, width) in enumerate(zip(source.columns, _column_widths(source, fitted), strict=True)):
         part = out[:, start : start + width]
         start += width
         if source.num_buckets is not None:
-            part[np.arange(rows.num_rows), _buckets(names_of(rows[column]), source.num_buckets)] = 1
+            part[np.arange(rows.num_rows), _buckets(as_categories(rows[column]), source.num_buckets)] = 1
             continue
-        slots = _slots(source, column, fitted.columns[position], rows)
+        slots = _row_slots(source, column, fitted.columns[position], rows)
         target = fitted.columns[position].target
         if target is not None:
             part[:] = target.shares[slots] if folds is None else target.shares_without[folds % target.num_folds, slots]
@@ -243,36 +252,36 @@ def write(
 
 def _buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
     """Bucket 0 for the missing value; 1 to `num_buckets` by a hash of the name."""
-    if len(names) > _FEW:
+    if len(names) > _MAX_LOOKUPS:
         coded = names.dictionary_encode(null_encoding="encode")
-        return _buckets_of(coded.dictionary, num_buckets)[coded.indices.to_numpy(zero_copy_only=False)]
-    return _buckets_of(names, num_buckets)
+        return _hash_buckets(coded.dictionary, num_buckets)[coded.indices.to_numpy(zero_copy_only=False)]
+    return _hash_buckets(names, num_buckets)
 
 
-def _buckets_of(names: pa.Array, num_buckets: int) -> np.ndarray:
+def _hash_buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
     buckets = (stable_hashes(names, _BUCKET_SALT) % np.uint64(num_buckets)).astype(np.int64) + 1
     if names.null_count:
         buckets[names.is_null().to_numpy(zero_copy_only=False)] = 0
     return buckets
 
 
-def _slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows: Rows) -> np.ndarray | list[int]:
+def _row_slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows: Rows) -> np.ndarray | list[int]:
     """The slot of each row, int64 (B,)."""
     if isinstance(rows, CellRows) and (words := rows.words(column)) is not None:
         found = vocabulary.slots_of(words)
         if _UNKNOWN not in found:
             return found
         slots = np.array(found, np.int64)
-    elif rows.num_rows <= _FEW:
-        slots = vocabulary.slots(names_of(rows[column]))
+    elif rows.num_rows <= _MAX_LOOKUPS:
+        slots = vocabulary.slots(as_categories(rows[column]))
     else:
-        coded = names_of(rows[column]).dictionary_encode(null_encoding="encode")
+        coded = as_categories(rows[column]).dictionary_encode(null_encoding="encode")
         slots = vocabulary.slots(coded.dictionary)[coded.indices.to_numpy(zero_copy_only=False)]
     unknown = slots == _UNKNOWN
     if not unknown.any():
         return slots
     if source.unknown == "refuse":
-        unseen = names_of(rows[column])[int(unknown.argmax())].as_py()
+        unseen = as_categories(rows[column])[int(unknown.argmax())].as_py()
         raise DataUnfit(
             f"column {column} has the value {unseen!r}, which the training part has not",
             required="a value that was seen in training, since the recipe says `unknown: refuse`",

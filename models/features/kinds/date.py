@@ -17,15 +17,15 @@ from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import DateInput, DatePart
 from bloomery.models.features.statistics.arrow_arrays import (
     Rows,
-    one_array,
+    combine_chunks,
     refuse_missing,
     require_values,
-    whole_numbers_of,
+    to_integers,
 )
-from bloomery.models.features.statistics.column_counts import Figures, figures_of
+from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
 
-_DAY = 86_400_000_000  # microseconds
-_ROUND: dict[DatePart, int] = {
+_MICROSECONDS_PER_DAY = 86_400_000_000  # microseconds
+_CYCLE_LENGTHS: dict[DatePart, int] = {
     "month": 12,
     "day_of_month": 31,
     "day_of_year": 366,
@@ -43,30 +43,30 @@ class FittedDates(Document):
     scale: tuple[float, ...] = ()
 
 
-def _moments_in_time(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_microseconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Microseconds since 1970-01-01 UTC, int64 (B,), 0 where missing; and where that is."""
     if pa.types.is_date(column.type):
-        days, missing = whole_numbers_of(column.cast(pa.date32()).cast(pa.int32()))
-        return days * _DAY, missing
-    return whole_numbers_of(column.cast(pa.timestamp("us", column.type.tz)))
+        days, missing = to_integers(column.cast(pa.date32()).cast(pa.int32()))
+        return days * _MICROSECONDS_PER_DAY, missing
+    return to_integers(column.cast(pa.timestamp("us", column.type.tz)))
 
 
-def _days(micros: np.ndarray) -> np.ndarray:
-    return micros / np.float64(_DAY)
+def _to_days(micros: np.ndarray) -> np.ndarray:
+    return micros / np.float64(_MICROSECONDS_PER_DAY)
 
 
-def tally(source: DateInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: DateInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The figures of the days since 1970-01-01, column by column."""
     if not source.elapsed:
         return ()
     found = []
     for column in source.columns:
-        micros, missing = _moments_in_time(one_array(rows[column]))
-        found.append(figures_of(_days(micros if missing is None else micros[~missing])))
+        micros, missing = _to_microseconds(combine_chunks(rows[column]))
+        found.append(numeric_statistics(_to_days(micros if missing is None else micros[~missing])))
     return tuple(found)
 
 
-def fit(source: DateInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedDates:
+def fit(source: DateInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedDates:
     """Raises DataUnfit where the days elapsed are asked of a column that has no value."""
     for column, figures in zip(source.columns, tallies, strict=False):
         require_values(column, figures.moments.count)
@@ -78,24 +78,26 @@ def fit(source: DateInput, tallies: tuple[Figures, ...], classes: Classes) -> Fi
 
 
 def shape(source: DateInput, fitted: FittedDates) -> tuple[int, ...]:
-    return (len(source.columns) * _width(source),)
+    return (len(source.columns) * _column_width(source),)
 
 
-def _width(source: DateInput) -> int:
+def _column_width(source: DateInput) -> int:
     return 2 * len(source.parts) + source.elapsed + source.indicator
 
 
-def write(source: DateInput, fitted: FittedDates, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: DateInput, fitted: FittedDates, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, F): for each column sine and cosine of each part, days elapsed, indicator."""
-    width = _width(source)
+    width = _column_width(source)
     for position, column in enumerate(source.columns):
-        micros, missing = _moments_in_time(one_array(rows[column]))
+        micros, missing = _to_microseconds(combine_chunks(rows[column]))
         refuse_missing(column, missing is not None and source.missing == "refuse", source.kind)
         part = out[:, position * width : (position + 1) * width]
         for place, name in enumerate(source.parts):
-            part[:, 2 * place : 2 * place + 2] = _circle(_ROUND[name])[_part_of(micros, name)]
+            part[:, 2 * place : 2 * place + 2] = _circle(_CYCLE_LENGTHS[name])[_calendar_part(micros, name)]
         if source.elapsed:
-            part[:, 2 * len(source.parts)] = (_days(micros) - fitted.mean[position]) / fitted.scale[position]
+            part[:, 2 * len(source.parts)] = (_to_days(micros) - fitted.mean[position]) / fitted.scale[position]
         if missing is not None:
             part[missing] = 0
             if source.indicator:
@@ -109,7 +111,7 @@ def _circle(num_parts: int) -> np.ndarray:
     return np.array([(math.sin(angle), math.cos(angle)) for angle in angles], np.float32)
 
 
-def _part_of(micros: np.ndarray, name: DatePart) -> np.ndarray:
+def _calendar_part(micros: np.ndarray, name: DatePart) -> np.ndarray:
     """The part of the calendar, counted from 0, UTC; the week starts on Monday."""
     match name:
         case "hour":
@@ -117,8 +119,8 @@ def _part_of(micros: np.ndarray, name: DatePart) -> np.ndarray:
         case "minute":
             return micros // 60_000_000 % 60
         case "day_of_week":
-            return (micros // _DAY + 3) % 7  # 1970-01-01 was a Thursday
-    days = (micros // _DAY).astype("datetime64[D]")
+            return (micros // _MICROSECONDS_PER_DAY + 3) % 7  # 1970-01-01 was a Thursday
+    days = (micros // _MICROSECONDS_PER_DAY).astype("datetime64[D]")
     start = days.astype("datetime64[Y]" if name == "day_of_year" else "datetime64[M]")
     if name == "month":
         return start.astype(np.int64) % 12

@@ -15,9 +15,9 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import ImageInput
-from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, elements_in, require_values
-from bloomery.models.features.statistics.column_counts import Figures, figures_of
-from bloomery.models.features.statistics.moments import moments_of_bytes
+from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, column_elements, require_values
+from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
+from bloomery.models.features.statistics.moments import byte_moments
 
 
 class FittedImage(Document):
@@ -39,18 +39,18 @@ class FittedImage(Document):
         return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def tally(source: ImageInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The figures of all pixels together, or channel by channel, as the network sees them."""
     if source.normalise not in ("standard", "per_channel"):
         return ()
-    x_BCHW = _pixels(source, rows)
+    x_BCHW = _read_pixels(source, rows)
     channels = [x_BCHW] if source.normalise == "standard" else [x_BCHW[:, c] for c in range(x_BCHW.shape[1])]
     if x_BCHW.dtype == np.uint8:
-        return tuple(Figures(moments_of_bytes(channel)) for channel in channels)
-    return tuple(figures_of(np.asarray(channel, np.float64)) for channel in channels)
+        return tuple(NumericStatistics(byte_moments(channel)) for channel in channels)
+    return tuple(numeric_statistics(np.asarray(channel, np.float64)) for channel in channels)
 
 
-def fit(source: ImageInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedImage:
+def fit(source: ImageInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedImage:
     """Raises DataUnfit if there is no pixel to learn from."""
     num_channels = source.shape[0]
     if not tallies:
@@ -69,9 +69,11 @@ def shape(source: ImageInput, fitted: FittedImage) -> tuple[int, ...]:
     return source.input_shape
 
 
-def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, C, H, W); every value is finite."""
-    x_BCHW = _pixels(source, rows)
+    x_BCHW = _read_pixels(source, rows)
     if x_BCHW.dtype.kind in "iu":
         mean, scale = fitted.short_constants
         # In float32, whatever their type: Spark widens the unsigned ones, and the outcome must not show it.
@@ -85,9 +87,9 @@ def write(source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, 
     out[:] = scaled
 
 
-def _pixels(source: ImageInput, rows: Rows) -> np.ndarray:
+def _read_pixels(source: ImageInput, rows: Rows) -> np.ndarray:
     """The pixels as they are stored, (B, C, H, W), or as float64 in the size that is asked for."""
-    values = elements_in(rows, source.column)
+    values = column_elements(rows, source.column)
     if values.size != rows.num_rows * math.prod(source.shape):
         raise DataUnfit(
             f"column {source.column} has {values.size} values in {rows.num_rows} rows",
@@ -96,21 +98,21 @@ def _pixels(source: ImageInput, rows: Rows) -> np.ndarray:
             remedy="mend the shape in the recipe, or the data",
         )
     x_BCHW = values.reshape(rows.num_rows, *source.shape)
-    return x_BCHW if source.resize is None else resized(x_BCHW, *source.resize)
+    return x_BCHW if source.resize is None else resize(x_BCHW, *source.resize)
 
 
-def resized(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
     """The images in another size, as float64: each new pixel is a mean of old ones, weighted by a triangle.
 
     The triangle spans two new pixels when images shrink, and two old ones when they grow (bilinear interpolation).
     """
-    x = np.moveaxis(_resampled(np.moveaxis(x_BCHW.astype(np.float64), 2, 3), height), 3, 2)
-    return _resampled(np.ascontiguousarray(x), width)
+    x = np.moveaxis(_resample(np.moveaxis(x_BCHW.astype(np.float64), 2, 3), height), 3, 2)
+    return _resample(np.ascontiguousarray(x), width)
 
 
-def _resampled(values: np.ndarray, size: int) -> np.ndarray:
+def _resample(values: np.ndarray, size: int) -> np.ndarray:
     """`values` (..., old) as (..., size). Terms are added one after the other, so that the order is the same always."""
-    places, weights = _taps(values.shape[-1], size)
+    places, weights = _triangle_weights(values.shape[-1], size)
     total = np.zeros((*values.shape[:-1], size))
     for place, weight in zip(places, weights, strict=True):
         total += values[..., place] * weight
@@ -118,7 +120,7 @@ def _resampled(values: np.ndarray, size: int) -> np.ndarray:
 
 
 @cache
-def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+def _triangle_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Which old pixels make each new one, int64 (taps, new), and their weights (taps, new), which add up to 1."""
     ratio = old / new
     reach = max(ratio, 1.0)

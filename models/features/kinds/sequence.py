@@ -18,14 +18,14 @@ from bloomery.models.features.input_config import SequenceInput
 from bloomery.models.features.statistics.arrow_arrays import (
     FLOAT32_MAX,
     Rows,
-    elements_of,
-    first_missing,
-    numbers_of,
-    one_array,
+    combine_chunks,
+    first_missing_column,
+    list_elements,
+    number_matrix,
     refuse_missing,
     require_values,
 )
-from bloomery.models.features.statistics.column_counts import Figures, figures_of
+from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
 
 
 class FittedSequence(Document):
@@ -36,26 +36,26 @@ class FittedSequence(Document):
     divisor: tuple[float, ...]
 
 
-def tally(source: SequenceInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: SequenceInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The figures of each place within a step, over all steps that are there and are not cut off."""
     if source.scale == "none":
         return ()
-    steps_SF, _ = _steps(source, rows)
-    return tuple(figures_of(values) for values in steps_SF.T)
+    steps_SF, _ = _read_steps(source, rows)
+    return tuple(numeric_statistics(values) for values in steps_SF.T)
 
 
-def fit(source: SequenceInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedSequence:
+def fit(source: SequenceInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedSequence:
     """Raises DataUnfit if there is no step to learn from."""
     if not tallies:
         num_values = source.num_values
         return FittedSequence(kind="sequence", centre=(0.0,) * num_values, divisor=(1.0,) * num_values)
-    pairs = list(_scales(source, tallies))
+    pairs = list(_fit_scales(source, tallies))
     return FittedSequence(
         kind="sequence", centre=tuple(centre for centre, _ in pairs), divisor=tuple(divisor for _, divisor in pairs)
     )
 
 
-def _scales(source: SequenceInput, tallies: tuple[Figures, ...]) -> Iterator[tuple[float, float]]:
+def _fit_scales(source: SequenceInput, tallies: tuple[NumericStatistics, ...]) -> Iterator[tuple[float, float]]:
     for figures in tallies:
         require_values(", ".join(source.columns), figures.moments.count)
         if source.scale == "min_max" and figures.least is not None and figures.largest is not None:
@@ -69,9 +69,11 @@ def shape(source: SequenceInput, fitted: FittedSequence) -> tuple[int, ...]:
     return source.input_shape
 
 
-def write(source: SequenceInput, fitted: FittedSequence, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: SequenceInput, fitted: FittedSequence, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, T, F), or (B, T, F + 1) with 1 behind the steps that are there. It is 0 before."""
-    steps_SF, there_BT = _steps(source, rows)
+    steps_SF, there_BT = _read_steps(source, rows)
     with np.errstate(over="ignore"):
         steps_SF = (steps_SF - np.array(fitted.centre)) / np.array(fitted.divisor)
     out[there_BT, : source.num_values] = np.clip(steps_SF, -FLOAT32_MAX, FLOAT32_MAX)
@@ -79,7 +81,7 @@ def write(source: SequenceInput, fitted: FittedSequence, rows: Rows, out: np.nda
         out[..., -1] = there_BT
 
 
-def _steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _read_steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The steps of all rows that are there, one after the other, float64 (S, F); and where they stand, bool (B, T).
 
     Raises:
@@ -87,12 +89,12 @@ def _steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """
     num_steps, num_values = source.input_shape[0], source.num_values
     if source.column is None:
-        values_FB = numbers_of(rows, source.columns)
+        values_FB = number_matrix(rows, source.columns)
         missing_FB = np.isnan(values_FB)
         if missing_FB.any():
-            refuse_missing(first_missing(source.columns, missing_FB), True, source.kind)
+            refuse_missing(first_missing_column(source.columns, missing_FB), True, source.kind)
         return values_FB.T.reshape(-1, num_values), np.ones((rows.num_rows, num_steps), bool)
-    column = one_array(rows[source.column])
+    column = combine_chunks(rows[source.column])
     sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     uneven = np.flatnonzero(sizes % num_values)
     if uneven.size:
@@ -102,7 +104,7 @@ def _steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
             where=f"column {source.column}, an input of kind sequence",
             remedy="mend the data at its source, or `width` in the recipe",
         )
-    steps_SF = np.asarray(elements_of(column), np.float64).reshape(-1, num_values)
+    steps_SF = np.asarray(list_elements(column), np.float64).reshape(-1, num_values)
     lengths = sizes // num_values
     position = np.arange(len(steps_SF)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     kept = np.minimum(lengths, num_steps)

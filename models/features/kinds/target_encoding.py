@@ -19,13 +19,13 @@ import numpy as np
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.config import Classes
-from bloomery.models.features.statistics.column_counts import Name
+from bloomery.models.features.statistics.column_counts import CategoryKey
 from bloomery.models.features.statistics.moments import UNIT_BITS, Moments
 
 COUNT, TOTAL = 0, 1  # what is counted of a name and a fold: rows, and the sum of their labels in units of `Moments`
 
 
-class TargetFigures(Document):
+class TargetCounts(Document):
     """How many training rows have each name and class, fold by fold: `counts` (N, S, K)."""
 
     counts: tuple[tuple[tuple[int, ...], ...], ...]
@@ -38,16 +38,16 @@ class TargetFigures(Document):
     @cached_property
     def shares(self) -> np.ndarray:
         """Of the classes but the first, from all training rows: float32 (S, K - 1)."""
-        return _shares(np.array(self.counts, np.int64).sum(axis=0), self.smoothing)
+        return _smoothed_shares(np.array(self.counts, np.int64).sum(axis=0), self.smoothing)
 
     @cached_property
     def shares_without(self) -> np.ndarray:
         """The same from all folds but one: float32 (N, S, K - 1)."""
         counts_NSK = np.array(self.counts, np.int64)
-        return _shares(counts_NSK.sum(axis=0) - counts_NSK, self.smoothing)
+        return _smoothed_shares(counts_NSK.sum(axis=0) - counts_NSK, self.smoothing)
 
 
-def _shares(counts: np.ndarray, smoothing: float) -> np.ndarray:
+def _smoothed_shares(counts: np.ndarray, smoothing: float) -> np.ndarray:
     """(n_k + smoothing * prior_k) / (n + smoothing) for counts (..., S, K); the prior is the share among all names."""
     per_class = counts.sum(axis=-2, keepdims=True)
     num_rows = per_class.sum(axis=-1, keepdims=True)
@@ -81,7 +81,7 @@ class TargetMeans(Document):
         return np.array(self.values_without, np.float32)[..., None]
 
 
-def group_totals(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
+def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
     """For each of `groups` int64 (B,) the exact sum of its float64 `values` (B,), in units of 2 ** -UNIT_BITS.
 
     Values are added by exponent, as whole numbers in two halves of which 2 ** 36 fit into 64 bits.
@@ -102,8 +102,8 @@ def group_totals(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
     return totals
 
 
-def target_means(
-    counted: Mapping[Name, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
+def fit_target_means(
+    counted: Mapping[CategoryKey, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
 ) -> TargetMeans:
     """The means of rows of which COUNT and TOTAL are counted by slot and fold. `folds` has the label's moments."""
     counts = np.zeros((len(folds), num_slots), dtype=object)
@@ -112,17 +112,17 @@ def target_means(
         (counts if quantity == COUNT else totals)[int(fold or 0), int(slot or 0)] += number
     every, num_rows, total = sum(folds, Moments()), counts.sum(axis=0), totals.sum(axis=0)
     without = [
-        _means(num_rows - counts[fold], total - totals[fold], _sum_without(folds, fold), smoothing)
+        _smoothed_means(num_rows - counts[fold], total - totals[fold], _moments_without(folds, fold), smoothing)
         for fold in range(len(folds))
     ]
-    return TargetMeans(values=_means(num_rows, total, every, smoothing), values_without=tuple(without))
+    return TargetMeans(values=_smoothed_means(num_rows, total, every, smoothing), values_without=tuple(without))
 
 
-def _sum_without(folds: tuple[Moments, ...], fold: int) -> Moments:
+def _moments_without(folds: tuple[Moments, ...], fold: int) -> Moments:
     return sum((one for place, one in enumerate(folds) if place != fold), Moments())
 
 
-def _means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
+def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
     """(sum of the labels - count * mean) / deviation / (count + smoothing) for each slot, rounded to float32."""
     if of_label.count == 0:
         return (0.0,) * len(counts)
@@ -134,16 +134,16 @@ def _means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing:
     )
 
 
-def target_figures(
-    counted: Mapping[Name, int],
+def fit_target_counts(
+    counted: Mapping[CategoryKey, int],
     num_slots: int,
     num_folds: int,
     classes: Classes,
     smoothing: float,
-) -> TargetFigures:
+) -> TargetCounts:
     """The figures of rows counted by slot, label and fold."""
     place = {label: position for position, label in enumerate(classes)}
     counts = np.zeros((num_folds, num_slots, len(classes)), np.int64)
     for (slot, label, fold), count in counted.items():
         counts[int(fold or 0), int(slot or 0), place[label]] += count  # type: ignore[index]
-    return TargetFigures.model_validate({"counts": counts.tolist(), "smoothing": smoothing})
+    return TargetCounts.model_validate({"counts": counts.tolist(), "smoothing": smoothing})

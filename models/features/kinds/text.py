@@ -18,17 +18,17 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import TextInput
-from bloomery.models.features.statistics.arrow_arrays import Rows, one_array, refuse_missing, require_values
-from bloomery.models.features.statistics.column_counts import Counts, limited
+from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks, refuse_missing, require_values
+from bloomery.models.features.statistics.column_counts import CategoryCounts, limit_counts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
-MOST_WORDS = 1_000_000
-FILLING = "[PAD]"  # token 0
+MAX_WORDS = 1_000_000
+PADDING = "[PAD]"  # token 0
 UNKNOWN = "[UNK]"  # token 1 where tokens are words; as text it would be three
-_BREAK = "\n"  # never in a word: the byte-level alphabet writes it with another letter
+_SEPARATOR = "\n"  # never in a word: the byte-level alphabet writes it with another letter
 
 
 class FittedText(Document):
@@ -39,7 +39,7 @@ class FittedText(Document):
     num_tokens: int  # with the filling
 
 
-def _cuts(source: TextInput) -> PreTokenizer:
+def _pre_tokenizer(source: TextInput) -> PreTokenizer:
     """Cuts text into words and single signs, or before blanks and signs and writes its UTF-8 bytes as letters."""
     from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
@@ -48,25 +48,25 @@ def _cuts(source: TextInput) -> PreTokenizer:
     return ByteLevel(add_prefix_space=True, use_regex=True)
 
 
-def _texts(source: TextInput, rows: Rows) -> pa.Array:
+def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
     """The column as text in one case, "" where it is missing."""
-    column = one_array(rows[source.column])
+    column = combine_chunks(rows[source.column])
     refuse_missing(source.column, bool(column.null_count) and source.missing == "refuse", source.kind)
     filled = column.fill_null("") if column.null_count else column
     return pc.utf8_lower(filled) if source.lowercase else filled
 
 
-def tally(source: TextInput, features: Features, rows: Rows) -> tuple[Counts, ...]:
+def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[CategoryCounts, ...]:
     """How often each word occurs."""
-    cut = _cuts(source)
+    cut = _pre_tokenizer(source)
     counts: Counter[str] = Counter()
-    for text in pc.value_counts(_texts(source, rows)).to_pylist():
+    for text in pc.value_counts(_read_texts(source, rows)).to_pylist():
         for word, _ in cut.pre_tokenize_str(text["values"]):
             counts[word] += text["counts"]
-    return (limited({(word,): count for word, count in counts.items()}, MOST_WORDS),)
+    return (limit_counts({(word,): count for word, count in counts.items()}, MAX_WORDS),)
 
 
-def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> FittedText:
+def fit(source: TextInput, tallies: tuple[CategoryCounts, ...], classes: Classes) -> FittedText:
     """A tokenizer learnt from the counts of words, in whatever order they came.
 
     Raises:
@@ -82,10 +82,10 @@ def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> Fit
         )
     require_values(source.column, len(counted.counts))
     words = sorted((str(word), count) for (word, *_), count in counted.counts.items())
-    learner = _frequent_words(source, words) if source.tokenizer == "words" else _byte_pairs(source, words)
-    learner.pre_tokenizer = _cuts(source)
+    learner = _learn_words(source, words) if source.tokenizer == "words" else _learn_byte_pairs(source, words)
+    learner.pre_tokenizer = _pre_tokenizer(source)
     learner.enable_truncation(source.length)
-    learner.enable_padding(length=source.length, pad_id=0, pad_token=FILLING)
+    learner.enable_padding(length=source.length, pad_id=0, pad_token=PADDING)
     document = json.loads(learner.to_str())
     document["added_tokens"] = []  # or a text that says [PAD] would be read as filling
     return FittedText(
@@ -93,17 +93,17 @@ def fit(source: TextInput, tallies: tuple[Counts, ...], classes: Classes) -> Fit
     )
 
 
-def _frequent_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
+def _learn_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
     """The most frequent words by their number, after the filling and what stands for all others."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
     kept = sorted(words, key=lambda one: (-one[1], one[0]))[: source.vocabulary_size - 2]
-    numbered = {word: number for number, word in enumerate([FILLING, UNKNOWN, *(word for word, _ in kept)])}
+    numbered = {word: number for number, word in enumerate([PADDING, UNKNOWN, *(word for word, _ in kept)])}
     return Tokenizer(WordLevel(numbered, unk_token=UNKNOWN))
 
 
-def _byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
+def _learn_byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
     """Source: Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units" (byte
     pairs); Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (over bytes).
     """
@@ -113,14 +113,14 @@ def _byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
     from tokenizers.trainers import BpeTrainer
 
     learner = Tokenizer(BPE())
-    learner.pre_tokenizer = Split(_BREAK, "removed")
+    learner.pre_tokenizer = Split(_SEPARATOR, "removed")
     trainer = BpeTrainer(
         vocab_size=source.vocabulary_size,
-        special_tokens=[FILLING],
+        special_tokens=[PADDING],
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator((_BREAK.join([word] * count) for word, count in words), trainer)
+    learner.train_from_iterator((_SEPARATOR.join([word] * count) for word, count in words), trainer)
     return learner
 
 
@@ -128,10 +128,12 @@ def shape(source: TextInput, fitted: FittedText) -> tuple[int, ...]:
     return source.input_shape
 
 
-def write(source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, T) with numbers of tokens; float32 holds them exactly, since they are below 2**24."""
-    tokenizer = _tokenizer(fitted.tokenizer)
-    coded = _texts(source, rows).dictionary_encode()
+    tokenizer = _load_tokenizer(fitted.tokenizer)
+    coded = _read_texts(source, rows).dictionary_encode()
     texts = coded.dictionary.to_pylist()
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     numbers = np.array([encoding.ids for encoding in encodings], np.float32).reshape(len(texts), source.length)
@@ -139,7 +141,7 @@ def write(source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, fo
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(document: str) -> Tokenizer:
+def _load_tokenizer(document: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(document)

@@ -14,8 +14,14 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import SeriesInput
-from bloomery.models.features.statistics.arrow_arrays import FLOAT32_MAX, Rows, floats_of, one_array, require_values
-from bloomery.models.features.statistics.column_counts import Figures, figures_of
+from bloomery.models.features.statistics.arrow_arrays import (
+    FLOAT32_MAX,
+    Rows,
+    combine_chunks,
+    require_values,
+    to_floats,
+)
+from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
 
 
 class FittedSeries(Document):
@@ -27,18 +33,18 @@ class FittedSeries(Document):
     fill: tuple[float, ...] = ()
 
 
-def tally(source: SeriesInput, features: Features, rows: Rows) -> tuple[Figures, ...]:
+def partial_fit(source: SeriesInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The figures of each column's present values in all windows; one counts once for each window it stands in."""
     if source.scale == "none" and source.missing not in ("previous", "mean"):
         return ()
-    return tuple(figures_of(_present(_windows(source, column, rows))) for column in source.columns)
+    return tuple(numeric_statistics(_drop_missing(_read_windows(source, column, rows))) for column in source.columns)
 
 
-def _present(values: np.ndarray) -> np.ndarray:
+def _drop_missing(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
-def fit(source: SeriesInput, tallies: tuple[Figures, ...], classes: Classes) -> FittedSeries:
+def fit(source: SeriesInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedSeries:
     """Raises DataUnfit if there is no value to learn from."""
     for column, figures in zip(source.columns, tallies, strict=False):
         require_values(column, figures.moments.count)
@@ -56,16 +62,18 @@ def shape(source: SeriesInput, fitted: FittedSeries) -> tuple[int, ...]:
     return source.input_shape
 
 
-def write(source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray, folds: np.ndarray | None) -> None:
+def transform_into(
+    source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray, folds: np.ndarray | None
+) -> None:
     """Fill `out` float32 (B, T, C), or (B, T, 2 C) with the indicators behind, all finite. It is 0 before."""
     figures = zip(source.columns, fitted.mean, fitted.scale, fitted.fill, strict=True)
     for position, (column, mean, scale, fill) in enumerate(figures):
-        values_BT = _windows(source, column, rows)
+        values_BT = _read_windows(source, column, rows)
         missing_BT = np.isnan(values_BT)
         if missing_BT.any():
             if source.indicator:
                 out[:, :, len(source.columns) + position] = missing_BT
-            values_BT = _previous(values_BT, missing_BT) if source.missing == "previous" else values_BT
+            values_BT = _fill_previous(values_BT, missing_BT) if source.missing == "previous" else values_BT
             values_BT = np.where(np.isnan(values_BT), fill, values_BT)
         with np.errstate(over="ignore"):
             scaled_BT = (values_BT - mean) / scale
@@ -73,20 +81,20 @@ def write(source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray
         out[:, :, position] = scaled_BT
 
 
-def _previous(values_BT: np.ndarray, missing_BT: np.ndarray) -> np.ndarray:
+def _fill_previous(values_BT: np.ndarray, missing_BT: np.ndarray) -> np.ndarray:
     """Each missing value as the last one before it in its window; those before the first stay missing."""
     places_BT = np.where(missing_BT, 0, np.arange(values_BT.shape[1]))
     return np.take_along_axis(values_BT, np.maximum.accumulate(places_BT, axis=1), axis=1)
 
 
-def _windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
+def _read_windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
     """One column's windows as float64 (B, T), NaN where a value is missing.
 
     Raises:
         DataUnfit: a window has another length, or a value is missing where that is refused.
     """
     lists = rows[column]
-    flat = one_array(pc.list_flatten(lists))
+    flat = combine_chunks(pc.list_flatten(lists))
     lengths = pc.fill_null(pc.list_value_length(lists), 0)
     is_lacking = bool(flat.null_count) and source.missing == "refuse"
     if is_lacking or not pc.all(pc.equal(lengths, source.length)).as_py():
@@ -99,4 +107,4 @@ def _windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
             where=f"column {column}, an input of kind series",
             remedy="send whole windows, oldest value first; say with `missing` in the recipe what stands for a gap",
         )
-    return floats_of(flat).reshape(rows.num_rows, source.length)
+    return to_floats(flat).reshape(rows.num_rows, source.length)

@@ -16,47 +16,47 @@ Rows: TypeAlias = pa.Table | pa.RecordBatch | CellRows
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def one_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+def combine_chunks(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """All chunks as one array, without a copy where there is one chunk."""
     if not isinstance(values, pa.ChunkedArray):
         return values
     return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
 
 
-def floats_of(column: pa.Array) -> np.ndarray:
+def to_floats(column: pa.Array) -> np.ndarray:
     """Float64 (B,), NaN where there is no value; a whole number beyond 2**53 is rounded to the nearest float64."""
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan)
     return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
 
 
-def numbers_of(rows: Rows, columns: Sequence[str]) -> np.ndarray:
+def number_matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
     """Float64 (columns, B), NaN where there is no value."""
     if isinstance(rows, CellRows) and (found := rows.numbers(columns)) is not None:
         return found
     values = np.empty((len(columns), rows.num_rows))
     for position, column in enumerate(columns):
-        values[position] = floats_of(one_array(rows[column]))
+        values[position] = to_floats(combine_chunks(rows[column]))
     return values
 
 
-def whole_numbers_of(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Int64 (B,) with 0 where there is no value, and where that is (bool; None: nowhere)."""
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     whole = column if pa.types.is_int64(column.type) else column.cast(pa.int64())
     return (whole if missing is None else whole.fill_null(0)).to_numpy(zero_copy_only=False), missing
 
 
-def elements_in(rows: Rows, column: str) -> np.ndarray:
+def column_elements(rows: Rows, column: str) -> np.ndarray:
     """The elements of all lists of a column, one after the other."""
     if isinstance(rows, CellRows) and (found := rows.elements(column)) is not None:
         return found
-    return elements_of(rows[column])
+    return list_elements(rows[column])
 
 
-def elements_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def list_elements(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The elements of all lists, one after the other."""
-    flat = one_array(pc.list_flatten(column))
+    flat = combine_chunks(pc.list_flatten(column))
     if flat.null_count or column.null_count:
         raise ValueError("a list, or one of its elements, is null")
     return flat.to_numpy(zero_copy_only=False)
@@ -73,7 +73,7 @@ def refuse_missing(column: str, is_missing: bool, kind: str) -> None:
         )
 
 
-def first_missing(columns: Sequence[str], is_missing: np.ndarray) -> str:
+def first_missing_column(columns: Sequence[str], is_missing: np.ndarray) -> str:
     """The first of `columns` that has a missing value, of which (columns, B) says where they are."""
     return columns[int(is_missing.any(axis=1).argmax())]
 

@@ -11,25 +11,31 @@ from typing import Any
 import numpy as np
 
 from bloomery.models.features.statistics.moments import Moments
-from bloomery.models.features.statistics.quantile_sketch import Sketch, empty, moments_of, read_sketch, sketch_of
+from bloomery.models.features.statistics.quantile_sketch import (
+    QuantileSketch,
+    build_sketch,
+    empty_sketch,
+    parse_sketch,
+    sketch_moments,
+)
 
-Name = tuple[int | str | None, ...]  # a category, or a category with a label and a fold
+CategoryKey = tuple[int | str | None, ...]  # a category, or a category with a label and a fold
 
 
 @dataclass(frozen=True)
-class Figures:
+class NumericStatistics:
     """Exact moments of numbers, and where quantiles are wanted their sketch, least and largest value."""
 
     moments: Moments
     least: float | None = None
     largest: float | None = None
-    sketch: Sketch | None = None
+    sketch: QuantileSketch | None = None
 
-    def __add__(self, other: Figures) -> Figures:
+    def __add__(self, other: NumericStatistics) -> NumericStatistics:
         least = [value for value in (self.least, other.least) if value is not None]
         largest = [value for value in (self.largest, other.largest) if value is not None]
         sketches = [one for one in (self.sketch, other.sketch) if one is not None]
-        return Figures(
+        return NumericStatistics(
             moments=self.moments + other.moments,
             least=min(least, default=None),
             largest=max(largest, default=None),
@@ -45,13 +51,13 @@ class Figures:
         }
 
 
-def figures_of(values: np.ndarray, *, with_quantiles: bool = False) -> Figures:
+def numeric_statistics(values: np.ndarray, *, with_quantiles: bool = False) -> NumericStatistics:
     """The figures of finite float64 `values` of any shape."""
-    sketch = sketch_of(values) if values.size else empty()
+    sketch = build_sketch(values) if values.size else empty_sketch()
     if values.size == 0:
-        return Figures(moments=Moments(), sketch=sketch if with_quantiles else None)
-    return Figures(
-        moments=moments_of(sketch),
+        return NumericStatistics(moments=Moments(), sketch=sketch if with_quantiles else None)
+    return NumericStatistics(
+        moments=sketch_moments(sketch),
         least=float(values.min()) + 0.0,
         largest=float(values.max()) + 0.0,
         sketch=sketch if with_quantiles else None,
@@ -59,43 +65,43 @@ def figures_of(values: np.ndarray, *, with_quantiles: bool = False) -> Figures:
 
 
 @dataclass(frozen=True)
-class Counts:
+class CategoryCounts:
     """How often each name was seen. Above `limit` different names nothing is counted any more: `is_full`."""
 
     limit: int
-    counts: dict[Name, int] = field(default_factory=dict)
+    counts: dict[CategoryKey, int] = field(default_factory=dict)
     is_full: bool = False
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: CategoryCounts) -> CategoryCounts:
         if self.is_full or other.is_full:
-            return Counts(self.limit, is_full=True)
+            return CategoryCounts(self.limit, is_full=True)
         together = dict(self.counts)
         for name, count in other.counts.items():
             together[name] = together.get(name, 0) + count
-        return limited(together, self.limit)
+        return limit_counts(together, self.limit)
 
     def as_plain(self) -> dict[str, Any]:
         counts = [[*name, count] for name, count in self.counts.items()]
         return {"limit": self.limit, "counts": counts, "is_full": self.is_full}
 
 
-Tally = Figures | Counts
+ColumnStatistics = NumericStatistics | CategoryCounts
 
 
-def limited(counts: dict[Name, int], limit: int) -> Counts:
+def limit_counts(counts: dict[CategoryKey, int], limit: int) -> CategoryCounts:
     """`counts` as they are, or none of them if they are too many."""
-    return Counts(limit, is_full=True) if len(counts) > limit else Counts(limit, counts)
+    return CategoryCounts(limit, is_full=True) if len(counts) > limit else CategoryCounts(limit, counts)
 
 
-def read_tally(plain: dict[str, Any]) -> Tally:
+def parse_statistics(plain: dict[str, Any]) -> ColumnStatistics:
     """The tally that `as_plain` wrote."""
     if "counts" in plain:
         counts = {tuple(name): count for *name, count in plain["counts"]}
-        return Counts(plain["limit"], counts, plain["is_full"])
+        return CategoryCounts(plain["limit"], counts, plain["is_full"])
     sketch = plain["sketch"]
-    return Figures(
+    return NumericStatistics(
         moments=Moments(**plain["moments"]),
         least=plain["least"],
         largest=plain["largest"],
-        sketch=None if sketch is None else read_sketch(sketch),
+        sketch=None if sketch is None else parse_sketch(sketch),
     )

@@ -44,14 +44,14 @@ class Moments(Document):
         return float(Fraction(root, self.count << (UNIT_BITS + 64))) or 1.0
 
 
-def moments_of_copies(value: float, count: int) -> Moments:
+def repeated_moments(value: float, count: int) -> Moments:
     """The moments of `count` copies of one value."""
     numerator, denominator = value.as_integer_ratio()
     unit = (numerator << UNIT_BITS) // denominator  # exact: the denominator is a power of two up to 2 ** UNIT_BITS
     return Moments(count=count, total=count * unit, total_of_squares=count * unit * unit)
 
 
-def moments_of_bytes(values: np.ndarray) -> Moments:
+def byte_moments(values: np.ndarray) -> Moments:
     """The moments of uint8 values."""
     counts = np.bincount(values.reshape(-1), minlength=256)
     level = np.arange(256)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bloomery.models.features.statistics.moments import Moments, moments_of_copies
+from bloomery.models.features.statistics.moments import Moments, repeated_moments
 
 _REST_BITS = 42  # of a value's 52 bits of fraction, those that its bucket leaves open
 _REST = (1 << _REST_BITS) - 1
@@ -28,12 +28,12 @@ _HALF = (1 << _HALF_BITS) - 1
 _MAGNITUDE = 2**63 - 1
 _SLICE = 1 << 18  # values at a time: the sums of 2 ** 42 of them fit into 64 bits
 # The rows of `cells`. The sum of the rests is written in two digits of 42 bits, that of their squares in three.
-_BUCKET, _COUNT, _LEAST, _SUM, _SQUARES = 0, 1, 2, slice(3, 5), slice(5, 8)
+_BUCKET, _COUNT, _MINIMUM, _SUM, _SQUARES = 0, 1, 2, slice(3, 5), slice(5, 8)
 _NUM_CELLS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Sketch:
+class QuantileSketch:
     """`cells` int64 (8, buckets), sorted by bucket."""
 
     cells: np.ndarray
@@ -42,32 +42,32 @@ class Sketch:
     def count(self) -> int:
         return int(self.cells[_COUNT].sum())
 
-    def __add__(self, other: Sketch) -> Sketch:
-        return merged([self, other])
+    def __add__(self, other: QuantileSketch) -> QuantileSketch:
+        return merge_sketches([self, other])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sketch) and np.array_equal(self.cells, other.cells)
+        return isinstance(other, QuantileSketch) and np.array_equal(self.cells, other.cells)
 
     def as_text(self) -> str:
         return base64.b64encode(self.cells.astype("<i8").tobytes()).decode()
 
 
-def empty() -> Sketch:
-    return Sketch(np.zeros((_NUM_CELLS, 0), np.int64))
+def empty_sketch() -> QuantileSketch:
+    return QuantileSketch(np.zeros((_NUM_CELLS, 0), np.int64))
 
 
-def read_sketch(text: str) -> Sketch:
-    return Sketch(np.frombuffer(base64.b64decode(text), "<i8").reshape(_NUM_CELLS, -1).astype(np.int64))
+def parse_sketch(text: str) -> QuantileSketch:
+    return QuantileSketch(np.frombuffer(base64.b64decode(text), "<i8").reshape(_NUM_CELLS, -1).astype(np.int64))
 
 
-def sketch_of(values: np.ndarray) -> Sketch:
+def build_sketch(values: np.ndarray) -> QuantileSketch:
     """The sketch of finite float64 `values` of any shape."""
     flat = values.reshape(-1)
     pieces = [_sketch_of_slice(flat[start : start + _SLICE]) for start in range(0, flat.size, _SLICE)]
-    return merged(pieces)
+    return merge_sketches(pieces)
 
 
-def _sketch_of_slice(values: np.ndarray) -> Sketch:
+def _sketch_of_slice(values: np.ndarray) -> QuantileSketch:
     ordered = _sorted_by_bucket(_ordered(values))
     bucket = ordered >> _REST_BITS
     starts = np.concatenate([[0], np.flatnonzero(bucket[1:] != bucket[:-1]) + 1])
@@ -76,14 +76,14 @@ def _sketch_of_slice(values: np.ndarray) -> Sketch:
     cells = np.empty((_NUM_CELLS, len(starts)), np.int64)
     cells[_BUCKET] = bucket[starts]
     cells[_COUNT] = np.diff(starts, append=len(ordered))
-    cells[_LEAST] = np.minimum.reduceat(ordered, starts)
-    cells[3], cells[4] = _carried(np.add.reduceat(rest, starts))
+    cells[_MINIMUM] = np.minimum.reduceat(ordered, starts)
+    cells[3], cells[4] = _digits_of(np.add.reduceat(rest, starts))
     squares, twice, lowest_digit = (np.add.reduceat(one, starts) for one in (high * high, high * low, low * low))
     # (high * 2**21 + low)² = high² * 2**42 + 2 * high * low * 2**21 + low²
-    carry, cells[5] = _split(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
-    carry, cells[6] = _split(carry + (lowest_digit >> _REST_BITS) + (twice >> (_HALF_BITS - 1)) + (squares & _REST))
+    carry, cells[5] = _carry(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
+    carry, cells[6] = _carry(carry + (lowest_digit >> _REST_BITS) + (twice >> (_HALF_BITS - 1)) + (squares & _REST))
     cells[7] = carry + (squares >> _REST_BITS)
-    return Sketch(cells)
+    return QuantileSketch(cells)
 
 
 def _sorted_by_bucket(ordered: np.ndarray) -> np.ndarray:
@@ -101,49 +101,49 @@ def _sorted_by_bucket(ordered: np.ndarray) -> np.ndarray:
     return ordered[np.argsort(short, kind="stable")]
 
 
-def _split(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _carry(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is carried to the next digit, and the digit of 42 bits that stays."""
     return digits >> _REST_BITS, digits & _REST
 
 
-def _carried(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _digits_of(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums & _REST, sums >> _REST_BITS
 
 
-def merged(sketches: Sequence[Sketch]) -> Sketch:
+def merge_sketches(sketches: Sequence[QuantileSketch]) -> QuantileSketch:
     """The sketch of all values together."""
     cells = np.concatenate([np.zeros((_NUM_CELLS, 0), np.int64), *(one.cells for one in sketches)], axis=1)
     if len(sketches) < 2 or cells.shape[1] == 0:
-        return Sketch(cells)
+        return QuantileSketch(cells)
     cells = cells[:, np.argsort(cells[_BUCKET], kind="stable")]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(cells[_BUCKET])) + 1])
     together = np.add.reduceat(cells, starts, axis=1)
     together[_BUCKET] = cells[_BUCKET, starts]
-    together[_LEAST] = np.minimum.reduceat(cells[_LEAST], starts)
+    together[_MINIMUM] = np.minimum.reduceat(cells[_MINIMUM], starts)
     for digit in (3, 5, 6):
-        carry, together[digit] = _split(together[digit])
+        carry, together[digit] = _carry(together[digit])
         together[digit + 1] += carry
-    return Sketch(together)
+    return QuantileSketch(together)
 
 
-def quantiles(sketch: Sketch, shares: Sequence[float]) -> list[float]:
+def quantiles(sketch: QuantileSketch, shares: Sequence[float]) -> list[float]:
     """For each share in [0, 1] the value of rank ceil(share * count), from rank 1, or less by under 2 ** -10 of itself.
 
     It is the least value of its bucket, so a value that was seen, and exact where a bucket holds one value only.
     """
     ranks = np.cumsum(sketch.cells[_COUNT])
     wanted = np.maximum(np.ceil(np.asarray(shares) * int(ranks[-1])), 1)
-    found = sketch.cells[_LEAST, np.searchsorted(ranks, wanted)]
+    found = sketch.cells[_MINIMUM, np.searchsorted(ranks, wanted)]
     return [float(value) for value in _values(found)]
 
 
-def ranks_of(sketch: Sketch) -> tuple[np.ndarray, np.ndarray]:
+def cumulative_counts(sketch: QuantileSketch) -> tuple[np.ndarray, np.ndarray]:
     """The least value of each bucket, ascending, and how many values lie in the buckets before, both float64."""
     before = np.cumsum(sketch.cells[_COUNT]) - sketch.cells[_COUNT]
-    return _values(sketch.cells[_LEAST]), before.astype(np.float64)
+    return _values(sketch.cells[_MINIMUM]), before.astype(np.float64)
 
 
-def moments_of(sketch: Sketch) -> Moments:
+def sketch_moments(sketch: QuantileSketch) -> Moments:
     """The exact moments of all values."""
     if sketch.cells.shape[1] == 0:
         return Moments()
@@ -153,7 +153,7 @@ def moments_of(sketch: Sketch) -> Moments:
     exponent = magnitude >> _OCTAVE_BITS
     # A value is lead * 2**42 + rest, in units of its exponent; a subnormal one has no leading 1.
     lead = (magnitude & ((1 << _OCTAVE_BITS) - 1)) + np.where(exponent > 0, 1 << _OCTAVE_BITS, 0)
-    carry, cross = _split(2 * lead * s0)
+    carry, cross = _carry(2 * lead * s0)
     digits = np.stack([count, s0, count * lead + s1, t0, t1 + cross, carry + t2 + count * lead * lead + 2 * lead * s1])
     starts = np.concatenate([[0], np.flatnonzero(np.diff(bucket >> _OCTAVE_BITS)) + 1])
     groups = np.add.reduceat(digits, starts, axis=1)
@@ -168,15 +168,15 @@ def moments_of(sketch: Sketch) -> Moments:
     return sums
 
 
-def moments_clipped(sketch: Sketch, low: float | None, high: float | None) -> Moments:
+def clipped_moments(sketch: QuantileSketch, low: float | None, high: float | None) -> Moments:
     """The exact moments of all values after clipping to limits that are least values of buckets (or none)."""
     bucket = sketch.cells[_BUCKET]
     below = np.zeros(len(bucket), bool) if low is None else bucket < _bucket_of(low)
     above = np.zeros(len(bucket), bool) if high is None else (bucket >= _bucket_of(high)) & ~below
-    sums = moments_of(Sketch(sketch.cells[:, ~(below | above)]))
+    sums = sketch_moments(QuantileSketch(sketch.cells[:, ~(below | above)]))
     for limit, moved in ((low, below), (high, above)):
         if limit is not None:
-            sums += moments_of_copies(limit, int(sketch.cells[_COUNT, moved].sum()))
+            sums += repeated_moments(limit, int(sketch.cells[_COUNT, moved].sum()))
     return sums
 
 

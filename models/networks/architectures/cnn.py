@@ -36,7 +36,9 @@ class ConvNet(nn.Module):
             strided = number < config.strided
             by = 2 if min(height, width) >= 2 else 1
             stride, pool = (by, 1) if strided else (1, by)
-            blocks.append(_block((channels, *(wider,) * convolutions), config.kernel_size, stride=stride, pool=pool))
+            blocks.append(
+                _conv_block((channels, *(wider,) * convolutions), config.kernel_size, stride=stride, pool=pool)
+            )
             height, width = (-(-side // by) if strided else side // by for side in (height, width))
             channels = wider
         self.blocks = nn.Sequential(*blocks)
@@ -50,7 +52,7 @@ class ConvNet(nn.Module):
         return self.head(self.dropout(x_BF))
 
 
-def _block(channels: tuple[int, ...], kernel_size: int, *, stride: int, pool: int) -> nn.Sequential:
+def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, pool: int) -> nn.Sequential:
     """Convolutions from each of these numbers of channels to the next, of which the first has the stride."""
     layers: list[nn.Module] = []
     for number, (given, made) in enumerate(itertools.pairwise(channels)):
@@ -60,13 +62,13 @@ def _block(channels: tuple[int, ...], kernel_size: int, *, stride: int, pool: in
     return nn.Sequential(*layers, nn.MaxPool2d(pool)) if pool > 1 else nn.Sequential(*layers)
 
 
-def prunable(network: ConvNet) -> list[nn.Module]:
+def prunable_layers(network: ConvNet) -> list[nn.Module]:
     """The layers whose outputs may go."""
     convolutions: list[nn.Module] = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Conv2d)]
     return convolutions if network.hidden is None else [*convolutions, network.hidden]
 
 
-def config_of(network: ConvNet, config: Cnn) -> Cnn:
+def pruned_config(network: ConvNet, config: Cnn) -> Cnn:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     widths = tuple(block[0].out_channels for block in network.blocks)  # type: ignore[index]
     hidden = 0 if network.hidden is None else network.hidden.out_features

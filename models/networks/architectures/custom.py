@@ -34,21 +34,21 @@ def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
         RecipeInvalid: there is no such function, it fails, or what it returns is no network for these rows.
     """
     try:
-        network = _function(config)(layout, num_outputs, **config.options)
+        network = _import_function(config)(layout, num_outputs, **config.options)
     except RecipeInvalid:
         raise
     except Exception as failure:
-        found = f"{config.function} failed: {_told(failure)}"
-        raise _unfit(config, found, "a function that returns a network") from failure
+        found = f"{config.function} failed: {_describe(failure)}"
+        raise _unsuitable(config, found, "a function that returns a network") from failure
     if not isinstance(network, nn.Module):
-        raise _unfit(config, f"{config.function} returned a {type(network).__name__}", "a torch.nn.Module")
-    _require_answers(config, network, layout, num_outputs)
+        raise _unsuitable(config, f"{config.function} returned a {type(network).__name__}", "a torch.nn.Module")
+    _require_valid_outputs(config, network, layout, num_outputs)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise _unfit(config, f"what {config.function} returned has no parameter", "something that can learn")
+        raise _unsuitable(config, f"what {config.function} returned has no parameter", "something that can learn")
     return network.train()
 
 
-def _require_answers(config: Custom, network: nn.Module, layout: Layout, num_outputs: int) -> None:
+def _require_valid_outputs(config: Custom, network: nn.Module, layout: Layout, num_outputs: int) -> None:
     # The number of a category may have to be 0, and a token of 0 is padding.
     x = torch.full((2, *layout.shape), 1.0 if layout.kind == "tokens" else 0.0)
     x[1] = min(2.0, (layout.num_tokens or 3) - 1)
@@ -58,25 +58,25 @@ def _require_answers(config: Custom, network: nn.Module, layout: Layout, num_out
         with torch.no_grad():
             answer, alone = network.eval()(x), network(x[1:])
     except Exception as failure:
-        found = f"the network of {config.function} failed on {tuple(x.shape)}: {_told(failure)}"
-        raise _unfit(config, found, required) from failure
+        found = f"the network of {config.function} failed on {tuple(x.shape)}: {_describe(failure)}"
+        raise _unsuitable(config, found, required) from failure
     if not isinstance(answer, torch.Tensor):
-        raise _unfit(config, f"the network of {config.function} answers a {type(answer).__name__}", required)
+        raise _unsuitable(config, f"the network of {config.function} answers a {type(answer).__name__}", required)
     if answer.shape != (2, num_outputs) or answer.dtype != torch.float32:
         dtype = str(answer.dtype).removeprefix("torch.")
         found = f"the network of {config.function} answers {dtype} {tuple(answer.shape)} to {tuple(x.shape)}"
-        raise _unfit(config, found, required)
+        raise _unsuitable(config, found, required)
     furthest = float((answer[1:] - alone).abs().max())
     if furthest > _TOLERANCE:
         found = f"the network of {config.function} answers a row otherwise beside another one, by {furthest:.2g}"
-        raise _unfit(config, found, "an answer to each row that depends on that row alone, in evaluation mode")
+        raise _unsuitable(config, found, "an answer to each row that depends on that row alone, in evaluation mode")
 
 
-def _told(failure: Exception) -> str:
+def _describe(failure: Exception) -> str:
     return f"{type(failure).__name__}: {failure}"
 
 
-def _unfit(config: Custom, found: str, required: str) -> RecipeInvalid:
+def _unsuitable(config: Custom, found: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
         found,
         required=required,
@@ -115,26 +115,26 @@ class _Finder(MetaPathFinder):
 _FINDER = _Finder()
 
 
-def _function(config: Custom) -> Callable[..., Any]:
+def _import_function(config: Custom) -> Callable[..., Any]:
     module, _, name = config.function.partition(":")
-    modules = _modules_of(config.code)
-    _forget(modules)
+    modules = _source_modules(config.code)
+    _unload_outdated(modules)
     _FINDER.modules = modules
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
     try:
         imported = importlib.import_module(module)
     except Exception as failure:
-        found = f"module {module} cannot be imported: {_told(failure)}"
-        raise _unfit(config, found, "a module beside the recipe, or in an installed package") from failure
+        found = f"module {module} cannot be imported: {_describe(failure)}"
+        raise _unsuitable(config, found, "a module beside the recipe, or in an installed package") from failure
     function = getattr(imported, name, None)
     if not callable(function):
         known = ", ".join(one for one, value in vars(imported).items() if callable(value) and not one.startswith("_"))
-        raise _unfit(config, f"module {module} has no function {name}", f"one of {known or 'its functions'}")
+        raise _unsuitable(config, f"module {module} has no function {name}", f"one of {known or 'its functions'}")
     return function
 
 
-def _modules_of(code: dict[str, str]) -> dict[str, _Loader]:
+def _source_modules(code: dict[str, str]) -> dict[str, _Loader]:
     """Every module by its dotted name; a folder without an `__init__.py` is an empty package."""
     modules: dict[str, _Loader] = {}
     for path, text in code.items():
@@ -147,7 +147,7 @@ def _modules_of(code: dict[str, str]) -> dict[str, _Loader]:
     return modules
 
 
-def _forget(modules: dict[str, _Loader]) -> None:
+def _unload_outdated(modules: dict[str, _Loader]) -> None:
     """Afterwards each of `modules` that Python has kept is the one that is to be imported, or will be read anew.
 
     Raises:

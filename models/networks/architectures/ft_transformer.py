@@ -15,7 +15,7 @@ from torch import nn
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import FtTransformer
 from bloomery.models.networks.layers.attention import attend
-from bloomery.models.networks.layers.tabular_embedding import Columns, require_flat
+from bloomery.models.networks.layers.tabular_embedding import TabularInput, require_flat
 
 
 class TableTransformer(nn.Module):
@@ -24,7 +24,7 @@ class TableTransformer(nn.Module):
     def __init__(self, config: FtTransformer, layout: Layout, num_outputs: int) -> None:
         super().__init__()
         require_flat(layout, "ft_transformer")
-        self.tokens = Tokens(layout, config.width)
+        self.tokens = ColumnTokens(layout, config.width)
         self.blocks = nn.ModuleList(Block(config, is_first=number == 0) for number in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_outputs)
@@ -38,17 +38,17 @@ class TableTransformer(nn.Module):
         return self.head(torch.relu(self.norm(x_BTW[:, 0])))
 
 
-class Tokens(nn.Module):
+class ColumnTokens(nn.Module):
     """x_BF float32 -> x_BTW: [CLS], the numbers, the categories."""
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
-        self.columns = Columns(layout)
+        self.columns = TabularInput(layout)
         counts = self.columns.counts
-        self.first = nn.Parameter(_drawn(1, width))
-        self.slope = nn.Parameter(_drawn(self.columns.num_numbers, width)) if self.columns.num_numbers else None
-        self.offset = nn.Parameter(_drawn(self.columns.num_numbers, width)) if self.columns.num_numbers else None
-        self.categories = nn.Embedding(sum(counts), width, _weight=_drawn(sum(counts), width)) if counts else None
+        self.first = nn.Parameter(_uniform(1, width))
+        self.slope = nn.Parameter(_uniform(self.columns.num_numbers, width)) if self.columns.num_numbers else None
+        self.offset = nn.Parameter(_uniform(self.columns.num_numbers, width)) if self.columns.num_numbers else None
+        self.categories = nn.Embedding(sum(counts), width, _weight=_uniform(sum(counts), width)) if counts else None
         starts = torch.tensor([sum(counts[:place]) for place in range(len(counts))], dtype=torch.int64)
         self.register_buffer("_starts", starts, persistent=False)
 
@@ -62,7 +62,7 @@ class Tokens(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
-def _drawn(num: int, width: int) -> torch.Tensor:
+def _uniform(num: int, width: int) -> torch.Tensor:
     return (torch.rand(num, width) * 2 - 1) * width**-0.5
 
 
@@ -92,12 +92,12 @@ class Block(nn.Module):
         return self.out(attend(*asked, self._head_width, dropout=dropout))
 
 
-def prunable(network: TableTransformer) -> list[nn.Module]:
+def prunable_layers(network: TableTransformer) -> list[nn.Module]:
     """The layers whose outputs may go: those inside the feed-forward parts."""
     return [layer for block in network.blocks for layer in (block.up, block.gate)]  # type: ignore[misc]
 
 
-def config_of(network: TableTransformer, config: FtTransformer) -> FtTransformer:
+def pruned_config(network: TableTransformer, config: FtTransformer) -> FtTransformer:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     hidden: int = network.blocks[0].up.out_features  # type: ignore[union-attr, assignment]
     return config.model_copy(update={"feed_forward": hidden / config.width})

@@ -16,14 +16,20 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Gpt
-from bloomery.models.networks.layers.attention import Block, Past, Positions, heads_of, initialise
-from bloomery.models.networks.layers.padding import Steps, length_of, pooled, without_common_padding
+from bloomery.models.networks.layers.attention import (
+    KeyValueCache,
+    PositionEmbedding,
+    TransformerBlock,
+    attention_heads,
+    init_weights,
+)
+from bloomery.models.networks.layers.padding import StepEmbedding, pool, sequence_length, trim_common_padding
 
 PADDING = 0
-_ROUND = 64
+_VOCABULARY_MULTIPLE = 64
 
 
-class Decoder(nn.Module):
+class GptDecoder(nn.Module):
     """x float32 as the layout has it -> the state of each step, float32 (B, T, W); none depends on a later step.
 
     Padding is behind, so the steps before it do not feel it.
@@ -31,23 +37,23 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Gpt, layout: Layout) -> None:
         super().__init__()
-        self.max_length = config.max_length or length_of(layout)
-        self.steps = Steps(layout, config.width)
-        self.positions = Positions(self.max_length, config.width)
+        self.max_length = config.max_length or sequence_length(layout)
+        self.steps = StepEmbedding(layout, config.width)
+        self.positions = PositionEmbedding(self.max_length, config.width)
         self.dropout = nn.Dropout(config.dropout)
         hidden = max(round(config.width * config.feed_forward), 1)
         self.blocks = nn.ModuleList(
-            Block(config.width, heads_of(config), hidden, config.dropout, is_causal=True)
+            TransformerBlock(config.width, attention_heads(config), hidden, config.dropout, is_causal=True)
             for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.apply(initialise)
+        self.apply(init_weights)
         # What each block adds is drawn smaller, so that the sum over all blocks does not grow with their number.
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * config.num_layers) ** 0.5)
 
-    def forward(self, x: torch.Tensor, pasts: Sequence[Past] | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
         """With `pasts`, one for each block, x holds only the steps that come after those remembered there."""
         h_BTW = self.begin(x, first=len(pasts[0]) if pasts else 0)
         for number, block in enumerate(self.blocks):
@@ -59,7 +65,7 @@ class Decoder(nn.Module):
         x_BTW, _ = self.steps(x)
         return self.dropout(self.positions(x_BTW, first=first))
 
-    def next_token_logits(self, tokens_BT: torch.Tensor, pasts: Sequence[Past] | None = None) -> torch.Tensor:
+    def next_token_logits(self, tokens_BT: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
         """logits_BTV float32: at each step, of the token that comes after it."""
         if self.steps.embedding is None:
             raise ValueError("only a decoder of tokens tells the next one")
@@ -68,25 +74,25 @@ class Decoder(nn.Module):
         if not h_BTW.is_cuda:
             return F.linear(h_BTW, weight_VW)
         # A GPU is slow at products whose number of rows is odd.
-        rounded_VW = F.pad(weight_VW, (0, 0, 0, -len(weight_VW) % _ROUND))
+        rounded_VW = F.pad(weight_VW, (0, 0, 0, -len(weight_VW) % _VOCABULARY_MULTIPLE))
         return F.linear(h_BTW, rounded_VW)[..., : len(weight_VW)]
 
 
-class DecoderWithHead(nn.Module):
+class GptClassifier(nn.Module):
     """x float32 as the layout has it -> float32 (B, K), from the state of the last step that is no padding."""
 
     def __init__(self, config: Gpt, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        self.decoder = Decoder(config, layout)
+        self.decoder = GptDecoder(config, layout)
         self.max_length = self.decoder.max_length
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.width, num_outputs)
         self._has_padding = layout.kind == "tokens" or layout.is_padded
-        initialise(self.head)
+        init_weights(self.head)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
-            x = without_common_padding(x)
+            x = trim_common_padding(x)
         return self._answer(self.decoder(x), x)
 
     @property
@@ -106,7 +112,7 @@ class DecoderWithHead(nn.Module):
         return self._answer(self.decoder.norm(h_BTW), x)
 
     def _answer(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(pooled(h_BTW, self.decoder.steps.there(x), "last")))
+        return self.head(self.dropout(pool(h_BTW, self.decoder.steps.there(x), "last")))
 
 
 def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -122,7 +128,7 @@ def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.
 
 @torch.no_grad()
 def generate(
-    decoder: Decoder,
+    decoder: GptDecoder,
     prompt_BT: torch.Tensor,
     num_tokens: int,
     *,
@@ -146,16 +152,16 @@ def generate(
             f"token at least, no padding ({PADDING}), and both together {decoder.max_length} tokens at most"
         )
     decoder.eval()
-    pasts = [Past() for _ in decoder.blocks]
+    pasts = [KeyValueCache() for _ in decoder.blocks]
     tokens_BT = new_BT = prompt_BT.long()
     for _ in range(num_tokens):
         logits_BV = decoder.next_token_logits(new_BT, pasts)[:, -1].float()
-        new_BT = _drawn(logits_BV, temperature, top_k, generator)
+        new_BT = _sample_token(logits_BV, temperature, top_k, generator)
         tokens_BT = torch.cat([tokens_BT, new_BT], dim=1)
     return tokens_BT
 
 
-def _drawn(
+def _sample_token(
     logits_BV: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> torch.Tensor:
     logits_BV[:, PADDING] = -torch.inf
@@ -167,5 +173,5 @@ def _drawn(
     return torch.multinomial((logits_BV / temperature).softmax(1), 1, generator=generator)
 
 
-def build(config: Gpt, layout: Layout, num_outputs: int) -> DecoderWithHead:
-    return DecoderWithHead(config, layout, num_outputs)
+def build(config: Gpt, layout: Layout, num_outputs: int) -> GptClassifier:
+    return GptClassifier(config, layout, num_outputs)

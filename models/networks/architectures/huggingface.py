@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 _WHERE = "model in the recipe"
 # What the rows decide. A recipe that states it would be wrong, or say it twice.
-_OF_ROWS = {"tokens": ("vocab_size", "num_labels"), "image": ("num_channels", "image_size", "num_labels")}
+_KEYS_OF_ROWS = {"tokens": ("vocab_size", "num_labels"), "image": ("num_channels", "image_size", "num_labels")}
 
 
-class OverTokens(nn.Module):
+class TokenClassifier(nn.Module):
     """x float32 (B, T), whole numbers with 0 as padding -> float32 (B, K)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -46,7 +46,7 @@ class OverTokens(nn.Module):
         return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits
 
 
-class OverImages(nn.Module):
+class ImageClassifier(nn.Module):
     """x float32 (B, C, H, W) -> float32 (B, K)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -64,8 +64,8 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
         EngineMissing: `transformers` is not installed.
         RecipeInvalid: it has no such network for rows like these, or the checkpoint's weights do not fit.
     """
-    if layout.kind not in _OF_ROWS:
-        raise _unfit(f"the rows are {layout.kind}", "text or images, for a network of Hugging Face")
+    if layout.kind not in _KEYS_OF_ROWS:
+        raise _unsuitable(f"the rows are {layout.kind}", "text or images, for a network of Hugging Face")
     try:
         import transformers
     except ImportError as failure:
@@ -75,22 +75,22 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
             where=sys.prefix,
             remedy="pip install 'bloomery[huggingface]'",
         ) from failure
-    with _quietly():
-        stated = _configuration(config, layout, num_outputs)
+    with _silenced():
+        stated = _build_configuration(config, layout, num_outputs)
         family = (
             transformers.AutoModelForSequenceClassification
             if layout.kind == "tokens"
             else transformers.AutoModelForImageClassification
         )
         try:
-            model = _loaded(config, family, stated) if config.checkpoint else family.from_config(stated)
+            model = _load_checkpoint(config, family, stated) if config.checkpoint else family.from_config(stated)
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
-            raise _unfit(
+            raise _unsuitable(
                 f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
                 f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, of fitting sizes",
             ) from failure
     _require_length(model.config, layout)
-    return (OverTokens(model) if layout.kind == "tokens" else OverImages(model)).train()
+    return (TokenClassifier(model) if layout.kind == "tokens" else ImageClassifier(model)).train()
 
 
 def without_checkpoint(config: HuggingFace) -> HuggingFace:
@@ -99,7 +99,7 @@ def without_checkpoint(config: HuggingFace) -> HuggingFace:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Without its warnings and progress bars, which the recipe's author cannot act on."""
     from transformers import logging
 
@@ -114,7 +114,7 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> PretrainedConfig:
+def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> PretrainedConfig:
     from transformers import AutoConfig
 
     assert config.config is not None
@@ -124,11 +124,11 @@ def _configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> Pre
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
-        raise _unfit(f"transformers has no model_type {kind!r}", "one such as bert, gpt2, vit") from failure
+        raise _unsuitable(f"transformers has no model_type {kind!r}", "one such as bert, gpt2, vit") from failure
     if not is_checkpoint:
         for name in stated:
             _require_known(name, known, kind, layout)
-        stated |= _of_rows(layout, known)
+        stated |= _row_options(layout, known)
     stated["num_labels"] = num_outputs
     for name in ("id2label", "label2id", "architectures", "problem_type"):
         stated.pop(name, None)
@@ -136,20 +136,20 @@ def _configuration(config: HuggingFace, layout: Layout, num_outputs: int) -> Pre
     if layout.kind == "tokens":
         _require_vocabulary(made, layout, is_checkpoint)
     elif getattr(made, "num_channels", layout.shape[0]) != layout.shape[0]:
-        raise _unfit(f"the checkpoint reads {made.num_channels} channels", f"{layout.shape[0]}, as the rows have")
+        raise _unsuitable(f"the checkpoint reads {made.num_channels} channels", f"{layout.shape[0]}, as the rows have")
     return made
 
 
 def _require_known(name: str, known: set[str], kind: str, layout: Layout) -> None:
-    if name in _OF_ROWS[layout.kind]:
-        raise _unfit(f"model.config states {name}", "nothing that the rows and the label decide")
+    if name in _KEYS_OF_ROWS[layout.kind]:
+        raise _unsuitable(f"model.config states {name}", "nothing that the rows and the label decide")
     if name not in known:
         close = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise _unfit(f"the configuration of {kind} has no {name!r}{hint}", "keys that it has")
+        raise _unsuitable(f"the configuration of {kind} has no {name!r}{hint}", "keys that it has")
 
 
-def _of_rows(layout: Layout, known: set[str]) -> dict[str, Any]:
+def _row_options(layout: Layout, known: set[str]) -> dict[str, Any]:
     if layout.kind == "tokens":
         return {"vocab_size": layout.num_tokens, "pad_token_id": 0}
     channels, height, width = layout.shape
@@ -161,16 +161,18 @@ def _require_vocabulary(made: PretrainedConfig, layout: Layout, is_checkpoint: b
         made.pad_token_id = 0
     if layout.num_tokens is None or layout.num_tokens > made.vocab_size:
         found = "checkpoint" if is_checkpoint else "configuration"
-        raise _unfit(f"the {found} knows {made.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have")
+        raise _unsuitable(
+            f"the {found} knows {made.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
+        )
 
 
 def _require_length(made: PretrainedConfig, layout: Layout) -> None:
     most = getattr(made, "max_position_embeddings", None)
     if layout.kind == "tokens" and most is not None and most < layout.shape[0]:
-        raise _unfit(f"{made.model_type} has {most} positions", f"at least {layout.shape[0]}, the text's `length`")
+        raise _unsuitable(f"{made.model_type} has {most} positions", f"at least {layout.shape[0]}, the text's `length`")
 
 
-def _loaded(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTrainedModel:
+def _load_checkpoint(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTrainedModel:
     """The network with the checkpoint's weights; its head is drawn anew where the checkpoint has another or none."""
     model, told = family.from_pretrained(
         config.checkpoint,
@@ -187,11 +189,11 @@ def _loaded(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTr
     own = [name for name in model.state_dict() if name.startswith(body)]
     if other or len(lacking) * 2 > len(own):
         found = f"{other[0]} has another shape" if other else f"{len(lacking)} of {len(own)} weights are not in it"
-        raise _unfit(f"the checkpoint does not fit its config.json: {found}", "weights of that network")
+        raise _unsuitable(f"the checkpoint does not fit its config.json: {found}", "weights of that network")
     return model
 
 
-def _unfit(found: str, required: str) -> RecipeInvalid:
+def _unsuitable(found: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
         found, required=required, where=_WHERE, remedy="mend the recipe's `model`; see docs/bring-your-own.md"
     )

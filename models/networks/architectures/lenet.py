@@ -17,7 +17,7 @@ from bloomery.models.networks.config import LeNet
 from bloomery.models.networks.layers.image_input import image_shape
 
 _KERNEL = 5
-_LEAST_SIDE = 16  # leaves one pixel after two convolutions without padding, each followed by 2 x 2 pooling
+_MIN_SIDE = 16  # leaves one pixel after two convolutions without padding, each followed by 2 x 2 pooling
 
 
 class LeNet5(nn.Module):
@@ -25,7 +25,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, config: LeNet, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        channels, height, width = image_shape(layout, "lenet", least_side=_LEAST_SIDE)
+        channels, height, width = image_shape(layout, "lenet", least_side=_MIN_SIDE)
         first, second = config.channels
         self.first = nn.Conv2d(channels, first, _KERNEL)
         self.second = nn.Conv2d(first, second, _KERNEL)
@@ -44,12 +44,12 @@ def _side_after(side: int) -> int:
     return side
 
 
-def prunable(network: LeNet5) -> list[nn.Module]:
+def prunable_layers(network: LeNet5) -> list[nn.Module]:
     """The layers whose outputs may go."""
     return [network.first, network.second, network.hidden]
 
 
-def config_of(network: LeNet5, config: LeNet) -> LeNet:
+def pruned_config(network: LeNet5, config: LeNet) -> LeNet:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     channels = (network.first.out_channels, network.second.out_channels)
     return config.model_copy(update={"channels": channels, "hidden": network.hidden.out_features})

@@ -16,9 +16,9 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Mlp, Periodic
-from bloomery.models.networks.layers.tabular_embedding import Columns
+from bloomery.models.networks.layers.tabular_embedding import TabularInput
 
-_WIDEST = 50
+_MAX_EMBEDDING_WIDTH = 50
 
 
 class Perceptron(nn.Module):
@@ -26,18 +26,20 @@ class Perceptron(nn.Module):
 
     def __init__(self, config: Mlp, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        self.columns = Columns(layout) if layout.categories else None
+        self.columns = TabularInput(layout) if layout.categories else None
         counts = () if self.columns is None else self.columns.counts
         widths = [config.embedding or embedding_width(count) for count in counts]
         self.embeddings = nn.ModuleList(map(nn.Embedding, counts, widths))
         for embedding, wide in zip(self.embeddings, widths, strict=True):
             nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
         num_numbers = layout.num_values if self.columns is None else self.columns.num_numbers
-        self.waves = Waves(config.periodic, num_numbers) if config.periodic is not None and num_numbers else None
+        self.waves = (
+            PeriodicEmbedding(config.periodic, num_numbers) if config.periodic is not None and num_numbers else None
+        )
         width = sum(widths) + num_numbers * (1 if self.waves is None else self.waves.width)
         layers: list[nn.Module] = []
         for wider in config.hidden:
-            layers.append(_layer(width, wider, config))
+            layers.append(_hidden_layer(width, wider, config))
             width = wider
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_outputs)
@@ -53,7 +55,7 @@ class Perceptron(nn.Module):
         return self.head(self.layers(torch.cat([x_BF, *rows], dim=1) if rows else x_BF))
 
 
-class Waves(nn.Module):
+class PeriodicEmbedding(nn.Module):
     """x_BN float32 -> float32 (B, N * W): each number as a linear map, one for all columns, of its sines and cosines.
 
     Frequencies are each column's own.
@@ -76,21 +78,21 @@ def embedding_width(count: int) -> int:
 
     Source: the rule of thumb of fastai (Howard & Gugger 2020, "fastai: A Layered API for Deep Learning").
     """
-    return min(_WIDEST, round(1.6 * count**0.56))
+    return min(_MAX_EMBEDDING_WIDTH, round(1.6 * count**0.56))
 
 
-def _layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
+def _hidden_layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
     linear = nn.Linear(width, wider)
     norm = [nn.BatchNorm1d(wider)] if config.norm == "batch" else []
     return nn.Sequential(linear, *norm, nn.ReLU(), nn.Dropout(config.dropout))
 
 
-def prunable(network: Perceptron) -> list[nn.Module]:
+def prunable_layers(network: Perceptron) -> list[nn.Module]:
     """The layers whose outputs may go."""
     return [layer[0] for layer in network.layers]  # type: ignore[index]
 
 
-def config_of(network: Perceptron, config: Mlp) -> Mlp:
+def pruned_config(network: Perceptron, config: Mlp) -> Mlp:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     return config.model_copy(update={"hidden": tuple(layer[0].out_features for layer in network.layers)})  # type: ignore[index]
 

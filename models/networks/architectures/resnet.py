@@ -19,28 +19,30 @@ from bloomery.models.networks.layers.image_input import image_shape
 
 _NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 _HAS_BOTTLENECKS = {18: False, 34: False, 50: True}
-_LARGE = 96  # pixels of the shorter side from which `stem: auto` quarters the resolution
+_LARGE_SIDE = 96  # pixels of the shorter side from which `stem: auto` quarters the resolution
 
 
-class Residual(nn.Module):
+class ResidualNetwork(nn.Module):
     """x_BCHW float32, of any size -> float32 (B, K)."""
 
     def __init__(self, config: ResNet, layout: Layout, num_outputs: int) -> None:
         super().__init__()
         channels, height, width = image_shape(layout, "resnet")
-        is_large = config.stem == "large" or (config.stem == "auto" and min(height, width) >= _LARGE)
+        is_large = config.stem == "large" or (config.stem == "auto" and min(height, width) >= _LARGE_SIDE)
         self.stem = _stem(channels, config.width, is_large=is_large)
-        outer, inner = widths_of(config)
+        outer, inner = stage_widths(config)
         is_bottleneck = _HAS_BOTTLENECKS[config.depth]
-        channels, blocks = config.width, list[Block]()
+        channels, blocks = config.width, list[ResidualBlock]()
         for stage, num_blocks in enumerate(_NUM_BLOCKS[config.depth]):
             for number in range(num_blocks):
                 # Not by widths alone: pruning may make those of a bottleneck equal by chance.
                 projects = number == 0 and (stage > 0 or is_bottleneck or channels != outer[stage])
                 stride = 2 if stage and not number else 1
-                make = _bottleneck if is_bottleneck else _plain
+                make = _bottleneck_layers if is_bottleneck else _basic_layers
                 layers = make(channels, inner[stage], outer[stage], stride)
-                blocks.append(Block(layers, _convolution(channels, outer[stage], 1, stride) if projects else []))
+                blocks.append(
+                    ResidualBlock(layers, _convolution(channels, outer[stage], 1, stride) if projects else [])
+                )
                 channels = outer[stage]
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(config.dropout)
@@ -56,7 +58,7 @@ class Residual(nn.Module):
         return self.head(self.dropout(self.blocks(self.stem(x_BCHW)).mean((2, 3))))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Layers added to what came in, which a projection may bring to their shape."""
 
     def __init__(self, layers: list[nn.Module], projection: list[nn.Module]) -> None:
@@ -68,11 +70,11 @@ class Block(nn.Module):
         return torch.relu(self.layers(x_BCHW) + self.shortcut(x_BCHW))
 
 
-def _plain(channels: int, inner: int, outer: int, stride: int) -> list[nn.Module]:
+def _basic_layers(channels: int, inner: int, outer: int, stride: int) -> list[nn.Module]:
     return [*_convolution(channels, inner, 3, stride), nn.ReLU(), *_convolution(inner, outer, 3)]
 
 
-def _bottleneck(channels: int, inner: int, outer: int, stride: int) -> list[nn.Module]:
+def _bottleneck_layers(channels: int, inner: int, outer: int, stride: int) -> list[nn.Module]:
     narrow = [*_convolution(channels, inner, 1), nn.ReLU(), *_convolution(inner, inner, 3, stride), nn.ReLU()]
     return [*narrow, *_convolution(inner, outer, 1)]
 
@@ -88,19 +90,19 @@ def _stem(channels: int, width: int, *, is_large: bool) -> nn.Sequential:
     return nn.Sequential(*_convolution(channels, width, 3), nn.ReLU())
 
 
-def widths_of(config: ResNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def stage_widths(config: ResNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Channels after each stage, and within the blocks of each stage."""
     inner = config.inner or tuple(config.width * 2**stage for stage in range(4))
     expansion = 4 if _HAS_BOTTLENECKS[config.depth] else 1
     return config.stages or tuple(expansion * config.width * 2**stage for stage in range(4)), inner
 
 
-def prunable(network: Residual) -> list[nn.Module]:
+def prunable_layers(network: ResidualNetwork) -> list[nn.Module]:
     """The layers whose outputs may go; those that are added to each other go together."""
     return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 
 
-def config_of(network: Residual, config: ResNet) -> ResNet:
+def pruned_config(network: ResidualNetwork, config: ResNet) -> ResNet:
     """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
     num_blocks = _NUM_BLOCKS[config.depth]
     firsts = [network.blocks[sum(num_blocks[:stage])].layers for stage in range(4)]
@@ -110,5 +112,5 @@ def config_of(network: Residual, config: ResNet) -> ResNet:
     return config.model_copy(update={"width": stem.out_channels, "stages": stages, "inner": inner})
 
 
-def build(config: ResNet, layout: Layout, num_outputs: int) -> Residual:
-    return Residual(config, layout, num_outputs)
+def build(config: ResNet, layout: Layout, num_outputs: int) -> ResidualNetwork:
+    return ResidualNetwork(config, layout, num_outputs)

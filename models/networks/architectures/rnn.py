@@ -16,12 +16,12 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Rnn
-from bloomery.models.networks.layers.padding import Steps, length_of, pooled, turned
+from bloomery.models.networks.layers.padding import StepEmbedding, pool, reverse_steps, sequence_length
 
 _CELLS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-class Recurrent(nn.Module):
+class RecurrentNetwork(nn.Module):
     """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
 
     Each direction is a stack of layers of its own that reads the steps in its order, so padding is always behind and
@@ -31,8 +31,8 @@ class Recurrent(nn.Module):
     def __init__(self, config: Rnn, layout: Layout, num_outputs: int) -> None:
         super().__init__()
         # It could read more, but nothing shows that it answers well on rows longer than those it has learnt from.
-        self.max_length = length_of(layout)
-        self.steps = Steps(layout, config.embedding if layout.kind == "tokens" else None)
+        self.max_length = sequence_length(layout)
+        self.steps = StepEmbedding(layout, config.embedding if layout.kind == "tokens" else None)
         num_directions = 2 if config.bidirectional else 1
         widths = [self.steps.width] + [config.hidden * num_directions] * (config.num_layers - 1)
         self.layers = nn.ModuleList(
@@ -53,24 +53,24 @@ class Recurrent(nn.Module):
         x_BTF, there_BT = self.steps(x)
         h_BTH = x_BTF
         for number, directions in enumerate(self.layers):
-            h_BTH = _through(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
+            h_BTH = _run_layer(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
         if self._pooling == "last" and self._is_bidirectional:
             # The backward direction has read the whole sequence at its first step, not at its last.
             forward_BH, backward_BH = h_BTH.chunk(2, dim=2)
-            pooled_BH = torch.cat([pooled(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
+            pooled_BH = torch.cat([pool(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
         else:
-            pooled_BH = pooled(h_BTH, there_BT, self._pooling)
+            pooled_BH = pool(h_BTH, there_BT, self._pooling)
         answer_BK = self.head(self.dropout(pooled_BH))
         if self.highway is None:
             return answer_BK
         return answer_BK + self.highway(_last_steps(x_BTF, there_BT, self._num_highway))
 
 
-def _through(directions: Sequence[nn.Module], x_BTF: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
     h_BTH = directions[0](x_BTF)[0]
     if len(directions) == 1:
         return h_BTH
-    backward_BTH = turned(directions[1](turned(x_BTF, there_BT))[0], there_BT)
+    backward_BTH = reverse_steps(directions[1](reverse_steps(x_BTF, there_BT))[0], there_BT)
     return torch.cat([h_BTH, backward_BTH], dim=2)
 
 
@@ -99,5 +99,5 @@ def _initialise(name: str, weight: nn.Parameter, config: Rnn) -> None:
             weight.data[config.hidden : 2 * config.hidden] = 1.0
 
 
-def build(config: Rnn, layout: Layout, num_outputs: int) -> Recurrent:
-    return Recurrent(config, layout, num_outputs)
+def build(config: Rnn, layout: Layout, num_outputs: int) -> RecurrentNetwork:
+    return RecurrentNetwork(config, layout, num_outputs)

@@ -17,11 +17,11 @@ from torch import nn
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Transformer
-from bloomery.models.networks.layers.attention import Block, Positions, heads_of, initialise
-from bloomery.models.networks.layers.padding import Steps, length_of, pooled, without_common_padding
+from bloomery.models.networks.layers.attention import PositionEmbedding, TransformerBlock, attention_heads, init_weights
+from bloomery.models.networks.layers.padding import StepEmbedding, pool, sequence_length, trim_common_padding
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
 
     A row may have as many steps as there are positions, and fewer.
@@ -29,28 +29,29 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Transformer, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        self.max_length = config.max_length or length_of(layout)
-        self.steps = Steps(layout, config.width)
-        self.positions = Positions(self.max_length, config.width)
+        self.max_length = config.max_length or sequence_length(layout)
+        self.steps = StepEmbedding(layout, config.width)
+        self.positions = PositionEmbedding(self.max_length, config.width)
         self.norm_in = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         hidden = max(round(config.width * config.feed_forward), 1)
-        self.neighbours = Neighbours(config.width, config.convolution) if config.convolution else None
-        self.wide = Wide(layout, num_outputs) if config.wide else None
+        self.neighbours = LocalConvolution(config.width, config.convolution) if config.convolution else None
+        self.wide = WideTokens(layout, num_outputs) if config.wide else None
         self.blocks = nn.ModuleList(
-            Block(config.width, heads_of(config), hidden, config.dropout) for _ in range(config.num_layers)
+            TransformerBlock(config.width, attention_heads(config), hidden, config.dropout)
+            for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_outputs)
         self._pooling = config.pooling
         self._has_padding = layout.kind == "tokens" or layout.is_padded
-        self.apply(initialise)
+        self.apply(init_weights)
         if self.wide is not None:  # which then begins as nothing
             nn.init.zeros_(self.wide.weights.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
-            x = without_common_padding(x)
+            x = trim_common_padding(x)
         h_BTW, there_BT = self.begin(x), self.mask(x)
         for block in self.blocks:
             h_BTW = block(h_BTW, there_BT)
@@ -68,11 +69,11 @@ class Encoder(nn.Module):
 
     def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""
-        answer_BK = self.head(self.dropout(pooled(self.norm(h_BTW), self.steps.there(x), self._pooling)))
+        answer_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.there(x), self._pooling)))
         return answer_BK if self.wide is None else answer_BK + self.wide(x)
 
 
-class Neighbours(nn.Module):
+class LocalConvolution(nn.Module):
     """h_BTW with, added to each value, what a convolution makes of the same value of the steps around it."""
 
     def __init__(self, width: int, num_steps: int) -> None:
@@ -84,7 +85,7 @@ class Neighbours(nn.Module):
         return h_BTW + F.gelu(self.convolution(given_BWT)).transpose(1, 2)
 
 
-class Wide(nn.Module):
+class WideTokens(nn.Module):
     """x (B, T) of tokens -> float32 (B, K): their weights for each output, added up, over the root of their number."""
 
     def __init__(self, layout: Layout, num_outputs: int) -> None:
@@ -105,5 +106,5 @@ class Wide(nn.Module):
         return self.weights(tokens_BT).sum(1) / num_B1.sqrt()
 
 
-def build(config: Transformer, layout: Layout, num_outputs: int) -> Encoder:
-    return Encoder(config, layout, num_outputs)
+def build(config: Transformer, layout: Layout, num_outputs: int) -> TransformerEncoder:
+    return TransformerEncoder(config, layout, num_outputs)

@@ -21,7 +21,7 @@ from torch import nn
 from bloomery.models.networks.config import Gpt, Transformer
 
 
-class Past:
+class KeyValueCache:
     """Keys and values that one layer has reckoned for earlier steps, so that they need not be reckoned again."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Heads(NamedTuple):
     width: int
 
 
-def heads_of(config: Transformer | Gpt) -> Heads:
+def attention_heads(config: Transformer | Gpt) -> Heads:
     return Heads(config.num_heads, config.head_width or config.width // config.num_heads)
 
 
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self._head_width, self._dropout, self._is_causal = heads.width, dropout, is_causal
 
     def forward(
-        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: Past | None = None
+        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: KeyValueCache | None = None
     ) -> torch.Tensor:
         q_BTI, k_BPI, v_BPI = self.query(x_BTW), self.key(x_BTW), self.value(x_BTW)
         if past is not None:
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         return self.out(a_BTI)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a feed-forward layer, each after a normalisation and added to what came in."""
 
     def __init__(self, width: int, heads: Heads, hidden: int, dropout: float, *, is_causal: bool = False) -> None:
@@ -125,14 +125,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: Past | None = None
+        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: KeyValueCache | None = None
     ) -> torch.Tensor:
         x_BTW = x_BTW + self.dropout(self.attention(self.norm_attention(x_BTW), there_BT, past))
         hidden_BTH = F.gelu(self.up(self.norm_feed_forward(x_BTW)))
         return x_BTW + self.dropout(self.down(hidden_BTH))
 
 
-class Positions(nn.Module):
+class PositionEmbedding(nn.Module):
     """x_BTW with a learnt vector added to each step, by its place."""
 
     def __init__(self, max_length: int, width: int) -> None:
@@ -151,7 +151,7 @@ class Positions(nn.Module):
         return x_BTW + self.places(at_T.expand(x_BTW.shape[0], -1))
 
 
-def initialise(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Small normal weights, as in BERT and GPT; a padding token stays 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

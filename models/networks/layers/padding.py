@@ -12,7 +12,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 
 
-class Steps(nn.Module):
+class StepEmbedding(nn.Module):
     """x as a layout has it -> x_BTW float32 and there_BT bool, which is true where a step is no padding.
 
     Tokens become rows of `embedding`; a spectrogram (1, F, T) is read along its time. Without padding every step is
@@ -72,19 +72,19 @@ class Steps(nn.Module):
         return there_BT | (is_first_T & has_none_B1)
 
 
-def length_of(layout: Layout) -> int:
+def sequence_length(layout: Layout) -> int:
     """Steps of one row."""
     return layout.shape[-1] if layout.kind in ("tokens", "image") else layout.shape[0]
 
 
-def without_common_padding(x: torch.Tensor) -> torch.Tensor:
+def trim_common_padding(x: torch.Tensor) -> torch.Tensor:
     """A batch of tokens (B, T) or padded steps (B, T, F), without the steps behind that are padding in every row."""
     there_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
     at_T = torch.arange(1, there_BT.shape[1] + 1, device=x.device)
     return x[:, : max(int((there_BT.any(0) * at_T).max()), 1)]
 
 
-def pooled(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
+def pool(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
     """One vector per row (B, W) from the steps that are there, of which there is one: first, last, mean or maximum."""
     if how == "first":
         return h_BTW[:, 0]
@@ -97,7 +97,7 @@ def pooled(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tenso
     return (h_BTW * there_BT1).sum(1) / there_BT1.sum(1)
 
 
-def turned(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def reverse_steps(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
     """The steps that are there in reverse order, padding still behind; turning twice gives the rows back."""
     num_B1 = there_BT.sum(1, keepdim=True)
     at_1T = torch.arange(x_BTW.shape[1], device=x_BTW.device).unsqueeze(0)

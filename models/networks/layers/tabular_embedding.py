@@ -12,7 +12,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 
 
-class Columns(nn.Module):
+class TabularInput(nn.Module):
     """x_BF float32 -> numbers_BN float32, codes_BC int64.
 
     A code is from 0 to one less than the count of its category: what lies outside becomes the nearest one.

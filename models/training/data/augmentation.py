@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bloomery.models.training.config import Augment
 
 
-class Mixed(NamedTuple):
+class MixupBatch(NamedTuple):
     """A batch of which row i belongs by `share` to y[i], and by the rest to other[i]."""
 
     x: torch.Tensor
@@ -22,29 +22,29 @@ class Mixed(NamedTuple):
     share: float
 
 
-def generator_for(seed: int, epoch: int, batch: int) -> torch.Generator:
+def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
     """Random numbers that depend on these three alone, so a run that goes on draws what it would have drawn."""
     # Three primes keep the seeds of near epochs and batches apart.
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7_919 + batch * 104_729) % 2**63)
 
 
-def augmented(x: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
+def augment_batch(x: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
     """`x` changed as the recipe says: images (B, C, H, W) or tokens (B, T); every row by its own draw."""
     if x.dim() == 4:
         if augment.rotate:
-            x = _rotated(x, augment.rotate, random)
+            x = _rotate(x, augment.rotate, random)
         if augment.flip or augment.shift:
-            x = _moved(x, augment, random)
+            x = _shift_and_flip(x, augment, random)
         if augment.erase:
-            x = _erased(x, augment.erase, random)
+            x = _erase(x, augment.erase, random)
         if augment.mask:
-            x = _masked(x, augment.mask, random)
+            x = _mask(x, augment.mask, random)
     elif x.dim() == 2 and augment.drop_tokens:
-        x = _without_some_tokens(x, augment.drop_tokens, random)
+        x = _drop_tokens(x, augment.drop_tokens, random)
     return x
 
 
-def mixed(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generator) -> Mixed:
+def mixup(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generator) -> MixupBatch:
     """Each row with another one laid over it.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1.
@@ -52,10 +52,10 @@ def mixed(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generato
     first, second = (torch._sample_dirichlet(torch.full((1, 2), alpha), random)[0]).tolist()
     share = max(first, second)
     order = torch.randperm(len(x), generator=random)
-    return Mixed(x * share + x[order] * (1 - share), y, y[order], share)
+    return MixupBatch(x * share + x[order] * (1 - share), y, y[order], share)
 
 
-def _moved(x_BCHW: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
+def _shift_and_flip(x_BCHW: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
     """Shifted by up to `shift` pixels, the border repeated, and mirrored half of the time."""
     num, _, height, width = x_BCHW.shape
     by_2B = torch.randint(-augment.shift, augment.shift + 1, (2, num), generator=random)
@@ -70,7 +70,7 @@ def _moved(x_BCHW: torch.Tensor, augment: Augment, random: torch.Generator) -> t
     return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def _rotated(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> torch.Tensor:
+def _rotate(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> torch.Tensor:
     angle_B = (torch.rand(len(x_BCHW), generator=random) * 2 - 1) * degrees * torch.pi / 180
     sine_B, cosine_B, zero_B = angle_B.sin(), angle_B.cos(), torch.zeros_like(angle_B)
     # On grids from -1 to 1 a turn keeps its shape only where height and width are equal.
@@ -86,7 +86,7 @@ def _rotated(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> t
     return F.grid_sample(x_BCHW, grid, padding_mode="border", align_corners=False)
 
 
-def _erased(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+def _erase(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
     """A rectangle of a sixteenth to a quarter of the image becomes 0 in the `share` of images.
 
     Source: Zhong et al. 2020, "Random Erasing Data Augmentation".
@@ -95,13 +95,13 @@ def _erased(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torc
     is_chosen_B = torch.rand(num, generator=random) < share
     sides_2B = (0.25 + 0.25 * torch.rand(2, num, generator=random)) * torch.tensor([[height], [width]])
     corner_2B = torch.rand(2, num, generator=random) * (torch.tensor([[height], [width]]) - sides_2B)
-    in_rows_BH = _between(height, corner_2B[0], sides_2B[0])
-    in_columns_BW = _between(width, corner_2B[1], sides_2B[1])
+    in_rows_BH = _interval_mask(height, corner_2B[0], sides_2B[0])
+    in_columns_BW = _interval_mask(width, corner_2B[1], sides_2B[1])
     hole_BHW = in_rows_BH[:, :, None] & in_columns_BW[:, None, :] & is_chosen_B[:, None, None]
     return x_BCHW.masked_fill(hole_BHW[:, None], 0.0)
 
 
-def _masked(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+def _mask(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
     """One band of rows and one of columns, each of up to `share` of the side, become 0.
 
     Source: Park et al. 2019, "SpecAugment", section 2.
@@ -110,17 +110,17 @@ def _masked(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torc
     for side, dim in ((height, 2), (width, 3)):
         length_B = torch.rand(num, generator=random) * share * side
         start_B = torch.rand(num, generator=random) * (side - length_B)
-        band_BS = _between(side, start_B, length_B)
+        band_BS = _interval_mask(side, start_B, length_B)
         x_BCHW = x_BCHW.masked_fill(band_BS[:, None, :, None] if dim == 2 else band_BS[:, None, None, :], 0.0)
     return x_BCHW
 
 
-def _between(side: int, start_B: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+def _interval_mask(side: int, start_B: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
     at_S = torch.arange(side) + 0.5
     return (at_S >= start_B[:, None]) & (at_S < (start_B + length_B)[:, None])
 
 
-def _without_some_tokens(x_BT: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
+def _drop_tokens(x_BT: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
     """Tokens are taken out and the rest moves up, so padding stays behind; the first one always stays."""
     is_gone_BT = torch.rand(x_BT.shape, generator=random) < share
     is_gone_BT[:, 0] = False

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import CLASS, ENCODED
-from bloomery.models.training.data.streaming import Stream, Window, open_stream
-from bloomery.models.training.distributed.process_group import ALONE, World
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
+from bloomery.models.training.data.streaming import ExampleStream, Window, open_stream
+from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
-_MOST_BYTES = 1 << 30  # of values in memory
+_MAX_BYTES = 1 << 30  # of values in memory
 _GROUP_ROWS = 65_536
 _BLOCK_VALUES = 500_000  # 2 MB, which a processor's cache holds
 
@@ -57,19 +57,19 @@ class Examples(NamedTuple):
         yield Window(0, self.x, self.y, order)
 
 
-Rows = Examples | Stream
+ExampleSource = Examples | ExampleStream
 
 
-def read_rows(path: Path, key: str, layout: Layout) -> Rows:
+def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:
     """The rows of an encoded Parquet file: in memory, or from disk if they are large.
 
     What is large does not depend on the machine, since the order of rows, and so the weights, depend on it.
     """
     num_bytes = pq.read_metadata(path).num_rows * layout.num_values * 4
-    return read_examples(path, key, layout) if num_bytes <= _MOST_BYTES else open_stream(path, layout)
+    return read_examples(path, key, layout) if num_bytes <= _MAX_BYTES else open_stream(path, layout)
 
 
-def read_sample(path: Path, key: str, layout: Layout, num_rows: int) -> Examples:
+def sample_examples(path: Path, key: str, layout: Layout, num_rows: int) -> Examples:
     """About `num_rows` rows, evenly from the whole file, in its order."""
     step = max(pq.read_metadata(path).num_rows // num_rows, 1)
     return read_examples(path, key, layout, step)
@@ -80,16 +80,16 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
     with pq.ParquetFile(path, pre_buffer=False) as file:
         num_rows = -(-file.metadata.num_rows // step)
         x = np.empty((num_rows, layout.num_values), np.float32)
-        y = np.empty(num_rows, file.schema_arrow.field(CLASS).type.to_pandas_dtype())
+        y = np.empty(num_rows, file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype())
         keys = [np.empty(0, file.schema_arrow.field(key).type.to_pandas_dtype())]
         start, num_read = 0, 0
-        for batch in file.iter_batches(_GROUP_ROWS, columns=[key, CLASS, ENCODED]):
+        for batch in file.iter_batches(_GROUP_ROWS, columns=[key, ENCODED_LABEL, ENCODED_INPUT]):
             places = slice(-num_read % step, None, step)
             num_read += batch.num_rows
-            values = pc.list_flatten(batch.column(ENCODED)).to_numpy().reshape(batch.num_rows, -1)[places]
+            values = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)[places]
             stop = start + len(values)
             x[start:stop] = values
-            y[start:stop] = batch.column(CLASS).to_numpy()[places]
+            y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()[places]
             keys.append(batch.column(key).to_numpy(zero_copy_only=False)[places])
             start = stop
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
@@ -104,19 +104,19 @@ def even_sample(rows: Array, least: int) -> Array:
     return rows[:: max(len(rows) // least, 1)]
 
 
-def num_batches(rows: Rows, batch_size: int, world: World = ALONE) -> int:
+def num_batches(rows: ExampleSource, batch_size: int, world: ProcessGroup = SINGLE_PROCESS) -> int:
     """How many batches one epoch has. A last one needs two rows for each process: batch normalisation does."""
     whole, rest = divmod(rows.num_rows, batch_size)
     return whole + (rest >= 2 * world.size)
 
 
-def size_of_batch(rows: Rows, batch_size: int, number: int) -> int:
+def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
     """Rows of batch `number`, from 0, over all processes."""
     return min(batch_size, rows.num_rows - number * batch_size)
 
 
-def batches(
-    rows: Rows, batch_size: int, *, seed: int, epoch: int, start: int = 0, world: World = ALONE
+def iterate_batches(
+    rows: ExampleSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, world: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[Batch]:
     """Batches in an order that depends on the file, seed and epoch alone, without the first `start` ones.
 
@@ -132,17 +132,17 @@ def batches(
             begun.append((x.index_select(0, head), y.index_select(0, head)))
         whole, tail = body.tensor_split([len(body) // batch_size * batch_size])
         if (position + len(head)) % batch_size == 0:
-            yield from _joined(begun, world)
+            yield from _join_pieces(begun, world)
             begun = []
             skipped = max(start - (position + len(head)) // batch_size, 0)
-            yield from itertools.islice(_cut(x, y, whole, batch_size, skipped, world), skipped, None)
+            yield from itertools.islice(_full_batches(x, y, whole, batch_size, skipped, world), skipped, None)
             if len(tail) and position + len(order) > start * batch_size:
                 begun.append((x.index_select(0, tail), y.index_select(0, tail)))
-    yield from _joined(begun, world)
+    yield from _join_pieces(begun, world)
 
 
-def _cut(
-    x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, world: World
+def _full_batches(
+    x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, world: ProcessGroup
 ) -> Iterator[Batch]:
     """Whole batches. Those that are `skipped` need not hold their rows."""
     # Rows are gathered for many batches at once: a small gather costs more to call than to do.
@@ -158,7 +158,7 @@ def _cut(
         yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)
 
 
-def _joined(pieces: list[Batch], world: World) -> Iterator[Batch]:
+def _join_pieces(pieces: list[Batch], world: ProcessGroup) -> Iterator[Batch]:
     if pieces:
         x, y = (torch.cat(columns) for columns in zip(*pieces, strict=True))
         yield x[world.rank :: world.size].contiguous(), y[world.rank :: world.size].contiguous()

@@ -8,13 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _Batch = TypeVar("_Batch")
-_NUM_AHEAD = 2
+_NUM_PREFETCHED = 2
 
 
-def ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def prefetch(batches: Iterator[_Batch]) -> Iterator[_Batch]:
     """The same batches in their order; a thread makes the next ones meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeding") as thread:
-        waiting: deque[Future[_Batch | None]] = deque(thread.submit(next, batches, None) for _ in range(_NUM_AHEAD))
+        waiting: deque[Future[_Batch | None]] = deque(
+            thread.submit(next, batches, None) for _ in range(_NUM_PREFETCHED)
+        )
         while (batch := waiting.popleft().result()) is not None:
             waiting.append(thread.submit(next, batches, None))
             yield batch

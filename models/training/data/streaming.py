@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import CLASS, ENCODED
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 
 _OPEN_GROUPS = 8
 _WINDOW_VALUES = 16_000_000  # 64 MB
-_MOST_DECODED_ROWS = 16_384
+_MAX_DECODED_ROWS = 16_384
 _PAGE_BUFFER = 1 << 20
 
 
@@ -52,7 +52,7 @@ class _Slices(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stream:
+class ExampleStream:
     """Encoded rows that stay on disk. `groups` are the numbers of rows of the file's row groups."""
 
     path: Path
@@ -72,13 +72,13 @@ class Stream:
     def labels(self, *, all_of_them: bool) -> torch.Tensor:
         """The labels, in the file's order, or none of them but of their type."""
         if all_of_them:
-            return torch.from_numpy(self._file.read([CLASS])[CLASS].to_numpy().copy())
-        return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(CLASS).type.to_pandas_dtype()))
+            return torch.from_numpy(self._file.read([ENCODED_LABEL])[ENCODED_LABEL].to_numpy().copy())
+        return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype()))
 
     def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All rows in the file's order, a window's worth at a time at most."""
         num_rows = max(self.window_values // self.layout.num_values, 2)
-        for batch in self._file.iter_batches(num_rows, columns=[CLASS, ENCODED]):
+        for batch in self._file.iter_batches(num_rows, columns=[ENCODED_LABEL, ENCODED_INPUT]):
             yield _tensors([batch], self.layout)
 
     def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
@@ -106,7 +106,7 @@ class Stream:
             num_values = sum(self.groups[group] for group in groups) * self.layout.num_values
             num = max(-(-num_values // self.window_values), 1)
             for at in range(num):
-                sizes = [_size_of_slice(self.groups[group], at, num) for group in groups]
+                sizes = [_slice_num_rows(self.groups[group], at, num) for group in groups]
                 planned.append(_Slices(groups, num, at, sum(sizes)))
         return planned
 
@@ -123,16 +123,16 @@ class Stream:
                 readers = [_GroupReader(self._file, group, self.groups[group] // window.num) for group in opened]
                 for reader, group in zip(readers, window.groups, strict=True):
                     reader.take(self.groups[group] * window.at // window.num)
-            sizes = [_size_of_slice(self.groups[group], window.at, window.num) for group in window.groups]
+            sizes = [_slice_num_rows(self.groups[group], window.at, window.num) for group in window.groups]
             rows = [batch for reader, size in zip(readers, sizes, strict=True) for batch in reader.take(size)]
             random = torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_000_003 + number)
             yield Window(position, *_tensors(rows, self.layout), torch.randperm(window.num_rows, generator=random))
 
 
-def open_stream(path: Path, layout: Layout) -> Stream:
+def open_stream(path: Path, layout: Layout) -> ExampleStream:
     """Nothing but the file's own description is read."""
     metadata = pq.read_metadata(path)
-    return Stream(path, layout, tuple(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
+    return ExampleStream(path, layout, tuple(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
 
 
 class _GroupReader:
@@ -140,8 +140,10 @@ class _GroupReader:
 
     def __init__(self, file: pq.ParquetFile, group: int, num_rows: int) -> None:
         """`num_rows` are decoded at a time, or fewer."""
-        rows = min(max(num_rows, 1), _MOST_DECODED_ROWS)
-        self._batches = file.iter_batches(rows, row_groups=[group], columns=[CLASS, ENCODED], use_threads=False)
+        rows = min(max(num_rows, 1), _MAX_DECODED_ROWS)
+        self._batches = file.iter_batches(
+            rows, row_groups=[group], columns=[ENCODED_LABEL, ENCODED_INPUT], use_threads=False
+        )
         self._rest: pa.RecordBatch | None = None
 
     def take(self, num_rows: int) -> list[pa.RecordBatch]:
@@ -155,18 +157,18 @@ class _GroupReader:
         return taken
 
 
-def _size_of_slice(num_rows: int, at: int, num: int) -> int:
+def _slice_num_rows(num_rows: int, at: int, num: int) -> int:
     return num_rows * (at + 1) // num - num_rows * at // num
 
 
 def _tensors(batches: list[pa.RecordBatch], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows = sum(batch.num_rows for batch in batches)
     x = np.empty((num_rows, layout.num_values), np.float32)
-    y = np.empty(num_rows, batches[0].column(CLASS).type.to_pandas_dtype())
+    y = np.empty(num_rows, batches[0].column(ENCODED_LABEL).type.to_pandas_dtype())
     start = 0
     for batch in batches:
         stop = start + batch.num_rows
-        x[start:stop] = pc.list_flatten(batch.column(ENCODED)).to_numpy().reshape(batch.num_rows, -1)
-        y[start:stop] = batch.column(CLASS).to_numpy()
+        x[start:stop] = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)
+        y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()
         start = stop
     return torch.from_numpy(x.reshape(num_rows, *layout.shape)), torch.from_numpy(y)

@@ -20,34 +20,36 @@ from torch.nn.parallel import DistributedDataParallel
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.networks.config import Gpt, Model, Transformer
 from bloomery.models.training.config import Loop, Strategy, Training
-from bloomery.models.training.distributed.pipeline_parallel import in_a_row, num_microbatches
-from bloomery.models.training.distributed.process_group import ALONE, World, is_cut
-from bloomery.models.training.loop import Learn, learner
+from bloomery.models.training.distributed.pipeline_parallel import num_microbatches, pipeline_learner
+from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup, has_remote_modules
+from bloomery.models.training.loop import Learner, create_learner
 
 
-def shared_rows(strategy: Strategy) -> World:
+def data_parallel_group(strategy: Strategy) -> ProcessGroup:
     """How the processes of this group share the rows of a batch: with some strategies all see all rows."""
-    return ALONE if strategy in ("tensor", "pipeline") else World(dist.get_rank(), dist.get_world_size())
+    return (
+        SINGLE_PROCESS if strategy in ("tensor", "pipeline") else ProcessGroup(dist.get_rank(), dist.get_world_size())
+    )
 
 
-def refuse_impossible(training: Training, model: Model) -> None:
+def require_supported_strategy(training: Training, model: Model) -> None:
     """Raises RecipeInvalid if the network cannot be spread so."""
     strategy, num_processes = training.strategy, training.devices * training.nodes
     if strategy in ("ddp", "fsdp"):
         return
     if not isinstance(model, Transformer | Gpt):
-        raise _impossible(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
+        raise _unsupported(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
     if strategy == "tensor" and model.num_heads % num_processes:
         found = f"{model.num_heads} heads for {num_processes} processes"
-        raise _impossible(strategy, found, "heads that the processes can share evenly")
+        raise _unsupported(strategy, found, "heads that the processes can share evenly")
     if strategy == "pipeline":
         if model.num_layers < num_processes:
             found = f"{model.num_layers} layers for {num_processes} processes"
-            raise _impossible(strategy, found, "a layer for each process at least")
+            raise _unsupported(strategy, found, "a layer for each process at least")
         num_microbatches(training.microbatches, training.batch_size, num_processes)
 
 
-def _impossible(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
+def _unsupported(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
         f"`strategy: {strategy}` with {found}",
         required=required,
@@ -56,33 +58,35 @@ def _impossible(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
     )
 
 
-def spread(
+def parallelize(
     network: nn.Module, loop: Loop, strategy: Strategy, device: torch.device, microbatches: int | None = None
-) -> Learn:
+) -> Learner:
     """How the network learns: its gradients are those of the whole batch, in every process.
 
     With `fsdp` and `tensor` the parameters of `network` itself become shards; with `pipeline` only this process's part
     of them is left.
     """
     if strategy == "pipeline":
-        return in_a_row(network, loop, device, num_microbatches(microbatches, loop.batch_size, dist.get_world_size()))
+        return pipeline_learner(
+            network, loop, device, num_microbatches(microbatches, loop.batch_size, dist.get_world_size())
+        )
     if strategy == "ddp":
         ids = [device.index] if device.type == "cuda" else None
-        return learner(DistributedDataParallel(network.to(device), device_ids=ids), loop)
+        return create_learner(DistributedDataParallel(network.to(device), device_ids=ids), loop)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in _blocks(network):
         if strategy == "fsdp":
             fully_shard(block, mesh=mesh)
         else:
-            parallelize_module(block, mesh, _cuts(block))
+            parallelize_module(block, mesh, _sharding_plan(block))
     if strategy == "fsdp":
         fully_shard(network, mesh=mesh)
-    return learner(network, loop)
+    return create_learner(network, loop)
 
 
-def whole_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+def gather_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     """All weights in one piece on the processor, in the first process; nothing in the others."""
-    if is_cut(network):
+    if has_remote_modules(network):
         parts: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
         own = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         dist.gather_object(own, parts if dist.get_rank() == 0 else None)
@@ -99,7 +103,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     return list(lists[0]) if lists else []
 
 
-def _cuts(block: nn.Module) -> dict[str, ParallelStyle]:
+def _sharding_plan(block: nn.Module) -> dict[str, ParallelStyle]:
     """Which of a block's linear maps are cut by their outputs, and which by their inputs."""
     names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
     return {

@@ -20,14 +20,14 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.training.config import Loop
-from bloomery.models.training.distributed.process_group import Elsewhere
-from bloomery.models.training.loop import Learn, Losses
-from bloomery.models.training.optimization.mixed_precision import is_half
+from bloomery.models.training.distributed.process_group import RemoteModule
+from bloomery.models.training.loop import Learner, RowLosses
+from bloomery.models.training.optimization.mixed_precision import uses_bf16
 
 _MICROBATCHES = 4  # for each process
 
 
-class Blocks(Protocol):
+class PipelinedNetwork(Protocol):
     """A network whose answer is `end(block(... block(begin(x), mask(x))), x)`."""
 
     @property
@@ -37,7 +37,7 @@ class Blocks(Protocol):
     def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor: ...
 
 
-class Part(nn.Module):
+class PipelineStageModule(nn.Module):
     """What one process reckons: the first begins, the last ends, and each has its own blocks."""
 
     def __init__(self, network: nn.Module, own: range, rank: int, size: int, *, is_half: bool) -> None:
@@ -48,7 +48,7 @@ class Part(nn.Module):
     def forward(self, begun: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         """`begun` is x in the first process, h_BTW in the others. These have x beside it, for where its padding is."""
         x = begun if x is None else x
-        network = cast(Blocks, self.network)
+        network = cast(PipelinedNetwork, self.network)
         is_half = self._is_half and self.network.training
         with torch.autocast(x.device.type, torch.bfloat16, enabled=is_half):
             h_BTW = network.begin(x) if self._is_first else begun
@@ -75,7 +75,7 @@ def num_microbatches(stated: int | None, batch_size: int, num_processes: int) ->
     return number
 
 
-def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) -> Learn:
+def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, number: int) -> Learner:
     """Of `network` only this process's part is left, which learns with the others: all of them get the same batches.
 
     Calling `network` gives the whole network's outputs, in every process, if all call it with the same rows. Each batch
@@ -86,7 +86,9 @@ def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) 
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     num_outputs = cast(nn.Linear, network.head).out_features
-    part = Part(network, _cut(network, rank, size), rank, size, is_half=is_half(loop, device))
+    part = PipelineStageModule(
+        network, _keep_own_blocks(network, rank, size), rank, size, is_half=uses_bf16(loop, device)
+    )
     # Else the same units would be dropped in the same places of every part.
     torch.manual_seed(torch.initial_seed() + rank)
 
@@ -94,13 +96,13 @@ def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) 
         return PipelineStage(module, rank, size, device)
 
     learning = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
-    schedule = Schedule1F1B(learning, number, loss_fn=_loss, scale_grads=False)
+    schedule = Schedule1F1B(learning, number, loss_fn=_microbatch_loss, scale_grads=False)
     forwards = ScheduleGPipe(stage(part), number)
     num_rows = -(-loop.batch_size // number) * number  # buffers between processes have one size
 
-    def learn(x: torch.Tensor, losses: Losses, share: float) -> torch.Tensor:
+    def learn(x: torch.Tensor, losses: RowLosses, share: float) -> torch.Tensor:
         told: list[torch.Tensor] = []
-        args, kwargs = _given(x, num_rows, rank)
+        args, kwargs = _schedule_inputs(x, num_rows, rank)
         judge = {"losses": losses, "num_rows": len(x), "share": share}
         rows = torch.arange(num_rows)
         schedule.step(*args, target=rows, losses=told, return_outputs=False, loss_kwargs=judge, **kwargs)
@@ -113,7 +115,7 @@ def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) 
         outputs_BK = x.new_empty(len(x), num_outputs)
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
-            args, kwargs = _given(rows, num_rows, rank)
+            args, kwargs = _schedule_inputs(rows, num_rows, rank)
             answered = forwards.step(*args, **kwargs)
             if answered is not None:
                 outputs_BK[first : first + len(rows)] = answered[: len(rows)]
@@ -124,25 +126,27 @@ def in_a_row(network: nn.Module, loop: Loop, device: torch.device, number: int) 
     return learn
 
 
-def _loss(outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: Losses, num_rows: int, share: float) -> torch.Tensor:
+def _microbatch_loss(
+    outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: RowLosses, num_rows: int, share: float
+) -> torch.Tensor:
     """A microbatch's part of the loss that is made small. Rows that fill the batch up come last and count nothing."""
     first = int(at_B[0])
     num_real = min(max(num_rows - first, 0), len(at_B))
     return losses(outputs_BK[:num_real], slice(first, first + num_real)) / share
 
 
-def _given(x: torch.Tensor, num_rows: int, rank: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def _schedule_inputs(x: torch.Tensor, num_rows: int, rank: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """What a schedule is called with in this process: x, filled up with rows of zeros."""
     filled = F.pad(x, (0, 0) * (x.dim() - 1) + (0, num_rows - len(x)))
     return ((filled,), {}) if rank == 0 else ((), {"x": filled})
 
 
-def _cut(network: nn.Module, rank: int, size: int) -> range:
+def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
     """Which blocks are this process's. Afterwards `network` holds no parameters but its own.
 
     What stands before the blocks is the first one's, what stands behind them the last one's.
     """
-    blocks = cast(Blocks, network).blocks
+    blocks = cast(PipelinedNetwork, network).blocks
     holder = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
     own = range(*(-(-one * len(blocks) // size) for one in (rank, rank + 1)))
     latest = 0
@@ -151,7 +155,7 @@ def _cut(network: nn.Module, rank: int, size: int) -> range:
             latest = size - 1
         if next(module.parameters(recurse=False), None) is not None and holder.get(module, latest) != rank:
             parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, Elsewhere())
+            setattr(network.get_submodule(parent), child, RemoteModule())
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RecipeInvalid(
             f"every parameter of part {rank + 1} of {size} is frozen",

@@ -9,26 +9,26 @@ import torch.distributed as dist
 from torch import nn
 
 
-class World(NamedTuple):
+class ProcessGroup(NamedTuple):
     """`size` processes that share the rows of each batch, of which this is number `rank`."""
 
     rank: int = 0
     size: int = 1
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class Elsewhere(nn.Module):
+class RemoteModule(nn.Module):
     """Stands where another process holds that part of the network."""
 
 
-def is_cut(network: nn.Module) -> bool:
+def has_remote_modules(network: nn.Module) -> bool:
     """Whether each process holds other parameters of the network."""
-    return any(isinstance(module, Elsewhere) for module in network.modules())
+    return any(isinstance(module, RemoteModule) for module in network.modules())
 
 
-def added_up(figures: torch.Tensor, world: World) -> torch.Tensor:
+def all_reduce_sum(figures: torch.Tensor, world: ProcessGroup) -> torch.Tensor:
     """The sum over all processes, in each of them. Every process must call this, in the same order."""
     if world.size > 1:
         figures = figures.clone()

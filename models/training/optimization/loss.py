@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from bloomery.models.training.config import Loop
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def is_regression(y: torch.Tensor) -> bool:
@@ -23,7 +23,7 @@ def is_regression(y: torch.Tensor) -> bool:
     return y.is_floating_point()
 
 
-def loss_of(loop: Loop, y_of_train: torch.Tensor) -> Loss:
+def build_loss(loop: Loop, y_of_train: torch.Tensor) -> BatchLoss:
     """(outputs_BK, y_B) -> the loss of each row added up: cross entropy in nats, or the squared or Huber error."""
     if is_regression(y_of_train):
         measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
@@ -55,7 +55,7 @@ def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     return torch.where(counts_K > 0, len(y) / (num_present * counts_K.clamp(min=1)), 0.0)
 
 
-def judged(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     """float64 (3,): the losses of all rows added up, unweighted; what the score is the mean of; the number of rows."""
     if is_regression(y_B):
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
@@ -71,6 +71,6 @@ def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     return loss, math.sqrt(score) if is_regression(y) else score
 
 
-def score_of(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:
+def score_outputs(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:
     """Accuracy from 0 to 1, or RMSE in standard units, of what a network answers for rows with these labels."""
-    return loss_and_score(judged(torch.from_numpy(outputs_BK), y_B), y_B)[1]
+    return loss_and_score(loss_and_metric_sums(torch.from_numpy(outputs_BK), y_B), y_B)[1]

@@ -9,16 +9,16 @@ import torch
 from bloomery.models.training.config import Loop
 
 
-def halved(loop: Loop, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def autocast(loop: Loop, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """In which a network's pass forward multiplies in bfloat16, if the loop says so. Weights stay float32.
 
     Source: Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", section 3; Micikevicius et al. 2018,
     "Mixed Precision Training", section 3.1 (weights that are kept in float32).
     """
-    return torch.autocast(device.type, torch.bfloat16) if is_half(loop, device) else contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(loop, device) else contextlib.nullcontext()
 
 
-def is_half(loop: Loop, device: torch.device) -> bool:
+def uses_bf16(loop: Loop, device: torch.device) -> bool:
     """Whether that is so: `auto` says yes to GPUs and processors with circuits for such products, and no to others.
 
     A processor that is held to fewer instructions than it has, as `ONEDNN_MAX_CPU_ISA` does it, counts as without.

@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bloomery.models.training.config import Loop
-from bloomery.models.training.distributed.process_group import is_cut
+from bloomery.models.training.distributed.process_group import has_remote_modules
 
 _WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
 
 
-def optimizer_for(network: nn.Module, loop: Loop, shares: dict[str, float] | None = None) -> torch.optim.AdamW:
+def build_optimizer(network: nn.Module, loop: Loop, shares: dict[str, float] | None = None) -> torch.optim.AdamW:
     """AdamW over all parameters that learn. What has one dimension, such as biases and norms, does not decay.
 
     `shares` gives a parameter's learning rate as a share of the recipe's, by its name; 1 where it is not named.
@@ -42,7 +42,7 @@ def optimizer_for(network: nn.Module, loop: Loop, shares: dict[str, float] | Non
     )
 
 
-def schedule_for(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int) -> LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int) -> LRScheduler:
     """The rate of each of `num_steps` steps.
 
     Source: Smith & Topin 2018, "Super-Convergence" (one cycle); Loshchilov & Hutter 2017, "SGDR" (cosine).
@@ -78,7 +78,7 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
     norms = [nn.utils.get_total_norm([one.grad for one in alike if one.grad is not None]) for alike in kinds if alike]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     total = whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
-    if dist.is_initialized() and is_cut(network):
+    if dist.is_initialized() and has_remote_modules(network):
         squares = total.square()
         dist.all_reduce(squares)
         total = squares.sqrt()
@@ -86,7 +86,7 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
         nn.utils.clip_grads_with_norm_(alike, largest, total)
 
 
-class RunningMean:
+class EMA:
     """A running mean of the weights and buffers; early steps count less and less.
 
     Source: Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging".

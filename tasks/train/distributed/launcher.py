@@ -24,7 +24,7 @@ from bloomery.tasks.train.distributed.spark_launcher import MOST_RESTARTS
 from bloomery.tasks.train.distributed.worker import FAILURE, PROGRESS, RESULT, WEIGHTS, Failure, Job, Result, Told
 
 if TYPE_CHECKING:
-    from bloomery.models.training.loop import Epoch, Step
+    from bloomery.models.training.loop import EpochResult, StepProgress
 
 _LOG = "torchrun.log"
 
@@ -37,8 +37,8 @@ def fit_together(
     start: Start | None,
     *,
     means: SparkMeans | None = None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
+    on_step: Callable[[StepProgress], None] = lambda step: None,
 ) -> fit.Fitted:
     """The network that `training.devices` processes on each of `training.nodes` machines have trained.
 
@@ -50,9 +50,9 @@ def fit_together(
             their log.
         TrainingDiverged: as in one process.
     """
-    from bloomery.models.training.distributed.parallelize import refuse_impossible
+    from bloomery.models.training.distributed.parallelize import require_supported_strategy
 
-    refuse_impossible(training, model)
+    require_supported_strategy(training, model)
     folder = settings().home / "jobs" / key
     if training.launcher == "spark":
         spark_launcher.refuse_impossible(training, means)
@@ -113,27 +113,27 @@ def _lines(path: Path, is_running: Callable[[], bool]) -> Iterator[str]:
         time.sleep(0.2)
 
 
-def _tell(told: Told, on_epoch: Callable[[Epoch], None], on_step: Callable[[Step], None]) -> None:
-    from bloomery.models.training.loop import Epoch, Step
+def _tell(told: Told, on_epoch: Callable[[EpochResult], None], on_step: Callable[[StepProgress], None]) -> None:
+    from bloomery.models.training.loop import EpochResult, StepProgress
 
     if told.epoch is not None:
-        on_epoch(Epoch(int(told.epoch[0]), *told.epoch[1:]))
+        on_epoch(EpochResult(int(told.epoch[0]), *told.epoch[1:]))
     if told.step is not None:
         number, num_steps, epoch, loss, rate = told.step
-        on_step(Step(int(number), int(num_steps), int(epoch), loss, rate))
+        on_step(StepProgress(int(number), int(num_steps), int(epoch), loss, rate))
 
 
 def _taken_over(folder: Path, dataset: Dataset, model: Model) -> fit.Fitted:
     from safetensors.torch import load_file
 
-    from bloomery.models.networks.blueprint import build
-    from bloomery.models.training.loop import Epoch
+    from bloomery.models.networks.blueprint import build_network
+    from bloomery.models.training.loop import EpochResult
 
     blueprint = fit.blueprint_of(dataset, model)
-    network = build(blueprint)
+    network = build_network(blueprint)
     network.load_state_dict(load_file(folder / WEIGHTS))
     result = Result.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
-    history = [Epoch(int(epoch[0]), *epoch[1:]) for epoch in result.history]
+    history = [EpochResult(int(epoch[0]), *epoch[1:]) for epoch in result.history]
     return fit.Fitted(network.eval(), blueprint, history, None, None)
 
 

@@ -23,7 +23,7 @@ from bloomery.tasks.infrastructure.settings import enter
 from bloomery.tasks.train import fit as fitting
 
 if TYPE_CHECKING:
-    from bloomery.models.training.loop import Epoch, Step
+    from bloomery.models.training.loop import EpochResult, StepProgress
 
 WEIGHTS, BLUEPRINT, PROGRESS, RESULT, FAILURE = (
     "weights.safetensors",
@@ -104,7 +104,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
     import torch
     from safetensors.torch import save
 
-    from bloomery.models.training.checkpointing import Keeper
+    from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.distributed import parallelize
 
     configure_processor(job.training)
@@ -115,17 +115,17 @@ def _train(job: Job, place: _Place, device: str) -> None:
         job.training,
         job.start,
         together=fitting.Together(
-            world=parallelize.shared_rows(strategy),
-            spread=lambda network, loop: parallelize.spread(
+            world=parallelize.data_parallel_group(strategy),
+            spread=lambda network, loop: parallelize.parallelize(
                 network, loop, strategy, torch.device(device), job.training.microbatches
             ),
             device=device,
         ),
-        keeper=Keeper(fitting.checkpoint_folder(job.key), job.training.checkpoints),
+        keeper=Checkpointer(fitting.checkpoint_folder(job.key), job.training.checkpoints),
         on_epoch=lambda epoch: _tell_epoch(place, epoch),
         on_step=lambda step: _tell_step(place, step),
     )
-    weights = parallelize.whole_weights(fitted.network)
+    weights = parallelize.gather_weights(fitted.network)
     if place.rank == 0:
         beside = place.folder / f".{WEIGHTS}"
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
@@ -134,11 +134,11 @@ def _train(job: Job, place: _Place, device: str) -> None:
         write(place.folder / RESULT, Result(history=tuple(map(tuple, fitted.history)), taken=taken))
 
 
-def _tell_epoch(place: _Place, epoch: Epoch) -> None:
+def _tell_epoch(place: _Place, epoch: EpochResult) -> None:
     _tell(place, Told(epoch=tuple(epoch)))
 
 
-def _tell_step(place: _Place, step: Step) -> None:
+def _tell_step(place: _Place, step: StepProgress) -> None:
     _tell(place, Told(step=tuple(step)))
 
 

@@ -16,7 +16,7 @@ from bloomery.models.networks.blueprint import num_parameters
 from bloomery.models.networks.config import Cnn, Mlp
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import evaluate, predict, train
 
 
@@ -62,7 +62,7 @@ def test_rows_without_labels_teach_through_the_teacher_alone(trained, parts):
     blueprint = trained.blueprint.model_copy(update={"config": Mlp(kind="mlp", hidden=(32,))})
     errors = []
     for rows, weight in ((few, 0.0), (add_unlabelled(few, parts.train.x[60:]), 0.9)):
-        fix_randomness(seed=0, num_threads=1)
+        set_deterministic(seed=0, num_threads=1)
         spec = CandidateSpec(name="student", student=Student(model=blueprint.config, training=loop))
         compression = Compression(distill=Distillation(weight=weight))
         student = compress_network(

@@ -17,7 +17,7 @@ from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation
 from bloomery.models.compression.distillation import create_distiller
 from bloomery.models.compression.feature_matching import _heeded, attention_map_loss, relation_loss, similarity_loss
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.training.config import Augment, Loop
 
@@ -132,7 +132,9 @@ def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float
 def test_a_student_of_any_kind_learns_of_the_inside_and_its_teacher_does_not(pair: str, of: str) -> None:
     config, taught_config, layout = PAIRS[pair]
     torch.manual_seed(1)
-    student, teacher = (build(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, taught_config))
+    student, teacher = (
+        build_network(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, taught_config)
+    )
     x = rows_of(layout)
     plain, once, twice = (learnt(student, teacher, x, **{of: weight}) for weight in (0.0, 1.0, 1.0))
     assert all(torch.isfinite(gradient).all() for gradient in once.values())
@@ -147,7 +149,7 @@ def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
     layout = FLAT if kind == "mlp" else STEPS
     configs = {"mlp": Mlp(kind="mlp", hidden=(5,)), "rnn": Rnn(kind="rnn", hidden=5)}
     student, teacher = (
-        build(Blueprint(config=one, layout=layout, num_outputs=3))
+        build_network(Blueprint(config=one, layout=layout, num_outputs=3))
         for one in (configs[kind], configs[kind].model_copy(update={"hidden": (8,) if kind == "mlp" else 8}))
     )
     x = rows_of(layout)

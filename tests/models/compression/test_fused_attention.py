@@ -17,8 +17,8 @@ from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import preprocess, quantizable_layers, quantize
 from bloomery.models.export.onnx_exporter import export_onnx, measure_parity
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import FtTransformer, Gpt, Mlp, Model, Transformer
 
 pytestmark = pytest.mark.slow  # each exports a network
@@ -51,7 +51,7 @@ def operators(path: Path) -> Counter[str]:
 def test_it_answers_as_the_network_and_becomes_integers(
     config: Model, layout: Layout, fused: int, left: int, seven_bits: bool, tmp_path: Path
 ) -> None:
-    network, x = build(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
+    network, x = build_network(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
         blueprint = Blueprint(config=config, layout=layout, num_outputs=4)
         network, _ = prune_network(network, blueprint, Pruning(share=0.5, parts=("heads",)))
@@ -69,13 +69,13 @@ def test_it_answers_as_the_network_and_becomes_integers(
         quantize(source, target, x.numpy(), how="dynamic", reduce_range=seven_bits, keep_float=keep)
         kinds = measure_integer_coverage(tmp_path / "int8.onnx").integers
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
-        exact_BK = answer(session(tmp_path / "fused.onnx"), x.numpy())
-        ours_BK = answer(session(tmp_path / "int8.onnx"), x.numpy())
+        exact_BK = run_session(create_session(tmp_path / "fused.onnx"), x.numpy())
+        ours_BK = run_session(create_session(tmp_path / "int8.onnx"), x.numpy())
         np.testing.assert_allclose(ours_BK, exact_BK, atol=0.1 * np.abs(exact_BK).max())
 
 
 def test_a_network_without_attention_is_left_alone(tmp_path: Path) -> None:
-    network = build(Blueprint(config=Mlp(kind="mlp", hidden=(8,)), layout=FLAT, num_outputs=4)).eval()
+    network = build_network(Blueprint(config=Mlp(kind="mlp", hidden=(8,)), layout=FLAT, num_outputs=4)).eval()
     export_onnx(network, rows_of(FLAT), tmp_path / "plain.onnx")
     assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
     assert not (tmp_path / "fused.onnx").exists()

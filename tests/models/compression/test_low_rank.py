@@ -11,7 +11,7 @@ from torch import nn
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.low_rank import factorize
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Mlp, Rnn, Transformer
 
 
@@ -53,7 +53,7 @@ def test_a_matrix_of_low_rank_loses_nothing():
 )
 def test_networks_answer_and_are_exported_with_thin_layers(config, layout, tmp_path):
     torch.manual_seed(0)
-    network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     thin = factorize(network, 0.5)
     assert num_parameters(thin) < 0.8 * num_parameters(network)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bloomery.models.evaluation.calibration import expected_calibration_error, reliability
+from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
 
 
 def shares_of(given_N: np.ndarray) -> np.ndarray:
@@ -16,18 +16,18 @@ def shares_of(given_N: np.ndarray) -> np.ndarray:
 
 def test_answers_that_are_right_as_often_as_they_say_have_no_error():
     truth_N = np.repeat([0, 1], [75, 25])
-    found = reliability(truth_N, shares_of(np.full(100, 0.75)))
+    found = calibration_bins(truth_N, shares_of(np.full(100, 0.75)))
     assert found.counts.sum() == found.counts.max() == 100
     assert expected_calibration_error(found) == pytest.approx(0)
 
 
 def test_the_error_is_the_distance_between_saying_and_being_right():
-    found = reliability(np.repeat([0, 1], 50), shares_of(np.full(100, 0.9)))
+    found = calibration_bins(np.repeat([0, 1], 50), shares_of(np.full(100, 0.9)))
     assert expected_calibration_error(found) == pytest.approx(0.4)
 
 
 def test_certainty_belongs_to_the_last_step_and_empty_steps_have_no_figures():
-    found = reliability(np.array([0]), shares_of(np.array([1.0])), num_steps=4)
+    found = calibration_bins(np.array([0]), shares_of(np.array([1.0])), num_steps=4)
     assert found.counts.tolist() == [0, 0, 0, 1]
     assert np.isnan(found.accuracy[:3]).all()
     assert found.accuracy[3] == found.confidence[3] == 1
@@ -36,7 +36,7 @@ def test_certainty_belongs_to_the_last_step_and_empty_steps_have_no_figures():
 @given(st.lists(st.tuples(st.floats(0.5, 1), st.integers(0, 1)), min_size=1, max_size=60))
 def test_steps_hold_all_rows_and_the_error_is_a_share(rows):
     given_N, truth_N = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    found = reliability(truth_N, shares_of(given_N))
+    found = calibration_bins(truth_N, shares_of(given_N))
     assert found.counts.sum() == len(rows)
     assert 0 <= expected_calibration_error(found) <= 1
     is_right = shares_of(given_N).argmax(axis=1) == truth_N

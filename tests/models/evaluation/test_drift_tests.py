@@ -12,11 +12,11 @@ from scipy import stats
 from bloomery.data_contracts.odcs.distributions import Cells, Counts, ReferenceColumn, count_into, reference_of
 from bloomery.models.evaluation.drift_tests import (
     chi_square,
-    divergence,
-    holm,
+    holm_correction,
     kolmogorov_smirnov,
+    measure_divergence,
+    poststratified_accuracy,
     psi_noise,
-    weighted_accuracy,
 )
 
 COUNTS = st.lists(st.integers(0, 200), min_size=2, max_size=8).filter(sum)
@@ -82,21 +82,21 @@ def test_tests_are_symmetric_and_give_chances_and_coarser_cells_never_give_a_lar
 
 @given(CHANCES)
 def test_holm_keeps_the_order_raises_every_chance_and_is_no_stricter_than_bonferroni(chances: list[float]) -> None:
-    corrected = holm(chances)
+    corrected = holm_correction(chances)
     for place, one in enumerate(chances):
         assert one <= corrected[place] <= min(1.0, len(chances) * one)
         assert all(corrected[place] <= corrected[other] for other, two in enumerate(chances) if one < two)
 
 
 def test_holm_of_known_chances() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_psi_of_one_distribution_is_on_average_what_its_noise_says() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(size=4_000)
     expected = reference(values)
-    found = [divergence(expected, 4_000, counted(expected, rng.normal(size=1_000))) for _ in range(200)]
+    found = [measure_divergence(expected, 4_000, counted(expected, rng.normal(size=1_000))) for _ in range(200)]
     assert found[0].noise == psi_noise(10, 4_000, 1_000) == pytest.approx(9 * 0.00125)
     assert np.mean([one.psi for one in found]) == pytest.approx(found[0].noise, rel=0.15)
 
@@ -111,12 +111,12 @@ def test_false_alarms_are_as_rare_as_they_are_said_to_be(num_rows: int) -> None:
         chances = []
         for draw in (rng.normal, rng.exponential):
             expected = reference(draw(size=2_000))
-            chances.append(divergence(expected, 2_000, counted(expected, draw(size=num_rows))).p_value)
+            chances.append(measure_divergence(expected, 2_000, counted(expected, draw(size=num_rows))).p_value)
         for _ in range(2):
             before = rng.multinomial(2_000, shares).astype(float)
             chances.append(chi_square(before, rng.multinomial(num_rows, shares).astype(float)).p_value)
         num_alarmed_alone += sum(one < 0.05 for one in chances)
-        num_alarms += min(holm(chances)) < 0.05
+        num_alarms += min(holm_correction(chances)) < 0.05
     assert num_alarmed_alone / 2_000 < 0.06
     assert num_alarms / 500 < 0.07  # 0.05 and two standard deviations
 
@@ -124,7 +124,9 @@ def test_false_alarms_are_as_rare_as_they_are_said_to_be(num_rows: int) -> None:
 def test_a_shift_is_found_and_its_size_does_not_depend_on_the_number_of_rows() -> None:
     rng = np.random.default_rng(2)
     expected = reference(rng.normal(size=5_000))
-    small, large = (divergence(expected, 5_000, counted(expected, rng.normal(0.8, 1, size))) for size in (300, 20_000))
+    small, large = (
+        measure_divergence(expected, 5_000, counted(expected, rng.normal(0.8, 1, size))) for size in (300, 20_000)
+    )
     assert small.p_value < 1e-6
     assert large.p_value < small.p_value
     assert small.psi == pytest.approx(large.psi, rel=0.3)
@@ -134,7 +136,7 @@ def test_a_shift_is_found_and_its_size_does_not_depend_on_the_number_of_rows() -
 def test_a_trifle_is_significant_among_many_rows_and_small_all_the_same() -> None:
     rng = np.random.default_rng(3)
     expected = reference(rng.normal(size=200_000))
-    found = divergence(expected, 200_000, counted(expected, rng.normal(0.03, 1, 200_000)))
+    found = measure_divergence(expected, 200_000, counted(expected, rng.normal(0.03, 1, 200_000)))
     assert found.p_value < 1e-6
     assert found.psi < 0.01
 
@@ -143,7 +145,7 @@ def test_numbers_that_are_missing_are_a_drift_of_their_own() -> None:
     rng = np.random.default_rng(4)
     expected = reference(rng.normal(size=2_000))
     values = pa.array([None if place < 300 else value for place, value in enumerate(rng.normal(size=2_000))])
-    found = divergence(expected, 2_000, counted(expected, values))
+    found = measure_divergence(expected, 2_000, counted(expected, values))
     assert found.statistic < 0.05  # those that are there have not moved
     assert found.p_value < 1e-6
     assert found.psi > 0.2
@@ -151,8 +153,8 @@ def test_numbers_that_are_missing_are_a_drift_of_their_own() -> None:
 
 def test_a_reference_of_few_values_and_one_that_never_varied_can_be_compared() -> None:
     constant = ReferenceColumn(edges=(1.0,), shares=(0.0, 1.0))
-    assert divergence(constant, 100, Counts(edges=(1.0,), counts=(0, 50))).p_value == 1.0
-    moved = divergence(constant, 100, Counts(edges=(1.0,), counts=(50, 0)))
+    assert measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(0, 50))).p_value == 1.0
+    moved = measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(50, 0)))
     assert moved.p_value < 1e-6
     assert moved.psi > 1
 
@@ -161,10 +163,10 @@ def test_labels_that_come_more_often_for_one_answer_do_not_bend_the_accuracy() -
     answers = np.array(["a"] * 900 + ["b"] * 100, dtype=object)
     labelled = np.array(["a"] * 50 + ["b"] * 50, dtype=object)
     right = np.array([True] * 45 + [False] * 5 + [True] * 25 + [False] * 25)
-    found, covered = weighted_accuracy(answers, labelled, right)
+    found, covered = poststratified_accuracy(answers, labelled, right)
     assert found.value == pytest.approx(0.9 * 0.9 + 0.1 * 0.5)
     assert found.low < found.value < found.high
     assert covered == 1.0
-    alone, covered = weighted_accuracy(answers, labelled[:50], right[:50])
+    alone, covered = poststratified_accuracy(answers, labelled[:50], right[:50])
     assert (alone.value, covered) == (pytest.approx(0.9), pytest.approx(0.9))
-    assert weighted_accuracy(answers, labelled[:3], right[:3])[0].low < 0.8  # three right ones are no certainty
+    assert poststratified_accuracy(answers, labelled[:3], right[:3])[0].low < 0.8  # three right ones are no certainty

@@ -18,14 +18,14 @@ from bloomery.models.evaluation.metrics import (
     Z_95,
     accuracy,
     accuracy_drop,
-    auc,
-    confusion,
-    explained,
+    class_metrics,
+    confusion_matrix,
     log_loss,
     mean_absolute_error,
-    per_class,
+    r_squared,
     rmse,
     rmse_rise,
+    roc_auc,
 )
 
 
@@ -174,7 +174,7 @@ def test_tangos_interval_holds_the_true_drop_at_least_93_times_in_100(num_rows, 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
 def test_confusions_are_counted(rows):
     truth, answers = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
-    counts = confusion(truth, answers, 5)
+    counts = confusion_matrix(truth, answers, 5)
     assert (counts.shape, counts.dtype) == ((5, 5), np.int64)
     assert all(counts[one, other] == rows.count((one, other)) for one in range(5) for other in range(5))
 
@@ -255,7 +255,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(rows):
     positive, scores = (np.array([row[side] for row in rows]) for side in (0, 1))
     pairs_of = [(a > b) + (a == b) / 2 for a in scores[positive == 1] for b in scores[positive == 0]]
     expected = pytest.approx(np.mean(pairs_of)) if pairs_of else None
-    assert auc(positive.astype(bool), scores) == expected
+    assert roc_auc(positive.astype(bool), scores) == expected
 
 
 def test_loss_error_and_share_explained_are_what_their_names_say():
@@ -263,10 +263,10 @@ def test_loss_error_and_share_explained_are_what_their_names_say():
     assert log_loss(np.array([0, 1, 0]), shares) == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 3)
     truth, answers = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 6.0])
     assert mean_absolute_error(truth, answers) == 1
-    assert (explained(truth, truth), explained(truth, np.full(3, 2.0))) == (1, 0)
-    assert explained(np.ones(3), answers) == 0
+    assert (r_squared(truth, truth), r_squared(truth, np.full(3, 2.0))) == (1, 0)
+    assert r_squared(np.ones(3), answers) == 0
 
 
 def test_each_class_has_its_recall_and_precision_and_none_where_there_is_nothing():
-    counts = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
-    assert per_class(counts) == [(2, 0.5, 1.0), (1, 1.0, 0.5), (0, None, None), (0, None, None)]
+    counts = confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
+    assert class_metrics(counts) == [(2, 0.5, 1.0), (1, 1.0, 0.5), (0, None, None), (0, None, None)]

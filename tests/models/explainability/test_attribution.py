@@ -25,7 +25,7 @@ from bloomery.models.explainability.baselines import make_baseline
 from bloomery.models.explainability.feature_groups import FeatureGroups, column_names, group_features, sum_by_group
 from bloomery.models.explainability.feature_importance import group_importance, token_importance
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 from bloomery.models.features.input_config import (
     BooleanInput,
     CategoryInput,
@@ -35,14 +35,14 @@ from bloomery.models.features.input_config import (
     SequenceInput,
     SeriesInput,
 )
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Mlp, Model, Rnn, Transformer
-from bloomery.models.training.config import Loop, Method
+from bloomery.models.training.config import AttributionMethod, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import evaluate, train
 
-METHODS = get_args(Method)
+METHODS = get_args(AttributionMethod)
 LAYOUTS = {
     "image": Layout(kind="image", shape=(1, 8, 8)),
     "flat": Layout(kind="flat", shape=(8,)),
@@ -113,7 +113,7 @@ def learnt() -> Callable[..., nn.Module]:
             torch.manual_seed(1)
             order = torch.randperm(len(rows.y)) if is_shuffled else torch.arange(len(rows.y))
             part = Examples(rows.x, rows.y[order], np.arange(len(rows.y)))
-            network = build(Blueprint(config=NETWORKS[kind], layout=LAYOUTS[kind], num_outputs=2))
+            network = build_network(Blueprint(config=NETWORKS[kind], layout=LAYOUTS[kind], num_outputs=2))
             train(network, part, part, Loop(epochs=15, batch_size=32, learning_rate=0.01), seed=0)
             assert is_shuffled or evaluate(network, part)[1] > 0.95, "only what was learnt can be explained"
             known[kind, is_shuffled] = network.eval()
@@ -122,7 +122,9 @@ def learnt() -> Callable[..., nn.Module]:
     return make
 
 
-def explained(network: nn.Module, kind: str, num_rows: int, method: Method | None = None, **more: int) -> Explanation:
+def explained(
+    network: nn.Module, kind: str, num_rows: int, method: AttributionMethod | None = None, **more: int
+) -> Explanation:
     """Rows of class 1, whose signal is there in every kind."""
     x = planted(kind).x[1 : 2 * num_rows : 2]
     still = make_baseline(x, LAYOUTS[kind], planted(kind).x)
@@ -137,7 +139,9 @@ def likeness(one: Explanation, other: Explanation) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_every_method_finds_the_planted_signal(learnt: Callable[..., nn.Module], kind: str, method: Method) -> None:
+def test_every_method_finds_the_planted_signal(
+    learnt: Callable[..., nn.Module], kind: str, method: AttributionMethod
+) -> None:
     found = explained(learnt(kind), kind, 4, method, passes=32 if method == "integrated_gradients" else 300)
     assert found.weights.dtype == np.float32
     assert found.weights.shape == (4, *LAYOUTS[kind].shape)
@@ -161,7 +165,7 @@ def test_integrated_gradients_add_up_to_the_rise_of_the_answer(learnt: Callable[
 @pytest.mark.parametrize("method", ["kernel_shap", "shapley"])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_shapley_values_add_up_to_the_rise_of_the_answer(
-    learnt: Callable[..., nn.Module], kind: str, method: Method
+    learnt: Callable[..., nn.Module], kind: str, method: AttributionMethod
 ) -> None:
     found = explained(learnt(kind), kind, 3, method, passes=300)
     np.testing.assert_allclose(found.weights.reshape(3, -1).sum(1), found.rise, rtol=1e-3, atol=1e-3)
@@ -174,7 +178,7 @@ def test_an_explanation_changes_when_weights_are_drawn_anew_or_labels_were_shuff
     """Source: Adebayo et al. 2018, "Sanity Checks for Saliency Maps", sections 4 and 5."""
     network = learnt(kind)
     torch.manual_seed(3)
-    anew = build(Blueprint(config=NETWORKS[kind], layout=LAYOUTS[kind], num_outputs=2)).eval()
+    anew = build_network(Blueprint(config=NETWORKS[kind], layout=LAYOUTS[kind], num_outputs=2)).eval()
     found, same = explained(network, kind, 20), explained(copy.deepcopy(network), kind, 20)
     is_signal = planted(kind).is_signal[:20]
     assert likeness(found, same) == pytest.approx(1)
@@ -190,7 +194,7 @@ def test_an_explanation_changes_when_weights_are_drawn_anew_or_labels_were_shuff
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_explanation_repeats_and_leaves_the_network_and_the_random_numbers_alone(
-    learnt: Callable[..., nn.Module], method: Method
+    learnt: Callable[..., nn.Module], method: AttributionMethod
 ) -> None:
     network = copy.deepcopy(learnt("image")).train()
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
@@ -212,7 +216,7 @@ def test_rows_are_explained_alike_alone_and_together(learnt: Callable[..., nn.Mo
 
 @pytest.mark.parametrize("kind", ["padded", "tokens"])
 @pytest.mark.parametrize("method", METHODS)
-def test_padding_has_no_weight(learnt: Callable[..., nn.Module], kind: str, method: Method) -> None:
+def test_padding_has_no_weight(learnt: Callable[..., nn.Module], kind: str, method: AttributionMethod) -> None:
     found, x = explained(learnt(kind), kind, 6, method, passes=50), planted(kind).x[1:12:2]
     is_padding = (x == 0 if kind == "tokens" else (x[..., -1:] == 0).expand_as(x)).numpy()
     assert is_padding.any()
@@ -228,7 +232,7 @@ def test_the_weights_of_a_linear_network_are_its_terms(weights: list[float], see
     x = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))
     still = make_baseline(x, layout, torch.randn(9, 6, generator=torch.Generator().manual_seed(seed + 1)))
     terms = (x - still).numpy() * network.weight.detach().numpy()
-    methods: tuple[Method, ...] = ("integrated_gradients", "occlusion", "shapley", "kernel_shap")
+    methods: tuple[AttributionMethod, ...] = ("integrated_gradients", "occlusion", "shapley", "kernel_shap")
     for method in methods:
         found = explain(network, x, layout, still, method=method)
         np.testing.assert_allclose(found.weights, terms, atol=1e-2 if method == "kernel_shap" else 1e-4)
@@ -264,13 +268,13 @@ def test_a_target_of_ones_own_is_explained(learnt: Callable[..., nn.Module]) -> 
 
 
 def test_an_onnx_file_is_explained_like_the_network_it_came_from(trained, exported, parts):
-    x, layout, served = parts.test.x[:3], trained.blueprint.layout, session(exported)
+    x, layout, served = parts.test.x[:3], trained.blueprint.layout, create_session(exported)
     still = make_baseline(x, layout, x)
     of_file = explain_session(served, x.numpy(), layout, still.numpy(), passes=128)
     of_network = explain(trained.network, x, layout, still, method="shapley", passes=128)
     np.testing.assert_allclose(of_file.weights, of_network.weights, atol=1e-3)
     np.testing.assert_allclose(of_file.weights.sum((1, 2, 3)), of_file.rise, atol=1e-3)
-    assert (of_file.target == answer(served, x.numpy()).argmax(1)).all()
+    assert (of_file.target == run_session(served, x.numpy()).argmax(1)).all()
 
 
 def test_gradients_are_refused_where_there_are_none() -> None:
@@ -342,7 +346,9 @@ def fitted(table: pa.Table) -> Encoder:
             BooleanInput(kind="boolean", columns=("is_old",)),
         ),
     )
-    return fit(features, [summary[SUMMARY][0].as_py() for summary in summarise_batches(features, table.to_batches())])
+    return fit(
+        features, [summary[STATISTICS][0].as_py() for summary in partial_statistics(features, table.to_batches())]
+    )
 
 
 def test_a_column_owns_just_the_positions_that_change_with_it(table: pa.Table, fitted: Encoder) -> None:
@@ -381,7 +387,7 @@ def test_the_values_of_a_step_have_the_names_of_their_columns(source: Input, nam
         | dict.fromkeys(("x1", "y1", "x2", "y2", "up", "on", "to", "in"), drawn[:, 0])
     )
     features = Features(key="id", label="label", inputs=(source,))
-    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
     assert column_names(encoder) == names
     units = group_features(encoder.layout, names)
     assert units.grid == (encoder.layout.shape[0], 2)

@@ -17,8 +17,8 @@ from bloomery import models
 from bloomery.data_contracts.errors import ParityBroken
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.export.onnx_exporter import TOLERANCE, add_metadata, export_onnx, export_program
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
 
 
@@ -27,7 +27,7 @@ def test_onnx_runtime_answers_as_pytorch_does(exported, trained, parts, num_rows
     x = parts.test.x[:num_rows]
     with torch.no_grad():
         expected = trained.network(x).numpy()
-    np.testing.assert_allclose(answer(session(exported), x.numpy()), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(run_session(create_session(exported), x.numpy()), expected, atol=TOLERANCE)
 
 
 def test_the_same_network_becomes_the_same_bytes_anywhere(exported, trained, parts, tmp_path: Path):
@@ -73,7 +73,7 @@ def test_the_file_answers_as_in_evaluation_though_the_network_was_in_training(tr
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 28, 28)], ids=str)
 def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
-    network = build(
+    network = build_network(
         Blueprint(
             config=Cnn(kind="cnn", channels=(3, 4), hidden=5), layout=Layout(kind="image", shape=shape), num_outputs=3
         )
@@ -84,7 +84,9 @@ def test_images_of_any_size_can_be_exported(shape, tmp_path: Path):
 def test_one_example_is_enough(trained, parts, tmp_path: Path, exported):
     export_onnx(trained.network, parts.test.x[:1], tmp_path / "one.onnx")
     x = parts.test.x[:5].numpy()
-    np.testing.assert_array_equal(answer(session(tmp_path / "one.onnx"), x), answer(session(exported), x))
+    np.testing.assert_array_equal(
+        run_session(create_session(tmp_path / "one.onnx"), x), run_session(create_session(exported), x)
+    )
 
 
 def test_a_network_whose_answers_are_no_numbers_is_not_exported(trained, parts, tmp_path: Path):
@@ -117,7 +119,7 @@ def rows_of(layout: Layout, num_rows: int, length: int = 12) -> torch.Tensor:
 
 def recurrent(cell: str, layout: Layout) -> nn.Module:
     config = Rnn(kind="rnn", cell=cell, hidden=8, num_layers=2, bidirectional=True, embedding=6, highway=3)
-    return build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+    return build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
 
 
 @pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
@@ -128,29 +130,29 @@ def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tm
     graph = onnx.load(tmp_path / "rnn.onnx").graph
     assert [node.op_type for node in graph.node].count(NODES[cell]) == 4
     assert not any(node.op_type in ("If", "Loop", "Scan") for node in graph.node)
-    runtime = session(tmp_path / "rnn.onnx")
+    runtime = create_session(tmp_path / "rnn.onnx")
     for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 40)]:
         x = rows_of(layout, num_rows, length)
         with torch.no_grad():
-            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+            np.testing.assert_allclose(run_session(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
 def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: Path):
     config = Transformer(kind="transformer", width=8, num_heads=2, max_length=20)
-    network = build(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
     assert export_onnx(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
-    runtime = session(tmp_path / "t.onnx")
+    runtime = create_session(tmp_path / "t.onnx")
     for num_rows, length in [(1, 12), (2, 1), (5, 7), (33, 12), (3, 20)]:
         x = rows_of(layout, num_rows, length)
         with torch.no_grad():
-            np.testing.assert_allclose(answer(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
+            np.testing.assert_allclose(run_session(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
 
 
 def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
     layout = Layout(kind="sequence", shape=(1, 4))
-    network = build(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
+    network = build_network(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
     export_onnx(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
     (given,) = onnx.load(tmp_path / "one.onnx").graph.input
     assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 4]
@@ -203,10 +205,10 @@ def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: 
         add_metadata(tmp_path / name, dict(items))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert (tmp_path / "one").stat().st_size < exported.stat().st_size + 100
-    runtime = session(tmp_path / "one")
+    runtime = create_session(tmp_path / "one")
     assert runtime.get_modelmeta().custom_metadata_map == {"data": "ab12", "version": "3"}
     x = parts.test.x[:5].numpy()
-    np.testing.assert_array_equal(answer(runtime, x), answer(session(exported), x))
+    np.testing.assert_array_equal(run_session(runtime, x), run_session(create_session(exported), x))
 
 
 def test_a_traced_file_holds_no_constants_that_can_be_folded(tmp_path: Path):

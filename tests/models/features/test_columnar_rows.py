@@ -14,8 +14,8 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.arrow_schema import range_of
 from bloomery.data_contracts.requests.columnar_rows import CellRows, ColumnKinds, as_table
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
-from bloomery.models.features.statistics.arrow_arrays import elements_in, numbers_of
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
+from bloomery.models.features.statistics.arrow_arrays import column_elements, number_matrix
 
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 KINDS = {name: getattr(pa, name)() for name in (*WHOLE, "float32", "float64", "bool_")}
@@ -39,7 +39,7 @@ def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
     labelled = table.append_column("id", pa.array(range(table.num_rows))).append_column(
         "label", pa.array([row % 2 for row in range(table.num_rows)])
     )
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, labelled.to_batches())])
+    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, labelled.to_batches())])
 
 
 @settings(deadline=None, max_examples=100)
@@ -53,7 +53,7 @@ def test_numbers_are_read_as_from_arrow(data, kinds):
     rows = rows_of(**columns)
     found = rows.numbers(list(columns))
     assert found is not None
-    assert found.tobytes() == numbers_of(rows.batch, list(columns)).tobytes()
+    assert found.tobytes() == number_matrix(rows.batch, list(columns)).tobytes()
 
 
 @settings(deadline=None, max_examples=100)
@@ -62,7 +62,7 @@ def test_elements_are_read_as_from_arrow(data, name, size):
     kind = KINDS[name]
     cells = data.draw(st.lists(st.lists(values_of(kind), min_size=size, max_size=size), min_size=1, max_size=4))
     rows = rows_of(v=(pa.list_(kind), cells))
-    found, wanted = elements_in(rows, "v"), elements_in(rows.batch, "v")
+    found, wanted = column_elements(rows, "v"), column_elements(rows.batch, "v")
     assert (found.dtype, found.tobytes()) == (wanted.dtype, wanted.tobytes())
 
 
@@ -71,7 +71,7 @@ def test_elements_are_read_as_from_arrow(data, name, size):
 def test_a_null_in_a_list_is_refused_as_in_arrow(name, cells):
     rows = rows_of(v=(pa.list_(KINDS[name]), cells))
     with pytest.raises(ValueError, match="a list, or one of its elements, is null"):
-        elements_in(rows, "v")
+        column_elements(rows, "v")
 
 
 PIXELS = {"kind": "image", "column": "v", "shape": [1, 2, 3]}

@@ -22,19 +22,19 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.data_contracts.requests.json_rows import RowCheck
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import (
-    CLASS,
-    ENCODED,
-    SUMMARY,
+    ENCODED_INPUT,
+    ENCODED_LABEL,
+    STATISTICS,
     Encoder,
     encode,
     encode_batches,
     encode_labels,
-    encode_parts,
     encode_rows,
+    encode_splits,
     encoded_schema,
     fit,
+    partial_statistics,
     read_encoder,
-    summarise_batches,
 )
 
 COLUMNS = {
@@ -154,7 +154,7 @@ def cut(table: pa.Table, data: st.DataObject) -> list[pa.RecordBatch]:
 
 
 def summaries(features: Features, batches: list[pa.RecordBatch]) -> Iterator[str]:
-    return (one[SUMMARY][0].as_py() for one in summarise_batches(features, batches))
+    return (one[STATISTICS][0].as_py() for one in partial_statistics(features, batches))
 
 
 def fitted(table: pa.Table, features: Features = FEATURES) -> Encoder:
@@ -235,10 +235,11 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
     byte = table.schema.get_field_index("byte")
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
     frame = spark_session.session().createDataFrame(widened).repartition(3)
-    found = frame.mapInArrow(lambda batches: summarise_batches(FEATURES, batches), f"{SUMMARY} string").collect()
-    assert fit(FEATURES, [row[SUMMARY] for row in found]) == encoder
+    found = frame.mapInArrow(lambda batches: partial_statistics(FEATURES, batches), f"{STATISTICS} string").collect()
+    assert fit(FEATURES, [row[STATISTICS] for row in found]) == encoder
     encoded = frame.mapInArrow(
-        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+        lambda batches: encode_batches(encoder, batches),
+        f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
     ).toArrow()
     assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
 
@@ -263,9 +264,10 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
     frame = spark_session.session().createDataFrame(widened).repartition(3)
     encoded = frame.mapInArrow(
-        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+        lambda batches: encode_batches(encoder, batches),
+        f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
     ).toArrow()
-    by_spark = encoded.sort_by("id")[ENCODED].to_pylist()
+    by_spark = encoded.sort_by("id")[ENCODED_INPUT].to_pylist()
     check = RowCheck(CONTRACT, encoder.columns)
     assert len(by_spark) == len(rows) >= 300
     for row, found in zip(rows, by_spark, strict=True):
@@ -279,14 +281,14 @@ def test_parts_in_one_batch_are_encoded_as_what_they_are():
     table = table_of(rows)
     encoder = fitted(table)
     marked = table.append_column("part", pa.array(["train"] * 5 + ["val"] * 3 + ["train"] * 4)).to_batches()
-    encoded = pa.Table.from_batches(encode_parts(encoder, "part", marked))
+    encoded = pa.Table.from_batches(encode_splits(encoder, "part", marked))
     kept = encoded_schema(encoder, pa.int64())
     assert encoded.select(kept.names).schema == kept
     for start, stop, is_training in ((0, 5, True), (5, 8, False), (8, 12, True)):
         wanted = encode_rows(encoder, table.slice(start, stop - start), is_training=is_training)
         assert encoded.slice(start, stop - start).select(kept.names).to_pylist() == wanted.to_pylist()
     empty = marked[0].slice(0, 0)
-    assert pa.Table.from_batches(encode_parts(encoder, "part", [empty])).num_rows == 0
+    assert pa.Table.from_batches(encode_splits(encoder, "part", [empty])).num_rows == 0
 
 
 def test_inputs_stand_side_by_side_in_the_order_of_the_recipe():

@@ -19,10 +19,10 @@ from sklearn.linear_model import LogisticRegression
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics, read_encoder
 from bloomery.models.features.input_config import AudioInput
-from bloomery.models.features.kinds.audio import log_mel, spectrum
-from bloomery.models.features.kinds.image import resized
+from bloomery.models.features.kinds.audio import log_mel_spectrogram, power_spectrogram
+from bloomery.models.features.kinds.image import resize
 
 KINDS = [pa.list_(pa.uint8()), pa.list_(pa.int64()), pa.large_list(pa.uint16()), pa.list_(pa.uint8(), 12)]
 PIXELS = st.lists(st.lists(st.integers(0, 255), min_size=12, max_size=12), min_size=2, max_size=8)
@@ -32,7 +32,7 @@ def fitted(source: dict[str, Any], column: pa.Array, size: int = 10**6) -> tuple
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
     table = pa.table({"id": range(len(column)), "y": [row % 2 for row in range(len(column))], "a": column})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
 def image(**settings: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_images_are_resized_as_torch_does_it(size):
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(x.astype(np.float64)), size=size, mode="bilinear", antialias=True, align_corners=False
     )
-    assert np.abs(resized(x, *size) - wanted.numpy()).max() < 1e-4
+    assert np.abs(resize(x, *size) - wanted.numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], pa.list_(pa.float64())], ids=str)
@@ -98,7 +98,7 @@ def audio(**settings: Any) -> AudioInput:
 def test_the_spectrum_is_that_of_scipy():
     samples = np.random.default_rng(0).normal(size=(3, 4000))
     _, _, wanted = stft(samples, window="hann", nperseg=256, noverlap=128, boundary=None, padded=False, scaling="psd")
-    found = spectrum(samples, 256, 128)
+    found = power_spectrogram(samples, 256, 128)
     ratio = found / np.abs(wanted.transpose(0, 2, 1)) ** 2
     assert ratio.std() / ratio.mean() < 1e-6
 
@@ -107,7 +107,7 @@ def test_a_tone_is_loudest_in_its_own_band():
     source = audio(num_mels=20)
     tone = np.sin(2 * np.pi * 1000 * np.arange(4000) / 8000)[None]
     mel = 2595 * np.log10(1 + np.array([1000, 4000]) / 700)
-    loudest = log_mel(source, tone)[0].mean(axis=1).argmax()
+    loudest = log_mel_spectrogram(source, tone)[0].mean(axis=1).argmax()
     assert abs(loudest + 1 - 21 * mel[0] / mel[1]) <= 1
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import (
-    CLASS,
-    SUMMARY,
+    ENCODED_LABEL,
+    STATISTICS,
     Encoder,
     decode,
     encode,
@@ -23,10 +23,10 @@ from bloomery.models.features.encoder import (
     encode_rows,
     encoded_schema,
     fit,
-    summarise_batches,
+    partial_statistics,
 )
-from bloomery.models.features.kinds.category import folds_of
-from bloomery.models.features.kinds.target_encoding import group_totals
+from bloomery.models.features.kinds.category import fold_hashes
+from bloomery.models.features.kinds.target_encoding import exact_group_sums
 from bloomery.models.features.statistics.moments import UNIT_BITS
 
 NUM_FOLDS = 3
@@ -44,7 +44,7 @@ def fitted(labels: Any, words: list[Any] | None = None, size: int = 10**6, **cat
     features = features_of(**category)
     table = pa.table({"id": range(len(labels)), "y": labels, "word": words or ["a"] * len(labels)})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
 @settings(deadline=None, max_examples=60)
@@ -74,7 +74,7 @@ def test_labels_of_every_type_of_number_are_figures(kind):
     assert (encoder.units.mean, encoder.units.deviation) == (3.0, pytest.approx(3.5**0.5))
     encoded = encode_rows(encoder, table)
     assert encoded.schema == encoded_schema(encoder, pa.int64())
-    assert encoded[CLASS].to_pylist() == pytest.approx([(value - 3) / 3.5**0.5 for value in (1, 2, 3, 6)])
+    assert encoded[ENCODED_LABEL].to_pylist() == pytest.approx([(value - 3) / 3.5**0.5 for value in (1, 2, 3, 6)])
 
 
 @pytest.mark.parametrize("labels", [[2.5, 2.5, 2.5], pa.array([], pa.float64())], ids=["constant", "none"])
@@ -103,7 +103,7 @@ def test_the_outputs_of_a_classification_have_no_units():
         {"key": "id", "label": "y", "inputs": [{"kind": "category", "columns": ["word"]}]}
     )
     table = pa.table({"id": [0, 1], "y": [0, 1], "word": ["a", "b"]})
-    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
     with pytest.raises(ValueError, match="classes are no figures"):
         decode(encoder, np.zeros((2, 1), np.float32))
 
@@ -115,7 +115,7 @@ def test_sums_of_groups_are_exact(pairs):
     wanted: dict[int, Fraction] = {}
     for group, value in pairs:
         wanted[group] = wanted.get(group, Fraction(0)) + Fraction(value)
-    found = group_totals(groups, np.array([value for _, value in pairs], np.float64))
+    found = exact_group_sums(groups, np.array([value for _, value in pairs], np.float64))
     assert {group: Fraction(total, 1 << UNIT_BITS) for group, total in found.items()} == wanted
 
 
@@ -131,7 +131,7 @@ def test_no_training_row_sees_its_own_figure(rows, data):
     row = data.draw(st.integers(2, len(rows) - 1))
     changed = [*rows[:row], (rows[row][0], rows[row][1] + 1000), *rows[row + 1 :]]
     (before, table), (after, other) = target(rows), target(changed)
-    fold = folds_of(table["id"]) % np.uint64(NUM_FOLDS)
+    fold = fold_hashes(table["id"]) % np.uint64(NUM_FOLDS)
     x, y = encode(before, table, is_training=True), encode(after, other, is_training=True)
     assert x[fold == fold[row]].tobytes() == y[fold == fold[row]].tobytes()
     assert np.isfinite(x).all()
@@ -143,7 +143,7 @@ def test_a_name_becomes_the_mean_of_its_figures_drawn_towards_0(rows, order, siz
     rows = [("a", 0.0), ("b", 1.0), *rows]
     encoder, table = target(rows)
     labels, words = np.array([label for _, label in rows]), np.array([str(word) for word, _ in rows])
-    folds = folds_of(table["id"]) % np.uint64(NUM_FOLDS)
+    folds = fold_hashes(table["id"]) % np.uint64(NUM_FOLDS)
 
     def wanted(word: str, chosen: np.ndarray) -> float:
         spread = labels[chosen].std() if chosen.any() else 0.0
@@ -162,7 +162,7 @@ def test_a_name_becomes_the_mean_of_its_figures_drawn_towards_0(rows, order, siz
     shuffled = table.take(pa.array(at))
     again = fit(
         encoder.features,
-        [one[SUMMARY][0].as_py() for one in summarise_batches(encoder.features, shuffled.to_batches(size))],
+        [one[STATISTICS][0].as_py() for one in partial_statistics(encoder.features, shuffled.to_batches(size))],
     )
     assert again == encoder
     assert Encoder.model_validate_json(encoder.model_dump_json()) == encoder

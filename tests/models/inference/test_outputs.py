@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import Encoder, encode_labels, fit, summarise_batches
-from bloomery.models.inference.outputs import deviation_of, meant, outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.features.encoder import Encoder, encode_labels, fit, partial_statistics
+from bloomery.models.inference.outputs import compute_outputs, label_deviation, predictions_from
+from bloomery.models.inference.runtime import create_session
 
 LABELS = {"classification": ["a", "b", "b", "c"], "regression": [10.0, 20.0, 20.0, 50.0]}
 
@@ -19,11 +19,11 @@ def encoder_for(task: str) -> Encoder:
     rows = pa.record_batch({"id": [0, 1, 2, 3], "x": [1.0, 2.0, 3.0, 4.0], "y": LABELS[task]})
     number = {"kind": "number", "columns": ["x"]}
     features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
-    return fit(features, next(iter(summarise_batches(features, [rows])))["summary"].to_pylist())
+    return fit(features, next(iter(partial_statistics(features, [rows])))["summary"].to_pylist())
 
 
 def test_classes_are_answered_with_probabilities() -> None:
-    shares = meant(encoder_for("classification"), np.array([[0.0, 0.0, 0.0], [0.0, 100.0, 0.0]], np.float32))
+    shares = predictions_from(encoder_for("classification"), np.array([[0.0, 0.0, 0.0], [0.0, 100.0, 0.0]], np.float32))
     assert shares == pytest.approx(np.array([[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]]), abs=1e-12)
 
 
@@ -31,8 +31,8 @@ def test_figures_come_back_in_the_units_of_the_label() -> None:
     encoder = encoder_for("regression")
     standard = encode_labels(encoder, pa.array(LABELS["regression"])).to_numpy()
     assert (standard.mean(), standard.std()) == pytest.approx((0, 1), abs=1e-6)
-    assert meant(encoder, standard[:, None]) == pytest.approx(LABELS["regression"])
-    assert deviation_of(encoder) == pytest.approx(np.std(LABELS["regression"]))
+    assert predictions_from(encoder, standard[:, None]) == pytest.approx(LABELS["regression"])
+    assert label_deviation(encoder) == pytest.approx(np.std(LABELS["regression"]))
 
 
 @pytest.fixture
@@ -54,16 +54,16 @@ def quantized_as_rows_come(tmp_path: Path) -> Path:
 
 
 def test_asked_row_by_row_no_row_changes_the_answer_to_another(quantized_as_rows_come: Path) -> None:
-    runtime = session(quantized_as_rows_come)
+    runtime = create_session(quantized_as_rows_come)
     x = np.array([[0.1, 0.2, 0.3], [100.0, 0.0, -100.0]], np.float32)
-    alone, together = (outputs_of(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
+    alone, together = (compute_outputs(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
     assert (alone == together[:1]).all()
-    assert not (outputs_of(runtime, x, is_row_by_row=False)[:1] == alone).all()
+    assert not (compute_outputs(runtime, x, is_row_by_row=False)[:1] == alone).all()
 
 
 def test_many_rows_and_none_are_answered_in_order(quantized_as_rows_come: Path) -> None:
-    runtime = session(quantized_as_rows_come)
+    runtime = create_session(quantized_as_rows_come)
     x = np.tile(np.arange(3000, dtype=np.float32)[:, None], 3)
-    answers = outputs_of(runtime, x, is_row_by_row=True)
+    answers = compute_outputs(runtime, x, is_row_by_row=True)
     assert answers == pytest.approx(x, rel=0.01)
-    assert outputs_of(runtime, x[:0], is_row_by_row=True).shape == (0, 3)
+    assert compute_outputs(runtime, x[:0], is_row_by_row=True).shape == (0, 3)

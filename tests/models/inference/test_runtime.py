@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bloomery.models.inference.runtime import answer, session, softmax
+from bloomery.models.inference.runtime import create_session, run_session, softmax
 
 LOGITS = arrays(
     np.float32,
@@ -44,14 +44,14 @@ def test_probabilities_stand_in_the_ratio_of_the_exponentials():
 
 
 def test_a_session_runs_with_the_settings_that_ship(exported):
-    runtime = session(exported)
+    runtime = create_session(exported)
     assert runtime.get_providers() == ["CPUExecutionProvider"]
     assert runtime.get_session_options().intra_op_num_threads == 1
 
 
 def test_answers_are_float32_logits_row_by_row(exported, parts):
-    runtime, x = session(exported), parts.test.x[:17].numpy()
-    together = answer(runtime, x)
+    runtime, x = create_session(exported), parts.test.x[:17].numpy()
+    together = run_session(runtime, x)
     assert (together.dtype, together.shape) == (np.float32, (17, 10))
-    alone = np.concatenate([answer(runtime, row[None]) for row in x])
+    alone = np.concatenate([run_session(runtime, row[None]) for row in x])
     np.testing.assert_allclose(together, alone, atol=1e-5)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters, read_network, write_network
 from bloomery.models.networks.config import Cnn
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 
 BLUEPRINT = Blueprint(
     config=Cnn(kind="cnn", channels=(3, 5), hidden=7), layout=Layout(kind="image", shape=(2, 6, 4)), num_outputs=3
@@ -29,7 +29,7 @@ def test_a_network_is_read_as_it_was_written(tmp_path: Path, trained, parts):
 
 
 def test_the_digest_is_that_of_the_file_and_depends_on_the_weights_alone(tmp_path: Path):
-    network = build(BLUEPRINT)
+    network = build_network(BLUEPRINT)
     digests = [write_network(network, BLUEPRINT, tmp_path / name, tmp_path / "b") for name in ("one", "other.weights")]
     assert digests == [digest_of_file(tmp_path / "one")] * 2
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_the_digest_is_that_of_the_file_and_depends_on_the_weights_alone(tmp_pat
 
 
 def test_writing_keeps_what_batch_normalisation_has_seen(tmp_path: Path):
-    network = build(BLUEPRINT)
+    network = build_network(BLUEPRINT)
     network(torch.randn(4, 2, 6, 4) + 3)
     write_network(network, BLUEPRINT, tmp_path / "w", tmp_path / "b")
     again, _ = read_network(tmp_path / "w", tmp_path / "b")
@@ -48,7 +48,9 @@ def test_writing_keeps_what_batch_normalisation_has_seen(tmp_path: Path):
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
-    write_network(build(BLUEPRINT), BLUEPRINT.model_copy(update={"num_outputs": 4}), tmp_path / "w", tmp_path / "b")
+    write_network(
+        build_network(BLUEPRINT), BLUEPRINT.model_copy(update={"num_outputs": 4}), tmp_path / "w", tmp_path / "b"
+    )
     with pytest.raises(RuntimeError, match="size mismatch"):
         read_network(tmp_path / "w", tmp_path / "b")
 
@@ -56,7 +58,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
 def test_parameters_are_counted():
     # Two convolutions without bias, two normalisations of two values a channel, hidden layer and head with bias.
     by_hand = 3 * 2 * 9 + 2 * 3 + 5 * 3 * 9 + 2 * 5 + (5 * 1 * 1 + 1) * 7 + (7 + 1) * 3
-    assert num_parameters(build(BLUEPRINT)) == by_hand
+    assert num_parameters(build_network(BLUEPRINT)) == by_hand
 
 
 def test_a_blueprint_survives_json_and_cannot_be_changed():
@@ -67,15 +69,15 @@ def test_a_blueprint_survives_json_and_cannot_be_changed():
 
 def test_a_seed_draws_the_same_weights_again():
     def drawn(seed: int) -> torch.Tensor:
-        fix_randomness(seed, num_threads=1)
-        return build(BLUEPRINT).head.weight
+        set_deterministic(seed, num_threads=1)
+        return build_network(BLUEPRINT).head.weight
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
 
 
 def test_what_the_bits_depend_on_is_recorded():
-    processor = fix_randomness(seed=0, num_threads=1)
+    processor = set_deterministic(seed=0, num_threads=1)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
     assert processor.startswith("1 thread(s), ")

@@ -25,8 +25,8 @@ from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.explainability.attribution import explain
 from bloomery.models.explainability.baselines import make_baseline
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build, read_network, write_network
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network, read_network, write_network
 from bloomery.models.networks.config import Model
 
 IMAGE = Layout(kind="image", shape=(1, 16, 16))
@@ -124,14 +124,14 @@ class Learnt(NamedTuple):
 
     @property
     def runtime(self) -> onnxruntime.InferenceSession:
-        return session(self.path)
+        return create_session(self.path)
 
 
 @pytest.fixture(scope="module")
 def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     torch.manual_seed(0)
     blueprint = blueprint_of(request.param)
-    network = build(blueprint)
+    network = build_network(blueprint)
     before = copy.deepcopy(network.state_dict())
     x, y = rows_of(blueprint.layout, 8), torch.tensor([0, 1] * 4)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -157,7 +157,7 @@ every_kind_with_padding = pytest.mark.parametrize("learnt", marked(PADDABLE), in
 def test_it_gives_one_row_of_outputs_for_each_row(name, num_outputs):
     """One output for a regression, a logit per class otherwise."""
     blueprint = blueprint_of(name, num_outputs)
-    network = build(blueprint)
+    network = build_network(blueprint)
     for num_rows in (1, 5):
         answers_BK = network.train(num_rows > 1)(rows_of(blueprint.layout, num_rows))
         assert (answers_BK.shape, answers_BK.dtype) == ((num_rows, num_outputs), torch.float32)
@@ -189,7 +189,7 @@ def test_its_onnx_file_answers_any_number_of_rows_as_it_does(learnt, num_rows):
     x = rows_of(learnt.blueprint.layout, num_rows)
     with torch.no_grad():
         expected = learnt.network(x).numpy()
-    np.testing.assert_allclose(answer(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(run_session(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
 
 
 @every_kind_with_padding
@@ -198,7 +198,7 @@ def test_its_onnx_file_answers_rows_of_any_length_as_it_does(learnt, length):
     x = rows_of(learnt.blueprint.layout, 6, length)
     with torch.no_grad():
         expected = learnt.network(x).numpy()
-    np.testing.assert_allclose(answer(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(run_session(learnt.runtime, x.numpy()), expected, atol=TOLERANCE)
 
 
 @every_kind_with_padding
@@ -212,7 +212,7 @@ def test_padding_has_no_part_in_the_answer(learnt):
     with torch.no_grad():
         torch.testing.assert_close(learnt.network(longer), learnt.network(x), atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(
-        answer(learnt.runtime, longer.numpy()), answer(learnt.runtime, x.numpy()), atol=TOLERANCE
+        run_session(learnt.runtime, longer.numpy()), run_session(learnt.runtime, x.numpy()), atol=TOLERANCE
     )
 
 
@@ -222,7 +222,7 @@ def test_it_keeps_most_answers_in_the_8_bits_that_its_kind_is_given(learnt, tmp_
     quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), how=how)
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
     assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in tensors)
-    answers_BK = answer(session(tmp_path / "int8.onnx"), learnt.x.numpy())
+    answers_BK = run_session(create_session(tmp_path / "int8.onnx"), learnt.x.numpy())
     assert (answers_BK.argmax(1) == learnt.y.numpy()).sum() >= 7
 
 

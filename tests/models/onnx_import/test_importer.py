@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.inference.runtime import INPUT, OUTPUT, answer, session, softmax
+from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session, softmax
 from bloomery.models.onnx_import.graph import choose_quantization, count_weights, read_onnx
 from bloomery.models.onnx_import.importer import SessionModule, import_network
 
@@ -81,7 +81,7 @@ def asked(path: Path, x: np.ndarray) -> np.ndarray:
 
 
 def logits(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    return answer(session(model.SerializeToString()), x)
+    return run_session(create_session(model.SerializeToString()), x)
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -304,8 +304,11 @@ def test_what_torch_exports_comes_in_as_it_is(tmp_path: Path, exported: Path, pa
     layout, x = Layout(kind="image", shape=(1, 8, 8)), parts.test.x.numpy()
     found = import_network(exported, layout, "classification", 10, x)
     assert found.changes == []
-    assert logits(found.model, x) == pytest.approx(answer(session(exported), x), abs=1e-6)
-    assert torch.equal(SessionModule(session(exported))(parts.test.x), torch.from_numpy(answer(session(exported), x)))
+    assert logits(found.model, x) == pytest.approx(run_session(create_session(exported), x), abs=1e-6)
+    assert torch.equal(
+        SessionModule(create_session(exported))(parts.test.x),
+        torch.from_numpy(run_session(create_session(exported), x)),
+    )
 
 
 def test_the_bytes_depend_on_the_network_alone(tmp_path: Path) -> None:

@@ -121,12 +121,12 @@ def test_the_decisions_of_all_tensors_together_are_bounded(monkeypatch):
 
 
 def test_a_trained_network_answers_with_the_same_bits(few_valued, parts):
-    from bloomery.models.inference.runtime import answer, session
+    from bloomery.models.inference.runtime import create_session, run_session
 
     model, x = few_valued.read_bytes(), parts.test.x.numpy()
     stored = encode(model)
     assert len(stored) < len(model) / 8
-    assert np.array_equal(answer(session(decode(stored)), x), answer(session(few_valued), x))
+    assert np.array_equal(run_session(create_session(decode(stored)), x), run_session(create_session(few_valued), x))
 
 
 STORED = encode(model_of([sparse(20, 30, 0.2), np.arange(50.0)]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.models.onnx_storage.zstd_packing import compress_zstd, minify, pack_for_zstd, pack_sparse_tensors
 
@@ -51,7 +51,7 @@ def test_any_sparse_network_answers_with_the_same_bits(widths, density, seed):
     weights = [sparse(*pair, density, seed) for pair in itertools.pairwise(widths)]
     model = model_of(weights)
     x = np.random.default_rng(seed).normal(size=(5, widths[0])).astype(np.float32)
-    expected = answer(session(model), x)
+    expected = run_session(create_session(model), x)
     for other in (
         minify(model),
         pack_sparse_tensors(model),
@@ -59,13 +59,13 @@ def test_any_sparse_network_answers_with_the_same_bits(widths, density, seed):
         minify(pack_sparse_tensors(model)),
     ):
         onnx.checker.check_model(onnx.load_from_string(other), full_check=True)
-        assert np.array_equal(answer(session(other), x), expected)
+        assert np.array_equal(run_session(create_session(other), x), expected)
 
 
 def test_a_trained_network_answers_with_the_same_bits_and_is_far_smaller(few_valued, parts):
     model, x = few_valued.read_bytes(), parts.test.x.numpy()
     for small in (minify(model), pack_sparse_tensors(minify(model))):
-        assert np.array_equal(answer(session(small), x), answer(session(few_valued), x))
+        assert np.array_equal(run_session(create_session(small), x), run_session(create_session(few_valued), x))
     stored = pack_for_zstd(model)
     assert decompress(stored) in (minify(model), pack_sparse_tensors(minify(model)))
     assert len(stored) < len(compress_zstd(model)) < len(model) / 4
@@ -82,7 +82,7 @@ def test_weights_far_apart_are_reached_by_way_of_zeros():
     weight[0, 0] = weight[2, 55] = weight[2, 56] = weight[99, 99] = 1.5  # 255 and one cells away, and many times that
     model = model_of([weight])
     x = np.eye(100, dtype=np.float32)
-    assert np.array_equal(answer(session(pack_sparse_tensors(model)), x), weight + 1)
+    assert np.array_equal(run_session(create_session(pack_sparse_tensors(model)), x), weight + 1)
     assert len(pack_sparse_tensors(model)) < 1500
 
 

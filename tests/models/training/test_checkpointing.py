@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import CLASS, ENCODED
-from bloomery.models.networks.blueprint import Blueprint, build, write_network
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
+from bloomery.models.networks.blueprint import Blueprint, build_network, write_network
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
-from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
-from bloomery.models.training.data.batches import Examples, Rows, read_examples
-from bloomery.models.training.data.streaming import Stream, open_stream
-from bloomery.models.training.determinism import fix_randomness
-from bloomery.models.training.loop import Epoch, State, train
+from bloomery.models.training.data.batches import Examples, ExampleSource, read_examples
+from bloomery.models.training.data.streaming import ExampleStream, open_stream
+from bloomery.models.training.determinism import set_deterministic
+from bloomery.models.training.loop import EpochResult, TrainingState, train
 
 BLUEPRINT = Blueprint(
     config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
@@ -56,13 +56,13 @@ def made_up(num_rows: int, seed: int) -> Examples:
 
 def run(
     folder: Path, loop: Loop, checkpoints: Checkpoints, killed_at: int | None = None, seen: list[int] | None = None
-) -> tuple[str, list[Epoch]]:
+) -> tuple[str, list[EpochResult]]:
     """The digest of the weights, and what was told of the epochs. Shows in `seen` each step that was taken."""
-    fix_randomness(seed=0, num_threads=1)
-    network = build(BLUEPRINT)
-    keeper = Keeper(folder / "kept", checkpoints)
+    set_deterministic(seed=0, num_threads=1)
+    network = build_network(BLUEPRINT)
+    keeper = Checkpointer(folder / "kept", checkpoints)
 
-    def keep(state: State) -> None:
+    def keep(state: TrainingState) -> None:
         keeper.keep(state)
         if seen is not None:
             seen.append(state.step)
@@ -102,9 +102,9 @@ def written(path: Path, layout: Layout, num_rows: int) -> Path:
     x[np.arange(layout.shape[0]) >= random.integers(1, layout.shape[0] + 1, num_rows)[:, None]] = 0
     if layout.is_padded:
         x[..., -1] = x[..., -1] > 0
-    columns = {"id": np.arange(num_rows), CLASS: random.integers(0, 3, num_rows)}
+    columns = {"id": np.arange(num_rows), ENCODED_LABEL: random.integers(0, 3, num_rows)}
     values = pa.array(list(x.reshape(num_rows, -1)), pa.list_(pa.float32()))
-    pq.write_table(pa.table({**columns, ENCODED: values}), path, row_group_size=50)
+    pq.write_table(pa.table({**columns, ENCODED_INPUT: values}), path, row_group_size=50)
     return path
 
 
@@ -116,19 +116,19 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
 
     def weights(folder: Path, every: int, killed_at: int | None = None) -> str:
-        fix_randomness(seed=0, num_threads=1)
-        network, keeper = build(blueprint), Keeper(tmp_path / folder, Checkpoints(every_steps=every))
+        set_deterministic(seed=0, num_threads=1)
+        network, keeper = build_network(blueprint), Checkpointer(tmp_path / folder, Checkpoints(every_steps=every))
 
-        def keep(state: State) -> None:
+        def keep(state: TrainingState) -> None:
             keeper.keep(state)
             if state.step == killed_at:
                 raise Killed
 
-        part: Rows = read_examples(train_path, "id", layout)
+        part: ExampleSource = read_examples(train_path, "id", layout)
         if is_streamed:
             opened = open_stream(train_path, layout)
             # Windows of some 70 rows, so that batches lie across them.
-            part = Stream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
+            part = ExampleStream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
         train(network, part, read_examples(val_path, "id", layout), loop, seed=1, restore=keeper.restore, keep=keep)
         return write_network(network, blueprint, tmp_path / "weights", tmp_path / "blueprint")
 
@@ -142,7 +142,7 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
 def test_only_the_newest_checkpoint_is_kept_and_it_can_be_forgotten(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_steps=4))
     assert len(list((tmp_path / "kept").iterdir())) == 1
-    Keeper(tmp_path / "kept", NEVER).forget()
+    Checkpointer(tmp_path / "kept", NEVER).forget()
     assert not (tmp_path / "kept").exists()
 
 
@@ -182,10 +182,10 @@ def test_a_network_that_has_one_tensor_under_two_names_is_kept(tmp_path: Path):
             return self.second(self.first(x.flatten(1)).relu())[:, :10]
 
     def once(checkpoints: Checkpoints, killed_at: int | None = None) -> torch.Tensor:
-        fix_randomness(seed=0, num_threads=1)
-        network, keeper = Tied(), Keeper(tmp_path / "kept", checkpoints)
+        set_deterministic(seed=0, num_threads=1)
+        network, keeper = Tied(), Checkpointer(tmp_path / "kept", checkpoints)
 
-        def keep(state: State) -> None:
+        def keep(state: TrainingState) -> None:
             keeper.keep(state)
             if state.step == killed_at:
                 raise Killed

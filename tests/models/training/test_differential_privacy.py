@@ -9,11 +9,11 @@ import torch
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, FtTransformer, Mlp, Model, Rnn
 from bloomery.models.training.config import Loop, Privacy
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.differential_privacy import train_privately
 
 LOOP = Loop(epochs=8, batch_size=100, learning_rate=5e-3, schedule="constant")
@@ -21,8 +21,8 @@ MLP = Mlp(kind="mlp", hidden=(32,), norm="none", dropout=0.0)
 
 
 def privately(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, seed: int = 0):
-    fix_randomness(0, num_threads=1)
-    network = build(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
+    set_deterministic(0, num_threads=1)
+    network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
     history, spent = train_privately(
         network, parts.train, parts.val, loop, Privacy(epsilon=epsilon, delta=1e-4), seed=seed
     )
@@ -71,7 +71,7 @@ def test_the_network_can_be_exported_as_if_it_had_been_trained_plainly(parts):
     ],
 )
 def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config, layout):
-    network = build(Blueprint(config=config, layout=layout, num_outputs=2))
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=2))
     rows = Examples(torch.zeros(10, *layout.shape), torch.zeros(10, dtype=torch.int64), torch.arange(10).numpy())
     with pytest.raises(RecipeInvalid, match="cannot be trained privately"):
         train_privately(network, rows, rows, LOOP, Privacy(epsilon=1, delta=1e-3), seed=0)
@@ -81,7 +81,7 @@ def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config,
     ("epsilon", "delta", "told"), [(1.0, 0.01, "lets whole rows leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")]
 )
 def test_a_promise_that_means_nothing_or_cannot_be_kept_is_refused(epsilon, delta, told):
-    network = build(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
+    network = build_network(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
     rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
     with pytest.raises(RecipeInvalid, match=told):
         train_privately(network, rows, rows, LOOP, Privacy(epsilon=epsilon, delta=delta), seed=0)

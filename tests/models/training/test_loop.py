@@ -10,12 +10,12 @@ import torch
 
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build, write_network
+from bloomery.models.networks.blueprint import Blueprint, build_network, write_network
 from bloomery.models.networks.config import Cnn
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
-from bloomery.models.training.loop import Epoch, evaluate, predict, train
+from bloomery.models.training.determinism import set_deterministic
+from bloomery.models.training.loop import EpochResult, evaluate, predict, train
 
 BLUEPRINT = Blueprint(
     config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
@@ -37,16 +37,18 @@ def with_value(examples: Examples, value: float) -> Examples:
 
 
 def trained_digest(folder: Path, parts, *, seed: int, order_seed: int) -> str:
-    fix_randomness(seed, num_threads=1)
-    network = build(BLUEPRINT)
+    set_deterministic(seed, num_threads=1)
+    network = build_network(BLUEPRINT)
     train(network, first(parts.train, 200), first(parts.val, 50), LOOP, seed=order_seed)
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint")
 
 
 def test_a_network_can_learn_eight_rows_by_heart(parts):
-    fix_randomness(seed=0, num_threads=1)
+    set_deterministic(seed=0, num_threads=1)
     few = first(parts.train, 8)
-    network = build(BLUEPRINT.model_copy(update={"config": Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0)}))
+    network = build_network(
+        BLUEPRINT.model_copy(update={"config": Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0)})
+    )
     epochs = train(network, few, few, Loop(epochs=60, batch_size=8, learning_rate=1e-2), seed=0)
     assert evaluate(network, few)[1] == 1
     assert epochs[-1].train_loss < 0.1 < epochs[0].train_loss
@@ -67,8 +69,8 @@ def test_other_seeds_end_in_other_bits(tmp_path: Path, parts):
 
 
 def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
-    fix_randomness(seed=0, num_threads=1)
-    network = build(BLUEPRINT)
+    set_deterministic(seed=0, num_threads=1)
+    network = build_network(BLUEPRINT)
     # What is learnt here is wrong there, so the first epochs are the best.
     contrary = parts.val._replace(y=(parts.val.y + 1) % 10)
     epochs = train(network, parts.train, contrary, Loop(epochs=6, learning_rate=1e-2), seed=0)
@@ -79,8 +81,10 @@ def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
 
 
 def test_every_epoch_is_told_in_order_as_it_ends(parts):
-    told: list[Epoch] = []
-    epochs = train(build(BLUEPRINT), first(parts.train, 64), first(parts.val, 20), LOOP, seed=0, on_epoch=told.append)
+    told: list[EpochResult] = []
+    epochs = train(
+        build_network(BLUEPRINT), first(parts.train, 64), first(parts.val, 20), LOOP, seed=0, on_epoch=told.append
+    )
     assert told == epochs
     assert [epoch.number for epoch in epochs] == [1, 2, 3]
     assert all(0 <= epoch.val_score <= 1 and epoch.train_loss > 0 for epoch in epochs)
@@ -88,7 +92,7 @@ def test_every_epoch_is_told_in_order_as_it_ends(parts):
 
 
 def test_every_epoch_has_an_order_of_its_own(parts):
-    network, seen = build(BLUEPRINT), []
+    network, seen = build_network(BLUEPRINT), []
     network.register_forward_pre_hook(lambda module, given: seen.append(given[0]) if module.training else None)
     train(network, first(parts.train, 64), first(parts.val, 20), Loop(epochs=2, batch_size=64), seed=0)
     one, other = seen
@@ -99,31 +103,31 @@ def test_every_epoch_has_an_order_of_its_own(parts):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_training_on_what_is_no_number_diverges(parts, value):
     with pytest.raises(TrainingDiverged, match="the loss of epoch 1 is nan"):
-        train(build(BLUEPRINT), with_value(first(parts.train, 64), value), parts.val, LOOP, seed=0)
+        train(build_network(BLUEPRINT), with_value(first(parts.train, 64), value), parts.val, LOOP, seed=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_no_number_diverges(parts, value):
     with pytest.raises(TrainingDiverged):
-        train(build(BLUEPRINT), first(parts.train, 64), with_value(parts.val, value), LOOP, seed=0)
+        train(build_network(BLUEPRINT), first(parts.train, 64), with_value(parts.val, value), LOOP, seed=0)
 
 
 def test_too_large_a_learning_rate_diverges(parts):
     with pytest.raises(TrainingDiverged, match="lower `learning_rate`"):
-        train(build(BLUEPRINT), parts.train, parts.val, Loop(epochs=3, learning_rate=1e30), seed=0)
+        train(build_network(BLUEPRINT), parts.train, parts.val, Loop(epochs=3, learning_rate=1e30), seed=0)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
 def test_fewer_than_two_rows_cannot_be_learnt_from(parts, num_rows):
     with pytest.raises(TrainingDiverged, match="fewer than two rows"):
-        train(build(BLUEPRINT), first(parts.train, num_rows), parts.val, LOOP, seed=0)
+        train(build_network(BLUEPRINT), first(parts.train, num_rows), parts.val, LOOP, seed=0)
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 32, 33, 34, 65])
 @pytest.mark.parametrize("num_epochs", [1, 4])
 def test_any_number_of_rows_and_epochs_fits_the_schedule(parts, num_rows, num_epochs):
     loop = Loop(epochs=num_epochs, batch_size=32)
-    epochs = train(build(BLUEPRINT), first(parts.train, num_rows), first(parts.val, 1), loop, seed=0)
+    epochs = train(build_network(BLUEPRINT), first(parts.train, num_rows), first(parts.val, 1), loop, seed=0)
     assert len(epochs) == num_epochs
 
 

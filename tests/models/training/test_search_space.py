@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Auto, Cnn, FtTransformer, Mlp, Periodic, Rnn
 from bloomery.models.training.config import Range, Search, Training
-from bloomery.models.training.search_space import changed, require_possible, sensible, space_of
+from bloomery.models.training.search_space import apply_values, default_networks, require_valid_space, search_space
 
 TRAINING = Training(epochs=3)
 LAYOUTS = [
@@ -24,7 +24,7 @@ LAYOUTS = [
 
 
 def test_values_are_put_at_their_paths_and_nothing_else_changes():
-    model, training = changed(
+    model, training = apply_values(
         Mlp(kind="mlp", dropout=0.3), TRAINING, {"model.hidden": [5, 6], "training.augment.flip": True}
     )
     assert model == Mlp(kind="mlp", hidden=(5, 6), dropout=0.3)
@@ -36,10 +36,10 @@ def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
     space = {"model.periodic": (None, {"spread": 8})}
     training = TRAINING.model_copy(update={"search": Search(space=space)})
     for model in (Mlp(kind="mlp"), Mlp(kind="mlp", periodic=Periodic(spread=2))):
-        require_possible(model, training)
-        assert changed(model, TRAINING, {"model.periodic": None})[0].periodic is None
-        assert changed(model, TRAINING, {"model.periodic": {"spread": 8}})[0].periodic == Periodic(spread=8)
-    assert space_of(Mlp(kind="mlp"), space) == space
+        require_valid_space(model, training)
+        assert apply_values(model, TRAINING, {"model.periodic": None})[0].periodic is None
+        assert apply_values(model, TRAINING, {"model.periodic": {"spread": 8}})[0].periodic == Periodic(spread=8)
+    assert search_space(Mlp(kind="mlp"), space) == space
 
 
 @pytest.mark.parametrize(
@@ -59,41 +59,41 @@ def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
 def test_a_space_that_leads_nowhere_is_refused_before_anything_runs(space, told):
     training = TRAINING.model_copy(update={"search": Search(space=space)})
     with pytest.raises(RecipeInvalid, match=told):
-        require_possible(Mlp(kind="mlp"), training)
+        require_valid_space(Mlp(kind="mlp"), training)
 
 
 def test_with_auto_a_path_is_one_of_a_network_that_may_be_tried_and_only_that_one_reads_it():
     possible = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
-    require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
-    assert space_of(Mlp(kind="mlp"), possible) == possible
-    assert space_of(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
-    assert space_of(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
+    require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
+    assert search_space(Mlp(kind="mlp"), possible) == possible
+    assert search_space(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
+    assert search_space(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
     for space, told in (({"model.hiden": (8,)}, "nothing at 'model.hiden'"), ({"model.cell": ("lstn",)}, "model.cell")):
         with pytest.raises(RecipeInvalid, match=told):
-            require_possible(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
+            require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
 
 
 def test_epochs_are_searched_or_stated_and_choices_are_some():
     both = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
     with pytest.raises(RecipeInvalid, match=r"training\.epochs is searched"):
-        require_possible(Mlp(kind="mlp"), both)
+        require_valid_space(Mlp(kind="mlp"), both)
     with pytest.raises(ValidationError, match="at least 1 item"):
         Search(space={"model.dropout": ()})
 
 
 def test_a_stated_space_takes_the_place_of_the_usual_one():
     stated = {"model.dropout": (0.0, 0.5)}
-    assert space_of(Cnn(kind="cnn"), stated) == stated
-    assert {"training.learning_rate", "model.hidden"} <= space_of(Rnn(kind="rnn"), {}).keys()
+    assert search_space(Cnn(kind="cnn"), stated) == stated
+    assert {"training.learning_rate", "model.hidden"} <= search_space(Rnn(kind="rnn"), {}).keys()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.kind}{list(layout.shape)}")
 def test_every_sensible_network_reads_its_rows_and_every_value_of_its_space_is_possible(layout):
-    for model in sensible(layout):
-        for path, choices in space_of(model, {}).items():
+    for model in default_networks(layout):
+        for path, choices in search_space(model, {}).items():
             for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
-                changed(model, TRAINING, {path: value})
-        network = build(Blueprint(config=model, layout=layout, num_outputs=2)).eval()
+                apply_values(model, TRAINING, {path: value})
+        network = build_network(Blueprint(config=model, layout=layout, num_outputs=2)).eval()
         assert network(torch.ones(2, *layout.shape)).shape == (2, 2)
 
 

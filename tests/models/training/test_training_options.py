@@ -16,11 +16,11 @@ from torch import nn
 
 from bloomery.models.profiling.flops import count_flops_per_row
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.augmentation import augmented, generator_for, mixed
+from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import Epoch, best_epoch, evaluate, predict, train
-from bloomery.models.training.optimization.loss import class_weights, judged, loss_and_score, loss_of
-from bloomery.models.training.optimization.optimizer import RunningMean, clip_gradients, optimizer_for, schedule_for
+from bloomery.models.training.loop import EpochResult, best_epoch, evaluate, predict, train
+from bloomery.models.training.optimization.loss import build_loss, class_weights, loss_and_metric_sums, loss_and_score
+from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
 
 CLASSES = torch.tensor([0, 0, 0, 1, 2, 2])
 LOGITS = torch.tensor([[2.0, 0, 1], [0, 3, 0], [1, 1, 1], [0, 2, 0], [0, 0, 1], [4, 0, 0]])
@@ -39,8 +39,8 @@ def linear() -> nn.Module:
 
 def rates(**stated: Any) -> list[float]:
     loop = Loop(epochs=1, learning_rate=1.0, **stated)
-    optimizer = optimizer_for(linear(), loop)
-    schedule = schedule_for(optimizer, loop, 20)
+    optimizer = build_optimizer(linear(), loop)
+    schedule = build_schedule(optimizer, loop, 20)
     found = []
     for _ in range(20):
         found.append(optimizer.param_groups[0]["lr"])
@@ -52,14 +52,14 @@ def rates(**stated: Any) -> list[float]:
 def test_the_loss_of_classes_is_torchs_own_added_up():
     loop = Loop(epochs=1, label_smoothing=0.1)
     expected = F.cross_entropy(LOGITS, CLASSES, label_smoothing=0.1) * len(CLASSES)
-    assert loss_of(loop, CLASSES)(LOGITS, CLASSES).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert build_loss(loop, CLASSES)(LOGITS, CLASSES).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
     weights = class_weights(CLASSES, 4)
     assert (weights * torch.bincount(CLASSES, minlength=4)).tolist() == pytest.approx([2, 2, 2, 0])
     assert weights[CLASSES].mean().item() == pytest.approx(1)
-    loss = loss_of(Loop(epochs=1, class_weights="balanced"), CLASSES)(LOGITS, CLASSES)
+    loss = build_loss(Loop(epochs=1, class_weights="balanced"), CLASSES)(LOGITS, CLASSES)
     expected = (F.cross_entropy(LOGITS, CLASSES, reduction="none") * weights[CLASSES]).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.equal(class_weights(torch.cat([CLASSES, torch.tensor([-100, -100])]), 4), weights)  # without a label
@@ -68,13 +68,13 @@ def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
 @pytest.mark.parametrize(("loss", "measure"), [("squared", F.mse_loss), ("huber", F.huber_loss)])
 def test_the_loss_of_figures_is_the_stated_one(loss, measure):
     outputs, y = torch.tensor([[0.0], [3.0]]), torch.tensor([0.5, 0.0])
-    found = loss_of(Loop(epochs=1, loss=loss), y)(outputs, y)
+    found = build_loss(Loop(epochs=1, loss=loss), y)(outputs, y)
     assert found.item() == pytest.approx(2 * measure(outputs[:, 0], y).item())
 
 
 def test_scores_of_parts_add_up_to_the_score_of_all():
-    whole = loss_and_score(judged(LOGITS, CLASSES), CLASSES)
-    parts = judged(LOGITS[:2], CLASSES[:2]) + judged(LOGITS[2:], CLASSES[2:])
+    whole = loss_and_score(loss_and_metric_sums(LOGITS, CLASSES), CLASSES)
+    parts = loss_and_metric_sums(LOGITS[:2], CLASSES[:2]) + loss_and_metric_sums(LOGITS[2:], CLASSES[2:])
     assert loss_and_score(parts, CLASSES) == pytest.approx(whole)
     rows = line()
     loss, rmse = evaluate(linear(), rows)
@@ -84,7 +84,7 @@ def test_scores_of_parts_add_up_to_the_score_of_all():
 def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out():
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
     network[2].requires_grad_(False)
-    groups = optimizer_for(network, Loop(epochs=1, weight_decay=0.3), {"0.weight": 0.5}).param_groups
+    groups = build_optimizer(network, Loop(epochs=1, weight_decay=0.3), {"0.weight": 0.5}).param_groups
     found = {id(one): (group["weight_decay"], group["lr"]) for group in groups for one in group["params"]}
     assert found[id(network[0].weight)] == (0.3, 0.5 * 3e-3)
     assert found[id(network[0].bias)] == found[id(network[1].weight)] == (0.0, 3e-3)
@@ -120,7 +120,7 @@ def test_clipped_gradients_have_at_most_the_stated_norm(scale, largest):
 
 def test_a_running_mean_follows_the_weights_and_leaves_them_as_they_are():
     network = linear()
-    mean, first = RunningMean(network, 0.9), network.weight.detach().clone()
+    mean, first = EMA(network, 0.9), network.weight.detach().clone()
     with torch.no_grad():
         network.weight += 1
     mean.follow(network)
@@ -155,7 +155,7 @@ def test_training_ends_when_it_has_not_been_better_for_a_while():
 
 
 def test_the_best_epoch_is_told_by_the_figure_that_is_asked_for():
-    told = [Epoch(1, 1.0, 0.5, 0.7, 0.1), Epoch(2, 1.0, 0.4, 0.8, 0.1), Epoch(3, 1.0, 0.6, 0.9, 0.1)]
+    told = [EpochResult(1, 1.0, 0.5, 0.7, 0.1), EpochResult(2, 1.0, 0.4, 0.8, 0.1), EpochResult(3, 1.0, 0.6, 0.9, 0.1)]
     by_loss, by_score, by_none = (Loop(epochs=3, best_by=figure) for figure in ("loss", "score", "last"))
     assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
     assert [best_epoch(told, loop, is_error=True).number for loop in (by_loss, by_score, by_none)] == [2, 1, 3]
@@ -217,7 +217,7 @@ def images(num_rows: int = 12) -> torch.Tensor:
 def test_images_change_by_the_draw_alone_and_keep_their_shape(augment):
     x = images()
     before = x.clone()
-    once, again, other = (augmented(x, augment, generator_for(1, 2, batch)) for batch in (3, 3, 4))
+    once, again, other = (augment_batch(x, augment, batch_generator(1, 2, batch)) for batch in (3, 3, 4))
     assert torch.equal(x, before)
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
@@ -227,7 +227,7 @@ def test_images_change_by_the_draw_alone_and_keep_their_shape(augment):
 
 def test_flipped_images_are_the_images_or_their_mirrors():
     x = images(40)
-    changed = augmented(x, Augment(flip=True), generator_for(0, 1, 0))
+    changed = augment_batch(x, Augment(flip=True), batch_generator(0, 1, 0))
     is_same, is_mirror = ((changed == one).flatten(1).all(1) for one in (x, x.flip(3)))
     assert torch.all(is_same | is_mirror)
     assert 8 < int(is_mirror.sum()) < 32
@@ -235,7 +235,7 @@ def test_flipped_images_are_the_images_or_their_mirrors():
 
 def test_shifted_images_keep_their_middle():
     x = images(40)
-    changed = augmented(x, Augment(shift=1), generator_for(0, 1, 0))
+    changed = augment_batch(x, Augment(shift=1), batch_generator(0, 1, 0))
     moves = [x[:, :, 1 + down : 8 + down, 1 + right : 6 + right] for down in (-1, 0, 1) for right in (-1, 0, 1)]
     hits = torch.stack([(changed[:, :, 1:8, 1:6] == one).flatten(1).all(1) for one in moves])
     assert torch.all(hits.sum(0) == 1)
@@ -245,13 +245,13 @@ def test_shifted_images_keep_their_middle():
 def test_a_turn_keeps_what_is_round_also_on_an_image_that_is_wide():
     down, right = torch.arange(25.0)[:, None] - 12, torch.arange(41.0)[None] - 20
     blob = torch.exp(-(down**2 + right**2) / 20).expand(6, 1, 25, 41)
-    changed = augmented(blob, Augment(rotate=180), generator_for(0, 1, 0))
+    changed = augment_batch(blob, Augment(rotate=180), batch_generator(0, 1, 0))
     assert (changed - blob).abs().max() < 0.03
 
 
 def test_erased_images_lose_one_rectangle():
     x = images(60)
-    changed = augmented(x, Augment(erase=0.5), generator_for(0, 1, 0))
+    changed = augment_batch(x, Augment(erase=0.5), batch_generator(0, 1, 0))
     gone = (changed == 0).float()
     assert torch.equal(torch.where(changed == 0, x, changed), x)
     shares = gone.flatten(1).mean(1)
@@ -267,7 +267,9 @@ def test_tokens_that_are_left_keep_their_order_and_padding_stays_behind(lengths,
     x = torch.zeros(len(lengths), 9)
     for row, length in zip(x, lengths, strict=True):
         row[:length] = torch.arange(1, length + 1)
-    for row, length in zip(augmented(x, Augment(drop_tokens=share), generator_for(seed, 1, 1)), lengths, strict=True):
+    for row, length in zip(
+        augment_batch(x, Augment(drop_tokens=share), batch_generator(seed, 1, 1)), lengths, strict=True
+    ):
         left = row[row > 0]
         assert torch.all(row[len(left) :] == 0)
         assert left.tolist() == sorted(set(left.tolist()))
@@ -277,7 +279,7 @@ def test_tokens_that_are_left_keep_their_order_and_padding_stays_behind(lengths,
 
 def test_mixed_rows_are_as_much_their_own_as_is_said():
     x, y = torch.eye(6), torch.arange(6)
-    blend = mixed(x, y, 0.4, generator_for(0, 1, 1))
+    blend = mixup(x, y, 0.4, batch_generator(0, 1, 1))
     assert 0.5 <= blend.share <= 1
     torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other] * (1 - blend.share))
 

@@ -10,21 +10,21 @@ import torch
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Transformer
 from bloomery.models.training.config import Loop, StartFrom
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import evaluate, train
-from bloomery.models.training.transfer_learning import frozen_modules, transfer
+from bloomery.models.training.transfer_learning import frozen_modules, transfer_weights
 
 IMAGES = Layout(kind="image", shape=(1, 8, 8))
 CNN = Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0.0)
 
 
 def network_of(num_outputs: int, seed: int = 0) -> torch.nn.Module:
-    fix_randomness(seed, num_threads=1)
-    return build(Blueprint(config=CNN, layout=IMAGES, num_outputs=num_outputs))
+    set_deterministic(seed, num_threads=1)
+    return build_network(Blueprint(config=CNN, layout=IMAGES, num_outputs=num_outputs))
 
 
 def scenes(num: int, seed: int) -> Examples:
@@ -46,7 +46,7 @@ def in_two(examples: Examples) -> Examples:
 def test_weights_of_equal_name_and_shape_are_taken_and_the_others_drawn_anew():
     source, target = network_of(10, seed=1), network_of(3, seed=2)
     head = target.head.weight.detach().clone()
-    told = transfer(target, source.state_dict(), StartFrom(network="source"))
+    told = transfer_weights(target, source.state_dict(), StartFrom(network="source"))
     assert torch.equal(target.hidden.weight, source.hidden.weight)
     assert torch.equal(target.head.weight, head)
     assert set(told.drawn) == {"head.weight", "head.bias"}
@@ -55,18 +55,18 @@ def test_weights_of_equal_name_and_shape_are_taken_and_the_others_drawn_anew():
 
 def test_a_network_of_which_nothing_fits_is_refused():
     with pytest.raises(RecipeInvalid, match="same kind and widths"):
-        transfer(network_of(3), {"other.weight": torch.zeros(3)}, StartFrom(network="other"))
+        transfer_weights(network_of(3), {"other.weight": torch.zeros(3)}, StartFrom(network="other"))
 
 
 @pytest.mark.parametrize("freeze", [("blocks", "nothing"), ("blocks", "hidden", "head")])
 def test_what_cannot_be_frozen_is_refused(freeze):
     with pytest.raises(RecipeInvalid, match="freeze"):
-        transfer(network_of(3), network_of(3).state_dict(), StartFrom(network="same", freeze=freeze))
+        transfer_weights(network_of(3), network_of(3).state_dict(), StartFrom(network="same", freeze=freeze))
 
 
 def test_frozen_layers_do_not_change_in_training_not_even_what_batch_normalisation_counts(parts):
     network = network_of(10)
-    transfer(network, network_of(10, seed=1).state_dict(), StartFrom(network="same", freeze=("blocks",)))
+    transfer_weights(network, network_of(10, seed=1).state_dict(), StartFrom(network="same", freeze=("blocks",)))
     before = copy.deepcopy(network.state_dict())
     train(network, parts.train, parts.val, Loop(epochs=1), seed=0)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -84,8 +84,10 @@ def test_modules_are_frozen_whole_or_not_at_all():
 
 def test_each_layer_learns_at_a_share_of_the_rate_of_the_next():
     config = Transformer(kind="transformer", width=8, num_heads=2, num_layers=2)
-    network = build(Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=2))
-    shares = transfer(network, network.state_dict(), StartFrom(network="same", discount=0.5)).shares
+    network = build_network(
+        Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=2)
+    )
+    shares = transfer_weights(network, network.state_dict(), StartFrom(network="same", discount=0.5)).shares
     assert shares["head.weight"] == 1
     assert shares["blocks.1.up.weight"] == shares["blocks.1.down.bias"] == 2 * shares["blocks.0.up.weight"]
     assert len(set(shares.values())) == len({name.split(".")[0] for name in shares} - {"blocks"}) + 2
@@ -99,7 +101,7 @@ def test_what_was_learnt_of_many_rows_helps_where_there_are_few():
     for name in ("scratch", "transfer"):
         network, shares = network_of(2, seed=3), None
         if name == "transfer":
-            shares = transfer(network, source.state_dict(), StartFrom(network="source", discount=0.5)).shares
+            shares = transfer_weights(network, source.state_dict(), StartFrom(network="source", discount=0.5)).shares
         train(network, few, few, Loop(epochs=15, batch_size=8), seed=0, shares=shares)
         scores[name] = evaluate(network, held_out)[1]
     assert scores["transfer"] > scores["scratch"] + 0.08

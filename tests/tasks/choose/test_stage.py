@@ -19,7 +19,7 @@ import pytest
 from bloomery.data_contracts.errors import EngineMissing, NoCandidate
 from bloomery.data_contracts.records.records import Candidate, Chosen, Interval, Options, Release, describe
 from bloomery.models.compression.budget import Budget
-from bloomery.models.features.encoder import ENCODED
+from bloomery.models.features.encoder import ENCODED_INPUT
 from bloomery.models.profiling import rapl
 from bloomery.models.profiling.latency import summarise
 from bloomery.tasks.choose import ranking
@@ -72,7 +72,7 @@ def options(home: Path, release: Release, candidate_of: Callable[..., Candidate]
     ids = np.arange(NUM_ROWS)
     pq.write_table(pa.table({"id": ids, "town": TOWNS}), home / "checked.parquet")
     x = pa.array(list(np.ones((NUM_ROWS, 64), np.float32)), pa.list_(pa.float32()))
-    pq.write_table(pa.table({"id": ids, "y": TRUTH, ENCODED: x}), home / "test.parquet")
+    pq.write_table(pa.table({"id": ids, "y": TRUTH, ENCODED_INPUT: x}), home / "test.parquet")
     made = release.bento.chosen.options
     dataset = made.trained.dataset
     checked = dataset.checked.model_copy(update={"uri": "checked.parquet"})

@@ -16,7 +16,7 @@ import torch
 from bloomery.data_contracts.records.records import Flips, Release
 from bloomery.models.compression.config import CandidateSpec
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.models.profiling.latency import summarise
 from bloomery.models.training.data.batches import Examples
@@ -56,7 +56,7 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     pq.write_table(rows, root / "rows.parquet")
     number = {"kind": "number", "columns": ["x"], "scale": "none"}
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [number]})
-    encoder = fit(features, next(iter(summarise_batches(features, rows.to_batches())))["summary"].to_pylist())
+    encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))["summary"].to_pylist())
     (root / "encoder.json").write_text(encoder.model_dump_json())
     trained = release.bento.chosen.options.trained
     checked = trained.dataset.checked.model_copy(update={"uri": "rows.parquet"})

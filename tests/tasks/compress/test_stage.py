@@ -25,7 +25,7 @@ from bloomery.models.export.litert_exporter import PYTHON_VARIABLE
 from bloomery.models.export.onnx_exporter import TOLERANCE
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint
 from bloomery.models.networks.config import Imported, Mlp
 from bloomery.models.training.config import Loop, Training
@@ -285,7 +285,7 @@ def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(traine
             assert figures["pt2_parity_error"] <= TOLERANCE
             answered = torch.export.load(path).module()(x).detach().numpy()
             np.testing.assert_allclose(
-                answered, answer(session(folder / Path(candidate.uri).name), x.numpy()), atol=1e-5
+                answered, run_session(create_session(folder / Path(candidate.uri).name), x.numpy()), atol=1e-5
             )
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from bloomery.data_contracts.errors import SettingInvalid
 from bloomery.data_contracts.records.records import Effort, Interval, Privacy, Release
-from bloomery.models.evaluation.metrics import accuracy, share
+from bloomery.models.evaluation.metrics import accuracy, proportion
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card import figures
 from bloomery.tasks.model_card.card import write_card
@@ -60,7 +60,7 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
         number = {"kind": "number", "columns": ["x"], "scale": "none"}
         features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [number]})
         rows = pa.table({"id": keys, "x": [0.0] * 6, "y": columns["truth"]})
-        summary = next(iter(summarise_batches(features, rows.to_batches())))["summary"]
+        summary = next(iter(partial_statistics(features, rows.to_batches())))["summary"]
         encoder = fit(features, summary.to_pylist())
         (place / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
     pq.write_table(pa.table({"id": keys, **columns}), place / "answers.parquet")
@@ -93,8 +93,8 @@ def test_a_card_of_classes_says_what_was_measured(home: Path, release: Release) 
     made = written(home, release, "classification")
     found = figures.figures_of(made)
     assert [one.num_rows for one in found.classes] == [3, 3]
-    assert [one.recall for one in found.classes] == [share(3, 3), share(2, 3)]
-    assert [one.precision for one in found.classes] == [share(3, 4), share(2, 2)]
+    assert [one.recall for one in found.classes] == [proportion(3, 3), proportion(2, 3)]
+    assert [one.precision for one in found.classes] == [proportion(3, 4), proportion(2, 2)]
     assert found.calibration_error == pytest.approx(abs((4 * 0.9 - 3) / 6) + abs((2 * 0.8 - 2) / 6))
     text = Seen((home / "card" / "card.html").read_text()).text
     for told in (

@@ -15,7 +15,7 @@ import pytest
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Chosen, Privacy, Release
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import fit, summarise_batches
+from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.reference_profile import version_reference
 
@@ -68,7 +68,7 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     pq.write_table(pa.table({**answers, "probabilities": shares}), folder / "answers.parquet")
     categories = {"kind": "category", "columns": ["town", "zone"]}
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
-    summary = next(iter(summarise_batches(features, ROWS.to_batches())))
+    summary = next(iter(partial_statistics(features, ROWS.to_batches())))
     (folder / "encoder.json").write_text(fit(features, summary["summary"].to_pylist()).model_dump_json())
     place = str(folder.relative_to(settings().home))
     made = release.bento.chosen

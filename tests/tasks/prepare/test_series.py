@@ -28,7 +28,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.requests.json_rows import RowCheck
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import CLASS, ENCODED, decode, encode, read_encoder
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
 from bloomery.tasks.prepare.duckdb_engine import FUNCTIONS
 from bloomery.tasks.prepare.split_sql import divided
 from bloomery.tasks.prepare.stage import prepare
@@ -302,7 +302,7 @@ def test_held_out_windows_sent_to_the_endpoint_are_encoded_as_they_were(
     check = RowCheck(served(checked.contract, features.window_lengths), encoder.columns)
     sent = json.loads(json.dumps(raw.select(list(dataset.inputs)).to_pylist()))
     x = encode(encoder, check.table(sent))
-    assert x.reshape(len(sent), -1).tolist() == encoded[ENCODED].to_pylist()
+    assert x.reshape(len(sent), -1).tolist() == encoded[ENCODED_INPUT].to_pylist()
     assert any(None in row[name] for row in sent for name in dataset.inputs) == (case == "forecast")
 
 
@@ -312,10 +312,10 @@ def test_a_forecast_learns_what_the_later_row_has(home: Path, weather: pa.Table,
     assert (dataset.task, dataset.classes) == ("regression", ())
     encoder = read_encoder(home / dataset.encoder_uri)
     encoded = pq.read_table(home / dataset.test.uri)
-    assert encoded.schema.field(CLASS).type == pa.float32()
+    assert encoded.schema.field(ENCODED_LABEL).type == pa.float32()
     rows = {row["key"]: row for row in weather.to_pylist()}
     dust = {(row["place"], row["seen"]): row["dust"] for row in rows.values() if row["dust"] is not None}
-    told = decode(encoder, encoded[CLASS].to_numpy()[:, None])
+    told = decode(encoder, encoded[ENCODED_LABEL].to_numpy()[:, None])
     assert len(told) > 100
     for key, value in zip(encoded["key"].to_pylist(), told, strict=True):
         later = rows[key]["seen"] + timedelta(hours=1)

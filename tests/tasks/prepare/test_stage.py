@@ -26,7 +26,7 @@ from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
 from bloomery.data_contracts.records.records import Dataset, describe
 from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import CLASS, ENCODED, decode, encode, read_encoder
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.ingest.stage import ingest, locate
 from bloomery.tasks.prepare.stage import needs_spark, prepare
@@ -130,7 +130,7 @@ def test_rows_without_a_label_are_a_part_of_their_own_that_the_split_keeps_apart
         for name in ("label", "family", "seen", "given")
     )
     assert all(label[key] is not None for name in PARTS for key in keys[name])
-    assert set(unlabelled[CLASS].to_pylist()) == {-100}
+    assert set(unlabelled[ENCODED_LABEL].to_pylist()) == {-100}
     none = unlabelled["key"].to_pylist()
     assert none == sorted(none)
     assert {label[key] for key in none} == {None}
@@ -184,8 +184,8 @@ def test_figures_are_learnt_in_standard_units_and_decoded(home: Path, people: pa
     for part in PARTS:
         rows = pq.read_table(home / getattr(dataset, part).uri)
         wanted = np.array([height[key] for key in rows["key"].to_pylist()])
-        assert np.abs(decode(encoder, rows[CLASS].to_numpy()[:, None]) - wanted).max() < 1e-6
-    train = pq.read_table(home / dataset.train.uri)[CLASS].to_numpy()
+        assert np.abs(decode(encoder, rows[ENCODED_LABEL].to_numpy()[:, None]) - wanted).max() < 1e-6
+    train = pq.read_table(home / dataset.train.uri)[ENCODED_LABEL].to_numpy()
     assert (train.mean(), train.std()) == pytest.approx((0, 1), abs=1e-5)
 
 
@@ -249,7 +249,7 @@ def test_a_row_of_the_digits_is_encoded_alone_as_it_was_in_the_data_set(home: Pa
     encoder = read_encoder(home / dataset.encoder_uri)
     rows = pq.read_table(home / checked.uri)
     test = pq.read_table(home / dataset.test.uri).slice(0, 50)
-    for key, x in zip(test["id"].to_pylist(), test[ENCODED].to_pylist(), strict=True):
+    for key, x in zip(test["id"].to_pylist(), test[ENCODED_INPUT].to_pylist(), strict=True):
         alone = encode(encoder, rows.filter(pc.equal(rows["id"], key)))
         assert alone.reshape(-1).tolist() == x
 

@@ -16,10 +16,10 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.records.records import Bento, Interval, Release
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.features.config import Features, Gates, Recent
-from bloomery.models.features.encoder import Encoder, encode, fit, summarise_batches
-from bloomery.models.inference.outputs import meant, outputs_of
-from bloomery.models.inference.runtime import session
+from bloomery.models.features.config import Features, Gates, RecentData
+from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
+from bloomery.models.inference.outputs import compute_outputs, predictions_from
+from bloomery.models.inference.runtime import create_session
 from bloomery.tasks.evaluation.held_out import held_out_rows
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.promote.gates import require_not_worse, require_score, worse_than
@@ -38,7 +38,7 @@ def rows_for(task: Task) -> pa.Table:
 def encoder_for(task: Task) -> Encoder:
     number = {"kind": "number", "columns": ["x"], "scale": "none"}
     features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
-    summary = next(iter(summarise_batches(features, rows_for(task).to_batches())))
+    summary = next(iter(partial_statistics(features, rows_for(task).to_batches())))
     return fit(features, summary["summary"].to_pylist())
 
 
@@ -76,7 +76,9 @@ def packaged(home: Path, release: Release, contract_of: Any) -> Any:
         (folder / "contract.json").write_text(contract.model_dump_json(by_alias=True, exclude_defaults=True))
         network(folder / "model.onnx", task, shift)
         rows = rows_for(task)
-        given = meant(encoder, outputs_of(session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False))
+        given = predictions_from(
+            encoder, compute_outputs(create_session(folder / "model.onnx"), encode(encoder, rows), is_row_by_row=False)
+        )
         answer = given if task == "regression" else np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
         under = settings().home / "stages" / tag.replace(":", "-")
         under.mkdir(parents=True)
@@ -236,9 +238,9 @@ def test_what_is_not_there_of_late_is_told_and_refuses_nobody(packaged: Any, hom
     old, shadow = asked_of_late(home, X, days_ago=40), asked_of_late(home, X, role="shadow")
     labels_come(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
     assert "150 rows of late have a label, fewer than 200" in told()
-    assert told(Gates(recent=Recent(min_rows=100), champion_drop=0.05)).startswith("on 150 rows of late")
-    assert told(Gates(recent=Recent(min_rows=100, window="60d"), champion_drop=0.05)).startswith("on 450 rows")
+    assert told(Gates(recent=RecentData(min_rows=100), champion_drop=0.05)).startswith("on 150 rows of late")
+    assert told(Gates(recent=RecentData(min_rows=100, window="60d"), champion_drop=0.05)).startswith("on 450 rows")
     (Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "a" / "src" / "artifacts" / "model.onnx").write_bytes(b"none")
-    assert "not all columns that both versions read" in told(Gates(recent=Recent(min_rows=100)))
+    assert "not all columns that both versions read" in told(Gates(recent=RecentData(min_rows=100)))
     with pytest.raises(DataMissing, match="cannot be read"):
-        told(Gates(recent=Recent(labels=str(tmp_path / "none.parquet"))))
+        told(Gates(recent=RecentData(labels=str(tmp_path / "none.parquet"))))

@@ -14,9 +14,9 @@ import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, encode_labels, fit, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, encode_labels, fit, partial_statistics
 from bloomery.models.features.input_config import CategoryInput, ImageInput, NumberInput, SeriesInput, TextInput
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Mlp, Rnn, Transformer
 from bloomery.models.training.config import Explain
 from bloomery.models.training.data.batches import Examples
@@ -53,10 +53,10 @@ def made(kind: str) -> tuple[torch.nn.Module, Layout, Encoder, Examples, pa.Tabl
     inputs, columns, config = inputs_of(kind)
     table = pa.table({"id": list(range(NUM)), **columns, "label": ["no", "yes"] * (NUM // 2)})
     features = Features(key="id", label="label", inputs=inputs)
-    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
     layout = encoder.layout
     torch.manual_seed(0)
-    network = build(Blueprint(config=config, layout=layout, num_outputs=2)).eval()
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=2)).eval()
     y = torch.from_numpy(encode_labels(encoder, table["label"]).to_numpy().copy())
     examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
     return network, layout, encoder, examples, table
@@ -87,9 +87,9 @@ def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
     features = Features(
         key="id", label="pay", task="regression", inputs=(NumberInput(kind="number", columns=("age",)),)
     )
-    encoder = fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())])
+    encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
     config = Mlp(kind="mlp", hidden=(4,))
-    network = build(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
+    network = build_network(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
     y = torch.from_numpy(encode_labels(encoder, table["pay"]).to_numpy().copy())
     examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
     tell(tmp_path, network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))

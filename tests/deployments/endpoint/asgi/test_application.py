@@ -24,7 +24,7 @@ from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.model_version import Version
 from bloomery.deployments.endpoint.telemetry.metrics import Measures
 from bloomery.models.features.encoder import encode
-from bloomery.models.inference.runtime import session, softmax
+from bloomery.models.inference.runtime import create_session, softmax
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 JSON = {"content-type": "application/json"}
@@ -334,7 +334,7 @@ ANY_ROW = st.fixed_dictionaries(
 @given(rows=st.lists(ANY_ROW, min_size=1, max_size=5))
 def test_any_rows_are_answered_as_the_network_answers_in_this_process(application, version, rows) -> None:
     table = pa.Table.from_pylist(rows, schema=version.check.schema)
-    logits = session(version.artifacts / "model.onnx").run(None, {"x": encode(version.encoder, table)})[0]
+    logits = create_session(version.artifacts / "model.onnx").run(None, {"x": encode(version.encoder, table)})[0]
     wanted = softmax(logits)
     told = ask(application, {"rows": rows}).json()["predictions"]
     assert [list(one["probabilities"].values()) for one in told] == wanted.tolist()

@@ -8,7 +8,7 @@ import torch
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.pruning.dead_units import remove_dead_units
 from bloomery.models.compression.pruning.unstructured import compute_masks, fixed_masks
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Cnn, LeNet, Mlp, Rnn
 
 IMAGE = Layout(kind="image", shape=(1, 16, 16))
@@ -25,7 +25,7 @@ IMAGE = Layout(kind="image", shape=(1, 16, 16))
 def test_units_that_nothing_reads_go_and_the_answers_stay(config):
     torch.manual_seed(0)
     blueprint = Blueprint(config=config, layout=IMAGE, num_outputs=5)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     with torch.no_grad():
         network.head.weight[:, ::2] = 0
     smaller, found = remove_dead_units(network, blueprint)
@@ -33,12 +33,12 @@ def test_units_that_nothing_reads_go_and_the_answers_stay(config):
     assert num_parameters(smaller) < num_parameters(network)
     x = torch.randn(4, 1, 16, 16)
     assert torch.allclose(network(x), smaller(x), atol=1e-5)
-    build(found).load_state_dict(smaller.state_dict())
+    build_network(found).load_state_dict(smaller.state_dict())
 
 
 def test_a_unit_dies_with_those_that_it_led_to():
     blueprint = Blueprint(config=LeNet(kind="lenet", channels=(4, 6), hidden=10), layout=IMAGE, num_outputs=5)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     with torch.no_grad():
         network.head.weight[:, 3:] = 0  # hidden units 3 to 9 lead nowhere, and they alone read channel 2 and up
         network.hidden.weight[:3, 2:] = 0
@@ -49,7 +49,7 @@ def test_a_unit_dies_with_those_that_it_led_to():
 
 def test_a_layer_keeps_a_unit_and_the_source_stays():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none"), layout=IMAGE, num_outputs=5)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     with fixed_masks(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
         smaller, found = remove_dead_units(network, blueprint)
     assert found.config.hidden == (1,)
@@ -59,10 +59,10 @@ def test_a_layer_keeps_a_unit_and_the_source_stays():
 
 def test_a_network_without_dead_units_or_of_another_kind_stays_as_it_is():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 6)), layout=IMAGE, num_outputs=5)
-    network = build(blueprint)
+    network = build_network(blueprint)
     assert remove_dead_units(network, blueprint)[1] == blueprint
     sequence = Layout(kind="sequence", shape=(8, 2))
     recurrent = Blueprint(config=Rnn(kind="rnn", hidden=4), layout=sequence, num_outputs=3)
-    source = build(recurrent)
+    source = build_network(recurrent)
     with fixed_masks(source, compute_masks(source, 0.05)):
         assert remove_dead_units(source, recurrent) == (source, recurrent)

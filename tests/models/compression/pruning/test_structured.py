@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning, find_pruning_obstacle
 from bloomery.models.compression.pruning.structured import prune_network
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import (
     Cnn,
     FtTransformer,
@@ -68,10 +68,10 @@ def test_whole_blocks_of_channels_stay_where_it_is_asked_for(stated, importance,
     blueprint = blueprint_of((32, 64, 128), 64, (1, 16, 16))
     rows = Examples(torch.randn(64, 1, 16, 16), torch.arange(64) % 3, np.arange(64))
     how = Pruning(**stated, importance=importance, multiple_of=16)
-    network, pruned = prune_network(build(blueprint).eval(), blueprint, how, rows)
+    network, pruned = prune_network(build_network(blueprint).eval(), blueprint, how, rows)
     assert pruned.config.channels == channels
     assert abs(pruned.config.hidden - hidden) <= 1
-    build(pruned).load_state_dict(network.state_dict())
+    build_network(pruned).load_state_dict(network.state_dict())
 
 
 def test_blocks_are_of_channels_that_lose_alike():
@@ -84,7 +84,7 @@ def test_blocks_are_of_channels_that_lose_alike():
 
 def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
     network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(share=0.5))
-    again = build(blueprint).eval()
+    again = build_network(blueprint).eval()
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert torch.equal(again(parts.test.x), network(parts.test.x))
@@ -120,7 +120,7 @@ def test_what_stays_is_a_part_of_what_was(trained):
 def test_the_weakest_leave_first():
     torch.manual_seed(0)
     blueprint = blueprint_of((6, 8), 10)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     dead = {network.blocks[0]: [0, 2, 5], network.blocks[1]: [1, 2, 3, 7]}
     with torch.no_grad():
         for block, channels in dead.items():
@@ -141,7 +141,7 @@ def test_the_weakest_leave_first():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 28, 28)], ids=str)
 def test_networks_for_images_of_any_size_can_be_pruned(shape):
     blueprint = blueprint_of((4, 6, 8), 12, shape)
-    network, pruned = prune_network(build(blueprint), blueprint, Pruning(share=0.5))
+    network, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))
     assert pruned.config.channels == (2, 3, 4)
     assert network(torch.randn(5, *shape)).shape == (5, 3)
 
@@ -155,14 +155,14 @@ def test_a_pruned_network_can_be_pruned_again(trained):
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.99])
 def test_however_large_the_share_every_layer_shrinks_and_none_vanishes(share):
     blueprint = blueprint_of((4, 8), 16)
-    _, pruned = prune_network(build(blueprint), blueprint, Pruning(share=share))
+    _, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=share))
     widths = (*pruned.config.channels, pruned.config.hidden)
     assert all(1 <= now <= max(1, before * 0.6) for now, before in zip(widths, (4, 8, 16), strict=True))
 
 
 def test_a_network_of_single_channels_stays_as_it_is():
     blueprint = blueprint_of((1,), 1)
-    assert prune_network(build(blueprint), blueprint, Pruning(share=0.5))[1] == blueprint
+    assert prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))[1] == blueprint
 
 
 PRUNABLE = {
@@ -219,7 +219,7 @@ def draw_statistics(network: nn.Module) -> None:
 def test_what_gives_nothing_leaves_and_the_answers_stay_whatever_is_coupled(name):
     torch.manual_seed(0)
     blueprint = prunable_blueprint(name)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     draw_statistics(network)
     kill_first_half(network, blueprint.config.kind)
     smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
@@ -227,16 +227,16 @@ def test_what_gives_nothing_leaves_and_the_answers_stay_whatever_is_coupled(name
     with torch.no_grad():
         torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-4)
     assert num_parameters(smaller) < 0.8 * num_parameters(network)
-    assert num_parameters(build(pruned)) == num_parameters(smaller)
+    assert num_parameters(build_network(pruned)) == num_parameters(smaller)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_every_kind_can_be_pruned_twice_and_built_again(name, share):
     blueprint = prunable_blueprint(name)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     smaller, pruned = prune_network(*prune_network(network, blueprint, Pruning(share=share)), Pruning(share=share))
-    again = build(pruned).eval()
+    again = build_network(pruned).eval()
     again.load_state_dict(smaller.state_dict())
     x = torch.randn(5, *blueprint.layout.shape)
     with torch.no_grad():
@@ -272,9 +272,9 @@ def test_a_kind_that_cannot_be_pruned_is_named():
 )
 def test_networks_for_sequences_are_pruned_and_built_again(config: Model):
     blueprint = Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=3)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
-    assert num_parameters(build(pruned)) == num_parameters(smaller) < num_parameters(network)
+    assert num_parameters(build_network(pruned)) == num_parameters(smaller) < num_parameters(network)
     assert pruned.layout == blueprint.layout
 
 
@@ -286,7 +286,7 @@ def deep(kind: type[Transformer] | type[Gpt]) -> tuple[nn.Module, Blueprint]:
     torch.manual_seed(0)
     config = kind.model_validate({"kind": kind.__name__.lower(), **DEEP})
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=3)
-    return build(blueprint).eval(), blueprint
+    return build_network(blueprint).eval(), blueprint
 
 
 @pytest.mark.parametrize("kind", [Transformer, Gpt])
@@ -307,7 +307,7 @@ def test_heads_and_layers_that_give_nothing_leave_and_the_answers_stay(kind):
     assert pruned.config.feed_forward == 2.0
     x = torch.randint(1, 20, (5, 9)).float()
     torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-4)
-    again = build(pruned).eval()
+    again = build_network(pruned).eval()
     again.load_state_dict(smaller.state_dict())
     assert torch.equal(again(x), smaller(x))
     assert len(network.blocks) == 4
@@ -317,7 +317,7 @@ def test_taylor_keeps_what_the_loss_needs_where_the_norm_keeps_what_is_large():
     """Large weights behind which nothing follows are worth nothing: only the gradient knows."""
     torch.manual_seed(0)
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none", dropout=0.0), layout=FLAT, num_outputs=2)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     with torch.no_grad():
         network.layers[0][0].weight[:4] *= 5
         network.head.weight[:, :4] = 0
@@ -337,7 +337,9 @@ def test_gradients_reach_recurrent_and_attending_layers(config):
     torch.manual_seed(0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=3)
     rows = Examples(torch.randint(1, 20, (40, 9)).float(), torch.arange(40) % 3, np.arange(40))
-    smaller, pruned = prune_network(build(blueprint).eval(), blueprint, Pruning(share=0.5, importance="taylor"), rows)
+    smaller, pruned = prune_network(
+        build_network(blueprint).eval(), blueprint, Pruning(share=0.5, importance="taylor"), rows
+    )
     assert pruned.config.hidden == 4
     assert smaller(rows.x).shape == (40, 3)
 
@@ -345,7 +347,7 @@ def test_gradients_reach_recurrent_and_attending_layers(config):
 def test_layers_that_matter_less_lose_more_where_the_whole_network_is_looked_at():
     torch.manual_seed(0)
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(16, 16), norm="none"), layout=FLAT, num_outputs=2)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     with torch.no_grad():
         network.layers[1][0].weight *= 0.01
         network.head.weight *= 0.01
@@ -359,7 +361,7 @@ def test_layers_that_matter_less_lose_more_where_the_whole_network_is_looked_at(
 def test_as_much_leaves_as_reaches_the_target(config, target):
     layout = TOKENS if config.kind == "rnn" else FLAT
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     x = torch.randint(1, 20, (8, *layout.shape)).float()
     rows = Examples(x, torch.arange(8) % 3, np.arange(8))
     smaller = prune_network(network, blueprint, Pruning(target=target), rows).network
@@ -371,7 +373,7 @@ def test_as_much_leaves_as_reaches_the_target(config, target):
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
 def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a_step_is(cell):
     config = Rnn(kind="rnn", cell=cell, hidden=32, embedding=48, num_layers=2, bidirectional=True)
-    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=3))
+    network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=3))
     weights = sum(weight.numel() for name, weight in network.layers.named_parameters() if "weight" in name)
     # Biases, activations and the head are a tenth more.
     assert 1 < count_macs(network, torch.ones(2, 9)) / (9 * weights) < 1.1
@@ -379,7 +381,7 @@ def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a
 
 def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead_there():
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 64), hidden=0), layout=IMAGE, num_outputs=3)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     rows = Examples(torch.randn(8, 1, 24, 24), torch.arange(8) % 3, np.arange(8))
     for how in ({"share": 0.2}, {"share": 0.3}, {"target": {"parameters": 0.5}}):
         at_once, in_rounds = (
@@ -394,7 +396,7 @@ def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead
 @pytest.mark.timed
 def test_a_target_of_time_is_reached_as_measured():
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 128), hidden=0), layout=IMAGE, num_outputs=3)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     rows = Examples(torch.randn(32, 1, 24, 24), torch.arange(32) % 3, np.arange(32))
     pruned = prune_network(network, blueprint, Pruning(target={"latency": 0.5}), rows).blueprint
     assert pruned.config.channels[1] < 128
@@ -404,7 +406,7 @@ def test_a_target_out_of_reach_is_refused():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(4,), norm="none"), layout=FLAT, num_outputs=2)
     rows = Examples(torch.randn(8, 6), torch.arange(8) % 2, np.arange(8))
     with pytest.raises(RecipeInvalid, match="pruned as far as can be, the macs are"):
-        prune_network(build(blueprint).eval(), blueprint, Pruning(target={"macs": 0.01}), rows)
+        prune_network(build_network(blueprint).eval(), blueprint, Pruning(target={"macs": 0.01}), rows)
 
 
 def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):

@@ -13,7 +13,7 @@ from torch import nn
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx, needs_reduced_range
 
 
@@ -60,7 +60,7 @@ def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(netw
     quantize(source, tiled, x, reduce_range=reduce_range, tiles=True)
     assert zeros_of(usual) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
     assert zeros_of(tiled) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
-    assert np.array_equal(answer(session(usual), x), answer(session(tiled), x))
+    assert np.array_equal(run_session(create_session(usual), x), run_session(create_session(tiled), x))
     assert measure_integer_coverage(tiled) == measure_integer_coverage(usual)
     onnx.checker.check_model(onnx.load(tiled))
 

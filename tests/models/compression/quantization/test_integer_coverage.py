@@ -13,8 +13,8 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Rnn
 from bloomery.models.onnx_storage.encoder import encode
 from bloomery.models.onnx_storage.zstd_packing import pack_for_zstd
@@ -52,7 +52,7 @@ def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Pa
 @pytest.mark.parametrize(("cell", "share"), [("lstm", 1.0), ("gru", pytest.approx(0.02, abs=0.02))])
 def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     layout = Layout(kind="sequence", shape=(6, 5))
-    network = build(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
+    network = build_network(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
     export_onnx(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), how="dynamic")
     covered = measure_integer_coverage(tmp_path / "int8.onnx")
@@ -63,7 +63,7 @@ def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
 
 def test_logits_are_floats_with_more_than_256_levels(quantized, parts):
     assert "DequantizeLinear" not in {node.op_type for node in onnx.load(quantized).graph.node[-1:]}
-    logits_BK = answer(session(quantized), parts.test.x.numpy())
+    logits_BK = run_session(create_session(quantized), parts.test.x.numpy())
     assert len(np.unique(logits_BK)) > 1000
 
 
@@ -84,7 +84,7 @@ def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path:
     quantize(exported, tmp_path / "entropy.onnx", parts.train.x[:200].numpy(), calibrate="entropy")
     assert (tmp_path / "entropy.onnx").read_bytes() != quantized.read_bytes()
     x = parts.test.x.numpy()
-    same = [answer(session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
+    same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
     assert (same[0] == same[1]).mean() > 0.95
 
 

@@ -14,8 +14,8 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
 from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
 
 
@@ -39,7 +39,7 @@ def test_batch_normalisation_is_folded_away(quantized):
 
 def test_most_answers_stay(exported, quantized, parts):
     x, truth = parts.test.x.numpy(), parts.test.y.numpy()
-    before, after = (answer(session(path), x).argmax(1) for path in (exported, quantized))
+    before, after = (run_session(create_session(path), x).argmax(1) for path in (exported, quantized))
     assert (before == truth).mean() > 0.85
     assert (before == after).mean() > 0.95
 
@@ -76,7 +76,7 @@ def test_ranges_come_from_the_calibration_rows(exported, quantized, parts, tmp_p
 @pytest.mark.parametrize("num_rows", [1, 64, 65])
 def test_any_number_of_calibration_rows_will_do(exported, parts, tmp_path: Path, num_rows):
     quantize(exported, tmp_path / "few.onnx", parts.train.x[:num_rows].numpy())
-    assert np.isfinite(answer(session(tmp_path / "few.onnx"), parts.test.x[:3].numpy())).all()
+    assert np.isfinite(run_session(create_session(tmp_path / "few.onnx"), parts.test.x[:3].numpy())).all()
 
 
 def test_the_source_and_the_level_of_logging_are_left_as_they_were(exported, parts, tmp_path: Path):
@@ -111,7 +111,7 @@ KINDS: dict[str, tuple[Model, dict[str, int]]] = {
 def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_path: Path):
     torch.manual_seed(0)
     config, expected = KINDS[kind]
-    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export_onnx(network, x, tmp_path / "float.onnx")
     for name in ("int8.onnx", "again.onnx"):
@@ -122,10 +122,10 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_
     assert {name: operators.count(name) for name in expected} == expected
     embedding = next(tensor for tensor in model.graph.initializer if 500 in tensor.dims)
     assert embedding.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    before, after = (session(tmp_path / name) for name in ("float.onnx", "int8.onnx"))
+    before, after = (create_session(tmp_path / name) for name in ("float.onnx", "int8.onnx"))
     for rows in (x, x[:1], x[:5, :4]):
-        exact_BK = answer(before, rows.numpy())
-        np.testing.assert_allclose(answer(after, rows.numpy()), exact_BK, atol=0.1 * np.abs(exact_BK).max())
+        exact_BK = run_session(before, rows.numpy())
+        np.testing.assert_allclose(run_session(after, rows.numpy()), exact_BK, atol=0.1 * np.abs(exact_BK).max())
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_
     """Also of what comes behind attention, whose type nobody infers."""
     torch.manual_seed(0)
     config = Transformer(kind="transformer", width=32, num_layers=1)
-    network = build(Blueprint(config=config, layout=TOKENS, num_outputs=4))
+    network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export_onnx(network, x, tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
@@ -162,7 +162,7 @@ def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
     assert exported.read_bytes() == before
     x = parts.test.x.numpy()
-    same = [answer(session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
+    same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]
     assert (same[0] == same[1]).mean() > 0.95
     operators = {node.op_type for node in onnx.load(tmp_path / "dynamic.onnx").graph.node}
     assert {"Conv", "MatMulInteger"} <= operators

@@ -29,8 +29,8 @@ from bloomery.models.compression.quantization.sensitivity import (
     output_divergence,
 )
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import FtTransformer, Transformer
 from bloomery.models.training.config import Loop
 from bloomery.models.training.loop import train
@@ -65,7 +65,7 @@ def rows(parts) -> np.ndarray:
 
 
 def accuracy(path: Path, parts) -> float:
-    return float((answer(session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
+    return float((run_session(create_session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
 
 
 def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
@@ -79,7 +79,7 @@ def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
 
 def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, tmp_path: Path):
     x, y = parts.val.x.numpy(), parts.val.y.numpy()
-    exact = answer(session(source), x).argmax(1)
+    exact = run_session(create_session(source), x).argmax(1)
 
     def changed(outputs_BK: np.ndarray) -> float:
         return float((outputs_BK.argmax(1) != exact).mean())
@@ -88,8 +88,8 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
     kept = find_float_layers(source, rows, x, changed, 0.005)
     quantize(source, tmp_path / "part.onnx", rows, keep_float=kept)
     quantize(source, tmp_path / "all.onnx", rows)
-    assert changed(answer(session(tmp_path / "part.onnx"), x)) <= 0.005
-    assert changed(answer(session(tmp_path / "all.onnx"), x)) > 0.005
+    assert changed(run_session(create_session(tmp_path / "part.onnx"), x)) <= 0.005
+    assert changed(run_session(create_session(tmp_path / "all.onnx"), x)) > 0.005
     assert measure_integer_coverage(tmp_path / "all.onnx").share == 1
     some = measure_integer_coverage(tmp_path / "part.onnx")
     assert 0 < some.share < 1
@@ -115,7 +115,7 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
     x = parts.test.x
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
-    given_BK = answer(session(quantized), x.numpy())
+    given_BK = run_session(create_session(quantized), x.numpy())
     assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
     assert measure_integer_coverage(quantized).share == 1
 
@@ -133,7 +133,7 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
 ):
     """Their weights have lost their names where the exporter turned them."""
     torch.manual_seed(0)
-    network = build(Blueprint(config=config, layout=layout, num_outputs=3))
+    network = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
     rounding = add_fake_quantization(network, reduce_range=seven_bits)
     x = torch.randn(32, *layout.shape)
     rounding(x)  # in training mode: ranges are seen
@@ -147,7 +147,7 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
     learnt, wider = (
-        np.abs(answer(session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
+        np.abs(run_session(create_session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
         for name in ("learnt", "wider")
     )
     assert learnt < (0.06 if seven_bits else 0.05) * np.abs(rounded_BK).max()

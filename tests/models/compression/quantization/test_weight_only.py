@@ -16,8 +16,8 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage, optimized_graph
 from bloomery.models.compression.quantization.weight_only import quantize_weights
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.inference.runtime import answer, session
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.inference.runtime import create_session, run_session
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Rnn
 
 # Of the file's size, and the error as a share of the spread of the logits.
@@ -28,7 +28,7 @@ EXPECTED = {"fp16": (0.53, 1e-3), "bf16": (0.53, 0.01), "int8": (0.31, 0.02), "i
 def gru(tmp_path_factory) -> tuple[Path, np.ndarray]:
     torch.manual_seed(0)
     layout = Layout(kind="sequence", shape=(6, 5))
-    network = build(Blueprint(config=Rnn(kind="rnn", cell="gru", hidden=48), layout=layout, num_outputs=3))
+    network = build_network(Blueprint(config=Rnn(kind="rnn", cell="gru", hidden=48), layout=layout, num_outputs=3))
     x, path = torch.randn(64, 6, 5), tmp_path_factory.mktemp("gru") / "float.onnx"
     export_onnx(network, x, path)
     return path, x.numpy()
@@ -43,7 +43,7 @@ def test_the_file_is_smaller_and_runs_as_the_float_file_does(kind, stored, gru, 
     share, error = EXPECTED[stored]
     overhead = 5_000  # the nodes that decode, beside which these networks are small
     assert (tmp_path / "stored.onnx").stat().st_size < share * source.stat().st_size + overhead
-    exact_BK, given_BK = (answer(session(path), x) for path in (source, tmp_path / "stored.onnx"))
+    exact_BK, given_BK = (run_session(create_session(path), x) for path in (source, tmp_path / "stored.onnx"))
     assert 0 < np.square(given_BK - exact_BK).mean() ** 0.5 < error * exact_BK.std()
     # Decoding is over once the file is opened: what runs are the operators of the float file.
     before, after = (
@@ -70,7 +70,7 @@ def _decoded(weight: np.ndarray, stored, block: int, folder: Path) -> np.ndarray
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "w.onnx")
     quantize_weights(folder / "w.onnx", folder / "stored.onnx", stored, block=block)
-    return session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
+    return create_session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
 
 
 @settings(max_examples=25, deadline=None)

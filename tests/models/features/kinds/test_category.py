@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 from bloomery.models.features.kinds import category
-from bloomery.models.features.kinds.category import folds_of
+from bloomery.models.features.kinds.category import fold_hashes
 
 
 def fitted(words: list[Any], labels: list[int] | None = None, **settings: Any) -> tuple[Encoder, pa.Table]:
@@ -22,7 +22,9 @@ def fitted(words: list[Any], labels: list[int] | None = None, **settings: Any) -
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
     labels = labels or [row % 2 for row in range(len(words))]
     table = pa.table({"id": range(len(words)), "y": labels, "a": words})
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())]), table
+    return fit(
+        features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())]
+    ), table
 
 
 def encoded(encoder: Encoder, words: list[Any]) -> list[list[float]]:
@@ -80,12 +82,14 @@ def test_too_many_names_are_refused_in_whatever_batches(monkeypatch: pytest.Monk
         fitted(list(range(11)))
     encoder, table = fitted(list(range(10)))
     features = encoder.features
-    parts = [next(summarise_batches(features, table.slice(at, 5).to_batches()))[SUMMARY][0].as_py() for at in (0, 5)]
+    parts = [
+        next(partial_statistics(features, table.slice(at, 5).to_batches()))[STATISTICS][0].as_py() for at in (0, 5)
+    ]
     assert fit(features, parts) == encoder
     more = table.set_column(2, "a", pa.array(range(5, 15)))
-    (summary,) = summarise_batches(features, more.to_batches())
+    (summary,) = partial_statistics(features, more.to_batches())
     with pytest.raises(DataUnfit, match="encoding: hash"):
-        fit(features, [*parts, summary[SUMMARY][0].as_py()])
+        fit(features, [*parts, summary[STATISTICS][0].as_py()])
 
 
 WORDS = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2)), min_size=6, max_size=40)
@@ -101,7 +105,7 @@ def test_no_training_row_sees_its_own_label(rows, data):
     before, table = fitted(words, labels, encoding="target", num_folds=3)
     after, changed = fitted(words, flipped, encoding="target", num_folds=3)
     x, y = encode(before, table, is_training=True), encode(after, changed, is_training=True)
-    fold = folds_of(table["id"]) % np.uint64(3)
+    fold = fold_hashes(table["id"]) % np.uint64(3)
     assert np.array_equal(x[row], y[row])
     assert np.array_equal(x[fold == fold[row]], y[fold == fold[row]])
 
@@ -115,7 +119,7 @@ def test_a_name_becomes_the_shares_of_the_classes_drawn_towards_the_prior():
         pytest.approx((np.array([1, 0]) + 2 * prior) / 4),
         pytest.approx(prior),
     ]
-    folds = (folds_of(table["id"]) % np.uint64(4)).tolist()
+    folds = (fold_hashes(table["id"]) % np.uint64(4)).tolist()
     x = encode(encoder, table, is_training=True)
     for row, fold in enumerate(folds):
         others = [place for place in range(10) if folds[place] != fold]

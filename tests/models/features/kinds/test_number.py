@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, summarise_batches
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 
 VALUES = [3.0, None, -1.0, 10.0, 0.0, 4.0, None, 100.0]
 PRESENT = np.array([value for value in VALUES if value is not None])
@@ -24,7 +24,9 @@ def fitted(source: dict[str, Any], values: Any) -> tuple[Encoder, pa.Table]:
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
     column = values if isinstance(values, pa.Array) else pa.array(values)
     table = pa.table({"id": range(len(column)), "y": [row % 2 for row in range(len(column))], "a": column})
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, table.to_batches())]), table
+    return fit(
+        features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())]
+    ), table
 
 
 def encoded(source: dict[str, Any], values: Any) -> list[list[float]]:

@@ -18,15 +18,15 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.data_contracts.requests.json_rows import RowCheck
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import (
-    CLASS,
-    ENCODED,
-    SUMMARY,
+    ENCODED_INPUT,
+    ENCODED_LABEL,
+    STATISTICS,
     Encoder,
     encode,
     encode_batches,
     encode_rows,
     fit,
-    summarise_batches,
+    partial_statistics,
 )
 
 STEPS = [["x1", "y1"], ["x2", "y2"], ["x3", "y3"]]
@@ -45,7 +45,7 @@ def fitted(source: dict[str, Any], columns: dict[str, Any], size: int = 10**6) -
     num_rows = len(next(iter(columns.values())))
     table = pa.table({"id": range(num_rows), "label": [row % 2 for row in range(num_rows)], **columns})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
 def points(rows: list[Any], kind: pa.DataType = ARRAYS[0], size: int = 10**6, **more: Any) -> tuple[Encoder, pa.Table]:
@@ -159,10 +159,11 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path, in_array:
         encoder, table = fitted({"columns": STEPS}, {name: random.integers(0, 100, 200) for name in NAMES})
     frame = spark_session.session().createDataFrame(table).repartition(3)
     features = encoder.features
-    found = frame.mapInArrow(lambda batches: summarise_batches(features, batches), f"{SUMMARY} string").collect()
-    assert fit(features, [row[SUMMARY] for row in found]) == encoder
+    found = frame.mapInArrow(lambda batches: partial_statistics(features, batches), f"{STATISTICS} string").collect()
+    assert fit(features, [row[STATISTICS] for row in found]) == encoder
     encoded = frame.mapInArrow(
-        lambda batches: encode_batches(encoder, batches), f"id bigint, {CLASS} bigint, {ENCODED} array<float>"
+        lambda batches: encode_batches(encoder, batches),
+        f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
     ).toArrow()
     assert encoded.sort_by("id").combine_chunks().to_pylist() == encode_rows(encoder, table).to_pylist()
 

@@ -19,8 +19,8 @@ from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import SUMMARY, Encoder, encode, fit, read_encoder, summarise_batches
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics, read_encoder
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Mlp
 
 LENGTH = 3
@@ -33,7 +33,7 @@ def fitted(a: pa.Array, b: pa.Array, size: int = 10**6, **more: Any) -> tuple[En
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **more}]})
     table = pa.table({"id": range(len(a)), "y": [row % 2 for row in range(len(a))], "a": a, "b": b})
     batches = table.to_batches(max_chunksize=size)
-    return fit(features, [one[SUMMARY][0].as_py() for one in summarise_batches(features, batches)]), table
+    return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
 @settings(deadline=None, max_examples=40)
@@ -163,7 +163,7 @@ def test_a_perceptron_reads_windows_as_one_vector_and_can_be_pruned_and_exported
     blueprint = Blueprint(
         config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
     )
-    smaller, pruned = prune_network(build(blueprint).eval(), blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(build_network(blueprint).eval(), blueprint, Pruning(share=0.5))
     assert pruned.config.hidden == (8, 4)
     x = torch.randn(40, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(smaller(x), smaller(x.flatten(1)))

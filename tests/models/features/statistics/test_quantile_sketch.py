@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.models.features.statistics.moments import UNIT_BITS, Moments, moments_of_bytes, moments_of_copies
+from bloomery.models.features.statistics.moments import UNIT_BITS, Moments, byte_moments, repeated_moments
 from bloomery.models.features.statistics.quantile_sketch import (
-    empty,
-    merged,
-    moments_clipped,
-    moments_of,
+    build_sketch,
+    clipped_moments,
+    empty_sketch,
+    merge_sketches,
+    parse_sketch,
     quantiles,
-    read_sketch,
-    sketch_of,
+    sketch_moments,
 )
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -32,34 +32,34 @@ def exact(values: list[float]) -> Moments:
 @settings(deadline=None, max_examples=200)
 @given(values=VALUES)
 def test_moments_are_exact_for_all_finite_values(values):
-    assert moments_of(sketch_of(np.array(values))) == exact(values)
+    assert sketch_moments(build_sketch(np.array(values))) == exact(values)
 
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), values=VALUES)
 def test_parts_in_any_order_make_the_sketch_of_the_whole(data, values):
-    whole = sketch_of(np.array(values))
+    whole = build_sketch(np.array(values))
     shuffled = np.array(data.draw(st.permutations(values)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
-    assert merged([sketch_of(part) for part in np.split(shuffled, cuts)]) == whole
-    assert read_sketch(whole.as_text()) == whole
+    assert merge_sketches([build_sketch(part) for part in np.split(shuffled, cuts)]) == whole
+    assert parse_sketch(whole.as_text()) == whole
 
 
 @settings(deadline=None, max_examples=100)
 @given(values=VALUES, shares=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
 def test_moments_after_clipping_at_quantiles_are_exact(values, shares):
-    sketch = sketch_of(np.array(values))
+    sketch = build_sketch(np.array(values))
     low, high = quantiles(sketch, shares)
     clipped = np.clip(np.array(values) + 0.0, low, high)
-    assert moments_clipped(sketch, low, high) == exact(clipped.tolist())
-    assert moments_clipped(sketch, None, high) == exact(np.minimum(values, high).tolist())
-    assert moments_clipped(sketch, low, None) == exact(np.maximum(values, low).tolist())
+    assert clipped_moments(sketch, low, high) == exact(clipped.tolist())
+    assert clipped_moments(sketch, None, high) == exact(np.minimum(values, high).tolist())
+    assert clipped_moments(sketch, low, None) == exact(np.maximum(values, low).tolist())
 
 
 @settings(deadline=None, max_examples=200)
 @given(values=VALUES, share=st.floats(0, 1))
 def test_a_quantile_is_a_value_of_the_rows_and_at_most_a_thousandth_off(values, share):
-    (found,) = quantiles(sketch_of(np.array(values)), [share])
+    (found,) = quantiles(build_sketch(np.array(values)), [share])
     wanted = float(np.sort(values)[max(int(np.ceil(share * len(values))), 1) - 1])
     assert found in values
     assert found <= wanted
@@ -71,7 +71,7 @@ def test_a_quantile_is_a_value_of_the_rows_and_at_most_a_thousandth_off(values, 
 def test_quantiles_of_few_different_values_are_exact():
     values = np.random.default_rng(0).integers(-500, 500, 10_000).astype(float)
     shares = np.linspace(0, 1, 101)
-    assert quantiles(sketch_of(values), shares) == np.quantile(values, shares, method="inverted_cdf").tolist()
+    assert quantiles(build_sketch(values), shares) == np.quantile(values, shares, method="inverted_cdf").tolist()
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal", "standard_cauchy", "random"])
@@ -79,21 +79,21 @@ def test_quantiles_agree_with_numpy(draw):
     values = getattr(np.random.default_rng(0), draw)(size=300_000)
     shares = np.linspace(0.001, 0.999, 99)
     wanted = np.quantile(values, shares, method="inverted_cdf")
-    found = np.array(quantiles(sketch_of(values), shares))
+    found = np.array(quantiles(build_sketch(values), shares))
     assert np.max(np.abs(found - wanted) / np.abs(wanted)) <= 2**-10
 
 
 def test_many_equal_values_do_not_overflow():
     value = float(np.nextafter(2.0, 1.0))
-    sketch = sketch_of(np.full(300_000, value))
+    sketch = build_sketch(np.full(300_000, value))
     for _ in range(5):
-        sketch = merged([sketch] * 16)
-    assert moments_of(sketch) == moments_of_copies(value, 300_000 * 16**5)
+        sketch = merge_sketches([sketch] * 16)
+    assert sketch_moments(sketch) == repeated_moments(value, 300_000 * 16**5)
 
 
 @pytest.mark.parametrize("values", [[0.1] * 7, [1e200, 0.0], [1e-310, 0.0], [1e308, -1e308], [1e9, 1e9 + 20], [3.0]])
 def test_mean_and_deviation_are_rounded_once(values):
-    sums, count = moments_of(sketch_of(np.array(values))), len(values)
+    sums, count = sketch_moments(build_sketch(np.array(values))), len(values)
     mean = sum(map(Fraction, values)) / count
     variance = sum((Fraction(value) - mean) ** 2 for value in values) / count
     assert sums.mean() == float(mean)
@@ -103,18 +103,18 @@ def test_mean_and_deviation_are_rounded_once(values):
 
 
 def test_values_that_are_all_alike_have_a_deviation_of_one():
-    assert moments_of(sketch_of(np.full(9, 0.1))).deviation() == 1.0
+    assert sketch_moments(build_sketch(np.full(9, 0.1))).deviation() == 1.0
 
 
 def test_bytes_are_summed_as_numbers_are():
     values = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
-    assert moments_of_bytes(values) == moments_of(sketch_of(values.astype(float)))
+    assert byte_moments(values) == sketch_moments(build_sketch(values.astype(float)))
 
 
 def test_nothing_adds_nothing():
-    sketch = sketch_of(np.array([1.0, 2.0]))
-    assert merged([empty(), sketch, empty()]) == sketch
-    assert moments_of(empty()) == Moments()
+    sketch = build_sketch(np.array([1.0, 2.0]))
+    assert merge_sketches([empty_sketch(), sketch, empty_sketch()]) == sketch
+    assert sketch_moments(empty_sketch()) == Moments()
     assert (Moments().mean(), Moments().deviation()) == (0.0, 1.0)
 
 

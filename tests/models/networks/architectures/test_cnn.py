@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.architectures.cnn import ConvNet, config_of
+from bloomery.models.networks.architectures.cnn import ConvNet, pruned_config
 from bloomery.models.networks.config import Cnn
 
 SHAPES = [(1, 1, 1), (1, 1, 9), (1, 3, 5), (2, 7, 4), (1, 8, 8), (3, 28, 28), (3, 33, 2)]
@@ -64,7 +64,7 @@ def test_strided_blocks_halve_by_a_convolution_and_round_up(strided, sides):
     assert [len(block) for block in layers] == [1, 2, 3]
     assert [block[0].stride[0] for block in layers] == [2] * strided + [1] * (3 - strided)
     assert sum(isinstance(layer, torch.nn.MaxPool2d) for layer in network.modules()) == 3 - strided
-    assert config_of(network, config.model_copy(update={"channels": (9, 9, 9), "hidden": 70})) == config
+    assert pruned_config(network, config.model_copy(update={"channels": (9, 9, 9), "hidden": 70})) == config
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -96,7 +96,7 @@ def test_a_row_is_answered_alike_in_any_company(trained, parts):
 def test_the_config_of_a_network_has_its_own_widths():
     config = Cnn(kind="cnn", channels=(3, 5), hidden=7, dropout=0.3)
     network = ConvNet(config, Layout(kind="image", shape=(1, 8, 8)), num_outputs=2)
-    assert config_of(network, config.model_copy(update={"channels": (30, 50), "hidden": 70})) == config
+    assert pruned_config(network, config.model_copy(update={"channels": (30, 50), "hidden": 70})) == config
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -106,7 +106,7 @@ def test_blocks_may_have_several_convolutions_and_the_mean_over_the_image_may_go
     network = ConvNet(config, Layout(kind="image", shape=shape), num_outputs=4)
     assert network(torch.randn(5, *shape)).shape == (5, 4)
     assert len([layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]) == 6
-    assert config_of(network, config.model_copy(update={"channels": (9,), "hidden": 70})) == config
+    assert pruned_config(network, config.model_copy(update={"channels": (9,), "hidden": 70})) == config
 
 
 def test_without_a_hidden_layer_the_head_reads_the_mean_over_the_image():

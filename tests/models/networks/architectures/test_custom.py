@@ -10,9 +10,9 @@ import torch
 from bloomery.data_contracts.errors import ParityBroken, RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.export.onnx_exporter import export_onnx
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Custom
-from bloomery.models.training.determinism import fix_randomness
+from bloomery.models.training.determinism import set_deterministic
 
 TABLE = Layout(kind="flat", shape=(4,), categories=((3, 5),))
 CODE = {
@@ -59,7 +59,7 @@ def own(name: str, **options: object) -> Blueprint:
 
 
 def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
-    network = build(own("good", width=3))
+    network = build_network(own("good", width=3))
     assert network[0].weight.shape == (3, 4)
     x = torch.cat([torch.randn(32, 3), torch.randint(0, 5, (32, 1)).float()], dim=1)
     assert export_onnx(network, x, tmp_path / "own.onnx") < 1e-4
@@ -77,14 +77,14 @@ def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
     ],
 )
 def test_what_is_no_network_for_the_rows_is_refused_before_training(name, options, told):
-    fix_randomness(0, num_threads=1)
+    set_deterministic(0, num_threads=1)
     with pytest.raises(RecipeInvalid, match=told) as refused:
-        build(own(name, **options))
+        build_network(own(name, **options))
     assert "model.function" in refused.value.where
 
 
 def test_a_network_that_cannot_be_written_down_is_refused_with_what_to_do(tmp_path: Path):
-    network = build(own("looping"))
+    network = build_network(own("looping"))
     with pytest.raises(ParityBroken, match="cannot write this network as ONNX") as refused:
         export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")
     assert "take no value out of a tensor" in refused.value.remedy

@@ -10,7 +10,7 @@ import torch
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.structured import prune_network
-from bloomery.models.networks.architectures.gpt import Decoder, build, generate, next_token_loss
+from bloomery.models.networks.architectures.gpt import GptDecoder, build, generate, next_token_loss
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Gpt
 
@@ -22,10 +22,10 @@ def config_of(**more: object) -> Gpt:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Decoder:
+def decoder() -> GptDecoder:
     """One whose weights are large enough that its states differ much."""
     torch.manual_seed(0)
-    made = Decoder(config_of(), TOKENS).eval()
+    made = GptDecoder(config_of(), TOKENS).eval()
     for weight in made.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.5)
@@ -36,7 +36,7 @@ def tokens_of(num_rows: int, length: int) -> torch.Tensor:
     return torch.randint(1, 11, (num_rows, length), generator=torch.Generator().manual_seed(length))
 
 
-def uncached(decoder: Decoder, tokens_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
+def uncached(decoder: GptDecoder, tokens_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """The likeliest tokens, with all states reckoned anew at each step."""
     for _ in range(num_tokens):
         logits_BV = decoder.next_token_logits(tokens_BT)[:, -1]
@@ -46,7 +46,7 @@ def uncached(decoder: Decoder, tokens_BT: torch.Tensor, num_tokens: int) -> torc
 
 def test_gpt_2_small_has_as_many_parameters_as_gpt_2_small():
     with torch.device("meta"):
-        made = Decoder(
+        made = GptDecoder(
             config_of(width=768, num_layers=12, num_heads=12, max_length=1024),
             Layout(kind="tokens", shape=(1024,), num_tokens=50257),
         )
@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_the_tokens_that_follow_and_padding_does_not_count()
 
 def test_a_pattern_is_learnt_and_gone_on_with():
     torch.manual_seed(0)
-    made = Decoder(config_of(width=16), TOKENS)
+    made = GptDecoder(config_of(width=16), TOKENS)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     rows = torch.stack([(torch.arange(16) + start) % 5 + 1 for start in range(5)])
     for _ in range(60):
@@ -131,7 +131,7 @@ def test_a_pattern_is_learnt_and_gone_on_with():
 
 
 def test_a_decoder_of_steps_tells_no_next_token():
-    made = Decoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
+    made = GptDecoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
     with pytest.raises(ValueError, match="of tokens"):
         made.next_token_logits(torch.zeros(1, 5, 2))
 

@@ -10,7 +10,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.architectures.lenet import LeNet5
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import LeNet
 
 
@@ -46,6 +46,6 @@ def test_rows_that_are_no_images_are_refused():
 def test_half_of_its_channels_are_a_quarter_of_its_weights():
     layout = Layout(kind="image", shape=(1, 28, 28))
     blueprint = Blueprint(config=LeNet(kind="lenet"), layout=layout, num_outputs=10)
-    smaller, pruned = prune_network(build(blueprint), blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))
     assert (pruned.config.channels, pruned.config.hidden) == ((10, 25), 250)
     assert num_parameters(smaller) == 10 * 26 + 25 * (250 + 1) + 250 * (16 * 25 + 1) + 10 * 251

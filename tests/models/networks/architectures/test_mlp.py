@@ -15,9 +15,9 @@ from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.post_training import quantize
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
-from bloomery.models.inference.runtime import answer, session
+from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.architectures.mlp import embedding_width
-from bloomery.models.networks.blueprint import Blueprint, build, num_parameters, read_network, write_network
+from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters, read_network, write_network
 from bloomery.models.networks.config import Mlp, Periodic
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
@@ -41,7 +41,7 @@ def rows() -> Examples:
 def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized(norm, rows, tmp_path: Path):
     torch.manual_seed(0)
     blueprint = blueprint_of(norm)
-    network = build(blueprint)
+    network = build_network(blueprint)
     train(network, rows, rows, Loop(epochs=12), seed=0)
     assert evaluate(network, rows)[1] > 0.85
     smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
@@ -50,13 +50,13 @@ def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized
     train(smaller, rows, rows, Loop(epochs=8), seed=0)
     assert export_onnx(smaller, rows.x, tmp_path / "float.onnx") <= TOLERANCE
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", rows.x[:300].numpy())
-    right = answer(session(tmp_path / "int8.onnx"), rows.x.numpy()).argmax(1) == rows.y.numpy()
+    right = run_session(create_session(tmp_path / "int8.onnx"), rows.x.numpy()).argmax(1) == rows.y.numpy()
     assert right.mean() > evaluate(smaller, rows)[1] - 0.05
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
-    network = build(blueprint_of(norm)).eval()
+    network = build_network(blueprint_of(norm)).eval()
     write_network(network, blueprint_of(norm), tmp_path / "w", tmp_path / "b")
     again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
     assert blueprint == blueprint_of(norm)
@@ -66,7 +66,7 @@ def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
 
 def test_a_layer_of_one_unit_is_not_pruned_away():
     blueprint = blueprint_of(hidden=(1, 4))
-    assert prune_network(build(blueprint), blueprint, Pruning(share=0.9))[1].config.hidden == (1, 1)
+    assert prune_network(build_network(blueprint), blueprint, Pruning(share=0.9))[1].config.hidden == (1, 1)
 
 
 TABLE = Layout(kind="flat", shape=(4,), categories=((1, 5), (3, 100)))
@@ -81,7 +81,9 @@ def table_rows(num_rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
 def test_categories_become_embeddings_and_numbers_go_straight_in(num_outputs):
-    network = build(Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)).eval()
+    network = build_network(
+        Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)
+    ).eval()
     assert [tuple(one.weight.shape) for one in network.embeddings] == [(5, 7), (100, 7)]
     assert network.layers[0][0].in_features == 2 + 2 * 7
     x_BF = table_rows(6)
@@ -106,7 +108,7 @@ def test_embeddings_grow_with_the_number_of_categories_up_to_a_limit():
 
 @given(st.floats(-1e9, 1e9, width=32) | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
 def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
-    network = build(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
+    network = build_network(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
     x_BF = torch.tensor([[0.5, code, -0.5, 7.0]])
     with torch.no_grad():
         answer_BK = network(x_BF)
@@ -118,7 +120,7 @@ def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
 
 def test_every_column_of_a_table_has_a_part_in_the_answer():
     torch.manual_seed(0)
-    network = build(Blueprint(config=Mlp(kind="mlp"), layout=TABLE, num_outputs=2)).eval()
+    network = build_network(Blueprint(config=Mlp(kind="mlp"), layout=TABLE, num_outputs=2)).eval()
     x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0]])
     with torch.no_grad():
         for position in range(4):
@@ -129,7 +131,7 @@ def test_every_column_of_a_table_has_a_part_in_the_answer():
 
 def test_a_pruned_network_keeps_its_embeddings():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 4)), layout=TABLE, num_outputs=2)
-    network = build(blueprint)
+    network = build_network(blueprint)
     smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
     assert pruned.config.hidden == (4, 2)
     for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
@@ -141,7 +143,7 @@ def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning
     config = Mlp(kind="mlp", hidden=(8, 4), periodic=Periodic(frequencies=5, spread=2.0, width=3))
     blueprint = Blueprint(config=config, layout=layout, num_outputs=2)
     torch.manual_seed(0)
-    network = build(blueprint).eval()
+    network = build_network(blueprint).eval()
     numbers_BN = table_rows(6)[:, [0, 2]] if layout.categories else table_rows(6)
     angles = 2 * torch.pi * numbers_BN[:, :, None] * network.waves.frequencies_NQ
     with torch.no_grad():
@@ -161,7 +163,7 @@ def test_a_column_whose_single_values_matter_is_learnt_by_waves_and_not_without(
     for periodic in (None, Periodic(spread=4.0)):
         torch.manual_seed(0)
         config = Mlp(kind="mlp", hidden=(32,), dropout=0, periodic=periodic)
-        network = build(Blueprint(config=config, layout=Layout(kind="flat", shape=(1,)), num_outputs=2))
+        network = build_network(Blueprint(config=config, layout=Layout(kind="flat", shape=(1,)), num_outputs=2))
         train(network, rows, rows, Loop(epochs=8, batch_size=128, learning_rate=0.01), seed=0)
         scores[periodic is not None] = evaluate(network, rows)[1]
     assert scores[True] > 0.95

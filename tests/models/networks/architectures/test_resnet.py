@@ -7,14 +7,14 @@ import torch
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.architectures.resnet import Residual
+from bloomery.models.networks.architectures.resnet import ResidualNetwork
 from bloomery.models.networks.blueprint import num_parameters
 from bloomery.models.networks.config import ResNet
 
 
-def network_for(shape: tuple[int, ...], num_outputs: int = 3, **options: object) -> Residual:
+def network_for(shape: tuple[int, ...], num_outputs: int = 3, **options: object) -> ResidualNetwork:
     config = ResNet.model_validate({"kind": "resnet", "width": 2, **options})
-    return Residual(config, Layout(kind="image", shape=shape), num_outputs)
+    return ResidualNetwork(config, Layout(kind="image", shape=shape), num_outputs)
 
 
 @pytest.mark.parametrize(("depth", "known"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
@@ -71,4 +71,4 @@ def test_every_block_begins_as_the_identity_unless_the_recipe_says_otherwise():
 
 def test_rows_that_are_no_images_are_refused():
     with pytest.raises(RecipeInvalid, match="the resnet was given rows of kind tokens"):
-        Residual(ResNet(kind="resnet"), Layout(kind="tokens", shape=(7,), num_tokens=9), num_outputs=2)
+        ResidualNetwork(ResNet(kind="resnet"), Layout(kind="tokens", shape=(7,), num_tokens=9), num_outputs=2)

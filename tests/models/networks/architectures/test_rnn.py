@@ -15,7 +15,7 @@ from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.architectures.rnn import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Rnn
-from bloomery.models.networks.layers.padding import Steps, pooled, turned
+from bloomery.models.networks.layers.padding import StepEmbedding, pool, reverse_steps
 
 STEPS = Layout(kind="sequence", shape=(6, 3))
 PADDED = Layout(kind="sequence", shape=(6, 3), is_padded=True)
@@ -130,8 +130,8 @@ def test_rows_that_are_no_sequence_are_refused(layout):
 def test_turning_twice_gives_the_rows_back_and_reversal_stays_among_what_is_there(lengths, seed):
     x_BTW = torch.randn(len(lengths), 5, 2, generator=torch.Generator().manual_seed(seed))
     there_BT = torch.arange(5) < torch.tensor(lengths)[:, None]
-    once = turned(x_BTW, there_BT)
-    assert torch.equal(turned(once, there_BT), x_BTW)
+    once = reverse_steps(x_BTW, there_BT)
+    assert torch.equal(reverse_steps(once, there_BT), x_BTW)
     for row, turned_row, length in zip(x_BTW, once, lengths, strict=True):
         assert torch.equal(turned_row[:length], row[:length].flip(0))
         assert torch.equal(turned_row[length:], row[length:])
@@ -149,11 +149,11 @@ def test_pooling_takes_only_the_steps_that_are_there(lengths):
         "max": [row[:n].amax(0) for row, n in zip(h_BTW, lengths, strict=True)],
     }
     for how, rows in expected.items():
-        torch.testing.assert_close(pooled(h_BTW, there_BT, how), torch.stack(rows))
+        torch.testing.assert_close(pool(h_BTW, there_BT, how), torch.stack(rows))
 
 
 def test_tokens_that_are_unknown_become_the_last_one_or_padding():
-    steps = Steps(TOKENS, 4)
+    steps = StepEmbedding(TOKENS, 4)
     x_BTW, there_BT = steps(torch.tensor([[3.0, 99.0, -2.0, 0.0]]))
     assert torch.equal(x_BTW[0, 1], steps.embedding.weight[10])
     assert there_BT.tolist() == [[True, True, False, False]]

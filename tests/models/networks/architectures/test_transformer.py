@@ -15,7 +15,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.pruning.structured import prune_network
-from bloomery.models.inference.runtime import session
+from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.architectures.transformer import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Transformer
@@ -238,5 +238,5 @@ def test_attention_is_one_operator_in_a_file_and_answers_alike_however_large_val
     operators = Counter(node.op_type for node in program.model_proto.graph.node)
     assert operators["MultiHeadAttention"] == 1
     assert not operators.keys() & {"MatMul", "Softmax", "Transpose"}
-    (answered,) = session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
+    (answered,) = create_session(tmp_path / "attends.onnx").run(None, {"x": x_BTW[:2].numpy()})
     torch.testing.assert_close(torch.from_numpy(answered), network(x_BTW[:2]), rtol=1e-5, atol=1e-5 * size)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import encode, encode_rows
-from bloomery.models.training.data.batches import Examples, batches, read_examples
-from bloomery.models.training.distributed.process_group import World
+from bloomery.models.training.data.batches import Examples, iterate_batches, read_examples
+from bloomery.models.training.distributed.process_group import ProcessGroup
 
 
 def numbered(num_rows: int) -> Examples:
@@ -24,7 +24,7 @@ def numbered(num_rows: int) -> Examples:
 
 
 def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list[int]:
-    return [int(row) for _, y in batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
+    return [int(row) for _, y in iterate_batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
 
 
 @settings(deadline=None, max_examples=100)
@@ -37,7 +37,7 @@ def test_every_row_comes_once_but_for_a_last_batch_of_one(num_rows, batch_size, 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
 def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num_rows, batch_size, seed):
-    found = list(batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
+    found = list(iterate_batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
     assert all(len(y) == batch_size for _, y in found[:-1])
     assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
 
@@ -45,9 +45,9 @@ def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
 def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, batch_size, data):
-    whole = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
+    whole = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
     start = data.draw(st.integers(0, len(whole)))
-    tail = [y.tolist() for _, y in batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
+    tail = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
     assert tail == whole[start:]
 
 
@@ -56,11 +56,11 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, b
 def test_processes_share_every_batch(num_rows, batch_size, size):
     rows = numbered(num_rows)
     shares = [
-        [y.tolist() for _, y in batches(rows, batch_size, seed=1, epoch=1, world=World(rank, size))]
+        [y.tolist() for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1, world=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
     together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
-    alone = [sorted(y.tolist()) for _, y in batches(rows, batch_size, seed=1, epoch=1)]
+    alone = [sorted(y.tolist()) for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1)]
     assert together == alone[: len(together)]
 
 
@@ -83,7 +83,7 @@ def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    list(batches(numbered(10), 3, seed=1, epoch=1))
+    list(iterate_batches(numbered(10), 3, seed=1, epoch=1))
     assert torch.equal(torch.rand(3), wanted)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bloomery.models.training.data.prefetch import ahead
+from bloomery.models.training.data.prefetch import prefetch
 
 
 def test_batches_keep_their_order_and_are_made_ahead_by_another_thread() -> None:
@@ -18,7 +18,7 @@ def test_batches_keep_their_order_and_are_made_ahead_by_another_thread() -> None
             made.append((number, threading.current_thread().name))
             yield number
 
-    seen = list(ahead(numbers()))
+    seen = list(prefetch(numbers()))
     assert seen == [number for number, _ in made] == list(range(6))
     assert threading.main_thread().name not in {name for _, name in made}
 
@@ -28,7 +28,7 @@ def test_what_goes_wrong_as_a_batch_is_made_is_told_where_it_is_taken() -> None:
         yield 1
         raise OSError("the file is gone")
 
-    taken = ahead(broken())
+    taken = prefetch(broken())
     assert next(taken) == 1
     with pytest.raises(OSError, match="the file is gone"):
         next(taken)
@@ -36,7 +36,7 @@ def test_what_goes_wrong_as_a_batch_is_made_is_told_where_it_is_taken() -> None:
 
 def test_who_stops_early_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    taken = ahead(iter(range(1000)))
+    taken = prefetch(iter(range(1000)))
     next(taken)
     taken.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

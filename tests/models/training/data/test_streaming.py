@@ -15,12 +15,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.features.encoder import CLASS, ENCODED
+from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data import batches as rows_of_file
-from bloomery.models.training.data.batches import batches, num_batches, read_examples, read_rows, read_sample
-from bloomery.models.training.data.streaming import Stream, open_stream
-from bloomery.models.training.distributed.process_group import World
+from bloomery.models.training.data.batches import (
+    iterate_batches,
+    num_batches,
+    open_examples,
+    read_examples,
+    sample_examples,
+)
+from bloomery.models.training.data.streaming import ExampleStream, open_stream
+from bloomery.models.training.distributed.process_group import ProcessGroup
 from bloomery.models.training.loop import evaluate, train
 
 WIDTH = 3
@@ -32,16 +38,20 @@ def write(path: Path, num_rows: int, group_rows: int, kind: type = np.int64) -> 
     numbers = np.arange(num_rows)
     values = np.stack([numbers, numbers % 7, numbers % 5], axis=1).astype(np.float32)
     table = pa.table(
-        {"id": numbers, CLASS: numbers.astype(kind), ENCODED: pa.array(list(values), pa.list_(pa.float32()))}
+        {
+            "id": numbers,
+            ENCODED_LABEL: numbers.astype(kind),
+            ENCODED_INPUT: pa.array(list(values), pa.list_(pa.float32())),
+        }
     )
     pq.write_table(table, path, row_group_size=group_rows)
     return path
 
 
-def stream_of(folder: Path, num_rows: int, group_rows: int, window_rows: int) -> Stream:
+def stream_of(folder: Path, num_rows: int, group_rows: int, window_rows: int) -> ExampleStream:
     path = folder / f"{num_rows}-{group_rows}.parquet"
     opened = open_stream(path if path.exists() else write(path, num_rows, group_rows), LAYOUT)
-    return Stream(opened.path, LAYOUT, opened.groups, window_values=window_rows * WIDTH)
+    return ExampleStream(opened.path, LAYOUT, opened.groups, window_values=window_rows * WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ READING = {"window_rows": st.integers(1, 400), "batch_size": st.integers(2, 33)}
 @given(**FILES, **READING, seed=st.integers(0, 99), epoch=st.integers(1, 9))
 def test_every_row_comes_once_in_full_batches(folder, num_rows, group_rows, window_rows, batch_size, seed, epoch):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
-    found = list(batches(stream, batch_size, seed=seed, epoch=epoch))
+    found = list(iterate_batches(stream, batch_size, seed=seed, epoch=epoch))
     seen = torch.cat([y for _, y in found]).tolist() if found else []
     assert len(found) == num_batches(stream, batch_size)
     assert len(set(seen)) == len(seen) == num_rows - (num_rows % batch_size == 1)
@@ -71,9 +81,9 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(
     folder, num_rows, group_rows, window_rows, batch_size, data
 ):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
-    whole = [y.tolist() for _, y in batches(stream, batch_size, seed=1, epoch=2)]
+    whole = [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2)]
     start = data.draw(st.integers(0, len(whole)))
-    assert [y.tolist() for _, y in batches(stream, batch_size, seed=1, epoch=2, start=start)] == whole[start:]
+    assert [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2, start=start)] == whole[start:]
 
 
 @settings(deadline=None, max_examples=40)
@@ -81,29 +91,29 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(
 def test_processes_share_every_batch(folder, num_rows, group_rows, window_rows, batch_size, size):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
     shares = [
-        [y.tolist() for _, y in batches(stream, batch_size, seed=1, epoch=1, world=World(rank, size))]
+        [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1, world=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
     together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
-    alone = [sorted(y.tolist()) for _, y in batches(stream, batch_size, seed=1, epoch=1)]
+    alone = [sorted(y.tolist()) for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1)]
     assert together == alone[: len(together)]
-    assert len(together) == num_batches(stream, batch_size, World(0, size))
+    assert len(together) == num_batches(stream, batch_size, ProcessGroup(0, size))
 
 
 def test_orders_differ_between_epochs_and_seeds_and_repeat(folder):
     stream = stream_of(folder, 300, 40, 100)
     orders = {
-        (seed, epoch): tuple(torch.cat([y for _, y in batches(stream, 32, seed=seed, epoch=epoch)]).tolist())
+        (seed, epoch): tuple(torch.cat([y for _, y in iterate_batches(stream, 32, seed=seed, epoch=epoch)]).tolist())
         for seed in (0, 1)
         for epoch in (1, 2)
     }
     assert len(set(orders.values())) == 4
-    assert orders[1, 2] == tuple(torch.cat([y for _, y in batches(stream, 32, seed=1, epoch=2)]).tolist())
+    assert orders[1, 2] == tuple(torch.cat([y for _, y in iterate_batches(stream, 32, seed=1, epoch=2)]).tolist())
 
 
 def test_the_first_batch_has_rows_of_several_parts_of_a_sorted_file(folder):
     stream = stream_of(folder, 3000, 100, 200)
-    _, y = next(batches(stream, 64, seed=0, epoch=1))
+    _, y = next(iterate_batches(stream, 64, seed=0, epoch=1))
     assert len(set((y // 100).tolist())) >= 6
 
 
@@ -117,7 +127,7 @@ def test_what_is_skipped_is_not_read(folder, monkeypatch):
         return iter_batches(self, *arguments, row_groups=row_groups, **more)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
-    list(batches(stream, 100, seed=0, epoch=1, start=25))
+    list(iterate_batches(stream, 100, seed=0, epoch=1, start=25))
     assert len(asked) <= 8 + 6
 
 
@@ -126,7 +136,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     for num_rows in (40_000, 160_000):
         stream = stream_of(tmp_path, num_rows, 5_000, 4_000)
         tracemalloc.start()
-        assert sum(len(y) for _, y in batches(stream, 500, seed=0, epoch=1)) == num_rows
+        assert sum(len(y) for _, y in iterate_batches(stream, 500, seed=0, epoch=1)) == num_rows
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
@@ -134,15 +144,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 def test_large_parts_are_streamed_and_small_ones_are_not(folder, monkeypatch):
     path = stream_of(folder, 300, 40, 100).path
-    assert read_rows(path, "id", LAYOUT).num_rows == 300
-    assert not isinstance(read_rows(path, "id", LAYOUT), Stream)
+    assert open_examples(path, "id", LAYOUT).num_rows == 300
+    assert not isinstance(open_examples(path, "id", LAYOUT), ExampleStream)
     monkeypatch.setattr(rows_of_file, "_MOST_BYTES", 1000)
-    assert isinstance(read_rows(path, "id", LAYOUT), Stream)
+    assert isinstance(open_examples(path, "id", LAYOUT), ExampleStream)
 
 
 def test_a_sample_is_even(folder):
     path = stream_of(folder, 300, 40, 100).path
-    sample = read_sample(path, "id", LAYOUT, 50)
+    sample = sample_examples(path, "id", LAYOUT, 50)
     assert sample.key.tolist() == sample.y.tolist() == sample.x[:, 0].tolist() == list(range(0, 300, 6))
 
 

@@ -14,7 +14,7 @@ import pytest
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, Transformer
 from bloomery.models.training.config import Training
-from bloomery.models.training.distributed.parallelize import refuse_impossible
+from bloomery.models.training.distributed.parallelize import require_supported_strategy
 from bloomery.models.training.distributed.pipeline_parallel import num_microbatches
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.networks.blueprint import Blueprint, build
+from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Gpt, Transformer
-from bloomery.models.training.determinism import fix_randomness
-from bloomery.models.training import parallel
+from bloomery.models.training.determinism import set_deterministic
+from bloomery.models.training.distributed import parallelize
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.checkpointing import Keeper
+from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Loop
 from bloomery.models.training.loop import train
 
@@ -53,21 +53,21 @@ for name, strategy, config in (
     ("pipeline", "pipeline", transformer),
     ("pipeline of a gpt", "pipeline", gpt),
 ):
-    fix_randomness(0, 1)
-    alone = build(Blueprint(config=config, layout=layout, num_outputs=3))
+    set_deterministic(0, 1)
+    alone = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
     together = copy.deepcopy(alone)
     before = {at: weight.clone() for at, weight in alone.state_dict().items()}
     by_one = train(alone, rows, few, loop, seed=0)
     by_many = train(
-        together, rows, few, loop, seed=0, world=parallel.shared_rows(strategy),
-        spread=lambda network, loop: parallel.spread(network, loop, strategy, torch.device("cpu")),
+        together, rows, few, loop, seed=0, world=parallelize.data_parallel_group(strategy),
+        spread=lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
     )
     num_held = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
                    for weight in together.parameters())
     held, histories = [0, 0], [None, None]
     dist.all_gather_object(held, num_held / sum(weight.numel() for weight in alone.parameters()))
     dist.all_gather_object(histories, by_many)
-    weights = parallel.whole_weights(together)
+    weights = parallelize.gather_weights(together)
     told[name] = {
         "held": held,
         "losses": [[loss for epoch in history for loss in epoch[1:3]] for history in (by_one, *histories)],
@@ -89,19 +89,19 @@ def ends_with(folder, gives_up_after=None):
         if state.step == gives_up_after:
             raise GivenUp
 
-    fix_randomness(0, 1)
-    network = build(Blueprint(config=gpt.model_copy(update={"dropout": 0.2}), layout=layout, num_outputs=3))
+    set_deterministic(0, 1)
+    network = build_network(Blueprint(config=gpt.model_copy(update={"dropout": 0.2}), layout=layout, num_outputs=3))
     shares = {at: 0.5 for at, _ in network.named_parameters() if "decoder" in at}
-    keeper = Keeper(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
+    keeper = Checkpointer(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
     try:
         train(
             network, rows, few, loop.model_copy(update={"schedule": "cosine"}), seed=0, shares=shares,
-            restore=keeper.restore, keep=keep, world=parallel.shared_rows("pipeline"),
-            spread=lambda network, loop: parallel.spread(network, loop, "pipeline", torch.device("cpu"), 5),
+            restore=keeper.restore, keep=keep, world=parallelize.data_parallel_group("pipeline"),
+            spread=lambda network, loop: parallelize.parallelize(network, loop, "pipeline", torch.device("cpu"), 5),
         )
     except GivenUp:
         return ends_with(folder)
-    return parallel.whole_weights(network)
+    return parallelize.gather_weights(network)
 
 undisturbed, disturbed = ends_with("undisturbed"), ends_with("disturbed", 13)
 told["resumed"] = [torch.equal(disturbed[at], weight) for at, weight in undisturbed.items()]
@@ -154,7 +154,7 @@ def test_a_pipeline_that_was_interrupted_ends_in_the_same_bits(told):
 
 def refused(model: Model, **training: Any) -> str:
     with pytest.raises(RecipeInvalid) as error:
-        refuse_impossible(Training(epochs=1, **training), model)
+        require_supported_strategy(Training(epochs=1, **training), model)
     return str(error.value)
 
 
@@ -162,15 +162,15 @@ def refused(model: Model, **training: Any) -> str:
 @pytest.mark.parametrize("model", [Cnn(kind="cnn"), Mlp(kind="mlp")], ids=lambda model: model.kind)
 def test_a_network_without_blocks_is_not_cut(model, strategy):
     assert f"strategy: {strategy}` with a network of kind {model.kind}" in refused(model, strategy=strategy, devices=2)
-    refuse_impossible(Training(epochs=1, strategy="fsdp", devices=2), model)
+    require_supported_strategy(Training(epochs=1, strategy="fsdp", devices=2), model)
 
 
 def test_heads_must_divide_evenly_and_layers_must_be_enough():
     network = Transformer(kind="transformer", num_heads=4, num_layers=3)
     assert "4 heads for 3 processes" in refused(network, strategy="tensor", devices=3)
-    refuse_impossible(Training(epochs=1, strategy="pipeline", devices=3), network)
+    require_supported_strategy(Training(epochs=1, strategy="pipeline", devices=3), network)
     assert "3 layers for 4 processes" in refused(network, strategy="pipeline", devices=2, nodes=2)
-    refuse_impossible(Training(epochs=1, strategy="tensor", devices=4), network)
+    require_supported_strategy(Training(epochs=1, strategy="tensor", devices=4), network)
 
 
 def test_every_process_of_a_pipeline_needs_a_microbatch_and_every_microbatch_a_row():
@@ -178,5 +178,5 @@ def test_every_process_of_a_pipeline_needs_a_microbatch_and_every_microbatch_a_r
     few = {"strategy": "pipeline", "devices": 4, "batch_size": 8}
     assert "3 microbatches for 4 processes" in refused(network, microbatches=3, **few)
     assert "9 microbatches" in refused(network, microbatches=9, **few)
-    refuse_impossible(Training(epochs=1, **few), network)
+    require_supported_strategy(Training(epochs=1, **few), network)
     assert [num_microbatches(None, batch_size, 4) for batch_size in (8, 64)] == [8, 16]
