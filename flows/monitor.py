@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bloomery.tasks.infrastructure.settings import enter
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
-enter()  # before the engines are imported, also in a worker's process
-
-from prefect import flow, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-
-from bloomery.data_contracts.monitoring import Findings, Monitor, span  # noqa: E402
-from bloomery.flows.recipe.recipe import read_recipe  # noqa: E402
-from bloomery.tasks.monitoring import publishing  # noqa: E402
-from bloomery.tasks.monitoring.monitor import observe  # noqa: E402
-from bloomery.tasks.registry import model_registry  # noqa: E402
+from bloomery.data_contracts.monitoring import Findings, Monitor, span
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.tasks.infrastructure.settings import require_state_folder
+from bloomery.tasks.monitoring import publishing
+from bloomery.tasks.monitoring.monitor import observe
+from bloomery.tasks.registry import model_registry
 
 
 @task(name="observe", cache_policy=NO_CACHE)
@@ -47,6 +44,7 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
         since: the start of the window; left out, it is as long as the recipe says.
         until: its end; left out, now.
     """
+    require_state_folder()
     wanted = read_recipe(recipe)
     end = until or datetime.now(UTC)
     found = _observe(wanted.name, wanted.monitor, since or end - span(wanted.monitor.window), end)

@@ -7,40 +7,37 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from bloomery.tasks.infrastructure.settings import enter, settings
+import httpx
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
+from pydantic import BaseModel
 
-enter()  # before the engines are imported, also in a worker's process
-
-import httpx  # noqa: E402
-from prefect import flow  # noqa: E402
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.exceptions import PrefectException  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-from pydantic import BaseModel  # noqa: E402
-
-from bloomery.data_contracts.records.records import Release  # noqa: E402
-from bloomery.flows.order import in_order  # noqa: E402
-from bloomery.flows.recipe.recipe import read_recipe  # noqa: E402
-from bloomery.flows.run_control.approval_wait import promote_when_approved  # noqa: E402
-from bloomery.flows.run_control.gpu_slots import with_slots  # noqa: E402
-from bloomery.flows.run_control.machine_requirements import require_machine  # noqa: E402
-from bloomery.flows.run_control.run_liveness import at_work_on  # noqa: E402
-from bloomery.models.compression.budget import Budget  # noqa: E402
-from bloomery.models.compression.config import CompressionOrAuto  # noqa: E402
-from bloomery.models.features.config import Gates  # noqa: E402
-from bloomery.models.networks.config import Model  # noqa: E402
-from bloomery.models.training.config import Training  # noqa: E402
-from bloomery.tasks.choose.stage import choose  # noqa: E402
-from bloomery.tasks.compress.stage import compress  # noqa: E402
-from bloomery.tasks.infrastructure import spark_session  # noqa: E402
-from bloomery.tasks.ingest.stage import ingest, locate  # noqa: E402
-from bloomery.tasks.orchestration import stage_store  # noqa: E402
-from bloomery.tasks.package.stage import package  # noqa: E402
-from bloomery.tasks.prepare.stage import prepare  # noqa: E402
-from bloomery.tasks.promote.stage import promote  # noqa: E402
-from bloomery.tasks.train.initial_weights import locate_start  # noqa: E402
-from bloomery.tasks.train.stage import train  # noqa: E402
-from bloomery.tasks.validate.stage import validate  # noqa: E402
+from bloomery.data_contracts.records.records import Release
+from bloomery.flows.order import in_order
+from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.run_control.approval_wait import promote_when_approved
+from bloomery.flows.run_control.gpu_slots import with_slots
+from bloomery.flows.run_control.machine_requirements import require_machine
+from bloomery.flows.run_control.run_liveness import at_work_on
+from bloomery.models.compression.budget import Budget
+from bloomery.models.compression.config import CompressionOrAuto
+from bloomery.models.features.config import Gates
+from bloomery.models.networks.config import Model
+from bloomery.models.training.config import Training
+from bloomery.tasks.choose.stage import choose
+from bloomery.tasks.compress.stage import compress
+from bloomery.tasks.infrastructure import spark_session
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
+from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.orchestration import stage_store
+from bloomery.tasks.package.stage import package
+from bloomery.tasks.prepare.stage import prepare
+from bloomery.tasks.promote.stage import promote
+from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.stage import train
+from bloomery.tasks.validate.stage import validate
 
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
 # The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
@@ -101,6 +98,7 @@ def pipeline(
         gates: likewise.
     """
     stated = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
+    require_state_folder()
     wanted = read_recipe(recipe, period, _changes(stated))
     require_machine(wanted)
     stage_store.sweep()

@@ -6,26 +6,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bloomery.tasks.infrastructure.settings import enter
+from filelock import FileLock
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import ValidationError
 
-enter()  # before the engines are imported, also in a worker's process
-
-from filelock import FileLock  # noqa: E402
-from prefect import flow  # noqa: E402
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.events import emit_event  # noqa: E402
-from prefect.exceptions import ObjectNotFound  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
-from prefect.states import Completed  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-
-from bloomery.data_contracts.documents.documents import Document  # noqa: E402
-from bloomery.data_contracts.errors import DataMissing, RecipeInvalid  # noqa: E402
-from bloomery.data_contracts.serving.champion_pointer import replace_text  # noqa: E402
-from bloomery.flows.recipe.recipe import Recipe, read_recipe  # noqa: E402
-from bloomery.tasks.infrastructure.settings import settings  # noqa: E402
-from bloomery.tasks.ingest.change_detection import stamp_of  # noqa: E402
-from bloomery.tasks.ingest.stage import ingest, locate  # noqa: E402
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
+from bloomery.data_contracts.serving.champion_pointer import replace_text
+from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.tasks.infrastructure.settings import require_state_folder
+from bloomery.tasks.ingest.change_detection import stamp_of
+from bloomery.tasks.ingest.stage import ingest, locate
 
 NEW_DATA = "bloomery.new-data"
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +51,7 @@ def watch(recipe: str) -> Any:
         recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
     """
     wanted = read_recipe(recipe)
-    place = settings().home / "watched" / f"{'-'.join(wanted.title)}.json"
+    place = require_state_folder().home / "watched" / f"{'-'.join(wanted.title)}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         return _look(wanted, place)

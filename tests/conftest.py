@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from bloomery.tasks.infrastructure.settings import instruction_set
+from bloomery.tasks.infrastructure.engine_environment import instruction_set
 from tests.forks import Forks
 from tests.living import answers
 
@@ -67,6 +67,7 @@ def clean_environment() -> Callable[..., dict[str, str]]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder for stages that are called in this process."""
     from bloomery.tasks.infrastructure import settings
+    from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
     from bloomery.tasks.tracking import mlflow_runs
 
     before = dict(os.environ)
@@ -75,7 +76,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("BLOOMERY_HOME", str(tmp_path / "home"))
     settings.settings.cache_clear()
     mlflow_runs.client.cache_clear()
-    settings.enter()
+    apply_engine_environment()
+    settings.require_state_folder()
     yield tmp_path / "home"
     settings.settings.cache_clear()
     mlflow_runs.client.cache_clear()

@@ -69,9 +69,11 @@ def _run(told: dict[str, Any]) -> None:
 
     from bloomery.flows.cli.main import main
     from bloomery.tasks.infrastructure import settings
+    from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 
     settings.settings.cache_clear()
-    settings.enter(with_room=False)  # before prefect reads the variables that are set there
+    apply_engine_environment()
+    settings.require_state_folder(with_room=False)  # before prefect reads the variables that are set there
     refresh_global_settings_context()
     sys.argv = ["bloomery", *told["arguments"]]
     main()

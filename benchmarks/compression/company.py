@@ -24,7 +24,8 @@ from wanted import strided
 from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.config import Cnn
 from bloomery.models.profiling.latency import measure_in_turns, median_ratio, run_batch
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
 WIDE = Cnn(kind="cnn", channels=(64, 128, 256), hidden=256)
 REQUEST = json.dumps({"rows": [{"image": list(range(784))}]})
@@ -68,7 +69,8 @@ def main() -> None:
     asked.add_argument("--rounds", type=int, default=300)
     asked.add_argument("--repeats", type=int, default=3)
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     x = read_request()
     ways: dict[str, tuple[int, Callable[[], np.ndarray]]] = {
         "right after another file": (0, lambda: x),

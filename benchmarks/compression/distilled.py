@@ -30,7 +30,8 @@ from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import create_learner, evaluate, train
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 
 TEACHER = LeNet(kind="lenet")
 STUDENTS = {
@@ -134,7 +135,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prepared", type=Path, help="the rows that `on_gpu.py mnist --prepare` has left there")
     stated = parser.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     parts, layout = read_parts() if stated.prepared is None else _prepared(stated.prepared)
     lesson = Distillation(weight=stated.weight, temperature=stated.temperature)
     asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs, stated.device)

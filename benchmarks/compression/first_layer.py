@@ -22,7 +22,8 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, LeNet, Model
 from bloomery.models.profiling import latency
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
 GREY, RGB = (1, 28, 28), (3, 32, 32)
 
@@ -70,7 +71,8 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=300)
     rounds = asked.parse_args().rounds
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     print("| network (`;`: pooled) | int8: 1 row | 32 rows | first in float: 1 row | 32 rows | gain: 1 row | 32 rows |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, (config, shape) in NETWORKS.items():

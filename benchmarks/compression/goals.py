@@ -27,7 +27,8 @@ from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.runtime import create_session
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import even_sample, read_examples
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.ingest.stage import locate
 
 
@@ -110,7 +111,8 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked.add_argument("recipes", nargs="*", default=list(CANDIDATES))
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     for name in chosen.recipes:
         recipe = read_recipe(name)
         for seed in chosen.seeds:

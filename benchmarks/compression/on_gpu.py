@@ -33,7 +33,8 @@ from bloomery.models.training.loop import evaluate
 from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
 from bloomery.tasks.compress.candidate_measurement import Made
 from bloomery.tasks.infrastructure.device import configure_processor
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.train import fit as fitting
 
@@ -124,7 +125,8 @@ def main() -> None:
     asked.add_argument("--device", default="cuda")
     asked.add_argument("--rows", type=int, help="of each part, to try the script")
     stated = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     if stated.prepare is not None:
         prepare(stated.name, stated.prepare)
         return

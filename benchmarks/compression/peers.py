@@ -47,7 +47,8 @@ from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.blueprint import read_network
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import Examples, even_sample, read_examples
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 
 HERE = Path(__file__).resolve()
 DEFAULTS = ("dynamic", "static")
@@ -230,7 +231,8 @@ def main() -> None:
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("recipes", nargs="*", default=["mnist", "fashion-mnist", "pendigits", "clinc150"])
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     print(f"onnxruntime {onnxruntime.__version__}, one thread")
     for name in chosen.recipes:
         recipe = read_recipe(name)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.records.records import RawRows
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
 NUMBERS = tuple(f"n{position}" for position in range(6))
 CATEGORIES = {"c0": 8, "c1": 50, "c2": 1000}
@@ -45,7 +46,8 @@ def write(path: Path, num_rows: int, seed: int = 0) -> None:
 
 def raw_rows(source: Path) -> RawRows:
     """The rows of `source` in the state folder, as `ingest` would leave them."""
-    home = enter().home
+    apply_engine_environment()
+    home = require_state_folder().home
     os.link(source, home / "rows.parquet")
     return RawRows(
         uri="rows.parquet",

@@ -28,9 +28,11 @@ def by_hand(source: Path) -> None:
 
     from bloomery.data_contracts.recipe_sections.engine import SparkMeans
     from bloomery.tasks.infrastructure import spark_session
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     engine = spark_session.session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
     rows = engine.read.parquet(str(source))
     broken = {

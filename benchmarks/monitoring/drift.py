@@ -33,7 +33,8 @@ from bloomery.data_contracts.monitoring import Drift, Findings, Monitor, Version
 from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from bloomery.tasks.monitoring.monitor import observe, read_reference
 from bloomery.tasks.registry import model_registry
@@ -187,7 +188,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--halves", type=int, default=200)
     asked = parser.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     recipe = read_recipe(NAME)
     assert recipe.data.source is not None
     folder = Path(os.environ["BLOOMERY_DATA"]) / "nyc_taxi"

@@ -68,8 +68,10 @@ Path(names).write_text(json.dumps([name for name in sys.modules if name != "__ma
 IMPORTING = """
 import contextlib, importlib, json, os, sys
 from pathlib import Path
-from bloomery.tasks.infrastructure.settings import enter
-enter()
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
+apply_engine_environment()
+require_state_folder()
 for name in json.loads(Path(sys.argv[1]).read_text()):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

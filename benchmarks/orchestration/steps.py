@@ -26,9 +26,11 @@ NAMES = ("ingest", "validate", "prepare", "train", "compress", "choose", "packag
 
 @cache
 def _recipe() -> Recipe:
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     from bloomery.flows.recipe.recipe import read_recipe
 
     return read_recipe("digits")

@@ -34,9 +34,11 @@ def inner(num_tasks: int) -> dict[str, list[float]]:
     import psutil
 
     from bloomery.flows.execution.ephemeral_server import prefect_api
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     with prefect_api() as start_server:
         wait_until_ready = start_server()
         own = Servers({}, tuple(child.pid for child in psutil.Process().children()))

@@ -41,7 +41,8 @@ from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
 from bloomery.tasks.registry.model_registry import BENTO, version_of
 
@@ -248,7 +249,8 @@ def main() -> None:
     asked.add_argument("--peers", nargs="*", default=["bentoml", "fastapi", "fastapi-lean", "mlflow"])
     asked.add_argument("--litserve", help="a Python that has LitServe", metavar="PYTHON")
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     tag = version_of(chosen.name).tags[BENTO]
     bento = bento_of(tag)
     artifacts = artifacts_folder(tag)

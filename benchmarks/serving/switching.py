@@ -32,7 +32,8 @@ from bloomery.deployments.endpoint.inference.model_version import Version
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
 from bloomery.tasks.evaluation.held_out import rows_as_sent
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry
@@ -199,7 +200,8 @@ def main() -> None:
     asked.add_argument("--changes", type=int, default=20)
     asked.add_argument("--connections", type=int, default=16)
     wanted = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     asyncio.run(measure(wanted.name, wanted.one, wanted.two, wanted.changes, wanted.connections))
 

@@ -24,7 +24,8 @@ from bloomery.flows.pipeline import PLAIN
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.networks.config import LeNet, Mlp, Model
 from bloomery.models.training.config import Privacy, Training
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.tracking import mlflow_runs
 
 NETWORKS: dict[str, tuple[Model, Training]] = {
@@ -73,7 +74,8 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, default=1)
     asked.add_argument("--epochs", type=int)
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     model, training = NETWORKS[chosen.recipe]
     training = training.model_copy(update={"epochs": chosen.epochs or training.epochs})
     dataset = prepared(read_recipe(chosen.recipe))

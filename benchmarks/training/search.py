@@ -24,7 +24,8 @@ from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.pipeline import PLAIN
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.training.config import Search, Training
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.ingest.stage import locate
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -80,7 +81,8 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, default=1)
     asked.add_argument("recipes", nargs="*", default=RECIPES)
     chosen = asked.parse_args()
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     search = Search(trials=chosen.trials, epochs=chosen.trial_epochs, space={})
     lines = [
         f"{chosen.trials} trials of {chosen.trial_epochs} epochs, {chosen.epochs} epochs in the end, "

@@ -54,10 +54,11 @@ def at_work(as_json: bool, what: str, *, with_room: bool = True) -> Iterator[Any
 
     Yields standard output's console.
     """
-    from bloomery.tasks.infrastructure.settings import enter
+
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with told(as_json):
-        log = enter(with_room=with_room).logs / f"{what}-{os.getpid()}.log"
+        log = require_state_folder(with_room=with_room).logs / f"{what}-{os.getpid()}.log"
     from bloomery.flows.cli.display import engines_to_log
 
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):

@@ -57,10 +57,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 @app.command()
 def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
     """Run a recipe from its rows to a served champion."""
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with told(as_json):
-        log = enter().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        log = require_state_folder().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     from bloomery.flows.cli.display import Progress, engines_to_log, print_release
 
     begin = time.perf_counter()
@@ -79,13 +79,13 @@ def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> N
 @app.command()
 def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
     """Read recipe and contract, look for the data, and print what a run would compute and what it would find."""
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with told(as_json):
         from bloomery.flows.recipe.recipe import read_recipe
 
         wanted = read_recipe(recipe, period)
-        log = enter().logs / f"check-{os.getpid()}.log"
+        log = require_state_folder().logs / f"check-{os.getpid()}.log"
     from bloomery.flows.cli.display import engines_to_log
 
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):

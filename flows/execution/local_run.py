@@ -12,7 +12,7 @@ from bloomery.data_contracts.records.records import Release
 from bloomery.flows.execution.ephemeral_server import prefect_api
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.flows.run_control.machine_requirements import require_machine
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, emit
 
 
@@ -22,7 +22,7 @@ def run_recipe(reference: str, period: str | None = None) -> Release:
     While the Prefect server starts, on one core, the engines that the run will need are started on another. Where the
     recipe has a release, no server is started before it is known that anything has to be computed.
     """
-    enter()
+    require_state_folder()
     recipe = read_recipe(reference, period)
     require_machine(recipe)
     emit(StageStarted("start"))

@@ -21,7 +21,7 @@ from bloomery.data_contracts.records.records import Bento, Chosen, Options
 from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.order import in_order
 from bloomery.flows.recipe.recipe import Recipe
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.orchestration.events import StageStarted, watch
 
 
@@ -111,7 +111,7 @@ def _as_then(options: Options, origin: Origin) -> Chosen:
 
 
 def main() -> None:
-    enter()
+    require_state_folder()
     origin = Origin.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     begun: list[str] = []
     watch(lambda event: begun.append(event.name) if isinstance(event, StageStarted) else None)

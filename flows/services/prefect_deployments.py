@@ -21,7 +21,7 @@ from bloomery.data_contracts.monitoring import span
 from bloomery.flows.recipe.recipe import Recipe, known_recipes, read_recipe
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.flows.run_control.gpu_slots import LIMIT
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -165,7 +165,7 @@ def _num_cards() -> int:
 
 def main() -> None:
     try:
-        enter()
+        require_state_folder()
         told: dict[str, Any] = {"deployments": register(sys.argv[1:] or known_recipes())}
     except BloomeryError as error:
         print(json.dumps(error.as_document()))

@@ -28,7 +28,7 @@ from bloomery.flows.run_control.run_liveness import reap
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
 from bloomery.flows.services.prefect_deployments import POOL, ROOT, why_ended
 from bloomery.tasks.infrastructure.service_status import FOLDER, STATUS, Kind, Server, Standing, State
-from bloomery.tasks.infrastructure.settings import Settings, enter
+from bloomery.tasks.infrastructure.settings import Settings, require_state_folder
 from bloomery.tasks.infrastructure.tethered_process import start, stop
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -354,7 +354,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    chosen = enter()
+    chosen = require_state_folder()
     plan = Plan.model_validate_json(sys.argv[1])
     supervisor = Supervisor(plan, chosen)
     signal.signal(signal.SIGTERM, supervisor.end)

@@ -1,18 +1,17 @@
-"""Where everything lies. The environment is read here, once, and the engines' own variables are set from it."""
+"""The settings of this process: read once, from the environment."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import os
-import platform
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from bloomery.data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
-from bloomery.models.profiling.cpu_features import cpu_flags
+from bloomery.tasks.infrastructure.engine_environment import state_folder, tracking_uri
 from bloomery.tasks.infrastructure.service_status import read_standing
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -64,17 +63,15 @@ class Settings:
 @functools.cache
 def settings() -> Settings:
     """The settings of this process, from the environment as it is at the first call."""
-    home = Path(os.environ.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
+    home = state_folder()
     signing_key = os.environ.get("BLOOMERY_SIGNING_KEY")
     standing = read_standing(home)
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI")
-    is_server = tracking_uri is not None and tracking_uri.startswith("http")
+    tracking = tracking_uri()
     return Settings(
         home=home,
-        # A server that `up` has started reads the same file, and to write to it directly is quicker.
-        tracking_uri=tracking_uri or f"sqlite:///{home}/mlflow/mlflow.db",
+        tracking_uri=tracking,
         prefect_api_url=os.environ.get("PREFECT_API_URL") or (standing.prefect_api_url if standing else None),
-        mlflow_url=tracking_uri if is_server else standing.mlflow_url if standing else None,
+        mlflow_url=tracking if tracking.startswith("http") else standing.mlflow_url if standing else None,
         spark_master=os.environ.get("BLOOMERY_SPARK_MASTER", "local[*]"),
         litert_python=os.environ.get("BLOOMERY_LITERT_PYTHON") or None,
         signing_key=Path(signing_key).expanduser().absolute() if signing_key else None,
@@ -112,10 +109,10 @@ def _price(stated: str | None) -> tuple[float, str] | None:
     return float(found.group(1)), found.group(2)
 
 
-def enter(*, with_room: bool = True) -> Settings:
-    """Call at every door, before an engine is imported: the state folder exists, and each engine keeps to it.
+def require_state_folder(*, with_room: bool = True) -> Settings:
+    """Makes the state folder if it is missing, and returns the settings of this process.
 
-    A variable that the user has set stays. `with_room=False` asks for no room on the disk.
+    `with_room=False` does not ask for free space on the disk.
 
     Raises:
         StateUnwritable: the state folder cannot be made or written.
@@ -123,40 +120,7 @@ def enter(*, with_room: bool = True) -> Settings:
     chosen = settings()
     _require_writable(chosen.home, with_room=with_room)
     _folder_at_start(chosen.home)
-    ours = {
-        "BLOOMERY_HOME": str(chosen.home),
-        "PREFECT_HOME": str(chosen.home / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "MLFLOW_TRACKING_URI": chosen.tracking_uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "BENTOML_HOME": str(chosen.home / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "GX_ANALYTICS_ENABLED": "False",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MPLBACKEND": "Agg",
-        "MPLCONFIGDIR": str(chosen.home / "matplotlib"),
-    }
-    if chosen.prefect_api_url is not None:
-        ours["PREFECT_API_URL"] = chosen.prefect_api_url
-    for name, value in (ours | instruction_set()).items():
-        os.environ.setdefault(name, value)
     return chosen
-
-
-def instruction_set() -> dict[str, str]:
-    """Variables under which weights repeat bit for bit on most machines, if set before the first arithmetic."""
-    if not has_avx2():
-        return {}
-    # Bits depend on the instruction set: take one that nearly every x86 machine has.
-    return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
-
-
-def has_avx2() -> bool:
-    """Whether this is an x86 processor with AVX2, as far as Linux tells."""
-    return platform.machine() in ("x86_64", "AMD64") and "avx2" in cpu_flags()
 
 
 def _require_writable(home: Path, *, with_room: bool) -> None:

@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ASK = """
 import json, sys
 from bloomery.tasks.bentos.bento_server import ask, served_bento
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
-enter()
+apply_engine_environment()
+require_state_folder()
 with served_bento(sys.argv[1]) as client:
     print(json.dumps(ask(client, json.load(sys.stdin)).json()))
 """

@@ -27,9 +27,11 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 DEPLOY = """
 import sys
 from pathlib import Path
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 
-enter()
+apply_engine_environment()
+require_state_folder()
 from prefect import flow
 
 source = flow.from_source(source=str(Path.cwd()), entrypoint="flows/pipeline.py:pipeline")

@@ -65,10 +65,10 @@ def reference(
     as_json: AsJson = False,
 ) -> None:
     """Write the distributions of a recipe's checked rows, as a reference that a contract's rules can name."""
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with told(as_json):
-        log = enter().logs / f"reference-{os.getpid()}.log"
+        log = require_state_folder().logs / f"reference-{os.getpid()}.log"
     from bloomery.flows.cli.display import engines_to_log
 
     with engines_to_log(log) as (out, err), told(as_json, out, err, log):

@@ -49,9 +49,9 @@ def _python() -> Iterator[Finding]:
 
 
 def _state_folder() -> Iterator[Finding]:
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    chosen = enter()
+    chosen = require_state_folder()
     yield Finding("state folder", True, str(chosen.home))
     yield Finding("tracking", True, chosen.tracking_uri)
     yield Finding("prefect api", True, chosen.prefect_api_url or "a server of its own for each run")

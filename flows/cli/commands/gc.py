@@ -26,9 +26,9 @@ def gc(
 ) -> None:
     """Free stage outputs, bentos and candidates that no kept version needs; only says so without --yes."""
     with told(as_json):
-        from bloomery.tasks.infrastructure.settings import enter
+        from bloomery.tasks.infrastructure.settings import require_state_folder
 
-        home = enter(with_room=False).home  # the room is what it is to make
+        home = require_state_folder(with_room=False).home  # the room is what it is to make
     with at_work(as_json, "gc", with_room=False) as out:
         from bloomery.tasks.registry import garbage_collection
 

@@ -53,12 +53,12 @@ def init(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Look at data, and write a draft of a contract and of a recipe, with comments, that run as they are."""
-    from bloomery.tasks.infrastructure.settings import enter
+    from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with told(as_json):
         from bloomery.tasks.scaffolding.reader_options import Stated
 
-        enter()
+        require_state_folder()
         stated = Stated(
             format=format,
             delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,

@@ -28,10 +28,10 @@ def create(
 ) -> None:
     """Make a key and show it, this once."""
     with told(as_json):
-        from bloomery.tasks.infrastructure.settings import enter
+        from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
-        enter()
+        require_state_folder()
         shown, made = api_keys.create(name, rate)
         if as_json:
             typer.echo(json.dumps({"name": made.name, "rate": made.rate, "made": made.made, "key": shown}))
@@ -44,10 +44,10 @@ def create(
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, with what they are good for."""
     with told(as_json):
-        from bloomery.tasks.infrastructure.settings import enter
+        from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
-        enter()
+        require_state_folder()
         found = api_keys.listed()
         if as_json:
             document = [key.model_dump(include={"name", "rate", "made", "revoked"}) for key in found]
@@ -67,10 +67,10 @@ def list_keys(as_json: AsJson = False) -> None:
 def revoke(name: KeyName, as_json: AsJson = False) -> None:
     """Revoke a key: within a second no endpoint of this state folder lets it in."""
     with told(as_json):
-        from bloomery.tasks.infrastructure.settings import enter
+        from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
-        enter()
+        require_state_folder()
         gone = api_keys.revoke(name)
         document = {"name": gone.name, "revoked": gone.revoked}
         typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {gone.revoked}")
@@ -85,10 +85,10 @@ def signing(
     with told(as_json):
         from bloomery.data_contracts.serving.signatures import fingerprint, public_pem
         from bloomery.flows.cli.commands.contracts import write
-        from bloomery.tasks.infrastructure.settings import enter
+        from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security.signing_key import signing_key
 
-        enter()
+        require_state_folder()
         key = signing_key().public_key()
         text = public_pem(key).decode()
         if output is not None:

@@ -19,7 +19,8 @@ from bloomery.data_contracts.recipe_sections.engine import SparkMeans
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.device import select_device
-from bloomery.tasks.infrastructure.settings import enter, settings
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.train.distributed.worker import FAILURE, Job, failure_of, work, write
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def _has_gpus(session: SparkSession, training: Training) -> bool:
 
 
 def main(path: Path) -> None:
-    enter()
+    apply_engine_environment()
+    require_state_folder()
     try:
         launch(path)
     except BloomeryError as failure:

@@ -19,7 +19,8 @@ from bloomery.data_contracts.records.records import Dataset, Start
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
-from bloomery.tasks.infrastructure.settings import enter
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.train import fit as fitting
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class _Place(NamedTuple):
 
 def work(path: Path) -> None:
     """Train as the job says, together with the other processes of the group."""
-    enter()  # first: an executor's environment has nothing that fixes the processor's instructions
+    apply_engine_environment()  # first: an executor's environment does not fix the processor's instructions
+    require_state_folder()
 
     import torch
     import torch.distributed as dist

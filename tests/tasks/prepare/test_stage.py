@@ -306,9 +306,11 @@ from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
 from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure import settings, spark_session as spark
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.prepare import spark_engine as rows_spark
 from bloomery.tasks.prepare.stage import prepare
-settings.enter()
+apply_engine_environment()
+settings.require_state_folder()
 rows_spark._BYTES_OF_PARTITION = 40_000
 folder = Path(sys.argv[1])
 checked = CheckedRows.model_validate_json((folder / "checked.json").read_text())

@@ -32,8 +32,10 @@ MLP = Mlp(kind="mlp", hidden=(8,), dropout=0.0)
 RATES = {"training.learning_rate": Range(low=1e-4, high=1e-1, log=True)}
 CHILD = """
 import sys
-from bloomery.tasks.infrastructure.settings import enter
-enter()
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
+apply_engine_environment()
+require_state_folder()
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.networks.config import Mlp
 from bloomery.models.training.config import Training

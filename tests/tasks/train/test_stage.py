@@ -43,8 +43,10 @@ from pathlib import Path
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.networks.config import Mlp
 from bloomery.models.training.config import Training
-from bloomery.tasks.infrastructure.settings import enter
-enter()
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
+apply_engine_environment()
+require_state_folder()
 from bloomery.tasks.train.stage import train
 dataset, model, training = (Path(path).read_text() for path in sys.argv[1:])
 train(Dataset.model_validate_json(dataset), Mlp.model_validate_json(model), Training.model_validate_json(training))

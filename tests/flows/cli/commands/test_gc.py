@@ -24,8 +24,10 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 # A gc that is killed after its second piece.
 _KILLED = """
 import os
-from bloomery.tasks.infrastructure.settings import enter
-enter()
+from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
+from bloomery.tasks.infrastructure.settings import require_state_folder
+apply_engine_environment()
+require_state_folder()
 from bloomery.tasks.registry import garbage_collection as collect
 from tests.living import answers
 gone = []

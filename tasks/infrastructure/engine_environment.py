@@ -1,0 +1,67 @@
+"""The environment variables of the engines: where they write, and which instruction set they compute with.
+
+Engines read them when they are imported or first used, so `bloomery.flows` applies them before it imports any.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from bloomery.models.profiling.cpu_features import cpu_flags
+from bloomery.tasks.infrastructure.service_status import read_standing
+
+
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """The absolute path of the state folder: `BLOOMERY_HOME`, or `.bloomery` in the working directory."""
+    return Path(environment.get("BLOOMERY_HOME", ".bloomery")).expanduser().absolute()
+
+
+def tracking_uri(environment: Mapping[str, str] = os.environ) -> str:
+    """The address of MLflow's tracking store: `MLFLOW_TRACKING_URI`, or a database in the state folder."""
+    # A server that `up` has started reads the same file, and writing to the file directly is quicker.
+    return environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_folder(environment)}/mlflow/mlflow.db"
+
+
+def apply_engine_environment() -> None:
+    """Sets the variables of every engine in this process, and so of its children. A variable that is set stays.
+
+    Writes nothing to disk and imports no engine.
+    """
+    home = state_folder()
+    variables = {
+        "BLOOMERY_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "MLFLOW_TRACKING_URI": tracking_uri(),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "GX_ANALYTICS_ENABLED": "False",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+    }
+    services = read_standing(home)
+    if services is not None and services.prefect_api_url is not None:
+        variables["PREFECT_API_URL"] = services.prefect_api_url
+    for name, value in (variables | instruction_set()).items():
+        os.environ.setdefault(name, value)
+
+
+def instruction_set() -> dict[str, str]:
+    """Variables under which weights repeat bit for bit on most machines, if set before the first arithmetic."""
+    if not has_avx2():
+        return {}
+    # Bits depend on the instruction set: take one that nearly every x86 machine has.
+    return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+
+
+def has_avx2() -> bool:
+    """Whether this is an x86 processor with AVX2, as far as Linux reports it."""
+    return platform.machine() in ("x86_64", "AMD64") and "avx2" in cpu_flags()
