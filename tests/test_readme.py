@@ -50,25 +50,6 @@ def test_every_prefect_command_is_known_to_prefect(line: str) -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_the_tree_names_every_file_once_and_no_other() -> None:
-    tree = next(block for block in BLOCKS if block.startswith("Makefile"))
-    told, folder = [], ""
-    for line in tree.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-        told.append(name if name == folder else folder + name if line.startswith(" ") else name)
-    assert all((ROOT / name).exists() for name in told), [name for name in told if not (ROOT / name).exists()]
-    rooms = ("data_contracts", "models", "tasks", "flows", "deployments")
-    there = {
-        str(path.relative_to(ROOT))
-        for room in rooms
-        for path in (ROOT / room).iterdir()
-        if path.suffix in (".py", ".yaml") and path.name != "__init__.py"
-    }
-    assert sorted(name for name in told if name.startswith(rooms) and not name.endswith("/")) == sorted(there)
-
-
 def test_links_and_pictures_are_there() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target

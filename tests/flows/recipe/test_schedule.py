@@ -41,7 +41,7 @@ def test_what_is_no_schedule_is_told(stated: dict[str, Any], said: str) -> None:
 
 
 def test_prefects_own_file_says_what_the_recipes_say() -> None:
-    for deployment in yaml.safe_load((RECIPES / "prefect.yaml").read_text())["deployments"]:
+    for deployment in yaml.safe_load((RECIPES.parent / "prefect.yaml").read_text())["deployments"]:
         recipe = read_recipe(deployment["parameters"]["recipe"])
         assert recipe.schedule is not None
         assert deployment["name"] == recipe.name

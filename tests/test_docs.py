@@ -1,0 +1,43 @@
+"""What the pages in docs/ say about the code base holds."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("data_contracts", "models", "tasks", "flows", "deployments")
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def folders() -> list[Path]:
+    """Every folder of the rooms, in the order of a tree."""
+    return [
+        folder
+        for room in ROOMS
+        for folder in sorted([ROOT / room, *(ROOT / room).rglob("*/")])
+        if folder.is_dir() and "__pycache__" not in folder.parts and any(folder.iterdir())
+    ]
+
+
+def test_the_tree_has_every_folder_with_the_first_line_of_its_docstring() -> None:
+    lines = [line.strip() for line in ARCHITECTURE.splitlines()]
+    missing = []
+    for folder in folders():
+        start = f"{folder.relative_to(ROOT)}/" if folder.parent == ROOT else f"{folder.name}/"
+        module = folder / "__init__.py"
+        thought = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module.is_file() else None
+        first = thought.splitlines()[0].rstrip(".") if thought else ""
+        if not any(re.fullmatch(rf"{re.escape(start)}\s+{re.escape(first) or '.+'}", line) for line in lines):
+            missing.append(f"{folder.relative_to(ROOT)}/  {first}")
+    assert not missing, "docs/architecture.md lacks:\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"(?<![\w/.])((?:{'|'.join([*ROOMS, 'tests', 'benchmarks', 'docs'])})/[\w./-]*\w/?)", text)
+    ours = [path for path in named if "secrets" not in Path(path).parts]  # a user makes these, and git ignores them
+    assert not [path for path in ours if not (ROOT / path).exists() and not (page.parent / path).exists()]
