@@ -1,7 +1,7 @@
-"""The endpoint inside a bento: raw rows in the contract's columns, checked, encoded and answered.
+"""The BentoML service of a bento: validates, encodes and predicts raw rows in the contract's columns.
 
-Everything it needs lies in the bento's `artifacts` folder, so a bento answers the same wherever and whenever it is
-served. It never imports torch.
+Everything it needs lies in the bento's `artifacts` folder, so a bento gives the same predictions wherever it is served.
+It never imports torch.
 """
 
 from __future__ import annotations
@@ -13,78 +13,80 @@ from typing import Any
 
 import bentoml
 
-# uvicorn takes these, which are quicker than its own, where they are installed; so they travel with the bento.
+# uvicorn uses these where they are installed, because they are faster; the imports make them requirements of the bento.
 import httptools  # noqa: F401
 import uvloop  # noqa: F401
 from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime asks when it is loaded, and else tells its maker
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads this when it is imported
 
 from bloomery.data_contracts.serving.api_keys import demand
 from bloomery.deployments.endpoint.asgi.application import Application
-from bloomery.deployments.endpoint.asgi.uvicorn_protocol import Connection, limit_connections
-from bloomery.deployments.endpoint.auth.middleware import Usage, doors, settled
-from bloomery.deployments.endpoint.base_image import image
+from bloomery.deployments.endpoint.asgi.uvicorn_protocol import EndpointProtocol, install_protocol
+from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics
+from bloomery.deployments.endpoint.auth.middleware import read_key_settings, require_keys
+from bloomery.deployments.endpoint.base_image import container_image
 from bloomery.deployments.endpoint.http.limits import read_limits
+from bloomery.deployments.endpoint.http.responses import EndpointApp
 from bloomery.deployments.endpoint.inference.model_version import read_manifest
-from bloomery.deployments.endpoint.parent_watchdog import end_with
-from bloomery.deployments.endpoint.startup import open_endpoint, read_versions, read_wishes
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.parent_watchdog import terminate_with_parent
+from bloomery.deployments.endpoint.startup import load_versions, read_serving_options, start_endpoint
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
-PARENT = os.getppid()  # as early as it can be asked for
+PARENT_PID = os.getppid()  # read early, while the parent certainly lives
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 limits = read_limits()
-limit_connections(limits)
-application = Application(limits, Measures(), demand(os.environ))
-usage = Usage()
-# As uvicorn's own `--no-access-log` does. Otherwise each line is made, and thrown away by BentoML's settings.
+install_protocol(limits)
+application = Application(limits, Metrics(), demand(os.environ))
+key_metrics = KeyMetrics()
+# As uvicorn's own `--no-access-log` does; otherwise each line is formatted, then dropped by BentoML's settings.
 logging.getLogger("uvicorn.access").propagate = False
 
 
-class Front(Service[Any]):
-    """Lets our application see a request first.
+class EndpointService(Service[Any]):
+    """Puts our application in front of BentoML's layers.
 
-    Mounted behind BentoML's layers, as is documented, it would answer the same, and take several times as long. This
-    is the one place that relies on what BentoML does not document, and `tests/flows/test_pipeline.py` holds it.
+    Mounted behind them, as documented, it would give the same responses in several times the time. This is the one
+    place that relies on undocumented behaviour of BentoML, and `tests/flows/test_pipeline.py` tests it.
     """
 
-    def to_asgi(self, is_main: bool = True) -> Any:
+    def to_asgi(self, is_main: bool = True) -> EndpointApp:
         application.inner = super().to_asgi(is_main)
-        front = doors(application, os.environ, usage, application.measures.asked)
-        Connection.front = front
-        return front
+        endpoint = require_keys(application, os.environ, key_metrics, application.metrics.observe_request)
+        EndpointProtocol.endpoint = endpoint
+        return endpoint
 
 
 @bentoml.service(
     name="bloomery",
-    image=image(),
-    service_class=Front,
-    logging={"access": {"enabled": False}},  # every answer is in the log of predictions
+    image=container_image(),
+    service_class=EndpointService,
+    logging={"access": {"enabled": False}},  # the prediction log has every response
 )
 class Endpoint:
     """One model version behind its contract."""
 
     def __init__(self) -> None:
-        if bentoml.server_context.worker_index is not None:  # not where a program of its own holds the endpoint
-            end_with(PARENT)
-        self._end = open_endpoint(application, ARTIFACTS, read_wishes())
+        if bentoml.server_context.worker_index is not None:  # in a worker of `bentoml serve`
+            terminate_with_parent(PARENT_PID)
+        self._shut_down = start_endpoint(application, ARTIFACTS, read_serving_options())
 
     @bentoml.on_shutdown
-    def end(self) -> None:
-        """Afterwards the log of predictions is whole."""
-        self._end()
+    def shut_down(self) -> None:
+        """Write the rest of the prediction log."""
+        self._shut_down()
 
     @bentoml.on_deployment
     @staticmethod
-    def examine() -> None:
-        """Before the first worker starts, since BentoML starts one that fails again and again."""
-        settled(os.environ)
+    def check() -> None:
+        """Fail before the first worker starts, because BentoML restarts a failing worker again and again."""
+        read_key_settings(os.environ)
         read_manifest(ARTIFACTS)
-        read_versions(ARTIFACTS, read_wishes())
+        load_versions(ARTIFACTS, read_serving_options())
 
     @bentoml.api
     async def predict(self, rows: list[Any], ctx: bentoml.Context) -> dict[str, Any]:
-        """What `/predict` answers, for BentoML's own clients, which read its description. Over HTTP `Front` answers."""
-        status, document = await application.answered(rows)
+        """`/predict` for BentoML's own clients, which read its description; over HTTP `EndpointService` serves it."""
+        status, document = await application.predict(rows)
         ctx.response.status_code = status
         return document

@@ -28,7 +28,7 @@ from endpoint import bento_of, heads_of
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, read_pointer, write_pointer
 from bloomery.data_contracts.serving.predictions import furthest
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
 from bloomery.tasks.evaluation.held_out import rows_as_sent
@@ -151,8 +151,8 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
     for tag in tags.values():
-        version = Version(artifacts_folder(tag))
-        expected[tag] = version.predictions(version.answers(version.check.table(rows).to_batches()[0]))
+        version = LoadedVersion(artifacts_folder(tag))
+        expected[tag] = version.format_predictions(version.predict(version.row_check.table(rows).to_batches()[0]))
         limit = TOLERANCE * score_unit(version.encoder)
     tally = Tally(expected, limit)
     port = free_port()

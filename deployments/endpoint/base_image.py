@@ -1,4 +1,4 @@
-"""The image that a container of the bento begins with."""
+"""The base image of a container that serves a bento."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import platform
 
 from bentoml.images import Image
 
-STATE = "/var/lib/bloomery"  # which the service may write, if a volume is put there
-_UV = "0.13.9"  # installs the packages
+STATE_FOLDER = "/var/lib/bloomery"  # writable for the service; mount a volume here to keep it
+_UV_VERSION = "0.13.9"  # installs the packages
 
 
-def image() -> Image:
-    """The Python that packaged the bento, on a Debian with nothing else: no compiler and no git, as BentoML's has.
+def container_image() -> Image:
+    """The Python version that packages the bento, on slim Debian without BentoML's compiler and git.
 
-    All that the endpoint imports comes as wheels.
+    Every package that the endpoint imports is installed from a wheel, so none is compiled.
     """
     python = platform.python_version()
     major_minor = ".".join(platform.python_version_tuple()[:2])
-    slim = Image(base_image=f"python:{python}-slim-bookworm", distro="", python_version=major_minor)
-    slim.run(f"pip install --no-cache-dir uv=={_UV}")
-    return slim.run(f"install --directory --owner=bentoml --group=bentoml {STATE}")
+    image = Image(base_image=f"python:{python}-slim-bookworm", distro="", python_version=major_minor)
+    image.run(f"pip install --no-cache-dir uv=={_UV_VERSION}")
+    return image.run(f"install --directory --owner=bentoml --group=bentoml {STATE_FOLDER}")

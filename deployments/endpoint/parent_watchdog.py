@@ -1,4 +1,4 @@
-"""A worker that does not outlive the server that started it, and would hold its port."""
+"""Ends a worker whose server was killed; the worker would otherwise keep the port."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import signal
 import threading
 import time
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_INTERVAL_S = 1.0
 
 
-def end_with(parent: int) -> None:
-    """Afterwards this process is told to end, as by SIGTERM, once `parent` is not its parent any more.
+def terminate_with_parent(parent_pid: int) -> None:
+    """Start a thread that sends SIGTERM to this process once `parent_pid` is no longer its parent.
 
     BentoML's server ends its workers itself, unless it was killed.
     """
-    threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(parent_pid,), name="parent-watchdog", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+def _watch_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_INTERVAL_S)
     os.kill(os.getpid(), signal.SIGTERM)

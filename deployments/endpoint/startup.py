@@ -1,11 +1,11 @@
-"""What an endpoint does beside answering with its own bento, as its environment says.
+"""Starts the endpoint as its environment configures it.
 
 | variable, after `BLOOMERY_SERVE_` | |
 | --- | --- |
-| `POINTER` | a file that names the version which answers, and is followed |
-| `CANARY`, `CANARY_SHARE` | a bento's artifacts, and the share of the requests that it answers |
-| `SHADOW` | a bento's artifacts, whose answers to all requests are logged |
-| `LOG` | the folder in which predictions are logged |
+| `POINTER` | the champion pointer to follow |
+| `CANARY`, `CANARY_SHARE` | a bento's artifacts, and the share of the requests it serves |
+| `SHADOW` | a bento's artifacts, whose predictions for all requests are logged |
+| `LOG` | the folder of the prediction log |
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import NamedTuple
 from bloomery.data_contracts.errors import SettingInvalid
 from bloomery.data_contracts.serving.champion_pointer import read_pointer
 from bloomery.deployments.endpoint.asgi.application import Application
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.inference.pointer_follower import Follower, load
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.inference.pointer_follower import PointerFollower, load_version
 from bloomery.deployments.endpoint.inference.shadow import Shadow
-from bloomery.deployments.endpoint.telemetry.outcome_log import Outcomes
-from bloomery.deployments.endpoint.telemetry.prediction_log import Bounds, PredictionLog
+from bloomery.deployments.endpoint.telemetry.outcome_log import OutcomeLog
+from bloomery.deployments.endpoint.telemetry.prediction_log import LogLimits, PredictionLog
 
 PREFIX = "BLOOMERY_SERVE_"
 
 
-class Wishes(NamedTuple):
-    """None stands for a thing that is not wanted."""
+class ServingOptions(NamedTuple):
+    """None turns an option off."""
 
     pointer: Path | None = None
     canary: Path | None = None
@@ -37,97 +37,100 @@ class Wishes(NamedTuple):
     log: Path | None = None
 
 
-class Versions(NamedTuple):
-    """Which answers, which answers a share of the requests, and whose answers are logged alone."""
+class LoadedVersions(NamedTuple):
+    """The version that serves, one that serves a share of the requests, and one whose predictions are only logged."""
 
-    champion: Version
-    canary: Version | None
-    shadow: Version | None
-
-
-def read_wishes(environment: Mapping[str, str] = os.environ) -> Wishes:
-    """Raises SettingInvalid where a share is none, or a wish lacks what it needs."""
-    stated = {name: environment.get(f"{PREFIX}{name.upper()}", "") for name in Wishes._fields}
-    places = {name: Path(text) if text else None for name, text in stated.items() if name != "canary_share"}
-    share = _share(stated["canary_share"])
-    if (places["canary"] is None) != (share == 0):
-        raise _invalid(f"{PREFIX}CANARY", "and its CANARY_SHARE are stated together or not at all", stated["canary"])
-    if places["shadow"] is not None and places["log"] is None:
-        raise _invalid(f"{PREFIX}SHADOW", "needs LOG beside it, where its answers are kept", stated["shadow"])
-    return Wishes(canary_share=share, **places)
+    champion: LoadedVersion
+    canary: LoadedVersion | None
+    shadow: LoadedVersion | None
 
 
-def read_versions(artifacts: Path, wishes: Wishes) -> Versions:
-    """The version that is pointed to or else the one in `artifacts`, and those that are wished for beside it.
+def read_serving_options(environment: Mapping[str, str] = os.environ) -> ServingOptions:
+    """Read the options. Raises SettingInvalid where the share is not valid, or an option lacks another one."""
+    values = {name: environment.get(f"{PREFIX}{name.upper()}", "") for name in ServingOptions._fields}
+    paths = {name: Path(text) if text else None for name, text in values.items() if name != "canary_share"}
+    share = _parse_share(values["canary_share"])
+    if (paths["canary"] is None) != (share == 0):
+        raise _invalid(f"{PREFIX}CANARY", "and CANARY_SHARE must be set together", values["canary"])
+    if paths["shadow"] is not None and paths["log"] is None:
+        raise _invalid(f"{PREFIX}SHADOW", "needs LOG, where its predictions are logged", values["shadow"])
+    return ServingOptions(canary_share=share, **paths)
+
+
+def load_versions(artifacts: Path, options: ServingOptions) -> LoadedVersions:
+    """Load the champion (from the pointer, or else from `artifacts`), the canary and the shadow.
 
     Raises:
-        OutputCorrupt: a version cannot answer as it was measured.
-        SettingInvalid: the shadow reads columns that the version does not ask for.
+        OutputCorrupt: a version fails its self-test or its files have changed.
+        SettingInvalid: the shadow reads columns that the champion does not read.
     """
-    champion = Version(artifacts) if wishes.pointer is None else load(read_pointer(wishes.pointer))
-    canary = None if wishes.canary is None else Version(wishes.canary)
-    shadow = None if wishes.shadow is None else Version(wishes.shadow)
+    champion = LoadedVersion(artifacts) if options.pointer is None else load_version(read_pointer(options.pointer))
+    canary = None if options.canary is None else LoadedVersion(options.canary)
+    shadow = None if options.shadow is None else LoadedVersion(options.shadow)
     if shadow is not None:
         _require_columns(shadow, champion)
-    return Versions(champion, canary, shadow)
+    return LoadedVersions(champion, canary, shadow)
 
 
-def open_endpoint(application: Application, artifacts: Path, wishes: Wishes) -> Callable[[], None]:
-    """Afterwards `application` answers, with the version that is pointed to or else the one in `artifacts`.
+def start_endpoint(application: Application, artifacts: Path, options: ServingOptions) -> Callable[[], None]:
+    """Load the versions and start logging, so that `application` serves.
 
     Returns:
-        A function that ends what was begun, after the last request.
+        A function that ends what was started, to be called after the last request.
 
-    Raises as `read_versions` does.
+    Raises as `load_versions` does.
     """
-    measures, endings = application.measures, []
-    versions = read_versions(artifacts, wishes)
-    if wishes.log is not None:
-        log = PredictionLog(wishes.log, Bounds(), measures.lost_by_log)
+    metrics = application.metrics
+    shutdown_steps: list[Callable[[], None]] = []
+    versions = load_versions(artifacts, options)
+    if options.log is not None:
+        log = PredictionLog(options.log, LogLimits(), metrics.count_dropped_by_log)
         if versions.shadow is not None:
-            shadow = Shadow(versions.shadow, log, measures.lost_by_shadow)
+            shadow = Shadow(versions.shadow, log, metrics.count_dropped_by_shadow)
             shadow.start()
-            application.on_answered.append(shadow)
-            endings.append(shadow.end)
+            application.batch_listeners.append(shadow)
+            shutdown_steps.append(shadow.close)
         log.start()
-        application.on_answered.append(log)
-        endings.append(log.end)
-        outcomes = Outcomes(wishes.log)
+        application.batch_listeners.append(log)
+        shutdown_steps.append(log.close)
+        outcomes = OutcomeLog(options.log)
         outcomes.start()
-        application.on_asked.append(outcomes)
-        endings.append(outcomes.end)
+        application.request_listeners.append(outcomes)
+        shutdown_steps.append(outcomes.close)
     if versions.canary is not None:
-        application.try_out(versions.canary, wishes.canary_share)
-    application.use(versions.champion)
-    if wishes.pointer is not None:
-        follower = Follower(wishes.pointer, versions.champion, application.use, measures.refused)
+        application.use_canary(versions.canary, options.canary_share)
+    application.use_version(versions.champion)
+    if options.pointer is not None:
+        follower = PointerFollower(
+            options.pointer, versions.champion, application.use_version, metrics.count_rejected_version
+        )
         follower.start()
-        endings.insert(0, follower.end)
+        shutdown_steps.insert(0, follower.stop)
 
-    def end() -> None:
-        for ending in endings:
-            ending()
+    def shut_down() -> None:
+        for step in shutdown_steps:
+            step()
 
-    return end
+    return shut_down
 
 
-def _require_columns(shadow: Version, champion: Version) -> None:
-    missing = set(shadow.check.schema.names) - set(champion.check.schema.names)
+def _require_columns(shadow: LoadedVersion, champion: LoadedVersion) -> None:
+    missing = set(shadow.row_check.schema.names) - set(champion.row_check.schema.names)
     if missing:
         raise _invalid(
             f"{PREFIX}SHADOW",
-            f"reads columns that a request to {champion.tag} does not have: {', '.join(sorted(missing))}",
+            f"must read only columns of {champion.tag}; it also reads {', '.join(sorted(missing))}",
             shadow.tag,
         )
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     try:
         share = float(text or 0)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise _invalid(f"{PREFIX}CANARY_SHARE", "is a share from 0 to 1", text)
+        raise _invalid(f"{PREFIX}CANARY_SHARE", "must be a share from 0 to 1", text)
     return share
 
 
@@ -136,5 +139,5 @@ def _invalid(name: str, rule: str, found: str) -> SettingInvalid:
         f"{name} is {found!r}",
         required=f"{name} {rule}",
         where="the environment of the endpoint",
-        remedy="mend the variable, or let `bloomery serve` set it",
+        remedy="correct the variable, or let `bloomery serve` set it",
     )

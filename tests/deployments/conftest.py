@@ -1,4 +1,4 @@
-"""A version of a model made by hand: its answers are known, and every kind of column is in its contract."""
+"""A hand-made version of a model with known predictions and every kind of column in its contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import encode, fit, partial_statistics
 
@@ -44,24 +44,24 @@ ROWS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def unsigned_is_allowed() -> Iterator[None]:
-    """Versions made by hand are not signed; tests of signatures say otherwise."""
+    """Hand-made versions are not signed; tests of signatures override this."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLOOMERY_SERVE_UNSIGNED", "allowed")
         yield
 
 
 @pytest.fixture(scope="session")
-def measures() -> Measures:
-    """One for all, since Prometheus takes a name once in a process."""
-    return Measures()
+def metrics() -> Metrics:
+    """Shared, because Prometheus accepts a metric's name once per process."""
+    return Metrics()
 
 
 @pytest.fixture(scope="session")
 def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[..., Contract]) -> Callable[..., Path]:
     """Makes the `artifacts` folder of a version that adds `shift` to the second of two logits.
 
-    `refuse_unknown` says whether towns are refused that were never seen. `weighs_all` says whether every column has a
-    say, and not the age alone. A regression's label is the sum that is the first logit otherwise.
+    `refuse_unknown` rejects towns that training did not have. With `weighs_all` every column has a weight, not only the
+    age. A regression's label is the value that is otherwise the first logit.
     """
 
     def make(
@@ -85,7 +85,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
                 "inputs": [{"kind": "number", "columns": ["age", "height"], "missing": "mean"}, towns],
             }
         )
-        learnt = pa.table(
+        training_rows = pa.table(
             {
                 "id": range(4),
                 "age": [20, 40, 60, 80],
@@ -94,10 +94,12 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
                 "label": [1.0, 2.0, 4.0, 5.0] if is_regression else ["young", "young", "old", "old"],
             }
         )
-        encoder = fit(features, next(iter(partial_statistics(features, learnt.to_batches())))["summary"].to_pylist())
-        width = encode(encoder, learnt).shape[1]
+        encoder = fit(
+            features, next(iter(partial_statistics(features, training_rows.to_batches())))["summary"].to_pylist()
+        )
+        width = encode(encoder, training_rows).shape[1]
         weights = np.zeros((width, 2), np.float32)
-        weights[0] = (1, -1)  # the older, the more
+        weights[0] = (1, -1)  # grows with the age
         if weighs_all:
             weights[:] = np.random.default_rng(1).normal(size=weights.shape)
         biases = np.array([0, shift], np.float32)

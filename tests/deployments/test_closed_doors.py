@@ -128,7 +128,7 @@ def test_strangers_are_refused_clients_are_answered_and_a_revoked_key_opens_noth
         assert int(told[-1].headers["retry-after"]) >= 1
         with client("127.0.0.1", port) as here:
             counted = here.get("/metrics").text
-        assert 'bloomery_key_requests_total{key="shop",outcome="let in"} 2.0' in counted
+        assert 'bloomery_key_requests_total{key="shop",outcome="admitted"} 2.0' in counted
         assert 'bloomery_requests_total{status="401"}' in counted
         key("revoke", "shop")
         time.sleep(1)
@@ -169,10 +169,10 @@ def test_who_takes_too_long_or_says_too_much_is_cut_off(served) -> None:
     assert said(address, port)[1] < 4  # said nothing
     told, seconds = said(address, port, head, *[b"x-more: 1\r\n"] * 6)
     assert "408 Request Timeout" in told
-    assert "the head was not there within 1 s" in told
+    assert "the head was not complete within 1 s" in told
     assert seconds < 4
     told, seconds = said("127.0.0.1", port, head + b"content-length: 100\r\n\r\n", *[b" "] * 6)
-    assert "the body was not there within 1 s" in told
+    assert "the body was not complete within 1 s" in told
     assert said(address, port, *[b"\r\n"] * 6)[1] < 4  # empty lines for ever
     told, _ = said(address, port, head, *[b"x-more: " + b"y" * 40_000] * 2)
     assert "431" in told

@@ -1,5 +1,5 @@
-"""The endpoint against its own OpenAPI page: schemathesis makes requests of it, good ones and broken ones, and holds
-every answer against what the page promises."""
+"""The endpoint against its own OpenAPI document: schemathesis generates valid and invalid requests from it, and checks
+every response against it."""
 
 from __future__ import annotations
 
@@ -16,68 +16,69 @@ from schemathesis import GenerationMode
 
 from bloomery.data_contracts.serving.api_keys import Key, Keys, digest_of_key
 from bloomery.deployments.endpoint.asgi.application import Application
-from bloomery.deployments.endpoint.auth.middleware import Usage, doors
+from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics
+from bloomery.deployments.endpoint.auth.middleware import require_keys
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 
 KEY = "blm_fuzz"
-WITH_KEY = {"Authorization": f"Bearer {KEY}"}  # schemathesis looks for the name in capitals
-OF_BENTOML = ["/livez", "/readyz", "/metrics"]
+WITH_KEY = {"Authorization": f"Bearer {KEY}"}  # schemathesis expects this capitalization
+BENTOML_PATHS = ["/livez", "/readyz", "/metrics"]
 
 
-@pytest.fixture(scope="module", params=["classes", "figures"])
-def application(request: Any, packaged: Callable[..., Path], measures: Measures) -> Application:
-    application = Application(Limits(body_bytes=200_000, rows=100, explain_evaluations=64), measures)
-    application.use(Version(packaged(tag="people:fuzz", is_regression=request.param == "figures")))
+@pytest.fixture(scope="module", params=["classification", "regression"])
+def application(request: Any, packaged: Callable[..., Path], metrics: Metrics) -> Application:
+    application = Application(Limits(body_bytes=200_000, rows=100, explain_evaluations=64), metrics)
+    application.use_version(LoadedVersion(packaged(tag="people:fuzz", is_regression=request.param == "regression")))
     return application
 
 
 @pytest.fixture
-def closed(packaged: Callable[..., Path], measures: Measures, tmp_path: Path) -> Any:
-    """An endpoint that demands a key."""
+def protected(packaged: Callable[..., Path], metrics: Metrics, tmp_path: Path) -> Any:
+    """An endpoint that requires a key."""
     path = tmp_path / "clients.json"
     key = Key(name="fuzz", sha256=digest_of_key(KEY.encode()), rate=None, made="2026-01-01T00:00:00Z", revoked=None)
     path.write_text(Keys(keys=(key,)).model_dump_json())
-    application = Application(Limits(explain_evaluations=64), measures, "required")
-    application.use(Version(packaged(tag="people:closed")))
-    stated = {"BLOOMERY_SERVE_KEYS_FILE": str(path), "BLOOMERY_SERVE_KEYS": "required"}
-    return doors(application, stated, Usage(CollectorRegistry()), lambda status, _: None)
+    application = Application(Limits(explain_evaluations=64), metrics, "required")
+    application.use_version(LoadedVersion(packaged(tag="people:protected")))
+    environment = {"BLOOMERY_SERVE_KEYS_FILE": str(path), "BLOOMERY_SERVE_KEYS": "required"}
+    return require_keys(application, environment, KeyMetrics(CollectorRegistry()), lambda status, _: None)
 
 
-def told(application: Any, mode: GenerationMode, num_cases: int, **headers: str) -> Counter[int]:
-    """The statuses of so many cases for each operation of the page, all of which keep its promises."""
-    page = schemathesis.openapi.from_asgi("/openapi.json", application, headers=headers).exclude(path=OF_BENTOML)
+def collect_statuses(application: Any, mode: GenerationMode, num_cases: int, **headers: str) -> Counter[int]:
+    """The statuses of `num_cases` requests per operation, after checking each response against the document."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application, headers=headers).exclude(path=BENTOML_PATHS)
     statuses: Counter[int] = Counter()
-    for found in page.get_all_operations():
-        operation = found.ok()
+    for result in schema.get_all_operations():
+        operation = result.ok()
         if mode == GenerationMode.NEGATIVE and operation.method == "get":
-            continue  # pages take nothing that could be broken
+            continue  # a GET has no input to invalidate
 
         @settings(max_examples=num_cases, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
-        def ask(case: schemathesis.Case) -> None:
+        def send(case: schemathesis.Case) -> None:
             statuses[case.call_and_validate(headers=headers).status_code] += 1
 
-        ask()
+        send()
     return statuses
 
 
-def test_whatever_rows_the_page_allows_are_answered(application: Application) -> None:
-    statuses = told(application, GenerationMode.POSITIVE, 80)
+def test_valid_requests_succeed(application: Application) -> None:
+    statuses = collect_statuses(application, GenerationMode.POSITIVE, 80)
     assert set(statuses) == {200}, statuses
     assert statuses[200] > 150
 
 
-def test_whatever_rows_it_does_not_allow_are_refused(application: Application) -> None:
-    statuses = told(application, GenerationMode.NEGATIVE, 80)
-    assert set(statuses) <= {200, 400, 405, 413, 415, 422}, statuses  # 200: a further argument of the query is no fault
+def test_invalid_requests_are_rejected(application: Application) -> None:
+    statuses = collect_statuses(application, GenerationMode.NEGATIVE, 80)
+    assert set(statuses) <= {200, 400, 405, 413, 415, 422}, statuses  # 200: an extra query parameter is no error
     assert statuses[422] > 50, statuses
 
 
-def test_nobody_comes_in_without_a_key(closed: Any) -> None:
-    """schemathesis leaves the key out of every request that was let in, and invents others."""
-    statuses = told(closed, GenerationMode.POSITIVE, 15, **WITH_KEY)
+def test_requests_without_a_key_are_rejected(protected: Any) -> None:
+    """schemathesis repeats each admitted request without the key and with invented keys."""
+    statuses = collect_statuses(protected, GenerationMode.POSITIVE, 15, **WITH_KEY)
     assert set(statuses) == {200, 401}, statuses

@@ -18,11 +18,11 @@ from packaging.requirements import Requirement
 
 from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE
 from bloomery.data_contracts.serving.signatures import TRUSTED_KEY, UNSIGNED
-from bloomery.deployments.endpoint.asgi.application import _OF_BENTOML
-from bloomery.deployments.endpoint.auth.middleware import OPEN
-from bloomery.deployments.endpoint.base_image import STATE
+from bloomery.deployments.endpoint.asgi.application import _BENTOML_PATHS
+from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
+from bloomery.deployments.endpoint.base_image import STATE_FOLDER
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.startup import PREFIX, Wishes
+from bloomery.deployments.endpoint.startup import PREFIX, ServingOptions
 from bloomery.tasks.bentos.container_checks import _PINNED_IMAGE, PORT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +40,9 @@ LOCK = {
     if not line.startswith("#")
 }
 LIMITS = {f"{PREFIX}{name.upper()}" for name in Limits._fields}
-WISHES = {f"{PREFIX}{name.upper()}" for name in Wishes._fields}
+OPTIONS = {f"{PREFIX}{name.upper()}" for name in ServingOptions._fields}
 # Of our own: the endpoint's, the worker's settings, and of its recipes' paths.
-OURS = {*LIMITS, *WISHES, DEMANDED, KEYS_FILE, TRUSTED_KEY, UNSIGNED, "BLOOMERY_HOME", "BLOOMERY_DATA"}
+OURS = {*LIMITS, *OPTIONS, DEMANDED, KEYS_FILE, TRUSTED_KEY, UNSIGNED, "BLOOMERY_HOME", "BLOOMERY_DATA"}
 PLAIN = {
     "HOME",
     "PGPASSWORD",
@@ -292,15 +292,15 @@ def test_every_variable_is_one_that_somebody_reads() -> None:
         assert not SECRET.search(key) or value == "", (name, key)
     asked = COMPOSE["services"]["endpoint"]["environment"]
     assert {key for key in LIMITS if filled(asked[key]) == ""} == LIMITS  # whoever sets none means the default
-    assert asked["BLOOMERY_SERVE_LOG"].startswith(f"{STATE}/")
-    assert f"predictions:{STATE}" in COMPOSE["services"]["endpoint"]["volumes"]
+    assert asked["BLOOMERY_SERVE_LOG"].startswith(f"{STATE_FOLDER}/")
+    assert f"predictions:{STATE_FOLDER}" in COMPOSE["services"]["endpoint"]["volumes"]
 
 
 def test_probes_ask_what_the_servers_answer() -> None:
     from mlflow.server.security_utils import HEALTH_ENDPOINTS
 
     paths = {
-        "endpoint": (PORT, set(_OF_BENTOML & OPEN)),
+        "endpoint": (PORT, set(_BENTOML_PATHS & PUBLIC_PATHS)),
         "mlflow": (5000, set(HEALTH_ENDPOINTS)),
         "prefect": (4200, {"/api/health", "/api/ready"}),
         "worker": (8080, {"/health"}),

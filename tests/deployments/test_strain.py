@@ -163,4 +163,4 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(free_port())]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert ended.returncode != 0
-    assert "for a held-out row it answers" in ended.stdout + ended.stderr
+    assert "the prediction for a held-out row is" in ended.stdout + ended.stderr

@@ -1,7 +1,7 @@
 """The endpoint over HTTP, as a plain ASGI application.
 
-A request of one row is a few microseconds of work, which a web framework's layers would multiply: so this reads and
-writes ASGI's own messages. `inner`, BentoML's application, answers the paths that are its own.
+A request of one row is a few microseconds of work, which the layers of a web framework would multiply; so this reads
+and writes ASGI messages itself. `inner`, BentoML's application, serves the paths of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -26,355 +26,300 @@ from bloomery.data_contracts.requests.columnar_rows import Row
 from bloomery.data_contracts.requests.json_rows import BodyUnreadable, RowsRefused
 from bloomery.data_contracts.serving.api_keys import Demand
 from bloomery.data_contracts.serving.prediction_log import CANARY
-from bloomery.deployments.endpoint.asgi.documentation import Pages
-from bloomery.deployments.endpoint.asgi.eager_task import Begun
-from bloomery.deployments.endpoint.http.errors import Refused, no_media_type, overloaded, too_large, too_many_rows
+from bloomery.deployments.endpoint.asgi.documentation import DocumentationPages
+from bloomery.deployments.endpoint.asgi.request_body import ClientDisconnected, read_body, read_media_type
+from bloomery.deployments.endpoint.http.asgi_types import ASGIApp, Headers, Receive, Scope, Send
+from bloomery.deployments.endpoint.http.errors import HTTPError, body_too_large, overloaded, too_many_rows
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.http.responses import JSON, Reply, Tell, refusal, send_reply
-from bloomery.deployments.endpoint.inference.explain import Explanations
-from bloomery.deployments.endpoint.inference.micro_batcher import Answered, Given, Ticks
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.http.responses import JSON, Response, SendResponse, error_response, write_response
+from bloomery.deployments.endpoint.inference.explain import Explainer
+from bloomery.deployments.endpoint.inference.micro_batcher import MicroBatcher, PredictionBatch, RequestResult
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Coroutine[Any, Any, Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_OF_BENTOML = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
-_JSON = JSON.encode()
+_BENTOML_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"})
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 _log = logging.getLogger("bloomery.endpoint")
 
 
 class Application:
-    """Answers `/predict` and `/explain` with the version that `use` was given last; `/info` and `/docs` tell of it.
+    """Serves `/predict`, `/explain` and the documentation pages with the version that `use_version` was last given.
 
-    A share of the requests may be another version's, the canary's.
+    A share of the requests may go to another version, the canary.
     """
 
-    def __init__(self, limits: Limits, measures: Measures, keys: Demand = "off") -> None:
-        """`keys` says where one is demanded, for the OpenAPI page."""
+    def __init__(self, limits: Limits, metrics: Metrics, key_policy: Demand = "off") -> None:
+        """`key_policy` says where a key is required, for the OpenAPI document."""
         self._limits = limits
-        self._keys = keys
-        self.inner: App | None = None
-        self._ticks: Ticks | None = None
-        self._canary: Ticks | None = None
+        self._key_policy = key_policy
+        self.inner: ASGIApp | None = None
+        self._champion: MicroBatcher | None = None
+        self._canary: MicroBatcher | None = None
         self._canary_share = 0.0
-        self._pages: Pages | None = None
+        self._pages: DocumentationPages | None = None
         self._num_waiting = 0
-        self._numbers = itertools.count()
-        self._prefix = os.urandom(6).hex()
-        self.measures = measures
-        self._explanations = Explanations(limits)
-        self.on_answered: list[Callable[[Answered], None]] = [self.measures.answered]
-        # Told of every request for predictions: the version's tag, the status, what was wrong with rows.
-        self.on_asked: list[Callable[[str, int, Sequence[Mapping[str, Any]]], None]] = []
+        self._request_numbers = itertools.count()
+        self._request_id_prefix = os.urandom(6).hex()
+        self.metrics = metrics
+        self._explainer = Explainer(limits)
+        self.batch_listeners: list[Callable[[PredictionBatch], None]] = [self.metrics.observe_batch]
+        # Called for every prediction request with the version's tag, the status and the problems of rows.
+        self.request_listeners: list[Callable[[str, int, Sequence[Mapping[str, Any]]], None]] = []
 
-    def use(self, version: Version) -> None:
-        """From now on requests are answered by `version`; those that wait are by the one that they were asked of."""
-        pages, ticks = Pages(version, self._keys), Ticks(version, self.tell)
-        self._pages, self._ticks = pages, ticks  # whole, whichever thread it is done in
-        self.measures.serves(version.tag)
+    def use_version(self, version: LoadedVersion) -> None:
+        """Switch to `version`; pending requests stay with the version they were submitted to. Thread-safe."""
+        pages, batcher = DocumentationPages(version, self._key_policy), MicroBatcher(version, self._notify_batch)
+        self._pages, self._champion = pages, batcher
+        self.metrics.set_version(version.tag)
 
-    def try_out(self, version: Version, share: float) -> None:
-        """From now on `version` answers this share of the requests, drawn by chance."""
-        self._canary, self._canary_share = Ticks(version, self.tell, CANARY), share
+    def use_canary(self, version: LoadedVersion, share: float) -> None:
+        """Give a random `share` of the requests to `version`."""
+        self._canary, self._canary_share = MicroBatcher(version, self._notify_batch, CANARY), share
 
-    @property
-    def _in_use(self) -> Ticks:
-        if self._ticks is None:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the endpoint is starting", headers={"retry-after": "1"})
-        return self._ticks
+    def _require_champion(self) -> MicroBatcher:
+        if self._champion is None:
+            raise HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, "the endpoint is starting", headers={"retry-after": "1"})
+        return self._champion
 
-    @property
-    def _drawn(self) -> Ticks:
-        """Those of the version that answers this request."""
+    def _draw_batcher(self) -> MicroBatcher:
+        """The champion's batcher, or the canary's for its share of the requests."""
         if self._canary is not None and random.random() < self._canary_share:
             return self._canary
-        return self._in_use
+        return self._require_champion()
 
-    def tell(self, answered: Answered) -> None:
-        for listener in self.on_answered:
-            listener(answered)
+    def _notify_batch(self, batch: PredictionBatch) -> None:
+        for listener in self.batch_listeners:
+            listener(batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
             if path in ("/predict", "/explain"):
-                await self._rows_asked(scope, receive, send, is_explaining=path == "/explain")
+                await self._handle_rows(scope, receive, send, is_explanation=path == "/explain")
                 return
-            if path not in _OF_BENTOML or (path == "/readyz" and not self._is_ready):
-                await self._page(scope, send)
+            if path not in _BENTOML_PATHS or (path == "/readyz" and not self._is_ready):
+                await self._handle_page(scope, send)
                 return
         if self.inner is not None:
             await self.inner(scope, receive, send)
 
     @property
     def _is_ready(self) -> bool:
-        """Whether a further request would be answered, so that a balancer may send it here."""
-        return self._ticks is not None and self._num_waiting < self._limits.waiting
+        """Whether a further request would be served, so that a load balancer may send it here."""
+        return self._champion is not None and self._num_waiting < self._limits.waiting
 
-    async def _rows_asked(self, scope: Scope, receive: Receive, send: Send, *, is_explaining: bool) -> None:
-        asked = self._begin(scope["headers"])
-        outcome: Given | bytes | Exception
+    async def _handle_rows(self, scope: Scope, receive: Receive, send: Send, *, is_explanation: bool) -> None:
+        request = self._open_request(scope["headers"])
+        result: RequestResult | bytes | Exception
         try:
-            ticks = self._admit(asked, scope["method"])
-            body = await self._body(asked.headers, receive)
-            if is_explaining:
-                outcome = await self._explained(ticks.version, asked.media_type, body, scope["query_string"])
+            batcher = self._admit(request, scope["method"])
+            body = await read_body(request.headers, receive, self._limits)
+            if is_explanation:
+                result = await self._explain(batcher.version, request.media_type, body, scope["query_string"])
             else:
-                rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
-                outcome = await _given(ticks, rows, asked.request, asked.began)
+                rows = _parse_rows(batcher.version, request.media_type, body, self._limits.rows)
+                result = await _submit_and_wait(batcher, rows, request.request_id, request.start_time)
         except Exception as failure:
-            outcome = failure
+            result = failure
         finally:
             self._num_waiting -= 1
-        reply = self._reply(asked, outcome)
-        if reply is None:
+        response = _build_response(request, result)
+        if response is None:
             return
-        if is_explaining:
-            self.measures.explained(reply.status, time.perf_counter() - asked.began)
+        if is_explanation:
+            self.metrics.observe_explanation(response.status, time.perf_counter() - request.start_time)
         else:
-            self._count(asked, reply)
-        await send_reply(reply, send)
+            self._count_prediction_request(request, response)
+        await write_response(response, send)
 
-    def answer(self, scope: Mapping[str, Any], body: bytes, tell: Tell) -> None:
-        """Answer `POST /predict`, whose body is there. A task, and ASGI's messages, would double what a row costs."""
-        asked = self._begin(scope["headers"])
+    def handle_predict(self, scope: Mapping[str, Any], body: bytes, send_response: SendResponse) -> None:
+        """Serve `POST /predict` with a complete body.
 
-        def settle(outcome: Given | Exception) -> None:
+        A task and ASGI messages for each request would double the cost of a row.
+        """
+        request = self._open_request(scope["headers"])
+
+        def finish(result: RequestResult | Exception) -> None:
             self._num_waiting -= 1
-            reply = self._reply(asked, outcome)
-            if reply is not None:
-                self._count(asked, reply)
-                tell(reply)
+            response = _build_response(request, result)
+            if response is not None:
+                self._count_prediction_request(request, response)
+                send_response(response)
 
         try:
-            ticks = self._admit(asked, "POST")
+            batcher = self._admit(request, "POST")
             if len(body) > self._limits.body_bytes:
-                raise too_large(self._limits.body_bytes, f"{len(body):,} bytes")
-            rows = self._rows(ticks.version, asked.media_type, body, self._limits.rows)
+                raise body_too_large(self._limits.body_bytes, f"{len(body):,} bytes")
+            rows = _parse_rows(batcher.version, request.media_type, body, self._limits.rows)
         except Exception as failure:
-            settle(failure)
+            finish(failure)
         else:
-            ticks.ask(rows, asked.request, asked.began, settle)
+            batcher.submit(rows, request.request_id, request.start_time, finish)
 
-    def _begin(self, stated: Sequence[tuple[bytes, bytes]]) -> _Asked:
+    def _open_request(self, header_list: Headers) -> _Request:
         self._num_waiting += 1
-        headers = dict(stated)
-        return _Asked(headers, self._request_id(headers))
+        headers = dict(header_list)
+        return _Request(headers, self._request_id(headers))
 
-    def _admit(self, asked: _Asked, method: str) -> Ticks:
-        """Those of the version that answers. Raises Refused where it may not be asked so."""
-        ticks = asked.ticks = self._drawn
+    def _admit(self, request: _Request, method: str) -> MicroBatcher:
+        """The batcher for this request. Raises HTTPError for a wrong method or media type, or under overload."""
+        batcher = self._draw_batcher()
+        request.version = batcher.version
         if method != "POST":
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "rows are sent by POST", headers={"allow": "POST"})
+            raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED, "send rows with POST", headers={"allow": "POST"})
         if self._num_waiting > self._limits.waiting:
             raise overloaded()
-        asked.media_type = _media_type(asked.headers)
-        return ticks
+        request.media_type = read_media_type(request.headers)
+        return batcher
 
-    def _reply(self, asked: _Asked, outcome: Given | bytes | Exception) -> Reply | None:
-        """What the client is told of predictions, of explanations, or of why there are none; None if it has gone."""
-        version = None if asked.ticks is None else asked.ticks.version
-        whose = [(b"x-request-id", asked.request.encode())]
-        if version is not None:
-            whose.append((b"x-model-version", version.tag_bytes))
+    def _count_prediction_request(self, request: _Request, response: Response) -> None:
+        self.metrics.observe_request(response.status, time.perf_counter() - request.start_time)
+        if request.version is not None:
+            for listener in self.request_listeners:
+                listener(request.version.tag, response.status, request.problems)
+
+    async def _explain(self, version: LoadedVersion, media_type: str, body: bytes, query: bytes) -> bytes:
+        rows = _parse_rows(version, media_type, body, self._limits.explain_rows)
+        batch = version.row_check.columns(rows).batch if isinstance(rows, list) else rows
+        explanations = await self._explainer.explain(version, batch, query)
+        return orjson.dumps({"explanations": explanations, "model": version.tag})
+
+    async def predict(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
+        """Status and JSON document for rows that are Python objects."""
+        start_time = time.perf_counter()
         try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            if isinstance(outcome, bytes):
-                payload, media_type = outcome, JSON
-            else:
-                assert version is not None
-                payload, media_type = _written(version, outcome, asked.headers)
+            batcher = self._draw_batcher()
+            (batch,) = batcher.version.row_check.table(rows).to_batches()
+            result = await _submit_and_wait(batcher, batch, self._request_id({}), start_time)
         except Exception as failure:
-            refused = _refused(failure)
-            if refused is None:
-                return None
-            asked.problems = refused.problems
-            return refusal(refused, whose)
-        content = ((b"content-type", media_type.encode()), (b"content-length", b"%d" % len(payload)))
-        return Reply(HTTPStatus.OK, [*content, *whose], payload)
+            error = _to_http_error(failure)
+            assert error is not None
+            return error.status, error.document
+        return HTTPStatus.OK, {"predictions": result.predictions, "model": batcher.version.tag}
 
-    def _count(self, asked: _Asked, reply: Reply) -> None:
-        self.measures.asked(reply.status, time.perf_counter() - asked.began)
-        if asked.ticks is not None:
-            for listener in self.on_asked:
-                listener(asked.ticks.version.tag, reply.status, asked.problems)
-
-    async def _explained(self, version: Version, media_type: str, body: bytes, query: bytes) -> bytes:
-        rows = self._rows(version, media_type, body, self._limits.explain_rows)
-        batch = version.check.columns(rows).batch if isinstance(rows, list) else rows
-        return orjson.dumps({"explanations": await self._explanations.ask(version, batch, query), "model": version.tag})
-
-    async def answered(self, rows: list[Any]) -> tuple[int, dict[str, Any]]:
-        """The status and the document for rows that are Python's objects already."""
-        began = time.perf_counter()
-        try:
-            ticks = self._drawn
-            (batch,) = ticks.version.check.table(rows).to_batches()
-            given = await _given(ticks, batch, self._request_id({}), began)
-        except Exception as failure:
-            refused = _refused(failure)
-            assert refused is not None
-            return refused.status, refused.document
-        return HTTPStatus.OK, {"predictions": given.predictions, "model": ticks.version.tag}
-
-    def _request_id(self, headers: dict[bytes, bytes]) -> str:
-        """The client's own, if it is a plain word."""
-        stated = headers.get(b"x-request-id")
-        if stated is not None and _REQUEST_ID.fullmatch(text := stated.decode("latin-1")):
+    def _request_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """The client's own id if it is valid, else a new one."""
+        value = headers.get(b"x-request-id")
+        if value is not None and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
             return text
-        return f"{self._prefix}-{next(self._numbers)}"
+        return f"{self._request_id_prefix}-{next(self._request_numbers)}"
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        limit = self._limits.body_bytes
-        stated = headers.get(b"content-length", b"0")
-        if stated.isdigit() and int(stated) > limit:
-            raise too_large(limit, f"{int(stated):,} bytes")
-        begun = Begun(receive())
-        message = begun.value
-        if message is None or message.get("more_body"):
-            message, body = await self._pieces(begun, receive)
-        else:
-            body = message.get("body", b"")
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        if len(body) > limit:
-            raise too_large(limit, f"{len(body):,} bytes")
-        return body
-
-    async def _pieces(self, begun: Begun[Message], receive: Receive) -> tuple[Message, bytes]:
-        """The last message and the body of a request that is not there yet."""
-        limit = self._limits.body_bytes
+    async def _handle_page(self, scope: Scope, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                message = begun.value or await begun
-                pieces = [message.get("body", b"")]
-                num_bytes = len(pieces[0])
-                while message.get("more_body"):
-                    message = await receive()
-                    pieces.append(message.get("body", b""))
-                    num_bytes += len(pieces[-1])
-                    if num_bytes > limit:
-                        raise too_large(limit, f"more than {limit:,} bytes")
-                return message, b"".join(pieces)
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise Refused(
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"the body was not there within {seconds:g} s",
-                headers={"connection": "close"},
-            ) from None
+            response = self._find_page(scope)
+        except HTTPError as error:
+            response = error_response(error)
+        await write_response(response, send, is_head=scope["method"] == "HEAD")
 
-    def _rows(self, version: Version, media_type: str, body: bytes, most: int) -> list[Row] | pa.RecordBatch:
-        """Checked rows."""
-        if not body:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the body is empty; send rows as /docs describes them")
-        if media_type == ARROW:
-            return version.arrow_check.rows(body, most)
-        rows = version.check.rows(body)
-        if len(rows) > most:
-            raise too_many_rows(len(rows), most)
-        return rows
-
-    async def _page(self, scope: Scope, send: Send) -> None:
-        try:
-            reply = self._found(scope)
-        except Refused as refused:
-            reply = refusal(refused)
-        await send_reply(reply, send, is_head=scope["method"] == "HEAD")
-
-    def _found(self, scope: Scope) -> Reply:
+    def _find_page(self, scope: Scope) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
-            error = "rows are sent by POST to /predict and /explain; everything else is read by GET"
-            if Pages.has(scope["path"]):
-                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, error, headers={"allow": "GET, HEAD"})
-            raise Refused(HTTPStatus.NOT_FOUND, error)
-        version = self._in_use.version
+            message = "send rows with POST to /predict or /explain; every other path is read with GET"
+            if DocumentationPages.has(scope["path"]):
+                raise HTTPError(HTTPStatus.METHOD_NOT_ALLOWED, message, headers={"allow": "GET, HEAD"})
+            raise HTTPError(HTTPStatus.NOT_FOUND, message)
+        version = self._require_champion().version
         if scope["path"] == "/readyz":
             raise overloaded()
         page = None if self._pages is None else self._pages.page(scope["path"])
         if page is None:
-            there = "/predict, /explain, /info, /card, /docs, /livez, /readyz and /metrics"
-            raise Refused(HTTPStatus.NOT_FOUND, f"there is {there}")
+            paths = "/predict, /explain, /info, /card, /docs, /livez, /readyz and /metrics"
+            raise HTTPError(HTTPStatus.NOT_FOUND, f"unknown path; there are {paths}")
         headers = [(name.encode(), value.encode()) for name, value in page.headers.items()]
         headers += [(b"x-model-version", version.tag.encode()), (b"content-type", page.media_type.encode())]
-        return Reply(page.status, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
+        return Response(page.status, [*headers, (b"content-length", b"%d" % len(page.body))], page.body)
 
 
-class _Asked:
-    """A request for predictions or explanations, from its head to its reply."""
+class _Request:
+    """The state of a request with rows, from its head to its response."""
 
-    __slots__ = ("began", "headers", "media_type", "problems", "request", "ticks")
+    __slots__ = ("headers", "media_type", "problems", "request_id", "start_time", "version")
 
-    def __init__(self, headers: dict[bytes, bytes], request: str) -> None:
-        self.began = time.perf_counter()
-        self.headers, self.request = headers, request
+    def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
+        self.start_time = time.perf_counter()
+        self.headers, self.request_id = headers, request_id
         self.media_type = JSON
-        self.ticks: Ticks | None = None  # those of the version that was drawn for it
-        self.problems: Sequence[Mapping[str, Any]] = ()  # as many as the client is told of
+        self.version: LoadedVersion | None = None  # champion or canary, drawn for this request
+        self.problems: Sequence[Mapping[str, Any]] = ()  # as many as the response has
 
 
-class _Gone(Exception):
-    """The client has closed the connection before its request was there."""
+async def _submit_and_wait(
+    batcher: MicroBatcher, rows: list[Row] | pa.RecordBatch, request_id: str, start_time: float
+) -> RequestResult:
+    future: asyncio.Future[RequestResult] = asyncio.get_running_loop().create_future()
 
-
-async def _given(ticks: Ticks, rows: list[Row] | pa.RecordBatch, request: str, began: float) -> Given:
-    """The answers, for a task that waits for them."""
-    answer: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
-
-    def settle(outcome: Given | Exception) -> None:
-        if answer.done():  # the client has gone
+    def set_result(result: RequestResult | Exception) -> None:
+        if future.done():  # cancelled: the client has gone
             return
-        if isinstance(outcome, Exception):
-            answer.set_exception(outcome)
+        if isinstance(result, Exception):
+            future.set_exception(result)
         else:
-            answer.set_result(outcome)
+            future.set_result(result)
 
-    ticks.ask(rows, request, began, settle)
-    return await answer
-
-
-def _media_type(headers: dict[bytes, bytes]) -> str:
-    if headers.get(b"content-encoding", b"identity") != b"identity":
-        found = headers[b"content-encoding"].decode("latin-1")
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is encoded as {found}; send it as it is")
-    sent = headers.get(b"content-type", b"")
-    if sent == _JSON:  # as nearly all say it
-        return JSON
-    stated = sent.decode("latin-1").split(";")[0].strip().lower()
-    if stated not in (JSON, ARROW):
-        raise no_media_type(stated, (JSON, ARROW))
-    return stated
+    batcher.submit(rows, request_id, start_time, set_result)
+    return await future
 
 
-def _refused(failure: Exception) -> Refused | None:
-    """What the client is told; None if it has gone."""
+def _parse_rows(version: LoadedVersion, media_type: str, body: bytes, max_rows: int) -> list[Row] | pa.RecordBatch:
+    """Validated rows."""
+    if not body:
+        raise HTTPError(HTTPStatus.BAD_REQUEST, "the body is empty; /docs describes the rows to send")
+    if media_type == ARROW:
+        return version.arrow_check.rows(body, max_rows)
+    rows = version.row_check.rows(body)
+    if len(rows) > max_rows:
+        raise too_many_rows(len(rows), max_rows)
+    return rows
+
+
+def _build_response(request: _Request, result: RequestResult | bytes | Exception) -> Response | None:
+    """The response with predictions, explanations or an error; None if the client has disconnected."""
+    version = request.version
+    identity = [(b"x-request-id", request.request_id.encode())]
+    if version is not None:
+        identity.append((b"x-model-version", version.tag_bytes))
+    try:
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, bytes):
+            body, media_type = result, JSON
+        else:
+            assert version is not None
+            body, media_type = _serialize_predictions(version, result, request.headers)
+    except Exception as failure:
+        error = _to_http_error(failure)
+        if error is None:
+            return None
+        request.problems = error.problems
+        return error_response(error, identity)
+    content = ((b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body)))
+    return Response(HTTPStatus.OK, [*content, *identity], body)
+
+
+def _to_http_error(failure: Exception) -> HTTPError | None:
+    """The error to send; None if the client has disconnected."""
     match failure:
-        case Refused():
+        case HTTPError():
             return failure
         case RowsRefused():
-            return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(failure), failure.problems)
+            return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, str(failure), failure.problems)
         case BodyUnreadable():
-            return Refused(HTTPStatus.BAD_REQUEST, f"the body cannot be read: {failure}")
+            return HTTPError(HTTPStatus.BAD_REQUEST, f"the body cannot be read: {failure}")
         case DataUnfit():
-            return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, failure.found)
-        case _Gone():
+            return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, failure.found)
+        case ClientDisconnected():
             return None
-    _log.error("a request could not be answered", exc_info=failure)
-    return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the endpoint is at fault; its log says more")
+    _log.error("a request failed", exc_info=failure)
+    return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the log of the endpoint")
 
 
-def _written(version: Version, given: Given, headers: dict[bytes, bytes]) -> tuple[bytes, str]:
-    """The answers in the form that the client asks for: an Arrow stream if it says so, else JSON."""
+def _serialize_predictions(
+    version: LoadedVersion, result: RequestResult, headers: Mapping[bytes, bytes]
+) -> tuple[bytes, str]:
+    """Body and media type: an Arrow stream if the client accepts it, else JSON."""
     if ARROW.encode() in headers.get(b"accept", b""):
-        table = version.as_table(given.array)
+        table = version.predictions_table(result.outputs)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return sink.getvalue().to_pybytes(), ARROW
-    return orjson.dumps({"predictions": given.predictions, "model": version.tag}), JSON
+    return orjson.dumps({"predictions": result.predictions, "model": version.tag}), JSON

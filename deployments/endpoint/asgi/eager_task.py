@@ -1,4 +1,7 @@
-"""A coroutine that is begun before anybody waits for it."""
+"""A coroutine that runs at once up to its first suspension.
+
+`asyncio.eager_task_factory` does the same from Python 3.12 on.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ from typing import Any, Generic, TypeVar
 _Value = TypeVar("_Value")
 
 
-class Begun(Generic[_Value]):
-    """`coroutine` as far as it goes without waiting: to its end, and then `value` is what it gives, or None.
+class EagerTask(Generic[_Value]):
+    """Runs `coroutine` up to its first suspension; if it ends before, `value` is its result, else None.
 
-    To watch the time takes longer than to look whether there is anything to wait for.
+    This saves a timeout for a result that is there already.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, _Value]) -> None:
         self.value: _Value | None = None
-        self._rest = coroutine
+        self._coroutine = coroutine
         try:
-            self._waits_for = coroutine.send(None)
+            self._awaited = coroutine.send(None)
         except StopIteration as ended:
             self.value = ended.value
 
     def __await__(self) -> Generator[Any, Any, _Value]:
-        """The rest of a coroutine that has not come to its end."""
+        """Await the rest of a coroutine that has not ended."""
         try:
-            yield self._waits_for
+            yield self._awaited
         except BaseException:
-            self._rest.close()
+            self._coroutine.close()
             raise
-        return (yield from self._rest.__await__())
+        return (yield from self._coroutine.__await__())

@@ -1,15 +1,15 @@
-"""What a client is told when it gets no prediction."""
+"""HTTP errors and the JSON document that a client receives for each."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
 
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
-class Refused(Exception):
-    """A request that is not answered with a prediction: the status, a sentence, and what is wrong where."""
+class HTTPError(Exception):
+    """An error response: a status, a message, the problems of single rows, and further headers."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class Refused(Exception):
         super().__init__(error)
         self.status = status
         self.error = error
-        self.problems = (problems or [])[:_MOST_PROBLEMS]
+        self.problems = (problems or [])[:_MAX_PROBLEMS]
         self.headers = headers or {}
 
     @property
@@ -29,31 +29,31 @@ class Refused(Exception):
         return {"error": self.error, "problems": self.problems}
 
 
-def too_large(limit: int, found: str) -> Refused:
-    return Refused(
+def body_too_large(limit: int, found: str) -> HTTPError:
+    return HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body has {found}, and at most {limit:,} bytes are read; send the rows in several requests",
+        f"the body has {found}; the limit is {limit:,} bytes; send the rows in several requests",
     )
 
 
-def too_many_rows(found: int, limit: int) -> Refused:
-    return Refused(
+def too_many_rows(found: int, limit: int) -> HTTPError:
+    return HTTPError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the request has {found:,} rows, and at most {limit:,} are answered at once; send them in several requests",
+        f"the request has {found:,} rows; the limit is {limit:,}; send them in several requests",
     )
 
 
-def overloaded() -> Refused:
-    return Refused(
+def overloaded() -> HTTPError:
+    return HTTPError(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "more requests wait here than can be answered soon; try again",
+        "too many requests are waiting; try again",
         headers={"retry-after": "1"},
     )
 
 
-def no_media_type(found: str, known: tuple[str, ...]) -> Refused:
-    return Refused(
+def unsupported_media_type(found: str, supported: tuple[str, ...]) -> HTTPError:
+    return HTTPError(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        f"the content type is {found or 'not stated'}, and {' or '.join(known)} is read",
-        headers={"accept": ", ".join(known)},
+        f"the content type is {found or 'missing'}; supported: {' or '.join(supported)}",
+        headers={"accept": ", ".join(supported)},
     )

@@ -1,4 +1,4 @@
-"""What goes back to a client, and who gives it."""
+"""HTTP responses, and the interface of the applications that give them."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from bloomery.deployments.endpoint.http.errors import Refused
+from bloomery.deployments.endpoint.http.asgi_types import Headers, Receive, Scope, Send
+from bloomery.deployments.endpoint.http.errors import HTTPError
 
 JSON = "application/json"
 
 
-class Reply(NamedTuple):
-    """An answer over HTTP. Its headers hold the content's length."""
+class Response(NamedTuple):
+    """A complete HTTP response. Its headers include the content length."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
-    payload: bytes
+    headers: Headers
+    body: bytes
 
 
-Tell = Callable[[Reply], None]
+SendResponse = Callable[[Response], None]
 
 
-class Front(Protocol):
-    """An ASGI application that also answers a request for predictions whose body is there, without a task for it."""
+class EndpointApp(Protocol):
+    """An ASGI application with a shortcut for prediction requests whose body has arrived: no task, no ASGI messages."""
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    def answer(self, scope: Mapping[str, Any], body: bytes, tell: Tell) -> None:
-        """`tell` is called at most once, now or later: not where the client has gone."""
-
-
-def refusal(refused: Refused, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:
-    """What a client that is refused is told, with `headers` before those that the refusal has itself."""
-    payload = orjson.dumps(refused.document, default=str)
-    own = ((name.encode(), value.encode()) for name, value in refused.headers.items())
-    told = [*headers, *own, (b"content-type", JSON.encode()), (b"content-length", b"%d" % len(payload))]
-    return Reply(int(refused.status), told, payload)
+    def handle_predict(self, scope: Mapping[str, Any], body: bytes, send_response: SendResponse) -> None:
+        """Calls `send_response` at most once, now or later; never for a client that has disconnected."""
 
 
-async def send_reply(reply: Reply, send: Callable[[Any], Any], *, is_head: bool = False) -> None:
-    """Afterwards the reply was given to ASGI's `send`; of a HEAD request the head alone."""
-    await send({"type": "http.response.start", "status": int(reply.status), "headers": reply.headers})
-    await send({"type": "http.response.body", "body": b"" if is_head else reply.payload})
+def error_response(error: HTTPError, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
+    """The response for an error; `headers` come before the error's own."""
+    body = orjson.dumps(error.document, default=str)
+    error_headers = ((name.encode(), value.encode()) for name, value in error.headers.items())
+    content_headers = ((b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body)))
+    return Response(int(error.status), [*headers, *error_headers, *content_headers], body)
+
+
+async def write_response(response: Response, send: Send, *, is_head: bool = False) -> None:
+    """Send a response as ASGI messages; a HEAD request gets no body."""
+    await send({"type": "http.response.start", "status": int(response.status), "headers": response.headers})
+    await send({"type": "http.response.body", "body": b"" if is_head else response.body})

@@ -1,48 +1,48 @@
-"""Answers that wait for somebody who is slower than the endpoint, so many rows and no more."""
+"""A queue of prediction batches for a slower consumer, bounded by its number of rows."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from bloomery.deployments.endpoint.inference.micro_batcher import Answered
+from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatch
 
 
-class Backlog:
-    """Put into by the event loop, which never waits; taken from by one thread."""
+class BoundedQueue:
+    """The event loop puts and never waits; one thread takes."""
 
-    def __init__(self, most_rows: int, lose: Callable[[int], None]) -> None:
-        """`lose` is called with the number of rows for which there is no room."""
-        self._most_rows, self._lose = most_rows, lose
-        self._waiting: list[Answered] = []
+    def __init__(self, max_rows: int, on_dropped: Callable[[int], None]) -> None:
+        """`on_dropped` is called with the number of rows for which the queue has no room."""
+        self._max_rows, self._on_dropped = max_rows, on_dropped
+        self._batches: list[PredictionBatch] = []
         self._num_rows = 0
         self._lock = threading.Lock()
-        self._there = threading.Event()
-        self.is_ended = False
+        self._not_empty = threading.Event()
+        self.is_closed = False
 
-    def put(self, answered: Answered) -> None:
-        num_rows = len(answered.given)
+    def put(self, batch: PredictionBatch) -> None:
+        num_rows = len(batch.outputs)
         with self._lock:
-            is_room = self._num_rows + num_rows <= self._most_rows
-            if is_room:
+            has_room = self._num_rows + num_rows <= self._max_rows
+            if has_room:
                 self._num_rows += num_rows
-                self._waiting.append(answered)
-        if not is_room:
-            self._lose(num_rows)
-        elif not self._there.is_set():
-            self._there.set()
+                self._batches.append(batch)
+        if not has_room:
+            self._on_dropped(num_rows)
+        elif not self._not_empty.is_set():
+            self._not_empty.set()
 
-    def take(self, timeout_s: float | None = None) -> list[Answered]:
-        """All that waits, as soon as something does; nothing after `timeout_s`, and at the end."""
-        if not self.is_ended:
-            self._there.wait(timeout_s)
+    def take_all(self, timeout_s: float | None = None) -> list[PredictionBatch]:
+        """Wait for batches and take all; returns none after `timeout_s` or once the queue is closed and empty."""
+        if not self.is_closed:
+            self._not_empty.wait(timeout_s)
         with self._lock:
-            self._there.clear()
-            waiting, self._waiting = self._waiting, []
+            self._not_empty.clear()
+            batches, self._batches = self._batches, []
             self._num_rows = 0
-        return waiting
+        return batches
 
-    def end(self) -> None:
-        """Whoever waits in `take` goes on."""
-        self.is_ended = True
-        self._there.set()
+    def close(self) -> None:
+        """Wake the thread that waits in `take_all`."""
+        self.is_closed = True
+        self._not_empty.set()

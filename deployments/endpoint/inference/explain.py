@@ -1,6 +1,6 @@
-"""What each column has to do with an answer: `/explain`, one request at a time, within a limit of work and of time.
+"""`/explain`: SHAP values of each raw column, one request at a time, within limits of work and time.
 
-One at a time, since shap draws from numpy's one source of random numbers, and so that predictions are not held up.
+One request at a time, because shap uses numpy's global random state, and so that predictions stay fast.
 """
 
 from __future__ import annotations
@@ -15,198 +15,155 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pyarrow as pa
 
-from bloomery.deployments.endpoint.http.errors import Refused
+from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.explainability.raw_columns import group_row, locate_groups, sum_by_column
 from bloomery.models.explainability.shapley import compute_shap_values, load_shap, select_background
 from bloomery.models.features.encoder import encode
 
-_MOST_UNITS = 1_024  # of a row; the masks of all orders lie in memory
-_LABEL = "label"
+LABEL_PARAMETER = "label"
+_MAX_GROUPS = 1_024  # of a row; the masks of all orders lie in memory
+_MAX_LISTED_CLASSES = 20
+_MAX_SHOWN_LETTERS = 80
 
 
-class Explanations:
-    """Explains rows of whichever version it is given, and keeps nothing of it."""
+class Explainer:
+    """Explains rows with the version it is given, and keeps no state of it."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._under_way = threading.Lock()  # held by the thread that explains, whether or not its client still waits
+        self._running = threading.Lock()  # held by the explaining thread, even if its client has gone
 
-    async def ask(self, version: Version, rows: pa.RecordBatch, query: bytes) -> list[dict[str, Any]]:
-        """An explanation for each checked row, in order.
+    async def explain(self, version: LoadedVersion, rows: pa.RecordBatch, query: bytes) -> list[dict[str, Any]]:
+        """An explanation for each validated row, in order.
 
         Raises:
-            Refused: the query asks for what the version does not have, an explanation is under way, it takes too long,
+            HTTPError: the query is not valid for the version, another explanation is running, this one takes too long,
                 or shap is not installed.
-            DataUnfit: the recipe refuses a value.
+            DataUnfit: the encoder rejects a value.
         """
-        asked = asked_class(version, query)
-        if self._under_way.locked():
+        class_index = requested_class(version, query)
+        if self._running.locked():
             raise _busy()
-        return await asyncio.to_thread(self._explained, version, rows, asked)
+        return await asyncio.to_thread(self._explain_rows, version, rows, class_index)
 
-    def _explained(self, version: Version, rows: pa.RecordBatch, asked: int | None) -> list[dict[str, Any]]:
-        if not self._under_way.acquire(blocking=False):
+    def _explain_rows(
+        self, version: LoadedVersion, rows: pa.RecordBatch, class_index: int | None
+    ) -> list[dict[str, Any]]:
+        if not self._running.acquire(blocking=False):
             raise _busy()
         try:
             _require_shap()
-            deadline = time.monotonic() + self._limits.explain_seconds
+            deadline = _Deadline(self._limits.explain_seconds, rows.num_rows)
             x = encode(version.encoder, rows)
-            given = version.answers_to(x)
-            return [self._of_row(version, x[row], given[row], asked, deadline, (row, len(x))) for row in range(len(x))]
+            outputs = version.predict_encoded(x)
+            explanations = []
+            for row, output in zip(x, outputs, strict=True):
+                explanations.append(self._explain_row(version, row, output, class_index, deadline))
+                deadline.num_done += 1
+            return explanations
         finally:
-            self._under_way.release()
+            self._running.release()
 
-    def _of_row(
+    def _explain_row(
         self,
-        version: Version,
+        version: LoadedVersion,
         x: np.ndarray,
-        given: np.ndarray,
-        asked: int | None,
-        deadline: float,
-        progress: tuple[int, int],
+        output: np.ndarray,
+        class_index: int | None,
+        deadline: _Deadline,
     ) -> dict[str, Any]:
-        target = None if version.is_regression else int(given.argmax()) if asked is None else asked
+        predicted = None if version.is_regression else int(output.argmax())
+        target = predicted if class_index is None else class_index  # None for a regression
 
-        def answers(rows: np.ndarray) -> np.ndarray:
-            if time.monotonic() > deadline:
-                raise _too_slow(self._limits.explain_seconds, *progress)
-            answered = version.answers_to(rows)
-            return answered if target is None else answered[:, target]
+        def predict_target(rows: np.ndarray) -> np.ndarray:
+            deadline.check()
+            outputs = version.predict_encoded(rows)
+            return outputs if target is None else outputs[:, target]
 
-        encoder, most_rows = version.encoder, self._limits.explain_evaluations
-        units = group_row(encoder, x)
-        num_units = int(units.of.max()) + 1
-        if num_units > _MOST_UNITS:
-            raise Refused(
+        encoder, max_rows = version.encoder, self._limits.explain_evaluations
+        groups = group_row(encoder, x)
+        num_groups = int(groups.of.max()) + 1
+        if num_groups > _MAX_GROUPS:
+            raise HTTPError(
                 HTTPStatus.NOT_IMPLEMENTED,
-                f"a row has {num_units:,} columns that are weighed one by one; at most {_MOST_UNITS:,} are explained",
+                f"a row has {num_groups:,} groups of features to weigh; at most {_MAX_GROUPS:,} can be explained",
             )
-        behind = select_background(encoder.layout, x, version.background, num_units=num_units, most_rows=most_rows)
-        found = compute_shap_values(answers, x, behind, units.of, most_rows=most_rows)
-        pieces = locate_groups(encoder, units, found.values, x)
+        background = select_background(encoder.layout, x, version.background, num_units=num_groups, most_rows=max_rows)
+        shap_values = compute_shap_values(predict_target, x, background, groups.of, most_rows=max_rows)
+        regions = locate_groups(encoder, groups, shap_values.values, x)
         return {
             **({} if target is None else {"label": encoder.classes[target]}),
-            "answer": found.answer,
-            "base": found.base,
-            "contributions": sum_by_column(encoder, units, found.values),
-            **({"pieces": pieces} if pieces else {}),
-            "is_exact": found.is_exact,
+            "output": shap_values.answer,
+            "base_value": shap_values.base,
+            "contributions": sum_by_column(encoder, groups, shap_values.values),
+            **({"regions": regions} if regions else {}),
+            "is_exact": shap_values.is_exact,
         }
 
 
-def asked_class(version: Version, query: bytes) -> int | None:
-    """The place of the class whose probability is to be explained; None for each row's own answer.
+class _Deadline:
+    """The time limit of a request, and how many of its rows are done."""
+
+    def __init__(self, seconds: float, num_rows: int) -> None:
+        self._seconds, self._num_rows = seconds, num_rows
+        self._end = time.monotonic() + seconds
+        self.num_done = 0
+
+    def check(self) -> None:
+        """Raises HTTPError past the deadline."""
+        if time.monotonic() > self._end:
+            raise HTTPError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{self.num_done} of {self._num_rows} rows were explained within the limit of {self._seconds:g} s; "
+                "send fewer rows at once",
+            )
+
+
+def requested_class(version: LoadedVersion, query: bytes) -> int | None:
+    """The index of the class whose probability is to be explained; None for the predicted class of each row.
 
     Raises:
-        Refused: the query has something else than `label` once, or the version has no such class.
+        HTTPError: the query has more than one `label` or another parameter, or the version has no such class.
     """
     parameters = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    unknown = [name for name, _ in parameters if name != _LABEL]
+    unknown = [name for name, _ in parameters if name != LABEL_PARAMETER]
     if unknown:
-        raise _no_parameter(unknown[0], f"there is no such parameter; {_LABEL} is one")
+        raise _invalid_query(unknown[0], f"the only parameter is {LABEL_PARAMETER}")
     if not parameters:
         return None
-    found = parameters[0][1]
+    label = parameters[0][1]
     if len(parameters) > 1:
-        raise _no_parameter(f"{len(parameters)} times {_LABEL}", "one class is explained at a time")
+        raise _invalid_query(f"{len(parameters)} times {LABEL_PARAMETER}", "one class is explained at a time")
     if version.is_regression:
-        raise _no_parameter(found, "the answer is a value, which has no label")
-    known = [str(one) for one in version.encoder.classes]
-    if found not in known:
-        few = known[:20] + ([f"... ({len(known):,} in all)"] if len(known) > 20 else [])
-        raise _no_parameter(found, f"must be one of {', '.join(few)}")
-    return known.index(found)
+        raise _invalid_query(label, "a regression has no label")
+    classes = [str(name) for name in version.encoder.classes]
+    if label not in classes:
+        listed = classes[:_MAX_LISTED_CLASSES]
+        if len(classes) > _MAX_LISTED_CLASSES:
+            listed.append(f"... ({len(classes):,} in all)")
+        raise _invalid_query(label, f"must be one of {', '.join(listed)}")
+    return classes.index(label)
 
 
-def _no_parameter(found: str, rule: str) -> Refused:
-    shown = found if len(found) <= 80 else f"{found[:77]}..."
+def _invalid_query(found: str, rule: str) -> HTTPError:
+    shown = found if len(found) <= _MAX_SHOWN_LETTERS else f"{found[: _MAX_SHOWN_LETTERS - 3]}..."
     problem = {"row": "", "column": "", "found": repr(shown), "rule": rule}
-    error = f"the query of the request: found {shown!r}, but {rule}"
-    return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, error, [problem])
+    return HTTPError(HTTPStatus.UNPROCESSABLE_ENTITY, f"the query has {shown!r}, but {rule}", [problem])
 
 
 def _require_shap() -> None:
     try:
         load_shap()
     except ImportError as failure:
-        error = f"explanations need the package shap, which cannot be loaded here: {failure}"
-        raise Refused(HTTPStatus.NOT_IMPLEMENTED, f"{error}; install what the bento requires") from failure
+        message = f"explanations need the package shap, which cannot be imported: {failure}"
+        raise HTTPError(HTTPStatus.NOT_IMPLEMENTED, f"{message}; install the bento's requirements") from failure
 
 
-def _busy() -> Refused:
-    return Refused(
+def _busy() -> HTTPError:
+    return HTTPError(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "an explanation is under way, and one is made at a time; try again",
+        "another explanation is running, and one runs at a time; try again",
         headers={"retry-after": "1"},
     )
-
-
-def _too_slow(seconds: float, num_done: int, num_rows: int) -> Refused:
-    return Refused(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        f"{num_done} of {num_rows} rows were explained within {seconds:g} s, which is the limit; send fewer at once",
-    )
-
-
-def path_of(version: Version, refused: dict[str, Any], contents: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAPI is told of `/explain`: `refused` has the responses, `contents` the body, that `/predict` has too."""
-    label = {
-        "name": _LABEL,
-        "in": "query",
-        "description": "the class whose probability is explained; left out, the one that is answered",
-        "schema": {"enum": [str(one) for one in version.encoder.classes]},
-    }
-    return {
-        "post": {
-            "operationId": "explain",
-            "summary": "What each column has to do with the answer to each row, in order",
-            "description": "Shapley values against held-out rows: base and contributions add up to the answer.",
-            **({} if version.is_regression else {"parameters": [label]}),
-            "requestBody": {"required": True, "content": contents},
-            "responses": {
-                "200": {
-                    "description": "the explanations",
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Explanations"}}},
-                },
-                **refused,
-                "501": {**refused["503"], "description": "rows of this version cannot be explained here"},
-            },
-        }
-    }
-
-
-def schemas_of(version: Version) -> dict[str, Any]:
-    """The schemas that `path_of` names."""
-    number = {"type": "number"}
-    columns = dict.fromkeys(version.encoder.columns, number)
-    required = ["answer", "base", "contributions", "is_exact"]
-    label = {} if version.is_regression else {"label": {"enum": list(version.encoder.classes)}}
-    explanation = {
-        "type": "object",
-        "required": [*label, *required],
-        "properties": {
-            **label,
-            "answer": {**number, "description": "what /predict answers: a probability, or a value"},
-            "base": {**number, "description": "the answer where nothing is known of the row"},
-            "contributions": {"type": "object", "required": list(columns), "properties": columns},
-            "pieces": {
-                "type": "array",
-                "description": "where in a column: rows and columns of pixels, bands and seconds, steps, or text",
-                "items": {"type": "object", "required": ["contribution"], "properties": {"contribution": number}},
-            },
-            "is_exact": {"type": "boolean", "description": "false where orders of the columns were drawn"},
-        },
-    }
-    return {
-        "Explanation": explanation,
-        "Explanations": {
-            "type": "object",
-            "required": ["explanations", "model"],
-            "properties": {
-                "explanations": {"type": "array", "items": {"$ref": "#/components/schemas/Explanation"}},
-                "model": {"type": "string"},
-            },
-        },
-    }

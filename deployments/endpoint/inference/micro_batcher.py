@@ -1,8 +1,8 @@
-"""Requests that are there in the same moment, answered together.
+"""Micro-batching: requests that arrive in the same turn of the event loop share one run of the network.
 
-What the event loop has parsed in one turn is one run of the network: nobody waits for a timer, and under load a run
-serves many. Where several were answered together, more are on the way, and the next run waits for a turn that brings
-none. Rows are checked before, so a bad row is its client's alone.
+No timer is involved, so a single client does not wait. If several requests shared a run, more are probably on the way,
+and the next run waits for a turn that brings none. Rows are validated before, so an invalid row affects its own client
+only.
 """
 
 from __future__ import annotations
@@ -19,182 +19,186 @@ import pyarrow as pa
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.requests.columnar_rows import CellRows, Row
 from bloomery.data_contracts.serving.prediction_log import CHAMPION
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.features.statistics.arrow_arrays import Rows
 
-_MOST_ROWS = 256  # of several requests together; a longer request is answered alone
-_MOST_TOGETHER = 32  # requests that a run waits for; each further one would save little
-_SECONDS_ALONE = 0.005  # a run that takes longer has a thread, so that others are heard meanwhile
+_MAX_BATCH_ROWS = 256  # of several requests; a longer request has a run of its own
+_MAX_BATCH_REQUESTS = 32  # that a run waits for; more would save little
+_MAX_LOOP_SECONDS = 0.005  # a longer run gets a thread, so that the event loop stays responsive
 
 
-class _Run:
-    """The answers of one run of the network."""
+class _BatchResult:
+    """The outputs of one run of the network."""
 
-    def __init__(self, version: Version, given: np.ndarray) -> None:
-        self._version, self.given = version, given
+    def __init__(self, version: LoadedVersion, outputs: np.ndarray) -> None:
+        self._version, self.outputs = version, outputs
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """As clients read them: of all at once, since numpy's cost is by the call."""
-        return self._version.predictions(self.given)
+        """The JSON predictions of all rows, formatted at once because numpy has a fixed cost per call."""
+        return self._version.format_predictions(self.outputs)
 
 
-class Given(NamedTuple):
-    """The answers to the rows of one request."""
+class RequestResult(NamedTuple):
+    """The rows `start` to `stop` of a batch: the result of one request."""
 
-    run: _Run
+    batch: _BatchResult
     start: int
     stop: int
 
     @property
-    def array(self) -> np.ndarray:
-        """Probabilities float64 (B, K), or figures float64 (B,)."""
-        return self.run.given[self.start : self.stop]
+    def outputs(self) -> np.ndarray:
+        """Probabilities float64 (B, K), or regression values float64 (B,)."""
+        return self.batch.outputs[self.start : self.stop]
 
     @property
     def predictions(self) -> list[dict[str, Any]]:
-        return self.run.predictions[self.start : self.stop]
+        return self.batch.predictions[self.start : self.stop]
 
 
-Settle = Callable[[Given | Exception], None]
+OnResult = Callable[[RequestResult | Exception], None]
 
 
-class Answered(NamedTuple):
-    """Rows that were answered together, for whoever logs them: `sizes` says how many are of which request.
+class PredictionBatch(NamedTuple):
+    """One run of the network, for logs and metrics.
 
-    `role` is champion, canary or shadow. The run of the network, with encoding, took `run_seconds`.
+    `role` is champion, canary or shadow. `request_sizes` has the number of rows of each request, `start_times` and
+    `end_time` are of `time.perf_counter`. `run_seconds` includes encoding.
     """
 
-    version: Version
+    version: LoadedVersion
     role: str
-    rows: Rows  # as they came: in JSON, or as an Arrow stream
-    given: np.ndarray
-    requests: tuple[str, ...]
-    sizes: tuple[int, ...]
-    began: tuple[float, ...]
-    ended: float
+    rows: Rows  # as they arrived: from JSON, or from an Arrow stream
+    outputs: np.ndarray
+    request_ids: tuple[str, ...]
+    request_sizes: tuple[int, ...]
+    start_times: tuple[float, ...]
+    end_time: float
     run_seconds: float
 
     @property
-    def batch(self) -> pa.RecordBatch:
-        """The rows in the contract's types. To make them takes longer than to answer a row: not on the event loop."""
+    def record_batch(self) -> pa.RecordBatch:
+        """The rows in the contract's types. The conversion takes longer than a prediction: keep it off the loop."""
         return self.rows.batch if isinstance(self.rows, CellRows) else self.rows
 
 
-class _Waiting(NamedTuple):
+class _Request(NamedTuple):
     rows: list[Row] | pa.RecordBatch
-    request: str
-    began: float
-    settle: Settle
+    request_id: str
+    start_time: float
+    on_result: OnResult
 
 
-class Ticks:
-    """The requests of one version, which answers as champion or as canary."""
+class MicroBatcher:
+    """The pending requests of one version."""
 
-    def __init__(self, version: Version, on_answered: Callable[[Answered], None], role: str = CHAMPION) -> None:
+    def __init__(
+        self, version: LoadedVersion, on_batch: Callable[[PredictionBatch], None], role: str = CHAMPION
+    ) -> None:
+        """`on_batch` is called after each run; `role` is champion or canary."""
         self.version = version
         self._role = role
-        self._on_answered = on_answered
-        self._waiting: list[_Waiting] = []
-        self._num_seen = 0  # of those that wait, a turn ago
-        self._is_busy = False  # several were answered together last
-        self._seconds_a_row = _timed(version)
+        self._on_batch = on_batch
+        self._pending: list[_Request] = []
+        self._num_pending_last_turn = 0
+        self._is_busy = False  # the last run served several requests
+        self._seconds_per_row = _measure_seconds_per_row(version)
 
-    def ask(self, rows: list[Row] | pa.RecordBatch, request: str, began: float, settle: Settle) -> None:
-        """`settle` is called once with the answers to checked rows, or why there are none, after this turn.
+    def submit(self, rows: list[Row] | pa.RecordBatch, request_id: str, start_time: float, on_result: OnResult) -> None:
+        """Queue validated rows. `on_result` is called once, after this turn, with their result or the exception.
 
-        That may be DataUnfit, where the recipe refuses a value.
+        The exception may be DataUnfit, where the encoder rejects a value.
         """
-        if not self._waiting:
+        if not self._pending:
             asyncio.get_running_loop().call_soon(self._end_turn)
-        self._waiting.append(_Waiting(rows, request, began, settle))
+        self._pending.append(_Request(rows, request_id, start_time, on_result))
 
     def _end_turn(self) -> None:
-        num_waiting = len(self._waiting)
-        if self._is_busy and self._num_seen < num_waiting < _MOST_TOGETHER:
-            self._num_seen = num_waiting
+        num_pending = len(self._pending)
+        if self._is_busy and self._num_pending_last_turn < num_pending < _MAX_BATCH_REQUESTS:
+            self._num_pending_last_turn = num_pending
             asyncio.get_running_loop().call_soon(self._end_turn)
             return
-        self._num_seen, self._is_busy = 0, num_waiting > 1
-        self._answer_all()
+        self._num_pending_last_turn, self._is_busy = 0, num_pending > 1
+        self._run_pending()
 
-    def _answer_all(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for group in _groups(waiting):
-            num_rows = sum(len(one.rows) for one in group)
-            if num_rows * self._seconds_a_row < _SECONDS_ALONE:
-                self._settle(group, *self._answers(group))
+    def _run_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        for requests in _group_requests(pending):
+            num_rows = sum(len(request.rows) for request in requests)
+            if num_rows * self._seconds_per_row < _MAX_LOOP_SECONDS:
+                self._deliver(requests, *self._run(requests))
             else:
-                asyncio.get_running_loop().create_task(self._answer_aside(group))
+                asyncio.get_running_loop().create_task(self._run_in_thread(requests))
 
-    async def _answer_aside(self, group: list[_Waiting]) -> None:
-        self._settle(group, *await asyncio.to_thread(self._answers, group))
+    async def _run_in_thread(self, requests: list[_Request]) -> None:
+        self._deliver(requests, *await asyncio.to_thread(self._run, requests))
 
-    def _answers(self, group: list[_Waiting]) -> tuple[Rows | None, np.ndarray | Exception, float]:
-        """The rows, their answers or why there are none, and the seconds of the run."""
-        began = time.perf_counter()
+    def _run(self, requests: list[_Request]) -> tuple[Rows | None, np.ndarray | Exception, float]:
+        """The rows, their outputs or the exception, and the duration in seconds."""
+        start = time.perf_counter()
         try:
-            rows = self._together(group)
-            return rows, self.version.answers(rows), time.perf_counter() - began
+            rows = self._join_rows(requests)
+            return rows, self.version.predict(rows), time.perf_counter() - start
         except Exception as failure:
             return None, failure, 0.0
 
-    def _together(self, group: list[_Waiting]) -> Rows:
-        first = group[0].rows
+    def _join_rows(self, requests: list[_Request]) -> Rows:
+        first = requests[0].rows
         if not isinstance(first, list):
             return first
-        return self.version.check.columns([row for one in group for row in one.rows])
+        return self.version.row_check.columns([row for request in requests for row in request.rows])
 
-    def _settle(
-        self, group: list[_Waiting], rows: Rows | None, given: np.ndarray | Exception, run_seconds: float
+    def _deliver(
+        self, requests: list[_Request], rows: Rows | None, outputs: np.ndarray | Exception, run_seconds: float
     ) -> None:
-        if rows is None or isinstance(given, Exception):
-            if len(group) > 1 and isinstance(given, DataUnfit):  # one of them is at fault: ask each alone
-                for one in group:
-                    self._settle([one], *self._answers([one]))
+        if rows is None or isinstance(outputs, Exception):
+            if len(requests) > 1 and isinstance(outputs, DataUnfit):  # one request is at fault: run each alone
+                for request in requests:
+                    self._deliver([request], *self._run([request]))
                 return
-            for one in group:
-                one.settle(given if isinstance(given, Exception) else RuntimeError("no rows"))
+            for request in requests:
+                request.on_result(outputs if isinstance(outputs, Exception) else RuntimeError("no rows"))
             return
-        run, start = _Run(self.version, given), 0
-        for one in group:
-            stop = start + len(one.rows)
-            one.settle(Given(run, start, stop))
+        batch, start = _BatchResult(self.version, outputs), 0
+        for request in requests:
+            stop = start + len(request.rows)
+            request.on_result(RequestResult(batch, start, stop))
             start = stop
-        self._on_answered(
-            Answered(
+        self._on_batch(
+            PredictionBatch(
                 self.version,
                 self._role,
                 rows,
-                given,
-                tuple(one.request for one in group),
-                tuple(len(one.rows) for one in group),
-                tuple(one.began for one in group),
+                outputs,
+                tuple(request.request_id for request in requests),
+                tuple(len(request.rows) for request in requests),
+                tuple(request.start_time for request in requests),
                 time.perf_counter(),
                 run_seconds,
             )
         )
 
 
-def _groups(waiting: list[_Waiting]) -> list[list[_Waiting]]:
-    """Those that are answered together, in their order. Rows that came as Arrow are answered alone."""
-    groups: list[list[_Waiting]] = []
-    num_rows = _MOST_ROWS
-    for one in waiting:
-        is_alone = not isinstance(one.rows, list)
-        if is_alone or num_rows + len(one.rows) > _MOST_ROWS:
+def _group_requests(pending: list[_Request]) -> list[list[_Request]]:
+    """Requests that share a run, in their order. Arrow streams have a run of their own."""
+    groups: list[list[_Request]] = []
+    num_rows = _MAX_BATCH_ROWS
+    for request in pending:
+        is_arrow = not isinstance(request.rows, list)
+        if is_arrow or num_rows + len(request.rows) > _MAX_BATCH_ROWS:
             groups.append([])
             num_rows = 0
-        groups[-1].append(one)
-        num_rows = _MOST_ROWS if is_alone else num_rows + len(one.rows)
+        groups[-1].append(request)
+        num_rows = _MAX_BATCH_ROWS if is_arrow else num_rows + len(request.rows)
     return groups
 
 
-def _timed(version: Version) -> float:
-    """Seconds for a row of the examples, the second time."""
+def _measure_seconds_per_row(version: LoadedVersion) -> float:
+    """Of the bento's example rows, which the self-test has run once before."""
     if not version.examples:
         return 0.0
-    rows = version.check.columns(version.check.rows(version.request))
-    began = time.perf_counter()
-    version.answers(rows)
-    return (time.perf_counter() - began) / rows.num_rows
+    rows = version.row_check.columns(version.row_check.rows(version.example_request))
+    start = time.perf_counter()
+    version.predict(rows)
+    return (time.perf_counter() - start) / rows.num_rows

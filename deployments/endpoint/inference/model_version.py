@@ -1,4 +1,4 @@
-"""One packaged version of a model, loaded: checked rows in, predictions out.
+"""One packaged version of a model, loaded: validated rows in, predictions out.
 
 Shapes: B rows, K classes.
 """
@@ -33,12 +33,11 @@ _log = logging.getLogger("bloomery.endpoint")
 
 
 def read_manifest(artifacts: Path) -> dict[str, Any]:
-    """The bento's manifest, after its signature was judged and every file that it lists was found to be the one that
-    was packaged.
+    """Read the bento's manifest after verifying its signature, then verify the digest of each file that it lists.
 
     Raises:
-        SignatureRefused: nobody who is trusted has signed the manifest.
-        OutputCorrupt: a file is missing or changed.
+        SignatureRefused: the manifest has no valid signature of a trusted key.
+        OutputCorrupt: a file is missing or has changed.
         SettingInvalid: the environment names no key where it must.
     """
     try:
@@ -46,11 +45,11 @@ def read_manifest(artifacts: Path) -> dict[str, Any]:
         require_signed(content, artifacts, os.environ)
         manifest: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as failure:
-        raise _corrupt(f"{MANIFEST} cannot be read: {failure}", "a whole bento", artifacts) from failure
+        raise _corrupt(f"{MANIFEST} cannot be read: {failure}", "a complete bento", artifacts) from failure
     for name, sha256 in manifest["files"].items():
-        found = digest_of_file(artifacts / name) if (artifacts / name).is_file() else "no file"
-        if found != sha256:
-            raise _corrupt(f"{name} is not the file that was packaged: {found}", f"sha256 {sha256}", artifacts / name)
+        digest = digest_of_file(artifacts / name) if (artifacts / name).is_file() else "no file"
+        if digest != sha256:
+            raise _corrupt(f"{name} differs from the packaged file: {digest}", f"sha256 {sha256}", artifacts / name)
     return manifest
 
 
@@ -63,96 +62,100 @@ def _corrupt(found: str, required: str, where: Path) -> OutputCorrupt:
     )
 
 
-class Version:
-    """A version that has shown, on rows that came with it, that it answers here as it was measured."""
+class LoadedVersion:
+    """A version that has passed its self-test: its predictions for the bento's example rows are as measured."""
 
     def __init__(self, artifacts: Path) -> None:
-        """Raises as `read_manifest` does, and OutputCorrupt where it answers otherwise than was measured."""
+        """Load a version. Raises as `read_manifest` does, and OutputCorrupt where the self-test fails."""
         self.artifacts = artifacts
         self.manifest = read_manifest(artifacts)
         self.tag: str = self.manifest["tag"]
         self.tag_bytes = self.tag.encode()
         self.contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))
         self.encoder = read_encoder(artifacts / "encoder.json")
-        self.check = RowCheck(self.contract, self.encoder.columns)
+        self.row_check = RowCheck(self.contract, self.encoder.columns)
         self.arrow_check = ArrowCheck(self.contract, self.encoder.columns)
         self.is_regression = self.encoder.features.task == "regression"
         self._session = create_session(artifacts / self.manifest["model"])
-        self._labels = [str(one) for one in self.encoder.classes]
+        self._class_names = [str(label) for label in self.encoder.classes]
         self.examples: list[dict[str, Any]] = json.loads((artifacts / EXAMPLES).read_text(encoding="utf-8"))
-        self._rehearse()
+        self._self_test()
         if self.manifest.get("needs_vnni") and needs_reduced_range(cpu_flags()):
             _log.warning(
-                "%s may answer otherwise than measured: this processor has no VNNI, so its sums of 8-bit products "
-                "saturate; compress it with `reduce_range: true`, or serve it where there is VNNI",
+                "%s may predict otherwise than measured: this processor has no VNNI, so sums of 8-bit products "
+                "saturate; compress with `reduce_range: true`, or serve on a processor with VNNI",
                 self.tag,
             )
 
-    def answers(self, rows: Rows) -> np.ndarray:
-        """Probabilities float64 (B, K), or for a regression the figures float64 (B,).
+    def predict(self, rows: Rows) -> np.ndarray:
+        """Probabilities float64 (B, K), or regression values float64 (B,).
 
         Raises:
-            DataUnfit: a value that the recipe refuses, such as a category that the training part has not.
+            DataUnfit: the encoder rejects a value, such as a category that the training data does not have.
         """
-        return self.answers_to(encode(self.encoder, rows))
+        return self.predict_encoded(encode(self.encoder, rows))
 
-    def answers_to(self, x: np.ndarray) -> np.ndarray:
-        """The same for encoded rows float32 (B, ...)."""
+    def predict_encoded(self, x: np.ndarray) -> np.ndarray:
+        """`predict` for encoded rows float32 (B, ...)."""
         return predictions_from(
             self.encoder, compute_outputs(self._session, x, is_row_by_row=self.manifest["is_row_by_row"])
         )
 
     @cached_property
     def background(self) -> np.ndarray:
-        """Held-out rows that came with the version, encoded: float32 (N, ...). `/explain` compares with them."""
+        """Encoded held-out rows of the bento, float32 (N, ...), that `/explain` compares with."""
         rows = json.loads((self.artifacts / BACKGROUND).read_text(encoding="utf-8"))
-        return encode(self.encoder, self.check.columns(self.check.rows(json.dumps({"rows": rows}).encode())).batch)
+        body = json.dumps({"rows": rows}).encode()
+        return encode(self.encoder, self.row_check.columns(self.row_check.rows(body)).batch)
 
-    def predictions(self, given: np.ndarray) -> list[dict[str, Any]]:
-        """As a client reads them: a label with the probabilities of all, or a value in the label's units."""
+    def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """JSON predictions: a label with the probability of each class, or a value in the label's unit."""
         if self.is_regression:
-            return [{"value": value} for value in given.tolist()]
-        classes, labels = self.encoder.classes, self._labels
+            return [{"value": value} for value in outputs.tolist()]
+        classes, names = self.encoder.classes, self._class_names
         return [
-            {"label": classes[best], "probabilities": dict(zip(labels, shares, strict=True))}
-            for best, shares in zip(given.argmax(axis=1).tolist(), given.tolist(), strict=True)
+            {"label": classes[best], "probabilities": dict(zip(names, probabilities, strict=True))}
+            for best, probabilities in zip(outputs.argmax(axis=1).tolist(), outputs.tolist(), strict=True)
         ]
 
-    def as_table(self, given: np.ndarray) -> pa.Table:
-        """The predictions as columns; the classes of the probabilities are in the schema's metadata, in their order."""
+    def predictions_table(self, outputs: np.ndarray) -> pa.Table:
+        """Predictions as columns; the schema's metadata lists the classes in the order of the probabilities."""
         if self.is_regression:
-            table = pa.table({"value": given})
+            table = pa.table({"value": outputs})
         else:
-            labels = pa.array(list(self.encoder.classes)).take(pa.array(given.argmax(axis=1)))
-            table = pa.table({"label": labels, "probabilities": _lists(given)})
-        return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._labels)})
+            labels = pa.array(list(self.encoder.classes)).take(pa.array(outputs.argmax(axis=1)))
+            table = pa.table({"label": labels, "probabilities": _list_array(outputs)})
+        return table.replace_schema_metadata({"model": self.tag, "classes": json.dumps(self._class_names)})
 
-    def _rehearse(self) -> None:
-        """Answer the rows that came with the version. Afterwards ONNX Runtime has laid out its memory, too."""
+    def _self_test(self) -> None:
+        """Compare predictions for the bento's example rows with those measured. This also warms up ONNX Runtime."""
         if not self.examples:
             return
         try:
-            found = self.predictions(self.answers(self.check.columns(self.check.rows(self.request))))
+            rows = self.row_check.columns(self.row_check.rows(self.example_request))
+            predictions = self.format_predictions(self.predict(rows))
         except BloomeryError:
             raise
         except Exception as failure:
-            raise _corrupt(f"the model cannot answer: {failure}", "answers as measured", self.artifacts) from failure
+            raise _corrupt(
+                f"the model cannot predict: {failure}", "predictions as measured", self.artifacts
+            ) from failure
         limit = TOLERANCE * score_unit(self.encoder)
-        for one, answered in zip(self.examples, found, strict=True):
-            if furthest(answered, one["prediction"]) > limit:
+        for example, prediction in zip(self.examples, predictions, strict=True):
+            if furthest(prediction, example["prediction"]) > limit:
                 raise _corrupt(
-                    f"for a held-out row it answers {in_words(answered)} here",
-                    f"{in_words(one['prediction'])}, as was measured, within {limit:g}",
+                    f"the prediction for a held-out row is {in_words(prediction)}",
+                    f"{in_words(example['prediction'])}, as measured, within {limit:g}",
                     self.artifacts,
                 )
 
     @property
-    def request(self) -> bytes:
-        """The rows that came with the version as a client would send them."""
-        return json.dumps({"rows": [one["row"] for one in self.examples]}).encode()
+    def example_request(self) -> bytes:
+        """The body of a request with the bento's example rows."""
+        return json.dumps({"rows": [example["row"] for example in self.examples]}).encode()
 
 
-def _lists(values: np.ndarray) -> pa.Array:
+def _list_array(values: np.ndarray) -> pa.Array:
     """Each row of float64 (B, K) as a list."""
     offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

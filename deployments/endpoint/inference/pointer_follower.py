@@ -1,7 +1,7 @@
-"""An endpoint that follows a pointer: a version that it names is loaded and tried beside the one that answers.
+"""Follows the champion pointer: loads and tests the version it names, then switches to it between two requests.
 
-Only then is it switched to, between two requests. A version that cannot be loaded, or answers otherwise than was
-measured, is refused, and the one before goes on.
+The current version serves meanwhile. A version that cannot be loaded or fails its self-test is rejected, and the
+current version stays.
 """
 
 from __future__ import annotations
@@ -19,96 +19,105 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import BloomeryError, OutputCorrupt
 from bloomery.data_contracts.serving.champion_pointer import Following, Pointer, note_following, read_pointer
 from bloomery.data_contracts.serving.signatures import MANIFEST
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
-_SECONDS_BETWEEN_LOOKS = 0.2
+_POLL_INTERVAL_S = 0.2
 _log = logging.getLogger("bloomery.endpoint")
 
 
-def load(pointer: Pointer) -> Version:
-    """The version that is pointed to.
+def load_version(pointer: Pointer) -> LoadedVersion:
+    """Load the version that the pointer names.
 
     Raises:
-        OutputCorrupt: it is not the one that the pointer means, a file was changed, or it answers otherwise.
+        OutputCorrupt: its manifest is not the promoted one, a file has changed, or the self-test fails.
     """
     artifacts = Path(pointer.artifacts)
     manifest = artifacts / MANIFEST
-    found = digest_of_file(manifest) if manifest.is_file() else "no file"
-    if found != pointer.manifest_sha256:
+    digest = digest_of_file(manifest) if manifest.is_file() else "no file"
+    if digest != pointer.manifest_sha256:
         raise OutputCorrupt(
-            f"the manifest of {pointer.bento} is not the one that was promoted: {found}",
+            f"the manifest of {pointer.bento} is not the promoted one: {digest}",
             required=f"sha256 {pointer.manifest_sha256}",
             where=str(manifest),
             remedy="roll back, or package the version again and promote it",
         )
-    return Version(artifacts)
+    return LoadedVersion(artifacts)
 
 
-class Follower:
-    """Looks at the pointer several times a second, in a thread of its own."""
+class PointerFollower:
+    """Polls the pointer several times per second in a thread."""
 
     def __init__(
-        self, path: Path, serving: Version, use: Callable[[Version], None], refuse: Callable[[], None]
+        self,
+        path: Path,
+        current: LoadedVersion,
+        on_version: Callable[[LoadedVersion], None],
+        on_rejected: Callable[[], None],
     ) -> None:
-        """`use` is called with each further version that may answer, and `refuse` when one may not."""
-        self._path, self._use, self._refuse = path, use, refuse
-        self._bento = serving.tag
-        self._seen: tuple[int, int] | None = None  # so that a change since `serving` was loaded is seen, too
-        self._ended = threading.Event()
-        self._note: Path | None = None
-        self._tell()
+        """`on_version` is called with each further version, `on_rejected` for each that cannot serve."""
+        self._path, self._on_version, self._on_rejected = path, on_version, on_rejected
+        self._bento = current.tag
+        self._file_state: tuple[int, int] | None = None  # so that a change since `current` was loaded is noticed
+        self._stopped = threading.Event()
+        self._status_file: Path | None = None
+        self._write_status()
 
     def start(self) -> None:
-        threading.Thread(target=self._follow, name="follow", daemon=True).start()
+        threading.Thread(target=self._follow, name="pointer-follower", daemon=True).start()
 
-    def end(self) -> None:
-        self._ended.set()
-        if self._note is not None:
-            self._note.unlink(missing_ok=True)
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._status_file is not None:
+            self._status_file.unlink(missing_ok=True)
 
-    def look(self) -> None:
-        """Afterwards the version that the pointer names now answers, or was refused."""
-        mark = _mark(self._path)
-        if mark == self._seen or mark is None:
+    def poll(self) -> None:
+        """Switch to the version that the pointer names now, or reject it."""
+        file_state = _stat(self._path)
+        if file_state == self._file_state or file_state is None:
             return
-        self._seen = mark
-        refused = ""
+        self._file_state = file_state
+        candidate = ""
         try:
             pointer = read_pointer(self._path)
-            refused = pointer.bento
+            candidate = pointer.bento
             if pointer.bento != self._bento:
-                self._use(load(pointer))
+                self._on_version(load_version(pointer))
                 self._bento = pointer.bento
-            self._tell()
-            _log.info("%s answers", self._bento)
-        except Exception as failure:  # whatever a version holds, it must not end the one that answers
-            why = failure.found if isinstance(failure, BloomeryError) else f"{type(failure).__name__}: {failure}"
-            _log.error("%s goes on: %s is refused: %s", self._bento, refused or "the pointer", why)
-            self._refuse()
-            self._tell(refused, why)
+            self._write_status()
+            _log.info("serving %s", self._bento)
+        except Exception as failure:  # whatever is wrong with a new version must not end the current one
+            reason = failure.found if isinstance(failure, BloomeryError) else f"{type(failure).__name__}: {failure}"
+            _log.error("%s stays; %s is rejected: %s", self._bento, candidate or "the pointer", reason)
+            self._on_rejected()
+            self._write_status(candidate, reason)
 
     def _follow(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
+        while not self._stopped.wait(_POLL_INTERVAL_S):
             try:
-                self.look()
+                self.poll()
             except OSError:
-                _log.exception("the pointer could not be looked at; trying again")
+                _log.exception("the pointer cannot be read; trying again")
 
-    def _tell(self, refused: str = "", why: str = "") -> None:
+    def _write_status(self, rejected: str = "", reason: str = "") -> None:
         started = psutil.Process().create_time()
-        following = Following(
-            host=socket.gethostname(), pid=os.getpid(), started=started, bento=self._bento, refused=refused, why=why
+        status = Following(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=started,
+            bento=self._bento,
+            refused=rejected,
+            why=reason,
         )
         try:
-            self._note = note_following(self._path.parent, following)
-        except OSError:  # a full disk or a folder that is read only: answering goes on
-            _log.exception("what this endpoint does could not be noted")
+            self._status_file = note_following(self._path.parent, status)
+        except OSError:  # a full disk or a read-only folder must not end the endpoint
+            _log.exception("the status of this endpoint cannot be written")
 
 
-def _mark(path: Path) -> tuple[int, int] | None:
-    """Another one whenever the file was replaced; None while there is none."""
+def _stat(path: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is replaced; None while there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns

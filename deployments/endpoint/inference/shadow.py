@@ -1,4 +1,4 @@
-"""A challenger that is asked all that the champion is asked, and whose answers only the log hears."""
+"""A shadow version: predicts for the champion's requests in a thread; its predictions go to the log only."""
 
 from __future__ import annotations
 
@@ -9,57 +9,63 @@ from collections.abc import Callable
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.serving.prediction_log import SHADOW
-from bloomery.deployments.endpoint.inference.bounded_queue import Backlog
-from bloomery.deployments.endpoint.inference.micro_batcher import Answered
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.bounded_queue import BoundedQueue
+from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatch
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
-_MOST_WAITING_ROWS = 5_000
+_MAX_PENDING_ROWS = 5_000
 _log = logging.getLogger("bloomery.endpoint")
 
 
 class Shadow:
-    """Give it to those that are told of answers; `tell` is told of its own."""
+    """A listener to the champion's batches that calls `on_batch` with its own."""
 
-    def __init__(self, version: Version, tell: Callable[[Answered], None], lose: Callable[[int], None]) -> None:
-        """`lose` is called with the number of rows that it was too late for, or that it could not answer."""
+    def __init__(
+        self,
+        version: LoadedVersion,
+        on_batch: Callable[[PredictionBatch], None],
+        on_dropped: Callable[[int], None],
+    ) -> None:
+        """`on_dropped` is called with the number of rows that it was too slow for or could not predict."""
         self.version = version
-        self._tell, self._lose = tell, lose
-        self._backlog = Backlog(_MOST_WAITING_ROWS, lose)
-        self._thread = threading.Thread(target=self._answer_on, name="shadow", daemon=True)
+        self._on_batch, self._on_dropped = on_batch, on_dropped
+        self._queue = BoundedQueue(_MAX_PENDING_ROWS, on_dropped)
+        self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def __call__(self, answered: Answered) -> None:
-        self._backlog.put(answered)
+    def __call__(self, batch: PredictionBatch) -> None:
+        self._queue.put(batch)
 
-    def end(self) -> None:
-        """Afterwards it has answered all that it was asked."""
-        self._backlog.end()
+    def close(self) -> None:
+        """Predict for all rows that are queued, then end."""
+        self._queue.close()
         self._thread.join()
 
-    def _answer_on(self) -> None:
-        while not self._backlog.is_ended:
-            self._answer(self._backlog.take())
-        self._answer(self._backlog.take())  # what came while it answered others
+    def _run(self) -> None:
+        while not self._queue.is_closed:
+            self._process(self._queue.take_all())
+        self._process(self._queue.take_all())  # batches that arrived during the last run
 
-    def _answer(self, waiting: list[Answered]) -> None:
-        for answered in waiting:
+    def _process(self, batches: list[PredictionBatch]) -> None:
+        for batch in batches:
             try:
-                self._tell(self._answered(answered))
+                self._on_batch(self._predict(batch))
             except DataUnfit:
-                self._lose(len(answered.given))
-            except Exception:  # a challenger's fault is not the champion's
-                _log.exception("the shadow %s cannot answer", self.version.tag)
-                self._lose(len(answered.given))
+                self._on_dropped(len(batch.outputs))
+            except Exception:  # a failure of the shadow must not affect the champion
+                _log.exception("the shadow %s cannot predict", self.version.tag)
+                self._on_dropped(len(batch.outputs))
 
-    def _answered(self, champions: Answered) -> Answered:
-        rows = champions.rows
-        if rows.schema != self.version.check.schema:  # it reads other columns, or some of them
-            rows = champions.batch.select(self.version.check.schema.names).cast(self.version.check.schema)
-        began = time.perf_counter()
-        given = self.version.answers(rows)
-        ended = time.perf_counter()
-        return champions._replace(
-            version=self.version, role=SHADOW, rows=rows, given=given, ended=ended, run_seconds=ended - began
+    def _predict(self, champion: PredictionBatch) -> PredictionBatch:
+        rows = champion.rows
+        schema = self.version.row_check.schema
+        if rows.schema != schema:  # the shadow reads other columns, or fewer
+            rows = champion.record_batch.select(schema.names).cast(schema)
+        start = time.perf_counter()
+        outputs = self.version.predict(rows)
+        end = time.perf_counter()
+        return champion._replace(
+            version=self.version, role=SHADOW, rows=rows, outputs=outputs, end_time=end, run_seconds=end - start
         )

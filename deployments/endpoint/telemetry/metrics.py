@@ -1,63 +1,64 @@
-"""What `/metrics` tells of requests. Label values are those that are known beforehand, so the page does not grow."""
+"""Prometheus metrics of requests. All label values are known beforehand, so their number is bounded."""
 
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from bloomery.deployments.endpoint.inference.micro_batcher import Answered
+from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatch
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
+_SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 _STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 501, 503)
 
 
-class Measures:
-    """Prometheus' figures of one process, which BentoML adds up over its workers."""
+class Metrics:
+    """The metrics of one process, which BentoML adds up over its workers."""
 
     def __init__(self) -> None:
-        requests = Counter(
-            "bloomery_requests_total", "Requests for predictions, by the status that was answered", ["status"]
-        )
-        # Bound beforehand: looking a label up costs as much as counting.
+        requests = Counter("bloomery_requests_total", "Prediction requests by HTTP status", ["status"])
+        # Labels are looked up beforehand: a lookup costs as much as an increment.
         self._requests = {status: requests.labels(str(status)) for status in _STATUSES}
-        self._seconds = Histogram(
-            "bloomery_request_seconds", "From the head of a request to its answer", buckets=_SECONDS
+        self._request_seconds = Histogram(
+            "bloomery_request_seconds", "Time from the head of a request to its response", buckets=_SECONDS_BUCKETS
         )
-        self._rows = Counter("bloomery_rows_total", "Rows that were answered")
-        self._together = Histogram("bloomery_rows_together", "Rows that were one run of the network", buckets=_ROWS)
-        explanations = Counter(
-            "bloomery_explanations_total", "Requests for explanations, by the status that was answered", ["status"]
-        )
+        self._rows = Counter("bloomery_rows_total", "Predicted rows")
+        self._batch_rows = Histogram("bloomery_batch_rows", "Rows per run of the network", buckets=_ROWS_BUCKETS)
+        explanations = Counter("bloomery_explanations_total", "Explanation requests by HTTP status", ["status"])
         self._explanations = {status: explanations.labels(str(status)) for status in _STATUSES}
         self._explanation_seconds = Histogram(
-            "bloomery_explanation_seconds", "From the head of a request to its explanations", buckets=_SECONDS
+            "bloomery_explanation_seconds",
+            "Time from the head of a request to its explanations",
+            buckets=_SECONDS_BUCKETS,
         )
         self._version = Gauge(
-            "bloomery_version_info", "1 for the version that answers", ["version"], multiprocess_mode="max"
+            "bloomery_version_info", "1 for the version that serves", ["version"], multiprocess_mode="max"
         )
         self._tag: str | None = None
-        self._refused = Counter("bloomery_versions_refused_total", "Versions that were pointed to and could not answer")
-        lost = Counter("bloomery_rows_lost_total", "Answered rows that were not kept or repeated, by whom", ["by"])
-        self.lost_by_log, self.lost_by_shadow = lost.labels("log").inc, lost.labels("shadow").inc
+        self._rejected_versions = Counter(
+            "bloomery_versions_rejected_total", "Versions that the pointer named and the endpoint could not serve"
+        )
+        dropped = Counter("bloomery_rows_dropped_total", "Predicted rows that the log or the shadow missed", ["by"])
+        self.count_dropped_by_log = dropped.labels("log").inc
+        self.count_dropped_by_shadow = dropped.labels("shadow").inc
 
-    def asked(self, status: int, seconds: float) -> None:
+    def observe_request(self, status: int, seconds: float) -> None:
         self._requests[status].inc()
-        self._seconds.observe(seconds)
+        self._request_seconds.observe(seconds)
 
-    def refused(self) -> None:
-        self._refused.inc()
-
-    def explained(self, status: int, seconds: float) -> None:
+    def observe_explanation(self, status: int, seconds: float) -> None:
         self._explanations[status].inc()
         self._explanation_seconds.observe(seconds)
 
-    def answered(self, answered: Answered) -> None:
-        num_rows = len(answered.given)
+    def observe_batch(self, batch: PredictionBatch) -> None:
+        num_rows = len(batch.outputs)
         self._rows.inc(num_rows)
-        self._together.observe(num_rows)
+        self._batch_rows.observe(num_rows)
 
-    def serves(self, tag: str) -> None:
+    def set_version(self, tag: str) -> None:
         if self._tag is not None:
             self._version.labels(self._tag).set(0)
         self._version.labels(tag).set(1)
         self._tag = tag
+
+    def count_rejected_version(self) -> None:
+        self._rejected_versions.inc()

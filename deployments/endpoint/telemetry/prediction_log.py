@@ -1,8 +1,8 @@
-"""What was asked and answered, kept as Parquet, without a request waiting for it.
+"""The prediction log: requests with their predictions, written to Parquet without delaying a response.
 
-Answers are put in a queue; a thread writes them once a second to an Arrow stream, which is whole up to its last batch
-whatever happens, and turns the stream into a Parquet file when it is long or old enough. What a killed process has left
-is turned into one by the next.
+Batches go to a queue; a thread appends them once per second to an Arrow stream, which is complete up to its last batch
+after a kill, and converts the stream to Parquet when it is large or old enough. The next process converts the streams
+that a killed one has left.
 """
 
 from __future__ import annotations
@@ -25,171 +25,172 @@ import pyarrow as pa
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.columnar_rows import as_table
 from bloomery.data_contracts.serving.prediction_log import FIELDS, PARQUET, STREAM, as_parquet
-from bloomery.deployments.endpoint.inference.bounded_queue import Backlog
-from bloomery.deployments.endpoint.inference.micro_batcher import Answered
+from bloomery.deployments.endpoint.inference.bounded_queue import BoundedQueue
+from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatch
 
 _log = logging.getLogger("bloomery.endpoint")
 
 
-class Bounds(NamedTuple):
-    """How much is kept, where. `waiting_rows` is what may be in memory; further rows are not logged, but counted."""
+class LogLimits(NamedTuple):
+    """Limits of the log. Rows beyond `pending_rows` in memory are counted as dropped."""
 
-    waiting_rows: int = 20_000
-    seconds_between_writes: float = 1.0
+    pending_rows: int = 20_000
+    write_interval_s: float = 1.0
     file_bytes: int = 16_000_000  # of a stream, before it becomes Parquet
     file_seconds: float = 600.0
-    bytes: int = 2_000_000_000  # of all files; the oldest go first
+    total_bytes: int = 2_000_000_000  # of all files; the oldest are removed first
 
 
 class PredictionLog:
-    """Give it to those that are told of answers."""
+    """A listener to prediction batches."""
 
-    def __init__(self, folder: Path, bounds: Bounds, lose: Callable[[int], None]) -> None:
-        """`lose` is called with the number of rows that could not be logged."""
-        self._folder, self._bounds, self._lose = folder, bounds, lose
-        self._backlog = Backlog(bounds.waiting_rows, lose)
-        self._file: _File | None = None
+    def __init__(self, folder: Path, limits: LogLimits, on_dropped: Callable[[int], None]) -> None:
+        """`on_dropped` is called with the number of rows that could not be logged."""
+        self._folder, self._limits, self._on_dropped = folder, limits, on_dropped
+        self._queue = BoundedQueue(limits.pending_rows, on_dropped)
+        self._file: _StreamFile | None = None
         self._num_files = 0
-        self._pause = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, name="log", daemon=True)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def __call__(self, answered: Answered) -> None:
-        self._backlog.put(answered)
+    def __call__(self, batch: PredictionBatch) -> None:
+        self._queue.put(batch)
 
-    def end(self) -> None:
-        """Afterwards all that was answered lies in Parquet files."""
-        self._pause.set()
-        self._backlog.end()
+    def close(self) -> None:
+        """Write all batches to Parquet files, then end."""
+        self._closing.set()
+        self._queue.close()
         self._thread.join()
 
-    def _write_on(self) -> None:
-        self._safely(self._take_over)
-        while not self._backlog.is_ended:
-            self._write(self._backlog.take(self._bounds.file_seconds))
-            # What comes meanwhile is written with the next.
-            self._pause.wait(self._bounds.seconds_between_writes)
-        self._write(self._backlog.take())
-        self._safely(self._close)
+    def _run(self) -> None:
+        self._log_errors(self._convert_orphans)
+        while not self._queue.is_closed:
+            self._write(self._queue.take_all(self._limits.file_seconds))
+            # Batches that arrive during the pause are written together.
+            self._closing.wait(self._limits.write_interval_s)
+        self._write(self._queue.take_all())
+        self._log_errors(self._close_file)
 
-    def _safely(self, step: Callable[[], None]) -> bool:
+    def _log_errors(self, step: Callable[[], None]) -> bool:
+        """Run `step`; returns False, after a line in the log, where it failed."""
         try:
             step()
         except (OSError, pa.ArrowException):
-            _log.exception("the log of predictions could not be written; answering goes on")
+            _log.exception("the prediction log could not be written; serving continues")
             return False
         return True
 
-    def _write(self, waiting: list[Answered]) -> None:
-        # Many requests are one batch: to write each by itself would cost more than to answer it.
-        for _, group in itertools.groupby(waiting, key=lambda answered: (answered.version, answered.role)):
-            together = list(group)
-            if not self._safely(functools.partial(self._append, together)):
-                self._lose(sum(len(answered.given) for answered in together))
-                self._file = None  # what it has is kept; the next attempt takes another
-        if self._file is not None and self._file.is_full(self._bounds):
-            self._safely(self._close)
+    def _write(self, batches: list[PredictionBatch]) -> None:
+        # One Arrow batch for many requests: a batch for each would cost more than its prediction.
+        for _, group in itertools.groupby(batches, key=lambda batch: (batch.version, batch.role)):
+            version_batches = list(group)
+            if not self._log_errors(functools.partial(self._append, version_batches)):
+                self._on_dropped(sum(len(batch.outputs) for batch in version_batches))
+                self._file = None  # its complete batches are kept; the next attempt begins another file
+        if self._file is not None and self._file.is_full(self._limits):
+            self._log_errors(self._close_file)
 
-    def _append(self, together: list[Answered]) -> None:
-        batch = as_batch(together)
-        if self._file is not None and self._file.schema != batch.schema:  # another version reads other columns
-            self._close()
+    def _append(self, batches: list[PredictionBatch]) -> None:
+        record_batch = to_log_batch(batches)
+        if self._file is not None and self._file.schema != record_batch.schema:  # another version reads other columns
+            self._close_file()
         if self._file is None:
             self._num_files += 1
             now = time.gmtime()
             day = self._folder / time.strftime("day=%Y-%m-%d", now)
             day.mkdir(parents=True, exist_ok=True)
             name = f"{time.strftime('%H%M%S', now)}-{os.getpid()}-{self._num_files}{STREAM}"
-            self._file = _File(day / name, batch.schema)
-        self._file.write(batch)
+            self._file = _StreamFile(day / name, record_batch.schema)
+        self._file.write(record_batch)
 
-    def _close(self) -> None:
+    def _close_file(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             file.close()
             as_parquet(file.path)
-            _forget_oldest(self._folder, self._bounds.bytes)
+            _remove_oldest(self._folder, self._limits.total_bytes)
 
-    def _take_over(self) -> None:
-        """Make Parquet of the streams whose processes have ended."""
+    def _convert_orphans(self) -> None:
+        """Convert the streams of processes that have ended to Parquet."""
         for path in sorted(self._folder.glob(f"day=*/*{STREAM}")):
             pid = int(path.stem.split("-")[1])
             if pid == os.getpid() or not psutil.pid_exists(pid):
                 as_parquet(path)
 
 
-class _File:
-    """A stream that is being written."""
+class _StreamFile:
+    """An open Arrow stream."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema = path, schema
-        self._began = time.monotonic()
+        self._opened_at = time.monotonic()
         self._sink = path.open("wb")
         self._stream = pa.ipc.new_stream(self._sink, schema)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._stream.write_batch(batch)
+    def write(self, record_batch: pa.RecordBatch) -> None:
+        self._stream.write_batch(record_batch)
         self._sink.flush()
 
-    def is_full(self, bounds: Bounds) -> bool:
-        return self._sink.tell() >= bounds.file_bytes or time.monotonic() - self._began >= bounds.file_seconds
+    def is_full(self, limits: LogLimits) -> bool:
+        return self._sink.tell() >= limits.file_bytes or time.monotonic() - self._opened_at >= limits.file_seconds
 
     def close(self) -> None:
         self._stream.close()
         self._sink.close()
 
 
-def as_batch(together: Sequence[Answered]) -> pa.RecordBatch:
-    """What one version has answered in one role, as it is logged."""
-    version, role = together[0].version, together[0].role
-    epoch = time.time() - time.perf_counter()  # the time of day of perf_counter's zero
-    sizes = np.array([size for one in together for size in one.sizes])
-    began = np.repeat([began for one in together for began in one.began], sizes)
-    per_run = np.array([len(one.given) for one in together])
-    ended = np.repeat([one.ended for one in together], per_run)
-    num_rows = int(sizes.sum())
-    always = [
-        pa.array(np.rint((epoch + ended) * 1e6).astype(np.int64)).cast(FIELDS[0].type),
-        pa.array([request for one in together for request in one.requests], pa.string()).take(
-            pa.array(np.repeat(np.arange(len(sizes)), sizes))
+def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
+    """Log rows of batches that one version served in one role."""
+    version, role = batches[0].version, batches[0].role
+    epoch = time.time() - time.perf_counter()  # the time of day at which perf_counter was 0
+    request_sizes = np.array([size for batch in batches for size in batch.request_sizes])
+    start_times = np.repeat([start for batch in batches for start in batch.start_times], request_sizes)
+    batch_sizes = np.array([len(batch.outputs) for batch in batches])
+    end_times = np.repeat([batch.end_time for batch in batches], batch_sizes)
+    num_rows = int(request_sizes.sum())
+    fixed_columns = [
+        pa.array(np.rint((epoch + end_times) * 1e6).astype(np.int64)).cast(FIELDS[0].type),
+        pa.array([request_id for batch in batches for request_id in batch.request_ids], pa.string()).take(
+            pa.array(np.repeat(np.arange(len(request_sizes)), request_sizes))
         ),
-        pa.array(np.arange(num_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes), pa.int32()),
+        pa.array(np.arange(num_rows) - np.repeat(np.cumsum(request_sizes) - request_sizes, request_sizes), pa.int32()),
         pa.repeat(version.tag, num_rows),
         pa.repeat(role, num_rows),
-        pa.array(ended - began),
-        pa.array(np.repeat([one.run_seconds for one in together], per_run)),
-        pa.array(np.repeat(per_run, per_run), pa.int32()),
+        pa.array(end_times - start_times),
+        pa.array(np.repeat([batch.run_seconds for batch in batches], batch_sizes)),
+        pa.array(np.repeat(batch_sizes, batch_sizes), pa.int32()),
     ]
-    rows = as_table([one.rows for one in together])
-    told = version.as_table(np.concatenate([one.given for one in together]))
+    rows = as_table([batch.rows for batch in batches])
+    predictions = version.predictions_table(np.concatenate([batch.outputs for batch in batches]))
     nested = {
-        "columns": _struct(rows.select(impersonal(version.contract, rows.column_names))),
-        "answer": _struct(told),
+        "columns": _to_struct(rows.select(non_personal_columns(version.contract, rows.column_names))),
+        "answer": _to_struct(predictions),
     }
     fields = [*FIELDS, *(pa.field(name, array.type) for name, array in nested.items())]
-    return pa.RecordBatch.from_arrays([*always, *nested.values()], schema=pa.schema(fields))
+    return pa.RecordBatch.from_arrays([*fixed_columns, *nested.values()], schema=pa.schema(fields))
 
 
-def impersonal(contract: Contract, names: Sequence[str]) -> list[str]:
-    """The columns that say nothing of a person, as the contract marks them: the others are not logged."""
+def non_personal_columns(contract: Contract, names: Sequence[str]) -> list[str]:
+    """The columns that the contract does not mark as personal; only these are logged."""
     return [name for name in names if name not in contract.personal_columns]
 
 
-def _struct(table: pa.Table) -> pa.StructArray:
+def _to_struct(table: pa.Table) -> pa.StructArray:
     (batch,) = table.combine_chunks().to_batches()
     return pa.StructArray.from_arrays(batch.columns, names=table.column_names)
 
 
-def _forget_oldest(folder: Path, most_bytes: int) -> None:
+def _remove_oldest(folder: Path, max_bytes: int) -> None:
     files = sorted(folder.glob(f"day=*/*{PARQUET}"))
     sizes = [path.stat().st_size for path in files]
-    excess = sum(sizes) - most_bytes
+    excess = sum(sizes) - max_bytes
     for path, size in zip(files, sizes, strict=True):
         if excess <= 0:
             break
         path.unlink(missing_ok=True)
         excess -= size
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where it was the day's last
+            path.parent.rmdir()  # if it was the day's last file

@@ -1,4 +1,4 @@
-"""The endpoint without a server: what is answered, what is refused, and that nobody's bad row is another's."""
+"""The endpoint without a server: predictions, errors, and the isolation of requests that share a run."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.models.features.encoder import encode
 from bloomery.models.inference.runtime import create_session, softmax
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 JSON = {"content-type": "application/json"}
+CASE_FIELDS = ("case", "body", "status", "message")
 
 
 @pytest.fixture(scope="module")
-def version(packaged: Callable[..., Path]) -> Version:
-    return Version(packaged())
+def version(packaged: Callable[..., Path]) -> LoadedVersion:
+    return LoadedVersion(packaged())
 
 
 @pytest.fixture(scope="module")
-def application(version: Version, measures: Measures) -> Application:
-    application = Application(Limits(body_bytes=20_000, rows=100, waiting=64), measures)
-    application.use(version)
+def application(version: LoadedVersion, metrics: Metrics) -> Application:
+    application = Application(Limits(body_bytes=20_000, rows=100, waiting=64), metrics)
+    application.use_version(version)
     return application
 
 
 def ask(application: Application, body: Any, path: str = "/predict", method: str = "POST", **headers: str) -> Any:
-    """The response to one request; a body that is no bytes is sent as JSON."""
+    """The response to one request; a body other than bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -62,64 +63,65 @@ def stream_of(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def test_rows_are_answered_in_order_with_label_shares_and_version(application: Application) -> None:
-    told = ask(application, {"rows": [ROW, {**ROW, "age": 70}, {"age": 5, "town": "nowhere"}]})
-    assert told.status_code == 200
-    document = told.json()
-    assert [one["label"] for one in document["predictions"]] == ["young", "old", "young"]
-    for one in document["predictions"]:
-        assert sum(one["probabilities"].values()) == pytest.approx(1)
-        assert one["probabilities"][one["label"]] == max(one["probabilities"].values())
-    assert document["model"] == told.headers["x-model-version"] == "people:one"
-    assert told.headers["content-type"] == "application/json"
+def test_predictions_are_in_order_with_label_probabilities_and_version(application: Application) -> None:
+    response = ask(application, {"rows": [ROW, {**ROW, "age": 70}, {"age": 5, "town": "nowhere"}]})
+    assert response.status_code == 200
+    document = response.json()
+    assert [prediction["label"] for prediction in document["predictions"]] == ["young", "old", "young"]
+    for prediction in document["predictions"]:
+        probabilities = prediction["probabilities"]
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert probabilities[prediction["label"]] == max(probabilities.values())
+    assert document["model"] == response.headers["x-model-version"] == "people:one"
+    assert response.headers["content-type"] == "application/json"
 
 
-def test_a_request_keeps_its_own_id_if_that_is_a_plain_word(application: Application) -> None:
+def test_a_request_keeps_its_id_if_it_is_valid(application: Application) -> None:
     assert ask(application, {"rows": [ROW]}, x_request_id="order-7").headers["x-request-id"] == "order-7"
-    made = ask(application, {"rows": [ROW]}, x_request_id="a b\tc").headers["x-request-id"]
-    assert made != "a b\tc"
-    assert made != ask(application, {"rows": [ROW]}).headers["x-request-id"]
+    generated = ask(application, {"rows": [ROW]}, x_request_id="a b\tc").headers["x-request-id"]
+    assert generated != "a b\tc"
+    assert generated != ask(application, {"rows": [ROW]}).headers["x-request-id"]
 
 
-REFUSED: list[tuple[str, Any, int, str]] = [
+INVALID_BODIES: list[tuple[str, Any, int, str]] = [
     ("a missing column", {"rows": [{"age": 3}]}, 422, "row 0, column town: found nothing, but the column is required"),
     ("an extra column", {"rows": [{**ROW, "label": "old"}]}, 422, "column label: found 'old', but the contract has no"),
     ("a number as text", {"rows": [{**ROW, "age": "30"}]}, 422, "column age: found '30', but input should be a valid"),
     ("a boolean", {"rows": [{**ROW, "age": True}]}, 422, "column age: found True"),
-    ("a share of a year", {"rows": [{**ROW, "age": 30.5}]}, 422, "column age: found 30.5"),
+    ("a fraction of a year", {"rows": [{**ROW, "age": 30.5}]}, 422, "column age: found 30.5"),
     ("out of range", {"rows": [{**ROW, "age": 121}]}, 422, "column age: found 121, but input should be less than"),
     ("at an excluded limit", {"rows": [{**ROW, "height": 3.0}]}, 422, "column height: found 3.0"),
-    ("null where it may not be", {"rows": [{**ROW, "age": None}]}, 422, "column age: found None"),
+    ("null in a required column", {"rows": [{**ROW, "age": None}]}, 422, "column age: found None"),
     ("another pattern", {"rows": [{**ROW, "town": "York"}]}, 422, "column town: found 'York', but must match ^[a-z]+$"),
     ("the second row", {"rows": [ROW, {**ROW, "age": -1}]}, 422, "row 1, column age: found -1"),
     ("no rows", {"rows": []}, 422, "the request: found"),
     ("a row that is a list", {"rows": [[1, 2, 3]]}, 422, "row 0"),
     ("a cell that is a list", {"rows": [{**ROW, "age": [30]}]}, 422, "column age"),
     ("rows that are an object", {"rows": ROW}, 422, "the request"),
-    ("no object", [ROW], 422, "the request"),
-    ("something beside rows", {"rows": [ROW], "more": 1}, 422, "the request"),
+    ("not an object", [ROW], 422, "the request"),
+    ("another key beside rows", {"rows": [ROW], "more": 1}, 422, "the request"),
     ("NaN", b'{"rows": [{"age": 30, "height": NaN, "town": "york"}]}', 422, "column height"),
     ("infinity", b'{"rows": [{"age": 30, "height": -Infinity, "town": "york"}]}', 422, "column height"),
     ("1e400", b'{"rows": [{"age": 30, "height": 1e400, "town": "york"}]}', 422, "column height"),
     ("a huge whole number", b'{"rows": [{"age": ' + b"9" * 400 + b', "town": "york"}]}', 422, "column age"),
     ("half a surrogate", b'{"rows": [{"age": 30, "town": "\\ud800"}]}', 400, "cannot be read"),
     ("half of an object", b'{"rows": [{"age": 30', 400, "cannot be read"),
-    ("no JSON", b"rows", 400, "cannot be read"),
-    ("bytes of no text", b'{"rows": [{"age": 30, "town": "\xff"}]}', 400, "cannot be read"),
+    ("not JSON", b"rows", 400, "cannot be read"),
+    ("invalid UTF-8", b'{"rows": [{"age": 30, "town": "\xff"}]}', 400, "cannot be read"),
     ("an empty body", b"", 400, "the body is empty"),
-    ("too many rows", {"rows": [ROW] * 101}, 413, "101 rows, and at most 100 are answered at once"),
-    ("too long a body", b" " * 20_001, 413, "20,001 bytes, and at most 20,000 bytes are read"),
+    ("too many rows", {"rows": [ROW] * 101}, 413, "101 rows; the limit is 100"),
+    ("a too long body", b" " * 20_001, 413, "20,001 bytes; the limit is 20,000 bytes"),
     ("deep nesting", b'{"rows": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, "cannot be read"),
 ]
 
 
-@pytest.mark.parametrize(("what", "body", "status", "said"), REFUSED, ids=[one[0] for one in REFUSED])
-def test_a_bad_request_is_told_what_is_wrong_where(application, what, body, status, said) -> None:
-    told = ask(application, body)
-    assert (told.status_code, set(told.json())) == (status, {"error", "problems"}), told.text
-    assert said in told.json()["error"]
+@pytest.mark.parametrize(CASE_FIELDS, INVALID_BODIES, ids=[case[0] for case in INVALID_BODIES])
+def test_an_invalid_request_gets_an_error_with_its_problems(application, case, body, status, message) -> None:
+    response = ask(application, body)
+    assert (response.status_code, set(response.json())) == (status, {"error", "problems"}), response.text
+    assert message in response.json()["error"]
     if status == 422:
-        assert all(set(problem) == {"row", "column", "found", "rule"} for problem in told.json()["problems"])
+        assert all(set(problem) == {"row", "column", "found", "rule"} for problem in response.json()["problems"])
 
 
 @pytest.mark.parametrize(
@@ -131,32 +133,32 @@ def test_a_bad_request_is_told_what_is_wrong_where(application, what, body, stat
         ({"content_type": "application/json; charset=utf-8"}, 200),
     ],
 )
-def test_only_known_content_types_are_read(application, headers, status) -> None:
+def test_only_supported_content_types_are_read(application, headers, status) -> None:
     assert ask(application, {"rows": [ROW]}, **headers).status_code == status
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-def test_rows_are_sent_by_post(application, method) -> None:
-    told = ask(application, {"rows": [ROW]}, method=method)
-    assert (told.status_code, told.headers["allow"]) == (405, "POST")
+def test_rows_require_post(application, method) -> None:
+    response = ask(application, {"rows": [ROW]}, method=method)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
 @pytest.mark.parametrize(("path", "status"), [("/info", 405), ("/nowhere", 404)])
-def test_pages_are_read_by_get(application, path, status) -> None:
-    told = ask(application, b"", path=path, method="TRACE")
-    assert (told.status_code, told.headers.get("allow")) == (status, "GET, HEAD" if status == 405 else None)
+def test_pages_require_get(application, path, status) -> None:
+    response = ask(application, b"", path=path, method="TRACE")
+    assert (response.status_code, response.headers.get("allow")) == (status, "GET, HEAD" if status == 405 else None)
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/predict/", "/docs/../secret", "/docs/index.html"])
-def test_other_paths_are_not_there(application, path) -> None:
+def test_other_paths_are_not_found(application, path) -> None:
     assert ask(application, b"", path=path, method="GET").status_code == 404
 
 
-def test_a_chunked_body_is_cut_off_at_the_limit(application) -> None:
+def test_a_chunked_body_is_rejected_at_the_limit(application) -> None:
     num_sent = 0
 
     async def call() -> httpx.Response:
-        async def pieces() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncIterator[bytes]:
             nonlocal num_sent
             for _ in range(100):
                 num_sent += 1
@@ -164,75 +166,75 @@ def test_a_chunked_body_is_cut_off_at_the_limit(application) -> None:
 
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
-            return await client.post("/predict", content=pieces(), headers=JSON)
+            return await client.post("/predict", content=chunks(), headers=JSON)
 
     assert asyncio.run(call()).status_code == 413
     assert num_sent < 30
 
 
-def test_rows_as_an_arrow_stream_are_answered_as_in_json(application, version) -> None:
+def test_an_arrow_stream_gets_the_same_predictions_as_json(application, version) -> None:
     rows = [ROW, {"age": 70, "height": None, "town": "bath"}]
-    table = pa.Table.from_pylist(rows, schema=version.check.schema)
+    table = pa.Table.from_pylist(rows, schema=version.row_check.schema)
     in_json = ask(application, {"rows": rows}).json()
     assert ask(application, stream_of(table), content_type=ARROW).json() == in_json
-    # Any width of number, text as a dictionary, any order of columns, and an optional column left out.
-    other = pa.table(
+    # Any width of number, dictionary-encoded text and any order of columns.
+    variant = pa.table(
         {
             "town": pa.array(["york", "bath"]).dictionary_encode(),
             "age": pa.array([30, 70], pa.int16()),
             "height": pa.array([1.7, None], pa.float64()),
         }
     )
-    assert ask(application, stream_of(other), content_type=ARROW).json() == in_json
-    told = ask(application, stream_of(table), content_type=ARROW, accept=ARROW)
-    assert told.headers["content-type"] == ARROW
-    answered = pa.ipc.open_stream(told.content).read_all()
-    assert answered["label"].to_pylist() == [one["label"] for one in in_json["predictions"]]
-    assert answered["probabilities"].to_pylist() == [
-        list(one["probabilities"].values()) for one in in_json["predictions"]
+    assert ask(application, stream_of(variant), content_type=ARROW).json() == in_json
+    response = ask(application, stream_of(table), content_type=ARROW, accept=ARROW)
+    assert response.headers["content-type"] == ARROW
+    predictions = pa.ipc.open_stream(response.content).read_all()
+    assert predictions["label"].to_pylist() == [prediction["label"] for prediction in in_json["predictions"]]
+    assert predictions["probabilities"].to_pylist() == [
+        list(prediction["probabilities"].values()) for prediction in in_json["predictions"]
     ]
-    assert json.loads(answered.schema.metadata[b"classes"]) == list(in_json["predictions"][0]["probabilities"])
+    assert json.loads(predictions.schema.metadata[b"classes"]) == list(in_json["predictions"][0]["probabilities"])
 
 
 TABLE = pa.table({"age": [30, 70], "height": [1.7, 1.6], "town": ["york", "bath"]})
-BAD_STREAMS: list[tuple[str, bytes, int, str]] = [
-    ("half", stream_of(TABLE)[:-200], 400, "no whole Arrow stream"),
+INVALID_STREAMS: list[tuple[str, bytes, int, str]] = [
+    ("truncated", stream_of(TABLE)[:-200], 400, "no whole Arrow stream"),
     ("noise", b"ARROW1" * 50, 400, "no whole Arrow stream"),
     ("no rows", stream_of(TABLE.slice(0, 0)), 422, "there must be at least one"),
     ("a column missing", stream_of(TABLE.drop_columns(["age"])), 422, "column age: found nothing"),
-    ("a column more", stream_of(TABLE.append_column("label", pa.array(["a", "b"]))), 422, "no such column"),
+    ("an extra column", stream_of(TABLE.append_column("label", pa.array(["a", "b"]))), 422, "no such column"),
     ("text for a number", stream_of(TABLE.set_column(0, "age", pa.array(["1", "2"]))), 422, "column age: found string"),
     ("too old", stream_of(TABLE.set_column(0, "age", pa.array([30, 121]))), 422, "row 1, column age: found 121"),
     ("null", stream_of(TABLE.set_column(0, "age", pa.array([30, None]))), 422, "row 1, column age: found null"),
     ("NaN", stream_of(TABLE.set_column(1, "height", pa.array([1.7, np.nan]))), 422, "row 1, column height"),
-    ("a share", stream_of(TABLE.set_column(0, "age", pa.array([30.0, 30.5]))), 422, "row 1, column age: found 30.5"),
+    ("a fraction", stream_of(TABLE.set_column(0, "age", pa.array([30.0, 30.5]))), 422, "row 1, column age: found 30.5"),
     ("a pattern", stream_of(TABLE.set_column(2, "town", pa.array(["york", "Y"]))), 422, "row 1, column town: found Y"),
-    ("too many", stream_of(pa.concat_tables([TABLE] * 51)), 422, "at most 100 are answered at once"),
+    ("too many", stream_of(pa.concat_tables([TABLE] * 51)), 422, "more than 100 rows"),
 ]
 
 
-@pytest.mark.parametrize(("what", "body", "status", "said"), BAD_STREAMS, ids=[one[0] for one in BAD_STREAMS])
-def test_a_bad_arrow_stream_is_told_what_is_wrong_where(application, what, body, status, said) -> None:
-    told = ask(application, body, content_type=ARROW)
-    assert told.status_code == status, told.text
-    assert said in told.json()["error"]
+@pytest.mark.parametrize(CASE_FIELDS, INVALID_STREAMS, ids=[case[0] for case in INVALID_STREAMS])
+def test_an_invalid_arrow_stream_gets_an_error_with_its_problems(application, case, body, status, message) -> None:
+    response = ask(application, body, content_type=ARROW)
+    assert response.status_code == status, response.text
+    assert message in response.json()["error"]
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=300), start=st.integers(0, 400), is_arrow=st.booleans())
-def test_whatever_bytes_come_no_answer_is_a_fault(application, body, start, is_arrow) -> None:
-    whole = stream_of(TABLE) if is_arrow else json.dumps({"rows": [ROW]}).encode()
-    changed = whole[:start] + body + whole[start + len(body) :]
-    told = ask(application, changed, content_type=ARROW if is_arrow else "application/json")
-    assert told.status_code in (200, 400, 422), told.text
+def test_no_body_causes_an_internal_error(application, body, start, is_arrow) -> None:
+    valid = stream_of(TABLE) if is_arrow else json.dumps({"rows": [ROW]}).encode()
+    changed = valid[:start] + body + valid[start + len(body) :]
+    response = ask(application, changed, content_type=ARROW if is_arrow else "application/json")
+    assert response.status_code in (200, 400, 422), response.text
 
 
-def test_clients_of_one_moment_are_answered_together_and_each_by_itself(packaged, measures) -> None:
-    """Good rows, bad rows and a category that only encoding refuses, all at once."""
-    application = Application(Limits(), measures)
-    application.use(Version(packaged(refuse_unknown=True)))
-    together: list[int] = []
-    application.on_answered.append(lambda answered: together.append(len(answered.given)))
+def test_simultaneous_requests_share_a_run_and_errors_stay_separate(packaged, metrics) -> None:
+    """Valid rows, invalid rows and a category that only the encoder rejects, all at once."""
+    application = Application(Limits(), metrics)
+    application.use_version(LoadedVersion(packaged(refuse_unknown=True)))
+    batch_sizes: list[int] = []
+    application.batch_listeners.append(lambda batch: batch_sizes.append(len(batch.outputs)))
     bodies = [{"rows": [{**ROW, "age": age}] * (1 + age % 3)} for age in range(20, 40)]
     bodies[3] = {"rows": [{**ROW, "age": 500}]}
     bodies[7] = {"rows": [{**ROW, "town": "nowhere"}]}
@@ -242,47 +244,48 @@ def test_clients_of_one_moment_are_answered_together_and_each_by_itself(packaged
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             return await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
 
-    told = asyncio.run(call())
-    together.clear()
+    responses = asyncio.run(call())
+    batch_sizes.clear()
     del bodies[7]
     asyncio.run(call())
-    assert max(together) > 20
+    assert max(batch_sizes) > 20
     bodies.insert(7, {"rows": [{**ROW, "town": "nowhere"}]})
-    assert [one.status_code for one in told] == [422 if place in (3, 7) else 200 for place in range(20)]
-    assert "nowhere" in told[7].json()["error"]
-    for place, (one, body) in enumerate(zip(told, bodies, strict=True)):
-        if place not in (3, 7):
-            assert one.json()["predictions"] == ask(application, body).json()["predictions"]
+    assert [response.status_code for response in responses] == [422 if index in (3, 7) else 200 for index in range(20)]
+    assert "nowhere" in responses[7].json()["error"]
+    for index, (response, body) in enumerate(zip(responses, bodies, strict=True)):
+        if index not in (3, 7):
+            assert response.json()["predictions"] == ask(application, body).json()["predictions"]
 
 
-def test_who_comes_while_too_many_wait_is_told_to_come_again(version, measures) -> None:
-    application = Application(Limits(waiting=3), measures)
-    application.use(version)
+def test_a_request_beyond_the_limit_of_waiting_ones_gets_503(version, metrics) -> None:
+    application = Application(Limits(waiting=3), metrics)
+    application.use_version(version)
 
     async def call() -> list[httpx.Response]:
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             return await asyncio.gather(*(client.post("/predict", json={"rows": [ROW]}) for _ in range(10)))
 
-    told = asyncio.run(call())
-    assert {one.status_code for one in told} == {200, 503}
-    assert all(one.headers["retry-after"] == "1" for one in told if one.status_code == 503)
+    responses = asyncio.run(call())
+    assert {response.status_code for response in responses} == {200, 503}
+    rejected = [response for response in responses if response.status_code == 503]
+    assert all(response.headers["retry-after"] == "1" for response in rejected)
     assert ask(application, {"rows": [ROW]}).status_code == 200
 
 
-def test_an_endpoint_without_a_version_says_so(measures) -> None:
-    assert ask(Application(Limits(), measures), {"rows": [ROW]}).status_code == 503
+def test_an_endpoint_without_a_version_returns_503(metrics) -> None:
+    assert ask(Application(Limits(), metrics), {"rows": [ROW]}).status_code == 503
 
 
 def test_explanations_are_counted_beside_predictions(application) -> None:
-    def counted() -> list[float]:
+    def read_counters() -> list[float]:
         names = ("bloomery_explanations_total", "bloomery_requests_total")
         return [REGISTRY.get_sample_value(name, {"status": status}) or 0 for name in names for status in ("200", "422")]
 
-    before = counted()
+    before = read_counters()
     ask(application, {"rows": [ROW]}, path="/explain")
     ask(application, {"rows": [{**ROW, "age": 500}]}, path="/explain")
-    assert [after - one for after, one in zip(counted(), before, strict=True)] == [1, 1, 0, 0]
+    assert [new - old for new, old in zip(read_counters(), before, strict=True)] == [1, 1, 0, 0]
 
 
 def test_the_openapi_page_has_types_limits_and_examples(application) -> None:
@@ -298,14 +301,14 @@ def test_the_openapi_page_has_types_limits_and_examples(application) -> None:
     assert ask(application, b"", path="/docs/swagger-ui-bundle.js", method="GET").status_code == 200
 
 
-def test_the_card_says_where_the_version_comes_from(application) -> None:
-    card = ask(application, b"", path="/info", method="GET").json()
-    assert (card["model"], card["contract"]) == ("people:one", {"name": "made", "version": "1.0.0"})
-    assert card["test_score"]["value"] == 0.9
+def test_info_has_the_contract_and_the_score_of_the_version(application) -> None:
+    info = ask(application, b"", path="/info", method="GET").json()
+    assert (info["model"], info["contract"]) == ("people:one", {"name": "made", "version": "1.0.0"})
+    assert info["test_score"]["value"] == 0.9
 
 
-def test_the_model_card_is_shown_and_can_do_nothing(application, packaged) -> None:
-    assert ask(application, b"", path="/card", method="GET").status_code == 404  # it was packaged without
+def test_the_model_card_is_served_with_a_strict_security_policy(application, packaged) -> None:
+    assert ask(application, b"", path="/card", method="GET").status_code == 404  # packaged without one
     assert "/card" not in ask(application, b"", path="/openapi.json", method="GET").json()["paths"]
     folder = packaged()
     (folder / "card").mkdir()
@@ -313,14 +316,14 @@ def test_the_model_card_is_shown_and_can_do_nothing(application, packaged) -> No
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["card/card.html"] = digest_of_file(folder / "card" / "card.html")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    application.use(Version(folder))
-    shown = ask(application, b"", path="/card", method="GET")
-    assert (shown.text, shown.headers["content-type"]) == ("<h1>people</h1>", "text/html; charset=utf-8")
-    assert shown.headers["content-security-policy"].startswith("default-src 'none'; img-src data:;")
+    application.use_version(LoadedVersion(folder))
+    page = ask(application, b"", path="/card", method="GET")
+    assert (page.text, page.headers["content-type"]) == ("<h1>people</h1>", "text/html; charset=utf-8")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; img-src data:;")
     assert "/card" in ask(application, b"", path="/openapi.json", method="GET").json()["paths"]
     (folder / "card" / "card.html").write_text("<h1>another</h1>")
-    with pytest.raises(OutputCorrupt, match=r"card/card\.html is not the file that was packaged"):
-        Version(folder)
+    with pytest.raises(OutputCorrupt, match=r"card/card\.html differs from the packaged file"):
+        LoadedVersion(folder)
 
 
 TOWNS = st.sampled_from(["york", "bath"]) | st.from_regex(r"[a-z]+", fullmatch=True)
@@ -332,61 +335,61 @@ ANY_ROW = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ANY_ROW, min_size=1, max_size=5))
-def test_any_rows_are_answered_as_the_network_answers_in_this_process(application, version, rows) -> None:
-    table = pa.Table.from_pylist(rows, schema=version.check.schema)
+def test_predictions_equal_those_of_the_network_in_this_process(application, version, rows) -> None:
+    table = pa.Table.from_pylist(rows, schema=version.row_check.schema)
     logits = create_session(version.artifacts / "model.onnx").run(None, {"x": encode(version.encoder, table)})[0]
-    wanted = softmax(logits)
-    told = ask(application, {"rows": rows}).json()["predictions"]
-    assert [list(one["probabilities"].values()) for one in told] == wanted.tolist()
+    expected = softmax(logits)
+    predictions = ask(application, {"rows": rows}).json()["predictions"]
+    assert [list(prediction["probabilities"].values()) for prediction in predictions] == expected.tolist()
     labels = list(version.encoder.classes)
-    assert [one["label"] for one in told] == [labels[best] for best in wanted.argmax(axis=1)]
+    assert [prediction["label"] for prediction in predictions] == [labels[best] for best in expected.argmax(axis=1)]
 
 
-@pytest.mark.parametrize("sent", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a piece", "two pieces"])
-def test_a_body_that_does_not_come_is_not_waited_for(version, measures, sent) -> None:
-    application = Application(Limits(body_seconds=0.05), measures)
-    application.use(version)
-    assert asyncio.run(told_of_pieces(application, sent, then=None)) == 408
+@pytest.mark.parametrize("sent", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a chunk", "two chunks"])
+def test_an_incomplete_body_times_out(version, metrics, sent) -> None:
+    application = Application(Limits(body_seconds=0.05), metrics)
+    application.use_version(version)
+    assert asyncio.run(send_chunks(application, sent, then=None)) == 408
 
 
-@pytest.mark.parametrize("num_pieces", [1, 2, 7])
-def test_a_body_in_late_pieces_is_read_whole(application, num_pieces) -> None:
+@pytest.mark.parametrize("num_chunks", [1, 2, 7])
+def test_a_body_in_late_chunks_is_read_completely(application, num_chunks) -> None:
     body = json.dumps({"rows": [ROW]}).encode()
-    size = -(-len(body) // num_pieces)
+    size = -(-len(body) // num_chunks)
     sent = [body[start : start + size] for start in range(0, len(body), size)]
-    assert asyncio.run(told_of_pieces(application, sent[:-1], then=sent[-1])) == 200
+    assert asyncio.run(send_chunks(application, sent[:-1], then=sent[-1])) == 200
 
 
-async def told_of_pieces(application: Application, sent: list[bytes], then: bytes | None) -> int | None:
-    """The status of a request whose body comes in pieces, each later than it is asked for; the last may never come."""
-    coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in sent]
-    told: list[Any] = []
+async def send_chunks(application: Application, sent: list[bytes], then: bytes | None) -> int | None:
+    """The status of a request whose body arrives in late chunks; the last one may never arrive."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in sent]
+    responses: list[Any] = []
 
     async def receive() -> Any:
-        await asyncio.sleep(0 if coming or then is not None else 60)
-        return coming.pop(0) if coming else {"type": "http.request", "body": then}
+        await asyncio.sleep(0 if messages or then is not None else 60)
+        return messages.pop(0) if messages else {"type": "http.request", "body": then}
 
     async def send(message: Any) -> None:
-        told.append(message)
+        responses.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", b"application/json")]}
     await application(scope, receive, send)
-    return told[0]["status"] if told else None
+    return responses[0]["status"] if responses else None
 
 
-def test_a_client_that_goes_before_its_body_is_there_is_told_nothing(application) -> None:
+def test_a_client_that_disconnects_early_gets_no_response(application) -> None:
     async def call() -> list[Any]:
-        told: list[Any] = []
+        responses: list[Any] = []
 
         async def receive() -> Any:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            told.append(message)
+            responses.append(message)
 
         headers = [(b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
         await application(scope, receive, send)
-        return told
+        return responses
 
     assert asyncio.run(call()) == []

@@ -1,4 +1,4 @@
-"""Requests over real connections: those that come whole go a short way, and are told what the others are told."""
+"""Requests over real connections: the fast path gives the same responses as uvicorn's way."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from prometheus_client import CollectorRegistry
 
 from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE
 from bloomery.deployments.endpoint.asgi.application import Application
-from bloomery.deployments.endpoint.asgi.uvicorn_protocol import Connection
-from bloomery.deployments.endpoint.auth.middleware import Usage, doors
+from bloomery.deployments.endpoint.asgi.uvicorn_protocol import EndpointProtocol
+from bloomery.deployments.endpoint.auth.middleware import KeyMetrics, require_keys
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
-from tests.deployments.endpoint.asgi.test_application import BAD_STREAMS, REFUSED, ROW
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
+from tests.deployments.endpoint.asgi.test_application import INVALID_BODIES, INVALID_STREAMS, ROW
 
 BODY = json.dumps({"rows": [ROW]}).encode()
 VARYING = {b"date", b"x-request-id"}
 
 
-class Got(NamedTuple):
+class Received(NamedTuple):
     status: int
     headers: dict[bytes, bytes]
-    payload: bytes
+    body: bytes
 
 
 def request(body: bytes = BODY, *lines: str, version: str = "1.1", media_type: str = "application/json") -> bytes:
@@ -39,13 +39,13 @@ def request(body: bytes = BODY, *lines: str, version: str = "1.1", media_type: s
     return "".join((head, *(f"{line}\r\n" for line in lines), f"content-length: {len(body)}\r\n\r\n")).encode() + body
 
 
-def read(stream: Any) -> Got:
+def read(stream: Any) -> Received:
     status = int(stream.readline().split()[1])
     headers = {}
     while line := stream.readline().strip():
         name, _, value = line.partition(b": ")
         headers[name] = value
-    return Got(status, headers, stream.read(int(headers[b"content-length"])))
+    return Received(status, headers, stream.read(int(headers[b"content-length"])))
 
 
 class Client:
@@ -61,12 +61,12 @@ class Client:
         self.stream.close()
         self.socket.close()
 
-    def whole(self, sent: bytes) -> Got:
+    def send_whole(self, sent: bytes) -> Received:
         self.socket.sendall(sent)
         return read(self.stream)
 
-    def in_two(self, sent: bytes) -> Got:
-        """The body after its head, so that it goes uvicorn's way."""
+    def send_in_two(self, sent: bytes) -> Received:
+        """Send the body after its head, so that the request takes uvicorn's way."""
         cut = sent.index(b"\r\n\r\n") + 4
         self.socket.sendall(sent[:cut])
         time.sleep(0.02)
@@ -75,14 +75,14 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def version(packaged: Callable[..., Path]) -> Version:
-    return Version(packaged())
+def version(packaged: Callable[..., Path]) -> LoadedVersion:
+    return LoadedVersion(packaged())
 
 
 @pytest.fixture
-def application(version: Version, measures: Measures) -> Application:
-    application = Application(Limits(body_bytes=20_000, rows=100, waiting=64), measures)
-    application.use(version)
+def application(version: LoadedVersion, metrics: Metrics) -> Application:
+    application = Application(Limits(body_bytes=20_000, rows=100, waiting=64), metrics)
+    application.use_version(version)
     return application
 
 
@@ -90,18 +90,18 @@ def application(version: Version, measures: Measures) -> Application:
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[int, uvicorn.Server]]]:
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def listen(front: Any) -> tuple[int, uvicorn.Server]:
-        monkeypatch.setattr(Connection, "front", front)
-        # As BentoML configures it.
-        config = uvicorn.Config(front, http=Connection, log_config=None, lifespan="off", server_header=False)
+    def listen(endpoint: Any) -> tuple[int, uvicorn.Server]:
+        monkeypatch.setattr(EndpointProtocol, "endpoint", endpoint)
+        # As BentoML configures uvicorn.
+        config = uvicorn.Config(endpoint, http=EndpointProtocol, log_config=None, lifespan="off", server_header=False)
         server = uvicorn.Server(config)
-        here = socket.create_server(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [here]})
+        listener = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         started.append((server, thread))
         while not server.started:
             time.sleep(0.01)
-        return here.getsockname()[1], server
+        return listener.getsockname()[1], server
 
     yield listen
     for server, thread in started:
@@ -111,34 +111,34 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[i
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The bodies of requests that went the short way."""
-    seen: list[bytes] = []
-    answer = Application.answer
+def fast_path(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bodies of requests that took the fast path."""
+    bodies: list[bytes] = []
+    handle_predict = Application.handle_predict
 
-    def noted(self: Application, scope: Any, body: bytes, tell: Any) -> None:
-        seen.append(body)
-        answer(self, scope, body, tell)
+    def record(self: Application, scope: Any, body: bytes, send_response: Any) -> None:
+        bodies.append(body)
+        handle_predict(self, scope, body, send_response)
 
-    monkeypatch.setattr(Application, "answer", noted)
-    return seen
-
-
-def same(one: Got, other: Got) -> bool:
-    def kept(got: Got) -> dict[bytes, bytes]:
-        return {name: value for name, value in got.headers.items() if name not in VARYING}
-
-    return (one.status, kept(one), one.payload) == (other.status, kept(other), other.payload)
+    monkeypatch.setattr(Application, "handle_predict", record)
+    return bodies
 
 
-def test_both_ways_say_the_same(application: Application, listening, short) -> None:
+def are_same(first: Received, second: Received) -> bool:
+    def stable_headers(received: Received) -> dict[bytes, bytes]:
+        return {name: value for name, value in received.headers.items() if name not in VARYING}
+
+    return (first.status, stable_headers(first), first.body) == (second.status, stable_headers(second), second.body)
+
+
+def test_both_ways_give_the_same_response(application: Application, listening, fast_path) -> None:
     port, _ = listening(application)
-    told_of: list[tuple[str, int, int]] = []
-    application.on_asked.append(lambda tag, status, problems: told_of.append((tag, status, len(problems))))
+    notified: list[tuple[str, int, int]] = []
+    application.request_listeners.append(lambda tag, status, problems: notified.append((tag, status, len(problems))))
     cases = [(request(), 200)]
-    for _, body, status, _ in REFUSED:
+    for _, body, status, _ in INVALID_BODIES:
         cases.append((request(body if isinstance(body, bytes) else json.dumps(body).encode()), status))
-    for _, stream, status, _ in BAD_STREAMS:
+    for _, stream, status, _ in INVALID_STREAMS:
         cases.append((request(stream, media_type="application/vnd.apache.arrow.stream"), status))
     cases += [
         (request(BODY, "x-request-id: order-7"), 200),
@@ -147,43 +147,44 @@ def test_both_ways_say_the_same(application: Application, listening, short) -> N
         (request(BODY, "accept: application/vnd.apache.arrow.stream"), 200),
     ]
     for sent, status in cases:
-        del told_of[:], short[:]
+        del notified[:], fast_path[:]
         with Client(port) as client:
-            whole, in_two = client.whole(sent), client.in_two(sent)
+            whole, in_two = client.send_whole(sent), client.send_in_two(sent)
             assert whole.status == status, sent
-            assert same(whole, in_two), (sent, whole, in_two)
+            assert are_same(whole, in_two), (sent, whole, in_two)
         is_empty = sent.endswith(b"\r\n\r\n")
-        assert len(short) == (2 if is_empty else 1)  # a request without a body is whole with its head
-        assert told_of[0] == told_of[1]
+        assert len(fast_path) == (2 if is_empty else 1)  # a request without a body is complete with its head
+        assert notified[0] == notified[1]
     assert {b"x-request-id", b"date", b"x-model-version"} <= set(whole.headers)
 
 
-def test_a_connection_stays_for_the_next_request_or_ends_as_the_client_says(application, listening, short) -> None:
+def test_a_connection_is_kept_alive_or_closed_as_the_client_asks(application, listening, fast_path) -> None:
     port, _ = listening(application)
     with Client(port) as client:
         for _ in range(3):
-            assert client.whole(request()).status == 200
-        told = client.whole(request(BODY, "connection: close"))
-        assert (told.status, told.headers[b"connection"], client.stream.read()) == (200, b"close", b"")
+            assert client.send_whole(request()).status == 200
+        response = client.send_whole(request(BODY, "connection: close"))
+        assert (response.status, response.headers[b"connection"], client.stream.read()) == (200, b"close", b"")
     with Client(port) as client:
-        told = client.whole(request(version="1.0"))
-        assert (told.status, told.headers[b"connection"], client.stream.read()) == (200, b"close", b"")
-    assert len(short) == 5
+        response = client.send_whole(request(version="1.0"))
+        assert (response.status, response.headers[b"connection"], client.stream.read()) == (200, b"close", b"")
+    assert len(fast_path) == 5
 
 
-def test_requests_behind_one_another_are_answered_in_their_order(application, listening) -> None:
+def test_pipelined_requests_are_served_in_order(application, listening) -> None:
     port, _ = listening(application)
     older = json.dumps({"rows": [{**ROW, "age": 90}]}).encode()
-    bad = b'{"rows": []}'
+    invalid = b'{"rows": []}'
     with Client(port) as client:
-        client.socket.sendall(b"".join(request(body) for body in (BODY, older, bad, BODY, bad, older)))
-        told = [read(client.stream) for _ in range(6)]
-    assert [one.status for one in told] == [200, 200, 422, 200, 422, 200]
-    labels = [json.loads(one.payload)["predictions"][0]["label"] for one in told if one.status == 200]
+        client.socket.sendall(b"".join(request(body) for body in (BODY, older, invalid, BODY, invalid, older)))
+        responses = [read(client.stream) for _ in range(6)]
+    assert [response.status for response in responses] == [200, 200, 422, 200, 422, 200]
+    bodies = [response.body for response in responses if response.status == 200]
+    labels = [json.loads(body)["predictions"][0]["label"] for body in bodies]
     assert labels == ["young", "old", "young", "old"]
 
 
-def test_a_client_that_waits_to_be_told_to_send_its_body_is_told(application, listening, short) -> None:
+def test_a_client_that_expects_100_continue_gets_it(application, listening, fast_path) -> None:
     port, _ = listening(application)
     sent = request(BODY, "expect: 100-continue")
     cut = sent.index(b"\r\n\r\n") + 4
@@ -193,24 +194,26 @@ def test_a_client_that_waits_to_be_told_to_send_its_body_is_told(application, li
         client.stream.readline()
         client.socket.sendall(sent[cut:])
         assert read(client.stream).status == 200
-    assert not short
+    assert not fast_path
 
 
-def test_a_client_that_has_gone_leaves_nothing_behind(application, version, listening, monkeypatch) -> None:
+def test_a_disconnected_client_leaves_no_connection_and_no_waiting_request(
+    application, version, listening, monkeypatch
+) -> None:
     port, server = listening(application)
-    has_begun, may_end = threading.Event(), threading.Event()
-    answers = version.answers
+    has_started, may_end = threading.Event(), threading.Event()
+    predict = version.predict
 
     def slow(rows: Any) -> np.ndarray:
-        has_begun.set()
+        has_started.set()
         may_end.wait(10)
-        return answers(rows)
+        return predict(rows)
 
-    monkeypatch.setattr(version, "answers", slow)
-    monkeypatch.setattr(application._in_use, "_seconds_a_row", 1.0)  # so a thread runs the network
+    monkeypatch.setattr(version, "predict", slow)
+    monkeypatch.setattr(application._champion, "_seconds_per_row", 1.0)  # so the network runs in a thread
     with Client(port) as client:
         client.socket.sendall(request())
-        assert has_begun.wait(10)
+        assert has_started.wait(10)
     deadline = time.monotonic() + 10
     while server.server_state.connections and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -219,53 +222,53 @@ def test_a_client_that_has_gone_leaves_nothing_behind(application, version, list
         time.sleep(0.01)
     assert (len(server.server_state.connections), application._num_waiting) == (0, 0)
     with Client(port) as client:
-        assert client.whole(request()).status == 200
+        assert client.send_whole(request()).status == 200
 
 
-def test_a_server_that_ends_answers_what_has_come(application, version, listening, monkeypatch) -> None:
+def test_a_server_that_ends_completes_pending_requests(application, version, listening, monkeypatch) -> None:
     port, server = listening(application)
-    has_begun, answers = threading.Event(), version.answers
+    has_started, predict = threading.Event(), version.predict
 
     def slow(rows: Any) -> np.ndarray:
-        has_begun.set()
+        has_started.set()
         time.sleep(0.5)
-        return answers(rows)
+        return predict(rows)
 
-    monkeypatch.setattr(version, "answers", slow)
-    monkeypatch.setattr(application._in_use, "_seconds_a_row", 1.0)
+    monkeypatch.setattr(version, "predict", slow)
+    monkeypatch.setattr(application._champion, "_seconds_per_row", 1.0)
     with Client(port) as client:
         client.socket.sendall(request())
-        assert has_begun.wait(10)
+        assert has_started.wait(10)
         server.should_exit = True
-        told = read(client.stream)
-        assert (told.status, told.headers[b"connection"]) == (200, b"close")
+        response = read(client.stream)
+        assert (response.status, response.headers[b"connection"]) == (200, b"close")
 
 
-def test_strangers_are_refused_both_ways_alike(application, listening, short, tmp_path) -> None:
+def test_requests_without_a_valid_key_get_the_same_error_both_ways(application, listening, fast_path, tmp_path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "made": "2026-01-01T00:00:00Z"}]}))
-    told_of: list[int] = []
-    front = doors(
+    notified: list[int] = []
+    endpoint = require_keys(
         application,
         {DEMANDED: "required", KEYS_FILE: str(keys)},
-        Usage(CollectorRegistry()),
-        lambda status, _: told_of.append(status),
+        KeyMetrics(CollectorRegistry()),
+        lambda status, _: notified.append(status),
     )
-    port, _ = listening(front)
+    port, _ = listening(endpoint)
     for lines in ((), ("x-api-key: invented",)):
         with Client(port) as client, Client(port) as other:
-            whole, in_two = client.whole(request(BODY, *lines)), other.in_two(request(BODY, *lines))
+            whole, in_two = client.send_whole(request(BODY, *lines)), other.send_in_two(request(BODY, *lines))
             assert whole.status == 401
-            assert same(whole, in_two), (whole, in_two)
+            assert are_same(whole, in_two), (whole, in_two)
             assert client.stream.read() == b""
-    assert told_of == [401] * 4
-    assert not short
+    assert notified == [401] * 4
+    assert not fast_path
 
 
-def test_connections_that_ask_at_once_are_one_run(application, listening) -> None:
+def test_simultaneous_requests_of_several_connections_share_a_run(application, listening) -> None:
     port, _ = listening(application)
     runs: list[int] = []
-    application.on_answered.append(lambda answered: runs.append(len(answered.sizes)))
+    application.batch_listeners.append(lambda batch: runs.append(len(batch.request_sizes)))
     clients = [Client(port) for _ in range(8)]
     for _ in range(20):
         for client in clients:
@@ -277,11 +280,11 @@ def test_connections_that_ask_at_once_are_one_run(application, listening) -> Non
     assert max(runs) > 1
 
 
-def test_of_many_broken_rows_as_many_are_counted_as_the_client_is_told_of(application, listening) -> None:
+def test_the_outcome_log_counts_as_many_problems_as_the_response_has(application, listening) -> None:
     port, _ = listening(application)
-    told_of: list[int] = []
-    application.on_asked.append(lambda tag, status, problems: told_of.append(len(problems)))
+    notified: list[int] = []
+    application.request_listeners.append(lambda tag, status, problems: notified.append(len(problems)))
     sent = request(json.dumps({"rows": [{**ROW, "age": -1}] * 60}).encode())
     with Client(port) as client:
-        told = [client.whole(sent), client.in_two(sent)]
-    assert told_of == [len(json.loads(one.payload)["problems"]) for one in told] == [20, 20]
+        responses = [client.send_whole(sent), client.send_in_two(sent)]
+    assert notified == [len(json.loads(response.body)["problems"]) for response in responses] == [20, 20]

@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.application import Application
-from bloomery.deployments.endpoint.http.errors import Refused
+from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.explain import Explanations
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.explain import Explainer
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 COLUMNS = ("age", "height", "town")
 
 
-class Silent:
-    """Measures that nobody reads; the real ones can be made once in a process."""
+class NoMetrics:
+    """Metrics without effect; real ones can be created once per process."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
@@ -44,18 +44,18 @@ def folder(packaged: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def version(folder: Path) -> Version:
-    return Version(folder)
+def version(folder: Path) -> LoadedVersion:
+    return LoadedVersion(folder)
 
 
 @pytest.fixture(scope="module")
-def regression(packaged: Callable[..., Path]) -> Version:
-    return Version(packaged(weighs_all=True, is_regression=True))
+def regression(packaged: Callable[..., Path]) -> LoadedVersion:
+    return LoadedVersion(packaged(weighs_all=True, is_regression=True))
 
 
-def serving(version: Version, limits: Limits | None = None) -> Application:
-    application = Application(limits or Limits(), Silent())  # type: ignore[arg-type]
-    application.use(version)
+def serving(version: LoadedVersion, limits: Limits | None = None) -> Application:
+    application = Application(limits or Limits(), NoMetrics())  # type: ignore[arg-type]
+    application.use_version(version)
     return application
 
 
@@ -83,19 +83,19 @@ def get(application: Application, path: str) -> httpx.Response:
     return asyncio.run(call())
 
 
-def explained(version: Version, *rows: dict[str, Any], path: str = "/explain") -> list[dict[str, Any]]:
-    told = ask(serving(version), {"rows": list(rows)}, path)
-    assert told.status_code == 200, told.text
-    return told.json()["explanations"]
+def explain_rows(version: LoadedVersion, *rows: dict[str, Any], path: str = "/explain") -> list[dict[str, Any]]:
+    response = ask(serving(version), {"rows": list(rows)}, path)
+    assert response.status_code == 200, response.text
+    return response.json()["explanations"]
 
 
-def by_hand(version: Version, folder: Path, row: dict[str, Any], target: int) -> tuple[float, dict[str, float]]:
+def by_hand(version: LoadedVersion, folder: Path, row: dict[str, Any], target: int) -> tuple[float, dict[str, float]]:
     """Base and Shapley values by their definition, over raw rows in which columns are exchanged."""
     background = json.loads((folder / "background.json").read_text())
 
     def value(known: frozenset[str]) -> float:
         rows = [{name: (row if name in known else behind).get(name) for name in COLUMNS} for behind in background]
-        return float(version.answers(version.check.table(rows).to_batches()[0])[:, target].mean())
+        return float(version.predict(version.row_check.table(rows).to_batches()[0])[:, target].mean())
 
     found = {}
     for name in COLUMNS:
@@ -113,37 +113,37 @@ def by_hand(version: Version, folder: Path, row: dict[str, Any], target: int) ->
 
 @pytest.mark.parametrize("row", [ROW, {"age": 90, "height": None, "town": "bath"}, {"age": 1, "town": "nowhere"}])
 def test_contributions_are_shapley_values_of_the_raw_columns(version, folder, row) -> None:
-    (found,) = explained(version, row)
-    given = version.predictions(version.answers(version.check.table([row]).to_batches()[0]))[0]
+    (found,) = explain_rows(version, row)
+    given = version.format_predictions(version.predict(version.row_check.table([row]).to_batches()[0]))[0]
     base, values = by_hand(version, folder, row, version.encoder.classes.index(found["label"]))
     assert (found["label"], found["is_exact"]) == (given["label"], True)
-    assert found["answer"] == pytest.approx(given["probabilities"][found["label"]], abs=1e-6)
-    assert found["base"] == pytest.approx(base, abs=1e-6)
+    assert found["output"] == pytest.approx(given["probabilities"][found["label"]], abs=1e-6)
+    assert found["base_value"] == pytest.approx(base, abs=1e-6)
     assert found["contributions"] == pytest.approx(values, abs=1e-6)
-    assert "pieces" not in found
+    assert "regions" not in found
 
 
-def test_of_a_linear_regression_each_column_adds_its_share_in_the_units_of_the_label(regression) -> None:
+def test_contributions_of_a_linear_regression_are_in_the_unit_of_the_label(regression) -> None:
     older, taller = {**ROW, "age": 40}, {**ROW, "height": 1.8}
-    first, second, third = explained(regression, ROW, older, taller)
-    values = [one["answer"] for one in (first, second, third)]
+    first, second, third = explain_rows(regression, ROW, older, taller)
+    values = [one["output"] for one in (first, second, third)]
     predicted = ask(serving(regression), {"rows": [ROW, older, taller]}, "/predict").json()["predictions"]
     assert values == pytest.approx([one["value"] for one in predicted], rel=1e-6)
     assert "label" not in first
-    # The network is linear: what a column adds changes by exactly what the answer changes by.
+    # The network is linear: a contribution changes by exactly as much as the output.
     for column, other in (("age", second), ("height", third)):
         change = other["contributions"][column] - first["contributions"][column]
-        assert change == pytest.approx(other["answer"] - first["answer"], abs=1e-6)
+        assert change == pytest.approx(other["output"] - first["output"], abs=1e-6)
         unmoved = [name for name in COLUMNS if name != column]
         assert [other["contributions"][name] for name in unmoved] == pytest.approx(
             [first["contributions"][name] for name in unmoved], abs=1e-6
         )
 
 
-def test_of_classes_that_exclude_each_other_what_speaks_for_one_speaks_against_the_other(version) -> None:
-    (old,), (young,) = (explained(version, ROW, path=f"/explain?label={label}") for label in ("old", "young"))
+def test_contributions_of_two_classes_are_opposite(version) -> None:
+    (old,), (young,) = (explain_rows(version, ROW, path=f"/explain?label={label}") for label in ("old", "young"))
     assert (old["label"], young["label"]) == ("old", "young")
-    assert old["answer"] + young["answer"] == pytest.approx(1)
+    assert old["output"] + young["output"] == pytest.approx(1)
     for name in COLUMNS:
         assert old["contributions"][name] == pytest.approx(-young["contributions"][name])
 
@@ -156,104 +156,105 @@ ROWS = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, min_size=1, max_size=3), evaluations=st.sampled_from([1, 20, 100]))
-def test_base_and_contributions_add_up_to_the_answer_however_few_are_asked(version, rows, evaluations) -> None:
+def test_base_value_and_contributions_add_up_to_the_output(version, rows, evaluations) -> None:
     application = serving(version, Limits(explain_evaluations=evaluations))
     found = ask(application, {"rows": rows}).json()["explanations"]
     predicted = ask(application, {"rows": rows}, "/predict").json()["predictions"]
-    for one, told in zip(found, predicted, strict=True):
-        assert one["answer"] == pytest.approx(one["base"] + sum(one["contributions"].values()), abs=1e-9)
-        assert one["answer"] == pytest.approx(told["probabilities"][one["label"]], abs=1e-6)
+    for one, response in zip(found, predicted, strict=True):
+        assert one["output"] == pytest.approx(one["base_value"] + sum(one["contributions"].values()), abs=1e-9)
+        assert one["output"] == pytest.approx(response["probabilities"][one["label"]], abs=1e-6)
 
 
-def test_the_same_row_is_explained_alike_beside_whatever_rows(folder) -> None:
-    limits, row = Limits(explain_evaluations=7), {"age": 44, "height": 1.75, "town": "bath"}  # orders are drawn
-    first = ask(serving(Version(folder), limits), {"rows": [row]}).json()["explanations"]
+def test_an_explanation_does_not_depend_on_the_other_rows(folder) -> None:
+    limits, row = Limits(explain_evaluations=7), {"age": 44, "height": 1.75, "town": "bath"}  # orders are sampled
+    first = ask(serving(LoadedVersion(folder), limits), {"rows": [row]}).json()["explanations"]
     np.random.seed(7)
     state = np.random.get_state()[1]
-    again = ask(serving(Version(folder), limits), {"rows": [{**row, "age": 80}, row]}).json()["explanations"]
+    again = ask(serving(LoadedVersion(folder), limits), {"rows": [{**row, "age": 80}, row]}).json()["explanations"]
     assert not first[0]["is_exact"]
     assert first[0] == again[1]
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-def test_rows_may_come_as_an_arrow_stream(version) -> None:
-    table = pa.Table.from_pylist([ROW], schema=version.check.schema)
+def test_an_arrow_stream_gets_the_same_explanations(version) -> None:
+    table = pa.Table.from_pylist([ROW], schema=version.row_check.schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    told = ask(serving(version), sink.getvalue().to_pybytes(), content_type=ARROW)
-    assert told.json() == {"explanations": explained(version, ROW), "model": "people:one"}
-    assert told.headers["x-model-version"] == "people:one"
+    response = ask(serving(version), sink.getvalue().to_pybytes(), content_type=ARROW)
+    assert response.json() == {"explanations": explain_rows(version, ROW), "model": "people:one"}
+    assert response.headers["x-model-version"] == "people:one"
 
 
-REFUSED: list[tuple[str, Any, str, int, str]] = [
-    ("a bad row", {"rows": [ROW, {**ROW, "age": 500}]}, "", 422, "row 1, column age: found 500"),
+CASE_FIELDS = ("case", "body", "query", "status", "message")
+INVALID_REQUESTS: list[tuple[str, Any, str, int, str]] = [
+    ("an invalid row", {"rows": [ROW, {**ROW, "age": 500}]}, "", 422, "row 1, column age: found 500"),
     ("an unknown column", {"rows": [{**ROW, "label": "old"}]}, "", 422, "the contract has no such column"),
-    ("no JSON", b"rows", "", 400, "cannot be read"),
+    ("not JSON", b"rows", "", 400, "cannot be read"),
     ("an empty body", b"", "", 400, "the body is empty"),
-    ("too many rows", {"rows": [ROW] * 17}, "", 413, "17 rows, and at most 16 are answered at once"),
-    ("an unknown class", {"rows": [ROW]}, "?label=middle", 422, "found 'middle', but must be one of old, young"),
+    ("too many rows", {"rows": [ROW] * 17}, "", 413, "17 rows; the limit is 16"),
+    ("an unknown class", {"rows": [ROW]}, "?label=middle", 422, "'middle', but must be one of old, young"),
     ("two classes", {"rows": [ROW]}, "?label=old&label=young", 422, "one class is explained at a time"),
-    ("another parameter", {"rows": [ROW]}, "?lable=old", 422, "found 'lable', but there is no such parameter"),
+    ("another parameter", {"rows": [ROW]}, "?lable=old", 422, "'lable', but the only parameter is label"),
 ]
 
 
-@pytest.mark.parametrize(("what", "body", "query", "status", "said"), REFUSED, ids=[one[0] for one in REFUSED])
-def test_a_bad_request_is_told_what_is_wrong_where(version, what, body, query, status, said) -> None:
-    told = ask(serving(version), body, f"/explain{query}")
-    assert (told.status_code, set(told.json())) == (status, {"error", "problems"}), told.text
-    assert said in told.json()["error"]
+@pytest.mark.parametrize(CASE_FIELDS, INVALID_REQUESTS, ids=[case[0] for case in INVALID_REQUESTS])
+def test_an_invalid_request_gets_an_error_with_its_problems(version, case, body, query, status, message) -> None:
+    response = ask(serving(version), body, f"/explain{query}")
+    assert (response.status_code, set(response.json())) == (status, {"error", "problems"}), response.text
+    assert message in response.json()["error"]
 
 
 def test_a_regression_has_no_label_to_ask_for(regression) -> None:
-    told = ask(serving(regression), {"rows": [ROW]}, "/explain?label=old")
-    assert (told.status_code, "has no label" in told.json()["error"]) == (422, True)
+    response = ask(serving(regression), {"rows": [ROW]}, "/explain?label=old")
+    assert (response.status_code, "has no label" in response.json()["error"]) == (422, True)
 
 
-def test_a_category_that_the_recipe_refuses_is_refused(packaged) -> None:
-    told = ask(serving(Version(packaged(refuse_unknown=True))), {"rows": [{**ROW, "town": "nowhere"}]})
-    assert (told.status_code, "nowhere" in told.json()["error"]) == (422, True)
+def test_a_category_that_the_encoder_rejects_gets_422(packaged) -> None:
+    response = ask(serving(LoadedVersion(packaged(refuse_unknown=True))), {"rows": [{**ROW, "town": "nowhere"}]})
+    assert (response.status_code, "nowhere" in response.json()["error"]) == (422, True)
 
 
-def test_rows_are_explained_by_post(version) -> None:
-    told = get(serving(version), "/explain")
-    assert (told.status_code, told.headers["allow"]) == (405, "POST")
+def test_explain_requires_post(version) -> None:
+    response = get(serving(version), "/explain")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-def test_one_explanation_is_made_at_a_time_and_others_are_told_to_come_again(version, monkeypatch) -> None:
-    inside, may_end = threading.Event(), threading.Event()
-    answers = Version.answers_to
+def test_one_explanation_runs_at_a_time_and_others_get_503(version, monkeypatch) -> None:
+    has_started, may_end = threading.Event(), threading.Event()
+    predict_encoded = LoadedVersion.predict_encoded
 
-    def slow(self: Version, x: np.ndarray) -> np.ndarray:
-        inside.set()
+    def slow(self: LoadedVersion, x: np.ndarray) -> np.ndarray:
+        has_started.set()
         assert may_end.wait(10)
-        return answers(self, x)
+        return predict_encoded(self, x)
 
     application = serving(version)
-    batch = version.check.table([ROW]).to_batches()[0]
-    monkeypatch.setattr(Version, "answers_to", slow)
-    first = threading.Thread(target=lambda: asyncio.run(application._explanations.ask(version, batch, b"")))
+    batch = version.row_check.table([ROW]).to_batches()[0]
+    monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
+    first = threading.Thread(target=lambda: asyncio.run(application._explainer.explain(version, batch, b"")))
     first.start()
-    assert inside.wait(10)
-    told = ask(application, {"rows": [ROW]})
+    assert has_started.wait(10)
+    response = ask(application, {"rows": [ROW]})
     may_end.set()
     first.join()
-    assert (told.status_code, told.headers["retry-after"]) == (503, "1")
-    assert "an explanation is under way" in told.json()["error"]
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "another explanation is running" in response.json()["error"]
     assert ask(application, {"rows": [ROW]}).status_code == 200
 
 
-def test_predictions_are_answered_while_rows_are_explained(version, monkeypatch) -> None:
-    answers, explaining = Version.answers_to, threading.Event()
+def test_predictions_are_served_while_rows_are_explained(version, monkeypatch) -> None:
+    predict_encoded, explaining = LoadedVersion.predict_encoded, threading.Event()
 
-    def slow(self: Version, x: np.ndarray) -> np.ndarray:
+    def slow(self: LoadedVersion, x: np.ndarray) -> np.ndarray:
         if threading.current_thread() is not threading.main_thread():
             explaining.set()
             time.sleep(0.2)
-        return answers(self, x)
+        return predict_encoded(self, x)
 
     application = serving(version)
-    monkeypatch.setattr(Version, "answers_to", slow)
+    monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
 
     async def call() -> tuple[httpx.Response, bool]:
         transport = httpx.ASGITransport(application)
@@ -267,23 +268,23 @@ def test_predictions_are_answered_while_rows_are_explained(version, monkeypatch)
     assert (predicted.status_code, was_done) == (200, False)
 
 
-def test_what_takes_too_long_ends_and_says_how_far_it_came(version, monkeypatch) -> None:
-    answers = Version.answers_to
+def test_a_slow_explanation_ends_and_reports_its_progress(version, monkeypatch) -> None:
+    predict_encoded = LoadedVersion.predict_encoded
 
-    def slow(self: Version, x: np.ndarray) -> np.ndarray:
+    def slow(self: LoadedVersion, x: np.ndarray) -> np.ndarray:
         time.sleep(0.05)
-        return answers(self, x)
+        return predict_encoded(self, x)
 
     application = serving(version, Limits(explain_seconds=0.12))
-    monkeypatch.setattr(Version, "answers_to", slow)
-    told = ask(application, {"rows": [ROW] * 10})
-    assert told.status_code == 503
-    assert "of 10 rows were explained within 0.12 s" in told.json()["error"]
+    monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
+    response = ask(application, {"rows": [ROW] * 10})
+    assert response.status_code == 503
+    assert "of 10 rows were explained within the limit of 0.12 s" in response.json()["error"]
     monkeypatch.undo()
     assert ask(application, {"rows": [ROW]}).status_code == 200
 
 
-def test_where_shap_is_not_installed_the_answer_says_so(version, monkeypatch) -> None:
+def test_without_shap_the_status_is_501(version, monkeypatch) -> None:
     imports = builtins.__import__
 
     def without(name: str, *arguments: Any) -> Any:
@@ -292,27 +293,27 @@ def test_where_shap_is_not_installed_the_answer_says_so(version, monkeypatch) ->
         return imports(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    told = ask(serving(version), {"rows": [ROW]})
-    assert (told.status_code, "need the package shap" in told.json()["error"]) == (501, True)
+    response = ask(serving(version), {"rows": [ROW]})
+    assert (response.status_code, "need the package shap" in response.json()["error"]) == (501, True)
 
 
-def test_a_row_of_very_many_columns_is_not_explained(version, monkeypatch) -> None:
-    monkeypatch.setattr("bloomery.deployments.endpoint.inference.explain._MOST_UNITS", 2)
-    batch = version.check.table([ROW]).to_batches()[0]
-    with pytest.raises(Refused, match="3 columns that are weighed one by one; at most 2 are explained") as refused:
-        asyncio.run(Explanations(Limits()).ask(version, batch, b""))
-    assert refused.value.status == 501
+def test_a_row_with_too_many_groups_is_not_explained(version, monkeypatch) -> None:
+    monkeypatch.setattr("bloomery.deployments.endpoint.inference.explain._MAX_GROUPS", 2)
+    batch = version.row_check.table([ROW]).to_batches()[0]
+    with pytest.raises(HTTPError, match="3 groups of features to weigh; at most 2 can be explained") as caught:
+        asyncio.run(Explainer(Limits()).explain(version, batch, b""))
+    assert caught.value.status == 501
 
 
-def test_the_version_in_use_is_the_one_that_is_explained(version, packaged) -> None:
+def test_the_current_version_is_explained(version, packaged) -> None:
     application = serving(version)
     ask(application, {"rows": [ROW]})
-    application.use(Version(packaged(tag="people:two", shift=3.0)))
-    told = ask(application, {"rows": [ROW]}).json()
-    assert told["model"] == "people:two"
-    (found,) = told["explanations"]
-    # Of this version the age alone has a say.
-    rise = found["answer"] - found["base"]
+    application.use_version(LoadedVersion(packaged(tag="people:two", shift=3.0)))
+    response = ask(application, {"rows": [ROW]}).json()
+    assert response["model"] == "people:two"
+    (found,) = response["explanations"]
+    # In this version only the age has a weight.
+    rise = found["output"] - found["base_value"]
     assert found["contributions"] == pytest.approx({"age": rise, "height": 0, "town": 0}, abs=1e-9)
     assert abs(rise) > 0.01
 
@@ -324,13 +325,13 @@ def test_the_openapi_page_describes_explanations(version, regression) -> None:
     assert set(operation["responses"]) == {"200", "400", "405", "408", "413", "415", "422", "501", "503"}
     schema = document["components"]["schemas"]["Explanation"]
     assert schema["properties"]["contributions"]["required"] == list(COLUMNS)
-    assert set(explained(version, ROW)[0]) == set(schema["required"])
+    assert set(explain_rows(version, ROW)[0]) == set(schema["required"])
     of_regression = get(serving(regression), "/openapi.json").json()
     assert "parameters" not in of_regression["paths"]["/explain"]["post"]
 
 
-def test_shap_is_told_not_to_compile() -> None:
-    """Its functions stay Python's: compiling them would hold the first client up for seconds."""
+def test_shap_does_not_compile() -> None:
+    """Compiling its functions would delay the first client by seconds."""
     import numba
 
     from bloomery.models.explainability.shapley import load_shap

@@ -1,4 +1,4 @@
-"""What a packaged version shows before it answers anyone: its files are whole, and it answers here as measured."""
+"""The self-test of a version: its files are complete, and its predictions are as measured."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ import json
 import pytest
 
 from bloomery.data_contracts.errors import OutputCorrupt
-from bloomery.deployments.endpoint.inference.model_version import Version
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
 
-def test_a_version_that_answers_otherwise_than_measured_is_refused(packaged) -> None:
+def test_a_version_with_other_predictions_than_measured_is_rejected(packaged) -> None:
     folder = packaged()
     row = {"age": 30, "height": 1.7, "town": "york"}
     examples = [{"row": row, "prediction": {"label": "old", "probabilities": {"old": 0.9, "young": 0.1}}}]
     (folder / "examples.json").write_text(json.dumps(examples))
-    with pytest.raises(OutputCorrupt, match=r"examples\.json is not the file that was packaged"):
-        Version(folder)
+    with pytest.raises(OutputCorrupt, match=r"examples\.json differs from the packaged file"):
+        LoadedVersion(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["examples.json"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(OutputCorrupt, match="for a held-out row it answers young"):
-        Version(folder)
+    with pytest.raises(OutputCorrupt, match="the prediction for a held-out row is young"):
+        LoadedVersion(folder)
 
 
 @pytest.mark.parametrize(
-    ("flags", "needs_vnni", "is_told"),
+    ("flags", "needs_vnni", "warns"),
     [(("avx2",), True, True), (("avx2",), False, False), (("avx2", "avx_vnni"), True, False)],
 )
-def test_a_version_whose_sums_would_saturate_here_says_so(
-    packaged, monkeypatch, caplog, flags, needs_vnni, is_told
+def test_a_version_whose_sums_saturate_on_this_processor_warns(
+    packaged, monkeypatch, caplog, flags, needs_vnni, warns
 ) -> None:
-    monkeypatch.setattr("bloomery.deployments.endpoint.inference.model_version.processor_flags", lambda: flags)
+    monkeypatch.setattr("bloomery.deployments.endpoint.inference.model_version.cpu_flags", lambda: flags)
     folder = packaged()
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "needs_vnni": needs_vnni}))
-    tag = Version(folder).tag
-    assert (f"{tag} may answer otherwise than measured" in caplog.text) == is_told
+    tag = LoadedVersion(folder).tag
+    assert (f"{tag} may predict otherwise than measured" in caplog.text) == warns
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "contract.json"])
-def test_a_version_with_a_changed_or_missing_file_is_refused(packaged, name) -> None:
+def test_a_version_with_a_changed_or_missing_file_is_rejected(packaged, name) -> None:
     folder = packaged()
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
-    with pytest.raises(OutputCorrupt, match=f"{name} is not the file"):
-        Version(folder)
+    with pytest.raises(OutputCorrupt, match=f"{name} differs from the packaged file"):
+        LoadedVersion(folder)
     (folder / name).unlink()
     with pytest.raises(OutputCorrupt, match="no file"):
-        Version(folder)
+        LoadedVersion(folder)

@@ -1,4 +1,4 @@
-"""What became of requests is counted, also of those that the log of predictions has no row of."""
+"""Outcomes are counted for all requests, including those without a row in the prediction log."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from bloomery.data_contracts.serving.prediction_log import OUTCOMES, read_log, read_outcomes
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
-from bloomery.deployments.endpoint.inference.model_version import Version
-from bloomery.deployments.endpoint.telemetry.metrics import Measures
-from bloomery.deployments.endpoint.telemetry.outcome_log import Outcomes
+from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from bloomery.deployments.endpoint.telemetry.metrics import Metrics
+from bloomery.deployments.endpoint.telemetry.outcome_log import OutcomeLog
 
 GOOD = {"age": 30, "height": 1.7, "town": "york"}
 
@@ -32,57 +32,57 @@ def ask(application: Application, bodies: list[Any], path: str = "/predict") -> 
     return asyncio.run(call())
 
 
-def test_refused_requests_are_counted_with_the_rules_that_they_broke(
-    packaged: Callable[..., Path], measures: Measures, tmp_path: Path
+def test_rejected_requests_are_counted_with_their_violations(
+    packaged: Callable[..., Path], metrics: Metrics, tmp_path: Path
 ) -> None:
-    application = Application(Limits(explain_evaluations=8), measures)
-    application.use(Version(packaged()))
-    outcomes = Outcomes(tmp_path, seconds_between_writes=60)
-    outcomes.start()
-    application.on_asked.append(outcomes)
-    bad = [{"rows": [{**GOOD, "age": 200}, {**GOOD, "age": -1}]}, {"rows": [{**GOOD, "town": None}]}, {"lines": []}]
-    statuses = ask(application, [{"rows": [GOOD]}] * 3 + bad)
+    application = Application(Limits(explain_evaluations=8), metrics)
+    application.use_version(LoadedVersion(packaged()))
+    log = OutcomeLog(tmp_path, write_interval_s=60)
+    log.start()
+    application.request_listeners.append(log)
+    invalid = [{"rows": [{**GOOD, "age": 200}, {**GOOD, "age": -1}]}, {"rows": [{**GOOD, "town": None}]}, {"lines": []}]
+    statuses = ask(application, [{"rows": [GOOD]}] * 3 + invalid)
     ask(application, [{"rows": [{**GOOD, "age": 200}]}], "/explain")
-    outcomes.end()
-    (told,) = read_outcomes(tmp_path)
-    assert (told.version, told.statuses) == ("people:one", dict(Counter(statuses)))
-    assert told.statuses[200] == 3
-    assert sum(count for rule, count in told.broken.items() if rule.startswith("age: ")) == 2
-    assert sum(count for rule, count in told.broken.items() if rule.startswith("town: ")) == 1
+    log.close()
+    (outcome,) = read_outcomes(tmp_path)
+    assert (outcome.version, outcome.statuses) == ("people:one", dict(Counter(statuses)))
+    assert outcome.statuses[200] == 3
+    assert sum(count for rule, count in outcome.broken.items() if rule.startswith("age: ")) == 2
+    assert sum(count for rule, count in outcome.broken.items() if rule.startswith("town: ")) == 1
     assert list(read_log(tmp_path, ["row"])) == []
 
 
-def test_what_clients_make_up_does_not_let_the_lines_grow(tmp_path: Path) -> None:
-    outcomes = Outcomes(tmp_path)
-    outcomes.start()
+def test_column_names_chosen_by_clients_do_not_grow_the_file(tmp_path: Path) -> None:
+    log = OutcomeLog(tmp_path)
+    log.start()
     for number in range(500):
-        outcomes("people:one", 422, [{"column": f"made-up-{number}" * 100, "rule": "is unknown"}])
-    outcomes.end()
-    (told,) = read_outcomes(tmp_path)
-    assert len(told.broken) == 101
-    assert told.broken["others"] == 400
-    assert max(map(len, told.broken)) == 200
+        log("people:one", 422, [{"column": f"made-up-{number}" * 100, "rule": "is unknown"}])
+    log.close()
+    (outcome,) = read_outcomes(tmp_path)
+    assert len(outcome.broken) == 101
+    assert outcome.broken["others"] == 400
+    assert max(map(len, outcome.broken)) == 200
 
 
-def test_a_line_that_was_broken_off_is_left_out_and_the_day_is_asked_for(tmp_path: Path) -> None:
+def test_an_incomplete_line_and_earlier_days_are_left_out(tmp_path: Path) -> None:
     for _ in range(2):
-        outcomes = Outcomes(tmp_path)
-        outcomes.start()
-        outcomes("people:one", 200, [])
-        outcomes.end()
+        log = OutcomeLog(tmp_path)
+        log.start()
+        log("people:one", 200, [])
+        log.close()
     (path,) = tmp_path.glob(f"day=*/*{OUTCOMES}")
     assert len(list(read_outcomes(tmp_path))) == 2
     path.write_text(path.read_text()[:-10])
-    (told,) = read_outcomes(tmp_path)
-    assert list(read_outcomes(tmp_path, told.at.date())) == [told]
+    (outcome,) = read_outcomes(tmp_path)
+    assert list(read_outcomes(tmp_path, outcome.at.date())) == [outcome]
     path.parent.rename(tmp_path / "day=2020-01-01")
-    assert list(read_outcomes(tmp_path, told.at.date())) == []
+    assert list(read_outcomes(tmp_path, outcome.at.date())) == []
 
 
-def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_folder_does_not_stop_serving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "log").write_text("no folder")
-    outcomes = Outcomes(tmp_path / "log")
-    outcomes.start()
-    outcomes("people:one", 200, [])
-    outcomes.end()
-    assert "answering goes on" in caplog.text
+    log = OutcomeLog(tmp_path / "log")
+    log.start()
+    log("people:one", 200, [])
+    log.close()
+    assert "serving continues" in caplog.text
