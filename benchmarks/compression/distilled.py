@@ -29,7 +29,8 @@ from bloomery.models.networks.config import LeNet, Mlp
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import create_learner, evaluate, train
+from bloomery.models.training.loop import Placement, evaluate, train
+from bloomery.models.training.optimization.learner import create_learner
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 
@@ -78,10 +79,11 @@ def loop_of(epochs: int, shift: int) -> Loop:
 def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.Module | None, epochs: int) -> nn.Module:
     set_deterministic(seed, num_threads=1)
     network = build_network(Blueprint(config=asked.student, layout=asked.layout, num_outputs=10))
-    spread = create_learner if teacher is None else create_distiller(teacher, asked.lesson)
+    learner = create_learner if teacher is None else create_distiller(teacher, asked.lesson)
     if teacher is not None:
         teacher.to(asked.device)
-    train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, spread=spread, device=asked.device)
+    placement = Placement(asked.device, parallelize=learner)
+    train(network, rows, val, loop_of(epochs, asked.shift), seed=seed, placement=placement)
     return network
 
 

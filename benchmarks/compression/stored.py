@@ -43,7 +43,7 @@ from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples, read_examples
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import evaluate, train
+from bloomery.models.training.loop import Placement, evaluate, train
 from bloomery.tasks.infrastructure.settings import settings
 
 SHIFTED = Augment(shift=2)
@@ -135,7 +135,7 @@ def sparsified(
     plan: Plan, teacher: nn.Module, blueprint: Blueprint, parts: Parts, seed: int
 ) -> tuple[nn.Module, Blueprint]:
     """`plan.num_weights` of the teacher's weights, in what is left of its units."""
-    spread = create_distiller(teacher, plan.lesson)
+    placement = Placement(parallelize=create_distiller(teacher, plan.lesson))
     total = sum(weight.numel() for weight in maskable_weights(teacher).values())
     network, found = prune_network(teacher, blueprint, Pruning(share=plan.narrowed))
     for number in range(1, plan.num_rounds + 1):
@@ -144,23 +144,23 @@ def sparsified(
         here = sum(weight.numel() for weight in maskable_weights(network).values())
         loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
         with fixed_masks(network, compute_masks(network, min(num_left / here, 1.0))):
-            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, spread=spread)
+            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, placement=placement)
         say(f"round {number}, {num_left:.0f} weights in {found.config}: {history[-1]}")
     return remove_dead_units(network, found)
 
 
 def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts, seed: int) -> nn.Module:
     """`network` with `plan.num_values` values a layer. First they follow the weights, then the weights follow them."""
-    spread = create_distiller(teacher, plan.lesson)
+    placement = Placement(parallelize=create_distiller(teacher, plan.lesson))
     network = copy.deepcopy(network)
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
     loop = loop_of(plan, plan.nearing_epochs, plan.learning_rate / 4)
     with fixed_masks(network, masks), straight_through_clusters(network, plan.num_values):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, spread=spread)
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, placement=placement)
     say(f"nearing: {history[-1]}")
     loop = loop_of(plan, plan.shared_epochs, plan.learning_rate / 4)
     with shared_weights(network, cluster_weights(network, plan.num_values)):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, spread=spread)
+        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, placement=placement)
     say(f"shared: {history[-1]}")
     return network
 

@@ -31,7 +31,7 @@ from bloomery.models.networks.config import Gpt, ResNet
 from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
 from bloomery.models.training.config import Training
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import train
+from bloomery.models.training.loop import Placement, TrainingHooks, train
 from bloomery.models.training.optimization.optimizer import build_optimizer, build_schedule
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -132,7 +132,8 @@ def _seconds_of_loop(
     part, two = Examples(x, y, np.arange(len(y))), Examples(x[:2], y[:2], np.arange(2))
     ends: list[float] = []
     loop = Training(epochs=3, batch_size=images, learning_rate=3e-4, precision="bf16", clip_norm=1.0, compile=compiled)
-    train(network, part, two, loop, seed=0, device=device, on_epoch=lambda _: ends.append(time.perf_counter()))
+    hooks = TrainingHooks(on_epoch=lambda _: ends.append(time.perf_counter()))
+    train(network, part, two, loop, seed=0, placement=Placement(device), hooks=hooks)
     return (ends[-1] - ends[0]) / (2 * per_epoch)
 
 

@@ -39,7 +39,8 @@ def milliseconds(network_name: str, precision: str) -> float:
     from bloomery.models.networks.blueprint import Blueprint, build_network
     from bloomery.models.networks.config import Cnn
     from bloomery.models.training.config import Loop
-    from bloomery.models.training.loop import create_learner, use_channels_last
+    from bloomery.models.training.loop import use_channels_last
+    from bloomery.models.training.optimization.learner import create_learner
 
     torch.set_num_threads(1)
     layout = Layout(kind="image", shape=(1, 28, 28))

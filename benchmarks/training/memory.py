@@ -32,7 +32,8 @@ from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.distributed import parallelize
 from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from bloomery.models.training.loop import Learner, TrainingState, create_learner, train
+from bloomery.models.training.loop import Placement, TrainingHooks, TrainingState, train
+from bloomery.models.training.optimization.learner import Learner, create_learner
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")
@@ -83,7 +84,7 @@ def work(strategy: str) -> None:
     dist.destroy_process_group()
 
 
-def trained(world: ProcessGroup, spread: Callable[[nn.Module, Loop], Learner]) -> dict[str, float]:
+def trained(group: ProcessGroup, create: Callable[[nn.Module, Loop], Learner]) -> dict[str, float]:
     """What this process held of the small network, in bytes, and how fast it was."""
     set_deterministic(0, 1)
     network = build_network(Blueprint(config=SMALL, layout=SMALL_LAYOUT, num_outputs=10))
@@ -93,7 +94,7 @@ def trained(world: ProcessGroup, spread: Callable[[nn.Module, Loop], Learner]) -
     state_bytes: list[int] = []
     times: list[float] = []
 
-    def restore(state: TrainingState) -> None:
+    def load(state: TrainingState) -> None:
         # Between the step and the end of its gradients, all three are there.
         state.optimizer.register_step_post_hook(lambda *_: state_bytes.append(bytes_of(state)))
 
@@ -103,10 +104,8 @@ def trained(world: ProcessGroup, spread: Callable[[nn.Module, Loop], Learner]) -
         few,
         Loop(epochs=1, batch_size=NUM_ROWS),
         seed=0,
-        world=world,
-        spread=spread,
-        restore=restore,
-        keep=lambda state: times.append(time.perf_counter()),
+        placement=Placement(group=group, parallelize=create),
+        hooks=TrainingHooks(load=load, save=lambda state: times.append(time.perf_counter())),
     )
     return {
         "state": max(state_bytes),

@@ -33,7 +33,15 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import EpochResult, create_learner, move_to_cpu, train, use_channels_last
+from bloomery.models.training.loop import (
+    EpochResult,
+    Placement,
+    TrainingHooks,
+    move_to_cpu,
+    train,
+    use_channels_last,
+)
+from bloomery.models.training.optimization.learner import create_learner
 
 
 class FineTuning(NamedTuple):
@@ -133,7 +141,7 @@ def _of_a_round(loop: Loop, rounds: int) -> Loop:
 def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
     """What teaches a network in place."""
     distill = lesson.compression.distill
-    spread = create_learner if distill is None else create_distiller(lesson.teacher, distill)
+    learner = create_learner if distill is None else create_distiller(lesson.teacher, distill)
     rows = lesson.train
     if distill is not None and lesson.unlabelled is not None:
         rows = add_unlabelled(rows, lesson.unlabelled)
@@ -147,9 +155,8 @@ def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
                 lesson.val,
                 loop,
                 seed=lesson.seed,
-                device=lesson.device,
-                spread=spread,
-                on_epoch=lesson.on_epoch,
+                placement=Placement(lesson.device, parallelize=learner),
+                hooks=TrainingHooks(on_epoch=lesson.on_epoch),
             )
         finally:
             move_to_cpu(lesson.teacher)

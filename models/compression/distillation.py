@@ -17,13 +17,13 @@ from bloomery.models.compression.feature_matching import capture_activations, fe
 from bloomery.models.features.labels import IGNORED_LABEL
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
-from bloomery.models.training.loop import Learner, RowLosses
+from bloomery.models.training.optimization.learner import Learner, RowLosses
 from bloomery.models.training.optimization.loss import is_regression
 from bloomery.models.training.optimization.mixed_precision import autocast
 
 
 def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable[[nn.Module, Loop], Learner]:
-    """What `bloomery.models.training.loop.train` takes as `spread`: the student learns from labels and from `teacher`.
+    """A `Placement.parallelize` for the training loop: the student learns from labels and from `teacher`.
 
     The loss of a row is (1 - weight) times that of its label, and `weight` times how far the student is from the
     teacher: for classes T^2 times the Kullback-Leibler divergence of both at temperature T, for a regression the
@@ -36,8 +36,8 @@ def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable
     teacher.eval()
     looks_inside = distillation.features > 0 or distillation.attention > 0
 
-    def spread(student: nn.Module, loop: Loop) -> Learner:
-        def learn(x: torch.Tensor, losses: RowLosses, share: float) -> torch.Tensor:
+    def create_learner(student: nn.Module, loop: Loop) -> Learner:
+        def learn(x: torch.Tensor, losses: RowLosses, divisor: float) -> torch.Tensor:
             with torch.no_grad(), autocast(loop, x.device), capture_activations(teacher, distillation) as taught:
                 taught_BK = teacher(x)
             with autocast(loop, x.device), capture_activations(student, distillation) as mine:
@@ -46,12 +46,12 @@ def create_distiller(teacher: nn.Module, distillation: Distillation) -> Callable
             loss = loss + distillation.weight * soft_target_loss(outputs_BK, taught_BK, distillation.temperature)
             if looks_inside:
                 loss = loss + feature_matching_loss(mine, taught, valid_steps(student, x), distillation)
-            (loss / share).backward()
+            (loss / divisor).backward()
             return loss.detach()
 
         return learn
 
-    return spread
+    return create_learner
 
 
 def soft_target_loss(outputs_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:

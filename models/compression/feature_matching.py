@@ -162,4 +162,4 @@ def _require_places(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> None:
 def valid_steps(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     """there_BT bool, which is true where a step of `x` is no padding; None for a network that reads no steps."""
     steps = next((module for module in network.modules() if isinstance(module, StepEmbedding)), None)
-    return None if steps is None else steps.there(x)
+    return None if steps is None else steps.step_mask(x)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +25,18 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features import labels
 from bloomery.models.features.config import Classes, Features
-from bloomery.models.features.input_config import CategoryInput, SequenceInput
+from bloomery.models.features.input_config import (
+    AudioInput,
+    BooleanInput,
+    CategoryInput,
+    DateInput,
+    ImageInput,
+    NumberInput,
+    SequenceInput,
+    SeriesInput,
+    TextInput,
+)
+from bloomery.models.features.input_kind import InputKind
 from bloomery.models.features.kinds import audio, boolean, category, date, image, number, sequence, text, time_series
 from bloomery.models.features.kinds.audio import FittedAudio
 from bloomery.models.features.kinds.boolean import FittedBooleans
@@ -39,7 +49,12 @@ from bloomery.models.features.kinds.text import FittedText
 from bloomery.models.features.kinds.time_series import FittedSeries
 from bloomery.models.features.labels import StandardUnits
 from bloomery.models.features.statistics.arrow_arrays import Rows, combine_chunks
-from bloomery.models.features.statistics.column_counts import ColumnStatistics, parse_statistics
+from bloomery.models.features.statistics.column_counts import (
+    CategoryCounts,
+    ColumnStatistics,
+    NumericStatistics,
+    parse_statistics,
+)
 
 ENCODED_INPUT = "x"  # the encoded input, a flat list of float32 per row
 ENCODED_LABEL = (
@@ -63,17 +78,27 @@ FittedInput = Annotated[
     Field(discriminator="kind"),
 ]
 
-# Each module has `tally`, `fit`, `shape` and `write` for its kind of input.
-KINDS: dict[str, ModuleType] = {
-    "number": number,
-    "category": category,
-    "date": date,
-    "boolean": boolean,
-    "image": image,
-    "audio": audio,
-    "text": text,
-    "series": time_series,
-    "sequence": sequence,
+# mypy checks each module against its line.
+_NUMBER: InputKind[NumberInput, FittedNumbers, NumericStatistics] = number
+_CATEGORY: InputKind[CategoryInput, FittedCategories, ColumnStatistics] = category
+_DATE: InputKind[DateInput, FittedDates, NumericStatistics] = date
+_BOOLEAN: InputKind[BooleanInput, FittedBooleans, NumericStatistics] = boolean
+_IMAGE: InputKind[ImageInput, FittedImage, NumericStatistics] = image
+_AUDIO: InputKind[AudioInput, FittedAudio, NumericStatistics] = audio
+_TEXT: InputKind[TextInput, FittedText, CategoryCounts] = text
+_SERIES: InputKind[SeriesInput, FittedSeries, NumericStatistics] = time_series
+_SEQUENCE: InputKind[SequenceInput, FittedSequence, NumericStatistics] = sequence
+
+_KINDS: Mapping[str, InputKind[Any, Any, Any]] = {
+    "number": _NUMBER,
+    "category": _CATEGORY,
+    "date": _DATE,
+    "boolean": _BOOLEAN,
+    "image": _IMAGE,
+    "audio": _AUDIO,
+    "text": _TEXT,
+    "series": _SERIES,
+    "sequence": _SEQUENCE,
 }
 
 _LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
@@ -105,7 +130,7 @@ class Encoder(Document):
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each input's part of one row."""
         pairs = zip(self.features.inputs, self.fitted, strict=True)
-        return tuple(KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
+        return tuple(_KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
@@ -147,9 +172,9 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
     """
     total: list[tuple[ColumnStatistics, ...]] = []
     for rows in _group_batches(batches):
-        tallies = [KINDS[source.kind].tally(source, features, rows) for source in features.inputs]
+        tallies = [_KINDS[source.kind].partial_fit(source, features, rows) for source in features.inputs]
         total = _add_statistics(total, [(labels.partial_fit(features, rows),), *tallies])
-    plain = [[tally.as_plain() for tally in tallies] for tallies in total]
+    plain = [[tally.as_dict() for tally in tallies] for tallies in total]
     yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[STATISTICS])
 
 
@@ -191,7 +216,7 @@ def fit(features: Features, summaries: Iterable[str]) -> Encoder:
     counted = next(iter(of_label), None)
     classes, units = labels.fit_classes(features, counted), labels.fit_units(features, counted)
     fitted = tuple(
-        KINDS[source.kind].fit(source, tallies, classes)
+        _KINDS[source.kind].fit(source, tallies, classes)
         for source, tallies in zip(features.inputs, of_inputs, strict=True)
     )
     return Encoder(features=features, fitted=fitted, classes=classes, units=units)
@@ -220,7 +245,7 @@ def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray
     is_alone = len(encoder.fitted) == 1
     for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
         part = x if is_alone else x[:, start : start + shape[0]]
-        KINDS[source.kind].write(source, fitted, rows, part, folds)
+        _KINDS[source.kind].transform_into(source, fitted, rows, part, folds)
         start += shape[0]
 
 

@@ -92,8 +92,8 @@ def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUn
     if features.task == "classification":
         return None
     found = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
-    if found.least is None or found.least == found.largest:
-        told = "no label" if found.least is None else f"the label {found.least:g} in every row"
+    if found.minimum is None or found.minimum == found.maximum:
+        told = "no label" if found.minimum is None else f"the label {found.minimum:g} in every row"
         raise DataUnfit(
             f"the training part has {told}",
             required="at least two different figures to learn from",

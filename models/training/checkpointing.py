@@ -45,7 +45,7 @@ class CheckpointMetadata(Document):
     batch: int
     step: int
     rate: float
-    num_mean_steps: int
+    num_ema_steps: int
     history: tuple[tuple[float, ...], ...]
     has_best: bool
     schedule: dict[str, Any]
@@ -58,30 +58,30 @@ class Checkpointer:
     def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
         self._folder = folder
         self._checkpoints = checkpoints
-        self._kept_at = time.monotonic()
-        self._kept_step = 0
-        self._is_made = False
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._has_folder = False
 
-    def restore(self, state: TrainingState) -> None:
+    def load(self, state: TrainingState) -> None:
         """Put the newest whole checkpoint in place, if there is one; a damaged one counts as none."""
         for place in sorted(self._folder.glob("step-*"), reverse=True):
             position = _read_intact(place)
             if position is not None:
                 _load_state(state, place, position)
-                self._kept_step, self._is_made = state.step, True
+                self._saved_step, self._has_folder = state.step, True
                 return
 
-    def keep(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState) -> None:
         """Afterwards the state is on disk, if it is time for that."""
-        if state.step != self._kept_step and self._is_time(state.step):
-            if not self._is_made:
+        if state.step != self._saved_step and self._is_time(state.step):
+            if not self._has_folder:
                 # Once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._is_made = True
+                self._has_folder = True
             _write_checkpoint(state, self._folder)
-            self._kept_at, self._kept_step = time.monotonic(), state.step
+            self._saved_at, self._saved_step = time.monotonic(), state.step
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove all that is kept."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -89,7 +89,7 @@ class Checkpointer:
         every_steps = self._checkpoints.every_steps
         if every_steps is not None and step % every_steps == 0:
             return True
-        is_late = time.monotonic() - self._kept_at >= self._checkpoints.every_minutes * 60
+        is_late = time.monotonic() - self._saved_at >= self._checkpoints.every_minutes * 60
         if not _is_distributed():
             return is_late
         # Clocks differ, and what is kept must be of the same step in every process.
@@ -154,7 +154,7 @@ def _write_metadata(state: TrainingState, beside: Path) -> None:
         batch=state.batch,
         step=state.step,
         rate=state.rate,
-        num_mean_steps=0 if state.mean is None else state.mean.num_steps,
+        num_ema_steps=0 if state.ema is None else state.ema.num_steps,
         history=tuple(tuple(epoch) for epoch in state.history),
         has_best=bool(state.best),
         schedule=state.schedule.state_dict(),
@@ -196,8 +196,8 @@ def _load_state(state: TrainingState, place: Path, position: CheckpointMetadata)
     state.schedule.load_state_dict(position.schedule | own_rates)
     state.epoch, state.batch, state.step, state.rate = position.epoch, position.batch, position.step, position.rate
     state.history = [EpochResult(int(number), *figures) for number, *figures in position.history]
-    if state.mean is not None:
-        state.mean.num_steps = position.num_mean_steps
+    if state.ema is not None:
+        state.ema.num_steps = position.num_ema_steps
     own = tensors[_process_key()]
     device = next(state.network.parameters()).device
     state.loss_sum, state.num_rows = own["loss_sum"].to(device), int(own["num_rows"])
@@ -219,7 +219,7 @@ def _tensors(state: TrainingState) -> dict[str, Any]:
     return {
         "network": network,
         "optimizer": optimizer,
-        "mean": {} if state.mean is None else state.mean.tensors,
+        "ema": {} if state.ema is None else state.ema.tensors,
         "best": state.best,
         _process_key(): own,
     }

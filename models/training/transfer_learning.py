@@ -14,9 +14,9 @@ from bloomery.models.training.config import StartFrom
 class TransferResult(NamedTuple):
     """Which weights were taken by name, which were drawn anew, and each parameter's share of the learning rate."""
 
-    taken: tuple[str, ...]
-    drawn: tuple[str, ...]
-    shares: dict[str, float]
+    loaded: tuple[str, ...]
+    initialised: tuple[str, ...]
+    rate_shares: dict[str, float]
 
 
 def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start: StartFrom) -> TransferResult:
@@ -30,8 +30,8 @@ def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start
         RecipeInvalid: nothing fits, or nothing is named as `freeze` says, or nothing is left to learn.
     """
     own = network.state_dict()
-    fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
-    if not any(name in dict(network.named_parameters()) for name in fitting):
+    matching = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    if not any(name in dict(network.named_parameters()) for name in matching):
         known = ", ".join(f"{name} {list(weight.shape)}" for name, weight in list(own.items())[:3])
         raise RecipeInvalid(
             f"none of the {len(weights)} weights of {start.network} has the name and shape of one of this network's",
@@ -39,11 +39,11 @@ def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start
             where="the recipe's training.start_from",
             remedy="start from a network of the same kind and widths",
         )
-    network.load_state_dict(fitting, strict=False)
+    network.load_state_dict(matching, strict=False)
     _freeze(network, start.freeze)
-    taken = tuple(name for name in own if name in fitting)
+    loaded = tuple(name for name in own if name in matching)
     return TransferResult(
-        taken, tuple(name for name in own if name not in fitting), _rate_shares(network, start.discount)
+        loaded, tuple(name for name in own if name not in matching), _rate_shares(network, start.discount)
     )
 
 

@@ -113,7 +113,7 @@ def _num_rows(network: nn.Module | OutputFunction, examples: Examples, wanted: E
 
     if isinstance(network, torch.nn.Module):
         with torch.random.fork_rng(devices=[]):  # dropout draws when the arithmetic is counted
-            possible = _MOST_WORK / (_PASSES * max(count_flops_per_row(network, examples.example()), 1))
+            possible = _MOST_WORK / (_PASSES * max(count_flops_per_row(network, examples.example_batch()), 1))
     else:
         seconds = _seconds_of_row(network, examples) * _ANSWERS_OF_UNIT * math.prod(units.grid)
         possible = _MOST_SECONDS / seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.records import Dataset, Start
 from bloomery.models.networks.config import Model
-from bloomery.models.training.config import Loop, Training
+from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import Examples, ExampleSource
     from bloomery.models.training.differential_privacy import PrivacySpent
-    from bloomery.models.training.distributed.process_group import ProcessGroup
-    from bloomery.models.training.loop import EpochResult, Learner, StepProgress, TrainingState
+    from bloomery.models.training.loop import EpochResult, Placement, StepProgress
     from bloomery.models.training.transfer_learning import TransferResult
 
 _SHOWN_ROWS = 50_000
@@ -42,14 +42,6 @@ class Fitted(NamedTuple):
     history: list[EpochResult]
     spent: PrivacySpent | None
     transfer: TransferResult | None
-
-
-class Together(NamedTuple):
-    """How this process takes part in the work of several."""
-
-    world: ProcessGroup
-    spread: Callable[[nn.Module, Loop], Learner]
-    device: str
 
 
 def checkpoint_folder(key: str) -> Path:
@@ -89,7 +81,7 @@ def fit(
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
     on_step: Callable[[StepProgress], None] = lambda step: None,
     keeper: Checkpointer | None = None,
-    together: Together | None = None,
+    placement: Placement | None = None,
 ) -> Fitted:
     """The same arguments give the same weights, bit for bit, on a processor of the same kind.
 
@@ -98,8 +90,7 @@ def fit(
     """
     from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.differential_privacy import train_privately
-    from bloomery.models.training.distributed.process_group import SINGLE_PROCESS
-    from bloomery.models.training.loop import create_learner, train
+    from bloomery.models.training.loop import Placement, TrainingHooks, train
 
     network = build_network(blueprint)
     transferred = None if start is None else _transfer(network, start, training)
@@ -114,20 +105,17 @@ def fit(
             on_epoch=on_epoch,
         )
         return Fitted(network, blueprint, history, spent, transferred)
-    group = Together(SINGLE_PROCESS, create_learner, select_device(training.device)) if together is None else together
+    hooks = TrainingHooks(on_epoch=on_epoch, on_step=on_step)
+    if keeper is not None:
+        hooks = dataclasses.replace(hooks, load=keeper.load, save=keeper.save)
     history = train(
         network,
         *parts,
         loop=training,
         seed=training.seed,
-        device=group.device,
-        world=group.world,
-        spread=group.spread,
-        shares=None if transferred is None else transferred.shares,
-        on_epoch=on_epoch,
-        on_step=on_step,
-        restore=_nothing if keeper is None else keeper.restore,
-        keep=_nothing if keeper is None else keeper.keep,
+        placement=placement or Placement(select_device(training.device)),
+        rate_shares=None if transferred is None else transferred.rate_shares,
+        hooks=hooks,
     )
     return Fitted(network, blueprint, history, None, transferred)
 
@@ -143,10 +131,6 @@ def _in_memory(part: ExampleSource) -> Examples:
         where="the recipe's training.privacy",
         remedy="take fewer rows, or train without `privacy`",
     )
-
-
-def _nothing(state: TrainingState) -> None:
-    """Where nobody keeps checkpoints."""
 
 
 def _transfer(network: nn.Module, start: Start, training: Training) -> TransferResult:

@@ -178,7 +178,7 @@ def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fit
     from bloomery.models.export.onnx_exporter import PARITY_BATCHES, export_onnx
     from bloomery.models.networks.blueprint import build_network
 
-    x, _ = next(parts.val.in_order())
+    x, _ = next(parts.val.iterate())
     path = out.path("untrained.onnx")
     export_onnx(build_network(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
     path.unlink()
@@ -253,7 +253,7 @@ def _log_ending(
     folder = out.path("report")
     folder.mkdir()
     draw_curves(fitted.history, dataset.task, curves.unit, folder / "curves.png")
-    example = parts.train.example()
+    example = parts.train.example_batch()
     mlflow_runs.log_figures(
         run_id,
         {
@@ -266,7 +266,7 @@ def _log_ending(
     if fitted.spent is not None:
         mlflow_runs.log_figures(run_id, {f"privacy_{name}": value for name, value in fitted.spent._asdict().items()})
     if fitted.transfer is not None:
-        names = {"taken": fitted.transfer.taken, "drawn anew": fitted.transfer.drawn}
+        names = {"taken": fitted.transfer.loaded, "drawn anew": fitted.transfer.initialised}
         mlflow_runs.client().log_dict(run_id, names, "transfer.json")
     shown = fitting.shown_rows(dataset, parts.val)
     mlflow_runs.client().set_tag(run_id, "reported_rows", f"{shown.num_rows} of {parts.val.num_rows}, validation part")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import EpochResult, TrainingState, evaluate, train
+from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks, TrainingState, evaluate, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -72,13 +71,13 @@ def rows_of(layout: Layout, num_rows: int, seed: int) -> Examples:
 
 
 def trained(
-    name: str, device: str, loop: Loop = LOOP, **more: Callable[[TrainingState], None]
+    name: str, device: str, loop: Loop = LOOP, hooks: TrainingHooks | None = None
 ) -> tuple[nn.Module, list[EpochResult]]:
     set_deterministic(seed=0, num_threads=1)
     blueprint = blueprint_of(name)
     network = build_network(blueprint)
     parts = rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2)
-    return network, train(network, *parts, loop, seed=1, device=device, **more)  # type: ignore[arg-type]
+    return network, train(network, *parts, loop, seed=1, placement=Placement(device), hooks=hooks or TrainingHooks())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -104,14 +103,14 @@ def test_training_repeats_bit_for_bit_on_one_card(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["cnn", "gru", "transformer"])
 def test_training_that_was_killed_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
     def run(checkpoints: Checkpoints, killed_at: int | None = None) -> str:
-        keeper = Checkpointer(tmp_path / "kept", checkpoints)
+        checkpointer = Checkpointer(tmp_path / "kept", checkpoints)
 
-        def keep(state: TrainingState) -> None:
-            keeper.keep(state)
+        def save(state: TrainingState) -> None:
+            checkpointer.save(state)
             if state.step == killed_at:
                 raise Killed
 
-        network, _ = trained(name, "cuda", restore=keeper.restore, keep=keep)
+        network, _ = trained(name, "cuda", hooks=TrainingHooks(load=checkpointer.load, save=save))
         return write_network(network, blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
 
     wanted = run(Checkpoints(every_minutes=10_000))

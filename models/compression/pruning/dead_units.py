@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from bloomery.models.compression.pruning.structured import load_torch_pruning
+from bloomery.models.networks.architecture import PrunableArchitecture
 from bloomery.models.networks.architectures import cnn, lenet, mlp
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 
-_KINDS: dict[str, ModuleType] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
+_ARCHITECTURES: Mapping[str, PrunableArchitecture[Any, Any]] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
 
 
 def remove_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Module, Blueprint]:
@@ -26,13 +27,13 @@ def remove_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Modu
 
     Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", section 3.5.
     """
-    kind = _KINDS.get(blueprint.config.kind)
-    if kind is None:
+    architecture = _ARCHITECTURES.get(blueprint.config.kind)
+    if architecture is None:
         return network, blueprint
     smaller = copy.deepcopy(network).eval()
-    while _removed(smaller, kind.prunable(smaller), torch.zeros(2, *blueprint.layout.shape)):
+    while _removed(smaller, architecture.prunable_layers(smaller), torch.zeros(2, *blueprint.layout.shape)):
         pass  # a unit may die with the last one that it led to
-    found = blueprint.model_copy(update={"config": kind.config_of(smaller, blueprint.config)})
+    found = blueprint.model_copy(update={"config": architecture.pruned_config(smaller, blueprint.config)})
     return rebuild_network(found, smaller), found
 
 

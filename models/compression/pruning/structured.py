@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,19 +17,26 @@ from bloomery.models.compression.config import PRUNABLE, Pruning, find_pruning_o
 from bloomery.models.compression.pruning.importance import IMPORTANCE_FUNCTIONS, compute_gradients
 from bloomery.models.compression.pruning.recurrent_units import prune_recurrent_units
 from bloomery.models.compression.pruning.transformer_blocks import prune_transformer_blocks
+from bloomery.models.networks.architecture import PrunableArchitecture
 from bloomery.models.networks.architectures import cnn, ft_transformer, lenet, mlp, resnet
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
-from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
+from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.profiling.macs import relative_cost
 from bloomery.models.training.data.batches import Examples
 
-# What each kind may lose, and its config afterwards, its own module says.
-_KINDS: dict[str, ModuleType] = {
-    "cnn": cnn,
-    "lenet": lenet,
-    "resnet": resnet,
-    "mlp": mlp,
-    "ft_transformer": ft_transformer,
+# mypy checks each module against its line.
+_CNN: PrunableArchitecture[Cnn, cnn.ConvNet] = cnn
+_LENET: PrunableArchitecture[LeNet, lenet.LeNet5] = lenet
+_RESNET: PrunableArchitecture[ResNet, resnet.ResidualNetwork] = resnet
+_MLP: PrunableArchitecture[Mlp, mlp.Perceptron] = mlp
+_FT_TRANSFORMER: PrunableArchitecture[FtTransformer, ft_transformer.TableTransformer] = ft_transformer
+
+_ARCHITECTURES: Mapping[str, PrunableArchitecture[Any, Any]] = {
+    "cnn": _CNN,
+    "lenet": _LENET,
+    "resnet": _RESNET,
+    "mlp": _MLP,
+    "ft_transformer": _FT_TRANSFORMER,
 }
 _MOST_OF_A_LAYER = 0.9  # that may leave where layers lose unequal shares
 _HALVINGS = 6  # of the range in which the share lies that reaches a target
@@ -148,7 +155,7 @@ def _blocks_left(network: nn.Module, blueprint: Blueprint, share: float, multipl
     """
     if multiple_of == 1:
         return []
-    layers = _KINDS[blueprint.config.kind].prunable(network)
+    layers = _ARCHITECTURES[blueprint.config.kind].prunable_layers(network)
     return [_block_left(layer, share, multiple_of) if isinstance(layer, nn.Conv2d) else None for layer in layers]
 
 
@@ -181,8 +188,8 @@ def _without(whole: PrunedNetwork, stays: _Stays, how: Pruning, examples: Exampl
 
 def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how: Pruning) -> Model:
     """Prune `network` in place by the groups of layers that a tracer finds; the config that builds it now."""
-    kind = _KINDS[blueprint.config.kind]
-    layers = kind.prunable(network)
+    architecture = _ARCHITECTURES[blueprint.config.kind]
+    layers = architecture.prunable_layers(network)
     staying = [layer for layer in network.modules() if _is_root(layer) and not any(layer is one for one in layers)]
     is_global, share = how.scope == "network", stays.share
     blocks = stays.blocks or [None] * len(layers)
@@ -203,7 +210,7 @@ def _prune_coupled(network: nn.Module, blueprint: Blueprint, stays: _Stays, how:
             pruning_ratio_dict=None if is_global else shares,
             ignored_layers=staying,
         ).step()
-    config: Model = kind.config_of(network, blueprint.config)
+    config: Model = architecture.pruned_config(network, blueprint.config)
     return config
 
 

@@ -43,11 +43,11 @@ def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[Num
     return (sum(parts, numeric_statistics(np.zeros(0))),)
 
 
-def fit(source: AudioInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
+def fit(source: AudioInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
     """Raises DataUnfit if there is no row to learn from."""
-    if not tallies:
+    if not statistics:
         return FittedAudio(kind="audio")
-    (figures,) = tallies
+    (figures,) = statistics
     require_values(source.column, figures.moments.count)
     return FittedAudio(kind="audio", mean=figures.moments.mean(), scale=figures.moments.deviation())
 

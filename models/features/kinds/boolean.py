@@ -26,7 +26,7 @@ def partial_fit(source: BooleanInput, features: Features, rows: Rows) -> tuple[N
     return ()
 
 
-def fit(source: BooleanInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedBooleans:
+def fit(source: BooleanInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedBooleans:
     return FittedBooleans(kind="boolean")
 
 

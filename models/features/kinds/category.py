@@ -155,14 +155,14 @@ def _sum_targets(
     return limit_counts(found, MAX_LISTED_CATEGORIES)
 
 
-def fit(source: CategoryInput, tallies: tuple[ColumnStatistics, ...], classes: Classes) -> FittedCategories:
+def fit(source: CategoryInput, statistics: tuple[ColumnStatistics, ...], classes: Classes) -> FittedCategories:
     """Without `classes` the task is a regression.
 
     Raises:
         DataUnfit: a column has too many different names to list.
     """
-    counted = [one for one in tallies if isinstance(one, CategoryCounts)]
-    folds = tuple(one.moments for one in tallies if isinstance(one, NumericStatistics))
+    counted = [one for one in statistics if isinstance(one, CategoryCounts)]
+    folds = tuple(one.moments for one in statistics if isinstance(one, NumericStatistics))
     columns = [
         _build_vocabulary(source, column, of_column, classes, folds)
         for column, of_column in zip(source.columns, counted, strict=False)
@@ -243,7 +243,11 @@ def transform_into(
         slots = _row_slots(source, column, fitted.columns[position], rows)
         target = fitted.columns[position].target
         if target is not None:
-            part[:] = target.shares[slots] if folds is None else target.shares_without[folds % target.num_folds, slots]
+            part[:] = (
+                target.encoding[slots]
+                if folds is None
+                else target.out_of_fold_encoding[folds % target.num_folds, slots]
+            )
         elif source.encoding == "index":
             part[:, 0] = slots
         else:

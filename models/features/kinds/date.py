@@ -66,14 +66,14 @@ def partial_fit(source: DateInput, features: Features, rows: Rows) -> tuple[Nume
     return tuple(found)
 
 
-def fit(source: DateInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedDates:
+def fit(source: DateInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedDates:
     """Raises DataUnfit where the days elapsed are asked of a column that has no value."""
-    for column, figures in zip(source.columns, tallies, strict=False):
+    for column, figures in zip(source.columns, statistics, strict=False):
         require_values(column, figures.moments.count)
     return FittedDates(
         kind="date",
-        mean=tuple(figures.moments.mean() for figures in tallies),
-        scale=tuple(figures.moments.deviation() for figures in tallies),
+        mean=tuple(figures.moments.mean() for figures in statistics),
+        scale=tuple(figures.moments.deviation() for figures in statistics),
     )
 
 

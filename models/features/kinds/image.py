@@ -50,18 +50,18 @@ def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[Num
     return tuple(numeric_statistics(np.asarray(channel, np.float64)) for channel in channels)
 
 
-def fit(source: ImageInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedImage:
+def fit(source: ImageInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedImage:
     """Raises DataUnfit if there is no pixel to learn from."""
     num_channels = source.shape[0]
-    if not tallies:
+    if not statistics:
         scale = source.brightest if source.normalise == "unit" else 1.0
         return FittedImage(kind="image", mean=(0.0,) * num_channels, scale=(scale,) * num_channels)
-    require_values(source.column, min(figures.moments.count for figures in tallies))
-    times = num_channels // len(tallies)
+    require_values(source.column, min(figures.moments.count for figures in statistics))
+    times = num_channels // len(statistics)
     return FittedImage(
         kind="image",
-        mean=tuple(figures.moments.mean() for figures in tallies) * times,
-        scale=tuple(figures.moments.deviation() for figures in tallies) * times,
+        mean=tuple(figures.moments.mean() for figures in statistics) * times,
+        scale=tuple(figures.moments.deviation() for figures in statistics) * times,
     )
 
 

@@ -105,9 +105,9 @@ def _clip_and_transform(source: NumberInput, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def fit(source: NumberInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedNumbers:
+def fit(source: NumberInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedNumbers:
     """Raises DataUnfit where a column has no value at all."""
-    fits = [_fit_column(source, column, one) for column, one in zip(source.columns, tallies, strict=True)]
+    fits = [_fit_column(source, column, one) for column, one in zip(source.columns, statistics, strict=True)]
     return FittedNumbers(kind="number", columns=tuple(fits))
 
 
@@ -137,9 +137,9 @@ def _fit_column(source: NumberInput, column: str, figures: NumericStatistics) ->
             _clip_value(value, low, high) for value in quantiles(sketch, [0.25, 0.5, 0.75])
         )
         divisor = _spread(quarter, three_quarters)
-    elif source.scale == "min_max" and figures.least is not None and figures.largest is not None:
-        centre = _clip_value(figures.least, low, high)
-        divisor = _spread(centre, _clip_value(figures.largest, low, high))
+    elif source.scale == "min_max" and figures.minimum is not None and figures.maximum is not None:
+        centre = _clip_value(figures.minimum, low, high)
+        divisor = _spread(centre, _clip_value(figures.maximum, low, high))
     knots, levels = _quantile_knots(source, sketch) if sketch is not None else ((), ())
     return fitted.model_copy(
         update={"fill": fill, "centre": centre, "divisor": divisor, "knots": knots, "levels": levels}

@@ -44,23 +44,23 @@ def partial_fit(source: SequenceInput, features: Features, rows: Rows) -> tuple[
     return tuple(numeric_statistics(values) for values in steps_SF.T)
 
 
-def fit(source: SequenceInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedSequence:
+def fit(source: SequenceInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedSequence:
     """Raises DataUnfit if there is no step to learn from."""
-    if not tallies:
+    if not statistics:
         num_values = source.num_values
         return FittedSequence(kind="sequence", centre=(0.0,) * num_values, divisor=(1.0,) * num_values)
-    pairs = list(_fit_scales(source, tallies))
+    pairs = list(_fit_scales(source, statistics))
     return FittedSequence(
         kind="sequence", centre=tuple(centre for centre, _ in pairs), divisor=tuple(divisor for _, divisor in pairs)
     )
 
 
-def _fit_scales(source: SequenceInput, tallies: tuple[NumericStatistics, ...]) -> Iterator[tuple[float, float]]:
-    for figures in tallies:
+def _fit_scales(source: SequenceInput, statistics: tuple[NumericStatistics, ...]) -> Iterator[tuple[float, float]]:
+    for figures in statistics:
         require_values(", ".join(source.columns), figures.moments.count)
-        if source.scale == "min_max" and figures.least is not None and figures.largest is not None:
-            distance = min(figures.largest - figures.least, float(np.finfo(np.float64).max))
-            yield figures.least, distance or 1.0
+        if source.scale == "min_max" and figures.minimum is not None and figures.maximum is not None:
+            distance = min(figures.maximum - figures.minimum, float(np.finfo(np.float64).max))
+            yield figures.minimum, distance or 1.0
         else:
             yield figures.moments.mean(), figures.moments.deviation()
 

@@ -36,12 +36,12 @@ class TargetCounts(Document):
         return np.uint64(len(self.counts))
 
     @cached_property
-    def shares(self) -> np.ndarray:
+    def encoding(self) -> np.ndarray:
         """Of the classes but the first, from all training rows: float32 (S, K - 1)."""
         return _smoothed_shares(np.array(self.counts, np.int64).sum(axis=0), self.smoothing)
 
     @cached_property
-    def shares_without(self) -> np.ndarray:
+    def out_of_fold_encoding(self) -> np.ndarray:
         """The same from all folds but one: float32 (N, S, K - 1)."""
         counts_NSK = np.array(self.counts, np.int64)
         return _smoothed_shares(counts_NSK.sum(axis=0) - counts_NSK, self.smoothing)
@@ -71,12 +71,12 @@ class TargetMeans(Document):
         return np.uint64(len(self.values_without))
 
     @cached_property
-    def shares(self) -> np.ndarray:
+    def encoding(self) -> np.ndarray:
         """Float32 (S, 1)."""
         return np.array(self.values, np.float32)[:, None]
 
     @cached_property
-    def shares_without(self) -> np.ndarray:
+    def out_of_fold_encoding(self) -> np.ndarray:
         """Float32 (N, S, 1)."""
         return np.array(self.values_without, np.float32)[..., None]
 

@@ -66,13 +66,13 @@ def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[Cate
     return (limit_counts({(word,): count for word, count in counts.items()}, MAX_WORDS),)
 
 
-def fit(source: TextInput, tallies: tuple[CategoryCounts, ...], classes: Classes) -> FittedText:
+def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Classes) -> FittedText:
     """A tokenizer learnt from the counts of words, in whatever order they came.
 
     Raises:
         DataUnfit: there is no word, or there are too many different ones.
     """
-    (counted,) = tallies
+    (counted,) = statistics
     if counted.is_full:
         raise DataUnfit(
             f"column {source.column} has more than {counted.limit:,} different words",

@@ -44,17 +44,17 @@ def _drop_missing(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
-def fit(source: SeriesInput, tallies: tuple[NumericStatistics, ...], classes: Classes) -> FittedSeries:
+def fit(source: SeriesInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedSeries:
     """Raises DataUnfit if there is no value to learn from."""
-    for column, figures in zip(source.columns, tallies, strict=False):
+    for column, figures in zip(source.columns, statistics, strict=False):
         require_values(column, figures.moments.count)
     nothing, one = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
-    means = tuple(figures.moments.mean() for figures in tallies)
+    means = tuple(figures.moments.mean() for figures in statistics)
     fill = means if source.missing in ("previous", "mean") else nothing
     if source.scale == "none":
         return FittedSeries(kind="series", mean=nothing, scale=one, fill=fill)
     return FittedSeries(
-        kind="series", mean=means, scale=tuple(figures.moments.deviation() for figures in tallies), fill=fill
+        kind="series", mean=means, scale=tuple(figures.moments.deviation() for figures in statistics), fill=fill
     )
 
 

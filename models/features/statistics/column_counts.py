@@ -27,27 +27,27 @@ class NumericStatistics:
     """Exact moments of numbers, and where quantiles are wanted their sketch, least and largest value."""
 
     moments: Moments
-    least: float | None = None
-    largest: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     sketch: QuantileSketch | None = None
 
     def __add__(self, other: NumericStatistics) -> NumericStatistics:
-        least = [value for value in (self.least, other.least) if value is not None]
-        largest = [value for value in (self.largest, other.largest) if value is not None]
+        minimum = [value for value in (self.minimum, other.minimum) if value is not None]
+        maximum = [value for value in (self.maximum, other.maximum) if value is not None]
         sketches = [one for one in (self.sketch, other.sketch) if one is not None]
         return NumericStatistics(
             moments=self.moments + other.moments,
-            least=min(least, default=None),
-            largest=max(largest, default=None),
+            minimum=min(minimum, default=None),
+            maximum=max(maximum, default=None),
             sketch=sum(sketches[1:], sketches[0]) if sketches else None,
         )
 
-    def as_plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "moments": self.moments.model_dump(),
-            "least": self.least,
-            "largest": self.largest,
-            "sketch": None if self.sketch is None else self.sketch.as_text(),
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "sketch": None if self.sketch is None else self.sketch.to_text(),
         }
 
 
@@ -58,8 +58,8 @@ def numeric_statistics(values: np.ndarray, *, with_quantiles: bool = False) -> N
         return NumericStatistics(moments=Moments(), sketch=sketch if with_quantiles else None)
     return NumericStatistics(
         moments=sketch_moments(sketch),
-        least=float(values.min()) + 0.0,
-        largest=float(values.max()) + 0.0,
+        minimum=float(values.min()) + 0.0,
+        maximum=float(values.max()) + 0.0,
         sketch=sketch if with_quantiles else None,
     )
 
@@ -80,7 +80,7 @@ class CategoryCounts:
             together[name] = together.get(name, 0) + count
         return limit_counts(together, self.limit)
 
-    def as_plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         counts = [[*name, count] for name, count in self.counts.items()]
         return {"limit": self.limit, "counts": counts, "is_full": self.is_full}
 
@@ -101,7 +101,7 @@ def parse_statistics(plain: dict[str, Any]) -> ColumnStatistics:
     sketch = plain["sketch"]
     return NumericStatistics(
         moments=Moments(**plain["moments"]),
-        least=plain["least"],
-        largest=plain["largest"],
+        minimum=plain["minimum"],
+        maximum=plain["maximum"],
         sketch=None if sketch is None else parse_sketch(sketch),
     )

@@ -48,7 +48,7 @@ class QuantileSketch:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, QuantileSketch) and np.array_equal(self.cells, other.cells)
 
-    def as_text(self) -> str:
+    def to_text(self) -> str:
         return base64.b64encode(self.cells.astype("<i8").tobytes()).decode()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import Cnn
 from bloomery.models.networks.layers.image_input import image_shape
 
@@ -62,9 +63,9 @@ def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, poo
     return nn.Sequential(*layers, nn.MaxPool2d(pool)) if pool > 1 else nn.Sequential(*layers)
 
 
-def prunable_layers(network: ConvNet) -> list[nn.Module]:
+def prunable_layers(network: ConvNet) -> list[PrunableLayer]:
     """The layers whose outputs may go."""
-    convolutions: list[nn.Module] = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Conv2d)]
+    convolutions: list[PrunableLayer] = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Conv2d)]
     return convolutions if network.hidden is None else [*convolutions, network.hidden]
 
 

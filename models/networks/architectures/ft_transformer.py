@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import FtTransformer
 from bloomery.models.networks.layers.attention import attend
 from bloomery.models.networks.layers.tabular_embedding import TabularInput, require_flat
@@ -92,7 +93,7 @@ class Block(nn.Module):
         return self.out(attend(*asked, self._head_width, dropout=dropout))
 
 
-def prunable_layers(network: TableTransformer) -> list[nn.Module]:
+def prunable_layers(network: TableTransformer) -> list[PrunableLayer]:
     """The layers whose outputs may go: those inside the feed-forward parts."""
     return [layer for block in network.blocks for layer in (block.up, block.gate)]  # type: ignore[misc]
 

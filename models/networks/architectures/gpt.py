@@ -55,12 +55,12 @@ class GptDecoder(nn.Module):
 
     def forward(self, x: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
         """With `pasts`, one for each block, x holds only the steps that come after those remembered there."""
-        h_BTW = self.begin(x, first=len(pasts[0]) if pasts else 0)
+        h_BTW = self.embed(x, first=len(pasts[0]) if pasts else 0)
         for number, block in enumerate(self.blocks):
             h_BTW = block(h_BTW, past=pasts[number] if pasts else None)
         return self.norm(h_BTW)
 
-    def begin(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+    def embed(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """h_BTW, which the first block takes; `first` is the place of the first step."""
         x_BTW, _ = self.steps(x)
         return self.dropout(self.positions(x_BTW, first=first))
@@ -99,20 +99,20 @@ class GptClassifier(nn.Module):
     def blocks(self) -> nn.ModuleList:
         return self.decoder.blocks
 
-    def begin(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """h_BTW, which the first block takes."""
-        return self.decoder.begin(x)
+        return self.decoder.embed(x)
 
-    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+    def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """No block needs one: padding is behind, and no step looks there."""
         return None
 
-    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""
         return self._answer(self.decoder.norm(h_BTW), x)
 
     def _answer(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(pool(h_BTW, self.decoder.steps.there(x), "last")))
+        return self.head(self.dropout(pool(h_BTW, self.decoder.steps.step_mask(x), "last")))
 
 
 def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import LeNet
 from bloomery.models.networks.layers.image_input import image_shape
 
@@ -44,7 +45,7 @@ def _side_after(side: int) -> int:
     return side
 
 
-def prunable_layers(network: LeNet5) -> list[nn.Module]:
+def prunable_layers(network: LeNet5) -> list[PrunableLayer]:
     """The layers whose outputs may go."""
     return [network.first, network.second, network.hidden]
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import Mlp, Periodic
 from bloomery.models.networks.layers.tabular_embedding import TabularInput
 
@@ -87,7 +88,7 @@ def _hidden_layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
     return nn.Sequential(linear, *norm, nn.ReLU(), nn.Dropout(config.dropout))
 
 
-def prunable_layers(network: Perceptron) -> list[nn.Module]:
+def prunable_layers(network: Perceptron) -> list[PrunableLayer]:
     """The layers whose outputs may go."""
     return [layer[0] for layer in network.layers]  # type: ignore[index]
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import ResNet
 from bloomery.models.networks.layers.image_input import image_shape
 
@@ -97,7 +98,7 @@ def stage_widths(config: ResNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return config.stages or tuple(expansion * config.width * 2**stage for stage in range(4)), inner
 
 
-def prunable_layers(network: ResidualNetwork) -> list[nn.Module]:
+def prunable_layers(network: ResidualNetwork) -> list[PrunableLayer]:
     """The layers whose outputs may go; those that are added to each other go together."""
     return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 

@@ -52,24 +52,24 @@ class TransformerEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = trim_common_padding(x)
-        h_BTW, there_BT = self.begin(x), self.mask(x)
+        h_BTW, there_BT = self.embed(x), self.padding_mask(x)
         for block in self.blocks:
             h_BTW = block(h_BTW, there_BT)
-        return self.end(h_BTW, x)
+        return self.compute_outputs(h_BTW, x)
 
-    def begin(self, x: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
         """h_BTW, which the first block takes."""
         x_BTW, there_BT = self.steps(x)
         h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
         return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
 
-    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
+    def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """there_BT, with which every block is called. Without one, attention has quicker kernels."""
-        return self.steps.there(x) if self._has_padding else None
+        return self.steps.step_mask(x) if self._has_padding else None
 
-    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from what the last block gives."""
-        answer_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.there(x), self._pooling)))
+        answer_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.step_mask(x), self._pooling)))
         return answer_BK if self.wide is None else answer_BK + self.wide(x)
 
 

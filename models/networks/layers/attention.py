@@ -27,7 +27,7 @@ class KeyValueCache:
     def __init__(self) -> None:
         self._key_value: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def extended(self, key_BTI: torch.Tensor, value_BTI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(self, key_BTI: torch.Tensor, value_BTI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values (B, P, I), the given ones last; they are remembered."""
         if self._key_value is not None:
             key_BTI = torch.cat([self._key_value[0], key_BTI], dim=1)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         q_BTI, k_BPI, v_BPI = self.query(x_BTW), self.key(x_BTW), self.value(x_BTW)
         if past is not None:
-            k_BPI, v_BPI = past.extended(k_BPI, v_BPI)
+            k_BPI, v_BPI = past.extend(k_BPI, v_BPI)
         dropout = self._dropout if self.training else 0.0
         a_BTI = attend(q_BTI, k_BPI, v_BPI, self._head_width, there_BT, is_causal=self._is_causal, dropout=dropout)
         return self.out(a_BTI)

@@ -48,7 +48,7 @@ class StepEmbedding(nn.Module):
             self.width = width
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        there_BT = self.there(x)
+        there_BT = self.step_mask(x)
         if self.embedding is not None:
             x_BTW = self.embedding(x.long().clamp(0, self._last_token))
         elif self._kind == "image":
@@ -59,7 +59,7 @@ class StepEmbedding(nn.Module):
             x_BTW = x
         return (x_BTW if self.project is None else self.project(x_BTW)), there_BT
 
-    def there(self, x: torch.Tensor) -> torch.Tensor:
+    def step_mask(self, x: torch.Tensor) -> torch.Tensor:
         """there_BT bool: true where a step is no padding, and at the first step of each row that has none."""
         if self._kind == "tokens":
             there_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1

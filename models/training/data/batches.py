@@ -39,7 +39,7 @@ class Examples(NamedTuple):
     def num_rows(self) -> int:
         return len(self.y)
 
-    def example(self) -> torch.Tensor:
+    def example_batch(self) -> torch.Tensor:
         """A batch of two rows."""
         return self.x[:2]
 
@@ -47,7 +47,7 @@ class Examples(NamedTuple):
         """The labels, whether all are asked for or only their type."""
         return self.y
 
-    def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All rows, at once."""
         yield self.x, self.y
 
@@ -104,10 +104,10 @@ def even_sample(rows: Array, least: int) -> Array:
     return rows[:: max(len(rows) // least, 1)]
 
 
-def num_batches(rows: ExampleSource, batch_size: int, world: ProcessGroup = SINGLE_PROCESS) -> int:
+def num_batches(rows: ExampleSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
     """How many batches one epoch has. A last one needs two rows for each process: batch normalisation does."""
     whole, rest = divmod(rows.num_rows, batch_size)
-    return whole + (rest >= 2 * world.size)
+    return whole + (rest >= 2 * group.size)
 
 
 def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
@@ -116,13 +116,13 @@ def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
 
 
 def iterate_batches(
-    rows: ExampleSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, world: ProcessGroup = SINGLE_PROCESS
+    rows: ExampleSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, group: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[Batch]:
     """Batches in an order that depends on the file, seed and epoch alone, without the first `start` ones.
 
     Of several processes each takes its share of every batch.
     """
-    end = num_batches(rows, batch_size, world) * batch_size
+    end = num_batches(rows, batch_size, group) * batch_size
     begun: list[Batch] = []  # pieces of a batch whose rows lie in several windows
     for position, x, y, order in rows.windows(seed, epoch, start * batch_size):
         order = order[: max(end - position, 0)]
@@ -132,23 +132,23 @@ def iterate_batches(
             begun.append((x.index_select(0, head), y.index_select(0, head)))
         whole, tail = body.tensor_split([len(body) // batch_size * batch_size])
         if (position + len(head)) % batch_size == 0:
-            yield from _join_pieces(begun, world)
+            yield from _join_pieces(begun, group)
             begun = []
             skipped = max(start - (position + len(head)) // batch_size, 0)
-            yield from itertools.islice(_full_batches(x, y, whole, batch_size, skipped, world), skipped, None)
+            yield from itertools.islice(_full_batches(x, y, whole, batch_size, skipped, group), skipped, None)
             if len(tail) and position + len(order) > start * batch_size:
                 begun.append((x.index_select(0, tail), y.index_select(0, tail)))
-    yield from _join_pieces(begun, world)
+    yield from _join_pieces(begun, group)
 
 
 def _full_batches(
-    x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, world: ProcessGroup
+    x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, group: ProcessGroup
 ) -> Iterator[Batch]:
     """Whole batches. Those that are `skipped` need not hold their rows."""
     # Rows are gathered for many batches at once: a small gather costs more to call than to do.
     per_block = max(_BLOCK_VALUES // (batch_size * max(x[:1].numel(), 1)), 1)
     for number, chosen in enumerate(order.split(per_block * batch_size) if len(order) else ()):
-        mine = [batch[world.rank :: world.size] for batch in chosen.split(batch_size)]
+        mine = [batch[group.rank :: group.size] for batch in chosen.split(batch_size)]
         if (number + 1) * per_block <= skipped:
             yield from ((x[:0], y[:0]) for _ in mine)
             continue
@@ -158,7 +158,7 @@ def _full_batches(
         yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)
 
 
-def _join_pieces(pieces: list[Batch], world: ProcessGroup) -> Iterator[Batch]:
+def _join_pieces(pieces: list[Batch], group: ProcessGroup) -> Iterator[Batch]:
     if pieces:
         x, y = (torch.cat(columns) for columns in zip(*pieces, strict=True))
-        yield x[world.rank :: world.size].contiguous(), y[world.rank :: world.size].contiguous()
+        yield x[group.rank :: group.size].contiguous(), y[group.rank :: group.size].contiguous()

@@ -64,9 +64,9 @@ class ExampleStream:
     def num_rows(self) -> int:
         return sum(self.groups)
 
-    def example(self) -> torch.Tensor:
+    def example_batch(self) -> torch.Tensor:
         """A batch of two rows."""
-        x, _ = next(self.in_order())
+        x, _ = next(self.iterate())
         return x[:2]
 
     def labels(self, *, all_of_them: bool) -> torch.Tensor:
@@ -75,7 +75,7 @@ class ExampleStream:
             return torch.from_numpy(self._file.read([ENCODED_LABEL])[ENCODED_LABEL].to_numpy().copy())
         return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype()))
 
-    def in_order(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All rows in the file's order, a window's worth at a time at most."""
         num_rows = max(self.window_values // self.layout.num_values, 2)
         for batch in self._file.iter_batches(num_rows, columns=[ENCODED_LABEL, ENCODED_INPUT]):

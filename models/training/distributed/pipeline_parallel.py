@@ -21,7 +21,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.training.config import Loop
 from bloomery.models.training.distributed.process_group import RemoteModule
-from bloomery.models.training.loop import Learner, RowLosses
+from bloomery.models.training.optimization.learner import Learner, RowLosses
 from bloomery.models.training.optimization.mixed_precision import uses_bf16
 
 _MICROBATCHES = 4  # for each process
@@ -32,30 +32,35 @@ class PipelinedNetwork(Protocol):
 
     @property
     def blocks(self) -> nn.ModuleList: ...
-    def begin(self, x: torch.Tensor) -> torch.Tensor: ...
-    def mask(self, x: torch.Tensor) -> torch.Tensor | None: ...
-    def end(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor: ...
+    def embed(self, x: torch.Tensor) -> torch.Tensor: ...
+    def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None: ...
+    def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor: ...
 
 
 class PipelineStageModule(nn.Module):
     """What one process reckons: the first begins, the last ends, and each has its own blocks."""
 
-    def __init__(self, network: nn.Module, own: range, rank: int, size: int, *, is_half: bool) -> None:
+    def __init__(self, network: nn.Module, own_blocks: range, rank: int, size: int, *, use_bf16: bool) -> None:
         super().__init__()
         self.network = network
-        self._own, self._is_first, self._is_last, self._is_half = own, rank == 0, rank == size - 1, is_half
+        self._own_blocks, self._is_first, self._is_last, self._use_bf16 = (
+            own_blocks,
+            rank == 0,
+            rank == size - 1,
+            use_bf16,
+        )
 
-    def forward(self, begun: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, stage_input: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
         """`begun` is x in the first process, h_BTW in the others. These have x beside it, for where its padding is."""
-        x = begun if x is None else x
+        x = stage_input if x is None else x
         network = cast(PipelinedNetwork, self.network)
-        is_half = self._is_half and self.network.training
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=is_half):
-            h_BTW = network.begin(x) if self._is_first else begun
-            mask = network.mask(x)
-            for at in self._own:
+        use_bf16 = self._use_bf16 and self.network.training
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bf16):
+            h_BTW = network.embed(x) if self._is_first else stage_input
+            mask = network.padding_mask(x)
+            for at in self._own_blocks:
                 h_BTW = network.blocks[at](h_BTW, mask)
-            return network.end(h_BTW, x) if self._is_last else h_BTW
+            return network.compute_outputs(h_BTW, x) if self._is_last else h_BTW
 
 
 def num_microbatches(stated: int | None, batch_size: int, num_processes: int) -> int:
@@ -75,7 +80,7 @@ def num_microbatches(stated: int | None, batch_size: int, num_processes: int) ->
     return number
 
 
-def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, number: int) -> Learner:
+def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_microbatches: int) -> Learner:
     """Of `network` only this process's part is left, which learns with the others: all of them get the same batches.
 
     Calling `network` gives the whole network's outputs, in every process, if all call it with the same rows. Each batch
@@ -87,7 +92,7 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, numbe
     rank, size = dist.get_rank(), dist.get_world_size()
     num_outputs = cast(nn.Linear, network.head).out_features
     part = PipelineStageModule(
-        network, _keep_own_blocks(network, rank, size), rank, size, is_half=uses_bf16(loop, device)
+        network, _keep_own_blocks(network, rank, size), rank, size, use_bf16=uses_bf16(loop, device)
     )
     # Else the same units would be dropped in the same places of every part.
     torch.manual_seed(torch.initial_seed() + rank)
@@ -95,18 +100,22 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, numbe
     def stage(module: nn.Module) -> PipelineStage:
         return PipelineStage(module, rank, size, device)
 
-    learning = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
-    schedule = Schedule1F1B(learning, number, loss_fn=_microbatch_loss, scale_grads=False)
-    forwards = ScheduleGPipe(stage(part), number)
-    num_rows = -(-loop.batch_size // number) * number  # buffers between processes have one size
+    train_stage = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
+    train_schedule = Schedule1F1B(train_stage, num_microbatches, loss_fn=_microbatch_loss, scale_grads=False)
+    predict_schedule = ScheduleGPipe(stage(part), num_microbatches)
+    num_rows = -(-loop.batch_size // num_microbatches) * num_microbatches  # buffers between processes have one size
 
-    def learn(x: torch.Tensor, losses: RowLosses, share: float) -> torch.Tensor:
-        told: list[torch.Tensor] = []
+    def learn(x: torch.Tensor, losses: RowLosses, divisor: float) -> torch.Tensor:
+        losses_of_stage: list[torch.Tensor] = []
         args, kwargs = _schedule_inputs(x, num_rows, rank)
-        judge = {"losses": losses, "num_rows": len(x), "share": share}
+        loss_kwargs = {"losses": losses, "num_rows": len(x), "divisor": divisor}
         rows = torch.arange(num_rows)
-        schedule.step(*args, target=rows, losses=told, return_outputs=False, loss_kwargs=judge, **kwargs)
-        loss = torch.stack(told).detach().sum() * share if told else torch.zeros((), device=device)
+        train_schedule.step(
+            *args, target=rows, losses=losses_of_stage, return_outputs=False, loss_kwargs=loss_kwargs, **kwargs
+        )
+        loss = (
+            torch.stack(losses_of_stage).detach().sum() * divisor if losses_of_stage else torch.zeros((), device=device)
+        )
         dist.broadcast(loss, src=size - 1)
         return loss
 
@@ -116,9 +125,9 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, numbe
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
             args, kwargs = _schedule_inputs(rows, num_rows, rank)
-            answered = forwards.step(*args, **kwargs)
-            if answered is not None:
-                outputs_BK[first : first + len(rows)] = answered[: len(rows)]
+            outputs = predict_schedule.step(*args, **kwargs)
+            if outputs is not None:
+                outputs_BK[first : first + len(rows)] = outputs[: len(rows)]
         dist.broadcast(outputs_BK, src=size - 1)
         return outputs_BK
 
@@ -127,12 +136,12 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, numbe
 
 
 def _microbatch_loss(
-    outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: RowLosses, num_rows: int, share: float
+    outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: RowLosses, num_rows: int, divisor: float
 ) -> torch.Tensor:
     """A microbatch's part of the loss that is made small. Rows that fill the batch up come last and count nothing."""
     first = int(at_B[0])
     num_real = min(max(num_rows - first, 0), len(at_B))
-    return losses(outputs_BK[:num_real], slice(first, first + num_real)) / share
+    return losses(outputs_BK[:num_real], slice(first, first + num_real)) / divisor
 
 
 def _schedule_inputs(x: torch.Tensor, num_rows: int, rank: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -148,7 +157,7 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
     """
     blocks = cast(PipelinedNetwork, network).blocks
     holder = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
-    own = range(*(-(-one * len(blocks) // size) for one in (rank, rank + 1)))
+    own_blocks = range(*(-(-one * len(blocks) // size) for one in (rank, rank + 1)))
     latest = 0
     for name, module in list(network.named_modules()):
         if module is blocks:
@@ -163,4 +172,4 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
             where="the recipe's training.start_from.freeze",
             remedy="use `strategy: ddp` or `fsdp`, or freeze less",
         )
-    return own
+    return own_blocks

@@ -28,9 +28,9 @@ def has_remote_modules(network: nn.Module) -> bool:
     return any(isinstance(module, RemoteModule) for module in network.modules())
 
 
-def all_reduce_sum(figures: torch.Tensor, world: ProcessGroup) -> torch.Tensor:
+def all_reduce_sum(values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """The sum over all processes, in each of them. Every process must call this, in the same order."""
-    if world.size > 1:
-        figures = figures.clone()
-        dist.all_reduce(figures)
-    return figures
+    if group.size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

@@ -18,7 +18,7 @@ from bloomery.models.training.distributed.process_group import has_remote_module
 _WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
 
 
-def build_optimizer(network: nn.Module, loop: Loop, shares: dict[str, float] | None = None) -> torch.optim.AdamW:
+def build_optimizer(network: nn.Module, loop: Loop, rate_shares: dict[str, float] | None = None) -> torch.optim.AdamW:
     """AdamW over all parameters that learn. What has one dimension, such as biases and norms, does not decay.
 
     `shares` gives a parameter's learning rate as a share of the recipe's, by its name; 1 where it is not named.
@@ -30,7 +30,7 @@ def build_optimizer(network: nn.Module, loop: Loop, shares: dict[str, float] | N
         if parameter.requires_grad:
             decay = loop.weight_decay if parameter.dim() > 1 else 0.0
             # Shards of several devices and whole tensors cannot be worked on in one call.
-            key = ((shares or {}).get(name, 1.0), decay, isinstance(parameter, DTensor))
+            key = ((rate_shares or {}).get(name, 1.0), decay, isinstance(parameter, DTensor))
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -65,7 +65,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int)
 
 
 @torch.no_grad()
-def clip_gradients(network: nn.Module, largest: float) -> None:
+def clip_gradients(network: nn.Module, max_norm: float) -> None:
     """Scale all gradients so that their norm together is at most `largest`, also where other processes have some.
 
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", section 3.2.
@@ -75,15 +75,19 @@ def clip_gradients(network: nn.Module, largest: float) -> None:
         [parameter for parameter in with_gradient if isinstance(parameter, DTensor) is is_shard]
         for is_shard in (False, True)
     ]
-    norms = [nn.utils.get_total_norm([one.grad for one in alike if one.grad is not None]) for alike in kinds if alike]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    total = whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+    norms = [
+        nn.utils.get_total_norm([one.grad for one in same_kind if one.grad is not None])
+        for same_kind in kinds
+        if same_kind
+    ]
+    norms_of_kinds = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = norms_of_kinds[0] if len(norms_of_kinds) == 1 else torch.linalg.vector_norm(torch.stack(norms_of_kinds))
     if dist.is_initialized() and has_remote_modules(network):
         squares = total.square()
         dist.all_reduce(squares)
         total = squares.sqrt()
-    for alike in filter(None, kinds):
-        nn.utils.clip_grads_with_norm_(alike, largest, total)
+    for same_kind in filter(None, kinds):
+        nn.utils.clip_grads_with_norm_(same_kind, max_norm, total)
 
 
 class EMA:
@@ -97,21 +101,23 @@ class EMA:
         self.decay, self.num_steps = decay, 0
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
+    def update(self, network: nn.Module) -> None:
         """Take one step towards `network`. Whole numbers, such as the counts of batch normalisation, are copied."""
         self.num_steps += 1
         decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
         pairs = [(self.tensors[name], tensor) for name, tensor in network.state_dict().items()]
         for is_shard in (False, True):
-            alike = [pair for pair in pairs if pair[0].is_floating_point() and isinstance(pair[0], DTensor) is is_shard]
-            if alike:
-                torch._foreach_lerp_([mine for mine, _ in alike], [theirs for _, theirs in alike], 1 - decay)
+            same_kind = [
+                pair for pair in pairs if pair[0].is_floating_point() and isinstance(pair[0], DTensor) is is_shard
+            ]
+            if same_kind:
+                torch._foreach_lerp_([mine for mine, _ in same_kind], [theirs for _, theirs in same_kind], 1 - decay)
         for mine, theirs in pairs:
             if not mine.is_floating_point():
                 mine.copy_(theirs)
 
     @contextmanager
-    def in_place(self, network: nn.Module) -> Iterator[None]:
+    def applied_to(self, network: nn.Module) -> Iterator[None]:
         """Within the block `network` has the mean's weights."""
         before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         network.load_state_dict(self.tensors)

@@ -108,6 +108,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
 
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.distributed import parallelize
+    from bloomery.models.training.loop import Placement
 
     configure_processor(job.training)
     strategy = job.training.strategy
@@ -116,12 +117,12 @@ def _train(job: Job, place: _Place, device: str) -> None:
         fitting.blueprint_of(job.dataset, job.model),
         job.training,
         job.start,
-        together=fitting.Together(
-            world=parallelize.data_parallel_group(strategy),
-            spread=lambda network, loop: parallelize.parallelize(
+        placement=Placement(
+            device=device,
+            group=parallelize.data_parallel_group(strategy),
+            parallelize=lambda network, loop: parallelize.parallelize(
                 network, loop, strategy, torch.device(device), job.training.microbatches
             ),
-            device=device,
         ),
         keeper=Checkpointer(fitting.checkpoint_folder(job.key), job.training.checkpoints),
         on_epoch=lambda epoch: _tell_epoch(place, epoch),
@@ -132,7 +133,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
         beside = place.folder / f".{WEIGHTS}"
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
         beside.rename(place.folder / WEIGHTS)
-        taken = None if fitted.transfer is None else fitted.transfer.taken
+        taken = None if fitted.transfer is None else fitted.transfer.loaded
         write(place.folder / RESULT, Result(history=tuple(map(tuple, fitted.history)), taken=taken))
 
 

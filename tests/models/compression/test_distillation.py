@@ -17,7 +17,7 @@ from bloomery.models.networks.config import Cnn, Mlp
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import evaluate, predict, train
+from bloomery.models.training.loop import Placement, evaluate, predict, train
 
 
 def logits(seed: int, classes: int = 4) -> torch.Tensor:
@@ -94,7 +94,14 @@ def test_a_student_sees_each_row_as_its_teacher_does(parts):
 
     rows = Examples(*(one[:64] for one in parts.train))
     loop = Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4))
-    train(Watching(), rows, rows, loop, seed=0, spread=create_distiller(Watching(), Distillation()))
+    train(
+        Watching(),
+        rows,
+        rows,
+        loop,
+        seed=0,
+        placement=Placement(parallelize=create_distiller(Watching(), Distillation())),
+    )
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], rows.x)
 
@@ -115,7 +122,14 @@ def test_student_and_teacher_multiply_in_the_precision_that_the_loop_says(parts)
 
     rows = Examples(*(one[:64] for one in parts.train))
     loop = Loop(epochs=1, batch_size=64, precision="bf16")
-    train(Watching(), rows, rows, loop, seed=0, spread=create_distiller(Watching(), Distillation()))
+    train(
+        Watching(),
+        rows,
+        rows,
+        loop,
+        seed=0,
+        placement=Placement(parallelize=create_distiller(Watching(), Distillation())),
+    )
     assert answered == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one judges
 
 

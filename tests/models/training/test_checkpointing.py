@@ -24,7 +24,7 @@ from bloomery.models.training.config import Augment, Checkpoints, Loop
 from bloomery.models.training.data.batches import Examples, ExampleSource, read_examples
 from bloomery.models.training.data.streaming import ExampleStream, open_stream
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import EpochResult, TrainingState, train
+from bloomery.models.training.loop import EpochResult, TrainingHooks, TrainingState, train
 
 BLUEPRINT = Blueprint(
     config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
@@ -60,17 +60,17 @@ def run(
     """The digest of the weights, and what was told of the epochs. Shows in `seen` each step that was taken."""
     set_deterministic(seed=0, num_threads=1)
     network = build_network(BLUEPRINT)
-    keeper = Checkpointer(folder / "kept", checkpoints)
+    checkpointer = Checkpointer(folder / "kept", checkpoints)
 
-    def keep(state: TrainingState) -> None:
-        keeper.keep(state)
+    def save(state: TrainingState) -> None:
+        checkpointer.save(state)
         if seen is not None:
             seen.append(state.step)
         if state.step == killed_at:
             raise Killed
 
     parts = made_up(400, 1), made_up(60, 2)
-    history = train(network, *parts, loop, seed=1, restore=keeper.restore, keep=keep)
+    history = train(network, *parts, loop, seed=1, hooks=TrainingHooks(load=checkpointer.load, save=save))
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint"), history
 
 
@@ -117,10 +117,13 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
 
     def weights(folder: Path, every: int, killed_at: int | None = None) -> str:
         set_deterministic(seed=0, num_threads=1)
-        network, keeper = build_network(blueprint), Checkpointer(tmp_path / folder, Checkpoints(every_steps=every))
+        network, checkpointer = (
+            build_network(blueprint),
+            Checkpointer(tmp_path / folder, Checkpoints(every_steps=every)),
+        )
 
-        def keep(state: TrainingState) -> None:
-            keeper.keep(state)
+        def save(state: TrainingState) -> None:
+            checkpointer.save(state)
             if state.step == killed_at:
                 raise Killed
 
@@ -129,7 +132,14 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
             opened = open_stream(train_path, layout)
             # Windows of some 70 rows, so that batches lie across them.
             part = ExampleStream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
-        train(network, part, read_examples(val_path, "id", layout), loop, seed=1, restore=keeper.restore, keep=keep)
+        train(
+            network,
+            part,
+            read_examples(val_path, "id", layout),
+            loop,
+            seed=1,
+            hooks=TrainingHooks(load=checkpointer.load, save=save),
+        )
         return write_network(network, blueprint, tmp_path / "weights", tmp_path / "blueprint")
 
     wanted = weights(Path("undisturbed"), 10_000)
@@ -142,7 +152,7 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
 def test_only_the_newest_checkpoint_is_kept_and_it_can_be_forgotten(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_steps=4))
     assert len(list((tmp_path / "kept").iterdir())) == 1
-    Checkpointer(tmp_path / "kept", NEVER).forget()
+    Checkpointer(tmp_path / "kept", NEVER).delete()
     assert not (tmp_path / "kept").exists()
 
 
@@ -183,14 +193,21 @@ def test_a_network_that_has_one_tensor_under_two_names_is_kept(tmp_path: Path):
 
     def once(checkpoints: Checkpoints, killed_at: int | None = None) -> torch.Tensor:
         set_deterministic(seed=0, num_threads=1)
-        network, keeper = Tied(), Checkpointer(tmp_path / "kept", checkpoints)
+        network, checkpointer = Tied(), Checkpointer(tmp_path / "kept", checkpoints)
 
-        def keep(state: TrainingState) -> None:
-            keeper.keep(state)
+        def save(state: TrainingState) -> None:
+            checkpointer.save(state)
             if state.step == killed_at:
                 raise Killed
 
-        train(network, made_up(100, 1), made_up(20, 2), PLAIN, seed=0, restore=keeper.restore, keep=keep)
+        train(
+            network,
+            made_up(100, 1),
+            made_up(20, 2),
+            PLAIN,
+            seed=0,
+            hooks=TrainingHooks(load=checkpointer.load, save=save),
+        )
         return network.first.weight.detach()
 
     wanted = once(NEVER)

@@ -15,7 +15,7 @@ from bloomery.models.networks.config import Cnn
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
-from bloomery.models.training.loop import EpochResult, evaluate, predict, train
+from bloomery.models.training.loop import EpochResult, TrainingHooks, evaluate, predict, train
 
 BLUEPRINT = Blueprint(
     config=Cnn(kind="cnn", channels=(4, 8), hidden=16, dropout=0.1),
@@ -83,7 +83,12 @@ def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
 def test_every_epoch_is_told_in_order_as_it_ends(parts):
     told: list[EpochResult] = []
     epochs = train(
-        build_network(BLUEPRINT), first(parts.train, 64), first(parts.val, 20), LOOP, seed=0, on_epoch=told.append
+        build_network(BLUEPRINT),
+        first(parts.train, 64),
+        first(parts.val, 20),
+        LOOP,
+        seed=0,
+        hooks=TrainingHooks(on_epoch=told.append),
     )
     assert told == epochs
     assert [epoch.number for epoch in epochs] == [1, 2, 3]

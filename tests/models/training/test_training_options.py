@@ -123,8 +123,8 @@ def test_a_running_mean_follows_the_weights_and_leaves_them_as_they_are():
     mean, first = EMA(network, 0.9), network.weight.detach().clone()
     with torch.no_grad():
         network.weight += 1
-    mean.follow(network)
-    with mean.in_place(network):
+    mean.update(network)
+    with mean.applied_to(network):
         assert torch.all(network.weight > first)
         assert torch.all(network.weight < first + 1)
     torch.testing.assert_close(network.weight.detach(), first + 1)

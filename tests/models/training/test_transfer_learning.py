@@ -49,8 +49,8 @@ def test_weights_of_equal_name_and_shape_are_taken_and_the_others_drawn_anew():
     told = transfer_weights(target, source.state_dict(), StartFrom(network="source"))
     assert torch.equal(target.hidden.weight, source.hidden.weight)
     assert torch.equal(target.head.weight, head)
-    assert set(told.drawn) == {"head.weight", "head.bias"}
-    assert set(told.taken) == source.state_dict().keys() - set(told.drawn)
+    assert set(told.initialised) == {"head.weight", "head.bias"}
+    assert set(told.loaded) == source.state_dict().keys() - set(told.initialised)
 
 
 def test_a_network_of_which_nothing_fits_is_refused():
@@ -87,7 +87,7 @@ def test_each_layer_learns_at_a_share_of_the_rate_of_the_next():
     network = build_network(
         Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=2)
     )
-    shares = transfer_weights(network, network.state_dict(), StartFrom(network="same", discount=0.5)).shares
+    shares = transfer_weights(network, network.state_dict(), StartFrom(network="same", discount=0.5)).rate_shares
     assert shares["head.weight"] == 1
     assert shares["blocks.1.up.weight"] == shares["blocks.1.down.bias"] == 2 * shares["blocks.0.up.weight"]
     assert len(set(shares.values())) == len({name.split(".")[0] for name in shares} - {"blocks"}) + 2
@@ -101,7 +101,9 @@ def test_what_was_learnt_of_many_rows_helps_where_there_are_few():
     for name in ("scratch", "transfer"):
         network, shares = network_of(2, seed=3), None
         if name == "transfer":
-            shares = transfer_weights(network, source.state_dict(), StartFrom(network="source", discount=0.5)).shares
-        train(network, few, few, Loop(epochs=15, batch_size=8), seed=0, shares=shares)
+            shares = transfer_weights(
+                network, source.state_dict(), StartFrom(network="source", discount=0.5)
+            ).rate_shares
+        train(network, few, few, Loop(epochs=15, batch_size=8), seed=0, rate_shares=shares)
         scores[name] = evaluate(network, held_out)[1]
     assert scores["transfer"] > scores["scratch"] + 0.08

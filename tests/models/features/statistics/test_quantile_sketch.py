@@ -42,7 +42,7 @@ def test_parts_in_any_order_make_the_sketch_of_the_whole(data, values):
     shuffled = np.array(data.draw(st.permutations(values)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
     assert merge_sketches([build_sketch(part) for part in np.split(shuffled, cuts)]) == whole
-    assert parse_sketch(whole.as_text()) == whole
+    assert parse_sketch(whole.to_text()) == whole
 
 
 @settings(deadline=None, max_examples=100)

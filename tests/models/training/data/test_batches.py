@@ -56,7 +56,7 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, b
 def test_processes_share_every_batch(num_rows, batch_size, size):
     rows = numbered(num_rows)
     shares = [
-        [y.tolist() for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1, world=ProcessGroup(rank, size))]
+        [y.tolist() for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
     together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]

@@ -91,7 +91,7 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(
 def test_processes_share_every_batch(folder, num_rows, group_rows, window_rows, batch_size, size):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
     shares = [
-        [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1, world=ProcessGroup(rank, size))]
+        [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
         for rank in range(size)
     ]
     together = [sorted(row for share in step for row in share) for step in zip(*shares, strict=True)]
@@ -170,4 +170,4 @@ def test_balanced_weights_count_the_labels_of_a_stream(tmp_path):
     stream = stream_of(tmp_path, 60, 7, 100)
     assert stream.labels(all_of_them=True).tolist() == list(range(60))
     assert stream.labels(all_of_them=False).dtype == torch.int64
-    assert stream.example().shape == (2, WIDTH)
+    assert stream.example_batch().shape == (2, WIDTH)

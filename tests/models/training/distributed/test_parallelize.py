@@ -33,7 +33,7 @@ from bloomery.models.training.distributed import parallelize
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Loop
-from bloomery.models.training.loop import train
+from bloomery.models.training.loop import Placement, TrainingHooks, train
 
 dist.init_process_group("gloo")
 transformer = Transformer(kind="transformer", width=32, num_heads=4, dropout=0.0)
@@ -59,8 +59,10 @@ for name, strategy, config in (
     before = {at: weight.clone() for at, weight in alone.state_dict().items()}
     by_one = train(alone, rows, few, loop, seed=0)
     by_many = train(
-        together, rows, few, loop, seed=0, world=parallelize.data_parallel_group(strategy),
-        spread=lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
+        together, rows, few, loop, seed=0, placement=Placement(
+            group=parallelize.data_parallel_group(strategy),
+            parallelize=lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
+        ),
     )
     num_held = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
                    for weight in together.parameters())
@@ -84,20 +86,25 @@ def ends_with(folder, gives_up_after=None):
     class GivenUp(Exception):
         pass
 
-    def keep(state):
-        keeper.keep(state)
+    def save(state):
+        checkpointer.save(state)
         if state.step == gives_up_after:
             raise GivenUp
 
     set_deterministic(0, 1)
     network = build_network(Blueprint(config=gpt.model_copy(update={"dropout": 0.2}), layout=layout, num_outputs=3))
     shares = {at: 0.5 for at, _ in network.named_parameters() if "decoder" in at}
-    keeper = Checkpointer(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
+    checkpointer = Checkpointer(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
     try:
         train(
-            network, rows, few, loop.model_copy(update={"schedule": "cosine"}), seed=0, shares=shares,
-            restore=keeper.restore, keep=keep, world=parallelize.data_parallel_group("pipeline"),
-            spread=lambda network, loop: parallelize.parallelize(network, loop, "pipeline", torch.device("cpu"), 5),
+            network, rows, few, loop.model_copy(update={"schedule": "cosine"}), seed=0, rate_shares=shares,
+            hooks=TrainingHooks(load=checkpointer.load, save=save),
+            placement=Placement(
+                group=parallelize.data_parallel_group("pipeline"),
+                parallelize=lambda network, loop: parallelize.parallelize(
+                    network, loop, "pipeline", torch.device("cpu"), 5
+                ),
+            ),
         )
     except GivenUp:
         return ends_with(folder)
