@@ -1,4 +1,4 @@
-"""The monitoring flow: a look at what a model was asked and has answered, beside what is usual for its champion."""
+"""The monitoring flow: compares the requests and predictions of a champion with its reference profile."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from bloomery.data_contracts.monitoring import Findings, Monitor, span
-from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.recipe.handover import take_recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.monitoring import publishing
 from bloomery.tasks.monitoring.monitor import observe
 from bloomery.tasks.registry import model_registry
 
 
-@task(name="observe", cache_policy=NO_CACHE)
-def _observe(name: str, monitor: Monitor, since: datetime, until: datetime) -> Findings:
-    found = observe(model_registry.version_of(f"{name}@{model_registry.CHAMPION}"), monitor, since, until)
-    publishing.show(found, monitor)
-    return found
+@task(name="compare", cache_policy=NO_CACHE)
+def _compare(name: str, config: Monitor, since: datetime, until: datetime) -> Findings:
+    report = observe(model_registry.version_of(f"{name}@{model_registry.CHAMPION}"), config, since, until)
+    publishing.show(report, config)
+    return report
 
 
-@task(name="tell", cache_policy=NO_CACHE)
-def _tell(found: Findings, monitor: Monitor) -> str:
-    publishing.expose(found)
-    return publishing.keep(found, monitor)
+@task(name="publish", cache_policy=NO_CACHE)
+def _publish(report: Findings, config: Monitor) -> str:
+    publishing.expose(report)
+    return publishing.keep(report, config)
 
 
-@task(name="page", cache_policy=NO_CACHE)
-def _page(found: Findings, monitor: Monitor, run_id: str) -> None:
-    publishing.add_page(found, monitor, run_id)
+@task(name="evidently-report", cache_policy=NO_CACHE)
+def _add_evidently_report(report: Findings, config: Monitor, run_id: str) -> None:
+    publishing.add_page(report, config, run_id)
 
 
 @flow(name="monitor", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
 def monitor(recipe: str = "digits", since: datetime | None = None, until: datetime | None = None) -> Findings:
-    """Compare what the champion was asked and has answered with its reference, and send an event where it has drifted.
+    """Compare a champion's requests and predictions with its reference profile, and send an event for each drift.
 
     Args:
-        recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
-        since: the start of the window; left out, it is as long as the recipe says.
-        until: its end; left out, now.
+        recipe: a name in `deployments/recipes/`, or the path of a recipe file on the worker's machine.
+        since: the start of the window; defaults to the recipe's window before `until`.
+        until: the end of the window; defaults to now.
     """
     require_state_folder()
-    wanted = read_recipe(recipe)
+    spec = take_recipe(recipe).recipe
     end = until or datetime.now(UTC)
-    found = _observe(wanted.name, wanted.monitor, since or end - span(wanted.monitor.window), end)
-    run_id = _tell(found, wanted.monitor)
-    publishing.emit(found)
-    _page(found, wanted.monitor, run_id)  # takes its time, for which nobody has to wait
+    report = _compare(spec.name, spec.monitor, since or end - span(spec.monitor.window), end)
+    run_id = _publish(report, spec.monitor)
+    publishing.emit(report)
+    _add_evidently_report(report, spec.monitor, run_id)  # last, since it is slow and nothing depends on it
     if flow_run.id:
-        verdict = f"{len(found.alarms)} alarms" if found.alarms else "no alarm"
+        verdict = f"{len(report.alarms)} alarms" if report.alarms else "no alarm"
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=f"{found.name} v{found.version}: {verdict}")
-    return found
+            client.update_flow_run(flow_run.id, name=f"{report.name} v{report.version}: {verdict}")
+    return report

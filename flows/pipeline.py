@@ -1,10 +1,10 @@
-"""The pipeline as a Prefect flow, and the eight stages that it is made of."""
+"""The pipeline as a Prefect flow of eight stages."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,12 +15,12 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from bloomery.data_contracts.records.records import Release
-from bloomery.flows.order import in_order
-from bloomery.flows.recipe.recipe import read_recipe
+from bloomery.flows.order import Stages, run_stages
+from bloomery.flows.recipe.handover import recipe_for_run, take_recipe
 from bloomery.flows.run_control.approval_wait import promote_when_approved
-from bloomery.flows.run_control.gpu_slots import with_slots
-from bloomery.flows.run_control.machine_requirements import require_machine
-from bloomery.flows.run_control.run_liveness import at_work_on
+from bloomery.flows.run_control.gpu_slots import with_gpu_slots
+from bloomery.flows.run_control.machine_requirements import check_machine_requirements
+from bloomery.flows.run_control.run_liveness import recording_process
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import CompressionOrAuto
 from bloomery.models.features.config import Gates
@@ -40,43 +40,51 @@ from bloomery.tasks.train.stage import train
 from bloomery.tasks.validate.stage import validate
 
 STAGES = (ingest, validate, prepare, train, compress, choose, package, promote)
-# The stages as `in_order` takes them: plain functions, and tasks of a Prefect flow.
-PLAIN: Any = SimpleNamespace(**{stage.name: stage for stage in STAGES})
-AS_TASKS: Any = SimpleNamespace(**{**{stage.name: stage.as_task for stage in STAGES}, "promote": promote_when_approved})
+PLAIN_STAGES = Stages(ingest, validate, prepare, train, compress, choose, package, promote)
+STAGE_TASKS = Stages(
+    ingest=ingest.as_task,
+    validate=validate.as_task,
+    prepare=prepare.as_task,
+    train=train.as_task,
+    compress=compress.as_task,
+    choose=choose.as_task,
+    package=package.as_task,
+    promote=promote_when_approved,
+)
 _SECTIONS = ("model", "training", "compression", "budget", "gates")
 
 
-def _run_name() -> str:
-    """`digits r1a2b3c4d`: the recipe, its period if it has one, and the digest of all that it says."""
-    stated = flow_run.parameters
-    recipe = read_recipe(stated["recipe"], stated.get("period"), _changes(stated))
+def _flow_run_name() -> str:
+    """`digits r1a2b3c4d`: the recipe, its period if it has one, and the recipe's digest."""
+    parameters = flow_run.parameters
+    recipe = recipe_for_run(parameters["recipe"], parameters.get("period"), _overrides(parameters)).recipe
     return " ".join([*recipe.title, f"r{recipe.digest[:8]}"])
 
 
-def _name(name: str) -> None:
-    """Afterwards the flow run has this name, if there is one and its server answers: the release stands either way."""
+def _rename_flow_run(name: str) -> None:
+    """Renames the flow run. A failure is logged only: the release is valid either way."""
     if not flow_run.id:
         return
     try:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name)
     except (httpx.HTTPError, PrefectException):
-        logging.getLogger(__name__).warning("the flow run is not named %s", name, exc_info=True)
+        logging.getLogger(__name__).warning("the flow run could not be renamed to %s", name, exc_info=True)
 
 
-def _changes(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated of the sections of a recipe, and no defaults."""
-    found = {}
+def _overrides(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the explicitly set values of each recipe section, without defaults."""
+    overrides = {}
     for name in _SECTIONS:
-        stated = parameters.get(name)
-        if isinstance(stated, BaseModel):
-            stated = stated.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        if stated:
-            found[name] = stated
-    return found
+        section = parameters.get(name)
+        if isinstance(section, BaseModel):
+            section = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if section:
+            overrides[name] = section
+    return overrides
 
 
-@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
+@flow(name="pipeline", flow_run_name=_flow_run_name, persist_result=False, validate_parameters=True)
 def pipeline(
     recipe: str = "digits",
     period: str | None = None,
@@ -86,29 +94,33 @@ def pipeline(
     budget: Budget | None = None,
     gates: Gates | None = None,
 ) -> Release:
-    """Move a recipe from rows to a served champion.
+    """Run a recipe from raw rows to a served champion.
 
     Args:
-        recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
-        period: of a dated recipe, such as 2019-02; left out, the newest one that has ended.
-        model: values in the place of the recipe's; what is left out stays as the file has it.
-        training: likewise, such as {"epochs": 3}.
-        compression: likewise.
-        budget: likewise.
-        gates: likewise.
+        recipe: a name in `deployments/recipes/`, or the path of a recipe file on the worker's machine.
+        period: the period of a dated recipe, such as 2019-02; defaults to the latest complete one.
+        model: values that override the recipe's; values left out stay as the file has them.
+        training: overrides, such as {"epochs": 3}.
+        compression: overrides.
+        budget: overrides.
+        gates: overrides.
     """
-    stated = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
     require_state_folder()
-    wanted = read_recipe(recipe, period, _changes(stated))
-    require_machine(wanted)
+    sections = {"model": model, "training": training, "compression": compression, "budget": budget, "gates": gates}
+    loaded = take_recipe(recipe, period, _overrides(sections))
+    spec = loaded.recipe
+    check_machine_requirements(spec)
     stage_store.sweep()
-    with_cards = {name: with_slots(getattr(AS_TASKS, name), wanted.gpu_slots) for name in ("train", "compress")}
-    stages = SimpleNamespace(**{**vars(AS_TASKS), **with_cards})
-    with at_work_on(flow_run.id, settings().home):
+    stages = dataclasses.replace(
+        STAGE_TASKS,
+        train=with_gpu_slots(STAGE_TASKS.train, spec.gpu_slots),
+        compress=with_gpu_slots(STAGE_TASKS.compress, spec.gpu_slots),
+    )
+    with recording_process(flow_run.id, settings().home):
         try:
-            source = locate(wanted.data, wanted.contract.personal_columns)
-            release = in_order(stages, wanted, source, locate_start(wanted.training.start_from))
+            source = loaded.source or locate(spec.data, spec.contract.personal_columns)
+            release = run_stages(stages, spec, source, locate_start(spec.training.start_from))
         finally:
             spark_session.stop()
-    _name(" ".join([*wanted.title, f"v{release.version}", f"r{wanted.digest[:8]}"]))
+    _rename_flow_run(" ".join([*spec.title, f"v{release.version}", f"r{spec.digest[:8]}"]))
     return release

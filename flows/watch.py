@@ -1,4 +1,4 @@
-"""A light flow that looks at a recipe's source and starts its pipeline once what lies there has changed."""
+"""A flow that checks the data source of a recipe and starts its pipeline after a change."""
 
 from __future__ import annotations
 
@@ -18,109 +18,117 @@ from pydantic import ValidationError
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.serving.champion_pointer import replace_text
-from bloomery.flows.recipe.recipe import Recipe, read_recipe
+from bloomery.flows.recipe.handover import recipe_for_run, take_recipe
+from bloomery.flows.recipe.recipe import Recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.ingest.change_detection import stamp_of
 from bloomery.tasks.ingest.stage import ingest, locate
 
-NEW_DATA = "bloomery.new-data"
-ROOT = Path(__file__).resolve().parent.parent
+NEW_DATA_EVENT = "bloomery.new-data"
 
 
-class Seen(Document):
-    """What the last look saw. It is kept in the state folder of the machine that looks."""
+class WatchState(Document):
+    """What the last check found. It is kept in the state folder of the machine that checks."""
 
-    stamp: str  # of sizes and times
-    digest: str | None  # of the content with that stamp, once it was still for one interval
-    started: str | None  # the digest for which a pipeline was started last, or which a run had
-    number: int = 0  # pipelines started
-
-
-def _run_name() -> str:
-    return f"watch {read_recipe(flow_run.parameters['recipe']).name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    stamp: str  # digest of file sizes and modification times
+    digest: str | None  # of the content with that stamp, once it was unchanged for one interval
+    started_digest: str | None  # the content of the last pipeline run
+    num_started: int = 0  # pipeline runs started
 
 
-@flow(name="watch", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
+def _flow_run_name() -> str:
+    name = recipe_for_run(flow_run.parameters["recipe"]).recipe.name
+    return f"watch {name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name="watch", flow_run_name=_flow_run_name, persist_result=False, validate_parameters=True)
 def watch(recipe: str) -> Any:
-    """Look at the recipe's source; if it has changed since the last run and is still, start `pipeline/NAME` once.
+    """Check the recipe's data source; start `pipeline/NAME` once after a change that is complete.
 
-    Sizes and times are looked at first; content is read only where these have changed, and are the same at two looks,
-    so a file that is being written starts nothing.
+    Sizes and modification times are compared first. Content is read only after they changed and were equal at two
+    checks, so a file that is being written starts nothing.
 
     Args:
-        recipe: a name in `deployments/`, or the path of a recipe file on the worker's machine.
+        recipe: a name in `deployments/recipes/`, or the path of a recipe file on the worker's machine.
     """
-    wanted = read_recipe(recipe)
-    place = require_state_folder().home / "watched" / f"{'-'.join(wanted.title)}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_suffix(".lock")):
-        return _look(wanted, place)
+    spec = take_recipe(recipe).recipe
+    path = require_state_folder().home / "watched" / f"{'-'.join(spec.title)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        return _check(spec, path)
 
 
-def _look(recipe: Recipe, place: Path) -> Any:
-    before = _read(place)
+def _check(recipe: Recipe, path: Path) -> Any:
+    last = _read(path)
     try:
         stamp = stamp_of(recipe.data)
     except DataMissing as failure:
-        return Completed(name="Nothing there", message=failure.found)
-    if before is None or before.stamp != stamp:
-        started = None if before is None else before.started
-        number = 0 if before is None else before.number
-        _write(place, Seen(stamp=stamp, digest=None, started=started, number=number))
-        return Completed(name="Moving", message="sizes or times are other than at the last look; wait for the next")
-    if before.digest is not None and before.digest == before.started:
-        return Completed(name="Unchanged", message=f"the data is {before.digest[:16]}")
+        return Completed(name="No data", message=failure.found)
+    if last is None or last.stamp != stamp:
+        started_digest = None if last is None else last.started_digest
+        num_started = 0 if last is None else last.num_started
+        state = WatchState(stamp=stamp, digest=None, started_digest=started_digest, num_started=num_started)
+        _write(path, state)
+        return Completed(name="Changing", message="sizes or times differ from the last check; wait for the next")
+    if last.digest is not None and last.digest == last.started_digest:
+        return Completed(name="Unchanged", message=f"the data is {last.digest[:16]}")
     source = locate(recipe.data, recipe.contract.personal_columns)
-    seen = before.model_copy(update={"digest": source.digest})
-    # What no look has started may have been run by hand: its rows are there then.
-    if source.digest == before.started or (before.started is None and ingest.lookup(source) is not None):
-        _write(place, seen.model_copy(update={"started": source.digest}))
+    state = last.model_copy(update={"digest": source.digest})
+    # Without an earlier start, a manual run may have used this content: then its rows are stored.
+    is_known = last.started_digest is None and ingest.lookup(source) is not None
+    if source.digest == last.started_digest or is_known:
+        _write(path, state.model_copy(update={"started_digest": source.digest}))
         return Completed(name="Unchanged", message=f"the data is {source.digest[:16]}")
-    run = _start(recipe, source.digest, before)
-    _write(place, seen.model_copy(update={"started": source.digest, "number": before.number + 1}))
-    return Completed(name="New data", message=f"the data is {source.digest[:16]}: flow run {run}")
+    run_id = _start_pipeline(recipe, source.digest, last)
+    _write(path, state.model_copy(update={"started_digest": source.digest, "num_started": last.num_started + 1}))
+    return Completed(name="New data", message=f"the data is {source.digest[:16]}: flow run {run_id}")
 
 
-def _start(recipe: Recipe, digest: str, before: Seen) -> str:
-    """Afterwards the event is told, and the pipeline's deployment has one run for this change. Returns the run's id.
+def _start_pipeline(recipe: Recipe, digest: str, last: WatchState) -> str:
+    """Creates one run of the pipeline's deployment for this change and emits the event. Returns the run's id.
 
     Raises:
         RecipeInvalid: the recipe has no deployment.
     """
-    named = f"pipeline/{recipe.name}"
+    deployment_name = f"pipeline/{recipe.name}"
     parameters = {} if recipe.period is None else {"period": recipe.period}
     with get_client(sync_client=True) as client:
         try:
-            deployment = client.read_deployment_by_name(named)
+            deployment = client.read_deployment_by_name(deployment_name)
         except ObjectNotFound as failure:
             raise RecipeInvalid(
-                f"there is new data for {recipe.name}, and no deployment {named}",
+                f"there is new data for {recipe.name}, but no deployment {deployment_name}",
                 required="a deployment that runs the recipe",
                 where="the Prefect server",
-                remedy="make it with `bloomery up`, or with `prefect deploy`; docs/operate.md says more",
+                remedy="create it with `bloomery up` or `prefect deploy`, see docs/operate.md",
             ) from failure
         run = client.create_flow_run_from_deployment(
             deployment.id,
             parameters={**deployment.parameters, **parameters},
             tags=["new-data"],
-            # A look that is killed behind this line starts no second run when it is made again.
-            idempotency_key=f"new-data-{recipe.name}-{before.number}-{digest}",
+            # If this check is killed after this call, its repetition starts no second run.
+            idempotency_key=f"new-data-{recipe.name}-{last.num_started}-{digest}",
         )
     emit_event(
-        NEW_DATA,
+        NEW_DATA_EVENT,
         resource={"prefect.resource.id": f"bloomery.recipe.{recipe.name}", "prefect.resource.name": recipe.name},
         related=[{"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.role": "started"}],
-        payload={"digest": digest, "before": before.started, "period": recipe.period, "source": recipe.data.described},
+        payload={
+            "digest": digest,
+            "before": last.started_digest,
+            "period": recipe.period,
+            "source": recipe.data.described,
+        },
     )
     return str(run.id)
 
 
-def _read(place: Path) -> Seen | None:
+def _read(path: Path) -> WatchState | None:
     try:
-        return Seen.model_validate_json(place.read_text(encoding="utf-8"))
+        return WatchState.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
 
 
-def _write(place: Path, seen: Seen) -> None:
-    replace_text(place, seen.model_dump_json(indent=1))
+def _write(path: Path, state: WatchState) -> None:
+    replace_text(path, state.model_dump_json(indent=1))

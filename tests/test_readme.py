@@ -57,5 +57,5 @@ def test_links_and_pictures_are_there() -> None:
 
 def test_the_capture_is_of_the_table_that_a_run_ends_with() -> None:
     capture = next(block for block in BLOCKS if "candidates on the held-out rows" in block)
-    for words in ("pruned-int8", "chosen", "registered", "answered", "next:"):
+    for words in ("pruned-int8", "chosen", "registered", "prediction", "next:"):
         assert words in capture

@@ -19,7 +19,7 @@ import numpy as np
 from wanted import CANDIDATES
 
 from bloomery.data_contracts.records.records import Candidate, Options, Trained
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
@@ -33,10 +33,12 @@ from bloomery.tasks.ingest.stage import locate
 
 
 def trained_as(recipe: Recipe, seed: int) -> Trained:
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN_STAGES.prepare(
+        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
+    )
     training = recipe.training.model_copy(update={"seed": seed})
-    return PLAIN.train(dataset, recipe.model, training, None)
+    return PLAIN_STAGES.train(dataset, recipe.model, training, None)
 
 
 def row(name: str, size: float, times: list[float], score: float, worse: Any) -> str:
@@ -116,7 +118,7 @@ def main() -> None:
     for name in chosen.recipes:
         recipe = read_recipe(name)
         for seed in chosen.seeds:
-            options = PLAIN.compress(trained_as(recipe, seed), Compression.model_validate(CANDIDATES[name]))
+            options = PLAIN_STAGES.compress(trained_as(recipe, seed), Compression.model_validate(CANDIDATES[name]))
             print(f"\n### `{name}`, seed {seed}\n")
             print("| candidate | size | time, 1 row | 32 rows | score | worse |")
             print("| --- | ---: | ---: | ---: | ---: | ---: |")

@@ -43,12 +43,14 @@ RECORD = "dataset.json"
 
 
 def prepare(name: str, folder: Path) -> None:
-    from bloomery.flows.pipeline import PLAIN
+    from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.ingest.stage import locate
 
     recipe = read_recipe(name)
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    dataset: Dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset: Dataset = PLAIN_STAGES.prepare(
+        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
+    )
     folder.mkdir(parents=True, exist_ok=True)
 
     def taken(part: Part) -> Part:

@@ -37,7 +37,7 @@ import torch
 from goals import CANDIDATES, row, trained_as
 
 from bloomery.data_contracts.records.records import Interval, Latency, Options
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
@@ -237,7 +237,7 @@ def main() -> None:
     for name in chosen.recipes:
         recipe = read_recipe(name)
         compression = Compression.model_validate(CANDIDATES[name]) if name in CANDIDATES else recipe.compression
-        options = PLAIN.compress(trained_as(recipe, chosen.seed), compression)
+        options = PLAIN_STAGES.compress(trained_as(recipe, chosen.seed), compression)
         lines = compare(options, chosen.peers.absolute(), chosen.rounds)
         print(f"\n### `{name}`, seed {chosen.seed}\n")
         print("| file (ours in bold) | size | time, 1 row | 32 rows | score | worse | ahead of it |")

@@ -95,12 +95,14 @@ class Parts(NamedTuple):
 
 
 def read_parts() -> tuple[Parts, Layout]:
-    from bloomery.flows.pipeline import PLAIN  # late: `distilled.py --prepared` needs neither Spark nor Prefect
+    from bloomery.flows.pipeline import PLAIN_STAGES  # late: `distilled.py --prepared` needs neither Spark nor Prefect
     from bloomery.tasks.ingest.stage import locate
 
     recipe = read_recipe("mnist")
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN_STAGES.prepare(
+        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
+    )
     parts = (dataset.train, dataset.val, dataset.test)
     read = (read_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts)
     return Parts(*read), dataset.layout

@@ -40,8 +40,8 @@ from spent import ROOT, Failed, Spent, environment, listed, machine, median_rati
 
 PLAIN = """
 import json, sys
-from bloomery.flows.pipeline import PLAIN, locate
-from bloomery.flows.order import in_order
+from bloomery.flows.pipeline import PLAIN_STAGES, locate
+from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.infrastructure import spark_session as spark
 from bloomery.tasks.orchestration import events
@@ -50,7 +50,7 @@ stages = {}
 events.watch(lambda event: stages.update({event.name: event.seconds}) if isinstance(event, events.StageEnded) else None)
 recipe = read_recipe(sys.argv[1])
 source = locate(recipe.data, recipe.contract.personal_columns)
-release = in_order(PLAIN, recipe, source, locate_start(recipe.training.start_from))
+release = run_stages(PLAIN_STAGES, recipe, source, locate_start(recipe.training.start_from))
 spark.stop()
 print("RESULT", json.dumps({"release": json.loads(release.model_dump_json(by_alias=True)), "stages": stages}))
 """

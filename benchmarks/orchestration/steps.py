@@ -56,7 +56,7 @@ def prepare(checked: CheckedRows) -> Dataset:
     from bloomery.tasks.prepare.stage import prepare
 
     try:
-        return prepare(checked, recipe.features, recipe.means)
+        return prepare(checked, recipe.features, recipe.engine_settings)
     finally:
         spark_session.stop()  # no later stage needs it, and some peers' processes end here
 
@@ -65,7 +65,7 @@ def train(dataset: Dataset) -> Trained:
     recipe = _recipe()
     from bloomery.tasks.train.stage import train
 
-    return train(dataset, recipe.model, recipe.training, None, recipe.means)
+    return train(dataset, recipe.model, recipe.training, None, recipe.engine_settings)
 
 
 def compress(trained: Trained) -> Options:
@@ -86,11 +86,11 @@ def package(chosen: Chosen) -> Bento:
     recipe = _recipe()
     from bloomery.tasks.package.stage import package
 
-    return package(chosen, recipe.name, recipe.stated)
+    return package(chosen, recipe.name, recipe.as_stated)
 
 
 def promote(bento: Bento) -> Release:
     recipe = _recipe()
     from bloomery.tasks.promote.stage import promote
 
-    return promote(bento, recipe.gates, recipe.terms)
+    return promote(bento, recipe.gates, recipe.promotion_terms)

@@ -33,13 +33,13 @@ def inner(num_tasks: int) -> dict[str, list[float]]:
     """Milliseconds, processor milliseconds here and those of a server of our own, per call, for each way of calling."""
     import psutil
 
-    from bloomery.flows.execution.ephemeral_server import prefect_api
+    from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
     apply_engine_environment()
     require_state_folder()
-    with prefect_api() as start_server:
+    with ephemeral_prefect_api() as start_server:
         wait_until_ready = start_server()
         own = Servers({}, tuple(child.pid for child in psutil.Process().children()))
         from prefect import flow

@@ -128,7 +128,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
         await asyncio.sleep(1)
         champion = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
         if number == changes // 3:
-            asked = ("promote", damaged(name, champion.tags[model_registry.BENTO]), "--why", "damaged on purpose")
+            asked = ("promote", damaged(name, champion.tags[model_registry.BENTO]), "--reason", "damaged on purpose")
         elif number == 2 * changes // 3:
             before = point_at_damaged(name, folder / "damaged")
             await asyncio.sleep(2)

@@ -20,7 +20,7 @@ from recipes import on_test
 from search import prepared
 
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.networks.config import LeNet, Mlp, Model
 from bloomery.models.training.config import Privacy, Training
@@ -47,7 +47,7 @@ class Reached(NamedTuple):
 
 
 def reach(dataset: Dataset, model: Model, training: Training) -> Reached:
-    trained = PLAIN.train(dataset, model, training, None)
+    trained = PLAIN_STAGES.train(dataset, model, training, None)
     metrics = mlflow_runs.client().get_run(trained.run_id).data.metrics
     spent = {name.removeprefix("privacy_"): value for name, value in metrics.items() if name.startswith("privacy_")}
     return Reached(trained.val_score, on_test(trained), spent)

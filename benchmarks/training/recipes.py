@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.stage import locate
@@ -32,11 +32,13 @@ class Reached(NamedTuple):
 
 def reach(recipe: Recipe, seed: int, num_threads: int) -> Reached:
     """Train with `seed` and judge the network on the test part. A kept training is found."""
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN_STAGES.prepare(
+        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
+    )
     training = recipe.training.model_copy(update={"seed": seed, "num_threads": num_threads})
     wall, processor = time.perf_counter(), time.process_time()
-    trained = PLAIN.train(dataset, recipe.model, training, None)
+    trained = PLAIN_STAGES.train(dataset, recipe.model, training, None)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     return Reached(seed, trained.val_score, on_test(trained), wall, processor)
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from recipes import on_test
 
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.training.config import Search, Training
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
@@ -33,8 +33,9 @@ RECIPES = ("pendigits", "adult")
 
 
 def prepared(recipe: Recipe) -> Dataset:
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    return PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    valid_rows = PLAIN_STAGES.validate(rows, recipe.contract)
+    return PLAIN_STAGES.prepare(valid_rows, recipe.features, recipe.engine_settings)
 
 
 def plain_model(recipe: Recipe) -> Any:
@@ -48,7 +49,7 @@ def compared(recipe: Recipe, dataset: Dataset, search: Search, epochs: int, seed
     reached = []
     for name, training in (("default", plain), ("searched", plain.model_copy(update={"search": search}))):
         start = time.perf_counter()
-        trained = PLAIN.train(dataset, plain_model(recipe), training, None)
+        trained = PLAIN_STAGES.train(dataset, plain_model(recipe), training, None)
         figures = on_test(trained)
         score = figures["rmse"] if dataset.task == "regression" else figures["accuracy"]
         took = time.perf_counter() - start

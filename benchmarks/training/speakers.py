@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from recipes import on_test
 
 from bloomery.data_contracts.recipe_sections.data_source import Origin
-from bloomery.flows.pipeline import PLAIN
+from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import locate
 
@@ -33,10 +33,12 @@ def without(recipe: Recipe, speaker: str) -> Recipe:
 
 
 def accuracy_for(recipe: Recipe, epochs: int, threads: int) -> float:
-    rows = PLAIN.ingest(locate(recipe.data, recipe.contract.personal_columns))
-    dataset = PLAIN.prepare(PLAIN.validate(rows, recipe.contract), recipe.features, recipe.means)
+    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    dataset = PLAIN_STAGES.prepare(
+        PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
+    )
     training = recipe.training.model_copy(update={"epochs": epochs, "num_threads": threads, "explain": None})
-    return on_test(PLAIN.train(dataset, recipe.model, training, None))["accuracy"]
+    return on_test(PLAIN_STAGES.train(dataset, recipe.model, training, None))["accuracy"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the command line shows: the stages while they run, and the figures at the end."""
+"""Terminal output of the command line: stages while they run, and the table of candidates at the end."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from bloomery.data_contracts.records.records import Release
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, score_in_words
 from bloomery.tasks.orchestration import events
 
-_MARKS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
-_MARKS |= {"asked": "[yellow]?[/]", "failed": "[red]✗[/]"}
+_SYMBOLS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
+_SYMBOLS |= {"asked": "[yellow]?[/]", "failed": "[red]✗[/]"}
 
 
 @contextlib.contextmanager
-def engines_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
-    """Send all that this process and its children print to `log`; yields consoles for the real output and errors.
+def engine_output_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
+    """Sends the output of this process and its children to `log`. Yields consoles for the real output and errors.
 
-    Java, BentoML and others print to the file descriptors themselves, past any redirection in Python.
+    Java, BentoML and others write to the file descriptors directly, which redirection in Python does not catch.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -54,8 +54,8 @@ def engines_to_log(log: Path) -> Iterator[tuple[Console, Console]]:
         os.close(real_err)
 
 
-class Progress:
-    """A line per stage, kept up to date on a terminal and printed as each stage ends elsewhere."""
+class ProgressDisplay:
+    """Shows a line per stage: updated live in a terminal, otherwise printed when the stage ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -64,14 +64,14 @@ class Progress:
         self._latest: events.Progress | None = None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
 
-    def __enter__(self) -> Progress:
-        self._unwatch = events.watch(self._on_event)
+    def __enter__(self) -> ProgressDisplay:
+        self._unsubscribe = events.watch(self._on_event)
         if self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unwatch()
+        self._unsubscribe()
         self._running = None
         if self._console.is_terminal:
             self._live.stop()
@@ -109,20 +109,22 @@ class Progress:
 
 def _line(event: events.StageEnded) -> Text:
     note = f"  [dim]{event.note}[/]" if event.note else ""
-    text = f"{_MARKS[event.outcome]} {event.name:<9} {event.outcome:<9} {event.seconds:7.2f} s{note}"
+    text = f"{_SYMBOLS[event.outcome]} {event.name:<9} {event.outcome:<9} {event.seconds:7.2f} s{note}"
     return Text.from_markup(text)
 
 
 def print_release(console: Console, release: Release, seconds: float, reference: str, period: str | None) -> None:
-    """The table of candidates, what was released, one answer, and what to type next.
+    """Prints the candidates, the release, an example prediction, and the next commands.
 
-    `reference` and `period` are what the run was asked with: a recipe's path is not told by its name.
+    `reference` and `period` are the arguments of the run: its recipe may be a path, which the release does not contain.
     """
     chosen = release.bento.chosen
     console.print()
     console.print(_candidates(release))
     loss = LOSSES[chosen.options.trained.dataset.task]
-    console.print(f"[dim]{loss}: end of the 95% interval of the paired {loss} against fp32; time: against fp32[/]")
+    console.print(
+        f"[dim]{loss}: upper end of the 95% interval of the paired {loss} against fp32; time: relative to fp32[/]"
+    )
     for verdict in chosen.verdicts:
         if verdict.reasons:
             state = "" if verdict.passed else "over budget: "
@@ -132,13 +134,13 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column()
-    replaced = "" if release.replaced_version is None else f", in place of version {release.replaced_version}"
-    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {_standing(release)}{replaced}")
+    replaced = "" if release.replaced_version is None else f", replacing version {release.replaced_version}"
+    facts.add_row("registered", f"[bold]{release.name} version {release.version}[/] is {_role(release)}{replaced}")
     facts.add_row("bento", f"[bold]{release.bento.tag}[/]")
     facts.add_row(
-        "answered",
-        f"over HTTP, held-out row {escape(str(example['key']))}: {_answered(example)} "
-        f"({release.num_asked} of {release.num_asked} rows as measured)",
+        "prediction",
+        f"over HTTP, held-out row {escape(str(example['key']))}: {_describe_prediction(example)} "
+        f"({release.num_asked} of {release.num_asked} rows equal the measured predictions)",
     )
     trained = chosen.options.trained
     rows = trained.dataset
@@ -150,28 +152,30 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     facts.add_row("time", f"{seconds:.1f} s")
     console.print(facts)
     console.print("\n[dim]next:[/]")
-    # After `make run` the command is there, but not on the path.
+    # After `make run` the command is installed, but not on the path.
     installed = Path(sys.executable).parent / "bloomery"
-    near = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
-    bloomery = "bloomery" if shutil.which("bloomery") else str(near)
-    asked = shlex.join([reference, *(() if period is None else ("--period", period))])
-    for command, what in (
-        (f"{bloomery} serve {release.name}", "answer on http://127.0.0.1:3000"),
-        (f"{bloomery} show {release.name}@champion", "where this version came from"),
-        (f"{bloomery} check {asked}", "what another run would compute"),
+    program = installed.relative_to(Path.cwd()) if installed.is_relative_to(Path.cwd()) else installed
+    bloomery = "bloomery" if shutil.which("bloomery") else str(program)
+    arguments = shlex.join([reference, *(() if period is None else ("--period", period))])
+    for command, purpose in (
+        (f"{bloomery} serve {release.name}", "serve it on http://127.0.0.1:3000"),
+        (f"{bloomery} show {release.name}@champion", "its lineage"),
+        (f"{bloomery} check {arguments}", "what another run would compute"),
     ):
-        console.print(f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{what}[/]")
+        console.print(f"  [bold]{escape(command):<{len(bloomery) + 22}}[/] [dim]{purpose}[/]")
 
 
-def _standing(release: Release) -> str:
-    return "champion" if release.alias == "champion" else f"that of {release.alias}; the champion is of newer data"
+def _role(release: Release) -> str:
+    return (
+        "champion" if release.alias == "champion" else f"the version for {release.alias}; the champion has newer data"
+    )
 
 
-def _answered(example: dict[str, Any]) -> str:
+def _describe_prediction(example: dict[str, Any]) -> str:
     if "value" in example:
-        return f"[bold]{example['value']:.4g}[/]; the truth is {example['truth']:.4g}"
-    label, truth = (escape(str(example[name])) for name in ("label", "truth"))  # [/] would end a style
-    return f"[bold]{label}[/] with probability {example['probability']:.3f}; the truth is {truth}"
+        return f"[bold]{example['value']:.4g}[/]; the true value is {example['truth']:.4g}"
+    label, truth = (escape(str(example[name])) for name in ("label", "truth"))  # an unescaped [/] would end a style
+    return f"[bold]{label}[/] with probability {example['probability']:.3f}; the true label is {truth}"
 
 
 def _candidates(release: Release) -> Table:
@@ -184,18 +188,18 @@ def _candidates(release: Release) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("candidate", overflow="fold")  # where a line is too short, names break, and no figure is cut off
+    table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
     for heading in (f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
-    for one in chosen.options.candidates:
-        is_chosen, passed = one.name == chosen.candidate.name, verdicts[one.name].passed
+    for candidate in chosen.options.candidates:
+        is_chosen, passed = candidate.name == chosen.candidate.name, verdicts[candidate.name].passed
         table.add_row(
-            one.name,
-            score_in_words(task, one.score),
-            f"≤{one.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
-            f"{one.size_bytes / 1000:.1f} kB",
-            f"{one.latency.p50_ms * 1000:.0f} µs",
-            f"{one.latency.ratio.value:.2f}x",
+            candidate.name,
+            score_in_words(task, candidate.score),
+            f"≤{candidate.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
+            f"{candidate.size_bytes / 1000:.1f} kB",
+            f"{candidate.latency.p50_ms * 1000:.0f} µs",
+            f"{candidate.latency.ratio.value:.2f}x",
             "chosen" if is_chosen else "passed" if passed else "over budget",
             style="bold green" if is_chosen else "" if passed else "dim",
         )

@@ -1,4 +1,4 @@
-"""How a command ends: with what went wrong told in the form that was asked for, and the error's own exit code."""
+"""Exit codes and error reports of commands, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -9,63 +9,77 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130  # as a shell reports SIGINT
+
 
 @contextlib.contextmanager
-def told(as_json: bool, out: Any = None, err: Any = None, log: Path | None = None) -> Iterator[None]:
-    """End the process with the error's own exit code, after it was told to the user in the form that was asked for."""
+def reporting_errors(
+    as_json: bool, out: Console | None = None, err: Console | None = None, log: Path | None = None
+) -> Iterator[None]:
+    """Reports an error of the `with` block in the requested form, and ends the process with its exit code."""
     try:
         yield
     except EngineMissing as error:
         from bloomery.tasks.infrastructure.settings import no_room
 
-        told_of: BloomeryError = no_room(error, "an engine") or error  # a server that finds no room does not say so
-        _tell(told_of.as_document(), str(told_of), as_json, out, err)
-        raise SystemExit(told_of.exit_code) from None
+        cause: BloomeryError = no_room(error, "an engine") or error  # a server does not report a full disk itself
+        _report(cause.as_document(), str(cause), as_json, out, err)
+        raise SystemExit(cause.exit_code) from None
     except BloomeryError as error:
-        _tell(error.as_document(), str(error), as_json, out, err)
+        _report(error.as_document(), str(error), as_json, out, err)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        _tell({"error": "KeyboardInterrupt", "exit_code": 130}, "stopped; finished stages are kept", as_json, out, err)
-        raise SystemExit(130) from None
+        document = {"error": "KeyboardInterrupt", "exit_code": INTERRUPTED}
+        _report(document, "stopped; the outputs of complete stages are kept", as_json, out, err)
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         with contextlib.suppress(OSError):
-            traceback.print_exc()  # into the log, where there is one
+            traceback.print_exc()  # into the log, if there is one
         from bloomery.tasks.infrastructure.settings import no_room, share_lost
 
-        ending = share_lost(error) or no_room(error, "the run")
-        if ending is not None:
-            _tell(ending.as_document(), str(ending), as_json, out, err)
-            raise SystemExit(ending.exit_code) from None
+        known = share_lost(error) or no_room(error, "the run")
+        if known is not None:
+            _report(known.as_document(), str(known), as_json, out, err)
+            raise SystemExit(known.exit_code) from None
         text = f"{type(error).__name__}: {error}"
         document = {"error": type(error).__name__, "found": str(error), "exit_code": 1}
-        _tell(document, text, as_json, out, err, log)
+        _report(document, text, as_json, out, err, log)
         raise SystemExit(1) from None
 
 
 @contextlib.contextmanager
-def at_work(as_json: bool, what: str, *, with_room: bool = True) -> Iterator[Any]:
-    """The state folder is there, engines write into a log named for `what`, errors are told as asked.
+def command_session(as_json: bool, name: str, *, with_room: bool = True) -> Iterator[Any]:
+    """Prepares the state folder, sends engine output to a log named after the command, and reports errors.
 
-    `with_room=False` is for what works on a full disk, too.
+    `with_room=False` is for commands that must also work on a full disk.
 
-    Yields standard output's console.
+    Yields the console of standard output.
     """
-
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    with told(as_json):
-        log = require_state_folder(with_room=with_room).logs / f"{what}-{os.getpid()}.log"
-    from bloomery.flows.cli.display import engines_to_log
+    with reporting_errors(as_json):
+        log = require_state_folder(with_room=with_room).logs / f"{name}-{os.getpid()}.log"
+    from bloomery.flows.cli.display import engine_output_to_log
 
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+    with engine_output_to_log(log) as (out, err), reporting_errors(as_json, out, err, log):
         yield out
 
 
-def _tell(document: dict[str, Any], text: str, as_json: bool, out: Any, err: Any, log: Path | None = None) -> None:
+def _report(
+    document: dict[str, Any],
+    text: str,
+    as_json: bool,
+    out: Console | None,
+    err: Console | None,
+    log: Path | None = None,
+) -> None:
     if as_json:
         print(json.dumps(document), file=out.file if out else sys.stdout, flush=True)
         return

@@ -1,7 +1,7 @@
-"""The command line. Nothing heavy is imported before a command needs it: `bloomery --help` has to be instant.
+"""The command line. Commands import engines only when they need them, so `bloomery --help` is instant.
 
-Exit codes: 0 done, 2 bad usage or recipe, 3 contract broken, 4 no candidate passed or the release was refused, 1
-anything else.
+Exit codes: 0 success, 2 invalid usage or recipe, 3 contract violated, 4 no candidate passed or the release was refused,
+1 any other error.
 """
 
 from __future__ import annotations
@@ -10,157 +10,149 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bloomery.flows.cli.commands import contracts, keys
-from bloomery.flows.cli.commands.approve import approve
 from bloomery.flows.cli.commands.backfill import backfill
-from bloomery.flows.cli.commands.container import container
 from bloomery.flows.cli.commands.gc import gc
 from bloomery.flows.cli.commands.init import init
 from bloomery.flows.cli.commands.monitor import monitor
-from bloomery.flows.cli.commands.releases import compare, history, promote, rollback
+from bloomery.flows.cli.commands.releases import approve, compare, history, promote, rollback
 from bloomery.flows.cli.commands.reproduce import reproduce
-from bloomery.flows.cli.commands.serve import serve
+from bloomery.flows.cli.commands.serve import container, serve
 from bloomery.flows.cli.commands.up import down, status, up
-from bloomery.flows.cli.exit_codes import at_work, told
+from bloomery.flows.cli.exit_codes import command_session, reporting_errors
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
 app = typer.Typer(
     name="bloomery",
-    help="From rows and a contract to a smaller, faster, served model.",
+    help="Train, compress and serve models from rows and a data contract.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(contracts.app, name="contract")
-app.add_typer(keys.app, name="key")
-app.command()(init)
-app.command()(serve)
-for command in (up, status, down, promote, approve, rollback, history, compare):
-    app.command()(command)
-app.command()(backfill)
-app.command()(reproduce)
-app.command()(container)
-app.command()(monitor)
-app.command()(gc)
-
 RecipeName = Annotated[str, typer.Argument(help="A name in deployments/recipes/, or the path of a recipe file.")]
-Period = Annotated[str | None, typer.Option(help="Of a dated recipe, such as 2019-02; else the last one that ended.")]
+Period = Annotated[str | None, typer.Option(help="Period of a dated recipe, such as 2019-02; defaults to the latest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
-@app.command()
 def run(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
-    """Run a recipe from its rows to a served champion."""
+    """Run a recipe from raw rows to a served champion."""
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    with told(as_json):
+    with reporting_errors(as_json):
         log = require_state_folder().logs / f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    from bloomery.flows.cli.display import Progress, engines_to_log, print_release
+    from bloomery.flows.cli.display import ProgressDisplay, engine_output_to_log, print_release
 
     begin = time.perf_counter()
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
+    with engine_output_to_log(log) as (out, err), reporting_errors(as_json, out, err, log):
         from bloomery.flows.execution.local_run import run_recipe
 
         if as_json:
             release = run_recipe(recipe, period)
             out.file.write(release.model_dump_json(by_alias=True, exclude_defaults=True) + "\n")
         else:
-            with Progress(out):
+            with ProgressDisplay(out):
                 release = run_recipe(recipe, period)
             print_release(out, release, time.perf_counter() - begin, recipe, period)
 
 
-@app.command()
 def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) -> None:
-    """Read recipe and contract, look for the data, and print what a run would compute and what it would find."""
+    """Check recipe, contract and data; show what a run would compute."""
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    with told(as_json):
+    with reporting_errors(as_json):
         from bloomery.flows.recipe.recipe import read_recipe
 
-        wanted = read_recipe(recipe, period)
+        spec = read_recipe(recipe, period)
         log = require_state_folder().logs / f"check-{os.getpid()}.log"
-    from bloomery.flows.cli.display import engines_to_log
+    from bloomery.flows.cli.display import engine_output_to_log
 
-    with engines_to_log(log) as (out, err), told(as_json, out, err, log):
-        from bloomery.flows.execution.dry_run import plan
-        from bloomery.flows.run_control.machine_requirements import require_machine
+    with engine_output_to_log(log) as (out, err), reporting_errors(as_json, out, err, log):
+        from bloomery.flows.execution.dry_run import dry_run
+        from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 
-        require_machine(wanted)
-        steps = plan(wanted).steps
+        check_machine_requirements(spec)
+        stages = dry_run(spec).stages
         if as_json:
             document = {
-                "recipe": wanted.name,
-                "digest": wanted.digest,
-                "contract": f"{wanted.contract.name} {wanted.contract.version}",
-                "stages": [{"stage": step.stage, "found": step.found} for step in steps],
+                "recipe": spec.name,
+                "digest": spec.digest,
+                "contract": f"{spec.contract.name} {spec.contract.version}",
+                "stages": [{"stage": stage.stage, "found": stage.found} for stage in stages],
             }
             out.file.write(json.dumps(document) + "\n")
             return
-        out.print(f"[bold]{' '.join(wanted.title)}[/] r{wanted.digest[:8]}: {wanted.description}")
-        out.print(f"contract {wanted.contract.name} {wanted.contract.version}, {len(wanted.contract.rules())} rules")
-        out.print(f"data     {wanted.data.described}")
-        for step in steps:
-            state = "[yellow]compute[/]" if step.found is None else f"[cyan]found[/]    {step.found[:16]}"
-            out.print(f"  {step.stage:<9} {state}")
+        out.print(f"[bold]{' '.join(spec.title)}[/] r{spec.digest[:8]}: {spec.description}")
+        out.print(f"contract {spec.contract.name} {spec.contract.version}, {len(spec.contract.rules())} rules")
+        out.print(f"data     {spec.data.described}")
+        for stage in stages:
+            state = "[yellow]compute[/]" if stage.found is None else f"[cyan]found[/]    {stage.found[:16]}"
+            out.print(f"  {stage.stage:<9} {state}")
 
 
-@app.command()
 def show(
-    name: Annotated[
-        str, typer.Argument(help="NAME for all versions; NAME:3 or NAME@champion for one; a bento's folder or file.")
-    ],
+    name: Annotated[str, typer.Argument(help="NAME, NAME:3, NAME@champion, or a bento folder or file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the versions of a model, or one version's lineage and figures."""
-    with at_work(as_json, "show") as out:
-        from bloomery.flows.cli.commands import show as shown
+    """Show a model's versions, or one version with lineage and metrics."""
+    with command_session(as_json, "show") as out:
+        from bloomery.flows.cli.commands import show as views
 
-        draw: Any
+        draw: Callable[[dict[str, Any]], Tree]
         if Path(name).is_file() or (Path(name) / "src").is_dir():
-            document, draw = shown.carried(name), shown.as_carried
+            document, draw = views.bento_document(name), views.bento_tree
         elif "@" in name or ":" in name:
-            document, draw = shown.version(name), shown.as_tree
+            document, draw = views.version_document(name), views.version_tree
         else:
-            document, draw = shown.versions(name), shown.as_list
+            document, draw = views.versions_document(name), views.versions_tree
         if as_json:
             out.file.write(json.dumps(document) + "\n")
         else:
             out.print(draw(document))
 
 
-@app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look at all that a run needs: versions, Java, ports, disk, GPU, state folder."""
-    with told(as_json):
-        from bloomery.flows.cli.commands.doctor import examine
+    """Check versions, Java, ports, disk, GPU and state folder."""
+    with reporting_errors(as_json):
+        from bloomery.flows.cli.commands.doctor import run_checks
 
-        findings = examine()
+        results = run_checks()
         if as_json:
-            typer.echo(json.dumps([finding._asdict() for finding in findings]))
+            typer.echo(json.dumps([result._asdict() for result in results]))
         else:
             from rich.console import Console
 
             console = Console()
-            for finding in findings:
-                console.print(
-                    f"{'[green]✓[/]' if finding.is_fine else '[red]✗[/]'} {finding.what:<14} {finding.detail}"
-                )
-    if not all(finding.is_fine for finding in findings):
+            for result in results:
+                console.print(f"{'[green]✓[/]' if result.passed else '[red]✗[/]'} {result.name:<14} {result.detail}")
+    if not all(result.passed for result in results):
         raise SystemExit(1)
 
 
-def main() -> None:
-    """Run the command line and end the process.
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(run, check, init, show, serve, container, up, status, down, doctor, gc),
+    *(promote, approve, rollback, history, compare, backfill, monitor, reproduce),
+)
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(contracts.app, name="contract")
+app.add_typer(keys.app, name="key")
 
-    Servers have ended and files are closed by then. Python would take another second or more to take apart what the
-    engines have loaded, so it is not asked to.
+
+def main() -> None:
+    """Runs the command line and ends the process.
+
+    It skips Python's own shutdown, which would take a second or more after the engines were loaded: servers have ended
+    and files are closed by then.
     """
     try:
         app()

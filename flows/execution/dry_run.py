@@ -1,61 +1,70 @@
-"""What a run would compute and what it would find, without running anything."""
+"""The dry run: which stages a run would compute and which outputs it would find, without running anything."""
 
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from bloomery.data_contracts.recipe_sections.data_source import Source
 from bloomery.data_contracts.records.records import Release
-from bloomery.flows.order import in_order
+from bloomery.flows.order import Stages, run_stages
 from bloomery.flows.recipe.recipe import Recipe
 
 
-class Step(NamedTuple):
-    """A stage of the plan. `found` is the digest of the record that is there, or None if it has to be computed."""
+class PlannedStage(NamedTuple):
+    """A stage of the plan. `found` is the digest of its stored output, or None if a run has to compute it."""
 
     stage: str
     found: str | None
     seconds: float = 0.0
 
 
-class Plan(NamedTuple):
-    """All stages in order, and what they end in if every one of them is found."""
+class DryRun(NamedTuple):
+    """All stages in order, the located source, and the release if every output is stored."""
 
-    steps: list[Step]
+    stages: list[PlannedStage]
+    source: Source
     release: Release | None
 
 
-class _NotThere(Exception):
-    pass
+class _NotStored(Exception):
+    """A stage has no stored output."""
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Every stage in order. Behind the first that has to be computed nothing is looked up, for its output is not known.
+def dry_run(recipe: Recipe) -> DryRun:
+    """Looks up the stored output of each stage, in order.
+
+    Stages after the first without one count as not stored, since their inputs are unknown.
 
     Raises:
-        DataMissing: the recipe's data is not there.
+        DataMissing: the recipe's data does not exist.
     """
     from bloomery.flows.pipeline import STAGES
     from bloomery.tasks.ingest.stage import locate
     from bloomery.tasks.train.initial_weights import locate_start
 
-    steps: list[Step] = []
+    planned: list[PlannedStage] = []
 
-    def looking(stage: Any) -> Any:
-        def look(*arguments: Any) -> Any:
+    def look_up(stage: Any) -> Any:
+        def find_output(*arguments: Any) -> Any:
             begin = time.perf_counter()
             record = stage.lookup(*arguments)
             if record is None:
-                raise _NotThere
-            steps.append(Step(stage.name, record.digest, time.perf_counter() - begin))
+                raise _NotStored
+            planned.append(PlannedStage(stage.name, record.digest, time.perf_counter() - begin))
             return record
 
-        return look
+        return find_output
 
-    lookups: Any = SimpleNamespace(**{stage.name: looking(stage) for stage in STAGES})
+    source = locate(recipe.data, recipe.contract.personal_columns)
     try:
-        source = locate(recipe.data, recipe.contract.personal_columns)
-        return Plan(steps, in_order(lookups, recipe, source, locate_start(recipe.training.start_from)))
-    except _NotThere:
-        return Plan([*steps, *(Step(stage.name, None) for stage in STAGES[len(steps) :])], None)
+        release = run_stages(
+            Stages(**{stage.name: look_up(stage) for stage in STAGES}),
+            recipe,
+            source,
+            locate_start(recipe.training.start_from),
+        )
+    except _NotStored:
+        missing = (PlannedStage(stage.name, None) for stage in STAGES[len(planned) :])
+        return DryRun([*planned, *missing], source, None)
+    return DryRun(planned, source, release)

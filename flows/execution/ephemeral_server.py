@@ -1,8 +1,8 @@
-"""A Prefect server for the time of one run, where the user has none.
+"""A Prefect server for one run, if the user has none.
 
-Prefect would start one by itself, but only when the first flow asks, and it would outlive a killed run. This one
-starts when the run says so, while the engines are imported, and ends with the run. Its database stays in the state
-folder, so `prefect server start` with the same PREFECT_HOME shows all runs.
+Prefect can start an ephemeral server itself, but only when the first flow needs it, and that server outlives a killed
+run. This one starts while the engines are imported, and ends with the run. Its database stays in the state folder, so
+`prefect server start` with the same PREFECT_HOME shows all runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from filelock import FileLock
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 
-# Schedules, automations and late runs are a standing server's business.
-_WITHOUT = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
+# Schedules, automations and late runs need a permanent server.
+_DISABLED_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
 
 
 @contextlib.contextmanager
-def prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
-    """Call before prefect is imported, which learns the server's address here.
+def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
+    """Sets the server's address; enter before prefect is imported.
 
-    Yields a function that starts the server; that one returns another, which waits until the API answers. With
-    PREFECT_API_URL set there is nothing to start and nothing to wait for.
+    Yields a function that starts the server and returns another, which waits until the API responds. With
+    PREFECT_API_URL set, both do nothing.
     """
     if settings().prefect_api_url is not None:
         yield lambda: lambda: None
@@ -39,7 +39,7 @@ def prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
     environment = {
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT_UI_ENABLED": "false",
-        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _WITHOUT},
+        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _DISABLED_SERVICES},
     }
     command = [
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
@@ -50,13 +50,13 @@ def prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
         stack.callback(os.environ.pop, "PREFECT_API_URL")
 
         def start() -> Callable[[], None]:
-            # The first server of a state folder makes the database: a second one at the same time has to wait for that.
+            # The first server of a state folder creates the database; a concurrent second one has to wait for that.
             lock.acquire()
             stack.callback(lock.release)
             wait_until_ready = stack.enter_context(
                 starting(
                     command,
-                    is_ready=lambda: _answers(f"{api}/health"),
+                    is_ready=lambda: _responds(f"{api}/health"),
                     log=settings().logs / "prefect-server.log",
                     environment=environment,
                 )
@@ -73,7 +73,7 @@ def prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
 
 
 def _drain() -> None:
-    """Send the logs and events that are still queued, which would otherwise look for the server after its end."""
+    """Sends the queued logs and events while the server still runs."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -81,7 +81,7 @@ def _drain() -> None:
     EventsWorker.drain_all(timeout=10)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as response:

@@ -1,4 +1,4 @@
-"""One run on this machine: a Prefect server for it, the engines, the flow."""
+"""Runs a recipe on this machine: starts a Prefect server and the engines, then runs the flow."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from collections.abc import Iterable, Iterator
 
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Release
-from bloomery.flows.execution.ephemeral_server import prefect_api
+from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
 from bloomery.flows.recipe.recipe import read_recipe
-from bloomery.flows.run_control.machine_requirements import require_machine
+from bloomery.flows.run_control.machine_requirements import check_machine_requirements
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, emit
 
 
 def run_recipe(reference: str, period: str | None = None) -> Release:
-    """Run the recipe as a Prefect flow and return its release. Whatever a stage raises comes through.
+    """Runs the recipe as a Prefect flow and returns its release. Errors of a stage are raised unchanged.
 
-    While the Prefect server starts, on one core, the engines that the run will need are started on another. Where the
-    recipe has a release, no server is started before it is known that anything has to be computed.
+    The engines that the run will need start while the Prefect server starts, on another core. If the recipe has been
+    released before, no server starts until a stage is known to need computing.
     """
     require_state_folder()
     recipe = read_recipe(reference, period)
-    require_machine(recipe)
+    check_machine_requirements(recipe)
     emit(StageStarted("start"))
     begin = time.perf_counter()
-    with prefect_api() as start_server, _engines_stopped():
+    with ephemeral_prefect_api() as start_server, _stop_engines_at_end():
         wait_until_ready = None if _was_released(recipe.name) else start_server()
-        from bloomery.flows.execution.dry_run import plan
+        from bloomery.flows.execution.dry_run import dry_run
         from bloomery.flows.pipeline import pipeline
+        from bloomery.flows.recipe.handover import hand_over
 
-        planned = plan(recipe)
+        planned = dry_run(recipe)
         if planned.release is not None and settings().prefect_api_url is None:
-            # Nothing to orchestrate and nobody to see it: do not wait for a server only to look things up.
-            looking_s = sum(step.seconds for step in planned.steps)
-            emit(StageEnded("start", "ready", time.perf_counter() - begin - looking_s))
-            for step in planned.steps:
-                emit(StageEnded(step.stage, "found", step.seconds))
+            # There is nothing to orchestrate and no page to show it on: a server would only delay the look-up.
+            lookup_s = sum(stage.seconds for stage in planned.stages)
+            emit(StageEnded("start", "ready", time.perf_counter() - begin - lookup_s))
+            for stage in planned.stages:
+                emit(StageEnded(stage.stage, "found", stage.seconds))
             return planned.release
         wait_until_ready = wait_until_ready or start_server()
-        missing = [step.stage for step in planned.steps if step.found is None]
-        engines = _start_engines(missing, recipe.means)
+        missing = [stage.stage for stage in planned.stages if stage.found is None]
+        engines = _start_engines(missing, recipe.engine_settings)
         wait_until_ready()
         emit(StageEnded("start", "ready", time.perf_counter() - begin, ", ".join(["Prefect", *engines])))
+        hand_over(reference, recipe.period, recipe, planned.source)
         return pipeline(reference, recipe.period)
 
 
 def _was_released(name: str) -> bool:
-    """Whether a run of this state folder has ended in a release of that name, so that a run may have nothing to do.
+    """Whether a run of this state folder ended in a release of that name, so that nothing may be left to compute.
 
-    A server that starts beside the looking costs more processor time than all of it.
+    Starting a server during the look-up would cost more processor time than the look-up itself.
     """
     for path in (settings().home / "stages" / "promote").glob("*/record.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -61,8 +63,8 @@ def _was_released(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _engines_stopped() -> Iterator[None]:
-    """Leave no Java behind, however the run ends."""
+def _stop_engines_at_end() -> Iterator[None]:
+    """Stops Java, however the run ends."""
     try:
         yield
     finally:
@@ -71,24 +73,24 @@ def _engines_stopped() -> Iterator[None]:
         spark_session.stop()
 
 
-def _start_engines(stages: Iterable[str], means: Engine) -> list[str]:
-    """Import and start what the stages will need; returns the engines' names."""
-    wanted = set(stages)
-    started = []
-    if "prepare" in wanted and means.kind == "spark":
+def _start_engines(stages: Iterable[str], engine: Engine) -> list[str]:
+    """Imports and starts the engines of these stages. Returns their names."""
+    names = set(stages)
+    engines = []
+    if "prepare" in names and engine.kind == "spark":
         from bloomery.tasks.infrastructure import spark_session
 
-        spark_session.session(means.spark)
-        started.append("Spark")
-    if wanted & {"train", "compress"}:
+        spark_session.session(engine.spark)
+        engines.append("Spark")
+    if names & {"train", "compress"}:
         import torch  # noqa: F401
 
         from bloomery.tasks.tracking import mlflow_runs
 
         mlflow_runs.client()
-        started += ["PyTorch", "MLflow"]
-    if "validate" in wanted:
+        engines += ["PyTorch", "MLflow"]
+    if "validate" in names:
         import great_expectations  # noqa: F401
 
-        started.append("Great Expectations")
-    return started
+        engines.append("Great Expectations")
+    return engines

@@ -1,14 +1,14 @@
-"""A version made again from what it carries with it, in a state folder of its own.
+"""Reproduces a version from the provenance in its bento, in a separate state folder.
 
-`python -m bloomery.flows.execution.reproduction ORIGIN OUTCOME` writes one JSON document: every digest on the way, or
-why it came to no end.
+`python -m bloomery.flows.execution.reproduction ORIGIN OUTCOME` writes one JSON document: the digest of every output,
+or the error that stopped it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,111 +16,130 @@ from pydantic import TypeAdapter, ValidationError
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
+from bloomery.data_contracts.recipe_sections.approval import Terms
 from bloomery.data_contracts.records.provenance import Origin, Step, Surroundings, steps
-from bloomery.data_contracts.records.records import Bento, Chosen, Options
+from bloomery.data_contracts.records.records import Bento, Chosen, Options, Release
 from bloomery.data_contracts.serving.champion_pointer import replace_text
-from bloomery.flows.order import in_order
+from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe
+from bloomery.models.compression.budget import Budget
+from bloomery.models.features.config import Gates
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.orchestration.events import StageStarted, watch
 
 
-class Rebuilt(Document):
-    """What came out: all digests, of the bento's content the last."""
+class Reproduction(Document):
+    """The result of a reproduction: all digests, that of the bento's content last."""
 
-    kind: Literal["rebuilt"] = "rebuilt"
+    kind: Literal["reproduced"] = "reproduced"
     steps: tuple[Step, ...]
     code: dict[str, str]
     surroundings: Surroundings
 
 
-class Broken(Document):
-    """It came to no end, with that error, in that stage."""
+class FailedReproduction(Document):
+    """A reproduction that failed with `error` in `stage`."""
 
-    kind: Literal["broken"] = "broken"
-    steps: tuple[Step, ...] = ()  # none: what came out before is in the folder
+    kind: Literal["failed"] = "failed"
+    steps: tuple[Step, ...] = ()  # always empty: the outputs of earlier stages are in the folder
     stage: str
     error: dict[str, Any]
 
 
-def read_outcome(outcome: Path, log: Path) -> Rebuilt | Broken:
-    """What the process has written; the last line of its log where it wrote nothing."""
+class _Packaged(Exception):
+    """Ends the run after the stage package."""
+
+    def __init__(self, bento: Bento) -> None:
+        super().__init__(bento.tag)
+        self.bento = bento
+
+
+def read_outcome(outcome: Path, log: Path) -> Reproduction | FailedReproduction:
+    """Returns the outcome that the process wrote, or the last line of its log if it wrote none."""
     try:
         return _OUTCOME.validate_json(outcome.read_bytes())
     except (OSError, ValidationError):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return Broken(stage="", error={"found": lines[-1] if lines else "it ended without a word"})
+        return FailedReproduction(stage="", error={"found": lines[-1] if lines else "it ended without any output"})
 
 
-_OUTCOME: TypeAdapter[Rebuilt | Broken] = TypeAdapter(Rebuilt | Broken)
+_OUTCOME: TypeAdapter[Reproduction | FailedReproduction] = TypeAdapter(Reproduction | FailedReproduction)
 
 
-def rebuild(origin: Origin) -> Rebuilt:
-    """Every stage from the source to the bento, into this process's state folder.
+def reproduce_bento(origin: Origin) -> Reproduction:
+    """Runs every stage from the source to the bento, in this process's state folder.
 
-    Which candidate was chosen depends on times that were measured, so the one that was chosen then is taken again.
+    The candidate that was chosen originally is chosen again, since the choice depends on measured latencies.
 
     Raises:
-        DataMissing: a source is not there any more, or the training began with weights of another version.
+        DataMissing: a source no longer exists, or the training started from weights of another version.
     """
-    from bloomery.flows.pipeline import PLAIN
+    from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.bentos.environment import codes, surroundings
     from bloomery.tasks.ingest.stage import locate
 
-    recipe = with_bits_of(origin.surroundings, Recipe.model_validate(origin.recipe))
+    recipe = pin_weight_bits(origin.surroundings, Recipe.model_validate(origin.recipe))
     if origin.chosen.options.trained.start is not None:
         raise DataMissing(
-            f"its training began with the weights of {origin.chosen.options.trained.start.name}",
-            required="a version that was trained from nothing, whose own data is all that it takes",
+            f"its training started from the weights of {origin.chosen.options.trained.start.name}",
+            required="a version that was trained from its own data alone",
             where="the recipe's training.start_from",
-            remedy="reproduce that version; what was learnt afterwards has no digest without it",
+            remedy="reproduce that version instead",
         )
-    others = {"choose": lambda options, _: _as_then(options, origin), "promote": lambda bento, *_: bento}
-    stages: Any = SimpleNamespace(**{**vars(PLAIN), **others})
+
+    def choose_as_before(options: Options, _: Budget) -> Chosen:
+        return _choose_as_before(options, origin)
+
+    def stop_before_promotion(bento: Bento, _: Gates, __: Terms) -> Release:
+        raise _Packaged(bento)
+
+    stages = dataclasses.replace(PLAIN_STAGES, choose=choose_as_before, promote=stop_before_promotion)
     source = locate(recipe.data, recipe.contract.personal_columns)
-    made: Any = in_order(stages, recipe, source, None)
-    bento: Bento = made
-    return Rebuilt(
+    try:
+        run_stages(stages, recipe, source, None)
+    except _Packaged as packaged:
+        bento = packaged.bento
+    return Reproduction(
         steps=(*steps(bento.chosen), Step(stage="package", what="content of the bento", digest=bento.digest)),
         code=codes(),
         surroundings=surroundings(bento.chosen.options.trained.processor),
     )
 
 
-def with_bits_of(then: Surroundings, recipe: Recipe) -> Recipe:
-    """The recipe, whose named candidates state how many bits a weight had then, whatever this processor is."""
-    named = recipe.compression.candidates
-    if named is None:
+def pin_weight_bits(original: Surroundings, recipe: Recipe) -> Recipe:
+    """Returns the recipe with named candidates that use the original number of bits per weight on any processor."""
+    candidates = recipe.compression.candidates
+    if candidates is None:
         return recipe
-    there = tuple(one.for_processor(then.vector_flags) for one in named)
-    return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": there})})
+    pinned = tuple(candidate.for_processor(original.vector_flags) for candidate in candidates)
+    return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": pinned})})
 
 
-def _as_then(options: Options, origin: Origin) -> Chosen:
-    then = origin.chosen
-    candidate = next((one for one in options.candidates if one.name == then.candidate.name), None)
+def _choose_as_before(options: Options, origin: Origin) -> Chosen:
+    original = origin.chosen
+    candidate = next((one for one in options.candidates if one.name == original.candidate.name), None)
     if candidate is None:
         raise DataMissing(
-            f"the candidate {then.candidate.name} was not made",
-            required="the one that was chosen then",
+            f"the candidate {original.candidate.name} was not built",
+            required="the candidate that was chosen originally",
             where="the stage compress",
-            remedy="compare the code: what makes candidates has changed",
+            remedy="compare the code: what builds candidates has changed",
         )
     digest = digest_of_document([candidate.name, candidate.sha256, options.digest])
-    return then.model_copy(update={"candidate": candidate, "options": options, "digest": digest})
+    return original.model_copy(update={"candidate": candidate, "options": options, "digest": digest})
 
 
 def main() -> None:
     require_state_folder()
     origin = Origin.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    begun: list[str] = []
-    watch(lambda event: begun.append(event.name) if isinstance(event, StageStarted) else None)
-    told: Rebuilt | Broken
+    stages: list[str] = []
+    watch(lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None)
+    outcome: Reproduction | FailedReproduction
     try:
-        told = rebuild(origin)
+        outcome = reproduce_bento(origin)
     except BloomeryError as error:
-        told = Broken(stage=begun[-1] if begun else "", error=error.as_document())
-    replace_text(Path(sys.argv[2]), told.model_dump_json())
+        outcome = FailedReproduction(stage=stages[-1] if stages else "", error=error.as_document())
+    replace_text(Path(sys.argv[2]), outcome.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Single values of a recipe that a run changes, as if its file said so."""
+"""Overrides: values of a recipe that a run replaces."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from bloomery.data_contracts.errors import RecipeInvalid
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 
-def changed(stated: DocumentT, changes: Mapping[str, Any], path: Path) -> DocumentT:
-    """What the file at `path` states, with `changes` in it: a document of the same form.
+def apply_overrides(document: DocumentT, overrides: Mapping[str, Any], path: Path) -> DocumentT:
+    """Returns the document at `path` with `overrides` merged into it.
 
-    Mappings are merged, but for one whose `kind` becomes another; all else is replaced.
+    Mappings are merged, except where `kind` changes; every other value is replaced.
 
     Raises:
-        RecipeInvalid: it is no recipe any more.
+        RecipeInvalid: the result is not a valid recipe.
     """
-    if not changes:
-        return stated
-    document = _merged(stated.model_dump(mode="json", by_alias=True, exclude_unset=True), changes)
+    if not overrides:
+        return document
+    merged = _merge(document.model_dump(mode="json", by_alias=True, exclude_unset=True), overrides)
     try:
-        return type(stated).model_validate(document)
+        return type(document).model_validate(merged)
     except ValidationError as failure:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in failure.errors())
+        problems = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors())
         raise RecipeInvalid(
-            f"{path.name} with what this run changes: {told}",
-            required="values that the recipe could have in its file",
-            where=f"the parameters of the run: {', '.join(changes)}",
-            remedy="mend them, or leave them out",
+            f"{path.name} with the overrides of this run: {problems}",
+            required="values that are valid in a recipe file",
+            where=f"the parameters of the run: {', '.join(overrides)}",
+            remedy="correct them, or leave them out",
         ) from failure
 
 
-def _merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(document)
-    for key, value in changes.items():
-        before: Any = merged.get(key)
-        are_parts = isinstance(before, Mapping) and isinstance(value, Mapping)
-        if are_parts and value.get("kind", before.get("kind")) == before.get("kind"):
-            merged[key] = _merged(before, value)
+    for key, value in overrides.items():
+        current: Any = merged.get(key)
+        are_mappings = isinstance(current, Mapping) and isinstance(value, Mapping)
+        if are_mappings and value.get("kind", current.get("kind")) == current.get("kind"):
+            merged[key] = _merge(current, value)
         else:
             merged[key] = value
     return merged

@@ -1,4 +1,4 @@
-"""The recipe: one file that says how rows become a served model."""
+"""The recipe: one file that configures a run from raw rows to a served model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
 from bloomery.data_contracts.recipe_sections.periods import EXAMPLES, Every, last_whole, start_of
 from bloomery.data_contracts.records.provenance import Stated
-from bloomery.flows.recipe.consistency import misfits
-from bloomery.flows.recipe.overrides import changed
+from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression, CompressionOrAuto
@@ -31,123 +31,128 @@ from bloomery.models.training.config import Training
 from bloomery.models.training.search_space import require_valid_space
 from bloomery.tasks.train.user_code import bring
 
-_OF_ITS_OPERATION = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
+# Sections that do not affect what a run produces.
+_OPERATION_KEYS = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
 RECIPES = Path(__file__).resolve().parents[2] / "deployments" / "recipes"
 CONTRACTS = Path(__file__).resolve().parents[2] / "data_contracts" / "contracts"
 
 
 class Watch(Document):
-    """How often a light flow looks whether the data has changed."""
+    """How often the flow `watch` checks the data for changes."""
 
-    every: Duration
+    interval: Duration
 
 
 class RecipeFile(Document):
-    """A recipe as it stands in its file."""
+    """A recipe as its file states it."""
 
     name: Annotated[
         str,
         Field(
             pattern=r"^[a-z][a-z0-9-]{0,40}$",
-            description="of the registered model and the bento: small letters, digits and dashes",
+            description="name of the registered model and the bento: lowercase letters, digits and dashes",
         ),
     ]
     description: str = ""
     data: Data
-    contract: Annotated[str, Field(description="a file beside the recipe or in data_contracts/contracts/")]
+    contract: Annotated[str, Field(description="a contract file beside the recipe or in data_contracts/contracts/")]
     features: Features
     engine: Annotated[
         Literal["auto", "local", "spark"],
-        Field(description="what prepares the data; auto takes Spark where a cluster is named and the data needs it"),
+        Field(
+            description="engine of the stage prepare; auto takes Spark if a cluster is configured and the data needs it"
+        ),
     ] = "auto"
     spark: SparkMeans = SparkMeans()
     model: Model
-    training: Annotated[Training, Field(description="left out for a network that comes trained")] = Training()
+    training: Annotated[Training, Field(description="omitted for an imported network")] = Training()
     compression: CompressionOrAuto = Compression()
     budget: Budget = Budget()
     gates: Gates = Gates()
-    schedule: Annotated[Schedule | None, Field(description="when it runs by itself, where `bloomery up` stands")] = None
+    schedule: Annotated[
+        Schedule | None, Field(description="when it runs automatically while `bloomery up` is active")
+    ] = None
     gpu_slots: Annotated[
         int,
-        Field(ge=0, description="how many of the machine's cards a training on a GPU has for itself; 0 shares them"),
+        Field(ge=0, description="number of GPUs that a training reserves; 0 shares them"),
     ] = 1
-    monitor: Annotated[Monitor, Field(description="what is watched of the version that answers")] = Monitor()
+    monitor: Annotated[Monitor, Field(description="how the served version is monitored")] = Monitor()
     approval: Annotated[
-        StatedApproval, Field(description="`required`, or a `timeout` such as 24h: a person decides before a promotion")
+        StatedApproval,
+        Field(description="`required`, or a `timeout` such as 24h: a person decides before each promotion"),
     ] = None
-    every: Annotated[
-        Every | None, Field(description="month, week, day or hour: the periods of data that names them, {period:%Y-%m}")
+    period_length: Annotated[
+        Every | None, Field(description="month, week, day or hour, if the data source names a {period:%Y-%m}")
     ] = None
 
     watch: Annotated[
         Watch | None,
-        Field(description="look for new data as often as `every` says, such as 5m, and run once it is there"),
+        Field(description="check for new data at this `interval`, such as 5m, and start a run when it is complete"),
     ] = None
 
     @model_validator(mode="after")
     def _periods_are_named(self) -> Self:
-        if self.every is not None and not self.data.is_dated and not self._is_of_one_period:
-            raise ValueError("every: no source says where the period stands, such as rows-{period:%Y-%m}.csv")
-        if self.every is None and self.data.is_dated:
-            raise ValueError("every: data that names a period needs its length: month, week, day or hour")
+        if self.period_length is not None and not self.data.is_dated and not self._has_period:
+            raise ValueError("period_length: no source contains the period, such as rows-{period:%Y-%m}.csv")
+        if self.period_length is None and self.data.is_dated:
+            raise ValueError("period_length: missing; data that names a period needs month, week, day or hour")
         return self
 
     @property
-    def _is_of_one_period(self) -> bool:
+    def _has_period(self) -> bool:
         return False
 
 
 class Recipe(RecipeFile):
-    """A recipe with its contract read and its paths made absolute: all that a run needs."""
+    """A recipe with its contract read and its paths made absolute: everything a run needs."""
 
-    contract: Contract  # type: ignore[assignment]  # the file's name has become what it names
-    period: str | None = None  # that its data is of
+    contract: Contract  # type: ignore[assignment]  # replaces the file name by the contract
+    period: str | None = None  # the period of its data
 
     @property
-    def _is_of_one_period(self) -> bool:
+    def _has_period(self) -> bool:
         return self.period is not None
 
     @property
     def title(self) -> list[str]:
-        """Its name, and the period if it has one."""
+        """Returns its name, and the period if it has one."""
         return [self.name] if self.period is None else [self.name, self.period]
 
     @property
-    def terms(self) -> Terms:
+    def promotion_terms(self) -> Terms:
         return Terms(approval=self.approval, period=self.period)
 
     @property
-    def means(self) -> Engine:
+    def engine_settings(self) -> Engine:
         return Engine(kind=self.engine, spark=self.spark)
 
     @property
-    def stated(self) -> Stated:
-        """All that it says, for the version to remember."""
+    def as_stated(self) -> Stated:
+        """Returns the complete recipe, which the model version records."""
         return Stated(recipe=self.model_dump(mode="json", by_alias=True))
 
     @property
     def digest(self) -> str:
-        """Of all that decides what a run makes."""
-        return digest_of_document(self.model_dump(mode="json", by_alias=True, exclude=_OF_ITS_OPERATION))
+        """Returns the digest of everything that affects what a run produces."""
+        return digest_of_document(self.model_dump(mode="json", by_alias=True, exclude=_OPERATION_KEYS))
 
 
-def read_recipe(reference: str, period: str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that `reference` names: a name in `deployments/`, or a path; a dated one for `period`.
+def read_recipe(reference: str, period: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads and checks the recipe that `reference` names: a name in `deployments/recipes/`, or a path.
 
-    Without a period, a dated recipe is for the newest one that has ended.
-
-    `changes` are single values to put in the place of the file's, as a document of the same form.
+    A dated recipe is read for `period`, or for the latest complete period if none is given. `overrides` replace values
+    of the file; they have the form of a recipe.
 
     Raises:
-        SettingInvalid: the recipe knows no such period.
+        SettingInvalid: the recipe has no such period.
         DataMissing: there is no such recipe or contract.
-        RecipeInvalid, ContractInvalid: a key is unknown, a value is of the wrong kind, or recipe and contract do not
-            fit each other.
+        RecipeInvalid, ContractInvalid: a key is unknown, a value has the wrong type, or recipe and contract are
+            inconsistent.
     """
-    path = _find(reference)
-    stated = changed(read_document(path, RecipeFile, RecipeInvalid), changes or {}, path)
+    path = _find_recipe(reference)
+    stated = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
     contract = read_contract(_find_contract(stated.contract, path))
-    period = _period(stated, period, path)
+    period = _resolve_period(stated, period, path)
     data = stated.data.absolute(path.parent)
     recipe = Recipe(
         **{
@@ -162,46 +167,50 @@ def read_recipe(reference: str, period: str | None = None, changes: Mapping[str,
         }
     )
     require_valid_space(recipe.model, recipe.training)
-    read = {column for source in recipe.features.inputs for column in source.columns}
+    _require_consistent(recipe, path)
+    return recipe
+
+
+def _require_consistent(recipe: Recipe, path: Path) -> None:
+    input_columns = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
-        *misfits(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
+        *find_inconsistencies(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
         *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
         *(
-            f"monitor.columns names {name!r}, which the network does not read"
+            f"monitor.columns names {name!r}, which is not an input of the network"
             for name in recipe.monitor.columns or ()
-            if name not in read
+            if name not in input_columns
         ),
     ]
     if problems:
         raise RecipeInvalid(
             "\n".join(f"{path.name}: {problem}" for problem in problems),
-            required="features that the contract's columns can give",
+            required="a recipe that is consistent with its contract",
             where=str(path),
-            remedy="mend the recipe's features, or the contract",
+            remedy="correct the recipe, or the contract",
         )
-    return recipe
 
 
-def _period(stated: RecipeFile, period: str | None, path: Path) -> str | None:
-    if stated.every is None:
+def _resolve_period(recipe: RecipeFile, period: str | None, path: Path) -> str | None:
+    if recipe.period_length is None:
         if period is not None:
             raise SettingInvalid(
-                f"the period {period} is named, and {path.name} is for all times",
-                required="a recipe with `every`, and {period:…} in its data",
+                f"the period {period} is given, but {path.name} has no periods",
+                required="a recipe with `period_length`, and {period:…} in its data source",
                 where=str(path),
-                remedy="leave the period out, or let the recipe say where each period's data lies",
+                remedy="leave the period out, or add both to the recipe",
             )
         return None
     if period is None:
-        return last_whole(datetime.now(UTC), stated.every)
+        return last_whole(datetime.now(UTC), recipe.period_length)
     try:
-        start_of(period, stated.every)
+        start_of(period, recipe.period_length)
     except ValueError as failure:
         raise SettingInvalid(
             str(failure),
-            required=f"a {stated.every}, such as {EXAMPLES[stated.every]}",
-            where=f"--period; {path.name} says every: {stated.every}",
-            remedy="mend the period",
+            required=f"a {recipe.period_length}, such as {EXAMPLES[recipe.period_length]}",
+            where=f"--period; {path.name} has period_length: {recipe.period_length}",
+            remedy="correct the period",
         ) from failure
     return period
 
@@ -221,29 +230,29 @@ def _with_absolute_recent(gates: Gates, folder: Path) -> Gates:
     return gates.model_copy(update={"recent": _with_absolute_labels(gates.recent, folder)})
 
 
-def _with_absolute_labels(stated: LabelledT, folder: Path) -> LabelledT:
-    if stated.labels is None:
-        return stated
-    return stated.model_copy(update={"labels": str(folder / Path(stated.labels).expanduser())})
+def _with_absolute_labels(section: LabelledT, folder: Path) -> LabelledT:
+    if section.labels is None:
+        return section
+    return section.model_copy(update={"labels": str(folder / Path(section.labels).expanduser())})
 
 
-def known_recipes() -> list[str]:
-    """The names of the recipes that come with Bloomery."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("compose", "prefect"))
+def bundled_recipes() -> list[str]:
+    """Returns the names of the recipes that come with Bloomery."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _find(reference: str) -> Path:
+def _find_recipe(reference: str) -> Path:
     path = Path(reference)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if path.is_file():
             return path.resolve()
-    elif (RECIPES / f"{reference}.yaml").is_file() and reference in known_recipes():
+    elif (RECIPES / f"{reference}.yaml").is_file() and reference in bundled_recipes():
         return RECIPES / f"{reference}.yaml"
     raise DataMissing(
         f"there is no recipe {reference!r}",
-        required=f"one of {', '.join(known_recipes())}, or the path of a YAML file",
+        required=f"one of {', '.join(bundled_recipes())}, or the path of a YAML file",
         where=f"{RECIPES} and {Path.cwd()}",
-        remedy="mend the name or the path",
+        remedy="correct the name or the path",
     )
 
 
@@ -255,5 +264,5 @@ def _find_contract(reference: str, recipe: Path) -> Path:
         f"there is no contract {reference!r}",
         required="an Open Data Contract Standard file",
         where=f"{recipe.parent} and {CONTRACTS}",
-        remedy=f"mend `contract` in {recipe}",
+        remedy=f"correct `contract` in {recipe}",
     )

@@ -1,4 +1,4 @@
-"""When a recipe runs by itself."""
+"""When a recipe runs automatically."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from bloomery.data_contracts.documents.durations import Duration
 
 
 class Schedule(Document):
-    """A cron line, or an interval; both are read in the time zone, so that they follow its summer time."""
+    """A cron expression or an interval. Both follow daylight saving time in the time zone."""
 
-    cron: Annotated[str | None, Field(description="minute, hour, day of the month, month, day of the week")] = None
-    every: Annotated[Duration | None, Field(description="such as 6h")] = None
+    cron: Annotated[str | None, Field(description="minute, hour, day of month, month, day of week")] = None
+    interval: Annotated[Duration | None, Field(description="such as 6h")] = None
     timezone: Annotated[str, Field(description="such as Europe/Berlin")] = "UTC"
-    active: Annotated[bool, Field(description="false keeps the schedule, and starts nothing")] = True
+    active: Annotated[bool, Field(description="false keeps the schedule but starts no runs")] = True
 
     @field_validator("cron")
     @classmethod
     def _is_cron(cls, line: str | None) -> str | None:
         if line is not None and (len(line.split()) != 5 or not croniter.is_valid(line)):
-            raise ValueError(f"{line!r} is no cron line of five fields, such as '0 3 * * *' for every night at three")
+            raise ValueError(f"{line!r} is not a cron expression of five fields, such as '0 3 * * *' for 03:00 daily")
         return line
 
-    @field_validator("every")
+    @field_validator("interval")
     @classmethod
-    def _is_long_enough(cls, every: timedelta | None) -> timedelta | None:
-        if every is not None and every < timedelta(minutes=1):
-            raise ValueError(f"{every} is shorter than a minute")
-        return every
+    def _is_long_enough(cls, interval: timedelta | None) -> timedelta | None:
+        if interval is not None and interval < timedelta(minutes=1):
+            raise ValueError(f"{interval} is shorter than one minute")
+        return interval
 
     @field_validator("timezone")
     @classmethod
     def _is_a_time_zone(cls, name: str) -> str:
         if name not in available_timezones():
-            raise ValueError(f"{name!r} is no time zone, such as Europe/Berlin or UTC")
+            raise ValueError(f"{name!r} is not a time zone, such as Europe/Berlin or UTC")
         return ZoneInfo(name).key
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.cron is None) == (self.every is None):
-            raise ValueError("a schedule has either `cron` or `every`")
+    def _has_one_kind(self) -> Self:
+        if (self.cron is None) == (self.interval is None):
+            raise ValueError("a schedule has either `cron` or `interval`")
         return self

@@ -1,4 +1,4 @@
-"""A flow run that waits for a person's decision before it promotes."""
+"""Waits for a person's approval before a flow run promotes a version."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from bloomery.tasks.registry import approvals, champion
 _POLL_S = 2
 
 
-class Word(RunInput):
-    """What Prefect's page asks a person for."""
+class ApprovalForm(RunInput):
+    """The form on Prefect's page."""
 
     decision: Literal["approve", "refuse"]
-    by: str = Field(min_length=1, max_length=200, description="your name, which the history keeps")
-    why: str = Field(min_length=1, max_length=1000, description="the reason, which the history keeps")
+    by: str = Field(min_length=1, max_length=200, description="your name, kept in the history")
+    why: str = Field(min_length=1, max_length=1000, description="the reason, kept in the history")
 
 
 def promote_when_approved(bento: Bento, gates: Gates, terms: Terms) -> Release:
-    """The task `promote`; where the recipe asks for a person's word and has none yet, the flow run waits first.
+    """Runs the task `promote`. If the recipe requires an approval that is missing, the flow run waits for it first.
 
-    A run of a deployment gives its worker back while it waits, and is started again once it is decided. Another one
-    stays, if a Prefect server stands or a person sits before it.
+    The run of a deployment is suspended, which frees its worker, and starts again after the decision. Any other run
+    pauses, if it uses a permanent Prefect server or runs in a terminal.
 
     Raises:
-        ReleaseRefused: as `promote`; or nobody is there to decide now, and the version goes on waiting without the run.
+        ReleaseRefused: as `promote`; or nobody can decide now, and the version keeps waiting without the run.
     """
     if terms.approval is not None and promote.lookup(bento, gates, terms) is None:
-        request = _approval(bento, gates, terms)
+        request = _request_approval(bento, gates, terms)
         if request is not None and request.decision is None:
-            _wait(request, approval_report.figures(bento, request))
+            _wait_for_decision(request, approval_report.figures(bento, request))
     return promote.as_task(bento, gates, terms)
 
 
 @task(name="approval", task_run_name="approval", persist_result=False)
-def _approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
+def _request_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
     begin = time.perf_counter()
     emit(StageStarted("approval"))
     try:
@@ -67,34 +67,35 @@ def _approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
     return request
 
 
-def _wait(request: Request, figures: str) -> None:
-    """Afterwards the registry has the decision, or nobody has decided in time."""
+def _wait_for_decision(request: Request, figures: str) -> None:
+    """Waits until the registry has a decision, or the request has expired."""
     reference = f"{request.name}:{request.version}"
-    form = Word.with_initial_data(description=figures)
+    form = ApprovalForm.with_initial_data(description=figures)
     key = f"approval-{request.name}-{request.version}"  # letters, digits and dashes only
     left_s = max(int((request.until - datetime.now(UTC)).total_seconds()), 1)
     is_deployed = deployment.id is not None
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
         raise approvals.not_decided(request)
     waiter = None if is_deployed else _this_process()
-    known = {"flow_run": flow_run.id, "api": os.environ.get("PREFECT_API_URL"), "waiter": waiter}
-    approvals.keep(request.model_copy(update=known))
+    waiting = {"flow_run": flow_run.id, "api": os.environ.get("PREFECT_API_URL"), "waiter": waiter}
+    approvals.keep(request.model_copy(update=waiting))
     emit(
         Waiting(
             "approval",
             f"{request.name} version {request.version} waits for approval until {request.until:%Y-%m-%d %H:%M}Z:\n"
-            f"{figures}\n\n  bloomery approve {reference} --why …\n  bloomery approve {reference} --refuse --why …\n",
+            f"{figures}\n\n  bloomery approve {reference} --reason …\n"
+            f"  bloomery approve {reference} --refuse --reason …\n",
         )
     )
     try:
         if is_deployed:
-            word: Any = suspend_flow_run(wait_for_input=form, timeout=left_s, key=key)
+            answer: Any = suspend_flow_run(wait_for_input=form, timeout=left_s, key=key)
         else:
-            word = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
+            answer = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
     except FlowPauseTimeout:
         approvals.settle_lapsed(request.name)
         return
-    decision = Decision(decision=word.decision, by=word.by, why=word.why, at=datetime.now(UTC))
+    decision = Decision(decision=answer.decision, by=answer.by, why=answer.why, at=datetime.now(UTC))
     with champion.changing(request.name):
         approvals.decide(request, decision)
     emit(StageEnded("approval", "asked", 0.0, f"{decision.decision} by {decision.by}"))

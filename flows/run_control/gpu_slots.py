@@ -1,42 +1,45 @@
-"""The cards of a machine as slots, so that two trainings do not share one unless a recipe says so."""
+"""GPU slots: two trainings share a GPU only if a recipe allows it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from bloomery.models.compression.config import Compression
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
 
-LIMIT = "gpu"  # a global concurrency limit of Prefect's, which `bloomery up` makes with a slot for each card
-_LEASE_S = 60  # after which the slots of a dead training are free
+GPU_LIMIT = "gpu"  # a global concurrency limit in Prefect; `bloomery up` creates it with one slot for each GPU
+_LEASE_S = 60  # the slots of a dead training are released after this time
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def num_slots(learning: Training | Compression, stated: int) -> int:
-    """How many slots are taken: none on a processor; a training's as many as its cards, and at least `stated`."""
-    if stated == 0 or select_device(learning.device) != "cuda":
+def count_gpu_slots(config: Training | Compression, requested: int) -> int:
+    """Returns 0 on a CPU. A training takes one slot for each of its GPUs, and at least `requested`."""
+    if requested == 0 or select_device(config.device) != "cuda":
         return 0
-    return max(stated, learning.devices) if isinstance(learning, Training) else 1
+    return max(requested, config.devices) if isinstance(config, Training) else 1
 
 
-def with_slots(stage: Callable[..., Any], stated: int) -> Callable[..., Any]:
-    """The stage, in which networks learn as one of its arguments says, as a task that waits until its slots are free.
+def with_gpu_slots(stage: Callable[P, R], requested: int) -> Callable[P, R]:
+    """Returns a stage that waits until its GPU slots are free. One of its arguments configures the training.
 
-    Where Prefect knows no such limit it waits for none.
+    It does not wait if Prefect has no such limit.
     """
 
     @functools.wraps(stage)
-    def run(*arguments: Any) -> Any:
-        (learning,) = (one for one in arguments if isinstance(one, Training | Compression))
-        occupied = num_slots(learning, stated)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        (config,) = (argument for argument in arguments if isinstance(argument, Training | Compression))
+        occupied = count_gpu_slots(config, requested)
         if occupied == 0:
-            return stage(*arguments)
+            return stage(*arguments, **options)
         from prefect.concurrency.sync import concurrency
 
-        # Not strict: a server that is away for a while must not cost hours of training.
-        with concurrency(LIMIT, occupy=occupied, lease_duration=_LEASE_S, strict=False):
-            return stage(*arguments)
+        # Not strict: a server that is unreachable for a while must not cost hours of training.
+        with concurrency(GPU_LIMIT, occupy=occupied, lease_duration=_LEASE_S, strict=False):
+            return stage(*arguments, **options)
 
     return run

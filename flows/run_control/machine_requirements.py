@@ -1,15 +1,15 @@
-"""What a recipe asks of the machine that it runs on, looked for before anything is computed."""
+"""What a recipe requires of the machine, checked before anything is computed."""
 
 from __future__ import annotations
 
 from bloomery.flows.recipe.recipe import Recipe
 
 
-def require_machine(recipe: Recipe) -> None:
-    """Only what few recipes ask for: what every run needs is told by `bloomery doctor`.
+def check_machine_requirements(recipe: Recipe) -> None:
+    """Checks optional requirements of this recipe only; `bloomery doctor` checks what every run needs.
 
     Raises:
-        EngineMissing: a stage would fail for want of something that is not here, hours later perhaps.
+        EngineMissing: a later stage would fail because a program or counter is missing.
     """
     from bloomery.tasks.infrastructure.settings import settings
 

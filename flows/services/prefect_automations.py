@@ -1,4 +1,4 @@
-"""What Prefect's server does by itself: drift starts the deployment that trains anew, and dead runs are crashed."""
+"""Automations of Prefect's server: drift starts a retraining, and dead runs are marked as crashed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 30
 
 
-def ensure(client: SyncPrefectClient, wanted: AutomationCore) -> UUID:
-    """Afterwards the server has one automation of that name, and it is this one. Returns its id."""
-    known = client.read_automations_by_name(wanted.name)
-    for superfluous in known[1:]:  # two made it in the same moment
-        client.delete_automation(superfluous.id)
-    if not known:
-        return client.create_automation(wanted)
-    client.update_automation(known[0].id, wanted)
-    return known[0].id
+def ensure_automation(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
+    """Creates the automation, or updates the one of that name. Returns its id."""
+    existing = client.read_automations_by_name(automation.name)
+    for duplicate in existing[1:]:  # created by two processes at the same time
+        client.delete_automation(duplicate.id)
+    if not existing:
+        return client.create_automation(automation)
+    client.update_automation(existing[0].id, automation)
+    return existing[0].id
 
 
 def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wanted: bool = True) -> UUID | None:
-    """Afterwards the server has one automation that starts the deployment `pipeline/NAME` where NAME has drifted.
+    """Creates or updates the automation that starts the deployment `pipeline/NAME` when NAME has drifted.
 
-    From one start to the next there is `pause` at least, however many looks find drift meanwhile. Where it is not
-    wanted there is none afterwards. It may be called again at any time, also after the deployment was made anew.
+    Two starts are at least `pause` apart, however often drift is found in between. With `is_wanted=False` the
+    automation is deleted. Repeated calls are safe, also after the deployment was created anew.
 
     Returns:
-        The automation's id; None where none is wanted.
+        The id of the automation; None if it is not wanted.
 
     Raises:
         DataMissing: the server has no such deployment.
@@ -44,14 +44,14 @@ def ensure_retraining(name: str, pause: timedelta = timedelta(hours=6), *, is_wa
 
     with get_client(sync_client=True) as client:
         if is_wanted:
-            return ensure(client, _retraining(name, _deployment(client, name).id, pause))
-        for known in client.read_automations_by_name(_name_of(name)):
-            client.delete_automation(known.id)
+            return ensure_automation(client, _retraining(name, _deployment(client, name).id, pause))
+        for automation in client.read_automations_by_name(_retraining_name(name)):
+            client.delete_automation(automation.id)
         return None
 
 
-def crash_dead_runs() -> AutomationCore:
-    """The server does not do so by itself: a run that has told nothing for three heartbeats is crashed."""
+def dead_run_automation() -> AutomationCore:
+    """Returns the automation that marks a run as crashed after three missed heartbeats; Prefect has none of its own."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -60,7 +60,7 @@ def crash_dead_runs() -> AutomationCore:
     ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "Paused", "AwaitingRetry", "Scheduled")
     return AutomationCore(
         name="mark dead runs as crashed",
-        description="A flow run whose process sends no heartbeats any more is marked as crashed.",
+        description="Marks a flow run as crashed when its process sends no more heartbeats.",
         enabled=True,
         trigger=EventTrigger(
             after={heartbeat},
@@ -75,14 +75,14 @@ def crash_dead_runs() -> AutomationCore:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message="No heartbeat came for three times its interval.",
+                message="No heartbeat arrived for three intervals.",
                 force=False,
             )
         ],
     )
 
 
-def _name_of(name: str) -> str:
+def _retraining_name(name: str) -> str:
     return f"retrain {name}"
 
 
@@ -91,10 +91,10 @@ def _retraining(name: str, deployment: UUID, pause: timedelta) -> AutomationCore
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
     return AutomationCore(
-        name=_name_of(name),
-        description=f"Rows that {name} is asked are no longer as those that it learnt from: train anew.",
+        name=_retraining_name(name),
+        description=f"Retrains {name} when its requests have drifted from the training data.",
         enabled=True,
-        # Fires at the first event, then not before the time is over.
+        # Fires at the first event, then at most once per `within`.
         trigger=EventTrigger(
             expect={DRIFT},
             match={"prefect.resource.id": resource_of(name)},
@@ -114,7 +114,7 @@ def _deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
     except ObjectNotFound as failure:
         raise DataMissing(
             f"Prefect's server has no deployment pipeline/{name}",
-            required="a deployment of the flow `pipeline`, which drift can start",
+            required="a deployment of the flow `pipeline`, which drift starts",
             where=str(client.api_url),
-            remedy="make it first: prefect deploy --prefect-file deployments/prefect.yaml",
+            remedy="create it: prefect deploy --prefect-file deployments/prefect.yaml",
         ) from failure

@@ -1,8 +1,8 @@
-"""What Prefect's server has to know before it runs recipes by itself: deployments, pool, slots, what a dead run is.
+"""Creates what Prefect's server needs to run recipes: deployments, work pool, GPU slots and automations.
 
-`python -m bloomery.flows.services.prefect_deployments RECIPE …` makes it so for these recipes, without any for those
-that come along. It prints what is there as one JSON document; or, of the first recipe that is refused, why, and ends
-with its error's exit code.
+`python -m bloomery.flows.services.prefect_deployments RECIPE …` registers these recipes; without arguments,
+the bundled ones. It prints one JSON document with the deployments, or the error of the first invalid recipe, whose exit
+code it ends with.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import BloomeryError
 from bloomery.data_contracts.monitoring import span
-from bloomery.flows.recipe.recipe import Recipe, known_recipes, read_recipe
+from bloomery.flows.recipe.recipe import Recipe, bundled_recipes, read_recipe
 from bloomery.flows.recipe.schedule import Schedule
-from bloomery.flows.run_control.gpu_slots import LIMIT
+from bloomery.flows.run_control.gpu_slots import GPU_LIMIT
 from bloomery.tasks.infrastructure.settings import require_state_folder
 
 if TYPE_CHECKING:
@@ -28,71 +28,70 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
-POOL = "bloomery"
+WORK_POOL = "bloomery"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def register(references: Sequence[str]) -> list[str]:
-    """Afterwards the server has the deployments of each recipe, and all that they need.
+def register_recipes(references: Sequence[str]) -> list[str]:
+    """Creates or updates the deployments of each recipe, and everything they need.
 
-    They are `pipeline/NAME`, `monitor/NAME`, and `watch/NAME` where it watches its data. Where its monitor has a
-    schedule and is to train anew, there is the automation for that.
-
-    It may be called again at any time: what a recipe says now is what counts, its schedules too.
+    They are `pipeline/NAME`, `monitor/NAME`, and `watch/NAME` if the recipe watches its data. If its monitor has a
+    schedule and retrains, there is an automation for that. Repeated calls update schedules from the recipes.
 
     Returns:
-        The deployments' names.
+        The names of the deployments.
 
     Raises:
-        RecipeInvalid, DataMissing and the others of a recipe that is refused, which is named in `found`; nothing is
-            registered then.
+        RecipeInvalid, DataMissing and other errors of a recipe, which `found` names; then nothing is registered.
     """
     from prefect.client.orchestration import get_client
 
     from bloomery.flows.monitor import monitor
     from bloomery.flows.pipeline import pipeline
-    from bloomery.flows.services.prefect_automations import crash_dead_runs, ensure, ensure_retraining
+    from bloomery.flows.services.prefect_automations import dead_run_automation, ensure_automation, ensure_retraining
     from bloomery.flows.watch import watch
 
-    recipes = {_place(reference): _read(reference) for reference in references}
-    told = []
+    recipes = {_recipe_parameter(reference): _read_named(reference) for reference in references}
+    deployments = []
     with get_client(sync_client=True) as client:
         _ensure_pool(client)
-        _ensure_slots(client)
-        ensure(client, crash_dead_runs())
-        for place, recipe in recipes.items():
-            told.append(_deploy(client, pipeline, place, recipe, recipe.description, recipe.schedule))
-            looks = recipe.monitor.schedule
-            words = f"Looks whether {recipe.name} is asked and answers as is usual for it."
-            schedule = None if looks is None else Schedule(cron=looks)
-            told.append(_deploy(client, monitor, place, recipe, words, schedule))
+        _ensure_gpu_slots(client)
+        ensure_automation(client, dead_run_automation())
+        for parameter, recipe in recipes.items():
+            deployments.append(_deploy(client, pipeline, parameter, recipe, recipe.description, recipe.schedule))
+            cron = recipe.monitor.schedule
+            description = f"Compares the requests and predictions of {recipe.name} with its reference."
+            schedule = None if cron is None else Schedule(cron=cron)
+            deployments.append(_deploy(client, monitor, parameter, recipe, description, schedule))
             if recipe.watch is not None:
-                words = f"Looks for new data of {recipe.name}."
-                told.append(_deploy(client, watch, place, recipe, words, Schedule(every=recipe.watch.every)))
+                description = f"Checks for new data of {recipe.name}."
+                schedule = Schedule(interval=recipe.watch.interval)
+                deployments.append(_deploy(client, watch, parameter, recipe, description, schedule))
             else:
-                _forget(client, f"watch/{recipe.name}")
+                _delete_deployment(client, f"watch/{recipe.name}")
     for recipe in recipes.values():
         is_wanted = recipe.monitor.retrain and recipe.monitor.schedule is not None
         ensure_retraining(recipe.name, span(recipe.monitor.pause), is_wanted=is_wanted)
-    return told
+    return deployments
 
 
-def _place(reference: str) -> str:
-    return reference if reference in known_recipes() else str(Path(reference).resolve())
+def _recipe_parameter(reference: str) -> str:
+    """Returns the name of a bundled recipe, or an absolute path, which does not depend on the worker's folder."""
+    return reference if reference in bundled_recipes() else str(Path(reference).resolve())
 
 
-def _read(reference: str) -> Recipe:
+def _read_named(reference: str) -> Recipe:
     try:
         return read_recipe(reference)
     except BloomeryError as error:
-        told = {"required": error.required, "where": error.where, "remedy": error.remedy}
-        raise type(error)(f"the recipe {reference} is refused: {error.found}", **told) from error
+        details = {"required": error.required, "where": error.where, "remedy": error.remedy}
+        raise type(error)(f"the recipe {reference} is invalid: {error.found}", **details) from error
 
 
 def _deploy(
     client: SyncPrefectClient,
     flow: Flow[Any, Any],
-    place: str,
+    parameter: str,
     recipe: Recipe,
     description: str,
     schedule: Schedule | None,
@@ -105,39 +104,39 @@ def _deploy(
         name=recipe.name,
         description=description,
         tags=["bloomery"],
-        parameters={"recipe": place},
+        parameters={"recipe": parameter},
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         enforce_parameter_schema=True,
         schedules=_schedules(schedule),
-        concurrency_limit=1,  # a second run of one recipe waits
+        concurrency_limit=1,  # a second run of a recipe waits
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
-        work_pool_name=POOL,
+        work_pool_name=WORK_POOL,
         entrypoint=f"flows/{flow.name}.py:{flow.name}",
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
     )
     return f"{flow.name}/{recipe.name}"
 
 
-def _forget(client: SyncPrefectClient, named: str) -> None:
-    """Afterwards there is no such deployment."""
+def _delete_deployment(client: SyncPrefectClient, name: str) -> None:
+    """Deletes the deployment if it exists."""
     from prefect.exceptions import ObjectNotFound
 
     with contextlib.suppress(ObjectNotFound):
-        client.delete_deployment(client.read_deployment_by_name(named).id)
+        client.delete_deployment(client.read_deployment_by_name(name).id)
 
 
-def _schedules(stated: Schedule | None) -> list[DeploymentScheduleCreate]:
+def _schedules(schedule: Schedule | None) -> list[DeploymentScheduleCreate]:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
-    if stated is None:
+    if schedule is None:
         return []
-    schedule: CronSchedule | IntervalSchedule
-    if stated.every is None:
-        schedule = CronSchedule(cron=stated.cron or "", timezone=stated.timezone)
+    trigger: CronSchedule | IntervalSchedule
+    if schedule.interval is None:
+        trigger = CronSchedule(cron=schedule.cron or "", timezone=schedule.timezone)
     else:
-        schedule = IntervalSchedule(interval=stated.every, timezone=stated.timezone)
-    return [DeploymentScheduleCreate(schedule=schedule, active=stated.active)]
+        trigger = IntervalSchedule(interval=schedule.interval, timezone=schedule.timezone)
+    return [DeploymentScheduleCreate(schedule=trigger, active=schedule.active)]
 
 
 def _ensure_pool(client: SyncPrefectClient) -> None:
@@ -145,37 +144,37 @@ def _ensure_pool(client: SyncPrefectClient) -> None:
     from prefect.exceptions import ObjectAlreadyExists
 
     with contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", description="runs of recipes"))
+        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", description="runs of recipes"))
 
 
-def _ensure_slots(client: SyncPrefectClient) -> None:
-    num_cards = _num_cards()
-    if num_cards:
-        client.upsert_global_concurrency_limit_by_name(LIMIT, num_cards)
+def _ensure_gpu_slots(client: SyncPrefectClient) -> None:
+    num_gpus = _count_gpus()
+    if num_gpus:
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, num_gpus)
 
 
-def _num_cards() -> int:
-    """Of NVIDIA's, as far as its own program tells: to ask torch takes seconds."""
+def _count_gpus() -> int:
+    """Returns the number of NVIDIA GPUs that `nvidia-smi` lists; importing torch for it would take seconds."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0
-    listed = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=30)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    listing = subprocess.run([program, "--list-gpus"], capture_output=True, text=True, timeout=30)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 def main() -> None:
     try:
         require_state_folder()
-        told: dict[str, Any] = {"deployments": register(sys.argv[1:] or known_recipes())}
+        document: dict[str, Any] = {"deployments": register_recipes(sys.argv[1:] or bundled_recipes())}
     except BloomeryError as error:
         print(json.dumps(error.as_document()))
         raise SystemExit(error.exit_code) from None
-    print(json.dumps(told))
+    print(json.dumps(document))
 
 
-def why_ended(said: str) -> str:
-    """The reason, from all that a registration which ended badly has said."""
-    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+def failure_reason(output: str) -> str:
+    """Returns the reason from the output of a registration that failed."""
+    lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             return str(json.loads(line)["found"])

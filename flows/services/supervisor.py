@@ -1,7 +1,7 @@
-"""The process behind `bloomery up`: it starts servers, worker and endpoints, and starts again what ends.
+"""The process behind `bloomery up`: starts servers, worker and endpoints, and restarts those that end.
 
-`python -m bloomery.flows.services.supervisor PLAN`, where PLAN is a JSON document, runs until SIGTERM. All that it has
-started is tethered to it, so that nothing stays when it is killed. It imports no engine itself.
+`python -m bloomery.flows.services.supervisor PLAN`, where PLAN is a JSON document, runs until SIGTERM. Everything it
+starts is tethered to it, so that no process is left when it is killed. It imports no engine itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -24,22 +24,21 @@ from filelock import FileLock, Timeout
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.serving.champion_pointer import POINTER, replace_text
-from bloomery.flows.run_control.run_liveness import reap
+from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
-from bloomery.flows.services.prefect_deployments import POOL, ROOT, why_ended
-from bloomery.tasks.infrastructure.service_status import FOLDER, STATUS, Kind, Server, Standing, State
+from bloomery.flows.services.prefect_deployments import ROOT, WORK_POOL, failure_reason
+from bloomery.flows.services.supervised_process import MAX_PAUSE_S, SupervisedProcess
+from bloomery.tasks.infrastructure.service_status import FOLDER, STATUS, Server, Standing
 from bloomery.tasks.infrastructure.settings import Settings, require_state_folder
-from bloomery.tasks.infrastructure.tethered_process import start, stop
+from bloomery.tasks.infrastructure.tethered_process import stop
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_BETWEEN_REAPS = 10.0
-_LONGEST_PAUSE_S = 60.0
-_PATIENCE_S = 180.0  # for a server that does not answer yet
-_HTTP = httpx.Client(trust_env=False, timeout=5)  # a proxy of the environment has no business on the loopback interface
+_CHECK_INTERVAL_S = 0.5
+_REAP_INTERVAL_S = 10.0
+_HTTP = httpx.Client(trust_env=False, timeout=5)  # the environment's proxy does not apply to the loopback interface
 
 
-class Plan(Document):
-    """What shall stand. A port of None means that the server is somebody else's, at the address of the settings."""
+class ServicePlan(Document):
+    """What to keep up. A port of None stands for an external server, at the address of the settings."""
 
     prefect_port: int | None
     mlflow_port: int | None
@@ -48,91 +47,34 @@ class Plan(Document):
 
 
 @dataclass
-class Kept:
-    """A server that is kept up."""
-
-    name: str
-    kind: Kind
-    command: list[str]
-    is_ready: Callable[[], bool]
-    log: Path
-    url: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    state: State = "starting"
-    restarts: int = 0
-    why: str = ""
-    tether: subprocess.Popen[bytes] | None = None
-    pid: int | None = None  # of the tether's server; to look for it asks every process of the machine
-    began: float = 0.0
-    pause_s: float = 1.0
-
-    def look(self) -> None:
-        """Start it, find that it answers, or that it has ended; one that has ended waits longer each time."""
-        now = time.monotonic()
-        if self.tether is None:
-            if now >= self.began:
-                with self.log.open("ab") as stream:
-                    self.tether = start(self.command, stream, self.environment)
-                self.began, self.state = now, "starting"
-            return
-        if self.pid is None:
-            with contextlib.suppress(psutil.Error):
-                self.pid = next((child.pid for child in psutil.Process(self.tether.pid).children()), None)
-        code = self.tether.poll()
-        if code is not None:
-            self._ended(f"it ended with {code}: {_end_of(self.log)}", now)
-        elif self.state != "up" and self.is_ready():
-            self.state, self.pause_s = "up", 1.0
-        elif self.state == "starting" and now - self.began > _PATIENCE_S:
-            stop(self.tether)
-            self._ended(f"it did not answer within {_PATIENCE_S:.0f} s: {_end_of(self.log)}", now)
-
-    def _ended(self, why: str, now: float) -> None:
-        self.tether, self.pid, self.state, self.why = None, None, "failed", why
-        self.restarts += 1
-        self.began, self.pause_s = now + self.pause_s, min(2 * self.pause_s, _LONGEST_PAUSE_S)
-
-    def as_document(self) -> Server:
-        return Server(
-            name=self.name,
-            kind=self.kind,
-            url=self.url,
-            pid=self.pid,
-            state=self.state,
-            restarts=self.restarts,
-            why=self.why,
-            log=str(self.log),
-        )
-
-
-@dataclass
-class Registration:
-    """Recipes that are told to Prefect by a process that ends, and again, after longer pauses, until it ends well."""
+class RecipeRegistration:
+    """Registers recipes with Prefect in a child process, again after growing pauses until it succeeds."""
 
     recipes: tuple[str, ...]
     log: Path
-    has_ended: bool = False  # at least once, well or not
+    has_ended: bool = False  # at least once, successfully or not
     failures: int = 0
     why: str = ""
     _process: subprocess.Popen[bytes] | None = None
-    _next: float = 0.0  # monotonic; never again once it has ended well
+    _next: float = 0.0  # monotonic; infinite after a success
 
-    def look(self, api: str) -> None:
+    def check(self, api: str) -> None:
+        """Starts the process, or records how it ended."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._next:
-                self._begin(api)
+                self._start(api)
         elif (code := self._process.poll()) is not None:
             self.has_ended, self._process = True, None
             if code == 0:
                 self._next, self.failures = float("inf"), 0
                 return
-            said = self.log.read_text(encoding="utf-8", errors="replace")
-            self.why = f"the deployments could not be registered: {why_ended(said)}"
-            self._next = now + min(2.0**self.failures, _LONGEST_PAUSE_S)
+            output = self.log.read_text(encoding="utf-8", errors="replace")
+            self.why = f"the deployments could not be registered: {failure_reason(output)}"
+            self._next = now + min(2.0**self.failures, MAX_PAUSE_S)
             self.failures += 1
 
-    def _begin(self, api: str) -> None:
+    def _start(self, api: str) -> None:
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bloomery.flows.services.prefect_deployments", *self.recipes],
@@ -144,10 +86,10 @@ class Registration:
             )
 
     def as_documents(self) -> tuple[Server, ...]:
-        """What `status` shows of it: nothing, unless it failed and has not ended well since."""
+        """Returns what `status` shows: nothing, unless it failed and has not succeeded since."""
         if not self.failures:
             return ()
-        told = Server(
+        server = Server(
             name="registration",
             kind="registration",
             state="failed",
@@ -155,171 +97,176 @@ class Registration:
             why=self.why,
             log=str(self.log),
         )
-        return (told,)
+        return (server,)
 
 
 class Supervisor:
-    """What stands, in the order in which it was started."""
+    """The supervised processes, in the order in which they were started."""
 
-    def __init__(self, plan: Plan, chosen: Settings) -> None:
-        self._plan, self._settings = plan, chosen
-        self._kept: list[Kept] = []
-        self._foreign: list[Server] = []
+    def __init__(self, plan: ServicePlan, settings: Settings) -> None:
+        self._plan, self._settings = plan, settings
+        self._processes: list[SupervisedProcess] = []
+        self._external: list[Server] = []
         self._ended = threading.Event()
         self._reaped = 0.0
         self._written = ""
         self._started = psutil.Process().create_time()
         self._is_settled = False
-        self._registration = Registration(plan.recipes, chosen.logs / "up-registration.log")
-        self._ports = chosen.home / FOLDER / "ports.json"
+        self._registration = RecipeRegistration(plan.recipes, settings.logs / "up-registration.log")
+        self._ports = settings.home / FOLDER / "ports.json"
         port = plan.prefect_port
-        self._api = chosen.prefect_api_url or "" if port is None else f"http://127.0.0.1:{port}/api"
+        self._api = settings.prefect_api_url or "" if port is None else f"http://127.0.0.1:{port}/api"
 
     def run(self) -> None:
-        """Until `end` is called. Afterwards nothing stands any more."""
+        """Supervises until `end` is called, then stops everything."""
         try:
-            self._begin_servers()
-            while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
-                self.look()
+            self._add_servers()
+            while not self._ended.wait(_CHECK_INTERVAL_S):
+                self.check()
         finally:
-            # Prefect's server last: a worker that is told to end tells it of its runs, and waits in vain for one gone.
+            # Prefect's server last: a worker that ends reports its runs to it, and would wait for a missing one.
             for is_prefect in (False, True):
-                stop(*(one.tether for one in self._kept if one.tether and (one.kind == "prefect") == is_prefect))
+                processes = (process for process in self._processes if (process.kind == "prefect") == is_prefect)
+                stop(*(process.tether for process in processes if process.tether))
             (self._settings.home / FOLDER / STATUS).unlink(missing_ok=True)
 
     def end(self, *_: object) -> None:
         self._ended.set()
 
-    def look(self) -> None:
-        for kept in self._kept:
-            kept.look()
-        if self._prefect_answers():
+    def check(self) -> None:
+        for process in self._processes:
+            process.check()
+        if self._prefect_is_up():
             self._register()
-        self._begin_endpoints()
-        settled = all(kept.state != "starting" for kept in self._kept)
-        self._is_settled |= settled and self._registration.has_ended
+        self._add_endpoints()
+        has_started = all(process.state != "starting" for process in self._processes)
+        self._is_settled |= has_started and self._registration.has_ended
         self._reap()
-        self._tell()
+        self._write_status()
 
-    def _begin_servers(self) -> None:
+    def _add_servers(self) -> None:
         if self._plan.prefect_port is None:
-            self._foreign.append(Server(name="prefect", kind="prefect", url=self._api.removesuffix("/api"), state="up"))
+            url = self._api.removesuffix("/api")
+            self._external.append(Server(name="prefect", kind="prefect", url=url, state="up"))
         else:
-            self._kept.append(_prefect(self._plan.prefect_port, self._settings))
+            self._processes.append(_prefect(self._plan.prefect_port, self._settings))
         if self._plan.mlflow_port is None:
             url = self._settings.tracking_uri
-            self._foreign.append(Server(name="mlflow", kind="mlflow", url=url, state="up"))
+            self._external.append(Server(name="mlflow", kind="mlflow", url=url, state="up"))
         else:
-            self._kept.append(_mlflow(self._plan.mlflow_port, self._settings))
+            self._processes.append(_mlflow(self._plan.mlflow_port, self._settings))
 
-    def _prefect_answers(self) -> bool:
-        return self._plan.prefect_port is None or any(one.kind == "prefect" and one.state == "up" for one in self._kept)
+    def _prefect_is_up(self) -> bool:
+        is_external = self._plan.prefect_port is None
+        return is_external or any(one.kind == "prefect" and one.state == "up" for one in self._processes)
 
     def _register(self) -> None:
-        """Pool and deployments, then the worker that takes runs from them, after the dead are told of.
+        """Registers pool and deployments, reaps dead runs, then starts the worker.
 
-        What an earlier registration has made counts though this one failed: the worker does not wait for a mended file.
+        The worker starts even if this registration failed, since an earlier one may have succeeded.
         """
-        self._registration.look(self._api)
-        if self._registration.has_ended and not any(one.kind == "worker" for one in self._kept):
+        self._registration.check(self._api)
+        if self._registration.has_ended and not any(process.kind == "worker" for process in self._processes):
             self._reap(none_is_pending=True)
-            self._kept.append(_worker(self._api, self._settings))
+            self._processes.append(_worker(self._api, self._settings))
 
-    def _begin_endpoints(self) -> None:
-        """A name that has got its first champion gets an endpoint; its port stays its own."""
-        named = sorted(path.parent.name for path in (self._settings.home / "served").glob(f"*/{POINTER}"))
-        standing = {kept.name for kept in self._kept if kept.kind == "endpoint"}
-        for name in named:
-            if name not in standing:
-                self._kept.append(_endpoint(name, self._port_of(name), self._settings))
+    def _add_endpoints(self) -> None:
+        """Adds an endpoint for each model that has a champion. A model keeps its port."""
+        names = sorted(path.parent.name for path in (self._settings.home / "served").glob(f"*/{POINTER}"))
+        served = {process.name for process in self._processes if process.kind == "endpoint"}
+        for name in names:
+            if name not in served:
+                self._processes.append(_endpoint(name, self._port_of(name), self._settings))
 
     def _port_of(self, name: str) -> int:
-        known: dict[str, int] = {}
+        ports: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self._ports.read_text(encoding="utf-8"))
-        if name not in known:
-            taken = {*known.values(), self._plan.prefect_port, self._plan.mlflow_port}
-            known[name] = next(
+            ports = json.loads(self._ports.read_text(encoding="utf-8"))
+        if name not in ports:
+            taken = {*ports.values(), self._plan.prefect_port, self._plan.mlflow_port}
+            ports[name] = next(
                 port for port in range(self._plan.first_endpoint_port, 65_536) if port not in taken and _is_free(port)
             )
-            replace_text(self._ports, json.dumps(known))
-        return known[name]
+            replace_text(self._ports, json.dumps(ports))
+        return ports[name]
 
     def _reap(self, *, none_is_pending: bool = False) -> None:
         now = time.monotonic()
-        if not none_is_pending and (now - self._reaped < _SECONDS_BETWEEN_REAPS or not self._prefect_answers()):
+        if not none_is_pending and (now - self._reaped < _REAP_INTERVAL_S or not self._prefect_is_up()):
             return
         self._reaped = now
         with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=self._api, trust_env=False) as api:
-            for line in reap(api, self._settings.home, none_is_pending=none_is_pending):
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+            for message in reap_dead_runs(api, self._settings.home, none_is_pending=none_is_pending):
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), message, flush=True)
 
-    def _tell(self) -> None:
-        standing = Standing(
+    def _write_status(self) -> None:
+        status = Standing(
             pid=os.getpid(),
             started=self._started,
             is_settled=self._is_settled,
             servers=(
-                *self._foreign,
-                *(kept.as_document() for kept in self._kept),
+                *self._external,
+                *(process.as_document() for process in self._processes),
                 *self._registration.as_documents(),
             ),
         )
-        text = standing.model_dump_json(indent=1)
+        text = status.model_dump_json(indent=1)
         if text != self._written:
-            with contextlib.suppress(OSError):  # a full disk: what stands goes on
+            with contextlib.suppress(OSError):  # a full disk must not stop the servers
                 replace_text(self._settings.home / FOLDER / STATUS, text)
                 self._written = text
 
 
-def _prefect(port: int, chosen: Settings) -> Kept:
+def _prefect(port: int, settings: Settings) -> SupervisedProcess:
     url = f"http://127.0.0.1:{port}"
     environment = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # else the page looks for it on port 4200
-        # Slots of a dead training are given back, also when the server was started anew in the meantime.
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # otherwise the page expects it on port 4200
+        # The slots of a dead training are released even after a restart of the server.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = chosen.logs / "up-prefect.log"
-    return Kept("prefect", "prefect", command, _answering(f"{url}/api/health"), log, url, environment)
+    log = settings.logs / "up-prefect.log"
+    return SupervisedProcess("prefect", "prefect", command, _responds_at(f"{url}/api/health"), log, url, environment)
 
 
-def _mlflow(port: int, chosen: Settings) -> Kept:
+def _mlflow(port: int, settings: Settings) -> SupervisedProcess:
     url = f"http://127.0.0.1:{port}"
-    artifacts = (chosen.home / "mlflow" / "artifacts").as_uri()
+    artifacts = (settings.home / "mlflow" / "artifacts").as_uri()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", chosen.tracking_uri, "--default-artifact-root", artifacts),
+        *("--backend-store-uri", settings.tracking_uri, "--default-artifact-root", artifacts),
     ]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it is a dozen processes
-    log = chosen.logs / "up-mlflow.log"
-    return Kept("mlflow", "mlflow", command, _answering(f"{url}/health"), log, url, environment)
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # otherwise it starts a dozen processes
+    log = settings.logs / "up-mlflow.log"
+    return SupervisedProcess("mlflow", "mlflow", command, _responds_at(f"{url}/health"), log, url, environment)
 
 
-def _worker(api: str, chosen: Settings) -> Kept:
+def _worker(api: str, settings: Settings) -> SupervisedProcess:
     name = f"bloomery-{os.uname().nodename}"
     command = [
-        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name),
+        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", name),
     ]
     environment = {"PREFECT_API_URL": api, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 
     def is_online() -> bool:
         with contextlib.suppress(httpx.HTTPError, ValueError):
-            workers = _HTTP.post(f"{api}/work_pools/{POOL}/workers/filter", json={}).json()
+            workers = _HTTP.post(f"{api}/work_pools/{WORK_POOL}/workers/filter", json={}).json()
             return any(one["name"] == name and one["status"] == "ONLINE" for one in workers)
         return False
 
-    return Kept("worker", "worker", command, is_online, chosen.logs / "up-worker.log", "", environment)
+    return SupervisedProcess("worker", "worker", command, is_online, settings.logs / "up-worker.log", "", environment)
 
 
-def _endpoint(name: str, port: int, chosen: Settings) -> Kept:
+def _endpoint(name: str, port: int, settings: Settings) -> SupervisedProcess:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)]
-    return Kept(name, "endpoint", command, _answering(f"{url}/readyz"), chosen.logs / f"up-endpoint-{name}.log", url)
+    return SupervisedProcess(
+        name, "endpoint", command, _responds_at(f"{url}/readyz"), settings.logs / f"up-endpoint-{name}.log", url
+    )
 
 
-def _answering(url: str) -> Callable[[], bool]:
+def _responds_at(url: str) -> Callable[[], bool]:
     def is_ready() -> bool:
         with contextlib.suppress(httpx.HTTPError):
             return _HTTP.get(url).is_success
@@ -339,31 +286,24 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _end_of(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "its log is empty"
-    return "there is no log"
-
-
 @contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Nobody else supervises this state folder. Raises Timeout where somebody does."""
+def _supervisor_lock(home: Path) -> Iterator[None]:
+    """Locks the state folder against other supervisors. Raises Timeout if another one holds the lock."""
     with FileLock(home / FOLDER / "supervisor.lock", timeout=10):
         yield
 
 
 def main() -> None:
-    chosen = require_state_folder()
-    plan = Plan.model_validate_json(sys.argv[1])
-    supervisor = Supervisor(plan, chosen)
+    settings = require_state_folder()
+    plan = ServicePlan.model_validate_json(sys.argv[1])
+    supervisor = Supervisor(plan, settings)
     signal.signal(signal.SIGTERM, supervisor.end)
     signal.signal(signal.SIGINT, supervisor.end)
     try:
-        with _alone(chosen.home):
+        with _supervisor_lock(settings.home):
             supervisor.run()
     except Timeout:
-        raise SystemExit("another supervisor is at work in this state folder") from None
+        raise SystemExit("another supervisor already uses this state folder") from None
 
 
 if __name__ == "__main__":

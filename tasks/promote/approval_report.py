@@ -51,7 +51,7 @@ def _present(asked: tuple[Bento, Request]) -> None:
             "Each as it was measured when it was made, on the rows that were held out then; the gate asks a champion "
             "for the rows that are held out today.\n\n"
             f"Answer by **Resume** above, or on a command line:\n\n"
-            f"    bloomery approve {reference} --why …\n    bloomery approve {reference} --refuse --why …\n\n"
+            f"    bloomery approve {reference} --reason …\n    bloomery approve {reference} --refuse --reason …\n\n"
             f"## Candidates\n\n{candidates}\n"
         ),
     )

@@ -110,7 +110,7 @@ def require_not_refused(version: ModelVersion) -> Request | None:
         f"{version.name} version {version.version} was refused: {request.refusal}",
         required="a version that a person has approved in time",
         where="the version's tag `approval` in the registry",
-        remedy=f"make another one; or, if it is good after all, bloomery promote {reference} --despite-refusal --why …",
+        remedy=f"train another one, or override the refusal: bloomery promote {reference} --despite-refusal --reason …",
     )
 
 
@@ -120,7 +120,7 @@ def not_decided(request: Request) -> ReleaseRefused:
         f"{request.name} version {request.version} passed its gates and waits for approval",
         required=f"a person's decision by {request.until:%Y-%m-%d %H:%M}Z, after which it is refused",
         where="the recipe's `approval`",
-        remedy=f"bloomery approve {request.name}:{request.version} --why …",
+        remedy=f"bloomery approve {request.name}:{request.version} --reason …",
     )
 
 
@@ -142,7 +142,7 @@ def waiting(reference: str) -> Request:
         f"{len(wanted) or 'no'} version{'s' if wanted else ''} of {reference} wait{'' if wanted else 's'} for approval",
         required=f"one of {told}" if told else "a version that passed its gates and waits",
         where="the versions' tags in the registry",
-        remedy=f"say which: bloomery approve {found[0].name}:{found[0].version} --why …"
+        remedy=f"say which: bloomery approve {found[0].name}:{found[0].version} --reason …"
         if found
         else f"bloomery history {name} shows what was decided; bloomery promote promotes another version",
     )

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES
-from bloomery.flows.run_control.run_liveness import reap
+from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.tasks.infrastructure.tethered_process import free_port, starting
 from tests.forks import Forks
 from tests.living import answers, of_this_folder, wait_for
@@ -118,7 +118,7 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
     killed = [note.stem for note in (home / "runs").glob("*.json")]
     assert len(killed) == len(STAGES)
     with httpx.Client(base_url=prefect, trust_env=False) as api:
-        reap(api, home)  # as `bloomery up` does; others' runs on this server are none of ours
+        reap_dead_runs(api, home)  # as `bloomery up` does; others' runs on this server are none of ours
         states = [api.get(f"/flow_runs/{run}").json()["state_type"] for run in killed]
     assert states == ["CRASHED"] * len(STAGES)
 

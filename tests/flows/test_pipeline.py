@@ -103,10 +103,10 @@ CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
 )
 PLAN = """
 import json, sys
-from bloomery.flows.execution.dry_run import plan
+from bloomery.flows.execution.dry_run import dry_run
 from bloomery.flows.recipe.recipe import read_recipe
 for path in sys.argv[1:]:
-    print("PLAN", json.dumps([step.stage for step in plan(read_recipe(path)).steps if step.found is None]))
+    print("PLAN", json.dumps([stage.stage for stage in dry_run(read_recipe(path)).stages if stage.found is None]))
 """
 
 

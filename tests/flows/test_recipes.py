@@ -12,7 +12,7 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Origin, variable_of
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, known_recipes, read_recipe
+from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, bundled_recipes, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
@@ -39,14 +39,14 @@ def reached(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPat
     recipe = read_recipe(name)
     checked = validate(ingest(locate(recipe.data, recipe.contract.personal_columns)), recipe.contract)
     assert checked.num_quarantined == 0
-    return Reached(prepare(checked, recipe.features, recipe.means), recipe, home)
+    return Reached(prepare(checked, recipe.features, recipe.engine_settings), recipe, home)
 
 
 def sizes(dataset: Dataset) -> tuple[int, int, int]:
     return dataset.train.num_rows, dataset.val.num_rows, dataset.test.num_rows
 
 
-@pytest.mark.parametrize("name", known_recipes())
+@pytest.mark.parametrize("name", bundled_recipes())
 def test_a_recipe_is_read_from_any_folder_without_its_data(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_recipe_is_read_from_any_folder_without_its_data(
     assert read_recipe(name).digest == recipe.digest
 
 
-@pytest.mark.parametrize("name", [name for name in known_recipes() if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in bundled_recipes() if name != "digits"])
 def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER, raising=False)
     data = read_recipe(name).data
@@ -70,7 +70,7 @@ def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypa
 
 
 def test_every_contract_has_its_recipe() -> None:
-    assert {path.name.removesuffix(".odcs.yaml") for path in CONTRACTS.glob("*.odcs.yaml")} == set(known_recipes())
+    assert {path.name.removesuffix(".odcs.yaml") for path in CONTRACTS.glob("*.odcs.yaml")} == set(bundled_recipes())
 
 
 def test_pen_digits_keep_the_published_writers_apart(
@@ -141,6 +141,6 @@ def test_speakers_can_be_left_out_as_the_recipe_says(
     origins = tuple(Origin(source=source, files=pattern, part=part) for part, pattern in files.items())
     checked = validate(ingest(locate(recipe.data.model_copy(update={"sources": origins}))), recipe.contract)
     split = recipe.features.split.model_copy(update={"apart": ("speaker",)})
-    dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.means)
+    dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.engine_settings)
     assert sizes(dataset) == (2_000, 500, 500)
     assert set(Reached(dataset, recipe, home).column("test", "speaker")) == {"theo"}

@@ -77,8 +77,8 @@ def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
     labels = dict(zip(checked["id"].to_pylist(), checked["target"].to_pylist(), strict=True))
     assert truth == pytest.approx([labels[key] for key in answers["id"].to_pylist()], rel=1e-5)
     shown = json.loads(sharing(home, "show", "diabetes@champion", "--json").stdout)
-    assert shown["figures"]["test_rmse"] == pytest.approx(error)
-    assert {"test_mae", "test_r2", "rmse_rise_high", "test_rmse_low"} <= set(shown["figures"])
+    assert shown["metrics"]["test_rmse"] == pytest.approx(error)
+    assert {"test_mae", "test_r2", "rmse_rise_high", "test_rmse_low"} <= set(shown["metrics"])
     assert f"RMSE {error:.1f} (" in shown["description"]
 
 

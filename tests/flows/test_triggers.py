@@ -39,10 +39,10 @@ source.deploy(sys.argv[1], work_pool_name="bloomery", parameters={"recipe": sys.
 """
 WATCH = """
 import sys
-from bloomery.flows.services.prefect_deployments import register
+from bloomery.flows.services.prefect_deployments import register_recipes
 from bloomery.flows.watch import watch
 
-told = [register([sys.argv[1]]), register([sys.argv[1]])]
+told = [register_recipes([sys.argv[1]]), register_recipes([sys.argv[1]])]
 assert told[0] == told[1] and any(name.startswith("watch/") for name in told[0]), told
 for _ in sys.stdin:
     print("WATCH", watch(sys.argv[1], return_state=True).name, flush=True)
@@ -164,7 +164,7 @@ def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
     answered = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
     assert (answered["status"], state()) == ("REJECT", "Suspended")
     approved = sharing(
-        standing.home, "approve", "digits", "--why", "it is quicker", "--json", PREFECT_API_URL=standing.api
+        standing.home, "approve", "digits", "--reason", "it is quicker", "--json", PREFECT_API_URL=standing.api
     )
     assert approved.returncode == 0, approved.stdout + approved.stderr
     assert json.loads(approved.stdout)["flow_run"] == run
@@ -175,7 +175,7 @@ def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
     assert [(one["action"], one["replaced"], one["version"]) for one in changes[1:]] == [("approve", 1, 2)]
     assert changes[-1]["why"] == "it is quicker"
     assert "@" in changes[-1]["by"]
-    again = sharing(standing.home, "approve", "digits", "--why", "again")
+    again = sharing(standing.home, "approve", "digits", "--reason", "again")
     assert again.returncode == 2
     assert "no version of digits waits" in again.stderr
 
@@ -216,7 +216,7 @@ def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the
     assert ended.returncode == 4, ended.stderr
     assert "digits version 2 passed its gates and waits for approval" in ended.stderr
     assert versions(sharing, copy)[1][0] == ["champion"]
-    said = sharing(copy, "approve", "digits:2", "--refuse", "--why", "not before the holidays")
+    said = sharing(copy, "approve", "digits:2", "--refuse", "--reason", "not before the holidays")
     assert said.returncode == 0, said.stderr
     again = bloomery(copy, "run", recipe)
     assert again.returncode == 4
@@ -224,7 +224,7 @@ def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the
     assert versions(sharing, copy)[1][0] == ["champion"]
     changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
     assert [(one["action"], one["version"]) for one in changes] == [("run", 1), ("refuse", 2)]
-    promoted = sharing(copy, "promote", "digits:2", "--despite-refusal", "--why", "after the holidays")
+    promoted = sharing(copy, "promote", "digits:2", "--despite-refusal", "--reason", "after the holidays")
     assert promoted.returncode == 0, promoted.stderr
     rolled = sharing(copy, "rollback", "digits")
     assert rolled.returncode == 0, rolled.stderr
@@ -248,7 +248,7 @@ def test_without_a_decision_in_time_the_version_is_refused_and_the_champion_stan
     assert found[2][1].startswith("refused: nobody decided")
     changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
     assert [(one["action"], one["version"], one["by"]) for one in changes[1:]] == [("refuse", 2, "nobody")]
-    late = sharing(copy, "approve", "digits:2", "--why", "too late")
+    late = sharing(copy, "approve", "digits:2", "--reason", "too late")
     assert late.returncode == 2
     assert "no version of digits:2 waits" in late.stderr
 
@@ -288,7 +288,7 @@ def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, 
         },
         "model": {"kind": "mlp", "hidden": [4]},
         "training": {"epochs": 1},
-        "watch": {"every": "1h"},
+        "watch": {"interval": "1h"},
     }
     path = tmp_path / "watched.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -315,17 +315,17 @@ def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, 
     def runs() -> int:
         return len(standing.runs_of("watched"))
 
-    assert [look(), look(), runs()] == ["Moving", "New data", 1]
+    assert [look(), look(), runs()] == ["Changing", "New data", 1]
     assert [look(), runs()] == ["Unchanged", 1]
     source.write_text("id,x\n1,2\n2,")  # a writer that has not ended
-    assert look() == "Moving"
+    assert look() == "Changing"
     source.write_text("id,x\n1,2\n2,3\n")
-    assert [look(), runs()] == ["Moving", 1]
+    assert [look(), runs()] == ["Changing", 1]
     assert [look(), runs()] == ["New data", 2]
     os.utime(source, (1, 1))
-    assert [look(), look(), runs()] == ["Moving", "Unchanged", 2]
+    assert [look(), look(), runs()] == ["Changing", "Unchanged", 2]
     source.unlink()
-    assert [look(), runs()] == ["Nothing there", 2]
+    assert [look(), runs()] == ["No data", 2]
     looking.stdin.close()
     assert looking.wait(timeout=60) == 0
     (deployed,) = standing.post("deployments/filter", flows={"name": {"any_": ["watch"]}})

@@ -1,4 +1,4 @@
-"""`bloomery init`: from data of one's own to a contract and a recipe that run as they are."""
+"""`bloomery init`: drafts a contract and a recipe from data; both run without edits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import typer
 
 from bloomery.data_contracts.errors import RecipeInvalid, StateUnwritable
 from bloomery.data_contracts.recipe_sections.data_source import scheme_of
-from bloomery.flows.cli.exit_codes import told
+from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
     from bloomery.tasks.scaffolding.draft_planning import Plan
     from bloomery.tasks.scaffolding.reader_options import Guess, Stated
 
 
-class Draft(NamedTuple):
-    """What was written, and what it was guessed from."""
+class ProjectDraft(NamedTuple):
+    """The files that were written, and what was inferred from the data."""
 
     contract: Path
     recipe: Path
@@ -31,65 +31,67 @@ class Draft(NamedTuple):
 
 
 def init(
-    name: Annotated[str, typer.Argument(help="Of the model: small letters, digits and dashes.")],
+    name: Annotated[str, typer.Argument(help="Name of the model: lowercase letters, digits and dashes.")],
     data: Annotated[
         list[str],
-        typer.Option(help="A file, folder, pattern or table; or train=PATH and test=PATH, each as an option."),
+        typer.Option(help="File, folder, pattern or table; repeat for train=PATH and test=PATH."),
     ],
-    label: Annotated[str, typer.Option(help="The column that the model shall tell.")],
-    key: Annotated[str | None, typer.Option(help="A column that tells rows apart; else one is found or added.")] = None,
-    format: Annotated[str | None, typer.Option(help="Of the files, where their content does not tell it.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Between the cells of CSV; `tab` for a tabulator.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Names for a CSV without a header: a,b,c.")] = None,
+    label: Annotated[str, typer.Option(help="The column to predict.")],
+    key: Annotated[
+        str | None, typer.Option(help="A column that identifies rows; inferred or added by default.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="File format; inferred by default.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files, such as `;` or `tab`.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Column names for CSV files without a header: a,b,c.")] = None,
     path_pattern: Annotated[
-        str | None, typer.Option(help="A regular expression whose named groups become columns of a file's path.")
+        str | None, typer.Option(help="Regular expression; its named groups turn file paths into columns.")
     ] = None,
-    query: Annotated[str | None, typer.Option(help="For sql:DRIVER, the query, with an ORDER BY.")] = None,
+    query: Annotated[str | None, typer.Option(help="For sql:DRIVER, a query with ORDER BY.")] = None,
     uri_variable: Annotated[
-        str | None, typer.Option(help="For sql:DRIVER, the environment variable with the database's URI.")
+        str | None, typer.Option(help="For sql:DRIVER, the environment variable with the database URI.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.")] = Path(),
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Look at data, and write a draft of a contract and of a recipe, with comments, that run as they are."""
+    """Draft a contract and a recipe from data."""
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
-    with told(as_json):
+    with reporting_errors(as_json):
         from bloomery.tasks.scaffolding.reader_options import Stated
 
         require_state_folder()
-        stated = Stated(
+        options = Stated(
             format=format,
             delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
-            columns=tuple(one.strip() for one in columns.split(",")) if columns is not None else None,
+            columns=tuple(name.strip() for name in columns.split(",")) if columns is not None else None,
             path_pattern=path_pattern,
             query=query,
             uri_variable=uri_variable,
         )
-        made = draft(name, data, label, stated, key=key, output=output, force=force)
+        draft = write_drafts(name, data, label, options, key=key, output=output, force=force)
         if as_json:
-            typer.echo(json.dumps(_document(made)))
+            typer.echo(json.dumps(_document(draft)))
         else:
-            _print(made)
+            _print(draft)
 
 
-def draft(
+def write_drafts(
     name: str,
     sources: Sequence[str],
     label: str,
-    stated: Stated,
+    options: Stated,
     *,
     key: str | None = None,
     output: Path = Path(),
     force: bool = False,
-) -> Draft:
-    """Afterwards `NAME.odcs.yaml` and `NAME.yaml` lie in the folder `output`, and have been read back.
+) -> ProjectDraft:
+    """Writes `NAME.odcs.yaml` and `NAME.yaml` into the folder `output`, once both can be read.
 
     Raises:
-        RecipeInvalid: the name is none, or what was stated does not fit the source.
-        StateUnwritable: a file is there already, or cannot be written.
-        DataMissing, DataUnfit: there is no such data, or nothing can be learnt from it.
+        RecipeInvalid: the name is invalid, or the options do not suit the source.
+        StateUnwritable: a file exists already, or cannot be written.
+        DataMissing, DataUnfit: there is no such data, or it does not suit a model.
     """
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.scaffolding.column_names import identifiers, with_key
@@ -101,142 +103,144 @@ def draft(
 
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
-    _require_free([contract, recipe], force)
-    guessed = guess(sources, label, stated)
+    _require_absent([contract, recipe], force)
+    guessed = guess(sources, label, options)
     data = guessed.data.absolute(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
-        seen = profile(data, Path(scratch))
-        names = identifiers([column.name for column in seen.columns])
-        planned = plan(seen, data, Path(scratch), names, label=label, key=key, shape=guessed.shape)
+        data_profile = profile(data, Path(scratch))
+        names = identifiers([column.name for column in data_profile.columns])
+        planned = plan(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.shape)
     names = with_key(names, planned.key.name)
-    options = _beside(options_of(data), output.resolve())
+    source_options = _relative_paths(options_of(data), output.resolve())
     texts = {
         contract: contract_draft(name, planned, names, ", ".join(sources)),
-        recipe: recipe_draft(name, planned, names, options, guessed.notes),
+        recipe: recipe_draft(name, planned, names, source_options, guessed.notes),
     }
     _write(texts, output)
-    return Draft(contract, recipe, guessed, planned, names)
+    return ProjectDraft(contract, recipe, guessed, planned, names)
 
 
 def _require_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
         raise RecipeInvalid(
-            f"{name!r} is no name of a model",
-            required="small letters, digits and dashes, a letter first, at most 41",
+            f"{name!r} is not a valid model name",
+            required="at most 41 lowercase letters, digits and dashes, a letter first",
             where="NAME",
             remedy="give another name",
         )
 
 
-def _require_free(paths: Sequence[Path], force: bool) -> None:
-    there = [str(path) for path in paths if path.exists()]
-    if there and not force:
+def _require_absent(paths: Sequence[Path], force: bool) -> None:
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not force:
         raise StateUnwritable(
-            f"{' and '.join(there)} {'is' if len(there) == 1 else 'are'} there already",
+            f"{' and '.join(existing)} {'exists' if len(existing) == 1 else 'exist'} already",
             required="no file of that name, since it may have been edited",
             where=str(paths[0].parent.absolute()),
-            remedy="give another NAME or --output; or --force, to replace what is there",
+            remedy="give another NAME or --output, or replace it with --force",
         )
 
 
-def _beside(options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The options with every path below `folder` as seen from there."""
+def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the options with every path below `folder` relative to it."""
 
-    def seen(path: str) -> str:
+    def relative(path: str) -> str:
         is_below = scheme_of(path) is None and Path(path).is_relative_to(folder)
         return Path(path).relative_to(folder).as_posix() if is_below else path
 
-    moved: dict[str, Callable[[Any], Any]] = {
-        "source": seen,
-        "labels": seen,
-        "sources": lambda origins: [_beside(one, folder) for one in origins],
+    converters: dict[str, Callable[[Any], Any]] = {
+        "source": relative,
+        "labels": relative,
+        "sources": lambda sources: [_relative_paths(source, folder) for source in sources],
     }
-    return {name: moved[name](value) if name in moved else value for name, value in options.items()}
+    return {name: converters[name](value) if name in converters else value for name, value in options.items()}
 
 
 def _write(texts: dict[Path, str], folder: Path) -> None:
-    """Write all files or none: they are read as a recipe and its contract before they are moved into place."""
+    """Writes all files or none: recipe and contract are read before they are moved into place."""
     from bloomery.flows.recipe.recipe import read_recipe
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as beside:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".init-") as scratch:
             for path, text in texts.items():
-                (Path(beside) / path.name).write_text(text, encoding="utf-8")
-            read_recipe(str(Path(beside) / [*texts][-1].name))
+                (Path(scratch) / path.name).write_text(text, encoding="utf-8")
+            read_recipe(str(Path(scratch) / [*texts][-1].name))
             for path in texts:
-                (Path(beside) / path.name).replace(path)
+                (Path(scratch) / path.name).replace(path)
     except OSError as failure:
         raise StateUnwritable(
             f"the drafts cannot be written: {failure.strerror or failure}",
-            required="a folder that can be written",
+            required="a writable folder",
             where=str(folder.absolute()),
             remedy="give another --output",
         ) from failure
 
 
-def _guesses(made: Draft) -> list[tuple[str, str]]:
-    """What was guessed, in words, and for text what from."""
-    plan, notes = made.plan, made.guessed.notes
-    found = [
+def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
+    """Returns each inferred option and its value, with the reason if there is one."""
+    plan, notes = draft.plan, draft.guessed.notes
+    inferences = [
         (option, f"{value!r}: {notes[option]}")
-        for option, value in made.guessed.data.model_dump(exclude_none=True).items()
+        for option, value in draft.guessed.data.model_dump(exclude_none=True).items()
         if option in notes and option != "header"
     ]
-    found += [("header", notes["header"])] if "header" in notes else []
-    found += [("missing", " ".join(plan.profile.missing))] if plan.profile.missing else []
+    inferences += [("header", notes["header"])] if "header" in notes else []
+    inferences += [("missing", " ".join(plan.profile.missing))] if plan.profile.missing else []
     if plan.profile.num_malformed:
-        found.append(("no rows", f"{plan.profile.num_malformed:,} lines; {plan.profile.malformed}"))
-    added = ", added: no column tells rows apart" if plan.key.is_added else ""
-    found.append(("key", f"{made.names.get(plan.key.name, plan.key.name)}{added}"))
+        inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.malformed}"))
+    added = ", added: no column identifies rows" if plan.key.is_added else ""
+    inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}"))
     if plan.label.deviation is None:
-        told = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority:.1%} of the rows"
+        label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority:.1%} of the rows"
     else:
-        told = f"figures with a standard deviation of {plan.label.deviation:.3g}, so a regression"
-    found.append(("label", f"{made.names[plan.label.name]}: {told}"))
-    found += [
-        (f"{one.options['kind']}", ", ".join(made.names[name] for name in _columns_of(one.options)))
-        for one in plan.inputs.planned
+        label = f"numbers with a standard deviation of {plan.label.deviation:.3g}, so a regression"
+    inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
+    inferences += [
+        (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))
+        for source in plan.inputs.planned
     ]
-    known = (plan.label.name, plan.key.name)
-    found += [
-        ("left out", f"{made.names[name]}: {why}") for name, why in plan.inputs.left_out.items() if name not in known
+    used = (plan.label.name, plan.key.name)
+    inferences += [
+        ("left out", f"{draft.names[name]}: {why}") for name, why in plan.inputs.left_out.items() if name not in used
     ]
-    return found
+    return inferences
 
 
 def _columns_of(options: dict[str, Any]) -> list[str]:
     return list(options.get("columns") or [options["column"]])
 
 
-def _document(made: Draft) -> dict[str, Any]:
-    profile = made.plan.profile
+def _document(draft: ProjectDraft) -> dict[str, Any]:
+    profile = draft.plan.profile
     return {
-        "contract": str(made.contract),
-        "recipe": str(made.recipe),
+        "contract": str(draft.contract),
+        "recipe": str(draft.recipe),
         "num_rows": profile.num_rows,
         "num_malformed": profile.num_malformed,
         "num_columns": len(profile.columns),
-        "num_set_aside": made.plan.num_aside,
-        "guessed": [{"what": what, "as": value} for what, value in _guesses(made)],
+        "num_quarantined": draft.plan.num_aside,
+        "inferred": [{"what": what, "value": value} for what, value in _inferences(draft)],
     }
 
 
-def _print(made: Draft) -> None:
+def _print(draft: ProjectDraft) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console, profile = Console(highlight=False), made.plan.profile
-    aside = f", at most {made.plan.num_aside:,} to be set aside" if made.plan.num_aside else ""
-    console.print(f"{profile.num_rows:,} rows, {len(profile.columns)} columns{aside}")
-    table = Table("guessed", "as", box=None)
-    guesses = _guesses(made)
-    for what, value in guesses[:40]:
+    console, profile = Console(highlight=False), draft.plan.profile
+    quarantined = f", at most {draft.plan.num_aside:,} to be quarantined" if draft.plan.num_aside else ""
+    console.print(f"{profile.num_rows:,} rows, {len(profile.columns)} columns{quarantined}")
+    table = Table("inferred", "value", box=None)
+    inferences = _inferences(draft)
+    for what, value in inferences[:40]:
         table.add_row(what, escape(value if len(value) <= 400 else f"{value[:399]}…"))
     console.print(table)
-    if len(guesses) > 40:
-        console.print(f"… and {len(guesses) - 40} more, as the files say")
-    console.print(f"\nwritten [bold]{escape(str(made.contract))}[/] and [bold]{escape(str(made.recipe))}[/]\n\nnext:")
-    console.print(f"  bloomery check {escape(str(made.recipe))}", soft_wrap=True)
-    console.print(f"  bloomery run {escape(str(made.recipe))}", soft_wrap=True)
+    if len(inferences) > 40:
+        console.print(f"… and {len(inferences) - 40} more, see the files")
+    console.print(
+        f"\nwritten: [bold]{escape(str(draft.contract))}[/] and [bold]{escape(str(draft.recipe))}[/]\n\nnext:"
+    )
+    console.print(f"  bloomery check {escape(str(draft.recipe))}", soft_wrap=True)
+    console.print(f"  bloomery run {escape(str(draft.recipe))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`bloomery key`: who may ask the endpoint, and the key that vouches for what is packaged."""
+"""`bloomery key`: API keys of the endpoint, and the key that signs versions."""
 
 from __future__ import annotations
 
@@ -8,72 +8,72 @@ from typing import Annotated
 
 import typer
 
-from bloomery.flows.cli.exit_codes import told
+from bloomery.flows.cli.exit_codes import reporting_errors
 
 app = typer.Typer(
-    help="Make, list and revoke the keys of the endpoint's clients; show the key that signs versions.",
+    help="Manage API keys of the endpoint; show the signing key.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-KeyName = Annotated[str, typer.Argument(help="Letters, digits, dots, dashes and underlines.")]
+KeyName = Annotated[str, typer.Argument(help="Letters, digits, dots, dashes and underscores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command()
 def create(
     name: KeyName,
-    rate: Annotated[float | None, typer.Option(help="Requests a second that it is good for; else any number.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Allowed requests per second; unlimited by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, this once."""
-    with told(as_json):
+    """Create a key and show it once."""
+    with reporting_errors(as_json):
         from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        shown, made = api_keys.create(name, rate)
+        secret, key = api_keys.create(name, rate)
         if as_json:
-            typer.echo(json.dumps({"name": made.name, "rate": made.rate, "made": made.made, "key": shown}))
+            typer.echo(json.dumps({"name": key.name, "rate": key.rate, "made": key.made, "key": secret}))
         else:
-            typer.echo(shown)
-            typer.echo(f"That is the key of {name}. It is not kept: put it where {name} finds it.", err=True)
+            typer.echo(secret)
+            typer.echo(f"This is the key of {name}. It is not stored: pass it to {name} now.", err=True)
 
 
 @app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List the keys, with what they are good for."""
-    with told(as_json):
+    """List the keys and their rates."""
+    with reporting_errors(as_json):
         from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        found = api_keys.listed()
+        stored = api_keys.listed()
         if as_json:
-            document = [key.model_dump(include={"name", "rate", "made", "revoked"}) for key in found]
+            document = [key.model_dump(include={"name", "rate", "made", "revoked"}) for key in stored]
             typer.echo(json.dumps({"keys": document}))
             return
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("name", "made", "revoked", "requests a second")
-        for key in found:
-            rate = "any number" if key.rate is None else f"{key.rate:g}"
+        table = Table("name", "created", "revoked", "requests per second")
+        for key in stored:
+            rate = "unlimited" if key.rate is None else f"{key.rate:g}"
             table.add_row(key.name, key.made, key.revoked or "", rate, style="dim" if key.revoked else "")
-        Console(highlight=False).print(table if found else "no keys; `bloomery key create NAME` makes one")
+        Console(highlight=False).print(table if stored else "no keys; `bloomery key create NAME` creates one")
 
 
 @app.command()
 def revoke(name: KeyName, as_json: AsJson = False) -> None:
-    """Revoke a key: within a second no endpoint of this state folder lets it in."""
-    with told(as_json):
+    """Revoke a key; endpoints reject it within a second."""
+    with reporting_errors(as_json):
         from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        gone = api_keys.revoke(name)
-        document = {"name": gone.name, "revoked": gone.revoked}
-        typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {gone.revoked}")
+        key = api_keys.revoke(name)
+        document = {"name": key.name, "revoked": key.revoked}
+        typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {key.revoked}")
 
 
 @app.command()
@@ -81,10 +81,10 @@ def signing(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The PEM file to write.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the public part of the key that signs versions; another machine that has it trusts them."""
-    with told(as_json):
+    """Show the public key that verifies signed versions."""
+    with reporting_errors(as_json):
         from bloomery.data_contracts.serving.signatures import fingerprint, public_pem
-        from bloomery.flows.cli.commands.contracts import write
+        from bloomery.flows.cli.commands.contracts import write_output
         from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security.signing_key import signing_key
 
@@ -92,7 +92,7 @@ def signing(
         key = signing_key().public_key()
         text = public_pem(key).decode()
         if output is not None:
-            write(output, text)
+            write_output(output, text)
         if as_json:
             typer.echo(json.dumps({"key": fingerprint(key), "public": text, "output": output and str(output)}))
         else:

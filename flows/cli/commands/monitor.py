@@ -1,4 +1,4 @@
-"""`bloomery monitor`: a look at what a model was asked and has answered."""
+"""`bloomery monitor`: compares a champion's requests and predictions with its reference profile."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bloomery.data_contracts.errors import SettingInvalid
-from bloomery.flows.cli.exit_codes import at_work
+from bloomery.data_contracts.errors import ContractBroken, SettingInvalid
+from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.monitoring import Findings
 
-_BROKEN = 3  # as where a contract is broken
-
-Moment = Annotated[str, typer.Option(metavar="TIME", help="As 2026-11-25T12:00 (UTC), or so long ago: 6h, 7d.")]
+Time = Annotated[str, typer.Option(metavar="TIME", help="As 2026-11-25T12:00 (UTC), or as an age: 6h, 7d.")]
 
 
 def monitor(
     recipe: Annotated[str, typer.Argument(help="A name in deployments/recipes/, or the path of a recipe file.")],
-    since: Moment = "",
-    until: Moment = "",
-    fail_on_drift: Annotated[bool, typer.Option(help="End with exit code 3 where something has drifted.")] = False,
+    since: Time = "",
+    until: Time = "",
+    fail_on_drift: Annotated[bool, typer.Option(help="End with exit code 3 on drift.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Compare what the champion was asked and has answered with the rows that it learnt from."""
-    with at_work(as_json, "monitor") as out:
+    """Compare a champion's requests and predictions with its training data."""
+    with command_session(as_json, "monitor") as out:
         now = datetime.now(UTC)
-        began, end = (_moment(text, option, now) for text, option in ((since, "--since"), (until, "--until")))
-        if began is not None and began >= (end or now):
+        start, end = (_parse_time(text, option, now) for text, option in ((since, "--since"), (until, "--until")))
+        if start is not None and start >= (end or now):
             raise _invalid("--since", since, "a time before --until")
-        found = _look(recipe, began, end)
+        report = _run_flow(recipe, start, end)
         if as_json:
-            out.file.write(found.model_dump_json(exclude={"drifts": {"__all__": {"usual", "found"}}}) + "\n")
+            out.file.write(report.model_dump_json(exclude={"drifts": {"__all__": {"usual", "found"}}}) + "\n")
         else:
             from bloomery.tasks.monitoring.publishing import in_words
 
-            for line in in_words(found):
+            for line in in_words(report):
                 out.print(line, highlight=False, markup=False, soft_wrap=True)
         out.file.flush()
-    if fail_on_drift and found.has_drifted:
-        raise SystemExit(_BROKEN)
+    if fail_on_drift and report.has_drifted:
+        raise SystemExit(ContractBroken.exit_code)
 
 
-def _look(recipe: str, since: datetime | None, until: datetime | None) -> Findings:
-    """One run of the flow, with a Prefect server for its time where there is none."""
-    from bloomery.flows.execution.ephemeral_server import prefect_api
+def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> Findings:
+    """Runs the flow `monitor`, with a Prefect server of its own if there is none."""
+    from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
+    from bloomery.flows.recipe.handover import hand_over
     from bloomery.flows.recipe.recipe import read_recipe
 
-    read_recipe(recipe)  # what is wrong with it is told before a server starts
-    with prefect_api() as wait_until_ready:
-        from bloomery.flows.monitor import monitor as look
+    spec = read_recipe(recipe)  # an invalid recipe is reported before a server starts
+    with ephemeral_prefect_api() as start_server:
+        from bloomery.flows.monitor import monitor as monitoring_flow
 
-        wait_until_ready()
-        return look(recipe, since, until)
+        start_server()()
+        hand_over(recipe, None, spec)
+        return monitoring_flow(recipe, since, until)
 
 
-def _moment(text: str, option: str, now: datetime) -> datetime | None:
+def _parse_time(text: str, option: str, now: datetime) -> datetime | None:
     from bloomery.data_contracts.monitoring import span
 
     if not text:
@@ -66,13 +66,13 @@ def _moment(text: str, option: str, now: datetime) -> datetime | None:
     if re.fullmatch(r"[1-9][0-9]{0,4}[mhd]", text):
         return now - span(text)
     try:
-        found = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
-        raise _invalid(option, text, "a time such as 2026-11-25T12:00, or a span such as 6h") from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+        raise _invalid(option, text, "a time such as 2026-11-25T12:00, or an age such as 6h") from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
-def _invalid(option: str, found: str, required: str) -> SettingInvalid:
+def _invalid(option: str, value: str, required: str) -> SettingInvalid:
     return SettingInvalid(
-        f"{option} is {found!r}", required=required, where="the command line", remedy="mend the option"
+        f"{option} is {value!r}", required=required, where="the command line", remedy="correct the option"
     )

@@ -1,17 +1,23 @@
-"""`bloomery promote`, `rollback`, `history` and `compare`: which version serves, and what speaks for another."""
+"""`bloomery promote`, `approve`, `rollback`, `history` and `compare`: commands about the served version."""
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
 from bloomery.data_contracts.errors import ReleaseRefused
+from bloomery.data_contracts.recipe_sections.approval import Decision, Request
 from bloomery.data_contracts.serving.champion_pointer import Following
-from bloomery.flows.cli.exit_codes import at_work
+from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -19,20 +25,22 @@ if TYPE_CHECKING:
     from bloomery.tasks.registry.champion import Promotion
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Why = Annotated[str, typer.Option(help="The reason, which the history keeps.")]
-Name = Annotated[str, typer.Argument(help="The name of a model in the registry.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason, kept in the history.")]
+ModelName = Annotated[str, typer.Argument(help="The name of a model in the registry.")]
 
 
 def promote(
     version: Annotated[str, typer.Argument(help="NAME:VERSION, such as digits:3.")],
-    why: Why = "",
-    despite_refusal: Annotated[bool, typer.Option(help="Though a gate refused it when it was made.")] = False,
-    shadow_rows: Annotated[int, typer.Option(min=0, help="Only after it answered so many rows as shadow.")] = 0,
-    min_agreement: Annotated[float, typer.Option(min=0, max=1, help="The share of them answered alike.")] = 0.0,
+    reason: Reason = "",
+    despite_refusal: Annotated[bool, typer.Option(help="Promote a version that a gate refused.")] = False,
+    min_shadow_rows: Annotated[int, typer.Option(min=0, help="Required number of rows predicted as shadow.")] = 0,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Required share of equal predictions as shadow.")
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion. Endpoints that serve the name switch to it, without losing a request."""
-    with at_work(as_json, "promote") as out:
+    """Make a version the champion; endpoints switch to it without downtime."""
+    with command_session(as_json, "promote") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.rehearsal import rehearse
@@ -41,24 +49,67 @@ def promote(
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        found = approvals.settled(version)
-        _require_not_refused(found, despite_refusal)
-        tag = found.tags[registry.BENTO]
-        registry.require_not_freed(found, bento_folder(tag).is_dir())
+        challenger = approvals.settled(version)
+        _require_not_refused(challenger, despite_refusal)
+        tag = challenger.tags[registry.BENTO]
+        registry.require_not_freed(challenger, bento_folder(tag).is_dir())
         require_bento(tag)
-        if shadow_rows:
-            champion = registry.version_of(f"{found.name}@{registry.CHAMPION}").tags[registry.BENTO]
-            shadow_comparison.require(found.name, champion, tag, shadow_rows, min_agreement)
-        with promotions.changing(found.name):
+        if min_shadow_rows:
+            champion = registry.version_of(f"{challenger.name}@{registry.CHAMPION}").tags[registry.BENTO]
+            shadow_comparison.require(challenger.name, champion, tag, min_shadow_rows, min_agreement)
+        with promotions.changing(challenger.name):
             rehearse(tag)
-            promotion = promotions.make_champion(found, "promote", why or "promoted by hand")
-            approvals.close(found)
-        _tell(out, as_json, found, promotion, promotions.wait_for_followers(found.name, tag))
+            promotion = promotions.make_champion(challenger, "promote", reason or "promoted manually")
+            approvals.close(challenger)
+        _report(out, as_json, challenger, promotion, promotions.wait_for_followers(challenger.name, tag))
 
 
-def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
-    """Let the version serve that served before the champion. Nothing is deleted, and it can be rolled back further."""
-    with at_work(as_json, "rollback") as out:
+def approve(
+    version: Annotated[str, typer.Argument(help="NAME, or NAME:VERSION if several wait.")],
+    reason: Annotated[str, typer.Option("--reason", help="The reason, kept in the history.")],
+    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse it; the champion stays.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Approve or refuse a version that waits for approval."""
+    with command_session(as_json, "approve") as out:
+        from bloomery.tasks.registry import approvals
+        from bloomery.tasks.registry import champion as promotions
+        from bloomery.tasks.registry import model_registry as registry
+
+        request = approvals.waiting(version)
+        by = f"{getpass.getuser()}@{socket.gethostname()}"
+        verdict = "refuse" if refuse else "approve"
+        decision = Decision.model_validate({"decision": verdict, "by": by, "why": reason, "at": datetime.now(UTC)})
+        with promotions.changing(request.name):
+            request = approvals.decide(request, decision)
+        if request.decision is None or request.decision.decision != verdict:
+            raise _already_decided(request)
+        is_resumed = _resume_run(request, decision)
+        if not refuse and not is_resumed:
+            _promote_approved(request)
+        decided = registry.version_of(f"{request.name}:{request.version}")
+        if as_json:
+            document = {
+                "name": request.name,
+                "version": request.version,
+                **decision.model_dump(mode="json"),
+                "flow_run": request.flow_run if is_resumed else None,
+                "release": decided.tags.get("release"),
+            }
+            out.file.write(json.dumps(document) + "\n")
+            return
+        out.print(
+            f"{request.name} version {request.version} is {'refused' if refuse else 'approved'} by {by}: {reason}"
+        )
+        if is_resumed:
+            out.print(f"the run {request.flow_run} continues{'' if refuse else ' and promotes it'}")
+        elif not refuse:
+            out.print("no run waits for it any more, so this command promoted it: it is the champion")
+
+
+def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> None:
+    """Make the previous champion the champion again; repeat to go further back."""
+    with command_session(as_json, "rollback") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.bentos.rehearsal import rehearse
@@ -66,18 +117,18 @@ def rollback(name: Name, why: Why = "", as_json: AsJson = False) -> None:
         from bloomery.tasks.registry import model_registry as registry
 
         with promotions.changing(name):
-            champion, former = promotions.before_the_champion(name)
-            tag = former.tags[registry.BENTO]
-            registry.require_not_freed(former, bento_folder(tag).is_dir())
+            champion, previous = promotions.before_the_champion(name)
+            tag = previous.tags[registry.BENTO]
+            registry.require_not_freed(previous, bento_folder(tag).is_dir())
             require_bento(tag)
             rehearse(tag)
-            promotion = promotions.roll_back(champion, former, why or "rolled back by hand")
-        _tell(out, as_json, former, promotion, promotions.wait_for_followers(name, tag))
+            promotion = promotions.roll_back(champion, previous, reason or "rolled back manually")
+        _report(out, as_json, previous, promotion, promotions.wait_for_followers(name, tag))
 
 
-def history(name: Name, as_json: AsJson = False) -> None:
-    """Show who promoted what when, and why."""
-    with at_work(as_json, "history") as out:
+def history(name: ModelName, as_json: AsJson = False) -> None:
+    """Show who promoted which version when, and why."""
+    with command_session(as_json, "history") as out:
         from rich.table import Table
 
         from bloomery.tasks.registry import approvals
@@ -91,7 +142,7 @@ def history(name: Name, as_json: AsJson = False) -> None:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
             return
         table = Table(title=name, title_justify="left")
-        for heading in ("when", "what", "from", "to", "who", "why", "figures"):
+        for heading in ("time", "action", "from", "to", "by", "reason", "metrics"):
             table.add_column(heading)
         for change in reversed(changes):
             replaced = "" if change.replaced is None else str(change.replaced)
@@ -101,25 +152,25 @@ def history(name: Name, as_json: AsJson = False) -> None:
 
 
 def compare(
-    name: Name,
-    challenger: Annotated[str, typer.Option(help="NAME:VERSION; else the one that was shadow last.")] = "",
+    name: ModelName,
+    challenger: Annotated[str, typer.Option(help="NAME:VERSION; defaults to the latest shadow.")] = "",
     labels: Annotated[
-        Path | None, typer.Option(help="Parquet with `request`, `label`, and `row` where requests have several.")
+        Path | None, typer.Option(help="Parquet with the columns `request`, `label` and optionally `row`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a shadow or a canary with the champion, by the log of predictions and by labels that came later."""
-    with at_work(as_json, "compare") as out:
+    """Compare a shadow or canary with the champion by logged predictions."""
+    with command_session(as_json, "compare") as out:
         from bloomery.tasks.monitoring import shadow_comparison
         from bloomery.tasks.registry import model_registry as registry
 
         champion = registry.version_of(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
-        other = registry.version_of(challenger).tags[registry.BENTO] if challenger else None
-        compared = shadow_comparison.compare(name, champion, other, labels)
+        challenger_tag = registry.version_of(challenger).tags[registry.BENTO] if challenger else None
+        result = shadow_comparison.compare(name, champion, challenger_tag, labels)
         if as_json:
-            out.file.write(compared.model_dump_json() + "\n")
+            out.file.write(result.model_dump_json() + "\n")
         else:
-            for line in shadow_comparison.in_words(compared):
+            for line in shadow_comparison.in_words(result):
                 out.print(line)
 
 
@@ -132,53 +183,132 @@ def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
             f"{version.name} version {version.version} {verdict}",
             required="a person's decision on that request",
             where="the version's tag `approval` in the registry",
-            remedy=f"bloomery approve {version.name}:{version.version} --why …",
+            remedy=f"bloomery approve {version.name}:{version.version} --reason …",
         )
     if verdict.startswith("refused") and not despite_refusal:
         raise ReleaseRefused(
             f"{version.name} version {version.version} was {verdict.splitlines()[0]}",
-            required="a version that passed its gates, or a person who takes that upon them",
+            required="a version that passed its gates, or an explicit override",
             where="the version's tag `release` in the registry",
-            remedy="say --despite-refusal, and --why",
+            remedy="add --despite-refusal and --reason",
         )
 
 
-def _tell(
-    out: Any, as_json: bool, version: ModelVersion, promotion: Promotion | None, following: list[Following]
+def _already_decided(request: Request) -> ReleaseRefused:
+    decision = request.decision
+    outcome = request.refusal if decision is None else f"{decision.decision} by {decision.by}: {decision.why}"
+    return ReleaseRefused(
+        f"{request.name} version {request.version} is already decided: {outcome}",
+        required="a version that waits for approval",
+        where="the version's tag `approval` in the registry",
+        remedy=f"bloomery history {request.name} shows the decision",
+    )
+
+
+def _resume_run(request: Request, decision: Decision) -> bool:
+    """Passes the decision to the run that waits for it. Returns False if none waits."""
+    if request.flow_run is None or request.api is None or _has_ended(request):
+        return False
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from bloomery.tasks.infrastructure.settings import settings
+
+    api = settings().prefect_api_url or request.api
+    form = {"decision": decision.decision, "by": decision.by, "why": decision.why}
+    with (
+        temporary_settings({PREFECT_API_URL: api}),
+        contextlib.suppress(httpx.HTTPError, ObjectNotFound, RuntimeError),
+        get_client(sync_client=True) as client,
+    ):
+        run = client.read_flow_run(UUID(request.flow_run))
+        if run.state is not None and run.state.is_paused():
+            return client.resume_flow_run(run.id, run_input=form).status.value == "ACCEPT"
+    return False
+
+
+def _has_ended(request: Request) -> bool:
+    """Whether the process that waited is gone, as far as this machine can tell."""
+    from bloomery.tasks.infrastructure.tethered_process import lives
+
+    if request.waiter is None or request.waiter.host != socket.gethostname():
+        return False
+    return not lives(request.waiter.pid, request.waiter.started)
+
+
+def _promote_approved(request: Request) -> None:
+    """Promotes an approved version as its run would have.
+
+    Raises:
+        ReleaseRefused: the champion is not the version it was compared with, or its bento fails the smoke test.
+    """
+    from bloomery.tasks.bentos.bento_server import require_bento
+    from bloomery.tasks.bentos.rehearsal import rehearse
+    from bloomery.tasks.registry import approvals, period_aliases
+    from bloomery.tasks.registry import champion as promotions
+    from bloomery.tasks.registry import model_registry as registry
+
+    with promotions.changing(request.name):
+        version = registry.version_of(f"{request.name}:{request.version}")
+        champion = registry.champion(request.name)
+        serving = None if champion is None else int(champion.version)
+        if serving not in (request.replaces, request.version):
+            compared = f"version {request.replaces}" if request.replaces else "no champion"
+            raise ReleaseRefused(
+                f"the champion is now version {serving}, but {request.name} version {request.version} was compared "
+                f"with {compared}",
+                required="a version that passed its gates against the current champion",
+                where="the registry's alias `champion`",
+                remedy="run the recipe again: the approval is kept, and the gates use the current champion",
+            )
+        tag = version.tags[registry.BENTO]
+        require_bento(tag)
+        rehearse(tag)
+        if request.decision is not None:
+            promotions.make_champion(version, "approve", request.decision.why, by=request.decision.by)
+        approvals.close(version)
+        period_aliases.name(version)
+
+
+def _report(
+    out: Any, as_json: bool, version: ModelVersion, promotion: Promotion | None, statuses: list[Following]
 ) -> None:
+    """Prints the promotion. Raises ReleaseRefused if an endpoint did not switch to the version."""
     tag = version.tags["bento"]
-    refusing = [one for one in following if one.bento != tag]
+    lagging = [status for status in statuses if status.bento != tag]
     if not as_json:
-        for line in _in_words(version, promotion, following):
+        for line in _describe(version, promotion, statuses):
             out.print(line)
-    elif not refusing:
+    elif not lagging:
         document = {
             "name": version.name,
             "version": int(version.version),
             "bento": tag,
             "replaced": None if promotion is None else promotion.replaced,
-            "endpoints": [one.model_dump() for one in following],
+            "endpoints": [status.model_dump() for status in statuses],
         }
         out.file.write(json.dumps(document) + "\n")
-    if refusing:
-        told_why = "; ".join(
-            f"process {one.pid} goes on with {one.bento}: {one.why or 'no word yet'}" for one in refusing
+    if lagging:
+        problems = "; ".join(
+            f"process {status.pid} still serves {status.bento}: {status.why or 'no reason yet'}" for status in lagging
         )
         raise ReleaseRefused(
-            f"{version.name} version {version.version} is the champion, but {told_why}",
-            required="endpoints that take the champion",
+            f"{version.name} version {version.version} is the champion, but {problems}",
+            required="endpoints that switch to the champion",
             where=f"the processes that serve {version.name}",
-            remedy=f"start them again if the version needs newer code; or bloomery rollback {version.name}",
+            remedy=f"restart them if the version needs newer code; or bloomery rollback {version.name}",
         )
 
 
-def _in_words(version: ModelVersion, promotion: Promotion | None, following: list[Following]) -> Iterator[str]:
+def _describe(version: ModelVersion, promotion: Promotion | None, statuses: list[Following]) -> Iterator[str]:
     name, tag = f"{version.name} version {version.version}", version.tags["bento"]
     if promotion is None:
-        yield f"{name} is the champion already"
+        yield f"{name} is already the champion"
     else:
-        instead = "" if promotion.replaced is None else f", instead of version {promotion.replaced}"
-        yield f"{name} (bento {tag}) is the champion{instead}"
-    for one in following:
-        if one.bento == tag:
-            yield f"  the endpoint of process {one.pid} answers with it"
+        replaced = "" if promotion.replaced is None else f", replacing version {promotion.replaced}"
+        yield f"{name} (bento {tag}) is the champion{replaced}"
+    for status in statuses:
+        if status.bento == tag:
+            yield f"  the endpoint of process {status.pid} serves it"

@@ -1,4 +1,4 @@
-"""`bloomery reproduce`: a version is made again from nothing but what it carries, and every digest is compared."""
+"""`bloomery reproduce`: rebuilds a version from the provenance in its bento and compares every digest."""
 
 from __future__ import annotations
 
@@ -14,71 +14,72 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bloomery.data_contracts.errors import OutputDiffers
-from bloomery.flows.cli.exit_codes import at_work
+from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.records.provenance import Origin, Step, Surroundings
-    from bloomery.flows.execution.reproduction import Broken, Rebuilt
+    from bloomery.flows.execution.reproduction import FailedReproduction, Reproduction
 
 
 def reproduce(
-    version: Annotated[str, typer.Argument(help="NAME:VERSION, NAME for the champion, or a bento's folder or file.")],
-    folder: Annotated[Path | None, typer.Option(help="An empty folder to work in, which is kept.")] = None,
+    version: Annotated[str, typer.Argument(help="NAME:VERSION, NAME for the champion, or a bento folder or file.")],
+    folder: Annotated[Path | None, typer.Option(help="An empty working folder, which is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Make a version again in an empty state folder, and compare every digest on the way."""
-    with at_work(as_json, "reproduce") as out:
+    """Rebuild a version in an empty state folder and compare all digests."""
+    with command_session(as_json, "reproduce") as out:
         from bloomery.tasks.registry.bento_provenance import read_origin
 
         origin = read_origin(version)
-        place = _empty(folder)
+        work_folder = _empty_folder(folder)
         try:
-            made = _rebuilt(origin, place)
+            outcome = _reproduce(origin, work_folder)
         finally:
             if folder is None:
-                shutil.rmtree(place, ignore_errors=True)
-        lines = [] if made.kind == "broken" else list(compared(origin, made.steps))
-        differing = next((line for line in lines if not line["is_equal"]), None)
+                shutil.rmtree(work_folder, ignore_errors=True)
+        lines = [] if outcome.kind == "failed" else list(compare_digests(origin, outcome.steps))
+        difference = next((line for line in lines if not line["is_equal"]), None)
         if not as_json:
             for line in lines:
-                mark = "[green]=[/]" if line["is_equal"] else "[red]≠[/]"
-                out.print(f"{mark} {line['stage']:<9} {line['what']:<32} {line['digest'][:16]}")
-        if differing is not None or made.kind == "broken":
-            raise _differs(origin, made, differing)
+                symbol = "[green]=[/]" if line["is_equal"] else "[red]≠[/]"
+                out.print(f"{symbol} {line['stage']:<9} {line['what']:<32} {line['digest'][:16]}")
+        if difference is not None or outcome.kind == "failed":
+            raise _difference_error(origin, outcome, difference)
+        guarantee = describe_guarantee(origin)
         if as_json:
-            document = {"version": origin.tag, "verdict": "identical", "guarantee": guarantee(origin), "steps": lines}
+            document = {"version": origin.tag, "verdict": "identical", "guarantee": guarantee, "steps": lines}
             out.file.write(json.dumps(document) + "\n")
         else:
-            out.print(f"[bold]{origin.tag}: identical[/]\n{guarantee(origin)}")
+            out.print(f"[bold]{origin.tag}: identical[/]\n{guarantee}")
 
 
-def compared(origin: Origin, found: tuple[Step, ...]) -> Iterator[dict[str, Any]]:
-    """Each digest of the version, and whether it came out again; up to the first that did not come at all."""
+def compare_digests(origin: Origin, reproduced: tuple[Step, ...]) -> Iterator[dict[str, Any]]:
+    """Yields each digest of the version and whether it was reproduced, up to the first that is missing."""
     from bloomery.data_contracts.records.provenance import Step, steps
 
     content = Step(stage="package", what="content of the bento", digest=origin.digest)
-    again = {(step.stage, step.what): step.digest for step in found}
+    digests = {(step.stage, step.what): step.digest for step in reproduced}
     for step in (*steps(origin.chosen), content):
-        digest = again.get((step.stage, step.what))
+        digest = digests.get((step.stage, step.what))
         yield {**step.model_dump(), "found": digest, "is_equal": digest == step.digest}
         if digest is None:
             return
 
 
-def guarantee(origin: Origin) -> str:
-    """What may be expected of another run of the same recipe."""
+def describe_guarantee(origin: Origin) -> str:
+    """Returns which conditions make another run produce equal bits."""
     training = origin.recipe["training"]
-    # Where the recipe lets a card be taken, torch without CUDA took none.
-    may_be_a_card = training["device"] != "cpu" and "+cpu" not in origin.surroundings.processor
-    if may_be_a_card or training["devices"] * training.get("nodes", 1) > 1:
+    # If the recipe allows a GPU, only a torch without CUDA shows that none was used.
+    may_use_gpu = training["device"] != "cpu" and "+cpu" not in origin.surroundings.processor
+    if may_use_gpu or training["devices"] * training.get("nodes", 1) > 1:
         return (
-            "Trained by several processes, or where a GPU may have been taken: equal bits are to be expected on the "
-            "same cards, in the same number, with the same libraries."
+            "Trained by several processes or possibly on a GPU: expect equal bits on the same GPUs, in the same "
+            "number, with the same libraries."
         )
-    return "Trained on a processor: equal bits are to be expected with the same lock, threads and instruction set."
+    return "Trained on a CPU: expect equal bits with the same lock file, threads and instruction set."
 
 
-def _empty(folder: Path | None) -> Path:
+def _empty_folder(folder: Path | None) -> Path:
     from bloomery.data_contracts.errors import StateUnwritable
 
     if folder is None:
@@ -87,73 +88,74 @@ def _empty(folder: Path | None) -> Path:
     if any(folder.iterdir()):
         raise StateUnwritable(
             "the folder is not empty",
-            required="an empty one, so that nothing is found that should be made",
+            required="an empty folder, so that every stage is computed",
             where=str(folder),
-            remedy="name another one, or leave --folder out",
+            remedy="give another one, or leave --folder out",
         )
     return folder.absolute()
 
 
-def _rebuilt(origin: Origin, place: Path) -> Rebuilt | Broken:
-    """What a process of its own makes of it, whose settings are its own; nobody's servers count."""
-    from bloomery.flows.execution.reproduction import read_outcome
+def _reproduce(origin: Origin, folder: Path) -> Reproduction | FailedReproduction:
+    """Runs the reproduction in a process with its own settings, without the user's servers."""
+    from bloomery.flows.execution import reproduction
     from bloomery.tasks.infrastructure.tethered_process import start, stop
 
-    told = place / "origin.json"
-    told.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
-    ours = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
-    unset = [word for name in os.environ if name.startswith(ours) for word in ("-u", name)]
-    outcome, log = place / "outcome.json", place / "log"
-    command = ["env", *unset, sys.executable, "-m", "bloomery.flows.execution.reproduction", str(told), str(outcome)]
+    provenance, outcome, log = folder / "origin.json", folder / "outcome.json", folder / "log"
+    provenance.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
+    prefixes = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
+    unset = [word for name in os.environ if name.startswith(prefixes) for word in ("-u", name)]
+    command = ["env", *unset, sys.executable, "-m", reproduction.__name__, str(provenance), str(outcome)]
     with log.open("wb") as stream:
-        process = start(command, stream, {"BLOOMERY_HOME": str(place / "state")})
+        process = start(command, stream, {"BLOOMERY_HOME": str(folder / "state")})
     try:
         process.wait()
     finally:
-        stop(process)  # also where this one is told to end
-    return read_outcome(outcome, log)
+        stop(process)  # also if this process is interrupted
+    return reproduction.read_outcome(outcome, log)
 
 
-def _differs(origin: Origin, made: Rebuilt | Broken, line: dict[str, Any] | None) -> OutputDiffers:
-    if made.kind == "broken":
-        where = f"stage {made.stage}" if made.stage else "before the first stage"
+def _difference_error(
+    origin: Origin, outcome: Reproduction | FailedReproduction, line: dict[str, Any] | None
+) -> OutputDiffers:
+    if outcome.kind == "failed":
         return OutputDiffers(
-            f"{origin.tag} could not be made again: {made.error['found']}",
-            required="a run that comes to its end, as the one that made it",
-            where=where,
-            remedy=str(made.error.get("remedy") or "read the message above"),
+            f"{origin.tag} could not be reproduced: {outcome.error['found']}",
+            required="a run that completes, as the original one did",
+            where=f"stage {outcome.stage}" if outcome.stage else "before the first stage",
+            remedy=str(outcome.error.get("remedy") or "read the message above"),
         )
     assert line is not None
-    causes = likely(origin, made.code, made.surroundings, line["stage"])
+    causes = likely_causes(origin, outcome.code, outcome.surroundings, line["stage"])
     return OutputDiffers(
-        f"{line['stage']} is the first stage that differs: {line['what']} was {line['digest'][:16]}, and is "
+        f"{line['stage']} is the first stage that differs: {line['what']} was {line['digest'][:16]}, and is now "
         f"{str(line['found'])[:16]}",
         required=f"the digests of {origin.tag}",
-        where=f"stage {line['stage']}; the likely cause: {'; '.join(causes)}",
-        remedy="reproduce it where these are as they were; or, if none is named, keep what is made (--folder)",
+        where=f"stage {line['stage']}; likely causes: {'; '.join(causes)}",
+        remedy="reproduce it where these are as before; or, if none is named, inspect the outputs with --folder",
     )
 
 
-def likely(origin: Origin, code: dict[str, str], now: Surroundings, stage: str) -> list[str]:
-    """What is other than it was, in the order in which it usually matters."""
-    then = origin.surroundings
+def likely_causes(origin: Origin, code: dict[str, str], current: Surroundings, stage: str) -> list[str]:
+    """Returns what has changed since the original run, the most likely cause first."""
+    original = origin.surroundings
     causes = ["the source has changed"] if stage == "ingest" else []
-    if then.processor != now.processor:
-        causes.append(f"threads or instruction set: {then.processor} then, {now.processor} now")
-    told = [
-        f"{name} {then.packages.get(name, 'none')} then, {now.packages.get(name, 'none')} now"
-        for name in sorted(then.packages.keys() | now.packages.keys())
-        if then.packages.get(name) != now.packages.get(name)
+    if original.processor != current.processor:
+        causes.append(f"threads or instruction set: {original.processor} then, {current.processor} now")
+    packages = [
+        f"{name} {original.packages.get(name, 'none')} then, {current.packages.get(name, 'none')} now"
+        for name in sorted(original.packages.keys() | current.packages.keys())
+        if original.packages.get(name) != current.packages.get(name)
     ]
-    causes += [f"library versions: {', '.join(told)}"] if told else []
-    if None not in (then.lock_sha256, now.lock_sha256) and then.lock_sha256 != now.lock_sha256:
-        causes.append(f"another requirements.lock: {then.lock_sha256:.16} then, {now.lock_sha256:.16} now")
-    if then.python != now.python:
-        causes.append(f"Python {then.python} then, {now.python} now")
-    if then.machine != now.machine or then.vector_flags != now.vector_flags:
+    causes += [f"library versions: {', '.join(packages)}"] if packages else []
+    locks = (original.lock_sha256, current.lock_sha256)
+    if None not in locks and locks[0] != locks[1]:
+        causes.append(f"another requirements.lock: {locks[0]:.16} then, {locks[1]:.16} now")
+    if original.python != current.python:
+        causes.append(f"Python {original.python} then, {current.python} now")
+    if original.machine != current.machine or original.vector_flags != current.vector_flags:
         causes.append("another kind of processor")
     if stage == "package":
-        causes.append("the code of the endpoint, which is a part of the bento")
-    elif origin.code.get(stage) != code.get(stage) and not told:
+        causes.append("the code of the endpoint, which is part of the bento")
+    elif origin.code.get(stage) != code.get(stage) and not packages:
         causes.append(f"the code of the stage {stage}")
-    return causes or ["none is known: code, packages, threads and processor are as they were"]
+    return causes or ["none known: code, packages, threads and processor are unchanged"]

@@ -1,34 +1,39 @@
-"""`bloomery serve`: a registered version's bento, which follows the champion."""
+"""`bloomery serve` and `container`: serve a registered version, or write the build context of its container."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bloomery.data_contracts.errors import SettingInvalid
-from bloomery.flows.cli.exit_codes import at_work
+from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _CANARY = re.compile(r"(?P<reference>[^=]+)=(?P<percent>\d+(\.\d+)?)%")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
 
 def serve(
-    name: Annotated[str, typer.Argument(help="NAME serves the champion, whichever it is; NAME:3 that version alone.")],
+    name: Annotated[str, typer.Argument(help="NAME follows the champion; NAME:3 serves that version only.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-    shadow: Annotated[str, typer.Option(metavar="NAME:VERSION", help="Log its answers to every request, too.")] = "",
-    canary: Annotated[str, typer.Option(metavar="NAME:VERSION=5%", help="Let it answer that share.")] = "",
-    log: Annotated[bool, typer.Option(help="Keep what is asked and answered as Parquet.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    shadow: Annotated[str, typer.Option(metavar="NAME:VERSION", help="Also log this version's predictions.")] = "",
+    canary: Annotated[
+        str, typer.Option(metavar="NAME:VERSION=5%", help="Send this share of requests to the version.")
+    ] = "",
+    log: Annotated[bool, typer.Option(help="Log requests and predictions as Parquet.")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Serve a registered version's bento, in the foreground, until Ctrl-C."""
-    with at_work(as_json, "serve") as out:
+    """Serve a registered version in the foreground until Ctrl-C."""
+    with command_session(as_json, "serve") as out:
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.infrastructure.tethered_process import require_free
@@ -48,34 +53,65 @@ def serve(
             out.print(f"{version.name} version {version.version} (bento {tag}) on http://{host}:{port}")
         out.file.flush()
     if as_json:
-        os.dup2(2, 1)  # stdout has had its one document
+        os.dup2(2, 1)  # standard output already has its one document
     command = serve_command(tag, host, port)
     os.execve(command[0], command, {**os.environ, **serve_environment(), **environment})
 
 
+def container(
+    name: Annotated[str, typer.Argument(help="NAME for the champion; NAME:3 for another version.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; new or empty.")],
+    base_image: Annotated[
+        str | None, typer.Option(help="Base image; defaults to the Python that packaged the version.")
+    ] = None,
+    max_size_mb: Annotated[int, typer.Option(min=1, help="The maximum size of the folder.")] = 1000,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing build context.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write and check the container build context of a version, without Docker."""
+    with command_session(as_json, "container") as out:
+        from bloomery.tasks.bentos.bento_server import require_bento
+        from bloomery.tasks.bentos.container_context import write_context
+        from bloomery.tasks.registry.model_registry import BENTO, version_of
+
+        tag = version_of(name).tags[BENTO]
+        require_bento(tag)
+        max_bytes = max_size_mb * 1_000_000
+        context = write_context(tag, output, base_image=base_image, most_bytes=max_bytes, force=force)
+        if as_json:
+            out.file.write(json.dumps({**context._asdict(), "folder": str(context.folder.absolute())}) + "\n")
+            return
+        size = f"{context.num_files} files, {context.size_bytes / 1e6:.1f} MB"
+        out.print(f"bento {context.tag} in {context.folder}: {size}")
+        out.print(f"from {context.base_image}, {context.num_packages} pinned packages; all checks passed\n")
+        out.print(
+            f"next:\n  docker build -t {context.tag} {context.folder}\n  then run it with keys, see docs/deploy.md"
+        )
+
+
 def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: str, log: bool) -> dict[str, str]:
-    """What the endpoint is told beside its bento."""
+    """Returns the environment variables that configure the endpoint."""
     from bloomery.tasks.infrastructure.settings import settings
     from bloomery.tasks.registry import champion
 
-    wishes: dict[str, str] = {}
+    options: dict[str, str] = {}
     if follows:
-        wishes["POINTER"] = str(champion.point_to_champion(version.name))
+        options["POINTER"] = str(champion.point_to_champion(version.name))
     if log or shadow:
-        wishes["LOG"] = str(settings().home / "predictions" / version.name)
+        options["LOG"] = str(settings().home / "predictions" / version.name)
     if shadow:
-        wishes["SHADOW"] = _artifacts_of(shadow)
+        options["SHADOW"] = _artifacts_of(shadow)
     if canary:
-        stated = _CANARY.fullmatch(canary)
-        if stated is None or not 0 < float(stated["percent"]) <= 100:
+        match = _CANARY.fullmatch(canary)
+        if match is None or not 0 < float(match["percent"]) <= 100:
             raise SettingInvalid(
                 f"--canary is {canary!r}",
                 required="a version and its share of the requests, above 0% and up to 100%",
                 where="the command line",
-                remedy=f"say --canary {version.name}:VERSION=5%",
+                remedy=f"use --canary {version.name}:VERSION=5%",
             )
-        wishes |= {"CANARY": _artifacts_of(stated["reference"]), "CANARY_SHARE": f"{float(stated['percent']) / 100:g}"}
-    return {f"BLOOMERY_SERVE_{name}": value for name, value in wishes.items()}
+        options |= {"CANARY": _artifacts_of(match["reference"]), "CANARY_SHARE": f"{float(match['percent']) / 100:g}"}
+    return {f"BLOOMERY_SERVE_{name}": value for name, value in options.items()}
 
 
 def _artifacts_of(reference: str) -> str:

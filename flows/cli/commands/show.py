@@ -1,4 +1,4 @@
-"""What the registry says of a name and of one version."""
+"""`bloomery show`: the versions of a model, and one version with its lineage, metrics and tags."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 
-def versions(name: str) -> dict[str, Any]:
-    """All versions of `name`, newest first.
+def versions_document(name: str) -> dict[str, Any]:
+    """Returns all versions of a model, newest first.
 
     Raises:
-        DataMissing: the registry has no such name.
+        DataMissing: the registry has no such model.
     """
     from bloomery.tasks.registry import approvals
     from bloomery.tasks.registry import model_registry as registry
 
     approvals.settle_lapsed(name)
-    found = registry.require_versions(name)
+    versions = registry.require_versions(name)
     champion = registry.champion(name)
-    serving = None if champion is None else champion.version
-    return {"name": name, "versions": [_facts(one, str(one.version) == str(serving)) for one in found]}
+    serving = None if champion is None else str(champion.version)
+    return {"name": name, "versions": [_facts(version, str(version.version) == serving) for version in versions]}
 
 
-def version(reference: str) -> dict[str, Any]:
-    """One version with its lineage and figures.
+def version_document(reference: str) -> dict[str, Any]:
+    """Returns one version with its lineage and metrics.
 
     Raises:
         DataMissing: there is no such version.
@@ -50,140 +50,140 @@ def version(reference: str) -> dict[str, Any]:
     from bloomery.tasks.registry.bento_provenance import origin_in
     from bloomery.tasks.tracking import mlflow_runs
 
-    found = approvals.settled(reference)
-    champion = registry.champion(found.name)
-    facts = _facts(found, champion is not None and champion.version == found.version)
+    version = approvals.settled(reference)
+    champion = registry.champion(version.name)
+    facts = _facts(version, champion is not None and champion.version == version.version)
     facts["lineage"] = [
-        {"stage": stage, "digest": digest, "what": what} for stage, digest, what in json.loads(found.tags["lineage"])
+        {"stage": stage, "digest": digest, "what": what} for stage, digest, what in json.loads(version.tags["lineage"])
     ]
-    run = mlflow_runs.client().get_run(found.tags["candidate.run"])
-    facts["figures"] = dict(sorted(run.data.metrics.items()))
-    with contextlib.suppress(BloomeryError):  # an old bento, or one that is on another machine
-        facts["origin"] = origin_of(origin_in(facts["bento"]))
+    run = mlflow_runs.client().get_run(version.tags["candidate.run"])
+    facts["metrics"] = dict(sorted(run.data.metrics.items()))
+    with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
+        facts["provenance"] = provenance_document(origin_in(facts["bento"]))
     facts["promotions"] = [
-        f"{one.at:%Y-%m-%d %H:%M:%S}Z {one.action} by {one.by}: {one.why}"
-        for one in promotions.history(found.name)
-        if one.version == int(found.version)
+        f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.why}"
+        for promotion in promotions.history(version.name)
+        if promotion.version == int(version.version)
     ]
-    facts["tags"] = {key: value for key, value in sorted(found.tags.items()) if key != "lineage"}
+    facts["tags"] = {key: value for key, value in sorted(version.tags.items()) if key != "lineage"}
     return facts
 
 
-def carried(reference: str) -> dict[str, Any]:
-    """What a bento's folder or exported file says of itself, without any registry.
+def bento_document(reference: str) -> dict[str, Any]:
+    """Returns the provenance in a bento's folder or exported file, without a registry.
 
     Raises:
-        OutputCorrupt: it says nothing that could be read.
+        OutputCorrupt: the bento has no readable provenance.
     """
     from bloomery.tasks.registry.bento_provenance import read_origin
 
-    found = read_origin(reference)
-    return {"bento": found.tag, "origin": origin_of(found)}
+    origin = read_origin(reference)
+    return {"bento": origin.tag, "provenance": provenance_document(origin)}
 
 
-def origin_of(origin: Origin) -> list[dict[str, Any]]:
-    """From the source to the bento: each stage with its digests, and what it depends on."""
+def provenance_document(origin: Origin) -> list[dict[str, Any]]:
+    """Returns each stage from the source to the bento, with its digests and what it depends on."""
     from bloomery.data_contracts.records.provenance import steps
     from bloomery.data_contracts.records.records import describe
 
-    words = {stage: what for stage, _, what in describe(origin.chosen)}
-    found: dict[str, dict[str, Any]] = {}
+    descriptions = {stage: what for stage, _, what in describe(origin.chosen)}
+    stages: dict[str, dict[str, Any]] = {}
     for step in steps(origin.chosen):
-        stage = found.setdefault(step.stage, {"stage": step.stage, "what": words[step.stage], "digests": {}})
+        entry = {"stage": step.stage, "what": descriptions[step.stage], "digests": {}}
+        stage = stages.setdefault(step.stage, entry)
         stage["digests"][step.what] = step.digest
         stage["code"] = origin.code[step.stage]
-    trained, verdicts = origin.chosen.options.trained, {one.name: one for one in origin.chosen.verdicts}
-    found["validate"]["report"] = trained.dataset.checked.report_uri
-    around = origin.surroundings
-    found["train"] |= {
+    trained, verdicts = origin.chosen.options.trained, {verdict.name: verdict for verdict in origin.chosen.verdicts}
+    stages["validate"]["report"] = trained.dataset.checked.report_uri
+    environment = origin.surroundings
+    stages["train"] |= {
         "seed": origin.recipe["training"]["seed"],
-        "processor": around.processor,
-        "machine": f"{around.machine}, Python {around.python}",
-        "lock": around.lock_sha256,
+        "processor": environment.processor,
+        "machine": f"{environment.machine}, Python {environment.python}",
+        "lock": environment.lock_sha256,
     }
-    found["compress"]["candidates"] = [
+    stages["compress"]["candidates"] = [
         {
-            "name": one.name,
-            "figures": f"{one.size_bytes / 1000:.1f} kB, p50 {one.latency.p50_ms * 1000:.0f} µs, "
-            f"{score_in_words(trained.dataset.task, one.score)}",
-            "verdict": "; ".join(verdicts[one.name].reasons) or "chosen",
+            "name": candidate.name,
+            "metrics": f"{candidate.size_bytes / 1000:.1f} kB, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
+            f"{score_in_words(trained.dataset.task, candidate.score)}",
+            "verdict": "; ".join(verdicts[candidate.name].reasons) or "chosen",
         }
-        for one in origin.chosen.options.candidates
+        for candidate in origin.chosen.options.candidates
     ]
-    return [*found.values(), {"stage": "package", "what": f"bento {origin.tag}", "digests": {"content": origin.digest}}]
+    bento = {"stage": "package", "what": f"bento {origin.tag}", "digests": {"content": origin.digest}}
+    return [*stages.values(), bento]
 
 
-def _facts(found: ModelVersion, is_champion: bool) -> dict[str, Any]:
+def _facts(version: ModelVersion, is_champion: bool) -> dict[str, Any]:
     return {
-        "name": found.name,
-        "version": int(found.version),
+        "name": version.name,
+        "version": int(version.version),
         "aliases": ["champion"] if is_champion else [],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.creation_timestamp / 1000)),
-        "release": found.tags.get("release", "not promoted"),
-        "freed": found.tags.get("freed"),  # the day on which `bloomery gc` removed its bento
-        "bento": found.tags.get("bento"),
-        "description": found.description,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.creation_timestamp / 1000)),
+        "release": version.tags.get("release", "not promoted"),
+        "freed": version.tags.get("freed"),  # the day on which `bloomery gc` removed its bento
+        "bento": version.tags.get("bento"),
+        "description": version.description,
     }
 
 
-def as_list(document: dict[str, Any]) -> Tree:
+def versions_tree(document: dict[str, Any]) -> Tree:
     root = Tree(f"[bold]{document['name']}[/], newest first")
-    for one in document["versions"]:
-        alias = f" [green]({', '.join(one['aliases'])})[/]" if one["aliases"] else ""
-        kept = f"bento {one['bento']}" if one["freed"] is None else f"freed on {one['freed']}"
-        branch = root.add(f"[bold]version {one['version']}[/]{alias}, made {one['created']}, {kept}")
-        branch.add(escape(one["release"].split("\n")[0]))
-        branch.add(_described(one).split("\n")[0])
+    for version in document["versions"]:
+        alias = f" [green]({', '.join(version['aliases'])})[/]" if version["aliases"] else ""
+        bento = f"bento {version['bento']}" if version["freed"] is None else f"freed on {version['freed']}"
+        branch = root.add(f"[bold]version {version['version']}[/]{alias}, created {version['created']}, {bento}")
+        branch.add(escape(version["release"].split("\n")[0]))
+        branch.add(_description(version).split("\n")[0])
     return root
 
 
-def _described(document: dict[str, Any]) -> str:
-    """What MLflow's page says of the version, without the addresses of links in it, which are of that page."""
+def _description(document: dict[str, Any]) -> str:
+    """Returns MLflow's description of the version without link targets, which are relative to MLflow's page."""
     return escape(_LINK.sub(r"\1", document["description"]))
 
 
-def as_carried(document: dict[str, Any]) -> Tree:
-    root = Tree(f"[bold]bento {document['bento']}[/], by what it carries itself")
-    _grow(root, document["origin"])
+def bento_tree(document: dict[str, Any]) -> Tree:
+    root = Tree(f"[bold]bento {document['bento']}[/], by its own provenance")
+    _add_stages(root, document["provenance"])
     return root
 
 
-def _grow(root: Tree, origin: list[dict[str, Any]]) -> None:
-    """A branch for each stage, one inside the other, as the rows went."""
+def _add_stages(root: Tree, stages: list[dict[str, Any]]) -> None:
+    """Adds a branch for each stage, each inside the previous one."""
     branch = root
-    for stage in origin:
+    for stage in stages:
         branch = branch.add(f"[bold]{stage['stage']}[/] {stage['what']}")
         for what, digest in stage["digests"].items():
             branch.add(f"{what} [dim]{digest[:16]}[/]")
         for name in ("report", "code", "seed", "processor", "machine", "lock"):
             if stage.get(name) is not None:
-                told = str(stage[name])
-                branch.add(f"{name} [dim]{told[:16] if name in ('code', 'lock') else told}[/]")
-        for one in stage.get("candidates", ()):
-            colour = "green" if one["verdict"] == "chosen" else "dim"
-            branch.add(f"{one['name']}: {one['figures']} [{colour}]{one['verdict']}[/]")
+                value = str(stage[name])
+                branch.add(f"{name} [dim]{value[:16] if name in ('code', 'lock') else value}[/]")
+        for candidate in stage.get("candidates", ()):
+            colour = "green" if candidate["verdict"] == "chosen" else "dim"
+            branch.add(f"{candidate['name']}: {candidate['metrics']} [{colour}]{candidate['verdict']}[/]")
 
 
-def as_tree(document: dict[str, Any]) -> Tree:
+def version_tree(document: dict[str, Any]) -> Tree:
     alias = f" [green]({', '.join(document['aliases'])})[/]" if document["aliases"] else ""
-    root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, made {document['created']}")
-    root.add(_described(document))
+    root = Tree(f"[bold]{document['name']} version {document['version']}[/]{alias}, created {document['created']}")
+    root.add(_description(document))
     if document["freed"] is not None:
-        root.add(
-            f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to have its bento back"
-        )
-    figures = root.add("figures")
-    for name, value in document["figures"].items():
-        figures.add(f"{name} {value:g}")
-    if "origin" in document:
-        _grow(root.add("lineage, from the source"), document["origin"])
-    else:  # a version that was packaged before its bento carried more
+        root.add(f"[yellow]freed by `bloomery gc` on {document['freed']}[/]: run its recipe again to rebuild its bento")
+    metrics = root.add("metrics")
+    for name, value in document["metrics"].items():
+        metrics.add(f"{name} {value:g}")
+    if "provenance" in document:
+        _add_stages(root.add("lineage, from the source"), document["provenance"])
+    else:  # packaged before bentos contained their provenance
         branch = root.add("lineage, newest first")
         for line in document["lineage"]:
             branch = branch.add(f"[bold]{line['stage']}[/] {line['what']} [dim]{line['digest'][:16]}[/]")
-    promoted = root.add("promotions")
+    promotions = root.add("promotions")
     for line in document["promotions"]:
-        promoted.add(line)
+        promotions.add(line)
     tags = root.add("tags")
     for name, value in document["tags"].items():
         tags.add(f"{name} = {value}")

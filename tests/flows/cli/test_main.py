@@ -155,9 +155,9 @@ def test_show_and_serve_of_an_unknown_name_end_with_2(bloomery: Bloomery, tmp_pa
 @pytest.mark.slow
 def test_doctor_finds_this_machine_fit(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "doctor", "--json")
-    findings = {finding["what"]: finding for finding in json.loads(ended.stdout)}
+    findings = {finding["name"]: finding for finding in json.loads(ended.stdout)}
     assert ended.returncode == 0
-    assert all(finding["is_fine"] for finding in findings.values())
+    assert all(finding["passed"] for finding in findings.values())
     assert {"python", "java", "disk", "gpu", "port 3000", "state folder", "torch"} <= set(findings)
 
 
@@ -166,7 +166,7 @@ def test_doctor_ends_with_1_where_a_run_would_fail(bloomery: Bloomery, tmp_path:
     (tmp_path / "file").write_text("")
     ended = bloomery(tmp_path / "file" / "home", "doctor", "--json")
     assert ended.returncode == 1
-    assert not {f["what"]: f["is_fine"] for f in json.loads(ended.stdout)}["state folder"]
+    assert not {f["name"]: f["passed"] for f in json.loads(ended.stdout)}["state folder"]
 
 
 def test_an_error_does_not_tell_of_our_own_files(bloomery: Bloomery, tmp_path: Path) -> None:
@@ -183,4 +183,4 @@ def test_what_to_type_next_names_the_recipe_as_it_was_asked_for_and_labels_may_h
     printed = out.getvalue()
     assert f"bloomery serve {release.name} " in printed
     assert "bloomery check 'my recipes/mine.yaml' --period 2019-02 " in printed
-    assert "held-out row [k]: [/x] with probability 0.900; the truth is [b]" in printed
+    assert "held-out row [k]: [/x] with probability 0.900; the true label is [b]" in printed

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.flows.recipe.consistency import misfits
+from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Model
@@ -98,7 +98,9 @@ def found(
     lessons = {} if distill is None else {"distill": distill}
     stated_of = {"candidates": candidates, "explore": explore, "also": also, **lessons}
     compression = Compression.model_validate(stated_of)
-    return list(misfits(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression))
+    return list(
+        find_inconsistencies(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression)
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,26 +135,26 @@ def test_what_fits_is_not_complained_about(source, model):
     ("source", "model", "sentence"),
     [
         ({"kind": "number", "columns": ["height"]}, MLP, "has no column 'height'"),
-        ({"kind": "number", "columns": ["note"]}, MLP, "reads integer or number, and column 'note' is string"),
+        ({"kind": "number", "columns": ["note"]}, MLP, "reads integer or number, but column 'note' is string"),
         ({"kind": "number", "columns": ["income"]}, MLP, "column 'income' is not required"),
         ({"kind": "category", "columns": ["income"]}, MLP, "column 'income' is number"),
-        ({"kind": "category", "columns": ["city"]}, MLP, "say `unknown: refuse` here too"),
+        ({"kind": "category", "columns": ["city"]}, MLP, "set `unknown: refuse` here too"),
         ({"kind": "category", "columns": ["email"]}, MLP, "column 'email' is marked personal"),
         ({"kind": "date", "columns": ["born"], "elapsed": True}, MLP, "column 'born' is not required"),
-        ({"kind": "boolean", "columns": ["age"]}, MLP, "reads boolean, and column 'age' is integer"),
-        ({"kind": "image", "column": "photo", "shape": [1, 2, 3]}, CNN, "has 6 values, but the contract lets"),
+        ({"kind": "boolean", "columns": ["age"]}, MLP, "reads boolean, but column 'age' is integer"),
+        ({"kind": "image", "column": "photo", "shape": [1, 2, 3]}, CNN, "has 6 values, but the contract allows"),
         ({"kind": "image", "column": "photo", "shape": [1, 2, 2]}, MLP,
-         "kind mlp reads a table's columns or a sequence, and an input of kind image is an image; use cnn"),
-        (NUMBER, CNN, "kind cnn reads an image or audio, and an input of kind number is a table's columns; use mlp"),
-        (NUMBER, RNN, "an input of kind number is a table's columns"),
+         "kind mlp reads table columns or a sequence, but an input of kind image is an image; use cnn"),
+        (NUMBER, CNN, "kind cnn reads an image or audio, but an input of kind number is table columns; use mlp"),
+        (NUMBER, RNN, "an input of kind number is table columns"),
         (COLOURED, RNN, "reads an image of one channel"),
         (PHOTO, GPT, "kind gpt reads text"),
         (WIDE, {"kind": "ft_transformer"}, "an input of kind sequence is a sequence"),
         (NUMBER, {"kind": "huggingface", "checkpoint": "folder"}, "kind huggingface reads"),
-        ({**PHOTO, "column": "holes"}, CNN, "column 'holes' may have elements that are null"),
-        ({**POINTS, "column": "holes"}, RNN, "column 'holes' may have elements that are null"),
-        ({**POINTS, "column": "age"}, RNN, "reads array, and column 'age' is integer"),
-        ({"kind": "sequence", "columns": [["age"], ["photo"]]}, RNN, "reads integer or number, and column 'photo'"),
+        ({**PHOTO, "column": "holes"}, CNN, "column 'holes' may have null elements"),
+        ({**POINTS, "column": "holes"}, RNN, "column 'holes' may have null elements"),
+        ({**POINTS, "column": "age"}, RNN, "reads array, but column 'age' is integer"),
+        ({"kind": "sequence", "columns": [["age"], ["photo"]]}, RNN, "reads integer or number, but column 'photo'"),
         ({"kind": "sequence", "columns": [["age"], ["income"]]}, RNN, "column 'income' is not required"),
         ({"kind": "audio", "column": "sound", "sample_rate": 100, "duration_s": 9, "num_mels": 1, "window_s": 0.1}, CNN,
          "column 'sound' is not required"),
@@ -168,7 +170,7 @@ def test_what_does_not_fit_is_named(source, model, sentence):
 
 def test_key_and_label_must_be_what_they_are_used_for():
     assert "is not a primaryKey" in found(NUMBER, key="kind", label="city")[0]
-    assert "classes are integers or strings, and column 'born' is date" in "\n".join(found(NUMBER, label="born"))
+    assert "classes are integers or strings, but column 'born' is date" in "\n".join(found(NUMBER, label="born"))
     assert "features.label: column 'note' is not required" in "\n".join(found(NUMBER, label="note"))
 
 
@@ -178,8 +180,8 @@ def test_key_and_label_must_be_what_they_are_used_for():
         ({"by": "group", "column": "famly"}, "has no column 'famly'"),
         ({"by": "group", "column": "note"}, "column 'note' is not required"),
         ({"by": "group", "column": "photo"}, "column 'photo' is an array"),
-        ({"by": "given", "column": "age"}, "column 'age' is integer; parts are given as the texts"),
-        ({"by": "group", "column": "email"}, "column 'email' is not kept in clear (drop)"),
+        ({"by": "given", "column": "age"}, "column 'age' is integer; given splits are the strings"),
+        ({"by": "group", "column": "email"}, "column 'email' is not stored in plain form (drop)"),
         ({"apart": ["nobody"]}, "has no column 'nobody'"),
         ({"in_time": "born"}, "column 'born' is not required"),
     ],
@@ -192,7 +194,7 @@ def test_a_split_needs_columns_that_every_row_has(split, sentence):
 
 
 def test_what_is_not_kept_of_people_is_neither_key_nor_label():
-    assert "column 'email' is not kept in clear (drop)" in found(NUMBER, key="email")[-1]
+    assert "column 'email' is not stored in plain form (drop)" in found(NUMBER, key="email")[-1]
     assert "column 'email' is marked personal" in found(NUMBER, label="email")[0]
 
 
@@ -218,14 +220,14 @@ def test_a_series_that_fits_is_not_complained_about(source):
     ("source", "sentence"),
     [
         (series(columns=["income"]), "column 'income' is not required in the contract, so a window could lack a value"),
-        (series(columns=["photo"]), "reads integer or number, and column 'photo' is array"),
-        (series(columns=["steps"]), "column 'steps' must be one of 1, 2, as its quality says"),
-        (series(time="when"), "has no column 'when', the series' time"),
+        (series(columns=["photo"]), "reads integer or number, but column 'photo' is array"),
+        (series(columns=["steps"]), "column 'steps' must be one of 1, 2, by its `quality`"),
+        (series(time="when"), "has no column 'when', the time of the series"),
         (series(time="born"), "column 'born' is not required"),
-        (series(time="kind"), "the time of a series is integer or date or timestamp, and column 'kind' is string"),
-        (series(time="id", spacing=0.5), "its spacing is a whole number, not 0.5"),
-        (series(group="city"), "column 'city' is not required in the contract, so a row's group"),
-        (series(group="seen2"), "has no column 'seen2', the series' group"),
+        (series(time="kind"), "the time of a series is integer or date or timestamp, but column 'kind' is string"),
+        (series(time="id", spacing=0.5), "its spacing is an integer, not 0.5"),
+        (series(group="city"), "column 'city' is not required in the contract, so the group of a row"),
+        (series(group="seen2"), "has no column 'seen2', the group of the series"),
     ],
     ids=str,
 )
@@ -235,16 +237,16 @@ def test_what_a_series_lacks_is_named(source, sentence):
 
 
 def test_a_series_is_not_split_by_key_nor_read_by_a_cnn():
-    assert "rows that follow each other in a series go to different parts" in found(series())[0]
+    assert "neighbouring rows of a series would go to different splits" in found(series())[0]
     assert "is a sequence; use mlp or rnn or transformer" in found(series(), split=BY_TIME, model=CNN)[0]
-    assert "is personal, to drop" in "\n".join(found(series(group="email"), split=BY_TIME))
+    assert "is personal (drop)" in "\n".join(found(series(group="email"), split=BY_TIME))
 
 
 def test_a_regression_learns_numbers_that_every_row_has():
     assert found(NUMBER, label="price", task="regression") == []
     assert found({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []
-    assert "with `task: regression` it can be learnt" in found(NUMBER, label="price")[0]
-    assert "figures are numbers, and column 'kind' is string" in found(NUMBER, label="kind", task="regression")[0]
+    assert "use `task: regression`" in found(NUMBER, label="price")[0]
+    assert "targets are numbers, but column 'kind' is string" in found(NUMBER, label="kind", task="regression")[0]
     assert "column 'income' is not required" in found(NUMBER, label="income", task="regression")[0]
 
 
@@ -257,27 +259,27 @@ def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
     ("source", "model", "task", "training", "sentence"),
     [
         (NUMBER, MLP, "classification", {"slices": ["nobody"]}, "training.slices: contract people has no column"),
-        (NUMBER, MLP, "classification", {"slices": ["email"]}, "column 'email' is not kept in clear (drop)"),
+        (NUMBER, MLP, "classification", {"slices": ["email"]}, "column 'email' is not stored in plain form (drop)"),
         (NUMBER, MLP, "classification", {"slices": ["photo"]}, "column 'photo' is an array"),
         (NUMBER, MLP, "classification", {"loss": "huber"}, "training.loss: huber is for a regression"),
         (NUMBER, MLP, "regression", {"class_weights": "balanced"}, "training.class_weights: a regression has no"),
         (NUMBER, MLP, "regression", {"label_smoothing": 0.1}, "training.label_smoothing: a regression has no"),
-        (NUMBER, MLP, "classification", {"augment": {"flip": True}}, "training.augment.flip changes an image"),
-        (PHOTO, CNN, "classification", {"augment": {"mask": 0.1}}, "training.augment.mask changes audio"),
-        (TEXT, RNN, "classification", {"augment": {"mixup": 0.2}}, "and an encoded row is text"),
+        (NUMBER, MLP, "classification", {"augment": {"flip": True}}, "training.augment.flip applies to an image"),
+        (PHOTO, CNN, "classification", {"augment": {"mask": 0.1}}, "training.augment.mask applies to audio"),
+        (TEXT, RNN, "classification", {"augment": {"mixup": 0.2}}, "but an encoded row is text"),
         ({"kind": "category", "columns": ["kind"], "encoding": "index"}, MLP, "classification",
-         {"augment": {"mixup": 0.2}}, "between the numbers of two categories"),
-        (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "say `norm: none`"),
+         {"augment": {"mixup": 0.2}}, "cannot be interpolated"),
+        (NUMBER, MLP, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "set `norm: none`"),
         (NUMBER, {**MLP, "norm": "none", "periodic": {}}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}},
          "frequencies of `periodic`"),
         (NUMBER, {**MLP, "norm": "none"}, "classification",
          {"privacy": {"epsilon": 1, "delta": 1e-5}, "search": {"trials": 2}}, "training.search: every trial"),
         (PHOTO, CNN, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "a cnn normalises over the rows"),
         (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "ema": 0.9},
-         "training.ema has no part in private training"),
+         "training.ema is not supported by private training"),
         (NUMBER, {"kind": "auto"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}}, "name a network"),
         (NUMBER, {**MLP, "norm": "none"}, "classification", {"privacy": {"epsilon": 1, "delta": 1e-5}, "devices": 2},
-         "training.devices has no part in private training"),
+         "training.devices is not supported by private training"),
     ],
     ids=str,
 )  # fmt: skip
@@ -321,7 +323,7 @@ def test_training_that_fits_is_not_complained_about(source, model, training):
 def test_an_imported_network_is_not_trained(training):
     problems = found(NUMBER, model=IMPORTED, training=training)
     assert [problem.split(":")[0] for problem in problems] == [f"training.{name}" for name in training]
-    assert all("an imported network comes trained" in problem for problem in problems)
+    assert all("an imported network is already trained" in problem for problem in problems)
 
 
 def test_how_an_imported_network_is_judged_may_be_said():
@@ -338,7 +340,7 @@ def test_how_an_imported_network_is_judged_may_be_said():
 def test_of_foreign_networks_nothing_is_pruned(model):
     candidates = [{"name": "fp32"}, {"name": "small", "prune": 0.5}]
     (problem,) = found(NUMBER, model=model, candidates=candidates)
-    assert "compression.candidates: small is to be pruned" in problem
+    assert "compression.candidates: small cannot be pruned" in problem
     assert found(NUMBER, model=model, candidates=candidates[:1]) == []
     assert found(NUMBER, model=MLP, candidates=candidates) == []
 
@@ -350,7 +352,7 @@ def test_of_foreign_networks_nothing_is_pruned(model):
         (MLP, {"student": {"model": CNN}}, "one's student: model: a network of kind cnn reads an image"),
         (MLP, {"student": {"model": {"kind": "auto"}}}, "has a student of kind auto"),
         (MLP, {"student": {"model": RNN}, "prune": {"share": 0.5, "scope": "network"}}, "share widths in its config"),
-        (IMPORTED, {"factorise": 0.5}, "is to be factorised, and an imported network is taken as it is"),
+        (IMPORTED, {"factorise": 0.5}, "cannot be factorised: an imported network is not changed"),
     ],
 )
 def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(model, candidate, problem):
@@ -362,14 +364,14 @@ def test_an_imported_network_can_be_written_in_no_other_form_but_its_student_can
     student = {"name": "one", "student": {"model": MLP}}
     for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
         (problem,) = found(NUMBER, model=IMPORTED, also=["pt2"], candidates=candidates)
-        assert "compression.also: an imported network is none of PyTorch's" in problem
+        assert "compression.also: an imported network is not a PyTorch network" in problem
     assert found(NUMBER, model=IMPORTED, also=["pt2"], candidates=[{"name": "fp32"}, student]) == []
     assert found(NUMBER, model=MLP, also=["pt2", "litert"]) == []
 
 
 def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_pruned():
     (problem,) = found(NUMBER, model=IMPORTED, explore=True)
-    assert "compression.explore: an imported network is taken as it is" in problem
+    assert "compression.explore: an imported network cannot be pruned" in problem
     assert found(NUMBER, model=MLP, explore=True) == []
     student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
     assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
@@ -379,10 +381,10 @@ def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs(
     candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
     for inner in ("features", "attention"):
         (problem,) = found(NUMBER, model=IMPORTED, candidates=candidates, distill={inner: 1})
-        assert "compression.distill: one is to learn from the network as trained, and" in problem
+        assert "compression.distill: one cannot be distilled from the trained network:" in problem
         assert found(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={inner: 1}) == []  # nobody learns
     (problem,) = found(NUMBER, model=MLP, distill={"attention": 1})
-    assert "what is pruned is to learn from the network as trained, and a network of kind mlp has no atte" in problem
+    assert "a pruned network cannot be distilled from the trained network: a network of kind mlp has no atte" in problem
     assert found(NUMBER, model=MLP, distill={"features": 1}) == []
 
 
@@ -395,5 +397,5 @@ def test_rows_without_a_label_are_asked_for_where_there_can_be_some_and_students
             found(source, label="income", task=task, unlabelled="teach")
     features = Features.model_validate({"key": "id", "label": "note", "inputs": [NUMBER], "unlabelled": "teach"})
     alone = Compression.model_validate({"distill": None})
-    (problem,) = misfits(features, TypeAdapter(Model).validate_python(MLP), CONTRACT, None, alone)
-    assert "rows without a label teach nobody" in problem
+    (problem,) = find_inconsistencies(features, TypeAdapter(Model).validate_python(MLP), CONTRACT, None, alone)
+    assert "unlabelled rows are not used" in problem

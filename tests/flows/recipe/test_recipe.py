@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing, RecipeInvalid
-from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, known_recipes, read_recipe
+from bloomery.flows.recipe.recipe import CONTRACTS, RECIPES, bundled_recipes, read_recipe
 
 DIGITS = (RECIPES / "digits.yaml").read_text()
 
@@ -17,7 +17,7 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", known_recipes())
+@pytest.mark.parametrize("name", bundled_recipes())
 def test_every_recipe_that_comes_with_bloomery_is_valid(name: str) -> None:
     assert read_recipe(name).name == name
 
@@ -137,7 +137,7 @@ def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_fi
     assert read_recipe(str(path)).model.sha256 != recipe.model.sha256
 
     path.write_text(plain.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
-    with pytest.raises(RecipeInvalid, match="small is to be pruned"):
+    with pytest.raises(RecipeInvalid, match="small cannot be pruned"):
         read_recipe(str(path))
 
 
@@ -163,7 +163,7 @@ def test_candidates_that_would_break_the_promise_of_private_training_are_refused
     private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
     path = write(tmp_path, "training:", private)
     path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
-    with pytest.raises(RecipeInvalid, match="pruned is to be trained on the same rows without noise"):
+    with pytest.raises(RecipeInvalid, match="pruned would be trained on the same rows without noise"):
         read_recipe(str(path))
 
 

@@ -13,26 +13,31 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.flows.recipe.recipe import RECIPES, read_recipe
 from bloomery.flows.recipe.schedule import Schedule
-from bloomery.flows.run_control.gpu_slots import num_slots
+from bloomery.flows.run_control.gpu_slots import count_gpu_slots
 from bloomery.models.training.config import Training
 
 
 def test_a_schedule_is_a_cron_line_or_a_span() -> None:
     nightly = Schedule.model_validate({"cron": "0 3 * * *", "timezone": "Europe/Berlin"})
-    assert (nightly.cron, nightly.every, nightly.timezone, nightly.active) == ("0 3 * * *", None, "Europe/Berlin", True)
-    assert Schedule.model_validate({"every": "6h"}).every == timedelta(hours=6)
+    assert (nightly.cron, nightly.interval, nightly.timezone, nightly.active) == (
+        "0 3 * * *",
+        None,
+        "Europe/Berlin",
+        True,
+    )
+    assert Schedule.model_validate({"interval": "6h"}).interval == timedelta(hours=6)
 
 
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ({"cron": "at three"}, "'at three' is no cron line"),
-        ({"cron": "0 25 * * *"}, "is no cron line"),
-        ({"every": "10s"}, "shorter than a minute"),
-        ({"every": "6 hours"}, "such as 30m"),
-        ({"cron": "0 3 * * *", "every": "6h"}, "either `cron` or `every`"),
-        ({}, "either `cron` or `every`"),
-        ({"cron": "0 3 * * *", "timezone": "Berlin"}, "'Berlin' is no time zone"),
+        ({"cron": "at three"}, "'at three' is not a cron expression"),
+        ({"cron": "0 25 * * *"}, "is not a cron expression"),
+        ({"interval": "10s"}, "shorter than one minute"),
+        ({"interval": "6 hours"}, "such as 30m"),
+        ({"cron": "0 3 * * *", "interval": "6h"}, "either `cron` or `interval`"),
+        ({}, "either `cron` or `interval`"),
+        ({"cron": "0 3 * * *", "timezone": "Berlin"}, "'Berlin' is not a time zone"),
     ],
 )
 def test_what_is_no_schedule_is_told(stated: dict[str, Any], said: str) -> None:
@@ -57,16 +62,16 @@ def test_a_run_changes_single_values_as_if_the_file_said_so(tmp_path: Path) -> N
     document["gates"]["min_accuracy"] = 0.5
     document["model"] = {"kind": "resnet"}  # another kind has none of the former's values
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(document))
-    changed = read_recipe("digits", changes=changes)
+    changed = read_recipe("digits", overrides=changes)
     assert changed == read_recipe(str(tmp_path / "same.yaml"))
     assert changed.training.batch_size == read_recipe("digits").training.batch_size
     assert changed.digest != read_recipe("digits").digest
-    assert read_recipe("digits", changes={}) == read_recipe("digits")
+    assert read_recipe("digits", overrides={}) == read_recipe("digits")
 
 
 def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as told:
-        read_recipe("digits", changes={"budget": {"size_bytes": "much"}})
+        read_recipe("digits", overrides={"budget": {"size_bytes": "much"}})
     assert told.value.where == "the parameters of the run: budget"
 
 
@@ -81,4 +86,4 @@ def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_training_takes_a_slot_for_each_of_its_cards(training: dict[str, Any], stated: int, slots: int) -> None:
-    assert num_slots(Training.model_validate(training), stated) == slots
+    assert count_gpu_slots(Training.model_validate(training), stated) == slots

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.flows.recipe.recipe import RECIPES, known_recipes
-from bloomery.flows.services.prefect_deployments import main, why_ended
-from bloomery.flows.services.supervisor import Registration
+from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
+from bloomery.flows.services.prefect_deployments import failure_reason, main
+from bloomery.flows.services.supervisor import RecipeRegistration
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_a_refused_recipe_is_named_and_the_process_ends_with_its_exit_code(
         main()
     said = capsys.readouterr().out
     assert ended.value.code == RecipeInvalid.exit_code == 2
-    assert json.loads(said)["found"].startswith(f"the recipe {refused} is refused: ")
-    assert why_ended(f"a warning\n{said}") == json.loads(said)["found"]
-    assert why_ended("Traceback\n  File\nConnectError: no\n") == "ConnectError: no"
-    assert why_ended("") == "it said nothing"
+    assert json.loads(said)["found"].startswith(f"the recipe {refused} is invalid: ")
+    assert failure_reason(f"a warning\n{said}") == json.loads(said)["found"]
+    assert failure_reason("Traceback\n  File\nConnectError: no\n") == "ConnectError: no"
+    assert failure_reason("") == "no output"
 
 
 def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
@@ -55,18 +55,18 @@ def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
         "bloomery.flows.services.supervisor.subprocess.Popen",
         lambda command, **how: begin([sys.executable, "-S", "-c", code], **how),
     )
-    registration = Registration(("mine",), tmp_path / "log")
+    registration = RecipeRegistration(("mine",), tmp_path / "log")
     seen: list[tuple[int, str]] = []
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (registration.has_ended and not registration.as_documents()):
-        registration.look("http://127.0.0.1:1/api")
+        registration.check("http://127.0.0.1:1/api")
         for one in registration.as_documents():
             assert (one.state, one.log) == ("failed", str(tmp_path / "log"))
             seen.append((one.restarts, one.why))
         time.sleep(0.05)
     why = "the deployments could not be registered: the recipe mine is refused"
     assert sorted(set(seen)) == [(1, why), (2, why)]
-    registration.look("http://127.0.0.1:1/api")
+    registration.check("http://127.0.0.1:1/api")
     assert tries.read_text() == "xxx"
 
 
@@ -89,7 +89,7 @@ def what_the_server_says(parameters: dict[str, Any]) -> Any:
     return validate({"recipe": "digits", **parameters}, parameter_schema(pipeline).model_dump_for_openapi())
 
 
-@pytest.mark.parametrize("stated", [*SHORT_FORMS, *known_recipes()], ids=str)
+@pytest.mark.parametrize("stated", [*SHORT_FORMS, *bundled_recipes()], ids=str)
 def test_a_run_may_be_given_whatever_a_recipe_may_say_in_the_form_in_which_it_says_it(
     stated: dict[str, Any] | str,
 ) -> None:

@@ -39,7 +39,7 @@ RECIPE = """
 name: trips
 data: {source: 'trips-{period:%Y-%m}.csv'}
 contract: trips.odcs.yaml
-every: month
+period_length: month
 features:
   key: id
   label: fare
@@ -75,15 +75,15 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     assert newest > "2026"
     with pytest.raises(SettingInvalid, match="'2019-W02' is no month, such as 2019-02"):
         read_recipe(str(dated), "2019-W02")
-    with pytest.raises(SettingInvalid, match=r"digits\.yaml is for all times"):
+    with pytest.raises(SettingInvalid, match=r"digits\.yaml has no periods"):
         read_recipe("digits", "2019-02")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"every": None}, "data that names a period needs its length"),
-        ({"data": {"source": "trips.csv"}}, "no source says where the period stands"),
+        ({"period_length": None}, "data that names a period needs month"),
+        ({"data": {"source": "trips.csv"}}, "no source contains the period"),
         ({"data": {"source": "trips-{period}.csv"}}, "a period is written as in {period:%Y-%m}"),
     ],
 )

@@ -46,7 +46,7 @@ def bentoml(finished: Finished, clean_environment: Environment) -> Bloomery:
 
 @pytest.fixture
 def context(finished: Finished, sharing: Bloomery, tmp_path: Path) -> Path:
-    ended = sharing(finished[0], "container", "digits", "--to", str(tmp_path / "image"), "--json")
+    ended = sharing(finished[0], "container", "digits", "--output", str(tmp_path / "image"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     told = json.loads(ended.stdout)
     assert told["tag"] == finished[1]["bento"]["tag"]

@@ -65,7 +65,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
     assert {"output", "bento", "model file"} <= {piece["kind"] for piece in dry["pieces"]}
     assert sorted(copy.glob("stages/*/*")) == before
-    spared = json.loads(sharing(copy, "gc", "--keep", "1", "--spare", "digits:2", "--json").stdout)
+    spared = json.loads(sharing(copy, "gc", "--keep", "1", "--keep-version", "digits:2", "--json").stdout)
     assert spared["versions_freed"] == []
     with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
         beside = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
@@ -75,7 +75,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     note = copy / "runs" / "a.json"  # of a run on another machine
     note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
     busy = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
-    assert (busy["at_work"], busy["pieces"]) == ([1], [])
+    assert (busy["running_pids"], busy["pieces"]) == ([1], [])
     note.unlink()
 
     environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import BloomeryError, DataMissing, DataUnfit, RecipeInvalid, StateUnwritable
 from bloomery.data_contracts.records.records import CheckedRows
-from bloomery.flows.cli.commands.init import draft
+from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate
 from bloomery.tasks.scaffolding.reader_options import Stated
@@ -33,7 +33,7 @@ ADULT = (
 
 def drafted(folder: Path, source: Path | str, label: str, stated: Stated | None = None, **more: Any) -> Recipe:
     """The recipe that is drafted for `source`, read back."""
-    made = draft("mine", [str(source)], label, stated or Stated(), output=folder, force=True, **more)
+    made = write_drafts("mine", [str(source)], label, stated or Stated(), output=folder, force=True, **more)
     return read_recipe(str(made.recipe))
 
 
@@ -204,13 +204,13 @@ def test_parts_are_kept_as_they_are_given(home: Path, tmp_path: Path) -> None:
         lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
-    made = draft("mine", sources, "label", Stated(), output=tmp_path)
+    made = write_drafts("mine", sources, "label", Stated(), output=tmp_path)
     recipe = read_recipe(str(made.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
     assert "{source: train.csv, part: train}" in made.recipe.read_text()
     assert checked(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
-        draft("mine", [sources[0]], "label", Stated(), output=tmp_path, force=True)
+        write_drafts("mine", [sources[0]], "label", Stated(), output=tmp_path, force=True)
 
 
 def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Pa
         lines = "".join(f"{number % 9},c{number % 2}{end}\n" for number in range(80))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     with pytest.raises(DataUnfit, match=r"part test has none of the labels of train, but c0\., c1\."):
-        draft("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", Stated())
+        write_drafts("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", Stated())
 
 
 def test_idx_files_become_images_with_the_labels_beside_them(home: Path, tmp_path: Path) -> None:
@@ -366,13 +366,13 @@ def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypat
 
 def test_files_that_are_there_are_not_replaced_unless_asked(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("edited")
-    with pytest.raises(StateUnwritable, match=r"mine\.yaml is there already"):
-        draft("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
+    with pytest.raises(StateUnwritable, match=r"mine\.yaml exists already"):
+        write_drafts("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["mine.yaml"]
-    draft("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path, force=True)
+    write_drafts("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path, force=True)
     assert read_recipe(str(tmp_path / "mine.yaml")).name == "mine"
-    with pytest.raises(RecipeInvalid, match="no name of a model"):
-        draft("../mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
+    with pytest.raises(RecipeInvalid, match="not a valid model name"):
+        write_drafts("../mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
 
 
 REAL = {

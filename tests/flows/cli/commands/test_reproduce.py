@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +15,9 @@ import yaml
 
 from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.records.provenance import Origin
-from bloomery.flows.cli.commands.reproduce import guarantee, likely
-from bloomery.flows.execution.reproduction import with_bits_of
-from bloomery.flows.order import in_order
+from bloomery.flows.cli.commands.reproduce import describe_guarantee, likely_causes
+from bloomery.flows.execution.reproduction import pin_weight_bits
+from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 
@@ -71,7 +71,7 @@ def test_the_first_stage_that_differs_is_told_with_its_cause(
     assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
     assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
     for cause in (
-        "the likely cause: threads or instruction set: 7 threads then",
+        "likely causes: threads or instruction set: 7 threads then",
         "library versions: torch 0.4.1 then, ",
         "another requirements.lock: 1111111111111111 then, ",
     ):
@@ -117,7 +117,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     kind: str, home: Path, sharing: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Made stage by stage in this process, and again in one of its own."""
-    from bloomery.flows.pipeline import PLAIN
+    from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.bentos.bento_store import bento_folder
     from bloomery.tasks.ingest.stage import locate
 
@@ -128,8 +128,14 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     document["training"]["num_threads"] = 2
     (tmp_path / "wishes.yaml").write_text(yaml.safe_dump(document))
     recipe = read_recipe(str(tmp_path / "wishes.yaml"))
-    stages = SimpleNamespace(**{**vars(PLAIN), "promote": lambda bento, *_: bento})
-    made: Any = in_order(stages, recipe, locate(recipe.data, recipe.contract.personal_columns), None)
+    promote: Any = lambda bento, *_: bento  # noqa: E731
+    stages = dataclasses.replace(PLAIN_STAGES, promote=promote)
+    made: Any = run_stages(
+        stages,
+        recipe,
+        locate(recipe.data, recipe.contract.personal_columns),
+        None,
+    )
     folder = str(bento_folder(made.tag))
 
     ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
@@ -142,7 +148,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
         told = json.loads(ended.stdout)
         assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
         assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
-        assert "the likely cause: the source has changed" in told["where"]
+        assert "likely causes: the source has changed" in told["where"]
 
 
 def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: Finished) -> None:
@@ -169,33 +175,35 @@ def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_pat
 
 def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:
     then = origin.surroundings
-    alike = likely(origin, origin.code, then, "train")
-    assert alike == ["none is known: code, packages, threads and processor are as they were"]
+    alike = likely_causes(origin, origin.code, then, "train")
+    assert alike == ["none known: code, packages, threads and processor are unchanged"]
     newer = then.model_copy(update={"packages": {**then.packages, "torch": "9.9"}})
-    (cause,) = likely(origin, origin.code, newer, "train")
+    (cause,) = likely_causes(origin, origin.code, newer, "train")
     assert cause == f"library versions: torch {then.packages['torch']} then, 9.9 now"
-    assert likely(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
-    assert likely(origin, origin.code, then, "ingest")[0] == "the source has changed"
-    assert likely(origin, origin.code, then, "package") == ["the code of the endpoint, which is a part of the bento"]
+    assert likely_causes(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
+    assert likely_causes(origin, origin.code, then, "ingest")[0] == "the source has changed"
+    assert likely_causes(origin, origin.code, then, "package") == [
+        "the code of the endpoint, which is part of the bento"
+    ]
 
 
 def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Origin) -> None:
     recipe = Recipe.model_validate(origin.recipe)
     for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
-        there = with_bits_of(origin.surroundings.model_copy(update={"vector_flags": flags}), recipe).compression
+        there = pin_weight_bits(origin.surroundings.model_copy(update={"vector_flags": flags}), recipe).compression
         assert there.candidates is not None
         assert {one.reduce_range for one in there.candidates if one.quantize} == {reduced}
     unnamed = recipe.model_copy(update={"compression": Compression()})
-    assert with_bits_of(origin.surroundings, unnamed) == unnamed
+    assert pin_weight_bits(origin.surroundings, unnamed) == unnamed
 
 
 def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
-    assert "same lock, threads and instruction set" in guarantee(origin)
+    assert "same lock file, threads and instruction set" in describe_guarantee(origin)
     around = origin.surroundings.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
-    assert "same cards" in guarantee(origin.model_copy(update={"surroundings": around}))
+    assert "same GPUs" in describe_guarantee(origin.model_copy(update={"surroundings": around}))
     training = {**origin.recipe["training"], "device": "cpu"}
     on_none = origin.model_copy(update={"surroundings": around, "recipe": {**origin.recipe, "training": training}})
-    assert "same cards" not in guarantee(on_none)
+    assert "same GPUs" not in describe_guarantee(on_none)
 
 
 def test_a_bento_alone_draws_the_whole_tree(bento: Path, sharing: Callable[..., Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_version_for_which_nobody_decided_in_time_is_shown_as_refused(is_marke
     if not is_marked:
         client.delete_model_version_tag("digits", version.version, "release")
     for _ in range(2):
-        (shown,) = show.versions("digits")["versions"]
+        (shown,) = show.versions_document("digits")["versions"]
         assert shown["release"].startswith("refused: nobody decided within")
     (refusal,) = champion.history("digits")
     assert (refusal.action, refusal.by, refusal.version) == ("refuse", "nobody", 1)
@@ -35,10 +35,10 @@ def test_versions_can_be_read_and_copied_in_a_terminal_of_80_columns() -> None:
     words = "int8: [accuracy] 98.8%\n\n[Model card](#/experiments/1/card.html) · bento `digits:393d05862ebd2aab`"
     document = {**one, "bento": "digits:393d05862ebd2aab", "freed": None, "description": words}
     console = Console(file=io.StringIO(), width=80)
-    console.print(show.as_list({"name": "digits", "versions": [document]}))
+    console.print(show.versions_tree({"name": "digits", "versions": [document]}))
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "version 2 (champion)" in told
     assert "digits:393d05862ebd2aab" in told
     assert "int8: [accuracy] 98.8%" in told
     assert "Model card" not in told
-    assert show._described(document).endswith("Model card · bento `digits:393d05862ebd2aab`")
+    assert show._description(document).endswith("Model card · bento `digits:393d05862ebd2aab`")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from bloomery.flows.recipe.recipe import RECIPES, known_recipes
+from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
 from bloomery.tasks.infrastructure.service_status import processes_of
 from bloomery.tasks.infrastructure.tethered_process import free_port
 from tests.living import wait_for
@@ -148,7 +148,7 @@ def test_servers_worker_and_endpoints_stand_and_know_the_recipes(standing, call,
         }
         watched = api.post("/deployments/filter", json={"flows": {"name": {"any_": ["monitor"]}}}).json()
         automations = [one["name"] for one in api.post("/automations/filter", json={}).json()]
-    assert set(deployments) == {one["name"] for one in watched} == set(known_recipes())
+    assert set(deployments) == {one["name"] for one in watched} == set(bundled_recipes())
     digits = deployments["digits"]
     assert [(one["schedule"]["cron"], one["active"]) for one in digits["schedules"]] == [("0 3 * * *", True)]
     assert digits["global_concurrency_limit"]["limit"] == 1

@@ -1,0 +1,201 @@
+"""Checks that network, training and compression suit the features and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bloomery.data_contracts.odcs.contract import Contract
+from bloomery.models.compression.config import (
+    PRUNABLE,
+    CandidateSpec,
+    Compression,
+    find_distillation_obstacle,
+    find_pruning_obstacle,
+)
+from bloomery.models.features.config import Features
+from bloomery.models.features.input_config import CategoryInput, ImageInput
+from bloomery.models.networks.config import Mlp, Model
+from bloomery.models.training.config import Training
+
+# The form of encoded rows by kind of input, and the forms that a network reads. Networks that are missing here were
+# built elsewhere, or are searched for among those that fit.
+_TABLE, _SEQUENCE, _IMAGE, _AUDIO, _TEXT = "table columns", "a sequence", "an image", "audio", "text"
+_FORMS = {"image": _IMAGE, "audio": _AUDIO, "text": _TEXT, "series": _SEQUENCE, "sequence": _SEQUENCE}
+_READABLE_FORMS = {
+    "cnn": (_IMAGE, _AUDIO),
+    "lenet": (_IMAGE, _AUDIO),
+    "resnet": (_IMAGE, _AUDIO),
+    "mlp": (_TABLE, _SEQUENCE),
+    "ft_transformer": (_TABLE,),
+    "rnn": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
+    "transformer": (_SEQUENCE, _TEXT, _AUDIO, _IMAGE),
+    "gpt": (_TEXT,),
+    "huggingface": (_TEXT, _IMAGE, _AUDIO),
+}
+_SINGLE_CHANNEL_NETWORKS = ("rnn", "transformer")
+# Options that private training does not support: it samples rows at random, clips gradients and adds noise.
+_NOT_PRIVATE = (
+    *("accumulate", "clip_norm", "class_weights", "ema", "best_by", "patience"),
+    *("precision", "compile", "augment"),
+    *("devices", "nodes"),
+)
+# Augmentations, and the forms of rows that each applies to.
+_AUGMENTATIONS = {
+    "flip": (_IMAGE,),
+    "shift": (_IMAGE, _AUDIO),
+    "rotate": (_IMAGE,),
+    "erase": (_IMAGE, _AUDIO),
+    "mask": (_AUDIO,),
+    "mixup": (_IMAGE, _AUDIO, _SEQUENCE, _TABLE),
+    "drop_tokens": (_TEXT,),
+}
+# Options of `training` that apply to an imported network: they affect its evaluation.
+_EVALUATION_OPTIONS = ("seed", "num_threads", "slices", "explain")
+_NO_STUDENTS = ("auto", "imported")
+
+
+def check_network(features: Features, model: Model) -> Iterator[str]:
+    """Yields problems of a network that cannot read the encoded rows."""
+    first, form = features.inputs[0], _row_form(features)
+    if model.kind not in _READABLE_FORMS:
+        return
+    if form not in _READABLE_FORMS[model.kind]:
+        kinds = [kind for kind, forms in _READABLE_FORMS.items() if form in forms]
+        yield (
+            f"model: a network of kind {model.kind} reads {' or '.join(_READABLE_FORMS[model.kind])}, but an input of "
+            f"kind {first.kind} is {form}; use {' or '.join(kinds)}"
+        )
+    elif isinstance(first, ImageInput) and model.kind in _SINGLE_CHANNEL_NETWORKS and first.shape[0] != 1:
+        yield (
+            f"model: a network of kind {model.kind} reads an image of one channel, column by column, but this one has "
+            f"{first.shape[0]}; use cnn or resnet"
+        )
+
+
+def _row_form(features: Features) -> str:
+    return _FORMS.get(features.inputs[0].kind, _TABLE)
+
+
+def check_slices(training: Training, contract: Contract) -> Iterator[str]:
+    columns = ", ".join(column.name for column in contract.columns)
+    for name in training.slices:
+        column = contract.column(name)
+        if column is None:
+            yield f"training.slices: contract {contract.name} has no column {name!r}; it has {columns}"
+        elif column.personal in ("drop", "encrypt"):
+            yield f"training.slices: column {name!r} is not stored in plain form ({column.personal}); use `hash`"
+        elif column.logical_type == "array":
+            yield f"training.slices: column {name!r} is an array; slices need single values"
+
+
+def check_imported_network(training: Training) -> Iterator[str]:
+    """Yields training options that have no effect, because an imported network is not trained."""
+    for name, field in Training.model_fields.items():
+        is_set = getattr(training, name) != field.get_default(call_default_factory=True)
+        if name not in _EVALUATION_OPTIONS and is_set:
+            yield f"training.{name}: an imported network is already trained; leave it out"
+    if training.explain is not None and training.explain.method == "integrated_gradients":
+        yield "training.explain.method: an imported network has no gradients; leave the method out"
+
+
+def check_training(features: Features, model: Model, training: Training) -> Iterator[str]:
+    """Yields training options that do not suit the labels, the rows or the network."""
+    if training.epochs == 0:
+        problem = "found 0" if "epochs" in training.model_fields_set else "missing"
+        yield f"training.epochs: {problem}; a network of kind {model.kind} is trained for at least one"
+    if features.task == "regression":
+        for name in ("class_weights", "label_smoothing"):
+            if getattr(training, name) != type(training).model_fields[name].default:
+                yield f"training.{name}: a regression has no classes"
+    elif training.loss != "squared":
+        yield f"training.loss: {training.loss} is for a regression, but the labels are classes"
+    form = _row_form(features)
+    for name, forms in _AUGMENTATIONS.items():
+        if getattr(training.augment, name) and form not in forms:
+            yield f"training.augment.{name} applies to {' or '.join(forms)}, but an encoded row is {form}"
+    has_indices = any(isinstance(source, CategoryInput) and source.encoding == "index" for source in features.inputs)
+    if training.augment.mixup and has_indices:
+        yield "training.augment.mixup: category indices (`encoding: index`) cannot be interpolated"
+
+
+def check_privacy(model: Model, training: Training, compression: Compression) -> Iterator[str]:
+    """Yields options that would break the guarantee of private training, or that it does not support."""
+    if training.privacy is None:
+        return
+    if model.kind == "auto":
+        yield "training.privacy: `model: auto` tries networks with batch normalisation; name a network"
+    has_batch_norm = model.kind in ("cnn", "resnet") or (isinstance(model, Mlp) and model.norm == "batch")
+    if has_batch_norm:
+        remedy = "set `norm: none`" if isinstance(model, Mlp) else "use another kind of network"
+        yield (
+            f"training.privacy: a {model.kind} normalises over the rows of a batch, so gradients of single rows do not "
+            f"exist; {remedy}"
+        )
+    if isinstance(model, Mlp) and model.periodic is not None:
+        yield "training.privacy: the frequencies of `periodic` have no per-row gradients; leave it out"
+    for name in _NOT_PRIVATE:
+        if getattr(training, name) != type(training).model_fields[name].default:
+            yield f"training.{name} is not supported by private training; leave it out"
+    if training.search is not None:
+        yield "training.search: every trial would spend privacy of the same rows; leave it out of private training"
+    if training.start_from is not None and training.start_from.discount != 1:
+        yield "training.start_from.discount is not supported by private training; leave it out"
+    for candidate in compression.candidates or ():
+        if candidate.is_smaller:
+            yield (
+                f"compression.candidates: {candidate.name} would be trained on the same rows without noise, "
+                "so epsilon would not hold; leave it out"
+            )
+
+
+def check_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
+    if compression.explore is not None and model.kind == "imported":
+        yield (
+            "compression.explore: an imported network cannot be pruned; name candidates with a `student` that "
+            "replaces it"
+        )
+    yield from _check_distillation(model, compression)
+    candidates = compression.candidates or ()
+    has_float_student = any(candidate.student and candidate.is_float for candidate in candidates)
+    if compression.also and model.kind == "imported" and not has_float_student:
+        yield (
+            "compression.also: an imported network is not a PyTorch network, so it has no other formats; "
+            "leave `also` out, or name a float candidate with a `student` that replaces it"
+        )
+    for candidate in candidates:
+        yield from _check_candidate(features, model, candidate)
+
+
+def _check_candidate(features: Features, model: Model, candidate: CandidateSpec) -> Iterator[str]:
+    network = model if candidate.student is None else candidate.student.model
+    reason = (
+        None if candidate.prune is None or model.kind == "auto" else find_pruning_obstacle(network, candidate.prune)
+    )
+    if reason is not None:
+        yield f"compression.candidates: {candidate.name} cannot be pruned: {reason}; change or leave out `prune`"
+    if candidate.factorise is not None and network.kind == "imported":
+        yield (
+            f"compression.candidates: {candidate.name} cannot be factorised: an imported network is not changed; "
+            "leave `factorise` out, or let a `student` replace it"
+        )
+    if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:
+        yield (
+            f"compression.candidates: {candidate.name} has a student of kind {candidate.student.model.kind}; name "
+            "a network that can be trained"
+        )
+    elif candidate.student is not None:
+        where = f"compression.candidates: {candidate.name}'s student"
+        yield from (f"{where}: {problem}" for problem in check_network(features, candidate.student.model))
+
+
+def _check_distillation(model: Model, compression: Compression) -> Iterator[str]:
+    """Yields students that lack what distillation compares with the teacher."""
+    if compression.distill is None or model.kind == "auto":
+        return
+    students = {candidate.name: candidate.student for candidate in compression.candidates or () if candidate.is_smaller}
+    if compression.explore is not None or (compression.candidates is None and model.kind in PRUNABLE):
+        students["a pruned network"] = None
+    for name, student in students.items():
+        reason = find_distillation_obstacle(model, model if student is None else student.model, compression.distill)
+        if reason is not None:
+            yield f"compression.distill: {name} cannot be distilled from the trained network: {reason}"
