@@ -1,4 +1,4 @@
-"""From a PyTorch network to an ONNX file, and the proof that both answer alike.
+"""Exports PyTorch networks to ONNX and torch.export files, and checks that outputs agree.
 
 Shapes: B rows, K outputs.
 """
@@ -23,88 +23,89 @@ from bloomery.data_contracts.errors import ParityBroken
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session
 
 PARITY_BATCHES = (1, 3, 32)
-TOLERANCE = 1e-4  # the largest difference of a logit that float32 arithmetic in another order explains
+TOLERANCE = 1e-4  # of a logit: the largest difference that a different order of float32 arithmetic explains
 _OPSET = 18
 
 
 def export_onnx(network: nn.Module, examples: torch.Tensor, path: Path, *, keep_names: bool = False) -> float:
-    """Write `network` as ONNX with a free batch size, and compare it with PyTorch on `examples` (B, ...).
+    """Export `network` to ONNX with a dynamic batch size, and compare it with PyTorch on `examples` (B, ...).
 
-    A network that reads sequences or tokens of any length up to its attribute `max_length` keeps that freedom; it is
-    then compared at several lengths, with rows that end in padding or are nothing else. The file's bytes depend on
-    nothing but the network: what the exporter notes about source files is taken out.
+    A network with an attribute `max_length` keeps a dynamic sequence length; it is then compared at several lengths,
+    also with padded and empty rows. The file's bytes depend on the network only: the exporter's notes about source
+    files are removed.
 
     Args:
-        keep_names: the weight of each linear layer is called as in `network`, by which ranges that were learnt know it;
-            else that of one over the steps of a sequence has a short name of the exporter's, and the file is smaller.
+        keep_names: keeps the names of all linear layers' weights, which learned ranges refer to. Otherwise weights over
+            the steps of a sequence get short names, and the file is smaller.
 
     Returns:
         The largest absolute difference of a logit over batches of several sizes and lengths.
 
     Raises:
-        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot write the network down.
+        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot export the network.
     """
     network.eval()
-    longest = _longest(network, examples)
-    given = _of_length(examples[:2], max(examples.shape[1], 2)) if longest > 1 else examples[:2]
+    max_length = _max_length(network, examples)
+    sample = _with_length(examples[:2], max(examples.shape[1], 2)) if max_length > 1 else examples[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        # The newer exporter freezes the length of what goes through recurrent layers, and unrolls Elman's.
+        # The newer exporter fixes the sequence length of recurrent layers, and unrolls Elman layers.
         is_recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
         try:
-            model = _traced(network, given, longest) if is_recurrent else _captured(network, given, longest)
+            export = _export_by_tracing if is_recurrent else _export_program_to_onnx
+            model = export(network, sample, max_length)
         except (RuntimeError, ValueError, TypeError) as failure:
-            raise _not_written(failure) from failure
+            raise _export_error(failure) from failure
     if keep_names:
-        _name_weights(model.graph, network)
+        _restore_weight_names(model.graph, network)
     onnx.save(strip_metadata(model), path)
     return measure_parity(network, examples, path)
 
 
 def measure_parity(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
-    """The largest absolute difference of a logit between the file at `path` and `network`, as `export` takes it.
+    """The largest absolute difference of a logit between the ONNX file at `path` and `network`, as in `export_onnx`.
 
     Raises:
-        ParityBroken: it is above `TOLERANCE`, or ONNX Runtime has no answer.
+        ParityBroken: it is above `TOLERANCE`, or ONNX Runtime fails.
     """
-    error = _largest_difference(network, examples, _longest(network, examples), create_session(path))
+    error = _largest_difference(network, examples, _max_length(network, examples), create_session(path))
     if not error <= TOLERANCE:
-        raise _differs("ONNX Runtime", error, path)
+        raise _parity_error("ONNX Runtime", error, path)
     return error
 
 
-def _not_written(failure: Exception) -> ParityBroken:
-    """The exporter wraps what is wrong in advice of its own, so the innermost cause is told."""
+def _export_error(failure: Exception) -> ParityBroken:
+    """Reports the innermost cause, since the exporter wraps it in advice of its own."""
     cause: BaseException = failure
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    said = str(cause).strip().splitlines() or [type(cause).__name__]
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return ParityBroken(
-        f"PyTorch cannot write this network as ONNX: {said[0][:300]}",
-        required="a `forward` that does the same operations whatever the values are, for any number of rows",
+        f"PyTorch cannot export this network to ONNX: {lines[0][:300]}",
+        required="a `forward` whose operations do not depend on values, for any number of rows",
         where="the network",
-        remedy="if it is your own, branch and loop in `forward` over shapes alone, and take no value out of a tensor",
+        remedy="in a network of your own, branch and loop in `forward` over shapes only, and read no value of a tensor",
     )
 
 
-def _longest(network: nn.Module, examples: torch.Tensor) -> int:
-    """The most steps that a row may have, or 0 where all rows have the same shape."""
-    is_image = examples.dim() == 4  # spectrograms, which are all of one length
+def _max_length(network: nn.Module, examples: torch.Tensor) -> int:
+    """The most steps of a row, or 0 where all rows have the same shape."""
+    is_image = examples.dim() == 4  # spectrograms of one length
     return 0 if is_image else int(getattr(network, "max_length", 0))
 
 
-def _captured(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.ModelProto:
-    free = {0: torch.export.Dim("batch")}
-    if longest > 1:
-        free[1] = torch.export.Dim("length", min=1, max=longest)
+def _export_program_to_onnx(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:
+    dynamic_dims = {0: torch.export.Dim("batch")}
+    if max_length > 1:
+        dynamic_dims[1] = torch.export.Dim("length", min=1, max=max_length)
     program = torch.onnx.export(
         network,
-        (given,),
+        (sample,),
         dynamo=True,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_shapes=(free,),
+        dynamic_shapes=(dynamic_dims,),
         verbose=False,
     )
     if program is None:
@@ -112,32 +113,32 @@ def _captured(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.Mod
     return program.model_proto
 
 
-def _traced(network: nn.Module, given: torch.Tensor, longest: int) -> onnx.ModelProto:
+def _export_by_tracing(network: nn.Module, sample: torch.Tensor, max_length: int) -> onnx.ModelProto:
     file = io.BytesIO()
     torch.onnx.export(
         network,
-        (given,),
+        (sample,),
         file,  # type: ignore[arg-type]
         dynamo=False,
         opset_version=_OPSET,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        dynamic_axes={INPUT: {0: "batch", 1: "length"} if longest > 1 else {0: "batch"}, OUTPUT: {0: "batch"}},
+        dynamic_axes={INPUT: {0: "batch", 1: "length"} if max_length > 1 else {0: "batch"}, OUTPUT: {0: "batch"}},
     )
-    # What the newer exporter does on its own: constants folded in, and what nobody reads left out.
+    # The newer exporter does this itself: it folds constants and removes unused nodes.
     return optimizer.optimize(onnx.load_from_string(file.getvalue()))
 
 
-def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
-    """A weight that the exporter has turned for a product of more than two dimensions is told by its values."""
-    named = {tensor.name for tensor in graph.initializer}
+def _restore_weight_names(graph: onnx.GraphProto, network: nn.Module) -> None:
+    """Rename weights that the exporter transposed for products of more than two dimensions, found by their values."""
+    names = {tensor.name for tensor in graph.initializer}
     unknown = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in network.state_dict()}
     new: dict[str, str] = {}
     for layer, module in network.named_modules():
-        if isinstance(module, nn.Linear) and f"{layer}.weight" not in named:
-            turned = module.weight.detach().T.numpy()
-            same = (name for name, tensor in unknown.items() if _is_same(tensor, turned))
-            if (name := next(same, None)) is not None:
+        if isinstance(module, nn.Linear) and f"{layer}.weight" not in names:
+            transposed = module.weight.detach().T.numpy()
+            matches = (name for name, tensor in unknown.items() if _is_equal(tensor, transposed))
+            if (name := next(matches, None)) is not None:
                 unknown.pop(name)
                 new[name] = f"{layer}.weight"
     for tensor in graph.initializer:
@@ -146,12 +147,12 @@ def _name_weights(graph: onnx.GraphProto, network: nn.Module) -> None:
         node.input[:] = [new.get(name, name) for name in node.input]
 
 
-def _is_same(tensor: onnx.TensorProto, values: np.ndarray) -> bool:
+def _is_equal(tensor: onnx.TensorProto, values: np.ndarray) -> bool:
     return tuple(tensor.dims) == values.shape and np.array_equal(onnx.numpy_helper.to_array(tensor), values)
 
 
 def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without doc strings, metadata and inferred shapes, which carry paths and can be a third of a small file."""
+    """Remove doc strings, metadata and inferred shapes in place: they have paths and can be a third of a small file."""
     model.producer_version = model.doc_string = ""
     del model.metadata_props[:]
     model.graph.doc_string = ""
@@ -167,10 +168,9 @@ def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Write what a version is and came from into the ONNX file at `path`, in place of what it said of itself before.
+    """Replace the metadata of the ONNX file at `path`, such as a version and its lineage.
 
-    Any ONNX Runtime tells it again: `session.get_modelmeta().custom_metadata_map`. The order of `metadata` leaves no
-    trace.
+    ONNX Runtime returns it by `session.get_modelmeta().custom_metadata_map`. The order of `metadata` does not matter.
     """
     model = onnx.load(path)
     del model.metadata_props[:]
@@ -179,85 +179,84 @@ def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def export_program(network: nn.Module, examples: torch.Tensor, path: Path) -> float:
-    """Write `network` as a program of `torch.export` with a free batch size, which PyTorch opens without our code.
+    """Export `network` to a `torch.export` program with a dynamic batch size, which PyTorch opens without our code.
 
-    `torch.export.load(path).module()` answers rows of the shape of `examples` (B, ...). The file's bytes depend on
-    nothing but the network: it holds no example, and nothing of the machine.
+    `torch.export.load(path).module()` runs on rows of the shape of `examples` (B, ...). The file's bytes depend on the
+    network only: it has no example, and nothing of the machine.
 
     Returns:
-        The largest absolute difference of an output between the file, opened again, and `network` on batches of several
-        sizes.
+        The largest absolute difference of an output between the loaded file and `network` on batches of several sizes.
 
     Raises:
-        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot write the network down.
+        ParityBroken: that difference is above `TOLERANCE`, or PyTorch cannot export the network.
     """
     network.eval()
-    nothing = examples.new_zeros(2, *examples.shape[1:])  # a part of the examples would be saved with all of them
+    zeros = examples.new_zeros(2, *examples.shape[1:])  # a view of `examples` would be saved with all of them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(network, (nothing,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.export.export(network, (zeros,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         except (RuntimeError, ValueError, TypeError) as failure:
-            raise _not_written(failure) from failure
+            raise _export_error(failure) from failure
         for node in program.graph.nodes:
-            for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):  # these name source files
+            for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):  # name source files
                 node.meta.pop(name, None)
-        file = io.BytesIO()  # a path's name would be in the bytes
+        file = io.BytesIO()  # a file name would be part of the bytes
         torch.export.save(program, file)
         path.write_bytes(file.getvalue())
-        opened = torch.export.load(path).module()
+        loaded = torch.export.load(path).module()
     with torch.no_grad():
-        error = max(float((opened(x) - network(x)).abs().max()) for x in (examples[:size] for size in PARITY_BATCHES))
+        error = max(float((loaded(x) - network(x)).abs().max()) for x in (examples[:size] for size in PARITY_BATCHES))
     if not error <= TOLERANCE:
-        raise _differs("a program of torch.export", error, path)
+        raise _parity_error("a torch.export program", error, path)
     return error
 
 
-def _differs(what: str, error: float, path: Path) -> ParityBroken:
+def _parity_error(runtime: str, error: float, path: Path) -> ParityBroken:
     return ParityBroken(
-        f"{what} and PyTorch differ by up to {error:.2g} in a logit",
+        f"{runtime} and PyTorch differ by up to {error:.2g} in a logit",
         required=f"at most {TOLERANCE:g} on batches of {', '.join(map(str, PARITY_BATCHES))} rows",
         where=str(path),
-        remedy="report the network's config: an operator of it is exported wrongly",
+        remedy="report the network's config: one of its operators is exported wrongly",
     )
 
 
 @torch.no_grad()
 def _largest_difference(
-    network: nn.Module, examples: torch.Tensor, longest: int, runtime: onnxruntime.InferenceSession
+    network: nn.Module, examples: torch.Tensor, max_length: int, runtime: onnxruntime.InferenceSession
 ) -> float:
-    return float(np.max([_difference(network, x, runtime) for x in _batches(examples, longest)]))
+    return float(np.max([_difference(network, x, runtime) for x in _parity_batches(examples, max_length)]))
 
 
 def _difference(network: nn.Module, x: torch.Tensor, runtime: onnxruntime.InferenceSession) -> float:
     try:
-        answered = run_session(runtime, x.numpy())
+        outputs = run_session(runtime, x.numpy())
     except (Fail, InvalidArgument, RuntimeException) as error:
         raise ParityBroken(
-            f"ONNX Runtime has no answer: {str(error).splitlines()[0][:300]}",
-            required=f"an answer to rows of shape {list(x.shape)}, which PyTorch gives",
+            f"ONNX Runtime fails: {str(error).splitlines()[0][:300]}",
+            required=f"outputs for rows of shape {list(x.shape)}, as PyTorch has",
             where="the exported network",
-            remedy="if it is your own, take sizes from the tensors in `forward` and none as a number from Python",
+            remedy="in a network of your own, take sizes in `forward` from the tensors, and none as a number of Python",
         ) from error
     expected = network(x).numpy()
-    return float(np.abs(expected - answered).max()) if expected.shape == answered.shape else float("inf")
+    return float(np.abs(expected - outputs).max()) if expected.shape == outputs.shape else float("inf")
 
 
-def _batches(examples: torch.Tensor, longest: int) -> Iterator[torch.Tensor]:
+def _parity_batches(examples: torch.Tensor, max_length: int) -> Iterator[torch.Tensor]:
     for size in PARITY_BATCHES:
         yield examples[:size]
-    if longest > 1:
+    if max_length > 1:
         length = examples.shape[1]
-        for size, steps in zip(PARITY_BATCHES, (max(length // 2, 1), min(length + 3, longest), 1), strict=True):
-            yield _of_length(examples[:size], steps)
+        for size, steps in zip(PARITY_BATCHES, (max(length // 2, 1), min(length + 3, max_length), 1), strict=True):
+            yield _with_length(examples[:size], steps)
         padded = examples[:3].clone()
         padded[0, length // 2 :] = 0
         padded[-1] = 0
         yield padded
 
 
-def _of_length(x: torch.Tensor, length: int) -> torch.Tensor:
-    """Rows cut, or filled with 0 behind, to `length` steps."""
-    filled = x.new_zeros(len(x), length, *x.shape[2:])
-    filled[:, : x.shape[1]] = x[:, :length]
-    return filled
+def _with_length(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Rows truncated, or padded with 0 at the end, to `length` steps."""
+    padded = x.new_zeros(len(x), length, *x.shape[2:])
+    padded[:, : x.shape[1]] = x[:, :length]
+    return padded

@@ -1,7 +1,7 @@
-"""A network that comes trained made to answer as our own do, and compared with what it was.
+"""Adapts a trained ONNX network to our inputs and outputs, and compares it with the original.
 
-What PyTorch, Keras and others write differs in the names and types of input and output, in where the channels of an
-image lie, and in whether a softmax stands at the end. The weights stay as they are.
+Exports of PyTorch, Keras and others differ in the names and types of input and output, in the position of an image's
+channels, and in a softmax at the end. The weights stay.
 
 Shapes: B rows, K outputs.
 """
@@ -44,7 +44,7 @@ from bloomery.models.onnx_import.io_mapping import (
     find_output_mapping,
 )
 
-_REFUSALS = (
+_RUNTIME_ERRORS = (
     failures.Fail,
     failures.InvalidArgument,
     failures.InvalidGraph,
@@ -52,14 +52,14 @@ _REFUSALS = (
     failures.NotImplemented,
     failures.RuntimeException,
 )
-_LEAST_SHARE = 1e-12  # what has less is as good as impossible, but its logarithm is finite
+_MIN_PROBABILITY = 1e-12  # smaller probabilities are clipped, so that logarithms are finite
 
 
 class ImportedNetwork(NamedTuple):
-    """A file that answers as our own networks do.
+    """An ONNX network with the inputs and outputs of our own networks.
 
     Attributes:
-        error: the largest difference of a probability, or of a figure in standard units, from the file as it came.
+        error: the largest difference of a probability, or of a value in standard units, from the original file.
         changes: what was changed, in words.
     """
 
@@ -69,7 +69,7 @@ class ImportedNetwork(NamedTuple):
 
 
 class SessionModule(nn.Module):
-    """An ONNX file as a module without parameters or gradients: x float32 (B, ...) -> float32 (B, K)."""
+    """An ONNX session as a module without parameters or gradients: x float32 (B, ...) -> float32 (B, K)."""
 
     def __init__(self, runtime: onnxruntime.InferenceSession) -> None:
         super().__init__()
@@ -82,82 +82,90 @@ class SessionModule(nn.Module):
 def import_network(
     path: Path, layout: Layout, task: Task, num_outputs: int, x: np.ndarray, channels: Channels | None = None
 ) -> ImportedNetwork:
-    """The network at `path` for rows of `layout`, compared with the file as it came on `x` float32 (B, ...).
+    """Adapt the network at `path` to rows of `layout`, and compare it with the original on `x` float32 (B, ...).
 
-    Its input is then `x` float32 (B, ...) with B free, its output `logits` float32 (B, K), and its bytes depend on
-    nothing but the file's network. A softmax or sigmoid at the end is cut off; of other probabilities the logarithm is
-    taken. The single output of a network for two classes becomes two, of which the first is 0.
+    Its input becomes `x` float32 (B, ...) with B dynamic, its output `logits` float32 (B, K); its bytes depend on the
+    original network only. A softmax or sigmoid at the end is removed; otherwise probabilities are followed by a
+    logarithm. The single output of a binary classifier becomes two, the first of which is 0.
 
     Raises:
-        RecipeInvalid: the file is no ONNX that ONNX Runtime can run, or no network for such rows and outputs.
+        RecipeInvalid: ONNX Runtime cannot run the file, or the network does not fit such rows and outputs.
     """
     original = read_onnx(path)
-    way_in = find_input_mapping(original, layout, channels)
-    runtime = _session(original)
-    rows = _with_edges(x[: max(PARITY_BATCHES)], layout)
-    alone = [_ask(runtime, way_in.of(rows[place : place + 1]), layout) for place in range(len(rows))]
-    given = np.concatenate(alone)
-    way_out = find_output_mapping(original, given, task, num_outputs)
-    model = _changed(original, way_in, way_out, layout, num_outputs)
-    error = _largest_difference(model, way_out.of(given), rows, is_figures=way_out.meaning == "figures")
+    input_mapping = find_input_mapping(original, layout, channels)
+    runtime = _open_session(original)
+    rows = _add_edge_cases(x[: max(PARITY_BATCHES)], layout)
+    outputs_of_rows = [
+        _run(runtime, input_mapping.apply(rows[position : position + 1]), layout) for position in range(len(rows))
+    ]
+    outputs = np.concatenate(outputs_of_rows)
+    output_mapping = find_output_mapping(original, outputs, task, num_outputs)
+    model = _adapt(original, input_mapping, output_mapping, layout, num_outputs)
+    expected = output_mapping.apply(outputs)
+    error = _largest_difference(model, expected, rows, is_regression=output_mapping.meaning == "values")
     if not error <= TOLERANCE:
-        together = _ask(runtime, way_in.of(rows), layout)
-        raise _apart(error, does_mix=not _furthest(way_out.of(together), way_out.of(given)) <= TOLERANCE)
-    end = find_last_activation(original.graph)
-    return ImportedNetwork(model, error, describe_changes(way_in, way_out, "" if end is None else end.op_type))
+        batch_outputs = output_mapping.apply(_run(runtime, input_mapping.apply(rows), layout))
+        raise _parity_error(error, mixes_rows=not _max_difference(batch_outputs, expected) <= TOLERANCE)
+    activation = find_last_activation(original.graph)
+    changes = describe_changes(input_mapping, output_mapping, "" if activation is None else activation.op_type)
+    return ImportedNetwork(model, error, changes)
 
 
-def _with_edges(x: np.ndarray, layout: Layout) -> np.ndarray:
-    """With tokens, rows of the last one, which an embedding may lack, and of padding alone."""
+def _add_edge_cases(x: np.ndarray, layout: Layout) -> np.ndarray:
+    """For tokens, adds a row of the last token, which an embedding may lack, and one of padding only."""
     if layout.num_tokens is None:
         return x
     return np.concatenate([x, np.full_like(x[:1], layout.num_tokens - 1), np.zeros_like(x[:1])])
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def _open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     try:
         return create_session(model.SerializeToString())
-    except _REFUSALS as failure:
+    except _RUNTIME_ERRORS as failure:
         raise unsupported(
             f"ONNX Runtime cannot run it: {first_line(failure)}",
-            "operators that ONNX Runtime has",
+            "operators of ONNX Runtime",
             "replace the layer that the operator comes from",
         ) from failure
 
 
-def _ask(runtime: onnxruntime.InferenceSession, x: np.ndarray, layout: Layout) -> np.ndarray:
-    """The file's outputs (B, ...) for x as the file reads it."""
+def _run(runtime: onnxruntime.InferenceSession, x: np.ndarray, layout: Layout) -> np.ndarray:
+    """The file's outputs (B, ...) for x in the file's own form."""
     try:
         outputs = runtime.run(None, {runtime.get_inputs()[0].name: x})[0]
-    except _REFUSALS as failure:
+    except _RUNTIME_ERRORS as failure:
         tokens = "" if layout.num_tokens is None else f" of tokens below {layout.num_tokens}"
         raise unsupported(
-            f"it has no answer to {len(x)} row(s): {first_line(failure)}",
-            f"an answer to any number of rows of shape {list(x.shape[1:])}{tokens}",
-            "export a network with a free batch that reads these rows",
+            f"it fails on {len(x)} row(s): {first_line(failure)}",
+            f"outputs for any number of rows of shape {list(x.shape[1:])}{tokens}",
+            "export a network with a dynamic batch that reads these rows",
         ) from failure
     if np.ndim(outputs) == 0 or len(outputs) != len(x):
         raise unsupported(
             f"its output has shape {list(np.shape(outputs))} for {len(x)} row(s)",
-            "as many answers as rows",
-            "export a network with a free batch",
+            "one output per row",
+            "export a network with a dynamic batch",
         )
     return np.asarray(outputs)
 
 
-def _changed(
-    original: onnx.ModelProto, way_in: InputMapping, way_out: OutputMapping, layout: Layout, num_outputs: int
+def _adapt(
+    original: onnx.ModelProto,
+    input_mapping: InputMapping,
+    output_mapping: OutputMapping,
+    layout: Layout,
+    num_outputs: int,
 ) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(original)
     graph = model.graph
     rename_tensors(graph, {name: f"{name}/imported" for name in (INPUT, OUTPUT)})
-    source, end = required_inputs(graph)[0].name, graph.output[0].name
+    first, last = required_inputs(graph)[0].name, graph.output[0].name
     needs_cast = graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT
     activation = find_last_activation(graph)
-    if way_out.is_cut and activation is not None:
-        end = activation.input[0]
-    before, after = _nodes_before(way_in, source), _nodes_after(way_out, end, needs_cast=needs_cast)
+    if output_mapping.removes_activation and activation is not None:
+        last = activation.input[0]
+    before, after = _input_nodes(input_mapping, first), _output_nodes(output_mapping, last, needs_cast=needs_cast)
     replace_nodes(graph, [*before, *graph.node, *after])
     remove_unused(graph, OUTPUT)
     del graph.input[:], graph.output[:]
@@ -166,85 +174,87 @@ def _changed(
     return strip_metadata(model)
 
 
-class _Step(NamedTuple):
-    """An operator, and its further inputs."""
+class _Operator(NamedTuple):
+    """An operator with its constant inputs, behind the first."""
 
-    operator: str
+    op_type: str
     constants: tuple[np.ndarray, ...] = ()
     attributes: Mapping[str, Any] = {}
 
 
-def _nodes_before(way: InputMapping, source: str) -> list[onnx.NodeProto]:
-    steps = []
-    if way.is_transposed:
-        steps.append(_Step("Transpose", attributes={"perm": [0, 2, 3, 1]}))
-    if way.shape is not None:
-        steps.append(_Step("Reshape", (np.array([-1, *way.shape], np.int64),)))
-    if way.dtype != TensorProto.FLOAT:
-        steps.append(_Step("Cast", attributes={"to": way.dtype}))
-    return _chain(INPUT, steps, source)
+def _input_nodes(mapping: InputMapping, target: str) -> list[onnx.NodeProto]:
+    operators = []
+    if mapping.is_transposed:
+        operators.append(_Operator("Transpose", attributes={"perm": [0, 2, 3, 1]}))
+    if mapping.shape is not None:
+        operators.append(_Operator("Reshape", (np.array([-1, *mapping.shape], np.int64),)))
+    if mapping.dtype != TensorProto.FLOAT:
+        operators.append(_Operator("Cast", attributes={"to": mapping.dtype}))
+    return _chain(INPUT, operators, target)
 
 
-def _nodes_after(way: OutputMapping, end: str, *, needs_cast: bool) -> list[onnx.NodeProto]:
-    steps = [_Step("Cast", attributes={"to": TensorProto.FLOAT})] if needs_cast else []
-    if way.meaning in ("figures", "logit", "probability"):
-        steps.append(_Step("Reshape", (np.array([-1, 1], np.int64),)))
-    if way.meaning == "probability" and not way.is_cut:
-        # What a sigmoid undoes: log(p / (1 - p)) = -log(1/p - 1).
-        limits = np.array(_LEAST_SHARE, np.float32), np.array(1 - 1e-7, np.float32)
-        odds = (_Step("Clip", limits), _Step("Reciprocal"), _Step("Sub", (np.array(1, np.float32),)))
-        steps += [*odds, _Step("Log"), _Step("Neg")]
-    if way.meaning in ("logit", "probability"):
-        steps.append(_Step("Pad", (np.array([0, 1, 0, 0], np.int64),)))
-    if way.meaning == "probabilities" and not way.is_cut:
-        steps += [_Step("Clip", (np.array(_LEAST_SHARE, np.float32),)), _Step("Log")]
-    return _chain(end, steps, OUTPUT)
+def _output_nodes(mapping: OutputMapping, source: str, *, needs_cast: bool) -> list[onnx.NodeProto]:
+    operators = [_Operator("Cast", attributes={"to": TensorProto.FLOAT})] if needs_cast else []
+    if mapping.meaning in ("values", "logit", "probability"):
+        operators.append(_Operator("Reshape", (np.array([-1, 1], np.int64),)))
+    if mapping.meaning == "probability" and not mapping.removes_activation:
+        # The inverse of a sigmoid: log(p / (1 - p)) = -log(1/p - 1).
+        limits = np.array(_MIN_PROBABILITY, np.float32), np.array(1 - 1e-7, np.float32)
+        odds = (_Operator("Clip", limits), _Operator("Reciprocal"), _Operator("Sub", (np.array(1, np.float32),)))
+        operators += [*odds, _Operator("Log"), _Operator("Neg")]
+    if mapping.meaning in ("logit", "probability"):
+        operators.append(_Operator("Pad", (np.array([0, 1, 0, 0], np.int64),)))
+    if mapping.meaning == "probabilities" and not mapping.removes_activation:
+        operators += [_Operator("Clip", (np.array(_MIN_PROBABILITY, np.float32),)), _Operator("Log")]
+    return _chain(source, operators, OUTPUT)
 
 
-def _chain(first: str, steps: list[_Step], last: str) -> list[onnx.NodeProto]:
-    """Nodes that lead from the tensor `first` to `last`, at least one."""
+def _chain(first: str, operators: list[_Operator], last: str) -> list[onnx.NodeProto]:
+    """Nodes from the tensor `first` to `last`, at least one."""
     nodes, name = [], first
-    steps = steps or [_Step("Identity")]
-    for position, step in enumerate(steps):
-        result = last if step is steps[-1] else f"{last}/step{position}"
-        names = [f"{result}/{step.operator}{place}" for place in range(len(step.constants))]
-        nodes += [make_constant(one, value) for one, value in zip(names, step.constants, strict=True)]
-        nodes.append(helper.make_node(step.operator, [name, *names], [result], **step.attributes))
+    operators = operators or [_Operator("Identity")]
+    for position, operator in enumerate(operators):
+        result = last if operator is operators[-1] else f"{last}/step{position}"
+        names = [f"{result}/{operator.op_type}{number}" for number in range(len(operator.constants))]
+        nodes += [make_constant(name, value) for name, value in zip(names, operator.constants, strict=True)]
+        nodes.append(helper.make_node(operator.op_type, [name, *names], [result], **operator.attributes))
         name = result
     return nodes
 
 
-def _largest_difference(model: onnx.ModelProto, expected: np.ndarray, rows: np.ndarray, *, is_figures: bool) -> float:
-    """Between what the file as it came answers to each row alone, and what the changed one answers to batches."""
-    runtime = _session(model)
+def _largest_difference(
+    model: onnx.ModelProto, expected: np.ndarray, rows: np.ndarray, *, is_regression: bool
+) -> float:
+    """Between `expected`, the original's outputs for each row alone, and the adapted network's outputs for batches."""
+    runtime = _open_session(model)
     error = 0.0
     for size in (*PARITY_BATCHES, len(rows)):
         try:
             outputs_BK = run_session(runtime, rows[:size])
-        except _REFUSALS as failure:
+        except _RUNTIME_ERRORS as failure:
             raise unsupported(
-                f"it answers one row, but not {size}: {first_line(failure)}",
-                "an answer to any number of rows",
-                "export a network with a free batch",
+                f"it runs on one row, but not on {size}: {first_line(failure)}",
+                "outputs for any number of rows",
+                "export a network with a dynamic batch",
             ) from failure
-        meant = outputs_BK.astype(np.float64) if is_figures else softmax(outputs_BK)
-        error = float(np.maximum(error, _furthest(meant, expected[:size])))
+        predictions = outputs_BK.astype(np.float64) if is_regression else softmax(outputs_BK)
+        error = float(np.maximum(error, _max_difference(predictions, expected[:size])))
     return error
 
 
-def _furthest(left: np.ndarray, right: np.ndarray) -> float:
+def _max_difference(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(left - right).max()) if left.shape == right.shape else float("inf")
 
 
-def _apart(error: float, *, does_mix: bool) -> Exception:
-    if does_mix:
+def _parity_error(error: float, *, mixes_rows: bool) -> Exception:
+    if mixes_rows:
         return unsupported(
-            "what it answers to a row depends on the other rows of the batch",
-            "an answer of its own for each row",
+            "its output for a row depends on the other rows of the batch",
+            "an independent output for each row",
             "export it for inference and in float: batch normalisation in training mode mixes rows",
         )
     return unsupported(
-        f"in our form it answers up to {error:.2g} off what it answers as it came",
+        f"the adapted network differs from the original by up to {error:.2g}",
         f"at most {TOLERANCE:g}",
-        "report the file: an operator of it is changed wrongly",
+        "report the file: one of its operators is adapted wrongly",
     )

@@ -1,4 +1,4 @@
-"""A network that came trained, as one that another can learn from.
+"""An imported ONNX network as a teacher for distillation.
 
 Shapes: B rows, K outputs.
 """
@@ -15,12 +15,12 @@ from bloomery.models.inference.runtime import create_session
 
 
 class OnnxTeacher(nn.Module):
-    """x float32 (B, ...) -> what the ONNX file at `path` answers, float32 (B, K). It has no gradients."""
+    """x float32 (B, ...) -> the outputs of the ONNX file at `path`, float32 (B, K), without gradients."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._runtime = create_session(path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        answers = compute_outputs(self._runtime, x.cpu().numpy(), is_row_by_row=False)
-        return torch.from_numpy(answers).to(x.device)
+        outputs = compute_outputs(self._runtime, x.cpu().numpy(), is_row_by_row=False)
+        return torch.from_numpy(outputs).to(x.device)

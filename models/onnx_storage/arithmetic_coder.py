@@ -1,8 +1,8 @@
-"""Arithmetic coding of single bits, each with a probability that several predictors are mixed into.
+"""Arithmetic coding of single bits, whose probabilities are mixed from several context models.
 
-One walk over the bits serves both ways: `coder.bit(probability, bit)` writes the bit, or reads and gives it. Encoder
-and decoder must come to the same probabilities on every machine, so there is nothing here but sums, products and
-quotients of floats, which IEEE 754 fixes to the last bit, and tables from `decimal`, which rounds correctly.
+Encoder and decoder run the same code: `coder.code_bit(probability, bit)` writes the bit, or reads and returns it. Both
+must compute the same probabilities on every machine, so there are only sums, products and quotients of floats, which
+IEEE 754 defines to the last bit, and tables from `decimal`, which rounds correctly.
 
 Source: Witten, Neal & Cleary 1987, "Arithmetic Coding for Data Compression"; Mahoney 2005, "Adaptive Weighing of
 Context Models for Lossless Data Compression" (logistic mixing).
@@ -15,47 +15,44 @@ import functools
 from typing import Protocol
 
 _STATE_BITS = 48
-_ALL = (1 << _STATE_BITS) - 1
+_STATE_MASK = (1 << _STATE_BITS) - 1
 _TOP_SHIFT = _STATE_BITS - 8
 _TOP = 1 << _TOP_SHIFT
-_SCALE = 1 << 16  # probabilities are sixteen bits where intervals are cut
+_PROBABILITY_SCALE = 1 << 16  # probabilities have 16 bits where the interval is divided
 
-_STEPS = 4096  # of each table
-_WIDEST = 12.0  # in the logistic domain, where probabilities are 6e-6 from certainty
-_PER_UNIT = _STEPS / (2 * _WIDEST)
+_TABLE_SIZE = 4096
+_MAX_LOGIT = 12.0  # where a probability is 6e-6 from certainty
+_ENTRIES_PER_UNIT = _TABLE_SIZE / (2 * _MAX_LOGIT)
 _LEARNING_RATE = 0.005
 
 
 class BitCoder(Protocol):
-    def bit(self, probability: float, bit: int) -> int:
-        """Write `bit`, or read it and pay no heed to what was given; either way it is what comes back.
-
-        `probability` is that of a 1.
-        """
+    def code_bit(self, probability: float, bit: int) -> int:
+        """Write `bit`, or ignore it and read one; returns the coded bit. `probability` is that of a 1."""
         ...
 
 
 class ArithmeticEncoder:
-    """Writes bits; `finish` gives the bytes."""
+    """Writes bits; `finish` returns the bytes."""
 
     def __init__(self) -> None:
-        self.low, self.high = 0, _ALL
+        self.low, self.high = 0, _STATE_MASK
         self.written = bytearray()
 
-    def bit(self, probability: float, bit: int) -> int:
-        middle = _middle(self.low, self.high, probability)
+    def code_bit(self, probability: float, bit: int) -> int:
+        middle = _split_point(self.low, self.high, probability)
         if bit:
             self.high = middle
         else:
             self.low = middle + 1
         while self.low ^ self.high < _TOP:
             self.written.append(self.high >> _TOP_SHIFT)
-            self.low = self.low << 8 & _ALL
-            self.high = self.high << 8 & _ALL | 255
+            self.low = self.low << 8 & _STATE_MASK
+            self.high = self.high << 8 & _STATE_MASK | 255
         return bit
 
     def finish(self) -> bytes:
-        """All that was written: the fewest bytes that, with zeros behind, lie in the interval."""
+        """The fewest bytes that lie in the interval when zeros follow them."""
         for shift in range(_TOP_SHIFT, -1, -8):
             value = -(-self.low >> shift) << shift
             if value <= self.high:
@@ -65,78 +62,78 @@ class ArithmeticEncoder:
 
 
 class ArithmeticDecoder:
-    """Reads bits that an `Encoder` wrote. Behind the end there are zeros, so any bytes can be read."""
+    """Reads bits that an `ArithmeticEncoder` wrote. Zeros follow the end, so any bytes can be read."""
 
     def __init__(self, written: bytes) -> None:
-        self.low, self.high = 0, _ALL
+        self.low, self.high = 0, _STATE_MASK
         self.rest = iter(written)
         self.value = 0
         for _ in range(_STATE_BITS // 8):
             self.value = self.value << 8 | next(self.rest, 0)
 
-    def bit(self, probability: float, bit: int = 0) -> int:
-        middle = _middle(self.low, self.high, probability)
+    def code_bit(self, probability: float, bit: int = 0) -> int:
+        middle = _split_point(self.low, self.high, probability)
         if self.value <= middle:
             self.high, bit = middle, 1
         else:
             self.low, bit = middle + 1, 0
         while self.low ^ self.high < _TOP:
-            self.low = self.low << 8 & _ALL
-            self.high = self.high << 8 & _ALL | 255
-            self.value = self.value << 8 & _ALL | next(self.rest, 0)
+            self.low = self.low << 8 & _STATE_MASK
+            self.high = self.high << 8 & _STATE_MASK | 255
+            self.value = self.value << 8 & _STATE_MASK | next(self.rest, 0)
         return bit
 
 
-def _middle(low: int, high: int, probability: float) -> int:
-    share = min(max(int(probability * _SCALE), 1), _SCALE - 1)
+def _split_point(low: int, high: int, probability: float) -> int:
+    share = min(max(int(probability * _PROBABILITY_SCALE), 1), _PROBABILITY_SCALE - 1)
     return low + ((high - low) * share >> 16)
 
 
 class ContextModel:
-    """How often a context was followed by a 1: a probability that each bit moves by less and less."""
+    """The probability of a 1 in one context, which each bit changes by less and less."""
 
     __slots__ = ("num", "probability")
 
     def __init__(self, probability: float = 0.5, num: float = 0.5) -> None:
         self.probability, self.num = probability, num
 
-    def follow(self, bit: int, most: float) -> None:
+    def update(self, bit: int, max_num: float) -> None:
         self.probability += (bit - self.probability) / (self.num + 1.0)
-        if self.num < most:
+        if self.num < max_num:
             self.num += 1.0
 
 
 class LogisticMixer:
-    """The contexts' probabilities as one: a logistic regression that learns from each bit."""
+    """Mixes the probabilities of several contexts by a logistic regression that learns from each bit."""
 
-    def __init__(self, weights: list[float], most: float) -> None:
-        self.weights, self.most = weights, most
-        self.stretched, self.squashed = _tables()
+    def __init__(self, weights: list[float], max_num: float) -> None:
+        self.weights, self.max_num = weights, max_num
+        self.logits, self.sigmoids = _tables()
 
-    def bit(self, coder: BitCoder, contexts: list[ContextModel], bit: int) -> int:
-        """The bit that is coded; afterwards the contexts and the weights have learnt it."""
-        weights, stretched = self.weights, self.stretched
-        inputs = [stretched[int(context.probability * _STEPS)] for context in contexts]
+    def code_bit(self, coder: BitCoder, contexts: list[ContextModel], bit: int) -> int:
+        """Code a bit and update the contexts and the weights with it."""
+        weights, logits = self.weights, self.logits
+        inputs = [logits[int(context.probability * _TABLE_SIZE)] for context in contexts]
         total = 0.0
-        for weight, one in zip(weights, inputs, strict=True):
-            total += weight * one
-        place = int((total + _WIDEST) * _PER_UNIT)
-        probability = self.squashed[min(max(place, 0), _STEPS - 1)]
-        bit = coder.bit(probability, bit)
+        for weight, logit in zip(weights, inputs, strict=True):
+            total += weight * logit
+        position = int((total + _MAX_LOGIT) * _ENTRIES_PER_UNIT)
+        probability = self.sigmoids[min(max(position, 0), _TABLE_SIZE - 1)]
+        bit = coder.code_bit(probability, bit)
         step = (bit - probability) * _LEARNING_RATE
-        for number, one in enumerate(inputs):
-            weights[number] += step * one
+        for number, logit in enumerate(inputs):
+            weights[number] += step * logit
         for context in contexts:
-            context.follow(bit, self.most)
+            context.update(bit, self.max_num)
         return bit
 
 
 @functools.cache
 def _tables() -> tuple[list[float], list[float]]:
-    """ln(p / (1 - p)) for p from 0 to 1, and 1 / (1 + exp(-x)) for x from -12 to 12, in the middle of each step."""
+    """ln(p / (1 - p)) for p from 0 to 1, and 1 / (1 + exp(-x)) for x from -12 to 12, at the middle of each step."""
     with decimal.localcontext(prec=20):
-        half, steps, widest = decimal.Decimal("0.5"), decimal.Decimal(_STEPS), decimal.Decimal(_WIDEST)
-        shares = [(place + half) / steps for place in range(_STEPS)]
-        stretched = [float((share / (1 - share)).ln()) for share in shares]
-        squashed = [float(1 / (1 + (widest - 2 * widest * share).exp())) for share in shares]
-    return [*stretched, stretched[-1]], squashed  # a probability of 1 falls behind the last step
+        half, steps, max_logit = decimal.Decimal("0.5"), decimal.Decimal(_TABLE_SIZE), decimal.Decimal(_MAX_LOGIT)
+        shares = [(position + half) / steps for position in range(_TABLE_SIZE)]
+        logits = [float((share / (1 - share)).ln()) for share in shares]
+        sigmoids = [float(1 / (1 + (max_logit - 2 * max_logit * share).exp())) for share in shares]
+    return [*logits, logits[-1]], sigmoids  # one more entry for a probability of 1

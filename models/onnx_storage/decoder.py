@@ -1,8 +1,8 @@
-"""The stored form of an ONNX file, opened: what `coding.py` wrote, and what zstd did.
+"""Decompresses stored ONNX files: entropy-coded by `encode` (encoder.py), or compressed by zstd.
 
-    runtime = session(path)     # models/inference/runtime.py opens either form
+    runtime = create_session(path)     # inference/runtime.py opens either format
 
-Travels into the bento, so that a start can decode: it needs neither torch nor onnx.
+Travels into the bento, which decodes at its start: it needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bloomery.models.onnx_storage.context_model import MatrixHeader, code_matrix
 MAGIC = b"BLY"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 VERSION = 1
-_LONGEST = 1 << 31  # what ONNX, by its protocol buffers, can be at most
-MAX_DECISIONS = 1 << 20  # for all tensors together: some seconds of a bento's start
+_MAX_LENGTH = 1 << 31  # of an ONNX file, a limit of protocol buffers
+MAX_DECISIONS = 1 << 20  # for all tensors together: a few seconds of a bento's start
 MAX_VALUES = 256
-FEW_VALUED, OTHER = 0, 1
+FEW_VALUED, OTHER = 0, 1  # how a tensor is stored: by code_matrix, or by zstd
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
-# What graphs say again and again, the most frequent last, as deflate likes it.
+# Strings that are frequent in ONNX graphs, the most frequent last, since deflate reaches those in fewer bits.
 DEFLATE_DICTIONARY = (
     b"pytorchonnxai.onnx.mltransAtransBalphabetaauto_padNOTSETceil_modestorage_ordercount_include_padgroupdilations"
     b"kernel_shapepadsstridesaxisaxeskeepdimsallowzeroepsilonmomentumperm"
@@ -43,17 +43,17 @@ DEFLATE_DICTIONARY = (
 
 
 def decode(stored: bytes) -> bytes:
-    """The bytes that were given to `encode`.
+    """The bytes that `encode` got.
 
     Raises:
-        OutputCorrupt: `stored` is not what `encode` wrote, whole and in this version.
+        OutputCorrupt: `stored` is not complete output of `encode` in this version.
     """
     if stored[:3] != MAGIC:
         raise _corrupt("does not begin as a stored model does")
     if stored[3:4] != bytes([VERSION]):
         raise _corrupt(f"is of version {int.from_bytes(stored[3:4], 'big')}, and this program reads {VERSION}")
     try:
-        model = _decoded(_Reader(stored, 8))
+        model = _decode(_Reader(stored, 8))
     except (ValueError, IndexError, OverflowError, zlib.error, OSError, MemoryError) as error:
         raise _corrupt(f"cannot be decoded: {error}") from error
     if zlib.crc32(model) != int.from_bytes(stored[4:8], "big"):
@@ -62,15 +62,15 @@ def decode(stored: bytes) -> bytes:
 
 
 def is_compressed(beginning: bytes) -> bool:
-    """Whether a file that begins with these four bytes or more needs `opened`, and is no ONNX file as such."""
+    """Whether a file that begins with these four bytes or more needs `decompress`, and is not an ONNX file itself."""
     return beginning.startswith((MAGIC, _ZSTD_MAGIC))
 
 
 def decompress(stored: bytes) -> bytes:
-    """The bytes of an ONNX file, whether they come as such, compressed by zstd, or as `encode` wrote them.
+    """The bytes of an ONNX file that is stored as such, by zstd, or by `encode`.
 
     Raises:
-        OutputCorrupt: they are broken on the way.
+        OutputCorrupt: `stored` is corrupt.
     """
     if stored.startswith(MAGIC):
         return decode(stored)
@@ -78,87 +78,88 @@ def decompress(stored: bytes) -> bytes:
         try:
             return bytes(pa.CompressedInputStream(pa.BufferReader(stored), "zstd").read())
         except OSError as failure:
-            raise _corrupt(f"is no whole file of zstd: {failure}") from failure
+            raise _corrupt(f"is not a complete zstd file: {failure}") from failure
     return stored
 
 
-def _decoded(stored: _Reader) -> bytes:
-    length, num_begin, num_cells = stored.varint(_LONGEST), stored.varint(), stored.varint()
-    begin = _Reader(_inflated(stored.take(num_begin), length))
-    num_head, num_others = begin.varint(), begin.varint(length)
-    head = _Reader(begin.take(num_head))
-    decoder = ArithmeticDecoder(stored.take(num_cells))
-    others = _Reader(zstd_codec().decompress(stored.rest(), num_others, asbytes=True) if num_others else b"")
+def _decode(stored: _Reader) -> bytes:
+    length, header_length, cells_length = stored.varint(_MAX_LENGTH), stored.varint(), stored.varint()
+    header = _Reader(_inflate(stored.take(header_length), length))
+    table_length, others_length = header.varint(), header.varint(length)
+    table = _Reader(header.take(table_length))
+    decoder = ArithmeticDecoder(stored.take(cells_length))
+    others = _Reader(zstd_codec().decompress(stored.rest(), others_length, asbytes=True) if others_length else b"")
     model, decisions_left = bytearray(), MAX_DECISIONS
-    for _ in range(head.varint()):
-        model += begin.take(head.varint())
-        size = head.varint(length - len(model))
-        if head.varint() == OTHER:
+    for _ in range(table.varint()):
+        model += header.take(table.varint())
+        size = table.varint(length - len(model))
+        if table.varint() == OTHER:
             model += others.take(size)
             continue
-        item_bytes = head.varint()
-        shape = MatrixHeader(*(head.varint() for _ in MatrixHeader._fields))
-        # What does not fill the hole is refused before anything of that size is made.
-        if shape.num_rows * shape.num_columns * item_bytes != size or not 0 < shape.num_values < MAX_VALUES:
-            raise ValueError(f"{shape} is no matrix of {size} bytes")
-        values = _read_values(head, shape.num_values + 1, item_bytes)
-        codes_RC = code_matrix(decoder, shape, None, decisions_left)
-        decisions_left -= count_decisions(codes_RC, shape.num_values)
+        item_bytes = table.varint()
+        matrix = MatrixHeader(*(table.varint() for _ in MatrixHeader._fields))
+        # A matrix of another size than its tensor is refused before memory is allocated.
+        if matrix.num_rows * matrix.num_columns * item_bytes != size or not 0 < matrix.num_values < MAX_VALUES:
+            raise ValueError(f"{matrix} is no matrix of {size} bytes")
+        values = _read_values(table, matrix.num_values + 1, item_bytes)
+        codes_RC = code_matrix(decoder, matrix, None, decisions_left)
+        decisions_left -= count_decisions(codes_RC, matrix.num_values)
         model += values[codes_RC].tobytes()
-    return bytes(model + begin.rest())
+    return bytes(model + header.rest())
 
 
-def _read_values(head: _Reader, number: int, item_bytes: int) -> np.ndarray:
-    skipped = head.varint(item_bytes - 1)
+def _read_values(table: _Reader, number: int, item_bytes: int) -> np.ndarray:
+    num_zero_bytes = table.varint(item_bytes - 1)
     bytes_VI = np.zeros((number, item_bytes), np.uint8)
-    bytes_VI[:, skipped:] = np.frombuffer(head.take(number * (item_bytes - skipped)), np.uint8).reshape(number, -1)
+    stored_bytes = table.take(number * (item_bytes - num_zero_bytes))
+    bytes_VI[:, num_zero_bytes:] = np.frombuffer(stored_bytes, np.uint8).reshape(number, -1)
     return bytes_VI.view(UNSIGNED[item_bytes])[:, 0]
 
 
 class _Reader:
-    """Bytes that are taken from the front."""
+    """Reads bytes from the front."""
 
-    def __init__(self, given: bytes, position: int = 0) -> None:
-        self.given, self.position = given, position
+    def __init__(self, content: bytes, position: int = 0) -> None:
+        self.content, self.position = content, position
 
     def take(self, number: int) -> bytes:
-        if number > len(self.given) - self.position:
+        if number > len(self.content) - self.position:
             raise ValueError("the end is missing")
         self.position += number
-        return self.given[self.position - number : self.position]
+        return self.content[self.position - number : self.position]
 
     def rest(self) -> bytes:
-        return self.take(len(self.given) - self.position)
+        return self.take(len(self.content) - self.position)
 
-    def varint(self, most: int = _LONGEST) -> int:
+    def varint(self, maximum: int = _MAX_LENGTH) -> int:
         number = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
             number |= (byte & 127) << shift
             if byte < 128:
                 break
-        if number > most:
+        if number > maximum:
             raise ValueError(f"a count of {number}")
         return number
 
 
-def _inflated(given: bytes, length: int) -> bytes:
-    opener = zlib.decompressobj(wbits=-15, zdict=DEFLATE_DICTIONARY)
-    # The head says less of the cells than they are, so what is unpacked is hardly longer than the model.
-    found = opener.decompress(given, length + 4096)
-    if not opener.eof:
+def _inflate(deflated: bytes, length: int) -> bytes:
+    decompressor = zlib.decompressobj(wbits=-15, zdict=DEFLATE_DICTIONARY)
+    # The header is hardly longer than the model: a larger one is corrupt.
+    inflated = decompressor.decompress(deflated, length + 4096)
+    if not decompressor.eof:
         raise ValueError("the beginning has no end")
-    return found
+    return inflated
 
 
 def zstd_codec() -> pa.Codec:
     return pa.Codec("zstd", compression_level=22)
 
 
-def _corrupt(what: str) -> OutputCorrupt:
+def _corrupt(problem: str) -> OutputCorrupt:
     return OutputCorrupt(
-        f"the stored model {what}",
+        f"the stored model {problem}",
         required=f"the bytes that `encode` wrote, in version {VERSION}",
-        where="the stored form of the model",
+        where="the stored model file",
         remedy="take another copy of it, or store the ONNX file again with this program",
     )

@@ -1,11 +1,11 @@
-"""The stored form of an ONNX file: a few bytes from which the very same file comes back.
+"""Entropy-coded storage of ONNX files: few bytes from which the same file is decoded, bit by bit.
 
     stored = encode(path.read_bytes())
-    runtime = session(stored)                # models/inference/runtime.py opens it by decoding.py
+    runtime = create_session(stored)                # inference/runtime.py decodes it with decoder.py
 
-Tensors of few values, most of them the same one, are coded bit by bit (`matrices.py`); what is left of the file, its
-graph, is compressed with the words that such graphs are made of; other tensors are compressed by zstd. Worth it for
-what `sparsity.py` and `codebook.py` have made; any other file comes out about as long as by zstd. Needs no torch.
+Tensors of few values, most of them the same one, are entropy-coded (context_model.py); the rest of the file, its graph,
+is deflated with a dictionary of strings frequent in graphs; other tensors are compressed by zstd. It pays for sparse
+and clustered weights; other files come out about as long as with zstd. Needs no torch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from bloomery.models.onnx_storage.decoder import (
     zstd_codec,
 )
 
-_FEWEST_BYTES = 16  # of a tensor that is looked at
+_MIN_BYTES = 16  # of a tensor that is coded apart from the graph
 
 
-class _Hole(NamedTuple):
-    """Where a tensor's bytes lie in the file, and its shape as rows and columns."""
+class _TensorSpan(NamedTuple):
+    """The position of a tensor's bytes in the file, and its shape as a matrix."""
 
     start: int
     stop: int
@@ -45,37 +45,39 @@ class _Hole(NamedTuple):
 
 
 def encode(model: bytes) -> bytes:
-    """`model`, the bytes of an ONNX file, in fewer: the same bytes each time.
+    """`model`, the bytes of an ONNX file, in fewer bytes, deterministically.
 
     Raises:
-        RecipeInvalid: this is no ONNX file, or its tensors lie in other files.
+        RecipeInvalid: `model` is not an ONNX file, or has external tensors.
     """
-    head, others, encoder = bytearray(), bytearray(), ArithmeticEncoder()
-    rest, position, num_holes, decisions_left = bytearray(), 0, 0, MAX_DECISIONS
-    for hole in _holes(model):
-        raw = model[hole.start : hole.stop]
-        codes = _codes_of(raw, hole, decisions_left)
-        head += encode_varints(hole.start - position, hole.stop - hole.start, OTHER if codes is None else FEW_VALUED)
-        if codes is None:
+    table, others, encoder = bytearray(), bytearray(), ArithmeticEncoder()
+    graph, position, num_tensors, decisions_left = bytearray(), 0, 0, MAX_DECISIONS
+    for span in _tensor_spans(model):
+        raw = model[span.start : span.stop]
+        matrix = _to_matrix(raw, span, decisions_left)
+        table += encode_varints(span.start - position, span.stop - span.start, OTHER if matrix is None else FEW_VALUED)
+        if matrix is None:
             others += raw
         else:
-            codes_RC, values = codes
-            shape = describe_matrix(codes_RC, len(values) - 1)
-            head += encode_varints(hole.item_bytes, *shape) + _written(values, hole.item_bytes)
-            code_matrix(encoder, shape, codes_RC, decisions_left)
-            decisions_left -= count_decisions(codes_RC, shape.num_values)
-        rest += model[position : hole.start]
-        position, num_holes = hole.stop, num_holes + 1
-    rest += model[position:]
-    table = encode_varints(num_holes) + bytes(head)
-    begin = _deflated(encode_varints(len(table), len(others)) + table + bytes(rest))
-    cells, squeezed = encoder.finish(), zstd_codec().compress(bytes(others), asbytes=True) if others else b""
-    begin = encode_varints(len(model), len(begin), len(cells)) + begin
-    return MAGIC + bytes([VERSION]) + zlib.crc32(model).to_bytes(4, "big") + begin + cells + squeezed
+            codes_RC, values = matrix
+            header = describe_matrix(codes_RC, len(values) - 1)
+            table += encode_varints(span.item_bytes, *header) + _encode_values(values, span.item_bytes)
+            code_matrix(encoder, header, codes_RC, decisions_left)
+            decisions_left -= count_decisions(codes_RC, header.num_values)
+        graph += model[position : span.start]
+        position, num_tensors = span.stop, num_tensors + 1
+    graph += model[position:]
+    full_table = encode_varints(num_tensors) + bytes(table)
+    header_bytes = _deflate(encode_varints(len(full_table), len(others)) + full_table + bytes(graph))
+    cells = encoder.finish()
+    compressed_others = zstd_codec().compress(bytes(others), asbytes=True) if others else b""
+    lengths = encode_varints(len(model), len(header_bytes), len(cells))
+    checksum = zlib.crc32(model).to_bytes(4, "big")
+    return MAGIC + bytes([VERSION]) + checksum + lengths + header_bytes + cells + compressed_others
 
 
-def _holes(model: bytes) -> Iterator[_Hole]:
-    """The tensors whose bytes can be taken out, in the order in which they lie in the file."""
+def _tensor_spans(model: bytes) -> Iterator[_TensorSpan]:
+    """The tensors that are coded apart from the graph, in file order."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -83,72 +85,76 @@ def _holes(model: bytes) -> Iterator[_Hole]:
         graph = onnx.load_from_string(model).graph
     except DecodeError as error:
         raise RecipeInvalid(
-            "this is no ONNX file", required="an ONNX file", where="what is to be stored", remedy="export it first"
+            "the model to store is not an ONNX file",
+            required="an ONNX file",
+            where="the model to store",
+            remedy="export it first",
         ) from error
     position = 0
     for tensor in _tensors(graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise RecipeInvalid(
-                f"the tensor {tensor.name} lies in another file",
+                f"the tensor {tensor.name} is stored in another file",
                 required="all tensors within the ONNX file",
-                where="what is to be stored",
+                where="the model to store",
                 remedy="save the model with `save_as_external_data=False`",
             )
         raw = tensor.raw_data
-        start = model.find(raw, position) if len(raw) >= _FEWEST_BYTES else -1
+        start = model.find(raw, position) if len(raw) >= _MIN_BYTES else -1
         if start < 0:
             continue
         position = start + len(raw)
         num_items = int(np.prod(tensor.dims))
         item_bytes = len(raw) // max(num_items, 1)
         if item_bytes in UNSIGNED and item_bytes * num_items == len(raw):
-            yield _Hole(start, position, tensor.dims[0] if len(tensor.dims) > 1 else 1, item_bytes)
-        else:  # such as two to a byte
-            yield _Hole(start, position, 1, 1)
+            yield _TensorSpan(start, position, tensor.dims[0] if len(tensor.dims) > 1 else 1, item_bytes)
+        else:  # such as two 4-bit integers in a byte
+            yield _TensorSpan(start, position, 1, 1)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """Nodes come before initializers in a file."""
+    """All tensors in file order: nodes come before initializers."""
     for attribute in itertools.chain.from_iterable(node.attribute for node in graph.node):
         yield from (attribute.t, *attribute.tensors)
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
+        for subgraph in (attribute.g, *attribute.graphs):
+            yield from _tensors(subgraph)
     yield from graph.initializer
 
 
-def _codes_of(raw: bytes, hole: _Hole, most_decisions: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(codes (R, C), values (1 + K,)), 0 for the most frequent value; or None where zstd does as well, or sooner."""
-    items = np.frombuffer(raw, UNSIGNED[hole.item_bytes])
+def _to_matrix(raw: bytes, span: _TensorSpan, max_decisions: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(codes (R, C), values (1 + K,)) with code 0 for the most frequent value; None where zstd is as good."""
+    items = np.frombuffer(raw, UNSIGNED[span.item_bytes])
     values, codes, counts = np.unique(items, return_inverse=True, return_counts=True)
     if not 1 < len(values) <= MAX_VALUES:
         return None
-    most = int(counts.argmax())
-    order = np.concatenate([[most], np.delete(np.arange(len(values)), most)])
-    codes_RC = np.argsort(order).astype(np.uint8)[codes].reshape(hole.num_rows, -1)
-    if count_decisions(codes_RC, len(values) - 1) > most_decisions:
+    most_frequent = int(counts.argmax())
+    order = np.concatenate([[most_frequent], np.delete(np.arange(len(values)), most_frequent)])
+    codes_RC = np.argsort(order).astype(np.uint8)[codes].reshape(span.num_rows, -1)
+    if count_decisions(codes_RC, len(values) - 1) > max_decisions:
         return None
     num_bits = -float(counts @ np.log2(counts / len(items))) + 8 * values.nbytes
-    return (codes_RC, values[order]) if num_bits < 8 * 0.9 * len(zstd_codec().compress(raw, asbytes=True)) else None
+    max_bits = 8 * 0.9 * len(zstd_codec().compress(raw, asbytes=True))
+    return (codes_RC, values[order]) if num_bits < max_bits else None
 
 
-def _written(values: np.ndarray, item_bytes: int) -> bytes:
-    """How many low bytes of each value are zero in all of them, such as two of a bfloat16's, and the other bytes."""
-    bytes_VI = values.view(np.uint8).reshape(len(values), item_bytes)  # the lowest first
-    skipped = int((bytes_VI.any(axis=0)).argmax())
-    return bytes([skipped]) + bytes_VI[:, skipped:].tobytes()
+def _encode_values(values: np.ndarray, item_bytes: int) -> bytes:
+    """The number of low bytes that are zero in all values, such as two of a bfloat16, and the other bytes of each."""
+    bytes_VI = values.view(np.uint8).reshape(len(values), item_bytes)  # little-endian
+    num_zero_bytes = int((bytes_VI.any(axis=0)).argmax())
+    return bytes([num_zero_bytes]) + bytes_VI[:, num_zero_bytes:].tobytes()
 
 
 def encode_varints(*numbers: int) -> bytes:
-    """As protocol buffers have them: seven bits to a byte, the lowest first; the highest bit says that more follow."""
-    written = bytearray()
+    """Protocol-buffer varints: seven bits in a byte, the lowest first; the highest bit marks that more bytes follow."""
+    encoded = bytearray()
     for number in numbers:
         while number > 127:
-            written.append(number & 127 | 128)
+            encoded.append(number & 127 | 128)
             number >>= 7
-        written.append(number)
-    return bytes(written)
+        encoded.append(number)
+    return bytes(encoded)
 
 
-def _deflated(given: bytes) -> bytes:
-    squeezer = zlib.compressobj(9, wbits=-15, zdict=DEFLATE_DICTIONARY)
-    return squeezer.compress(given) + squeezer.flush()
+def _deflate(content: bytes) -> bytes:
+    compressor = zlib.compressobj(9, wbits=-15, zdict=DEFLATE_DICTIONARY)
+    return compressor.compress(content) + compressor.flush()

@@ -1,4 +1,4 @@
-"""Files for LiteRT, made by another Python."""
+"""Exports to LiteRT by another Python."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bloomery.models.export.onnx_exporter import TOLERANCE
 
 
 @pytest.mark.slow
-def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
+def test_litert_and_pytorch_have_the_same_outputs(trained, parts, tmp_path: Path):
     python = os.environ.get(PYTHON_VARIABLE)
     if python is None:
-        pytest.skip(f"{PYTHON_VARIABLE} names no Python that has litert-torch")
+        pytest.skip(f"{PYTHON_VARIABLE} names no Python with litert-torch")
     require_litert(python)
     error = export_litert(trained.network, parts.test.x[:4], tmp_path / "network.tflite", python)
     assert 0 <= error <= TOLERANCE
@@ -26,16 +26,16 @@ def test_litert_answers_as_pytorch_does(trained, parts, tmp_path: Path):
 
 
 @pytest.mark.parametrize("python", [None, "no-such-python", sys.executable], ids=["unset", "absent", "without litert"])
-def test_what_is_missing_is_told(python, trained, parts, tmp_path: Path):
-    with pytest.raises(EngineMissing, match="no file for LiteRT can be made"):
+def test_missing_packages_are_reported(python, trained, parts, tmp_path: Path):
+    with pytest.raises(EngineMissing, match="networks cannot be exported to LiteRT"):
         require_litert(python)
-    with pytest.raises(EngineMissing, match="no file for LiteRT can be made") as told:
+    with pytest.raises(EngineMissing, match="networks cannot be exported to LiteRT") as caught:
         export_litert(trained.network, parts.test.x[:2], tmp_path / "network.tflite", python)
-    assert "pip install litert-torch" in told.value.remedy
+    assert "pip install litert-torch" in caught.value.remedy
     assert not (tmp_path / "network.tflite").exists()
 
 
-def test_the_other_python_needs_none_of_our_code():
+def test_the_other_python_needs_no_code_of_ours():
     lines = [line.strip() for line in Path(litert_script.__file__).read_text().splitlines()]
     imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
     assert set(imports) == {"sys", "numpy", "litert_torch", "torch", "ai_edge_litert.interpreter"}

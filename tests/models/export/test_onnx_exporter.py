@@ -1,4 +1,4 @@
-"""From PyTorch to ONNX, with the same answers."""
+"""Exports from PyTorch to ONNX with the same outputs."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from bloomery.models.networks.config import Cnn, Rnn, Transformer
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 64, 300])
-def test_onnx_runtime_answers_as_pytorch_does(exported, trained, parts, num_rows):
+def test_onnx_runtime_and_pytorch_have_the_same_outputs(exported, trained, parts, num_rows):
     x = parts.test.x[:num_rows]
     with torch.no_grad():
         expected = trained.network(x).numpy()
     np.testing.assert_allclose(run_session(create_session(exported), x.numpy()), expected, atol=TOLERANCE)
 
 
-def test_the_same_network_becomes_the_same_bytes_anywhere(exported, trained, parts, tmp_path: Path):
+def test_export_is_deterministic(exported, trained, parts, tmp_path: Path):
     again = tmp_path / "another name.onnx"
     error = export_onnx(copy.deepcopy(trained.network), parts.train.x[:40], again)
     assert again.read_bytes() == exported.read_bytes()
     assert 0 <= error <= TOLERANCE
 
 
-def test_other_weights_become_other_bytes(exported, trained, parts, tmp_path: Path):
+def test_other_weights_give_other_bytes(exported, trained, parts, tmp_path: Path):
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         network.head.bias[0] += 1e-3
@@ -45,7 +45,7 @@ def test_other_weights_become_other_bytes(exported, trained, parts, tmp_path: Pa
     assert (tmp_path / "other.onnx").read_bytes() != exported.read_bytes()
 
 
-def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(exported):
+def test_the_file_is_valid_and_has_nothing_of_the_machine(exported):
     model = onnx.load(exported)
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
@@ -58,14 +58,14 @@ def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(export
     assert b".py" not in content
 
 
-def test_the_batch_size_is_free_and_the_names_are_the_runtimes(exported):
+def test_the_batch_size_is_dynamic_and_the_names_are_the_runtimes(exported):
     graph = onnx.load(exported).graph
-    ((given,), (answered,)) = (graph.input, graph.output)
-    assert (given.name, answered.name) == ("x", "logits")
-    assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 8, 8]
+    ((network_input,), (network_output,)) = (graph.input, graph.output)
+    assert (network_input.name, network_output.name) == ("x", "logits")
+    assert [side.dim_value for side in network_input.type.tensor_type.shape.dim] == [0, 1, 8, 8]
 
 
-def test_the_file_answers_as_in_evaluation_though_the_network_was_in_training(trained, parts, exported, tmp_path: Path):
+def test_a_network_in_training_mode_is_exported_for_evaluation(trained, parts, exported, tmp_path: Path):
     network = copy.deepcopy(trained.network).train()
     export_onnx(network, parts.test.x, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
@@ -89,7 +89,7 @@ def test_one_example_is_enough(trained, parts, tmp_path: Path, exported):
     )
 
 
-def test_a_network_whose_answers_are_no_numbers_is_not_exported(trained, parts, tmp_path: Path):
+def test_a_network_with_nan_outputs_is_not_exported(trained, parts, tmp_path: Path):
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         network.head.bias[0] = float("nan")
@@ -105,16 +105,16 @@ NODES = {"elman": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
 def rows_of(layout: Layout, num_rows: int, length: int = 12) -> torch.Tensor:
-    """Rows of which all but the first end in padding, where the layout knows padding; the last is nothing else."""
+    """Rows with increasing padding, where the layout has padding; the last one is padding only."""
     if layout.kind == "image":
         return torch.randn(num_rows, *layout.shape)
     lengths = torch.linspace(length, 0, num_rows).round()[:, None]
-    is_there = (torch.arange(length) < lengths).float()
+    is_valid = (torch.arange(length) < lengths).float()
     if layout.kind == "tokens":
-        return torch.randint(1, 20, (num_rows, length)) * is_there
+        return torch.randint(1, 20, (num_rows, length)) * is_valid
     x = torch.randn(num_rows, length, layout.shape[1])
     x[..., -1] = 1
-    return x * is_there.unsqueeze(-1)
+    return x * is_valid.unsqueeze(-1)
 
 
 def recurrent(cell: str, layout: Layout) -> nn.Module:
@@ -124,7 +124,7 @@ def recurrent(cell: str, layout: Layout) -> nn.Module:
 
 @pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
 @pytest.mark.parametrize("cell", NODES)
-def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tmp_path: Path):
+def test_recurrent_layers_stay_one_operator_and_run_at_every_length(cell, layout, tmp_path: Path):
     network = recurrent(cell, layout)
     assert export_onnx(network, rows_of(layout, 40), tmp_path / "rnn.onnx") <= TOLERANCE
     graph = onnx.load(tmp_path / "rnn.onnx").graph
@@ -139,7 +139,7 @@ def test_recurrent_layers_stay_whole_and_answer_at_every_length(cell, layout, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", SEQUENCES.values(), ids=SEQUENCES)
-def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: Path):
+def test_attention_runs_at_every_length_up_to_the_longest(layout, tmp_path: Path):
     config = Transformer(kind="transformer", width=8, num_heads=2, max_length=20)
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
     assert export_onnx(network, rows_of(layout, 40), tmp_path / "t.onnx") <= TOLERANCE
@@ -150,15 +150,15 @@ def test_attention_answers_at_every_length_up_to_the_longest(layout, tmp_path: P
             np.testing.assert_allclose(run_session(runtime, x.numpy()), network(x).numpy(), atol=TOLERANCE)
 
 
-def test_rows_of_a_single_step_leave_the_length_fixed(tmp_path: Path):
+def test_rows_of_a_single_step_have_a_fixed_length(tmp_path: Path):
     layout = Layout(kind="sequence", shape=(1, 4))
     network = build_network(Blueprint(config=Rnn(kind="rnn", hidden=4), layout=layout, num_outputs=2))
     export_onnx(network, torch.randn(5, 1, 4), tmp_path / "one.onnx")
-    (given,) = onnx.load(tmp_path / "one.onnx").graph.input
-    assert [side.dim_value for side in given.type.tensor_type.shape.dim] == [0, 1, 4]
+    (network_input,) = onnx.load(tmp_path / "one.onnx").graph.input
+    assert [side.dim_value for side in network_input.type.tensor_type.shape.dim] == [0, 1, 4]
 
 
-def test_recurrent_files_repeat_too_and_say_nothing_of_the_machine(tmp_path: Path):
+def test_exports_of_recurrent_networks_are_deterministic_too(tmp_path: Path):
     network = recurrent("lstm", TOKENS)
     for name, x in (("one", rows_of(TOKENS, 40)), ("other", rows_of(TOKENS, 5))):
         export_onnx(copy.deepcopy(network), x, tmp_path / name)
@@ -170,7 +170,7 @@ def test_recurrent_files_repeat_too_and_say_nothing_of_the_machine(tmp_path: Pat
 
 
 class LengthIsFrozen(nn.Module):
-    """One whose shape was made a number of Python's, which an exporter cannot see through."""
+    """Turns a shape into a Python number, which the exporter takes for a constant."""
 
     max_length = 12
 
@@ -187,18 +187,18 @@ class LengthIsNeeded(LengthIsFrozen):
         return self.layer(x)[0].reshape(-1, int(x.shape[1]) * 3)[:, :3]
 
 
-@pytest.mark.parametrize("made", [LengthIsFrozen, LengthIsNeeded])
-def test_a_network_that_is_right_at_one_length_alone_is_not_exported(made, tmp_path: Path):
+@pytest.mark.parametrize("module_class", [LengthIsFrozen, LengthIsNeeded])
+def test_a_network_that_works_at_one_length_only_is_not_exported(module_class, tmp_path: Path):
     with pytest.raises(ParityBroken):
-        export_onnx(made(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
+        export_onnx(module_class(), torch.randn(40, 12, 4), tmp_path / "frozen.onnx")
 
 
-def test_a_network_that_states_no_longest_row_keeps_its_length(tmp_path: Path):
+def test_a_network_without_max_length_has_a_fixed_length(tmp_path: Path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     assert export_onnx(network, torch.randn(40, 12, 4), tmp_path / "flat.onnx") <= TOLERANCE
 
 
-def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: Path):
+def test_the_runtime_returns_the_metadata(exported, parts, tmp_path: Path):
     for name, items in (("one", [("version", "3"), ("data", "ab12")]), ("other", [("data", "ab12"), ("version", "3")])):
         (tmp_path / name).write_bytes(exported.read_bytes())
         add_metadata(tmp_path / name, {"gone": "soon"})
@@ -211,13 +211,13 @@ def test_version_and_lineage_are_told_by_the_runtime(exported, parts, tmp_path: 
     np.testing.assert_array_equal(run_session(runtime, x), run_session(create_session(exported), x))
 
 
-def test_a_traced_file_holds_no_constants_that_can_be_folded(tmp_path: Path):
+def test_constants_of_a_traced_network_are_folded(tmp_path: Path):
     export_onnx(recurrent("gru", SOUND), rows_of(SOUND, 8), tmp_path / "gru.onnx")
     assert "Constant" not in {node.op_type for node in onnx.load(tmp_path / "gru.onnx").graph.node}
 
 
 @pytest.mark.parametrize("kind", ["cnn", "lstm"])
-def test_a_program_opens_without_our_code_and_answers_alike(kind, trained, parts, tmp_path: Path):
+def test_a_torch_export_program_runs_without_our_code(kind, trained, parts, tmp_path: Path):
     network, x = (trained.network, parts.test.x) if kind == "cnn" else (recurrent("lstm", TOKENS), rows_of(TOKENS, 40))
     assert export_program(network, x, tmp_path / "network.pt2") <= TOLERANCE
     export_program(copy.deepcopy(network), x[:5], tmp_path / "other.pt2")
@@ -225,7 +225,7 @@ def test_a_program_opens_without_our_code_and_answers_alike(kind, trained, parts
     assert content == (tmp_path / "other.pt2").read_bytes()
     assert b"site-packages" not in content
     assert b"models/" + b"networks" not in content
-    asked = """
+    program = """
 import sys, torch
 network = torch.export.load(sys.argv[1]).module()
 torch.save(network(torch.load(sys.argv[2])), sys.argv[3])
@@ -233,6 +233,6 @@ assert not [name for name in sys.modules if name.split(".")[0] == "bloomery"]
 """
     torch.save(x[:7], tmp_path / "x.pt")
     files = [tmp_path / name for name in ("network.pt2", "x.pt", "y.pt")]
-    subprocess.run([sys.executable, "-c", asked, *files], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", program, *files], check=True, cwd=tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x[:7]), atol=TOLERANCE, rtol=0)

@@ -1,4 +1,4 @@
-"""Bits that are written in about as many bits as they surprise, and read again."""
+"""Arithmetic coding: bits decode to themselves and take as many bits as their information."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from bloomery.models.onnx_storage.arithmetic_coder import (
     LogisticMixer,
 )
 
-CERTAIN = st.floats(0, 1)
+PROBABILITY = st.floats(0, 1)
 
 
-@given(st.lists(st.tuples(CERTAIN, st.integers(0, 1)), max_size=300))
-def test_bits_come_back_whatever_their_probabilities_were(given_bits):
+@given(st.lists(st.tuples(PROBABILITY, st.integers(0, 1)), max_size=300))
+def test_bits_decode_with_any_probabilities(given_bits):
     encoder = ArithmeticEncoder()
     for probability, bit in given_bits:
-        assert encoder.bit(probability, bit) == bit
+        assert encoder.code_bit(probability, bit) == bit
     decoder = ArithmeticDecoder(encoder.finish())
-    assert [decoder.bit(probability) for probability, _ in given_bits] == [bit for _, bit in given_bits]
+    assert [decoder.code_bit(probability) for probability, _ in given_bits] == [bit for _, bit in given_bits]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 1)), min_size=1, max_size=300))
-def test_the_length_is_what_the_bits_surprise(given_bits):
+def test_the_length_is_the_information_of_the_bits(given_bits):
     encoder = ArithmeticEncoder()
     for probability, bit in given_bits:
-        encoder.bit(probability, bit)
-    surprise = sum(-math.log2(probability if bit else 1 - probability) for probability, bit in given_bits)
-    assert len(encoder.finish()) <= surprise / 8 * 1.01 + 2
+        encoder.code_bit(probability, bit)
+    information = sum(-math.log2(probability if bit else 1 - probability) for probability, bit in given_bits)
+    assert len(encoder.finish()) <= information / 8 * 1.01 + 2
 
 
-@given(st.binary(max_size=60), st.lists(CERTAIN, max_size=600))
+@given(st.binary(max_size=60), st.lists(PROBABILITY, max_size=600))
 def test_any_bytes_can_be_read(written, probabilities):
     decoder = ArithmeticDecoder(written)
-    assert all(decoder.bit(probability) in (0, 1) for probability in probabilities)
+    assert all(decoder.code_bit(probability) in (0, 1) for probability in probabilities)
 
 
-def mixed(bits: list[int]) -> bytes:
-    """Each bit by two contexts: one that sees every third place, and one that sees none."""
+def encode_mixed(bits: list[int]) -> bytes:
+    """Codes each bit with two contexts: one for its position modulo 3, and one for all."""
     encoder, mixer = ArithmeticEncoder(), LogisticMixer([0.5, 0.5], 400.0)
-    places, one = [ContextModel() for _ in range(3)], ContextModel()
+    by_position, shared = [ContextModel() for _ in range(3)], ContextModel()
     for number, bit in enumerate(bits):
-        mixer.bit(encoder, [places[number % 3], one], bit)
+        mixer.code_bit(encoder, [by_position[number % 3], shared], bit)
     return encoder.finish()
 
 
 @given(st.lists(st.integers(0, 1), max_size=300))
-def test_what_is_learnt_while_writing_is_learnt_while_reading(bits):
-    decoder, mixer = ArithmeticDecoder(mixed(bits)), LogisticMixer([0.5, 0.5], 400.0)
-    places, one = [ContextModel() for _ in range(3)], ContextModel()
-    assert [mixer.bit(decoder, [places[n % 3], one], 0) for n in range(len(bits))] == bits
+def test_decoder_and_encoder_learn_the_same(bits):
+    decoder, mixer = ArithmeticDecoder(encode_mixed(bits)), LogisticMixer([0.5, 0.5], 400.0)
+    by_position, shared = [ContextModel() for _ in range(3)], ContextModel()
+    assert [mixer.code_bit(decoder, [by_position[n % 3], shared], 0) for n in range(len(bits))] == bits
 
 
-def test_a_pattern_that_a_context_sees_costs_next_to_nothing():
-    assert len(mixed([0, 0, 1] * 400)) < 20
+def test_a_pattern_that_a_context_captures_costs_next_to_nothing():
+    assert len(encode_mixed([0, 0, 1] * 400)) < 20
 
 
-def test_the_bytes_are_those_of_every_machine():
-    # A change here is a new version of the stored form.
-    assert mixed([0, 0, 1, 1, 0, 1, 0, 0, 0, 1] * 12).hex() == "ab9f4f415cd410f589c528c460cf0e58"
+def test_the_bytes_are_the_same_on_every_machine():
+    # A change here needs a new version of the format.
+    assert encode_mixed([0, 0, 1, 1, 0, 1, 0, 0, 0, 1] * 12).hex() == "ab9f4f415cd410f589c528c460cf0e58"

@@ -1,4 +1,4 @@
-"""What is in an ONNX file."""
+"""Counts and sizes of ONNX files."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def write(path, weights):
 
 
 @pytest.mark.parametrize("how", ["static", "dynamic"])
-def test_zeros_are_not_counted_in_floats_nor_in_the_integers_that_stand_for_them(tmp_path, how):
+def test_zeros_are_not_counted_as_floats_or_as_integers(tmp_path, how):
     weights = np.linspace(-1, 1, 40).reshape(5, 8)
     weights[:, 3:] = 0
-    weights[0, 0] = 1.0  # both ends of the range are there
+    weights[0, 0] = 1.0  # the range has both ends
     file = write(tmp_path / "fp32.onnx", weights)
     assert count_nonzero(file) == 15 + 8
     quantized = tmp_path / "int8.onnx"
     quantize(file, quantized, np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), how=how)
-    assert 15 <= count_nonzero(quantized) <= 15 + 8  # in a range of activations a bias may be rounded to nothing
+    assert 15 <= count_nonzero(quantized) <= 15 + 8  # biases may be rounded to zero
 
 
-def test_the_count_of_a_trained_network_is_that_of_its_weights(exported, quantized, trained):
+def test_the_count_of_a_trained_network_is_its_number_of_weights(exported, quantized, trained):
     parameters = sum(parameter.numel() for parameter in trained.network.parameters())
     assert 0.95 * parameters < count_nonzero(exported) <= 1.01 * parameters
     assert 0.95 * parameters < count_nonzero(quantized) <= 1.01 * parameters
 
 
-def test_zeros_make_a_file_smaller_only_once_it_is_compressed(tmp_path):
+def test_zeros_reduce_the_compressed_size_only(tmp_path):
     random = np.random.default_rng(0).normal(size=(5, 1000))
     full, sparse = write(tmp_path / "full.onnx", random), write(tmp_path / "sparse.onnx", random * (random > 1.5))
     assert full.stat().st_size == sparse.stat().st_size
@@ -55,13 +55,13 @@ def test_zeros_make_a_file_smaller_only_once_it_is_compressed(tmp_path):
     assert measure_zstd_bytes(full) == measure_zstd_bytes(full) <= full.stat().st_size + 50
 
 
-def test_a_file_in_the_fewest_bytes_has_the_size_that_is_told(few_valued):
+def test_the_coded_size_is_the_length_of_the_coded_file(few_valued):
     assert (
         measure_coded_bytes(few_valued) == len(encode(minify(few_valued.read_bytes()))) < measure_zstd_bytes(few_valued)
     )
 
 
-def test_a_file_that_would_take_long_is_not_tried(tmp_path):
+def test_a_large_file_has_no_coded_size(tmp_path):
     small, large = (write(tmp_path / f"{width}.onnx", np.ones((5, width))) for width in (160_000, 200_000))
     assert measure_coded_bytes(small) is not None
     assert measure_coded_bytes(large) is None
