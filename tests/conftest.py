@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from bloomery.tasks.infrastructure.engine_environment import instruction_set
+from bloomery.tasks.infrastructure.device import instruction_set
 from tests.forks import Forks
 from tests.living import answers
 

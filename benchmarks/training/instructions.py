@@ -62,7 +62,7 @@ def milliseconds(network_name: str, precision: str) -> float:
 
 
 def main() -> None:
-    from bloomery.tasks.infrastructure.engine_environment import instruction_set
+    from bloomery.tasks.infrastructure.device import instruction_set
 
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--rounds", type=int, default=3)

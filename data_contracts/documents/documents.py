@@ -20,6 +20,13 @@ class Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def identity(self) -> Any:
+        """What of the document determines the output of a stage that is given it, as JSON values: all of it.
+
+        Documents of which less counts override this.
+        """
+        return self.model_dump(mode="json", by_alias=True)
+
 
 DocumentT = TypeVar("DocumentT", bound=Document)
 

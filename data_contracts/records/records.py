@@ -20,6 +20,10 @@ class Record(Document):
 
     digest: str
 
+    def identity(self) -> dict[str, str]:
+        """The digest: where the output lies, and when it was made, do not count."""
+        return {"digest": self.digest}
+
 
 class RawRows(Record):
     """Rows as they came from their source, in one Parquet file, and the lines that are no rows in another.
@@ -120,6 +124,14 @@ class Trained(Record):
     processor: str  # threads and instruction set that the weights' bits depend on
     import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
     start: Start | None = None  # the weights that training began with
+
+    def identity(self) -> dict[str, str]:
+        """The digests of weights and data set.
+
+        Equal weights may come from data sets whose test rows, or whose rows without a label, differ.
+        """
+        return {"digest": self.digest, "dataset": self.dataset.digest}
+
     privacy: Privacy | None = None  # None: nothing is promised
     effort: Effort | None = None
     dataset: Dataset

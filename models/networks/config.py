@@ -209,6 +209,10 @@ class HuggingFace(Document):
     config: Annotated[dict[str, Any] | None, Field(description="`model_type` and what its configuration takes")] = None
     sha256: Annotated[str | None, Field(description="never stated: the digest of the checkpoint")] = None
 
+    def identity(self) -> Any:
+        """The checkpoint counts by its digest, not by its path."""
+        return self.model_dump(mode="json", exclude={"checkpoint"})
+
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         # A checkpoint that was looked at brings its configuration along.
@@ -228,6 +232,10 @@ class Imported(Document):
         Literal["first", "last"] | None, Field(description="of images; left out, as the file's input shape has them")
     ] = None
     sha256: Annotated[str | None, Field(description="never stated: the digest of the file")] = None
+
+    def identity(self) -> Any:
+        """The file counts by its digest, not by its path."""
+        return self.model_dump(mode="json", exclude={"path"})
 
 
 class Auto(Document):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 
+from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.models.training.config import Device, Training
 
 
@@ -29,3 +31,16 @@ def configure_processor(training: Training) -> str:
     if training.precision != "auto":
         return fixed
     return f"{fixed}, {'bf16' if uses_bf16(training, torch.device(select_device(training.device))) else 'fp32'}"
+
+
+def instruction_set() -> dict[str, str]:
+    """Variables under which weights repeat bit for bit on most machines, if set before the first arithmetic."""
+    if not has_avx2():
+        return {}
+    # Bits depend on the instruction set: take one that nearly every x86 machine has.
+    return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+
+
+def has_avx2() -> bool:
+    """Whether this is an x86 processor with AVX2, as far as Linux reports it."""
+    return platform.machine() in ("x86_64", "AMD64") and "avx2" in cpu_flags()

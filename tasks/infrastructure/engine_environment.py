@@ -6,11 +6,10 @@ Engines read them when they are imported or first used, so `bloomery.flows` appl
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from bloomery.models.profiling.cpu_features import cpu_flags
+from bloomery.tasks.infrastructure.device import instruction_set
 from bloomery.tasks.infrastructure.service_status import read_standing
 
 
@@ -52,16 +51,3 @@ def apply_engine_environment() -> None:
         variables["PREFECT_API_URL"] = services.prefect_api_url
     for name, value in (variables | instruction_set()).items():
         os.environ.setdefault(name, value)
-
-
-def instruction_set() -> dict[str, str]:
-    """Variables under which weights repeat bit for bit on most machines, if set before the first arithmetic."""
-    if not has_avx2():
-        return {}
-    # Bits depend on the instruction set: take one that nearly every x86 machine has.
-    return {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
-
-
-def has_avx2() -> bool:
-    """Whether this is an x86 processor with AVX2, as far as Linux reports it."""
-    return platform.machine() in ("x86_64", "AMD64") and "avx2" in cpu_flags()

@@ -171,7 +171,7 @@ def write_code(archive: Path, rooms: Sequence[str]) -> Path:
     root = Path(__file__).resolve().parents[2]
     with zipfile.ZipFile(archive, "w") as file:
         for room in rooms:
-            for path in sorted((root / room).rglob("*.py")):
+            for path in sorted([*(root / room).rglob("*.py"), *(root / room).rglob("*.jinja")]):
                 file.write(path, Path("bloomery") / path.relative_to(root))
     return archive
 

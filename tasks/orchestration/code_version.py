@@ -1,8 +1,16 @@
-"""The code version of a stage: a digest of the code that decides what the stage writes.
+"""The code version of a stage: a digest of the code that determines the stage's output.
 
-It covers the syntax trees, without comments and docstrings, of every local module that a stage's module reaches
-through imports (also those inside functions), and the installed versions of the packages they import. So a change in
-`models/compression/pruning/structured.py` makes `compress` run again, but not `train`.
+It covers the syntax trees of the local modules that the stage's module imports, directly or not and also inside
+functions, the templates beside them, and the installed versions of the packages that they import. A change in
+`models/compression/pruning/` makes `compress` run again, but not `train`.
+
+These do not count, since they do not determine an output:
+
+- plumbing, which carries outputs (`PLUMBING`), and presentation, which shows them to people (`PRESENTATION`): neither
+  their own code nor what only they import;
+- comments, docstrings, descriptions of fields, and the words of errors and log lines.
+
+All of it counts in code that a stage carries into its output, as `package` carries the endpoint's.
 """
 
 from __future__ import annotations
@@ -16,26 +24,38 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bloomery.data_contracts.documents.digests import digest_of_document
+from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
 
 PACKAGE = "bloomery"
 
-# These carry a stage's output but have no say in what is in it.
-_PLUMBING = frozenset(
-    {
-        "bloomery.data_contracts.errors",
-        "bloomery.data_contracts.documents.documents",
-        "bloomery.tasks.orchestration.prefect_artifacts",
-        "bloomery.tasks.orchestration.code_version",
-        "bloomery.tasks.orchestration.events",
-        "bloomery.tasks.infrastructure.tethered_process",
-        "bloomery.tasks.infrastructure.settings",
-        "bloomery.tasks.orchestration.stage",
-        "bloomery.tasks.orchestration.stage_store",
-        "bloomery.tasks.bentos.environment",
-    }
+# Modules, and packages with all that they hold.
+PLUMBING = (
+    "bloomery.data_contracts.documents.documents",
+    "bloomery.data_contracts.errors",
+    "bloomery.tasks.bentos.environment",
+    "bloomery.tasks.infrastructure.engine_environment",
+    "bloomery.tasks.infrastructure.service_status",
+    "bloomery.tasks.infrastructure.settings",
+    "bloomery.tasks.infrastructure.tethered_process",
+    "bloomery.tasks.orchestration",
+    "bloomery.tasks.tracking.mlflow_runs",
 )
-_NO_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
+PRESENTATION = (
+    "bloomery.data_contracts.odcs.html_page",
+    "bloomery.data_contracts.validation.data_docs",
+    "bloomery.tasks.choose.pareto_plot",
+    "bloomery.tasks.evaluation.candidate_table",
+    "bloomery.tasks.evaluation.plots",
+    "bloomery.tasks.model_card",
+    "bloomery.tasks.promote.approval_report",
+    "bloomery.tasks.promote.release_report",
+    "bloomery.tasks.registry.version_description",
+    "bloomery.tasks.train.explanation_plots",
+    "bloomery.tasks.train.training_curves",
+    "bloomery.tasks.train.validation_report",
+)
+_PACKAGES_WITHOUT_SAY = frozenset({"prefect", "rich", "httpx", "filelock", "psutil"})
+_LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -47,37 +67,66 @@ _DISTRIBUTIONS = {
 
 
 @functools.cache
-def code_version(*modules: str) -> str:
-    """The digest of all code that `modules` (dotted names) reach."""
-    reached = {name: path for name, path in reach(*modules).items() if name not in _PLUMBING}
-    sources = {name: _read(path) for name, path in reached.items()}
+def code_version(*modules: str, carried: tuple[str, ...] = ()) -> str:
+    """The digest of all code that determines what `modules` (dotted names) write.
+
+    `carried` names modules whose code becomes part of the output, with all that they import.
+    """
+    determining, inside = determining_modules(*modules), reach(*carried)
+    sources = {name: _read(path) for name, path in (determining | inside).items()}
     packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
-    code = {name: source.code for name, source in sources.items()}
-    return digest_of_document({"code": code, "packages": versions(packages - _NO_SAY)})
+    code = {name: sources[name].complete if name in inside else sources[name].code for name in sources}
+    templates = {name: _templates(path) for name, path in (determining | inside).items() if _templates(path)}
+    return digest_of_document(
+        {"code": code, "templates": templates, "packages": versions(packages - _PACKAGES_WITHOUT_SAY)}
+    )
 
 
 class _Source(NamedTuple):
-    """What of a file decides: the names that it imports, and its syntax tree in words."""
+    """The names that a file imports, and its syntax tree: without messages, and with them."""
 
     imports: tuple[str, ...]
     code: str
+    complete: str
 
 
 def _read(path: Path) -> _Source:
     state = path.stat()
-    return _parsed(path, state.st_mtime_ns, state.st_size)
+    return _parse(path, state.st_mtime_ns, state.st_size)
 
 
 # Most stages reach most files: read anew for each of the eight, they took seven of a second run's processor seconds.
 @functools.cache
-def _parsed(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
-    tree = ast.parse(path.read_bytes())
-    imports = tuple(_imports(tree))
-    return _Source(imports, ast.dump(_without_docstrings(tree)))
+def _parse(path: Path, mtime_ns: int, size_bytes: int) -> _Source:
+    tree = _without_docstrings(ast.parse(path.read_bytes()))
+    imports, complete = tuple(_imports(tree)), ast.dump(tree)
+    return _Source(imports, ast.dump(_without_messages(tree)), complete)
+
+
+def _templates(path: Path) -> dict[str, str]:
+    """The sha256 of each template of a module, by name: `documentation.html.jinja` belongs to `documentation.py`."""
+    return {template.name: digest_of_file(template) for template in templates_of(path)}
+
+
+def templates_of(path: Path) -> list[Path]:
+    """The templates beside a module's file, whose names begin with the module's."""
+    return sorted(path.parent.glob(f"{path.stem}*.jinja"))
 
 
 def reach(*modules: str) -> dict[str, Path]:
     """The files of `modules` and of every local module that they import, directly or not, by dotted name."""
+    return _walk(modules, skipped=())
+
+
+def determining_modules(*modules: str) -> dict[str, Path]:
+    """As `reach`, but without plumbing and presentation, and without what only these import.
+
+    What is named in `modules` counts in any case, of a package every module.
+    """
+    return _walk(modules, skipped=tuple(name for name in (*PLUMBING, *PRESENTATION) if name not in modules))
+
+
+def _walk(modules: Iterable[str], skipped: tuple[str, ...]) -> dict[str, Path]:
     reached: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
@@ -85,9 +134,14 @@ def reach(*modules: str) -> dict[str, Path]:
         path = None if name in reached else _source(name)
         if path is not None:
             reached[name] = path
-            waiting += [one for one in _read(path).imports if one.split(".")[0] == PACKAGE]
+            imported = [module for module in _read(path).imports if module.split(".")[0] == PACKAGE]
+            waiting += [module for module in imported if not _is_within(module, skipped)]
             waiting += _parents(name)
     return dict(sorted(reached.items()))
+
+
+def _is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -115,7 +169,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             yield node.module
-            # `from models import encoder` names a module too
+            # `from bloomery.models.features import encoder` names a module too
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -130,6 +184,49 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
             ):
                 node.body = node.body[1:] or [ast.Pass()]
     return tree
+
+
+def _without_messages(tree: ast.Module) -> ast.Module:
+    """Blanks the literal text of our own errors, of log lines and of the descriptions of fields.
+
+    The words of other exceptions stay: code may keep them as a value, such as the reason of a quarantined row.
+    """
+    errors = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == f"{PACKAGE}.data_contracts.errors"
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _name(node.exc.func) in errors:
+            _blank([*node.exc.args, *(keyword.value for keyword in node.exc.keywords)])
+        elif isinstance(node, ast.Call) and _is_log_call(node):
+            _blank(node.args)
+        elif isinstance(node, ast.Call) and _name(node.func) == "Field":
+            _blank(keyword.value for keyword in node.keywords if keyword.arg == "description")
+    return tree
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_log_call(call: ast.Call) -> bool:
+    """Whether it is `logger.warning(…)`, `log.info(…)` or `logging.getLogger(…).error(…)`."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _LOG_METHODS:
+        return False
+    logger = call.func.value
+    if isinstance(logger, ast.Call):
+        return isinstance(logger.func, ast.Attribute) and logger.func.attr == "getLogger"
+    return _name(logger).strip("_").lower() in ("log", "logger", "logging")
+
+
+def _blank(expressions: Iterable[ast.expr]) -> None:
+    """Empties the string literals of the expressions, also those between the fields of an f-string."""
+    for expression in expressions:
+        for node in ast.walk(expression):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                node.value = ""
 
 
 def _source(name: str) -> Path | None:

@@ -39,6 +39,7 @@ class Stage(Generic[P, RecordT]):
         is_whole: Callable[[RecordT], bool],
         present: Callable[[RecordT], None],
         also: tuple[str, ...],
+        carried: tuple[str, ...],
     ) -> None:
         functools.update_wrapper(self, function)
         self.name = function.__name__
@@ -47,10 +48,11 @@ class Stage(Generic[P, RecordT]):
         self._is_whole = is_whole
         self._present = present
         self._modules = (function.__module__, *also)
+        self._carried = carried
         self.task: Task[P, RecordT] = _as_task(self)
 
     def key(self, *arguments: Any) -> str:
-        return stage_store.key_of(self.name, code_version(*self._modules), arguments)
+        return stage_store.key_of(self.name, code_version(*self._modules, carried=self._carried), arguments)
 
     def lookup(self, *arguments: P.args, **_: P.kwargs) -> RecordT | None:
         return stage_store.find(self.name, self.key(*arguments), self._kind, self._is_whole)
@@ -90,13 +92,15 @@ def stage(
     is_whole: Callable[[Any], bool] = lambda record: True,
     present: Callable[[Any], None] = lambda record: None,
     also: tuple[str, ...] = (),
+    carried: tuple[str, ...] = (),
 ) -> Callable[[Callable[Concatenate[Output, P], RecordT]], Stage[P, RecordT]]:
     """Make a stage of a function that writes into an `Output` and returns a record.
 
     `is_whole` is asked of a found record about what lies outside the stage's folder. `present` puts what a person would
-    look at into the Prefect run. `also` names modules beyond the function's own that decide the output.
+    look at into the Prefect run. `also` names modules or packages beyond the function's own module that determine the
+    output, and `carried` modules whose code becomes part of it.
     """
-    return lambda function: Stage(function, is_whole=is_whole, present=present, also=also)
+    return lambda function: Stage(function, is_whole=is_whole, present=present, also=also, carried=carried)
 
 
 def _as_task(made: Stage[P, RecordT]) -> Task[P, RecordT]:

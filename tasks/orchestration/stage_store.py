@@ -24,8 +24,7 @@ from bloomery.data_contracts.documents.digests import digest_of_document, digest
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import BloomeryError
 from bloomery.data_contracts.recipe_sections.engine import Means
-from bloomery.data_contracts.records.records import Record, Trained
-from bloomery.models.networks.config import HuggingFace, Imported
+from bloomery.data_contracts.records.records import Record
 from bloomery.tasks.infrastructure.settings import no_room, settings
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -69,24 +68,17 @@ class Outcome(Generic[RecordT]):
 
 
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
-    """The name of what `stage` makes of `arguments`: records count by their digest, all else by its whole value.
+    """The key of what `stage` makes of `arguments`: a digest of the stage's name, its code version and the arguments.
 
-    Means do not count, nor does the place of a file whose digest is there.
+    A document counts by its `identity`, such as a record by its digest. An engine does not count.
     """
-    counting = [_identity(one) for one in arguments if not isinstance(one, Means)]
+    counting = [_identity(argument) for argument in arguments if not isinstance(argument, Means)]
     return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]
 
 
 def _identity(argument: Any) -> Any:
-    if isinstance(argument, Trained):
-        # The same weights may have come of data whose test part, or whose rows without a label, were others.
-        return {"digest": argument.digest, "dataset": argument.dataset.digest}
-    if isinstance(argument, Record):
-        return {"digest": argument.digest}
-    if isinstance(argument, HuggingFace):
-        return argument.model_dump(mode="json", exclude={"checkpoint"})
-    if isinstance(argument, Imported):
-        return argument.model_dump(mode="json", exclude={"path"})
+    if isinstance(argument, Document):
+        return argument.identity()
     return argument.model_dump(mode="json", by_alias=True) if isinstance(argument, BaseModel) else argument
 
 

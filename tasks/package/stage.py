@@ -29,12 +29,13 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.card import CARD, write_card
 from bloomery.tasks.monitoring.reference_profile import version_reference
 from bloomery.tasks.orchestration import prefect_artifacts
-from bloomery.tasks.orchestration.code_version import packages_of, reach
+from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.security import signing_key
 
 _SERVICE = "bloomery.deployments.service"
+_CARD = "bloomery.tasks.model_card"  # presentation, and part of what is packaged
 _NUM_EXAMPLES = 4  # with which a version shows, before it answers anyone, that it answers as measured
 
 
@@ -47,7 +48,7 @@ def _bento_is_kept(record: Bento) -> bool:
     return is_whole and signing_key.is_signed(source / "artifacts")
 
 
-@stage(is_whole=_bento_is_kept, present=prefect_artifacts.bento_card, also=(_SERVICE,))
+@stage(is_whole=_bento_is_kept, present=prefect_artifacts.bento_card, also=(_CARD,), carried=(_SERVICE,))
 def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
@@ -86,6 +87,8 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
             target = context.joinpath(*dotted.split("."), "__init__.py")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+        for template in templates_of(source):
+            shutil.copyfile(template, target.parent / template.name)
         (target.parent / "__init__.py").touch()
     folder = context / "artifacts"
     folder.mkdir()

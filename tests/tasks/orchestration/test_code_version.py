@@ -1,77 +1,184 @@
-"""A stage's code version changes when, and only when, code that it reaches changes."""
+"""A stage's code version changes when code changes that determines its output, and at no other change."""
 
+from __future__ import annotations
+
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from bloomery.tasks.orchestration.code_version import packages_of, reach
+from bloomery.tasks.orchestration import code_version
+from bloomery.tasks.orchestration.code_version import (
+    PLUMBING,
+    PRESENTATION,
+    determining_modules,
+    packages_of,
+    reach,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 ROOMS = ("data_contracts", "models", "tasks", "flows", "deployments")
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+class Edit(NamedTuple):
+    """A change of the code base, and the stages that have to be computed again after it."""
+
+    path: str
+    old: str
+    new: str
+    affected: frozenset[str]
+
+
+def edit(path: str, old: str, new: str, *affected: str) -> Edit:
+    return Edit(path, old, new, frozenset(affected))
+
+
+EDITS = {
+    "an option of a network": edit(
+        "models/networks/config.py",
+        "class Auto(Document):\n",
+        "class Another(Document):\n    depth: int = 1\n\n\nclass Auto(Document):\n",
+        *("train", "compress"),
+    ),
+    "a rule of the budget": edit(
+        "models/compression/budget.py", "class Budget(", "EXTRA = 1\n\n\nclass Budget(", *("choose", "package")
+    ),
+    "a plot of the training": edit("tasks/evaluation/plots.py", "def draw_curves(", "EXTRA = 1\n\n\ndef draw_curves("),
+    "the picture of the candidates": edit("tasks/choose/pareto_plot.py", "\nclass ", "\nX = 1\n\n\nclass "),
+    "the model card": edit("tasks/model_card/card.py", "def write_card(", "X = 1\n\n\ndef write_card(", "package"),
+    "the words of an error": edit("tasks/train/fit.py", 'remedy="', 'remedy="please '),
+    "the words of an error of the endpoint": edit(
+        "deployments/endpoint/inference/model_version.py", 'remedy="', 'remedy="please ', "package"
+    ),
+    "a description of a field": edit("models/networks/config.py", 'description="', 'description="here, '),
+    "a comment": edit("models/training/loop.py", "    network.eval()\n", "    network.eval()  # a comment\n\n"),
+    "a docstring": edit("models/compression/pruning/structured.py", '"""', '"""Anew: '),
+    "the settings": edit("tasks/infrastructure/settings.py", "_ROOM_FOR_A_RUN = 50", "_ROOM_FOR_A_RUN = 60"),
+    "the instruction set": edit(
+        "tasks/infrastructure/device.py", '"MKL_CBWR": "AVX2"', '"MKL_CBWR": "SSE4_2"', *("train", "compress")
+    ),
+    "a reader": edit("tasks/ingest/readers/text.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", "ingest"),
+    "the pruning": edit("models/compression/pruning/structured.py", "p=2", "p=1", "compress"),
+    "the encoder": edit(
+        "models/features/encoder.py",
+        "_BLOCK_ROWS = 16_384",
+        "_BLOCK_ROWS = 16_385",
+        *("prepare", "train", "compress", "choose", "package", "promote"),
+    ),
+    "the endpoint": edit("deployments/endpoint/http/errors.py", "_MOST_PROBLEMS = 20", "_MOST_PROBLEMS = 2", "package"),
+}
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from bloomery.flows.pipeline import STAGES
+from bloomery.tasks.orchestration.code_version import code_version
+def versions():
+    code_version.cache_clear()
+    return {stage.name: stage.key() for stage in STAGES}
+before, changed = versions(), {}
+for name, (path, old, new) in json.load(sys.stdin).items():
+    file = Path("bloomery") / path
+    text = file.read_text() if file.is_file() else ""
+    if old not in text or not text:
+        changed[name] = ["not applied"]
+        continue
+    file.write_text(text.replace(old, new, 1))
+    after = versions()
+    changed[name] = [stage for stage in before if after[stage] != before[stage]]
+    file.write_text(text)
+assert versions() == before
+print("CHANGED", json.dumps(changed))
+"""
+
+
+def copy_rooms(folder: Path) -> Path:
+    """A copy of the rooms in `folder`, which a process imports that runs there."""
     for room in ROOMS:
-        shutil.copytree(ROOT / room, tmp_path / "bloomery" / room, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+        shutil.copytree(ROOT / room, folder / "bloomery" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
-def versions(root: Path) -> dict[str, str]:
-    code = (
-        "from bloomery.tasks.orchestration.code_version import code_version\n"
-        "for stage in ('ingest', 'prepare', 'train', 'compress', 'promote'):\n"
-        "    print(stage, code_version(f'bloomery.tasks.{stage}.stage'))\n"
-        "print('package', code_version('bloomery.tasks.package.stage', 'bloomery.deployments.service'))\n"
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The stages whose key each of the edits changes, each edit made alone."""
+    edits = {name: one[:3] for name, one in EDITS.items()}
+    ended = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=copy_rooms(tmp_path_factory.mktemp("rooms")),
+        input=json.dumps(edits),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    return dict(line.split() for line in ended.stdout.splitlines())
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, list[str]] = json.loads(ended.stdout.rpartition("CHANGED")[2])
+    return found
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+@pytest.mark.parametrize("name", EDITS)
+def test_a_change_counts_for_the_stages_whose_output_it_determines(name: str, changed: dict[str, list[str]]) -> None:
+    assert set(changed[name]) == EDITS[name].affected
 
 
-def changed(root: Path, before: dict[str, str]) -> set[str]:
-    return {stage for stage, version in versions(root).items() if before[stage] != version}
+@pytest.mark.slow
+def test_stages_that_a_change_does_not_affect_are_found(
+    copied: Callable[[Path], Path], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    root = copy_rooms(tmp_path / "checkout")
+    home = copied(tmp_path / "state")
+
+    def found() -> list[str]:
+        command = [sys.executable, "-m", "bloomery.flows.cli", "check", "digits", "--json"]
+        ended = subprocess.run(command, cwd=root, env=clean_environment(home), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return [stage["stage"] for stage in json.loads(ended.stdout)["stages"] if stage["found"]]
+
+    def apply(name: str) -> None:
+        path, old, new, _ = EDITS[name]
+        file = root / "bloomery" / path
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    for name in ("a plot of the training", "the words of an error", "a description of a field", "the settings"):
+        apply(name)
+    assert found() == ["ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote"]
+    apply("an option of a network")
+    assert found() == ["ingest", "validate", "prepare"]
 
 
-def test_a_change_counts_for_the_stages_that_reach_it_and_for_no_other(copy: Path) -> None:
-    before = versions(copy)
-    edit(copy / "bloomery" / "models" / "compression" / "pruning" / "structured.py", "p=2", "p=1")
-    assert changed(copy, before) == {"compress"}
-    edit(copy / "bloomery" / "models" / "features" / "encoder.py", "_BLOCK_ROWS = 16_384", "_BLOCK_ROWS = 16_385")
-    assert changed(copy, before) == {"compress", "prepare", "train", "package", "promote"}
+@pytest.mark.parametrize(
+    ("package", "affected"),
+    [("torch", {"train", "compress", "choose"}), ("duckdb", {"validate", "prepare", "package"})],
+)
+def test_another_version_of_a_package_counts(package: str, affected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
+
+    def versions() -> dict[str, str]:
+        code_version.code_version.cache_clear()
+        return {stage: code_version.code_version(f"bloomery.tasks.{stage}.stage") for stage in stages}
+
+    before, installed = versions(), code_version._version
+    monkeypatch.setattr(code_version, "_version", lambda name: "99" if name == package else installed(name))
+    after = versions()
+    monkeypatch.undo()
+    code_version.code_version.cache_clear()
+    assert {stage for stage in stages if after[stage] != before[stage]} == affected
 
 
-def test_comments_docstrings_and_layout_do_not_count(copy: Path) -> None:
-    before = versions(copy)
-    edit(
-        copy / "bloomery" / "models" / "compression" / "pruning" / "structured.py",
-        '"""Structured pruning',
-        '"""Something else about structured pruning',
-    )
-    edit(
-        copy / "bloomery" / "models" / "training" / "loop.py",
-        "    network.eval()\n",
-        "    network.eval()  # a comment\n\n",
-    )
-    assert changed(copy, before) == set()
+def test_plumbing_and_presentation_name_modules_that_exist() -> None:
+    assert [name for name in (*PLUMBING, *PRESENTATION) if not reach(name)] == []
 
 
-def test_the_service_counts_for_the_package_that_holds_it(copy: Path) -> None:
-    before = versions(copy)
-    edit(
-        copy / "bloomery" / "deployments" / "endpoint" / "http" / "errors.py",
-        "_MOST_PROBLEMS = 20",
-        "_MOST_PROBLEMS = 21",
-    )
-    assert changed(copy, before) == {"package"}
+def test_what_only_plumbing_imports_does_not_count() -> None:
+    modules = determining_modules("bloomery.tasks.ingest.stage")
+    assert "bloomery.tasks.infrastructure.parquet" in modules
+    assert "bloomery.tasks.infrastructure.service_status" not in modules
+    assert not [name for name in modules if name.startswith("bloomery.tasks.orchestration")]
 
 
 def test_imports_inside_functions_are_reached() -> None:
