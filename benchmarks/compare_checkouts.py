@@ -4,8 +4,8 @@
     python benchmarks/compare_checkouts.py OLD NEW --states /tmp/old /tmp/new    # folders that runs have left
 
 OLD and NEW are checkouts, each with its own `.venv` (`make .venv/.ready`). The script runs every recipe in each of
-them, in a state folder of its own, and compares the sha256 of every file that must not change in a refactoring. It ends
-with 1 if one differs or is missing. `encoder.json` is compared as well, and may differ where one of its keys is renamed.
+them, in a state folder of its own, and compares the sha256 of every file that must not change in a refactoring. It
+ends with 1 if one differs or is missing. `encoder.json` is compared, too, and may differ where a key is renamed.
 
 `pendigits` and `adult` read the folder that BLOOMERY_DATA names.
 """

@@ -31,9 +31,9 @@ from bloomery.models.training.config import Loop, Strategy
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.distributed import parallelize
-from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from bloomery.models.training.loop import Placement, TrainingHooks, TrainingState, train
 from bloomery.models.training.optimization.learner import Learner, create_learner
+from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "tensor", "pipeline")

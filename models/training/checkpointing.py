@@ -29,8 +29,8 @@ from torch.distributed.tensor import DTensor
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.training.config import Checkpoints
-from bloomery.models.training.distributed.process_group import has_remote_modules
 from bloomery.models.training.loop import EpochResult, TrainingState
+from bloomery.models.training.process_group import has_remote_modules
 
 WEIGHTS = "weights.safetensors"
 _STATE = "state"

@@ -21,7 +21,6 @@ from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
 from bloomery.models.training.data.batches import ExampleSource, batch_num_rows, iterate_batches, num_batches
 from bloomery.models.training.data.prefetch import prefetch
-from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from bloomery.models.training.optimization.learner import Learner, RowLosses, create_learner
 from bloomery.models.training.optimization.loss import (
     BatchLoss,
@@ -31,6 +30,7 @@ from bloomery.models.training.optimization.loss import (
     loss_and_score,
 )
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
+from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, all_reduce_sum
 from bloomery.models.training.transfer_learning import frozen_modules
 
 _EVALUATION_ROWS = 1024  # rows per batch in evaluation

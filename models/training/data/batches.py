@@ -18,7 +18,7 @@ import torch
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.data.streaming import ExampleStream, Window, open_stream
-from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
 Array = TypeVar("Array", torch.Tensor, np.ndarray)

@@ -21,8 +21,8 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.networks.config import Gpt, Model, Transformer
 from bloomery.models.training.config import Loop, Strategy, Training
 from bloomery.models.training.distributed.pipeline_parallel import num_microbatches, pipeline_learner
-from bloomery.models.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup, has_remote_modules
 from bloomery.models.training.optimization.learner import Learner, create_learner
+from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup, has_remote_modules
 
 
 def data_parallel_group(strategy: Strategy) -> ProcessGroup:

@@ -20,9 +20,9 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.training.config import Loop
-from bloomery.models.training.distributed.process_group import RemoteModule
 from bloomery.models.training.optimization.learner import Learner, RowLosses
 from bloomery.models.training.optimization.mixed_precision import uses_bf16
+from bloomery.models.training.process_group import RemoteModule
 
 _MICROBATCHES = 4  # for each process
 

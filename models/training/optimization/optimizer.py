@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bloomery.models.training.config import Loop
-from bloomery.models.training.distributed.process_group import has_remote_modules
+from bloomery.models.training.process_group import has_remote_modules
 
 _WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
 

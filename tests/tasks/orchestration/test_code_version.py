@@ -46,7 +46,10 @@ EDITS = {
         *("train", "compress"),
     ),
     "a rule of the budget": edit(
-        "models/compression/budget.py", "class Budget(", "EXTRA = 1\n\n\nclass Budget(", *("choose", "package")
+        "models/compression/budget.py",
+        "class Budget(",
+        "EXTRA = 1\n\n\nclass Budget(",
+        *("prepare", "train", "compress", "choose", "package", "promote"),
     ),
     "a plot of the training": edit("tasks/evaluation/plots.py", "def draw_curves(", "EXTRA = 1\n\n\ndef draw_curves("),
     "the picture of the candidates": edit("tasks/choose/pareto_plot.py", "\nclass ", "\nX = 1\n\n\nclass "),

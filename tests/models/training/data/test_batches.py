@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import encode, encode_rows
 from bloomery.models.training.data.batches import Examples, iterate_batches, read_examples
-from bloomery.models.training.distributed.process_group import ProcessGroup
+from bloomery.models.training.process_group import ProcessGroup
 
 
 def numbered(num_rows: int) -> Examples:

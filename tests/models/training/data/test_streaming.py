@@ -26,8 +26,8 @@ from bloomery.models.training.data.batches import (
     sample_examples,
 )
 from bloomery.models.training.data.streaming import ExampleStream, open_stream
-from bloomery.models.training.distributed.process_group import ProcessGroup
 from bloomery.models.training.loop import evaluate, train
+from bloomery.models.training.process_group import ProcessGroup
 
 WIDTH = 3
 LAYOUT = Layout(kind="flat", shape=(WIDTH,))
