@@ -38,22 +38,18 @@ def edit(path: str, old: str, new: str, *affected: str) -> Edit:
     return Edit(path, old, new, frozenset(affected))
 
 
+def more_code(path: str, *affected: str) -> Edit:
+    return edit(path, "", "\nONE_MORE_NAME = 1\n", *affected)
+
+
 EDITS = {
-    "an option of a network": edit(
-        "models/networks/config.py",
-        "class Auto(Document):\n",
-        "class Another(Document):\n    depth: int = 1\n\n\nclass Auto(Document):\n",
-        *("train", "compress"),
+    "a class of networks": more_code("models/networks/config.py", "train", "compress"),
+    "the budget": more_code(
+        "models/compression/budget.py", "prepare", "train", "compress", "choose", "package", "promote"
     ),
-    "a rule of the budget": edit(
-        "models/compression/budget.py",
-        "class Budget(",
-        "EXTRA = 1\n\n\nclass Budget(",
-        *("prepare", "train", "compress", "choose", "package", "promote"),
-    ),
-    "a plot of the training": edit("tasks/evaluation/plots.py", "def draw_curves(", "EXTRA = 1\n\n\ndef draw_curves("),
-    "the picture of the candidates": edit("tasks/choose/pareto_plot.py", "\nclass ", "\nX = 1\n\n\nclass "),
-    "the model card": edit("tasks/model_card/card.py", "def write_card(", "X = 1\n\n\ndef write_card(", "package"),
+    "a plot of the training": more_code("tasks/evaluation/plots.py"),
+    "the picture of the candidates": more_code("tasks/choose/pareto_plot.py"),
+    "the model card": more_code("tasks/model_card/card.py", "package"),
     "the words of an error": edit("tasks/train/fit.py", 'remedy="', 'remedy="please '),
     "the words of an error of the endpoint": edit(
         "deployments/endpoint/inference/model_version.py", 'remedy="', 'remedy="please ', "package"
@@ -61,19 +57,16 @@ EDITS = {
     "a description of a field": edit("models/networks/config.py", 'description="', 'description="here, '),
     "a comment": edit("models/training/loop.py", "    network.eval()\n", "    network.eval()  # a comment\n\n"),
     "a docstring": edit("models/compression/pruning/structured.py", '"""', '"""Anew: '),
-    "the settings": edit("tasks/infrastructure/settings.py", "_ROOM_FOR_A_RUN = 50", "_ROOM_FOR_A_RUN = 60"),
+    "the settings": more_code("tasks/infrastructure/settings.py"),
     "the instruction set": edit(
-        "tasks/infrastructure/device.py", '"MKL_CBWR": "AVX2"', '"MKL_CBWR": "SSE4_2"', *("train", "compress")
+        "tasks/infrastructure/device.py", '"MKL_CBWR": "AVX2"', '"MKL_CBWR": "SSE4_2"', "train", "compress"
     ),
-    "a reader": edit("tasks/ingest/readers/text.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", "ingest"),
-    "the pruning": edit("models/compression/pruning/structured.py", "p=2", "p=1", "compress"),
-    "the encoder": edit(
-        "models/features/encoder.py",
-        "_BLOCK_ROWS = 16_384",
-        "_BLOCK_ROWS = 16_385",
-        *("prepare", "train", "compress", "choose", "package", "promote"),
+    "a reader": more_code("tasks/ingest/readers/text.py", "ingest"),
+    "the pruning": more_code("models/compression/pruning/structured.py", "compress"),
+    "the encoder": more_code(
+        "models/features/encoder.py", "prepare", "train", "compress", "choose", "package", "promote"
     ),
-    "the endpoint": edit("deployments/endpoint/http/errors.py", "_MOST_PROBLEMS = 20", "_MOST_PROBLEMS = 2", "package"),
+    "the endpoint": more_code("deployments/endpoint/http/errors.py", "package"),
 }
 
 DRIVER = """
@@ -91,7 +84,7 @@ for name, (path, old, new) in json.load(sys.stdin).items():
     if old not in text or not text:
         changed[name] = ["not applied"]
         continue
-    file.write_text(text.replace(old, new, 1))
+    file.write_text(text.replace(old, new, 1) if old else text + new)
     after = versions()
     changed[name] = [stage for stage in before if after[stage] != before[stage]]
     file.write_text(text)
@@ -145,12 +138,13 @@ def test_stages_that_a_change_does_not_affect_are_found(
     def apply(name: str) -> None:
         path, old, new, _ = EDITS[name]
         file = root / "bloomery" / path
-        file.write_text(file.read_text().replace(old, new, 1))
+        text = file.read_text()
+        file.write_text(text.replace(old, new, 1) if old else text + new)
 
     for name in ("a plot of the training", "the words of an error", "a description of a field", "the settings"):
         apply(name)
     assert found() == ["ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote"]
-    apply("an option of a network")
+    apply("a class of networks")
     assert found() == ["ingest", "validate", "prepare"]
 
 
