@@ -30,7 +30,7 @@ from bloomery.tasks.choose.stage import choose
 from bloomery.tasks.compress.stage import compress
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.orchestration import stage_store
 from bloomery.tasks.package.stage import package
 from bloomery.tasks.prepare.stage import prepare
@@ -118,9 +118,9 @@ def pipeline(
     )
     with recording_process(flow_run.id, settings().home):
         try:
-            source = loaded.source or locate(spec.data, spec.contract.personal_columns)
+            source = loaded.source or locate_source(spec.data, spec.contract.personal_columns)
             release = run_stages(stages, spec, source, locate_start(spec.training.start_from))
         finally:
-            spark_session.stop()
+            spark_session.stop_session()
     _rename_flow_run(" ".join([*spec.title, f"v{release.version}", f"r{spec.digest[:8]}"]))
     return release

@@ -21,8 +21,8 @@ from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.recipe.handover import recipe_for_run, take_recipe
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
-from bloomery.tasks.ingest.change_detection import stamp_of
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.change_detection import change_digest
+from bloomery.tasks.ingest.stage import ingest, locate_source
 
 NEW_DATA_EVENT = "bloomery.new-data"
 
@@ -61,7 +61,7 @@ def watch(recipe: str) -> Any:
 def _check(recipe: Recipe, path: Path) -> Any:
     last = _read(path)
     try:
-        stamp = stamp_of(recipe.data)
+        stamp = change_digest(recipe.data)
     except DataMissing as failure:
         return Completed(name="No data", message=failure.found)
     if last is None or last.stamp != stamp:
@@ -72,7 +72,7 @@ def _check(recipe: Recipe, path: Path) -> Any:
         return Completed(name="Changing", message="sizes or times differ from the last check; wait for the next")
     if last.digest is not None and last.digest == last.started_digest:
         return Completed(name="Unchanged", message=f"the data is {last.digest[:16]}")
-    source = locate(recipe.data, recipe.contract.personal_columns)
+    source = locate_source(recipe.data, recipe.contract.personal_columns)
     state = last.model_copy(update={"digest": source.digest})
     # Without an earlier start, a manual run may have used this content: then its rows are stored.
     is_known = last.started_digest is None and ingest.lookup(source) is not None

@@ -91,7 +91,7 @@ def one_spark() -> Iterator[None]:
     yield
     from bloomery.tasks.infrastructure import spark_session
 
-    spark_session.stop()
+    spark_session.stop_session()
 
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -119,9 +119,9 @@ def bloomery() -> Bloomery:
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
-    from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+    from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
-    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
+    folder, port = tmp_path_factory.mktemp("prefect"), find_free_port()
     command = [
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
@@ -129,7 +129,7 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {"PREFECT_HOME": str(folder), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_UI_ENABLED": "false"}
     api = f"http://127.0.0.1:{port}/api"
 
-    with starting(
+    with tethered_server(
         command, is_ready=lambda: answers(f"{api}/health"), log=folder / "log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()

@@ -29,11 +29,11 @@ from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import even_sample, read_examples
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.ingest.stage import locate_source
 
 
 def trained_as(recipe: Recipe, seed: int) -> Trained:
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )

@@ -44,10 +44,10 @@ RECORD = "dataset.json"
 
 def prepare(name: str, folder: Path) -> None:
     from bloomery.flows.pipeline import PLAIN_STAGES
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe(name)
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset: Dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )

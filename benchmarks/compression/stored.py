@@ -96,10 +96,10 @@ class Parts(NamedTuple):
 
 def read_parts() -> tuple[Parts, Layout]:
     from bloomery.flows.pipeline import PLAIN_STAGES  # late: `distilled.py --prepared` needs neither Spark nor Prefect
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe("mnist")
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )

@@ -115,7 +115,7 @@ def ours(source: Path, kind: str) -> str:
     begin = time.process_time()
     digest = prepare(checked, Features.model_validate(FEATURES), means).digest
     print(json.dumps({"digest": digest, "stage_processor_s": time.process_time() - begin}))
-    spark_session.stop()
+    spark_session.stop_session()
     return digest
 
 

@@ -33,7 +33,7 @@ def by_hand(source: Path) -> None:
 
     apply_engine_environment()
     require_state_folder()
-    engine = spark_session.session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
+    engine = spark_session.get_session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
     rows = engine.read.parquet(str(source))
     broken = {
         "id null": "id is null",
@@ -63,7 +63,7 @@ def by_hand(source: Path) -> None:
     counts = rows.agg(f.count("*"), *(f.count(f.when(f.expr(rule), 1)) for rule in broken.values())).collect()[0]
     twice = rows.groupBy("id").count().where("count > 1").count()
     print(json.dumps({"rules": len(broken) + 2, "rows": counts[0], "breaking": sum(counts[1:]), "twice": twice}))
-    spark_session.stop()
+    spark_session.stop_session()
 
 
 def ours(source: Path) -> None:

@@ -35,7 +35,7 @@ from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from bloomery.tasks.monitoring.monitor import observe, read_reference
 from bloomery.tasks.registry import model_registry
 
@@ -85,7 +85,7 @@ async def ask(port: int, month: str, rows: list[dict[str, Any]]) -> None:
 def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
     """Send every month to a serving endpoint; when each began and ended."""
     columns = list(json.loads(manifest_of_champion())["columns"])
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", NAME, "--port", str(port)]
     url = f"http://127.0.0.1:{port}/readyz"
 
@@ -96,7 +96,7 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
             return False
 
     windows = {}
-    with starting(command, is_ready=is_ready, log=settings().logs / "drift-endpoint.log") as wait_until_ready:
+    with tethered_server(command, is_ready=is_ready, log=settings().logs / "drift-endpoint.log") as wait_until_ready:
         wait_until_ready()
         for month in MONTHS:
             began = datetime.now(UTC)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 from spent import ROOT
 
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
 DATABASES = ROOT / "deployments" / "kubernetes" / "databases.sql"
 _PATIENCE_S = 180
@@ -61,7 +61,7 @@ def standing(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
             address = f"bloomery@127.0.0.1:{port}"
             prefect_store = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{address}/prefect"}
             mlflow_store = f"postgresql://{address}/mlflow"
-        prefect, mlflow = free_port(), free_port()
+        prefect, mlflow = find_free_port(), find_free_port()
         bin_folder = Path(sys.executable).parent
         common = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(folder)}
         waits, before = [], {child.pid for child in psutil.Process().children()}
@@ -87,7 +87,7 @@ def standing(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
             answers = _answers(f"http://127.0.0.1:{port}{path}")
             log = folder / f"{name}.log"
             cleared = ["env", "-i", *(f"{key}={value}" for key, value in (common | variables).items()), *command]
-            server = starting(cleared, is_ready=answers, log=log, timeout_s=_PATIENCE_S)
+            server = tethered_server(cleared, is_ready=answers, log=log, timeout_s=_PATIENCE_S)
             waits.append(stack.enter_context(server))
         pids = {child.pid for child in psutil.Process().children()} - before
         for wait in waits:
@@ -107,7 +107,7 @@ def _postgres() -> Iterator[tuple[int, int]]:
     # It does not run as root, nor may it look into another user's folder.
     user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
     folder = subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True, **user).stdout.strip()
-    port = free_port()
+    port = find_free_port()
     try:
         made = [initdb, "-D", f"{folder}/data", "--username=bloomery", "--auth=trust"]
         subprocess.run(made, check=True, capture_output=True, cwd=folder, **user)

@@ -38,9 +38,9 @@ def _recipe() -> Recipe:
 
 def ingest() -> RawRows:
     recipe = _recipe()
-    from bloomery.tasks.ingest.stage import ingest, locate
+    from bloomery.tasks.ingest.stage import ingest, locate_source
 
-    return ingest(locate(recipe.data, recipe.contract.personal_columns))
+    return ingest(locate_source(recipe.data, recipe.contract.personal_columns))
 
 
 def validate(rows: RawRows) -> CheckedRows:
@@ -58,7 +58,7 @@ def prepare(checked: CheckedRows) -> Dataset:
     try:
         return prepare(checked, recipe.features, recipe.engine_settings)
     finally:
-        spark_session.stop()  # no later stage needs it, and some peers' processes end here
+        spark_session.stop_session()  # no later stage needs it, and some peers' processes end here
 
 
 def train(dataset: Dataset) -> Trained:

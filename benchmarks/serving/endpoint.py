@@ -43,7 +43,7 @@ from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, start_tethered, stop_tethered
 from bloomery.tasks.registry.model_registry import BENTO, version_of
 
 CONNECTIONS = (1, 16, 64)
@@ -140,11 +140,11 @@ async def load(server: Server, connections: int, requests: int) -> Told:
 @contextlib.contextmanager
 def launched(plan: Plan) -> Iterator[Server]:
     with (settings().logs / f"serving-{plan.name}.log").open("ab") as stream:
-        tether = start(plan.command, stream, plan.environment)
+        tether = start_tethered(plan.command, stream, plan.environment)
         try:
             yield Server(plan.name, plan.port, plan.path, plan.bodies, psutil.Process(tether.pid))
         finally:
-            stop(tether)
+            stop_tethered(tether)
 
 
 @contextlib.contextmanager
@@ -222,14 +222,14 @@ def bento_of(tag: str) -> Bento:
 
 def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[Plan]:
     """Ours, and each of the peers with the Python that it runs in."""
-    port = free_port()
+    port = find_free_port()
     raw = [json.dumps({"rows": [row]}).encode() for row in rows_as_sent(bento.chosen, NUM_ROWS)]
     # As `bloomery serve` starts it, with the log of predictions.
     logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
     found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
     more = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
     for name, python in peers.items():
-        port = free_port()
+        port = find_free_port()
         is_mlflow = name == "mlflow"
         rows = x if is_mlflow else x.reshape(len(x), -1)
         documents = [{"inputs": {"x": [row.tolist()]}} if is_mlflow else {"rows": [row.tolist()]} for row in rows]

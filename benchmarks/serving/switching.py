@@ -34,7 +34,7 @@ from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
 from bloomery.tasks.evaluation.held_out import rows_as_sent
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.infrastructure.tethered_process import free_port, start, stop
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, start_tethered, stop_tethered
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry
 
@@ -155,9 +155,9 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
         expected[tag] = version.format_predictions(version.predict(version.row_check.table(rows).to_batches()[0]))
         limit = TOLERANCE * score_unit(version.encoder)
     tally = Tally(expected, limit)
-    port = free_port()
+    port = find_free_port()
     with (settings().logs / "switching.log").open("ab") as log, tempfile.TemporaryDirectory() as folder:
-        server = start([sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)], log)
+        server = start_tethered([sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)], log)
         try:
             await _until_it_answers(port)
             clients = [asyncio.create_task(tally.ask_on(port, requests, at)) for at in range(connections)]
@@ -167,7 +167,7 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
             await asyncio.gather(*clients)
             seconds = time.perf_counter() - began
         finally:
-            await asyncio.to_thread(stop, server)
+            await asyncio.to_thread(stop_tethered, server)
     print("| change | told | exit code |\n| --- | --- | ---: |")
     for asked, told, code in done:
         print(f"| {asked} | {told} | {code} |")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.ingest.stage import locate_source
 
 RECIPES = ("pendigits", "adult", "spoken-digits", "beijing-pm25", "mnist", "clinc150", "fashion-mnist")
 
@@ -32,7 +32,7 @@ class Reached(NamedTuple):
 
 def reach(recipe: Recipe, seed: int, num_threads: int) -> Reached:
     """Train with `seed` and judge the network on the test part. A kept training is found."""
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )

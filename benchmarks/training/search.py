@@ -26,14 +26,14 @@ from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.training.config import Search, Training
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder
-from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.ingest.stage import locate_source
 from bloomery.tasks.tracking import mlflow_runs
 
 RECIPES = ("pendigits", "adult")
 
 
 def prepared(recipe: Recipe) -> Dataset:
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     valid_rows = PLAIN_STAGES.validate(rows, recipe.contract)
     return PLAIN_STAGES.prepare(valid_rows, recipe.features, recipe.engine_settings)
 

@@ -20,7 +20,7 @@ from recipes import on_test
 from bloomery.data_contracts.recipe_sections.data_source import Origin
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
-from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.ingest.stage import locate_source
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -33,7 +33,7 @@ def without(recipe: Recipe, speaker: str) -> Recipe:
 
 
 def accuracy_for(recipe: Recipe, epochs: int, threads: int) -> float:
-    rows = PLAIN_STAGES.ingest(locate(recipe.data, recipe.contract.personal_columns))
+    rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
     )

@@ -40,7 +40,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         DataMissing: the recipe's data does not exist.
     """
     from bloomery.flows.pipeline import STAGES
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
     from bloomery.tasks.train.initial_weights import locate_start
 
     planned: list[PlannedStage] = []
@@ -56,7 +56,7 @@ def dry_run(recipe: Recipe) -> DryRun:
 
         return find_output
 
-    source = locate(recipe.data, recipe.contract.personal_columns)
+    source = locate_source(recipe.data, recipe.contract.personal_columns)
     try:
         release = run_stages(
             Stages(**{stage.name: look_up(stage) for stage in STAGES}),

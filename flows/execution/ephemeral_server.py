@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from filelock import FileLock
 
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
 # Schedules, automations and late runs need a permanent server.
 _DISABLED_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "FOREMAN", "TRIGGERS")
@@ -33,7 +33,7 @@ def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
     if settings().prefect_api_url is not None:
         yield lambda: lambda: None
         return
-    port = free_port()
+    port = find_free_port()
     api = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = api
     environment = {
@@ -54,7 +54,7 @@ def ephemeral_prefect_api() -> Iterator[Callable[[], Callable[[], None]]]:
             lock.acquire()
             stack.callback(lock.release)
             wait_until_ready = stack.enter_context(
-                starting(
+                tethered_server(
                     command,
                     is_ready=lambda: _responds(f"{api}/health"),
                     log=settings().logs / "prefect-server.log",

@@ -70,7 +70,7 @@ def _stop_engines_at_end() -> Iterator[None]:
     finally:
         from bloomery.tasks.infrastructure import spark_session
 
-        spark_session.stop()
+        spark_session.stop_session()
 
 
 def _start_engines(stages: Iterable[str], engine: Engine) -> list[str]:
@@ -80,7 +80,7 @@ def _start_engines(stages: Iterable[str], engine: Engine) -> list[str]:
     if "prepare" in names and engine.kind == "spark":
         from bloomery.tasks.infrastructure import spark_session
 
-        spark_session.session(engine.spark)
+        spark_session.get_session(engine.spark)
         engines.append("Spark")
     if names & {"train", "compress"}:
         import torch  # noqa: F401

@@ -76,7 +76,7 @@ def reproduce_bento(origin: Origin) -> Reproduction:
     """
     from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.bentos.environment import codes, surroundings
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
 
     recipe = pin_weight_bits(origin.surroundings, Recipe.model_validate(origin.recipe))
     if origin.chosen.options.trained.start is not None:
@@ -94,7 +94,7 @@ def reproduce_bento(origin: Origin) -> Reproduction:
         raise _Packaged(bento)
 
     stages = dataclasses.replace(PLAIN_STAGES, choose=choose_as_before, promote=stop_before_promotion)
-    source = locate(recipe.data, recipe.contract.personal_columns)
+    source = locate_source(recipe.data, recipe.contract.personal_columns)
     try:
         run_stages(stages, recipe, source, None)
     except _Packaged as packaged:

@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.tasks.infrastructure.tethered_process import lives
+from bloomery.tasks.infrastructure.tethered_process import is_running
 
 _PENDING_LIMIT = timedelta(minutes=3)  # a worker starts the process of a run within this time
 _MAX_STARTS = 3  # a run that kills its process each time must not be restarted forever
@@ -53,7 +53,7 @@ def live_run_pids(home: Path) -> list[int]:
     pids = []
     for path in _folder(home).glob("*.json"):
         process = _read(path)
-        if process is not None and (process.host != socket.gethostname() or lives(process.pid, process.started)):
+        if process is not None and (process.host != socket.gethostname() or is_running(process.pid, process.started)):
             pids.append(process.pid)
     return pids
 
@@ -78,7 +78,9 @@ def reap_dead_runs(api: httpx.Client, home: Path, *, none_is_pending: bool = Fal
         path = _folder(home) / f"{run['id']}.json"
         process = _read(path)
         is_dead = (
-            process is not None and process.host == socket.gethostname() and not lives(process.pid, process.started)
+            process is not None
+            and process.host == socket.gethostname()
+            and not is_running(process.pid, process.started)
         )
         is_lost = process is None and run["state_type"] == "PENDING" and (none_is_pending or _is_overdue(run))
         if is_dead or is_lost:

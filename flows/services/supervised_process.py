@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from bloomery.tasks.infrastructure.service_status import Kind, Server, State
-from bloomery.tasks.infrastructure.tethered_process import start, stop
+from bloomery.tasks.infrastructure.service_status import Service, ServiceKind, ServiceState
+from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
 MAX_PAUSE_S = 60.0  # between two starts of what keeps failing
 _START_TIMEOUT_S = 180.0  # for a server to respond for the first time
@@ -23,13 +23,13 @@ class SupervisedProcess:
     """A server and the state it is in."""
 
     name: str
-    kind: Kind
+    kind: ServiceKind
     command: list[str]
     is_ready: Callable[[], bool]
     log: Path
     url: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    state: State = "starting"
+    state: ServiceState = "starting"
     restarts: int = 0
     why: str = ""
     tether: subprocess.Popen[bytes] | None = None
@@ -43,7 +43,7 @@ class SupervisedProcess:
         if self.tether is None:
             if now >= self.next_start:
                 with self.log.open("ab") as stream:
-                    self.tether = start(self.command, stream, self.environment)
+                    self.tether = start_tethered(self.command, stream, self.environment)
                 self.next_start, self.state = now, "starting"
             return
         if self.pid is None:
@@ -55,7 +55,7 @@ class SupervisedProcess:
         elif self.state != "up" and self.is_ready():
             self.state, self.pause_s = "up", 1.0
         elif self.state == "starting" and now - self.next_start > _START_TIMEOUT_S:
-            stop(self.tether)
+            stop_tethered(self.tether)
             self._schedule_restart(f"it did not respond within {_START_TIMEOUT_S:.0f} s: {_last_line(self.log)}", now)
 
     def _schedule_restart(self, why: str, now: float) -> None:
@@ -63,8 +63,8 @@ class SupervisedProcess:
         self.restarts += 1
         self.next_start, self.pause_s = now + self.pause_s, min(2 * self.pause_s, MAX_PAUSE_S)
 
-    def as_document(self) -> Server:
-        return Server(
+    def as_document(self) -> Service:
+        return Service(
             name=self.name,
             kind=self.kind,
             url=self.url,

@@ -28,9 +28,9 @@ from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
 from bloomery.flows.services.prefect_deployments import ROOT, WORK_POOL, failure_reason
 from bloomery.flows.services.supervised_process import MAX_PAUSE_S, SupervisedProcess
-from bloomery.tasks.infrastructure.service_status import FOLDER, STATUS, Server, Standing
+from bloomery.tasks.infrastructure.service_status import STATUS_FILE, STATUS_FOLDER, Service, ServiceStatus
 from bloomery.tasks.infrastructure.settings import Settings, require_state_folder
-from bloomery.tasks.infrastructure.tethered_process import stop
+from bloomery.tasks.infrastructure.tethered_process import stop_tethered
 
 _CHECK_INTERVAL_S = 0.5
 _REAP_INTERVAL_S = 10.0
@@ -85,11 +85,11 @@ class RecipeRegistration:
                 cwd=ROOT,
             )
 
-    def as_documents(self) -> tuple[Server, ...]:
+    def as_documents(self) -> tuple[Service, ...]:
         """Returns what `status` shows: nothing, unless it failed and has not succeeded since."""
         if not self.failures:
             return ()
-        server = Server(
+        server = Service(
             name="registration",
             kind="registration",
             state="failed",
@@ -106,14 +106,14 @@ class Supervisor:
     def __init__(self, plan: ServicePlan, settings: Settings) -> None:
         self._plan, self._settings = plan, settings
         self._processes: list[SupervisedProcess] = []
-        self._external: list[Server] = []
+        self._external: list[Service] = []
         self._ended = threading.Event()
         self._reaped = 0.0
         self._written = ""
         self._started = psutil.Process().create_time()
         self._is_settled = False
         self._registration = RecipeRegistration(plan.recipes, settings.logs / "up-registration.log")
-        self._ports = settings.home / FOLDER / "ports.json"
+        self._ports = settings.home / STATUS_FOLDER / "ports.json"
         port = plan.prefect_port
         self._api = settings.prefect_api_url or "" if port is None else f"http://127.0.0.1:{port}/api"
 
@@ -127,8 +127,8 @@ class Supervisor:
             # Prefect's server last: a worker that ends reports its runs to it, and would wait for a missing one.
             for is_prefect in (False, True):
                 processes = (process for process in self._processes if (process.kind == "prefect") == is_prefect)
-                stop(*(process.tether for process in processes if process.tether))
-            (self._settings.home / FOLDER / STATUS).unlink(missing_ok=True)
+                stop_tethered(*(process.tether for process in processes if process.tether))
+            (self._settings.home / STATUS_FOLDER / STATUS_FILE).unlink(missing_ok=True)
 
     def end(self, *_: object) -> None:
         self._ended.set()
@@ -147,12 +147,12 @@ class Supervisor:
     def _add_servers(self) -> None:
         if self._plan.prefect_port is None:
             url = self._api.removesuffix("/api")
-            self._external.append(Server(name="prefect", kind="prefect", url=url, state="up"))
+            self._external.append(Service(name="prefect", kind="prefect", url=url, state="up"))
         else:
             self._processes.append(_prefect(self._plan.prefect_port, self._settings))
         if self._plan.mlflow_port is None:
             url = self._settings.tracking_uri
-            self._external.append(Server(name="mlflow", kind="mlflow", url=url, state="up"))
+            self._external.append(Service(name="mlflow", kind="mlflow", url=url, state="up"))
         else:
             self._processes.append(_mlflow(self._plan.mlflow_port, self._settings))
 
@@ -200,7 +200,7 @@ class Supervisor:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), message, flush=True)
 
     def _write_status(self) -> None:
-        status = Standing(
+        status = ServiceStatus(
             pid=os.getpid(),
             started=self._started,
             is_settled=self._is_settled,
@@ -213,7 +213,7 @@ class Supervisor:
         text = status.model_dump_json(indent=1)
         if text != self._written:
             with contextlib.suppress(OSError):  # a full disk must not stop the servers
-                replace_text(self._settings.home / FOLDER / STATUS, text)
+                replace_text(self._settings.home / STATUS_FOLDER / STATUS_FILE, text)
                 self._written = text
 
 
@@ -277,10 +277,10 @@ def _responds_at(url: str) -> Callable[[], bool]:
 
 def _is_free(port: int) -> bool:
     from bloomery.data_contracts.errors import PortInUse
-    from bloomery.tasks.infrastructure.tethered_process import require_free
+    from bloomery.tasks.infrastructure.tethered_process import require_free_port
 
     try:
-        require_free("127.0.0.1", port)
+        require_free_port("127.0.0.1", port)
     except PortInUse:
         return False
     return True
@@ -289,7 +289,7 @@ def _is_free(port: int) -> bool:
 @contextlib.contextmanager
 def _supervisor_lock(home: Path) -> Iterator[None]:
     """Locks the state folder against other supervisors. Raises Timeout if another one holds the lock."""
-    with FileLock(home / FOLDER / "supervisor.lock", timeout=10):
+    with FileLock(home / STATUS_FOLDER / "supervisor.lock", timeout=10):
         yield
 
 

@@ -17,7 +17,7 @@ from bloomery.data_contracts.errors import DataMissing, OutputCorrupt, SecretMis
 from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE, demand, is_loopback, read_keys
 from bloomery.data_contracts.serving.signatures import MANIFEST, SIGNATURE, TRUSTED_KEY, require_signed
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from bloomery.tasks.security.api_keys import keys_file
 from bloomery.tasks.security.signing_key import trusted_file
 
@@ -60,7 +60,7 @@ def served_bento(tag: str) -> Iterator[httpx.Client]:
     Raises:
         EngineMissing: the bento does not start.
     """
-    port = free_port()
+    port = find_free_port()
     url = f"http://127.0.0.1:{port}"
 
     def is_ready() -> bool:
@@ -75,7 +75,7 @@ def served_bento(tag: str) -> Iterator[httpx.Client]:
         # A proxy of the environment has no business on the loopback interface.
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
         # Nobody else is to ask it, whatever is demanded of those who ask it later.
-        starting(
+        tethered_server(
             command, is_ready=is_ready, log=log, environment={**serve_environment(), DEMANDED: "off"}
         ) as wait_until_ready,
     ):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import literal
+from bloomery.tasks.infrastructure.sql_text import quote_text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -22,7 +22,7 @@ _LEAST_BYTES = 400_000_000
 
 
 @contextlib.contextmanager
-def session() -> Iterator[DuckDBPyConnection]:
+def open_session() -> Iterator[DuckDBPyConnection]:
     """A DuckDB of its own, that is gone with all it has spilled when the block ends."""
     import duckdb
 
@@ -45,6 +45,6 @@ def session() -> Iterator[DuckDBPyConnection]:
             connection.close()
 
 
-def parquet_file(path: Path) -> str:
+def parquet_path_sql(path: Path) -> str:
     """A Parquet file's path as SQL writes it: its own characters, where DuckDB would look for a pattern."""
-    return literal(re.sub(r"([*?[])", r"[\1]", str(path)))
+    return quote_text(re.sub(r"([*?[])", r"[\1]", str(path)))

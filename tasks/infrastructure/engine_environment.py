@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bloomery.tasks.infrastructure.device import instruction_set
-from bloomery.tasks.infrastructure.service_status import read_standing
+from bloomery.tasks.infrastructure.service_status import read_service_status
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -46,7 +46,7 @@ def apply_engine_environment() -> None:
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(home / "matplotlib"),
     }
-    services = read_standing(home)
+    services = read_service_status(home)
     if services is not None and services.prefect_api_url is not None:
         variables["PREFECT_API_URL"] = services.prefect_api_url
     for name, value in (variables | instruction_set()).items():

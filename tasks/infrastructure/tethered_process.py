@@ -28,7 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
 
 
 @contextlib.contextmanager
-def starting(
+def tethered_server(
     command: Sequence[str],
     *,
     is_ready: Callable[[], bool],
@@ -43,14 +43,14 @@ def starting(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
-        tether = start(command, stream, environment)
+        tether = start_tethered(command, stream, environment)
         try:
             yield lambda: _wait(tether, is_ready, command, log, timeout_s)
         finally:
-            stop(tether)
+            stop_tethered(tether)
 
 
-def start(
+def start_tethered(
     command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start `command` tethered to this process. Its output goes to `log`."""
@@ -63,7 +63,7 @@ def start(
     )
 
 
-def stop(*tethers: subprocess.Popen[bytes]) -> None:
+def stop_tethered(*tethers: subprocess.Popen[bytes]) -> None:
     """End tethered servers, all at the same time, and wait until their processes are gone."""
     for tether in tethers:
         if tether.stdin is not None:
@@ -96,14 +96,14 @@ def _wait(
         time.sleep(0.05)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port on the loopback interface that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def require_free(host: str, port: int) -> None:
+def require_free_port(host: str, port: int) -> None:
     """Raises PortInUse, naming the owner where the system tells it, unless a server could listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -113,12 +113,12 @@ def require_free(host: str, port: int) -> None:
             raise PortInUse(
                 f"port {port} cannot be listened on: {failure.strerror}",
                 required="a free port",
-                where=f"{host}:{port}, held by {owner_of(port) or 'a process that this user may not see'}",
+                where=f"{host}:{port}, held by {find_port_owner(port) or 'a process that this user may not see'}",
                 remedy="end that process, or choose another port with --port",
             ) from failure
 
 
-def lives(pid: int, started: float) -> bool:
+def is_running(pid: int, started: float) -> bool:
     """Whether the process noted with this number and start still runs; a later one of the same number is another."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -126,7 +126,7 @@ def lives(pid: int, started: float) -> bool:
     return False
 
 
-def owner_of(port: int) -> str | None:
+def find_port_owner(port: int) -> str | None:
     """The process that listens on `port`, as far as this user may see it."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="inet"):

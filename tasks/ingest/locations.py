@@ -28,7 +28,7 @@ BUFFER_BYTES = 1 << 20
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
-class Place(NamedTuple):
+class FileLocation(NamedTuple):
     """One file; `relative` is its path inside the folder that the recipe names, and its name if it names a file."""
 
     filesystem: pafs.FileSystem
@@ -45,7 +45,7 @@ class Place(NamedTuple):
         return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=packed), BUFFER_BYTES)
 
 
-def find(data: Data, source: str) -> list[Place]:
+def find_files(data: Data, source: str) -> list[FileLocation]:
     """The files of `source`, sorted by path. In a folder those with a suffix of the format count, in all folders below.
 
     Names that begin with a dot or an underscore are notes of other programs and no data, as in Spark.
@@ -58,7 +58,7 @@ def find(data: Data, source: str) -> list[Place]:
     try:
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.File:
-            return [Place(filesystem, path, PurePosixPath(path).name)]
+            return [FileLocation(filesystem, path, PurePosixPath(path).name)]
         if info.type == pafs.FileType.Directory:
             found = _below(filesystem, path, lambda name: plain_suffix(name) in SUFFIXES[data.kind])
         else:
@@ -75,17 +75,17 @@ def find(data: Data, source: str) -> list[Place]:
     return found
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify_files(data: Data, origin: Origin) -> list[object]:
     """What changes when the content of a source's files does: names with sha256, or what the store says of them."""
-    return [_identity(place, origin.source) for place in find(data, origin.source)]
+    return [_identity(place, origin.source) for place in find_files(data, origin.source)]
 
 
-def is_chosen(origin: Origin, relative: str) -> bool:
+def is_selected(origin: Origin, relative: str) -> bool:
     """Whether the file at this path inside its folder or zip is one of those that the origin names by `files`."""
     return origin.files is None or re.search(origin.files, relative) is not None
 
 
-def path_columns(data: Data, relative: str) -> dict[str, str | None] | None:
+def match_path_pattern(data: Data, relative: str) -> dict[str, str | None] | None:
     """The columns that a file's path gives: the groups of `path_pattern`; None if the path does not fit it."""
     if data.path_pattern is None:
         return {}
@@ -93,13 +93,13 @@ def path_columns(data: Data, relative: str) -> dict[str, str | None] | None:
     return found.groupdict() if found else None
 
 
-def partitions(relative: str) -> dict[str, str | None]:
+def partition_values(relative: str) -> dict[str, str | None]:
     """The columns that folders named `column=value` give."""
     pairs = [part.split("=", 1) for part in PurePosixPath(relative).parts[:-1] if "=" in part]
     return {name: None if value == _NO_VALUE else unquote(value) for name, value in pairs}
 
 
-def label_of(relative: str) -> str | None:
+def folder_label(relative: str) -> str | None:
     """The name of the folder that the file lies in, below the one that the recipe names."""
     return PurePosixPath(relative).parent.name or None
 
@@ -128,17 +128,17 @@ def _s3() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {}), region=region or "us-east-1")
 
 
-def _below(filesystem: pafs.FileSystem, root: str, is_wanted: Callable[[str], object]) -> list[Place]:
+def _below(filesystem: pafs.FileSystem, root: str, is_wanted: Callable[[str], object]) -> list[FileLocation]:
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     places = []
     for info in filesystem.get_file_info(selector):
         relative = info.path[len(root) :].lstrip("/") if root else info.path
-        if info.type == pafs.FileType.File and not is_note(relative) and is_wanted(relative):
-            places.append(Place(filesystem, info.path, relative))
+        if info.type == pafs.FileType.File and not is_hidden(relative) and is_wanted(relative):
+            places.append(FileLocation(filesystem, info.path, relative))
     return sorted(places, key=lambda place: place.relative)
 
 
-def is_note(relative: str) -> bool:
+def is_hidden(relative: str) -> bool:
     return any(part.startswith((".", "_")) and "=" not in part for part in PurePosixPath(relative).parts)
 
 
@@ -159,7 +159,7 @@ def _as_regex(pattern: str) -> str:
     )
 
 
-def _identity(place: Place, source: str) -> Sequence[object]:
+def _identity(place: FileLocation, source: str) -> Sequence[object]:
     scheme = scheme_of(source)
     if scheme is None:
         return [place.relative, digest_of_file(Path(place.path))]
@@ -177,10 +177,10 @@ def _missing(data: Data, source: str, found: str) -> DataMissing:
         found,
         required=f"a file of format {data.kind}, a folder with files that end in {suffixes}, or a pattern",
         where="the recipe's `data` (a relative path starts at the recipe's own folder)",
-        remedy="mend the path or the `format` in the recipe, or put the data there" + obtained(data),
+        remedy="mend the path or the `format` in the recipe, or put the data there" + obtain_hint(data),
     )
 
 
-def obtained(data: Data) -> str:
+def obtain_hint(data: Data) -> str:
     """Where the data comes from, to be told behind a remedy."""
     return f": {data.obtain}" if data.obtain else ""

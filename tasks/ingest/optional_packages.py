@@ -8,7 +8,7 @@ from types import ModuleType
 from bloomery.data_contracts.errors import EngineMissing
 
 
-def required_module(name: str, command: str, source: str) -> ModuleType:
+def import_package(name: str, command: str, source: str) -> ModuleType:
     """The module `name`.
 
     Raises:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import REMOTE, Data, scheme_of, variable_of
-from bloomery.tasks.ingest.locations import obtained
+from bloomery.tasks.ingest.locations import obtain_hint
 
 
-def expanded(data: Data) -> Data:
+def expand_variables(data: Data) -> Data:
     """The same data with the values of the variables; one that names a local folder is taken from where we are.
 
     Raises:
@@ -30,7 +30,7 @@ def _expanded(path: str, data: Data) -> str:
             f"the environment variable {variable} is not set",
             required=f"the folder that {rest or 'the data'} lies in",
             where=f"the recipe's data: {path}",
-            remedy=f"export {variable}=FOLDER, with the data in it{obtained(data)}",
+            remedy=f"export {variable}=FOLDER, with the data in it{obtain_hint(data)}",
         )
     if folder.startswith(REMOTE):
         return f"{folder.rstrip('/')}/{rest}"

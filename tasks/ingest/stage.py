@@ -13,10 +13,10 @@ from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import Data, Source
 from bloomery.data_contracts.records.records import RawRows
-from bloomery.tasks.infrastructure.parquet import RowsWriter
-from bloomery.tasks.infrastructure.personal_data import fingerprint
-from bloomery.tasks.ingest.path_variables import expanded
-from bloomery.tasks.ingest.readers.base import Malformed, Rows
+from bloomery.tasks.infrastructure.parquet import RowWriter
+from bloomery.tasks.infrastructure.personal_data import key_fingerprint
+from bloomery.tasks.ingest.path_variables import expand_variables
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.registry import READERS
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
@@ -36,9 +36,9 @@ def ingest(out: Output, source: Source) -> RawRows:
     """
     data = source.data
     rows, malformed = out.path("rows.parquet"), out.path("malformed.parquet")
-    with Malformed(malformed, is_encrypted=bool(source.personal)) as aside:
-        found = _replaced(_renamed(_numbered(in_order(data, aside), data), data), data)
-        with RowsWriter(rows, found.schema, found.group_rows, source.personal) as writer:
+    with MalformedWriter(malformed, is_encrypted=bool(source.personal)) as aside:
+        found = _replaced(_renamed(_numbered(read_sources(data, aside), data), data), data)
+        with RowWriter(rows, found.schema, found.group_rows, source.personal) as writer:
             for batch in found.batches:
                 writer.write(batch)
     return RawRows(
@@ -54,10 +54,10 @@ def ingest(out: Output, source: Source) -> RawRows:
 
 
 def _key(source: Source) -> list[str]:
-    return [fingerprint(source.personal)] if source.personal else []
+    return [key_fingerprint(source.personal)] if source.personal else []
 
 
-def locate(data: Data, personal: Collection[str] = ()) -> Source:
+def locate_source(data: Data, personal: Collection[str] = ()) -> Source:
     """The source that `data` names, with a digest that changes when its content does, or the way to read it.
 
     The columns `personal` will be encrypted in all that is kept of it, which needs a key.
@@ -68,18 +68,18 @@ def locate(data: Data, personal: Collection[str] = ()) -> Source:
         EngineMissing: a package or a client that the source needs is not there.
     """
     reader, named = READERS[data.kind], data.described
-    data = expanded(data)
+    data = expand_variables(data)
     content = [
         [origin.part, origin.files, origin.values or {}, reader.identify(data, origin)] for origin in data.origins
     ]
     way = data.model_dump(mode="json", exclude={"source", "sources", "labels", "obtain"}, exclude_none=True)
     found: list[Any] = [data.kind, {**way, "format": None}, content]
     if personal:
-        found += [sorted(personal), fingerprint(personal)]
+        found += [sorted(personal), key_fingerprint(personal)]
     return Source(source=named, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(found))
 
 
-def in_order(data: Data, malformed: Malformed) -> Rows:
+def read_sources(data: Data, malformed: MalformedWriter) -> RowStream:
     """The rows of all origins, one behind the other; of several, with their `values` and the column `part`."""
     reader = READERS[data.kind]
     if data.sources is None:
@@ -101,7 +101,7 @@ def in_order(data: Data, malformed: Malformed) -> Rows:
                 texts = [pa.repeat(pa.scalar(text, pa.string()), batch.num_rows) for text in told.values()]
                 yield pa.RecordBatch.from_arrays([*arrays, *texts], schema=schema)
 
-    return Rows(schema, batches(), min(reading.group_rows for reading in readings))
+    return RowStream(schema, batches(), min(reading.group_rows for reading in readings))
 
 
 def _one_schema(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
@@ -128,7 +128,7 @@ def _one_schema(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
     return whole
 
 
-def _numbered(rows: Rows, data: Data) -> Rows:
+def _numbered(rows: RowStream, data: Data) -> RowStream:
     """With the column `row_id` in front, if the recipe asks for one; as text where all columns are text."""
     carries = data.kind == "idx" and data.row_id is None
     name = "id" if carries else data.row_id
@@ -148,7 +148,7 @@ def _numbered(rows: Rows, data: Data) -> Rows:
     return rows._replace(schema=schema, batches=batches())
 
 
-def _renamed(rows: Rows, data: Data) -> Rows:
+def _renamed(rows: RowStream, data: Data) -> RowStream:
     new = data.rename or {}
     unknown = sorted(set(new) - set(rows.schema.names))
     if unknown:
@@ -162,7 +162,7 @@ def _renamed(rows: Rows, data: Data) -> Rows:
     return rows._replace(schema=schema, batches=renamed)
 
 
-def _replaced(rows: Rows, data: Data) -> Rows:
+def _replaced(rows: RowStream, data: Data) -> RowStream:
     """With other texts in place of those that the recipe names."""
     new = data.replace or {}
     for name in new:

@@ -23,7 +23,7 @@ from bloomery.tasks.evaluation.held_out import measured_answers
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import quoted
+from bloomery.tasks.infrastructure.sql_text import quote_name
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -55,7 +55,7 @@ def version_reference(chosen: Chosen) -> VersionReference:
     columns = {}
     if watched:
         rows = _rows(dataset, part, [one.column.name for one in watched])
-        with duckdb_session.session() as engine:
+        with duckdb_session.open_session() as engine:
             engine.register("batches", rows)
             engine.execute("create table rows as select * from batches")
             num_cells = _NUM_CELLS if len(watched) <= _MOST_FINE_COLUMNS else _NUM_COARSE_CELLS
@@ -132,7 +132,7 @@ def _rows(dataset: Dataset, part: str, names: Sequence[str]) -> pa.RecordBatchRe
 
 def _usual(engine: DuckDBPyConnection, watched: _Watched, num_cells: int) -> Usual | None:
     """None of a column without any value."""
-    name, measure = quoted(watched.column.name), watched.measure
+    name, measure = quote_name(watched.column.name), watched.measure
     told = f"select count({name}), count(distinct {name}) from rows"
     ((num_rows, num_values),) = engine.execute(told).fetchall()
     if not num_rows:

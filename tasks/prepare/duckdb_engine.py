@@ -14,17 +14,23 @@ from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode_batches, partial_statistics
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.parquet import GROUP_ROWS
+from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.sql_text import literal, quoted
-from bloomery.tasks.prepare.split_sql import PART, Functions, divided, num_dropped, require_apart
+from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.prepare.split_sql import (
+    SPLIT_COLUMN,
+    EngineFunctions,
+    count_dropped_rows,
+    require_no_leakage,
+    split_query,
+)
 
-FUNCTIONS = Functions(collect="list({value}) {window}", microseconds="epoch_us")
+DUCKDB_FUNCTIONS = EngineFunctions(collect="list({value}) {window}", microseconds="epoch_us")
 _GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold whole
 _LEAST_GROUP_ROWS = 2048
 
 
-class LocalRows:
+class DuckdbSplits:
     """Divided rows in one Parquet file, sorted by part and key. `places` has the first row of each part and the end.
 
     `num_dropped` rows had no whole window, or no label of a forecast.
@@ -63,35 +69,35 @@ class LocalRows:
 
 
 @contextlib.contextmanager
-def local_rows(checked: CheckedRows, features: Features, scratch: Path) -> Iterator[LocalRows]:
+def split_with_duckdb(checked: CheckedRows, features: Features, scratch: Path) -> Iterator[DuckdbSplits]:
     """The checked rows divided as `features` say. `scratch` is a folder that holds them until the block ends.
 
     Raises:
         DataUnfit: the parts share what they must not, or one is empty.
     """
     path = scratch / "divided.parquet"
-    with duckdb_session.session() as engine:
+    with duckdb_session.open_session() as engine:
 
         def ask(query: str) -> Sequence[Sequence[Any]]:
             return engine.sql(query).fetchall()
 
-        source = duckdb_session.parquet_file(settings().path(checked.uri))
+        source = duckdb_session.parquet_path_sql(settings().path(checked.uri))
         engine.execute(f"create view checked as select * from read_parquet({source})")
         engine.execute(
-            f"copy (select * from ({divided(features, checked.contract, 'checked', ask, FUNCTIONS)}) "
-            f"order by {PART}, {quoted(features.key)}) "
-            f"to {literal(str(path))} (format parquet, compression snappy, row_group_size {_group_rows(features)})"
+            f"copy (select * from ({split_query(features, checked.contract, 'checked', ask, DUCKDB_FUNCTIONS)}) "
+            f"order by {SPLIT_COLUMN}, {quote_name(features.key)}) "
+            f"to {quote_text(str(path))} (format parquet, compression snappy, row_group_size {_group_rows(features)})"
         )
-        engine.execute(f"create view divided as select * from read_parquet({duckdb_session.parquet_file(path)})")
-        require_apart(features, "divided", ask)
-        counts = ask(f"select {PART}, count(*) from divided group by 1 order by 1")
-        dropped = num_dropped(features, checked.contract, "checked", "divided", ask)
+        engine.execute(f"create view divided as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
+        require_no_leakage(features, "divided", ask)
+        counts = ask(f"select {SPLIT_COLUMN}, count(*) from divided group by 1 order by 1")
+        dropped = count_dropped_rows(features, checked.contract, "checked", "divided", ask)
     places, start = {}, 0
     for part, num_rows in counts:
         places[part] = (start, start + num_rows)
         start += num_rows
     try:
-        yield LocalRows(path, features, places, dropped)
+        yield DuckdbSplits(path, features, places, dropped)
     finally:
         path.unlink()
 
@@ -99,6 +105,6 @@ def local_rows(checked: CheckedRows, features: Features, scratch: Path) -> Itera
 def _group_rows(features: Features) -> int:
     """Rows in a row group: fewer where each holds windows."""
     if features.series is None:
-        return GROUP_ROWS
+        return ROW_GROUP_SIZE
     num_values = features.series.length * len(features.series.columns)
-    return min(max(_GROUP_VALUES // num_values, _LEAST_GROUP_ROWS), GROUP_ROWS)
+    return min(max(_GROUP_VALUES // num_values, _LEAST_GROUP_ROWS), ROW_GROUP_SIZE)

@@ -13,29 +13,29 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import SeriesInput
 from bloomery.models.features.splits import SPLITS, UNLABELLED, Split, hash_threshold
-from bloomery.tasks.infrastructure.sql_text import literal, quoted
+from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
 
-PART = "_part"
+SPLIT_COLUMN = "_part"
 # Rows without a label are taken from the training part, and must not share with others what it must not.
-_PART_OF_THREE = f"replace({PART}, {literal(UNLABELLED)}, 'train')"
+_PART_OF_THREE = f"replace({SPLIT_COLUMN}, {quote_text(UNLABELLED)}, 'train')"
 # Answers one query with its rows.
-Ask = Callable[[str], Sequence[Sequence[Any]]]
+RunQuery = Callable[[str], Sequence[Sequence[Any]]]
 
 
-class Functions(NamedTuple):
+class EngineFunctions(NamedTuple):
     """The functions that an engine has under a name of its own."""
 
     collect: str  # the values {value} of the rows of {window} as an array, nulls too
     microseconds: str  # of a timestamp, since 1970
 
 
-def columns(features: Features) -> tuple[str, ...]:
+def columns_read(features: Features) -> tuple[str, ...]:
     """All columns of the checked rows that preparing reads, each once."""
     inputs = (column for source in features.inputs for column in source.columns)
     return tuple(dict.fromkeys((features.key, features.label, *inputs, *_place(features), *features.split.columns)))
 
 
-def divided(features: Features, contract: Contract, rows: str, ask: Ask, functions: Functions) -> str:
+def split_query(features: Features, contract: Contract, rows: str, ask: RunQuery, functions: EngineFunctions) -> str:
     """The query for the rows of the table `rows`, without duplicates if they are not wanted, each with its part.
 
     The columns of a series hold windows there, and rows without a whole window are left out. The label stands in the
@@ -50,9 +50,9 @@ def divided(features: Features, contract: Contract, rows: str, ask: Ask, functio
         rows = _without_duplicates(features, contract, rows)
     if split.by == "given":
         _require_parts(split, rows, ask)
-    names = ", ".join(map(quoted, columns(features)))
+    names = ", ".join(map(quote_name, columns_read(features)))
     part = _part(features, contract, rows, ask, functions)
-    parted = f"select {names}, {part} as {PART} from {rows}"
+    parted = f"select {names}, {part} as {SPLIT_COLUMN} from {rows}"
     if features.unlabelled == "teach":
         return _with_unlabelled(features, names, part, rows)
     return parted if features.series is None else _windows(features, features.series, contract, parted, functions)
@@ -62,13 +62,15 @@ def _with_unlabelled(features: Features, names: str, part: str, rows: str) -> st
     """The query for the rows of the table `rows` that `part` divides if they have a label."""
     split = features.split
     # By a hash of the key any row could be of any part. Rows given to train that a hash takes to val have no use there.
-    is_of_train = {"key": "true", "given": f"{quoted(split.column or '')} = 'train'"}.get(split.by, f"{part} = 'train'")
-    of_others = f"case when {is_of_train} then {literal(UNLABELLED)} end"
-    parted = f"case when {quoted(features.label)} is null then {of_others} else {part} end"
-    return f"select * from (select {names}, {parted} as {PART} from {rows}) parted where {PART} is not null"
+    is_of_train = {"key": "true", "given": f"{quote_name(split.column or '')} = 'train'"}.get(
+        split.by, f"{part} = 'train'"
+    )
+    of_others = f"case when {is_of_train} then {quote_text(UNLABELLED)} end"
+    parted = f"case when {quote_name(features.label)} is null then {of_others} else {part} end"
+    return f"select * from (select {names}, {parted} as {SPLIT_COLUMN} from {rows}) parted where {SPLIT_COLUMN} is not null"  # noqa: E501
 
 
-def num_dropped(features: Features, contract: Contract, rows: str, divided: str, ask: Ask) -> int:
+def count_dropped_rows(features: Features, contract: Contract, rows: str, divided: str, ask: RunQuery) -> int:
     """How many rows of the table `rows`, copies aside, do not stand in `divided`: without a whole window or a label."""
     if features.series is None and features.unlabelled == "refuse":
         return 0
@@ -78,10 +80,12 @@ def num_dropped(features: Features, contract: Contract, rows: str, divided: str,
     return int(before - after)
 
 
-def _windows(features: Features, series: SeriesInput, contract: Contract, parted: str, functions: Functions) -> str:
+def _windows(
+    features: Features, series: SeriesInput, contract: Contract, parted: str, functions: EngineFunctions
+) -> str:
     """The rows of the query `parted` that have a whole window, with arrays in the series' columns."""
-    alike = ", ".join((*([quoted(series.group)] if series.group else []), PART))
-    past = f"partition by {alike} order by {quoted(series.time)}, {quoted(features.key)}"
+    alike = ", ".join((*([quote_name(series.group)] if series.group else []), SPLIT_COLUMN))
+    past = f"partition by {alike} order by {quote_name(series.time)}, {quote_name(features.key)}"
     window = f"over ({past} rows between {series.length - 1} preceding and current row)"
     steps = f"over ({past} rows between {series.length - 2} preceding and current row)"
     kept = _kept(features)
@@ -93,19 +97,22 @@ def _windows(features: Features, series: SeriesInput, contract: Contract, parted
         parted = f"select *, case when {step} then 0 else 1 end as _gap from ({parted}) parted"
         found.append(f"sum(_gap) {steps} as _num_gaps")
         wanted.append("_num_gaps = 0")
-    others = [quoted(name) for name in kept if name not in (*series.columns, features.label_column)]
-    others += [] if features.is_forecast else [quoted(features.label)]
+    others = [quote_name(name) for name in kept if name not in (*series.columns, features.label_column)]
+    others += [] if features.is_forecast else [quote_name(features.label)]
     arrays = [
-        f"{functions.collect.format(value=quoted(name), window=window)} as {quoted(name)}" for name in series.columns
+        f"{functions.collect.format(value=quote_name(name), window=window)} as {quote_name(name)}"
+        for name in series.columns
     ]
-    framed = f"select {', '.join((*others, *arrays, PART, *found))} from ({parted}) spaced"
-    return f"select {', '.join(map(quoted, kept))}, {PART} from ({framed}) framed where {' and '.join(wanted)}"
+    framed = f"select {', '.join((*others, *arrays, SPLIT_COLUMN, *found))} from ({parted}) spaced"
+    return (
+        f"select {', '.join(map(quote_name, kept))}, {SPLIT_COLUMN} from ({framed}) framed where {' and '.join(wanted)}"
+    )
 
 
 def _kept(features: Features) -> tuple[str, ...]:
     """The columns of divided rows. A row of a forecast has the later row's label, and its own only for other ends."""
     if not features.is_forecast:
-        return columns(features)
+        return columns_read(features)
     inputs = (column for source in features.inputs for column in source.columns)
     return tuple(
         dict.fromkeys((features.key, features.label_column, *inputs, *_place(features), *features.split.columns))
@@ -113,26 +120,26 @@ def _kept(features: Features) -> tuple[str, ...]:
 
 
 def _later(
-    features: Features, series: SeriesInput, contract: Contract, past: str, functions: Functions
+    features: Features, series: SeriesInput, contract: Contract, past: str, functions: EngineFunctions
 ) -> Iterator[str]:
     """The label of the row that a forecast is about, and whether that row and its label are there."""
     if not features.is_forecast:
         return
-    label = f"lead({quoted(features.label)}, {series.horizon}) over ({past})"
+    label = f"lead({quote_name(features.label)}, {series.horizon}) over ({past})"
     is_reached = f"{label} is not null"
     if series.spacing is not None:
         moment, unit = _moment(series.time, contract, functions)
         ahead = f"lead({moment}, {series.horizon}) over ({past}) - {moment}"
         is_reached = f"{is_reached} and {ahead} = {round(series.horizon * series.spacing * unit)}"
-    yield f"{label} as {quoted(features.label_column)}"
+    yield f"{label} as {quote_name(features.label_column)}"
     yield f"case when {is_reached} then 1 else 0 end as _is_reached"
 
 
-def _moment(time: str, contract: Contract, functions: Functions) -> tuple[str, int]:
+def _moment(time: str, contract: Contract, functions: EngineFunctions) -> tuple[str, int]:
     """A column of times as a whole number that cannot overflow, and how many of it make one unit of `spacing`."""
     column = contract.column(time)
     kind = None if column is None else column.logical_type
-    number, unit = quoted(time), 1
+    number, unit = quote_name(time), 1
     if kind == "timestamp":
         number, unit = f"{functions.microseconds}({number})", 1_000_000
     if kind == "date":
@@ -149,27 +156,30 @@ def _place(features: Features) -> tuple[str, ...]:
 
 def _without_duplicates(features: Features, contract: Contract, rows: str) -> str:
     """Of rows with equal content, for a series also of equal time and group, the one with the least key."""
-    content, key = list(dict.fromkeys((*_content(features, features.label), *_place(features)))), quoted(features.key)
-    if set(columns(features)) == {features.key, *content}:
+    content, key = (
+        list(dict.fromkeys((*_content(features, features.label), *_place(features)))),
+        quote_name(features.key),
+    )
+    if set(columns_read(features)) == {features.key, *content}:
         # Grouped as they are, since a join would move all rows once more. Minus zero and zero are one group, of which
         # an engine keeps either: adding zero leaves the latter.
         reals = {column.name for column in contract.columns if column.logical_type == "number"}
-        parts = [f"{quoted(name)} + 0.0" if name in reals else quoted(name) for name in content]
-        named = ", ".join(f"{part} as {quoted(name)}" for part, name in zip(parts, content, strict=True))
+        parts = [f"{quote_name(name)} + 0.0" if name in reals else quote_name(name) for name in content]
+        named = ", ".join(f"{part} as {quote_name(name)}" for part, name in zip(parts, content, strict=True))
         return f"(select min({key}) as {key}, {named} from {rows} group by {', '.join(parts)}) firsts"
-    alike = ", ".join(map(quoted, content))
+    alike = ", ".join(map(quote_name, content))
     firsts = f"(select min({key}) as {key} from {rows} group by {alike}) firsts"
     return f"(select * from {rows} semi join {firsts} using ({key})) kept"
 
 
-def require_apart(features: Features, rows: str, ask: Ask) -> None:
+def require_no_leakage(features: Features, rows: str, ask: RunQuery) -> None:
     """Check the divided rows in the table `rows`.
 
     Raises:
         DataUnfit: a part is empty, or rows, groups or times stand in two parts that must not.
     """
     split = features.split
-    counted = ask(f"select {PART}, count(*) from {rows} group by 1")
+    counted = ask(f"select {SPLIT_COLUMN}, count(*) from {rows} group by 1")
     counts = dict.fromkeys(SPLITS, 0) | {row[0]: row[1] for row in counted}
     if min(counts.values()) == 0:
         series = features.series
@@ -201,7 +211,7 @@ def _content(features: Features, label: str) -> list[str]:
     return list(dict.fromkeys((*inputs, label)))
 
 
-def _part(features: Features, contract: Contract, rows: str, ask: Ask, functions: Functions) -> str:
+def _part(features: Features, contract: Contract, rows: str, ask: RunQuery, functions: EngineFunctions) -> str:
     """The part of a row as an expression."""
     split = features.split
     if split.cuts is not None:
@@ -212,9 +222,9 @@ def _part(features: Features, contract: Contract, rows: str, ask: Ask, functions
     if split.by == "time":
         return _part_in_time(split, rows, ask)
     column = split.column if split.by == "group" and split.column else features.key
-    hashed = f"md5({literal(split.salt + ':')} || cast({quoted(column)} as string))"
+    hashed = f"md5({quote_text(split.salt + ':')} || cast({quote_name(column)} as string))"
     if split.by == "given":
-        given = quoted(split.column or "")
+        given = quote_name(split.column or "")
         has_val = ask(f"select count(*) from {rows} where {given} = 'val'")[0][0] > 0
         if not has_val and features.series is not None:
             raise DataUnfit(
@@ -224,18 +234,16 @@ def _part(features: Features, contract: Contract, rows: str, ask: Ask, functions
                 remedy="give the rows of some span of time, or of some groups, to val; or split by time",
             )
         share = 0.0 if has_val else split.val
-        return (
-            f"case when {given} = 'train' and {hashed} < {literal(hash_threshold(share))} then 'val' else {given} end"
-        )
+        return f"case when {given} = 'train' and {hashed} < {quote_text(hash_threshold(share))} then 'val' else {given} end"  # noqa: E501
     return (
-        f"case when {hashed} < {literal(hash_threshold(split.train))} then 'train' "
-        f"when {hashed} < {literal(hash_threshold(split.train + split.val))} then 'val' else 'test' end"
+        f"case when {hashed} < {quote_text(hash_threshold(split.train))} then 'train' "
+        f"when {hashed} < {quote_text(hash_threshold(split.train + split.val))} then 'val' else 'test' end"
     )
 
 
-def _part_in_time(split: Split, rows: str, ask: Ask) -> str:
+def _part_in_time(split: Split, rows: str, ask: RunQuery) -> str:
     """Rows of one moment stay together: they go where the first of them goes."""
-    column = quoted(split.column or "")
+    column = quote_name(split.column or "")
     num_rows = ask(f"select count(*) from {rows}")[0][0]
     first_val, first_test = (
         f"(select {column} from {rows} order by 1 limit 1 offset {int(share * num_rows)})"
@@ -244,9 +252,9 @@ def _part_in_time(split: Split, rows: str, ask: Ask) -> str:
     return f"case when {column} >= {first_test} then 'test' when {column} >= {first_val} then 'val' else 'train' end"
 
 
-def _require_parts(split: Split, rows: str, ask: Ask) -> None:
-    given = quoted(split.column or "")
-    known = ", ".join(map(literal, SPLITS))
+def _require_parts(split: Split, rows: str, ask: RunQuery) -> None:
+    given = quote_name(split.column or "")
+    known = ", ".join(map(quote_text, SPLITS))
     wrong = ask(
         f"select distinct cast({given} as string) from {rows} where {given} is null or {given} not in ({known})"
     )
@@ -259,9 +267,11 @@ def _require_parts(split: Split, rows: str, ask: Ask) -> None:
         )
 
 
-def _require_none_shared(names: list[str], what: str, features: Features, rows: str, ask: Ask, remedy: str) -> None:
-    shared = ", ".join(map(quoted, names))
-    key = quoted(features.key)
+def _require_none_shared(
+    names: list[str], what: str, features: Features, rows: str, ask: RunQuery, remedy: str
+) -> None:
+    shared = ", ".join(map(quote_name, names))
+    key = quote_name(features.key)
     found = ask(
         f"select count(*), min(one), max(other) from (select min({key}) as one, max({key}) as other from {rows} "
         f"group by {shared} having min({_PART_OF_THREE}) <> max({_PART_OF_THREE})) t"
@@ -276,9 +286,9 @@ def _require_none_shared(names: list[str], what: str, features: Features, rows: 
         )
 
 
-def _require_order(column: str, rows: str, ask: Ask) -> None:
-    moment = quoted(column)
-    ends = ask(f"select {PART}, min({moment}), max({moment}) from {rows} group by 1")
+def _require_order(column: str, rows: str, ask: RunQuery) -> None:
+    moment = quote_name(column)
+    ends = ask(f"select {SPLIT_COLUMN}, min({moment}), max({moment}) from {rows} group by 1")
     first = {part: earliest for part, earliest, _ in ends}
     last = {part: latest for part, _, latest in ends}
     for earlier, later in (("train", "val"), ("val", "test"), ("train", "test")):

@@ -17,12 +17,12 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import encoded_schema, fit
 from bloomery.models.features.splits import SPLITS, UNLABELLED
 from bloomery.tasks.infrastructure.parquet import write_rows
-from bloomery.tasks.infrastructure.personal_data import kept_schema
+from bloomery.tasks.infrastructure.personal_data import protected_schema
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
-from bloomery.tasks.prepare.duckdb_engine import LocalRows, local_rows
-from bloomery.tasks.prepare.spark_engine import SparkRows, spark_rows
+from bloomery.tasks.prepare.duckdb_engine import DuckdbSplits, split_with_duckdb
+from bloomery.tasks.prepare.spark_engine import SparkSplits, split_with_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
     with _divided(checked, features, engine, scratch) as rows:
         encoder = fit(features, rows.summaries())
         out.path("encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
-        schema = encoded_schema(encoder, kept_schema(checked.contract).field(features.key).type)
+        schema = encoded_schema(encoder, protected_schema(checked.contract).field(features.key).type)
         parts = {}
         for name in (*SPLITS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
             path = out.path(f"{name}.parquet")
@@ -73,11 +73,11 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
     )
 
 
-def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: LocalRows | SparkRows) -> str:
+def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: DuckdbSplits | SparkSplits) -> str:
     """Write the test part's raw windows, as a client of the endpoint would send them, and give their address."""
     inputs = (column for source in features.inputs for column in source.columns)
     whole = arrow_schema(served(checked.contract, features.window_lengths))
-    key = kept_schema(checked.contract).field(features.key)
+    key = protected_schema(checked.contract).field(features.key)
     schema = pa.schema([key, *(whole.field(name) for name in inputs)])
     path = out.path("test_rows.parquet")
     batches = (
@@ -91,10 +91,10 @@ def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: L
 
 def _divided(
     checked: CheckedRows, features: Features, engine: Engine, scratch: Path
-) -> AbstractContextManager[LocalRows | SparkRows]:
+) -> AbstractContextManager[DuckdbSplits | SparkSplits]:
     if needs_spark(checked, engine):
-        return spark_rows(checked, features, engine.spark, scratch)
-    return local_rows(checked, features, scratch)
+        return split_with_spark(checked, features, engine.spark, scratch)
+    return split_with_duckdb(checked, features, scratch)
 
 
 def needs_spark(checked: CheckedRows, engine: Engine) -> bool:

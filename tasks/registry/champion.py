@@ -24,7 +24,7 @@ from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Following, Pointer, read_followings, write_pointer
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.infrastructure.tethered_process import lives
+from bloomery.tasks.infrastructure.tethered_process import is_running
 from bloomery.tasks.registry import model_registry as registry
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -162,7 +162,7 @@ def followers(name: str) -> list[Following]:
     for path, following in read_followings(folder_of(name)).items():
         if following.host != socket.gethostname():
             continue
-        if lives(following.pid, following.started):
+        if is_running(following.pid, following.started):
             living.append(following)
         else:
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ _TAKEN = ("_part",)  # what `prepare` calls a column of its own
 _TAKEN_BESIDE_KEYS = ("x", "y", "truth", "answer", "probabilities")  # what encoded rows and answers have beside the key
 
 
-def identifiers(names: Sequence[str]) -> dict[str, str]:
+def contract_names(names: Sequence[str]) -> dict[str, str]:
     """Each name as an identifier that no other has, in capital or small letters; one that is fit stays as it is."""
     found: dict[str, str] = {}
     used = set(_TAKEN)
@@ -29,14 +29,14 @@ def identifiers(names: Sequence[str]) -> dict[str, str]:
     return {name: found[name] for name in names}
 
 
-def with_key(names: dict[str, str], key: str) -> dict[str, str]:
+def rename_reserved_key(names: dict[str, str], key: str) -> dict[str, str]:
     """The names, with another one for the key where stages call a column beside it the same."""
     if names.get(key, "").lower() not in _TAKEN_BESIDE_KEYS:
         return names
-    return {**names, key: free_name(f"key_{names[key]}", [*names.values()])}
+    return {**names, key: unused_name(f"key_{names[key]}", [*names.values()])}
 
 
-def free_name(wanted: str, names: Sequence[str]) -> str:
+def unused_name(wanted: str, names: Sequence[str]) -> str:
     """`wanted`, with a number behind it if a column has that name already."""
     taken = {name.lower() for name in names}
     number, name = 2, wanted
@@ -45,7 +45,7 @@ def free_name(wanted: str, names: Sequence[str]) -> str:
     return name
 
 
-def find_name(wanted: str, names: dict[str, str], option: str) -> str:
+def find_column(wanted: str, names: dict[str, str], option: str) -> str:
     """The column that `wanted` means, by its name in the source or in the contract.
 
     Raises:

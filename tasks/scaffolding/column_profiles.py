@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.odcs.columns import LogicalType
 from bloomery.data_contracts.validation.casting import misfits, read_as
 
-MOST_VALUES = 2_000  # different values of a column that are counted one by one
+MAX_COUNTED_VALUES = 2_000  # different values of a column that are counted one by one
 # Texts that mean that a value is missing: some always, others where the rest of the column is no text.
 CLEAR_MARKERS = ("#N/A", "?", "N/A", "NULL", "NaN", "\\N", "n/a", "nan", "null")
 MARKERS = (*CLEAR_MARKERS, "-", "--", ".", "NA", "None", "na", "none")
@@ -40,7 +40,7 @@ _ELEMENTS = {name: name for name in ("int8", "int16", "int32", "int64", "uint8",
 _DECIMAL_COMMA = r"^[+-]?[0-9]+,[0-9]+$"
 
 
-class Figures(NamedTuple):
+class ColumnStatistics(NamedTuple):
     """What the batches of one column came to. `values` is None where there are more than are counted."""
 
     kind: LogicalType
@@ -48,7 +48,7 @@ class Figures(NamedTuple):
     num_unfit: int
     values: Counter[Any] | None
     may_be_unique: bool
-    least_distinct: int = MOST_VALUES + 1
+    least_distinct: int = MAX_COUNTED_VALUES + 1
     element: LogicalType | None = None
     physical: str | None = None
     low: int | float | None = None
@@ -59,7 +59,7 @@ class Figures(NamedTuple):
     is_decimal_comma: bool = False
 
 
-class Sighting(Protocol):
+class ColumnProfiler(Protocol):
     """One column as it is seen."""
 
     def add(self, column: pa.Array) -> None: ...
@@ -68,7 +68,7 @@ class Sighting(Protocol):
         """The texts of this column that mean null."""
         ...
 
-    def figures(self, missing: frozenset[str]) -> Figures:
+    def figures(self, missing: frozenset[str]) -> ColumnStatistics:
         """What it came to, if the texts `missing` mean null in the whole source."""
         ...
 
@@ -97,15 +97,15 @@ class _Counted:
     def add(self, words: pa.Array, counts: np.ndarray) -> None:
         self.may_be_unique = self.may_be_unique and bool((counts == 1).all())
         if self.values is not None:
-            if len(words) > MOST_VALUES:
+            if len(words) > MAX_COUNTED_VALUES:
                 self.values = None
                 return
             self.values.update(dict(zip(words.to_pylist(), counts.tolist(), strict=True)))
-            if len(self.values) > MOST_VALUES:
+            if len(self.values) > MAX_COUNTED_VALUES:
                 self.values = None
 
 
-class TextSighting:
+class TextColumnProfiler:
     """A column of a source without types: its texts, and which kinds they could be of."""
 
     def __init__(self, num_rows: int) -> None:
@@ -149,17 +149,17 @@ class TextSighting:
         known = MARKERS if self._kind != "string" or not self._num_texts else CLEAR_MARKERS
         return frozenset(text for text in self._marked if text in known)
 
-    def figures(self, missing: frozenset[str]) -> Figures:
+    def figures(self, missing: frozenset[str]) -> ColumnStatistics:
         kind = self._kind
         kept = Counter({text: num for text, num in self._marked.items() if text not in missing})
         values = None if self._counted.values is None else self._counted.values + kept
         lengths = [*map(len, kept), *filter(None, (self._lengths.low, self._lengths.high))]
         limits = self._limits.get(kind, _Limits())
-        return Figures(
+        return ColumnStatistics(
             kind=kind,
             num_missing=self._num_null + sum(self._marked.values()) - kept.total(),
             num_unfit=self._unfit.get(kind, 0) + (kept.total() if kind != "string" else 0),
-            values=values if values is None or len(values) <= MOST_VALUES else None,
+            values=values if values is None or len(values) <= MAX_COUNTED_VALUES else None,
             may_be_unique=self._counted.may_be_unique and all(num == 1 for num in kept.values()),
             low=limits.low,
             high=limits.high,
@@ -173,7 +173,7 @@ def _matching(words: pa.Array, pattern: str) -> np.ndarray:
     return pc.match_substring_regex(words, pattern).to_numpy(zero_copy_only=False).astype(bool)
 
 
-class TypedSighting:
+class TypedColumnProfiler:
     """A column of a source with types. A NaN is of no kind; it breaks a contract like any misfit."""
 
     def __init__(self, kind: LogicalType) -> None:
@@ -200,8 +200,8 @@ class TypedSighting:
     def markers(self) -> frozenset[str]:
         return frozenset()
 
-    def figures(self, missing: frozenset[str]) -> Figures:
-        return Figures(
+    def figures(self, missing: frozenset[str]) -> ColumnStatistics:
+        return ColumnStatistics(
             kind=self._kind,
             num_missing=self._num_missing,
             num_unfit=self._num_unfit,
@@ -214,7 +214,7 @@ class TypedSighting:
         )
 
 
-class ArraySighting:
+class ArrayColumnProfiler:
     """A column of arrays. A row is unfit where one of its elements is missing or of no kind."""
 
     def __init__(self, element: LogicalType, kind: pa.DataType) -> None:
@@ -242,8 +242,8 @@ class ArraySighting:
     def markers(self) -> frozenset[str]:
         return frozenset()
 
-    def figures(self, missing: frozenset[str]) -> Figures:
-        return Figures(
+    def figures(self, missing: frozenset[str]) -> ColumnStatistics:
+        return ColumnStatistics(
             kind="array",
             num_missing=self._num_missing,
             num_unfit=self._num_unfit,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bloomery.tasks.scaffolding.draft_planning import Plan
-from bloomery.tasks.scaffolding.input_planning import is_personal
-from bloomery.tasks.scaffolding.profiler import Seen
+from bloomery.tasks.scaffolding.draft_planning import DraftPlan
+from bloomery.tasks.scaffolding.input_planning import sounds_personal
+from bloomery.tasks.scaffolding.profiler import ColumnProfile
 from bloomery.tasks.scaffolding.yaml_writer import comment, entry, scalar
 
 _MOST_VALID = 30  # values of a text column that are listed one by one
@@ -18,7 +18,7 @@ _MARGIN = 0.1  # of the range that was seen, on both sides
 Lines = list[str]
 
 
-def contract_draft(name: str, plan: Plan, names: dict[str, str], source: str) -> str:
+def draft_contract(name: str, plan: DraftPlan, names: dict[str, str], source: str) -> str:
     """The text of the contract file. `names` are the contract's names of the source's columns."""
     profile = plan.profile
     lines = [
@@ -51,12 +51,12 @@ def contract_draft(name: str, plan: Plan, names: dict[str, str], source: str) ->
     return "\n".join(lines) + "\n"
 
 
-def quarantine_limit(plan: Plan) -> float:
+def quarantine_limit(plan: DraftPlan) -> float:
     """A little more than the share of rows that the draft sets aside."""
     return min(math.ceil(plan.share_aside * 100 + 1) / 100, 1.0)
 
 
-def _about_quarantine(plan: Plan) -> Lines:
+def _about_quarantine(plan: DraftPlan) -> Lines:
     label, profile = plan.label, plan.profile
     reasons = {
         "lines that are no rows": profile.num_malformed,
@@ -80,7 +80,7 @@ def _added_key(name: str) -> Lines:
     ]
 
 
-def _column(column: Seen, plan: Plan, name: str) -> Lines:
+def _column(column: ColumnProfile, plan: DraftPlan, name: str) -> Lines:
     is_label, is_key = column.name == plan.label.name, column.name == plan.key.name
     kind = plan.label.kind if is_label else column.kind
     lines = comment(_told(column), 6)
@@ -93,7 +93,7 @@ def _column(column: Seen, plan: Plan, name: str) -> Lines:
         lines.append("        primaryKey: true")
     elif is_label or (not column.num_missing and column.num_present):
         lines.append("        required: true")
-    if is_personal(column.name):
+    if sounds_personal(column.name):
         lines += comment("Personal? Then drop, hash or encrypt it:", 8)
         lines += comment("customProperties: [{property: personal, value: drop}]", 8)
     if is_label and plan.label.task == "classification":
@@ -103,7 +103,7 @@ def _column(column: Seen, plan: Plan, name: str) -> Lines:
     return [*lines, *_limits(column, is_key=is_key)]
 
 
-def _told(column: Seen) -> str:
+def _told(column: ColumnProfile) -> str:
     """What was seen of a column, in a sentence."""
     missing = f"{column.num_missing:,} of {column.num_rows:,} rows without a value" if column.num_missing else ""
     unfit = f"{column.num_unfit:,} values that are no {column.kind}" if column.num_unfit else ""
@@ -121,7 +121,7 @@ def _told(column: Seen) -> str:
     return "Seen: " + "; ".join(part for part in (what, missing, unfit) if part) + "."
 
 
-def _about_label(plan: Plan) -> Lines:
+def _about_label(plan: DraftPlan) -> Lines:
     label = plan.label
     lines: Lines = []
     if label.rare:
@@ -137,7 +137,7 @@ def _about_label(plan: Plan) -> Lines:
     ]
 
 
-def _limits(column: Seen, *, is_key: bool) -> Lines:
+def _limits(column: ColumnProfile, *, is_key: bool) -> Lines:
     if column.kind in ("integer", "number"):
         return _range(column.low, column.high, 8, f"{_MARGIN:.0%} of the range beyond what was seen")
     if column.kind != "string" or not column.num_present:
@@ -173,7 +173,7 @@ def _range(low: Any, high: Any, indent: int, why: str) -> Lines:
     return [f"{' ' * indent}logicalTypeOptions: {{{told}}}  # {why}"]
 
 
-def _array(column: Seen) -> Lines:
+def _array(column: ColumnProfile) -> Lines:
     lines = [f"        logicalTypeOptions: {{minItems: {column.min_length or 0}, maxItems: {column.max_length or 0}}}"]
     lines += ["        items:", f"          logicalType: {column.element}"]
     if column.physical is not None:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.tasks.ingest.locations import Place
-from bloomery.tasks.scaffolding.column_names import free_name
+from bloomery.tasks.ingest.locations import FileLocation
+from bloomery.tasks.scaffolding.column_names import unused_name
 
 SAMPLE_BYTES = 65_536
 _PIECE_BYTES = 1 << 20
@@ -26,7 +26,7 @@ _NO_WINDOWS = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # bytes that cp1252 gives 
 _VALUE = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?|\d{4}-\d{2}-\d{2}.*")
 
 
-class Dialect(NamedTuple):
+class CsvDialect(NamedTuple):
     """The names of the columns, and the options of `data` that read them; `notes` say what they were guessed from."""
 
     names: tuple[str, ...]
@@ -34,9 +34,9 @@ class Dialect(NamedTuple):
     notes: dict[str, str]
 
 
-def dialect_of(
-    places: Sequence[Place], label: str, delimiter: str | None = None, columns: Sequence[str] | None = None
-) -> Dialect:
+def infer_dialect(
+    places: Sequence[FileLocation], label: str, delimiter: str | None = None, columns: Sequence[str] | None = None
+) -> CsvDialect:
     """The dialect of files that are written alike. A first row with the `label` in it is taken for the header.
 
     Raises:
@@ -63,10 +63,10 @@ def dialect_of(
         names = _completed(names)
         options |= {"header": False, "columns": list(names), "skip_lines": 1}
         notes["columns"] = "the header names a column twice, or not at all, so it is passed over"
-    return Dialect(names, options, notes)
+    return CsvDialect(names, options, notes)
 
 
-def _encoding(places: Sequence[Place]) -> tuple[str, str]:
+def _encoding(places: Sequence[FileLocation]) -> tuple[str, str]:
     """UTF-8 where the bytes are, or nearly all lines are; else a guess."""
     for place in places:
         with place.stream() as stream:
@@ -81,7 +81,7 @@ def _encoding(places: Sequence[Place]) -> tuple[str, str]:
     return "utf-8", "all bytes are UTF-8"
 
 
-def _is_utf8(place: Place) -> bool:
+def _is_utf8(place: FileLocation) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with place.stream() as stream:
@@ -93,7 +93,7 @@ def _is_utf8(place: Place) -> bool:
     return True
 
 
-def _not_utf8(place: Place) -> tuple[str, str]:
+def _not_utf8(place: FileLocation) -> tuple[str, str]:
     num_good = num_bad = 0
     is_windows = True
     with place.stream() as stream:
@@ -115,7 +115,7 @@ def _not_utf8(place: Place) -> tuple[str, str]:
     )
 
 
-def _sample(place: Place, encoding: str) -> str:
+def _sample(place: FileLocation, encoding: str) -> str:
     """The text of the first 64 kB, up to the end of its last whole line."""
     with place.stream() as stream:
         start = stream.read(SAMPLE_BYTES)
@@ -173,11 +173,11 @@ def _completed(names: Sequence[str]) -> tuple[str, ...]:
     """A name for each column, and none twice."""
     found: list[str] = []
     for place, name in enumerate(names, 1):
-        found.append(free_name(name or f"column_{place}", [*found, *names[place:]] if not name else found))
+        found.append(unused_name(name or f"column_{place}", [*found, *names[place:]] if not name else found))
     return tuple(found)
 
 
-def _require_width(place: Place, names: Sequence[str], width: int) -> None:
+def _require_width(place: FileLocation, names: Sequence[str], width: int) -> None:
     if len(names) != width:
         raise DataMissing(
             f"{len(names)} names were given, and the rows have {width} cells",
@@ -187,7 +187,7 @@ def _require_width(place: Place, names: Sequence[str], width: int) -> None:
         )
 
 
-def _no_text(place: Place, found: str) -> DataMissing:
+def _no_text(place: FileLocation, found: str) -> DataMissing:
     return DataMissing(
         f"{place.path} cannot be read as CSV: {found}",
         required="a text with rows of cells",

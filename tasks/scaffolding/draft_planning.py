@@ -10,11 +10,17 @@ from typing import Any, Literal, NamedTuple
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.scaffolding.column_names import find_name, free_name
-from bloomery.tasks.scaffolding.input_planning import Inputs, plan_inputs, words_of
-from bloomery.tasks.scaffolding.profiler import Profile, Seen, count_by, count_different, deviation_of
+from bloomery.tasks.scaffolding.column_names import find_column, unused_name
+from bloomery.tasks.scaffolding.input_planning import InputPlan, plan_inputs, split_words
+from bloomery.tasks.scaffolding.profiler import (
+    ColumnProfile,
+    SourceProfile,
+    count_distinct_rows,
+    count_values,
+    standard_deviation,
+)
 
-FEWEST_ROWS = 30
+MIN_ROWS = 30
 _FEWEST_OF_CLASS = 10  # rows: with fewer, the training part might have none
 _MOST_CLASSES = 1_000
 _FEW_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
@@ -22,7 +28,7 @@ _MOST_COMPARED = 1_000  # columns in which rows are compared: an engine groups b
 _KEYS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
 
 
-class Label(NamedTuple):
+class LabelPlan(NamedTuple):
     """The label: its classes with their rows, in order, and how many rows have no class or a rare one.
 
     A quantity has no classes, but a standard deviation.
@@ -46,23 +52,23 @@ class Label(NamedTuple):
         return max(num for _, num in self.classes) / sum(num for _, num in self.classes)
 
 
-class Key(NamedTuple):
+class KeyPlan(NamedTuple):
     """The column that tells rows apart; `is_added` where the source has none and rows are numbered."""
 
     name: str
     is_added: bool
 
 
-class Plan(NamedTuple):
+class DraftPlan(NamedTuple):
     """All that the drafts say, by the names of the source. `num_rows` are left to learn from.
 
     `keeps_copies` where most rows are copies of others, or have too many columns to be compared.
     """
 
-    profile: Profile
-    label: Label
-    key: Key
-    inputs: Inputs
+    profile: SourceProfile
+    label: LabelPlan
+    key: KeyPlan
+    inputs: InputPlan
     num_rows: int
     num_aside: int
     keeps_copies: bool
@@ -73,8 +79,8 @@ class Plan(NamedTuple):
         return self.num_aside / (self.profile.num_rows + self.profile.num_malformed)
 
 
-def plan(
-    profile: Profile,
+def plan_draft(
+    profile: SourceProfile,
     data: Data,
     scratch: Path,
     names: dict[str, str],
@@ -82,7 +88,7 @@ def plan(
     label: str,
     key: str | None,
     shape: Sequence[int] = (),
-) -> Plan:
+) -> DraftPlan:
     """The plan for the rows that were profiled into `scratch`. `names` are the contract's names of the columns.
 
     Raises:
@@ -91,7 +97,7 @@ def plan(
     """
     _require_rows(profile.num_rows, profile, data)
     part = "part" if data.sources is not None else None
-    label_column = find_name(label, names, "--label")
+    label_column = find_column(label, names, "--label")
     found = _label(_column(profile, label_column), profile, scratch, part)
     chosen = _key(profile, names, key, (label_column, *filter(None, [part])))
     not_read = {label_column: "it is the label"} | ({} if chosen.is_added else {chosen.name: "it is the key"})
@@ -111,29 +117,29 @@ def plan(
     _require_rows(num_kept, profile, data)
     read = [*inputs.columns, label_column]
     is_wide = len(read) > _MOST_COMPARED
-    num_different = profile.num_rows if is_wide else count_different(scratch, read)
+    num_different = profile.num_rows if is_wide else count_distinct_rows(scratch, read)
     keeps_copies = is_wide or num_different < 0.5 * profile.num_rows
     num_rows = num_kept if keeps_copies else min(num_kept, num_different)
-    return Plan(profile, found, chosen, inputs, num_rows, num_aside, keeps_copies, part)
+    return DraftPlan(profile, found, chosen, inputs, num_rows, num_aside, keeps_copies, part)
 
 
-def _require_rows(num_kept: int, profile: Profile, data: Data) -> None:
+def _require_rows(num_kept: int, profile: SourceProfile, data: Data) -> None:
     num_all = profile.num_rows + profile.num_malformed
-    if num_kept < max(FEWEST_ROWS, num_all / 2):
+    if num_kept < max(MIN_ROWS, num_all / 2):
         raise DataUnfit(
             f"{num_kept} of {num_all} rows can be learnt from"
             + (f"; {profile.malformed}" if profile.malformed else ""),
-            required=f"at least {FEWEST_ROWS}, and at least half of all",
+            required=f"at least {MIN_ROWS}, and at least half of all",
             where=data.described,
             remedy="bring more rows, or give rows a label and values of one kind",
         )
 
 
-def _column(profile: Profile, name: str) -> Seen:
+def _column(profile: SourceProfile, name: str) -> ColumnProfile:
     return next(column for column in profile.columns if column.name == name)
 
 
-def _num_aside(profile: Profile, label: Label, data: Data) -> int:
+def _num_aside(profile: SourceProfile, label: LabelPlan, data: Data) -> int:
     """At most how many rows are set aside: a row with two faults counts twice."""
     rates = profile.column("sample_rate") if data.kind == "audio" else None
     other_rates = sum(num for _, num in (rates.values or ())[1:]) if rates is not None else 0
@@ -141,7 +147,7 @@ def _num_aside(profile: Profile, label: Label, data: Data) -> int:
     return profile.num_malformed + unfit + label.num_missing + label.num_rare + other_rates
 
 
-def _label(column: Seen, profile: Profile, scratch: Path, part: str | None) -> Label:
+def _label(column: ColumnProfile, profile: SourceProfile, scratch: Path, part: str | None) -> LabelPlan:
     if _is_quantity(column):
         return _quantity(column, scratch)
     kind = _kind_of_label(column)
@@ -155,7 +161,7 @@ def _label(column: Seen, profile: Profile, scratch: Path, part: str | None) -> L
         told = f"{len(known)} different values, {len(common)} of them in at least {_FEWEST_OF_CLASS} rows"
         raise _no_label(column, f"it has {told}")
     rare = tuple(sorted(value for value in all_classes if value not in common))
-    return Label(
+    return LabelPlan(
         name=column.name,
         kind=kind,
         classes=tuple((value, all_classes[value]) for value in common),
@@ -165,7 +171,7 @@ def _label(column: Seen, profile: Profile, scratch: Path, part: str | None) -> L
     )
 
 
-def _is_quantity(column: Seen) -> bool:
+def _is_quantity(column: ColumnProfile) -> bool:
     """Whether a label is a figure: numbers that are not whole, or that have too many values to be classes."""
     if column.kind not in ("integer", "number"):
         return False
@@ -176,12 +182,12 @@ def _is_quantity(column: Seen) -> bool:
     return is_rare or len(column.values) > _MOST_CLASSES
 
 
-def _quantity(column: Seen, scratch: Path) -> Label:
+def _quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
     kind: Literal["integer", "number"] = "integer" if column.kind == "integer" else "number"
-    deviation = deviation_of(scratch, column.name)
+    deviation = standard_deviation(scratch, column.name)
     if not deviation > 0:
         raise _no_label(column, "its figures are all the same")
-    return Label(column.name, kind, column.num_missing, deviation=deviation)
+    return LabelPlan(column.name, kind, column.num_missing, deviation=deviation)
 
 
 def _classes(counts: Iterable[tuple[Any, int]], kind: str) -> dict[Any, int]:
@@ -194,8 +200,8 @@ def _classes(counts: Iterable[tuple[Any, int]], kind: str) -> dict[Any, int]:
     return found
 
 
-def _labels_of(column: Seen, part: str, profile: Profile, scratch: Path) -> dict[Any, int]:
-    counted = count_by(scratch, column.name, part)
+def _labels_of(column: ColumnProfile, part: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
+    counted = count_values(scratch, column.name, part)
     return {value: num for value, num in counted.items() if value not in profile.missing}
 
 
@@ -209,7 +215,7 @@ def _as_label(value: Any, kind: str) -> int | str | None:
         return None
 
 
-def _kind_of_label(column: Seen) -> Literal["integer", "string"]:
+def _kind_of_label(column: ColumnProfile) -> Literal["integer", "string"]:
     values = [value for value, _ in column.values or ()]
     if column.kind == "string" or (column.kind in ("boolean", "date") and all(isinstance(one, str) for one in values)):
         kind: Literal["integer", "string"] = "string"
@@ -229,7 +235,7 @@ def _is_whole(value: Any) -> bool:
         return False
 
 
-def _require_known(column: Seen, profile: Profile, scratch: Path) -> None:
+def _require_known(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
     """Each other part must have rows of the classes of train."""
     known = set(_labels_of(column, "train", profile, scratch))
     for part in ("val", "test"):
@@ -239,7 +245,7 @@ def _require_known(column: Seen, profile: Profile, scratch: Path) -> None:
             raise _no_label(column, f"part {part} has none of the labels of train, but {shown}")
 
 
-def _no_label(column: Seen, found: str) -> DataUnfit:
+def _no_label(column: ColumnProfile, found: str) -> DataUnfit:
     return DataUnfit(
         f"column {column.name} cannot be the label: {found}",
         required=f"2 to {_MOST_CLASSES} classes as whole numbers or texts, each in at least {_FEWEST_OF_CLASS} rows; "
@@ -249,9 +255,9 @@ def _no_label(column: Seen, found: str) -> DataUnfit:
     )
 
 
-def _key(profile: Profile, names: dict[str, str], stated: str | None, taken: Sequence[str]) -> Key:
+def _key(profile: SourceProfile, names: dict[str, str], stated: str | None, taken: Sequence[str]) -> KeyPlan:
     if stated is not None:
-        name = find_name(stated, names, "--key")
+        name = find_column(stated, names, "--key")
         column = _column(profile, name)
         if name in taken or not column.is_unique or column.kind not in ("integer", "string"):
             told = f"{column.num_missing} rows without a value, {column.num_distinct:,} different ones"
@@ -261,10 +267,10 @@ def _key(profile: Profile, names: dict[str, str], stated: str | None, taken: Seq
                 where="--key",
                 remedy="name another column, or leave --key out: then rows are numbered",
             )
-        return Key(name, is_added=False)
+        return KeyPlan(name, is_added=False)
     for column in profile.columns:
-        is_named = bool(_KEYS & set(words_of(column.name)))
+        is_named = bool(_KEYS & set(split_words(column.name)))
         fits = column.is_unique and column.kind in ("integer", "string") and column.name not in taken
         if fits and is_named and (column.max_length or 0) <= 200:
-            return Key(column.name, is_added=False)
-    return Key(free_name("row_id", [*names, *names.values()]), is_added=True)
+            return KeyPlan(column.name, is_added=False)
+    return KeyPlan(unused_name("row_id", [*names, *names.values()]), is_added=True)

@@ -26,7 +26,7 @@ _MAGIC = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"}
 _TEXT_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
-def format_of(source: str) -> str:
+def detect_format(source: str) -> str:
     """The format of the files of `source`, or the kind of table; `.txt` and `.json` count by their content.
 
     Raises:
@@ -56,7 +56,7 @@ def format_of(source: str) -> str:
     return _of_file(matching[0])
 
 
-def image_shape(source: str) -> tuple[int, ...]:
+def read_image_shape(source: str) -> tuple[int, ...]:
     """The sizes of one array of the IDX file `source`, without their number; () where its start does not tell."""
     start = _start(Path(source))
     if len(start) < 4 or start[:2] != b"\0\0" or len(start) < 4 + 4 * start[3]:
@@ -64,7 +64,7 @@ def image_shape(source: str) -> tuple[int, ...]:
     return tuple(struct.unpack(f">{start[3]}I", start[4 : 4 + 4 * start[3]])[1:])
 
 
-def labels_beside(source: str) -> str | None:
+def find_label_file(source: str) -> str | None:
     """The IDX file with the labels of the arrays in `source`, if it lies beside it under the usual name."""
     path = Path(source)
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
@@ -104,7 +104,7 @@ def _of_file(path: Path) -> str:
         return by_magic
     if start.startswith(b"PK\x03\x04"):
         return _of_zip(path)
-    if start[:2] == b"\0\0" and image_shape(str(path)):
+    if start[:2] == b"\0\0" and read_image_shape(str(path)):
         return "idx"
     if b"\0" in start and not start.startswith(_TEXT_MARKS):
         raise _unknown(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")

@@ -18,16 +18,22 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.columns import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.parquet import RowsWriter, read_batches
-from bloomery.tasks.infrastructure.sql_text import literal, quoted
-from bloomery.tasks.ingest.readers.base import Malformed
-from bloomery.tasks.ingest.stage import in_order
-from bloomery.tasks.scaffolding.column_profiles import ArraySighting, Figures, Sighting, TextSighting, TypedSighting
+from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches
+from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
+from bloomery.tasks.ingest.readers.base import MalformedWriter
+from bloomery.tasks.ingest.stage import read_sources
+from bloomery.tasks.scaffolding.column_profiles import (
+    ArrayColumnProfiler,
+    ColumnProfiler,
+    ColumnStatistics,
+    TextColumnProfiler,
+    TypedColumnProfiler,
+)
 
-SCRATCH, MALFORMED = "profiled.parquet", "malformed.parquet"
+SCRATCH_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
 
 
-class Seen(Document):
+class ColumnProfile(Document):
     """What was seen of one column. `num_unfit` values are not of its kind; `values` are counted, most frequent first.
 
     `values` is None where there are more than can be counted one by one. Of an array, the limits are those of its
@@ -60,35 +66,35 @@ class Seen(Document):
         return self.num_distinct <= 1
 
 
-class Profile(Document):
+class SourceProfile(Document):
     """What was seen of a source. `missing` are texts that mean null, `malformed` the first line that is no row."""
 
-    columns: tuple[Seen, ...]
+    columns: tuple[ColumnProfile, ...]
     num_rows: int
     num_malformed: int
     malformed: str = ""
     missing: tuple[str, ...]
 
-    def column(self, name: str) -> Seen | None:
+    def column(self, name: str) -> ColumnProfile | None:
         return next((column for column in self.columns if column.name == name), None)
 
 
-def profile(data: Data, scratch: Path) -> Profile:
+def profile_source(data: Data, scratch: Path) -> SourceProfile:
     """The profile of the rows that `data` names, which lie in the folder `scratch` afterwards, as they came.
 
     Raises:
         DataMissing, EngineMissing: as `ingest` does.
         DataUnfit: there are no rows, or a column has a type that no contract knows.
     """
-    path = scratch / SCRATCH
-    with Malformed(scratch / MALFORMED) as malformed:
-        rows = in_order(data, malformed)
-        with RowsWriter(path, rows.schema, rows.group_rows) as writer:
+    path = scratch / SCRATCH_FILE
+    with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
+        rows = read_sources(data, malformed)
+        with RowWriter(path, rows.schema, rows.group_rows) as writer:
             for batch in rows.batches:
                 writer.write(batch)
     if not writer.num_rows:
         raise DataUnfit(
-            f"there is no row ({malformed.num} lines are none) {_first(scratch / MALFORMED)}".strip(),
+            f"there is no row ({malformed.num} lines are none) {_first(scratch / MALFORMED_FILE)}".strip(),
             required="rows to learn from",
             where=data.described,
             remedy="give other data, or state --delimiter, --columns or --format",
@@ -99,14 +105,14 @@ def profile(data: Data, scratch: Path) -> Profile:
             sighting.add(column)
     missing = sorted({text for sighting in sightings for text in sighting.markers()})
     figures = [sighting.figures(frozenset(missing)) for sighting in sightings]
-    return Profile(
+    return SourceProfile(
         columns=tuple(
             _seen(field.name, writer.num_rows, one, missing, path)
             for field, one in zip(rows.schema, figures, strict=True)
         ),
         num_rows=writer.num_rows,
         num_malformed=malformed.num,
-        malformed=_first(scratch / MALFORMED),
+        malformed=_first(scratch / MALFORMED_FILE),
         missing=tuple(missing),
     )
 
@@ -120,47 +126,47 @@ def _first(path: Path) -> str:
     return ""
 
 
-def count_different(scratch: Path, columns: Sequence[str]) -> int:
+def count_distinct_rows(scratch: Path, columns: Sequence[str]) -> int:
     """How many rows differ in these columns, of the rows that were profiled into `scratch`."""
-    named = ", ".join(map(quoted, columns))
-    return int(_ask(scratch / SCRATCH, f"select count(*) from (select distinct {named} from rows)")[0][0])
+    named = ", ".join(map(quote_name, columns))
+    return int(_ask(scratch / SCRATCH_FILE, f"select count(*) from (select distinct {named} from rows)")[0][0])
 
 
-def deviation_of(scratch: Path, column: str) -> float:
+def standard_deviation(scratch: Path, column: str) -> float:
     """The standard deviation of the figures in `column`, of the rows that were profiled into `scratch`."""
-    query = f"select stddev_pop(figure) from (select try_cast({quoted(column)} as double) as figure from rows)"
-    return float(_ask(scratch / SCRATCH, f"{query} where isfinite(figure)")[0][0])
+    query = f"select stddev_pop(figure) from (select try_cast({quote_name(column)} as double) as figure from rows)"
+    return float(_ask(scratch / SCRATCH_FILE, f"{query} where isfinite(figure)")[0][0])
 
 
-def count_by(scratch: Path, column: str, part: str) -> dict[Any, int]:
+def count_values(scratch: Path, column: str, part: str) -> dict[Any, int]:
     """How many rows of a part have each value of `column`, of the rows that were profiled into `scratch`."""
-    named = quoted(column)
-    query = f"select {named}, count(*) from rows where part = {literal(part)} and {named} is not null group by 1"
-    return {row[0]: int(row[1]) for row in _ask(scratch / SCRATCH, query)}
+    named = quote_name(column)
+    query = f"select {named}, count(*) from rows where part = {quote_text(part)} and {named} is not null group by 1"
+    return {row[0]: int(row[1]) for row in _ask(scratch / SCRATCH_FILE, query)}
 
 
 def _ask(path: Path, query: str) -> Sequence[Sequence[Any]]:
-    with duckdb_session.session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({duckdb_session.parquet_file(path)})")
+    with duckdb_session.open_session() as engine:
+        engine.execute(f"create view rows as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
         return engine.sql(query).fetchall()
 
 
-def _sighting(field: pa.Field, num_rows: int, data: Data) -> Sighting:
+def _sighting(field: pa.Field, num_rows: int, data: Data) -> ColumnProfiler:
     kind = field.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        element = kind_of(kind.value_type)
+        element = logical_type_of(kind.value_type)
         if element is None or element in ("date", "timestamp", "array"):
             raise _unknown_type(field, data)
-        return ArraySighting(element, kind.value_type)
-    known = kind_of(kind)
+        return ArrayColumnProfiler(element, kind.value_type)
+    known = logical_type_of(kind)
     if known is None:
         raise _unknown_type(field, data)
     if data.is_text:
-        return TextSighting(num_rows)
-    return TypedSighting(known)
+        return TextColumnProfiler(num_rows)
+    return TypedColumnProfiler(known)
 
 
-def kind_of(kind: pa.DataType) -> LogicalType | None:
+def logical_type_of(kind: pa.DataType) -> LogicalType | None:
     """The contract's word for an Arrow type; None where it has none."""
     if pa.types.is_boolean(kind):
         return "boolean"
@@ -184,19 +190,19 @@ def _unknown_type(field: pa.Field, data: Data) -> DataUnfit:
     )
 
 
-def _seen(name: str, num_rows: int, figures: Figures, missing: Sequence[str], path: Path) -> Seen:
+def _seen(name: str, num_rows: int, figures: ColumnStatistics, missing: Sequence[str], path: Path) -> ColumnProfile:
     """The figures of a column, with what only the whole column tells."""
     num_distinct = len(figures.values) if figures.values is not None else figures.least_distinct
     may_be_unique = figures.may_be_unique and not figures.num_missing and not figures.num_unfit
     if figures.values is None and (figures.kind in ("string", "integer") or may_be_unique):
-        words = ", ".join(map(literal, missing)) if figures.kind == "string" else ""
-        kept = f" filter (where {quoted(name)} not in ({words}))" if words else ""
-        with duckdb_session.session() as engine:
-            source = f"read_parquet({duckdb_session.parquet_file(path)})"
-            query = f"select count(distinct {quoted(name)}){kept} from {source}"
+        words = ", ".join(map(quote_text, missing)) if figures.kind == "string" else ""
+        kept = f" filter (where {quote_name(name)} not in ({words}))" if words else ""
+        with duckdb_session.open_session() as engine:
+            source = f"read_parquet({duckdb_session.parquet_path_sql(path)})"
+            query = f"select count(distinct {quote_name(name)}){kept} from {source}"
             num_distinct = int(engine.sql(query).fetchall()[0][0])
     counted = None if figures.values is None else _most_first(figures.values)
-    return Seen(
+    return ColumnProfile(
         name=name,
         kind=figures.kind,
         element=figures.element,

@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.ingest.readers.media import media
-from bloomery.tasks.scaffolding.csv_dialect import dialect_of
-from bloomery.tasks.scaffolding.format_detection import format_of, image_shape, labels_beside
+from bloomery.tasks.ingest.readers.media import read_media
+from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
 
 _PARTS = ("train", "val", "test")
 _LARGEST_SIDE = 64  # pixels; larger images are made smaller when they are read
 
 
-class Stated(NamedTuple):
+class UserOptions(NamedTuple):
     """What the user has said of the source; None is left to be guessed."""
 
     format: str | None = None
@@ -32,7 +32,7 @@ class Stated(NamedTuple):
     uri_variable: str | None = None
 
 
-class Guess(NamedTuple):
+class ReaderOptions(NamedTuple):
     """The options of `data`; why they are as they are; and the sizes of an array, where the source tells them."""
 
     data: Data
@@ -40,7 +40,7 @@ class Guess(NamedTuple):
     shape: tuple[int, ...]
 
 
-def guess(sources: Sequence[str], label: str, stated: Stated) -> Guess:
+def infer_reader_options(sources: Sequence[str], label: str, stated: UserOptions) -> ReaderOptions:
     """How to read `sources`: one path, or several as `train=PATH`, `test=PATH`.
 
     Raises:
@@ -49,7 +49,7 @@ def guess(sources: Sequence[str], label: str, stated: Stated) -> Guess:
     """
     parts = _parts(sources)
     paths = [path for _, path in parts]
-    kind = stated.format or format_of(paths[0])
+    kind = stated.format or detect_format(paths[0])
     origins: dict[str, Any]
     notes: dict[str, str] = {}
     if parts[0][0] is None:
@@ -59,8 +59,8 @@ def guess(sources: Sequence[str], label: str, stated: Stated) -> Guess:
     options = {**origins, **_format(paths[0], kind), **_said(stated)}
     shape: tuple[int, ...] = ()
     if kind == "csv":
-        found = [place for path in paths for place in locations.find(Data(source=path, format="csv"), path)]
-        dialect = dialect_of(found, label, stated.delimiter, stated.columns)
+        found = [place for path in paths for place in locations.find_files(Data(source=path, format="csv"), path)]
+        dialect = infer_dialect(found, label, stated.delimiter, stated.columns)
         options |= dialect.options
         notes |= dialect.notes
     elif kind == "images":
@@ -71,15 +71,15 @@ def guess(sources: Sequence[str], label: str, stated: Stated) -> Guess:
     elif kind == "text":
         options["unit"] = "file"
     elif kind == "idx":
-        shape = image_shape(paths[0])
+        shape = read_image_shape(paths[0])
     if stated.columns is not None and kind != "csv":
         raise _no_meaning("--columns", kind)
     if stated.delimiter is not None and kind != "csv":
         raise _no_meaning("--delimiter", kind)
-    return Guess(_read(options), notes, shape)
+    return ReaderOptions(_read(options), notes, shape)
 
 
-def options_of(data: Data) -> dict[str, Any]:
+def recipe_options(data: Data) -> dict[str, Any]:
     """The options as a recipe states them."""
     return data.model_dump(mode="json", exclude_none=True)
 
@@ -113,7 +113,7 @@ def _parts(sources: Sequence[str]) -> list[tuple[str | None, str]]:
 
 
 def _labels(path: str, kind: str) -> dict[str, str]:
-    beside = labels_beside(path) if kind == "idx" else None
+    beside = find_label_file(path) if kind == "idx" else None
     return {"labels": beside} if beside else {}
 
 
@@ -126,7 +126,7 @@ def _format(path: str, kind: str) -> dict[str, str]:
     return {} if kind in ("sql", "sklearn", "delta", "iceberg", "hive") else {"format": kind}
 
 
-def _said(stated: Stated) -> dict[str, str]:
+def _said(stated: UserOptions) -> dict[str, str]:
     said = {"path_pattern": stated.path_pattern, "query": stated.query, "uri_variable": stated.uri_variable}
     return {name: value for name, value in said.items() if value is not None}
 
@@ -139,7 +139,7 @@ def _images(paths: Sequence[str]) -> tuple[dict[str, Any], tuple[int, ...]]:
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
         data = Data(source=path, format="images", mode="L")
-        for medium in media(data, Origin(source=path)):
+        for medium in read_media(data, Origin(source=path)):
             try:
                 with Image.open(io.BytesIO(medium.content)) as image:
                     modes.add(image.mode)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from bloomery.models.compression.config import CandidateSpec, default_candidates
-from bloomery.tasks.scaffolding.draft_planning import Plan
+from bloomery.tasks.scaffolding.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
 
 Lines = list[str]
@@ -15,7 +15,7 @@ _PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 
 
-def recipe_draft(name: str, plan: Plan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
+def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
     """The text of the recipe file. `data` are the options that read the source, `notes` the reasons for some."""
     label = plan.label
     lines = [
@@ -36,7 +36,7 @@ def recipe_draft(name: str, plan: Plan, names: dict[str, str], data: dict[str, A
     return "\n".join(lines) + "\n"
 
 
-def _data(plan: Plan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> Lines:
+def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> Lines:
     lines = ["data:"]
     for option, value in data.items():
         lines += comment(f"Guessed: {notes[option]}.", 2) if option in notes else []
@@ -59,7 +59,7 @@ def _data(plan: Plan, names: dict[str, str], data: dict[str, Any], notes: dict[s
     return lines
 
 
-def _features(plan: Plan, names: dict[str, str]) -> Lines:
+def _features(plan: DraftPlan, names: dict[str, str]) -> Lines:
     lines = ["features:", *entry("key", names.get(plan.key.name, plan.key.name), 2)]
     lines += entry("label", names[plan.label.name], 2)
     if plan.label.task == "regression":
@@ -83,7 +83,7 @@ def _features(plan: Plan, names: dict[str, str]) -> Lines:
     return lines
 
 
-def _split(plan: Plan) -> Lines:
+def _split(plan: DraftPlan) -> Lines:
     if plan.keeps_copies:
         lines = comment(
             "Most rows are copies of others, or are too wide to compare: copies stay, even in two parts.",
@@ -103,11 +103,11 @@ def _split(plan: Plan) -> Lines:
     return [*lines, f"  split: {flow(split)}"]
 
 
-def _shares(plan: Plan) -> tuple[float, float, float]:
+def _shares(plan: DraftPlan) -> tuple[float, float, float]:
     return (0.6, 0.2, 0.2) if plan.num_rows < 1_000 else (0.7, 0.1, 0.2)
 
 
-def _model(plan: Plan) -> Lines:
+def _model(plan: DraftPlan) -> Lines:
     num_rows = max(round(plan.num_rows * _shares(plan)[0]), 1)
     batch_size = next(
         (size for most, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < most), 1024
@@ -141,7 +141,7 @@ def _model(plan: Plan) -> Lines:
     ]
 
 
-def _gates(plan: Plan) -> Lines:
+def _gates(plan: DraftPlan) -> Lines:
     num_test = max(round(plan.num_rows * _shares(plan)[2]), 1)
     if plan.label.deviation is not None:
         return _gates_of_figures(plan.label.deviation, num_test)

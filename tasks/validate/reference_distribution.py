@@ -12,9 +12,9 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Cells, Reference, count_into, reference_of
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.duckdb_session import parquet_file
+from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.infrastructure.sql_text import quoted
+from bloomery.tasks.infrastructure.sql_text import quote_name
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -24,7 +24,7 @@ _NUM_CELLS = 10
 _COUNTED = ("integer", "number", "string", "boolean")
 
 
-def reference(path: Path, contract: Contract, columns: Sequence[str] = ()) -> Reference:
+def measure_reference(path: Path, contract: Contract, columns: Sequence[str] = ()) -> Reference:
     """The distributions of `columns`, or of every column that has one, in the checked rows at `path`.
 
     A column with few values has a cell for each; other numbers have a cell for each tenth of the rows. Columns about
@@ -35,8 +35,8 @@ def reference(path: Path, contract: Contract, columns: Sequence[str] = ()) -> Re
     """
     asked = columns or [column.name for column in contract.columns]
     found = {}
-    with duckdb_session.session() as engine:
-        engine.execute(f"create view rows as select * from read_parquet({parquet_file(path)})")
+    with duckdb_session.open_session() as engine:
+        engine.execute(f"create view rows as select * from read_parquet({parquet_path_sql(path)})")
         for name in asked:
             cells = _cells(engine, contract, name)
             if cells is not None:
@@ -58,8 +58,8 @@ def _cells(engine: DuckDBPyConnection, contract: Contract, name: str) -> Cells |
     is_key = column is not None and (column.primary_key or column.unique)
     if column is None or column.personal is not None or is_key or column.logical_type not in _COUNTED:
         return None
-    held = f"from rows where {quoted(name)} is not null"
-    values = engine.execute(f"select distinct {quoted(name)} {held} order by 1 limit {_MOST_VALUES + 1}").fetchall()
+    held = f"from rows where {quote_name(name)} is not null"
+    values = engine.execute(f"select distinct {quote_name(name)} {held} order by 1 limit {_MOST_VALUES + 1}").fetchall()
     if not values:
         return None
     if len(values) <= _MOST_VALUES and column.logical_type != "number":
@@ -67,5 +67,5 @@ def _cells(engine: DuckDBPyConnection, contract: Contract, name: str) -> Cells |
     if column.logical_type not in ("integer", "number"):
         return None
     shares = ", ".join(str(place / _NUM_CELLS) for place in range(1, _NUM_CELLS))
-    edges = engine.execute(f"select quantile_disc({quoted(name)}, [{shares}]) {held}").fetchall()[0][0]
+    edges = engine.execute(f"select quantile_disc({quote_name(name)}, [{shares}]) {held}").fetchall()[0][0]
     return Cells(edges=tuple(sorted({float(edge) for edge in edges})))

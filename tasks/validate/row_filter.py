@@ -25,31 +25,31 @@ from bloomery.data_contracts.validation.row_checks import (
     row_rules,
     shown,
 )
-from bloomery.tasks.infrastructure.parquet import RowsWriter, group_rows_of, read_batches
-from bloomery.tasks.validate.row_mask import Marks
+from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
+from bloomery.tasks.validate.row_mask import RowMask
 
-NUM_EXAMPLES = 20
-POSITION = "_row"
-REASONS = "_reasons"
+MAX_EXAMPLES = 20
+POSITION_COLUMN = "_row"
+REASONS_COLUMN = "_reasons"
 CONCEALED = "(personal)"
 _REASON = pa.struct([("column", pa.string()), ("rule", pa.string()), ("value", pa.string())])
 
 
-class Broken(NamedTuple):
+class Violation(NamedTuple):
     """A rule and which rows of a batch break it."""
 
     rule: Rule
     mask: pa.BooleanArray
 
 
-class Marked(NamedTuple):
+class TableViolation(NamedTuple):
     """A rule and which rows break it, of the file that the rule was asked of."""
 
     rule: Rule
-    rows: Marks
+    rows: RowMask
 
 
-class Quarantine:
+class QuarantineWriter:
     """Writes breaking rows as they came, with their position in the source and what each breaks.
 
     The two columns more are `_row` and `_reasons`; a data set that has one of that name gets one more underscore.
@@ -58,12 +58,12 @@ class Quarantine:
     def __init__(self, path: Path, schema: pa.Schema, personal: frozenset[str], group_rows: int) -> None:
         self._columns = schema.names
         fields = [pa.field(field.name, field.type) for field in schema]
-        added = [(_free(POSITION, schema), pa.int64()), (_free(REASONS, schema), pa.list_(_REASON))]
+        added = [(_free(POSITION_COLUMN, schema), pa.int64()), (_free(REASONS_COLUMN, schema), pa.list_(_REASON))]
         self._schema = pa.schema([*fields, *added])
-        self._writer = RowsWriter(path, self._schema, group_rows, personal)
+        self._writer = RowWriter(path, self._schema, group_rows, personal)
         self._personal = personal
 
-    def __enter__(self) -> Quarantine:
+    def __enter__(self) -> QuarantineWriter:
         return self
 
     def __exit__(
@@ -75,9 +75,9 @@ class Quarantine:
     def num_rows(self) -> int:
         return self._writer.num_rows
 
-    def add(self, batch: Batch, start: int, broken: list[Broken]) -> None:
+    def add(self, batch: Batch, start: int, broken: list[Violation]) -> None:
         """Set aside the rows of `batch` that break one of the rules; the first row of `batch` has position `start`."""
-        rows = np.flatnonzero(any_of(broken))
+        rows = np.flatnonzero(any_violation(broken))
         found = batch.found.take(pa.array(rows))
         told = _reasons(batch, rows, broken, self._personal)
         arrays = [*(found.column(name) for name in self._columns), pa.array(rows + start, pa.int64()), told]
@@ -90,7 +90,7 @@ def _free(name: str, schema: pa.Schema) -> str:
     return name
 
 
-def any_of(broken: Sequence[Broken]) -> np.ndarray:
+def any_violation(broken: Sequence[Violation]) -> np.ndarray:
     """Which rows break at least one of the rules. There is at least one."""
     whole = broken[0].mask
     for _, mask in broken[1:]:
@@ -102,7 +102,7 @@ def _places(mask: pa.BooleanArray) -> np.ndarray:
     return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
 
 
-def _reasons(batch: Batch, rows: np.ndarray, broken: list[Broken], personal: frozenset[str]) -> pa.ListArray:
+def _reasons(batch: Batch, rows: np.ndarray, broken: list[Violation], personal: frozenset[str]) -> pa.ListArray:
     """For each of `rows` what it breaks, in the order of `broken`."""
     places = [_places(mask) for _, mask in broken]
     rules = np.repeat(np.arange(len(broken)), [len(where) for where in places])
@@ -129,15 +129,15 @@ def _concealed(rule: Rule, batch: Batch, rows: np.ndarray, personal: frozenset[s
     return pa.array([CONCEALED] * len(rows), pa.string())
 
 
-class Sifted(NamedTuple):
+class FilterResult(NamedTuple):
     """What one pass over the rows came to. `num_untolerated` leaves out what only rules with a tolerance set aside."""
 
     counts: tuple[Count, ...]
-    set_aside: Marks
+    set_aside: RowMask
     num_untolerated: int
 
 
-def sift(source: Path, contract: Contract, passed: Path, quarantine: Quarantine) -> Sifted:
+def filter_rows(source: Path, contract: Contract, passed: Path, quarantine: QuarantineWriter) -> FilterResult:
     """Afterwards `passed` holds the rows that keep every rule about one row, in the contract's types.
 
     A row that breaks a warning stays. Memory is bounded by a few batches and one bit per row.
@@ -149,9 +149,9 @@ def sift(source: Path, contract: Contract, passed: Path, quarantine: Quarantine)
     rules = row_rules(contract)
     read = conditions(rules, schema)
     counts = [_Counting(rule, contract.personal_columns) for rule in rules]
-    gone = Marks(pq.read_metadata(source).num_rows)
+    gone = RowMask(pq.read_metadata(source).num_rows)
     start = num_untolerated = 0
-    with RowsWriter(passed, schema, group_rows_of(source)) as writer:
+    with RowWriter(passed, schema, row_group_size_of(source)) as writer:
         for found in read_batches(source):
             require_text(found, start)
             batch = read_batch(found, schema)
@@ -160,18 +160,18 @@ def sift(source: Path, contract: Contract, passed: Path, quarantine: Quarantine)
                 mask = breaking(counting.rule, batch, read)
                 counting.add(batch, mask, start)
                 if mask.true_count and counting.rule.severity == "error":
-                    broken.append(Broken(counting.rule, mask))
+                    broken.append(Violation(counting.rule, mask))
             rows = batch.rows
             if broken:
                 quarantine.add(batch, start, broken)
-                whole = any_of(broken)
+                whole = any_violation(broken)
                 gone.add(np.flatnonzero(whole) + start)
                 untolerated = [one for one in broken if one.rule.tolerance is None]
-                num_untolerated += int(any_of(untolerated).sum()) if untolerated else 0
+                num_untolerated += int(any_violation(untolerated).sum()) if untolerated else 0
                 rows = rows.filter(pa.array(~whole))
             writer.write(rows)
             start += found.num_rows
-    return Sifted(tuple(counting.result() for counting in counts), gone, num_untolerated)
+    return FilterResult(tuple(counting.result() for counting in counts), gone, num_untolerated)
 
 
 class _Counting:
@@ -187,11 +187,13 @@ class _Counting:
         self._num_breaking += mask.true_count
         self._num_asked += batch.rows.num_rows - self._num_unasked(batch)
         if mask.true_count:
-            self._examples += examples_of(Broken(self.rule, mask), batch, start, self._personal, self._num_wanted)
+            self._examples += example_violations(
+                Violation(self.rule, mask), batch, start, self._personal, self._num_wanted
+            )
 
     @property
     def _num_wanted(self) -> int:
-        return NUM_EXAMPLES - len(self._examples)
+        return MAX_EXAMPLES - len(self._examples)
 
     def _num_unasked(self, batch: Batch) -> int:
         """A null is asked no question but whether it may be null."""
@@ -203,15 +205,17 @@ class _Counting:
         return Count(self.rule, self._num_breaking, self._num_asked, tuple(self._examples))
 
 
-def examples_of(broken: Broken, batch: Batch, start: int, personal: frozenset[str], num: int) -> list[Example]:
+def example_violations(
+    broken: Violation, batch: Batch, start: int, personal: frozenset[str], num: int
+) -> list[Example]:
     """The first `num` rows that break the rule; the first row of `batch` has position `start`."""
     rows = _places(broken.mask)[:num]
     values = _concealed(broken.rule, batch, rows, personal).to_pylist() if len(rows) else []
     return [Example(start + int(row), value) for row, value in zip(rows, values, strict=True)]
 
 
-def set_aside(
-    source: Path, contract: Contract, gone: Marks, marked: list[Marked], quarantine: Quarantine
+def quarantine_rows(
+    source: Path, contract: Contract, gone: RowMask, marked: list[TableViolation], quarantine: QuarantineWriter
 ) -> list[tuple[Example, ...]]:
     """Add the rows of `source` that break a rule about the table to `quarantine`, unless the rule only warns.
 
@@ -232,9 +236,9 @@ def set_aside(
             broken.append(pa.array(mask))
         if any(mask.true_count for mask in broken):
             batch = read_batch(found, schema)
-            told = [Broken(rule, mask) for (rule, _), mask in zip(marked, broken, strict=True)]
+            told = [Violation(rule, mask) for (rule, _), mask in zip(marked, broken, strict=True)]
             for one, kept in zip(told, examples, strict=True):
-                kept += examples_of(one, batch, start, personal, NUM_EXAMPLES - len(kept))
+                kept += example_violations(one, batch, start, personal, MAX_EXAMPLES - len(kept))
             serious = [one for one in told if one.rule.severity == "error" and one.mask.true_count]
             if serious:
                 quarantine.add(batch, start, serious)
@@ -243,11 +247,11 @@ def set_aside(
     return [tuple(kept) for kept in examples]
 
 
-def drop_rows(path: Path, rows: Marks) -> None:
+def drop_rows(path: Path, rows: RowMask) -> None:
     """Write the Parquet file again without the marked rows."""
     beside = path.with_suffix(".rest")
     start = 0
-    with RowsWriter(beside, pq.read_schema(path), group_rows_of(path)) as writer:
+    with RowWriter(beside, pq.read_schema(path), row_group_size_of(path)) as writer:
         for batch in read_batches(path):
             writer.write(batch.filter(pa.array(~rows.between(start, batch.num_rows))))
             start += batch.num_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class Marks:
+class RowMask:
     """A bit for each of `num_rows` rows; none is set at first."""
 
     def __init__(self, num_rows: int) -> None:
@@ -19,7 +19,7 @@ class Marks:
             bits[rows - 8 * first] = 1
             self._bytes[first:last] = np.packbits(bits)
 
-    def merge(self, more: Marks) -> None:
+    def merge(self, more: RowMask) -> None:
         """Mark what `more`, of equally many rows, marks."""
         self._bytes |= more._bytes
 

@@ -17,15 +17,22 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import CheckedRows, RawRows
 from bloomery.data_contracts.validation.data_docs import page
 from bloomery.data_contracts.validation.expectation_suite import Count, kept, told, verdict
-from bloomery.tasks.infrastructure.parquet import RowsWriter, group_rows_of, read_batches
-from bloomery.tasks.infrastructure.personal_data import kept_schema, treat
+from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
+from bloomery.tasks.infrastructure.personal_data import protect_batch, protected_schema
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
-from bloomery.tasks.validate.row_filter import Marked, Quarantine, Sifted, drop_rows, set_aside, sift
-from bloomery.tasks.validate.row_mask import Marks
-from bloomery.tasks.validate.table_checks import TableCount, count_table_rules, newest
+from bloomery.tasks.validate.row_filter import (
+    FilterResult,
+    QuarantineWriter,
+    TableViolation,
+    drop_rows,
+    filter_rows,
+    quarantine_rows,
+)
+from bloomery.tasks.validate.row_mask import RowMask
+from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
 
 
 def _is_fresh(record: CheckedRows) -> bool:
@@ -53,9 +60,9 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> CheckedRows:
     if rows.num_rows == 0:
         raise DataUnfit("the data has no rows", required="at least one row", where=where, remedy="check the source")
     passed, aside = out.path("rows.parquet"), out.path("quarantine.parquet")
-    with Quarantine(aside, schema, contract.personal_columns, group_rows_of(source)) as quarantine:
-        sifted = sift(source, contract, passed, quarantine)
-        table = list(count_table_rules(passed, contract, where))
+    with QuarantineWriter(aside, schema, contract.personal_columns, row_group_size_of(source)) as quarantine:
+        sifted = filter_rows(source, contract, passed, quarantine)
+        table = list(check_table_rules(passed, contract, where))
         table, num_more = _set_aside(source, passed, contract, sifted, table, quarantine)
     counts = _in_contract_order(contract, rows, sifted, table)
     result = verdict(contract.name, rows.source, rows.num_rows, counts)
@@ -102,9 +109,9 @@ def _without_persons(passed: Path, contract: Contract) -> str:
         return digest_of_file(passed)
     beside = passed.with_suffix(".kept")
     encrypted = [column.name for column in contract.columns if column.personal == "encrypt"]
-    with RowsWriter(beside, kept_schema(contract), group_rows_of(passed), encrypted) as writer:
+    with RowWriter(beside, protected_schema(contract), row_group_size_of(passed), encrypted) as writer:
         for batch in read_batches(passed):
-            writer.write(treat(batch, contract))
+            writer.write(protect_batch(batch, contract))
     digest = writer.digest()
     beside.replace(passed)
     return digest
@@ -114,10 +121,10 @@ def _set_aside(
     source: Path,
     passed: Path,
     contract: Contract,
-    sifted: Sifted,
-    table: list[TableCount],
-    quarantine: Quarantine,
-) -> tuple[list[TableCount], int]:
+    sifted: FilterResult,
+    table: list[TableCheck],
+    quarantine: QuarantineWriter,
+) -> tuple[list[TableCheck], int]:
     """Take the rows that break a rule about the table out of `passed`.
 
     Returns:
@@ -126,8 +133,8 @@ def _set_aside(
     broken = [found for found in table if found.rows is not None and found.result.num_breaking]
     if not broken:
         return table, 0
-    marked = [Marked(found.result.rule, found.rows) for found in broken if found.rows is not None]
-    examples = set_aside(source, contract, sifted.set_aside, marked, quarantine)
+    marked = [TableViolation(found.result.rule, found.rows) for found in broken if found.rows is not None]
+    examples = quarantine_rows(source, contract, sifted.set_aside, marked, quarantine)
     shown = {found.result.rule: some for found, some in zip(broken, examples, strict=True)}
     table = [found._replace(result=found.result._replace(examples=shown.get(found.result.rule, ()))) for found in table]
     serious = [rows for rule, rows in marked if rule.severity == "error"]
@@ -138,14 +145,14 @@ def _set_aside(
     return table, _any(untolerated, num_rows).num
 
 
-def _any(marks: Sequence[Marks], num_rows: int) -> Marks:
-    whole = Marks(num_rows)
+def _any(marks: Sequence[RowMask], num_rows: int) -> RowMask:
+    whole = RowMask(num_rows)
     for one in marks:
         whole.merge(one)
     return whole
 
 
-def _in_contract_order(contract: Contract, rows: RawRows, sifted: Sifted, table: list[TableCount]) -> list[Count]:
+def _in_contract_order(contract: Contract, rows: RawRows, sifted: FilterResult, table: list[TableCheck]) -> list[Count]:
     counted = {count.rule: count for count in (*sifted.counts, *(found.result for found in table))}
     for rule in contract.rules():
         if rule.kind == "num_rows":
@@ -205,5 +212,5 @@ def _share(num: int, num_all: int, what: str) -> str:
 def _fresh_until(passed: Path, contract: Contract) -> datetime | None:
     """When the first of the limits of age is passed. The rules hold, so that each column has a newest moment."""
     limits = [(rule.target, rule.high or 0) for rule in contract.rules() if rule.kind == "fresh"]
-    moments = [(newest(passed, column), timedelta(seconds=age_s)) for column, age_s in limits]
+    moments = [(latest_moment(passed, column), timedelta(seconds=age_s)) for column, age_s in limits]
     return min((moment + age for moment, age in moments if moment is not None), default=None)

@@ -23,24 +23,24 @@ from bloomery.data_contracts.odcs.distributions import count_into, divergence_of
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.validation.expectation_suite import Count
 from bloomery.tasks.infrastructure import duckdb_session
-from bloomery.tasks.infrastructure.duckdb_session import parquet_file
+from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.infrastructure.sql_text import quoted
-from bloomery.tasks.validate.row_mask import Marks
+from bloomery.tasks.infrastructure.sql_text import quote_name
+from bloomery.tasks.validate.row_mask import RowMask
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-LEEWAY_S = 86_400  # how far ahead a moment may be: clocks differ, and a day begins earlier in the east
+CLOCK_TOLERANCE_S = 86_400  # how far ahead a moment may be: clocks differ, and a day begins earlier in the east
 _POSITION = "file_row_number"
 _CONCEALED = "a number about a personal column"
 
 
-class TableCount(NamedTuple):
+class TableCheck(NamedTuple):
     """What one rule came to: `result`, without examples, and which rows of the file break it, if it is about rows."""
 
     result: Count
-    rows: Marks | None
+    rows: RowMask | None
 
 
 class _Table(NamedTuple):
@@ -59,7 +59,7 @@ class _Table(NamedTuple):
         return f"c{names.index(column)}"
 
 
-def count_table_rules(path: Path, contract: Contract, where: str) -> Iterator[TableCount]:
+def check_table_rules(path: Path, contract: Contract, where: str) -> Iterator[TableCheck]:
     """Every rule of the contract that is about more than one row and their number, asked of the Parquet file.
 
     Raises:
@@ -69,10 +69,10 @@ def count_table_rules(path: Path, contract: Contract, where: str) -> Iterator[Ta
     if not rules:
         return
     _require_free_names(contract, where)
-    with duckdb_session.session() as engine:
+    with duckdb_session.open_session() as engine:
         table = _Table(engine, path, contract, pq.read_metadata(path).num_rows)
-        file, cells = parquet_file(path), ", ".join(f"c{position}" for position in range(len(contract.columns)))
-        engine.execute(f"create view {quoted('rows')} as select * from read_parquet({file})")
+        file, cells = parquet_path_sql(path), ", ".join(f"c{position}" for position in range(len(contract.columns)))
+        engine.execute(f"create view {quote_name('rows')} as select * from read_parquet({file})")
         engine.execute(
             f"create view cells({cells}, position) as select * from read_parquet({file}, {_POSITION} = true)"
         )
@@ -80,7 +80,7 @@ def count_table_rules(path: Path, contract: Contract, where: str) -> Iterator[Ta
             yield _COUNTERS[rule.kind](table, rule, where)
 
 
-def newest(path: Path, column: str) -> datetime | None:
+def latest_moment(path: Path, column: str) -> datetime | None:
     """The latest moment in a column; that of a date is its beginning in UTC. None where there is none."""
     latest = [pc.max(batch.column(0)) for batch in read_batches(path, [column])]
     moments = [moment.as_py() for moment in latest if moment.is_valid]
@@ -101,7 +101,7 @@ def _require_free_names(contract: Contract, where: str) -> None:
         )
 
 
-def _not_unique(table: _Table, rule: Rule, where: str) -> TableCount:
+def _not_unique(table: _Table, rule: Rule, where: str) -> TableCheck:
     """All rows whose value another row has too. Where a column of several is null, nothing is compared."""
     cells = [table.cell(name) for name in rule.columns or (rule.target,)]
     names = ", ".join(cells)
@@ -110,7 +110,7 @@ def _not_unique(table: _Table, rule: Rule, where: str) -> TableCount:
     return _marked(table, rule, present, f"select position from cells semi join ({twice}) using ({names})")
 
 
-def _not_determined(table: _Table, rule: Rule, where: str) -> TableCount:
+def _not_determined(table: _Table, rule: Rule, where: str) -> TableCheck:
     """The rows whose target is not the most frequent one for their determining values; all of them where two tie."""
     keys, target = ", ".join(map(table.cell, rule.columns)), table.cell(rule.target)
     present = " and ".join(f"{table.cell(name)} is not null" for name in (*rule.columns, rule.target))
@@ -130,23 +130,23 @@ def _not_determined(table: _Table, rule: Rule, where: str) -> TableCount:
     )
 
 
-def _marked(table: _Table, rule: Rule, present: str, query: str) -> TableCount:
+def _marked(table: _Table, rule: Rule, present: str, query: str) -> TableCheck:
     """`query` gives the position of each breaking row, once; the rule is asked of the rows that are `present`."""
     ((num_asked,),) = table.engine.execute(f"select count(*) from cells where {present}").fetchall()
-    rows = Marks(table.num_rows)
+    rows = RowMask(table.num_rows)
     for batch in table.engine.sql(query).to_arrow_reader(_BATCH_ROWS):
         rows.add(batch.column(0).to_numpy())
-    return TableCount(Count(rule, rows.num, num_asked), rows)
+    return TableCheck(Count(rule, rows.num, num_asked), rows)
 
 
-def _answer(table: _Table, rule: Rule, where: str) -> TableCount:
+def _answer(table: _Table, rule: Rule, where: str) -> TableCheck:
     """The number that the contract's own query gives. One thread, since a sum of floats depends on its order."""
     import duckdb
 
     is_personal = _reads_personal(rule, table.contract)
     try:
         table.engine.execute("set threads = 1")
-        found = table.engine.execute((rule.expression or "").replace(OBJECT, quoted("rows"))).fetchall()
+        found = table.engine.execute((rule.expression or "").replace(OBJECT, quote_name("rows"))).fetchall()
         number = float(found[0][0]) if found and found[0][0] is not None else None
     except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError) as failure:
         # What an engine tells of a conversion may quote the value.
@@ -173,18 +173,18 @@ def _reads_personal(rule: Rule, contract: Contract) -> bool:
     return bool(personal) and (reads_all or any(one.name.lower() in personal for one in tree.find_all(exp.Column)))
 
 
-def _age(table: _Table, rule: Rule, where: str) -> TableCount:
+def _age(table: _Table, rule: Rule, where: str) -> TableCheck:
     """The age of the newest moment. One that is yet to come has no age, and tells nothing about that of the data."""
-    moment = newest(table.path, rule.target)
+    moment = latest_moment(table.path, rule.target)
     if moment is None:
         return _observed(rule, None)
     age_s = (datetime.now(UTC) - moment).total_seconds()
     is_personal = rule.target in table.contract.personal_columns
-    told = f"{moment.isoformat(sep=' ', timespec='seconds')}{', which is yet to come' if age_s < -LEEWAY_S else ''}"
-    return _observed(rule, age_s if age_s >= -LEEWAY_S else None, shown=_CONCEALED if is_personal else told)
+    told = f"{moment.isoformat(sep=' ', timespec='seconds')}{', which is yet to come' if age_s < -CLOCK_TOLERANCE_S else ''}"  # noqa: E501
+    return _observed(rule, age_s if age_s >= -CLOCK_TOLERANCE_S else None, shown=_CONCEALED if is_personal else told)
 
 
-def _divergence(table: _Table, rule: Rule, where: str) -> TableCount:
+def _divergence(table: _Table, rule: Rule, where: str) -> TableCheck:
     stated = table.contract.references[rule.reference or ""].columns[rule.target]
     counts = [count_into(stated, batch.column(0)) for batch in read_batches(table.path, [rule.target])]
     if not counts or rule.divergence is None:
@@ -192,15 +192,15 @@ def _divergence(table: _Table, rule: Rule, where: str) -> TableCount:
     return _observed(rule, divergence_of(rule.divergence, stated, functools.reduce(operator.add, counts)))
 
 
-def _observed(rule: Rule, number: float | None, shown: str | None = None) -> TableCount:
+def _observed(rule: Rule, number: float | None, shown: str | None = None) -> TableCheck:
     """A rule about one number. Where there is no number, it is not kept."""
     is_broken = number is None or not rule.allows(number)
     told = shown if shown is not None else "no value" if number is None else f"{number:.10g}"
-    return TableCount(Count(rule, int(is_broken), 1, (), told), None)
+    return TableCheck(Count(rule, int(is_broken), 1, (), told), None)
 
 
 _BATCH_ROWS = 100_000
-_COUNTERS: dict[str, Callable[[_Table, Rule, str], TableCount]] = {
+_COUNTERS: dict[str, Callable[[_Table, Rule, str], TableCheck]] = {
     "unique": _not_unique,
     "determined": _not_determined,
     "query": _answer,

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from bloomery.data_contracts.serving.api_keys import is_loopback
-from bloomery.tasks.infrastructure.tethered_process import free_port
+from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def served(
     clean_environment: Callable[..., dict[str, str]],
 ) -> Iterator[tuple[str, int, Path]]:
     """The champion behind `bloomery serve --host 0.0.0.0`: an open address, its port, and what was unpickled."""
-    address, port = open_address(), free_port()
+    address, port = open_address(), find_free_port()
     key("create", "first")
     hook = tmp_path_factory.mktemp("hook")
     (hook / "sitecustomize.py").write_text(NOTES_PICKLE)
@@ -182,7 +182,7 @@ def by_hand(home: Path, tag: str, environment: dict[str, str]) -> subprocess.Com
     """`bentoml serve`, with nothing set but where its store is."""
     environment = {**environment, "BENTOML_HOME": str(home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     del environment["BLOOMERY_HOME"]
-    command = [sys.executable, "-m", "bentoml", "serve", tag, "--port", str(free_port())]
+    command = [sys.executable, "-m", "bentoml", "serve", tag, "--port", str(find_free_port())]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
 
 
@@ -193,7 +193,7 @@ def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bl
     good = manifest.read_bytes()
     try:
         manifest.write_bytes(good.replace(b'"candidate"', b'"Candidate"'))
-        ended = bloomery(home, "serve", "digits", "--port", str(free_port()), "--json")
+        ended = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
         assert (ended.returncode, json.loads(ended.stdout)["error"]) == (1, "SignatureRefused")
         ended = by_hand(home, tag, clean_environment(home))
         assert ended.returncode != 0
@@ -202,7 +202,7 @@ def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bl
         manifest.write_bytes(good)
     (source / "bloomery" / "deployments" / "more.py").write_text("")
     try:
-        ended = bloomery(home, "serve", "digits", "--port", str(free_port()), "--json")
+        ended = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
         assert ended.returncode == 1
         assert "bloomery/deployments/more.py was not packaged with it" in json.loads(ended.stdout)["found"]
     finally:

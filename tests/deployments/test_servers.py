@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def postgres() -> Iterator[int]:
             "--auth=scram-sha-256",
         ]
         subprocess.run(made, check=True, capture_output=True, cwd=folder, **user)
-        port = free_port()
+        port = find_free_port()
         command = [server, "-D", f"{folder}/data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder]
         log = stack.enter_context(open(f"{folder}/log", "wb"))
         running = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **user)
@@ -79,7 +79,7 @@ Moved = Callable[[str], tuple[list[str], dict[str, str]]]
 @pytest.fixture
 def moved(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Moved:
     """A service's command and environment, with hosts, ports and folders of this machine instead of a container's."""
-    ports = {"mlflow:5000": free_port(), "prefect:4200": free_port(), "postgres:5432": postgres}
+    ports = {"mlflow:5000": find_free_port(), "prefect:4200": find_free_port(), "postgres:5432": postgres}
     paths = {"/var/lib/mlflow": tmp_path / "artifacts", "/var/lib/bloomery": tmp_path / ".bloomery", "/tmp": tmp_path}
 
     def here(text: str) -> str:
@@ -111,7 +111,7 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
             log = tmp_path / f"{name}.log"
             # `starting` adds to this process's environment, of which a container would have nothing.
             cleared = ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command, *more]
-            return stack.enter_context(starting(cleared, is_ready=is_ready, log=log, timeout_s=180))
+            return stack.enter_context(tethered_server(cleared, is_ready=is_ready, log=log, timeout_s=180))
 
         mlflow, api = moved("mlflow")[0], moved("prefect")[0]
         waits = [

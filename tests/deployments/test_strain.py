@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from bloomery.tasks.infrastructure.tethered_process import free_port, require_free
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, require_free_port
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def served(
     home: Path, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The champion behind `bloomery serve` with room for two requests, and its port."""
-    port = free_port()
+    port = find_free_port()
     log = (tmp_path / "log").open("wb")
     server = subprocess.Popen(
         [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port)],
@@ -135,7 +135,7 @@ def test_a_server_that_is_killed_leaves_no_worker_and_its_port_is_free(
     assert workers
     server.kill()
     assert psutil.wait_procs(workers, timeout=30)[1] == []
-    require_free("127.0.0.1", port)
+    require_free_port("127.0.0.1", port)
 
 
 def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_error(
@@ -160,7 +160,7 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
     )
     environment = clean_environment(home)
     subprocess.run([sys.executable, "-c", code, artifacts], env=environment, cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(free_port())]
+    command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(find_free_port())]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
     assert ended.returncode != 0
     assert "the prediction for a held-out row is" in ended.stdout + ended.stderr

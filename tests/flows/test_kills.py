@@ -24,7 +24,7 @@ import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES
 from bloomery.flows.run_control.run_liveness import reap_dead_runs
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.forks import Forks
 from tests.living import answers, of_this_folder, wait_for
 from tests.mounts import mount
@@ -174,7 +174,7 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     finished: Finished, tmp_path: Path, forks: Forks, prefect: str, clean_environment: Environment
 ) -> None:
     """A server of the user's own, as a team has it: `bloomery up` has none between the run and the database."""
-    port, home, folder = free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
+    port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
     folder.mkdir()
     home.mkdir()
     url = f"http://127.0.0.1:{port}"
@@ -235,7 +235,7 @@ def disk(tmp_path: Path, copied: Callable[[Path], Path]) -> Iterator[Path]:
 @pytest.fixture
 def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iterator[Callable[[], str]]:
     """Asks the served champion for a prediction, and gives the bento that answered."""
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
 
@@ -246,7 +246,7 @@ def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iter
         return str(answered.json()["model"])
 
     environment = clean_environment(tmp_path / ".bloomery")
-    with starting(
+    with tethered_server(
         command, is_ready=lambda: answers(f"{url}/readyz"), log=tmp_path / "serve.log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()

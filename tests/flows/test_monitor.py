@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.living import answers
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,12 +49,12 @@ def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetim
 @pytest.fixture
 def server(home: Path) -> Iterator[str]:
     """The address of a standing Prefect server."""
-    port = free_port()
+    port = find_free_port()
     api = f"http://127.0.0.1:{port}/api"
 
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
-    with starting(
+    with tethered_server(
         command, is_ready=lambda: answers(f"{api}/health"), log=home / "server.log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()

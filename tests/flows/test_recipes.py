@@ -13,7 +13,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Origin, variable_of
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, bundled_recipes, read_recipe
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
 
@@ -37,7 +37,7 @@ def reached(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPat
     """The recipe's data ingested, validated and prepared, with no row set aside."""
     monkeypatch.setenv(FOLDER, str(datasets))
     recipe = read_recipe(name)
-    checked = validate(ingest(locate(recipe.data, recipe.contract.personal_columns)), recipe.contract)
+    checked = validate(ingest(locate_source(recipe.data, recipe.contract.personal_columns)), recipe.contract)
     assert checked.num_quarantined == 0
     return Reached(prepare(checked, recipe.features, recipe.engine_settings), recipe, home)
 
@@ -64,7 +64,7 @@ def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypa
     data = read_recipe(name).data
     assert {variable_of(origin.source) for origin in data.origins} == {FOLDER}
     with pytest.raises(DataMissing, match=f"variable {FOLDER} is not set") as caught:
-        locate(data)
+        locate_source(data)
     assert data.obtain is not None
     assert data.obtain in caught.value.remedy
 
@@ -139,7 +139,7 @@ def test_speakers_can_be_left_out_as_the_recipe_says(
     source = recipe.data.origins[0].source
     files = {"test": "_theo_", "val": "_george_", "train": "_(?!theo_|george_)[a-z]+_"}
     origins = tuple(Origin(source=source, files=pattern, part=part) for part, pattern in files.items())
-    checked = validate(ingest(locate(recipe.data.model_copy(update={"sources": origins}))), recipe.contract)
+    checked = validate(ingest(locate_source(recipe.data.model_copy(update={"sources": origins}))), recipe.contract)
     split = recipe.features.split.model_copy(update={"apart": ("speaker",)})
     dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.engine_settings)
     assert sizes(dataset) == (2_000, 500, 500)

@@ -97,12 +97,12 @@ def _recipes(reference: str, first: str, last: str) -> list[Recipe]:
 
 def _require_data(recipes: Sequence[Recipe]) -> None:
     """Raises DataMissing, which lists every period without data."""
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
 
     missing: list[tuple[str, DataMissing]] = []
     for recipe in recipes:
         try:
-            locate(recipe.data, recipe.contract.personal_columns)
+            locate_source(recipe.data, recipe.contract.personal_columns)
         except DataMissing as failure:
             missing.append((recipe.period or "", failure))
     if missing:
@@ -184,7 +184,7 @@ def _start(reference: str, period: str) -> _Running:
     out = settings().logs / f"backfill-{os.getpid()}-{period}.json"
     command = [sys.executable, "-m", "bloomery.flows.cli", "run", reference, "--period", period, "--json"]
     with out.open("wb") as stream:
-        return _Running(period, time.monotonic(), tethered_process.start(command, stream), out)
+        return _Running(period, time.monotonic(), tethered_process.start_tethered(command, stream), out)
 
 
 def _read_result(run: _Running) -> PeriodResult:
@@ -213,7 +213,7 @@ def _stop(running: Sequence[_Running]) -> None:
     from bloomery.tasks.infrastructure import tethered_process
 
     for run in running:
-        tethered_process.stop(run.tether)
+        tethered_process.stop_tethered(run.tether)
 
 
 def _line(result: PeriodResult) -> str:

@@ -67,12 +67,12 @@ def reference(
     with command_session(as_json, "reference") as out:
         from bloomery.flows.recipe.recipe import read_recipe
         from bloomery.tasks.infrastructure.settings import settings
-        from bloomery.tasks.ingest.stage import ingest, locate
-        from bloomery.tasks.validate.reference_distribution import reference as reference_of
+        from bloomery.tasks.ingest.stage import ingest, locate_source
+        from bloomery.tasks.validate.reference_distribution import measure_reference as reference_of
         from bloomery.tasks.validate.stage import validate
 
         spec = read_recipe(recipe)
-        source = locate(spec.data, spec.contract.personal_columns)
+        source = locate_source(spec.data, spec.contract.personal_columns)
         valid_rows = validate(ingest(source), spec.contract)
         names = [name.strip() for name in columns.split(",") if name.strip()]
         distributions = reference_of(settings().path(valid_rows.uri), spec.contract, names)

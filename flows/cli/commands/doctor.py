@@ -81,11 +81,11 @@ def _java() -> Iterator[CheckResult]:
 
 def _ports() -> Iterator[CheckResult]:
     from bloomery.data_contracts.errors import PortInUse
-    from bloomery.tasks.infrastructure.tethered_process import require_free
+    from bloomery.tasks.infrastructure.tethered_process import require_free_port
 
     for port, server in _PORTS.items():
         try:
-            require_free("127.0.0.1", port)
+            require_free_port("127.0.0.1", port)
             yield CheckResult(f"port {port}", True, f"free for the {server} server")
         except PortInUse as error:
             # Not a failure: a run takes free ports, and `serve` has --port.

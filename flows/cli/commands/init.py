@@ -16,8 +16,8 @@ from bloomery.data_contracts.recipe_sections.data_source import scheme_of
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
-    from bloomery.tasks.scaffolding.draft_planning import Plan
-    from bloomery.tasks.scaffolding.reader_options import Guess, Stated
+    from bloomery.tasks.scaffolding.draft_planning import DraftPlan
+    from bloomery.tasks.scaffolding.reader_options import ReaderOptions, UserOptions
 
 
 class ProjectDraft(NamedTuple):
@@ -25,8 +25,8 @@ class ProjectDraft(NamedTuple):
 
     contract: Path
     recipe: Path
-    guessed: Guess
-    plan: Plan
+    guessed: ReaderOptions
+    plan: DraftPlan
     names: dict[str, str]
 
 
@@ -58,10 +58,10 @@ def init(
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
     with reporting_errors(as_json):
-        from bloomery.tasks.scaffolding.reader_options import Stated
+        from bloomery.tasks.scaffolding.reader_options import UserOptions
 
         require_state_folder()
-        options = Stated(
+        options = UserOptions(
             format=format,
             delimiter="\t" if delimiter in ("tab", "\\t") else delimiter,
             columns=tuple(name.strip() for name in columns.split(",")) if columns is not None else None,
@@ -80,7 +80,7 @@ def write_drafts(
     name: str,
     sources: Sequence[str],
     label: str,
-    options: Stated,
+    options: UserOptions,
     *,
     key: str | None = None,
     output: Path = Path(),
@@ -94,27 +94,27 @@ def write_drafts(
         DataMissing, DataUnfit: there is no such data, or it does not suit a model.
     """
     from bloomery.tasks.infrastructure.settings import settings
-    from bloomery.tasks.scaffolding.column_names import identifiers, with_key
-    from bloomery.tasks.scaffolding.contract_draft import contract_draft
-    from bloomery.tasks.scaffolding.draft_planning import plan
-    from bloomery.tasks.scaffolding.profiler import profile
-    from bloomery.tasks.scaffolding.reader_options import guess, options_of
-    from bloomery.tasks.scaffolding.recipe_draft import recipe_draft
+    from bloomery.tasks.scaffolding.column_names import contract_names, rename_reserved_key
+    from bloomery.tasks.scaffolding.contract_draft import draft_contract
+    from bloomery.tasks.scaffolding.draft_planning import plan_draft
+    from bloomery.tasks.scaffolding.profiler import profile_source
+    from bloomery.tasks.scaffolding.reader_options import infer_reader_options, recipe_options
+    from bloomery.tasks.scaffolding.recipe_draft import draft_recipe
 
     _require_name(name)
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     _require_absent([contract, recipe], force)
-    guessed = guess(sources, label, options)
+    guessed = infer_reader_options(sources, label, options)
     data = guessed.data.absolute(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
-        data_profile = profile(data, Path(scratch))
-        names = identifiers([column.name for column in data_profile.columns])
-        planned = plan(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.shape)
-    names = with_key(names, planned.key.name)
-    source_options = _relative_paths(options_of(data), output.resolve())
+        data_profile = profile_source(data, Path(scratch))
+        names = contract_names([column.name for column in data_profile.columns])
+        planned = plan_draft(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.shape)
+    names = rename_reserved_key(names, planned.key.name)
+    source_options = _relative_paths(recipe_options(data), output.resolve())
     texts = {
-        contract: contract_draft(name, planned, names, ", ".join(sources)),
-        recipe: recipe_draft(name, planned, names, source_options, guessed.notes),
+        contract: draft_contract(name, planned, names, ", ".join(sources)),
+        recipe: draft_recipe(name, planned, names, source_options, guessed.notes),
     }
     _write(texts, output)
     return ProjectDraft(contract, recipe, guessed, planned, names)

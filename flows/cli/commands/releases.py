@@ -231,11 +231,11 @@ def _resume_run(request: Request, decision: Decision) -> bool:
 
 def _has_ended(request: Request) -> bool:
     """Whether the process that waited is gone, as far as this machine can tell."""
-    from bloomery.tasks.infrastructure.tethered_process import lives
+    from bloomery.tasks.infrastructure.tethered_process import is_running
 
     if request.waiter is None or request.waiter.host != socket.gethostname():
         return False
-    return not lives(request.waiter.pid, request.waiter.started)
+    return not is_running(request.waiter.pid, request.waiter.started)
 
 
 def _promote_approved(request: Request) -> None:

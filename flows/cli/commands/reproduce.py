@@ -98,7 +98,7 @@ def _empty_folder(folder: Path | None) -> Path:
 def _reproduce(origin: Origin, folder: Path) -> Reproduction | FailedReproduction:
     """Runs the reproduction in a process with its own settings, without the user's servers."""
     from bloomery.flows.execution import reproduction
-    from bloomery.tasks.infrastructure.tethered_process import start, stop
+    from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
     provenance, outcome, log = folder / "origin.json", folder / "outcome.json", folder / "log"
     provenance.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
@@ -106,11 +106,11 @@ def _reproduce(origin: Origin, folder: Path) -> Reproduction | FailedReproductio
     unset = [word for name in os.environ if name.startswith(prefixes) for word in ("-u", name)]
     command = ["env", *unset, sys.executable, "-m", reproduction.__name__, str(provenance), str(outcome)]
     with log.open("wb") as stream:
-        process = start(command, stream, {"BLOOMERY_HOME": str(folder / "state")})
+        process = start_tethered(command, stream, {"BLOOMERY_HOME": str(folder / "state")})
     try:
         process.wait()
     finally:
-        stop(process)  # also if this process is interrupted
+        stop_tethered(process)  # also if this process is interrupted
     return reproduction.read_outcome(outcome, log)
 
 

@@ -36,10 +36,10 @@ def serve(
     with command_session(as_json, "serve") as out:
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
         from bloomery.tasks.bentos.bento_store import bento_folder
-        from bloomery.tasks.infrastructure.tethered_process import require_free
+        from bloomery.tasks.infrastructure.tethered_process import require_free_port
         from bloomery.tasks.registry.model_registry import BENTO, require_not_freed, version_of
 
-        require_free(host, port)
+        require_free_port(host, port)
         require_keys(host)
         version = version_of(name)
         tag = version.tags[BENTO]

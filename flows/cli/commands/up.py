@@ -16,7 +16,7 @@ from bloomery.data_contracts.errors import EngineMissing
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
-    from bloomery.tasks.infrastructure.service_status import Standing
+    from bloomery.tasks.infrastructure.service_status import ServiceStatus
     from bloomery.tasks.infrastructure.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -35,14 +35,14 @@ def up(
     """Start and supervise Prefect, a worker, MLflow and all endpoints."""
     with command_session(as_json, "up") as out:
         from bloomery.flows.recipe.recipe import bundled_recipes, read_recipe
-        from bloomery.tasks.infrastructure.service_status import read_standing
+        from bloomery.tasks.infrastructure.service_status import read_service_status
         from bloomery.tasks.infrastructure.settings import settings
 
         references = [*bundled_recipes(), *(str(Path(path).resolve()) for path in recipes or ())]
         for reference in references:
             read_recipe(reference)  # an invalid recipe is reported before anything starts
         home = settings().home
-        status = read_standing(home)
+        status = read_service_status(home)
         if status is None:
             _start(settings(), prefect_port, mlflow_port, port, references)
         elif recipes:
@@ -53,24 +53,28 @@ def up(
 def status(as_json: AsJson = False) -> None:
     """Show the state of everything that `bloomery up` started."""
     with command_session(as_json, "status") as out:
-        from bloomery.tasks.infrastructure.service_status import read_standing
+        from bloomery.tasks.infrastructure.service_status import read_service_status
         from bloomery.tasks.infrastructure.settings import settings
 
-        _report(out, as_json, read_standing(settings().home))
+        _report(out, as_json, read_service_status(settings().home))
 
 
 def down(as_json: AsJson = False) -> None:
     """Stop everything that `bloomery up` started; active runs continue later."""
     with command_session(as_json, "down") as out:
-        from bloomery.tasks.infrastructure.service_status import end, processes_of, read_standing
+        from bloomery.tasks.infrastructure.service_status import (
+            find_processes,
+            read_service_status,
+            terminate_processes,
+        )
         from bloomery.tasks.infrastructure.settings import settings
 
         home = settings().home
-        status = read_standing(home)
+        status = read_service_status(home)
         if status is not None:
             _end_supervisor(status.pid)
-        orphans = processes_of(home)  # left by a supervisor that was killed
-        end(orphans)
+        orphans = find_processes(home)  # left by a supervisor that was killed
+        terminate_processes(orphans)
         if as_json:
             out.file.write(json.dumps({"was_up": status is not None, "ended": len(orphans)}) + "\n")
         else:
@@ -80,10 +84,15 @@ def down(as_json: AsJson = False) -> None:
 def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, recipes: list[str]) -> None:
     """Starts a supervisor in the background."""
     from bloomery.flows.services import supervisor
-    from bloomery.tasks.infrastructure.service_status import FOLDER, MARK, end, processes_of
-    from bloomery.tasks.infrastructure.tethered_process import require_free
+    from bloomery.tasks.infrastructure.service_status import (
+        HOME_MARKER,
+        STATUS_FOLDER,
+        find_processes,
+        terminate_processes,
+    )
+    from bloomery.tasks.infrastructure.tethered_process import require_free_port
 
-    end(processes_of(settings.home))
+    terminate_processes(find_processes(settings.home))
     plan = supervisor.ServicePlan(
         prefect_port=prefect_port if "PREFECT_API_URL" not in os.environ else None,
         mlflow_port=mlflow_port if settings.tracking_is_local else None,
@@ -92,9 +101,9 @@ def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, r
     )
     for server_port in (plan.prefect_port, plan.mlflow_port):
         if server_port is not None:
-            require_free("127.0.0.1", server_port)
+            require_free_port("127.0.0.1", server_port)
     _prepare(settings)
-    (settings.home / FOLDER).mkdir(parents=True, exist_ok=True)
+    (settings.home / STATUS_FOLDER).mkdir(parents=True, exist_ok=True)
     with (settings.logs / "up.log").open("ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", supervisor.__name__, plan.model_dump_json()],
@@ -102,7 +111,7 @@ def _start(settings: Settings, prefect_port: int, mlflow_port: int, port: int, r
             stdout=log,
             stderr=log,
             start_new_session=True,  # it outlives the terminal
-            env={**os.environ, MARK: str(settings.home)},
+            env={**os.environ, HOME_MARKER: str(settings.home)},
         )
 
 
@@ -137,17 +146,17 @@ def _register(recipes: list[str], settings: Settings) -> None:
         )
 
 
-def _wait(home: Path) -> Standing:
+def _wait(home: Path) -> ServiceStatus:
     """Returns the status once each server has responded or failed.
 
     Raises:
         EngineMissing: the supervisor has ended, or the timeout has passed.
     """
-    from bloomery.tasks.infrastructure.service_status import read_standing
+    from bloomery.tasks.infrastructure.service_status import read_service_status
 
     begin, was_up = time.monotonic(), False
     while time.monotonic() - begin < _START_TIMEOUT_S:
-        status = read_standing(home)
+        status = read_service_status(home)
         if status is not None and status.is_settled:
             return status
         was_up |= status is not None
@@ -175,7 +184,7 @@ def _end_supervisor(pid: int, timeout_s: float = 60.0) -> None:
         pass
 
 
-def _report(out: Any, as_json: bool, status: Standing | None) -> None:
+def _report(out: Any, as_json: bool, status: ServiceStatus | None) -> None:
     """Prints the status. Ends with exit code 1 if a server has failed."""
     if as_json:
         document = {"is_up": False, "servers": []} if status is None else {"is_up": True, **status.model_dump()}
@@ -192,7 +201,7 @@ def _report(out: Any, as_json: bool, status: Standing | None) -> None:
         raise SystemExit(1)
 
 
-def _table(status: Standing) -> Any:
+def _table(status: ServiceStatus) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

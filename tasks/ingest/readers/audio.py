@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.readers.base import Malformed, Rows
-from bloomery.tasks.ingest.readers.media import Medium, given_fields, given_values, media
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
+from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
 _GROUP_ROWS = 256
 _BATCH_FILES = 64
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """A row per recording: `path`, `label` (its folder's name) or what `path_pattern` tells, `wave`, `sample_rate`.
 
     `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz. What is no wav file is put aside, and so is a
@@ -27,15 +27,15 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
     Raises:
         DataMissing: there is no recording at all.
     """
-    schema = pa.schema([*given_fields(data), ("wave", pa.list_(pa.float32())), ("sample_rate", pa.int64())])
-    return Rows(schema, _batches(data, origin, schema, malformed), _GROUP_ROWS)
+    schema = pa.schema([*path_fields(data), ("wave", pa.list_(pa.float32())), ("sample_rate", pa.int64())])
+    return RowStream(schema, _batches(data, origin, schema, malformed), _GROUP_ROWS)
 
 
-def _batches(data: Data, origin: Origin, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
+def _batches(data: Data, origin: Origin, schema: pa.Schema, malformed: MalformedWriter) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, object]] = []
     num_rows = 0
-    for medium in media(data, origin):
-        given = given_values(data, medium.path)
+    for medium in read_media(data, origin):
+        given = path_values(data, medium.path)
         found = _wave(medium, data)
         if isinstance(found, str):
             malformed.add(medium.path, None, "", found)
@@ -57,7 +57,7 @@ def _batches(data: Data, origin: Origin, schema: pa.Schema, malformed: Malformed
     yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _wave(medium: Medium, data: Data) -> tuple[np.ndarray, int] | str:
+def _wave(medium: MediaFile, data: Data) -> tuple[np.ndarray, int] | str:
     """Samples as float32 and the rate in Hz, or why there are none."""
     from scipy.io import wavfile
 

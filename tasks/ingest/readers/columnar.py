@@ -8,23 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.locations import Place
+from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
 _BATCH_ROWS = 65_536
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows in the types of the files, widened where files differ; words stand in place of a dictionary's numbers.
 
     Raises:
         DataMissing: a file is not whole, or the files have other columns or types that do not fit each other.
     """
-    return files.read(data, origin, malformed, _schema, _batches)
+    return files.read_files(data, origin, malformed, _schema, _batches)
 
 
-def _schema(place: Place, data: Data) -> pa.Schema:
+def _schema(place: FileLocation, data: Data) -> pa.Schema:
     with place.open() as file:
         if data.kind == "parquet":
             found = pq.read_schema(file)
@@ -34,13 +34,15 @@ def _schema(place: Place, data: Data) -> pa.Schema:
             found = orc.ORCFile(file).schema
         else:
             found = _arrow_reader(file).schema
-    return plain_schema(found)
+    return canonical_schema(found)
 
 
-def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
+def _batches(
+    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+) -> Iterator[pa.RecordBatch]:
     with place.open() as file:
         for batch in _raw_batches(file, data.kind):
-            yield conformed(batch, schema)
+            yield conform_batch(batch, schema)
 
 
 def _raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:

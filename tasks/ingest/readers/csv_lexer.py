@@ -36,7 +36,7 @@ class Lexer(NamedTuple):
         return is_open
 
 
-def records(stream: io.BufferedReader, lexer: Lexer, first_line: int) -> Iterator[tuple[int, bytes]]:
+def split_records(stream: io.BufferedReader, lexer: Lexer, first_line: int) -> Iterator[tuple[int, bytes]]:
     """Each row that is not blank, with the number of the line at which it starts; a row may span lines in quotes.
 
     A line ends by a line feed, a carriage return or both.

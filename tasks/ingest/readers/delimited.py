@@ -14,24 +14,24 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.locations import BUFFER_BYTES, Place
+from bloomery.tasks.ingest.locations import BUFFER_BYTES, FileLocation
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, readable, unreadable
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, records
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text, unreadable_error
+from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
 
-BLOCK_BYTES = 4 << 20  # no row may be longer
-MOST_MALFORMED = 100_000  # of one file: they are kept until the file has been read
+MAX_ROW_BYTES = 4 << 20  # no row may be longer
+MAX_MALFORMED_ROWS = 100_000  # of one file: they are kept until the file has been read
 _WHOLE_ROWS = "rows whose quotes close"
 _DIALECT = "the delimiter, quote, header, columns and encoding that are stated in the recipe"
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of delimited files, all columns as strings, where missing cells are null.
 
     Raises:
         DataMissing: a file has no header or another one, or is not in the stated encoding or dialect.
     """
-    return files.read(data, origin, malformed, _schema, _batches)
+    return files.read_files(data, origin, malformed, _schema, _batches)
 
 
 class _Opened(NamedTuple):
@@ -42,13 +42,13 @@ class _Opened(NamedTuple):
     line: int
 
 
-def _schema(place: Place, data: Data) -> pa.Schema:
+def _schema(place: FileLocation, data: Data) -> pa.Schema:
     with place.stream() as raw:
         return pa.schema([(name, pa.string()) for name in _open(raw, place, data).names])
 
 
-def _open(raw: io.BufferedReader, place: Place, data: Data) -> _Opened:
-    stream = as_utf8(raw, data.encoding or "utf-8")
+def _open(raw: io.BufferedReader, place: FileLocation, data: Data) -> _Opened:
+    stream = transcode_to_utf8(raw, data.encoding or "utf-8")
     line = 1
     for _ in range(data.skip_lines or 0):
         line += bool(_next_line(stream, place))
@@ -57,9 +57,11 @@ def _open(raw: io.BufferedReader, place: Place, data: Data) -> _Opened:
     if data.columns is not None:
         return _Opened(stream, list(data.columns), line)
     try:
-        number, header = next(records(stream, lexer_of(data), line))
+        number, header = next(split_records(stream, make_lexer(data), line))
         if header.endswith(b"\r"):
-            raise unreadable(place.path, "its lines end by carriage returns alone", "lines that end by a line feed")
+            raise unreadable_error(
+                place.path, "its lines end by carriage returns alone", "lines that end by a line feed"
+            )
         text = header.decode("utf-8")
         quote, escape = data.quote if data.quote is not None else '"', data.escape
         names = next(
@@ -72,28 +74,30 @@ def _open(raw: io.BufferedReader, place: Place, data: Data) -> _Opened:
             )
         )
     except StopIteration:
-        raise unreadable(place.path, "it is empty", "a header with the names of the columns") from None
+        raise unreadable_error(place.path, "it is empty", "a header with the names of the columns") from None
     except (UnicodeDecodeError, csv.Error) as failure:
-        raise unreadable(place.path, f"its header is no row of names: {failure}", "names in one row") from failure
+        raise unreadable_error(place.path, f"its header is no row of names: {failure}", "names in one row") from failure
     names = [name.strip() if data.strip else name for name in names]
     if not all(names):
-        raise unreadable(place.path, f"column {names.index('') + 1} of its header has no name", "a name per column")
+        raise unreadable_error(
+            place.path, f"column {names.index('') + 1} of its header has no name", "a name per column"
+        )
     return _Opened(stream, names, number + max(header.count(b"\n"), 1))
 
 
-def _next_line(stream: io.BufferedReader, place: Place) -> bytes:
-    line = stream.readline(BLOCK_BYTES)
-    if len(line) == BLOCK_BYTES:
-        raise unreadable(place.path, f"a line is longer than {BLOCK_BYTES:,} bytes", "lines of text")
+def _next_line(stream: io.BufferedReader, place: FileLocation) -> bytes:
+    line = stream.readline(MAX_ROW_BYTES)
+    if len(line) == MAX_ROW_BYTES:
+        raise unreadable_error(place.path, f"a line is longer than {MAX_ROW_BYTES:,} bytes", "lines of text")
     return line
 
 
-def lexer_of(data: Data) -> Lexer:
+def make_lexer(data: Data) -> Lexer:
     quote = '"' if data.quote is None else data.quote
     return Lexer((data.delimiter or ",").encode(), quote.encode(), (data.escape or "").encode())
 
 
-def as_utf8(raw: io.BufferedReader, encoding: str) -> io.BufferedReader:
+def transcode_to_utf8(raw: io.BufferedReader, encoding: str) -> io.BufferedReader:
     """The same text in UTF-8 without a byte order mark; bytes that are not in `encoding` become no UTF-8 either."""
     if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii"):
         if codecs.lookup(encoding).name == "ascii":
@@ -113,7 +117,7 @@ def _transcoded(raw: io.BufferedReader, encoding: str) -> Iterator[bytes]:
 
 def _without_comments(stream: io.BufferedReader, data: Data) -> Iterator[bytes]:
     """The text with comments emptied, so that the numbers of lines stay. Inside quotes there are none."""
-    lexer, sign, is_open = lexer_of(data), (data.comment or "").encode(), False
+    lexer, sign, is_open = make_lexer(data), (data.comment or "").encode(), False
     while lines := stream.readlines(BUFFER_BYTES):
         for index, line in enumerate(lines):
             if not is_open and line.startswith(sign):
@@ -165,10 +169,12 @@ class _Faults:
 
     @property
     def are_too_many(self) -> bool:
-        return len(self.rows) + len(self.cells) > MOST_MALFORMED
+        return len(self.rows) + len(self.cells) > MAX_MALFORMED_ROWS
 
 
-def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
+def _batches(
+    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+) -> Iterator[pa.RecordBatch]:
     faults = _Faults(bool(data.strip))
     num_good = 0
     try:
@@ -182,7 +188,9 @@ def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) 
                 _require_few(place, faults)
                 yield _cleaned(good.select(schema.names), schema, data)
     except UnicodeDecodeError as failure:
-        raise unreadable(place.path, f"it is not in {data.encoding}: {failure}", "the encoding stated") from failure
+        raise unreadable_error(
+            place.path, f"it is not in {data.encoding}: {failure}", "the encoding stated"
+        ) from failure
     except pa.ArrowInvalid as failure:
         _require_few(place, faults)
         if "straddling" in str(failure):
@@ -199,7 +207,7 @@ def _parsed(opened: _Opened, data: Data, faults: _Faults) -> Iterator[pa.RecordB
         reader = pcsv.open_csv(
             pa.PythonFile(opened.stream, mode="r"),
             # One thread, since Arrow tells the numbers of rows to one thread only; it is as fast.
-            read_options=pcsv.ReadOptions(column_names=opened.names, use_threads=False, block_size=BLOCK_BYTES),
+            read_options=pcsv.ReadOptions(column_names=opened.names, use_threads=False, block_size=MAX_ROW_BYTES),
             parse_options=pcsv.ParseOptions(
                 delimiter=data.delimiter or ",",
                 quote_char=quote or False,
@@ -254,27 +262,29 @@ def _cleaned(batch: pa.RecordBatch, schema: pa.Schema, data: Data) -> pa.RecordB
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _require_few(place: Place, faults: _Faults) -> None:
+def _require_few(place: FileLocation, faults: _Faults) -> None:
     if faults.are_too_many:
         told = next((reason for reason in (*faults.rows.values(), *faults.cells.values()) if reason), "blank")
-        raise unreadable(place.path, f"more than {MOST_MALFORMED:,} lines are no rows; the first has {told}", _DIALECT)
+        raise unreadable_error(
+            place.path, f"more than {MAX_MALFORMED_ROWS:,} lines are no rows; the first has {told}", _DIALECT
+        )
 
 
-def _too_long(place: Place, data: Data) -> Exception:
+def _too_long(place: FileLocation, data: Data) -> Exception:
     with place.stream() as raw:
         opened = _open(raw, place, data)
-        rows = records(opened.stream, lexer_of(data), opened.line)
-        line = next((line for line, text in rows if len(text) >= BLOCK_BYTES // 2), opened.line)
-    told = f"the row at line {line} is longer than {BLOCK_BYTES:,} bytes; a quote opens there and does not close"
-    return unreadable(place.path, told, f"{_WHOLE_ROWS}, or `quote: ''` in the recipe")
+        rows = split_records(opened.stream, make_lexer(data), opened.line)
+        line = next((line for line, text in rows if len(text) >= MAX_ROW_BYTES // 2), opened.line)
+    told = f"the row at line {line} is longer than {MAX_ROW_BYTES:,} bytes; a quote opens there and does not close"
+    return unreadable_error(place.path, told, f"{_WHOLE_ROWS}, or `quote: ''` in the recipe")
 
 
-def _put_aside(place: Place, data: Data, faults: _Faults, malformed: Malformed) -> None:
+def _put_aside(place: FileLocation, data: Data, faults: _Faults, malformed: MalformedWriter) -> None:
     """Read the file once more, up to the last fault, for the numbers of lines and their text."""
     last_row, last_cell, num_good = max(faults.rows, default=0), max(faults.cells, default=-1), 0
     with place.stream() as raw:
         opened = _open(raw, place, data)
-        for ordinal, (line, text) in enumerate(records(opened.stream, lexer_of(data), opened.line), 1):
+        for ordinal, (line, text) in enumerate(split_records(opened.stream, make_lexer(data), opened.line), 1):
             if ordinal in faults.rows:
                 reason = faults.rows[ordinal]
             else:
@@ -283,6 +293,6 @@ def _put_aside(place: Place, data: Data, faults: _Faults, malformed: Malformed) 
             if reason is not None:
                 num_lines = text.rstrip(b"\r\n").count(b"\n") + 1
                 reason += f"; quotes make one row of {num_lines:,} lines" if num_lines > 1 else ""
-                malformed.add(place.relative, line, readable(text), reason)
+                malformed.add(place.relative, line, printable_text(text), reason)
             if ordinal >= last_row and num_good > last_cell:
                 return

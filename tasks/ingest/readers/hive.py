@@ -16,7 +16,7 @@ from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.data_contracts.recipe_sections.engine import SparkMeans
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 65_536
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of a Hive table, sorted by all its columns: they have no order of their own.
 
     Raises:
@@ -41,19 +41,19 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
             raise
         raise _absent(origin, f"its rows cannot be sorted: {failure}", "columns that have an order") from failure
     finally:
-        spark_session.stop()  # the next stage starts its own, without Hive
+        spark_session.stop_session()  # the next stage starts its own, without Hive
     files = sorted(folder.glob("*.parquet"))
-    schema = plain_schema(pq.read_schema(files[0]))
+    schema = canonical_schema(pq.read_schema(files[0]))
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for file in files:
                 for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS):
-                    yield conformed(batch, schema)
+                    yield conform_batch(batch, schema)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    return Rows(schema, batches())
+    return RowStream(schema, batches())
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
@@ -71,7 +71,7 @@ def identify(data: Data, origin: Origin) -> list[object]:
     return [table.schema.json(), sorted(told, key=str)]
 
 
-def session() -> SparkSession:
+def hive_session() -> SparkSession:
     """A session with Hive's catalog, whose database and tables lie in the state folder unless a hive-site.xml is found.
 
     Raises:
@@ -82,11 +82,11 @@ def session() -> SparkSession:
     active = SparkSession.getActiveSession()
     if active is not None and active.conf.get("spark.sql.catalogImplementation") == "hive":
         return active
-    spark_session.stop()  # the catalog is chosen when Spark starts
+    spark_session.stop_session()  # the catalog is chosen when Spark starts
     scratch = _scratch()
     database = f"jdbc:derby:;databaseName={scratch}/metastore;create=true"
     derby = f"-Djava.io.tmpdir={scratch} -Dderby.system.home={scratch} -Dderby.stream.error.file={scratch}/derby.log"
-    return spark_session.session(
+    return spark_session.get_session(
         SparkMeans(
             settings={
                 "spark.sql.catalogImplementation": "hive",
@@ -108,7 +108,7 @@ def _table(origin: Origin) -> DataFrame:
 
     name = origin.source.removeprefix("hive:")
     try:
-        return session().table(name)
+        return hive_session().table(name)
     except AnalysisException as failure:
         raise _absent(origin, str(failure), "DATABASE.TABLE as the metastore knows it") from failure
 

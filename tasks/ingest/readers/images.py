@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.infrastructure.parquet import GROUP_ROWS
-from bloomery.tasks.ingest.readers.base import Malformed, Rows
-from bloomery.tasks.ingest.readers.media import Medium, given_fields, given_values, media
+from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
+from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
 _BATCH_FILES = 64
 _GROUP_BYTES = 64 << 20
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """A row per image: `path`, `label` (its folder's name) or what `path_pattern` tells, and `image`.
 
     `image` is a list of uint8 in the stated mode, channel after channel, row after row. What is no image is put aside.
@@ -38,9 +38,9 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
             where="the recipe's `data`",
             remedy="mend the path",
         )
-    schema = pa.schema([*given_fields(data), ("image", pa.list_(pa.uint8()))])
-    group_rows = max(1, min(GROUP_ROWS, _GROUP_BYTES // first[1].size))
-    return Rows(schema, _batches(data, schema, first, found), group_rows)
+    schema = pa.schema([*path_fields(data), ("image", pa.list_(pa.uint8()))])
+    group_rows = max(1, min(ROW_GROUP_SIZE, _GROUP_BYTES // first[1].size))
+    return RowStream(schema, _batches(data, schema, first, found), group_rows)
 
 
 _Image = tuple[dict[str, str | None], np.ndarray]
@@ -66,13 +66,13 @@ def _batches(data: Data, schema: pa.Schema, first: _Image, rest: Iterator[_Image
         waiting = list(islice(rest, _BATCH_FILES))
 
 
-def _decoded(data: Data, origin: Origin, malformed: Malformed) -> Iterator[_Image]:
-    found = media(data, origin)
+def _decoded(data: Data, origin: Origin, malformed: MalformedWriter) -> Iterator[_Image]:
+    found = read_media(data, origin)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(found, _BATCH_FILES)):
             decoded = pool.map(lambda medium: _pixels(medium, data), batch)
             for medium, pixels in zip(batch, decoded, strict=True):
-                given = given_values(data, medium.path)
+                given = path_values(data, medium.path)
                 if isinstance(pixels, str):
                     malformed.add(medium.path, None, "", pixels)
                 elif given is None:
@@ -81,7 +81,7 @@ def _decoded(data: Data, origin: Origin, malformed: Malformed) -> Iterator[_Imag
                     yield given, pixels
 
 
-def _pixels(medium: Medium, data: Data) -> np.ndarray | str:
+def _pixels(medium: MediaFile, data: Data) -> np.ndarray | str:
     """uint8 of shape (channels, height, width), or why there are none."""
     from PIL import Image
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.ingest.locations import Place
+from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, unreadable
-from bloomery.tasks.ingest.readers.json_types import Kind, name_of, schema_of, widen
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
+from bloomery.tasks.ingest.readers.json_types import JsonType, build_schema, json_type_name, widen_types
 
 _BATCH_ROWS = 8_192
 
@@ -24,7 +24,7 @@ class _Fault(str):
     """Why a value is none that a column can hold, where the value stood."""
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of the list at `records`, or of the document itself: objects, or arrays whose values `columns` names.
 
     What JSON lines put aside as a line is put aside here as an item of the list; it has no line number.
@@ -33,25 +33,25 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
         DataMissing: a file is no JSON, has no such list, or a column has values of two kinds.
     """
     schema, batches = partial(_schema, records=origin.records), partial(_batches, records=origin.records)
-    return files.read(data, origin, malformed, schema, batches, may_lack=True)
+    return files.read_files(data, origin, malformed, schema, batches, may_lack=True)
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
     """The digests of the files, and the list that is read."""
-    return [locations.identify(data, origin), origin.records]
+    return [locations.identify_files(data, origin), origin.records]
 
 
-def _schema(place: Place, data: Data, records: str | None) -> pa.Schema:
-    fields: dict[str, Kind] = dict.fromkeys(data.columns or ())
+def _schema(place: FileLocation, data: Data, records: str | None) -> pa.Schema:
+    fields: dict[str, JsonType] = dict.fromkeys(data.columns or ())
     for number, item in enumerate(_items(place, records), 1):
         row = _row(item, data.columns)
         if isinstance(row, dict):
-            widen(fields, row, _named(number, records), place)
-    return schema_of(fields, place)
+            widen_types(fields, row, _named(number, records), place)
+    return build_schema(fields, place)
 
 
 def _batches(
-    place: Place, data: Data, schema: pa.Schema, malformed: Malformed, records: str | None
+    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter, records: str | None
 ) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(_items(place, records), 1):
@@ -71,7 +71,7 @@ def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _items(place: Place, records: str | None) -> list[Any]:
+def _items(place: FileLocation, records: str | None) -> list[Any]:
     """The list of rows inside a document."""
     with place.stream() as stream:
         content = stream.read().removeprefix(codecs.BOM_UTF8)
@@ -79,22 +79,22 @@ def _items(place: Place, records: str | None) -> list[Any]:
         found = _DECODER.decode(content.decode())
     except (ValueError, RecursionError) as failure:
         told = "too deep" if isinstance(failure, RecursionError) else failure
-        raise unreadable(place.path, told, "a whole JSON document in UTF-8", "JSON") from failure
+        raise unreadable_error(place.path, told, "a whole JSON document in UTF-8", "JSON") from failure
     for name in records.split(".") if records is not None else ():
         if not isinstance(found, dict) or name not in found:
             keys = f"it has {', '.join(found)}" if isinstance(found, dict) else f"there is {_kind(found)}"
-            raise unreadable(
+            raise unreadable_error(
                 place.path, f"there is no {name!r} of {records!r}; {keys}", "the list that `records` names"
             )
         found = found[name]
     if not isinstance(found, list):
         told = f"{records or 'the document'} is {_kind(found)}"
-        raise unreadable(place.path, told, "a list of rows; `records` says where in the document it is")
+        raise unreadable_error(place.path, told, "a list of rows; `records` says where in the document it is")
     return found
 
 
 def _kind(value: object) -> str:
-    return str(value) if isinstance(value, _Fault) else name_of(value)
+    return str(value) if isinstance(value, _Fault) else json_type_name(value)
 
 
 def _row(item: Any, columns: tuple[str, ...] | None) -> dict[str, Any] | str:
@@ -109,9 +109,9 @@ def _row(item: Any, columns: tuple[str, ...] | None) -> dict[str, Any] | str:
     if fault is not None:
         return str(fault)
     if columns is None:
-        return item if isinstance(item, dict) else f"not a JSON object, but {name_of(item)}"
+        return item if isinstance(item, dict) else f"not a JSON object, but {json_type_name(item)}"
     if not isinstance(item, list):
-        return f"not a JSON array, but {name_of(item)}"
+        return f"not a JSON array, but {json_type_name(item)}"
     if len(item) != len(columns):
         return f"{len(item)} value(s), where {len(columns)} are required"
     return dict(zip(columns, item, strict=True))

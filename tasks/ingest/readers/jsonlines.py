@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.locations import Place
+from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, readable
-from bloomery.tasks.ingest.readers.json_types import Kind, name_of, schema_of, widen
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
+from bloomery.tasks.ingest.readers.json_types import JsonType, build_schema, json_type_name, widen_types
 
 _BATCH_LINES = 8_192
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of files with a JSON object per line; a key that a line lacks is null.
 
     Every file is read twice: once for the types of all lines, once for the values.
@@ -28,22 +28,24 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
     Raises:
         DataMissing: a column has values of two kinds, such as text and numbers. Whole numbers and fractions are one.
     """
-    return files.read(data, origin, malformed, _schema, _batches, may_lack=True)
+    return files.read_files(data, origin, malformed, _schema, _batches, may_lack=True)
 
 
-def _schema(place: Place, data: Data) -> pa.Schema:
-    fields: dict[str, Kind] = {}
+def _schema(place: FileLocation, data: Data) -> pa.Schema:
+    fields: dict[str, JsonType] = {}
     with place.stream() as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = _parse(line)
             except ValueError:
                 continue  # the second reading puts the line aside
-            widen(fields, row or {}, f"line {number}", place)
-    return schema_of(fields, place)
+            widen_types(fields, row or {}, f"line {number}", place)
+    return build_schema(fields, place)
 
 
-def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) -> Iterator[pa.RecordBatch]:
+def _batches(
+    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+) -> Iterator[pa.RecordBatch]:
     with place.stream() as stream:
         numbered = enumerate(stream, 1)
         while lines := list(islice(numbered, _BATCH_LINES)):
@@ -52,7 +54,7 @@ def _batches(place: Place, data: Data, schema: pa.Schema, malformed: Malformed) 
                 try:
                     row = _parse(line)
                 except ValueError as failure:
-                    malformed.add(place.relative, number, readable(line), str(failure))
+                    malformed.add(place.relative, number, printable_text(line), str(failure))
                     continue
                 if row is not None:
                     rows.append(row)
@@ -83,7 +85,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except RecursionError as failure:
         raise ValueError("not JSON that can be read: too deep") from failure
     if not isinstance(row, dict):
-        raise ValueError(f"not a JSON object, but {name_of(row)}")
+        raise ValueError(f"not a JSON object, but {json_type_name(row)}")
     return row
 
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.optional_packages import required_module
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+from bloomery.tasks.ingest.optional_packages import import_package
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
 _HTTP = "http://"
 
 
-def read_delta(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read_delta(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of a Delta table at `version`, or its newest; its files in the order of their names.
 
     Raises:
@@ -29,14 +29,14 @@ def read_delta(data: Data, origin: Origin, malformed: Malformed) -> Rows:
         found = table.to_pyarrow_dataset()
     except deltalake.exceptions.DeltaError as failure:
         raise _absent("Delta", origin, failure) from failure
-    schema = plain_schema(found.schema)
+    schema = canonical_schema(found.schema)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for fragment in sorted(found.get_fragments(), key=lambda one: one.path):
             for batch in fragment.to_batches(schema=found.schema):
-                yield conformed(batch, schema)
+                yield conform_batch(batch, schema)
 
-    return Rows(schema, batches())
+    return RowStream(schema, batches())
 
 
 def identify_delta(data: Data, origin: Origin) -> list[object]:
@@ -46,7 +46,7 @@ def identify_delta(data: Data, origin: Origin) -> list[object]:
 
 
 def _delta(data: Data, origin: Origin) -> tuple[Any, ModuleType]:
-    deltalake = required_module("deltalake", "pip install 'bloomery[delta]'", origin.source)
+    deltalake = import_package("deltalake", "pip install 'bloomery[delta]'", origin.source)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith(_HTTP) else {}
     try:
@@ -58,7 +58,7 @@ def _delta(data: Data, origin: Origin) -> tuple[Any, ModuleType]:
     return found, deltalake
 
 
-def read_iceberg(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows of an Iceberg table at the snapshot `version`, or its newest; its files in the order of their names.
 
     Raises:
@@ -69,16 +69,16 @@ def read_iceberg(data: Data, origin: Origin, malformed: Malformed) -> Rows:
     from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow
 
     scan = table.scan(snapshot_id=data.version)
-    schema = plain_schema(schema_to_pyarrow(scan.projection()))
+    schema = canonical_schema(schema_to_pyarrow(scan.projection()))
     tasks = sorted(scan.plan_files(), key=lambda task: task.file.file_path)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for task in tasks:  # one by one: given all, it would hold all in memory
             reader = ArrowScan(scan.table_metadata, scan.io, scan.projection(), scan.row_filter)
             for batch in reader.to_record_batches([task]):
-                yield conformed(batch, schema)
+                yield conform_batch(batch, schema)
 
-    return Rows(schema, batches())
+    return RowStream(schema, batches())
 
 
 def identify_iceberg(data: Data, origin: Origin) -> list[object]:
@@ -93,7 +93,7 @@ def identify_iceberg(data: Data, origin: Origin) -> list[object]:
 
 def _iceberg(data: Data, origin: Origin) -> Any:
     """A table of a catalog that pyiceberg's own settings name, or of one metadata file."""
-    required_module("pyiceberg", "pip install 'bloomery[iceberg]'", origin.source)
+    import_package("pyiceberg", "pip install 'bloomery[iceberg]'", origin.source)
     from pyiceberg.catalog import load_catalog
     from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
     from pyiceberg.table import StaticTable

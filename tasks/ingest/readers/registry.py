@@ -21,26 +21,26 @@ from bloomery.tasks.ingest.readers import (
     sql,
     text,
 )
-from bloomery.tasks.ingest.readers.base import Malformed, Rows
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
 
 class Reader(NamedTuple):
     """`identify` gives what changes when the content does, as JSON; `read` gives the rows."""
 
     identify: Callable[[Data, Origin], list[object]]
-    read: Callable[[Data, Origin, Malformed], Rows]
+    read: Callable[[Data, Origin, MalformedWriter], RowStream]
 
 
 READERS: dict[str, Reader] = {
-    "parquet": Reader(locations.identify, columnar.read),
-    "orc": Reader(locations.identify, columnar.read),
-    "arrow": Reader(locations.identify, columnar.read),
-    "csv": Reader(locations.identify, delimited.read),
-    "jsonl": Reader(locations.identify, jsonlines.read),
+    "parquet": Reader(locations.identify_files, columnar.read),
+    "orc": Reader(locations.identify_files, columnar.read),
+    "arrow": Reader(locations.identify_files, columnar.read),
+    "csv": Reader(locations.identify_files, delimited.read),
+    "jsonl": Reader(locations.identify_files, jsonlines.read),
     "json": Reader(json_documents.identify, json_documents.read),
-    "text": Reader(locations.identify, text.read),
-    "images": Reader(locations.identify, images.read),
-    "audio": Reader(locations.identify, audio.read),
+    "text": Reader(locations.identify_files, text.read),
+    "images": Reader(locations.identify_files, images.read),
+    "audio": Reader(locations.identify_files, audio.read),
     "idx": Reader(idx.identify, idx.read),
     "sklearn": Reader(sklearn_datasets.identify, sklearn_datasets.read),
     "delta": Reader(lakehouse.identify_delta, lakehouse.read_delta),

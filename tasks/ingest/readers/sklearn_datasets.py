@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.ingest.readers.base import Malformed, Rows
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
-NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+DATASET_NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """`id`, the columns, and `label` as the name of the class; `target` for what is no class.
 
     The digits are the UCI test part, without its writers: `id`, `image` (64 values from 0 to 16) and `label`.
@@ -25,7 +25,7 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
 
     carried = getattr(datasets, f"load_{_name(origin)}")()
     table = pa.table({"id": pa.array(range(len(carried.target)), pa.int64()), **_columns(_name(origin), carried)})
-    return Rows(table.schema, iter(table.combine_chunks().to_batches()))
+    return RowStream(table.schema, iter(table.combine_chunks().to_batches()))
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
@@ -39,10 +39,10 @@ def identify(data: Data, origin: Origin) -> list[object]:
 
 def _name(origin: Origin) -> str:
     name = origin.source.removeprefix("sklearn:")
-    if name not in NAMES:
+    if name not in DATASET_NAMES:
         raise DataMissing(
             f"scikit-learn carries no set {name!r} that Bloomery reads",
-            required=f"one of {', '.join(f'sklearn:{known}' for known in NAMES)}, or a path",
+            required=f"one of {', '.join(f'sklearn:{known}' for known in DATASET_NAMES)}, or a path",
             where="the recipe's data.source",
             remedy="mend the name, or give the path of a file",
         )

@@ -14,14 +14,14 @@ import pyarrow as pa
 from bloomery.data_contracts.documents.digests import digest_of_table
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.tasks.infrastructure.parquet import GROUP_ROWS
-from bloomery.tasks.ingest.optional_packages import required_module
-from bloomery.tasks.ingest.readers.base import Malformed, Rows, conformed, plain_schema
+from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
+from bloomery.tasks.ingest.optional_packages import import_package
+from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
 _DRIVER = re.compile(r"adbc_driver_[a-z0-9_]+")
 
 
-def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
+def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     """The rows that the query gives, in its order and in the types of the driver.
 
     Raises:
@@ -29,21 +29,21 @@ def read(data: Data, origin: Origin, malformed: Malformed) -> Rows:
         DataMissing: the variable with the URI is not set, or the database refuses the query.
     """
     with _answer(data, origin) as reader:
-        schema = plain_schema(reader.schema)
-    return Rows(schema, _batches(data, origin, schema))
+        schema = canonical_schema(reader.schema)
+    return RowStream(schema, _batches(data, origin, schema))
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
     """The digests of the rows that the query gives now, since a database tells no version."""
     with _answer(data, origin) as reader:
-        schema = plain_schema(reader.schema)
+        schema = canonical_schema(reader.schema)
     digests = []
     waiting = pa.Table.from_batches([], schema)
     for batch in _batches(data, origin, schema):
         waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
-        while waiting.num_rows >= GROUP_ROWS:
-            digests.append(digest_of_table(waiting.slice(0, GROUP_ROWS)))
-            waiting = waiting.slice(GROUP_ROWS)
+        while waiting.num_rows >= ROW_GROUP_SIZE:
+            digests.append(digest_of_table(waiting.slice(0, ROW_GROUP_SIZE)))
+            waiting = waiting.slice(ROW_GROUP_SIZE)
     version = importlib.metadata.version(_driver(origin).replace("_", "-"))
     return [_driver(origin), version, *digests, digest_of_table(waiting)]
 
@@ -51,13 +51,13 @@ def identify(data: Data, origin: Origin) -> list[object]:
 def _batches(data: Data, origin: Origin, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with _answer(data, origin) as reader:
         for batch in reader:
-            yield conformed(batch, schema)
+            yield conform_batch(batch, schema)
 
 
 @contextmanager
 def _answer(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
     driver = _driver(origin)
-    module: Any = required_module(f"{driver}.dbapi", f"pip install {driver.replace('_', '-')}", origin.source)
+    module: Any = import_package(f"{driver}.dbapi", f"pip install {driver.replace('_', '-')}", origin.source)
     variable = data.uri_variable or ""
     uri = os.environ.get(variable)
     if not uri:

@@ -56,7 +56,7 @@ def fit_together(
     folder = settings().home / "jobs" / key
     if training.launcher == "spark":
         spark_launcher.refuse_impossible(training, means)
-        spark_session.give_way(means)
+        spark_session.release_executors(means)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / "job.json"
@@ -65,13 +65,13 @@ def fit_together(
     with (folder / _LOG).open("ab") as log:
         # Without the second, what torchrun lays into the system's temporary folder would stay there.
         surroundings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TMPDIR": str(folder)}
-        agent = tethered_process.start(command(path, training), log, surroundings)
+        agent = tethered_process.start_tethered(command(path, training), log, surroundings)
         try:
             lines = _lines(folder / PROGRESS, lambda: agent.poll() is None and not (folder / FAILURE).is_file())
             for line in lines:
                 _tell(Told.model_validate_json(line), on_epoch, on_step)
         finally:
-            tethered_process.stop(agent)
+            tethered_process.stop_tethered(agent)
     if agent.returncode or (folder / FAILURE).is_file():
         raise _failure(folder, agent.returncode)
     fitted = _taken_over(folder, dataset, model)

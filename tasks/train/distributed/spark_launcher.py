@@ -35,7 +35,7 @@ _TOO_FEW_SLOTS = "SPARK-24819"  # the beginning of what Spark says then
 
 def refuse_impossible(training: Training, means: SparkMeans | None) -> None:
     """Raises RecipeInvalid if the Spark of `means` could never start so many processes."""
-    master, wanted = spark_session.master_of(means), training.devices * training.nodes
+    master, wanted = spark_session.spark_master(means), training.devices * training.nodes
     slots = _local_slots(master)
     if master.startswith("sc://"):
         found, required = f"`launcher: spark` on {master}", "a master on which a session of its own can be started"
@@ -67,10 +67,12 @@ def launch(path: Path) -> None:
         EngineMissing: Spark does not start, has too few slots or gives no GPU; or a process died again and again.
     """
     job = Job.model_validate_json(path.read_text(encoding="utf-8"))
-    code = spark_session.write_code(path.parent / "code.zip", _ROOMS)
+    code = spark_session.write_code_archive(path.parent / "code.zip", _ROOMS)
     # Spark on this machine hands its environment on; a cluster's executors are told theirs.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-    session = spark_session.session(SparkMeans(master=job.spark.master, settings=_settings(code) | job.spark.settings))
+    session = spark_session.get_session(
+        SparkMeans(master=job.spark.master, settings=_settings(code) | job.spark.settings)
+    )
     use_gpu = _has_gpus(session, job.training)
 
     from pyspark.ml.torch.distributor import TorchDistributor
@@ -92,7 +94,7 @@ def launch(path: Path) -> None:
 
 def _too_few_slots(job: Job, num_processes: int) -> EngineMissing:
     return EngineMissing(
-        f"Spark's master {spark_session.master_of(job.spark)} did not give {num_processes} slots at one time",
+        f"Spark's master {spark_session.spark_master(job.spark)} did not give {num_processes} slots at one time",
         required=f"{num_processes} free cores, or GPUs, of executors",
         where="the cluster",
         remedy="wait for other applications to end, add workers, or change devices or nodes",
@@ -143,7 +145,7 @@ def main(path: Path) -> None:
             write(path.parent / FAILURE, failure_of(failure))
         raise
     finally:
-        spark_session.stop()
+        spark_session.stop_session()
 
 
 if __name__ == "__main__":

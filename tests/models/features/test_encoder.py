@@ -234,7 +234,7 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
     encoder = fitted(table)
     byte = table.schema.get_field_index("byte")
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
-    frame = spark_session.session().createDataFrame(widened).repartition(3)
+    frame = spark_session.get_session().createDataFrame(widened).repartition(3)
     found = frame.mapInArrow(lambda batches: partial_statistics(FEATURES, batches), f"{STATISTICS} string").collect()
     assert fit(FEATURES, [row[STATISTICS] for row in found]) == encoder
     encoded = frame.mapInArrow(
@@ -262,7 +262,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
     encoder = fitted(table)
     byte = table.schema.get_field_index("byte")
     widened = table.set_column(byte, "byte", table["byte"].cast(pa.int16()))  # Spark has no unsigned integers
-    frame = spark_session.session().createDataFrame(widened).repartition(3)
+    frame = spark_session.get_session().createDataFrame(widened).repartition(3)
     encoded = frame.mapInArrow(
         lambda batches: encode_batches(encoder, batches),
         f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bloomery.tasks.infrastructure.parquet import GROUP_ROWS, RowsWriter, group_rows_of, read_batches, write_rows
-from bloomery.tasks.validate.row_mask import Marks
+from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter, read_batches, row_group_size_of, write_rows
+from bloomery.tasks.validate.row_mask import RowMask
 
 SCHEMA = pa.schema([("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.float32()))])
 
@@ -29,7 +29,7 @@ def test_the_bytes_do_not_depend_on_where_batches_end(tmp_path: Path, cuts, grou
     table = rows(200)
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     for path, edges in ((whole, [0, 200]), (cut, [0, *sorted(cuts), 200])):
-        with RowsWriter(path, SCHEMA, group_rows) as writer:
+        with RowWriter(path, SCHEMA, group_rows) as writer:
             for start, stop in itertools.pairwise(edges):
                 for batch in table.slice(start, stop - start).combine_chunks().to_batches():
                     writer.write(batch)
@@ -53,13 +53,13 @@ def test_a_file_without_rows_has_its_columns(tmp_path):
     assert write_rows(tmp_path / "none", SCHEMA, []) == 0
     assert pq.read_table(tmp_path / "none").schema.equals(SCHEMA)
     assert list(read_batches(tmp_path / "none")) == []
-    assert group_rows_of(tmp_path / "none") == GROUP_ROWS
+    assert row_group_size_of(tmp_path / "none") == ROW_GROUP_SIZE
 
 
 def test_rows_that_lay_in_small_groups_are_read_in_small_batches(tmp_path):
-    for size, wanted in ((40, 40), (100, GROUP_ROWS), (200_000, GROUP_ROWS)):
+    for size, wanted in ((40, 40), (100, ROW_GROUP_SIZE), (200_000, ROW_GROUP_SIZE)):
         pq.write_table(rows(100), tmp_path / "some", row_group_size=size)
-        assert group_rows_of(tmp_path / "some") == wanted
+        assert row_group_size_of(tmp_path / "some") == wanted
     pq.write_table(rows(100), tmp_path / "some", row_group_size=40)
     assert max(batch.num_rows for batch in read_batches(tmp_path / "some")) == 40
 
@@ -75,7 +75,7 @@ def test_columns_can_be_read_alone(tmp_path):
 def test_marks_are_a_set_of_positions(num, data):
     positions = st.lists(st.integers(0, num - 1), unique=True) if num else st.just([])
     first, second = data.draw(positions), data.draw(positions)
-    marks, more = Marks(num), Marks(num)
+    marks, more = RowMask(num), RowMask(num)
     marks.add(np.array(first, np.int64))
     more.add(np.array(second, np.int64))
     assert marks.num == len(first)

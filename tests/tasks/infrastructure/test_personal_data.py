@@ -20,7 +20,7 @@ from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure import personal_data
 from bloomery.tasks.infrastructure.parquet import read_batches
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
 
@@ -60,7 +60,7 @@ def rows(names: list[str] = NAMES) -> pa.Table:
 
 
 def checked(path: Path, agreed: Contract) -> CheckedRows:
-    return validate(ingest(locate(Data(source=str(path)), agreed.personal_columns)), agreed)
+    return validate(ingest(locate_source(Data(source=str(path)), agreed.personal_columns)), agreed)
 
 
 def everything_below(folder: Path) -> Iterator[bytes]:
@@ -69,7 +69,7 @@ def everything_below(folder: Path) -> Iterator[bytes]:
 
 @pytest.fixture
 def _key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(personal_data.VARIABLE, SECRET)  # after `home`, which clears what is set
+    monkeypatch.setenv(personal_data.KEY_VARIABLE, SECRET)  # after `home`, which clears what is set
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_an_error_conceals_the_values(home: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_key_nothing_is_read(home: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(personal_data.VARIABLE, raising=False)
+    monkeypatch.delenv(personal_data.KEY_VARIABLE, raising=False)
     with pytest.raises(SecretMissing, match="BLOOMERY_PERSONAL_KEY is not set"):
-        locate(Data(source=str(source)), contract().personal_columns)
-    monkeypatch.setenv(personal_data.VARIABLE, "short")
+        locate_source(Data(source=str(source)), contract().personal_columns)
+    monkeypatch.setenv(personal_data.KEY_VARIABLE, "short")
     with pytest.raises(SecretMissing, match="has 5 characters"):
-        locate(Data(source=str(source)), contract().personal_columns)
+        locate_source(Data(source=str(source)), contract().personal_columns)
 
 
 def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
@@ -132,8 +132,8 @@ def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
     agreed = contract()
 
     def digest_under(secret: str) -> str:
-        monkeypatch.setenv(personal_data.VARIABLE, secret)
-        raw = ingest.task.fn(locate(Data(source=str(source)), agreed.personal_columns))
+        monkeypatch.setenv(personal_data.KEY_VARIABLE, secret)
+        raw = ingest.task.fn(locate_source(Data(source=str(source)), agreed.personal_columns))
         return validate.task.fn(raw, agreed).digest
 
     assert digest_under(SECRET) == digest_under(SECRET)

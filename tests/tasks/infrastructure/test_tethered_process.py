@@ -12,7 +12,13 @@ import psutil
 import pytest
 
 from bloomery.data_contracts.errors import EngineMissing, PortInUse
-from bloomery.tasks.infrastructure.tethered_process import free_port, require_free, start, starting, stop
+from bloomery.tasks.infrastructure.tethered_process import (
+    find_free_port,
+    require_free_port,
+    start_tethered,
+    stop_tethered,
+    tethered_server,
+)
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -37,7 +43,7 @@ def children() -> set[int]:
 def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
     parent = f"import subprocess, sys, time; subprocess.Popen({SLEEPER!r}); time.sleep(600)"
     before = children()  # such as the Java of other tests
-    with starting([sys.executable, "-c", parent], is_ready=lambda: True, log=tmp_path / "log"):
+    with tethered_server([sys.executable, "-c", parent], is_ready=lambda: True, log=tmp_path / "log"):
         assert wait_for(lambda: len(children() - before) >= 3)
         family = children() - before
     assert wait_for(lambda: not any(alive(pid) for pid in family))
@@ -46,8 +52,8 @@ def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
 def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from bloomery.tasks.infrastructure.tethered_process import starting\n"
-        f"with starting({SLEEPER!r}, is_ready=lambda: True, log=Path(sys.argv[1])):\n"
+        "from bloomery.tasks.infrastructure.tethered_process import tethered_server\n"
+        f"with tethered_server({SLEEPER!r}, is_ready=lambda: True, log=Path(sys.argv[1])):\n"
         "    print('started', flush=True); time.sleep(600)\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE)
@@ -67,7 +73,7 @@ def test_what_a_killed_server_has_started_ends_with_it(tmp_path: Path, is_apart:
     child_of = f"subprocess.Popen({SLEEPER!r}, start_new_session={is_apart})"
     parent = f"import subprocess, sys, time; {child_of}; time.sleep(600)"
     with (tmp_path / "log").open("ab") as log:
-        tether = start([sys.executable, "-c", parent], log)
+        tether = start_tethered([sys.executable, "-c", parent], log)
     assert wait_for(lambda: len(psutil.Process(tether.pid).children(recursive=True)) == 2)
     server, child = psutil.Process(tether.pid).children(recursive=True)
     os.kill(server.pid, signal.SIGKILL)
@@ -81,7 +87,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) 
     command = [sys.executable, "-c", "raise SystemExit('the reason')"]
     with (
         pytest.raises(EngineMissing, match="the reason"),
-        starting(command, is_ready=lambda: False, log=tmp_path / "log") as wait_until_ready,
+        tethered_server(command, is_ready=lambda: False, log=tmp_path / "log") as wait_until_ready,
     ):
         wait_until_ready()
 
@@ -92,13 +98,13 @@ def test_a_port_in_use_is_named_with_its_owner() -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(PortInUse) as caught:
-            require_free("127.0.0.1", port)
+            require_free_port("127.0.0.1", port)
     assert str(port) in caught.value.found
     assert f"pid {os.getpid()}" in caught.value.where
 
 
 def test_a_free_port_is_free() -> None:
-    require_free("127.0.0.1", free_port())
+    require_free_port("127.0.0.1", find_free_port())
 
 
 def test_servers_are_ended_at_the_same_time(tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_servers_are_ended_at_the_same_time(tmp_path: Path) -> None:
         mark.touch()
     with log.open("wb") as stream:
         pairs = ((one, other), (other, one))
-        tethers = [start([sys.executable, "-c", code, *map(str, pair)], stream) for pair in pairs]
+        tethers = [start_tethered([sys.executable, "-c", code, *map(str, pair)], stream) for pair in pairs]
     assert wait_for(lambda: log.read_text().count("up") == 2)
-    stop(*tethers)
+    stop_tethered(*tethers)
     assert [one.read_text(), other.read_text()] == ["ended by itself"] * 2

@@ -8,7 +8,7 @@ import pytest
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 
 HERE = Data(source="${ROWS_OF_A_TEST}/rows.csv", obtain="from example.org, under CC0")
 
@@ -23,21 +23,21 @@ def test_a_stage_is_found_whatever_folder_the_variable_names(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROWS_OF_A_TEST", put(tmp_path / "one"))
-    first = ingest(locate(HERE))
+    first = ingest(locate_source(HERE))
     assert first.num_rows == 1
     assert first.source == HERE.source
     monkeypatch.setenv("ROWS_OF_A_TEST", put(tmp_path / "other") + "/")
-    assert ingest.lookup(locate(HERE)) == first
-    assert ingest.lookup(locate(HERE.model_copy(update={"obtain": None}))) == first
+    assert ingest.lookup(locate_source(HERE)) == first
+    assert ingest.lookup(locate_source(HERE.model_copy(update={"obtain": None}))) == first
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ROWS_OF_A_TEST", "one")
-    assert locate(HERE).data.source == str(tmp_path / "one" / "rows.csv")
+    assert locate_source(HERE).data.source == str(tmp_path / "one" / "rows.csv")
 
 
 def test_a_variable_that_is_not_set_is_named_with_where_the_data_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROWS_OF_A_TEST", raising=False)
     with pytest.raises(DataMissing) as caught:
-        locate(HERE)
+        locate_source(HERE)
     assert caught.value.found == "the environment variable ROWS_OF_A_TEST is not set"
     assert "rows.csv" in caught.value.required
     assert "export ROWS_OF_A_TEST=" in caught.value.remedy
@@ -47,15 +47,15 @@ def test_a_variable_that_is_not_set_is_named_with_where_the_data_comes_from(monk
 def test_a_missing_file_is_told_with_where_the_data_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWS_OF_A_TEST", str(tmp_path))
     with pytest.raises(DataMissing, match=f"no csv file {tmp_path}/rows.csv") as caught:
-        locate(HERE)
+        locate_source(HERE)
     assert "from example.org, under CC0" in caught.value.remedy
 
 
 def test_a_variable_may_name_a_bucket_but_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bloomery.tasks.ingest.path_variables import expanded
+    from bloomery.tasks.ingest.path_variables import expand_variables
 
     monkeypatch.setenv("ROWS_OF_A_TEST", "s3://bucket/data/")
-    assert expanded(HERE).source == "s3://bucket/data/rows.csv"
+    assert expand_variables(HERE).source == "s3://bucket/data/rows.csv"
     monkeypatch.setenv("ROWS_OF_A_TEST", "hive:sales")
     with pytest.raises(DataMissing, match="'hive:sales'"):
-        expanded(HERE)
+        expand_variables(HERE)

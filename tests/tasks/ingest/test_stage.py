@@ -9,11 +9,11 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.data_contracts.records.records import RawRows
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 
 
 def test_the_carried_digits_come_in_whole(home: Path) -> None:
-    rows = ingest.task.fn(locate(Data(source="sklearn:digits")))
+    rows = ingest.task.fn(locate_source(Data(source="sklearn:digits")))
     table = pq.read_table(home / rows.uri)
     assert (rows.num_rows, table.num_rows) == (1797, 1797)
     assert table["image"][0].as_py()[:6] == [0, 0, 5, 13, 9, 1]
@@ -25,29 +25,29 @@ def test_a_folder_of_files_is_read_as_one_table(home: Path, tmp_path: Path) -> N
     folder.mkdir()
     for number in range(3):
         pq.write_table(pa.table({"id": [number]}), folder / f"{number}.parquet")
-    rows = ingest.task.fn(locate(Data(source=str(folder))))
+    rows = ingest.task.fn(locate_source(Data(source=str(folder))))
     assert pq.read_table(home / rows.uri)["id"].to_pylist() == [0, 1, 2]
 
 
 def test_the_source_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1]}), path)
-    first = locate(Data(source=str(path))).digest
+    first = locate_source(Data(source=str(path))).digest
     pq.write_table(pa.table({"id": [2]}), path)
-    assert locate(Data(source=str(path))).digest != first
+    assert locate_source(Data(source=str(path))).digest != first
 
 
 @pytest.mark.parametrize("source", ["nowhere.parquet", "sklearn:unknown"])
 def test_missing_data_is_named(source: str, tmp_path: Path) -> None:
     with pytest.raises(DataMissing) as caught:
-        locate(Data(source=source if ":" in source else str(tmp_path / source)))
+        locate_source(Data(source=source if ":" in source else str(tmp_path / source)))
     assert source.removeprefix("sklearn:") in caught.value.found
     assert caught.value.exit_code == 2
 
 
 def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="in the folder"):
-        locate(Data(source=str(tmp_path)))
+        locate_source(Data(source=str(tmp_path)))
 
 
 def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": list(range(1000))}), path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataMissing, match="cannot be read as Parquet"):
-        ingest.task.fn(locate(Data(source=str(path))))
+        ingest.task.fn(locate_source(Data(source=str(path))))
 
 
 ADULT = (
@@ -66,7 +66,7 @@ PENDIGITS = (*(f"{axis}{point}" for point in range(8) for axis in "xy"), "label"
 
 
 def _ingested(home: Path, data: Data) -> tuple[RawRows, pa.Table]:
-    record = ingest(locate(data))
+    record = ingest(locate_source(data))
     assert record.num_malformed == 0
     return record, pq.read_table(home / record.uri)
 
@@ -139,16 +139,16 @@ def test_rows_are_found_again_and_read_anew_when_the_way_to_read_them_changes(ho
     path = tmp_path / "rows.csv"
     path.write_text("a\n 1\n")
     plain, stripped = Data(source=str(path)), Data(source=str(path), strip=True)
-    first = ingest(locate(plain))
-    assert ingest.lookup(locate(plain)) == first
-    assert ingest.lookup(locate(stripped)) is None
-    assert pq.read_table(home / ingest(locate(stripped)).uri)["a"].to_pylist() == ["1"]
+    first = ingest(locate_source(plain))
+    assert ingest.lookup(locate_source(plain)) == first
+    assert ingest.lookup(locate_source(stripped)) is None
+    assert pq.read_table(home / ingest(locate_source(stripped)).uri)["a"].to_pylist() == ["1"]
 
 
 def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n\n")
-    record = ingest(locate(Data(source=str(path))))
+    record = ingest(locate_source(Data(source=str(path))))
     assert record.num_rows == 0
     assert pq.read_schema(home / record.uri).names == ["a", "b"]
 
@@ -162,7 +162,7 @@ def test_texts_are_replaced_as_the_recipe_says(home: Path, tmp_path: Path) -> No
     assert table["b"].to_pylist() == ["1", "2", "3", "4"]
     odd = Data.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
     with pytest.raises(RecipeInvalid, match="no column of text a"):
-        ingest(locate(odd))
+        ingest(locate_source(odd))
 
 
 def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tmp_path: Path) -> None:
@@ -182,6 +182,6 @@ def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tm
     ]
     sources[1]["files"] = "_[2-9]"
     none = Data.model_validate({"sources": sources, "format": "csv"})
-    assert locate(none).digest != locate(data).digest
+    assert locate_source(none).digest != locate_source(data).digest
     with pytest.raises(DataMissing, match="no file has '_\\[2-9\\]' in its path"):
-        ingest(locate(none))
+        ingest(locate_source(none))

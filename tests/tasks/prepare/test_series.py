@@ -29,8 +29,8 @@ from bloomery.data_contracts.records.records import Dataset
 from bloomery.data_contracts.requests.json_rows import RowCheck
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
-from bloomery.tasks.prepare.duckdb_engine import FUNCTIONS
-from bloomery.tasks.prepare.split_sql import divided
+from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
+from bloomery.tasks.prepare.split_sql import split_query
 from bloomery.tasks.prepare.stage import prepare
 
 LOCAL, SPARK = Engine(kind="local"), Engine(kind="spark")
@@ -121,7 +121,9 @@ def test_windows_are_those_of_a_loop_whatever_gaps_groups_and_ties_there_are(
     with duckdb.connect(config={"threads": 2}) as engine:
         engine.register("arrow", pa.Table.from_pylist(order.sample(rows, len(rows))))
         engine.execute("create table checked as select * from arrow")
-        query = divided(features, contract_of(kind), "checked", lambda one: engine.sql(one).fetchall(), FUNCTIONS)
+        query = split_query(
+            features, contract_of(kind), "checked", lambda one: engine.sql(one).fetchall(), DUCKDB_FUNCTIONS
+        )
         found = engine.sql(f"select key, heat, wind, _part from ({query})").fetchall()
     wanted = windows(rows, length, step, in_groups=in_groups)
     assert {key: [heat, wind] for key, heat, wind, _ in found} == wanted
@@ -184,7 +186,7 @@ def test_forecasts_are_those_of_a_loop_with_gaps_in_their_windows_and_labels(
         engine.register("arrow", pa.Table.from_pylist(order.sample(rows, len(rows)), schema=schema_of(rows, kind)))
         engine.execute("create table checked as select * from arrow")
         ask: Callable[[str], Any] = lambda one: engine.sql(one).fetchall()  # noqa: E731
-        query = divided(features, contract_of(kind), "checked", ask, FUNCTIONS)
+        query = split_query(features, contract_of(kind), "checked", ask, DUCKDB_FUNCTIONS)
         found = engine.sql(f"select key, heat, dust, {features.label_column} from ({query})").fetchall()
     pasts = windows([{**row, "wind": row["dust"]} for row in rows], 2, step, in_groups=in_groups)
     labels = ahead(rows, step, horizon, in_groups=in_groups)

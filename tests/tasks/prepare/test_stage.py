@@ -28,7 +28,7 @@ from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
 from bloomery.tasks.infrastructure import spark_session
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import needs_spark, prepare
 from bloomery.tasks.validate.stage import validate
 
@@ -244,7 +244,7 @@ def test_auto_asks_for_spark_only_where_a_cluster_is_named(people: pa.Table, che
 def test_a_row_of_the_digits_is_encoded_alone_as_it_was_in_the_data_set(home: Path) -> None:
     recipe = read_recipe("digits")
     contract = read_contract(CONTRACTS / "digits.odcs.yaml")
-    checked = validate.task.fn(ingest.task.fn(locate(Data(source="sklearn:digits"))), contract)
+    checked = validate.task.fn(ingest.task.fn(locate_source(Data(source="sklearn:digits"))), contract)
     dataset = prepare.task.fn(checked, recipe.features, LOCAL)
     encoder = read_encoder(home / dataset.encoder_uri)
     rows = pq.read_table(home / checked.uri)
@@ -326,9 +326,9 @@ def cluster(home: Path) -> Iterator[str]:
     """A standalone cluster of one master and two workers on the loopback interface; gives its address."""
     import pyspark
 
-    from bloomery.tasks.infrastructure.tethered_process import free_port
+    from bloomery.tasks.infrastructure.tethered_process import find_free_port
 
-    port = free_port()
+    port = find_free_port()
     master = f"spark://127.0.0.1:{port}"
     java = {**os.environ, "JAVA_HOME": str(spark_session.find_java().home), "SPARK_LOCAL_DIRS": str(home / "cluster")}
     launch = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), "org.apache.spark.deploy."]

@@ -14,30 +14,30 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.tasks.ingest import locations
-from bloomery.tasks.scaffolding.column_names import find_name, identifiers
-from bloomery.tasks.scaffolding.column_profiles import TextSighting, TypedSighting
-from bloomery.tasks.scaffolding.csv_dialect import dialect_of
-from bloomery.tasks.scaffolding.format_detection import format_of
-from bloomery.tasks.scaffolding.input_planning import is_personal
-from bloomery.tasks.scaffolding.profiler import Profile, Seen, count_different, profile
+from bloomery.tasks.scaffolding.column_names import contract_names, find_column
+from bloomery.tasks.scaffolding.column_profiles import TextColumnProfiler, TypedColumnProfiler
+from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
+from bloomery.tasks.scaffolding.format_detection import detect_format
+from bloomery.tasks.scaffolding.input_planning import sounds_personal
+from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows, profile_source
 from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
 
 CUTS = st.lists(st.integers(0, 40), max_size=4)
 
 
-def seen_of(table: pa.Table, folder: Path) -> Profile:
+def seen_of(table: pa.Table, folder: Path) -> SourceProfile:
     path = folder / "rows.parquet"
     pq.write_table(table, path)
-    return profile(Data(source=str(path)), folder)
+    return profile_source(Data(source=str(path)), folder)
 
 
-def csv_of(text: str, folder: Path, **options: object) -> Profile:
+def csv_of(text: str, folder: Path, **options: object) -> SourceProfile:
     path = folder / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    return profile(Data.model_validate({"source": str(path), "strip": True, **options}), folder)
+    return profile_source(Data.model_validate({"source": str(path), "strip": True, **options}), folder)
 
 
-def column(found: Profile, name: str) -> Seen:
+def column(found: SourceProfile, name: str) -> ColumnProfile:
     one = found.column(name)
     assert one is not None
     return one
@@ -102,7 +102,7 @@ def test_decimal_commas_are_seen(home: Path, tmp_path: Path) -> None:
 )
 def test_what_is_seen_of_texts_does_not_depend_on_the_batches(cells: list[str], cuts: list[int]) -> None:
     whole = pa.array([cell or None for cell in cells], pa.string())
-    at_once, in_pieces = TextSighting(len(cells)), TextSighting(len(cells))
+    at_once, in_pieces = TextColumnProfiler(len(cells)), TextColumnProfiler(len(cells))
     at_once.add(whole)
     edges = [0, *sorted(min(cut, len(cells)) for cut in cuts), len(cells)]
     for start, stop in pairwise(edges):
@@ -119,7 +119,7 @@ def test_what_is_seen_of_texts_does_not_depend_on_the_batches(cells: list[str], 
 def test_what_is_seen_of_numbers_does_not_depend_on_the_batches(values: list[float | None], cuts: list[int]) -> None:
     whole = pa.array(values, pa.float64())
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
-    seen = TypedSighting("number")
+    seen = TypedColumnProfiler("number")
     for start, stop in pairwise(edges):
         seen.add(whole.slice(start, stop - start))
     found = seen.figures(frozenset())
@@ -153,7 +153,7 @@ def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path
         ((16, num),),
     )
     assert column(found, "nothing").num_missing == num
-    assert count_different(tmp_path, ["twice", "ok"]) == num
+    assert count_distinct_rows(tmp_path, ["twice", "ok"]) == num
 
 
 def test_a_type_that_no_contract_knows_is_named(home: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_dialect_is_guessed_and_stated(
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    found = dialect_of(locations.find(Data(source=str(path)), str(path)), label)
+    found = infer_dialect(locations.find_files(Data(source=str(path)), str(path)), label)
     assert options.items() <= found.options.items()
     assert names is None or found.names == names
 
@@ -197,7 +197,7 @@ def test_a_dialect_is_guessed_and_stated(
 def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    found = dialect_of(locations.find(Data(source=str(path)), str(path)), "b")
+    found = infer_dialect(locations.find_files(Data(source=str(path)), str(path)), "b")
     assert (found.options["encoding"], found.names) == (encoding, ("a", "b"))
 
 
@@ -216,41 +216,41 @@ def test_a_format_without_a_suffix_is_told_by_its_first_bytes(
     name: str, content: bytes, format: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert format_of(str(tmp_path / name)) == format
+    assert detect_format(str(tmp_path / name)) == format
 
 
 @pytest.mark.parametrize("content", [b"", b"\x13\x00\xff\x00rest", b'{\n"a": [1, 2]}\n', b"PK\x03\x04nothing"])
 def test_what_has_no_known_format_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(content)
     with pytest.raises(DataMissing, match="rows"):
-        format_of(str(tmp_path / "rows"))
+        detect_format(str(tmp_path / "rows"))
 
 
 @given(st.lists(st.text(min_size=1), unique=True, max_size=8))
 def test_every_name_becomes_an_identifier_of_its_own(names: list[str]) -> None:
-    found = identifiers(names)
+    found = contract_names(names)
     assert [*found] == names
     assert all(one.isidentifier() and one.isascii() for one in found.values())
     assert len({one.lower() for one in found.values()}) == len(names)
 
 
 def test_a_name_that_is_nearly_there_is_offered() -> None:
-    names = identifiers(["hours per week", "Income"])
-    assert find_name("hours_per_week", names, "--label") == "hours per week"
+    names = contract_names(["hours per week", "Income"])
+    assert find_column("hours_per_week", names, "--label") == "hours per week"
     with pytest.raises(DataMissing, match=r"did you mean 'Income'\?"):
-        find_name("incme", names, "--label")
+        find_column("incme", names, "--label")
 
 
 @pytest.mark.parametrize(
     "name", ["email", "PhoneNumber", "phone_number", "name", "first name", "Address1", "birth_date"]
 )
 def test_personal_names_are_pointed_out(name: str) -> None:
-    assert is_personal(name)
+    assert sounds_personal(name)
 
 
 @pytest.mark.parametrize("name", ["product_name", "hours", "class", "phonetic", "township"])
 def test_other_names_are_not(name: str) -> None:
-    assert not is_personal(name)
+    assert not sounds_personal(name)
 
 
 PLAIN = st.recursive(

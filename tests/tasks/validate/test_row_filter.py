@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, require_columns
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
 from bloomery.flows.recipe.recipe import CONTRACTS
-from bloomery.tasks.infrastructure.personal_data import decryption
-from bloomery.tasks.validate.row_filter import Quarantine, Sifted, sift
+from bloomery.tasks.infrastructure.personal_data import decryption_properties
+from bloomery.tasks.validate.row_filter import FilterResult, QuarantineWriter, filter_rows
 
 UINT8_ARRAY = {
     "name": "v",
@@ -27,7 +27,7 @@ UINT8_ARRAY = {
     "logicalTypeOptions": {"minItems": 1, "maxItems": 2},
     "items": {"logicalType": "integer", "physicalType": "uint8", "logicalTypeOptions": {"minimum": 1, "maximum": 9}},
 }
-Found = tuple[Sifted, pa.Table, list[dict[str, Any]]]
+Found = tuple[FilterResult, pa.Table, list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -37,9 +37,13 @@ def sifted(tmp_path: Path) -> Callable[..., Found]:
     def divide(table: pa.Table, contract: Contract, group_rows: int = 1000) -> Found:
         source, passed, aside = (tmp_path / f"{name}.parquet" for name in ("source", "passed", "aside"))
         pq.write_table(table, source, row_group_size=group_rows)
-        with Quarantine(aside, pq.read_schema(source), contract.personal_columns, group_rows) as quarantine:
-            result = sift(source, contract, passed, quarantine)
-        return result, pq.read_table(passed), pq.read_table(aside, decryption_properties=decryption()).to_pylist()
+        with QuarantineWriter(aside, pq.read_schema(source), contract.personal_columns, group_rows) as quarantine:
+            result = filter_rows(source, contract, passed, quarantine)
+        return (
+            result,
+            pq.read_table(passed),
+            pq.read_table(aside, decryption_properties=decryption_properties()).to_pylist(),
+        )
 
     return divide
 
@@ -172,7 +176,7 @@ def test_the_numbers_add_up_and_positions_are_true_however_the_rows_come(
         {"name": "place", "logicalType": "integer"},
     )
     table = pa.table({"v": pa.array(cells, pa.int64()), "place": list(range(len(cells)))})
-    monkeypatch.setattr("bloomery.tasks.infrastructure.parquet.GROUP_ROWS", read_rows)
+    monkeypatch.setattr("bloomery.tasks.infrastructure.parquet.ROW_GROUP_SIZE", read_rows)
     result, passed, aside = sifted(table, contract, group_rows)
     wrong = [place for place, cell in enumerate(cells) if cell is None or cell < 0]
     assert [row["_row"] for row in aside] == [row["place"] for row in aside] == wrong

@@ -20,8 +20,8 @@ from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.flows.recipe.recipe import CONTRACTS
 from bloomery.tasks.infrastructure import duckdb_session, parquet
-from bloomery.tasks.infrastructure.personal_data import decryption
-from bloomery.tasks.ingest.stage import ingest, locate
+from bloomery.tasks.infrastructure.personal_data import decryption_properties
+from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.validate.stage import _is_fresh, validate
 
 IMAGE = [0, 4, 16, 1] * 16
@@ -47,11 +47,11 @@ def rows_of(path: Path, changes: dict[int, dict[str, Any]], num_rows: int = 400,
 
 def checked(path: Path, contract: Contract | None = None) -> CheckedRows:
     contract = contract or read_contract(CONTRACTS / "digits.odcs.yaml")
-    return validate.task.fn(ingest.task.fn(locate(Data(source=str(path)))), contract)
+    return validate.task.fn(ingest.task.fn(locate_source(Data(source=str(path)))), contract)
 
 
 def aside(home: Path, result: CheckedRows) -> list[dict[str, Any]]:
-    return pq.read_table(home / result.quarantine_uri, decryption_properties=decryption()).to_pylist()
+    return pq.read_table(home / result.quarantine_uri, decryption_properties=decryption_properties()).to_pylist()
 
 
 def report(home: Path, result: CheckedRows) -> str:
@@ -175,7 +175,7 @@ CELLS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, -1, None]), st.sampled_f
 def test_all_rows_are_accounted_for_and_their_positions_are_true(
     contract_of, validated, home, monkeypatch, cells, read_rows, num_malformed
 ):
-    monkeypatch.setattr("bloomery.tasks.infrastructure.parquet.GROUP_ROWS", read_rows)
+    monkeypatch.setattr("bloomery.tasks.infrastructure.parquet.ROW_GROUP_SIZE", read_rows)
     contract = contract_of(
         {"name": "v", "logicalType": "integer", "required": True, "logicalTypeOptions": {"minimum": 0}, "unique": True},
         {"name": "w", "logicalType": "integer"},
@@ -306,7 +306,7 @@ def test_the_bytes_depend_on_neither_batches_nor_threads(contract_of, validated,
     )
     numbers = [None if row % 13 == 0 else row % 900 if row % 3 else row for row in range(3000)]
     table = pa.table({"v": pa.array(numbers, pa.int64()), "w": [row % 41 / 10 for row in range(3000)]})
-    whole, plain = parquet.read_batches, duckdb_session.session
+    whole, plain = parquet.read_batches, duckdb_session.open_session
     seen = set()
     for read_rows, threads in ((1, 1), (700, 2), (100_000, 4)):
 
@@ -322,7 +322,7 @@ def test_the_bytes_depend_on_neither_batches_nor_threads(contract_of, validated,
 
         monkeypatch.setattr("bloomery.tasks.validate.row_filter.read_batches", cut)
         monkeypatch.setattr("bloomery.tasks.validate.table_checks.read_batches", cut)
-        monkeypatch.setattr("bloomery.tasks.infrastructure.duckdb_session.session", with_threads)
+        monkeypatch.setattr("bloomery.tasks.infrastructure.duckdb_session.open_session", with_threads)
         result = validated(table, contract)
         paths = [home / uri for uri in (result.uri, result.quarantine_uri, result.report_uri)]
         seen.add((result.digest, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)))

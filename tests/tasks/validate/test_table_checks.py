@@ -19,27 +19,27 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Reference
 from bloomery.data_contracts.validation.expectation_suite import Count
 from bloomery.tasks.infrastructure.parquet import write_rows
-from bloomery.tasks.validate.table_checks import TableCount, count_table_rules, newest
+from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
 
-Ask = Callable[..., list[TableCount]]
+Ask = Callable[..., list[TableCheck]]
 
 
 @pytest.fixture
 def asked(home: Path) -> Ask:
     """Asks the rules about the table of rows that are given as columns."""
 
-    def ask(contract: Contract, **columns: Any) -> list[TableCount]:
+    def ask(contract: Contract, **columns: Any) -> list[TableCheck]:
         path = home / "rows.parquet"
         home.mkdir(exist_ok=True)
         schema = arrow_schema(contract)
         arrays = [pa.array(columns[field.name], field.type) for field in schema]
         write_rows(path, schema, [pa.RecordBatch.from_arrays(arrays, schema=schema)])
-        return list(count_table_rules(path, contract, "a test"))
+        return list(check_table_rules(path, contract, "a test"))
 
     return ask
 
 
-def rows_of(found: TableCount, num_rows: int) -> list[int]:
+def rows_of(found: TableCheck, num_rows: int) -> list[int]:
     assert found.rows is not None
     assert found.result.num_breaking == found.rows.num
     rows: list[int] = found.rows.between(0, num_rows).nonzero()[0].tolist()
@@ -178,7 +178,7 @@ def test_no_row_and_one_row_break_nothing(contract_of, asked):
         assert [found.result.num_breaking for found in asked(contract, v=[1] * num, w=[1] * num)] == [0, 0, 0]
 
 
-def one(found: list[TableCount]) -> Count:
+def one(found: list[TableCheck]) -> Count:
     (only,) = found
     assert only.rows is None
     return only.result
@@ -277,7 +277,7 @@ def test_a_date_is_as_old_as_its_beginning(contract_of, asked, home):
     for days, is_broken in ((0, False), (1, False), (-2, False), (-4, True), (3, True)):
         found = one(asked(contract, t=[today + dt.timedelta(days=days), dt.date(1999, 1, 1)]))
         assert bool(found.num_breaking) == is_broken, days
-    moment = newest(home / "rows.parquet", "t")
+    moment = latest_moment(home / "rows.parquet", "t")
     assert moment == dt.datetime.combine(today + dt.timedelta(days=3), dt.time(), dt.UTC)
 
 
@@ -298,5 +298,5 @@ def test_a_path_may_hold_what_duckdb_takes_for_a_pattern(contract_of, tmp_path, 
     path = tmp_path / "a[1]*?'x" / "rows.parquet"
     path.parent.mkdir()
     write_rows(path, schema, [pa.RecordBatch.from_arrays([pa.array([1, 1])], schema=schema)])
-    (found,) = count_table_rules(path, contract, "a test")
+    (found,) = check_table_rules(path, contract, "a test")
     assert found.result.num_breaking == 2

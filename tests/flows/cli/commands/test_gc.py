@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES
-from bloomery.tasks.infrastructure.tethered_process import free_port, starting
+from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -110,10 +110,10 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
 
 @contextlib.contextmanager
 def serving(home: Path, environment: dict[str, str], log: Path, *more: str) -> Iterator[None]:
-    port = free_port()
+    port = find_free_port()
 
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port), *more]
-    with starting(
+    with tethered_server(
         command, is_ready=partial(answers, f"http://127.0.0.1:{port}/readyz"), log=log, environment=environment
     ) as wait_until_ready:
         wait_until_ready()

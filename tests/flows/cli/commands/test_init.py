@@ -21,8 +21,8 @@ from bloomery.data_contracts.errors import BloomeryError, DataMissing, DataUnfit
 from bloomery.data_contracts.records.records import CheckedRows
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
-from bloomery.tasks.ingest.stage import ingest, locate
-from bloomery.tasks.scaffolding.reader_options import Stated
+from bloomery.tasks.ingest.stage import ingest, locate_source
+from bloomery.tasks.scaffolding.reader_options import UserOptions
 from bloomery.tasks.validate.stage import validate
 
 ADULT = (
@@ -31,14 +31,14 @@ ADULT = (
 )
 
 
-def drafted(folder: Path, source: Path | str, label: str, stated: Stated | None = None, **more: Any) -> Recipe:
+def drafted(folder: Path, source: Path | str, label: str, stated: UserOptions | None = None, **more: Any) -> Recipe:
     """The recipe that is drafted for `source`, read back."""
-    made = write_drafts("mine", [str(source)], label, stated or Stated(), output=folder, force=True, **more)
+    made = write_drafts("mine", [str(source)], label, stated or UserOptions(), output=folder, force=True, **more)
     return read_recipe(str(made.recipe))
 
 
 def checked(recipe: Recipe) -> CheckedRows:
-    return validate(ingest(locate(recipe.data)), recipe.contract)
+    return validate(ingest(locate_source(recipe.data)), recipe.contract)
 
 
 def options_of(recipe: Recipe) -> dict[str, str]:
@@ -204,13 +204,13 @@ def test_parts_are_kept_as_they_are_given(home: Path, tmp_path: Path) -> None:
         lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
-    made = write_drafts("mine", sources, "label", Stated(), output=tmp_path)
+    made = write_drafts("mine", sources, "label", UserOptions(), output=tmp_path)
     recipe = read_recipe(str(made.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
     assert "{source: train.csv, part: train}" in made.recipe.read_text()
     assert checked(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
-        write_drafts("mine", [sources[0]], "label", Stated(), output=tmp_path, force=True)
+        write_drafts("mine", [sources[0]], "label", UserOptions(), output=tmp_path, force=True)
 
 
 def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Pa
         lines = "".join(f"{number % 9},c{number % 2}{end}\n" for number in range(80))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     with pytest.raises(DataUnfit, match=r"part test has none of the labels of train, but c0\., c1\."):
-        write_drafts("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", Stated())
+        write_drafts("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", UserOptions())
 
 
 def test_idx_files_become_images_with_the_labels_beside_them(home: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_folders_of_pictures_and_recordings_become_a_cnn(home: Path, tmp_path: P
     pictures = drafted(tmp_path, tmp_path / "pictures", "label")
     assert (pictures.data.mode, pictures.data.size) == ("RGB", (43, 64))
     assert checked(pictures).num_rows == 40
-    sounds_read = drafted(tmp_path, tmp_path / "sounds.zip", "digit", Stated(path_pattern=r"(?P<digit>\d)_"))
+    sounds_read = drafted(tmp_path, tmp_path / "sounds.zip", "digit", UserOptions(path_pattern=r"(?P<digit>\d)_"))
     assert (options_of(sounds_read), sounds_read.features.key) == ({"wave": "audio"}, "path")
     assert checked(sounds_read).num_rows == 40
 
@@ -367,12 +367,12 @@ def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypat
 def test_files_that_are_there_are_not_replaced_unless_asked(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("edited")
     with pytest.raises(StateUnwritable, match=r"mine\.yaml exists already"):
-        write_drafts("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
+        write_drafts("mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["mine.yaml"]
-    write_drafts("mine", ["sklearn:iris"], "label", Stated(), output=tmp_path, force=True)
+    write_drafts("mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path, force=True)
     assert read_recipe(str(tmp_path / "mine.yaml")).name == "mine"
     with pytest.raises(RecipeInvalid, match="not a valid model name"):
-        write_drafts("../mine", ["sklearn:iris"], "label", Stated(), output=tmp_path)
+        write_drafts("../mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path)
 
 
 REAL = {

@@ -17,7 +17,7 @@ from bloomery.data_contracts.serving.api_keys import digest_of_key, read_keys
 from bloomery.flows.cli.main import app
 from bloomery.tasks.bentos.bento_server import require_keys, serve_environment
 from bloomery.tasks.infrastructure import settings
-from bloomery.tasks.infrastructure.tethered_process import free_port
+from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from bloomery.tasks.security import api_keys
 from bloomery.tasks.security import signing_key as signing
 
@@ -128,7 +128,7 @@ def test_an_address_that_demands_keys_is_not_served_without_one(home, monkeypatc
 
 
 def test_serve_on_an_open_address_without_keys_ends_and_says_what_to_do(bloomery, tmp_path) -> None:
-    ended = bloomery(tmp_path, "serve", "digits", "--host", "0.0.0.0", "--port", str(free_port()), "--json")
+    ended = bloomery(tmp_path, "serve", "digits", "--host", "0.0.0.0", "--port", str(find_free_port()), "--json")
     document = json.loads(ended.stdout)
     assert (ended.returncode, document["error"]) == (2, "SecretMissing")
     assert "bloomery key create" in document["remedy"]

@@ -119,7 +119,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     """Made stage by stage in this process, and again in one of its own."""
     from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.bentos.bento_store import bento_folder
-    from bloomery.tasks.ingest.stage import locate
+    from bloomery.tasks.ingest.stage import locate_source
 
     rows = [f"{row},{'stop' if row % 2 else 'play'} song number {row},{row % 2}\n" for row in range(200)]
     (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows))
@@ -133,7 +133,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     made: Any = run_stages(
         stages,
         recipe,
-        locate(recipe.data, recipe.contract.personal_columns),
+        locate_source(recipe.data, recipe.contract.personal_columns),
         None,
     )
     folder = str(bento_folder(made.tag))

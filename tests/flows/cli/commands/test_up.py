@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
-from bloomery.tasks.infrastructure.service_status import processes_of
-from bloomery.tasks.infrastructure.tethered_process import free_port
+from bloomery.tasks.infrastructure.service_status import find_processes
+from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from tests.living import wait_for
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def home(copied: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def ports() -> tuple[str, ...]:
-    stated = (("--prefect-port", free_port()), ("--mlflow-port", free_port()), ("--port", free_port()))
+    stated = (("--prefect-port", find_free_port()), ("--mlflow-port", find_free_port()), ("--port", find_free_port()))
     return tuple(str(word) for pair in stated for word in pair)
 
 
@@ -66,7 +66,7 @@ def call(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, An
 def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     yield call("up", *ports)
     call("down")
-    assert not processes_of(home)
+    assert not find_processes(home)
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +276,14 @@ def all_up(call: Callable[..., Any], before: dict[str, Any]) -> bool:
 
 def test_a_killed_supervisor_leaves_nothing_and_down_ends_everything(standing, home, call, ports) -> None:
     os.kill(json.loads((home / "up" / "status.json").read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: not processes_of(home), what="the end of what it had started", timeout_s=60)
+    wait_for(lambda: not find_processes(home), what="the end of what it had started", timeout_s=60)
     assert call("status") == {"is_up": False, "servers": []}
     again = servers(call("up", *ports))
     assert {server["state"] for server in again.values()} == {"up"}
     assert again["digits"]["url"] == servers(standing)["digits"]["url"]
     pids = [server["pid"] for server in again.values()]
     assert call("down") == {"was_up": True, "ended": 0}
-    assert not processes_of(home)
+    assert not find_processes(home)
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert call("down") == {"was_up": False, "ended": 0}
     assert call("status") == {"is_up": False, "servers": []}

@@ -157,7 +157,7 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path, in_array:
         )
     else:
         encoder, table = fitted({"columns": STEPS}, {name: random.integers(0, 100, 200) for name in NAMES})
-    frame = spark_session.session().createDataFrame(table).repartition(3)
+    frame = spark_session.get_session().createDataFrame(table).repartition(3)
     features = encoder.features
     found = frame.mapInArrow(lambda batches: partial_statistics(features, batches), f"{STATISTICS} string").collect()
     assert fit(features, [row[STATISTICS] for row in found]) == encoder

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.tasks.ingest.readers import delimited
-from bloomery.tasks.ingest.readers.base import Malformed
-from bloomery.tasks.ingest.readers.csv_lexer import Lexer, records
-from bloomery.tasks.ingest.stage import locate
+from bloomery.tasks.ingest.readers.base import MalformedWriter
+from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
+from bloomery.tasks.ingest.stage import locate_source
 
 
 def test_cells_are_text_and_missing_ones_are_null(read, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_files_with_other_columns_are_named(read, tmp_path: Path) -> None:
 
 
 def test_a_wrong_delimiter_ends_soon_instead_of_putting_everything_aside(read, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(delimited, "MOST_MALFORMED", 100)
+    monkeypatch.setattr(delimited, "MAX_MALFORMED_ROWS", 100)
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "1;2\n" * 200)
     with pytest.raises(DataMissing, match="more than 100 lines are no rows; the first has 1 cell"):
@@ -160,7 +160,7 @@ def test_the_bytes_do_not_depend_on_how_the_file_is_cut(home: Path, read, tmp_pa
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "".join(f'{n},"x{n % 7}\n"\n' if n % 5 else "bad\n" for n in range(150_000)))
     whole = read(source=str(path)).record
-    monkeypatch.setattr(delimited, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(delimited, "MAX_ROW_BYTES", 10_000)
     cut = read(source=str(path), missing=[""]).record  # the same, said aloud: another key
     assert whole.uri != cut.uri
     assert whole.digest == cut.digest
@@ -177,7 +177,7 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     data = Data(source=str(path), missing=[])
-    with Malformed(tmp_path / "malformed.parquet") as aside:
+    with MalformedWriter(tmp_path / "malformed.parquet") as aside:
         found = delimited.read(data, data.origins[0], aside)
         back = [tuple(row.values()) for batch in found.batches for row in batch.to_pylist()]
     assert aside.num == 0
@@ -190,7 +190,7 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str
 )
 def test_rows_begin_where_arrow_says(lines: list[str]) -> None:
     text = "".join(f"{line}\n" for line in lines).encode()
-    ours = [row for _, row in records(io.BufferedReader(io.BytesIO(text)), Lexer(b",", b'"', b""), 1)]
+    ours = [row for _, row in split_records(io.BufferedReader(io.BytesIO(text)), Lexer(b",", b'"', b""), 1)]
     assert len(ours) == _num_rows_by_arrow(text)
 
 
@@ -214,8 +214,8 @@ def _num_rows_by_arrow(text: bytes) -> int:
 def test_a_source_is_known_by_content_and_options(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
-    first = locate(Data(source=str(path))).digest
-    assert locate(Data(source=str(path), format="csv")).digest == first
-    assert locate(Data(source=str(path), strip=True)).digest != first
+    first = locate_source(Data(source=str(path))).digest
+    assert locate_source(Data(source=str(path), format="csv")).digest == first
+    assert locate_source(Data(source=str(path), strip=True)).digest != first
     path.write_text("a,b\n1,3\n")
-    assert locate(Data(source=str(path))).digest != first
+    assert locate_source(Data(source=str(path))).digest != first

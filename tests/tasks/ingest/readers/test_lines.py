@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data
 from bloomery.tasks.ingest.readers import jsonlines
-from bloomery.tasks.ingest.readers.base import Malformed
+from bloomery.tasks.ingest.readers.base import MalformedWriter
 
 
 def test_json_lines_have_the_union_of_all_keys_and_the_wider_type(read, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = Data(source=str(path))
-    with Malformed(tmp_path / "malformed.parquet") as aside:
+    with MalformedWriter(tmp_path / "malformed.parquet") as aside:
         found = jsonlines.read(data, data.origins[0], aside)
         back = [row for batch in found.batches for row in batch.to_pylist()]
     assert aside.num == 0

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from bloomery.tasks.ingest.readers.sklearn_datasets import NAMES
+from bloomery.tasks.ingest.readers.sklearn_datasets import DATASET_NAMES
 
 SHAPES = {"breast_cancer": (569, 32), "diabetes": (442, 12), "digits": (1797, 3), "iris": (150, 6), "wine": (178, 15)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DATASET_NAMES)
 def test_a_carried_set_comes_whole(read, name: str) -> None:
     table = read(source=f"sklearn:{name}").table
     assert (table.num_rows, table.num_columns) == SHAPES[name]
