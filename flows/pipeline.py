@@ -35,7 +35,7 @@ from bloomery.tasks.orchestration import stage_store
 from bloomery.tasks.package.stage import package
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.promote.stage import promote
-from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.initial_weights import locate_initial_weights
 from bloomery.tasks.train.stage import train
 from bloomery.tasks.validate.stage import validate
 
@@ -119,7 +119,7 @@ def pipeline(
     with recording_process(flow_run.id, settings().home):
         try:
             source = loaded.source or locate_source(spec.data, spec.contract.personal_columns)
-            release = run_stages(stages, spec, source, locate_start(spec.training.start_from))
+            release = run_stages(stages, spec, source, locate_initial_weights(spec.training.start_from))
         finally:
             spark_session.stop_session()
     _rename_flow_run(" ".join([*spec.title, f"v{release.version}", f"r{spec.digest[:8]}"]))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import on_gpu
 import torch
 from safetensors.torch import load_file, save_file
-from stored import Parts, read_parts, say
+from stored import Parts, read_splits, say
 from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
@@ -122,7 +122,7 @@ def reached(seed: int, asked: Asked, parts: Parts, judged_by: Examples) -> dict[
 
 def _prepared(folder: Path) -> tuple[Parts, Layout]:
     dataset = on_gpu.read_dataset(folder)
-    return Parts(*on_gpu.read_parts(dataset, folder)[:3]), dataset.layout
+    return Parts(*on_gpu.read_splits(dataset, folder)[:3]), dataset.layout
 
 
 def main() -> None:
@@ -139,7 +139,7 @@ def main() -> None:
     stated = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
-    parts, layout = read_parts() if stated.prepared is None else _prepared(stated.prepared)
+    parts, layout = read_splits() if stated.prepared is None else _prepared(stated.prepared)
     lesson = Distillation(weight=stated.weight, temperature=stated.temperature)
     asked = Asked(STUDENTS[stated.student], layout, stated.shift, lesson, *stated.epochs, stated.device)
     student = build_network(Blueprint(config=asked.student, layout=layout, num_outputs=10))

@@ -30,13 +30,13 @@ from bloomery.models.networks.blueprint import num_parameters, write_network
 from bloomery.models.profiling import latency
 from bloomery.models.training.data.batches import Examples, read_examples
 from bloomery.models.training.loop import evaluate
-from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
-from bloomery.tasks.compress.candidate_measurement import Made
+from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
+from bloomery.tasks.compress.candidate_measurement import BuiltCandidate
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.orchestration.stage_store import Output
-from bloomery.tasks.train import fit as fitting
+from bloomery.tasks.train import fit
 
 BATCHES = (1, 32)
 RECORD = "dataset.json"
@@ -66,21 +66,23 @@ def read_dataset(folder: Path) -> Dataset:
     return Dataset.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
 
 
-def read_parts(dataset: Dataset, folder: Path) -> Parts:
+def read_splits(dataset: Dataset, folder: Path) -> CandidateSplits:
     read = (
         read_examples(folder / part.uri, dataset.key, dataset.layout)
         for part in (dataset.train, dataset.val, dataset.test)
     )
-    return Parts(*read)
+    return CandidateSplits(*read)
 
 
-def made(recipe: Recipe, dataset: Dataset, parts: Parts, seed: int, device: str, folder: Path) -> list[Made]:
+def made(
+    recipe: Recipe, dataset: Dataset, parts: CandidateSplits, seed: int, device: str, folder: Path
+) -> list[BuiltCandidate]:
     training = recipe.training.model_copy(update={"seed": seed, "device": device})
     compression = Compression.model_validate({**CANDIDATES[recipe.name], "device": device})
-    blueprint = fitting.blueprint_of(dataset, recipe.model)
+    blueprint = fit.make_blueprint(dataset, recipe.model)
     configure_processor(training)
     began = time.perf_counter()
-    fitted = fitting.fit(fitting.Parts(parts.train, parts.val), blueprint, training)
+    fitted = fit.fit_network(fit.TrainingSplits(parts.train, parts.val), blueprint, training)
     trained_s = time.perf_counter() - began
     digest = write_network(fitted.network, blueprint, folder / "weights.safetensors", folder / "network.json")
     trained = Trained.model_construct(
@@ -92,7 +94,7 @@ def made(recipe: Recipe, dataset: Dataset, parts: Parts, seed: int, device: str,
         digest=digest,
     )
     out = Output("compress", f"seed-{seed}", folder)
-    candidates = make_all(Maker(out, trained, parts, compression), compression.candidates or ())
+    candidates = build_candidates(CandidateBuilder(out, trained, parts, compression), compression.candidates or ())
     score = evaluate(fitted.network, parts.test)[1]
     made_s = time.perf_counter() - began - trained_s
     told = f"trained in {trained_s:.0f} s, test score {score:.4f}, weights {digest[:16]}; candidates in {made_s:.0f} s"
@@ -100,7 +102,7 @@ def made(recipe: Recipe, dataset: Dataset, parts: Parts, seed: int, device: str,
     return candidates
 
 
-def judged(candidates: list[Made], test: Examples, rounds: int) -> dict[str, tuple[float, ...]]:
+def judged(candidates: list[BuiltCandidate], test: Examples, rounds: int) -> dict[str, tuple[float, ...]]:
     """Of each but the first: size, time at each batch, score, drop, and its upper end."""
     files = {one.spec.name: one.path for one in candidates}
     first, *others = candidates
@@ -134,9 +136,9 @@ def main() -> None:
         return
     recipe = read_recipe(stated.name)
     dataset = read_dataset(stated.prepared)
-    parts = read_parts(dataset, stated.prepared)
+    parts = read_splits(dataset, stated.prepared)
     if stated.rows:
-        parts = Parts(*(Examples(*(of[: stated.rows] for of in part)) for part in parts[:3]))  # type: ignore[union-attr]
+        parts = CandidateSplits(*(Examples(*(of[: stated.rows] for of in part)) for part in parts[:3]))  # type: ignore[union-attr]
     where = torch.cuda.get_device_name() if stated.device == "cuda" else "the processor"
     print(f"{stated.name} on {where}, torch {torch.__version__}")
     lines = []

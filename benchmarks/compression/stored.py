@@ -94,7 +94,7 @@ class Parts(NamedTuple):
     test: Examples
 
 
-def read_parts() -> tuple[Parts, Layout]:
+def read_splits() -> tuple[Parts, Layout]:
     from bloomery.flows.pipeline import PLAIN_STAGES  # late: `distilled.py --prepared` needs neither Spark nor Prefect
     from bloomery.tasks.ingest.stage import locate_source
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=PLANS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     stated = parser.parse_args()
-    parts, layout = read_parts()
+    parts, layout = read_splits()
     print("| network | seed | dense error | error | coded | plain | decoded in |\n| --- " + "| ---: " * 6 + "|")
     for name in stated.networks:
         config = PLANS[name].config

@@ -45,12 +45,12 @@ from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.infrastructure import spark_session as spark
 from bloomery.tasks.orchestration import events
-from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.initial_weights import locate_initial_weights
 stages = {}
 events.watch(lambda event: stages.update({event.name: event.seconds}) if isinstance(event, events.StageEnded) else None)
 recipe = read_recipe(sys.argv[1])
 source = locate(recipe.data, recipe.contract.personal_columns)
-release = run_stages(PLAIN_STAGES, recipe, source, locate_start(recipe.training.start_from))
+release = run_stages(PLAIN_STAGES, recipe, source, locate_initial_weights(recipe.training.start_from))
 spark.stop()
 print("RESULT", json.dumps({"release": json.loads(release.model_dump_json(by_alias=True)), "stages": stages}))
 """

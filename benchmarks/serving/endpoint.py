@@ -40,7 +40,7 @@ from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import serve_command, serve_environment
 from bloomery.tasks.bentos.bento_store import artifacts_folder
-from bloomery.tasks.evaluation.held_out import held_out_rows, rows_as_sent
+from bloomery.tasks.evaluation.held_out import read_held_out_rows, request_rows
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, start_tethered, stop_tethered
@@ -223,7 +223,7 @@ def bento_of(tag: str) -> Bento:
 def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[Plan]:
     """Ours, and each of the peers with the Python that it runs in."""
     port = find_free_port()
-    raw = [json.dumps({"rows": [row]}).encode() for row in rows_as_sent(bento.chosen, NUM_ROWS)]
+    raw = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.chosen, NUM_ROWS)]
     # As `bloomery serve` starts it, with the log of predictions.
     logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
     found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
@@ -256,7 +256,7 @@ def main() -> None:
     artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
-    x = encode(encoder, held_out_rows(bento.chosen).slice(0, NUM_ROWS))
+    x = encode(encoder, read_held_out_rows(bento.chosen).slice(0, NUM_ROWS))
     model = decompress((artifacts / manifest["model"]).read_bytes())
     peers = dict.fromkeys(chosen.peers, sys.executable) | ({"litserve": chosen.litserve} if chosen.litserve else {})
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from bloomery.data_contracts.serving.predictions import furthest
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
-from bloomery.tasks.evaluation.held_out import rows_as_sent
+from bloomery.tasks.evaluation.held_out import request_rows
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, start_tethered, stop_tethered
@@ -147,7 +147,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
 
 async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
     tags = {number: model_registry.version_of(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
-    rows = rows_as_sent(bento_of(tags[one]).chosen, NUM_ROWS)
+    rows = request_rows(bento_of(tags[one]).chosen, NUM_ROWS)
     requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
     for tag in tags.values():

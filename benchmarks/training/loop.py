@@ -3,8 +3,8 @@
     python benchmarks/training/loop.py [--threads 1] [--rounds 7] [--networks cnn lstm transformer] [--scale 1.0]
 
 All train the same networks from the same first weights on the same rows in memory, with the same loss, AdamW, one-cycle
-rate and limit of the gradients. Ours is `bloomery.tasks.train.fit.fit` as the train stage calls it, with its checks
-of the loss, its keeper of checkpoints and fixed algorithms, and with a validation part of two rows, which nobody
+rate and limit of the gradients. Ours is `bloomery.tasks.train.fit.fit_network` as the train stage calls it, with its
+checks of the loss, its keeper of checkpoints and fixed algorithms, and with a validation part of two rows, which nobody
 else has. Every
 trainer has the quickest settings known of it: rows fetched a batch at a time, no progress bar, no log, no checkpoint.
 Each round every one trains anew; its first epoch is not counted, so that nobody's preparations are.
@@ -44,7 +44,7 @@ from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.optimization.loss import BatchLoss, build_loss
 from bloomery.tasks.infrastructure.device import configure_processor
-from bloomery.tasks.train import fit as fitting
+from bloomery.tasks.train import fit
 
 HAND = "by hand"
 
@@ -95,7 +95,9 @@ def ours(task: Task, times: Times) -> None:
     with tempfile.TemporaryDirectory() as folder:
         configure_processor(task.training)
         keeper = Checkpointer(Path(folder), Checkpoints())
-        fitting.fit(fitting.Parts(task.rows, two), task.blueprint, task.training, on_epoch=times.note, keeper=keeper)
+        fit.fit_network(
+            fit.TrainingSplits(task.rows, two), task.blueprint, task.training, on_epoch=times.note, keeper=keeper
+        )
     torch.use_deterministic_algorithms(False)
 
 

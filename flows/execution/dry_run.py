@@ -41,7 +41,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     from bloomery.flows.pipeline import STAGES
     from bloomery.tasks.ingest.stage import locate_source
-    from bloomery.tasks.train.initial_weights import locate_start
+    from bloomery.tasks.train.initial_weights import locate_initial_weights
 
     planned: list[PlannedStage] = []
 
@@ -62,7 +62,7 @@ def dry_run(recipe: Recipe) -> DryRun:
             Stages(**{stage.name: look_up(stage) for stage in STAGES}),
             recipe,
             source,
-            locate_start(recipe.training.start_from),
+            locate_initial_weights(recipe.training.start_from),
         )
     except _NotStored:
         missing = (PlannedStage(stage.name, None) for stage in STAGES[len(planned) :])

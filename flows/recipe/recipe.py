@@ -29,7 +29,7 @@ from bloomery.models.features.config import Features, Gates, RecentData, misplac
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.models.training.search_space import require_valid_space
-from bloomery.tasks.train.user_code import bring
+from bloomery.tasks.train.user_code import bundle_user_code
 
 # Sections that do not affect what a run produces.
 _OPERATION_KEYS = {"schedule", "gpu_slots", "monitor", "watch", "approval"}
@@ -160,7 +160,7 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
             "contract": contract,
             "data": data if period is None else data.of_period(period),
             "period": period,
-            "model": bring(stated.model, path.parent),
+            "model": bundle_user_code(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
             "monitor": _with_absolute_labels(stated.monitor, path.parent),
             "gates": _with_absolute_recent(stated.gates, path.parent),

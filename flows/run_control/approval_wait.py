@@ -23,7 +23,7 @@ from bloomery.models.features.config import Gates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, Waiting, emit
 from bloomery.tasks.promote import approval_report
-from bloomery.tasks.promote.stage import ask, promote
+from bloomery.tasks.promote.stage import promote, submit_for_approval
 from bloomery.tasks.registry import approvals, champion
 
 _POLL_S = 2
@@ -49,7 +49,7 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: Terms) -> Release:
     if terms.approval is not None and promote.lookup(bento, gates, terms) is None:
         request = _request_approval(bento, gates, terms)
         if request is not None and request.decision is None:
-            _wait_for_decision(request, approval_report.figures(bento, request))
+            _wait_for_decision(request, approval_report.format_comparison(bento, request))
     return promote.as_task(bento, gates, terms)
 
 
@@ -58,12 +58,12 @@ def _request_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | Non
     begin = time.perf_counter()
     emit(StageStarted("approval"))
     try:
-        request = ask(bento, gates, terms)
+        request = submit_for_approval(bento, gates, terms)
     except BaseException as failure:
         emit(StageEnded("approval", "failed", time.perf_counter() - begin, type(failure).__name__))
         raise
     if request is not None and request.decision is None:
-        approval_report.present(bento, request)
+        approval_report.publish_approval_request(bento, request)
     return request
 
 

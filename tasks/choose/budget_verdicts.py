@@ -15,21 +15,21 @@ from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
 from bloomery.models.evaluation.metrics import Z_95
 from bloomery.models.profiling.latency import TIMED_BATCH_SIZES
-from bloomery.tasks.evaluation.scoring import Slice
+from bloomery.tasks.evaluation.scoring import SliceDegradation
 
 Spent = Literal["time", "energy"]
 _OBJECTIVES = {"time": "objective.latency", "energy": "objective.energy"}
 _FEWEST_ROWS = 30  # of a slice of a regression: a bootstrap of fewer rows tells little
 
 
-class Parts(NamedTuple):
+class SubgroupDegradations(NamedTuple):
     """How much worse a candidate is in each slice, and among the rows of each class."""
 
-    slices: Sequence[Slice] = ()
-    classes: Sequence[Slice] = ()
+    slices: Sequence[SliceDegradation] = ()
+    classes: Sequence[SliceDegradation] = ()
 
 
-_NO_PARTS = Parts()
+_NO_PARTS = SubgroupDegradations()
 
 
 class Decision(NamedTuple):
@@ -39,15 +39,20 @@ class Decision(NamedTuple):
     verdicts: tuple[Verdict, ...]
 
 
-def decide(options: Options, budget: Budget, parts: Mapping[str, Parts] | None = None) -> Decision:
+def decide_candidate(
+    options: Options, budget: Budget, parts: Mapping[str, SubgroupDegradations] | None = None
+) -> Decision:
     """The candidate with the least cost within all limits; `parts` by name, where the budget asks for them."""
     task = options.trained.dataset.task
-    baseline = baseline_of(options)
+    baseline = find_baseline(options)
     found = {
-        one.name: missed_limits(one, budget, task, (parts or {}).get(one.name, _NO_PARTS)) for one in options.candidates
+        one.name: find_violations(one, budget, task, (parts or {}).get(one.name, _NO_PARTS))
+        for one in options.candidates
     }
     passing = [one for one in options.candidates if not found[one.name]]
-    ranked = sorted(passing, key=lambda one: (cost(one, baseline, budget), one.size_bytes, one.latency.ratio.value))
+    ranked = sorted(
+        passing, key=lambda one: (objective_cost(one, baseline, budget), one.size_bytes, one.latency.ratio.value)
+    )
     best = ranked[0] if ranked else None
     failing = [one for one in options.candidates if found[one.name]]
     failing.sort(key=lambda one: _excess(found[one.name]))
@@ -69,12 +74,12 @@ def decide(options: Options, budget: Budget, parts: Mapping[str, Parts] | None =
     return Decision(best, tuple(verdicts))
 
 
-def baseline_of(options: Options) -> Candidate:
+def find_baseline(options: Options) -> Candidate:
     """The network as trained."""
     return next(one for one in options.candidates if one.name == options.baseline)
 
 
-def cost(candidate: Candidate, baseline: Candidate, budget: Budget) -> float:
+def objective_cost(candidate: Candidate, baseline: Candidate, budget: Budget) -> float:
     """The geometric mean of the ratios to `baseline` that the objective weighs; less is better."""
     weights = budget.objective
     weighed = weights.size * math.log(candidate.size_bytes / baseline.size_bytes)
@@ -92,7 +97,7 @@ def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float
         yield "energy", weights.energy, candidate.energy.ratio
 
 
-def costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
+def pareto_costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
     """What candidates are compared by, each less where better: score, size, time, and energy if it counts."""
     score = candidate.score.value
     time = candidate.latency_at(budget.batch).ratio.value
@@ -100,7 +105,9 @@ def costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]
     return (-score if task == "classification" else score), candidate.size_bytes, time, *energy
 
 
-def missed_limits(candidate: Candidate, budget: Budget, task: Task, parts: Parts = _NO_PARTS) -> list[Missed]:
+def find_violations(
+    candidate: Candidate, budget: Budget, task: Task, parts: SubgroupDegradations = _NO_PARTS
+) -> list[Missed]:
     """Each limit of `budget` that `candidate` is not within."""
     missed = []
     overall, of_slices = _limits_of_score(task)
@@ -144,7 +151,7 @@ def _limits_of_score(task: Task) -> tuple[str, str]:
     return ("accuracy_drop", "slice_drop") if task == "classification" else ("error_rise", "slice_rise")
 
 
-def is_judged(part: Slice, limit: float, task: Task) -> bool:
+def has_enough_rows(part: SliceDegradation, limit: float, task: Task) -> bool:
     """Whether `part` has enough rows: one that is answered like fp32 in each of them would be within `limit`.
 
     By Tango's interval n rows without a change leave a drop of z² / (n + z²) possible.
@@ -154,30 +161,30 @@ def is_judged(part: Slice, limit: float, task: Task) -> bool:
     return Z_95**2 / (part.num_rows + Z_95**2) <= limit
 
 
-def _missed_in(parts: Sequence[Slice], name: str, limit: float | None, task: Task) -> Iterator[Missed]:
+def _missed_in(parts: Sequence[SliceDegradation], name: str, limit: float | None, task: Task) -> Iterator[Missed]:
     if limit is None:
         return
-    over = [part for part in parts if is_judged(part, limit, task) and part.worse.high > limit]
+    over = [part for part in parts if has_enough_rows(part, limit, task) and part.degradation.high > limit]
     if not over:
         return
-    worst = max(over, key=lambda part: part.worse.high)
+    worst = max(over, key=lambda part: part.degradation.high)
     more = f", and over it in {len(over) - 1} more" if len(over) > 1 else ""
-    words = f"{LOSSES[task]} in {worst} up to {loss_in_words(task, worst.worse.high)}"
+    words = f"{LOSSES[task]} in {worst} up to {loss_in_words(task, worst.degradation.high)}"
     words += f", limit {loss_in_words(task, limit)}{more}"
     needed = limit
     while True:  # a wider limit asks for fewer rows, so it may bring slices in that were not judged before
-        highs = [part.worse.high for part in parts if is_judged(part, needed, task)]
+        highs = [part.degradation.high for part in parts if has_enough_rows(part, needed, task)]
         if max(highs) <= needed:
             break
-        needed = rounded_up(max(highs), 2)
-    yield Missed(limit=name, allowed=limit, measured=worst.worse.high, needed=needed, words=words)
+        needed = round_up(max(highs), 2)
+    yield Missed(limit=name, allowed=limit, measured=worst.degradation.high, needed=needed, words=words)
 
 
 def _missed(name: str, limit: float, measured: float, words: str, digits: int = 2) -> Missed:
-    return Missed(limit=name, allowed=limit, measured=measured, needed=rounded_up(measured, digits), words=words)
+    return Missed(limit=name, allowed=limit, measured=measured, needed=round_up(measured, digits), words=words)
 
 
-def rounded_up(value: float, digits: int) -> float:
+def round_up(value: float, digits: int) -> float:
     """The least number of `digits` digits that is not below `value`, which is above 0."""
     exact = Decimal(str(value))  # as it is written: 0.025 is a little more in binary
     return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), rounding=ROUND_CEILING))
@@ -188,11 +195,14 @@ def _why_lost(
 ) -> str:
     """Why `one`, which is within the budget, is not the best."""
     others = [best, *(other for other in ranked if other.name not in (best.name, one.name))]
-    winner = next((other for other in others if dominates(costs(other, budget, task), costs(one, budget, task))), None)
+    winner = next(
+        (other for other in others if dominates(pareto_costs(other, budget, task), pareto_costs(one, budget, task))),
+        None,
+    )
     if winner is not None:
         compared = "size, time or energy" if budget.objective.energy else "size or time"
         return f"dominated by {winner.name}: no better in {SCORES[task]}, {compared}"
-    times = cost(one, baseline, budget) / cost(best, baseline, budget)
+    times = objective_cost(one, baseline, budget) / objective_cost(best, baseline, budget)
     weights = budget.objective
     words = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
     counting = [word for word, weight in words if weight]
@@ -207,7 +217,7 @@ def _excess(missed: Sequence[Missed]) -> float:
     return max(one.excess for one in missed)
 
 
-def none_passed(decision: Decision, budget: Budget, task: Task, run_id: str) -> NoCandidate:
+def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: str) -> NoCandidate:
     """What each candidate missed, which came closest, and what would have to be relaxed for it."""
     nearest = min(decision.verdicts, key=lambda verdict: verdict.rank)
     # Once each: one line of the recipe may mend two.

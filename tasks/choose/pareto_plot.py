@@ -11,7 +11,7 @@ from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import pareto_front
-from bloomery.tasks.choose.budget_verdicts import Decision, baseline_of
+from bloomery.tasks.choose.budget_verdicts import Decision, find_baseline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ class _Panel(NamedTuple):
     limit: float | None
 
 
-def draw_front(options: Options, budget: Budget, decision: Decision, path: Path) -> None:
+def plot_pareto_front(options: Options, budget: Budget, decision: Decision, path: Path) -> None:
     """PNG with a panel for size, one for time and, where it was measured, one for energy, all on a log scale; up is
     better, left is better.
 
@@ -82,7 +82,7 @@ def draw_front(options: Options, budget: Budget, decision: Decision, path: Path)
         f"limit: a {words}", (1, -most), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
         color=_LIMIT, fontsize=8, ha="right", va="top",
     )  # fmt: skip
-    _add_scores(last, baseline_of(options).score.value, task)
+    _add_scores(last, find_baseline(options).score.value, task)
     _draw_legend(figure, decision)
     _place_labels(figure, [(one, panel.points) for one, panel in zip(axes, panels, strict=True)])
     figure.savefig(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from bloomery.data_contracts.records.records import Chosen, Options
 from bloomery.models.compression.budget import Budget
 from bloomery.tasks.choose.budget_verdicts import Decision
-from bloomery.tasks.choose.pareto_plot import draw_front
+from bloomery.tasks.choose.pareto_plot import plot_pareto_front
 from bloomery.tasks.evaluation import candidate_table
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.prefect_artifacts import shown
@@ -17,17 +17,17 @@ from bloomery.tasks.tracking import mlflow_runs
 TABLE = "candidates.json"
 
 
-def log(run_id: str, options: Options, budget: Budget, decision: Decision, picture: Path) -> None:
+def log_ranking(run_id: str, options: Options, budget: Budget, decision: Decision, picture: Path) -> None:
     """Afterwards `picture` is there, and the run has it, the ranked table and the budget."""
     chosen = decision.best.name if decision.best else None
-    draw_front(options, budget, decision, picture)
+    plot_pareto_front(options, budget, decision, picture)
     mlflow_runs.log_params(run_id, budget.model_dump())
     mlflow_runs.client().log_artifact(run_id, str(picture))
     mlflow_runs.client().log_table(run_id, candidate_table.candidate_columns(options, decision.verdicts, chosen), TABLE)
 
 
 @shown
-def show(record: Chosen) -> None:
+def publish_ranking(record: Chosen) -> None:
     """The ranked table and the picture in the Prefect run."""
     from prefect.artifacts import create_image_artifact, create_table_artifact
 

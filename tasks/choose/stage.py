@@ -14,9 +14,9 @@ from bloomery.data_contracts.records.records import Chosen, Options
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.choose import ranking
-from bloomery.tasks.choose.budget_verdicts import Parts, decide, none_passed
-from bloomery.tasks.evaluation.scoring import Truth, worse_by_class, worse_by_slice
-from bloomery.tasks.evaluation.slices import neighbourly
+from bloomery.tasks.choose.budget_verdicts import SubgroupDegradations, decide_candidate, no_candidate_error
+from bloomery.tasks.evaluation.scoring import GroundTruth, degradation_by_class, degradation_by_slice
+from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
@@ -27,7 +27,7 @@ def _run_is_kept(record: Chosen) -> bool:
     return mlflow_runs.run_exists(record.run_id)
 
 
-@stage(is_whole=_run_is_kept, present=ranking.show)
+@stage(is_whole=_run_is_kept, present=ranking.publish_ranking)
 def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     """The candidate that is best by the budget's objective among those that pass all its limits.
 
@@ -39,12 +39,12 @@ def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     """
     options = _weighed_as_asked(_timed_as_asked(options, budget.batch), budget)
     trained = options.trained
-    decision = decide(options, budget, _parts(options, budget))
+    decision = decide_candidate(options, budget, _parts(options, budget))
     tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
     with mlflow_runs.logged_run(trained.dataset.checked.contract.name, "choice", out.key, tags) as run_id:
-        ranking.log(run_id, options, budget, decision, out.path("candidates.png"))
+        ranking.log_ranking(run_id, options, budget, decision, out.path("candidates.png"))
         if decision.best is None:
-            raise none_passed(decision, budget, trained.dataset.task, run_id)
+            raise no_candidate_error(decision, budget, trained.dataset.task, run_id)
     return Chosen(
         candidate=decision.best,
         verdicts=decision.verdicts,
@@ -110,7 +110,7 @@ def _row_by_row(options: Options) -> set[str]:
     return {one.name for one in options.candidates if one.is_row_by_row}
 
 
-def _parts(options: Options, budget: Budget) -> dict[str, Parts]:
+def _parts(options: Options, budget: Budget) -> dict[str, SubgroupDegradations]:
     """How much worse each candidate is by slice and by class, as far as the budget limits it. Against itself fp32 is
     not judged."""
     columns = options.trained.slices if budget.slice_drop is not None or budget.slice_rise is not None else ()
@@ -123,16 +123,16 @@ def _parts(options: Options, budget: Budget) -> dict[str, Parts]:
     if dataset.task == "classification":
         order = np.arange(len(keys))
     else:
-        order = neighbourly(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
-    rows = Truth(keys, _coded(before, "truth", options), order)
+        order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+    rows = GroundTruth(keys, _coded(before, "truth", options), order)
     theirs = _coded(before, "answer", options)
     found = {}
     for one in options.candidates:
         if one.name != options.baseline:
             ours = _coded(answers[one.name], "answer", options)
-            found[one.name] = Parts(
-                worse_by_slice(dataset, columns, rows, theirs, ours),
-                worse_by_class(dataset, rows, theirs, ours) if budget.class_drop is not None else (),
+            found[one.name] = SubgroupDegradations(
+                degradation_by_slice(dataset, columns, rows, theirs, ours),
+                degradation_by_class(dataset, rows, theirs, ours) if budget.class_drop is not None else (),
             )
     return found
 

@@ -13,7 +13,7 @@ from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Trained
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.profiling.cpu_features import cpu_flags
-from bloomery.tasks.compress.candidate_measurement import SEED, Made
+from bloomery.tasks.compress.candidate_measurement import SEED, BuiltCandidate
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
@@ -32,7 +32,7 @@ _ENDINGS = {"coded": "coded", "zstd": "zst"}
 _LEAST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
 
 
-class Parts(NamedTuple):
+class CandidateSplits(NamedTuple):
     train: Examples
     val: Examples
     test: Examples
@@ -40,27 +40,29 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Maker:
+class CandidateBuilder:
     """What candidates are made of, and those in float that are made already: what is made alike is made once."""
 
     out: Output
     trained: Trained
-    parts: Parts
+    parts: CandidateSplits
     compression: Compression
-    floats: dict[str, Made] = field(default_factory=dict)
+    floats: dict[str, BuiltCandidate] = field(default_factory=dict)
 
 
-def make_all(maker: Maker, specs: tuple[CandidateSpec, ...]) -> list[Made]:
+def build_candidates(builder: CandidateBuilder, specs: tuple[CandidateSpec, ...]) -> list[BuiltCandidate]:
     """An ONNX file for each candidate."""
     made = []
     for position, spec in enumerate(specs):
         emit(Progress("compress", position, len(specs), spec.name))
-        made.append(make(maker, spec))
-    forget_floats(maker)
+        made.append(build_candidate(builder, spec))
+    delete_float_files(builder)
     return made
 
 
-def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[EpochResult], None] = lambda epoch: None) -> Made:
+def build_candidate(
+    builder: CandidateBuilder, spec: CandidateSpec, on_epoch: Callable[[EpochResult], None] = lambda epoch: None
+) -> BuiltCandidate:
     """The candidate's ONNX file: made smaller first, then exported, then quantized."""
     from bloomery.models.compression.quantization.weight_only import quantize_weights
     from bloomery.models.onnx_storage.encoder import encode
@@ -69,17 +71,17 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[EpochResult], No
 
     spec = spec.for_processor(cpu_flags())
     alike = digest_of_document(spec.in_float.model_dump())
-    if alike not in maker.floats:
-        path = maker.out.path(f"float-{len(maker.floats)}.onnx")
-        maker.floats[alike] = _in_float(maker, spec, path, on_epoch)
-    parent, path = maker.floats[alike], maker.out.path(f"{spec.name}.onnx")
+    if alike not in builder.floats:
+        path = builder.out.path(f"float-{len(builder.floats)}.onnx")
+        builder.floats[alike] = _in_float(builder, spec, path, on_epoch)
+    parent, path = builder.floats[alike], builder.out.path(f"{spec.name}.onnx")
     if spec.stored is not None:
-        path = maker.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
+        path = builder.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
     made = parent._replace(spec=spec, path=path)
     # Fixed ranges and few values are those of a layer, of which there are three in one operator.
     source = parent.path if spec.quantize == "static" or spec.values is not None else parent.fused or parent.path
     if spec.quantize is not None:
-        made = made._replace(calibration=_quantize(maker, spec, parent._replace(path=source), path))
+        made = made._replace(calibration=_quantize(builder, spec, parent._replace(path=source), path))
     elif spec.weights is not None:
         quantize_weights(source, path, spec.weights)
     else:
@@ -92,7 +94,7 @@ def make(maker: Maker, spec: CandidateSpec, on_epoch: Callable[[EpochResult], No
     return made
 
 
-def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> str | None:
+def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandidate, path: Path) -> str | None:
     """Afterwards the candidate is at `path` in 8 bits, but for the layers that it may keep in float.
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
@@ -102,8 +104,8 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
     from bloomery.models.training.data.batches import even_sample
 
     assert spec.quantize is not None
-    wanted = maker.compression.calibration_rows
-    calibration = even_sample(maker.parts.train.x, wanted)[:wanted].numpy()
+    wanted = builder.compression.calibration_rows
+    calibration = even_sample(builder.parts.train.x, wanted)[:wanted].numpy()
     how: dict[str, Any] = {
         "how": spec.quantize,
         "calibrate": spec.calibrate,
@@ -113,7 +115,7 @@ def _quantize(maker: Maker, spec: CandidateSpec, parent: Made, path: Path) -> st
     if spec.float_layers == "first":
         kept = find_first_layer(parent.path, spec.quantize)
     elif spec.float_layers is not None:
-        x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
+        x, y = (even_sample(part, _LEAST_ROWS) for part in (builder.parts.val.x, builder.parts.val.y))
         limit = spec.float_layers
         kept = find_float_layers(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
     quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
@@ -131,16 +133,18 @@ def _loss_on(y: torch.Tensor) -> Callable[[np.ndarray], float]:
     return loss
 
 
-def forget_floats(maker: Maker) -> None:
+def delete_float_files(builder: CandidateBuilder) -> None:
     """Afterwards the files that candidates were made of are gone, and only candidates are left."""
-    for parent in maker.floats.values():
+    for parent in builder.floats.values():
         parent.path.unlink()
         if parent.fused is not None:
             parent.fused.unlink()
-    maker.floats.clear()
+    builder.floats.clear()
 
 
-def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[[EpochResult], None]) -> Made:
+def _in_float(
+    builder: CandidateBuilder, spec: CandidateSpec, path: Path, on_epoch: Callable[[EpochResult], None]
+) -> BuiltCandidate:
     """The candidate before it is quantized, at `path`. An imported network, a file already, is taken as it is."""
     from bloomery.models.compression.compressor import FineTuning, compress_network
     from bloomery.models.compression.fused_attention import fuse_attention
@@ -150,11 +154,11 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     from bloomery.models.onnx_import.teacher import OnnxTeacher
     from bloomery.models.profiling.macs import count_macs
 
-    trained, parts = maker.trained, maker.parts
+    trained, parts = builder.trained, builder.parts
     weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
     if trained.import_error is not None and not spec.is_smaller:
         shutil.copyfile(weights, path)
-        return Made(spec, path, trained.num_parameters, trained.import_error)
+        return BuiltCandidate(spec, path, trained.num_parameters, trained.import_error)
     network: nn.Module
     if trained.import_error is not None:
         network, blueprint = OnnxTeacher(weights), read_blueprint(config)
@@ -162,8 +166,8 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
         network, blueprint = read_network(weights, config)
     if spec.is_smaller:
         more = None if parts.unlabelled is None else parts.unlabelled.x
-        device = select_device(maker.compression.device)
-        lesson = FineTuning(parts.train, parts.val, network, maker.compression, more, SEED, device, on_epoch)
+        device = select_device(builder.compression.device)
+        lesson = FineTuning(parts.train, parts.val, network, builder.compression, more, SEED, device, on_epoch)
         network = compress_network(network, blueprint, spec, lesson)
     ranges = None
     if spec.aware:
@@ -173,8 +177,8 @@ def _in_float(maker: Maker, spec: CandidateSpec, path: Path, on_epoch: Callable[
     is_fused = fuse_attention(path, fused)
     if is_fused:
         error = max(error, measure_parity(network, parts.test.x, fused))
-    made = Made(spec, path, num_parameters(network), error, ranges, count_macs(network, parts.test.x))
+    made = BuiltCandidate(spec, path, num_parameters(network), error, ranges, count_macs(network, parts.test.x))
     return made._replace(
-        network=network if maker.compression.also else None,
+        network=network if builder.compression.also else None,
         fused=fused if is_fused else None,
     )

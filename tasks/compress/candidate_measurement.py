@@ -24,15 +24,15 @@ from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.tasks.evaluation.candidate_table import latency_columns
 from bloomery.tasks.evaluation.scoring import (
-    Truth,
-    answers_of,
-    of_classes,
-    of_slices,
-    score,
-    truth_of,
-    worse,
-    worse_by_class,
-    worse_by_slice,
+    GroundTruth,
+    build_ground_truth,
+    class_table,
+    degradation_by_class,
+    degradation_by_slice,
+    measure_degradation,
+    point_predictions,
+    score_rows,
+    slice_table,
 )
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
@@ -48,7 +48,7 @@ _PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
 _UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
 
 
-class Written(NamedTuple):
+class ExtraFile(NamedTuple):
     """A candidate in another form than ONNX."""
 
     form: ExtraFormat
@@ -56,7 +56,7 @@ class Written(NamedTuple):
     parity_error: float  # of an output from PyTorch's, at most
 
 
-class Made(NamedTuple):
+class BuiltCandidate(NamedTuple):
     """A candidate's ONNX file, before it is measured."""
 
     spec: CandidateSpec
@@ -68,7 +68,7 @@ class Made(NamedTuple):
     calibration: str | None = None  # sha256 of the rows that gave ranges to its activations, where they are fixed
     coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
     network: nn.Module | None = None  # before it is quantized, if other forms are wanted
-    others: tuple[Written, ...] = ()
+    others: tuple[ExtraFile, ...] = ()
     fused: Path | None = None  # the same with attention as one operator, if it has any
 
     @property
@@ -76,9 +76,9 @@ class Made(NamedTuple):
         return self.spec.quantize == "dynamic"
 
 
-def measure_all(
+def measure_candidates(
     out: Output,
-    made: list[Made],
+    made: list[BuiltCandidate],
     test: Examples,
     trained: Trained,
     timed: Mapping[str, tuple[Latency, ...]],
@@ -95,7 +95,7 @@ def measure_all(
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
-    rows = truth_of(encoder, dataset, test)
+    rows = build_ground_truth(encoder, dataset, test)
     x = test.x.numpy()
     given = {
         one.spec.name: predictions_from(
@@ -103,13 +103,13 @@ def measure_all(
         )
         for one in made
     }
-    before = answers_of(dataset.task, given[baseline])
+    before = point_predictions(dataset.task, given[baseline])
     candidates = []
     for one in made:
         name, share = one.spec.name, measure_integer_coverage(one.path).share
         answers_path = out.path(f"{name}-answers.parquet")
         _write_answers(answers_path, dataset, rows, given[name])
-        after = answers_of(dataset.task, given[name])
+        after = point_predictions(dataset.task, given[name])
         candidate = Candidate(
             name=name,
             uri=out.uri(one.path.name),
@@ -123,8 +123,8 @@ def measure_all(
             num_macs=one.num_macs or None,
             integer_share=share,
             needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(cpu_flags()),
-            score=score(dataset.task, rows, given[name]),
-            worse=_UNCHANGED if name == baseline else worse(dataset.task, rows, before, after),
+            score=score_rows(dataset.task, rows, given[name]),
+            worse=_UNCHANGED if name == baseline else measure_degradation(dataset.task, rows, before, after),
             flips=_flips(rows, before, after) if dataset.task == "classification" else None,
             latencies=timed[name],
             parity_error=one.parity_error,
@@ -136,7 +136,7 @@ def measure_all(
     return tuple(candidates)
 
 
-def _coded_bytes(made: Made) -> int | None:
+def _coded_bytes(made: BuiltCandidate) -> int | None:
     """The size in the fewest bytes, whatever form it ships in."""
     from bloomery.models.onnx_storage.sizes import measure_coded_bytes
 
@@ -145,12 +145,12 @@ def _coded_bytes(made: Made) -> int | None:
     return measure_coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
 
 
-def _flips(rows: Truth, before: np.ndarray, after: np.ndarray) -> Flips:
+def _flips(rows: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
     right_before, right_after = before == rows.truth, after == rows.truth
     return Flips(lost=int((right_before & ~right_after).sum()), gained=int((~right_before & right_after).sum()))
 
 
-def _write_answers(path: Path, dataset: Dataset, rows: Truth, given: np.ndarray) -> None:
+def _write_answers(path: Path, dataset: Dataset, rows: GroundTruth, given: np.ndarray) -> None:
     """What the candidate answered for each row of the test part: promote asks the bento the same."""
     columns: dict[str, Any] = {dataset.key: pa.array(rows.key)}
     if dataset.task == "classification":
@@ -165,7 +165,13 @@ def _write_answers(path: Path, dataset: Dataset, rows: Truth, given: np.ndarray)
 
 
 def _log(
-    candidate: Candidate, made: Made, out: Output, trained: Trained, rows: Truth, given: np.ndarray, before: np.ndarray
+    candidate: Candidate,
+    made: BuiltCandidate,
+    out: Output,
+    trained: Trained,
+    rows: GroundTruth,
+    given: np.ndarray,
+    before: np.ndarray,
 ) -> str:
     """A run for the candidate, below the training run, with its ONNX file and tables as artifacts."""
     dataset = trained.dataset
@@ -182,7 +188,7 @@ def _log(
     experiment_name = dataset.checked.contract.name
     with mlflow_runs.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {**made.spec.model_dump(), "seed": SEED})
-        mlflow_runs.log_figures(
+        mlflow_runs.log_metrics(
             run_id,
             {
                 **_figures(dataset, candidate, rows, given),
@@ -195,16 +201,16 @@ def _log(
         )
         for form, path in (("onnx", made.path), *((other.form, other.path) for other in made.others)):
             mlflow_runs.client().log_artifact(run_id, str(path), form)
-        after = answers_of(dataset.task, given)
+        after = point_predictions(dataset.task, given)
         if dataset.task == "classification":
-            of_class = of_classes(dataset.classes, rows, given)
-            drops = {one.value: one.worse for one in worse_by_class(dataset, rows, before, after)}
+            of_class = class_table(dataset.classes, rows, given)
+            drops = {one.value: one.degradation for one in degradation_by_class(dataset, rows, before, after)}
             of_class |= _in_columns(dataset.task, [drops.get(name) for name in of_class["class"]])
             mlflow_runs.client().log_table(run_id, of_class, "per_class.json")
         if trained.slices:
-            of_slice = of_slices(dataset, trained.slices, rows, given)
-            found = worse_by_slice(dataset, trained.slices, rows, before, after)
-            of_slice |= _in_columns(dataset.task, [one.worse for one in found])
+            of_slice = slice_table(dataset, trained.slices, rows, given)
+            found = degradation_by_slice(dataset, trained.slices, rows, before, after)
+            of_slice |= _in_columns(dataset.task, [one.degradation for one in found])
             mlflow_runs.client().log_table(run_id, of_slice, "per_slice.json")
     return run_id
 
@@ -235,7 +241,7 @@ def _costs(candidate: Candidate) -> dict[str, float]:
     return {name: cost for name, cost in costs.items() if cost is not None}
 
 
-def _figures(dataset: Dataset, candidate: Candidate, rows: Truth, given: np.ndarray) -> dict[str, float]:
+def _figures(dataset: Dataset, candidate: Candidate, rows: GroundTruth, given: np.ndarray) -> dict[str, float]:
     """Every figure of the test part, by the name that it has in MLflow."""
     is_classes = dataset.task == "classification"
     name, loss = ("test_accuracy", "accuracy_drop") if is_classes else ("test_rmse", "rmse_rise")

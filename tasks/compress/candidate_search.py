@@ -11,8 +11,8 @@ import numpy as np
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.models.compression.config import PRUNABLE, CandidateSearch, CandidateSpec, Pruning
 from bloomery.models.compression.pareto_front import pareto_front
-from bloomery.tasks.compress.candidate_builder import Maker, forget_floats, make
-from bloomery.tasks.compress.candidate_measurement import Made
+from bloomery.tasks.compress.candidate_builder import CandidateBuilder, build_candidate, delete_float_files
+from bloomery.tasks.compress.candidate_measurement import BuiltCandidate
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
@@ -27,22 +27,25 @@ _DRAWN_BLINDLY = 4  # trials before what they came to has a say
 _FAR = 3.0  # times the worst drop that is kept: who is further behind after half of the lessons is given up
 
 
-class Tried(NamedTuple):
+class ScoredCandidate(NamedTuple):
     """A candidate, and what it came to on the validation part."""
 
-    made: Made
+    made: BuiltCandidate
     worse: float  # than as trained: the drop of accuracy, or the rise of RMSE as a share
     size_bytes: int
     macs: int
 
 
-class Hopeless(Exception):
+class EarlyStopped(Exception):
     """A network that will not come near enough to the one as trained."""
 
 
-def explore(
-    maker: Maker, named: tuple[CandidateSpec, ...], wanted: CandidateSearch, usual: tuple[CandidateSpec, ...]
-) -> list[Made]:
+def search_candidates(
+    builder: CandidateBuilder,
+    named: tuple[CandidateSpec, ...],
+    wanted: CandidateSearch,
+    usual: tuple[CandidateSpec, ...],
+) -> list[BuiltCandidate]:
     """The named candidates, and those of the search that none is better than in score, size and multiplications.
 
     Each trial is one smaller network, which is made in 8 bits too, as the named candidates or else the `usual` ones
@@ -52,22 +55,26 @@ def explore(
     Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; Ozaki et al. 2022, "Multiobjective
     Tree-Structured Parzen Estimator".
     """
-    made = [make(maker, spec) for spec in named]
-    fp32 = _score(maker, next(one for one in made if one.spec.is_as_trained))
-    tried = [_judged(maker, one, fp32) for one in made]
+    made = [build_candidate(builder, spec) for spec in named]
+    fp32 = _score(builder, next(one for one in made if one.spec.is_as_trained))
+    tried = [_judged(builder, one, fp32) for one in made]
     in_8_bits = next(found for spec in (*named, *usual) if (found := _in_8_bits(spec)))
-    _try_all(maker, tried, fp32, wanted, in_8_bits)
+    _try_all(builder, tried, fp32, wanted, in_8_bits)
     kept = _kept(tried, len(named), wanted)
-    _log(maker, tried, kept)
+    _log(builder, tried, kept)
     for one in tried:
         if one not in kept:
             one.made.path.unlink()
-    forget_floats(maker)
+    delete_float_files(builder)
     return [one.made for one in kept]
 
 
 def _try_all(
-    maker: Maker, tried: list[Tried], fp32: float, wanted: CandidateSearch, in_8_bits: Mapping[str, Any]
+    builder: CandidateBuilder,
+    tried: list[ScoredCandidate],
+    fp32: float,
+    wanted: CandidateSearch,
+    in_8_bits: Mapping[str, Any],
 ) -> None:
     """Afterwards `tried` has grown by what the trials came to."""
     import optuna
@@ -77,11 +84,11 @@ def _try_all(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_DRAWN_BLINDLY)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kind = read_blueprint(settings().path(maker.trained.network_uri)).config.kind
+    kind = read_blueprint(settings().path(builder.trained.network_uri)).config.kind
     end = None if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
 
     def hopeless(val_score: float) -> bool:
-        return _worse(maker, val_score, fp32) > _FAR * wanted.worst_drop
+        return _worse(builder, val_score, fp32) > _FAR * wanted.worst_drop
 
     for number in range(wanted.trials):
         if end is not None and time.monotonic() > end:
@@ -91,10 +98,10 @@ def _try_all(
         spec = _drawn(trial, kind)
         known = spec is None or any(spec.in_float == one.made.spec.in_float for one in tried)
         try:
-            both = [] if spec is None or known else _both(maker, spec, in_8_bits, hopeless)
-        except (Hopeless, TrainingDiverged):
+            both = [] if spec is None or known else _both(builder, spec, in_8_bits, hopeless)
+        except (EarlyStopped, TrainingDiverged):
             both = []
-        judged = [_judged(maker, one, fp32) for one in both]
+        judged = [_judged(builder, one, fp32) for one in both]
         tried += judged
         if judged:
             least = [min(figures) for figures in zip(*(one[1:] for one in judged), strict=True)]
@@ -133,44 +140,44 @@ def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
 
 
 def _both(
-    maker: Maker, spec: CandidateSpec, in_8_bits: Mapping[str, Any], hopeless: Callable[[float], bool]
-) -> list[Made]:
+    builder: CandidateBuilder, spec: CandidateSpec, in_8_bits: Mapping[str, Any], hopeless: Callable[[float], bool]
+) -> list[BuiltCandidate]:
     """The network in float and in 8 bits.
 
     Raises:
         Hopeless: half of its lessons over, it is still far behind.
     """
-    half = maker.compression.fine_tune.epochs / 2
+    half = builder.compression.fine_tune.epochs / 2
 
     def on_epoch(epoch: EpochResult) -> None:
         if epoch.number >= half and hopeless(epoch.val_score):
-            raise Hopeless
+            raise EarlyStopped
 
     quantized = spec.model_copy(update={"name": f"{spec.name}-int8", **in_8_bits})
-    return [make(maker, spec, on_epoch), make(maker, quantized)]
+    return [build_candidate(builder, spec, on_epoch), build_candidate(builder, quantized)]
 
 
-def _score(maker: Maker, made: Made) -> float:
+def _score(builder: CandidateBuilder, made: BuiltCandidate) -> float:
     """Accuracy, or RMSE in standard units, of the ONNX file on rows of the validation part."""
     from bloomery.models.inference.outputs import compute_outputs
     from bloomery.models.inference.runtime import create_session
     from bloomery.models.training.data.batches import even_sample
     from bloomery.models.training.optimization.loss import score_outputs
 
-    x, y = (even_sample(part, _LEAST_ROWS) for part in (maker.parts.val.x, maker.parts.val.y))
+    x, y = (even_sample(part, _LEAST_ROWS) for part in (builder.parts.val.x, builder.parts.val.y))
     return score_outputs(compute_outputs(create_session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row), y)
 
 
-def _worse(maker: Maker, score: float, fp32: float) -> float:
+def _worse(builder: CandidateBuilder, score: float, fp32: float) -> float:
     """The drop of accuracy, or the rise of RMSE as a share."""
-    return fp32 - score if maker.trained.dataset.task == "classification" else score / fp32 - 1
+    return fp32 - score if builder.trained.dataset.task == "classification" else score / fp32 - 1
 
 
-def _judged(maker: Maker, made: Made, fp32: float) -> Tried:
-    return Tried(made, _worse(maker, _score(maker, made), fp32), made.path.stat().st_size, made.num_macs)
+def _judged(builder: CandidateBuilder, made: BuiltCandidate, fp32: float) -> ScoredCandidate:
+    return ScoredCandidate(made, _worse(builder, _score(builder, made), fp32), made.path.stat().st_size, made.num_macs)
 
 
-def _kept(tried: Sequence[Tried], named: int, wanted: CandidateSearch) -> list[Tried]:
+def _kept(tried: Sequence[ScoredCandidate], named: int, wanted: CandidateSearch) -> list[ScoredCandidate]:
     """The first `named`, and of the others those that none is better than, evenly over their sizes if they are many."""
     costs = [one[1:] for one in tried]
     unbeaten = [
@@ -184,7 +191,7 @@ def _kept(tried: Sequence[Tried], named: int, wanted: CandidateSearch) -> list[T
     return [*tried[:named], *found]
 
 
-def _log(maker: Maker, tried: Sequence[Tried], kept: Sequence[Tried]) -> None:
+def _log(builder: CandidateBuilder, tried: Sequence[ScoredCandidate], kept: Sequence[ScoredCandidate]) -> None:
     columns = {
         "candidate": [one.made.spec.name for one in tried],
         "worse_on_validation": [one.worse for one in tried],
@@ -192,4 +199,4 @@ def _log(maker: Maker, tried: Sequence[Tried], kept: Sequence[Tried]) -> None:
         "num_macs": [one.macs for one in tried],
         "is_kept": [one in kept for one in tried],
     }
-    mlflow_runs.client().log_table(maker.trained.run_id, columns, f"explored-{maker.out.key[:12]}.json")
+    mlflow_runs.client().log_table(builder.trained.run_id, columns, f"explored-{builder.out.key[:12]}.json")

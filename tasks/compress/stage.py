@@ -8,10 +8,10 @@ from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Latency, Options, Trained
 from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode, default_candidates
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
-from bloomery.tasks.compress.candidate_builder import Maker, Parts, make_all
-from bloomery.tasks.compress.candidate_measurement import SEED, Made, measure_all
-from bloomery.tasks.compress.candidate_search import explore
-from bloomery.tasks.compress.extra_formats import in_other_forms
+from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
+from bloomery.tasks.compress.candidate_measurement import SEED, BuiltCandidate, measure_candidates
+from bloomery.tasks.compress.candidate_search import search_candidates
+from bloomery.tasks.compress.extra_formats import add_extra_formats
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage import stage
@@ -43,7 +43,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     dataset = trained.dataset
     is_private = trained.privacy is not None
     set_deterministic(seed=SEED, num_threads=1)
-    parts = Parts(
+    parts = CandidateSplits(
         *(
             None if part is None else read_examples(settings().path(part.uri), dataset.key, dataset.layout)
             # Without noise the training rows may not be looked at again: of validation rows nothing is promised.
@@ -54,16 +54,16 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     specs = compression.candidates or usual
     if is_private:
         specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
-    maker = Maker(out, trained, parts, compression)
-    with resource_usage.measured(on_gpu=select_device(compression.device) == "cuda") as told:
+    builder = CandidateBuilder(out, trained, parts, compression)
+    with resource_usage.measure_usage(on_gpu=select_device(compression.device) == "cuda") as told:
         wanted = None if is_private else compression.explore
-        made = make_all(maker, specs) if wanted is None else explore(maker, specs, wanted, usual)
-        made = in_other_forms(out, made, compression.also, parts.test.x)
+        made = build_candidates(builder, specs) if wanted is None else search_candidates(builder, specs, wanted, usual)
+        made = add_extra_formats(out, made, compression.also, parts.test.x)
         baseline = next(spec.name for spec in specs if spec.is_as_trained)
         timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
-        candidates = measure_all(out, made, parts.test, trained, timed, baseline)
+        candidates = measure_candidates(out, made, parts.test, trained, timed, baseline)
         spent = told()
-    mlflow_runs.log_effort(trained.run_id, spent, "compress_")
+    mlflow_runs.log_resource_usage(trained.run_id, spent, "compress_")
     return Options(
         candidates=candidates,
         baseline=baseline,
@@ -74,7 +74,7 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
     )
 
 
-def _time_all(made: list[Made], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
+def _time_all(made: list[BuiltCandidate], test: Examples, baseline: str, rounds: int) -> dict[str, tuple[Latency, ...]]:
     """Each one's latency for each of `TIMED_BATCH_SIZES`, in turns with all others, as they are served."""
     from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, compare_latency, take_batch
 

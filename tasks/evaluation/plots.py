@@ -24,7 +24,7 @@ _COUNTED_POINTS = 2_000  # beyond this many points their density is drawn
 _BLUE, _RED, _GREY = "#1f77b4", "#d62728", "#7f7f7f"
 
 
-def draw_curves(epochs: Sequence[EpochResult], task: Task, unit: float, path: Path) -> None:
+def plot_training_curves(epochs: Sequence[EpochResult], task: Task, unit: float, path: Path) -> None:
     """Loss of the training and validation part, and the validation score, over the epochs.
 
     A regression's score is drawn in the label's units, of which `unit` makes one standard unit.
@@ -46,7 +46,7 @@ def draw_curves(epochs: Sequence[EpochResult], task: Task, unit: float, path: Pa
     figure.savefig(path, dpi=120)
 
 
-def draw_confusion(counts: np.ndarray, classes: Sequence[object], path: Path) -> None:
+def plot_confusion_matrix(counts: np.ndarray, classes: Sequence[object], path: Path) -> None:
     """Counts (K, K), of at most `MOST_DRAWN_CLASSES` classes, as a heat map; the diagonal is answered rightly."""
     from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[object], path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-def draw_reliability(found: CalibrationBins, error: float, path: Path) -> None:
+def plot_calibration(found: CalibrationBins, error: float, path: Path) -> None:
     """How often answers are right, by their probability; on the diagonal both agree."""
     from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def draw_reliability(found: CalibrationBins, error: float, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_answers(truth_N: np.ndarray, answers_N: np.ndarray, path: Path) -> None:
+def plot_predictions(truth_N: np.ndarray, answers_N: np.ndarray, path: Path) -> None:
     """Figures against what was answered, in the units of the label; on the diagonal both agree."""
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def draw_answers(truth_N: np.ndarray, answers_N: np.ndarray, path: Path) -> None
     figure.savefig(path, dpi=120)
 
 
-def draw_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None:
+def plot_images(x_NCHW: np.ndarray, captions: Sequence[str], path: Path) -> None:
     """Encoded images, each with the contrast of its own, with a line below."""
     from matplotlib.figure import Figure
 

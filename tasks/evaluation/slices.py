@@ -17,7 +17,7 @@ from bloomery.tasks.infrastructure.settings import settings
 _MOST_VALUES = 50  # of one column, each with figures of its own
 
 
-def slice_values(dataset: Dataset, part_keys: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
+def read_slice_values(dataset: Dataset, part_keys: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
     """The values of `columns` in the checked rows with the keys `part_keys`, in their order."""
     names = list(dict.fromkeys((dataset.key, *columns)))
     wanted = part_keys if isinstance(part_keys, pa.Array) else pa.array(part_keys)
@@ -29,7 +29,7 @@ def slice_values(dataset: Dataset, part_keys: np.ndarray | pa.Array, columns: Se
     return rows.take(pc.index_in(wanted.cast(rows[dataset.key].type), rows[dataset.key])).select(list(columns))
 
 
-def slices_of(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray]]:
+def find_slices(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray]]:
     """Each value of a column, as text, and which rows (bool) have it; the most frequent ones where there are many.
 
     Figures of many values are cut at their quartiles.
@@ -59,7 +59,7 @@ def _quarters(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return found if is_there.all() else [*found, ("None", ~is_there)]
 
 
-def neighbourly(dataset: Dataset, features: Features, part_keys: np.ndarray) -> np.ndarray:
+def bootstrap_order(dataset: Dataset, features: Features, part_keys: np.ndarray) -> np.ndarray:
     """The order, as positions, in which rows that may depend on each other are near each other.
 
     Rows of a series or of a group stand together, in time where the recipe names a time; other rows lie by their key.
@@ -72,5 +72,5 @@ def neighbourly(dataset: Dataset, features: Features, part_keys: np.ndarray) -> 
     columns = list(dict.fromkeys(name for name in stated if name is not None))
     if not columns:
         return np.arange(len(part_keys))
-    rows = slice_values(dataset, part_keys, columns)
+    rows = read_slice_values(dataset, part_keys, columns)
     return np.asarray(pc.sort_indices(rows, [(name, "ascending") for name in columns]).to_numpy())

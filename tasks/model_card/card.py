@@ -16,11 +16,11 @@ from bloomery.data_contracts.records.records import Chosen, Effort, Interval, de
 from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, score_in_words
 from bloomery.tasks.evaluation import candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.model_card.figures import Figures, figures_of
-from bloomery.tasks.model_card.limitations import known_limits
-from bloomery.tasks.model_card.rendering import Card, Section, Table, put_picture, write_pages
+from bloomery.tasks.model_card.limitations import list_limitations
+from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
+from bloomery.tasks.model_card.rendering import Card, Section, Table, render_card, shrink_picture
 
-CARD = "card"  # the folder in a bento's artifacts, and among those of the candidate's run
+CARD_FOLDER = "card"  # the folder in a bento's artifacts, and among those of the candidate's run
 _MOST_CLASSES = 30  # of more, those that are found least
 _MOST_COLUMNS = 40
 _OF_CANDIDATES = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "why")
@@ -30,7 +30,7 @@ def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]
     """Afterwards `folder` has the card as HTML and as Markdown, and its pictures."""
     folder.mkdir()
     trained = chosen.options.trained
-    figures = figures_of(chosen)
+    figures = compute_card_metrics(chosen)
     card = Card(
         title=tag.split(":")[0],
         facts=" · ".join(
@@ -52,14 +52,14 @@ def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]
             _explanations(folder, chosen),
             _efforts(chosen),
             _licence(trained.dataset.checked.contract, recipe),
-            Section("Known limits", points=known_limits(chosen, figures)),
+            Section("Known limits", points=list_limitations(chosen, figures)),
             _lineage(tag, chosen),
         ],
     )
-    write_pages(card, folder)
+    render_card(card, folder)
 
 
-def licence_of(contract: Contract) -> str | None:
+def find_licence(contract: Contract) -> str | None:
     """Of the model, as the contract's custom property `modelLicence` says it, else of the data (`licence`)."""
     stated = [contract.custom(name) for name in ("modelLicence", "modelLicense", "licence", "license")]
     return next((str(one) for one in stated if one), None)
@@ -70,7 +70,7 @@ def _purpose(contract: Contract, recipe: Mapping[str, Any]) -> Section:
     return Section("Purpose", texts=[text for text in texts if text] or ["The contract states no purpose."])
 
 
-def _figures(task: Any, figures: Figures) -> Section:
+def _figures(task: Any, figures: CardMetrics) -> Section:
     rows = (
         f"Of the chosen candidate, in the form that ships, on {figures.num_rows:,} rows that nothing was learnt from."
     )
@@ -108,7 +108,7 @@ def _figures(task: Any, figures: Figures) -> Section:
     return Section("Figures", texts=texts, tables=tables)
 
 
-def _classes(figures: Figures) -> Table:
+def _classes(figures: CardMetrics) -> Table:
     shown = list(figures.classes)
     if len(shown) > _MOST_CLASSES:
         shown = sorted(shown, key=lambda one: -1 if one.recall is None else one.recall.value)[:_MOST_CLASSES]
@@ -128,12 +128,12 @@ def _limits(task: Any, score: Interval) -> str:
     return f"{figure_in_words(task, score.low)} to {figure_in_words(task, score.high)}"
 
 
-def _calibration(folder: Path, figures: Figures) -> Section:
+def _calibration(folder: Path, figures: CardMetrics) -> Section:
     if figures.reliability is None or figures.calibration_error is None:
         return Section("Calibration", texts=["A figure has no probability that could be right or wrong."])
     drawn = folder / "calibration.drawn.png"
-    plots.draw_reliability(figures.reliability, figures.calibration_error, drawn)
-    shown = put_picture(drawn, folder, "calibration.png", "How often answers are right, by their probability.")
+    plots.plot_calibration(figures.reliability, figures.calibration_error, drawn)
+    shown = shrink_picture(drawn, folder, "calibration.png", "How often answers are right, by their probability.")
     drawn.unlink()
     return Section(
         "Calibration",
@@ -155,7 +155,7 @@ def _candidates(folder: Path, chosen: Chosen) -> Section:
             f"{chosen.candidate.name} was chosen of {len(rows)}; each was measured in the form in which it would ship."
         ],
         tables=[Table(headings, rows, frozenset({score, "size", "p50", "time / fp32, 1 row"}))],
-        pictures=put_picture(
+        pictures=shrink_picture(
             settings().path(chosen.picture_uri),
             folder,
             candidate_table.PICTURE,
@@ -203,7 +203,7 @@ def _training(folder: Path, chosen: Chosen, recipe: Mapping[str, Any]) -> Sectio
         return Section("Training", texts=texts)
     curves = settings().path(trained.uri).parent / "report" / "curves.png"
     caption = "Loss and validation score over the epochs."
-    return Section("Training", texts=texts, pictures=put_picture(curves, folder, "curves.png", caption))
+    return Section("Training", texts=texts, pictures=shrink_picture(curves, folder, "curves.png", caption))
 
 
 def _epochs(num: int) -> str:
@@ -217,8 +217,8 @@ def _explanations(folder: Path, chosen: Chosen) -> Section:
         return Section("Explanations", texts=["The recipe asks for none (training.explain)."])
     document = json.loads((told / "weights.json").read_text(encoding="utf-8"))
     shown = [
-        *put_picture(told / "importance.png", folder, "importance.png", "What matters over many rows."),
-        *put_picture(told / "rows.png", folder, "explained-rows.png", "Why single rows were answered as they were."),
+        *shrink_picture(told / "importance.png", folder, "importance.png", "What matters over many rows."),
+        *shrink_picture(told / "rows.png", folder, "explained-rows.png", "Why single rows were answered as they were."),
     ]
     texts = [f"By {document['method']}, over {document['rows']:,} validation rows."]
     if not shown:
@@ -251,13 +251,13 @@ def _efforts(chosen: Chosen) -> Section:
 
 
 def _how(effort: Effort) -> str:
-    from bloomery.tasks.tracking.resource_usage import WATTS_OF_CORE
+    from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
 
     gpu = " What the GPU took is not in it." if effort.on_gpu else ""
     if effort.is_measured:
         return f"Energy was counted by the processors themselves, for whatever ran on them in that time.{gpu}"
     return (
-        f"Energy is estimated, not measured: seconds of the processors times {WATTS_OF_CORE:g} W for a busy core, "
+        f"Energy is estimated, not measured: seconds of the processors times {WATTS_PER_CORE:g} W for a busy core, "
         f"within about a factor of two. This machine tells no energy, as most virtual ones.{gpu}"
     )
 
@@ -285,7 +285,7 @@ def _priced(effort: Effort) -> Iterator[str]:
 
 def _licence(contract: Contract, recipe: Mapping[str, Any]) -> Section:
     points = []
-    stated = licence_of(contract)
+    stated = find_licence(contract)
     if stated is not None:
         points.append(f"The contract says: {stated}.")
     obtained = recipe.get("data", {}).get("obtain")

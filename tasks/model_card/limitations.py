@@ -8,7 +8,7 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Chosen, Interval
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_in_words, loss_in_words, score_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.tasks.model_card.figures import Figures
+from bloomery.tasks.model_card.metrics import CardMetrics
 
 _FEW_ROWS = 1_000  # on fewer an accuracy of 90% is known to two points at best
 _FEW_OF_ONE = 30  # rows of a class or slice, on fewer of which a share says little
@@ -17,7 +17,7 @@ _LARGE_CALIBRATION_ERROR = 0.05
 _LIMITS = ("between", "in_set", "length", "num_items", "pattern")  # kinds of rules that say what a value may be
 
 
-def known_limits(chosen: Chosen, figures: Figures) -> list[str]:
+def list_limitations(chosen: Chosen, figures: CardMetrics) -> list[str]:
     """The words of the contract first, then what the figures show."""
     trained = chosen.options.trained
     contract = trained.dataset.checked.contract
@@ -30,7 +30,7 @@ def known_limits(chosen: Chosen, figures: Figures) -> list[str]:
     ]
 
 
-def _of_figures(task: Task, figures: Figures) -> Iterator[str]:
+def _of_figures(task: Task, figures: CardMetrics) -> Iterator[str]:
     score = SCORES[task]
     if figures.num_rows < _FEW_ROWS:
         yield (
@@ -62,7 +62,7 @@ def _is_surely_worse(task: Task, score: Interval, of_all: float) -> bool:
     return score.high < of_all if task == "classification" else score.low > of_all
 
 
-def _of_calibration(figures: Figures) -> Iterator[str]:
+def _of_calibration(figures: CardMetrics) -> Iterator[str]:
     if figures.calibration_error is None:
         yield "An answer is a figure alone: nothing says how sure it is."
         return

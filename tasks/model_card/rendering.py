@@ -151,7 +151,7 @@ _MARKDOWN = """# {{ card.title | text }}
 """
 
 
-def write_pages(card: Card, folder: Path) -> None:
+def render_card(card: Card, folder: Path) -> None:
     """Afterwards `folder`, which holds the card's pictures, has both pages."""
 
     def address(picture: Picture) -> str:
@@ -167,11 +167,11 @@ def _environment(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, StrictUndefined
 
     made = Environment(autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters["text"] = as_markdown
+    made.filters["text"] = escape_markdown
     return made
 
 
-def as_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """The text on one line, so that it is shown as it stands: no markup, no HTML, no cell of a table ends in it.
 
     As entities, since a backslash is not heeded everywhere.
@@ -183,7 +183,7 @@ def as_markdown(text: str) -> str:
     return re.sub(r"://|(?i:\bwww\.)", lambda found: found.group().replace(":", "&#58;").replace(".", "&#46;"), told)
 
 
-def put_picture(source: Path, folder: Path, name: str, caption: str) -> list[Picture]:
+def shrink_picture(source: Path, folder: Path, name: str, caption: str) -> list[Picture]:
     """Afterwards `folder` has the picture in fewer bytes: no wider than a page, in few colours. None if there is none.
 
     A picture that stays too large in few colours is made narrower until it is not.

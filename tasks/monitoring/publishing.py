@@ -45,7 +45,7 @@ def keep(findings: Findings, monitor: Monitor) -> str:
             run_id,
             {"version": findings.version, "since": findings.since.isoformat(), "until": findings.until.isoformat()},
         )
-        mlflow_runs.log_figures(run_id, dict(_figures(findings)))
+        mlflow_runs.log_metrics(run_id, dict(_figures(findings)))
         (Path(folder) / "findings.json").write_text(findings.model_dump_json(indent=1), encoding="utf-8")
         (Path(folder) / "findings.md").write_text(as_markdown(findings, None), encoding="utf-8")
         if findings.drifts:

@@ -19,7 +19,7 @@ from bloomery.data_contracts.records.records import Chosen, Dataset
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.input_config import CategoryInput
-from bloomery.tasks.evaluation.held_out import measured_answers
+from bloomery.tasks.evaluation.held_out import read_measured_predictions
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
@@ -155,7 +155,7 @@ def _usual(engine: DuckDBPyConnection, watched: _Watched, num_cells: int) -> Usu
 
 
 def _of_answers(chosen: Chosen, dataset: Dataset) -> tuple[Usual, Usual | None]:
-    given = measured_answers(chosen)
+    given = read_measured_predictions(chosen)
     answers = given["answer"]
     if dataset.task == "regression":
         return _of_figures(answers.to_numpy()), None

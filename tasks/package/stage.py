@@ -24,9 +24,9 @@ from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.environment import codes, surroundings
 from bloomery.tasks.bentos.requirements import pinned
-from bloomery.tasks.evaluation.held_out import background, examples
+from bloomery.tasks.evaluation.held_out import background_rows, example_predictions
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.model_card.card import CARD, write_card
+from bloomery.tasks.model_card.card import CARD_FOLDER, write_card
 from bloomery.tasks.monitoring.reference_profile import version_reference
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
@@ -67,7 +67,7 @@ def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     # The name counts: under another one the same model is another release.
     digest = digest_of_document([name, content])
     _write_origin(context, tag, digest, chosen, stated)
-    write_card(context / "artifacts" / CARD, tag, chosen, stated.recipe)
+    write_card(context / "artifacts" / CARD_FOLDER, tag, chosen, stated.recipe)
     files = _digests(context)
     _write_manifest(context, chosen, tag, files)
     kept = _digests(context)
@@ -98,9 +98,9 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     contract = served(dataset.checked.contract, read_encoder(folder / "encoder.json").features.window_lengths)
     text = contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
     (folder / "contract.json").write_text(text, encoding="utf-8")
-    shown = json.dumps(examples(chosen, _NUM_EXAMPLES), indent=1)
+    shown = json.dumps(example_predictions(chosen, _NUM_EXAMPLES), indent=1)
     (folder / "examples.json").write_text(shown, encoding="utf-8")
-    compared_with = json.dumps(background(chosen))
+    compared_with = json.dumps(background_rows(chosen))
     (folder / "background.json").write_text(compared_with, encoding="utf-8")
     usual = version_reference(chosen).model_dump_json(by_alias=True, exclude_defaults=True)
     (folder / REFERENCE).write_text(usual, encoding="utf-8")

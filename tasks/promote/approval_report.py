@@ -16,7 +16,7 @@ from bloomery.tasks.tracking import mlflow_runs
 _FIGURES = {"classification": "test_accuracy", "regression": "test_rmse"}
 
 
-def figures(bento: Bento, request: Request) -> str:
+def format_comparison(bento: Bento, request: Request) -> str:
     """A table in Markdown: the version that waits, and the champion that it would replace, as each was measured."""
     task = bento.chosen.options.trained.dataset.task
     ours = _figures(bento.chosen.candidate.run_id, task)
@@ -26,7 +26,7 @@ def figures(bento: Bento, request: Request) -> str:
     return head + "\n".join(f"| {name} | {figure} | {theirs.get(name, '–')} |" for name, figure in ours.items())
 
 
-def present(bento: Bento, request: Request) -> None:
+def publish_approval_request(bento: Bento, request: Request) -> None:
     """Afterwards the Prefect run shows what is asked, the figures and the candidates."""
     _present((bento, request))
 
@@ -47,7 +47,7 @@ def _present(asked: tuple[Bento, Request]) -> None:
         markdown=(
             f"# May {request.name} version {request.version} become champion?\n\n"
             f"It passed its gates, and answered over HTTP as it was measured. Without an answer by "
-            f"**{request.until:%Y-%m-%d %H:%M}Z** it is refused.\n\n{figures(bento, request)}\n\n"
+            f"**{request.until:%Y-%m-%d %H:%M}Z** it is refused.\n\n{format_comparison(bento, request)}\n\n"
             "Each as it was measured when it was made, on the rows that were held out then; the gate asks a champion "
             "for the rows that are held out today.\n\n"
             f"Answer by **Resume** above, or on a command line:\n\n"

@@ -14,8 +14,8 @@ from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_
 from bloomery.models.features.config import Gates
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
-from bloomery.tasks.evaluation.held_out import held_out_rows, measured_answers
-from bloomery.tasks.evaluation.slices import neighbourly
+from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
+from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.registry import model_registry as registry
 
@@ -46,7 +46,7 @@ def require_score(bento: Bento, gates: Gates) -> None:
         )
 
 
-def worse_than(bento: Bento, former: ModelVersion | None) -> Interval | None:
+def compare_with_champion(bento: Bento, former: ModelVersion | None) -> Interval | None:
     """How much worse than the champion `former` on the rows that are held out today, both as packaged.
 
     None where there is nothing to compare: no other champion, one that answers another kind of question, that reads
@@ -55,15 +55,15 @@ def worse_than(bento: Bento, former: ModelVersion | None) -> Interval | None:
     tag = registry.bento_of(former)
     if tag is None or tag == bento.tag:
         return None
-    champion = read_bento(tag)
+    champion = read_bento_encoder(tag)
     if champion is None or champion.features.task != bento.chosen.options.trained.dataset.task:
         return None
-    theirs = answers_of(tag, champion, held_out_rows(bento.chosen))
+    theirs = predict_with_bento(tag, champion, read_held_out_rows(bento.chosen))
     return None if theirs is None else _compared(bento, theirs)
 
 
 def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, worse: Interval | None) -> None:
-    """Afterwards it is known that this version may replace the champion `former`; `worse` is of `worse_than`.
+    """Requires that this version may replace the champion `former`; `worse` comes from `compare_with_champion`.
 
     Raises:
         ReleaseRefused: this version may be worse by more than the gates allow, or answers another kind of question.
@@ -73,7 +73,7 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, w
         return
     dataset = bento.chosen.options.trained.dataset
     task = dataset.task
-    champion = read_bento(tag)
+    champion = read_bento_encoder(tag)
     if champion is not None and champion.features.task != task:
         raise ReleaseRefused(
             f"champion {tag} is a {champion.features.task}, and this version is a {task}",
@@ -99,17 +99,17 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
     dataset = bento.chosen.options.trained.dataset
-    measured = measured_answers(bento.chosen)
+    measured = read_measured_predictions(bento.chosen)
     if dataset.task == "classification":
         truth, ours = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
         return accuracy_drop(theirs == truth, ours == truth)
     features = read_encoder(settings().path(dataset.encoder_uri)).features
-    order = neighbourly(dataset, features, measured[dataset.key].combine_chunks())
+    order = bootstrap_order(dataset, features, measured[dataset.key].combine_chunks())
     truth, ours = (measured[name].to_numpy() for name in ("truth", "answer"))
     return rmse_rise(truth[order], theirs[order], ours[order])
 
 
-def read_bento(tag: str) -> Encoder | None:
+def read_bento_encoder(tag: str) -> Encoder | None:
     """The encoder in a bento; None if this code cannot read it."""
     try:
         return read_encoder(artifacts_folder(tag) / "encoder.json")
@@ -117,7 +117,7 @@ def read_bento(tag: str) -> Encoder | None:
         return None
 
 
-def answers_of(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
+def predict_with_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
     """The labels or figures that a bento's own files give for raw rows; None if it cannot read them."""
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
     from bloomery.models.inference.runtime import create_session

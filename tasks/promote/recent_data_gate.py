@@ -16,12 +16,12 @@ from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.features.config import Gates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.delayed_labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
-from bloomery.tasks.promote.gates import answers_of, read_bento
+from bloomery.tasks.promote.gates import predict_with_bento, read_bento_encoder
 
 _MOST_ROWS = 20_000  # the newest
 
 
-def require_not_worse_of_late(name: str, tag: str, champion: str | None, gates: Gates) -> str:
+def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, gates: Gates) -> str:
     """Ask the bento `tag` and the champion's the rows of late that have a label. Returns in words what came of it.
 
     Where there is no champion, or too few such rows, nothing is required, and the words say so.
@@ -35,14 +35,17 @@ def require_not_worse_of_late(name: str, tag: str, champion: str | None, gates: 
     place = labels_of(name, gates.recent.labels)
     if place is None:
         return "no label of a row of late has arrived, so it was not compared on them"
-    ours, theirs = (read_bento(one) for one in (tag, champion))
+    ours, theirs = (read_bento_encoder(one) for one in (tag, champion))
     if ours is None:
         return "not compared on rows of late: the bento cannot be read"
     labels, _ = kept_by(contract_of(tag), ours.features.label, read_labels(place))
     rows, truth = _labelled(name, labels, datetime.now(UTC) - span(gates.recent.window))
     if len(truth) < gates.recent.min_rows:
         return f"{len(truth):,} rows of late have a label, fewer than {gates.recent.min_rows:,}: not compared on them"
-    given = [None if one is None else answers_of(bento, one, rows) for bento, one in ((tag, ours), (champion, theirs))]
+    given = [
+        None if one is None else predict_with_bento(bento, one, rows)
+        for bento, one in ((tag, ours), (champion, theirs))
+    ]
     if given[0] is None or given[1] is None:
         return "not compared on rows of late: the log has not all columns that both versions read"
     task = ours.features.task

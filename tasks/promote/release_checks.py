@@ -18,10 +18,10 @@ from bloomery.models.features.encoder import read_encoder
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import ask, served_bento
 from bloomery.tasks.bentos.rehearsal import predictions_of, require_same
-from bloomery.tasks.evaluation.held_out import examples, measured_answers
+from bloomery.tasks.evaluation.held_out import example_predictions, read_measured_predictions
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.promote.gates import require_not_worse, require_score, worse_than
-from bloomery.tasks.promote.recent_data_gate import require_not_worse_of_late
+from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
+from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
 from bloomery.tasks.registry import champion as promotions
 from bloomery.tasks.registry import model_registry as registry
 from bloomery.tasks.registry import period_aliases, version_description
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-class Examined(NamedTuple):
+class CheckedRelease(NamedTuple):
     """A registered version that may serve, as far as figures and answers say."""
 
     version: ModelVersion
@@ -47,7 +47,7 @@ class Examined(NamedTuple):
         return self.former is not None and self.former.version == self.version.version
 
 
-def examine(bento: Bento, gates: Gates, terms: Terms) -> Examined:
+def check_release(bento: Bento, gates: Gates, terms: Terms) -> CheckedRelease:
     """Afterwards the bento is a registered version that has reached its gates. Call it inside `promotions.changing`.
 
     A version of older data than the champion's is not compared with it, for it will not replace it.
@@ -59,7 +59,7 @@ def examine(bento: Bento, gates: Gates, terms: Terms) -> Examined:
     name = bento.tag.split(":")[0]
     former = registry.champion(name)
     compared = None if former is None or registry.bento_of(former) == bento.tag else former
-    worse = worse_than(bento, compared)
+    worse = compare_with_champion(bento, compared)
     version = _register(bento, name, terms.period, compared, worse)
     _require_not_rolled_back(version)
     newer = period_aliases.newer(former, terms.period)
@@ -68,12 +68,12 @@ def examine(bento: Bento, gates: Gates, terms: Terms) -> Examined:
         of_late = "not compared with the champion, which is of newer data"
         if newer is None:
             require_not_worse(bento, gates, former, worse)
-            of_late = require_not_worse_of_late(name, bento.tag, registry.bento_of(former), gates)
+            of_late = require_not_worse_on_recent_data(name, bento.tag, registry.bento_of(former), gates)
         num_asked, example = _ask_held_out_rows(bento, gates.num_rows)
     except Exception as refusal:
         mlflow_runs.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
         raise
-    return Examined(version, former, newer, of_late, num_asked, example)
+    return CheckedRelease(version, former, newer, of_late, num_asked, example)
 
 
 def _require_not_rolled_back(version: ModelVersion) -> None:
@@ -169,13 +169,13 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     from bloomery.models.inference.outputs import TOLERANCE, score_unit
 
     dataset = bento.chosen.options.trained.dataset
-    shown = examples(bento.chosen, num_rows)
+    shown = example_predictions(bento.chosen, num_rows)
     rows = [one["row"] for one in shown]
     with served_bento(bento.tag) as client:
         alone = [predictions_of(ask(client, [row]), bento.tag)[0] for row in rows[:10]]
         together = predictions_of(ask(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
-    known = measured_answers(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    known = read_measured_predictions(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
     for position, answered in [*enumerate(alone), *enumerate(together)]:
         what = f"the row with {dataset.key} {known[position][dataset.key]}"
         require_same(answered, shown[position]["prediction"], limit, what, bento.tag)

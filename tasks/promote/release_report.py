@@ -9,7 +9,7 @@ from bloomery.tasks.registry.champion import served_at
 
 
 @shown
-def release_card(record: Release) -> None:
+def publish_release(record: Release) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
     lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))

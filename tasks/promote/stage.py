@@ -11,7 +11,7 @@ from bloomery.models.features.config import Gates
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.promote import release_report
-from bloomery.tasks.promote.release_checks import Examined, examine
+from bloomery.tasks.promote.release_checks import CheckedRelease, check_release
 from bloomery.tasks.registry import approvals, model_registry, period_aliases
 from bloomery.tasks.registry import champion as promotions
 
@@ -29,7 +29,7 @@ def _is_in_place(record: Release) -> bool:
     )
 
 
-@stage(is_whole=_is_in_place, present=release_report.release_card)
+@stage(is_whole=_is_in_place, present=release_report.publish_release)
 def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     """Afterwards the alias `champion` names the version of this bento.
 
@@ -42,7 +42,7 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     """
     name = bento.tag.split(":")[0]
     with promotions.changing(name):
-        examined = examine(bento, gates, terms)
+        examined = check_release(bento, gates, terms)
         if examined.newer is not None and terms.period is not None:
             alias = terms.period
             period_aliases.keep(examined.version, terms.period, examined.newer)
@@ -63,7 +63,7 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     )
 
 
-def ask(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
+def submit_for_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
     """Afterwards the version waits for a person's decision, if its promotion would change the champion.
 
     Returns the request, which may be decided already; None if there is nothing to decide.
@@ -74,14 +74,14 @@ def ask(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
     if terms.approval is None:
         return None
     with promotions.changing(bento.tag.split(":")[0]):
-        examined = examine(bento, gates, terms)
+        examined = check_release(bento, gates, terms)
         if examined.is_champion or examined.newer is not None:
             return None
         standing = approvals.require_not_refused(examined.version)
         return standing or approvals.ask(examined.version, terms.approval, examined.former)
 
 
-def _make_champion(bento: Bento, examined: Examined, terms: Terms) -> None:
+def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None:
     version = examined.version
     run = _run_in_words(bento)
     if terms.approval is None or examined.is_champion:

@@ -10,8 +10,8 @@ from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import SCORES, score_in_words
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.model_card.card import CARD, licence_of
-from bloomery.tasks.model_card.rendering import HTML, as_markdown
+from bloomery.tasks.model_card.card import CARD_FOLDER, find_licence
+from bloomery.tasks.model_card.rendering import HTML, escape_markdown
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def costs_of(bento: Bento) -> dict[str, str]:
 
 def log_card(bento: Bento) -> None:
     """Afterwards the candidate's run has the card that is in the bento."""
-    folder = artifacts_folder(bento.tag) / CARD
+    folder = artifacts_folder(bento.tag) / CARD_FOLDER
     if folder.is_dir():
-        mlflow_runs.client().log_artifacts(bento.chosen.candidate.run_id, str(folder), CARD)
+        mlflow_runs.client().log_artifacts(bento.chosen.candidate.run_id, str(folder), CARD_FOLDER)
 
 
 def version_in_words(bento: Bento, former: ModelVersion | None, worse: Interval | None) -> str:
@@ -43,9 +43,9 @@ def version_in_words(bento: Bento, former: ModelVersion | None, worse: Interval 
     candidate, trained = bento.chosen.candidate, bento.chosen.options.trained
     task = trained.dataset.task
     experiment = mlflow_runs.client().get_run(candidate.run_id).info.experiment_id
-    address = f"#/experiments/{experiment}/runs/{candidate.run_id}/artifacts/{CARD}/{HTML}"
+    address = f"#/experiments/{experiment}/runs/{candidate.run_id}/artifacts/{CARD_FOLDER}/{HTML}"
     lines = [
-        f"{as_markdown(candidate.name)}: {SCORES[task]} {score_in_words(task, candidate.score)} on "
+        f"{escape_markdown(candidate.name)}: {SCORES[task]} {score_in_words(task, candidate.score)} on "
         f"{trained.dataset.test.num_rows:,} held-out rows, {candidate.size_bytes:,} bytes, "
         f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row, {candidate.latency.ratio.value:.2f} x the time of "
         "fp32."
@@ -99,7 +99,7 @@ def describe_name(name: str, bento: Bento) -> None:
         "contract": contract.name,
         "target": dataset.label,
         "data.source": dataset.checked.rows.source,
-        "licence": licence_of(contract),
+        "licence": find_licence(contract),
         "owner": owner_of(contract),
         "domain": contract.domain,
     }
@@ -115,17 +115,17 @@ def describe_name(name: str, bento: Bento) -> None:
 
 def _name_in_words(name: str, bento: Bento, contract: Contract) -> str:
     dataset = bento.chosen.options.trained.dataset
-    classes = [as_markdown(str(one)) for one in dataset.classes]
-    answers = f"a figure, {as_markdown(dataset.label)}"
+    classes = [escape_markdown(str(one)) for one in dataset.classes]
+    answers = f"a figure, {escape_markdown(dataset.label)}"
     if classes:
         more = f" and {len(classes) - _MOST_NAMES:,} more" if len(classes) > _MOST_NAMES else ""
-        answers = f"{as_markdown(dataset.label)}, one of {', '.join(classes[:_MOST_NAMES])}{more}"
-    inputs = ", ".join(as_markdown(one) for one in dataset.inputs[:_MOST_NAMES])
+        answers = f"{escape_markdown(dataset.label)}, one of {', '.join(classes[:_MOST_NAMES])}{more}"
+    inputs = ", ".join(escape_markdown(one) for one in dataset.inputs[:_MOST_NAMES])
     limits = contract.description.get("limitations")
     lines = [
-        as_markdown(str(contract.description.get("purpose") or "")),
+        escape_markdown(str(contract.description.get("purpose") or "")),
         f"It is asked {inputs}{' and more' if len(dataset.inputs) > _MOST_NAMES else ''}, and answers {answers}.",
-        f"**Limits.** {as_markdown(str(limits))}" if limits else "",
+        f"**Limits.** {escape_markdown(str(limits))}" if limits else "",
         f"Served by `bloomery serve {name}`. Each version's page links its model card.",
     ]
     return "\n\n".join(line for line in lines if line)[:_MOST_LETTERS]

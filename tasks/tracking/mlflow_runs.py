@@ -47,7 +47,7 @@ def client() -> MlflowClient:
     return connected
 
 
-def experiment(name: str) -> str:
+def ensure_experiment(name: str) -> str:
     """The id of the experiment of that name, made if need be."""
     from mlflow.exceptions import MlflowException
 
@@ -76,7 +76,7 @@ def logged_run(
     Runs of the same name that a killed process left RUNNING for `stage_key` are ended first: the caller holds the lock
     of that key, so nobody works on them.
     """
-    experiment_id = experiment(experiment_name)
+    experiment_id = ensure_experiment(experiment_name)
     _end_orphans(experiment_id, stage_key, run_name)
     run = client().create_run(
         experiment_id,
@@ -101,12 +101,12 @@ def _end_orphans(experiment_id: str, stage_key: str, run_name: str) -> None:
         client().set_terminated(orphan.info.run_id, "KILLED")
 
 
-def adopt(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> None:
+def adopt_runs(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> None:
     """Afterwards the runs with `tag` that a killed process left for `stage_key` lie below `run_id`; none goes on.
 
     The caller holds the lock of that key, so nobody works on them.
     """
-    found = client().search_runs([experiment(experiment_name)], f"tags.`{STAGE_KEY}` = '{stage_key}'")
+    found = client().search_runs([ensure_experiment(experiment_name)], f"tags.`{STAGE_KEY}` = '{stage_key}'")
     for left in found:
         if tag not in left.data.tags:
             continue
@@ -115,20 +115,20 @@ def adopt(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> Non
             client().set_terminated(left.info.run_id, "KILLED")
 
 
-def log_figures(run_id: str, figures: Mapping[str, float], step: int = 0) -> None:
-    log_series(run_id, [(step, figures)])
+def log_metrics(run_id: str, figures: Mapping[str, float], step: int = 0) -> None:
+    log_metric_steps(run_id, [(step, figures)])
 
 
-def log_effort(run_id: str, effort: Effort, start: str = "") -> None:
+def log_resource_usage(run_id: str, effort: Effort, start: str = "") -> None:
     """Figures of what a stage took, whose names begin with `start`, and how its energy is known."""
-    log_figures(
+    log_metrics(
         run_id, {f"{start}{name}": getattr(effort, name) for name in ("seconds", "processor_seconds", "joules")}
     )
     how = "measured" if effort.is_measured else "estimated from the seconds of the processors"
     client().set_tag(run_id, f"{start}joules", how)
 
 
-def log_series(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+def log_metric_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
     """Metrics of many steps in one request."""
     from mlflow.entities import Metric
 

@@ -16,7 +16,7 @@ from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.records.records import Effort
 
 # A busy core of a server's processor: its thermal design power by its cores is 4 W (280 W, 64 cores) to 12 W.
-WATTS_OF_CORE = 8.0
+WATTS_PER_CORE = 8.0
 _READ_EVERY_S = 20.0  # a counter comes round after a minute or more
 
 
@@ -58,7 +58,7 @@ def _counter() -> _Watched | None:
 
 
 @contextmanager
-def measured(*, on_gpu: bool = False) -> Iterator[Callable[[], Effort]]:
+def measure_usage(*, on_gpu: bool = False) -> Iterator[Callable[[], Effort]]:
     """Yields what tells the effort since the `with` block began; to be asked once, in it or after it.
 
     The seconds of the processors are those of this process and of its children that have ended.
@@ -72,7 +72,7 @@ def measured(*, on_gpu: bool = False) -> Iterator[Callable[[], Effort]]:
         return Effort(
             seconds=seconds,
             processor_seconds=busy,
-            joules=busy * WATTS_OF_CORE if joules is None else joules,
+            joules=busy * WATTS_PER_CORE if joules is None else joules,
             is_measured=joules is not None,
             on_gpu=on_gpu,
         )

@@ -29,7 +29,7 @@ _STYLE = (
 )
 
 
-def draw_images(x_BCHW: np.ndarray, weights_BCHW: np.ndarray, titles: Sequence[str], path: Path) -> None:
+def plot_image_rows(x_BCHW: np.ndarray, weights_BCHW: np.ndarray, titles: Sequence[str], path: Path) -> None:
     """Each image, and beside it the same image in grey under the weights of its pixels."""
     tall = max(1.9 * x_BCHW.shape[2] / x_BCHW.shape[3], 0.9) + 0.45
     figure, places = _grid(len(titles), 2, 3.9, tall)
@@ -51,7 +51,7 @@ def draw_images(x_BCHW: np.ndarray, weights_BCHW: np.ndarray, titles: Sequence[s
     figure.savefig(path, dpi=110)
 
 
-def draw_sequences(
+def plot_sequence_rows(
     weights_BTF: np.ndarray, columns: Sequence[str], titles: Sequence[str], steps_each: int, path: Path
 ) -> None:
     """The weight of each column at each step (or block of `steps_each` steps), time from left to right."""
@@ -65,7 +65,9 @@ def draw_sequences(
     figure.savefig(path, dpi=110)
 
 
-def draw_columns(weights_BF: np.ndarray, labels: Sequence[Sequence[str]], titles: Sequence[str], path: Path) -> None:
+def plot_column_rows(
+    weights_BF: np.ndarray, labels: Sequence[Sequence[str]], titles: Sequence[str], path: Path
+) -> None:
     """The weightiest columns of each row as bars; `labels` names each row's columns."""
     figure, places = _grid(len(titles), 1, 4.2, 0.2 * min(weights_BF.shape[1], _FEW_BARS) + 0.7)
     for row, title in enumerate(titles):
@@ -81,7 +83,7 @@ def draw_columns(weights_BF: np.ndarray, labels: Sequence[Sequence[str]], titles
     figure.savefig(path, dpi=110)
 
 
-def draw_importance(weights: np.ndarray, columns: Sequence[str], steps_each: int, path: Path) -> None:
+def plot_importance(weights: np.ndarray, columns: Sequence[str], steps_each: int, path: Path) -> None:
     """Mean weights: bars of columns (F,), or a map of pixels (H, W) or, with columns, of steps (T, F)."""
     from matplotlib.figure import Figure
 
@@ -106,7 +108,7 @@ def draw_importance(weights: np.ndarray, columns: Sequence[str], steps_each: int
     figure.savefig(path, dpi=110)
 
 
-def write_texts(
+def write_text_page(
     texts: Sequence[tuple[str, Sequence[str], np.ndarray]], known: Sequence[tuple[str, int, float]], path: Path
 ) -> None:
     """A page with each text in the colours of its words' weights, and the words that matter over many rows.

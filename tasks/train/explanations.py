@@ -47,15 +47,15 @@ def log_explanations(
     raw: Callable[[np.ndarray], pa.Table] | None = None,
     seed: int = 0,
 ) -> None:
-    """Afterwards the run has under `explanations` what `tell` leaves in `folder`, and the figure `explanation_gap`."""
+    """Writes explanations into `folder`, logs them to the MLflow run, and logs the metric `explanation_gap`."""
     if not len(examples.y):
         return
-    gap = tell(folder, network, layout, encoder, examples, wanted, raw=raw, seed=seed)
+    gap = write_explanations(folder, network, layout, encoder, examples, wanted, raw=raw, seed=seed)
     mlflow_runs.client().log_artifacts(run_id, str(folder), FOLDER)
-    mlflow_runs.log_figures(run_id, {"explanation_gap": gap})
+    mlflow_runs.log_metrics(run_id, {"explanation_gap": gap})
 
 
-def tell(
+def write_explanations(
     folder: Path,
     network: nn.Module | OutputFunction,
     layout: Layout,
@@ -89,20 +89,20 @@ def tell(
     method = wanted.method or default_method(network, layout)
     baseline = make_baseline(x, layout, x, wanted.baseline)
     found = explain(network, x, layout, baseline, method=method, units=units, seed=seed)
-    shown = varied(y, wanted.rows)
+    shown = select_varied_rows(y, wanted.rows)
     keys = examples.key[rows[shown]]
     answers = predict(network, x[shown]) if isinstance(network, nn.Module) else network(x[shown])
-    titles = titles_of(encoder, answers.numpy(), y[shown])
+    titles = format_titles(encoder, answers.numpy(), y[shown])
     folder.mkdir(parents=True, exist_ok=True)
     rows_shown = None if raw is None or layout.kind != "flat" else raw(keys)
     document = {
         "method": method,
         "rows": len(rows),
-        "mean_weights": draw(folder, x.numpy(), found, shown, titles, encoder, layout, units, rows_shown),
+        "mean_weights": draw_explanations(folder, x.numpy(), found, shown, titles, encoder, layout, units, rows_shown),
         "shown": [{"key": str(key), "row": title} for key, title in zip(keys, titles, strict=True)],
     }
     (folder / "weights.json").write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
-    return gap_of(found)
+    return completeness_gap(found)
 
 
 def _num_rows(network: nn.Module | OutputFunction, examples: Examples, wanted: Explain, units: FeatureGroups) -> int:
@@ -127,13 +127,13 @@ def _seconds_of_row(network: OutputFunction, examples: Examples) -> float:
     return max(time.perf_counter() - start, 1e-9) / len(rows)
 
 
-def gap_of(found: Explanation) -> float:
+def completeness_gap(found: Explanation) -> float:
     """The median over rows of |sum of weights - rise| / |rise|."""
     sums_B = found.weights.reshape(len(found.weights), -1).sum(axis=1)
     return float(np.median(np.abs(sums_B - found.rise) / np.maximum(np.abs(found.rise), 1e-9)))
 
 
-def varied(y: np.ndarray, num_rows: int) -> np.ndarray:
+def select_varied_rows(y: np.ndarray, num_rows: int) -> np.ndarray:
     """Positions of at most `num_rows` rows: each class in turn, or figures from the least to the largest."""
     if np.issubdtype(y.dtype, np.floating):
         order = np.argsort(y, kind="stable")
@@ -144,7 +144,7 @@ def varied(y: np.ndarray, num_rows: int) -> np.ndarray:
     return np.lexsort((y, turn))[:num_rows]
 
 
-def titles_of(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None = None) -> list[str]:
+def format_titles(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None = None) -> list[str]:
     """What each row is answered, and the truth where it is known."""
     from bloomery.models.inference.outputs import predictions_from
 
@@ -160,7 +160,7 @@ def titles_of(encoder: Encoder, outputs_BK: np.ndarray, y: np.ndarray | None = N
     return [f"truth {truth}, answer {answer}" for truth, answer in zip(truths, said, strict=True)]
 
 
-def draw(
+def draw_explanations(
     folder: Path,
     x: np.ndarray,
     found: Explanation,
@@ -183,18 +183,18 @@ def draw(
     if layout.kind == "tokens":
         return _write_page(folder / "rows.html", x, found, shown, titles, encoder)
     if layout.kind == "image":
-        pictures.draw_images(x[shown], found.weights[shown], titles, rows)
-        pictures.draw_importance(np.abs(found.weights.sum(axis=1)).mean(axis=0), (), 1, over_all)
+        pictures.plot_image_rows(x[shown], found.weights[shown], titles, rows)
+        pictures.plot_importance(np.abs(found.weights.sum(axis=1)).mean(axis=0), (), 1, over_all)
         return {}
     weights, mean = sum_by_group(found.weights, units), group_importance(found.weights, units)
     steps_each = -(-layout.shape[0] // units.grid[0])
     if layout.kind == "sequence":
-        pictures.draw_sequences(weights[shown], units.columns, titles, steps_each, rows)
+        pictures.plot_sequence_rows(weights[shown], units.columns, titles, steps_each, rows)
         of_columns = np.abs(weights).sum(axis=1).mean(axis=0)
     else:
-        pictures.draw_columns(weights[shown], _labels(units.columns, len(shown), raw), titles, rows)
+        pictures.plot_column_rows(weights[shown], _labels(units.columns, len(shown), raw), titles, rows)
         of_columns = mean
-    pictures.draw_importance(mean, units.columns, steps_each, over_all)
+    pictures.plot_importance(mean, units.columns, steps_each, over_all)
     return dict(zip(units.columns, of_columns.tolist(), strict=True))
 
 
@@ -210,7 +210,7 @@ def _write_page(
 ) -> dict[str, float]:
     from bloomery.models.explainability.feature_importance import token_importance
     from bloomery.models.explainability.token_text import token_texts
-    from bloomery.tasks.train.explanation_plots import write_texts
+    from bloomery.tasks.train.explanation_plots import write_text_page
 
     texts = []
     for row, title in zip(shown, titles, strict=True):
@@ -219,5 +219,5 @@ def _write_page(
     weighed = token_importance(x_BT, found.weights, least_times=2 if len(x_BT) > 1 else 1)[:_MOST_WORDS]
     words = token_texts(encoder, [one.token for one in weighed])
     known = [(word, one.times, one.weight) for word, one in zip(words, weighed, strict=True)]
-    write_texts(texts, known, path)
+    write_text_page(texts, known, path)
     return {word: weight for word, _, weight in known}

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _SHOWN_ROWS = 50_000
 
 
-class Parts(NamedTuple):
-    """The parts that training may see."""
+class TrainingSplits(NamedTuple):
+    """The splits that training may see."""
 
     train: ExampleSource
     val: ExampleSource
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """A trained network in evaluation mode, and what became of it."""
 
     network: nn.Module
@@ -49,14 +49,14 @@ def checkpoint_folder(key: str) -> Path:
     return settings().home / "checkpoints" / key
 
 
-def read_parts(dataset: Dataset) -> Parts:
+def read_splits(dataset: Dataset) -> TrainingSplits:
     from bloomery.models.training.data.batches import open_examples
 
     parts = (dataset.train, dataset.val)
-    return Parts(*(open_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
+    return TrainingSplits(*(open_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
 
 
-def shown_rows(dataset: Dataset, val: ExampleSource) -> Examples:
+def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
     """The validation part as it is reported: an even sample of it, where it does not fit into memory."""
     from bloomery.models.training.data.batches import Examples, sample_examples
 
@@ -65,15 +65,15 @@ def shown_rows(dataset: Dataset, val: ExampleSource) -> Examples:
     return sample_examples(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
 
 
-def blueprint_of(dataset: Dataset, model: Model) -> Blueprint:
+def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
     from bloomery.models.networks.blueprint import Blueprint
 
     num_outputs = len(dataset.classes) if dataset.task == "classification" else 1
     return Blueprint(config=model, layout=dataset.layout, task=dataset.task, num_outputs=num_outputs)
 
 
-def fit(
-    parts: Parts,
+def fit_network(
+    parts: TrainingSplits,
     blueprint: Blueprint,
     training: Training,
     start: Start | None = None,
@@ -82,7 +82,7 @@ def fit(
     on_step: Callable[[StepProgress], None] = lambda step: None,
     keeper: Checkpointer | None = None,
     placement: Placement | None = None,
-) -> Fitted:
+) -> FitResult:
     """The same arguments give the same weights, bit for bit, on a processor of the same kind.
 
     With a `keeper` a killed training goes on where it was last kept, and ends in the same bits. Private training is not
@@ -104,7 +104,7 @@ def fit(
             seed=training.seed,
             on_epoch=on_epoch,
         )
-        return Fitted(network, blueprint, history, spent, transferred)
+        return FitResult(network, blueprint, history, spent, transferred)
     hooks = TrainingHooks(on_epoch=on_epoch, on_step=on_step)
     if keeper is not None:
         hooks = dataclasses.replace(hooks, load=keeper.load, save=keeper.save)
@@ -117,7 +117,7 @@ def fit(
         rate_shares=None if transferred is None else transferred.rate_shares,
         hooks=hooks,
     )
-    return Fitted(network, blueprint, history, None, transferred)
+    return FitResult(network, blueprint, history, None, transferred)
 
 
 def _in_memory(part: ExampleSource) -> Examples:

@@ -19,7 +19,7 @@ from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
-from bloomery.tasks.train import fit as fitting
+from bloomery.tasks.train import fit
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult
 
 
-class Job(NamedTuple):
+class SearchJob(NamedTuple):
     """What a trial needs to know."""
 
     key: str  # of the stage
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     unit: float = 1.0  # of a score, in the units of the label
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The best trial's network and training, its score on the validation part, and how many trials ended with one."""
 
     model: Model
@@ -51,7 +51,7 @@ class Found(NamedTuple):
     first_score: float  # of the recipe as it stands, or of the first network of `auto`
 
 
-def search(job: Job) -> Found:
+def run_search(job: SearchJob) -> SearchResult:
     """Try what the recipe's space allows and say what was best.
 
     The first trial is the recipe as it stands. Trials are kept in the state folder: a killed search goes on with those
@@ -65,7 +65,7 @@ def search(job: Job) -> Found:
     wanted = _search_of(job.training)
     study = _study(job)
     _put_back_the_dead(study)
-    mlflow_runs.adopt(job.dataset.checked.contract.name, job.key, job.run_id, tag="trial")
+    mlflow_runs.adopt_runs(job.dataset.checked.contract.name, job.key, job.run_id, tag="trial")
     if not study.trials:
         for first in _first_trials(job):
             study.enqueue_trial(first)
@@ -82,10 +82,10 @@ def search(job: Job) -> Found:
             remedy="lower `training.learning_rate` in the space and in the recipe, and look at the data's ranges",
         )
     model, training = _recipe_of(job, study.best_trial.params)
-    return Found(model, training, study.best_value * job.unit, len(done), done[0].value * job.unit)
+    return SearchResult(model, training, study.best_value * job.unit, len(done), done[0].value * job.unit)
 
 
-def _work_apart(job: Job, study: Study, wanted: Search) -> None:
+def _work_apart(job: SearchJob, study: Study, wanted: Search) -> None:
     """Trials in several processes. What one of them cannot do ends all; of those that die the others take the work."""
     context = multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
@@ -118,7 +118,7 @@ def _work_apart(job: Job, study: Study, wanted: Search) -> None:
         )
 
 
-def _work_as_child(job: Job, number: int, failures: SimpleQueue[BloomeryError]) -> None:
+def _work_as_child(job: SearchJob, number: int, failures: SimpleQueue[BloomeryError]) -> None:
     threading.Thread(target=_end_with_starter, daemon=True).start()
     try:
         _work(job, number)
@@ -135,7 +135,7 @@ def _end_with_starter() -> None:
         os._exit(1)
 
 
-def forget(key: str) -> None:
+def delete_search(key: str) -> None:
     """Remove what the search of a stage has kept, once the stage is whole."""
     shutil.rmtree(_folder(key), ignore_errors=True)
 
@@ -148,7 +148,7 @@ def _search_of(training: Training) -> Search:
     return training.search or Search(space={})
 
 
-def _study(job: Job, worker: int = 0) -> Study:
+def _study(job: SearchJob, worker: int = 0) -> Study:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -186,11 +186,11 @@ def _finished(study: Study) -> list[Any]:
     return study.get_trials(states=[TrialState.COMPLETE])
 
 
-def _networks(job: Job) -> tuple[Model, ...]:
+def _networks(job: SearchJob) -> tuple[Model, ...]:
     return spaces.default_networks(job.dataset.layout) if job.model.kind == "auto" else (job.model,)
 
 
-def _first_trials(job: Job) -> list[dict[str, Any]]:
+def _first_trials(job: SearchJob) -> list[dict[str, Any]]:
     """The recipe as it stands; with `auto`, each sensible network as it stands."""
     networks = _networks(job)
     if len(networks) == 1:
@@ -198,7 +198,7 @@ def _first_trials(job: Job) -> list[dict[str, Any]]:
     return [{"network": position, **_as_stated(job, network)} for position, network in enumerate(networks)]
 
 
-def _as_stated(job: Job, network: Model) -> dict[str, Any]:
+def _as_stated(job: SearchJob, network: Model) -> dict[str, Any]:
     """The values that the recipe has at the paths of the space, as far as the space holds them."""
     document = {"model": network.model_dump(), "training": job.training.model_dump()}
     stated: dict[str, Any] = {}
@@ -222,7 +222,7 @@ def _name(network: Model, path: str) -> str:
     return f"{network.kind}: {path}" if path.startswith("model.") else path
 
 
-def _work(job: Job, worker: int = 0) -> None:
+def _work(job: SearchJob, worker: int = 0) -> None:
     """Trials until there are as many as wanted; several processes may do so at a time."""
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
@@ -231,7 +231,7 @@ def _work(job: Job, worker: int = 0) -> None:
     over = (TrialState.COMPLETE, TrialState.PRUNED)
     if len(study.get_trials(states=over)) >= wanted.trials:
         return
-    parts = fitting.read_parts(job.dataset)
+    parts = fit.read_splits(job.dataset)
     study.optimize(
         lambda trial: _try(trial, job, parts),
         n_trials=wanted.trials,
@@ -246,7 +246,7 @@ def _tell(study: Study, wanted: Search) -> None:
     emit(Progress("train", min(len(study.trials), wanted.trials), wanted.trials, f"search, {best}"))
 
 
-def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
+def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
     """The trial's score on the validation part.
 
     Raises:
@@ -260,7 +260,7 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
     epochs = _search_of(job.training).epochs
     training = training if epochs is None else training.model_copy(update={"epochs": epochs})
     configure_processor(training)
-    blueprint = fitting.blueprint_of(job.dataset, model)
+    blueprint = fit.make_blueprint(job.dataset, model)
 
     scores: list[tuple[int, dict[str, float]]] = []
 
@@ -277,22 +277,22 @@ def _try(trial: Trial, job: Job, parts: fitting.Parts) -> float:
     with mlflow_runs.logged_run(name, f"trial-{trial.number}", job.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {"kind": model.kind, **trial.params})
         try:
-            fitted = fitting.fit(parts, blueprint, training, job.start, on_epoch=on_epoch)
+            fitted = fit.fit_network(parts, blueprint, training, job.start, on_epoch=on_epoch)
         except optuna.TrialPruned as ended:
             pruned = ended  # raised below, where it does not make the run a failed one
             mlflow_runs.client().set_tag(run_id, "pruned", "true")
         else:
             best = best_epoch(fitted.history, training, is_error=job.dataset.task == "regression")
             score = best.val_score
-            mlflow_runs.log_figures(run_id, {"best_val_score": score * job.unit}, step=best.number)
+            mlflow_runs.log_metrics(run_id, {"best_val_score": score * job.unit}, step=best.number)
         finally:
-            mlflow_runs.log_series(run_id, scores)
+            mlflow_runs.log_metric_steps(run_id, scores)
     if pruned is not None:
         raise pruned
     return score
 
 
-def _suggested(trial: Trial, job: Job) -> dict[str, Any]:
+def _suggested(trial: Trial, job: SearchJob) -> dict[str, Any]:
     networks = _networks(job)
     at = trial.suggest_categorical("network", range(len(networks))) if len(networks) > 1 else 0
     network = networks[at]
@@ -307,7 +307,7 @@ def _suggested(trial: Trial, job: Job) -> dict[str, Any]:
     return trial.params
 
 
-def _recipe_of(job: Job, params: dict[str, Any]) -> tuple[Model, Training]:
+def _recipe_of(job: SearchJob, params: dict[str, Any]) -> tuple[Model, Training]:
     """Network and training with a trial's values in place, and no search."""
     network = _networks(job)[params.get("network", 0)]
     values = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ROWS = 32  # on which the adapted file is compared with the file as it came
 
 
-class Adapted(NamedTuple):
+class AdaptedNetwork(NamedTuple):
     """The file as it was written. `error` is how far it answers from the file as it came."""
 
     network: SessionModule
@@ -33,7 +33,9 @@ class Adapted(NamedTuple):
     changes: list[str]
 
 
-def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, blueprint_path: Path) -> Adapted:
+def adapt_network(
+    model: Imported, dataset: Dataset, parts: fit.TrainingSplits, path: Path, blueprint_path: Path
+) -> AdaptedNetwork:
     """Write the network as a file that answers as our own do, and its blueprint beside.
 
     Raises:
@@ -54,40 +56,40 @@ def adapt(model: Imported, dataset: Dataset, parts: fit.Parts, path: Path, bluep
             where=str(source),
             remedy="run the recipe again",
         )
-    blueprint = fit.blueprint_of(dataset, model.model_copy(update={"path": source.name}))
-    x = fit.shown_rows(dataset, parts.val).x[:_ROWS].numpy()
+    blueprint = fit.make_blueprint(dataset, model.model_copy(update={"path": source.name}))
+    x = fit.sample_validation_rows(dataset, parts.val).x[:_ROWS].numpy()
     made = import_network(source, blueprint.layout, blueprint.task, blueprint.num_outputs, x, model.channels)
     onnx.save(made.model, path)
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
     network = SessionModule(create_session(path)).eval()
-    return Adapted(network, digest_of_file(path), count_weights(made.model), made.error, made.changes)
+    return AdaptedNetwork(network, digest_of_file(path), count_weights(made.model), made.error, made.changes)
 
 
-def log_adapted(
+def log_adapted_network(
     run_id: str,
     out: Output,
     path: Path,
-    adapted: Adapted,
-    parts: fit.Parts,
+    adapted: AdaptedNetwork,
+    parts: fit.TrainingSplits,
     dataset: Dataset,
     encoder: Encoder,
     training: Training,
 ) -> None:
     """Afterwards the run has what it has of a network that was trained here, as far as that can be known."""
-    from bloomery.tasks.evaluation.slices import slice_values
+    from bloomery.tasks.evaluation.slices import read_slice_values
     from bloomery.tasks.train.explanations import log_explanations
-    from bloomery.tasks.train.validation_report import report
+    from bloomery.tasks.train.validation_report import log_validation_report
 
-    shown = fit.shown_rows(dataset, parts.val)
+    shown = fit.sample_validation_rows(dataset, parts.val)
     figures = {"num_parameters": adapted.num_parameters, "import_error": adapted.error}
-    mlflow_runs.log_figures(run_id, figures | {"rows_per_second": _pace(adapted.network, shown)})
+    mlflow_runs.log_metrics(run_id, figures | {"rows_per_second": _pace(adapted.network, shown)})
     client = mlflow_runs.client()
     client.set_tag(run_id, "imported.changes", "; ".join(adapted.changes) or "none")
     client.set_tag(run_id, "reported_rows", f"{shown.num_rows} of {parts.val.num_rows}, validation part")
     client.log_artifact(run_id, str(path), "network")
     folder = out.path("report")
     folder.mkdir()
-    report(run_id, folder, adapted.network, shown, dataset, encoder, training.slices)
+    log_validation_report(run_id, folder, adapted.network, shown, dataset, encoder, training.slices)
     if training.explain is not None:
         log_explanations(
             run_id,
@@ -97,7 +99,7 @@ def log_adapted(
             encoder,
             shown,
             training.explain,
-            raw=lambda keys: slice_values(dataset, keys, encoder.columns),
+            raw=lambda keys: read_slice_values(dataset, keys, encoder.columns),
             seed=training.seed,
         )
 

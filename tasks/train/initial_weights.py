@@ -13,7 +13,7 @@ from bloomery.tasks.infrastructure.settings import settings
 WEIGHTS = "weights.safetensors"
 
 
-def locate_start(start: StartFrom | None) -> Start | None:
+def locate_initial_weights(start: StartFrom | None) -> Start | None:
     """The weights that `start` names now: those of a folder, or of a registered version.
 
     Raises:

@@ -18,16 +18,15 @@ from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs, resource_usage
-from bloomery.tasks.train import fit as fitting
-from bloomery.tasks.train import import_network
-from bloomery.tasks.train.training_curves import Curves
+from bloomery.tasks.train import fit, import_network
+from bloomery.tasks.train.training_curves import TrainingCurves
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from bloomery.models.features.encoder import Encoder
-    from bloomery.tasks.train.hyperparameter_search import Found
+    from bloomery.tasks.train.hyperparameter_search import SearchResult
 
 
 _NO_MEANS = Engine()
@@ -59,20 +58,20 @@ def train(
     from bloomery.models.training.loop import evaluate
     from bloomery.tasks.train import hyperparameter_search
 
-    parts = fitting.read_parts(dataset)
+    parts = fit.read_splits(dataset)
     encoder = read_encoder(settings().path(dataset.encoder_uri))
     if isinstance(model, Imported):
         return _import(out, dataset, model, training, parts, encoder)
     if isinstance(model, Custom):
         _require_exportable(out, dataset, model, parts)
     with (
-        resource_usage.measured(on_gpu=select_device(training.device) == "cuda") as told,
+        resource_usage.measure_usage(on_gpu=select_device(training.device) == "cuda") as told,
         mlflow_runs.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
     ):
         if training.search is not None or model.kind == "auto":
             unit = score_unit(encoder)
-            found = hyperparameter_search.search(
-                hyperparameter_search.Job(out.key, run_id, dataset, model, training, start, unit)
+            found = hyperparameter_search.run_search(
+                hyperparameter_search.SearchJob(out.key, run_id, dataset, model, training, start, unit)
             )
             model, training = found.model, found.training
             _log_search(run_id, found)
@@ -84,9 +83,9 @@ def train(
         )
         spent = told()
         _log_ending(run_id, out, fitted, parts, dataset, encoder, training, curves)
-        mlflow_runs.log_effort(run_id, spent)
-    shutil.rmtree(fitting.checkpoint_folder(out.key), ignore_errors=True)
-    hyperparameter_search.forget(out.key)
+        mlflow_runs.log_resource_usage(run_id, spent)
+    shutil.rmtree(fit.checkpoint_folder(out.key), ignore_errors=True)
+    hyperparameter_search.delete_search(out.key)
     return Trained(
         uri=out.uri("weights.safetensors"),
         network_uri=out.uri("network.json"),
@@ -105,7 +104,7 @@ def train(
 
 
 def _import(
-    out: Output, dataset: Dataset, model: Imported, training: Training, parts: fitting.Parts, encoder: Encoder
+    out: Output, dataset: Dataset, model: Imported, training: Training, parts: fit.TrainingSplits, encoder: Encoder
 ) -> Trained:
     from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.loop import evaluate
@@ -114,8 +113,8 @@ def _import(
     with mlflow_runs.logged_run(dataset.checked.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
         processor = configure_processor(training)
         _log_beginning(run_id, dataset, model, training, None, processor)
-        adapted = import_network.adapt(model, dataset, parts, path, blueprint_path)
-        import_network.log_adapted(run_id, out, path, adapted, parts, dataset, encoder, training)
+        adapted = import_network.adapt_network(model, dataset, parts, path, blueprint_path)
+        import_network.log_adapted_network(run_id, out, path, adapted, parts, dataset, encoder, training)
     unit = score_unit(encoder)
     return Trained(
         uri=out.uri(path.name),
@@ -135,58 +134,58 @@ def _import(
 def _fit(
     key: str,
     run_id: str,
-    parts: fitting.Parts,
+    parts: fit.TrainingSplits,
     dataset: Dataset,
     encoder: Encoder,
     model: Model,
     training: Training,
     start: Start | None,
     means: Engine,
-) -> tuple[fitting.Fitted, Curves]:
+) -> tuple[fit.FitResult, TrainingCurves]:
     """In this process, or in several where the recipe says so."""
     from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import num_batches
-    from bloomery.tasks.train.distributed.launcher import fit_together
+    from bloomery.tasks.train.distributed.launcher import fit_distributed
 
     unit = score_unit(encoder)
     steps_of_epoch = -(-num_batches(parts.train, training.batch_size) // training.accumulate)
-    curves = Curves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
+    curves = TrainingCurves(run_id, dataset.task, unit, training.epochs, steps_of_epoch, dataset.train.num_rows)
     if training.devices * training.nodes > 1:
-        fitted = fit_together(
+        fitted = fit_distributed(
             *(key, dataset, model, training, start),
             means=means.spark,
             on_epoch=curves.on_epoch,
             on_step=curves.on_step,
         )
     else:
-        fitted = fitting.fit(
+        fitted = fit.fit_network(
             parts,
-            fitting.blueprint_of(dataset, model),
+            fit.make_blueprint(dataset, model),
             training,
             start,
             on_epoch=curves.on_epoch,
             on_step=curves.on_step,
-            keeper=Checkpointer(fitting.checkpoint_folder(key), training.checkpoints),
+            keeper=Checkpointer(fit.checkpoint_folder(key), training.checkpoints),
         )
     curves.close()
     return fitted, curves
 
 
-def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fitting.Parts) -> None:
+def _require_exportable(out: Output, dataset: Dataset, model: Custom, parts: fit.TrainingSplits) -> None:
     """Raises ParityBroken if a network of the user's own could not be served, before time is spent on its training."""
     from bloomery.models.export.onnx_exporter import PARITY_BATCHES, export_onnx
     from bloomery.models.networks.blueprint import build_network
 
     x, _ = next(parts.val.iterate())
     path = out.path("untrained.onnx")
-    export_onnx(build_network(fitting.blueprint_of(dataset, model)), x[: max(PARITY_BATCHES)], path)
+    export_onnx(build_network(fit.make_blueprint(dataset, model)), x[: max(PARITY_BATCHES)], path)
     path.unlink()
 
 
-def _log_search(run_id: str, found: Found) -> None:
+def _log_search(run_id: str, found: SearchResult) -> None:
     figures = {"search_best": found.score, "search_first": found.first_score, "search_trials": found.num_trials}
-    mlflow_runs.log_figures(run_id, figures)
+    mlflow_runs.log_metrics(run_id, figures)
 
 
 def _log_beginning(
@@ -236,25 +235,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 def _log_ending(
     run_id: str,
     out: Output,
-    fitted: fitting.Fitted,
-    parts: fitting.Parts,
+    fitted: fit.FitResult,
+    parts: fit.TrainingSplits,
     dataset: Dataset,
     encoder: Encoder,
     training: Training,
-    curves: Curves,
+    curves: TrainingCurves,
 ) -> None:
     """What became of it."""
     from bloomery.models.networks.blueprint import num_parameters
-    from bloomery.tasks.evaluation.plots import draw_curves
-    from bloomery.tasks.evaluation.slices import slice_values
+    from bloomery.tasks.evaluation.plots import plot_training_curves
+    from bloomery.tasks.evaluation.slices import read_slice_values
     from bloomery.tasks.train.explanations import log_explanations
-    from bloomery.tasks.train.validation_report import report
+    from bloomery.tasks.train.validation_report import log_validation_report
 
     folder = out.path("report")
     folder.mkdir()
-    draw_curves(fitted.history, dataset.task, curves.unit, folder / "curves.png")
+    plot_training_curves(fitted.history, dataset.task, curves.unit, folder / "curves.png")
     example = parts.train.example_batch()
-    mlflow_runs.log_figures(
+    mlflow_runs.log_metrics(
         run_id,
         {
             "best_val_loss": min(epoch.val_loss for epoch in fitted.history),
@@ -264,13 +263,13 @@ def _log_ending(
         step=len(fitted.history),
     )
     if fitted.spent is not None:
-        mlflow_runs.log_figures(run_id, {f"privacy_{name}": value for name, value in fitted.spent._asdict().items()})
+        mlflow_runs.log_metrics(run_id, {f"privacy_{name}": value for name, value in fitted.spent._asdict().items()})
     if fitted.transfer is not None:
         names = {"taken": fitted.transfer.loaded, "drawn anew": fitted.transfer.initialised}
         mlflow_runs.client().log_dict(run_id, names, "transfer.json")
-    shown = fitting.shown_rows(dataset, parts.val)
+    shown = fit.sample_validation_rows(dataset, parts.val)
     mlflow_runs.client().set_tag(run_id, "reported_rows", f"{shown.num_rows} of {parts.val.num_rows}, validation part")
-    report(run_id, folder, fitted.network, shown, dataset, encoder, training.slices)
+    log_validation_report(run_id, folder, fitted.network, shown, dataset, encoder, training.slices)
     _log_network(run_id, fitted.network, example)
     if training.explain is not None:
         log_explanations(
@@ -281,7 +280,7 @@ def _log_ending(
             encoder,
             shown,
             training.explain,
-            raw=lambda keys: slice_values(dataset, keys, encoder.columns),
+            raw=lambda keys: read_slice_values(dataset, keys, encoder.columns),
             seed=training.seed,
         )
 

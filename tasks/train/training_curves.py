@@ -21,7 +21,7 @@ _SENT_EVERY_S = 5.0
 _SAMPLED_EVERY_S = 2.0  # figures of the machine, at first; less often as the training lasts
 
 
-class Curves:
+class TrainingCurves:
     """Hears of each step and epoch of one training; sends figures together, seldom, and at most so many of each.
 
     A score of a regression is told in the label's units, of which `unit` makes one standard unit.
@@ -98,7 +98,7 @@ class Curves:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
-        mlflow_runs.log_series(self._run_id, self._waiting)
+        mlflow_runs.log_metric_steps(self._run_id, self._waiting)
         self._waiting = []
 
     def _tell(self, step: int, epoch: int, loss: float, rate: float) -> None:

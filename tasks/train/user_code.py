@@ -22,7 +22,7 @@ from bloomery.tasks.orchestration.code_version import PACKAGE, versions
 _TAKEN = frozenset({PACKAGE, *sys.stdlib_module_names})
 
 
-def bring(model: Model, folder: Path) -> Model:
+def bundle_user_code(model: Model, folder: Path) -> Model:
     """`model` with what it names in `folder`, the recipe's: the text of its code, or absolute paths and digests.
 
     Raises:

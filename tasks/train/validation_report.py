@@ -17,7 +17,7 @@ from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import calibration_bins, expected_calibration_error
 from bloomery.models.features.encoder import Encoder
 from bloomery.tasks.evaluation import plots
-from bloomery.tasks.evaluation.scoring import Truth, of_classes, of_slices, truth_of
+from bloomery.tasks.evaluation.scoring import GroundTruth, build_ground_truth, class_table, slice_table
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _WORST_ROWS = 100
 _DRAWN_ROWS = 18
 
 
-def report(
+def log_validation_report(
     run_id: str,
     folder: Path,
     network: nn.Module,
@@ -42,34 +42,36 @@ def report(
     from bloomery.models.inference.outputs import predictions_from
     from bloomery.models.training.loop import predict
 
-    rows = truth_of(encoder, dataset, part)
+    rows = build_ground_truth(encoder, dataset, part)
     given = predictions_from(encoder, predict(network, part.x).numpy())
     if dataset.task == "classification":
         figures = _of_classes(run_id, folder, rows, given, dataset)
     else:
         figures = _of_figures(folder, rows, given)
     if slices:
-        mlflow_runs.client().log_table(run_id, of_slices(dataset, slices, rows, given), "val_per_slice.json")
+        mlflow_runs.client().log_table(run_id, slice_table(dataset, slices, rows, given), "val_per_slice.json")
     worst = _worst(rows, given)
     mlflow_runs.client().log_table(run_id, _table_of(worst, rows, given, dataset), "val_worst.json")
     if dataset.layout.kind == "image" and len(worst):
         shown = worst[:_DRAWN_ROWS]
         captions = _captions(shown, rows, given, dataset)
-        plots.draw_images(part.x[shown.copy()].numpy(), captions, folder / "val_worst.png")
+        plots.plot_images(part.x[shown.copy()].numpy(), captions, folder / "val_worst.png")
     mlflow_runs.client().log_artifacts(run_id, str(folder))
-    mlflow_runs.log_figures(run_id, figures)
+    mlflow_runs.log_metrics(run_id, figures)
 
 
-def _of_classes(run_id: str, folder: Path, rows: Truth, shares_NK: np.ndarray, dataset: Dataset) -> dict[str, float]:
+def _of_classes(
+    run_id: str, folder: Path, rows: GroundTruth, shares_NK: np.ndarray, dataset: Dataset
+) -> dict[str, float]:
     counts = metrics.confusion_matrix(rows.truth, shares_NK.argmax(axis=1), len(dataset.classes))
     if len(dataset.classes) <= plots.MOST_DRAWN_CLASSES:
-        plots.draw_confusion(counts, dataset.classes, folder / "val_confusion.png")
+        plots.plot_confusion_matrix(counts, dataset.classes, folder / "val_confusion.png")
     else:
         _write_confusions(counts, dataset.classes, folder / "val_confusion.csv")
-    mlflow_runs.client().log_table(run_id, of_classes(dataset.classes, rows, shares_NK), "val_per_class.json")
+    mlflow_runs.client().log_table(run_id, class_table(dataset.classes, rows, shares_NK), "val_per_class.json")
     found = calibration_bins(rows.truth, shares_NK)
     error = expected_calibration_error(found)
-    plots.draw_reliability(found, error, folder / "val_calibration.png")
+    plots.plot_calibration(found, error, folder / "val_calibration.png")
     figures = {
         "best_val_accuracy": float((shares_NK.argmax(axis=1) == rows.truth).mean()),
         "val_log_loss": metrics.log_loss(rows.truth, shares_NK),
@@ -79,8 +81,8 @@ def _of_classes(run_id: str, folder: Path, rows: Truth, shares_NK: np.ndarray, d
     return figures if area is None else figures | {"val_auc": area}
 
 
-def _of_figures(folder: Path, rows: Truth, given_N: np.ndarray) -> dict[str, float]:
-    plots.draw_answers(rows.truth, given_N, folder / "val_answers.png")
+def _of_figures(folder: Path, rows: GroundTruth, given_N: np.ndarray) -> dict[str, float]:
+    plots.plot_predictions(rows.truth, given_N, folder / "val_answers.png")
     return {
         "best_val_rmse": float(np.sqrt(((given_N - rows.truth) ** 2).mean())),
         "val_mae": metrics.mean_absolute_error(rows.truth, given_N),
@@ -104,7 +106,7 @@ def _write_confusions(counts_KK: np.ndarray, classes: tuple[int | str, ...], pat
     pyarrow.csv.write_csv(table, path)
 
 
-def _worst(rows: Truth, given: np.ndarray) -> np.ndarray:
+def _worst(rows: GroundTruth, given: np.ndarray) -> np.ndarray:
     """Where the worst answers are, worst first: wrong classes by the probability of the truth, or large errors."""
     if given.ndim == 1:
         return np.argsort(-np.abs(given - rows.truth), kind="stable")[:_WORST_ROWS]
@@ -113,7 +115,7 @@ def _worst(rows: Truth, given: np.ndarray) -> np.ndarray:
     return wrong[np.argsort(of_truth_N[wrong], kind="stable")][:_WORST_ROWS]
 
 
-def _table_of(places: np.ndarray, rows: Truth, given: np.ndarray, dataset: Dataset) -> dict[str, list[Any]]:
+def _table_of(places: np.ndarray, rows: GroundTruth, given: np.ndarray, dataset: Dataset) -> dict[str, list[Any]]:
     table = {dataset.key: [str(key) for key in rows.key[places].tolist()]}
     if given.ndim == 1:
         return table | {"truth": rows.truth[places].tolist(), "answer": given[places].tolist()}
@@ -126,7 +128,7 @@ def _table_of(places: np.ndarray, rows: Truth, given: np.ndarray, dataset: Datas
     }
 
 
-def _captions(places: np.ndarray, rows: Truth, given: np.ndarray, dataset: Dataset) -> list[str]:
+def _captions(places: np.ndarray, rows: GroundTruth, given: np.ndarray, dataset: Dataset) -> list[str]:
     if given.ndim == 1:
         return [f"{given[place]:.4g}, is {rows.truth[place]:.4g}" for place in places]
     classes = [str(one) for one in dataset.classes]

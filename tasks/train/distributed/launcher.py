@@ -20,8 +20,17 @@ from bloomery.tasks.infrastructure import spark_session, tethered_process
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.train import fit
 from bloomery.tasks.train.distributed import spark_launcher
-from bloomery.tasks.train.distributed.spark_launcher import MOST_RESTARTS
-from bloomery.tasks.train.distributed.worker import FAILURE, PROGRESS, RESULT, WEIGHTS, Failure, Job, Result, Told
+from bloomery.tasks.train.distributed.spark_launcher import MAX_RESTARTS
+from bloomery.tasks.train.distributed.worker import (
+    FAILURE,
+    PROGRESS,
+    RESULT,
+    WEIGHTS,
+    ProgressLine,
+    TrainingJob,
+    TrainingResult,
+    WorkerFailure,
+)
 
 if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult, StepProgress
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 _LOG = "torchrun.log"
 
 
-def fit_together(
+def fit_distributed(
     key: str,
     dataset: Dataset,
     model: Model,
@@ -39,7 +48,7 @@ def fit_together(
     means: SparkMeans | None = None,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
     on_step: Callable[[StepProgress], None] = lambda step: None,
-) -> fit.Fitted:
+) -> fit.FitResult:
     """The network that `training.devices` processes on each of `training.nodes` machines have trained.
 
     A process that dies is started again together with the others, and they go on from the last checkpoint.
@@ -55,21 +64,23 @@ def fit_together(
     require_supported_strategy(training, model)
     folder = settings().home / "jobs" / key
     if training.launcher == "spark":
-        spark_launcher.refuse_impossible(training, means)
+        spark_launcher.require_slots(training, means)
         spark_session.release_executors(means)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / "job.json"
-    job = Job(key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans())
+    job = TrainingJob(
+        key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans()
+    )
     path.write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
     with (folder / _LOG).open("ab") as log:
         # Without the second, what torchrun lays into the system's temporary folder would stay there.
         surroundings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TMPDIR": str(folder)}
-        agent = tethered_process.start_tethered(command(path, training), log, surroundings)
+        agent = tethered_process.start_tethered(launch_command(path, training), log, surroundings)
         try:
             lines = _lines(folder / PROGRESS, lambda: agent.poll() is None and not (folder / FAILURE).is_file())
             for line in lines:
-                _tell(Told.model_validate_json(line), on_epoch, on_step)
+                _tell(ProgressLine.model_validate_json(line), on_epoch, on_step)
         finally:
             tethered_process.stop_tethered(agent)
     if agent.returncode or (folder / FAILURE).is_file():
@@ -79,7 +90,7 @@ def fit_together(
     return fitted
 
 
-def command(job: Path, training: Training) -> list[str]:
+def launch_command(job: Path, training: Training) -> list[str]:
     """What is run on each machine. Of several machines, each but the first is given torchrun's by its user."""
     if training.launcher == "spark":
         return [sys.executable, "-m", "bloomery.tasks.train.distributed.spark_launcher", str(job)]
@@ -92,7 +103,7 @@ def command(job: Path, training: Training) -> list[str]:
         *meeting,
         f"--nnodes={training.nodes}",
         f"--nproc-per-node={training.devices}",
-        f"--max-restarts={MOST_RESTARTS}",
+        f"--max-restarts={MAX_RESTARTS}",
         *("-m", "bloomery.tasks.train.distributed.worker", str(job)),
     ]
 
@@ -113,7 +124,7 @@ def _lines(path: Path, is_running: Callable[[], bool]) -> Iterator[str]:
         time.sleep(0.2)
 
 
-def _tell(told: Told, on_epoch: Callable[[EpochResult], None], on_step: Callable[[StepProgress], None]) -> None:
+def _tell(told: ProgressLine, on_epoch: Callable[[EpochResult], None], on_step: Callable[[StepProgress], None]) -> None:
     from bloomery.models.training.loop import EpochResult, StepProgress
 
     if told.epoch is not None:
@@ -123,24 +134,24 @@ def _tell(told: Told, on_epoch: Callable[[EpochResult], None], on_step: Callable
         on_step(StepProgress(int(number), int(num_steps), int(epoch), loss, rate))
 
 
-def _taken_over(folder: Path, dataset: Dataset, model: Model) -> fit.Fitted:
+def _taken_over(folder: Path, dataset: Dataset, model: Model) -> fit.FitResult:
     from safetensors.torch import load_file
 
     from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.loop import EpochResult
 
-    blueprint = fit.blueprint_of(dataset, model)
+    blueprint = fit.make_blueprint(dataset, model)
     network = build_network(blueprint)
     network.load_state_dict(load_file(folder / WEIGHTS))
-    result = Result.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+    result = TrainingResult.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
     history = [EpochResult(int(epoch[0]), *epoch[1:]) for epoch in result.history]
-    return fit.Fitted(network.eval(), blueprint, history, None, None)
+    return fit.FitResult(network.eval(), blueprint, history, None, None)
 
 
 def _failure(folder: Path, code: int) -> BloomeryError:
     """The error that a process has told of, or the end of the log."""
     if (folder / FAILURE).is_file():
-        told = Failure.model_validate_json((folder / FAILURE).read_text(encoding="utf-8"))
+        told = WorkerFailure.model_validate_json((folder / FAILURE).read_text(encoding="utf-8"))
         kind: type[BloomeryError] = getattr(errors, told.kind)
         return kind(told.found, required=told.required, where=told.where, remedy=told.remedy)
     lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]

@@ -21,19 +21,19 @@ from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.device import select_device
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
-from bloomery.tasks.train.distributed.worker import FAILURE, Job, failure_of, work, write
+from bloomery.tasks.train.distributed.worker import FAILURE, TrainingJob, run_worker, to_failure, write_document
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-MOST_RESTARTS = 3
+MAX_RESTARTS = 3
 _SLOTS_TIMEOUT_S = 120
 _ASK_EVERY_S = 5
 _ROOMS = ("data_contracts", "models", "tasks")
 _TOO_FEW_SLOTS = "SPARK-24819"  # the beginning of what Spark says then
 
 
-def refuse_impossible(training: Training, means: SparkMeans | None) -> None:
+def require_slots(training: Training, means: SparkMeans | None) -> None:
     """Raises RecipeInvalid if the Spark of `means` could never start so many processes."""
     master, wanted = spark_session.spark_master(means), training.devices * training.nodes
     slots = _local_slots(master)
@@ -60,13 +60,13 @@ def _local_slots(master: str) -> int | None:
     return os.cpu_count() or 1 if stated[1] == "*" else int(stated[1])
 
 
-def launch(path: Path) -> None:
+def run_on_spark(path: Path) -> None:
     """Train as the job in the file says, on Spark. Returns once all processes have ended.
 
     Raises:
         EngineMissing: Spark does not start, has too few slots or gives no GPU; or a process died again and again.
     """
-    job = Job.model_validate_json(path.read_text(encoding="utf-8"))
+    job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     code = spark_session.write_code_archive(path.parent / "code.zip", _ROOMS)
     # Spark on this machine hands its environment on; a cluster's executors are told theirs.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
@@ -80,9 +80,9 @@ def launch(path: Path) -> None:
     num_processes = job.training.devices * job.training.nodes
     distributor = TorchDistributor(num_processes, local_mode=False, use_gpu=use_gpu)
     # Spark starts no stage again that gives a result, once one of its barrier tasks has failed.
-    for restarts_left in range(MOST_RESTARTS, -1, -1):
+    for restarts_left in range(MAX_RESTARTS, -1, -1):
         try:
-            distributor.run(work, path)  # given a file instead, it does not see that torchrun has failed
+            distributor.run(run_worker, path)  # given a file instead, it does not see that torchrun has failed
             return
         except Exception as failure:
             told = str(failure)  # while Java is there to be asked
@@ -92,7 +92,7 @@ def launch(path: Path) -> None:
                 raise _died(told) from failure
 
 
-def _too_few_slots(job: Job, num_processes: int) -> EngineMissing:
+def _too_few_slots(job: TrainingJob, num_processes: int) -> EngineMissing:
     return EngineMissing(
         f"Spark's master {spark_session.spark_master(job.spark)} did not give {num_processes} slots at one time",
         required=f"{num_processes} free cores, or GPUs, of executors",
@@ -103,7 +103,7 @@ def _too_few_slots(job: Job, num_processes: int) -> EngineMissing:
 
 def _died(told: str) -> EngineMissing:
     return EngineMissing(
-        f"processes that train on Spark died, and again after {MOST_RESTARTS} restarts: {told[:500]}",
+        f"processes that train on Spark died, and again after {MAX_RESTARTS} restarts: {told[:500]}",
         required="processes that run to the end",
         where="torchrun.log beside the job's file, and the executors' logs",
         remedy="read the log; docs/distributed.md says what the machines must share",
@@ -139,10 +139,10 @@ def main(path: Path) -> None:
     apply_engine_environment()
     require_state_folder()
     try:
-        launch(path)
+        run_on_spark(path)
     except BloomeryError as failure:
         if not (path.parent / FAILURE).is_file():  # what a worker has told is nearer to the cause
-            write(path.parent / FAILURE, failure_of(failure))
+            write_document(path.parent / FAILURE, to_failure(failure))
         raise
     finally:
         spark_session.stop_session()

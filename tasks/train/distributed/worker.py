@@ -21,7 +21,7 @@ from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder
-from bloomery.tasks.train import fit as fitting
+from bloomery.tasks.train import fit
 
 if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult, StepProgress
@@ -35,7 +35,7 @@ WEIGHTS, BLUEPRINT, PROGRESS, RESULT, FAILURE = (
 )
 
 
-class Job(Document):
+class TrainingJob(Document):
     """What the processes are to do. They write into the folder that the job's file lies in."""
 
     key: str  # of the stage
@@ -46,21 +46,21 @@ class Job(Document):
     spark: SparkMeans = SparkMeans()  # where the launcher `spark` starts them
 
 
-class Told(Document):
+class ProgressLine(Document):
     """A line of progress: an epoch that has ended, or a step."""
 
     epoch: tuple[float, ...] | None = None
     step: tuple[float, ...] | None = None
 
 
-class Result(Document):
+class TrainingResult(Document):
     """What the first process leaves behind beside the weights."""
 
     history: tuple[tuple[float, ...], ...]
     taken: tuple[str, ...] | None  # weights that another network gave
 
 
-class Failure(Document):
+class WorkerFailure(Document):
     """An error of ours, as the first process that met it tells it."""
 
     kind: str
@@ -75,7 +75,7 @@ class _Place(NamedTuple):
     rank: int
 
 
-def work(path: Path) -> None:
+def run_worker(path: Path) -> None:
     """Train as the job says, together with the other processes of the group."""
     apply_engine_environment()  # first: an executor's environment does not fix the processor's instructions
     require_state_folder()
@@ -83,7 +83,7 @@ def work(path: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    job = Job.model_validate_json(path.read_text(encoding="utf-8"))
+    job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     on_gpu = select_device(job.training.device) == "cuda"
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -96,13 +96,13 @@ def work(path: Path) -> None:
         raise  # another process has died: all are started again
     except (BloomeryError, OSError, ValueError, TypeError, LookupError) as failure:
         # It would come again, so the starter is told and ends the group.
-        write(place.folder / FAILURE, failure_of(failure))
+        write_document(place.folder / FAILURE, to_failure(failure))
         raise
     finally:
         dist.destroy_process_group()
 
 
-def _train(job: Job, place: _Place, device: str) -> None:
+def _train(job: TrainingJob, place: _Place, device: str) -> None:
     import torch
     from safetensors.torch import save
 
@@ -112,9 +112,9 @@ def _train(job: Job, place: _Place, device: str) -> None:
 
     configure_processor(job.training)
     strategy = job.training.strategy
-    fitted = fitting.fit(
-        fitting.read_parts(job.dataset),
-        fitting.blueprint_of(job.dataset, job.model),
+    fitted = fit.fit_network(
+        fit.read_splits(job.dataset),
+        fit.make_blueprint(job.dataset, job.model),
         job.training,
         job.start,
         placement=Placement(
@@ -124,7 +124,7 @@ def _train(job: Job, place: _Place, device: str) -> None:
                 network, loop, strategy, torch.device(device), job.training.microbatches
             ),
         ),
-        keeper=Checkpointer(fitting.checkpoint_folder(job.key), job.training.checkpoints),
+        keeper=Checkpointer(fit.checkpoint_folder(job.key), job.training.checkpoints),
         on_epoch=lambda epoch: _tell_epoch(place, epoch),
         on_step=lambda step: _tell_step(place, step),
     )
@@ -134,34 +134,34 @@ def _train(job: Job, place: _Place, device: str) -> None:
         beside.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
         beside.rename(place.folder / WEIGHTS)
         taken = None if fitted.transfer is None else fitted.transfer.loaded
-        write(place.folder / RESULT, Result(history=tuple(map(tuple, fitted.history)), taken=taken))
+        write_document(place.folder / RESULT, TrainingResult(history=tuple(map(tuple, fitted.history)), taken=taken))
 
 
 def _tell_epoch(place: _Place, epoch: EpochResult) -> None:
-    _tell(place, Told(epoch=tuple(epoch)))
+    _tell(place, ProgressLine(epoch=tuple(epoch)))
 
 
 def _tell_step(place: _Place, step: StepProgress) -> None:
-    _tell(place, Told(step=tuple(step)))
+    _tell(place, ProgressLine(step=tuple(step)))
 
 
-def _tell(place: _Place, told: Told) -> None:
+def _tell(place: _Place, told: ProgressLine) -> None:
     if place.rank == 0:
         with (place.folder / PROGRESS).open("a", encoding="utf-8") as stream:
             stream.write(told.model_dump_json() + "\n")
 
 
-def failure_of(failure: Exception) -> Failure:
+def to_failure(failure: Exception) -> WorkerFailure:
     """An error as it is told to the starter; one that is not ours as EngineMissing."""
     if not isinstance(failure, BloomeryError):
-        return Failure(
+        return WorkerFailure(
             kind="EngineMissing",
             found=f"a process that trains ended with {type(failure).__name__}: {failure}",
             required="processes that run to the end",
             where="torchrun.log beside the job's file",
             remedy="read the log; docs/distributed.md says what the machines must share",
         )
-    return Failure(
+    return WorkerFailure(
         kind=type(failure).__name__,
         found=failure.found,
         required=failure.required,
@@ -170,7 +170,7 @@ def failure_of(failure: Exception) -> Failure:
     )
 
 
-def write(path: Path, document: Document) -> None:
+def write_document(path: Path, document: Document) -> None:
     """Afterwards the file holds the document, whole."""
     beside = path.with_name(f".{path.name}-{os.getpid()}")
     beside.write_text(document.model_dump_json(), encoding="utf-8")
@@ -178,4 +178,4 @@ def write(path: Path, document: Document) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    run_worker(Path(sys.argv[1]))

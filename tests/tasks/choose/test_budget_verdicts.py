@@ -14,8 +14,15 @@ from bloomery.data_contracts.errors import NoCandidate
 from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Latency, Options, Release, Verdict
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.metrics import accuracy_drop
-from bloomery.tasks.choose.budget_verdicts import Parts, decide, is_judged, missed_limits, none_passed, rounded_up
-from bloomery.tasks.evaluation.scoring import Slice
+from bloomery.tasks.choose.budget_verdicts import (
+    SubgroupDegradations,
+    decide_candidate,
+    find_violations,
+    has_enough_rows,
+    no_candidate_error,
+    round_up,
+)
+from bloomery.tasks.evaluation.scoring import SliceDegradation
 
 MakeOptions = Callable[..., Options]
 Figures = dict[str, Any]
@@ -77,13 +84,15 @@ def of_figures(options: MakeOptions) -> MakeOptions:
     return make
 
 
-def verdict_on(name: str, options: Options, budget: Budget, parts: dict[str, Parts] | None = None) -> Verdict:
-    return next(one for one in decide(options, budget, parts).verdicts if one.name == name)
+def verdict_on(
+    name: str, options: Options, budget: Budget, parts: dict[str, SubgroupDegradations] | None = None
+) -> Verdict:
+    return next(one for one in decide_candidate(options, budget, parts).verdicts if one.name == name)
 
 
 def test_the_smallest_that_passes_is_chosen(options: MakeOptions) -> None:
     some = options(candidate("fp32", size=900), candidate("tiny", size=10, drop=0.5), candidate("int8", size=300))
-    best, verdicts = decide(some, Budget(accuracy_drop=0.01))
+    best, verdicts = decide_candidate(some, Budget(accuracy_drop=0.01))
     assert best is not None
     assert best.name == "int8"
     assert [(one.passed, one.rank) for one in verdicts] == [(True, 2), (False, 3), (True, 1)]
@@ -117,7 +126,7 @@ def test_the_one_of_least_cost_is_chosen_and_one_that_costs_more_than_fp32_never
         candidate("perhaps", size=1, spread=0.05, **{"energy": 1.0, figure: 0.98}),
         candidate("least", size=1001, spread=0.05, **{"energy": 1.0, figure: 0.5}),
     )
-    best, verdicts = decide(some, Budget(objective=cost))
+    best, verdicts = decide_candidate(some, Budget(objective=cost))
     assert best is not None
     assert best.name == "least"
     assert [verdict.reasons for verdict in verdicts[:3]] == [
@@ -138,7 +147,7 @@ def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None
 def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
     some = options(candidate("fp32"), candidate("one", ratio=0.5, of_many=2), candidate("many", ratio=2, of_many=0.5))
     for batch, name in ((1, "one"), (32, "many")):
-        best = decide(some, Budget(objective="latency", latency_ms={"batch": batch, "value": 9})).best
+        best = decide_candidate(some, Budget(objective="latency", latency_ms={"batch": batch, "value": 9})).best
         assert best is not None
         assert best.name == name
     slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
@@ -153,7 +162,7 @@ def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: 
         candidate("neither", size=400, ratio=0.8, energy=0.95),
     )
     mixed = Budget(objective={"energy": 1, "size": 1})
-    assert (decide(some, mixed).best or some.candidates[0]).name == "frugal"
+    assert (decide_candidate(some, mixed).best or some.candidates[0]).name == "frugal"
     assert verdict_on("small", some, mixed).reasons == (
         "within the budget, but larger and of more energy on the whole than frugal (1.41x)",
     )
@@ -178,7 +187,7 @@ def test_a_mixed_objective_weighs_ratios_by_their_exponents(options: MakeOptions
     )
     chosen = {}
     for weight in (0.1, 0.5, 0.9):
-        best = decide(some, Budget(objective={"latency": weight, "size": 1 - weight})).best
+        best = decide_candidate(some, Budget(objective={"latency": weight, "size": 1 - weight})).best
         assert best is not None
         chosen[weight] = best.name
     assert chosen == {0.1: "small", 0.5: "fast", 0.9: "fast"}  # 0.1 * 0.9 > 0.5 * 0.1
@@ -192,7 +201,7 @@ def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: M
         candidate("better", size=600, score=0.89, ratio=0.8),
         candidate("twin", size=300, score=0.88, ratio=0.9),
     )
-    verdicts = {one.name: one for one in decide(some, Budget()).verdicts}
+    verdicts = {one.name: one for one in decide_candidate(some, Budget()).verdicts}
     assert verdicts["best"].reasons == ()
     assert verdicts["worse"].reasons == ("dominated by best: no better in accuracy, size or time",)
     assert verdicts["better"].reasons == ("within the budget, but larger than best (2.00x)",)
@@ -205,30 +214,30 @@ def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: M
 def test_a_limit_that_is_just_reached_holds(options: MakeOptions) -> None:
     (exact,) = options(candidate("exact", size=2000, drop=0.01, p99=1.0)).candidates
     budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
-    assert missed_limits(exact, budget, "classification") == []
+    assert find_violations(exact, budget, "classification") == []
 
 
 def test_a_regression_is_judged_by_the_rise_of_its_error(of_figures: MakeOptions) -> None:
     some = of_figures(
         candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300, score=0.95)
     )
-    best, verdicts = decide(some, Budget(error_rise=0.1, accuracy_drop=0.9))
+    best, verdicts = decide_candidate(some, Budget(error_rise=0.1, accuracy_drop=0.9))
     assert best is not None
     assert best.name == "int8"
     assert verdicts[1].reasons == ("rise up to 20.00%, limit 10.00%",)
     assert verdicts[0].reasons == ("within the budget, but larger than int8 (3.00x)",)  # its RMSE is lower
 
 
-def part(value: str, num_rows: int, high: float) -> Slice:
-    return Slice("town", value, num_rows, Interval(value=0.0, low=-high, high=high))
+def part(value: str, num_rows: int, high: float) -> SliceDegradation:
+    return SliceDegradation("town", value, num_rows, Interval(value=0.0, low=-high, high=high))
 
 
 def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: MakeOptions) -> None:
     some = options(candidate("fp32"), candidate("int8", size=10))
     budget = Budget(slice_drop=0.05, class_drop=0.05)
-    fine = {"int8": Parts([part("A", 500, 0.04), part("few", 20, 0.9)], [part("x", 500, 0.05)])}
+    fine = {"int8": SubgroupDegradations([part("A", 500, 0.04), part("few", 20, 0.9)], [part("x", 500, 0.05)])}
     assert verdict_on("int8", some, budget, fine).passed
-    bad = {"int8": Parts([part("A", 500, 0.06), part("B", 500, 0.07)], [part("x", 500, 0.08)])}
+    bad = {"int8": SubgroupDegradations([part("A", 500, 0.06), part("B", 500, 0.07)], [part("x", 500, 0.08)])}
     missed = verdict_on("int8", some, budget, bad)
     assert missed.reasons == (
         "drop in town=B up to 7.00 pp, limit 5.00 pp, and over it in 1 more",
@@ -244,13 +253,13 @@ def test_rows_are_enough_where_an_unchanged_candidate_would_pass(num_rows: int, 
     right = np.ones(num_rows, dtype=bool)
     high = accuracy_drop(right, right).high
     if abs(high - limit) > 1e-9:
-        assert is_judged(part("A", num_rows, 0.0), limit, "classification") == (high <= limit)
+        assert has_enough_rows(part("A", num_rows, 0.0), limit, "classification") == (high <= limit)
 
 
 def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOptions) -> None:
     """Below 5 points 60 rows are too few; the limit that 500 rows need brings them in, and they need more."""
     some = options(candidate("fp32", drop=0.9), candidate("int8", size=10))
-    parts = {"int8": Parts([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
+    parts = {"int8": SubgroupDegradations([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
     (missed,) = verdict_on("int8", some, Budget(slice_drop=0.05), parts).missed
     assert (missed.measured, missed.needed) == (0.0712, 0.13)
     assert verdict_on("int8", some, Budget(slice_drop=missed.needed), parts).passed
@@ -259,15 +268,15 @@ def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOpt
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e9), st.integers(1, 4))
 def test_rounding_up_gives_few_digits_and_is_never_below(value: float, digits: int) -> None:
-    rounded = rounded_up(value, digits)
+    rounded = round_up(value, digits)
     assert value <= rounded <= value * (1 + 10 ** (1 - digits)) * (1 + 1e-9)
     assert float(f"{rounded:.{digits}g}") == rounded
 
 
 def refusal(options: Options, budget: Budget) -> NoCandidate:
-    decision = decide(options, budget)
+    decision = decide_candidate(options, budget)
     assert decision.best is None
-    return none_passed(decision, budget, options.trained.dataset.task, "r1")
+    return no_candidate_error(decision, budget, options.trained.dataset.task, "r1")
 
 
 def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeOptions) -> None:
@@ -329,10 +338,10 @@ CANDIDATES = st.lists(
 @given(LIMITS, CANDIDATES)
 def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
     some, budget = options(*candidates), Budget(**limits)
-    best, verdicts = decide(some, budget)
+    best, verdicts = decide_candidate(some, budget)
     assert sorted(one.rank for one in verdicts) == list(range(1, len(candidates) + 1))
     if best is not None:
-        assert not missed_limits(best, budget, "classification")
+        assert not find_violations(best, budget, "classification")
         assert next(one.rank for one in verdicts if one.name == best.name) == 1
         assert all(one.reasons for one in verdicts if one.name != best.name)
         if budget.objective.latency > 0:
@@ -344,5 +353,5 @@ def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices
         limits[name] = "size" if weighed else missed.needed
     if limits["size_bytes"] is not None:
         limits["size_bytes"] = int(limits["size_bytes"])
-    relaxed = decide(some, Budget(**limits))
+    relaxed = decide_candidate(some, Budget(**limits))
     assert next(one.passed for one in relaxed.verdicts if one.name == nearest.name)

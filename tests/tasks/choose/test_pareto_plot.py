@@ -13,8 +13,8 @@ from matplotlib.image import imread
 from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Options, Release
 from bloomery.models.compression.budget import Budget
 from bloomery.models.profiling.latency import summarise
-from bloomery.tasks.choose.budget_verdicts import decide
-from bloomery.tasks.choose.pareto_plot import draw_front
+from bloomery.tasks.choose.budget_verdicts import decide_candidate
+from bloomery.tasks.choose.pareto_plot import plot_pareto_front
 
 
 def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def options(release: Release, candidate_of: Callable[..., Candidate]) -> Options
 
 
 def drawn(options: Options, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
-    draw_front(options, budget, decide(options, budget), path)
+    plot_pareto_front(options, budget, decide_candidate(options, budget), path)
     assert imread(path).shape[:2] == (672, 720 * panels)
     return path.read_bytes()
 

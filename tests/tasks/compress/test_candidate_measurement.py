@@ -20,7 +20,7 @@ from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.models.profiling.latency import summarise
 from bloomery.models.training.data.batches import Examples
-from bloomery.tasks.compress.candidate_measurement import Made, measure_all
+from bloomery.tasks.compress.candidate_measurement import BuiltCandidate, measure_candidates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
@@ -69,11 +69,11 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     timed = tuple(summarise(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
     specs = {"fp32": (CandidateSpec(name="fp32"), 0.0), "off": (CandidateSpec(name="off", quantize="dynamic"), 0.4)}
     made = [
-        Made(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0, num_macs=2, calibration=rows_of)
+        BuiltCandidate(spec, network(out.path(f"{name}.onnx"), shift), 3, 0.0, num_macs=2, calibration=rows_of)
         for (name, (spec, shift)), rows_of in zip(specs.items(), (None, "c0ffee"), strict=True)
     ]
     test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
-    right, off = measure_all(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
+    right, off = measure_candidates(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
     assert (right.score.value, right.worse.high, right.is_row_by_row) == (1.0, 0.0, False)
     assert (off.score.value, off.worse.value, off.is_row_by_row) == (0.9, pytest.approx(0.1), True)
     assert (right.flips, off.flips) == (Flips(lost=0, gained=0), Flips(lost=4, gained=0))
@@ -102,9 +102,9 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     assert (of_down[:5], of_up[:3]) == (["down", 20, 0.8, 1.0, 0.2], ["up", 20, 1.0])
     assert of_down[5] < 0.2 < of_down[6]
     assert of_up[3] == pytest.approx(20 / 24)
-    of_slices = table_of(off.run_id, "per_slice.json")
-    assert [row[:4] for row in of_slices] == [["town", "A", 20, 0.9], ["town", "B", 20, 0.9]]
-    assert [row[6] for row in of_slices] == [0.1, 0.1]
+    by_slice = table_of(off.run_id, "per_slice.json")
+    assert [row[:4] for row in by_slice] == [["town", "A", 20, 0.9], ["town", "B", 20, 0.9]]
+    assert [row[6] for row in by_slice] == [0.1, 0.1]
 
 
 def table_of(run_id: str, name: str) -> list[list[object]]:

@@ -108,7 +108,9 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
     (table,) = [
         one.path for one in mlflow_runs.client().list_artifacts(trained.run_id) if one.path.startswith("explored-")
     ]
-    explored = mlflow_runs.client().load_table(mlflow_runs.experiment(trained.dataset.checked.contract.name), table)
+    explored = mlflow_runs.client().load_table(
+        mlflow_runs.ensure_experiment(trained.dataset.checked.contract.name), table
+    )
     assert set(names) == set(explored["candidate"][explored["is_kept"]])
     assert len(explored) > len(names)
     figures = explored[["worse_on_validation", "size_bytes", "num_macs"]].to_numpy()

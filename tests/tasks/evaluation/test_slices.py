@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.records.records import Dataset, Release
 from bloomery.models.features.config import Features
-from bloomery.tasks.evaluation.slices import neighbourly, slice_values, slices_of
+from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 from bloomery.tasks.infrastructure.settings import settings
 
 ROWS = pa.table(
@@ -36,9 +36,9 @@ def dataset(home: Path, release: Release) -> Dataset:
 
 
 def test_values_come_in_the_order_of_the_keys(dataset: Dataset) -> None:
-    values = slice_values(dataset, np.array([4, 0, 2]), ["town", "hour"])
+    values = read_slice_values(dataset, np.array([4, 0, 2]), ["town", "hour"])
     assert values.to_pydict() == {"town": ["B", "B", None], "hour": [0, 3, 2]}
-    assert slice_values(dataset, pa.array([5], pa.int64()), ["id"]).to_pydict() == {"id": [5]}
+    assert read_slice_values(dataset, pa.array([5], pa.int64()), ["id"]).to_pydict() == {"id": [5]}
 
 
 def features(**stated: Any) -> Features:
@@ -62,11 +62,11 @@ def features(**stated: Any) -> Features:
 def test_rows_that_depend_on_each_other_stand_together(
     stated: dict[str, Any], order: list[int], dataset: Dataset
 ) -> None:
-    assert neighbourly(dataset, features(**stated), np.arange(6)).tolist() == order
+    assert bootstrap_order(dataset, features(**stated), np.arange(6)).tolist() == order
 
 
 def test_each_value_has_its_rows_the_frequent_ones_first() -> None:
-    found = slices_of(ROWS["town"])
+    found = find_slices(ROWS["town"])
     assert [(value, is_in.nonzero()[0].tolist()) for value, is_in in found] == [
         ("A", [1, 3, 5]),
         ("B", [0, 4]),
@@ -77,7 +77,7 @@ def test_each_value_has_its_rows_the_frequent_ones_first() -> None:
 @tried(deadline=None, max_examples=50)
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=60, max_size=200))
 def test_many_figures_are_cut_into_ranges_that_have_each_row_once(values: list[float | None]) -> None:
-    found = slices_of(pa.chunked_array([pa.array(values, pa.float64())]))
+    found = find_slices(pa.chunked_array([pa.array(values, pa.float64())]))
     if len(set(values)) > 50:
         assert len(found) <= 5
         assert np.sum([is_in for _, is_in in found], axis=0).tolist() == [1] * len(values)

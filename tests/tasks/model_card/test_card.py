@@ -19,9 +19,17 @@ from bloomery.models.evaluation.metrics import accuracy, proportion
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.model_card import figures
+from bloomery.tasks.model_card import metrics
 from bloomery.tasks.model_card.card import write_card
-from bloomery.tasks.model_card.rendering import Card, Picture, Section, Table, as_markdown, put_picture, write_pages
+from bloomery.tasks.model_card.rendering import (
+    Card,
+    Picture,
+    Section,
+    Table,
+    escape_markdown,
+    render_card,
+    shrink_picture,
+)
 from bloomery.tasks.registry import version_description
 from bloomery.tasks.tracking import resource_usage
 
@@ -91,7 +99,7 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
 
 def test_a_card_of_classes_says_what_was_measured(home: Path, release: Release) -> None:
     made = written(home, release, "classification")
-    found = figures.figures_of(made)
+    found = metrics.compute_card_metrics(made)
     assert [one.num_rows for one in found.classes] == [3, 3]
     assert [one.recall for one in found.classes] == [proportion(3, 3), proportion(2, 3)]
     assert [one.precision for one in found.classes] == [proportion(3, 4), proportion(2, 2)]
@@ -141,9 +149,9 @@ def test_a_card_of_figures_needs_no_classes(home: Path, release: Release) -> Non
     "text", ["a|b", "1. x", "# x", "- x", "<b>", "&amp;", "*x*", "_x_", "[x](y)", "`x`", "\\|", "~x~"]
 )
 def test_text_stands_in_markdown_as_it_is(text: str) -> None:
-    page = MarkdownIt().enable(["table", "strikethrough"]).render(f"| h |\n| --- |\n| {as_markdown(text)} |\n")
+    page = MarkdownIt().enable(["table", "strikethrough"]).render(f"| h |\n| --- |\n| {escape_markdown(text)} |\n")
     assert Seen(page).text.split() == ["h", *text.split()]
-    alone = Seen(MarkdownIt().render(as_markdown(text)))
+    alone = Seen(MarkdownIt().render(escape_markdown(text)))
     assert (alone.text.strip(), alone.elements) == (text, {"p"})
 
 
@@ -151,19 +159,19 @@ def test_a_large_picture_is_made_small_and_one_that_is_missing_is_left_out(tmp_p
     noise = np.random.default_rng(0).integers(0, 255, (800, 1600, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     (tmp_path / "card").mkdir()
-    assert put_picture(tmp_path / "noise.png", tmp_path / "card", "n.png", "noise") == [Picture("n.png", "noise")]
+    assert shrink_picture(tmp_path / "noise.png", tmp_path / "card", "n.png", "noise") == [Picture("n.png", "noise")]
     assert (tmp_path / "card" / "n.png").stat().st_size <= 100_000
     marked = np.full((400, 400, 3), 255, np.uint8)
     marked[:, :, 1] -= (np.arange(400) // 2).astype(np.uint8)  # wide areas of many colours beside two small marks
     marked[5:8, 5:8], marked[5:8, 15:18] = (26, 127, 55), (31, 95, 168)
     Image.fromarray(marked).save(tmp_path / "marked.png")
-    put_picture(tmp_path / "marked.png", tmp_path / "card", "k.png", "marks")
+    shrink_picture(tmp_path / "marked.png", tmp_path / "card", "k.png", "marks")
     with Image.open(tmp_path / "card" / "k.png") as kept:
         differences = np.abs(np.asarray(kept.convert("RGB")).astype(int) - marked)[5:8, 5:18]
     assert differences.max() <= 8
-    assert put_picture(tmp_path / "none.png", tmp_path / "card", "m.png", "none") == []
+    assert shrink_picture(tmp_path / "none.png", tmp_path / "card", "m.png", "none") == []
     table = Table(("x", "n"), [("a", "1")], frozenset({"n"}))
-    write_pages(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
+    render_card(Card("t", "f", [Section("s", points=["p"], tables=[table])]), tmp_path / "card")
     assert "| x | n |\n| --- | ---: |\n| a | 1 |\n" in (tmp_path / "card" / "card.md").read_text()
 
 
@@ -176,14 +184,14 @@ def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one
             pass
 
     monkeypatch.setattr(resource_usage, "_counter", lambda: None)
-    with resource_usage.measured(on_gpu=True) as told:
+    with resource_usage.measure_usage(on_gpu=True) as told:
         work()
         found = told()
     assert 0.2 <= found.processor_seconds < 5
-    assert (found.joules, found.is_measured) == (found.processor_seconds * resource_usage.WATTS_OF_CORE, False)
+    assert (found.joules, found.is_measured) == (found.processor_seconds * resource_usage.WATTS_PER_CORE, False)
     readings = iter([100.0, 130.0, 130.0])
     monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(lambda: next(readings)))
-    with resource_usage.measured() as told:
+    with resource_usage.measure_usage() as told:
         found = told()
     assert (found.joules, found.is_measured) == (30.0, True)
 
@@ -196,7 +204,7 @@ def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one
 
     once = readings_that_break()
     monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(breaks))
-    with resource_usage.measured() as told:
+    with resource_usage.measure_usage() as told:
         assert not told().is_measured
 
 

@@ -215,7 +215,11 @@ def test_findings_are_kept_drawn_and_exposed(packaged: Any, log: Any, home: Path
     found = look()
     # As a look leaves it that was killed while it wrote.
     tags = {mlflow_runs.STAGE_KEY: "monitor-people"}
-    left = mlflow_runs.client().create_run(mlflow_runs.experiment("people"), run_name="monitor", tags=tags).info.run_id
+    left = (
+        mlflow_runs.client()
+        .create_run(mlflow_runs.ensure_experiment("people"), run_name="monitor", tags=tags)
+        .info.run_id
+    )
     run = mlflow_runs.client().get_run(publishing.keep(found, MONITOR))
     assert mlflow_runs.client().get_run(left).info.status == "KILLED"
     assert run.data.metrics["psi/age"] == pytest.approx(found.drifts[0].psi)

@@ -20,10 +20,10 @@ from bloomery.models.features.config import Features, Gates, RecentData
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
 from bloomery.models.inference.outputs import compute_outputs, predictions_from
 from bloomery.models.inference.runtime import create_session
-from bloomery.tasks.evaluation.held_out import held_out_rows
+from bloomery.tasks.evaluation.held_out import read_held_out_rows
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.promote.gates import require_not_worse, require_score, worse_than
-from bloomery.tasks.promote.recent_data_gate import require_not_worse_of_late
+from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
+from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
 
 NUM_ROWS = 300
 X = np.random.default_rng(0).normal(size=NUM_ROWS)
@@ -118,11 +118,11 @@ def former(bento: Bento) -> Any:
 
 
 def judge(bento: Bento, gates: Gates, champion: Any) -> None:
-    require_not_worse(bento, gates, champion, worse_than(bento, champion))
+    require_not_worse(bento, gates, champion, compare_with_champion(bento, champion))
 
 
 def test_held_out_rows_come_in_the_order_of_the_answers(packaged: Any) -> None:
-    rows = held_out_rows(packaged("m:one", "regression", 0.0).chosen)
+    rows = read_held_out_rows(packaged("m:one", "regression", 0.0).chosen)
     assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
 
 
@@ -217,10 +217,10 @@ def test_on_rows_of_late_the_new_version_must_not_be_worse(task: Task, packaged:
     unit = float(np.std(FIGURES)) if task == "regression" else 0.0
     moved = FIGURES.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
     labels_come(home, requests, moved)
-    told = require_not_worse_of_late("m", "m:new", "m:old", gates)
+    told = require_not_worse_on_recent_data("m", "m:new", "m:old", gates)
     assert told.startswith("on 400 rows of late that have a label the ")
     with pytest.raises(ReleaseRefused, match="on 400 rows of late that have a label") as refused:
-        require_not_worse_of_late("m", "m:old", "m:new", gates)
+        require_not_worse_on_recent_data("m", "m:old", "m:new", gates)
     assert "labels" in refused.value.where
 
 
@@ -229,7 +229,7 @@ def test_what_is_not_there_of_late_is_told_and_refuses_nobody(packaged: Any, hom
     packaged("m:b", "classification", 0.0)
 
     def told(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
-        return require_not_worse_of_late("m", "m:b", champion, gates)
+        return require_not_worse_on_recent_data("m", "m:b", champion, gates)
 
     assert "no other champion" in told(champion=None)
     assert "no other champion" in told(champion="m:b")

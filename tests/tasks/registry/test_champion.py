@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow  # MLflow makes its database
 @pytest.fixture
 def registered(home: Path) -> Callable[[int], ModelVersion]:
     """Registers versions of `people`, each with a bento in the store."""
-    run = mlflow_runs.client().create_run(mlflow_runs.experiment("people")).info.run_id
+    run = mlflow_runs.client().create_run(mlflow_runs.ensure_experiment("people")).info.run_id
 
     def make(number: int) -> ModelVersion:
         tag = f"people:{number:016x}"

@@ -21,8 +21,8 @@ from bloomery.models.networks.config import Cnn, Mlp, Rnn, Transformer
 from bloomery.models.training.config import Explain
 from bloomery.models.training.data.batches import Examples
 from bloomery.tasks.tracking import mlflow_runs
-from bloomery.tasks.train.explanation_plots import draw_importance
-from bloomery.tasks.train.explanations import FOLDER, log_explanations, tell, varied
+from bloomery.tasks.train.explanation_plots import plot_importance
+from bloomery.tasks.train.explanations import FOLDER, log_explanations, select_varied_rows, write_explanations
 
 NUM = 24
 TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日は", "see you at noon"]
@@ -67,7 +67,9 @@ def test_single_rows_are_shown_and_what_matters_over_many(tmp_path: Path, kind: 
     network, layout, encoder, examples, table = made(kind)
     state = torch.get_rng_state()
     wanted = Explain(rows=3, sample=10)
-    gap = tell(tmp_path, network, layout, encoder, examples, wanted, raw=lambda keys: table.take(keys.tolist()))
+    gap = write_explanations(
+        tmp_path, network, layout, encoder, examples, wanted, raw=lambda keys: table.take(keys.tolist())
+    )
     assert gap < 0.1
     assert torch.equal(torch.get_rng_state(), state)
     shown = {"rows.html"} if kind == "text" else {"rows.png", "importance.png"}
@@ -92,7 +94,7 @@ def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
     network = build_network(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
     y = torch.from_numpy(encode_labels(encoder, table["pay"]).to_numpy().copy())
     examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
-    tell(tmp_path, network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
+    write_explanations(tmp_path, network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
     told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
     assert [one["key"] for one in told["shown"]] == ["0", str(NUM - 1)]
     assert told["shown"][1]["row"].startswith("truth 2300, answer ")
@@ -109,7 +111,7 @@ def test_a_run_has_the_pictures_and_the_gap(home: Path, tmp_path: Path) -> None:
 
 def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
     network, layout, encoder, examples, _ = made("text")
-    tell(tmp_path, network, layout, encoder, examples, Explain(rows=4, sample=NUM))
+    write_explanations(tmp_path, network, layout, encoder, examples, Explain(rows=4, sample=NUM))
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
     assert "<b>" not in page
     plain = html.unescape("".join(part.rpartition(">")[2] for part in page.split("</span>")))
@@ -117,9 +119,9 @@ def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
 
 
 def test_rows_are_shown_class_by_class_and_figures_from_low_to_high() -> None:
-    assert varied(np.array([1, 1, 1, 0, 2]), 4).tolist() == [3, 0, 4, 1]
-    assert varied(np.array([0.5, -1.0, 3.0, 2.0], np.float32), 3).tolist() == [1, 0, 2]
-    assert len(varied(np.array([1, 1]), 8)) == 2
+    assert select_varied_rows(np.array([1, 1, 1, 0, 2]), 4).tolist() == [3, 0, 4, 1]
+    assert select_varied_rows(np.array([0.5, -1.0, 3.0, 2.0], np.float32), 3).tolist() == [1, 0, 2]
+    assert len(select_varied_rows(np.array([1, 1]), 8)) == 2
 
 
 def test_a_map_of_an_image_has_the_shape_of_the_image(tmp_path: Path):
@@ -127,7 +129,7 @@ def test_a_map_of_an_image_has_the_shape_of_the_image(tmp_path: Path):
 
     sizes = {}
     for name, shape in (("square", (28, 28)), ("wide", (40, 200))):
-        draw_importance(np.ones(shape), (), 1, tmp_path / f"{name}.png")
+        plot_importance(np.ones(shape), (), 1, tmp_path / f"{name}.png")
         sizes[name] = imread(tmp_path / f"{name}.png").shape[:2]
     assert 0.7 < sizes["square"][0] / sizes["square"][1] < 1
     assert sizes["wide"][0] / sizes["wide"][1] < 0.3

@@ -39,13 +39,14 @@ require_state_folder()
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.networks.config import Mlp
 from bloomery.models.training.config import Training
-from bloomery.tasks.train import hyperparameter_search as search
+from bloomery.tasks.train import hyperparameter_search
 dataset, model, training, run_id = sys.argv[1:]
 if __name__ == "__main__":
     with open(dataset) as file:
         rows = Dataset.model_validate_json(file.read())
-    job = search.Job("key", run_id, rows, Mlp.model_validate_json(model), Training.model_validate_json(training), None)
-    search.search(job)
+    network, training = Mlp.model_validate_json(model), Training.model_validate_json(training)
+    job = hyperparameter_search.SearchJob("key", run_id, rows, network, training, None)
+    hyperparameter_search.run_search(job)
 """
 
 
@@ -67,7 +68,7 @@ def training_of(**wanted: Any) -> Training:
 
 
 def trials_of(dataset: Dataset) -> list[Any]:
-    experiment = mlflow_runs.experiment(dataset.checked.contract.name)
+    experiment = mlflow_runs.ensure_experiment(dataset.checked.contract.name)
     return [run for run in mlflow_runs.client().search_runs([experiment]) if "trial" in run.data.tags]
 
 
@@ -95,8 +96,8 @@ def test_the_best_trial_is_trained_again_and_every_trial_is_an_ended_run_below_t
 def test_a_search_in_which_every_trial_diverges_says_so(dataset):
     space = {"training.learning_rate": (1e30, 1e31), "training.clip_norm": (1e30,)}
     with pytest.raises(TrainingDiverged, match="none of 2 trials"):
-        hyperparameter_search.search(
-            hyperparameter_search.Job("key", "none", dataset, MLP, training_of(trials=2, space=space), None)
+        hyperparameter_search.run_search(
+            hyperparameter_search.SearchJob("key", "none", dataset, MLP, training_of(trials=2, space=space), None)
         )
     assert {trial.info.status for trial in trials_of(dataset)} == {"FAILED"}
 
@@ -106,14 +107,14 @@ def test_what_a_process_of_the_search_cannot_build_is_told(dataset):
     model = FtTransformer(kind="ft_transformer", width=60, num_heads=5)
     wanted = training_of(parallel=2, space=space)
     with pytest.raises(RecipeInvalid, match="20 cannot be shared by 12 heads"):
-        hyperparameter_search.search(hyperparameter_search.Job("key", "none", dataset, model, wanted, None))
+        hyperparameter_search.run_search(hyperparameter_search.SearchJob("key", "none", dataset, model, wanted, None))
 
 
 def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_that_it_lacks(
     dataset, home: Path, tmp_path: Path
 ):
     training = training_of(trials=8, epochs=60, parallel=2)
-    mlflow_runs.experiment(dataset.checked.contract.name)
+    mlflow_runs.ensure_experiment(dataset.checked.contract.name)
     (tmp_path / "dataset").write_text(dataset.model_dump_json(by_alias=True))
     script = tmp_path / "killed.py"
     script.write_text(CHILD)
@@ -132,9 +133,9 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     before = {trial.info.run_id for trial in trials_of(dataset) if trial.info.status == "FINISHED"}
     assert 1 <= len(before) < 8
 
-    run_id = mlflow_runs.client().create_run(mlflow_runs.experiment(dataset.checked.contract.name)).info.run_id
+    run_id = mlflow_runs.client().create_run(mlflow_runs.ensure_experiment(dataset.checked.contract.name)).info.run_id
     alone = training.model_copy(update={"search": training.search.model_copy(update={"parallel": 1})})
-    hyperparameter_search.search(hyperparameter_search.Job("key", run_id, dataset, MLP, alone, None))
+    hyperparameter_search.run_search(hyperparameter_search.SearchJob("key", run_id, dataset, MLP, alone, None))
     trials = trials_of(dataset)
     assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {run_id}
     assert not [trial for trial in trials if trial.info.status == "RUNNING"]

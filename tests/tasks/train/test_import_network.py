@@ -23,7 +23,7 @@ from bloomery.models.training.config import Explain, StartFrom, Training
 from bloomery.tasks.compress.stage import compress
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.tracking import mlflow_runs
-from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.initial_weights import locate_initial_weights
 from bloomery.tasks.train.stage import train
 
 pytestmark = pytest.mark.slow
@@ -112,4 +112,4 @@ def test_nothing_can_start_from_an_imported_network(tmp_path: Path, monkeypatch:
     path.write_bytes(b"")
     monkeypatch.setattr("bloomery.tasks.train.initial_weights._registered", lambda reference: (reference, str(path)))
     with pytest.raises(RecipeInvalid, match="mine:3 is an imported network"):
-        locate_start(StartFrom(network="mine:3"))
+        locate_initial_weights(StartFrom(network="mine:3"))

@@ -29,7 +29,7 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import events
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.tracking import mlflow_runs
-from bloomery.tasks.train.initial_weights import locate_start
+from bloomery.tasks.train.initial_weights import locate_initial_weights
 from bloomery.tasks.train.stage import train
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_com
     first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
     folder = settings().path(first.uri).parent
     told = StartFrom(network=str(folder))
-    start = locate_start(told)
+    start = locate_initial_weights(told)
     privacy = Privacy(epsilon=3, delta=1e-3)
     wanted = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": told, "privacy": privacy})
     trained = train(dataset, model, wanted, start)
@@ -159,17 +159,17 @@ def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Pa
     stated = StartFrom(network="begin")
     assert stated.absolute(tmp_path) == stated  # a name in the registry
     with pytest.raises(DataMissing, match="no begin"):
-        locate_start(stated)
+        locate_initial_weights(stated)
     (tmp_path / "begin").mkdir()
     with pytest.raises(DataMissing, match="are not there") as missing:
-        locate_start(StartFrom(network="./begin").absolute(tmp_path))
+        locate_initial_weights(StartFrom(network="./begin").absolute(tmp_path))
     assert missing.value.where == str(tmp_path / "begin" / "weights.safetensors")
     (tmp_path / "begin" / "weights.safetensors").write_text("no tensors")
     with pytest.raises(DataMissing, match="cannot be read"):
-        locate_start(stated.absolute(tmp_path))
+        locate_initial_weights(stated.absolute(tmp_path))
     mlflow_runs.client().create_registered_model("kept")
     with pytest.raises(DataMissing, match="no kept:7") as unknown:
-        locate_start(StartFrom(network="kept:7"))
+        locate_initial_weights(StartFrom(network="kept:7"))
     assert unknown.value.required == "a version of kept; it has none"
 
 

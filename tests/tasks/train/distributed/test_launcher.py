@@ -22,8 +22,8 @@ from bloomery.models.networks.config import Mlp, Transformer
 from bloomery.models.training.config import Checkpoints, Training
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.prepare.stage import prepare
-from bloomery.tasks.train import fit as fitting
-from bloomery.tasks.train.distributed.launcher import command, fit_together
+from bloomery.tasks.train import fit
+from bloomery.tasks.train.distributed.launcher import fit_distributed, launch_command
 from bloomery.tasks.train.stage import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
@@ -55,7 +55,7 @@ def texts(checked_rows_of) -> Dataset:
     return prepare(checked_rows_of(table), Features(key="id", label="label", inputs=(text,)), Engine(kind="local"))
 
 
-def weights_of(fitted: fitting.Fitted) -> dict[str, torch.Tensor]:
+def weights_of(fitted: fit.FitResult) -> dict[str, torch.Tensor]:
     return fitted.network.state_dict()
 
 
@@ -90,8 +90,8 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
     elsewhere = tmp_path / "temporary"
     elsewhere.mkdir()
     monkeypatch.setenv("TMPDIR", str(elsewhere))
-    alone = fitting.fit(fitting.read_parts(dataset), fitting.blueprint_of(dataset, MLP), training)
-    wanted = fit_together("undisturbed", dataset, MLP, training, None)
+    alone = fit.fit_network(fit.read_splits(dataset), fit.make_blueprint(dataset, MLP), training)
+    wanted = fit_distributed("undisturbed", dataset, MLP, training, None)
     for name, weight in weights_of(alone).items():
         torch.testing.assert_close(weights_of(wanted)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in wanted.history] == [epoch.val_score for epoch in alone.history]
@@ -99,9 +99,9 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
     for launcher in ("torchrun", "spark"):
         key = f"killed-{launcher}"
         killed: list[int] = []
-        killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder(key), killed))
+        killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(key), killed))
         killer.start()
-        disturbed = fit_together(
+        disturbed = fit_distributed(
             key, dataset, MLP, training.model_copy(update={"launcher": launcher}), None, means=LOCAL_2
         )
         killer.join()
@@ -117,11 +117,11 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
     network = Transformer(kind="transformer", width=16, num_layers=2, num_heads=2, dropout=0.0)
     training = TRAINING.model_copy(update={"strategy": "pipeline", "epochs": 8})
     configure_processor(training)
-    alone = fitting.fit(fitting.read_parts(texts), fitting.blueprint_of(texts, network), training)
+    alone = fit.fit_network(fit.read_splits(texts), fit.make_blueprint(texts, network), training)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(fitting.checkpoint_folder("pipeline"), killed))
+    killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder("pipeline"), killed))
     killer.start()
-    together = fit_together("pipeline", texts, network, training, None)
+    together = fit_distributed("pipeline", texts, network, training, None)
     killer.join()
     assert killed
     for name, weight in weights_of(alone).items():
@@ -135,10 +135,10 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
 def test_what_goes_wrong_in_a_process_is_told_here_whoever_started_it(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
-        fit_together("lost", lost, MLP, TRAINING, None)
+        fit_distributed("lost", lost, MLP, TRAINING, None)
     training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
     with pytest.raises(TrainingDiverged, match="learning rate"):
-        fit_together("diverges", dataset, MLP, training, None, means=LOCAL_2)
+        fit_distributed("diverges", dataset, MLP, training, None, means=LOCAL_2)
 
 
 @pytest.mark.slow
@@ -146,14 +146,14 @@ def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home
     ask_once = {f"spark.scheduler.barrier.maxConcurrentTasksCheck.{name}": "1" for name in ("interval", "maxFailures")}
     busy = LOCAL_2.model_copy(update={"settings": {**LOCAL_2.settings, **ask_once, "spark.task.cpus": "2"}})
     with pytest.raises(EngineMissing, match="did not give 2 slots"):
-        fit_together("busy", dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means=busy)
+        fit_distributed("busy", dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means=busy)
 
 
 @pytest.mark.parametrize("master", ["local", "local[1]", "local[1, 4]", "sc://far:15002"])
 def test_a_spark_that_never_could_start_the_processes_is_refused(dataset, master):
     training = TRAINING.model_copy(update={"launcher": "spark"})
     with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
-        fit_together("refused", dataset, MLP, training, None, means=SparkMeans(master=master))
+        fit_distributed("refused", dataset, MLP, training, None, means=SparkMeans(master=master))
 
 
 @pytest.mark.slow
@@ -166,6 +166,6 @@ def test_the_stage_trains_on_the_spark_of_its_means(dataset, home):
 
 def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BLOOMERY_RENDEZVOUS", "head:29500")
-    told = command(Path("/shared/jobs/KEY/job.json"), TRAINING.model_copy(update={"nodes": 3}))
+    told = launch_command(Path("/shared/jobs/KEY/job.json"), TRAINING.model_copy(update={"nodes": 3}))
     assert {"--rdzv-endpoint=head:29500", "--rdzv-id=KEY", "--nnodes=3", "--nproc-per-node=2"} <= set(told)
-    assert "--standalone" in command(Path("job.json"), TRAINING)
+    assert "--standalone" in launch_command(Path("job.json"), TRAINING)

@@ -15,13 +15,13 @@ from bloomery.data_contracts.records.records import Chosen, Interval
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from bloomery.models.features.encoder import read_encoder
-from bloomery.tasks.evaluation.held_out import measured_answers
-from bloomery.tasks.evaluation.scoring import Truth, of_slices
-from bloomery.tasks.evaluation.slices import neighbourly
+from bloomery.tasks.evaluation.held_out import read_measured_predictions
+from bloomery.tasks.evaluation.scoring import GroundTruth, slice_table
+from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
 
 
-class OfClass(NamedTuple):
+class ClassResult(NamedTuple):
     """How one class is answered; None is a share of nothing."""
 
     name: str
@@ -30,7 +30,7 @@ class OfClass(NamedTuple):
     precision: Interval | None
 
 
-class OfSlice(NamedTuple):
+class SliceResult(NamedTuple):
     """The score of the rows with one value of a column."""
 
     column: str
@@ -39,23 +39,23 @@ class OfSlice(NamedTuple):
     score: Interval
 
 
-class Figures(NamedTuple):
+class CardMetrics(NamedTuple):
     """Of the held-out rows. `others` are further figures by their names in words."""
 
     score: Interval
     num_rows: int
     others: dict[str, float]
-    classes: tuple[OfClass, ...]
-    slices: tuple[OfSlice, ...]
+    classes: tuple[ClassResult, ...]
+    slices: tuple[SliceResult, ...]
     reliability: CalibrationBins | None  # None of a regression
     calibration_error: float | None
 
 
-def figures_of(chosen: Chosen) -> Figures:
+def compute_card_metrics(chosen: Chosen) -> CardMetrics:
     """Read from the answers that `compress` has kept; nothing is asked anew."""
     trained = chosen.options.trained
     dataset = trained.dataset
-    answers = measured_answers(chosen)
+    answers = read_measured_predictions(chosen)
     keys = answers[dataset.key].combine_chunks()
     found = None
     if dataset.task == "classification":
@@ -67,18 +67,18 @@ def figures_of(chosen: Chosen) -> Figures:
         classes = _of_classes(truth_N, given, dataset.classes)
     else:
         truth_N, given = answers["truth"].to_numpy(), answers["answer"].to_numpy()
-        order = neighbourly(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
+        order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
         others = {
             "mean absolute error": metrics.mean_absolute_error(truth_N, given),
             "R²": metrics.r_squared(truth_N, given),
         }
         classes = ()
-    return Figures(
+    return CardMetrics(
         score=chosen.candidate.score,
         num_rows=len(keys),
         others=others,
         classes=classes,
-        slices=_of_slices(chosen, Truth(keys, truth_N, order), given),
+        slices=_of_slices(chosen, GroundTruth(keys, truth_N, order), given),
         reliability=found,
         calibration_error=None if found is None else expected_calibration_error(found),
     )
@@ -97,12 +97,12 @@ def _others_of_classes(truth_N: np.ndarray, shares_NK: np.ndarray) -> dict[str, 
     return others if area is None else others | {"AUC": area}
 
 
-def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int | str, ...]) -> tuple[OfClass, ...]:
+def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int | str, ...]) -> tuple[ClassResult, ...]:
     """Shares with Wilson's 95% intervals."""
     counts_KK = metrics.confusion_matrix(truth_N, shares_NK.argmax(axis=1), len(classes))
     right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
     return tuple(
-        OfClass(
+        ClassResult(
             str(name),
             num,
             metrics.proportion(right, num) if num else None,
@@ -114,13 +114,13 @@ def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int |
     )
 
 
-def _of_slices(chosen: Chosen, rows: Truth, given: np.ndarray) -> tuple[OfSlice, ...]:
+def _of_slices(chosen: Chosen, rows: GroundTruth, given: np.ndarray) -> tuple[SliceResult, ...]:
     trained = chosen.options.trained
     if not trained.slices:
         return ()
-    told = of_slices(trained.dataset, trained.slices, rows, given)
+    told = slice_table(trained.dataset, trained.slices, rows, given)
     lines = zip(*(told[name] for name in ("column", "value", "rows", "score", "low", "high")), strict=True)
     return tuple(
-        OfSlice(column, value, num, Interval(value=score, low=low, high=high))
+        SliceResult(column, value, num, Interval(value=score, low=low, high=high))
         for column, value, num, score, low, high in lines
     )
