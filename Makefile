@@ -3,14 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: run test up status down lint lock clean help
+.PHONY: run test test-all tests up status down lint lock clean help
 
 run: .venv/.ready ## run the recipe `digits` end to end
 	@$(BIN)/bloomery run digits
 
-test: .venv/.ready lint ## check style, types and import rules, then run all tests
-	$(BIN)/python -m pytest -m "not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m timed
+test: .venv/.ready ## check style, types and import rules, and run the tests of each change
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+test-all: .venv/.ready ## the same with the nightly tests, which try more cases of the same paths
+	@BLOOMERY_TESTS=all $(MAKE) --no-print-directory --jobs 2 lint tests WHICH=
+
+WHICH := -m "not nightly"
+tests: .venv/.ready
+	$(BIN)/python -m pytest $(WHICH) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 up: .venv/.ready ## start Prefect, MLflow, a worker and the endpoints, and keep them up
 	@$(BIN)/bloomery up

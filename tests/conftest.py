@@ -6,16 +6,20 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadFileScheduling
 
 from bloomery.tasks.infrastructure.device import instruction_set
+from tests import examples  # noqa: F401 - loads hypothesis' profile before tests are collected
 from tests.forks import Forks
 from tests.living import answers
 
@@ -24,11 +28,15 @@ if TYPE_CHECKING:
     from bloomery.data_contracts.records.records import Release
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ROOT / "tests" / "longest.txt"
+QUICK = ROOT / "tests" / "digits-quick.yaml"
 OURS = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
 
 if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = __file__  # PySpark takes a worker of pytest-xdist for doctests, and ends it
 
+# Spark's Java lives for seconds here, in which to optimise what it runs costs more than it gains.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # Engines ask for these once, at their first arithmetic. Set later, tests would compare bits of two instruction sets.
 for name, value in instruction_set().items():
     os.environ.setdefault(name, value)
@@ -41,12 +49,25 @@ def environment_for(home: Path, **more: str) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that at the end quick ones keep both cores at work.
+    """The files that take longest come first, then others with slow tests, so that both cores end at the same time.
 
     pytest-xdist keeps to this with --no-loadscope-reorder; else files with many tests would come first.
     """
+    longest = {ROOT / line: place for place, line in enumerate(LONGEST.read_text().split())}
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-    items.sort(key=lambda item: item.path not in slow)  # which keeps the order within both
+    items.sort(key=lambda item: (longest.get(item.path, len(longest)), item.path not in slow))  # stable within a file
+
+
+class OneSpark(LoadFileScheduling):
+    """Gives a worker one file after another, and one of them all tests that use Spark in its process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "spark" if "::test_spark_" in nodeid else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneSpark:
+    return OneSpark(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +84,63 @@ def clean_environment() -> Callable[..., dict[str, str]]:
     return environment_for
 
 
+Fresh = Callable[[Path], Path]
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)` is a folder that all workers of pytest-xdist share; the first one that asks fills it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path = shared / f"once-{name}"
+        with FileLock(f"{path}.lock"):
+            if not (path / "complete").is_file():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                (path / "complete").touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def databases(once: Once) -> Path:
+    """The databases of MLflow and Prefect with their tables and no rows, which take seconds to create."""
+
+    def make(folder: Path) -> None:
+        home = folder / "home"
+        environment = environment_for(home, PREFECT_HOME=str(home / "prefect"))
+        for words in (("bloomery.flows.cli", "show", "none"), ("prefect", "server", "database", "upgrade", "-y")):
+            subprocess.run([sys.executable, "-m", *words], env=environment, cwd=ROOT, capture_output=True)
+        for name in ("mlflow", "prefect"):
+            with (
+                closing(sqlite3.connect(home / name / f"{name}.db")) as created,
+                closing(sqlite3.connect(folder / f"{name}.db")) as copy,
+            ):
+                created.backup(copy)
+
+    return once("databases", make)
+
+
+@pytest.fixture(scope="session")
+def fresh(databases: Path) -> Fresh:
+    """`fresh(home)` makes a state folder at `home` that holds empty databases, so that a run need not create them."""
+
+    def make(home: Path) -> Path:
+        for name in ("mlflow", "prefect"):
+            (home / name).mkdir(parents=True)
+            shutil.copyfile(databases / f"{name}.db", home / name / f"{name}.db")
+        return home
+
+    return make
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(databases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder for stages that are called in this process."""
     from bloomery.tasks.infrastructure import settings
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
@@ -74,6 +150,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith(OURS)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("BLOOMERY_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "mlflow").mkdir(parents=True)
+    shutil.copyfile(databases / "mlflow.db", tmp_path / "home" / "mlflow" / "mlflow.db")
     settings.settings.cache_clear()
     mlflow_runs.client.cache_clear()
     apply_engine_environment()
@@ -86,7 +164,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def one_spark() -> Iterator[None]:
+def one_spark(request: pytest.FixtureRequest) -> Iterator[None]:
     """For tests that use Spark in this process: they share one, since a Java takes long to start."""
     yield
     from bloomery.tasks.infrastructure import spark_session
@@ -117,11 +195,12 @@ def bloomery() -> Bloomery:
 
 
 @pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
     from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
     folder, port = tmp_path_factory.mktemp("prefect"), find_free_port()
+    shutil.copyfile(databases / "prefect.db", folder / "prefect.db")
     command = [
         *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
@@ -145,13 +224,18 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
-def sharing(forks: Forks, prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Bloomery:
-    """`bloomery`, forked and with the Prefect server that tests share: quicker, and only its end is as a user's."""
+def sharing(forks: Forks, prefect: str, fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Bloomery:
+    """`bloomery`, forked and with the Prefect server that tests share: quicker, and only its end is as a user's.
+
+    A state folder that is not there yet gets empty databases.
+    """
     folder, numbers = tmp_path_factory.mktemp("told"), itertools.count()
 
     def call(
         home: Path, *arguments: str, timeout_s: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        if not home.exists():
+            fresh(home)
         number = next(numbers)
         out, err = folder / f"{number}.out", folder / f"{number}.err"
         stated = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
@@ -181,17 +265,34 @@ def copy_of(home: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
+def finished(once: Once, tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
     """A state folder in which `bloomery run digits` has ended, and its release. Copy the folder before a change."""
-    base = tmp_path_factory.getbasetemp()
-    once = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished-once"  # for all workers
-    with FileLock(f"{once}.lock"):
-        if not (once / "release.json").is_file():
-            ended = bloomery(once / ".bloomery", "run", "digits", "--json")
-            assert ended.returncode == 0, ended.stdout + ended.stderr
-            (once / "release.json").write_text(ended.stdout)
-    home = copy_of(once / ".bloomery", tmp_path_factory.mktemp("finished"))
-    return home, json.loads((once / "release.json").read_text())
+
+    def make(folder: Path) -> None:
+        ended = bloomery(folder / ".bloomery", "run", "digits", "--json")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        (folder / "release.json").write_text(ended.stdout)
+
+    folder = once("finished", make)
+    return copy_of(folder / ".bloomery", tmp_path_factory.mktemp("finished")), _release_in(folder)
+
+
+@pytest.fixture(scope="session")
+def quick(once: Once, tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> tuple[Path, dict[str, Any]]:
+    """Like `finished`, of the recipe `digits-quick.yaml`: for tests that run it again and compare."""
+
+    def make(folder: Path) -> None:
+        ended = sharing(folder / ".bloomery", "run", str(QUICK), "--json")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        (folder / "release.json").write_text(ended.stdout)
+
+    folder = once("quick", make)
+    return copy_of(folder / ".bloomery", tmp_path_factory.mktemp("quick")), _release_in(folder)
+
+
+def _release_in(folder: Path) -> dict[str, Any]:
+    release: dict[str, Any] = json.loads((folder / "release.json").read_text())
+    return release
 
 
 @pytest.fixture(scope="session")

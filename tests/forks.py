@@ -7,6 +7,8 @@ A run that starts a Prefect server of its own cannot be forked: it tells prefect
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import signal
@@ -16,6 +18,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+# What a run imports, before it or on its way.
+_ENGINES = (
+    *("great_expectations", "duckdb", "pyarrow.dataset", "git", "pandas", "sklearn.datasets", "matplotlib.pyplot"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
+    *("torch", "captum.attr", "torch._dynamo", "torch.onnx._internal.exporter._core", "torch.export"),
+    *("torch_pruning", "onnx", "onnxruntime", "onnxscript", "onnxscript.optimizer", "onnxscript.rewriter"),
+    *("safetensors.torch", "ml_dtypes"),
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -79,15 +89,29 @@ def _run(told: dict[str, Any]) -> None:
     main()
 
 
-def _serve() -> None:
-    import great_expectations  # noqa: F401
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    import torch  # noqa: F401
+def _fill_caches() -> None:
+    """Fills what every run would fill again: parsed source files, fonts, the installed packages."""
+    from matplotlib import pyplot as plt
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
+    from bloomery.tasks.bentos.environment import codes
+    from bloomery.tasks.orchestration.code_version import reach
+    from bloomery.tasks.package.stage import _SERVICE
+
+    codes()
+    reach(_SERVICE)
+    plt.figure().savefig(io.BytesIO())
+    plt.close()
+    warn_dependency_requirement_mismatches(["numpy"])
+
+
+def _serve() -> None:
+    for name in _ENGINES:
+        importlib.import_module(name)
     import bloomery.flows.cli.main
     import bloomery.flows.pipeline  # noqa: F401
 
+    _fill_caches()
     for line in sys.stdin:
         told = json.loads(line)
         if isinstance(told, int):

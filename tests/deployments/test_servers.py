@@ -1,6 +1,7 @@
 """The commands of compose.yaml with their own environments, on a real PostgreSQL: a recipe goes through all of them."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
+from tests.conftest import QUICK
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -129,7 +131,22 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
             return ended.stdout
 
         call(*moved("deployments")[0])
-        call("prefect", "--no-prompt", "deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300")
+        sections = yaml.safe_load(QUICK.read_text())
+        parameters = [
+            f"{name}={json.dumps(sections[name])}" for name in ("model", "training", "compression", "budget", "gates")
+        ]
+        words = [word for parameter in parameters for word in ("--param", parameter)]
+        call(
+            "prefect",
+            "--no-prompt",
+            "deployment",
+            "run",
+            "pipeline/digits",
+            *words,
+            "--watch",
+            "--watch-timeout",
+            "300",
+        )
         with httpx.Client(trust_env=False) as client:
             runs = client.post(address(api, "/api/flow_runs/filter"), json={}).json()
             assert [run["state_type"] for run in runs if run["state_type"] != "SCHEDULED"] == ["COMPLETED"]

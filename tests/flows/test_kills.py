@@ -22,9 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from bloomery.flows.recipe.recipe import RECIPES
 from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
+from tests.conftest import QUICK, copy_of
 from tests.forks import Forks
 from tests.living import answers, of_this_folder, wait_for
 from tests.mounts import mount
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 Environment = Callable[..., dict[str, str]]
+Fresh = Callable[[Path], Path]
 Finished = tuple[Path, dict[str, Any]]
 
 
@@ -83,19 +84,20 @@ class Runs:
 
 
 @pytest.fixture
-def runs(forks: Forks, prefect: str, tmp_path: Path, clean_environment: Environment) -> Runs:
+def runs(forks: Forks, prefect: str, fresh: Fresh, tmp_path: Path, clean_environment: Environment) -> Runs:
     home = tmp_path / ".bloomery"
-    home.mkdir(exist_ok=True)
+    if not home.exists():
+        fresh(home)
     return Runs(forks, clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
 
 
 def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
-    finished: Finished, tmp_path: Path, runs: Runs, prefect: str
+    quick: Finished, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
     home = tmp_path / ".bloomery"
     in_the_middle = set()
     for stage in STAGES:
-        run = runs.start("run", "digits")
+        run = runs.start("run", str(QUICK))
         folder, beside = home / "stages" / stage, home / "stages" / ".tmp"
 
         def is_reached(run: int = run, stage: str = stage, folder: Path = folder, beside: Path = beside) -> bool:
@@ -111,8 +113,8 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
         assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
         wait_for(lambda: not of_this_folder(home))
     assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
-    assert runs.wait(runs.start("run", "digits")) == 0, runs.told
-    assert digests(released(home)) == digests(finished[1])
+    assert runs.wait(runs.start("run", str(QUICK))) == 0, runs.told
+    assert digests(released(home)) == digests(quick[1])
     assert not list((home / "stages" / ".tmp").iterdir())
     assert "RUNNING" not in states_in_mlflow(home)
     killed = [note.stem for note in (home / "runs").glob("*.json")]
@@ -124,42 +126,42 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
 
 
 def edited(folder: Path, name: str, **changes: Any) -> str:
-    """The recipe `digits` under that name, with other values in its sections and one candidate."""
-    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
-    alone = {"compression": {"candidates": [{"name": "fp32"}], "latency_rounds": 20}}
-    loose = {"budget": {"accuracy_drop": 1.0, "size_bytes": 10_000_000, "latency_ms": 1000}}
-    for section, values in {**alone, **loose, **changes}.items():
+    """The recipe `digits-quick` under that name, with other values in its sections and one candidate."""
+    document = yaml.safe_load(QUICK.read_text())
+    for section, values in {"compression": {"candidates": [{"name": "fp32"}]}, **changes}.items():
         document[section] = {**document[section], **values}
     target = folder / f"{name}.yaml"
     target.write_text(yaml.safe_dump({**document, "name": name}))
     return str(target)
 
 
-def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
-    finished: Finished, tmp_path: Path, sharing: Callable[..., Any], clean_environment: Environment
+@pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_runs_at_once_all_end_and_leave_a_whole_registry(
+    num: int, quick: Finished, tmp_path: Path, sharing: Callable[..., Any], clean_environment: Environment
 ) -> None:
-    """Each with a Prefect server of its own, and all with one database; two are of one recipe."""
+    """Each with a Prefect server of its own, and all with one database; of four, two are of one recipe."""
     home = tmp_path / ".bloomery"
     digits = edited(tmp_path, "digits")
-    others = [
+    one, two = (
         edited(tmp_path, name, training={"epochs": epochs}, gates={"min_accuracy": 0})
         for name, epochs in (("one-epoch", 1), ("two-epochs", 2))
-    ]
+    )
+    recipes = [digits, one, digits, two][:num]
     runs = []
-    for number, recipe in enumerate([digits, digits, *others]):
+    for number, recipe in enumerate(recipes):
         log = (tmp_path / f"run-{number}.log").open("wb")
         command = [sys.executable, "-m", "bloomery.flows.cli", "run", recipe]
         runs.append(subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stdout=log, stderr=log))
     told = [run.wait(timeout=400) for run in runs]
     logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
-    assert told == [0] * 4, logs
+    assert told == [0] * num, logs
     assert [path for path, text in logs.items() if "database is locked" in text.lower()] == []
-    alone, at_once = digests(finished[1]), digests(released(home))
+    alone, at_once = digests(quick[1]), digests(released(home))
     assert [at_once[name] for name in ("rows", "parts", "dataset", "weights")] == [
         alone[name] for name in ("rows", "parts", "dataset", "weights")
     ]
     assert at_once["onnx"] == alone["onnx"][:1]
-    for name in ("digits", "one-epoch", "two-epochs"):
+    for name in {Path(recipe).stem for recipe in recipes}:
         shown = json.loads(sharing(home, "show", name, "--json").stdout)["versions"]
         assert [(one["version"], one["aliases"]) for one in shown] == [(1, ["champion"])]
     for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
@@ -171,11 +173,12 @@ def test_four_runs_at_once_all_end_and_leave_a_whole_registry(
 
 
 def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
-    finished: Finished, tmp_path: Path, forks: Forks, prefect: str, clean_environment: Environment
+    quick: Finished, tmp_path: Path, forks: Forks, prefect: str, databases: Path, clean_environment: Environment
 ) -> None:
     """A server of the user's own, as a team has it: `bloomery up` has none between the run and the database."""
     port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
     folder.mkdir()
+    shutil.copyfile(databases / "mlflow.db", folder / "mlflow.db")
     home.mkdir()
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -208,16 +211,16 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     finally:
         kill(standing)
         log.close()
-    assert digests(released(home))["weights"] == digests(finished[1])["weights"]
+    assert digests(released(home))["weights"] == digests(quick[1])["weights"]
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         assert {state for (state,) in connection.execute("select status from runs")} == {"FINISHED"}
         assert connection.execute("select version from model_versions").fetchall() == [(1,)]
 
 
 @pytest.fixture
-def disk(tmp_path: Path, copied: Callable[[Path], Path]) -> Iterator[Path]:
+def disk(tmp_path: Path, quick: Finished) -> Iterator[Path]:
     """A small disk of its own, with a finished state folder that is mounted at `tmp_path / ".bloomery"`."""
-    disk, home = tmp_path / "disk", copied(tmp_path)
+    disk, home = tmp_path / "disk", copy_of(quick[0], tmp_path)
     disk.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)):
         pytest.skip("this user may not mount a disk")
@@ -265,15 +268,15 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is_lost(
-    finished: Finished,
+    quick: Finished,
     disk: Path,
     tmp_path: Path,
     champion: Callable[[], str],
     clean_environment: Environment,
     runs: Runs,
 ) -> None:
-    home, tag = tmp_path / ".bloomery", finished[1]["bento"]["tag"]
-    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    home, tag = tmp_path / ".bloomery", quick[1]["bento"]["tag"]
+    document = yaml.safe_load(QUICK.read_text())
     document["training"]["checkpoints"] = {"every_steps": 20}  # which changes no weight, and begins the training anew
     recipe = tmp_path / "digits.yaml"
     recipe.write_text(yaml.safe_dump(document))
@@ -323,6 +326,6 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     # What was there before is there, and the run ends as if nothing had been.
     assert before <= set(home.glob("stages/*/*/record.json"))
     assert runs.wait(runs.start("run", str(recipe))) == 0, runs.told
-    assert digests(released(home)) == digests(finished[1])
+    assert digests(released(home)) == digests(quick[1])
     assert champion() == tag
     assert "RUNNING" not in states_in_mlflow(home)

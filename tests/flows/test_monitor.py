@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -47,11 +48,13 @@ def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetim
 
 
 @pytest.fixture
-def server(home: Path) -> Iterator[str]:
+def server(home: Path, databases: Path) -> Iterator[str]:
     """The address of a standing Prefect server."""
     port = find_free_port()
     api = f"http://127.0.0.1:{port}/api"
 
+    (home / "server").mkdir()
+    shutil.copyfile(databases / "prefect.db", home / "server" / "prefect.db")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
     with tethered_server(

@@ -101,29 +101,14 @@ CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
     ({"training__epochs": 3}, "train"),
     ({"features__split__salt": "other"}, "prepare"),
 )
-PLAN = """
-import json, sys
-from bloomery.flows.execution.dry_run import dry_run
-from bloomery.flows.recipe.recipe import read_recipe
-for path in sys.argv[1:]:
-    print("PLAN", json.dumps([stage.stage for stage in dry_run(read_recipe(path)).stages if stage.found is None]))
-"""
 
 
-def test_a_change_computes_what_depends_on_it(
-    finished: Finished, tmp_path: Path, clean_environment: Environment
-) -> None:
-    recipes = []
-    for number, (changes, _) in enumerate(CHANGES):
+def test_a_change_computes_what_depends_on_it(finished: Finished, sharing: Bloomery, tmp_path: Path) -> None:
+    for number, (changes, first) in enumerate(CHANGES):
         (tmp_path / str(number)).mkdir()
-        recipes.append(edited(tmp_path / str(number), **changes))
-    environment = clean_environment(finished[0])
-    told = subprocess.run(
-        [sys.executable, "-c", PLAN, *recipes], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
-    assert told.returncode == 0, told.stderr
-    plans = [json.loads(line.removeprefix("PLAN ")) for line in told.stdout.splitlines() if line.startswith("PLAN ")]
-    for (changes, first), computed in zip(CHANGES, plans, strict=True):
+        told = sharing(finished[0], "check", edited(tmp_path / str(number), **changes), "--json")
+        assert told.returncode == 0, told.stderr
+        computed = [step["stage"] for step in json.loads(told.stdout)["stages"] if not step["found"]]
         assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :])), changes
 
 

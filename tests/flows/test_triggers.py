@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,10 +82,13 @@ class Standing(NamedTuple):
 @pytest.fixture(scope="module")
 def standing(
     copied: Callable[[Path], Path],
+    databases: Path,
     tmp_path_factory: pytest.TempPathFactory,
     clean_environment: Callable[..., dict[str, str]],
 ) -> Iterator[Standing]:
     folder = tmp_path_factory.mktemp("standing")
+    (folder / "prefect").mkdir()
+    shutil.copyfile(databases / "prefect.db", folder / "prefect" / "prefect.db")
     home = copied(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -218,7 +222,7 @@ def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the
     assert versions(sharing, copy)[1][0] == ["champion"]
     said = sharing(copy, "approve", "digits:2", "--refuse", "--reason", "not before the holidays")
     assert said.returncode == 0, said.stderr
-    again = bloomery(copy, "run", recipe)
+    again = sharing(copy, "run", recipe)
     assert again.returncode == 4
     assert "said no: not before the holidays" in again.stderr
     assert versions(sharing, copy)[1][0] == ["champion"]

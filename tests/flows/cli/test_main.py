@@ -110,9 +110,9 @@ def test_an_unwritable_state_folder_ends_with_1(bloomery: Bloomery, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_missing_data_ends_with_2(bloomery: Bloomery, tmp_path: Path) -> None:
+def test_missing_data_ends_with_2(bloomery: Bloomery, sharing: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, ("source: sklearn:digits", "source: nowhere.parquet"))
-    require_clear(bloomery(tmp_path / "home", "check", path), 2, str(tmp_path / "nowhere.parquet"))
+    require_clear(sharing(tmp_path / "home", "check", path), 2, str(tmp_path / "nowhere.parquet"))
     require_clear(bloomery(tmp_path / "home", "run", path), 2, str(tmp_path / "nowhere.parquet"))
     assert not (tmp_path / "home" / "stages").exists()
 
@@ -146,10 +146,10 @@ def test_a_port_in_use_ends_with_1_and_names_the_owner(bloomery: Bloomery, tmp_p
 
 
 @pytest.mark.slow
-def test_show_and_serve_of_an_unknown_name_end_with_2(bloomery: Bloomery, tmp_path: Path) -> None:
-    require_clear(bloomery(tmp_path, "show", "nope"), 2, "the registry has no 'nope'", "there is none yet")
-    require_clear(bloomery(tmp_path, "show", "nope@champion"), 2, "nope@champion")
-    require_clear(bloomery(tmp_path, "serve", "nope"), 2, "nope")
+def test_show_and_serve_of_an_unknown_name_end_with_2(sharing: Bloomery, tmp_path: Path) -> None:
+    require_clear(sharing(tmp_path / "home", "show", "nope"), 2, "the registry has no 'nope'", "there is none yet")
+    require_clear(sharing(tmp_path / "home", "show", "nope@champion"), 2, "nope@champion")
+    require_clear(sharing(tmp_path / "home", "serve", "nope"), 2, "nope")
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bloomery.flows.recipe.recipe import RECIPES
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
+from tests.conftest import QUICK, copy_of
 from tests.living import answers
 
 pytestmark = pytest.mark.slow
@@ -40,8 +40,8 @@ collect.free(collect.unneeded(1, [], 14), die)
 
 
 def refused(folder: Path, home: Path, sharing: Bloomery, **changes: dict[str, Any]) -> None:
-    """Another version of `digits`, which misses its gate."""
-    document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
+    """Another version of `digits-quick`, which misses its gate."""
+    document = yaml.safe_load(QUICK.read_text())
     for part, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
         document[part] = {**document.get(part, {}), **values}
     recipe = folder / "mine.yaml"
@@ -51,11 +51,15 @@ def refused(folder: Path, home: Path, sharing: Bloomery, **changes: dict[str, An
 
 
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
-    copy: Path, sharing: Bloomery, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
+    quick: tuple[Path, dict[str, Any]],
+    sharing: Bloomery,
+    tmp_path: Path,
+    clean_environment: Callable[..., dict[str, str]],
 ) -> None:
+    copy = copy_of(quick[0], tmp_path)
     once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
     refused(tmp_path, copy, sharing, **once)
-    refused(tmp_path, copy, sharing, budget={"size_bytes": None, "objective": "latency"})
+    refused(tmp_path, copy, sharing, budget={"accuracy_drop": 0.0})
     before = sorted(copy.glob("stages/*/*"))
 
     dry = json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)
@@ -92,7 +96,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
 
     shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert [one["version"] for one in shown if one["freed"] is not None] == [2]
-    steps = json.loads(sharing(copy, "check", "digits", "--json").stdout)["stages"]
+    steps = json.loads(sharing(copy, "check", str(QUICK), "--json").stdout)["stages"]
     assert all(step["found"] for step in steps)
     gone = sharing(copy, "promote", "digits:2", "--despite-refusal")
     assert gone.returncode == 2, gone.stderr

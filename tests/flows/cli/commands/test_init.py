@@ -412,6 +412,7 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # as the file above
 def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: Path, sharing: Bloomery) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
     named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))

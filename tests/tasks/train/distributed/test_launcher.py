@@ -23,7 +23,8 @@ from bloomery.models.training.config import Checkpoints, Training
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.train import fit
-from bloomery.tasks.train.distributed.launcher import fit_distributed, launch_command
+from bloomery.tasks.train.distributed.launcher import _failure, fit_distributed, launch_command
+from bloomery.tasks.train.distributed.worker import FAILURE, to_failure, write_document
 from bloomery.tasks.train.stage import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
@@ -81,9 +82,14 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
+# Each day torchrun starts again what was killed in the pipeline below.
+LAUNCHERS = [pytest.param("torchrun", marks=pytest.mark.nightly), "spark"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_starts_it_again(
-    dataset, home, tmp_path, monkeypatch
+    launcher, dataset, home, tmp_path, monkeypatch
 ):
     training = TRAINING.model_copy(update={"epochs": 25})
     configure_processor(training)
@@ -96,20 +102,19 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
         torch.testing.assert_close(weights_of(wanted)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in wanted.history] == [epoch.val_score for epoch in alone.history]
     assert not [*elsewhere.iterdir(), *(home / "jobs").iterdir()]
-    for launcher in ("torchrun", "spark"):
-        key = f"killed-{launcher}"
-        killed: list[int] = []
-        killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(key), killed))
-        killer.start()
-        disturbed = fit_distributed(
-            key, dataset, MLP, training.model_copy(update={"launcher": launcher}), None, means=LOCAL_2
-        )
-        killer.join()
-        assert killed
-        for name, weight in weights_of(wanted).items():
-            assert torch.equal(weights_of(disturbed)[name], weight)
-        assert disturbed.history == wanted.history
-        assert not [one for one in psutil.Process().children(recursive=True) if is_worker(one)]
+    key = f"killed-{launcher}"
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(key), killed))
+    killer.start()
+    disturbed = fit_distributed(
+        key, dataset, MLP, training.model_copy(update={"launcher": launcher}), None, means=LOCAL_2
+    )
+    killer.join()
+    assert killed
+    for name, weight in weights_of(wanted).items():
+        assert torch.equal(weights_of(disturbed)[name], weight)
+    assert disturbed.history == wanted.history
+    assert not [one for one in psutil.Process().children(recursive=True) if is_worker(one)]
 
 
 @pytest.mark.slow
@@ -132,10 +137,28 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_process_is_told_here_whoever_started_it(dataset, home):
+def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
         fit_distributed("lost", lost, MLP, TRAINING, None)
+
+
+def test_an_error_of_a_process_is_raised_as_what_it_was(tmp_path):
+    error = TrainingDiverged("the loss is nan", required="a number", where="epoch 1", remedy="lower the learning rate")
+    write_document(tmp_path / FAILURE, to_failure(error))
+    raised = _failure(tmp_path, 1)
+    assert type(raised) is TrainingDiverged
+    assert (raised.found, raised.required, raised.where, raised.remedy) == (
+        error.found,
+        error.required,
+        error.where,
+        error.remedy,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.nightly  # the two above do so every day
+def test_what_goes_wrong_in_a_process_that_spark_has_started_is_told_here(dataset, home):
     training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
     with pytest.raises(TrainingDiverged, match="learning rate"):
         fit_distributed("diverges", dataset, MLP, training, None, means=LOCAL_2)
