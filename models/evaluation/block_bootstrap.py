@@ -1,4 +1,4 @@
-"""Intervals for figures of rows that may depend on their neighbours, as the rows of a forecast do.
+"""Confidence intervals for statistics of rows that depend on neighbouring rows, as in forecasts.
 
 Shapes: N rows, C columns, K blocks.
 """
@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 NUM_DRAWS = 2_000
-_MAX_BLOCKS = 4_096  # of a draw: with more rows, blocks are longer, which costs nothing but time saved
+_MAX_BLOCKS = 4_096  # per draw; with more rows, blocks are longer, which is faster
 _NORMAL = NormalDist()
 
 
@@ -23,22 +23,22 @@ def bootstrap_interval(
     *,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95% limits of `figure`, a function of the means of the columns (..., C) -> (...).
+    """The 95% confidence limits of `statistic`, a function of column means (..., C) -> (...).
 
-    Blocks of neighbouring rows are drawn together, so what neighbours share widens the limits as it should; the rows
-    are taken for a ring. The limits are corrected for bias and skewness (BCa). The same arguments give the same limits.
+    Blocks of neighbouring rows are drawn together from a circular series, so that dependence widens the interval.
+    Limits are corrected for bias and skewness (BCa). The result is deterministic.
 
     Args:
-        rows_NC: float64, in an order in which rows that depend on each other are near each other.
-        figure: must take many rows of means at once.
-        influence_N: how far each row moves the figure, up to a factor.
+        rows_NC: float64, ordered so that dependent rows are close to each other.
+        statistic: is vectorised over leading dimensions.
+        influence_N: the influence of each row on the statistic, up to a factor.
 
     Source: Künsch 1989, "The jackknife and the bootstrap for general stationary observations"; Politis & Romano 1992,
     "A circular block-resampling procedure for stationary data"; Efron 1987, "Better bootstrap confidence intervals".
     """
     num_rows = len(rows_NC)
     length = max(block_length(influence_N), math.ceil(num_rows / _MAX_BLOCKS))
-    # Whole blocks only: the rows that are left over make the limits a little wider, never narrower.
+    # Complete blocks only: leaving out the remaining rows makes the limits slightly wider, never narrower.
     num_blocks = max(num_rows // length, 1)
     sums_NC = _block_sums(rows_NC, length)
     random = np.random.default_rng(seed)
@@ -53,14 +53,14 @@ def bootstrap_interval(
 
 
 def _block_sums(rows_NC: np.ndarray, length: int) -> np.ndarray:
-    """The sum of `length` rows from each row on (N, C), around the ring."""
+    """The sums of `length` rows starting at each row, circularly: (N, C)."""
     ring = np.concatenate([rows_NC, rows_NC[: length - 1]]) if length > 1 else rows_NC
     running = np.concatenate([np.zeros((1, rows_NC.shape[1])), np.cumsum(ring, axis=0)])
     return running[length:] - running[:-length]
 
 
 def _skewness(influence_N: np.ndarray, length: int) -> float:
-    """The acceleration: how much the deviation of the figure changes with the figure.
+    """The acceleration: how the standard error changes with the statistic.
 
     Source: Efron 1987, section 6, with blocks in place of rows.
     """
@@ -74,8 +74,8 @@ def _skewness(influence_N: np.ndarray, length: int) -> float:
 
 
 def _levels(drawn: np.ndarray, measured: float, skewness: float) -> list[float]:
-    """The shares of the draws that lie below the limits."""
-    slack = 1e-9 * float(np.ptp(drawn))  # few rows are often drawn as they are, but added up in another order
+    """The quantile levels of the draws at the limits."""
+    slack = 1e-9 * float(np.ptp(drawn))  # with few rows, draws often equal the sample up to the order of the sum
     below = (np.mean(drawn < measured - slack) + np.mean(drawn <= measured + slack)) / 2
     bias = _NORMAL.inv_cdf(min(max(float(below), 1 / NUM_DRAWS), 1 - 1 / NUM_DRAWS))
     levels = []
@@ -86,7 +86,7 @@ def _levels(drawn: np.ndarray, measured: float, skewness: float) -> list[float]:
 
 
 def block_length(series_N: np.ndarray) -> int:
-    """How many neighbours to draw together: 1 where they have nothing in common, more the longer they have.
+    """The length of blocks to draw: 1 for independent rows, more the longer the dependence.
 
     Source: Politis & White 2004, "Automatic block-length selection for the dependent bootstrap", with the correction of
     Patton, Politis & White 2009.
@@ -100,7 +100,7 @@ def block_length(series_N: np.ndarray) -> int:
     covariances = _autocovariances(centred, num_lags)
     quiet = np.abs(covariances[1:] / covariances[0]) < 2 * math.sqrt(math.log10(num) / num)
     runs = np.lib.stride_tricks.sliding_window_view(quiet, min(num_quiet, len(quiet))).all(axis=1)
-    last = int(np.argmax(runs)) if runs.any() else len(quiet)  # the last lag at which neighbours have much in common
+    last = int(np.argmax(runs)) if runs.any() else len(quiet)  # the last lag with a significant correlation
     if last == 0:
         return 1
     bandwidth = min(2 * last, num_lags)
@@ -116,7 +116,7 @@ def block_length(series_N: np.ndarray) -> int:
 
 
 def _autocovariances(centred_N: np.ndarray, num_lags: int) -> np.ndarray:
-    """At lags 0 to `num_lags`."""
+    """The autocovariances at lags 0 to `num_lags`."""
     num = len(centred_N)
     size = 1 << (2 * num - 1).bit_length()
     spectrum = np.fft.rfft(centred_N, size)

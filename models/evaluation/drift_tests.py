@@ -1,6 +1,6 @@
-"""Whether rows have drifted: how far their distribution is from a reference, and whether chance could have done it.
+"""Drift of a distribution from a reference: the size of the difference, and its statistical significance.
 
-Both are needed. Among ten thousand rows every trifle is significant, and among fifty chance alone moves shares a lot.
+Both are needed: in ten thousand rows every small difference is significant, and in fifty rows chance causes large ones.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from bloomery.data_contracts.records.records import Interval
 from bloomery.models.evaluation.metrics import Z_95
 
 DriftTest = Literal["ks", "chi-square"]
-_MIN_EXPECTED = 5.0  # rows in a cell, below which the chi-square approximation is not good
-_GROUP_FRACTION = 0.1  # of the reference, that adjoining cells of numbers are put together to
+_MIN_EXPECTED = 5.0  # minimum expected rows per cell for the chi-square approximation
+_GROUP_FRACTION = 0.1  # fraction of the reference per group of adjacent numeric cells
 
 
 class HypothesisTest(NamedTuple):
-    """A test's statistic, and the chance of one as large where nothing has drifted."""
+    """The statistic of a test, and its p-value under no drift."""
 
     statistic: float
     p_value: float
 
 
 class Divergence(NamedTuple):
-    """How far what was found is from a reference.
+    """The divergence of observed rows from a reference.
 
-    `noise` is the PSI that so many rows have by chance alone, on average.
+    `noise` is the expected PSI of so many rows without drift.
     """
 
     psi: float
@@ -41,10 +41,10 @@ class Divergence(NamedTuple):
 
 
 def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> Divergence:
-    """How far `found`, over the cells of `expected`, is from a reference of `num_expected` rows.
+    """Measures the divergence of `observed`, over the cells of `reference`, from a reference of `num_reference_rows`.
 
-    Numbers are tested by Kolmogorov and Smirnov, and their missing and other values beside them by chi-square, of which
-    the smaller chance counts, twice; everything else is tested by chi-square. Both have at least one row.
+    Numbers are tested by Kolmogorov-Smirnov, and their missing and other values by chi-square; the p-value is twice the
+    smaller one. Everything else is tested by chi-square. Both samples have at least one row.
     """
     before_C = np.asarray(expected.all_shares) * num_expected
     after_C = np.array([*found.counts, found.num_other, found.num_null], np.float64)
@@ -62,7 +62,7 @@ def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Coun
 
 
 def _sum_numbers(counts_C: np.ndarray) -> np.ndarray:
-    """The numbers, other values and nulls."""
+    """The counts of numbers, other values and nulls."""
     return np.array([counts_C[:-2].sum(), *counts_C[-2:]])
 
 
@@ -74,9 +74,9 @@ def _psi(before_C: np.ndarray, after_C: np.ndarray) -> tuple[float, float]:
 
 
 def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
-    """The mean PSI of two samples of one distribution.
+    """The expected PSI of two samples of the same distribution.
 
-    Of samples that are not small PSI is distributed as chi-square with C-1 degrees of freedom, times 1/N + 1/M.
+    For large samples, PSI is distributed as chi-square with C-1 degrees of freedom, times 1/N + 1/M.
 
     Source: Yurdakul and Naranjo 2020, "Statistical properties of the population stability index".
     """
@@ -84,7 +84,7 @@ def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
 
 
 def _groups(before_C: np.ndarray) -> np.ndarray:
-    """Where groups of adjoining cells begin that hold about a tenth of the reference each, which one cell may do."""
+    """The first cells of groups of adjacent cells with about a tenth of the reference each."""
     whole = _GROUP_FRACTION * float(before_C.sum()) * (1 - 1e-9)
     begins, held = [0], float(before_C[0])
     for cell, count in enumerate(before_C[1:].tolist(), start=1):
@@ -96,9 +96,9 @@ def _groups(before_C: np.ndarray) -> np.ndarray:
 
 
 def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
-    """Whether two samples, of which the rows in each cell were counted, are of one distribution.
+    """Tests whether two samples, given as counts per cell, have the same distribution.
 
-    Cells in which fewer than five rows are to be expected in one of the samples are put together.
+    Cells with fewer than five expected rows in one of the samples are merged.
 
     Source: Pearson 1911, "On the probability that two independent distributions of frequency are really samples from
     the same population"; Cochran 1954, "Some methods for strengthening the common chi-square tests", for small cells.
@@ -115,7 +115,7 @@ def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
     rest = (float(before_C[is_small_C].sum()), float(after_C[is_small_C].sum()))
     if (rest[0] + rest[1]) * smaller >= _MIN_EXPECTED or (not cells and (rest[0] + rest[1])):
         cells.append(rest)
-    elif rest[0] + rest[1]:  # still too few: with the smallest of the others
+    elif rest[0] + rest[1]:  # still too few rows: merged into the smallest other cell
         at = min(range(len(cells)), key=lambda place: cells[place][0] + cells[place][1])
         cells[at] = (cells[at][0] + rest[0], cells[at][1] + rest[1])
     if len(cells) < 2:
@@ -126,10 +126,10 @@ def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
 
 
 def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
-    """Whether two samples of numbers, counted between rising edges, are of one distribution.
+    """Tests whether two samples of numbers, given as counts between ascending edges, have the same distribution.
 
-    The statistic is the largest difference of the shares below an edge. Of values it could only be larger, so the
-    chance is never understated.
+    The statistic is the largest difference of the cumulative fractions at an edge. That of the values could only be
+    larger, so the p-value is never too small.
 
     Source: Smirnov 1948, "Table for estimating the goodness of fit of empirical distributions"; Stephens 1970, "Use of
     the Kolmogorov-Smirnov, Cramér-von Mises and related statistics without extensive tables", for small samples.
@@ -145,9 +145,9 @@ def kolmogorov_smirnov(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisT
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """Chances that hold for all tests together: one below `a` comes up with chance `a` at most where nothing is there.
+    """Corrects p-values for multiple tests: without drift, one is below `a` with probability `a` at most.
 
-    Whatever the tests have to do with each other.
+    This holds for any dependence between the tests.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -162,13 +162,13 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 def poststratified_accuracy(
     answers_N: np.ndarray, answers_M: np.ndarray, is_right_M: np.ndarray
 ) -> tuple[Interval, float]:
-    """The accuracy over N rows, of which M have a label, where labels come more often for some answers than for others.
+    """The accuracy over N rows, of which M have a label, if some predictions get labels more often than others.
 
-    The accuracy of each answer's labelled rows counts as often as that answer was given (post-stratification), with a
-    95% interval by the normal approximation. There is at least one labelled row.
+    The accuracy among the labelled rows of each predicted class is weighted by the frequency of that prediction
+    (post-stratification), with a 95% interval by the normal approximation. There is at least one labelled row.
 
     Returns:
-        The accuracy, and the share of rows whose answer has labelled rows: the accuracy is about these alone.
+        The accuracy, and the fraction of rows that it covers: those whose predicted class has labelled rows.
 
     Source: Holt and Smith 1979, "Post stratification".
     """
@@ -179,7 +179,7 @@ def poststratified_accuracy(
         if not len(right):
             continue
         share = float(right.mean())
-        # As if one row more had been right and one more wrong, so that a few rows alike are not taken for certainty.
+        # One more correct and one more wrong row, so that few equal rows do not give a zero variance.
         guarded = (right.sum() + 1) / (len(right) + 2)
         covered += count
         value += count * share

@@ -1,4 +1,4 @@
-"""What is said about a model's answers: scores with their intervals, differences on the same rows, confusions.
+"""Metrics of predictions: scores with confidence intervals, paired differences, confusion matrices.
 
 Shapes: N rows, K classes.
 """
@@ -17,12 +17,12 @@ Z_95 = 1.959963984540054  # the two-sided 95% point of the normal distribution
 
 
 def accuracy(correct: np.ndarray) -> Interval:
-    """The share of `correct` (bool, any length from 1), as in `share`."""
+    """The fraction of `correct` (bool, at least one), as in `proportion`."""
     return proportion(int(np.sum(correct)), len(correct))
 
 
 def proportion(num_hits: int, num_all: int) -> Interval:
-    """`num_hits` of `num_all`, at least one, as a share with Wilson's 95% score interval.
+    """The proportion `num_hits` / `num_all`, `num_all` >= 1, with Wilson's 95% score interval.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -33,10 +33,10 @@ def proportion(num_hits: int, num_all: int) -> Interval:
 
 
 def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Interval:
-    """How much accuracy falls from one model to another on the same rows, with Tango's 95% score interval.
+    """The drop of accuracy from one model to another on the same rows, with Tango's 95% score interval.
 
-    Positive is worse. Only rows on which exactly one of the two is right carry information; the interval stays honest
-    when there are few or none of them, where the textbook interval has no width.
+    Positive is worse. Only discordant rows are informative; unlike the Wald interval, this one remains valid when there
+    are few or none.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", equations 5 to 9.
@@ -53,11 +53,11 @@ def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Inte
 
 
 def _tango_score(lost: int, gained: int, n: int, drop: float) -> float:
-    """Tango's score statistic for the hypothesis that the true drop is `drop`."""
+    """Tango's score statistic under the hypothesis that the true drop is `drop`."""
     a = 2 * n
     b = -lost - gained + (2 * n - lost + gained) * drop
     c = -gained * drop * (1 - drop)
-    # The maximum-likelihood share of gains under the hypothesis.
+    # The maximum-likelihood fraction of gains under the hypothesis.
     share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
     variance = n * (2 * share + drop * (1 - drop))
     numerator = lost - gained - n * drop
@@ -67,7 +67,7 @@ def _tango_score(lost: int, gained: int, n: int, drop: float) -> float:
 
 
 def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> float:
-    """Where the score leaves the 95% band between the estimate and `end`, by bisection."""
+    """The limit between the estimate and `end` at which the score leaves the 95% band, by bisection."""
     inside, outside = value, end
     for _ in range(80):
         middle = (inside + outside) / 2
@@ -79,16 +79,16 @@ def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> fl
 
 
 def confusion_matrix(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts int64 (K, K): rows are true classes, columns are answers."""
+    """Counts int64 (K, K): rows are true classes, columns are predictions."""
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (truth, answers), 1)
     return counts
 
 
 def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
-    """The root of the mean squared error, in the units of `truth_N`, with its 95% interval.
+    """The root mean squared error, in the units of `truth_N`, with its 95% interval.
 
-    Rows lie in an order in which those that depend on each other are near each other. A single row has no width.
+    Rows must be ordered so that dependent rows are close to each other. The interval of a single row has no width.
     """
     squared_N1 = _squared_errors(truth_N, answers_N)[:, None]
     low, high = bootstrap_interval(squared_N1, lambda means: np.sqrt(means[..., 0]), squared_N1[:, 0])
@@ -96,12 +96,12 @@ def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
 
 
 def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) -> Interval:
-    """How much the RMSE rises from one model's answers to another's on the same rows, as a share of the first's.
+    """The relative rise of RMSE from one model to another on the same rows, as a fraction of the first's.
 
-    Positive is worse. Rows lie in an order in which those that depend on each other are near each other.
+    Positive is worse. Rows must be ordered so that dependent rows are close to each other.
     """
     squared_N2 = np.stack([_squared_errors(truth_N, before_N), _squared_errors(truth_N, after_N)], axis=1)
-    # A model without any error cannot be divided by; against it every error is a rise beyond all bounds.
+    # Avoids a division by 0; compared with a model without errors, every error is a huge rise.
     squared_N2 = np.maximum(squared_N2, np.finfo(np.float64).tiny)
     means = squared_N2.mean(axis=0)
 
@@ -117,24 +117,27 @@ def _squared_errors(truth_N: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
 
 
 def mean_absolute_error(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
-    """In the units of `truth_N`."""
+    """The mean absolute error, in the units of `truth_N`."""
     return float(np.abs(answers_N - truth_N).mean())
 
 
 def r_squared(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
-    """The share of the variance of `truth_N` that the answers explain (R²); 0 where there is none to explain."""
+    """The coefficient of determination R²; 0 if `truth_N` has no variance."""
     variance = float(np.var(truth_N))
     return 1 - float(_squared_errors(truth_N, answers_N).mean()) / variance if variance > 0 else 0.0
 
 
 def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
-    """Mean cross entropy in nats of the probabilities `shares_NK` given to the true classes `truth_N` int64."""
+    """The mean cross entropy in nats of probabilities (N, K) for the true classes `truth_N` int64.
+
+    Not scikit-learn's, which clips probabilities at 2e-16.
+    """
     given = shares_NK[np.arange(len(truth_N)), truth_N]
     return float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean())
 
 
 def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
-    """The chance that a positive row has a higher score than a negative one; None if there are not both.
+    """The area under the ROC curve; None if one of the classes is missing.
 
     Source: Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic curve".
     """
@@ -149,10 +152,7 @@ def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
 
 
 class ClassMetrics(NamedTuple):
-    """How one class is answered; a share of nothing is None.
-
-    Recall is the share of its rows that are found, precision the share of what is found that is right.
-    """
+    """Recall and precision of one class; None where there are no rows."""
 
     num_rows: int
     recall: float | None
@@ -160,7 +160,7 @@ class ClassMetrics(NamedTuple):
 
 
 def class_metrics(counts_KK: np.ndarray) -> list[ClassMetrics]:
-    """For each class of a `confusion`."""
+    """The metrics of each class of a `confusion_matrix`."""
     right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
     return [
         ClassMetrics(int(num), right / num if num else None, right / found if found else None)

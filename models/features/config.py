@@ -1,7 +1,4 @@
-"""What a recipe may say about features and gates.
-
-Read by the command line before anything heavy is imported, so nothing here needs torch.
-"""
+"""The `features` section of a recipe. The command line imports it early, so it needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _LABEL = "_label"
 
 
 class Features(Document):
-    """Which columns the network reads and how they become numbers: flat inputs side by side, or one shaped input."""
+    """The columns that the network reads and how each is encoded: flat inputs side by side, or one shaped input."""
 
     key: str
     label: str
@@ -31,12 +28,10 @@ class Features(Document):
     split: Split = Split()
     unlabelled: Annotated[
         Literal["refuse", "teach"],
-        Field(
-            description="rows whose label is null; teach: students learn what the network as trained answers to them"
-        ),
+        Field(description="rows whose label is null; teach: students learn the trained network's predictions for them"),
     ] = "refuse"
     deduplicate: Annotated[
-        bool, Field(description="of rows with equal inputs and label, only the one with the least key is kept")
+        bool, Field(description="keep only the row with the smallest key of rows with equal inputs and label")
     ] = False
 
     @model_validator(mode="after")
@@ -48,9 +43,9 @@ class Features(Document):
         if self.label in read and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
         if self.unlabelled == "teach" and (self.task == "regression" or self.series is not None):
-            raise ValueError("`unlabelled: teach` is for classes, of rows that are no series")
+            raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
         if self.key in read:
-            raise ValueError(f"column {self.key!r} is the key, which tells rows apart and nothing about them")
+            raise ValueError(f"column {self.key!r} is the key, which only identifies rows")
         for source in self.inputs:
             twice = sorted({column for column in source.columns if source.columns.count(column) > 1})
             if twice:
@@ -62,30 +57,30 @@ class Features(Document):
     def _require_order(self, series: SeriesInput) -> None:
         for column in self.split.columns:
             if column in series.columns:
-                raise ValueError(f"column {column!r} becomes windows, so the split cannot read it as a single value")
+                raise ValueError(f"column {column!r} becomes windows, so the split cannot use it as a single value")
         if self.deduplicate and series.time == self.key:
-            raise ValueError("`deduplicate` has no meaning where the time is the key: no two rows share a time")
+            raise ValueError("`deduplicate` has no effect where the time is the key: no two rows share a time")
         if series.group == self.key:
             raise ValueError(f"column {self.key!r} is the key, so every row would be a series of its own")
 
     @property
     def series(self) -> SeriesInput | None:
-        """The input that reads windows over time, if there is one: it is the only input then."""
+        """The time series input, or None. Where there is one, it is the only input."""
         return next((source for source in self.inputs if isinstance(source, SeriesInput)), None)
 
     @property
     def is_forecast(self) -> bool:
-        """Whether the label is that of a later row."""
+        """Whether the label comes from a later row."""
         return self.series is not None and self.series.horizon > 0
 
     @property
     def label_column(self) -> str:
-        """The column of the divided rows that holds the label: of its own, where the label's may hold windows."""
+        """The column of the split rows that holds the label; not the label's own if that may hold windows."""
         return _LABEL if self.is_forecast else self.label
 
     @property
     def window_lengths(self) -> dict[str, int]:
-        """How many values each column holds that is read as windows over time."""
+        """The window length of each column that becomes windows over time."""
         return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
 
 

@@ -1,7 +1,7 @@
-"""The feature encoder: the one definition of how raw rows become numbers.
+"""The feature encoder: the only definition of how raw rows become numbers.
 
-Spark, training and the served bento all call `encode` here, so what a model is served is what it was trained on. It
-needs numpy and pyarrow alone (and `tokenizers` for text), since it travels into the bento.
+Spark, training and the served bento all call `encode`, so serving and training cannot differ. The module is part of
+the bento: it needs only numpy and pyarrow (and `tokenizers` for text).
 
 Shapes: B rows, F values of a row.
 """
@@ -56,13 +56,12 @@ from bloomery.models.features.statistics.column_counts import (
     parse_statistics,
 )
 
-ENCODED_INPUT = "x"  # the encoded input, a flat list of float32 per row
-ENCODED_LABEL = (
-    "y"  # the label: its position among the encoder's classes, int64, or a figure in standard units, float32
-)
-STATISTICS = "summary"
-_BLOCK_ROWS = 16_384  # rows at a time: what is worked on stays in the processor's cache
-_STATISTICS_ROWS = 262_144  # rows at a time when counting, or fewer where they are wide
+# The columns of encoded rows besides the key.
+ENCODED_INPUT = "x"  # a flat list of float32
+ENCODED_LABEL = "y"  # the class index, int64, or the standardised value of a regression, float32
+STATISTICS = "statistics"  # the column that `partial_statistics` yields
+_BLOCK_ROWS = 16_384  # rows per block, so that a block stays in the CPU cache
+_STATISTICS_ROWS = 262_144  # rows per table of statistics; fewer if rows are wide
 _STATISTICS_BYTES = 64_000_000
 
 FittedInput = Annotated[
@@ -111,9 +110,9 @@ _LAYOUTS: dict[str, Literal["flat", "image", "sequence", "tokens"]] = {
 
 
 class Encoder(Document):
-    """The fitted state: the recipe's features, what was learnt from the training part, and what the label means.
+    """The fitted state: the recipe's features, the statistics of the training split, and the label's meaning.
 
-    A classification has classes, in order; a regression has the units of its figures.
+    A classification has ordered classes; a regression has the units of its label.
     """
 
     features: Features
@@ -123,23 +122,23 @@ class Encoder(Document):
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The raw columns that `encode` reads, each once."""
+        """The raw columns that `encode` reads, without duplicates."""
         return tuple(dict.fromkeys(column for source in self.features.inputs for column in source.columns))
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each input's part of one row."""
+        """The encoded shape of each input, for one row."""
         pairs = zip(self.features.inputs, self.fitted, strict=True)
         return tuple(_KINDS[source.kind].shape(source, fitted) for source, fitted in pairs)
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one encoded row: that of the one shaped input, or (F,) for flat inputs side by side."""
+        """The shape of one encoded row: the shaped input's own, or (F,) for flat inputs side by side."""
         return self.shapes[0] if len(self.shapes) == 1 else (sum(shape[0] for shape in self.shapes),)
 
     @cached_property
     def layout(self) -> Layout:
-        """What one encoded row is to a network."""
+        """How a network has to interpret one encoded row."""
         source, fitted = self.features.inputs[0], self.fitted[0]
         kind = _LAYOUTS.get(source.kind, "flat")
         return Layout(
@@ -151,7 +150,7 @@ class Encoder(Document):
         )
 
     def _categories(self) -> tuple[tuple[int, int], ...]:
-        """Each position of a flat row that holds the place of a name, and how many places there are."""
+        """Each position of a flat row that holds a category index, with the number of categories."""
         found, start = [], 0
         for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
             if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
@@ -161,14 +160,14 @@ class Encoder(Document):
 
     @cached_property
     def has_folds(self) -> bool:
-        """Whether a row of the training part is encoded differently from others."""
+        """Whether rows of the training split are encoded differently (target encoding)."""
         return any(source.kind == "category" and source.encoding == "target" for source in self.features.inputs)
 
 
 def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """One row with the column `summary`: all that `fit` needs to know of the batches, as JSON.
+    """Yields one row with the column `statistics`: everything that `fit` needs from the batches, as JSON.
 
-    The summary of a partition is of bounded size, however many rows it has, and adds up with that of others.
+    The statistics of a partition have a bounded size and can be added to those of other partitions.
     """
     total: list[tuple[ColumnStatistics, ...]] = []
     for rows in _group_batches(batches):
@@ -179,7 +178,7 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
 
 
 def _group_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in tables of about `_SUMMARY_ROWS` or `_SUMMARY_BYTES`; each table costs a fixed time to add up."""
+    """Yields tables of about `_STATISTICS_ROWS` or `_STATISTICS_BYTES`, since each table has a fixed cost."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)
@@ -203,11 +202,10 @@ def _add_statistics(
 
 
 def fit(features: Features, summaries: Iterable[str]) -> Encoder:
-    """The encoder for `features`, given what `summarise_batches` says of the training part, in any order.
+    """Fits the encoder on the results of `partial_statistics` for the training split, in any order.
 
     Raises:
-        DataUnfit: fewer than two classes or figures, a column without any value, or with more names than can be
-            listed.
+        DataUnfit: there are fewer than two classes or label values, or a column has no value or too many categories.
     """
     total: list[tuple[ColumnStatistics, ...]] = []
     for summary in summaries:
@@ -223,13 +221,14 @@ def fit(features: Features, summaries: Iterable[str]) -> Encoder:
 
 
 def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.ndarray:
-    """The network's input for raw `rows`: float32 (B, *input_shape), every value finite.
+    """Encodes raw `rows` as float32 (B, *input_shape), all finite.
 
-    `is_training` says that the rows are those that the encoder was fitted on: target encoding then keeps from each row
-    what its own label says, for which it reads the key too. Nothing else differs.
+    Args:
+        is_training: the rows are those of the fit. Target encoding then uses out-of-fold statistics, so that a row's
+            own label does not leak into it; for this it reads the key. Nothing else differs.
 
     Raises:
-        DataUnfit: a value is missing or unknown where the recipe refuses that.
+        DataUnfit: a value is missing or unknown, and the recipe refuses that.
     """
     x = np.zeros((rows.num_rows, *encoder.input_shape), np.float32)
     for start in range(0, rows.num_rows, _BLOCK_ROWS):
@@ -240,7 +239,7 @@ def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.nda
 
 
 def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
-    """Fill `x`, which is 0 before."""
+    """Fills `x`, which is all 0 before."""
     start = 0
     is_alone = len(encoder.fitted) == 1
     for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
@@ -250,7 +249,7 @@ def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray
 
 
 def encode_rows(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> pa.RecordBatch:
-    """Key, label and encoded input of labelled raw rows, in the columns that training reads."""
+    """Key, label and encoded input of labelled raw rows, as the columns that training reads."""
     width = math.prod(encoder.input_shape)
     x_BF = encode(encoder, rows, is_training=is_training).reshape(rows.num_rows, width)
     key, label = encoder.features.key, encoder.features.label_column
@@ -270,7 +269,7 @@ def encode_batches(
 
 
 def encode_splits(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """`encode_rows` over batches whose column `part` says "train" for the training part; the column is kept behind."""
+    """`encode_rows` over batches whose column `split_column` names each row's split; the column is appended."""
     for batch in batches:
         parts = batch[part]
         changes = np.flatnonzero(pc.not_equal(parts[1:], parts[:-1]).to_numpy(zero_copy_only=False)) + 1
@@ -282,18 +281,18 @@ def encode_splits(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]
 
 
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:
-    """The schema of encoded rows whose key is of type `key`."""
+    """The schema of encoded rows with a key of type `key`."""
     label = pa.int64() if encoder.units is None else pa.float32()
     return pa.schema([(encoder.features.key, key), (ENCODED_LABEL, label), (ENCODED_INPUT, pa.list_(pa.float32()))])
 
 
 def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """What the network is to answer: the position of each class, int64, or each figure in standard units, float32.
+    """The network's targets: class indices, int64, or standardised values, float32.
 
-    Where the features have a use for rows without a label, these have a position that no class has.
+    With `unlabelled: teach`, a null label becomes `IGNORED_LABEL`.
 
     Raises:
-        DataUnfit: a class that the training part does not have, or a figure that is missing or not finite.
+        DataUnfit: a class is not in the training split, or a value of a regression is missing or not finite.
     """
     label = encoder.features.label
     if encoder.units is None:
@@ -304,13 +303,13 @@ def encode_labels(encoder: Encoder, values: pa.Array | pa.ChunkedArray) -> pa.Ar
 
 
 def decode(encoder: Encoder, outputs: np.ndarray) -> np.ndarray:
-    """The figures, in the units of the label, that a regression's outputs (B, 1) in standard units mean: float64 (B,).
+    """Converts a regression's standardised outputs (B, 1) to the units of the label: float64 (B,).
 
     Raises:
-        ValueError: the encoder's labels are classes.
+        ValueError: the task is a classification.
     """
     if encoder.units is None:
-        raise ValueError("classes are no figures: only the outputs of a regression have units")
+        raise ValueError("only the outputs of a regression have units, and this encoder has classes")
     return encoder.units.mean + encoder.units.deviation * outputs[:, 0].astype(np.float64)
 
 

@@ -1,6 +1,6 @@
-"""The vocabulary of `features.inputs`: which columns a network reads, and how each becomes numbers.
+"""The `features.inputs` of a recipe: which columns a network reads, and how each is encoded.
 
-Inputs are flat or shaped. Any number of flat ones are put side by side into one vector (F,); a shaped one stands alone.
+Inputs are flat or shaped. All flat inputs are concatenated into one vector (F,); a shaped input must be the only one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pydantic import ConfigDict, Field, model_validator
 from bloomery.data_contracts.documents.documents import Document
 
 Count = Annotated[int, Field(ge=1)]
-Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns that are treated alike")]
+Columns = Annotated[tuple[str, ...], Field(min_length=1, description="columns with the same settings")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantile = Annotated[float, Field(ge=0, le=1)]
 DatePart = Literal["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"]
 
 
 class Clip(Document):
-    """Limits that values are moved to: stated ones, or quantiles of the training part."""
+    """Limits that values are clipped to: constants, or quantiles of the training split."""
 
     low: Finite | None = None
     high: Finite | None = None
@@ -44,27 +44,27 @@ class Clip(Document):
 
 
 class NumberInput(Document):
-    """Columns of numbers, in this order: clipped, transformed, missing ones filled, scaled.
+    """Columns of numbers: clipped, transformed, missing values filled, scaled, in this order.
 
-    What is learnt (mean, median, spread, least and largest value) is that of the present values of the training part
-    after clipping and transforming. A stated `missing` is clipped and transformed like any other value.
+    The statistics (mean, median, deviation, minimum, maximum) are those of the non-missing values of the training split
+    after clipping and transforming. A constant `missing` is clipped and transformed like any other value.
     """
 
     kind: Literal["number"]
     columns: Columns
     missing: Literal["refuse", "mean", "median", "zero"] | Finite = "refuse"
-    indicator: Annotated[bool, Field(description="one more value per column: 1 where it is missing")] = False
+    indicator: Annotated[bool, Field(description="one more value per column: 1 if missing")] = False
     clip: Clip | None = None
     transform: Annotated[
         Literal["none", "log", "quantile_uniform", "quantile_normal"],
-        Field(description="log: sign(v) * log(1 + |v|); quantile: the share of smaller values, or its normal score"),
+        Field(description="log: sign(v) * log(1 + |v|); quantile: the fraction of smaller values, or its normal score"),
     ] = "none"
     scale: Literal["standard", "robust", "min_max", "none"] = "standard"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.transform.startswith("quantile") and self.scale != "none":
-            raise ValueError(f"transform {self.transform} gives a scale of its own; add `scale: none`")
+            raise ValueError(f"transform {self.transform} already scales values; add `scale: none`")
         return self
 
     @property
@@ -74,40 +74,42 @@ class NumberInput(Document):
 
 
 class CategoryInput(Document):
-    """Columns whose values are names: text, whole numbers or booleans.
+    """Columns of categories: text, integers or booleans.
 
-    Every column has two categories more than it keeps: the missing value, and `other` for what is rare or unknown.
+    Every column has two categories besides those it keeps: the missing value, and `other` for rare or unknown ones.
     """
 
     kind: Literal["category"]
     columns: Columns
     encoding: Literal["one_hot", "index", "hash", "target"] = "one_hot"
-    num_buckets: Annotated[Count | None, Field(description="hash alone")] = None
+    num_buckets: Annotated[Count | None, Field(description="encoding hash only")] = None
     min_count: Annotated[Count, Field(description="categories with fewer rows become `other`")] = 1
     max_categories: Annotated[Count | None, Field(description="the most frequent ones; the rest become `other`")] = None
     unknown: Literal["other", "refuse"] = "other"
-    num_folds: Annotated[int, Field(ge=2, le=100, description="target alone")] = 5
+    num_folds: Annotated[int, Field(ge=2, le=100, description="encoding target only")] = 5
     smoothing: Annotated[
-        float, Field(gt=0, description="target alone: rows that the prior counts for", allow_inf_nan=False)
+        float, Field(gt=0, description="encoding target only: weight of the prior, in rows", allow_inf_nan=False)
     ] = 20.0
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if (self.encoding == "hash") != (self.num_buckets is not None):
-            raise ValueError("num_buckets is for encoding hash, which needs it")
+            raise ValueError("encoding hash needs num_buckets, and no other encoding takes it")
         fields = type(self).model_fields
         stated = {name for name in fields if getattr(self, name) != fields[name].default}
         if self.encoding == "hash" and stated & {"min_count", "max_categories", "unknown"}:
-            raise ValueError("a hash knows no categories: min_count, max_categories and unknown have no meaning")
+            raise ValueError(
+                "encoding hash keeps no list of categories, so it takes no min_count, max_categories or unknown"
+            )
         if self.encoding != "target" and stated & {"num_folds", "smoothing"}:
-            raise ValueError("num_folds and smoothing are for encoding target")
+            raise ValueError("only encoding target takes num_folds and smoothing")
         return self
 
 
 class DateInput(Document):
-    """Columns of dates or times (UTC): the sine and cosine of each part of the calendar, and the days elapsed.
+    """Columns of dates or times (UTC): sine and cosine of each calendar part, and the elapsed days.
 
-    `elapsed` has mean 0 and standard deviation 1 over the training part. Where a date is missing, all are 0.
+    `elapsed` is standardised over the training split. All values of a missing date are 0.
     """
 
     kind: Literal["date"]
@@ -115,7 +117,7 @@ class DateInput(Document):
     parts: tuple[DatePart, ...] = ()
     elapsed: bool = False
     missing: Literal["refuse", "zero"] = "refuse"
-    indicator: Annotated[bool, Field(description="one more value per column: 1 where it is missing")] = False
+    indicator: Annotated[bool, Field(description="one more value per column: 1 if missing")] = False
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -127,27 +129,27 @@ class DateInput(Document):
 
 
 class BooleanInput(Document):
-    """Columns of true and false, as 1 and 0."""
+    """Columns of booleans, as 1 and 0."""
 
     kind: Literal["boolean"]
     columns: Columns
     missing: Literal["refuse"] | bool = "refuse"
-    indicator: Annotated[bool, Field(description="one more value per column: 1 where it is missing")] = False
+    indicator: Annotated[bool, Field(description="one more value per column: 1 if missing")] = False
 
 
 class ImageInput(Document):
-    """An array column whose values are the pixels of an image, channel after channel, row after row.
+    """An array column of pixels, in channel, row, column order.
 
-    `standard` gives all pixels together mean 0 and standard deviation 1 over the training part, `per_channel` does so
-    for each channel, `unit` divides by `brightest`. `resize` comes first.
+    `standard` standardises all pixels together over the training split, `per_channel` each channel separately, `unit`
+    divides by `brightest`. `resize` is applied first.
     """
 
     kind: Literal["image"]
     column: str
     shape: Annotated[tuple[Count, Count, Count], Field(description="channels, height, width")]
-    resize: Annotated[tuple[Count, Count] | None, Field(description="height, width that the network sees")] = None
+    resize: Annotated[tuple[Count, Count] | None, Field(description="height, width of the network's input")] = None
     normalise: Literal["standard", "per_channel", "unit", "none"] = "standard"
-    brightest: Annotated[float, Field(gt=0, allow_inf_nan=False, description="unit alone")] = 255.0
+    brightest: Annotated[float, Field(gt=0, allow_inf_nan=False, description="normalise unit only")] = 255.0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -159,10 +161,10 @@ class ImageInput(Document):
 
 
 class AudioInput(Document):
-    """An array column of samples, as the logarithm of its mel spectrogram (1, num_mels, frames).
+    """An array column of audio samples, as a log-mel spectrogram (1, num_mels, frames).
 
-    Each clip is cut, or filled with silence behind, to `duration_s`. `standard` gives all values together mean 0 and
-    standard deviation 1 over the training part.
+    Each clip is truncated, or padded with silence at the end, to `duration_s`. `standard` standardises all values
+    together over the training split.
     """
 
     kind: Literal["audio"]
@@ -177,9 +179,9 @@ class AudioInput(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.window < 2 or self.step < 1 or self.num_samples < self.window:
-            raise ValueError("a window needs two samples, a step one, and duration_s at least one window")
+            raise ValueError("window_s must span two samples, step_s one, and duration_s one window")
         if self.num_mels > self.window // 2:
-            raise ValueError(f"a window of {self.window} samples has no {self.num_mels} bands of its own")
+            raise ValueError(f"a window of {self.window} samples cannot be divided into {self.num_mels} mel bands")
         return self
 
     @property
@@ -206,11 +208,10 @@ class AudioInput(Document):
 
 
 class TextInput(Document):
-    """A column of text, as the numbers of its tokens (length,), cut or filled with 0 behind.
+    """A column of text, as token ids (length,), truncated or padded with 0 at the end.
 
-    `byte_pairs` are learnt from the training part; every text can be written in them. `words` are words and single
-    signs between them, of which the most frequent of the training part are known; 1 stands for all others. A missing
-    text is empty, which is all 0.
+    `byte_pairs` are learnt from the training split and can represent every text. `words` are words and punctuation
+    marks: the most frequent ones of the training split, and id 1 for all others. A missing text is empty, so all 0.
     """
 
     kind: Literal["text"]
@@ -219,7 +220,11 @@ class TextInput(Document):
     tokenizer: Literal["byte_pairs", "words"] = "byte_pairs"
     vocabulary_size: Annotated[
         int,
-        Field(ge=3, le=2**24, description="with the filling; byte_pairs have 256 bytes, words have the unknown one"),
+        Field(
+            ge=3,
+            le=2**24,
+            description="counts the padding token; also the 256 bytes of byte_pairs, or the unknown word",
+        ),
     ]
     lowercase: bool = True
     missing: Literal["refuse", "empty"] = "refuse"
@@ -227,7 +232,7 @@ class TextInput(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.tokenizer == "byte_pairs" and self.vocabulary_size < 257:
-            raise ValueError("byte_pairs need a vocabulary_size of 257 at least: the filling and 256 bytes")
+            raise ValueError("byte_pairs need a vocabulary_size of at least 257: padding and 256 bytes")
         return self
 
     @property
@@ -240,31 +245,31 @@ class TextInput(Document):
 
 
 class SeriesInput(Document):
-    """Columns of numbers over time: of each row the values of the last `length` rows of its group, the row itself last.
+    """Columns of numbers over time: for each row, the window of its group's last `length` rows, itself included.
 
-    Windows (length, columns) are taken inside a group and a part of the split, in the order of `time` and then the key.
-    Rows with too short a past are dropped, and with `spacing` those in whose window two neighbours are not exactly that
-    far apart. `standard` gives each column mean 0 and standard deviation 1 over the training part's windows.
+    Windows (length, columns) stay inside one group and one split, ordered by `time` and then the key. Rows with too few
+    predecessors are dropped; with `spacing`, so are windows with two neighbours that are not exactly that far apart.
+    `standard` standardises each column over the windows of the training split.
 
-    With `horizon` the label is that of a later row: so many rows after the window's last, and with `spacing` so many
-    times that far from it. Rows without such a row, or without a label there, are dropped.
+    With `horizon`, the label is that of the row `horizon` rows after the window, and with `spacing` exactly `horizon`
+    spacings after it. Windows without such a row, or with a null label there, are dropped.
     """
 
     kind: Literal["series"]
     columns: Columns
     time: Annotated[str, Field(description="the column that orders the rows")]
-    group: Annotated[str | None, Field(description="the column that tells one series from another")] = None
+    group: Annotated[str | None, Field(description="the column that identifies the series")] = None
     length: Annotated[int, Field(ge=2, description="rows in a window")]
     spacing: Annotated[
         int | Finite | None,
-        Field(gt=0, description="from row to row: seconds of a timestamp, days of a date, units of a whole number"),
+        Field(gt=0, description="between two rows: seconds of a timestamp, days of a date, units of an integer"),
     ] = None
-    horizon: Annotated[int, Field(ge=0, description="rows from the window's last to the one whose label is meant")] = 0
+    horizon: Annotated[int, Field(ge=0, description="rows from the window's last row to the row of the label")] = 0
     missing: Annotated[
         Literal["refuse", "previous", "mean", "zero"],
-        Field(description="previous: the last value before it in the window, or the mean if there is none"),
+        Field(description="previous: the last value before it in the window, or else the mean"),
     ] = "refuse"
-    indicator: Annotated[bool, Field(description="one more value per column and step: 1 where it is missing")] = False
+    indicator: Annotated[bool, Field(description="one more value per column and step: 1 if missing")] = False
     scale: Literal["standard", "none"] = "standard"
 
     @model_validator(mode="after")
@@ -275,7 +280,7 @@ class SeriesInput(Document):
         if self.time == self.group:
             raise ValueError(f"column {self.time!r} cannot be both time and group")
         if self.indicator and self.missing == "refuse":
-            raise ValueError("an indicator has no meaning where missing values are refused")
+            raise ValueError("`indicator` needs a `missing` other than refuse")
         return self
 
     @property
@@ -284,12 +289,11 @@ class SeriesInput(Document):
 
 
 class SequenceInput(Document):
-    """A row that is a sequence: steps in wide columns, or an array column of `width` values for each step.
+    """A sequence within one row: steps in wide columns, or an array column with `width` values per step.
 
     `columns` names the columns of each step: [[x1, y1], [x2, y2]] are two steps of two values. An array may have any
-    whole number of steps: it is cut, or filled with 0 behind, to `length`, and one more value of each step says with 1
-    that it is there. Means, deviations, least and largest values are those of each place within a step, over all steps
-    of the training part.
+    number of complete steps: it is truncated, or padded with 0 at the end, to `length`, and an additional value of each
+    step is 1 for real steps. Statistics are those of each position within a step, over all steps of the training split.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -298,19 +302,19 @@ class SequenceInput(Document):
     steps: Annotated[
         tuple[Columns, ...], Field(alias="columns", description="the columns of each step, in order; or `column`")
     ] = ()
-    column: Annotated[str | None, Field(description="an array of numbers, step after step")] = None
-    length: Annotated[Count | None, Field(description="steps of an array, at most")] = None
-    width: Annotated[Count, Field(description="values of each step of an array")] = 1
+    column: Annotated[str | None, Field(description="an array of numbers, one step after another")] = None
+    length: Annotated[Count | None, Field(description="maximum number of steps of an array")] = None
+    width: Annotated[Count, Field(description="values per step of an array")] = 1
     scale: Literal["standard", "min_max", "none"] = "standard"
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if bool(self.steps) == (self.column is not None):
-            raise ValueError("state the columns of each step, or one array column")
+            raise ValueError("state either the columns of each step, or one array column")
         if (self.column is None) != (self.length is None):
-            raise ValueError("length is for an array column, which needs it: how many steps there are at most")
+            raise ValueError("an array column needs length, its maximum number of steps; columns take none")
         if self.steps and self.width != 1:
-            raise ValueError("width is for an array column; with columns each step says itself how wide it is")
+            raise ValueError("only an array column takes width; with columns, each step lists its own")
         if len({len(step) for step in self.steps}) > 1:
             raise ValueError("every step must have as many columns as the first")
         return self
@@ -325,7 +329,7 @@ class SequenceInput(Document):
 
     @property
     def num_values(self) -> int:
-        """Values of one step, without the one that says whether it is there."""
+        """Values per step, without the padding indicator."""
         return len(self.steps[0]) if self.steps else self.width
 
     @property

@@ -1,4 +1,4 @@
-"""What is learnt of the label: the classes in order, or for a regression the units in which the network answers.
+"""Fits the label: the ordered classes, or for a regression the mean and deviation that standardise it.
 
 Shapes: B rows.
 """
@@ -22,21 +22,21 @@ from bloomery.models.features.statistics.column_counts import (
 )
 
 MAX_CLASSES = 100_000
-IGNORED_LABEL = -100  # the place of a label that is null: what cross entropy takes for a row that it passes over
+IGNORED_LABEL = -100  # the class index of a null label: `ignore_index` of cross entropy
 
 
 class StandardUnits(Document):
-    """A figure is mean + deviation * standard, where over the training part `standard` has mean 0 and deviation 1."""
+    """A label is mean + deviation * z, where z has mean 0 and deviation 1 over the training split."""
 
     mean: float
     deviation: float
 
 
 def partial_fit(features: Features, rows: Rows) -> ColumnStatistics:
-    """How many rows have each class, or the figures of the labels.
+    """Counts the rows of each class, or computes the statistics of a regression's labels.
 
     Raises:
-        DataUnfit: a figure is missing or not finite.
+        DataUnfit: a label of a regression is missing or not finite.
     """
     if features.task == "regression":
         return numeric_statistics(regression_targets(features.label, rows[features.label_column]))
@@ -47,26 +47,26 @@ def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.nda
     """The labels of a regression as float64 (B,).
 
     Raises:
-        DataUnfit: one is missing or not finite.
+        DataUnfit: a label is missing or not finite.
     """
     found = to_floats(combine_chunks(values))
     wrong = np.flatnonzero(~np.isfinite(found))
     if wrong.size:
         value = values[int(wrong[0])].as_py()
         raise DataUnfit(
-            f"{'no value' if value is None else value} stands in {wrong.size} row(s) where a figure is to be learnt",
+            f"{'no value' if value is None else value} is the label of {wrong.size} row(s) of a regression",
             required="a finite number in every row",
             where=f"column {label}, the label of a regression",
-            remedy="make the column required in the contract and state its limits, so that such rows are set aside",
+            remedy="make the column required in the contract and state its limits, so that such rows are quarantined",
         )
     return found
 
 
 def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
-    """The classes in order; none for a regression.
+    """The classes in order; empty for a regression.
 
     Raises:
-        DataUnfit: there are fewer than two, or more than can be listed.
+        DataUnfit: there are fewer than two, or more than `MAX_CLASSES`.
     """
     if features.task == "regression":
         return ()
@@ -75,19 +75,19 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     if counted.is_full or len(known) < 2:
         found = f"more than {MAX_CLASSES:,}" if counted.is_full else str(len(known))
         raise DataUnfit(
-            f"the training part has {found} class(es): {', '.join(map(str, known)) or 'none'}",
-            required=f"at least two classes to tell apart, and at most {MAX_CLASSES:,}",
+            f"the training split has {found} class(es): {', '.join(map(str, known)) or 'none'}",
+            required=f"at least two classes, and at most {MAX_CLASSES:,}",
             where=f"column {features.label}",
-            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
+            remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
     return known
 
 
 def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUnits | None:
-    """The units of a regression; None for classes.
+    """The mean and deviation of a regression's labels; None for a classification.
 
     Raises:
-        DataUnfit: all labels are alike, or there is none.
+        DataUnfit: there is no label, or all labels are equal.
     """
     if features.task == "classification":
         return None
@@ -96,15 +96,15 @@ def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUn
         told = "no label" if found.minimum is None else f"the label {found.minimum:g} in every row"
         raise DataUnfit(
             f"the training part has {told}",
-            required="at least two different figures to learn from",
+            required="at least two different labels",
             where=f"column {features.label}",
-            remedy="check that the recipe's `features.label` names the right column and that the data is whole",
+            remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
     return StandardUnits(mean=found.moments.mean(), deviation=found.moments.deviation())
 
 
 def standardise(units: StandardUnits, values: np.ndarray) -> np.ndarray:
-    """Figures float64 (B,) in standard units, float32 (B,) and finite."""
+    """Standardises labels float64 (B,): float32 (B,), finite."""
     with np.errstate(over="ignore"):
         standard = (values - units.mean) / units.deviation
     return np.clip(standard, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
@@ -113,10 +113,10 @@ def standardise(units: StandardUnits, values: np.ndarray) -> np.ndarray:
 def class_positions(
     classes: Classes, label: str, values: pa.Array | pa.ChunkedArray, *, may_be_null: bool = False
 ) -> pa.Array | pa.ChunkedArray:
-    """The position of each label among the classes, int64; `UNLABELLED` for a null where it may be one.
+    """The class index of each label, int64; `IGNORED_LABEL` for a null if `may_be_null`.
 
     Raises:
-        DataUnfit: a label that the training part does not have.
+        DataUnfit: a label is not a class of the training split.
     """
     names = as_categories(values)
     positions = pc.index_in(names, pa.array(classes, names.type)).cast(pa.int64())
@@ -125,8 +125,8 @@ def class_positions(
     if positions.null_count:
         unknown = pc.unique(names.filter(pc.is_null(positions))).to_pylist()
         raise DataUnfit(
-            f"labels {', '.join(map(str, unknown))} are in the data, but not in its training part",
-            required="every label in the training part",
+            f"labels {', '.join(map(str, unknown))} are in the data, but not in its training split",
+            required="every label in the training split",
             where=f"column {label}",
             remedy="add rows of these classes, or drop the classes from the data",
         )

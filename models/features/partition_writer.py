@@ -1,4 +1,4 @@
-"""Rows written where Spark's workers have them, so that they need not travel back through Spark."""
+"""Writes encoded rows inside Spark's workers, so that they are not sent back through Spark."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NUM_ROWS = "num_rows"
 def write_partition(
     encoder: Encoder | None, part: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Write one partition's rows, sorted by their column `part`, to `folder/PART/NUMBER.parquet`, and count them.
+    """Writes one partition to `folder/SPLIT/NUMBER.parquet` and yields its number of rows.
 
-    The column `partition` has the partition's number. Without an encoder the rows, which are then of one part, are
-    written as they are. A file is whole or absent, also if two attempts at the same partition run at once.
+    Rows are sorted by `split_column`; the column `partition` holds the partition's number. Without an encoder, rows
+    are written unchanged and belong to one split. Files are complete or absent, even if two attempts run at once.
     """
     writers: dict[str, pq.ParquetWriter] = {}
     targets: dict[str, tuple[Path, Path]] = {}

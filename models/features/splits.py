@@ -1,4 +1,4 @@
-"""How rows are divided into parts, as a recipe says it, and what the parts must not share."""
+"""The `split` section of a recipe: how rows are split, and what two splits must not share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bloomery.data_contracts.documents.documents import Document
 
 SPLITS = ("train", "val", "test")
-UNLABELLED = "unlabelled"  # the part of rows whose label is null, where they are wanted
+UNLABELLED = "unlabelled"  # the split of rows whose label is null, with `unlabelled: teach`
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -22,12 +22,11 @@ Moment = Annotated[int | datetime, AfterValidator(_to_utc)]
 
 
 class Split(Document):
-    """How rows are divided: a row's part depends on the row alone, so it stays where it is when rows are added.
+    """How rows are split. A row's split depends on that row alone, so added rows do not move it.
 
-    `key` and `group` divide by a hash of the row's key or of `column`, so all rows of a group stay together. `time`
-    cuts the rows in the order of `column`, earliest first: by shares, or where `val_from` and `test_from` say, so that
-    new rows move no old one. `given` takes the part that `column` names; if no row is given to val, the share `val` of
-    train goes there.
+    `key` and `group` split by a hash of the key or of `column`, which keeps groups together. `time` splits in the
+    order of `column`, earliest first: by fractions, or at `val_from` and `test_from`, which added rows do not move.
+    `given` reads the split from `column`; if it assigns no row to val, the fraction `val` of train goes there.
     """
 
     by: Literal["key", "group", "time", "given"] = "key"
@@ -36,16 +35,16 @@ class Split(Document):
     val: Share = 0.1
     test: Share = 0.2
     val_from: Annotated[
-        Moment | None, Field(description="by time: the first moment of val; a time without an offset is in UTC")
+        Moment | None, Field(description="by time: when val begins; a time without an offset is in UTC")
     ] = None
-    test_from: Annotated[Moment | None, Field(description="by time: the first moment of test")] = None
+    test_from: Annotated[Moment | None, Field(description="by time: when test begins")] = None
     salt: str = ""
-    apart: Annotated[tuple[str, ...], Field(description="columns of which no value may stand in two parts")] = ()
+    apart: Annotated[tuple[str, ...], Field(description="columns of which no value may occur in two splits")] = ()
     in_time: Annotated[
         str | None, Field(description="a column in which no row of val may be before train, nor test before val")
     ] = None
     duplicates: Annotated[
-        Literal["refuse", "allow"], Field(description="rows with equal inputs and label in two parts")
+        Literal["refuse", "allow"], Field(description="rows with equal inputs and label in two splits")
     ] = "refuse"
 
     @model_validator(mode="after")
@@ -63,10 +62,10 @@ class Split(Document):
 
     @property
     def cuts(self) -> tuple[int, int] | None:
-        """The first moments of val and test where they are stated: as they are, or in microseconds since 1970.
+        """Where val and test begin, if stated: integers as they are, times as microseconds since 1970-01-01 UTC.
 
         Raises:
-            ValueError: one is a number and the other a date or a time.
+            ValueError: one is an integer and the other a date or time.
         """
         if self.val_from is None or self.test_from is None:
             return None
@@ -82,7 +81,7 @@ class Split(Document):
 
 
 def hash_threshold(share: float) -> str:
-    """The first 128-bit digest, in 32 hexadecimal digits, that is not among the least `share` of all."""
+    """The smallest 128-bit digest, as 32 hexadecimal digits, above the lowest fraction `share` of all digests."""
     return format(min(int(share * 2**128), 2**128 - 1), "032x")
 
 

@@ -1,4 +1,4 @@
-"""Answers of an ONNX file, with the session settings that ship. Travels into the bento: it needs no torch.
+"""ONNX Runtime sessions with the settings of the endpoint. Part of the bento, so it needs no torch.
 
 Shapes: B rows, K classes.
 """
@@ -16,12 +16,12 @@ INPUT, OUTPUT = "x", "logits"
 
 
 def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session with the settings that ship: one thread, which is right for small networks.
+    """Creates an ONNX Runtime session with the settings of the endpoint: one thread, which suits small networks.
 
-    `model` is a file, or what is in one; in a stored form (`models/onnx_storage/decoder.py`) it is unpacked first.
+    `model` is a file or its bytes; a stored form (`models/onnx_storage/decoder.py`) is decompressed first.
 
     Raises:
-        OutputCorrupt: a stored form is broken.
+        OutputCorrupt: a stored form is damaged.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -31,7 +31,7 @@ def create_session(model: Path | bytes, num_threads: int = 1) -> onnxruntime.Inf
 
 
 def unpack_model(model: Path | bytes) -> str | bytes:
-    """What ONNX Runtime opens. Only a stored form is read here: a file of gigabytes is not held twice."""
+    """The path or bytes for ONNX Runtime. Only stored forms are read here, so large files are not in memory twice."""
     if isinstance(model, bytes):
         return decompress(model)
     with model.open("rb") as file:

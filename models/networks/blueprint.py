@@ -1,4 +1,4 @@
-"""Networks by kind: built from a config, written to disk and read back."""
+"""Builds networks from their config, and writes and reads them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from bloomery.models.networks.config import (
 
 
 class Blueprint(Document):
-    """All that is needed to build a network again, without its weights."""
+    """Everything needed to build a network, except its weights."""
 
     config: Model
     layout: Layout
     task: Task = "classification"
-    num_outputs: int  # a logit per class, or the one figure of a regression, in standard units
+    num_outputs: int  # a logit per class, or 1 for a regression, in standard units
 
 
 def build_network(blueprint: Blueprint) -> nn.Module:
-    """A network with freshly drawn weights, on the processor, in training mode: x float32 (B, ...) -> (B, outputs)."""
+    """Builds an untrained network on the CPU, in training mode: x float32 (B, ...) -> float32 (B, outputs)."""
     from bloomery.models.networks.architectures import (
         cnn,
         custom,
@@ -74,18 +74,18 @@ def build_network(blueprint: Blueprint) -> nn.Module:
         case HuggingFace():
             return huggingface.build(config, layout, num_outputs)
         case Auto() | Imported():
-            raise TypeError(f"a network of kind {config.kind} is never built")
+            raise TypeError(f"a network of kind {config.kind} cannot be built")
 
 
 def rebuild_network(blueprint: Blueprint, network: nn.Module) -> nn.Module:
-    """A network as `blueprint` says with the weights of `network`, in evaluation mode, and with nothing else of it."""
+    """Builds a network from `blueprint` with the weights of `network`, in evaluation mode, without its hooks."""
     fresh = build_network(blueprint)
     fresh.load_state_dict(network.state_dict())
     return fresh.eval()
 
 
 def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, blueprint_path: Path) -> str:
-    """Write weights (safetensors, whose bytes depend on nothing but names and values) and blueprint.
+    """Writes the blueprint and the weights (safetensors, whose bytes depend on names and values only).
 
     Returns:
         The sha256 of the weights' file.
@@ -94,7 +94,7 @@ def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, bluep
 
     if isinstance(blueprint.config, HuggingFace):
         blueprint = blueprint.model_copy(update={"config": without_checkpoint(blueprint.config)})
-    # Copies, since safetensors takes no two names for one tensor.
+    # Copies, because safetensors rejects tensors that share memory.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     weights.write_bytes(save(state))
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
@@ -106,7 +106,7 @@ def read_blueprint(path: Path) -> Blueprint:
 
 
 def read_network(weights: Path, blueprint_path: Path) -> tuple[nn.Module, Blueprint]:
-    """The network as written, in evaluation mode."""
+    """Reads what `write_network` wrote; the network is in evaluation mode."""
     blueprint = read_blueprint(blueprint_path)
     network = build_network(blueprint)
     network.load_state_dict(load(weights.read_bytes()))

@@ -1,4 +1,4 @@
-"""What a recipe may say about the network, by kind."""
+"""The `model` section of a recipe, by kind of network."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.models.features.input_config import Count
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-HeadWidth = Annotated[Count | None, Field(description="left out, the heads share `width` among them")]
+HeadWidth = Annotated[Count | None, Field(description="default: `width` divided by the number of heads")]
 Widths = tuple[Count, Count, Count, Count]
 
 
 class Cnn(Document):
     """Blocks of convolution, batch normalisation, ReLU and 2 x 2 max pooling, then one hidden layer.
 
-    `hidden` is the width of the hidden layer. A convolution that is `strided` makes a quarter of the work of one that
-    is pooled, and what it leaves out is lost.
+    `hidden` is the width of the hidden layer. A `strided` convolution needs a quarter of the work of one with pooling,
+    but discards information.
     """
 
     kind: Literal["cnn"]
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
     kernel_size: Literal[1, 3, 5, 7] = 3
     convolutions: Annotated[
-        Count | tuple[Count, ...], Field(description="in each block, or `[1, 2]` in one and two")
+        Count | tuple[Count, ...], Field(description="per block; `[1, 2]` sets the number of each block")
     ] = 1
     strided: Annotated[
         int,
-        Field(
-            ge=0, description="so many first blocks halve an image by the first convolution's stride, not by pooling"
-        ),
+        Field(ge=0, description="number of first blocks that halve the image by a stride instead of pooling"),
     ] = 0
-    hidden: Annotated[int, Field(ge=0, description="0: the mean over the image goes to the head")] = 128
+    hidden: Annotated[int, Field(ge=0, description="0: global average pooling instead of a hidden layer")] = 128
     dropout: Dropout = 0.2
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         blocks = len(self.channels)
         if len(self.convolutions_of_blocks) != blocks:
-            raise ValueError(f"`convolutions` are of {len(self.convolutions_of_blocks)} blocks, `channels` of {blocks}")
+            raise ValueError(
+                f"`convolutions` lists {len(self.convolutions_of_blocks)} blocks, but `channels` lists {blocks}"
+            )
         if self.strided > blocks:
-            raise ValueError(f"{self.strided} blocks cannot be `strided`: `channels` are of {blocks}")
+            raise ValueError(f"`strided` is {self.strided}, but `channels` lists only {blocks} blocks")
         return self
 
     @property
@@ -52,7 +52,7 @@ class Cnn(Document):
 
 
 class LeNet(Document):
-    """LeNet-5 as the papers on compression have it: two convolutions of 20 and 50 channels, one hidden layer of 500."""
+    """LeNet-5 as used in papers on compression: convolutions of 20 and 50 channels, a hidden layer of 500."""
 
     kind: Literal["lenet"]
     channels: tuple[Count, Count] = (20, 50)
@@ -60,39 +60,40 @@ class LeNet(Document):
 
 
 class ResNet(Document):
-    """A residual network; `stem: small` keeps the resolution of small images, `large` quarters it first.
+    """A residual network. `stem: small` keeps the resolution of small images, `large` reduces it to a quarter.
 
-    `auto` is `small` where the shorter side is below 96 pixels.
+    `auto` is `small` if the shorter side is below 96 pixels.
     """
 
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50] = 18
-    width: Annotated[Count, Field(description="channels of the stem, from which those of the stages follow")] = 64
+    width: Annotated[Count, Field(description="channels of the stem; those of the stages follow from it")] = 64
     stem: Literal["auto", "small", "large"] = "auto"
-    zero_init: Annotated[bool, Field(description="every block begins as the identity")] = True
+    zero_init: Annotated[bool, Field(description="initialise every block as the identity")] = True
     dropout: Dropout = 0.0
     stages: Annotated[
-        Widths | None, Field(description="channels after each stage; left out, they double, four times so at depth 50")
+        Widths | None, Field(description="channels after each stage; default: doubling, times four at depth 50")
     ] = None
-    inner: Annotated[Widths | None, Field(description="within the blocks of each stage; left out, they double")] = None
+    inner: Annotated[
+        Widths | None, Field(description="channels inside the blocks of each stage; default: doubling")
+    ] = None
 
 
 class Periodic(Document):
-    """Each number becomes a vector: a linear map of its sines and cosines at learnt frequencies.
+    """Embeds each number as a linear map of its sines and cosines at learnt frequencies.
 
-    Numbers in standard units of which single values matter, such as round amounts, want a large `spread`; smooth ones
-    a small one.
+    A large `spread` suits columns with special values, such as round amounts; a small one suits smooth columns.
     """
 
-    frequencies: Annotated[Count, Field(description="for each column")] = 48
-    spread: Annotated[float, Field(gt=0, description="standard deviation of the frequencies at first")] = 1.0
-    width: Annotated[Count, Field(description="of the vector")] = 16
+    frequencies: Annotated[Count, Field(description="number per column")] = 48
+    spread: Annotated[float, Field(gt=0, description="standard deviation of the initial frequencies")] = 1.0
+    width: Annotated[Count, Field(description="width of the embedding")] = 16
 
 
 class Mlp(Document):
-    """Layers of a linear map, batch normalisation, ReLU and dropout over one vector per row.
+    """Layers of linear map, batch normalisation, ReLU and dropout over one vector per row.
 
-    `hidden` has the width of each layer. Columns encoded as `index` become embeddings.
+    `hidden` lists the width of each layer. Columns with encoding `index` become embeddings.
     """
 
     kind: Literal["mlp"]
@@ -100,13 +101,13 @@ class Mlp(Document):
     dropout: Dropout = 0.1
     norm: Literal["batch", "none"] = "batch"
     embedding: Annotated[
-        Count | None, Field(description="values for each category; left out, it grows with the number of categories")
+        Count | None, Field(description="width per category; default: grows with the number of categories")
     ] = None
-    periodic: Annotated[Periodic | None, Field(description="left out, numbers go in as they are")] = None
+    periodic: Annotated[Periodic | None, Field(description="default: numbers are not embedded")] = None
 
 
 class FtTransformer(Document):
-    """A Transformer over the columns of a table, each of which is one token."""
+    """A Transformer over the columns of a table, one token per column."""
 
     kind: Literal["ft_transformer"]
     width: Count = 64
@@ -122,9 +123,9 @@ class FtTransformer(Document):
 
 
 class Rnn(Document):
-    """A recurrent network over a sequence, or over the time of a spectrogram.
+    """A recurrent network over a sequence, or over the time axis of a spectrogram.
 
-    `highway` adds a linear map of that many last steps to the answer: what a forecast owes to the last values.
+    `highway` adds a linear map of that many last steps to the output, which helps forecasts.
     """
 
     kind: Literal["rnn"]
@@ -133,13 +134,13 @@ class Rnn(Document):
     num_layers: Count = 1
     bidirectional: bool = False
     pooling: Literal["last", "mean", "max"] = "last"
-    embedding: Annotated[Count, Field(description="values for each token, where the input is text")] = 128
+    embedding: Annotated[Count, Field(description="width per token, for text")] = 128
     dropout: Dropout = 0.1
     highway: Annotated[int, Field(ge=0)] = 0
 
 
 class Transformer(Document):
-    """An encoder in the manner of BERT, for text and for continuous sequences, with layer normalisation first."""
+    """A pre-norm Transformer encoder like BERT, for text and continuous sequences."""
 
     kind: Literal["transformer"]
     width: Count = 128
@@ -149,10 +150,12 @@ class Transformer(Document):
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
     pooling: Literal["first", "mean", "max"] = "mean"
     convolution: Annotated[
-        int, Field(ge=0, description="odd: steps that each step sees of its neighbours before the first layer; 0: none")
+        int, Field(ge=0, description="odd kernel size of a convolution before the first layer; 0: none")
     ] = 0
-    wide: Annotated[bool, Field(description="of text: a linear map of its tokens is added to the answer")] = False
-    max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
+    wide: Annotated[bool, Field(description="text only: add a linear map of the tokens to the output")] = False
+    max_length: Annotated[
+        Count | None, Field(description="number of positions; default: length of the encoded rows")
+    ] = None
     dropout: Dropout = 0.1
 
     @model_validator(mode="after")
@@ -160,12 +163,12 @@ class Transformer(Document):
         if self.head_width is None:
             _require_divisible(self.width, self.num_heads)
         if self.convolution and self.convolution % 2 == 0:
-            raise ValueError(f"a convolution over {self.convolution} steps has no middle; take an odd number")
+            raise ValueError(f"`convolution` is {self.convolution}, but its kernel size must be odd")
         return self
 
 
 class Gpt(Document):
-    """A decoder in the manner of GPT-2, with a causal mask; it classifies by the last token's state."""
+    """A causal Transformer decoder like GPT-2; it predicts from the state of the last token."""
 
     kind: Literal["gpt"]
     width: Count = 128
@@ -173,7 +176,9 @@ class Gpt(Document):
     num_heads: Count = 4
     head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
-    max_length: Annotated[Count | None, Field(description="positions; left out, those of the encoded rows")] = None
+    max_length: Annotated[
+        Count | None, Field(description="number of positions; default: length of the encoded rows")
+    ] = None
     dropout: Dropout = 0.1
 
     @model_validator(mode="after")
@@ -184,30 +189,32 @@ class Gpt(Document):
 
 
 class Custom(Document):
-    """Your own network: `module:function`, called with the layout, the number of outputs and `options`."""
+    """A user's network: `module:function` is called with the layout, the number of outputs and `options`."""
 
     kind: Literal["custom"]
     function: Annotated[
-        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function, here or installed")
+        str,
+        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:function, beside the recipe or installed"),
     ]
     options: Annotated[dict[str, Any], Field(default_factory=dict)]
     code: Annotated[
-        dict[str, str], Field(default_factory=dict, description="never stated: the modules beside the recipe, by path")
+        dict[str, str],
+        Field(default_factory=dict, description="set by Bloomery: the source of modules beside the recipe, by path"),
     ]
     packages: Annotated[
-        dict[str, str], Field(default_factory=dict, description="never stated: the versions of what they import")
+        dict[str, str], Field(default_factory=dict, description="set by Bloomery: the versions of imported packages")
     ]
 
 
 class HuggingFace(Document):
-    """A network of Hugging Face `transformers`, from its configuration or a checkpoint folder, without a network."""
+    """A network of Hugging Face `transformers`, from a configuration or a checkpoint folder, offline."""
 
     kind: Literal["huggingface"]
     checkpoint: Annotated[
-        str | None, Field(description="a folder with config.json and safetensors, whose weights training begins with")
+        str | None, Field(description="a folder with config.json and safetensors; its weights are the initial weights")
     ] = None
-    config: Annotated[dict[str, Any] | None, Field(description="`model_type` and what its configuration takes")] = None
-    sha256: Annotated[str | None, Field(description="never stated: the digest of the checkpoint")] = None
+    config: Annotated[dict[str, Any] | None, Field(description="`model_type` and the keys of its configuration")] = None
+    sha256: Annotated[str | None, Field(description="set by Bloomery: the digest of the checkpoint")] = None
 
     def identity(self) -> Any:
         """The checkpoint counts by its digest, not by its path."""
@@ -215,23 +222,24 @@ class HuggingFace(Document):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        # A checkpoint that was looked at brings its configuration along.
+        # Once a checkpoint is resolved (`sha256`), its configuration is set too.
         if (self.checkpoint is None) == (self.config is None) and self.sha256 is None:
-            raise ValueError("state a checkpoint folder or a config, and not both")
+            raise ValueError("state either a checkpoint folder or a config")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
-            raise ValueError("a config has a model_type, such as bert or vit")
+            raise ValueError("a config needs a model_type, such as bert or vit")
         return self
 
 
 class Imported(Document):
-    """A network that comes trained, as an ONNX file: from Keras, TensorFlow or anything else. It is not trained."""
+    """A trained network from an ONNX file, exported by Keras, TensorFlow or others. It is not trained further."""
 
     kind: Literal["imported"]
-    path: Annotated[str, Field(min_length=1, description="an ONNX file; a relative path starts at the recipe's folder")]
+    path: Annotated[str, Field(min_length=1, description="an ONNX file; relative to the recipe's folder")]
     channels: Annotated[
-        Literal["first", "last"] | None, Field(description="of images; left out, as the file's input shape has them")
+        Literal["first", "last"] | None,
+        Field(description="images only: position of the channels; default: from the file's input shape"),
     ] = None
-    sha256: Annotated[str | None, Field(description="never stated: the digest of the file")] = None
+    sha256: Annotated[str | None, Field(description="set by Bloomery: the digest of the file")] = None
 
     def identity(self) -> Any:
         """The file counts by its digest, not by its path."""
@@ -239,7 +247,7 @@ class Imported(Document):
 
 
 class Auto(Document):
-    """The network is searched for among those that suit the rows."""
+    """Searches among the networks that suit the rows."""
 
     kind: Literal["auto"]
 
@@ -248,7 +256,7 @@ def _expand_auto(value: object) -> object:
     return {"kind": "auto"} if value == "auto" else value
 
 
-# Each member names its kind, so a recipe's mistake is told of the one that was meant.
+# A discriminated union, so that an error message is about the kind that the recipe names.
 _ModelUnion = Annotated[
     Cnn | LeNet | ResNet | Mlp | FtTransformer | Rnn | Transformer | Gpt | Custom | HuggingFace | Imported | Auto,
     Field(discriminator="kind"),
@@ -258,4 +266,4 @@ Model = Annotated[_ModelUnion, BeforeValidator(_expand_auto, json_schema_input_t
 
 def _require_divisible(width: int, num_heads: int) -> None:
     if width % num_heads:
-        raise ValueError(f"a width of {width} cannot be shared by {num_heads} heads")
+        raise ValueError(f"width {width} is not divisible by {num_heads} heads")

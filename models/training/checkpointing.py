@@ -1,8 +1,8 @@
-"""The whole state of training on disk, so that a killed run goes on where it was and ends in the same bits.
+"""Checkpoints of the complete training state, from which a killed run resumes and ends with the same bits.
 
-A checkpoint is a folder: `weights.safetensors`, unless several devices have a part of them each; `state/`, the other
-tensors as `torch.distributed.checkpoint` lays them out, each process writing its own; and `position.json`. It is
-written beside and moved into place, and the one before it is removed after that.
+A checkpoint is a folder: `weights.safetensors`, unless the weights are sharded; `state/`, the other tensors in the
+format of `torch.distributed.checkpoint`, written by every process; and `position.json`. It is written to a temporary
+folder and renamed; then the previous checkpoint is deleted.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from bloomery.models.training.process_group import has_remote_modules
 WEIGHTS = "weights.safetensors"
 _STATE = "state"
 _METADATA = "position.json"
-_SYNC_STEPS = 10  # how often several processes ask the first one whether it is time
+_SYNC_STEPS = 10  # interval in steps at which several processes agree whether to save
 
 
 class CheckpointMetadata(Document):
-    """What of the state is no tensor, and the sha256 of every other file of the checkpoint."""
+    """The non-tensor state, and the sha256 of every other file of the checkpoint."""
 
     epoch: int
     batch: int
@@ -53,7 +53,7 @@ class CheckpointMetadata(Document):
 
 
 class Checkpointer:
-    """Keeps the state of one training in `folder`. Every process that takes part has its own keeper of one folder."""
+    """Saves and loads the state of one training in `folder`. Each process has its own for the same folder."""
 
     def __init__(self, folder: Path, checkpoints: Checkpoints) -> None:
         self._folder = folder
@@ -63,7 +63,7 @@ class Checkpointer:
         self._has_folder = False
 
     def load(self, state: TrainingState) -> None:
-        """Put the newest whole checkpoint in place, if there is one; a damaged one counts as none."""
+        """Loads the newest intact checkpoint into `state`, if there is one."""
         for place in sorted(self._folder.glob("step-*"), reverse=True):
             position = _read_intact(place)
             if position is not None:
@@ -72,17 +72,17 @@ class Checkpointer:
                 return
 
     def save(self, state: TrainingState) -> None:
-        """Afterwards the state is on disk, if it is time for that."""
+        """Saves the state, if the interval of `Checkpoints` has passed."""
         if state.step != self._saved_step and self._is_time(state.step):
             if not self._has_folder:
-                # Once: where it is gone later, so is the disk, and what is kept must not go somewhere else.
+                # Only once: if the folder disappears later, its disk is gone, and a new folder would be on another one.
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._has_folder = True
             _write_checkpoint(state, self._folder)
             self._saved_at, self._saved_step = time.monotonic(), state.step
 
     def delete(self) -> None:
-        """Remove all that is kept."""
+        """Deletes all checkpoints."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_time(self, step: int) -> bool:
@@ -92,7 +92,7 @@ class Checkpointer:
         is_late = time.monotonic() - self._saved_at >= self._checkpoints.every_minutes * 60
         if not _is_distributed():
             return is_late
-        # Clocks differ, and what is kept must be of the same step in every process.
+        # Clocks differ, but all processes must save the same step.
         if step % _SYNC_STEPS:
             return False
         verdict = [is_late]
@@ -101,7 +101,7 @@ class Checkpointer:
 
 
 def _write_checkpoint(state: TrainingState, folder: Path) -> None:
-    """Afterwards `folder` holds this state alone; where it cannot be written, the one before and nothing else."""
+    """Replaces the checkpoint in `folder`; if writing fails, the previous one remains."""
     name = f"step-{state.step:012}"
     beside, place = folder / f".{name}", folder / name
     if _rank() == 0:
@@ -129,7 +129,7 @@ def _write_tensors(state: TrainingState, beside: Path) -> None:
     if not _is_sharded(state.network):
         weights = tensors.pop("network")
         if _rank() == 0:
-            # Copies, since some networks have one tensor under two names, which the format refuses.
+            # Copies, because safetensors rejects tensors that share memory.
             whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
             save_file(whole, beside / WEIGHTS)
     with _silenced(), _original_failures():
@@ -138,8 +138,8 @@ def _write_tensors(state: TrainingState, beside: Path) -> None:
 
 @contextmanager
 def _original_failures() -> Iterator[None]:
-    """Raises what went wrong in the first process that failed. PyTorch wraps it in what is no Exception, so that a full
-    disk would end the program as a bug does."""
+    """Raises the original error of the first failed process instead of PyTorch's wrapper, which is no `Exception`, so
+    that a full disk is reported as such."""
     try:
         yield
     except CheckpointException as wrapped:
@@ -167,7 +167,7 @@ def _write_metadata(state: TrainingState, beside: Path) -> None:
 
 
 def _read_intact(place: Path) -> CheckpointMetadata | None:
-    """The position of a checkpoint of which every file is as it was written, or None."""
+    """The metadata of a checkpoint whose files are all intact, or None."""
     try:
         position = CheckpointMetadata.model_validate_json((place / _METADATA).read_text(encoding="utf-8"))
         if all(digest_of_file(place / name) == sha256 for name, sha256 in position.files.items()):
@@ -188,7 +188,7 @@ def _load_state(state: TrainingState, place: Path, position: CheckpointMetadata)
     if is_whole:
         weights = load_file(place / WEIGHTS)
     set_state_dict(state.network, state.optimizer, model_state_dict=weights, optim_state_dict=tensors["optimizer"])
-    # The first process has written these, and others may have other groups of parameters.
+    # The first process wrote these, and other processes may have other parameter groups.
     own_rates = {
         "base_lrs": state.schedule.base_lrs,
         "_last_lr": [group["lr"] for group in state.optimizer.param_groups],
@@ -207,7 +207,7 @@ def _load_state(state: TrainingState, place: Path, position: CheckpointMetadata)
 
 
 def _tensors(state: TrainingState) -> dict[str, Any]:
-    """The tensors of the state by name. They are the state's own, so what is loaded into them is in place."""
+    """The tensors of the state by name, not copied, so that loading writes in place."""
     network, optimizer = get_state_dict(state.network, state.optimizer)
     own = {
         "random": torch.get_rng_state(),
@@ -226,12 +226,12 @@ def _tensors(state: TrainingState) -> dict[str, Any]:
 
 
 def _process_key() -> str:
-    """Under this name lies what differs between processes."""
+    """The key of tensors that differ between processes."""
     return f"process-{_rank()}"
 
 
 def _per_process(tensors: dict[str, Any], state: TrainingState) -> dict[str, Any]:
-    """The same tensors. If each process has other parameters, what describes them must not meet under one name."""
+    """The tensors under a key of this process, if processes have different parameters."""
     return {_process_key(): tensors} if has_remote_modules(state.network) else tensors
 
 
@@ -255,6 +255,6 @@ def _barrier() -> None:
 @contextmanager
 def _silenced() -> Iterator[None]:
     with warnings.catch_warnings():
-        # It tells that there is one process, which is known.
+        # It only reports that there is a single process.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""What a recipe may say about training."""
+"""The `training` section of a recipe."""
 
 from __future__ import annotations
 
@@ -19,44 +19,49 @@ AttributionBaseline = Literal["mean", "zero", "blur"]
 
 
 class Augment(Document):
-    """How an image of the training part is changed, anew in every epoch."""
+    """Augmentation of the training split, drawn again in every epoch."""
 
-    flip: Annotated[bool, Field(description="left and right, half of the time")] = False
-    shift: Annotated[int, Field(ge=0, description="pixels, at most, in each direction")] = 0
-    rotate: Annotated[float, Field(ge=0, le=180, description="degrees, at most, either way")] = 0.0
-    erase: Annotated[float, Field(ge=0, lt=1, description="the share of images that lose a rectangle")] = 0.0
-    mask: Annotated[float, Field(ge=0, lt=1, description="spectrograms: share of bands and of frames, at most")] = 0.0
-    mixup: Annotated[float, Field(ge=0, description="alpha; 0 for none")] = 0.0
-    drop_tokens: Annotated[float, Field(ge=0, lt=1, description="text: the share of tokens that is hidden")] = 0.0
+    flip: Annotated[bool, Field(description="mirror left and right, half of the images")] = False
+    shift: Annotated[int, Field(ge=0, description="maximum shift in pixels, in each direction")] = 0
+    rotate: Annotated[float, Field(ge=0, le=180, description="maximum rotation in degrees, in either direction")] = 0.0
+    erase: Annotated[float, Field(ge=0, lt=1, description="fraction of images with an erased rectangle")] = 0.0
+    mask: Annotated[
+        float, Field(ge=0, lt=1, description="spectrograms: maximum fraction of masked bands and frames")
+    ] = 0.0
+    mixup: Annotated[float, Field(ge=0, description="alpha; 0: none")] = 0.0
+    drop_tokens: Annotated[float, Field(ge=0, lt=1, description="text: fraction of dropped tokens")] = 0.0
 
 
 class Loop(Document):
-    """One pass of the training loop: AdamW under a learning rate that follows a schedule."""
+    """Options of the training loop: AdamW with a learning rate schedule."""
 
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, description="batch normalisation needs two rows")] = 64
-    accumulate: Annotated[Count, Field(description="batches whose gradients make one step")] = 1
+    accumulate: Annotated[Count, Field(description="batches whose gradients are accumulated for one step")] = 1
     learning_rate: PositiveFloat = 3e-3
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "one_cycle"
     warmup: Annotated[
-        float | None, Field(ge=0, lt=1, description="share of the steps in which the rate rises; left out, by schedule")
+        float | None, Field(ge=0, lt=1, description="fraction of warm-up steps; default: by schedule")
     ] = None
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[PositiveFloat | None, Field(description="of all gradients together")] = None
+    clip_norm: Annotated[PositiveFloat | None, Field(description="maximum norm of all gradients together")] = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Annotated[
-        Literal["none", "balanced"], Field(description="balanced: as if every class had as many rows")
+        Literal["none", "balanced"], Field(description="balanced: weight classes inversely to their frequency")
     ] = "none"
-    loss: Annotated[Literal["squared", "huber"], Field(description="of a regression")] = "squared"
-    ema: Annotated[Share | None, Field(description="decay of a running mean of the weights, which is kept")] = None
+    loss: Annotated[Literal["squared", "huber"], Field(description="for a regression")] = "squared"
+    ema: Annotated[
+        Share | None,
+        Field(description="decay of an exponential moving average of the weights, which becomes the result"),
+    ] = None
     best_by: Annotated[
         Literal["loss", "score", "last"],
-        Field(description="which figure of the validation part the best epoch is told by; last: by none"),
+        Field(description="which validation metric selects the best epoch; last: none"),
     ] = "loss"
-    patience: Annotated[Count | None, Field(description="epochs without a better one")] = None
+    patience: Annotated[Count | None, Field(description="stop after so many epochs without improvement")] = None
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
-        Field(description="of products; auto: bf16 where GPU or processor (AMX) has circuits for it"),
+        Field(description="of matrix products; auto: bf16 if the GPU or CPU (AMX) supports it"),
     ] = "fp32"
     compile: Annotated[bool, Field(description="torch.compile")] = False
     augment: Augment = Augment()
@@ -64,36 +69,36 @@ class Loop(Document):
     @model_validator(mode="after")
     def _has_a_best_epoch_to_wait_for(self) -> Self:
         if self.patience is not None and self.best_by == "last":
-            raise ValueError("with `best_by: last` no epoch is worse than another: leave out `patience`")
+            raise ValueError("`patience` needs a metric, but `best_by` is last; leave `patience` out")
         return self
 
 
 class Checkpoints(Document):
-    """How often the whole state of training is kept, so that a killed run goes on where it was."""
+    """How often the training state is saved, from which a killed run resumes."""
 
     every_steps: Count | None = None
     every_minutes: PositiveFloat = 2.0
 
 
 class StartFrom(Document):
-    """Weights to begin with: a registered version (`NAME@champion`, `NAME:3`) or a folder with weights.safetensors."""
+    """Initial weights: a registered version (`NAME@champion`, `NAME:3`) or a folder with weights.safetensors."""
 
     network: Annotated[
-        str, Field(min_length=1, description="NAME@champion, NAME:3 or a folder, a relative one beside the recipe")
+        str, Field(min_length=1, description="NAME@champion, NAME:3 or a folder, relative to the recipe")
     ]
-    freeze: Annotated[tuple[str, ...], Field(description="parameters whose names begin so stay as they are")] = ()
+    freeze: Annotated[tuple[str, ...], Field(description="name prefixes of parameters that are not trained")] = ()
     discount: Annotated[
         float,
-        Field(gt=0, le=1, description="learning rate of each layer as a share of the next one's"),
+        Field(gt=0, le=1, description="learning rate of each layer as a fraction of the next layer's"),
     ] = 1.0
 
     @property
     def is_folder(self) -> bool:
-        """Names of versions have no slash."""
+        """Whether `network` names a folder: names of versions contain no slash."""
         return "/" in self.network or self.network in (".", "..")
 
     def absolute(self, folder: Path) -> Self:
-        """The same with the folder's path from the root on, where one in `folder` is meant."""
+        """Resolves a relative path against `folder`, if `network` names a folder."""
         place = folder / Path(self.network).expanduser()
         if not self.is_folder and not (place / "weights.safetensors").is_file():
             return self
@@ -101,15 +106,15 @@ class StartFrom(Document):
 
 
 class Privacy(Document):
-    """DP-SGD: what an outsider learns of any one training row stays within epsilon and delta."""
+    """DP-SGD with an (epsilon, delta) privacy guarantee for every training row."""
 
     epsilon: PositiveFloat
-    delta: Annotated[Share, Field(description="below 1 / training rows")]
-    clip_norm: Annotated[PositiveFloat, Field(description="of the gradient of each row")] = 1.0
+    delta: Annotated[Share, Field(description="below 1 / number of training rows")]
+    clip_norm: Annotated[PositiveFloat, Field(description="maximum norm of the gradient of each row")] = 1.0
 
 
 class Range(Document):
-    """Figures between `low` and `high`; whole ones if both limits are whole."""
+    """Numbers between `low` and `high`; integers if both limits are integers."""
 
     low: int | float
     high: int | float
@@ -118,16 +123,19 @@ class Range(Document):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"no range lies from {self.low} to {self.high}" + (" on a log scale" if self.log else ""))
+            raise ValueError(
+                f"the range from {self.low} to {self.high} is empty"
+                + (" or not positive, as `log` needs" if self.log else "")
+            )
         return self
 
 
 class Search(Document):
-    """A search for a better score on the validation part; `space` says what may differ, by its path in the recipe."""
+    """A hyperparameter search by validation score; `space` maps paths in the recipe to candidates."""
 
     trials: Count = 20
-    parallel: Annotated[Count, Field(description="trials at a time, each in a process of its own")] = 1
-    epochs: Annotated[Count | None, Field(description="of a trial; left out, those of the recipe")] = None
+    parallel: Annotated[Count, Field(description="parallel trials, each in its own process")] = 1
+    epochs: Annotated[Count | None, Field(description="epochs of a trial; default: those of the recipe")] = None
     space: Annotated[
         dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=1)]],
         Field(
@@ -138,47 +146,47 @@ class Search(Document):
 
 
 class Explain(Document):
-    """What is told of why the trained network answers as it does, on rows of the validation part."""
+    """Explanations of the trained network's predictions on rows of the validation split."""
 
-    rows: Annotated[Count, Field(description="that are drawn one by one")] = 8
-    sample: Annotated[Count, Field(description="rows over which weights are averaged; fewer for a large network")] = 64
+    rows: Annotated[Count, Field(description="number of rows with a plot of their own")] = 8
+    sample: Annotated[Count, Field(description="rows for averaged attributions; fewer for a large network")] = 64
     method: Annotated[
         AttributionMethod | None,
-        Field(description="left out, integrated gradients, or shapley where there are no gradients"),
+        Field(description="default: integrated gradients, or shapley if the network has no gradients"),
     ] = None
     baseline: Annotated[
-        AttributionBaseline | None, Field(description="what values are compared with; left out, by the kind of rows")
+        AttributionBaseline | None, Field(description="reference input; default: by the kind of rows")
     ] = None
 
 
 class Training(Loop):
-    """The training stage."""
+    """The options of the training stage."""
 
-    epochs: Annotated[int, Field(ge=0, description="0, and left out, for a network that comes trained")] = 0
+    epochs: Annotated[int, Field(ge=0, description="0 or omitted for an imported network")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    num_threads: Annotated[Count, Field(description="of the processor; the weights' bits depend on it")] = 1
+    num_threads: Annotated[Count, Field(description="CPU threads; the bits of the weights depend on it")] = 1
     device: Device = "auto"
-    devices: Annotated[Count, Field(description="processes on each node")] = 1
+    devices: Annotated[Count, Field(description="processes per node")] = 1
     nodes: Count = 1
-    strategy: Annotated[Strategy, Field(description="how several devices share the work")] = "ddp"
-    microbatches: Annotated[
-        Count | None, Field(description="of a batch in a pipeline; left out, four for each process")
-    ] = None
+    strategy: Annotated[Strategy, Field(description="how the work is distributed over several devices")] = "ddp"
+    microbatches: Annotated[Count | None, Field(description="per batch of a pipeline; default: four per process")] = (
+        None
+    )
     launcher: Annotated[
         Literal["torchrun", "spark"],
-        Field(description="what starts several processes; spark: tasks on the cluster of the recipe's `spark`"),
+        Field(description="how processes are started; spark: as tasks on the cluster of the recipe's `spark`"),
     ] = "torchrun"
     checkpoints: Checkpoints = Checkpoints()
     start_from: StartFrom | None = None
     privacy: Privacy | None = None
     search: Search | None = None
     slices: Annotated[
-        tuple[str, ...], Field(description="columns for each of whose values the figures are told apart")
+        tuple[str, ...], Field(description="columns; metrics are also reported for each of their values")
     ] = ()
     explain: Explain | None = Explain()
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.search is not None and self.epochs == 0:
-            raise ValueError("a search trains networks, so state `epochs`")
+            raise ValueError("a search trains networks, so it needs `epochs`")
         return self

@@ -1,4 +1,4 @@
-"""What makes a computation repeat bit for bit."""
+"""Bit-for-bit reproducible computation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 
 def set_deterministic(seed: int, num_threads: int) -> str:
-    """Make what follows in this process repeat bit for bit on a processor of the same kind.
+    """Makes this process reproducible bit for bit on CPUs of the same kind.
 
     Returns:
-        What else the bits depend on: threads and instruction set, to be recorded with the weights.
+        What else the bits depend on: threads, instruction set and torch version. It is recorded with the weights.
     """
-    # Without this a GPU's matrix products may differ from run to run, and torch refuses them.
+    # Otherwise a GPU's matrix products may differ between runs, and torch refuses them.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
-    # Else each new tensor is filled with NaN before it is written, which costs a small CNN a sixth of its pace.
+    # Otherwise each new tensor is filled with NaN first, which makes a small CNN a sixth slower.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return f"{num_threads} thread(s), {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""Training that keeps each row private: DP-SGD.
+"""Differentially private training: DP-SGD.
 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; Mironov et al. 2019, "Renyi
 Differential Privacy of the Sampled Gaussian Mechanism" (the accountant).
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class PrivacySpent(NamedTuple):
-    """What was promised of each training row in the end, and the noise that it took, in units of the clipping norm."""
+    """The privacy guarantee of each training row, and the noise in units of the clipping norm."""
 
     epsilon: float
     delta: float
@@ -45,16 +45,16 @@ def train_privately(
     seed: int,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
 ) -> tuple[list[EpochResult], PrivacySpent]:
-    """Train `network` in place by DP-SGD; it ends in evaluation mode with the weights of its last epoch.
+    """Trains `network` in place by DP-SGD; it ends in evaluation mode with the weights of its last epoch.
 
-    Each step takes every row with the same chance (Poisson sampling), so a batch has `batch_size` rows on average; the
-    gradient of each row is clipped, and noise is added to their sum. The validation part is not protected, so it has no
-    say in which epoch is taken.
+    Each step samples every row with equal probability (Poisson sampling), so a batch has `batch_size` rows on average.
+    Per-row gradients are clipped, and noise is added to their sum. The validation split is not protected, so no epoch
+    is selected by it.
 
     Raises:
-        RecipeInvalid: the network mixes rows (batch normalisation) or has layers without gradients per row; or delta is
-            so large, or epsilon so small, that nothing would be kept private, or nothing learnt.
-        TrainingDiverged: the loss is not a number.
+        RecipeInvalid: the network mixes rows (batch normalisation) or has layers without per-row gradients; or delta is
+            too large for privacy, or epsilon too small for training.
+        TrainingDiverged: the loss is not finite.
     """
     from opacus.accountants import RDPAccountant
     from opacus.optimizers import DPOptimizer
@@ -79,7 +79,7 @@ def train_privately(
     schedule = build_schedule(plain, loop, loop.epochs * steps_of_epoch)
     loss_of_rows, accountant = build_loss(loop, train_part.y), RDPAccountant()
     history = []
-    # Torch tells at every layer that its input, the rows themselves, needs no gradient.
+    # Torch warns at the first layer, whose input needs no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     for number in range(1, loop.epochs + 1):
         rate = float(schedule.get_last_lr()[0])
@@ -106,20 +106,20 @@ def _require_valid_delta(privacy: Privacy, num_rows: int) -> None:
     """Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", section 2.3."""
     if num_rows < 2 or privacy.delta * num_rows >= 1:
         raise RecipeInvalid(
-            f"delta {privacy.delta:g} lets whole rows leak of a training part of {num_rows:,}",
-            required=f"a delta below 1 / training rows, here {1 / max(num_rows, 1):.2g}; a tenth of that is usual",
+            f"delta {privacy.delta:g} allows complete rows to leak from a training split of {num_rows:,} rows",
+            required=f"a delta below 1 / number of training rows, here {1 / max(num_rows, 1):.2g}",
             where="the recipe's training.privacy.delta",
-            remedy="lower delta, or train on more rows",
+            remedy="lower delta, usually to a tenth of that, or train on more rows",
         )
 
 
 def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
-    """In units of the clipping norm: as little as keeps epsilon in `num_steps` steps."""
+    """The smallest noise multiplier that keeps epsilon over `num_steps` steps."""
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Opacus warns about orders of Renyi divergence that it tries and discards
+            warnings.simplefilter("ignore")  # Opacus warns about Renyi orders that it tries and discards
             return float(
                 get_noise_multiplier(
                     target_epsilon=privacy.epsilon,
@@ -131,26 +131,26 @@ def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
             )
     except ValueError as failure:
         raise RecipeInvalid(
-            f"no noise keeps epsilon {privacy.epsilon:g} with delta {privacy.delta:g} in {num_steps:,} steps, each of "
-            f"which sees {chance:.1%} of the rows",
+            f"no noise achieves epsilon {privacy.epsilon:g} with delta {privacy.delta:g} in {num_steps:,} steps that "
+            f"sample {chance:.1%} of the rows each",
             required="a larger epsilon or delta, fewer epochs, smaller batches or more rows",
             where="the recipe's training.privacy",
-            remedy="raise epsilon; 1 to 10 is usual",
+            remedy="raise epsilon; usual values are 1 to 10",
         ) from failure
 
 
 def _with_row_gradients(network: nn.Module) -> GradSampleModule:
-    """The network, of which each row's gradient is told.
+    """Wraps the network so that it computes per-row gradients.
 
     Raises:
-        RecipeInvalid: a layer tells none.
+        RecipeInvalid: a layer does not support per-row gradients.
     """
     from opacus import GradSampleModule
 
     try:
         return GradSampleModule(network, loss_reduction="sum")
     except NotImplementedError as failure:
-        raise _unsuitable(f"a layer tells no gradient of a row: {str(failure)[:200]}") from failure
+        raise _unsuitable(f"a layer has no per-row gradients: {str(failure)[:200]}") from failure
 
 
 def _sample_batches(
@@ -168,20 +168,20 @@ def _require_independent_rows(network: nn.Module) -> None:
     if problems:
         raise _unsuitable(str(problems[0]).splitlines()[0][:300])
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        raise _unsuitable("a recurrent layer of torch tells no gradient of a row")
+        raise _unsuitable("recurrent layers of torch have no per-row gradients")
 
 
 def _unsuitable(why: str) -> RecipeInvalid:
     return RecipeInvalid(
         f"this network cannot be trained privately: {why}",
-        required="layers that treat every row by itself and tell each row's gradient",
+        required="layers that process rows independently and support per-row gradients",
         where="the recipe's training.privacy and model",
-        remedy="use a lenet, an mlp with `norm: none`, a transformer or a gpt; nothing recurrent, no batch norm",
+        remedy="use a lenet, an mlp with `norm: none`, a transformer or a gpt; no recurrent layers or batch norm",
     )
 
 
 def _remove_hooks(watched: nn.Module) -> None:
-    """Take the hooks and the gradients of rows off the network, which would travel into its export."""
+    """Removes the hooks and per-row gradients, which would otherwise be exported."""
     watched.remove_hooks()  # type: ignore[operator]
     for parameter in watched.parameters():
         for name in ("grad_sample", "summed_grad", "_forward_counter"):

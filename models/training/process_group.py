@@ -1,4 +1,4 @@
-"""The processes that train one network together, as one of them sees it."""
+"""The processes that train one network together, from the view of one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class ProcessGroup(NamedTuple):
-    """`size` processes that share the rows of each batch, of which this is number `rank`."""
+    """`size` processes that divide the rows of each batch; this one is number `rank`."""
 
     rank: int = 0
     size: int = 1
@@ -20,16 +20,16 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 class RemoteModule(nn.Module):
-    """Stands where another process holds that part of the network."""
+    """A placeholder for a module that is in another process."""
 
 
 def has_remote_modules(network: nn.Module) -> bool:
-    """Whether each process holds other parameters of the network."""
+    """Whether some modules of the network are in other processes (pipeline parallelism)."""
     return any(isinstance(module, RemoteModule) for module in network.modules())
 
 
 def all_reduce_sum(values: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-    """The sum over all processes, in each of them. Every process must call this, in the same order."""
+    """The sum over all processes. Every process must call this, in the same order."""
     if group.size > 1:
         values = values.clone()
         dist.all_reduce(values)

@@ -1,4 +1,4 @@
-"""What a search may change in a recipe, and which networks suit which rows."""
+"""The search space of a hyperparameter search, and the networks that suit each layout."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _MODEL_SPACES: Mapping[str, SearchSpace] = {
     "gpt": {"model.width": (64, 128, 256), "model.num_layers": (1, 2, 4), "model.dropout": (0.0, 0.1, 0.2)},
 }
 
-# What begins the network or only tells of it. Each device and thread is a part of the machine, and not of the network.
+# Options that do not change the trained network: its source, reports, and the machine.
 _NOT_SEARCHED = frozenset(
     {
         *("model.kind", "model.code", "model.packages", "model.sha256", "model.function", "model.checkpoint"),
@@ -72,7 +72,7 @@ _AUTO_MODELS: tuple[Model, ...] = (
 
 
 def default_networks(layout: Layout) -> tuple[Model, ...]:
-    """The networks that a search tries on rows of this layout, the likeliest first."""
+    """The networks that `model: auto` tries on rows of this layout, the most promising first."""
     match layout.kind:
         case "flat":
             return Mlp(kind="mlp"), FtTransformer(kind="ft_transformer")
@@ -89,10 +89,10 @@ def default_networks(layout: Layout) -> tuple[Model, ...]:
 
 
 def search_space(model: Model, stated: SearchSpace) -> SearchSpace:
-    """What may differ: as the recipe states it, or else what usually matters for a network of this kind.
+    """The search space: as stated in the recipe, or the default one for this kind of network.
 
-    A choice may be a whole block, such as `model.periodic`, and `None` where it may be left out.
-    Of what is stated a network has what is possible in it: with `model: auto` the kinds have options of their own.
+    A choice may be a complete block such as `model.periodic`, or None if the block is optional. Stated paths that this
+    kind of network does not have are left out, since with `model: auto` each kind has its own options.
     """
     if not stated:
         return {**_TRAINING_SPACE, **_MODEL_SPACES.get(model.kind, {})}
@@ -104,10 +104,10 @@ def search_space(model: Model, stated: SearchSpace) -> SearchSpace:
 
 
 def apply_values(model: Model, training: Training, values: Mapping[str, Any]) -> tuple[Model, Training]:
-    """Both with the values put at their paths.
+    """Sets the values at their paths, and returns the changed sections.
 
     Raises:
-        RecipeInvalid: a path leads nowhere, or a value is not possible there.
+        RecipeInvalid: a path does not exist, or a value is not valid there.
     """
     document = {"model": model.model_dump(), "training": training.model_dump()}
     known = sorted(_paths(document))
@@ -125,16 +125,16 @@ def apply_values(model: Model, training: Training, values: Mapping[str, Any]) ->
         first = failure.errors()[0]
         raise RecipeInvalid(
             f"{', '.join(values)}: {_lower_first(first['msg'])}, found {first.get('input')!r}",
-            required="values that the recipe could state itself",
+            required="values that are valid in the recipe",
             where="the recipe's training.search.space",
-            remedy="mend the range or the choices",
+            remedy="correct the range or the choices",
         ) from failure
 
 
 def require_valid_space(model: Model, training: Training) -> None:
-    """Raises RecipeInvalid if the space has a path that leads nowhere, or a value that is not possible there.
+    """Raises RecipeInvalid if the space has a path that does not exist, or a value that is not valid there.
 
-    With `model: auto` a path is to be that of one of the networks that may be tried, with values possible in it.
+    With `model: auto`, each path and its values must be valid for at least one of the networks that may be tried.
     """
     if training.search is None:
         return
@@ -143,29 +143,31 @@ def require_valid_space(model: Model, training: Training) -> None:
         inside = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
         if inside is not None:
             raise RecipeInvalid(
-                f"{path} is searched as a whole, and {inside} inside it",
-                required="one of them",
+                f"{path} is searched as a complete block, and also {inside} inside it",
+                required="only one of them",
                 where="the recipe's training.search.space",
-                remedy=f"leave out {inside}, and state its values in the choices of {path}",
+                remedy=f"remove {inside}, and list its values in the choices of {path}",
             )
         if path == "training.epochs" and training.search.epochs is not None:
             raise RecipeInvalid(
-                "training.epochs is searched, and training.search.epochs says how many a trial has",
-                required="one of them",
+                "training.epochs is searched, but training.search.epochs fixes the epochs of a trial",
+                required="only one of them",
                 where="the recipe's training.search",
-                remedy="leave out `epochs` or take it from `space`",
+                remedy="remove `epochs`, or remove training.epochs from `space`",
             )
         refusals = [_find_invalid_value(one, training, path, choices) for one in models]
         refused = [refusal for refusal in refusals if refusal is not None]
         if len(refused) == len(models):
-            # A value that is wrong says more than a path that other networks have.
-            raise next((one for one in refused if path in one.found and "nothing at" not in one.found), refused[0])
+            # An invalid value is more informative than a path that only other networks have.
+            raise next(
+                (one for one in refused if path in one.found and "no searchable option" not in one.found), refused[0]
+            )
 
 
 def _find_invalid_value(
     model: Model, training: Training, path: str, choices: Range | tuple[Any, ...]
 ) -> RecipeInvalid | None:
-    """What is wrong with one of the values at `path`, if anything is."""
+    """The error of the first invalid value at `path`, or None."""
     try:
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
             apply_values(model, training, {path: value})
@@ -179,11 +181,11 @@ def _unknown_path(path: str, known: Sequence[str]) -> RecipeInvalid:
     hint = f"; did you mean {close[0]!r}?" if close else ""
     end = path.rpartition(".")[0] or "model"
     near = [one for one in known if one.startswith(f"{end.split('.')[0]}.")] or list(known)
-    remedy = "mend the path; it begins with `model.` or `training.`"
+    remedy = "correct the path; it begins with `model.` or `training.`"
     if path == "model.kind":
-        remedy = "say `model: auto`, which tries the kinds that suit the rows"
+        remedy = "set `model: auto`, which tries the kinds that suit the rows"
     return RecipeInvalid(
-        f"the recipe has nothing at {path!r} that could be searched{hint}",
+        f"the recipe has no searchable option {path!r}{hint}",
         required=f"one of {', '.join(near)}",
         where="the recipe's training.search.space",
         remedy=remedy,
@@ -195,7 +197,7 @@ def _lower_first(message: str) -> str:
 
 
 def encode_choice(value: Any) -> str:
-    """A value as a search keeps it, which must be text or a figure."""
+    """Encodes a value as JSON, since the search stores only text and numbers."""
     return json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""Weights of another network to begin with, and layers that learn less or not at all."""
+"""Transfer learning: initial weights of another network, frozen layers, discriminative learning rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bloomery.models.training.config import StartFrom
 
 
 class TransferResult(NamedTuple):
-    """Which weights were taken by name, which were drawn anew, and each parameter's share of the learning rate."""
+    """The loaded and the newly initialised weights by name, and each parameter's fraction of the learning rate."""
 
     loaded: tuple[str, ...]
     initialised: tuple[str, ...]
@@ -20,21 +20,21 @@ class TransferResult(NamedTuple):
 
 
 def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start: StartFrom) -> TransferResult:
-    """Put into `network` every weight that has the name and the shape of one of its own, and freeze what is to stay.
+    """Loads every weight with a matching name and shape into `network`, and freezes parameters.
 
-    The learning rate of each layer is `discount` times that of the next one, so what is general changes least.
+    The learning rate of each layer is `discount` times that of the next layer, so that general features change least.
 
     Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2.
 
     Raises:
-        RecipeInvalid: nothing fits, or nothing is named as `freeze` says, or nothing is left to learn.
+        RecipeInvalid: no weight matches, `freeze` matches no parameter, or every parameter is frozen.
     """
     own = network.state_dict()
     matching = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
     if not any(name in dict(network.named_parameters()) for name in matching):
         known = ", ".join(f"{name} {list(weight.shape)}" for name, weight in list(own.items())[:3])
         raise RecipeInvalid(
-            f"none of the {len(weights)} weights of {start.network} has the name and shape of one of this network's",
+            f"none of the {len(weights)} weights of {start.network} matches a weight of this network in name and shape",
             required=f"weights such as {known}",
             where="the recipe's training.start_from",
             remedy="start from a network of the same kind and widths",
@@ -48,7 +48,7 @@ def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start
 
 
 def frozen_modules(network: nn.Module) -> list[nn.Module]:
-    """The modules of which no parameter learns: in training they answer as in use, as batch normalisation must."""
+    """Modules whose parameters are all frozen. They stay in evaluation mode, as batch normalisation needs."""
     return [
         module
         for module in network.modules()
@@ -65,22 +65,22 @@ def _freeze(network: nn.Module, prefixes: tuple[str, ...]) -> None:
         if not named:
             tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
             raise RecipeInvalid(
-                f"no parameter's name begins with {prefix!r}",
-                required=f"one of {tops}, or a longer name such as {next(iter(parameters))}",
+                f"no parameter name begins with {prefix!r}",
+                required=f"one of {tops}, or a longer prefix such as {next(iter(parameters))}",
                 where="the recipe's training.start_from.freeze",
-                remedy="mend the name",
+                remedy="correct the prefix",
             )
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise RecipeInvalid(
             "every parameter is frozen",
-            required="something to learn",
+            required="at least one trainable parameter",
             where="the recipe's training.start_from.freeze",
-            remedy="leave out the head at least",
+            remedy="do not freeze the head",
         )
 
 
 def _rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
-    """A layer is a child of the network, or an element of a list among its children."""
+    """Learning rates by parameter. A layer is a child of the network, or an element of a list among its children."""
     layers: dict[str, list[str]] = {}
     for name, _ in network.named_parameters():
         first, *rest = name.split(".")

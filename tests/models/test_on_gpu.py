@@ -81,7 +81,7 @@ def trained(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_learns_on_a_gpu_what_it_learns_on_a_processor_and_ends_there(name: str) -> None:
+def test_a_network_learns_the_same_on_gpu_and_cpu_and_ends_on_the_cpu(name: str) -> None:
     network, history = trained(name, "cuda")
     _, expected = trained(name, "cpu")
     assert {weight.device.type for weight in network.state_dict().values()} == {"cpu"}
@@ -92,7 +92,7 @@ def test_a_network_learns_on_a_gpu_what_it_learns_on_a_processor_and_ends_there(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_repeats_bit_for_bit_on_one_card(name: str, tmp_path: Path) -> None:
+def test_training_is_reproducible_on_one_gpu(name: str, tmp_path: Path) -> None:
     digests = {
         write_network(trained(name, "cuda")[0], blueprint_of(name), tmp_path / "weights", tmp_path / "blueprint")
         for _ in range(2)
@@ -101,7 +101,7 @@ def test_training_repeats_bit_for_bit_on_one_card(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["cnn", "gru", "transformer"])
-def test_training_that_was_killed_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_resumed_training_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     def run(checkpoints: Checkpoints, killed_at: int | None = None) -> str:
         checkpointer = Checkpointer(tmp_path / "kept", checkpoints)
 
@@ -120,7 +120,7 @@ def test_training_that_was_killed_ends_in_the_same_bits(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["cnn", "transformer", "mlp"])
-def test_bf16_and_a_compiled_network_learn_as_well(name: str) -> None:
+def test_bf16_and_compiled_networks_learn_equally_well(name: str) -> None:
     loop = LOOP.model_copy(update={"precision": "bf16", "compile": True, "epochs": 4})
     network, history = trained(name, "cuda", loop)
     assert history[-1].val_loss < history[0].val_loss
@@ -139,7 +139,7 @@ SMALLER = {
 
 @pytest.mark.parametrize("what", SMALLER)
 @pytest.mark.parametrize("how", [Distillation(), Distillation(features=1.0, attention=1.0), None])
-def test_what_is_made_smaller_learns_and_is_exported(what: str, how: Distillation | None, tmp_path: Path) -> None:
+def test_compressed_networks_are_fine_tuned_and_exported(what: str, how: Distillation | None, tmp_path: Path) -> None:
     teacher, _ = trained("cnn", "cuda")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     parts = rows_of(IMAGE, 400, 1), rows_of(IMAGE, 100, 2)
@@ -154,11 +154,11 @@ def test_what_is_made_smaller_learns_and_is_exported(what: str, how: Distillatio
     assert export_onnx(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
 
 
-def test_changed_images_are_learnt_from() -> None:
+def test_training_with_augmented_images_works() -> None:
     loop = LOOP.model_copy(update={"augment": Augment(flip=True, shift=1, rotate=5, mixup=0.2, erase=0.2)})
     _, history = trained("cnn", "cuda", loop)
     assert np.isfinite([epoch.train_loss for epoch in history]).all()
 
 
-def test_the_rate_of_matrix_products_is_measured() -> None:
+def test_peak_flops_are_measured() -> None:
     assert peak_flops(torch.device("cuda"), torch.bfloat16) > 1e12

@@ -1,4 +1,4 @@
-"""An array column of samples as the logarithm of its mel spectrogram.
+"""Audio inputs: an array column of samples, encoded as a log-mel spectrogram.
 
 Shapes: B rows, T frames, N samples of a window, F frequencies, M mel bands.
 """
@@ -23,8 +23,8 @@ from bloomery.models.features.statistics.arrow_arrays import (
 )
 from bloomery.models.features.statistics.column_counts import NumericStatistics, numeric_statistics
 
-_CHUNK_ROWS = 32  # windows overlap, so frames take several times the memory of their samples
-_MIN_POWER = 1e-10  # the least power: its logarithm is finite
+_CHUNK_ROWS = 32  # rows per chunk: windows overlap, so frames need several times the memory of samples
+_MIN_POWER = 1e-10  # minimum power, so that the logarithm is finite
 
 
 class FittedAudio(Document):
@@ -36,7 +36,7 @@ class FittedAudio(Document):
 
 
 def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of all values of the spectrograms."""
+    """The statistics of all values of the spectrograms."""
     if source.normalise == "none":
         return ()
     parts = [numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples in _clips(source, rows)]
@@ -44,7 +44,7 @@ def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[Num
 
 
 def fit(source: AudioInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
-    """Raises DataUnfit if there is no row to learn from."""
+    """Raises DataUnfit if there are no values."""
     if not statistics:
         return FittedAudio(kind="audio")
     (figures,) = statistics
@@ -59,14 +59,14 @@ def shape(source: AudioInput, fitted: FittedAudio) -> tuple[int, ...]:
 def transform_into(
     source: AudioInput, fitted: FittedAudio, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, 1, M, T)."""
+    """Fills `out` float32 (B, 1, M, T)."""
     for start, samples in _clips(source, rows):
         scaled = (log_mel_spectrogram(source, samples) - fitted.mean) / fitted.scale
         out[start : start + len(samples), 0] = np.clip(scaled, -FLOAT32_MAX, FLOAT32_MAX)
 
 
 def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
-    """The clips in one length, float64 (B, samples), with the position of the first."""
+    """Yields clips of equal length, float64 (B, samples), with the row number of the first."""
     column = combine_chunks(rows[source.column])
     for start in range(0, len(column), _CHUNK_ROWS):
         clips = column.slice(start, _CHUNK_ROWS)
@@ -82,16 +82,16 @@ def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def log_mel_spectrogram(source: AudioInput, samples: np.ndarray) -> np.ndarray:
-    """The natural logarithm of the power in each mel band, float64 (B, M, T), for samples float64 (B, num_samples).
+    """The natural logarithm of the power in each mel band: float64 (B, M, T) for samples float64 (B, num_samples).
 
-    Frames are whole windows, without filling at the ends; a window is weighted by a Hann window (periodic).
+    Frames are complete windows without padding, weighted by a periodic Hann window.
 
     Source: Davis & Mermelstein 1980, "Comparison of parametric representations for monosyllabic word recognition"
     (mel bands of triangular weight over the short-time spectrum).
     """
     power_BTF = power_spectrogram(samples, source.window, source.step)
     bands = _mel_bands(source.sample_rate, source.window, source.num_mels)
-    # Band by band, along the last axis: a sum runs over the same numbers in the same order for any number of rows.
+    # One band at a time, along the last axis: the order of each sum does not depend on the number of rows.
     energy = [np.sum(power_BTF[..., first:last] * weights, axis=-1) for first, last, weights in bands]
     return np.log(np.maximum(np.stack(energy, axis=1), _MIN_POWER))
 
@@ -106,10 +106,10 @@ def power_spectrogram(samples: np.ndarray, window: int, step: int) -> np.ndarray
 
 @cache
 def _mel_bands(sample_rate: int, window: int, num_mels: int) -> list[tuple[int, int, np.ndarray]]:
-    """For each mel band the first frequency, the one behind the last, and the weights between.
+    """The first frequency, the end (exclusive) and the weights of each mel band.
 
-    Bands are equally wide on the scale 2595 * log10(1 + f / 700), f in Hz; each rises to 1 and falls to 0 within its
-    neighbours' centres. A band between two frequencies of the spectrum takes the nearer one.
+    Bands are triangles of equal width on the scale 2595 * log10(1 + f / 700), f in Hz, from the centre of one neighbour
+    to that of the other. A band that contains no frequency of the spectrum takes the nearest one.
 
     Source: O'Shaughnessy 1987, "Speech Communication: Human and Machine" (the scale).
     """

@@ -1,4 +1,4 @@
-"""Columns of true and false, as 1 and 0.
+"""Boolean inputs, encoded as 1 and 0.
 
 Shapes: B rows, C columns of one input.
 """
@@ -17,7 +17,7 @@ from bloomery.models.features.statistics.column_counts import NumericStatistics
 
 
 class FittedBooleans(Document):
-    """Nothing is learnt of booleans."""
+    """Booleans have no fitted state."""
 
     kind: Literal["boolean"]
 
@@ -37,7 +37,7 @@ def shape(source: BooleanInput, fitted: FittedBooleans) -> tuple[int, ...]:
 def transform_into(
     source: BooleanInput, fitted: FittedBooleans, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind. It is 0 before."""
+    """Fills `out`, all 0 before: float32 (B, C), or (B, 2 C) with indicators last."""
     values_CB = number_matrix(rows, source.columns)
     missing_CB = np.isnan(values_CB)
     if missing_CB.any():

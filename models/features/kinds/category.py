@@ -1,6 +1,6 @@
-"""Columns of names: as a place among the names that the training part knows, as buckets, or by the label's figures.
+"""Category inputs: one-hot, index, hash or target encoding.
 
-Shapes: B rows, S slots (the missing value, other, then the names in order), K classes.
+Shapes: B rows, S slots (the missing value, `other`, then the categories in order), K classes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from bloomery.models.features.statistics.stable_hash import stable_hashes
 
 MAX_LISTED_CATEGORIES = 200_000
 _MISSING, _OTHER, _UNKNOWN = 0, 1, -1
-_MAX_LOOKUPS = 64  # names that Python looks up faster than Arrow builds a table
+_MAX_LOOKUPS = 64  # up to so many values, Python looks them up faster than Arrow builds a table
 _FOLD_SALT, _BUCKET_SALT = 1, 2
 
 
 class Vocabulary(Document):
-    """The names of one column, in order; where unknown ones are refused, also those that are known but rare."""
+    """The categories of one column, in order; with `unknown: refuse` also the rare ones."""
 
     names: tuple[int | str, ...]
     rare: tuple[int | str, ...] = ()
@@ -57,12 +57,12 @@ class Vocabulary(Document):
         return {**slots, **dict.fromkeys(self.rare, _OTHER), None: _MISSING}
 
     def slots_of(self, words: list[int | str | None]) -> list[int]:
-        """The slot of each word, and -1 for a word that is not known."""
+        """The slot of each value, or -1 for an unknown value."""
         slot_of = self.slot_of
         return [slot_of.get(word, _UNKNOWN) for word in words]
 
     def slots(self, words: pa.Array) -> np.ndarray:
-        """The same as int64 (B,)."""
+        """The same for an Arrow array: int64 (B,)."""
         if len(words) <= _MAX_LOOKUPS:
             return np.array(self.slots_of(words.to_pylist()), np.int64)
         known = pc.index_in(words, pa.array([*self.names, *self.rare], words.type)).fill_null(_UNKNOWN - 2)
@@ -73,15 +73,15 @@ class Vocabulary(Document):
 
 
 class FittedCategories(Document):
-    """What was learnt of an input of kind category: the vocabulary of each column; none for hashes."""
+    """The fitted state of a category input: the vocabulary of each column; empty for encoding hash."""
 
     kind: Literal["category"]
     columns: tuple[Vocabulary, ...]
-    target_width: int  # how many values `target` gives: one for each class but the first, one for a regression
+    target_width: int  # values per column of encoding target: number of classes - 1, or 1 for a regression
 
 
 def as_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column as text or int64: whole numbers of any type, and booleans as 0 and 1."""
+    """A column as text or int64; booleans become 0 and 1."""
     array = combine_chunks(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
@@ -92,14 +92,14 @@ def as_categories(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def fold_hashes(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """A hash of each row's key, uint64 (B,): its fold is the remainder by the number of folds."""
+    """A hash of each row's key, uint64 (B,); modulo the number of folds it is the row's fold."""
     return stable_hashes(combine_chunks(keys), _FOLD_SALT)
 
 
 def partial_fit(source: CategoryInput, features: Features, rows: Rows) -> tuple[ColumnStatistics, ...]:
-    """How many rows have each name; for target encoding, each name with each label in each fold.
+    """Counts the rows of each category; for target encoding, of each category, label and fold.
 
-    For the target encoding of a regression, the figures of the labels of each fold stand behind.
+    For the target encoding of a regression, the statistics of the labels of each fold follow.
     """
     if source.encoding == "hash":
         return ()
@@ -118,7 +118,7 @@ def _fold_numbers(source: CategoryInput, features: Features, rows: Rows) -> np.n
 
 
 def count_categories(column: pa.Array | pa.ChunkedArray, limit: int) -> CategoryCounts:
-    """How often each name of a column occurs, if there are at most `limit`."""
+    """Counts each category of a column, if there are at most `limit`."""
     counted = pc.value_counts(as_categories(column))
     names, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
     return limit_counts({(name,): count for name, count in zip(names, counts, strict=True)}, limit)
@@ -142,7 +142,7 @@ def _count_targets(source: CategoryInput, features: Features, rows: Rows, column
 def _sum_targets(
     column: pa.Array | pa.ChunkedArray, folds: np.ndarray, figures: np.ndarray, num_folds: int
 ) -> CategoryCounts:
-    """How many rows have each name in each fold, and the exact sum of their labels."""
+    """Counts the rows of each category and fold, and sums their labels exactly."""
     names = as_categories(column).dictionary_encode(null_encoding="encode")
     words = names.dictionary.to_pylist()
     flat = to_integers(names.indices)[0] * num_folds + folds
@@ -156,10 +156,10 @@ def _sum_targets(
 
 
 def fit(source: CategoryInput, statistics: tuple[ColumnStatistics, ...], classes: Classes) -> FittedCategories:
-    """Without `classes` the task is a regression.
+    """Builds the vocabularies. `classes` is empty for a regression.
 
     Raises:
-        DataUnfit: a column has too many different names to list.
+        DataUnfit: a column has too many categories to list.
     """
     counted = [one for one in statistics if isinstance(one, CategoryCounts)]
     folds = tuple(one.moments for one in statistics if isinstance(one, NumericStatistics))
@@ -176,10 +176,10 @@ def _build_vocabulary(
     if tallied.is_full:
         raise DataUnfit(
             f"column {column} has more than {tallied.limit:,} different values"
-            + (", each counted by label and fold" if source.encoding == "target" else ""),
-            required=f"at most {tallied.limit:,} to keep a list of them",
+            + (", counted by label and fold" if source.encoding == "target" else ""),
+            required=f"at most {tallied.limit:,} to keep them in a list",
             where=f"column {column}, encoding {source.encoding}",
-            remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only tells rows apart",
+            remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only identifies rows",
         )
     counts = _rows_per_category(tallied, is_summed=bool(folds))
     by_count = sorted((-count, name) for name, count in counts.items() if count >= source.min_count)
@@ -202,7 +202,7 @@ def _build_vocabulary(
 
 
 def _rows_per_category(tallied: CategoryCounts, *, is_summed: bool) -> dict[int | str, int]:
-    """How many rows have each name, of counts in which sums of labels may stand too."""
+    """The rows of each category, from counts that may also contain sums of labels."""
     counts: dict[int | str, int] = {}
     for (name, *rest), count in tallied.counts.items():
         if name is not None and not (is_summed and rest[0] == TOTAL):
@@ -223,7 +223,7 @@ def _column_widths(source: CategoryInput, fitted: FittedCategories) -> list[int]
 
 
 def index_columns(source: CategoryInput, fitted: FittedCategories) -> list[tuple[int, int]]:
-    """Each place of the input that holds a slot's number, and how many slots there are."""
+    """Each position of the input that holds a slot number, with the number of slots."""
     if source.encoding != "index":
         return []
     return [(place, len(one.names) + 2) for place, one in enumerate(fitted.columns)]
@@ -232,7 +232,7 @@ def index_columns(source: CategoryInput, fitted: FittedCategories) -> list[tuple
 def transform_into(
     source: CategoryInput, fitted: FittedCategories, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, F), which is 0 before. With `folds` the rows are those of the training part."""
+    """Fills `out` float32 (B, F), all 0 before. `folds` are given for rows of the training split only."""
     start = 0
     for position, (column, width) in enumerate(zip(source.columns, _column_widths(source, fitted), strict=True)):
         part = out[:, start : start + width]
@@ -255,7 +255,7 @@ def transform_into(
 
 
 def _buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
-    """Bucket 0 for the missing value; 1 to `num_buckets` by a hash of the name."""
+    """Bucket 0 for the missing value; buckets 1 to `num_buckets` by a hash of the value."""
     if len(names) > _MAX_LOOKUPS:
         coded = names.dictionary_encode(null_encoding="encode")
         return _hash_buckets(coded.dictionary, num_buckets)[coded.indices.to_numpy(zero_copy_only=False)]
@@ -270,7 +270,11 @@ def _hash_buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
 
 
 def _row_slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows: Rows) -> np.ndarray | list[int]:
-    """The slot of each row, int64 (B,)."""
+    """The slot of each row, int64 (B,).
+
+    Raises:
+        DataUnfit: a value is unknown, and the recipe says `unknown: refuse`.
+    """
     if isinstance(rows, CellRows) and (words := rows.words(column)) is not None:
         found = vocabulary.slots_of(words)
         if _UNKNOWN not in found:
@@ -287,10 +291,10 @@ def _row_slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows:
     if source.unknown == "refuse":
         unseen = as_categories(rows[column])[int(unknown.argmax())].as_py()
         raise DataUnfit(
-            f"column {column} has the value {unseen!r}, which the training part has not",
-            required="a value that was seen in training, since the recipe says `unknown: refuse`",
+            f"column {column} has the value {unseen!r}, which is not in the training split",
+            required="a value of the training split, since the recipe says `unknown: refuse`",
             where=f"column {column}, an input of kind category",
-            remedy="mend the value; or say `unknown: other` in the recipe and train again",
+            remedy="correct the value, or set `unknown: other` in the recipe and train again",
         )
     slots[unknown] = _OTHER
     return slots

@@ -1,4 +1,4 @@
-"""Columns of dates and times: each part of the calendar as a point on a circle, and the days elapsed.
+"""Date inputs: each calendar part as a point on a circle, and the elapsed days.
 
 Shapes: B rows.
 """
@@ -36,7 +36,7 @@ _CYCLE_LENGTHS: dict[DatePart, int] = {
 
 
 class FittedDates(Document):
-    """Mean and standard deviation of the days since 1970-01-01, for each column, where `elapsed` is asked for."""
+    """With `elapsed`, the mean and standard deviation of the days since 1970-01-01, per column."""
 
     kind: Literal["date"]
     mean: tuple[float, ...] = ()
@@ -44,7 +44,7 @@ class FittedDates(Document):
 
 
 def _to_microseconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """Microseconds since 1970-01-01 UTC, int64 (B,), 0 where missing; and where that is."""
+    """Microseconds since 1970-01-01 UTC, int64 (B,), 0 if missing; and the mask of missing values."""
     if pa.types.is_date(column.type):
         days, missing = to_integers(column.cast(pa.date32()).cast(pa.int32()))
         return days * _MICROSECONDS_PER_DAY, missing
@@ -56,7 +56,7 @@ def _to_days(micros: np.ndarray) -> np.ndarray:
 
 
 def partial_fit(source: DateInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of the days since 1970-01-01, column by column."""
+    """The statistics of the days since 1970-01-01, per column."""
     if not source.elapsed:
         return ()
     found = []
@@ -67,7 +67,7 @@ def partial_fit(source: DateInput, features: Features, rows: Rows) -> tuple[Nume
 
 
 def fit(source: DateInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedDates:
-    """Raises DataUnfit where the days elapsed are asked of a column that has no value."""
+    """Raises DataUnfit if `elapsed` is set and a column has no value."""
     for column, figures in zip(source.columns, statistics, strict=False):
         require_values(column, figures.moments.count)
     return FittedDates(
@@ -88,7 +88,7 @@ def _column_width(source: DateInput) -> int:
 def transform_into(
     source: DateInput, fitted: FittedDates, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, F): for each column sine and cosine of each part, days elapsed, indicator."""
+    """Fills `out` float32 (B, F): for each column, sine and cosine of each part, elapsed days, indicator."""
     width = _column_width(source)
     for position, column in enumerate(source.columns):
         micros, missing = _to_microseconds(combine_chunks(rows[column]))
@@ -106,13 +106,13 @@ def transform_into(
 
 @cache
 def _circle(num_parts: int) -> np.ndarray:
-    """Sine and cosine of `num_parts` equal steps round a circle: float32 (num_parts, 2)."""
+    """Sine and cosine of `num_parts` equal steps around a circle: float32 (num_parts, 2)."""
     angles = [2 * math.pi * step / num_parts for step in range(num_parts)]
     return np.array([(math.sin(angle), math.cos(angle)) for angle in angles], np.float32)
 
 
 def _calendar_part(micros: np.ndarray, name: DatePart) -> np.ndarray:
-    """The part of the calendar, counted from 0, UTC; the week starts on Monday."""
+    """A calendar part, counted from 0, in UTC; weeks start on Monday."""
     match name:
         case "hour":
             return micros // 3_600_000_000 % 24

@@ -1,4 +1,4 @@
-"""An array column as images: resized, and scaled by the mean and spread of the training part's pixels.
+"""Image inputs: an array column of pixels, resized and scaled.
 
 Shapes: B rows, C channels, H height, W width.
 """
@@ -21,7 +21,7 @@ from bloomery.models.features.statistics.moments import byte_moments
 
 
 class FittedImage(Document):
-    """A pixel becomes (pixel - mean) / scale, with a mean and a scale for each channel."""
+    """A pixel becomes (pixel - mean) / scale, with a mean and a scale per channel."""
 
     kind: Literal["image"]
     mean: tuple[float, ...]
@@ -40,7 +40,7 @@ class FittedImage(Document):
 
 
 def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of all pixels together, or channel by channel, as the network sees them."""
+    """The statistics of the resized pixels, of all together or per channel."""
     if source.normalise not in ("standard", "per_channel"):
         return ()
     x_BCHW = _read_pixels(source, rows)
@@ -51,7 +51,7 @@ def partial_fit(source: ImageInput, features: Features, rows: Rows) -> tuple[Num
 
 
 def fit(source: ImageInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedImage:
-    """Raises DataUnfit if there is no pixel to learn from."""
+    """Raises DataUnfit if there are no pixels."""
     num_channels = source.shape[0]
     if not statistics:
         scale = source.brightest if source.normalise == "unit" else 1.0
@@ -72,11 +72,11 @@ def shape(source: ImageInput, fitted: FittedImage) -> tuple[int, ...]:
 def transform_into(
     source: ImageInput, fitted: FittedImage, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, C, H, W); every value is finite."""
+    """Fills `out` float32 (B, C, H, W); every value is finite."""
     x_BCHW = _read_pixels(source, rows)
     if x_BCHW.dtype.kind in "iu":
         mean, scale = fitted.short_constants
-        # In float32, whatever their type: Spark widens the unsigned ones, and the outcome must not show it.
+        # In float32 for every integer type: Spark widens unsigned integers, which must not change the result.
         np.subtract(x_BCHW, mean, out=out, casting="unsafe", dtype=np.float32)
         out /= scale
         return
@@ -88,21 +88,21 @@ def transform_into(
 
 
 def _read_pixels(source: ImageInput, rows: Rows) -> np.ndarray:
-    """The pixels as they are stored, (B, C, H, W), or as float64 in the size that is asked for."""
+    """The stored pixels (B, C, H, W), or float64 ones of the requested size."""
     values = column_elements(rows, source.column)
     if values.size != rows.num_rows * math.prod(source.shape):
         raise DataUnfit(
             f"column {source.column} has {values.size} values in {rows.num_rows} rows",
             required=f"{math.prod(source.shape)} in each row: shape {list(source.shape)}",
             where=f"column {source.column}",
-            remedy="mend the shape in the recipe, or the data",
+            remedy="correct the shape in the recipe, or the data",
         )
     x_BCHW = values.reshape(rows.num_rows, *source.shape)
     return x_BCHW if source.resize is None else resize(x_BCHW, *source.resize)
 
 
 def resize(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The images in another size, as float64: each new pixel is a mean of old ones, weighted by a triangle.
+    """Resizes images: float64 (B, C, height, width). Each new pixel is a triangle-weighted mean of old pixels.
 
     The triangle spans two new pixels when images shrink, and two old ones when they grow (bilinear interpolation).
     """
@@ -111,7 +111,7 @@ def resize(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resample(values: np.ndarray, size: int) -> np.ndarray:
-    """`values` (..., old) as (..., size). Terms are added one after the other, so that the order is the same always."""
+    """Resamples `values` (..., old) to (..., size). Terms are added one by one, so the order of the sum is fixed."""
     places, weights = _triangle_weights(values.shape[-1], size)
     total = np.zeros((*values.shape[:-1], size))
     for place, weight in zip(places, weights, strict=True):
@@ -121,7 +121,7 @@ def _resample(values: np.ndarray, size: int) -> np.ndarray:
 
 @cache
 def _triangle_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which old pixels make each new one, int64 (taps, new), and their weights (taps, new), which add up to 1."""
+    """The old pixels of each new pixel, int64 (taps, new), and their weights (taps, new), which sum to 1."""
     ratio = old / new
     reach = max(ratio, 1.0)
     centre = (np.arange(new) + 0.5) * ratio

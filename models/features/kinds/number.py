@@ -1,4 +1,4 @@
-"""Columns of numbers: clipped, transformed, filled, scaled.
+"""Number inputs: clipped, transformed, filled, scaled.
 
 Shapes: B rows, C columns of one input.
 """
@@ -33,11 +33,11 @@ from bloomery.models.features.statistics.quantile_sketch import (
 )
 
 _MAX_KNOTS = 1000
-_KNOT_SCALE = 0.25  # knots are compared at a quarter of their size, so that their differences stay finite
+_KNOT_SCALE = 0.25  # scale of knots in comparisons, so that their differences stay finite
 
 
 class FittedColumn(Document):
-    """What was learnt of one column: value -> (value - centre) / divisor, or the level between two knots."""
+    """The fitted state of one column: value -> (value - centre) / divisor, or interpolation between knots."""
 
     fill: float
     low: float | None
@@ -49,18 +49,18 @@ class FittedColumn(Document):
 
 
 class _Constants(NamedTuple):
-    """The figures of all columns as float64 (C, 1)."""
+    """The fitted values of all columns as float64 (C, 1)."""
 
     fill: np.ndarray
     low: np.ndarray
     high: np.ndarray
     centre: np.ndarray
     divisor: np.ndarray
-    knots: list[tuple[int, np.ndarray, np.ndarray]]  # with the position of their column
+    knots: list[tuple[int, np.ndarray, np.ndarray]]  # column position, knots, levels
 
 
 class FittedNumbers(Document):
-    """What was learnt of an input of kind number, column by column."""
+    """The fitted state of a number input, column by column."""
 
     kind: Literal["number"]
     columns: tuple[FittedColumn, ...]
@@ -85,7 +85,7 @@ class FittedNumbers(Document):
 
 
 def partial_fit(source: NumberInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of each column's present values, after the clipping to stated limits and the logarithm."""
+    """The statistics of each column's non-missing values, after clipping to constant limits and the logarithm."""
     found = []
     for column in source.columns:
         values = to_floats(combine_chunks(rows[column]))
@@ -95,7 +95,7 @@ def partial_fit(source: NumberInput, features: Features, rows: Rows) -> tuple[Nu
 
 
 def _clip_and_transform(source: NumberInput, values: np.ndarray) -> np.ndarray:
-    """`values` clipped to stated limits and on the scale of logarithms, if it is asked for, in place."""
+    """Clips `values` to constant limits and applies the logarithm, if configured, in place."""
     if source.clip is not None and source.clip.low is not None:
         np.maximum(values, source.clip.low, out=values)
     if source.clip is not None and source.clip.high is not None:
@@ -106,7 +106,7 @@ def _clip_and_transform(source: NumberInput, values: np.ndarray) -> np.ndarray:
 
 
 def fit(source: NumberInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedNumbers:
-    """Raises DataUnfit where a column has no value at all."""
+    """Raises DataUnfit if a column has no value."""
     fits = [_fit_column(source, column, one) for column, one in zip(source.columns, statistics, strict=True)]
     return FittedNumbers(kind="number", columns=tuple(fits))
 
@@ -152,14 +152,14 @@ def _clip_value(value: float, low: float | None, high: float | None) -> float:
 
 
 def _spread(low: float, high: float) -> float:
-    """From `low` to `high`, finite, and 1 where they are one."""
+    """`high` - `low`, finite, or 1 if they are equal."""
     return min(high - low, float(np.finfo(np.float64).max)) or 1.0
 
 
 def _quantile_knots(source: NumberInput, sketch: QuantileSketch) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Values, ascending, and the share of the training part below each, in the middle of its equals.
+    """Ascending values, and the fraction of the training split below each (midpoint of ties).
 
-    For `quantile_normal` the levels are the normal scores of these shares.
+    For `quantile_normal` the levels are the normal scores of these fractions.
     """
     if not source.transform.startswith("quantile"):
         return (), ()
@@ -183,7 +183,7 @@ def shape(source: NumberInput, fitted: FittedNumbers) -> tuple[int, ...]:
 def transform_into(
     source: NumberInput, fitted: FittedNumbers, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, C), or (B, 2 C) with the indicators behind; every value is finite."""
+    """Fills `out` float32 (B, C), or (B, 2 C) with indicators last; every value is finite."""
     constants = fitted.constants
     values_CB = number_matrix(rows, source.columns)
     missing_CB = np.isnan(values_CB)

@@ -1,6 +1,6 @@
-"""Sequences that lie in one row: steps in wide columns, or an array column of any length.
+"""Sequence inputs: steps in wide columns, or an array column of any length.
 
-Shapes: B rows, T steps, F values of a step, S steps that are there, of all rows.
+Shapes: B rows, T steps, F values per step, S real (not padded) steps of all rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bloomery.models.features.statistics.column_counts import NumericStatistics,
 
 
 class FittedSequence(Document):
-    """A value becomes (value - centre) / divisor, with both for each place within a step."""
+    """A value becomes (value - centre) / divisor, with both per position within a step."""
 
     kind: Literal["sequence"]
     centre: tuple[float, ...]
@@ -37,7 +37,7 @@ class FittedSequence(Document):
 
 
 def partial_fit(source: SequenceInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of each place within a step, over all steps that are there and are not cut off."""
+    """The statistics of each position within a step, over all real steps that are not truncated."""
     if source.scale == "none":
         return ()
     steps_SF, _ = _read_steps(source, rows)
@@ -45,7 +45,7 @@ def partial_fit(source: SequenceInput, features: Features, rows: Rows) -> tuple[
 
 
 def fit(source: SequenceInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedSequence:
-    """Raises DataUnfit if there is no step to learn from."""
+    """Raises DataUnfit if there are no steps."""
     if not statistics:
         num_values = source.num_values
         return FittedSequence(kind="sequence", centre=(0.0,) * num_values, divisor=(1.0,) * num_values)
@@ -72,7 +72,7 @@ def shape(source: SequenceInput, fitted: FittedSequence) -> tuple[int, ...]:
 def transform_into(
     source: SequenceInput, fitted: FittedSequence, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, T, F), or (B, T, F + 1) with 1 behind the steps that are there. It is 0 before."""
+    """Fills `out`, all 0 before: float32 (B, T, F), or (B, T, F + 1) with 1 as the last value of real steps."""
     steps_SF, there_BT = _read_steps(source, rows)
     with np.errstate(over="ignore"):
         steps_SF = (steps_SF - np.array(fitted.centre)) / np.array(fitted.divisor)
@@ -82,10 +82,10 @@ def transform_into(
 
 
 def _read_steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of all rows that are there, one after the other, float64 (S, F); and where they stand, bool (B, T).
+    """The concatenated real steps of all rows, float64 (S, F), and the mask of real steps, bool (B, T).
 
     Raises:
-        DataUnfit: a value is missing, or an array is no whole number of steps.
+        DataUnfit: a value is missing, or the length of an array is not a multiple of the step width.
     """
     num_steps, num_values = source.input_shape[0], source.num_values
     if source.column is None:
@@ -100,9 +100,9 @@ def _read_steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarr
     if uneven.size:
         raise DataUnfit(
             f"column {source.column} has an array of {sizes[uneven[0]]} values",
-            required=f"a whole number of steps of {num_values} values each",
+            required=f"a multiple of {num_values} values, the width of a step",
             where=f"column {source.column}, an input of kind sequence",
-            remedy="mend the data at its source, or `width` in the recipe",
+            remedy="correct the data at its source, or `width` in the recipe",
         )
     steps_SF = np.asarray(list_elements(column), np.float64).reshape(-1, num_values)
     lengths = sizes // num_values

@@ -1,12 +1,12 @@
-"""Target encoding: a name becomes what the training rows that have it say of the label.
+"""Target encoding: a category becomes a statistic of the label over the training rows of that category.
 
-That is the share of each class, or for a regression the mean of the label in standard units. A training row is given
-what the other folds say, so that its own label never speaks through it.
+The statistic is the fraction of each class, or for a regression the mean standardised label. Training rows are encoded
+out of fold, so that a row's own label does not leak into its input.
 
 Source: Micci-Barreca 2001, "A preprocessing scheme for high-cardinality categorical attributes in classification and
-prediction problems", equations 4 and 8 (drawn towards the prior where a name has few rows).
+prediction problems", equations 4 and 8 (shrinkage towards the prior for categories with few rows).
 
-Shapes: S slots (names), N folds, K classes.
+Shapes: S slots (categories), N folds, K classes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bloomery.models.features.config import Classes
 from bloomery.models.features.statistics.column_counts import CategoryKey
 from bloomery.models.features.statistics.moments import UNIT_BITS, Moments
 
-COUNT, TOTAL = 0, 1  # what is counted of a name and a fold: rows, and the sum of their labels in units of `Moments`
+COUNT, TOTAL = 0, 1  # quantities per category and fold: rows, and the sum of labels in units of `Moments`
 
 
 class TargetCounts(Document):
-    """How many training rows have each name and class, fold by fold: `counts` (N, S, K)."""
+    """The training rows of each fold, category and class: `counts` (N, S, K)."""
 
     counts: tuple[tuple[tuple[int, ...], ...], ...]
     smoothing: float
@@ -37,18 +37,18 @@ class TargetCounts(Document):
 
     @cached_property
     def encoding(self) -> np.ndarray:
-        """Of the classes but the first, from all training rows: float32 (S, K - 1)."""
+        """Of all classes but the first, from all training rows: float32 (S, K - 1)."""
         return _smoothed_shares(np.array(self.counts, np.int64).sum(axis=0), self.smoothing)
 
     @cached_property
     def out_of_fold_encoding(self) -> np.ndarray:
-        """The same from all folds but one: float32 (N, S, K - 1)."""
+        """The same from all folds but the row's own: float32 (N, S, K - 1)."""
         counts_NSK = np.array(self.counts, np.int64)
         return _smoothed_shares(counts_NSK.sum(axis=0) - counts_NSK, self.smoothing)
 
 
 def _smoothed_shares(counts: np.ndarray, smoothing: float) -> np.ndarray:
-    """(n_k + smoothing * prior_k) / (n + smoothing) for counts (..., S, K); the prior is the share among all names."""
+    """(n_k + smoothing * prior_k) / (n + smoothing) for counts (..., S, K); the prior is that of all categories."""
     per_class = counts.sum(axis=-2, keepdims=True)
     num_rows = per_class.sum(axis=-1, keepdims=True)
     prior = np.where(num_rows > 0, per_class / np.maximum(num_rows, 1), 1 / counts.shape[-1])
@@ -57,10 +57,9 @@ def _smoothed_shares(counts: np.ndarray, smoothing: float) -> np.ndarray:
 
 
 class TargetMeans(Document):
-    """The label's mean in standard units, drawn towards 0: `values` (S,) of all folds, `values_without` (N, S) of the
-    others.
+    """The mean standardised label, shrunk towards 0: `values` (S,) of all folds, `values_without` (N, S) out of fold.
 
-    What the others say knows nothing of the fold: mean and deviation of the label are those of the others too.
+    Out-of-fold values also use the out-of-fold mean and deviation of the label.
     """
 
     values: tuple[float, ...]
@@ -82,9 +81,9 @@ class TargetMeans(Document):
 
 
 def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
-    """For each of `groups` int64 (B,) the exact sum of its float64 `values` (B,), in units of 2 ** -UNIT_BITS.
+    """Sums float64 `values` (B,) exactly by `groups` int64 (B,), in units of 2 ** -UNIT_BITS.
 
-    Values are added by exponent, as whole numbers in two halves of which 2 ** 36 fit into 64 bits.
+    Values are added per exponent, as integers in two halves, of which 2 ** 36 fit into 64 bits.
     """
     fraction, exponent = np.frexp(values)
     whole = (fraction * 2.0**53).astype(np.int64)
@@ -97,7 +96,7 @@ def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
     for place, ones, more in zip(alike[starts].tolist(), low.tolist(), high.tolist(), strict=True):
         group, shift = place // 4096, place % 4096 - 2048 - 53 + UNIT_BITS
         total = ones + (more << 27)
-        # A subnormal value has zeros where it is shifted out.
+        # The bits that a subnormal value loses here are zeros.
         totals[group] = totals.get(group, 0) + (total << shift if shift >= 0 else total >> -shift)
     return totals
 
@@ -105,7 +104,7 @@ def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
 def fit_target_means(
     counted: Mapping[CategoryKey, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
 ) -> TargetMeans:
-    """The means of rows of which COUNT and TOTAL are counted by slot and fold. `folds` has the label's moments."""
+    """Fits means from COUNT and TOTAL by slot and fold. `folds` are the moments of the label in each fold."""
     counts = np.zeros((len(folds), num_slots), dtype=object)
     totals = np.zeros((len(folds), num_slots), dtype=object)
     for (slot, quantity, fold), number in counted.items():
@@ -123,7 +122,7 @@ def _moments_without(folds: tuple[Moments, ...], fold: int) -> Moments:
 
 
 def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
-    """(sum of the labels - count * mean) / deviation / (count + smoothing) for each slot, rounded to float32."""
+    """(sum of labels - count * mean) / deviation / (count + smoothing) for each slot, rounded to float32."""
     if of_label.count == 0:
         return (0.0,) * len(counts)
     mean, deviation = Fraction(of_label.total, of_label.count), Fraction(of_label.deviation()) * 2**UNIT_BITS
@@ -141,7 +140,7 @@ def fit_target_counts(
     classes: Classes,
     smoothing: float,
 ) -> TargetCounts:
-    """The figures of rows counted by slot, label and fold."""
+    """Fits counts from rows counted by slot, label and fold."""
     place = {label: position for position, label in enumerate(classes)}
     counts = np.zeros((num_folds, num_slots, len(classes)), np.int64)
     for (slot, label, fold), count in counted.items():

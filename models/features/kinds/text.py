@@ -1,4 +1,4 @@
-"""A column of text as the numbers of its tokens: byte pairs or words, learnt from the training part.
+"""Text inputs: token ids of byte pairs or words, learnt from the training split.
 
 Shapes: B rows, T tokens.
 """
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 1_000_000
 PADDING = "[PAD]"  # token 0
-UNKNOWN = "[UNK]"  # token 1 where tokens are words; as text it would be three
-_SEPARATOR = "\n"  # never in a word: the byte-level alphabet writes it with another letter
+UNKNOWN = "[UNK]"  # token 1 of tokenizer words; as input text it would be three tokens
+_SEPARATOR = "\n"  # never inside a word: the byte-level alphabet represents it by another letter
 
 
 class FittedText(Document):
-    """The tokenizer, as the JSON that the library `tokenizers` reads."""
+    """The tokenizer, in the JSON format of the library `tokenizers`."""
 
     kind: Literal["text"]
     tokenizer: str
-    num_tokens: int  # with the filling
+    num_tokens: int  # including padding
 
 
 def _pre_tokenizer(source: TextInput) -> PreTokenizer:
-    """Cuts text into words and single signs, or before blanks and signs and writes its UTF-8 bytes as letters."""
+    """Splits text into words and punctuation marks; for byte pairs also maps UTF-8 bytes to letters."""
     from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
     if source.tokenizer == "words":
@@ -49,7 +49,7 @@ def _pre_tokenizer(source: TextInput) -> PreTokenizer:
 
 
 def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
-    """The column as text in one case, "" where it is missing."""
+    """The column as text, lowercase if configured, and "" if missing."""
     column = combine_chunks(rows[source.column])
     refuse_missing(source.column, bool(column.null_count) and source.missing == "refuse", source.kind)
     filled = column.fill_null("") if column.null_count else column
@@ -57,7 +57,7 @@ def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
 
 
 def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[CategoryCounts, ...]:
-    """How often each word occurs."""
+    """Counts each word."""
     cut = _pre_tokenizer(source)
     counts: Counter[str] = Counter()
     for text in pc.value_counts(_read_texts(source, rows)).to_pylist():
@@ -67,10 +67,10 @@ def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[Cate
 
 
 def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Classes) -> FittedText:
-    """A tokenizer learnt from the counts of words, in whatever order they came.
+    """Learns the tokenizer from word counts; their order does not matter.
 
     Raises:
-        DataUnfit: there is no word, or there are too many different ones.
+        DataUnfit: there is no word, or there are too many different words.
     """
     (counted,) = statistics
     if counted.is_full:
@@ -87,14 +87,14 @@ def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Clas
     learner.enable_truncation(source.length)
     learner.enable_padding(length=source.length, pad_id=0, pad_token=PADDING)
     document = json.loads(learner.to_str())
-    document["added_tokens"] = []  # or a text that says [PAD] would be read as filling
+    document["added_tokens"] = []  # otherwise the text "[PAD]" would be encoded as padding
     return FittedText(
         kind="text", tokenizer=json.dumps(document, ensure_ascii=False), num_tokens=learner.get_vocab_size()
     )
 
 
 def _learn_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
-    """The most frequent words by their number, after the filling and what stands for all others."""
+    """Numbers the most frequent words, after the padding and the unknown token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -131,7 +131,7 @@ def shape(source: TextInput, fitted: FittedText) -> tuple[int, ...]:
 def transform_into(
     source: TextInput, fitted: FittedText, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, T) with numbers of tokens; float32 holds them exactly, since they are below 2**24."""
+    """Fills `out` float32 (B, T) with token ids. They are below 2**24, so float32 represents them exactly."""
     tokenizer = _load_tokenizer(fitted.tokenizer)
     coded = _read_texts(source, rows).dictionary_encode()
     texts = coded.dictionary.to_pylist()

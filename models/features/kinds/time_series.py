@@ -1,6 +1,6 @@
-"""Windows over time series: of each column the last values, oldest first, filled and scaled by the training part's.
+"""Time series inputs: windows of the last values of each column, oldest first, filled and scaled.
 
-Shapes: B rows, T values of a window, C columns.
+Shapes: B rows, T steps of a window, C columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bloomery.models.features.statistics.column_counts import NumericStatistics,
 
 
 class FittedSeries(Document):
-    """A value becomes (value - mean) / scale, with both for each column; `fill` is what stands for a missing one."""
+    """A value becomes (value - mean) / scale, with both per column; `fill` replaces missing values."""
 
     kind: Literal["series"]
     mean: tuple[float, ...]
@@ -34,7 +34,7 @@ class FittedSeries(Document):
 
 
 def partial_fit(source: SeriesInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
-    """The figures of each column's present values in all windows; one counts once for each window it stands in."""
+    """The statistics of each column's non-missing values, each counted once per window that contains it."""
     if source.scale == "none" and source.missing not in ("previous", "mean"):
         return ()
     return tuple(numeric_statistics(_drop_missing(_read_windows(source, column, rows))) for column in source.columns)
@@ -45,7 +45,7 @@ def _drop_missing(values: np.ndarray) -> np.ndarray:
 
 
 def fit(source: SeriesInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedSeries:
-    """Raises DataUnfit if there is no value to learn from."""
+    """Raises DataUnfit if there are no values."""
     for column, figures in zip(source.columns, statistics, strict=False):
         require_values(column, figures.moments.count)
     nothing, one = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
@@ -65,7 +65,7 @@ def shape(source: SeriesInput, fitted: FittedSeries) -> tuple[int, ...]:
 def transform_into(
     source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
-    """Fill `out` float32 (B, T, C), or (B, T, 2 C) with the indicators behind, all finite. It is 0 before."""
+    """Fills `out`, all 0 before: float32 (B, T, C), or (B, T, 2 C) with indicators last; every value is finite."""
     figures = zip(source.columns, fitted.mean, fitted.scale, fitted.fill, strict=True)
     for position, (column, mean, scale, fill) in enumerate(figures):
         values_BT = _read_windows(source, column, rows)
@@ -82,7 +82,7 @@ def transform_into(
 
 
 def _fill_previous(values_BT: np.ndarray, missing_BT: np.ndarray) -> np.ndarray:
-    """Each missing value as the last one before it in its window; those before the first stay missing."""
+    """Replaces each missing value by the last one before it in its window; leading ones stay missing."""
     places_BT = np.where(missing_BT, 0, np.arange(values_BT.shape[1]))
     return np.take_along_axis(values_BT, np.maximum.accumulate(places_BT, axis=1), axis=1)
 
@@ -91,7 +91,7 @@ def _read_windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
     """One column's windows as float64 (B, T), NaN where a value is missing.
 
     Raises:
-        DataUnfit: a window has another length, or a value is missing where that is refused.
+        DataUnfit: a window has the wrong length, or a value is missing and the recipe refuses that.
     """
     lists = rows[column]
     flat = combine_chunks(pc.list_flatten(lists))
@@ -105,6 +105,6 @@ def _read_windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:
             required=f"{source.length} values in each"
             + ("" if source.missing != "refuse" else ", none of them missing"),
             where=f"column {column}, an input of kind series",
-            remedy="send whole windows, oldest value first; say with `missing` in the recipe what stands for a gap",
+            remedy="send complete windows, oldest value first, or set `missing` in the recipe",
         )
     return to_floats(flat).reshape(rows.num_rows, source.length)

@@ -1,6 +1,6 @@
-"""What is counted of the training part: figures of numbers, and counts of names.
+"""Mergeable statistics of columns: moments and quantile sketches of numbers, counts of categories.
 
-Tallies of parts add up to the tally of the whole, in any order, bit for bit, and travel as JSON.
+Statistics of partitions add up to those of the whole split in any order, bit for bit, and are exchanged as JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bloomery.models.features.statistics.quantile_sketch import (
     sketch_moments,
 )
 
-CategoryKey = tuple[int | str | None, ...]  # a category, or a category with a label and a fold
+CategoryKey = tuple[int | str | None, ...]  # a category; for target encoding a category, a label and a fold
 
 
 @dataclass(frozen=True)
 class NumericStatistics:
-    """Exact moments of numbers, and where quantiles are wanted their sketch, least and largest value."""
+    """Exact moments, minimum and maximum of numbers, and optionally a quantile sketch."""
 
     moments: Moments
     minimum: float | None = None
@@ -52,7 +52,7 @@ class NumericStatistics:
 
 
 def numeric_statistics(values: np.ndarray, *, with_quantiles: bool = False) -> NumericStatistics:
-    """The figures of finite float64 `values` of any shape."""
+    """The statistics of finite float64 `values` of any shape."""
     sketch = build_sketch(values) if values.size else empty_sketch()
     if values.size == 0:
         return NumericStatistics(moments=Moments(), sketch=sketch if with_quantiles else None)
@@ -66,7 +66,7 @@ def numeric_statistics(values: np.ndarray, *, with_quantiles: bool = False) -> N
 
 @dataclass(frozen=True)
 class CategoryCounts:
-    """How often each name was seen. Above `limit` different names nothing is counted any more: `is_full`."""
+    """The count of each category. Beyond `limit` categories, `is_full` is set and the counts are dropped."""
 
     limit: int
     counts: dict[CategoryKey, int] = field(default_factory=dict)
@@ -89,12 +89,12 @@ ColumnStatistics = NumericStatistics | CategoryCounts
 
 
 def limit_counts(counts: dict[CategoryKey, int], limit: int) -> CategoryCounts:
-    """`counts` as they are, or none of them if they are too many."""
+    """`counts`, or an empty and full `CategoryCounts` if there are more than `limit`."""
     return CategoryCounts(limit, is_full=True) if len(counts) > limit else CategoryCounts(limit, counts)
 
 
 def parse_statistics(plain: dict[str, Any]) -> ColumnStatistics:
-    """The tally that `as_plain` wrote."""
+    """Reads what `as_dict` wrote."""
     if "counts" in plain:
         counts = {tuple(name): count for *name, count in plain["counts"]}
         return CategoryCounts(plain["limit"], counts, plain["is_full"])

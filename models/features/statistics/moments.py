@@ -1,4 +1,4 @@
-"""Exact sums: count, mean and spread that do not depend on the order or the batches in which values came."""
+"""Exact moments: count, mean and deviation, independent of the order and batches of the values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from bloomery.data_contracts.documents.documents import Document
 
-UNIT_BITS = 1074  # every finite float64 is a whole number of units of 2 ** -1074
+UNIT_BITS = 1074  # every finite float64 is an integer multiple of 2 ** -1074
 
 
 class Moments(Document):
-    """Count, sum and sum of squares of finite values, exactly: they add up alike over batches in any order.
+    """Exact count, sum and sum of squares of finite values, which can be added in any order.
 
-    The sums are whole numbers of units of 2 ** -UNIT_BITS, and of the square of that.
+    The sums are integers, in units of 2 ** -UNIT_BITS and of its square.
     """
 
     count: int = 0
@@ -30,16 +30,16 @@ class Moments(Document):
         )
 
     def mean(self) -> float:
-        """The mean, rounded once; 0 of nothing."""
+        """The mean, rounded once; 0 if there are no values."""
         return float(Fraction(self.total, self.count << UNIT_BITS)) if self.count else 0.0
 
     def deviation(self) -> float:
-        """The standard deviation, rounded to 53 bits or better; 1 where all values are alike."""
+        """The standard deviation, rounded to 53 bits or better; 1 if all values are equal."""
         if self.count == 0:
             return 1.0
         # count² * variance, in units of 2 ** (-2 * UNIT_BITS)
         spread = self.count * self.total_of_squares - self.total * self.total
-        # 64 bits more below the unit's, so that the root is good to more bits than a float64 has
+        # 64 additional bits, so that the root has more correct bits than a float64
         root = math.isqrt(spread << 128)
         return float(Fraction(root, self.count << (UNIT_BITS + 64))) or 1.0
 

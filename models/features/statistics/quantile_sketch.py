@@ -1,9 +1,8 @@
-"""A histogram of float64 values from which quantiles and exact moments are read, whatever the order of the values.
+"""A mergeable histogram of float64 values that gives quantiles and exact moments, independent of the values' order.
 
-A bucket holds the values that agree in sign, exponent and the first 10 bits of their fraction, so values in a bucket
-differ by less than 2 ** -10 of themselves. Of each bucket the sketch keeps its count, its least value, and the exact
-sums of the remaining 42 bits and of their squares, for up to 2 ** 40 values. Sketches of parts add up to the sketch
-of the whole, bit for bit.
+A bucket contains the values with equal sign, exponent and first 10 fraction bits, so its values differ by a relative
+2 ** -10 at most. For each bucket the sketch stores the count, the minimum, and the exact sums of the remaining 42 bits
+and of their squares, for up to 2 ** 40 values. Sketches of partitions add up to the sketch of all values, bit for bit.
 
 Source: Masson, Rim & Lee 2019, "DDSketch: A fast and fully-mergeable quantile sketch with relative-error guarantees"
 (buckets of constant relative width); the buckets here are those of the binary representation.
@@ -19,15 +18,15 @@ import numpy as np
 
 from bloomery.models.features.statistics.moments import Moments, repeated_moments
 
-_REST_BITS = 42  # of a value's 52 bits of fraction, those that its bucket leaves open
+_REST_BITS = 42  # of a value's 52 fraction bits, those that its bucket does not determine
 _REST = (1 << _REST_BITS) - 1
-_OCTAVE_BITS = 10  # of a bucket's number: its place among the buckets of one sign and exponent
+_OCTAVE_BITS = 10  # of a bucket's number, those that number the buckets of one sign and exponent
 _NUM_OCTAVES = 1 << 12
 _HALF_BITS = 21
 _HALF = (1 << _HALF_BITS) - 1
 _MAGNITUDE = 2**63 - 1
-_SLICE = 1 << 18  # values at a time: the sums of 2 ** 42 of them fit into 64 bits
-# The rows of `cells`. The sum of the rests is written in two digits of 42 bits, that of their squares in three.
+_SLICE = 1 << 18  # values per slice: sums over a slice fit into 64 bits
+# The rows of `cells`. The sum of remaining bits has two digits of 42 bits, the sum of their squares three.
 _BUCKET, _COUNT, _MINIMUM, _SUM, _SQUARES = 0, 1, 2, slice(3, 5), slice(5, 8)
 _NUM_CELLS = 8
 
@@ -87,7 +86,7 @@ def _sketch_of_slice(values: np.ndarray) -> QuantileSketch:
 
 
 def _sorted_by_bucket(ordered: np.ndarray) -> np.ndarray:
-    """Numpy sorts 16 bits by their digits, far faster than 64 bits by comparing, so buckets get short numbers first."""
+    """Sorts by 16-bit bucket numbers where possible, since numpy radix-sorts these much faster than 64-bit values."""
     bucket = ordered >> _REST_BITS
     lowest = int(bucket.min())
     if int(bucket.max()) - lowest < 2**16:
@@ -102,7 +101,7 @@ def _sorted_by_bucket(ordered: np.ndarray) -> np.ndarray:
 
 
 def _carry(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is carried to the next digit, and the digit of 42 bits that stays."""
+    """The carry to the next digit, and the remaining digit of 42 bits."""
     return digits >> _REST_BITS, digits & _REST
 
 
@@ -111,7 +110,7 @@ def _digits_of(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge_sketches(sketches: Sequence[QuantileSketch]) -> QuantileSketch:
-    """The sketch of all values together."""
+    """The sketch of the values of all `sketches`."""
     cells = np.concatenate([np.zeros((_NUM_CELLS, 0), np.int64), *(one.cells for one in sketches)], axis=1)
     if len(sketches) < 2 or cells.shape[1] == 0:
         return QuantileSketch(cells)
@@ -127,9 +126,9 @@ def merge_sketches(sketches: Sequence[QuantileSketch]) -> QuantileSketch:
 
 
 def quantiles(sketch: QuantileSketch, shares: Sequence[float]) -> list[float]:
-    """For each share in [0, 1] the value of rank ceil(share * count), from rank 1, or less by under 2 ** -10 of itself.
+    """For each share in [0, 1], the minimum of the bucket with rank ceil(share * count), from rank 1.
 
-    It is the least value of its bucket, so a value that was seen, and exact where a bucket holds one value only.
+    It is an observed value, smaller than the exact quantile by a relative 2 ** -10 at most.
     """
     ranks = np.cumsum(sketch.cells[_COUNT])
     wanted = np.maximum(np.ceil(np.asarray(shares) * int(ranks[-1])), 1)
@@ -138,7 +137,7 @@ def quantiles(sketch: QuantileSketch, shares: Sequence[float]) -> list[float]:
 
 
 def cumulative_counts(sketch: QuantileSketch) -> tuple[np.ndarray, np.ndarray]:
-    """The least value of each bucket, ascending, and how many values lie in the buckets before, both float64."""
+    """The minimum of each bucket, ascending, and the number of values in earlier buckets, both float64."""
     before = np.cumsum(sketch.cells[_COUNT]) - sketch.cells[_COUNT]
     return _values(sketch.cells[_MINIMUM]), before.astype(np.float64)
 
@@ -151,7 +150,7 @@ def sketch_moments(sketch: QuantileSketch) -> Moments:
     (s0, s1), (t0, t1, t2) = sketch.cells[_SUM], sketch.cells[_SQUARES]
     magnitude = bucket ^ (bucket >> 63)
     exponent = magnitude >> _OCTAVE_BITS
-    # A value is lead * 2**42 + rest, in units of its exponent; a subnormal one has no leading 1.
+    # A value is lead * 2**42 + rest, in units of its exponent; a subnormal value has no leading 1.
     lead = (magnitude & ((1 << _OCTAVE_BITS) - 1)) + np.where(exponent > 0, 1 << _OCTAVE_BITS, 0)
     carry, cross = _carry(2 * lead * s0)
     digits = np.stack([count, s0, count * lead + s1, t0, t1 + cross, carry + t2 + count * lead * lead + 2 * lead * s1])
@@ -169,7 +168,7 @@ def sketch_moments(sketch: QuantileSketch) -> Moments:
 
 
 def clipped_moments(sketch: QuantileSketch, low: float | None, high: float | None) -> Moments:
-    """The exact moments of all values after clipping to limits that are least values of buckets (or none)."""
+    """The exact moments after clipping to `low` and `high`, which are minima of buckets or None."""
     bucket = sketch.cells[_BUCKET]
     below = np.zeros(len(bucket), bool) if low is None else bucket < _bucket_of(low)
     above = np.zeros(len(bucket), bool) if high is None else (bucket >= _bucket_of(high)) & ~below
@@ -185,11 +184,11 @@ def _bucket_of(value: float) -> int:
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
-    """The bits of float64 values as int64 that have the same order; minus zero counts as zero."""
+    """The bits of float64 values as int64 in the same order; -0.0 counts as 0.0."""
     bits = (values + 0.0).view(np.int64)
     return bits ^ ((bits >> 63) & _MAGNITUDE)
 
 
 def _values(ordered: np.ndarray) -> np.ndarray:
-    """The float64 values whose `_ordered` is given."""
+    """The inverse of `_ordered`."""
     return (ordered ^ ((ordered >> 63) & _MAGNITUDE)).view(np.float64)

@@ -1,20 +1,20 @@
-"""Hashes of whole numbers and of text that are the same in every process, on every machine and in every version."""
+"""Hashes of numbers and text that do not depend on process, machine or version."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-# The base of the polynomial: odd, so that it has an inverse modulo 2 ** 64.
+# The base of the polynomial, odd so that it is invertible modulo 2 ** 64.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 2**64)
 
 
 def stable_hashes(column: pa.Array, salt: int = 0) -> np.ndarray:
-    """A hash uint64 (B,) of each value, which depends on the value and `salt` alone; a null counts as 0 or as "".
+    """Hashes each value: uint64 (B,), from the value and `salt` alone. A null counts as 0 or "".
 
-    Numbers of different types have one hash if they are equal. Text is hashed as a polynomial over its bytes, modulo
-    2 ** 64, of which every text takes the difference of two running sums.
+    Equal numbers of different types have equal hashes. Text is hashed as a polynomial over its bytes modulo 2 ** 64,
+    computed for all rows at once from running sums.
 
     Source: Karp & Rabin 1987 (the polynomial); Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
     generators" (the mixing function).
@@ -33,7 +33,7 @@ def stable_hashes(column: pa.Array, salt: int = 0) -> np.ndarray:
 
 
 def _polynomials(column: pa.Array) -> np.ndarray:
-    """The polynomial of each text's bytes and length, uint64 (B,)."""
+    """The polynomial of each text's bytes, plus its length: uint64 (B,)."""
     column = column.fill_null("") if column.null_count else column
     _, ends, data = column.buffers()
     width = np.int64 if pa.types.is_large_string(column.type) else np.int32
@@ -48,7 +48,7 @@ def _polynomials(column: pa.Array) -> np.ndarray:
 
 
 def _mix_bits(words: np.ndarray, salt: int) -> np.ndarray:
-    """Every bit of the outcome depends on every bit of the word."""
+    """Mixes the bits, so that every output bit depends on every input bit."""
     z = words + np.uint64(salt * _BASE % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

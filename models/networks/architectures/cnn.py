@@ -1,6 +1,6 @@
-"""A small convolutional network for images.
+"""A convolutional network for small images.
 
-Source: LeCun et al. 1998 (the plan of convolution, pooling, dense); Ioffe & Szegedy 2015 (batch normalisation);
+Source: LeCun et al. 1998 (convolution, pooling, dense layers); Ioffe & Szegedy 2015 (batch normalisation);
 Simonyan & Zisserman 2015, "Very Deep Convolutional Networks" (several convolutions before each pooling); Lin et al.
 2014, "Network In Network", section 3.2 (the mean over the image instead of a hidden layer); Springenberg et al. 2015,
 "Striving for Simplicity: The All Convolutional Net", section 2 (a stride in place of pooling).
@@ -24,7 +24,7 @@ from bloomery.models.networks.layers.image_input import image_shape
 class ConvNet(nn.Module):
     """x_BCHW float32 -> float32 (B, K).
 
-    Every block halves height and width as long as both are at least 2: pooling rounds down, a stride up.
+    Every block halves height and width while both are at least 2: pooling rounds down, a stride rounds up.
     """
 
     def __init__(self, config: Cnn, layout: Layout, num_outputs: int) -> None:
@@ -54,7 +54,7 @@ class ConvNet(nn.Module):
 
 
 def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, pool: int) -> nn.Sequential:
-    """Convolutions from each of these numbers of channels to the next, of which the first has the stride."""
+    """Convolutions between successive numbers of `channels`; the first one has the stride."""
     layers: list[nn.Module] = []
     for number, (given, made) in enumerate(itertools.pairwise(channels)):
         by = 1 if number else stride
@@ -64,13 +64,13 @@ def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, poo
 
 
 def prunable_layers(network: ConvNet) -> list[PrunableLayer]:
-    """The layers whose outputs may go."""
+    """The layers whose output channels or units can be pruned."""
     convolutions: list[PrunableLayer] = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Conv2d)]
     return convolutions if network.hidden is None else [*convolutions, network.hidden]
 
 
 def pruned_config(network: ConvNet, config: Cnn) -> Cnn:
-    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    """`config` with the widths of `network`, so that a pruned network can be rebuilt."""
     widths = tuple(block[0].out_channels for block in network.blocks)  # type: ignore[index]
     hidden = 0 if network.hidden is None else network.hidden.out_features
     return config.model_copy(update={"channels": widths, "hidden": hidden})

@@ -1,6 +1,6 @@
-"""Your own network: what a function of yours returns.
+"""A user's own network, returned by a function of the recipe's author.
 
-Its code comes from the config, and not from a folder: what was trained can be built again wherever the config is.
+The function's source code is part of the config, so a trained network can be rebuilt without the recipe's folder.
 
 Shapes: B rows, K outputs.
 """
@@ -24,14 +24,14 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.config import Custom
 
 _WHERE = "model.function in the recipe"
-_TOLERANCE = 1e-3  # of an answer; the order of sums depends on the number of rows
+_TOLERANCE = 1e-3  # of an output; the order of sums depends on the batch size
 
 
 def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
-    """What the function returns for `layout` and `num_outputs`, after it has answered two rows.
+    """Calls the function with `layout` and `num_outputs`, and checks the network on two rows.
 
     Raises:
-        RecipeInvalid: there is no such function, it fails, or what it returns is no network for these rows.
+        RecipeInvalid: the function does not exist or fails, or its result is not a network for these rows.
     """
     try:
         network = _import_function(config)(layout, num_outputs, **config.options)
@@ -44,12 +44,14 @@ def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
         raise _unsuitable(config, f"{config.function} returned a {type(network).__name__}", "a torch.nn.Module")
     _require_valid_outputs(config, network, layout, num_outputs)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise _unsuitable(config, f"what {config.function} returned has no parameter", "something that can learn")
+        raise _unsuitable(
+            config, f"the network of {config.function} has no trainable parameter", "at least one trainable parameter"
+        )
     return network.train()
 
 
 def _require_valid_outputs(config: Custom, network: nn.Module, layout: Layout, num_outputs: int) -> None:
-    # The number of a category may have to be 0, and a token of 0 is padding.
+    # Category 0 exists always, and token 0 is padding.
     x = torch.full((2, *layout.shape), 1.0 if layout.kind == "tokens" else 0.0)
     x[1] = min(2.0, (layout.num_tokens or 3) - 1)
     x[1, [position for position, _ in layout.categories]] = 0.0
@@ -61,15 +63,15 @@ def _require_valid_outputs(config: Custom, network: nn.Module, layout: Layout, n
         found = f"the network of {config.function} failed on {tuple(x.shape)}: {_describe(failure)}"
         raise _unsuitable(config, found, required) from failure
     if not isinstance(answer, torch.Tensor):
-        raise _unsuitable(config, f"the network of {config.function} answers a {type(answer).__name__}", required)
+        raise _unsuitable(config, f"the network of {config.function} returned a {type(answer).__name__}", required)
     if answer.shape != (2, num_outputs) or answer.dtype != torch.float32:
         dtype = str(answer.dtype).removeprefix("torch.")
-        found = f"the network of {config.function} answers {dtype} {tuple(answer.shape)} to {tuple(x.shape)}"
+        found = f"the network of {config.function} returned {dtype} {tuple(answer.shape)} for {tuple(x.shape)}"
         raise _unsuitable(config, found, required)
     furthest = float((answer[1:] - alone).abs().max())
     if furthest > _TOLERANCE:
-        found = f"the network of {config.function} answers a row otherwise beside another one, by {furthest:.2g}"
-        raise _unsuitable(config, found, "an answer to each row that depends on that row alone, in evaluation mode")
+        found = f"the network of {config.function} changes its output for a row by {furthest:.2g} beside another row"
+        raise _unsuitable(config, found, "outputs that depend on their own row only, in evaluation mode")
 
 
 def _describe(failure: Exception) -> str:
@@ -81,12 +83,12 @@ def _unsuitable(config: Custom, found: str, required: str) -> RecipeInvalid:
         found,
         required=required,
         where=_WHERE,
-        remedy=f"mend {config.function}, or `options`, which are {config.options}; see docs/bring-your-own.md",
+        remedy=f"correct {config.function} or its `options` {config.options}; see docs/bring-your-own.md",
     )
 
 
 class _Loader(InspectLoader):
-    """Loads one module from its text; tracebacks and `inspect` find its lines here."""
+    """Loads a module from its source text, so that tracebacks and `inspect` show its lines."""
 
     def __init__(self, text: str, *, is_package: bool) -> None:
         self.text = text
@@ -135,7 +137,7 @@ def _import_function(config: Custom) -> Callable[..., Any]:
 
 
 def _source_modules(code: dict[str, str]) -> dict[str, _Loader]:
-    """Every module by its dotted name; a folder without an `__init__.py` is an empty package."""
+    """The modules by dotted name; a folder without `__init__.py` is an empty package."""
     modules: dict[str, _Loader] = {}
     for path, text in code.items():
         *folders, file = path.split("/")
@@ -148,19 +150,19 @@ def _source_modules(code: dict[str, str]) -> dict[str, _Loader]:
 
 
 def _unload_outdated(modules: dict[str, _Loader]) -> None:
-    """Afterwards each of `modules` that Python has kept is the one that is to be imported, or will be read anew.
+    """Removes outdated versions of `modules` from `sys.modules`, so that they are imported again.
 
     Raises:
-        RecipeInvalid: a module of that name came from elsewhere, which must not be taken from those who use it.
+        RecipeInvalid: a module of the same name was imported from somewhere else.
     """
     kept = {name: getattr(sys.modules[name], "__loader__", None) for name in modules if name in sys.modules}
     for name, loader in kept.items():
         if not isinstance(loader, _Loader):
             raise RecipeInvalid(
-                f"a module {name} was imported before, from {getattr(sys.modules[name], '__file__', 'elsewhere')}",
-                required="a name of its own for each module beside the recipe",
+                f"a module {name} is already imported from {getattr(sys.modules[name], '__file__', 'elsewhere')}",
+                required="unique names for the modules beside the recipe",
                 where=_WHERE,
-                remedy="rename the file, and what imports it",
+                remedy="rename the file and its imports",
             )
     if any(isinstance(loader, _Loader) and loader.text != modules[name].text for name, loader in kept.items()):
         for name in kept:

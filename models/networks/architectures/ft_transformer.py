@@ -1,10 +1,9 @@
-"""The FT-Transformer: each column of a table is one token.
+"""The FT-Transformer for tables: each column is one token.
 
 Source: Gorishniy et al. 2021, "Revisiting Deep Learning Models for Tabular Data", section 3.3 and appendix E.1 (no
-normalisation before the first attention, ReGLU, the answer from the token [CLS]).
+normalisation before the first attention, ReGLU, output from the token [CLS]).
 
-Shapes: B rows, F values of a row, N numbers, C categories, T tokens, Q tokens that ask, W width, H heads, D width of a
-head, K outputs.
+Shapes: B rows, F values of a row, N numbers, C categories, T tokens, Q query tokens, W width, K outputs.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class TableTransformer(nn.Module):
         x_BTW = self.tokens(x_BF)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            # Of the last block only the answer of the first token is asked for.
+            # Only the first token of the last block is used.
             x_BTW = block(x_BTW, num_asking=1 if number == last else None)
         return self.head(torch.relu(self.norm(x_BTW[:, 0])))
 
 
 class ColumnTokens(nn.Module):
-    """x_BF float32 -> x_BTW: [CLS], the numbers, the categories."""
+    """x_BF float32 -> x_BTW: the tokens [CLS], numbers, categories."""
 
     def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ def _uniform(num: int, width: int) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    """Attention and a gated feed-forward layer, each after a normalisation and added to what came in."""
+    """A pre-norm residual block of attention and a gated feed-forward layer."""
 
     def __init__(self, config: FtTransformer, *, is_first: bool) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class Block(nn.Module):
         self._head_width, self._dropout = width // config.num_heads, config.dropout
 
     def forward(self, x_BTW: torch.Tensor, num_asking: int | None = None) -> torch.Tensor:
-        """The first `num_asking` tokens afterwards, x_BQW; all of them where it is None."""
+        """Computes x_BQW: the first `num_queries` tokens, or all if None."""
         given_BTW = self.norm_attention(x_BTW)
         x_BQW = x_BTW[:, :num_asking] + self._attention(given_BTW[:, :num_asking], given_BTW)
         given_BQW = self.norm_feed_forward(x_BQW)
@@ -94,12 +93,12 @@ class Block(nn.Module):
 
 
 def prunable_layers(network: TableTransformer) -> list[PrunableLayer]:
-    """The layers whose outputs may go: those inside the feed-forward parts."""
+    """The layers whose output units can be pruned: those of the feed-forward layers."""
     return [layer for block in network.blocks for layer in (block.up, block.gate)]  # type: ignore[misc]
 
 
 def pruned_config(network: TableTransformer, config: FtTransformer) -> FtTransformer:
-    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    """`config` with the widths of `network`, so that a pruned network can be rebuilt."""
     hidden: int = network.blocks[0].up.out_features  # type: ignore[union-attr, assignment]
     return config.model_copy(update={"feed_forward": hidden / config.width})
 

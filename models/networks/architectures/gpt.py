@@ -1,7 +1,7 @@
-"""A Transformer decoder in the manner of GPT-2: it answers from the last step, or tells which token comes next.
+"""A Transformer decoder like GPT-2: predicts a label from the last step, or the next token.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; Press & Wolf 2017,
-"Using the Output Embedding to Improve Language Models" (the embedding is also the head for the next token).
+"Using the Output Embedding to Improve Language Models" (the embedding is also the output layer of the next token).
 
 Shapes: B rows, T steps, W width, V tokens of the vocabulary, K outputs.
 """
@@ -30,9 +30,9 @@ _VOCABULARY_MULTIPLE = 64
 
 
 class GptDecoder(nn.Module):
-    """x float32 as the layout has it -> the state of each step, float32 (B, T, W); none depends on a later step.
+    """x float32 as in the layout -> the state of each step, float32 (B, T, W), independent of later steps.
 
-    Padding is behind, so the steps before it do not feel it.
+    Padding is at the end, so it does not affect real steps.
     """
 
     def __init__(self, config: Gpt, layout: Layout) -> None:
@@ -48,38 +48,38 @@ class GptDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         self.apply(init_weights)
-        # What each block adds is drawn smaller, so that the sum over all blocks does not grow with their number.
+        # Residual projections are scaled down, so that the sum over all blocks does not grow with their number.
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * config.num_layers) ** 0.5)
 
     def forward(self, x: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
-        """With `pasts`, one for each block, x holds only the steps that come after those remembered there."""
+        """With `caches`, one per block, x contains only the steps after the cached ones."""
         h_BTW = self.embed(x, first=len(pasts[0]) if pasts else 0)
         for number, block in enumerate(self.blocks):
             h_BTW = block(h_BTW, past=pasts[number] if pasts else None)
         return self.norm(h_BTW)
 
     def embed(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """h_BTW, which the first block takes; `first` is the place of the first step."""
+        """The input of the first block, h_BTW; `first` is the position of the first step."""
         x_BTW, _ = self.steps(x)
         return self.dropout(self.positions(x_BTW, first=first))
 
     def next_token_logits(self, tokens_BT: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
-        """logits_BTV float32: at each step, of the token that comes after it."""
+        """logits_BTV float32 of the next token at each step."""
         if self.steps.embedding is None:
-            raise ValueError("only a decoder of tokens tells the next one")
+            raise ValueError("only a decoder of tokens predicts the next token")
         weight_VW = self.steps.embedding.weight
         h_BTW = self(tokens_BT, pasts)
         if not h_BTW.is_cuda:
             return F.linear(h_BTW, weight_VW)
-        # A GPU is slow at products whose number of rows is odd.
+        # GPUs are slow at matrix products of odd sizes.
         rounded_VW = F.pad(weight_VW, (0, 0, 0, -len(weight_VW) % _VOCABULARY_MULTIPLE))
         return F.linear(h_BTW, rounded_VW)[..., : len(weight_VW)]
 
 
 class GptClassifier(nn.Module):
-    """x float32 as the layout has it -> float32 (B, K), from the state of the last step that is no padding."""
+    """x float32 as in the layout -> float32 (B, K), from the state of the last real step."""
 
     def __init__(self, config: Gpt, layout: Layout, num_outputs: int) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class GptClassifier(nn.Module):
         return self.decoder.blocks
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """h_BTW, which the first block takes."""
+        """The input of the first block, h_BTW."""
         return self.decoder.embed(x)
 
     def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """No block needs one: padding is behind, and no step looks there."""
+        """None: padding is at the end, and causal attention does not see it."""
         return None
 
     def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """float32 (B, K), from what the last block gives."""
+        """float32 (B, K), from the output of the last block."""
         return self._answer(self.decoder.norm(h_BTW), x)
 
     def _answer(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -116,11 +116,11 @@ class GptClassifier(nn.Module):
 
 
 def next_token_loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, in nats, of each token but the first of a row; padding does not count.
+    """Mean cross-entropy, in nats, over all tokens but the first of each row; padding is ignored.
 
-    It is 0 where there is nothing to tell.
+    It is 0 if there is no such token.
     """
-    # Behind the last step nothing comes: to cut it off would copy all logits.
+    # The last step has no target. It is padded, because slicing it off would copy all logits.
     targets_BT = F.pad(tokens_BT[:, 1:].long(), (0, 1), value=PADDING)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=PADDING, reduction="sum")
     return loss / (targets_BT != PADDING).sum().clamp(min=1)
@@ -136,20 +136,22 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """The prompts, whole numbers of equal length without padding, and `num_tokens` more behind: int64.
+    """Generates `num_tokens` tokens after each prompt: int64 (B, prompt + num_tokens).
 
-    Each is drawn from what the decoder, which goes into evaluation mode, holds likely; of the `top_k` likeliest where
-    that is stated. A temperature of 0 always takes the likeliest. Padding is never drawn. Keys and values of earlier
-    steps are kept, so each new token takes one step of work.
+    Tokens are sampled from the decoder, which is set to evaluation mode; with `top_k`, from the most likely ones. A
+    temperature of 0 always takes the most likely token. Padding is never sampled. Keys and values are cached.
+
+    Args:
+        prompt_BT: token ids of equal length, without padding.
 
     Raises:
-        ValueError: there is no prompt, it has padding, or the rows would grow longer than the decoder can read.
+        ValueError: the prompt is empty or has padding, or the rows would exceed the decoder's maximum length.
     """
     length = prompt_BT.shape[1] + num_tokens
     if prompt_BT.shape[1] == 0 or bool((prompt_BT == PADDING).any()) or length > decoder.max_length:
         raise ValueError(
-            f"a prompt of shape {list(prompt_BT.shape)} and {num_tokens} more tokens, where the prompt must have one "
-            f"token at least, no padding ({PADDING}), and both together {decoder.max_length} tokens at most"
+            f"the prompt has shape {list(prompt_BT.shape)}, for {num_tokens} more tokens; it needs at least one token, "
+            f"no padding ({PADDING}), and {decoder.max_length} tokens at most together with the new ones"
         )
     decoder.eval()
     pasts = [KeyValueCache() for _ in decoder.blocks]

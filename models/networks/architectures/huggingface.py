@@ -1,4 +1,4 @@
-"""A network of Hugging Face `transformers`, built from its configuration or a checkpoint folder, without a network.
+"""Networks of Hugging Face `transformers`, from a configuration or a checkpoint folder, offline.
 
 Shapes: B rows, T tokens, C channels, H height, W width, K outputs.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _WHERE = "model in the recipe"
-# What the rows decide. A recipe that states it would be wrong, or say it twice.
+# Configuration keys that follow from the rows, so a recipe must not state them.
 _KEYS_OF_ROWS = {"tokens": ("vocab_size", "num_labels"), "image": ("num_channels", "image_size", "num_labels")}
 
 
 class TokenClassifier(nn.Module):
-    """x float32 (B, T), whole numbers with 0 as padding -> float32 (B, K)."""
+    """x float32 (B, T), token ids with 0 as padding -> float32 (B, K)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class TokenClassifier(nn.Module):
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
         ids_BT = x_BT.long()
         is_there_BT = ids_BT != 0
-        # The first step of a row of padding alone is seen, or its attention would be a division by nothing.
+        # The first step is always attended to, so that rows of only padding do not divide by 0.
         is_first_T = torch.arange(x_BT.shape[1], device=x_BT.device) == 0
         mask_BT = (is_there_BT | is_first_T).long()
         if self.filling:
-            # The rows have padding as 0, so what stands for 0 in the vocabulary changes places with its padding.
+            # Rows use 0 for padding, so token 0 and the padding token of the vocabulary are exchanged.
             ids_BT = torch.where(ids_BT == 0, self.filling, torch.where(ids_BT == self.filling, 0, ids_BT))
         return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits
 
@@ -58,11 +58,11 @@ class ImageClassifier(nn.Module):
 
 
 def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
-    """With freshly drawn weights, or those of the checkpoint if the config names one.
+    """Builds the network untrained, or with the weights of the config's checkpoint.
 
     Raises:
         EngineMissing: `transformers` is not installed.
-        RecipeInvalid: it has no such network for rows like these, or the checkpoint's weights do not fit.
+        RecipeInvalid: it has no such network for these rows, or the checkpoint's weights do not fit.
     """
     if layout.kind not in _KEYS_OF_ROWS:
         raise _unsuitable(f"the rows are {layout.kind}", "text or images, for a network of Hugging Face")
@@ -87,20 +87,20 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
             raise _unsuitable(
                 f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
-                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, of fitting sizes",
+                f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, with valid sizes",
             ) from failure
     _require_length(model.config, layout)
     return (TokenClassifier(model) if layout.kind == "tokens" else ImageClassifier(model)).train()
 
 
 def without_checkpoint(config: HuggingFace) -> HuggingFace:
-    """The config of a network that has been trained: its weights are its own, and the folder is needed no more."""
+    """The config of a trained network, which no longer needs the checkpoint folder."""
     return HuggingFace(kind="huggingface", config=config.config)
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Without its warnings and progress bars, which the recipe's author cannot act on."""
+    """Silences warnings and progress bars, which the recipe's author cannot act on."""
     from transformers import logging
 
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -124,7 +124,9 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
-        raise _unsuitable(f"transformers has no model_type {kind!r}", "one such as bert, gpt2, vit") from failure
+        raise _unsuitable(
+            f"transformers has no model_type {kind!r}", "a known one such as bert, gpt2, vit"
+        ) from failure
     if not is_checkpoint:
         for name in stated:
             _require_known(name, known, kind, layout)
@@ -142,11 +144,11 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
 
 def _require_known(name: str, known: set[str], kind: str, layout: Layout) -> None:
     if name in _KEYS_OF_ROWS[layout.kind]:
-        raise _unsuitable(f"model.config states {name}", "nothing that the rows and the label decide")
+        raise _unsuitable(f"model.config states {name}", "no key that follows from the rows and the label")
     if name not in known:
         close = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise _unsuitable(f"the configuration of {kind} has no {name!r}{hint}", "keys that it has")
+        raise _unsuitable(f"the configuration of {kind} has no {name!r}{hint}", "known keys")
 
 
 def _row_options(layout: Layout, known: set[str]) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _require_length(made: PretrainedConfig, layout: Layout) -> None:
 
 
 def _load_checkpoint(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTrainedModel:
-    """The network with the checkpoint's weights; its head is drawn anew where the checkpoint has another or none."""
+    """Loads the checkpoint's weights; a head of another shape, or none, is initialised."""
     model, told = family.from_pretrained(
         config.checkpoint,
         config=stated,
@@ -195,5 +197,5 @@ def _load_checkpoint(config: HuggingFace, family: Any, stated: PretrainedConfig)
 
 def _unsuitable(found: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
-        found, required=required, where=_WHERE, remedy="mend the recipe's `model`; see docs/bring-your-own.md"
+        found, required=required, where=_WHERE, remedy="correct the recipe's `model`; see docs/bring-your-own.md"
     )

@@ -1,7 +1,7 @@
-"""LeNet-5 in the form of the papers on compression: 431,080 parameters for digits of 28 x 28 pixels.
+"""LeNet-5 as used in papers on compression: 431,080 parameters for 28 x 28 pixels.
 
 Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II; Han et al. 2015,
-"Learning both Weights and Connections for Efficient Neural Networks", table 3 (this form of it, with maximum pooling).
+"Learning both Weights and Connections for Efficient Neural Networks", table 3 (this variant, with max pooling).
 
 Shapes: B rows, C channels, H height, W width, F features, K outputs.
 """
@@ -18,7 +18,7 @@ from bloomery.models.networks.config import LeNet
 from bloomery.models.networks.layers.image_input import image_shape
 
 _KERNEL = 5
-_MIN_SIDE = 16  # leaves one pixel after two convolutions without padding, each followed by 2 x 2 pooling
+_MIN_SIDE = 16  # one pixel remains after two unpadded convolutions, each followed by 2 x 2 pooling
 
 
 class LeNet5(nn.Module):
@@ -46,12 +46,12 @@ def _side_after(side: int) -> int:
 
 
 def prunable_layers(network: LeNet5) -> list[PrunableLayer]:
-    """The layers whose outputs may go."""
+    """The layers whose output channels or units can be pruned."""
     return [network.first, network.second, network.hidden]
 
 
 def pruned_config(network: LeNet5, config: LeNet) -> LeNet:
-    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    """`config` with the widths of `network`, so that a pruned network can be rebuilt."""
     channels = (network.first.out_channels, network.second.out_channels)
     return config.model_copy(update={"channels": channels, "hidden": network.hidden.out_features})
 

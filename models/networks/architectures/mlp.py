@@ -1,4 +1,4 @@
-"""A multilayer perceptron for the columns of a table; an input of another shape is read as one vector.
+"""A multilayer perceptron for tables; inputs of other shapes are flattened.
 
 Source: Rumelhart, Hinton & Williams 1986 (hidden layers); Ioffe & Szegedy 2015 (batch normalisation); Guo & Berkhahn
 2016, "Entity Embeddings of Categorical Variables" (categories as vectors); Gorishniy et al. 2022, "On Embeddings for
@@ -23,7 +23,7 @@ _MAX_EMBEDDING_WIDTH = 50
 
 
 class Perceptron(nn.Module):
-    """x float32 (B, F), or (B, ...) with F values in all -> float32 (B, K)."""
+    """x float32 (B, F), or (B, ...) with F values -> float32 (B, K)."""
 
     def __init__(self, config: Mlp, layout: Layout, num_outputs: int) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class Perceptron(nn.Module):
 
 
 class PeriodicEmbedding(nn.Module):
-    """x_BN float32 -> float32 (B, N * W): each number as a linear map, one for all columns, of its sines and cosines.
+    """x_BN float32 -> float32 (B, N * W): a linear map of each number's sines and cosines.
 
-    Frequencies are each column's own.
+    The linear map is shared by all columns; frequencies are per column.
     """
 
     def __init__(self, config: Periodic, num_numbers: int) -> None:
@@ -75,7 +75,7 @@ class PeriodicEmbedding(nn.Module):
 
 
 def embedding_width(count: int) -> int:
-    """Values for each of `count` categories: more for more of them, up to 50.
+    """The width of an embedding of `count` categories; it grows with their number, up to 50.
 
     Source: the rule of thumb of fastai (Howard & Gugger 2020, "fastai: A Layered API for Deep Learning").
     """
@@ -89,12 +89,12 @@ def _hidden_layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
 
 
 def prunable_layers(network: Perceptron) -> list[PrunableLayer]:
-    """The layers whose outputs may go."""
+    """The layers whose output units can be pruned."""
     return [layer[0] for layer in network.layers]  # type: ignore[index]
 
 
 def pruned_config(network: Perceptron, config: Mlp) -> Mlp:
-    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    """`config` with the widths of `network`, so that a pruned network can be rebuilt."""
     return config.model_copy(update={"hidden": tuple(layer[0].out_features for layer in network.layers)})  # type: ignore[index]
 
 

@@ -1,9 +1,9 @@
 """Residual networks for images.
 
 Source: He et al. 2015, "Deep Residual Learning for Image Recognition": table 1 (stages), section 3.3 (shortcuts),
-section 4.2 (the stem of small images); He et al. 2015, "Delving Deep into Rectifiers", section 2.2 (first weights);
-Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1 (blocks that begin as the identity). The stride of a
-bottleneck is that of its 3 x 3 convolution, as in most programs and not as in the paper.
+section 4.2 (the stem of small images); He et al. 2015, "Delving Deep into Rectifiers", section 2.2 (initialisation);
+Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1 (blocks initialised as the identity). The stride of a
+bottleneck is in its 3 x 3 convolution, as in most implementations, unlike the paper.
 
 Shapes: B rows, C channels, H height, W width, K outputs.
 """
@@ -20,7 +20,7 @@ from bloomery.models.networks.layers.image_input import image_shape
 
 _NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 _HAS_BOTTLENECKS = {18: False, 34: False, 50: True}
-_LARGE_SIDE = 96  # pixels of the shorter side from which `stem: auto` quarters the resolution
+_LARGE_SIDE = 96  # pixels of the shorter side from which `stem: auto` is `large`
 
 
 class ResidualNetwork(nn.Module):
@@ -36,7 +36,7 @@ class ResidualNetwork(nn.Module):
         channels, blocks = config.width, list[ResidualBlock]()
         for stage, num_blocks in enumerate(_NUM_BLOCKS[config.depth]):
             for number in range(num_blocks):
-                # Not by widths alone: pruning may make those of a bottleneck equal by chance.
+                # Not decided by widths alone: pruning may make those of a bottleneck equal by chance.
                 projects = number == 0 and (stage > 0 or is_bottleneck or channels != outer[stage])
                 stride = 2 if stage and not number else 1
                 make = _bottleneck_layers if is_bottleneck else _basic_layers
@@ -60,7 +60,7 @@ class ResidualNetwork(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Layers added to what came in, which a projection may bring to their shape."""
+    """A residual block; `projection` adapts the shape of the shortcut if needed."""
 
     def __init__(self, layers: list[nn.Module], projection: list[nn.Module]) -> None:
         super().__init__()
@@ -92,19 +92,19 @@ def _stem(channels: int, width: int, *, is_large: bool) -> nn.Sequential:
 
 
 def stage_widths(config: ResNet) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels after each stage, and within the blocks of each stage."""
+    """Channels after each stage, and inside the blocks of each stage."""
     inner = config.inner or tuple(config.width * 2**stage for stage in range(4))
     expansion = 4 if _HAS_BOTTLENECKS[config.depth] else 1
     return config.stages or tuple(expansion * config.width * 2**stage for stage in range(4)), inner
 
 
 def prunable_layers(network: ResidualNetwork) -> list[PrunableLayer]:
-    """The layers whose outputs may go; those that are added to each other go together."""
+    """The layers whose output channels can be pruned; those that are added are pruned together."""
     return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
 
 
 def pruned_config(network: ResidualNetwork, config: ResNet) -> ResNet:
-    """`config` with the widths that `network` has now, so that a pruned network can be built again from its config."""
+    """`config` with the widths of `network`, so that a pruned network can be rebuilt."""
     num_blocks = _NUM_BLOCKS[config.depth]
     firsts = [network.blocks[sum(num_blocks[:stage])].layers for stage in range(4)]
     stem: nn.Conv2d = network.stem[0]  # type: ignore[assignment]

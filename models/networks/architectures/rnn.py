@@ -1,4 +1,4 @@
-"""Recurrent networks over sequences: Elman's, the LSTM and the GRU, in one or both directions.
+"""Recurrent networks for sequences: Elman, LSTM and GRU cells, uni- or bidirectional.
 
 Source: Elman 1990, "Finding Structure in Time"; Hochreiter & Schmidhuber 1997, "Long Short-Term Memory"; Cho et al.
 2014, "Learning Phrase Representations using RNN Encoder-Decoder"; Lai et al. 2018, "Modeling Long- and Short-Term
@@ -22,15 +22,14 @@ _CELLS = {"elman": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class RecurrentNetwork(nn.Module):
-    """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
+    """x float32 as in the layout -> float32 (B, K). Padding does not affect the output.
 
-    Each direction is a stack of layers of its own that reads the steps in its order, so padding is always behind and
-    the steps before it do not feel it.
+    The backward direction reads the real steps in reverse order, so padding is at the end for both directions.
     """
 
     def __init__(self, config: Rnn, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        # It could read more, but nothing shows that it answers well on rows longer than those it has learnt from.
+        # It can process longer rows, but is not tested on rows longer than those of the training split.
         self.max_length = sequence_length(layout)
         self.steps = StepEmbedding(layout, config.embedding if layout.kind == "tokens" else None)
         num_directions = 2 if config.bidirectional else 1
@@ -55,7 +54,7 @@ class RecurrentNetwork(nn.Module):
         for number, directions in enumerate(self.layers):
             h_BTH = _run_layer(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
         if self._pooling == "last" and self._is_bidirectional:
-            # The backward direction has read the whole sequence at its first step, not at its last.
+            # The backward direction has read the complete sequence at the first step.
             forward_BH, backward_BH = h_BTH.chunk(2, dim=2)
             pooled_BH = torch.cat([pool(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
         else:
@@ -75,7 +74,7 @@ def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, there_BT: t
 
 
 def _last_steps(x_BTF: torch.Tensor, there_BT: torch.Tensor, num: int) -> torch.Tensor:
-    """The last `num` steps that are there, the last one first, side by side (B, num * F); 0 before the first."""
+    """The last `num` real steps, last one first, concatenated (B, num * F); 0 before the first step."""
     at_B1 = there_BT.sum(1, keepdim=True) - 1
     at_Bn = at_B1 - torch.arange(num, device=x_BTF.device).unsqueeze(0)
     steps_BnF = x_BTF.gather(1, at_Bn.clamp(min=0).unsqueeze(-1).expand(-1, -1, x_BTF.shape[2]))
@@ -83,7 +82,7 @@ def _last_steps(x_BTF: torch.Tensor, there_BT: torch.Tensor, num: int) -> torch.
 
 
 def _initialise(name: str, weight: nn.Parameter, config: Rnn) -> None:
-    """Orthogonal recurrent weights and an open forget gate, which let long sequences be learnt from the start.
+    """Initialises orthogonal recurrent weights and an open forget gate, which help with long sequences.
 
     Source: Saxe et al. 2014 (orthogonal); Jozefowicz et al. 2015, section 2.1 (forget gate).
     """

@@ -1,9 +1,9 @@
-"""A Transformer encoder for text and for continuous sequences.
+"""A Transformer encoder for text and continuous sequences.
 
 Source: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding"; Xiong et
-al. 2020, "On Layer Normalization in the Transformer Architecture" (normalisation first); So et al. 2021, "Primer:
-Searching for Efficient Transformers for Language Modeling" (a convolution over each value's neighbours); Cheng et al.
-2016, "Wide & Deep Learning for Recommender Systems" (a linear map beside the network).
+al. 2020, "On Layer Normalization in the Transformer Architecture" (pre-norm); So et al. 2021, "Primer: Searching for
+Efficient Transformers for Language Modeling" (a depthwise convolution over neighbouring steps); Cheng et al. 2016,
+"Wide & Deep Learning for Recommender Systems" (a linear map beside the network).
 
 Shapes: B rows, T steps, W width, K outputs.
 """
@@ -22,9 +22,9 @@ from bloomery.models.networks.layers.padding import StepEmbedding, pool, sequenc
 
 
 class TransformerEncoder(nn.Module):
-    """x float32 as the layout has it -> float32 (B, K). What padding holds has no part in the answer.
+    """x float32 as in the layout -> float32 (B, K). Padding does not affect the output.
 
-    A row may have as many steps as there are positions, and fewer.
+    Rows may have at most `max_length` steps.
     """
 
     def __init__(self, config: Transformer, layout: Layout, num_outputs: int) -> None:
@@ -46,7 +46,7 @@ class TransformerEncoder(nn.Module):
         self._pooling = config.pooling
         self._has_padding = layout.kind == "tokens" or layout.is_padded
         self.apply(init_weights)
-        if self.wide is not None:  # which then begins as nothing
+        if self.wide is not None:  # so that it has no effect at first
             nn.init.zeros_(self.wide.weights.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,42 +58,44 @@ class TransformerEncoder(nn.Module):
         return self.compute_outputs(h_BTW, x)
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """h_BTW, which the first block takes."""
+        """The input of the first block, h_BTW."""
         x_BTW, there_BT = self.steps(x)
         h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
         return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
 
     def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """there_BT, with which every block is called. Without one, attention has quicker kernels."""
+        """mask_BT for every block; None without padding, for which attention has faster kernels."""
         return self.steps.step_mask(x) if self._has_padding else None
 
     def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """float32 (B, K), from what the last block gives."""
+        """float32 (B, K), from the output of the last block."""
         answer_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.step_mask(x), self._pooling)))
         return answer_BK if self.wide is None else answer_BK + self.wide(x)
 
 
 class LocalConvolution(nn.Module):
-    """h_BTW with, added to each value, what a convolution makes of the same value of the steps around it."""
+    """Adds a depthwise convolution over neighbouring steps to h_BTW."""
 
     def __init__(self, width: int, num_steps: int) -> None:
         super().__init__()
         self.convolution = nn.Conv1d(width, width, num_steps, padding=num_steps // 2, groups=width)
 
     def forward(self, h_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
-        given_BWT = (h_BTW * there_BT.unsqueeze(-1)).transpose(1, 2)  # padding is as the nothing beyond the ends
+        given_BWT = (h_BTW * there_BT.unsqueeze(-1)).transpose(
+            1, 2
+        )  # padding counts as zero, like steps beyond the ends
         return h_BTW + F.gelu(self.convolution(given_BWT)).transpose(1, 2)
 
 
 class WideTokens(nn.Module):
-    """x (B, T) of tokens -> float32 (B, K): their weights for each output, added up, over the root of their number."""
+    """x (B, T), token ids -> float32 (B, K): the sum of token weights over the square root of their number."""
 
     def __init__(self, layout: Layout, num_outputs: int) -> None:
         super().__init__()
         if layout.kind != "tokens" or layout.num_tokens is None:
             raise RecipeInvalid(
-                f"`wide` maps tokens, and rows are of kind {layout.kind}",
-                required="text, as its tokens",
+                f"`wide` needs tokens, but rows are of kind {layout.kind}",
+                required="text",
                 where="the recipe's model",
                 remedy="leave `wide` out",
             )

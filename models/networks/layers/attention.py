@@ -1,13 +1,13 @@
-"""The blocks of Transformers: attention and a feed-forward layer.
+"""Transformer blocks: attention and a feed-forward layer.
 
-Every linear map stands alone, so that tensor parallelism can cut `query`, `key`, `value` and `up` by their outputs and
-`out` and `down` by their inputs.
+Every linear map is a separate module, so that tensor parallelism can shard `query`, `key`, `value` and `up` by output
+and `out` and `down` by input.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need"; Xiong et al. 2020, "On Layer Normalization in the Transformer
-Architecture" (normalisation first); Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
+Architecture" (pre-norm); Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
 
-Shapes: B rows, T steps, P steps in all, past ones too, W width, N heads, D width of a head, I width of all heads, H
-hidden units.
+Shapes: B rows, T steps, P steps including cached ones, W width, N heads, D width of a head, I width of all heads,
+H hidden units.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from bloomery.models.networks.config import Gpt, Transformer
 
 
 class KeyValueCache:
-    """Keys and values that one layer has reckoned for earlier steps, so that they need not be reckoned again."""
+    """The keys and values of earlier steps in one layer, for generation step by step."""
 
     def __init__(self) -> None:
         self._key_value: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extend(self, key_BTI: torch.Tensor, value_BTI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values (B, P, I), the given ones last; they are remembered."""
+        """Appends keys and values, and returns all of them, (B, P, I)."""
         if self._key_value is not None:
             key_BTI = torch.cat([self._key_value[0], key_BTI], dim=1)
             value_BTI = torch.cat([self._key_value[1], value_BTI], dim=1)
@@ -49,10 +49,10 @@ def attend(
     is_causal: bool = False,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """a_BTI: for each step that asks, the mean of the values, weighted by how its query fits each key, head by head.
+    """Scaled dot-product attention: a_BTI.
 
-    Steps that are not there have no weight; each row must have one that is. In an ONNX file it is one operator of ONNX
-    Runtime's own: as what PyTorch takes it apart into, it is thirty, each of which takes as long as a small product.
+    Padded steps (False in `mask_BP`) have no weight; each row must have a real one. ONNX export uses one operator of
+    ONNX Runtime, because PyTorch's decomposition has thirty, each as slow as a small matrix product.
     """
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(
@@ -69,10 +69,10 @@ def attend(
         )
     mask = None if there_BP is None else there_BP[:, None, None, :]
     if is_causal and q_BTI.shape[1] != k_BPI.shape[1]:
-        # The built-in mask begins at the first step, whichever step is the first that asks.
+        # The built-in causal mask assumes that the first query belongs to the first key.
         num_new, num_all = q_BTI.shape[1], k_BPI.shape[1]
         is_causal, mask = False, q_BTI.new_ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
-    # The number of heads is left open: in tensor parallelism each process has some of them.
+    # The number of heads is inferred: with tensor parallelism each process has a part of them.
     q_BNTD, k_BNPD, v_BNPD = (x.unflatten(-1, (-1, head_width)).transpose(1, 2) for x in (q_BTI, k_BPI, v_BPI))
     a_BNTD = F.scaled_dot_product_attention(
         q_BNTD, k_BNPD, v_BNPD, attn_mask=mask, dropout_p=dropout, is_causal=is_causal
@@ -81,7 +81,7 @@ def attend(
 
 
 class Heads(NamedTuple):
-    """How many there are, and how wide each is."""
+    """The number of attention heads, and the width of each."""
 
     num: int
     width: int
@@ -92,7 +92,7 @@ def attention_heads(config: Transformer | Gpt) -> Heads:
 
 
 class Attention(nn.Module):
-    """Each step looks at all steps that are there; if it is causal, at no later one."""
+    """Multi-head self-attention over real steps; causal attention does not see later steps."""
 
     def __init__(self, width: int, heads: Heads, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward layer, each after a normalisation and added to what came in."""
+    """A pre-norm residual block of attention and a feed-forward layer."""
 
     def __init__(self, width: int, heads: Heads, hidden: int, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
@@ -133,26 +133,28 @@ class TransformerBlock(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """x_BTW with a learnt vector added to each step, by its place."""
+    """Adds a learnt position embedding to x_BTW."""
 
     def __init__(self, max_length: int, width: int) -> None:
         super().__init__()
         self.places = nn.Embedding(max_length, width)
 
     def forward(self, x_BTW: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """`first` is the place of the first step. Raises IndexError where there are too few places."""
+        """`first` is the position of the first step. Raises IndexError if there are too few positions."""
         behind = first + x_BTW.shape[1]
         if behind > self.places.num_embeddings:
-            raise IndexError(f"a row of {behind} steps, where there are {self.places.num_embeddings} places")
+            raise IndexError(
+                f"a row has {behind} steps, but the network has only {self.places.num_embeddings} positions"
+            )
         if not self.training:
             return x_BTW + self.places.weight[first:behind]
         at_T = torch.arange(first, behind, device=x_BTW.device)
-        # A place for each row, not one for all: private training needs the gradient of each row.
+        # One lookup per row instead of one for all: DP-SGD needs per-row gradients.
         return x_BTW + self.places(at_T.expand(x_BTW.shape[0], -1))
 
 
 def init_weights(module: nn.Module) -> None:
-    """Small normal weights, as in BERT and GPT; a padding token stays 0."""
+    """Initialises with small normal weights, as BERT and GPT do; the padding token stays 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -1,4 +1,4 @@
-"""What networks for images ask of their input."""
+"""Checks the input of networks for images."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ def image_shape(layout: Layout, kind: str, *, least_side: int = 1) -> tuple[int,
     """Channels, height and width of one row, for a network of kind `kind`.
 
     Raises:
-        RecipeInvalid: rows are no images, or smaller than `least_side` pixels.
+        RecipeInvalid: rows are not images, or have a side below `min_side` pixels.
     """
     if layout.kind != "image":
         raise RecipeInvalid(
-            f"the {kind} was given rows of kind {layout.kind} and shape {list(layout.shape)}",
-            required="images, or sounds as spectrograms: (channels, height, width)",
+            f"the {kind} got rows of kind {layout.kind} and shape {list(layout.shape)}",
+            required="images, or audio as spectrograms: (channels, height, width)",
             where="the recipe's model",
             remedy="use an mlp for flat rows, and an rnn or a transformer for sequences and tokens",
         )
     channels, height, width = layout.shape
     if min(height, width) < least_side:
         raise RecipeInvalid(
-            f"the {kind} was given images of {height} x {width} pixels",
+            f"the {kind} got images of {height} x {width} pixels",
             required=f"at least {least_side} x {least_side}",
             where="the recipe's model",
-            remedy="use a cnn, which reads images of every size",
+            remedy="use a cnn, which accepts images of any size",
         )
     return channels, height, width

@@ -1,4 +1,4 @@
-"""Which steps of a sequence are there, and what is done with those that are padding.
+"""Steps of sequences: their embedding, and the treatment of padding.
 
 Shapes: B rows, T steps, F values of a step, W width.
 """
@@ -13,14 +13,14 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 
 
 class StepEmbedding(nn.Module):
-    """x as a layout has it -> x_BTW float32 and there_BT bool, which is true where a step is no padding.
+    """x as in the layout -> x_BTW float32 and mask_BT bool, which is True for real (not padded) steps.
 
-    Tokens become rows of `embedding`; a spectrogram (1, F, T) is read along its time. Without padding every step is
-    there. A row that is all padding counts as one step, so that nothing is divided by 0.
+    Tokens become rows of `embedding`; a spectrogram (1, F, T) is read along its time axis. A row of only padding counts
+    as one real step, so that nothing is divided by 0.
     """
 
     def __init__(self, layout: Layout, width: int | None) -> None:
-        """`width` is that of the embedding, or of a linear map of each step; None leaves steps as they are."""
+        """`width` is that of the embedding, or of a linear map of each step; None keeps the steps as they are."""
         super().__init__()
         self._kind, self._is_padded = layout.kind, layout.is_padded
         self.embedding: nn.Embedding | None = None
@@ -38,10 +38,10 @@ class StepEmbedding(nn.Module):
                 self.width = layout.shape[1]
             case _:
                 raise RecipeInvalid(
-                    f"rows of kind {layout.kind} and shape {list(layout.shape)} are no sequence",
+                    f"rows of kind {layout.kind} and shape {list(layout.shape)} are not sequences",
                     required="tokens, a sequence, or a spectrogram of one channel",
                     where="the recipe's model",
-                    remedy="use a network that reads such rows, such as a cnn for images or an mlp for flat rows",
+                    remedy="use a network for such rows, for example a cnn for images or an mlp for flat rows",
                 )
         if layout.kind != "tokens" and width is not None:
             self.project = nn.Linear(self.width, width)
@@ -60,7 +60,7 @@ class StepEmbedding(nn.Module):
         return (x_BTW if self.project is None else self.project(x_BTW)), there_BT
 
     def step_mask(self, x: torch.Tensor) -> torch.Tensor:
-        """there_BT bool: true where a step is no padding, and at the first step of each row that has none."""
+        """mask_BT bool: True for real steps, and for the first step of a row of only padding."""
         if self._kind == "tokens":
             there_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1
         elif self._is_padded:
@@ -73,19 +73,19 @@ class StepEmbedding(nn.Module):
 
 
 def sequence_length(layout: Layout) -> int:
-    """Steps of one row."""
+    """The number of steps of one row."""
     return layout.shape[-1] if layout.kind in ("tokens", "image") else layout.shape[0]
 
 
 def trim_common_padding(x: torch.Tensor) -> torch.Tensor:
-    """A batch of tokens (B, T) or padded steps (B, T, F), without the steps behind that are padding in every row."""
+    """Removes trailing steps that are padding in every row, from tokens (B, T) or padded steps (B, T, F)."""
     there_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
     at_T = torch.arange(1, there_BT.shape[1] + 1, device=x.device)
     return x[:, : max(int((there_BT.any(0) * at_T).max()), 1)]
 
 
 def pool(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
-    """One vector per row (B, W) from the steps that are there, of which there is one: first, last, mean or maximum."""
+    """One vector per row (B, W) from its real steps, of which each row has one: first, last, mean or max."""
     if how == "first":
         return h_BTW[:, 0]
     if how == "last":
@@ -98,7 +98,7 @@ def pool(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
 
 
 def reverse_steps(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
-    """The steps that are there in reverse order, padding still behind; turning twice gives the rows back."""
+    """Reverses the real steps and keeps padding at the end; its own inverse."""
     num_B1 = there_BT.sum(1, keepdim=True)
     at_1T = torch.arange(x_BTW.shape[1], device=x_BTW.device).unsqueeze(0)
     source_BT = torch.where(at_1T < num_B1, num_B1 - 1 - at_1T, at_1T)

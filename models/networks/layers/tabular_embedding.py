@@ -1,4 +1,4 @@
-"""The columns of a table, as networks for flat rows read them.
+"""The input layer of networks for flat rows.
 
 Shapes: B rows, F values of a row, N numbers, C categories.
 """
@@ -13,9 +13,9 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 
 
 class TabularInput(nn.Module):
-    """x_BF float32 -> numbers_BN float32, codes_BC int64.
+    """Separates numbers and categories: x_BF float32 -> numbers_BN float32, codes_BC int64.
 
-    A code is from 0 to one less than the count of its category: what lies outside becomes the nearest one.
+    Codes are clamped to the range of their category: 0 to its count - 1.
     """
 
     counts: tuple[int, ...]
@@ -27,7 +27,7 @@ class TabularInput(nn.Module):
         numbers = [position for position in range(layout.num_values) if position not in set(coded)]
         self.counts = tuple(count for _, count in layout.categories)
         self.num_numbers = len(numbers)
-        # The blueprint knows all of these, so the weights need not carry them.
+        # Not persistent, because the blueprint determines them.
         self.register_buffer("_coded", torch.tensor(coded, dtype=torch.int64), persistent=False)
         self.register_buffer("_numbers", torch.tensor(numbers, dtype=torch.int64), persistent=False)
         self.register_buffer("_last", torch.tensor(self.counts, dtype=torch.int64) - 1, persistent=False)
@@ -39,11 +39,11 @@ class TabularInput(nn.Module):
 
 
 def require_flat(layout: Layout, kind: str) -> None:
-    """Raises RecipeInvalid where rows are no columns side by side."""
+    """Raises RecipeInvalid if rows are not flat."""
     if layout.kind != "flat":
         raise RecipeInvalid(
-            f"the {kind} was given rows of kind {layout.kind} and shape {list(layout.shape)}",
-            required="flat rows: the columns of a table side by side",
+            f"the {kind} got rows of kind {layout.kind} and shape {list(layout.shape)}",
+            required="flat rows: the columns of a table",
             where="the recipe's model",
             remedy="use a cnn for images, and an rnn or a transformer for sequences and tokens",
         )

@@ -1,4 +1,4 @@
-"""Changes to a batch of the training part that leave its labels true.
+"""Random changes to training batches that preserve the labels.
 
 Shapes: B rows, C channels, H height, W width, T tokens.
 """
@@ -14,7 +14,7 @@ from bloomery.models.training.config import Augment
 
 
 class MixupBatch(NamedTuple):
-    """A batch of which row i belongs by `share` to y[i], and by the rest to other[i]."""
+    """A mixed batch: row i has the label y[i] with weight `share`, and other[i] with weight 1 - `share`."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -23,13 +23,13 @@ class MixupBatch(NamedTuple):
 
 
 def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """Random numbers that depend on these three alone, so a run that goes on draws what it would have drawn."""
-    # Three primes keep the seeds of near epochs and batches apart.
+    """A generator that depends on these three numbers only, so that a resumed run draws the same numbers."""
+    # Three primes separate the seeds of adjacent epochs and batches.
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7_919 + batch * 104_729) % 2**63)
 
 
 def augment_batch(x: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
-    """`x` changed as the recipe says: images (B, C, H, W) or tokens (B, T); every row by its own draw."""
+    """Augments images (B, C, H, W) or tokens (B, T) as configured; each row is drawn separately."""
     if x.dim() == 4:
         if augment.rotate:
             x = _rotate(x, augment.rotate, random)
@@ -45,7 +45,7 @@ def augment_batch(x: torch.Tensor, augment: Augment, random: torch.Generator) ->
 
 
 def mixup(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generator) -> MixupBatch:
-    """Each row with another one laid over it.
+    """Mixes each row with another row of the batch.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", equation 1.
     """
@@ -56,7 +56,7 @@ def mixup(x: torch.Tensor, y: torch.Tensor, alpha: float, random: torch.Generato
 
 
 def _shift_and_flip(x_BCHW: torch.Tensor, augment: Augment, random: torch.Generator) -> torch.Tensor:
-    """Shifted by up to `shift` pixels, the border repeated, and mirrored half of the time."""
+    """Shifts by up to `shift` pixels, repeating the border, and mirrors half of the images."""
     num, _, height, width = x_BCHW.shape
     by_2B = torch.randint(-augment.shift, augment.shift + 1, (2, num), generator=random)
     rows_BH = (torch.arange(height) + by_2B[0, :, None]).clamp(0, height - 1)
@@ -65,7 +65,7 @@ def _shift_and_flip(x_BCHW: torch.Tensor, augment: Augment, random: torch.Genera
         is_flipped_B = torch.rand(num, generator=random) < 0.5
         columns_BW = torch.where(is_flipped_B[:, None], columns_BW.flip(1), columns_BW)
     at_B = torch.arange(num)[:, None, None]
-    # Indices side by side leave the channels last.
+    # Advanced indexing leaves the channels last.
     moved_BHWC = x_BCHW.permute(0, 2, 3, 1)[at_B, rows_BH[:, :, None], columns_BW[:, None, :]]
     return moved_BHWC.permute(0, 3, 1, 2)
 
@@ -73,7 +73,7 @@ def _shift_and_flip(x_BCHW: torch.Tensor, augment: Augment, random: torch.Genera
 def _rotate(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> torch.Tensor:
     angle_B = (torch.rand(len(x_BCHW), generator=random) * 2 - 1) * degrees * torch.pi / 180
     sine_B, cosine_B, zero_B = angle_B.sin(), angle_B.cos(), torch.zeros_like(angle_B)
-    # On grids from -1 to 1 a turn keeps its shape only where height and width are equal.
+    # Grids range from -1 to 1, so a rotation has to correct for the aspect ratio.
     ratio = x_BCHW.shape[2] / x_BCHW.shape[3]
     turn_B23 = torch.stack(
         [
@@ -87,7 +87,7 @@ def _rotate(x_BCHW: torch.Tensor, degrees: float, random: torch.Generator) -> to
 
 
 def _erase(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
-    """A rectangle of a sixteenth to a quarter of the image becomes 0 in the `share` of images.
+    """Sets a rectangle of a sixteenth to a quarter of the image to 0, in a fraction `share` of images.
 
     Source: Zhong et al. 2020, "Random Erasing Data Augmentation".
     """
@@ -102,7 +102,7 @@ def _erase(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch
 
 
 def _mask(x_BCHW: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
-    """One band of rows and one of columns, each of up to `share` of the side, become 0.
+    """Sets one band of rows and one of columns to 0, each up to the fraction `share` of the side.
 
     Source: Park et al. 2019, "SpecAugment", section 2.
     """
@@ -121,7 +121,7 @@ def _interval_mask(side: int, start_B: torch.Tensor, length_B: torch.Tensor) -> 
 
 
 def _drop_tokens(x_BT: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
-    """Tokens are taken out and the rest moves up, so padding stays behind; the first one always stays."""
+    """Removes tokens and closes the gaps, so that padding stays at the end; the first token is kept."""
     is_gone_BT = torch.rand(x_BT.shape, generator=random) < share
     is_gone_BT[:, 0] = False
     kept_BT = x_BT.masked_fill(is_gone_BT, 0.0)

@@ -1,6 +1,6 @@
-"""Encoded Parquet as tensors, and tensors as batches.
+"""Reads encoded Parquet as tensors, and forms batches.
 
-Shapes: N rows, B rows of a batch, the input's own shape behind.
+Shapes: N rows, B rows of a batch, followed by the input's shape.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup
 Batch = tuple[torch.Tensor, torch.Tensor]  # x (B, ...), y (B,)
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
-_MAX_BYTES = 1 << 30  # of values in memory
+_MAX_BYTES = 1 << 30  # of values kept in memory
 _GROUP_ROWS = 65_536
-_BLOCK_VALUES = 500_000  # 2 MB, which a processor's cache holds
+_BLOCK_VALUES = 500_000  # 2 MB, which fits into a CPU cache
 
 
 class Examples(NamedTuple):
-    """Encoded rows with their labels: x float32 (N, ...), y int64 (N,) or float32 for a regression, key numpy (N,)."""
+    """Encoded rows in memory: x float32 (N, ...), y int64 (N,) or float32 for a regression, key numpy (N,)."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -44,15 +44,15 @@ class Examples(NamedTuple):
         return self.x[:2]
 
     def labels(self, *, all_of_them: bool) -> torch.Tensor:
-        """The labels, whether all are asked for or only their type."""
+        """All labels, even if only their type is needed."""
         return self.y
 
     def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All rows, at once."""
+        """Yields all rows at once."""
         yield self.x, self.y
 
     def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
-        """One window with all rows, whatever is the `first` one that is asked for."""
+        """Yields one window with all rows, for any `first`."""
         order = torch.randperm(len(self.y), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
         yield Window(0, self.x, self.y, order)
 
@@ -61,22 +61,22 @@ ExampleSource = Examples | ExampleStream
 
 
 def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:
-    """The rows of an encoded Parquet file: in memory, or from disk if they are large.
+    """Opens an encoded Parquet file: in memory, or streamed from disk if it is large.
 
-    What is large does not depend on the machine, since the order of rows, and so the weights, depend on it.
+    The limit does not depend on the machine, because the order of rows, and so the weights, depend on it.
     """
     num_bytes = pq.read_metadata(path).num_rows * layout.num_values * 4
     return read_examples(path, key, layout) if num_bytes <= _MAX_BYTES else open_stream(path, layout)
 
 
 def sample_examples(path: Path, key: str, layout: Layout, num_rows: int) -> Examples:
-    """About `num_rows` rows, evenly from the whole file, in its order."""
+    """About `num_rows` rows, evenly spaced over the file, in its order."""
     step = max(pq.read_metadata(path).num_rows // num_rows, 1)
     return read_examples(path, key, layout, step)
 
 
 def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Examples:
-    """All rows of an encoded Parquet file, or every `step`-th, in the file's order. One row group is held twice."""
+    """Reads all rows of an encoded Parquet file, or every `step`-th, in order. One row group is in memory twice."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         num_rows = -(-file.metadata.num_rows // step)
         x = np.empty((num_rows, layout.num_values), np.float32)
@@ -97,36 +97,36 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
 
 
 def even_sample(rows: Array, least: int) -> Array:
-    """At least `least` of the rows, and fewer than twice as many, where there are so many; else all of them.
+    """An even sample of at least `min_rows` and fewer than twice as many rows, or all rows if there are fewer.
 
-    Rows are sorted by key, and keys know nothing of labels, so a step through them is an even sample.
+    Rows are sorted by key, which is independent of the label, so every n-th row is an even sample.
     """
     return rows[:: max(len(rows) // least, 1)]
 
 
 def num_batches(rows: ExampleSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
-    """How many batches one epoch has. A last one needs two rows for each process: batch normalisation does."""
+    """The batches of one epoch. The last one needs two rows per process, for batch normalisation."""
     whole, rest = divmod(rows.num_rows, batch_size)
     return whole + (rest >= 2 * group.size)
 
 
 def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
-    """Rows of batch `number`, from 0, over all processes."""
+    """The rows of batch `number` (from 0), over all processes."""
     return min(batch_size, rows.num_rows - number * batch_size)
 
 
 def iterate_batches(
     rows: ExampleSource, batch_size: int, *, seed: int, epoch: int, start: int = 0, group: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[Batch]:
-    """Batches in an order that depends on the file, seed and epoch alone, without the first `start` ones.
+    """Yields the batches of an epoch from number `start`, in an order that depends on file, seed and epoch only.
 
-    Of several processes each takes its share of every batch.
+    With several processes, each takes its part of every batch.
     """
     end = num_batches(rows, batch_size, group) * batch_size
-    begun: list[Batch] = []  # pieces of a batch whose rows lie in several windows
+    begun: list[Batch] = []  # pieces of a batch whose rows are in several windows
     for position, x, y, order in rows.windows(seed, epoch, start * batch_size):
         order = order[: max(end - position, 0)]
-        # The first rows complete the batch that the last window has begun.
+        # The first rows complete the last batch of the previous window.
         head, body = order.tensor_split([min(-position % batch_size, len(order))])
         if len(head) and position + len(head) > start * batch_size:
             begun.append((x.index_select(0, head), y.index_select(0, head)))
@@ -144,15 +144,15 @@ def iterate_batches(
 def _full_batches(
     x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, batch_size: int, skipped: int, group: ProcessGroup
 ) -> Iterator[Batch]:
-    """Whole batches. Those that are `skipped` need not hold their rows."""
-    # Rows are gathered for many batches at once: a small gather costs more to call than to do.
+    """Yields complete batches. The first `skipped` ones may be empty."""
+    # Rows of many batches are gathered at once, because a small gather is dominated by call overhead.
     per_block = max(_BLOCK_VALUES // (batch_size * max(x[:1].numel(), 1)), 1)
     for number, chosen in enumerate(order.split(per_block * batch_size) if len(order) else ()):
         mine = [batch[group.rank :: group.size] for batch in chosen.split(batch_size)]
         if (number + 1) * per_block <= skipped:
             yield from ((x[:0], y[:0]) for _ in mine)
             continue
-        # Blocks lie as they would without a start, since the bits of a product may depend on where its factors lie.
+        # Blocks do not depend on `start`, since the bits of a product may depend on memory alignment.
         sizes = [len(batch) for batch in mine]
         at = torch.cat(mine)
         yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)

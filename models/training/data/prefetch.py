@@ -1,4 +1,4 @@
-"""Batches made ahead, so that a GPU need not wait for them."""
+"""Prepares batches in advance, so that a GPU does not wait for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NUM_PREFETCHED = 2
 
 
 def prefetch(batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The same batches in their order; a thread makes the next ones meanwhile."""
+    """Yields the same batches in order, while a thread prepares the next ones."""
     with ThreadPoolExecutor(1, thread_name_prefix="feeding") as thread:
         waiting: deque[Future[_Batch | None]] = deque(
             thread.submit(next, batches, None) for _ in range(_NUM_PREFETCHED)

@@ -1,11 +1,11 @@
-"""Encoded Parquet that is larger than memory, as windows of shuffled rows.
+"""Streams encoded Parquet files that are larger than memory, as windows of shuffled rows.
 
-An epoch takes the file's row groups in random order, a few at a time, each cut into as many slices as there are
-windows in them; a window is one slice of each, shuffled. So a row may come anywhere in an epoch, but rows of one slice
-of a row group always come in one window. At any time two windows are in memory, and the pages that are being read.
-Every process of several reads all windows, so that the order does not depend on how many they are.
+An epoch takes the row groups in random order, a few at a time. These are divided into slices; a window is one slice of
+each open group, shuffled. So a row may occur anywhere in an epoch, but the rows of a slice always share a window. Two
+windows are in memory at a time, besides the pages being read. With several processes, each reads all windows, so that
+the order does not depend on the number of processes.
 
-Shapes: W rows of a window, the input's own shape behind.
+Shapes: W rows of a window, followed by the input's shape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAGE_BUFFER = 1 << 20
 
 
 class Window(NamedTuple):
-    """Rows that are in memory together: x (W, ...) and y (W,), in `order`, the first being number `position`."""
+    """Rows in memory: x (W, ...) and y (W,), to be taken in `order`; the first is row `position` of the epoch."""
 
     position: int
     x: torch.Tensor
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 class _Slices(NamedTuple):
-    """Row groups that are read together, in `num` slices each, of which number `at` makes a window of `num_rows`."""
+    """Row groups that are open together, with `num` slices each; slices `at` form a window of `num_rows`."""
 
     groups: tuple[int, ...]
     num: int
@@ -53,7 +53,7 @@ class _Slices(NamedTuple):
 
 @dataclass(frozen=True)
 class ExampleStream:
-    """Encoded rows that stay on disk. `groups` are the numbers of rows of the file's row groups."""
+    """Encoded rows on disk. `groups` are the numbers of rows of the file's row groups."""
 
     path: Path
     layout: Layout
@@ -70,21 +70,21 @@ class ExampleStream:
         return x[:2]
 
     def labels(self, *, all_of_them: bool) -> torch.Tensor:
-        """The labels, in the file's order, or none of them but of their type."""
+        """All labels in the file's order, or an empty tensor of their type."""
         if all_of_them:
             return torch.from_numpy(self._file.read([ENCODED_LABEL])[ENCODED_LABEL].to_numpy().copy())
         return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype()))
 
     def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All rows in the file's order, a window's worth at a time at most."""
+        """Yields all rows in the file's order, at most a window at a time."""
         num_rows = max(self.window_values // self.layout.num_values, 2)
         for batch in self._file.iter_batches(num_rows, columns=[ENCODED_LABEL, ENCODED_INPUT]):
             yield _tensors([batch], self.layout)
 
     def windows(self, seed: int, epoch: int, first: int = 0) -> Iterator[Window]:
-        """The windows of an epoch, from the one that has row number `first`; earlier ones are not read.
+        """Yields the windows of an epoch, from the one with row `first`; earlier ones are not read.
 
-        The next one is read while the last one is used.
+        The next window is read while the current one is used.
         """
         with ThreadPoolExecutor(1) as reader:
             reading = self._read(seed, epoch, first)
@@ -130,16 +130,16 @@ class ExampleStream:
 
 
 def open_stream(path: Path, layout: Layout) -> ExampleStream:
-    """Nothing but the file's own description is read."""
+    """Opens a stream; reads only the file's metadata."""
     metadata = pq.read_metadata(path)
     return ExampleStream(path, layout, tuple(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
 
 
 class _GroupReader:
-    """One row group, from its beginning on."""
+    """Reads one row group sequentially."""
 
     def __init__(self, file: pq.ParquetFile, group: int, num_rows: int) -> None:
-        """`num_rows` are decoded at a time, or fewer."""
+        """Decodes at most `num_rows` rows at a time."""
         rows = min(max(num_rows, 1), _MAX_DECODED_ROWS)
         self._batches = file.iter_batches(
             rows, row_groups=[group], columns=[ENCODED_LABEL, ENCODED_INPUT], use_threads=False
@@ -147,7 +147,7 @@ class _GroupReader:
         self._rest: pa.RecordBatch | None = None
 
     def take(self, num_rows: int) -> list[pa.RecordBatch]:
-        """The next rows."""
+        """Reads the next `num_rows` rows."""
         taken = []
         while num_rows:
             batch = next(self._batches) if self._rest is None else self._rest

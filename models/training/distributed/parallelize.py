@@ -1,7 +1,7 @@
-"""One network on several devices: copies of it, its shards, its layers cut across, or some of its layers on each.
+"""Distributes one network over several devices: replicas, shards, tensor parallelism or a pipeline.
 
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (ddp); Rajbhandari et
-al. 2020, "ZeRO" (fsdp); Shoeybi et al. 2019, "Megatron-LM", section 3 (tensor); pipeline.py for the rest.
+al. 2020, "ZeRO" (fsdp); Shoeybi et al. 2019, "Megatron-LM", section 3 (tensor); pipeline_parallel.py for pipelines.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bloomery.models.training.process_group import SINGLE_PROCESS, ProcessGroup,
 
 
 def data_parallel_group(strategy: Strategy) -> ProcessGroup:
-    """How the processes of this group share the rows of a batch: with some strategies all see all rows."""
+    """The processes that divide the rows of a batch. With tensor and pipeline parallelism, all see all rows."""
     return (
         SINGLE_PROCESS if strategy in ("tensor", "pipeline") else ProcessGroup(dist.get_rank(), dist.get_world_size())
     )
 
 
 def require_supported_strategy(training: Training, model: Model) -> None:
-    """Raises RecipeInvalid if the network cannot be spread so."""
+    """Raises RecipeInvalid if the network does not support the strategy."""
     strategy, num_processes = training.strategy, training.devices * training.nodes
     if strategy in ("ddp", "fsdp"):
         return
@@ -41,11 +41,11 @@ def require_supported_strategy(training: Training, model: Model) -> None:
         raise _unsupported(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
     if strategy == "tensor" and model.num_heads % num_processes:
         found = f"{model.num_heads} heads for {num_processes} processes"
-        raise _unsupported(strategy, found, "heads that the processes can share evenly")
+        raise _unsupported(strategy, found, "a number of heads that is divisible by the number of processes")
     if strategy == "pipeline":
         if model.num_layers < num_processes:
             found = f"{model.num_layers} layers for {num_processes} processes"
-            raise _unsupported(strategy, found, "a layer for each process at least")
+            raise _unsupported(strategy, found, "at least one layer per process")
         num_microbatches(training.microbatches, training.batch_size, num_processes)
 
 
@@ -61,10 +61,10 @@ def _unsupported(strategy: Strategy, found: str, required: str) -> RecipeInvalid
 def parallelize(
     network: nn.Module, loop: Loop, strategy: Strategy, device: torch.device, microbatches: int | None = None
 ) -> Learner:
-    """How the network learns: its gradients are those of the whole batch, in every process.
+    """Distributes `network` in place, and returns a learner with the gradients of the complete batch.
 
-    With `fsdp` and `tensor` the parameters of `network` itself become shards; with `pipeline` only this process's part
-    of them is left.
+    With `fsdp` and `tensor`, the parameters of `network` become shards; with `pipeline`, only this process's layers
+    remain.
     """
     if strategy == "pipeline":
         return pipeline_learner(
@@ -85,7 +85,7 @@ def parallelize(
 
 
 def gather_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights in one piece on the processor, in the first process; nothing in the others."""
+    """The complete weights on the CPU in the first process; empty in the others."""
     if has_remote_modules(network):
         parts: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
         own = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
@@ -98,13 +98,13 @@ def gather_weights(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """The parts that are sharded one by one, so that only one of them is whole at a time."""
+    """The modules that are sharded one by one, so that only one is gathered at a time."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     return list(lists[0]) if lists else []
 
 
 def _sharding_plan(block: nn.Module) -> dict[str, ParallelStyle]:
-    """Which of a block's linear maps are cut by their outputs, and which by their inputs."""
+    """Which linear maps of a block are sharded by output (column-wise), and which by input (row-wise)."""
     names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
     return {
         name: RowwiseParallel() if name.rsplit(".", 1)[-1] in ("out", "down") else ColwiseParallel() for name in names

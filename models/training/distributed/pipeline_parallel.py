@@ -1,9 +1,9 @@
-"""The blocks of a Transformer in a row of processes: each holds some of them and hands on what comes out.
+"""Pipeline parallelism: each process computes some blocks of a Transformer, and passes the result on.
 
-A batch goes through in microbatches, so that the processes work at the same time.
+A batch is processed in microbatches, so that the processes work concurrently.
 
 Source: Huang et al. 2019, "GPipe" (microbatches); Narayanan et al. 2021, "Efficient Large-Scale Language Model Training
-on GPU Clusters Using Megatron-LM", section 2.2 (one forward, one backward: few microbatches are under way at a time).
+on GPU Clusters Using Megatron-LM", section 2.2 (one forward, one backward: few microbatches in memory).
 
 Shapes: B rows, T steps, W width, K outputs.
 """
@@ -24,11 +24,11 @@ from bloomery.models.training.optimization.learner import Learner, RowLosses
 from bloomery.models.training.optimization.mixed_precision import uses_bf16
 from bloomery.models.training.process_group import RemoteModule
 
-_MICROBATCHES = 4  # for each process
+_MICROBATCHES = 4  # per process
 
 
 class PipelinedNetwork(Protocol):
-    """A network whose answer is `end(block(... block(begin(x), mask(x))), x)`."""
+    """A network that computes `compute_outputs(block(... block(embed(x), padding_mask(x))), x)`."""
 
     @property
     def blocks(self) -> nn.ModuleList: ...
@@ -38,7 +38,7 @@ class PipelinedNetwork(Protocol):
 
 
 class PipelineStageModule(nn.Module):
-    """What one process reckons: the first begins, the last ends, and each has its own blocks."""
+    """One stage: the first process embeds, the last computes outputs, and each has its own blocks."""
 
     def __init__(self, network: nn.Module, own_blocks: range, rank: int, size: int, *, use_bf16: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class PipelineStageModule(nn.Module):
         )
 
     def forward(self, stage_input: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
-        """`begun` is x in the first process, h_BTW in the others. These have x beside it, for where its padding is."""
+        """`stage_input` is x in the first process; in the others h_BTW, with x passed too for its padding mask."""
         x = stage_input if x is None else x
         network = cast(PipelinedNetwork, self.network)
         use_bf16 = self._use_bf16 and self.network.training
@@ -64,16 +64,16 @@ class PipelineStageModule(nn.Module):
 
 
 def num_microbatches(stated: int | None, batch_size: int, num_processes: int) -> int:
-    """Into how many a batch is cut. With four for each process, none is idle for more than a fifth of the time.
+    """The number of microbatches. With four per process, none is idle for more than a fifth of the time.
 
     Raises:
-        RecipeInvalid: there are fewer than processes, or more than rows.
+        RecipeInvalid: there are fewer microbatches than processes, or more than rows.
     """
     number = min(_MICROBATCHES * num_processes, batch_size) if stated is None else stated
     if not num_processes <= number <= batch_size:
         raise RecipeInvalid(
             f"{number} microbatches for {num_processes} processes and a batch of {batch_size} rows",
-            required="as many as processes at least, and as rows at most",
+            required="at least as many as processes, and at most as many as rows",
             where="the recipe's training.microbatches and batch_size",
             remedy="leave `microbatches` out, or make `batch_size` larger",
         )
@@ -81,20 +81,20 @@ def num_microbatches(stated: int | None, batch_size: int, num_processes: int) ->
 
 
 def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_microbatches: int) -> Learner:
-    """Of `network` only this process's part is left, which learns with the others: all of them get the same batches.
+    """Reduces `network` to this process's stage, and returns its learner. All processes get the same batches.
 
-    Calling `network` gives the whole network's outputs, in every process, if all call it with the same rows. Each batch
-    is cut into `number` microbatches.
+    Afterwards, calling `network` with the same rows in every process returns the outputs of the complete network. Each
+    batch is divided into `num_microbatches`.
 
     Raises:
-        RecipeInvalid: nothing of this process's part learns.
+        RecipeInvalid: this process's stage has no trainable parameter.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     num_outputs = cast(nn.Linear, network.head).out_features
     part = PipelineStageModule(
         network, _keep_own_blocks(network, rank, size), rank, size, use_bf16=uses_bf16(loop, device)
     )
-    # Else the same units would be dropped in the same places of every part.
+    # Otherwise dropout would use the same mask in every stage.
     torch.manual_seed(torch.initial_seed() + rank)
 
     def stage(module: nn.Module) -> PipelineStage:
@@ -103,7 +103,7 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
     train_stage = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
     train_schedule = Schedule1F1B(train_stage, num_microbatches, loss_fn=_microbatch_loss, scale_grads=False)
     predict_schedule = ScheduleGPipe(stage(part), num_microbatches)
-    num_rows = -(-loop.batch_size // num_microbatches) * num_microbatches  # buffers between processes have one size
+    num_rows = -(-loop.batch_size // num_microbatches) * num_microbatches  # buffers between processes have a fixed size
 
     def learn(x: torch.Tensor, losses: RowLosses, divisor: float) -> torch.Tensor:
         losses_of_stage: list[torch.Tensor] = []
@@ -138,22 +138,22 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
 def _microbatch_loss(
     outputs_BK: torch.Tensor, at_B: torch.Tensor, *, losses: RowLosses, num_rows: int, divisor: float
 ) -> torch.Tensor:
-    """A microbatch's part of the loss that is made small. Rows that fill the batch up come last and count nothing."""
+    """The loss of a microbatch. Padding rows are at the end of the batch and are ignored."""
     first = int(at_B[0])
     num_real = min(max(num_rows - first, 0), len(at_B))
     return losses(outputs_BK[:num_real], slice(first, first + num_real)) / divisor
 
 
 def _schedule_inputs(x: torch.Tensor, num_rows: int, rank: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """What a schedule is called with in this process: x, filled up with rows of zeros."""
+    """The arguments of a schedule in this process: x, padded with rows of zeros."""
     filled = F.pad(x, (0, 0) * (x.dim() - 1) + (0, num_rows - len(x)))
     return ((filled,), {}) if rank == 0 else ((), {"x": filled})
 
 
 def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
-    """Which blocks are this process's. Afterwards `network` holds no parameters but its own.
+    """Assigns blocks to this process and replaces all other modules with parameters by `RemoteModule`.
 
-    What stands before the blocks is the first one's, what stands behind them the last one's.
+    Modules before the blocks belong to the first process, modules after them to the last.
     """
     blocks = cast(PipelinedNetwork, network).blocks
     holder = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
@@ -167,8 +167,8 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
             setattr(network.get_submodule(parent), child, RemoteModule())
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RecipeInvalid(
-            f"every parameter of part {rank + 1} of {size} is frozen",
-            required="something to learn in each process",
+            f"every parameter of pipeline stage {rank + 1} of {size} is frozen",
+            required="a trainable parameter in each process",
             where="the recipe's training.start_from.freeze",
             remedy="use `strategy: ddp` or `fsdp`, or freeze less",
         )

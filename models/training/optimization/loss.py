@@ -1,4 +1,4 @@
-"""What training makes small, and the score that a person reads.
+"""Training losses, and the scores for humans.
 
 Shapes: B rows, K outputs.
 """
@@ -19,12 +19,12 @@ BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def is_regression(y: torch.Tensor) -> bool:
-    """Labels are classes (int64) or figures in standard units (float32)."""
+    """Whether labels are standardised values (float32) instead of class indices (int64)."""
     return y.is_floating_point()
 
 
 def build_loss(loop: Loop, y_of_train: torch.Tensor) -> BatchLoss:
-    """(outputs_BK, y_B) -> the loss of each row added up: cross entropy in nats, or the squared or Huber error."""
+    """Builds (outputs_BK, y_B) -> sum of the rows' losses: cross entropy in nats, or squared or Huber error."""
     if is_regression(y_of_train):
         measure = F.mse_loss if loop.loss == "squared" else F.huber_loss
         return lambda outputs_BK, y_B: measure(outputs_BK.squeeze(1).float(), y_B, reduction="sum")
@@ -43,9 +43,9 @@ def build_loss(loop: Loop, y_of_train: torch.Tensor) -> BatchLoss:
 
 
 def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """A weight for each class with which all weigh alike; their mean over the rows is 1. A class without rows has 0.
+    """Weights that balance the classes, with mean 1 over the rows; 0 for a class without rows.
 
-    Rows without a label, which is below 0 then, do not count.
+    Rows without a label (negative y) are ignored.
 
     Source: King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4.1.
     """
@@ -56,7 +56,7 @@ def class_weights(y: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-    """float64 (3,): the losses of all rows added up, unweighted; what the score is the mean of; the number of rows."""
+    """float64 (3,): sum of unweighted losses, sum of the metric behind the score, number of rows."""
     if is_regression(y_B):
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
@@ -66,11 +66,11 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
 
 
 def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """Mean loss, and accuracy from 0 to 1 or RMSE in standard units, from what `judged` says of all rows."""
+    """Mean loss, and accuracy from 0 to 1 or standardised RMSE, from `loss_and_metric_sums` of all rows."""
     loss, score = (sums[:2] / sums[2]).tolist()
     return loss, math.sqrt(score) if is_regression(y) else score
 
 
 def score_outputs(outputs_BK: np.ndarray, y_B: torch.Tensor) -> float:
-    """Accuracy from 0 to 1, or RMSE in standard units, of what a network answers for rows with these labels."""
+    """Accuracy from 0 to 1, or standardised RMSE, of outputs for rows with labels `y_B`."""
     return loss_and_score(loss_and_metric_sums(torch.from_numpy(outputs_BK), y_B), y_B)[1]

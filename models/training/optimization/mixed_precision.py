@@ -1,4 +1,4 @@
-"""In how many bits a network multiplies while it learns."""
+"""Mixed precision in training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bloomery.models.training.config import Loop
 
 
 def autocast(loop: Loop, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """In which a network's pass forward multiplies in bfloat16, if the loop says so. Weights stay float32.
+    """A context in which the forward pass uses bfloat16 products, if configured. Weights stay float32.
 
     Source: Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training", section 3; Micikevicius et al. 2018,
-    "Mixed Precision Training", section 3.1 (weights that are kept in float32).
+    "Mixed Precision Training", section 3.1 (float32 weights).
     """
     return torch.autocast(device.type, torch.bfloat16) if uses_bf16(loop, device) else contextlib.nullcontext()
 
 
 def uses_bf16(loop: Loop, device: torch.device) -> bool:
-    """Whether that is so: `auto` says yes to GPUs and processors with circuits for such products, and no to others.
+    """Whether products use bfloat16. With `auto`, this depends on hardware support of the GPU or CPU.
 
-    A processor that is held to fewer instructions than it has, as `ONEDNN_MAX_CPU_ISA` does it, counts as without.
+    A CPU whose instructions are restricted by `ONEDNN_MAX_CPU_ISA` counts as one without support.
     """
     if loop.precision != "auto":
         return loop.precision == "bf16"

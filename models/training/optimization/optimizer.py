@@ -1,4 +1,4 @@
-"""The optimizer, the schedule of its rate, and a running mean of the weights."""
+"""The optimizer, the learning rate schedule, gradient clipping, and averaged weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WARMUP = {"one_cycle": 0.3, "cosine": 0.05, "linear": 0.05, "constant": 0.0}
 
 
 def build_optimizer(network: nn.Module, loop: Loop, rate_shares: dict[str, float] | None = None) -> torch.optim.AdamW:
-    """AdamW over all parameters that learn. What has one dimension, such as biases and norms, does not decay.
+    """AdamW over all trainable parameters. One-dimensional ones, such as biases and norms, have no weight decay.
 
-    `shares` gives a parameter's learning rate as a share of the recipe's, by its name; 1 where it is not named.
+    `rate_shares` maps parameter names to learning rates as fractions of the recipe's; the default is 1.
 
     Source: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
     """
@@ -29,7 +29,7 @@ def build_optimizer(network: nn.Module, loop: Loop, rate_shares: dict[str, float
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             decay = loop.weight_decay if parameter.dim() > 1 else 0.0
-            # Shards of several devices and whole tensors cannot be worked on in one call.
+            # Sharded and plain tensors cannot be updated in one fused call.
             key = ((rate_shares or {}).get(name, 1.0), decay, isinstance(parameter, DTensor))
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
@@ -43,7 +43,7 @@ def build_optimizer(network: nn.Module, loop: Loop, rate_shares: dict[str, float
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int) -> LRScheduler:
-    """The rate of each of `num_steps` steps.
+    """The learning rate schedule over `num_steps` steps.
 
     Source: Smith & Topin 2018, "Super-Convergence" (one cycle); Loshchilov & Hutter 2017, "SGDR" (cosine).
     """
@@ -66,7 +66,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int)
 
 @torch.no_grad()
 def clip_gradients(network: nn.Module, max_norm: float) -> None:
-    """Scale all gradients so that their norm together is at most `largest`, also where other processes have some.
+    """Scales all gradients so that their joint norm is at most `max_norm`, also over pipeline stages.
 
     Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", section 3.2.
     """
@@ -91,7 +91,10 @@ def clip_gradients(network: nn.Module, max_norm: float) -> None:
 
 
 class EMA:
-    """A running mean of the weights and buffers; early steps count less and less.
+    """An exponential moving average of weights and buffers, with a smaller decay in the first steps.
+
+    `torch.optim.swa_utils.AveragedModel` is no substitute: it copies the weights at the first step, and deep-copies the
+    network, which FSDP does not support.
 
     Source: Polyak & Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging".
     """
@@ -102,7 +105,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take one step towards `network`. Whole numbers, such as the counts of batch normalisation, are copied."""
+        """Updates the average. Integers, such as the step counts of batch normalisation, are copied."""
         self.num_steps += 1
         decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
         pairs = [(self.tensors[name], tensor) for name, tensor in network.state_dict().items()]
@@ -118,7 +121,7 @@ class EMA:
 
     @contextmanager
     def applied_to(self, network: nn.Module) -> Iterator[None]:
-        """Within the block `network` has the mean's weights."""
+        """Within the context, `network` has the averaged weights."""
         before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
         network.load_state_dict(self.tensors)
         try:

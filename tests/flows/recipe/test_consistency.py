@@ -393,7 +393,7 @@ def test_rows_without_a_label_are_asked_for_where_there_can_be_some_and_students
     (problem,) = found(NUMBER, label="kind", unlabelled="teach")
     assert "column 'kind' is required in the contract, so every row has a label" in problem
     for task, source in (("regression", NUMBER), ("classification", series(columns=["age"]))):
-        with pytest.raises(ValidationError, match="for classes, of rows that are no series"):
+        with pytest.raises(ValidationError, match="needs a classification of rows that are not time series"):
             found(source, label="income", task=task, unlabelled="teach")
     features = Features.model_validate({"key": "id", "label": "note", "inputs": [NUMBER], "unlabelled": "teach"})
     alone = Compression.model_validate({"distill": None})

@@ -14,19 +14,19 @@ def shares_of(given_N: np.ndarray) -> np.ndarray:
     return np.stack([given_N, 1 - given_N], axis=1)
 
 
-def test_answers_that_are_right_as_often_as_they_say_have_no_error():
+def test_calibrated_predictions_have_no_error():
     truth_N = np.repeat([0, 1], [75, 25])
     found = calibration_bins(truth_N, shares_of(np.full(100, 0.75)))
     assert found.counts.sum() == found.counts.max() == 100
     assert expected_calibration_error(found) == pytest.approx(0)
 
 
-def test_the_error_is_the_distance_between_saying_and_being_right():
+def test_the_error_is_the_difference_of_confidence_and_accuracy():
     found = calibration_bins(np.repeat([0, 1], 50), shares_of(np.full(100, 0.9)))
     assert expected_calibration_error(found) == pytest.approx(0.4)
 
 
-def test_certainty_belongs_to_the_last_step_and_empty_steps_have_no_figures():
+def test_probability_one_is_in_the_last_bin_and_empty_bins_are_nan():
     found = calibration_bins(np.array([0]), shares_of(np.array([1.0])), num_steps=4)
     assert found.counts.tolist() == [0, 0, 0, 1]
     assert np.isnan(found.accuracy[:3]).all()
@@ -34,7 +34,7 @@ def test_certainty_belongs_to_the_last_step_and_empty_steps_have_no_figures():
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 1), st.integers(0, 1)), min_size=1, max_size=60))
-def test_steps_hold_all_rows_and_the_error_is_a_share(rows):
+def test_bins_contain_all_rows_and_the_error_is_between_zero_and_one(rows):
     given_N, truth_N = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     found = calibration_bins(truth_N, shares_of(given_N))
     assert found.counts.sum() == len(rows)

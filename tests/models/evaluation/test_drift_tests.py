@@ -32,14 +32,14 @@ def counted(expected: ReferenceColumn, values: pa.Array | np.ndarray) -> Counts:
     return count_into(Cells(edges=expected.edges, values=expected.values), pa.array(values))
 
 
-def test_chi_square_is_that_of_scipy_where_no_cell_is_small() -> None:
+def test_chi_square_equals_scipy_if_no_cell_is_small() -> None:
     before, after = np.array([120.0, 300, 80]), np.array([60.0, 190, 90])
     found = chi_square(before, after)
     theirs = stats.chi2_contingency(np.stack([before, after]), correction=False)
     assert found == pytest.approx((theirs.statistic, theirs.pvalue))
 
 
-def test_small_cells_are_tested_together() -> None:
+def test_small_cells_are_merged() -> None:
     before, after = np.array([500.0, 400, 2, 1, 3]), np.array([480.0, 410, 0, 4, 1])
     together = np.array([[500.0, 400, 6], [480.0, 410, 5]])
     theirs = stats.chi2_contingency(together, correction=False)
@@ -52,11 +52,11 @@ def test_small_cells_are_tested_together() -> None:
 
 
 @pytest.mark.parametrize("counts", [([5.0, 0], [9.0, 0]), ([0.0, 0], [3.0, 1]), ([1.0, 1], [1.0, 0])])
-def test_what_cannot_be_told_apart_has_no_significance(counts: tuple[list[float], list[float]]) -> None:
+def test_indistinguishable_samples_are_not_significant(counts: tuple[list[float], list[float]]) -> None:
     assert chi_square(*map(np.array, counts)) == (0.0, 1.0)
 
 
-def test_the_kolmogorov_statistic_is_that_of_the_values_where_each_has_a_cell() -> None:
+def test_the_kolmogorov_statistic_is_exact_if_each_value_has_a_cell() -> None:
     rng = np.random.default_rng(0)
     before, after = rng.integers(0, 30, 400), rng.integers(0, 33, 300)
     counts = [np.bincount(values, minlength=33).astype(float) for values in (before, after)]
@@ -67,7 +67,7 @@ def test_the_kolmogorov_statistic_is_that_of_the_values_where_each_has_a_cell() 
 
 @settings(deadline=None)
 @given(before=COUNTS, after=COUNTS, data=st.data())
-def test_tests_are_symmetric_and_give_chances_and_coarser_cells_never_give_a_larger_statistic(before, after, data):
+def test_tests_are_symmetric_and_coarser_cells_never_increase_the_statistic(before, after, data):
     size = min(len(before), len(after))
     one, other = (np.array(counts[:size], float) for counts in (before, after))
     for test in (chi_square, kolmogorov_smirnov):
@@ -81,18 +81,18 @@ def test_tests_are_symmetric_and_give_chances_and_coarser_cells_never_give_a_lar
 
 
 @given(CHANCES)
-def test_holm_keeps_the_order_raises_every_chance_and_is_no_stricter_than_bonferroni(chances: list[float]) -> None:
+def test_holm_keeps_the_order_and_is_at_most_as_strict_as_bonferroni(chances: list[float]) -> None:
     corrected = holm_correction(chances)
     for place, one in enumerate(chances):
         assert one <= corrected[place] <= min(1.0, len(chances) * one)
         assert all(corrected[place] <= corrected[other] for other, two in enumerate(chances) if one < two)
 
 
-def test_holm_of_known_chances() -> None:
+def test_holm_of_known_p_values() -> None:
     assert holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_psi_of_one_distribution_is_on_average_what_its_noise_says() -> None:
+def test_psi_of_one_distribution_equals_psi_noise_on_average() -> None:
     rng = np.random.default_rng(1)
     values = rng.normal(size=4_000)
     expected = reference(values)
@@ -102,7 +102,7 @@ def test_psi_of_one_distribution_is_on_average_what_its_noise_says() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [60, 500, 5_000])
-def test_false_alarms_are_as_rare_as_they_are_said_to_be(num_rows: int) -> None:
+def test_the_false_alarm_rate_is_at_most_the_significance_level(num_rows: int) -> None:
     """500 times 4 columns without drift, two of them of numbers: at 5%, some of them corrected in at most 5%."""
     rng = np.random.default_rng(num_rows)
     shares = np.array([0.5, 0.3, 0.15, 0.04, 0.01])
@@ -121,7 +121,7 @@ def test_false_alarms_are_as_rare_as_they_are_said_to_be(num_rows: int) -> None:
     assert num_alarms / 500 < 0.07  # 0.05 and two standard deviations
 
 
-def test_a_shift_is_found_and_its_size_does_not_depend_on_the_number_of_rows() -> None:
+def test_a_shift_is_detected_and_its_size_is_independent_of_the_number_of_rows() -> None:
     rng = np.random.default_rng(2)
     expected = reference(rng.normal(size=5_000))
     small, large = (
@@ -133,7 +133,7 @@ def test_a_shift_is_found_and_its_size_does_not_depend_on_the_number_of_rows() -
     assert large.psi > 0.5
 
 
-def test_a_trifle_is_significant_among_many_rows_and_small_all_the_same() -> None:
+def test_a_tiny_shift_in_many_rows_is_significant_but_small() -> None:
     rng = np.random.default_rng(3)
     expected = reference(rng.normal(size=200_000))
     found = measure_divergence(expected, 200_000, counted(expected, rng.normal(0.03, 1, 200_000)))
@@ -141,7 +141,7 @@ def test_a_trifle_is_significant_among_many_rows_and_small_all_the_same() -> Non
     assert found.psi < 0.01
 
 
-def test_numbers_that_are_missing_are_a_drift_of_their_own() -> None:
+def test_missing_numbers_count_as_drift() -> None:
     rng = np.random.default_rng(4)
     expected = reference(rng.normal(size=2_000))
     values = pa.array([None if place < 300 else value for place, value in enumerate(rng.normal(size=2_000))])
@@ -151,7 +151,7 @@ def test_numbers_that_are_missing_are_a_drift_of_their_own() -> None:
     assert found.psi > 0.2
 
 
-def test_a_reference_of_few_values_and_one_that_never_varied_can_be_compared() -> None:
+def test_references_with_few_or_constant_values_can_be_compared() -> None:
     constant = ReferenceColumn(edges=(1.0,), shares=(0.0, 1.0))
     assert measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(0, 50))).p_value == 1.0
     moved = measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(50, 0)))
@@ -159,7 +159,7 @@ def test_a_reference_of_few_values_and_one_that_never_varied_can_be_compared() -
     assert moved.psi > 1
 
 
-def test_labels_that_come_more_often_for_one_answer_do_not_bend_the_accuracy() -> None:
+def test_unequal_labelling_rates_do_not_bias_the_accuracy() -> None:
     answers = np.array(["a"] * 900 + ["b"] * 100, dtype=object)
     labelled = np.array(["a"] * 50 + ["b"] * 50, dtype=object)
     right = np.array([True] * 45 + [False] * 5 + [True] * 25 + [False] * 25)

@@ -47,7 +47,7 @@ COUNTS = st.tuples(*[st.integers(0, 30)] * 4).filter(any)
     # Source: Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilsons_interval_is_the_published_one(num_right, num_rows, low, high):
+def test_wilson_interval_equals_published_values(num_right, num_rows, low, high):
     interval = accuracy(right(num_right, num_rows))
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
     assert interval.value == num_right / num_rows
@@ -55,14 +55,14 @@ def test_wilsons_interval_is_the_published_one(num_right, num_rows, low, high):
 
 @settings(deadline=None, max_examples=200)
 @given(num_rows=st.integers(1, 500), data=st.data())
-def test_wilsons_interval_lies_around_the_share_and_within_zero_and_one(num_rows, data):
+def test_wilson_interval_contains_the_proportion_and_is_within_zero_and_one(num_rows, data):
     interval = accuracy(right(data.draw(st.integers(0, num_rows)), num_rows))
     assert 0 <= interval.low <= interval.value + 1e-12
     assert interval.value - 1e-12 <= interval.high <= 1
     assert interval.low < interval.high
 
 
-def test_wilsons_interval_is_never_beside_its_share():
+def test_wilson_interval_contains_proportions_of_zero_and_one():
     beside = [
         (num_right, num_rows)
         for num_rows in range(1, 60)
@@ -73,7 +73,7 @@ def test_wilsons_interval_is_never_beside_its_share():
 
 
 @pytest.mark.parametrize("num_rows", [20, 100])
-def test_wilsons_interval_holds_the_true_share_95_times_in_100(num_rows):
+def test_wilson_interval_covers_the_true_proportion_in_95_percent(num_rows):
     intervals = [accuracy(right(num_right, num_rows)) for num_right in range(num_rows + 1)]
     chances = np.linspace(0.05, 0.95, 181)
     covered = [
@@ -85,12 +85,12 @@ def test_wilsons_interval_holds_the_true_share_95_times_in_100(num_rows):
 
 @settings(deadline=None, max_examples=100)
 @given(rows=st.lists(st.booleans(), min_size=1, max_size=50), seed=st.integers(0, 9))
-def test_the_order_of_the_rows_does_not_matter_to_accuracy(rows, seed):
+def test_accuracy_is_independent_of_the_order_of_rows(rows, seed):
     correct = np.array(rows)
     assert accuracy(np.random.default_rng(seed).permutation(correct)) == accuracy(correct)
 
 
-def test_tangos_interval_is_the_published_one():
+def test_tango_interval_equals_published_values():
     # Source: Fagerland, Lydersen & Laake 2014, "Recommended tests and confidence intervals for paired binomial
     # proportions": airway reactivity before and after transplantation.
     interval = accuracy_drop(*pairs(both=1, lost=1, gained=7, neither=12))
@@ -99,7 +99,7 @@ def test_tangos_interval_is_the_published_one():
 
 @settings(deadline=None, max_examples=150)
 @given(COUNTS)
-def test_tangos_limits_are_where_the_score_leaves_the_band(counts):
+def test_tango_limits_are_where_the_score_leaves_the_band(counts):
     before, after = pairs(*counts)
     interval = accuracy_drop(before, after)
     _, lost, gained, _ = counts
@@ -123,7 +123,7 @@ def score(lost: int, gained: int, num_rows: int, drop: float) -> float:
 
 @settings(deadline=None, max_examples=200)
 @given(COUNTS)
-def test_tangos_interval_lies_around_the_drop(counts):
+def test_tango_interval_contains_the_drop(counts):
     before, after = pairs(*counts)
     interval = accuracy_drop(before, after)
     assert interval.value == pytest.approx(before.mean() - after.mean())
@@ -132,7 +132,7 @@ def test_tangos_interval_lies_around_the_drop(counts):
 
 @settings(deadline=None, max_examples=200)
 @given(COUNTS)
-def test_with_the_models_swapped_a_drop_is_a_gain(counts):
+def test_swapping_the_models_negates_the_interval(counts):
     before, after = pairs(*counts)
     there, back = accuracy_drop(before, after), accuracy_drop(after, before)
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low), abs=1e-9)
@@ -140,7 +140,7 @@ def test_with_the_models_swapped_a_drop_is_a_gain(counts):
 
 @settings(deadline=None, max_examples=100)
 @given(num_rows=st.integers(1, 5000), num_right=st.integers(0, 5000))
-def test_identical_answers_leave_an_interval_as_wide_as_the_rows_allow(num_rows, num_right):
+def test_the_interval_of_identical_predictions_depends_on_the_number_of_rows(num_rows, num_right):
     correct = right(num_right, num_rows)
     interval = accuracy_drop(correct, correct.copy())
     width = Z_95**2 / (num_rows + Z_95**2)
@@ -149,7 +149,7 @@ def test_identical_answers_leave_an_interval_as_wide_as_the_rows_allow(num_rows,
 
 @settings(deadline=None, max_examples=50)
 @given(COUNTS, st.integers(0, 9))
-def test_the_order_of_the_rows_does_not_matter_to_a_drop(counts, seed):
+def test_the_accuracy_drop_is_independent_of_the_order_of_rows(counts, seed):
     before, after = pairs(*counts)
     order = np.random.default_rng(seed).permutation(len(before))
     assert accuracy_drop(before[order], after[order]) == accuracy_drop(before, after)
@@ -157,7 +157,7 @@ def test_the_order_of_the_rows_does_not_matter_to_a_drop(counts, seed):
 
 @pytest.mark.parametrize("shares", [(0.02, 0.02), (0.05, 0.02), (0.1, 0.05), (0.2, 0.1), (0.3, 0.1)], ids=str)
 @pytest.mark.parametrize("num_rows", [20, 40])
-def test_tangos_interval_holds_the_true_drop_at_least_93_times_in_100(num_rows, shares):
+def test_tango_interval_covers_the_true_drop_in_at_least_93_percent(num_rows, shares):
     outcomes = [(lost, gained) for lost in range(num_rows + 1) for gained in range(num_rows + 1 - lost)]
     likely = [
         (chance, accuracy_drop(*pairs(0, lost, gained, num_rows - lost - gained)))
@@ -172,7 +172,7 @@ def test_tangos_interval_holds_the_true_drop_at_least_93_times_in_100(num_rows, 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
-def test_confusions_are_counted(rows):
+def test_the_confusion_matrix_counts_pairs(rows):
     truth, answers = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
     counts = confusion_matrix(truth, answers, 5)
     assert (counts.shape, counts.dtype) == ((5, 5), np.int64)
@@ -181,7 +181,7 @@ def test_confusions_are_counted(rows):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 60), st.integers(0, 999), st.floats(0.01, 1e6), st.floats(-1e6, 1e6))
-def test_an_error_has_the_units_of_the_label_and_knows_no_origin(num_rows, seed, unit, origin):
+def test_rmse_scales_with_the_label_and_ignores_its_offset(num_rows, seed, unit, origin):
     truth, answers = np.random.default_rng(seed).normal(size=(2, num_rows))
     plain, moved = rmse(truth, answers), rmse(truth * unit + origin, answers * unit + origin)
     assert plain.value == pytest.approx(np.sqrt(np.mean((truth - answers) ** 2)))
@@ -192,7 +192,7 @@ def test_an_error_has_the_units_of_the_label_and_knows_no_origin(num_rows, seed,
     )
 
 
-def test_answers_without_error_and_single_rows_have_no_width():
+def test_intervals_of_perfect_predictions_and_single_rows_have_no_width():
     truth = np.arange(20.0)
     assert rmse(truth, truth) == Interval(value=0, low=0, high=0)
     assert rmse(truth[:1], truth[:1] + 2) == Interval(value=2, low=2, high=2)
@@ -202,7 +202,7 @@ def test_answers_without_error_and_single_rows_have_no_width():
 
 
 @pytest.mark.parametrize("num_rows", [60, 300])
-def test_the_interval_of_an_error_holds_the_true_one_at_least_90_times_in_100(num_rows):
+def test_rmse_interval_covers_the_true_value_in_at_least_90_percent(num_rows):
     random = np.random.default_rng(0)
     intervals = [rmse(np.zeros(num_rows), random.normal(size=num_rows)) for _ in range(200)]
     assert np.mean([one.low <= 1 <= one.high for one in intervals]) >= 0.9
@@ -215,7 +215,7 @@ def steady(random: np.random.Generator, num_rows: int, memory: float) -> np.ndar
     return errors[100:]
 
 
-def test_errors_that_last_widen_the_interval_as_they_should():
+def test_autocorrelated_errors_widen_the_interval():
     random = np.random.default_rng(0)
     series = [steady(random, 1000, 0.8) for _ in range(150)]
     intervals = [rmse(np.zeros(1000), errors) for errors in series]
@@ -224,7 +224,7 @@ def test_errors_that_last_widen_the_interval_as_they_should():
     assert np.mean([one.low <= 1 <= one.high for one in shuffled]) < 0.8
 
 
-def test_the_interval_of_a_rise_holds_the_true_one_at_least_90_times_in_100():
+def test_rmse_rise_interval_covers_the_true_value_in_at_least_90_percent():
     random = np.random.default_rng(0)
     rise, held = 1.02 * math.sqrt(1.04) - 1, []
     for _ in range(150):
@@ -234,7 +234,7 @@ def test_the_interval_of_a_rise_holds_the_true_one_at_least_90_times_in_100():
     assert np.mean(held) >= 0.9
 
 
-def test_a_rise_is_known_better_on_the_same_rows_than_from_two_errors():
+def test_the_paired_rise_has_a_narrower_interval_than_two_errors():
     before, more = np.random.default_rng(0).normal(size=(2, 500))
     truth, after = np.zeros(500), before + 0.05 * more
     rise, first, second = rmse_rise(truth, before, after), rmse(truth, before), rmse(truth, after)
@@ -242,7 +242,7 @@ def test_a_rise_is_known_better_on_the_same_rows_than_from_two_errors():
     assert (first.low, first.high) == (rmse(truth, before).low, rmse(truth, before).high)
 
 
-def test_blocks_are_as_long_as_neighbours_have_something_in_common():
+def test_block_length_grows_with_autocorrelation():
     random = np.random.default_rng(0)
     lengths = [block_length(steady(random, 2000, memory) ** 2) for memory in (0.0, 0.7, 0.95)]
     assert lengths[0] <= 3 < lengths[1] < lengths[2]
@@ -251,14 +251,14 @@ def test_blocks_are_as_long_as_neighbours_have_something_in_common():
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=40))
-def test_the_area_is_the_share_of_pairs_in_the_right_order(rows):
+def test_roc_auc_is_the_fraction_of_correctly_ordered_pairs(rows):
     positive, scores = (np.array([row[side] for row in rows]) for side in (0, 1))
     pairs_of = [(a > b) + (a == b) / 2 for a in scores[positive == 1] for b in scores[positive == 0]]
     expected = pytest.approx(np.mean(pairs_of)) if pairs_of else None
     assert roc_auc(positive.astype(bool), scores) == expected
 
 
-def test_loss_error_and_share_explained_are_what_their_names_say():
+def test_log_loss_mean_absolute_error_and_r_squared_are_correct():
     shares = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
     assert log_loss(np.array([0, 1, 0]), shares) == pytest.approx(-(math.log(0.5) + math.log(0.75)) / 3)
     truth, answers = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 6.0])
@@ -267,6 +267,6 @@ def test_loss_error_and_share_explained_are_what_their_names_say():
     assert r_squared(np.ones(3), answers) == 0
 
 
-def test_each_class_has_its_recall_and_precision_and_none_where_there_is_nothing():
+def test_class_metrics_are_recall_and_precision_or_none_without_rows():
     counts = confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 4)
     assert class_metrics(counts) == [(2, 0.5, 1.0), (1, 1.0, 0.5), (0, None, None), (0, None, None)]

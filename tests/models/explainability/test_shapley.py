@@ -128,7 +128,7 @@ def test_text_is_compared_with_padding_and_a_sequence_of_any_length_with_the_mea
 def fitted(source: dict[str, Any], **columns: Any) -> tuple[Encoder, pa.Table]:
     rows = pa.table({"id": range(4), "label": ["a", "b", "a", "b"], **columns})
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [source]})
-    return fit(features, next(iter(partial_statistics(features, rows.to_batches())))["summary"].to_pylist()), rows
+    return fit(features, next(iter(partial_statistics(features, rows.to_batches())))["statistics"].to_pylist()), rows
 
 
 def told(encoder: Encoder, rows: pa.Table, place: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:

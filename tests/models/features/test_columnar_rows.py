@@ -44,7 +44,7 @@ def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4))
-def test_numbers_are_read_as_from_arrow(data, kinds):
+def test_numbers_are_read_like_arrow_columns(data, kinds):
     num_rows = data.draw(st.integers(1, 5))
     columns = {}
     for place, name in enumerate(kinds):
@@ -58,7 +58,7 @@ def test_numbers_are_read_as_from_arrow(data, kinds):
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), name=st.sampled_from(list(KINDS)), size=st.integers(0, 5))
-def test_elements_are_read_as_from_arrow(data, name, size):
+def test_list_elements_are_read_like_arrow_columns(data, name, size):
     kind = KINDS[name]
     cells = data.draw(st.lists(st.lists(values_of(kind), min_size=size, max_size=size), min_size=1, max_size=4))
     rows = rows_of(v=(pa.list_(kind), cells))
@@ -68,7 +68,7 @@ def test_elements_are_read_as_from_arrow(data, name, size):
 
 @pytest.mark.parametrize("name", ["uint8", "int64", "float32", "float64"])
 @pytest.mark.parametrize("cells", [[[1, None]], [None], [[1, 2], None]])
-def test_a_null_in_a_list_is_refused_as_in_arrow(name, cells):
+def test_a_null_in_a_list_is_refused_like_in_arrow(name, cells):
     rows = rows_of(v=(pa.list_(KINDS[name]), cells))
     with pytest.raises(ValueError, match="a list, or one of its elements, is null"):
         column_elements(rows, "v")
@@ -107,7 +107,7 @@ SHAPED: list[tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]] = [
 @pytest.mark.parametrize(("source", "kind", "cells"), SHAPED)
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
-def test_shaped_inputs_are_encoded_as_from_arrow(source, kind, cells, data):
+def test_shaped_inputs_are_encoded_like_arrow_columns(source, kind, cells, data):
     rows = rows_of(
         v=(pa.list_(kind), data.draw(st.lists(cells, min_size=2, max_size=5).filter(lambda all: any(map(any, all)))))
     )
@@ -118,14 +118,14 @@ def test_shaped_inputs_are_encoded_as_from_arrow(source, kind, cells, data):
     assert whole.tobytes() == np.concatenate(alone).tobytes()
 
 
-def test_images_of_another_size_are_refused_as_from_arrow():
+def test_images_of_a_wrong_size_are_refused_like_arrow_columns():
     encoder = trained(PIXELS, pa.Table.from_batches([rows_of(v=(pa.list_(pa.uint8()), [[0] * 6, [9] * 6])).batch]))
     for cells in ([[1] * 5], [[1] * 6, [1] * 5]):
         with pytest.raises(DataUnfit, match="column v has"):
             encode(encoder, rows_of(v=(pa.list_(pa.uint8()), cells)))
 
 
-def test_rows_that_came_in_cells_and_in_arrow_are_one_table_in_their_order():
+def test_columnar_and_arrow_rows_form_one_table_in_order():
     schema = pa.schema([("v", pa.int16()), ("w", pa.list_(pa.float32()))])
     parts = [{"v": [place, None], "w": [[0.5], []]} for place in range(5)]
     cells = [CellRows(one, ColumnKinds(schema)) for one in parts]

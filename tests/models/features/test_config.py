@@ -37,23 +37,23 @@ from bloomery.models.training.config import Loop, Training
     ],
     ids=lambda document: type(document).__name__,
 )
-def test_every_part_of_a_recipe_survives_json(document):
+def test_every_section_of_a_recipe_round_trips_through_json(document):
     assert type(document).model_validate(document.model_dump(mode="json")) == document
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.1, 0.1), (0.5, 0.5, 0.5), (0.7, 0.1, 0.2001)])
-def test_shares_that_do_not_add_up_are_refused_with_their_sum(shares):
+def test_split_fractions_with_a_sum_other_than_one_are_refused(shares):
     with pytest.raises(ValidationError, match=f"add up to {sum(shares):g}, not to 1"):
         Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
 
 
 @pytest.mark.parametrize("shares", [(1, 0, 0), (1.2, -0.1, -0.1)])
-def test_no_part_may_be_empty(shares):
+def test_no_split_may_be_empty(shares):
     with pytest.raises(ValidationError):
         Split(**dict(zip(("train", "val", "test"), shares, strict=True)))
 
 
-def test_shares_may_add_up_to_one_but_for_rounding():
+def test_split_fractions_may_sum_to_one_up_to_rounding():
     split = Split(train=0.7, val=0.2, test=0.1)
     assert split.train + split.val + split.test != 1
 
@@ -131,12 +131,12 @@ def test_the_name_of_a_candidate_can_be_the_name_of_a_file(name):
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
 )
-def test_a_setting_that_makes_no_sense_is_refused(part, stated):
+def test_invalid_settings_are_refused(part, stated):
     with pytest.raises(ValidationError):
         part.model_validate(stated)
 
 
-def test_a_seed_that_torch_cannot_take_is_refused():
+def test_a_seed_too_large_for_torch_is_refused():
     with pytest.raises(ValidationError):
         Training(epochs=1, seed=2**64)
 
@@ -150,7 +150,7 @@ def test_a_batch_of_one_row_is_refused_since_batch_normalisation_needs_two():
     "module",
     ["bloomery.models.features.config", "bloomery.models.features.encoder", "bloomery.models.inference.runtime"],
 )
-def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
+def test_modules_of_the_command_line_and_the_bento_need_no_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -166,7 +166,7 @@ def test_what_the_command_line_and_the_bento_import_needs_no_torch(module):
         ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
     ],
 )
-def test_limits_of_the_other_task_are_named_with_those_to_state(task, budget, gates, said):
+def test_limits_of_the_other_task_are_reported_with_their_replacement(task, budget, gates, said):
     sentences = list(misplaced_limits(task, budget, gates))
     assert len(sentences) == bool(said)
     assert all(words in sentences[0] for words in said)

@@ -163,7 +163,7 @@ def fitted(table: pa.Table, features: Features = FEATURES) -> Encoder:
 
 @settings(deadline=None, max_examples=30)
 @given(table=TABLES, data=st.data())
-def test_the_encoder_does_not_depend_on_batches_or_partitions_or_their_order(table, data):
+def test_the_encoder_is_independent_of_batches_partitions_and_order(table, data):
     batches = data.draw(st.permutations(cut(table, data)))
     split = data.draw(st.integers(0, len(batches)))
     parted = [*summaries(FEATURES, batches[split:]), *summaries(FEATURES, batches[:split])]
@@ -172,7 +172,7 @@ def test_the_encoder_does_not_depend_on_batches_or_partitions_or_their_order(tab
 
 @settings(deadline=None, max_examples=30)
 @given(table=TABLES, other=TABLES, data=st.data(), is_training=st.booleans())
-def test_rows_are_encoded_alike_together_in_batches_and_one_by_one(table, other, data, is_training):
+def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, other, data, is_training):
     encoder = fitted(other)
     whole = encode(encoder, table, is_training=is_training)
     parts = [encode(encoder, batch, is_training=is_training) for batch in cut(table, data)]
@@ -184,7 +184,7 @@ def test_rows_are_encoded_alike_together_in_batches_and_one_by_one(table, other,
 
 @settings(deadline=None, max_examples=80)
 @given(table=TABLES, other=TABLES, is_training=st.booleans())
-def test_no_conforming_row_gives_anything_but_finite_numbers(table, other, is_training):
+def test_valid_rows_are_encoded_as_finite_numbers(table, other, is_training):
     encoder = fitted(other)
     x = encode(encoder, table, is_training=is_training)
     assert x.shape == (table.num_rows, *encoder.input_shape)
@@ -198,7 +198,7 @@ def as_json(value: Any) -> Any:
 
 @settings(deadline=None, max_examples=30)
 @given(table=TABLES, other=TABLES)
-def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
+def test_a_request_is_encoded_like_the_training_row(table, other):
     encoder = fitted(other)
     check = RowCheck(CONTRACT, encoder.columns)
     rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
@@ -216,7 +216,7 @@ def test_a_request_is_encoded_as_the_same_row_in_training(table, other):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_spark")
-def test_spark_encodes_and_summarises_as_this_process_does(home: Path):
+def test_spark_gives_the_same_statistics_and_encoding(home: Path):
     from bloomery.tasks.infrastructure import spark_session
 
     rng = np.random.default_rng(0)
@@ -276,7 +276,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
         assert asked.tobytes() == np.array(found, np.float32).tobytes()
 
 
-def test_parts_in_one_batch_are_encoded_as_what_they_are():
+def test_splits_in_one_batch_are_encoded_separately():
     rows = [{**FULL, "label": "xy"[place % 2], "word": "abc"[place % 3]} for place in range(12)]
     table = table_of(rows)
     encoder = fitted(table)
@@ -291,7 +291,7 @@ def test_parts_in_one_batch_are_encoded_as_what_they_are():
     assert pa.Table.from_batches(encode_splits(encoder, "part", [empty])).num_rows == 0
 
 
-def test_inputs_stand_side_by_side_in_the_order_of_the_recipe():
+def test_flat_inputs_are_concatenated_in_the_order_of_the_recipe():
     features = Features.model_validate(
         {
             "key": "id",
@@ -309,7 +309,7 @@ def test_inputs_stand_side_by_side_in_the_order_of_the_recipe():
     assert encode(encoder, table).tolist() == [[1, 4, 3, 2], [0, 9, 3, 3]]
 
 
-def test_the_layout_of_flat_rows_says_where_numbers_of_categories_stand():
+def test_the_layout_of_flat_rows_has_the_positions_of_category_indices():
     inputs = [
         {"kind": "boolean", "columns": ["flag"], "indicator": True},
         {"kind": "category", "columns": ["word", "code"], "encoding": "index"},
@@ -329,7 +329,7 @@ def test_the_layout_of_an_image_is_its_shape(encoder):
     assert encoder.layout == Layout(kind="image", shape=(1, 8, 8))
 
 
-def test_a_whole_number_beyond_2_to_53_is_rounded_to_the_nearest_float():
+def test_integers_beyond_2_to_53_are_rounded_to_the_nearest_float():
     features = Features.model_validate(
         {"key": "id", "label": "label", "inputs": [{"kind": "number", "columns": ["whole"], "scale": "none"}]}
     )
@@ -337,7 +337,7 @@ def test_a_whole_number_beyond_2_to_53_is_rounded_to_the_nearest_float():
     assert encode(fitted(table, features), table).tolist() == [[float(2**53)], [float(2**63)]]
 
 
-def test_no_rows_are_encoded_as_no_rows():
+def test_an_empty_table_is_encoded_as_an_empty_array():
     encoder = fitted(table_of([FULL, {**FULL, "label": "y"}]))
     none = table_of([])
     assert encode(encoder, none).shape == (0, *encoder.input_shape)
@@ -345,14 +345,14 @@ def test_no_rows_are_encoded_as_no_rows():
     assert encode_rows(encoder, none, is_training=True).num_rows == 0
 
 
-def test_an_encoder_survives_its_file_to_the_last_bit(tmp_path: Path):
+def test_an_encoder_round_trips_through_its_file_exactly(tmp_path: Path):
     encoder = fitted(table_of([FULL, {**FULL, "label": "y", "number": 1 / 3, "word": "1"}]))
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     assert read_encoder(tmp_path / "encoder.json") == encoder
 
 
 @pytest.mark.parametrize(("labels", "classes"), [([3, 1, 2, 1], (1, 2, 3)), (["b", "a", "b"], ("a", "b"))])
-def test_classes_are_the_labels_in_order(labels, classes):
+def test_classes_are_the_sorted_labels(labels, classes):
     features = Features.model_validate(
         {"key": "id", "label": "label", "inputs": [{"kind": "boolean", "columns": ["flag"]}]}
     )
@@ -361,12 +361,12 @@ def test_classes_are_the_labels_in_order(labels, classes):
 
 
 @pytest.mark.parametrize(("rows", "found"), [([], r"0 class\(es\): none"), ([FULL, FULL], r"1 class\(es\): x")])
-def test_fewer_than_two_classes_cannot_be_told_apart(rows, found):
+def test_fewer_than_two_classes_are_refused(rows, found):
     with pytest.raises(DataUnfit, match=found):
         fitted(table_of(rows))
 
 
-def test_an_empty_partition_adds_nothing():
+def test_an_empty_partition_changes_nothing():
     table = table_of([FULL, {**FULL, "label": "y"}])
     assert fit(FEATURES, [*summaries(FEATURES, []), *summaries(FEATURES, table.to_batches())]) == fitted(table)
 
@@ -374,15 +374,15 @@ def test_an_empty_partition_adds_nothing():
 LABELLED = fitted(table_of([{**FULL, "label": "no"}, {**FULL, "label": "yes"}]))
 
 
-def test_a_label_becomes_its_position_among_the_classes():
+def test_a_label_becomes_its_class_index():
     labels = pa.array(["yes", "no", "yes"])
     assert encode_labels(LABELLED, labels) == pa.array([1, 0, 1], pa.int64())
     assert encode_labels(LABELLED, pa.chunked_array([labels[:1], labels[1:]])) == pa.array([1, 0, 1], pa.int64())
 
 
 @pytest.mark.parametrize("labels", [pa.array(["no", "7", "8"]), pa.chunked_array([["no", "7"], ["8", "7"]])])
-def test_a_label_that_training_did_not_see_is_refused(labels):
-    with pytest.raises(DataUnfit, match="labels 7, 8 are in the data, but not in its training part"):
+def test_a_label_that_is_not_in_the_training_split_is_refused(labels):
+    with pytest.raises(DataUnfit, match="labels 7, 8 are in the data, but not in its training split"):
         encode_labels(LABELLED, labels)
 
 

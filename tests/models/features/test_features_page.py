@@ -16,12 +16,12 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "features.md").read_text(
 SNIPPETS = dict(zip(re.findall(r"^## (\w+)$", PAGE, re.M), re.findall(r"```yaml\n(.*?)```", PAGE, re.S), strict=True))
 
 
-def test_every_kind_of_input_has_its_section():
+def test_every_kind_of_input_has_a_section():
     kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in get_args(FlatInput | ShapedInput)]
     assert set(SNIPPETS) == set(kinds)
 
 
 @pytest.mark.parametrize("kind", SNIPPETS)
-def test_a_snippet_can_be_read(kind):
+def test_snippets_are_valid(kind):
     features = Features.model_validate({"key": "id", "label": "label", "inputs": yaml.safe_load(SNIPPETS[kind])})
     assert {source.kind for source in features.inputs} == {kind}

@@ -41,7 +41,7 @@ def image(**settings: Any) -> dict[str, Any]:
 
 @settings(deadline=None, max_examples=40)
 @given(rows=PIXELS, kind=st.sampled_from(KINDS), normalise=st.sampled_from(["standard", "per_channel", "unit", "none"]))
-def test_pixels_are_scaled_alike_in_every_type_and_batch(rows, kind, normalise):
+def test_pixels_are_scaled_equally_for_every_type_and_batch(rows, kind, normalise):
     encoder, table = fitted(image(normalise=normalise), pa.array(rows, kind))
     (first, *_) = encoder.fitted
     pixels = np.array(rows, np.float32).reshape(-1, 3, 2, 2)
@@ -52,13 +52,13 @@ def test_pixels_are_scaled_alike_in_every_type_and_batch(rows, kind, normalise):
     assert fitted(image(normalise=normalise), pa.array(rows, KINDS[0]), size=1)[0] == encoder
 
 
-def test_the_training_part_has_mean_zero_and_spread_one(digits, encoder):
+def test_the_training_split_has_mean_zero_and_deviation_one(digits, encoder):
     x = encode(encoder, digits).astype(np.float64)
     assert (x.mean(), x.std()) == pytest.approx((0, 1), abs=1e-5)
     assert x.shape == (1797, 1, 8, 8)
 
 
-def test_every_channel_has_mean_zero_and_spread_one():
+def test_every_channel_has_mean_zero_and_deviation_one():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 3, 4)) // np.array([1, 2, 3])[:, None]
     encoder, table = fitted(image(normalise="per_channel"), pa.array(list(pixels.reshape(50, 12)), KINDS[0]))
     x = encode(encoder, table).astype(np.float64)
@@ -67,7 +67,7 @@ def test_every_channel_has_mean_zero_and_spread_one():
 
 
 @pytest.mark.parametrize("size", [(28, 28), (14, 14), (13, 40), (56, 7), (1, 1)], ids=str)
-def test_images_are_resized_as_torch_does_it(size):
+def test_images_are_resized_like_torch_does(size):
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28)).astype(np.uint8)
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(x.astype(np.float64)), size=size, mode="bilinear", antialias=True, align_corners=False
@@ -76,7 +76,7 @@ def test_images_are_resized_as_torch_does_it(size):
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], pa.list_(pa.float64())], ids=str)
-def test_resized_images_are_encoded_one_by_one_as_together(kind):
+def test_resized_images_are_encoded_equally_one_by_one_and_together(kind):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12))
     encoder, table = fitted(image(resize=[3, 5]), pa.array(pixels.tolist(), kind))
     x = encode(encoder, table)
@@ -84,7 +84,7 @@ def test_resized_images_are_encoded_one_by_one_as_together(kind):
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(9)) == x.tobytes()
 
 
-def test_pixels_of_another_number_than_the_shape_are_refused():
+def test_a_wrong_number_of_pixels_is_refused():
     with pytest.raises(DataUnfit, match="column a has 22 values in 2 rows"):
         fitted(image(), pa.array([[1] * 11] * 2))
 
@@ -95,7 +95,7 @@ def audio(**settings: Any) -> AudioInput:
     )
 
 
-def test_the_spectrum_is_that_of_scipy():
+def test_the_spectrogram_equals_scipy():
     samples = np.random.default_rng(0).normal(size=(3, 4000))
     _, _, wanted = stft(samples, window="hann", nperseg=256, noverlap=128, boundary=None, padded=False, scaling="psd")
     found = power_spectrogram(samples, 256, 128)
@@ -103,7 +103,7 @@ def test_the_spectrum_is_that_of_scipy():
     assert ratio.std() / ratio.mean() < 1e-6
 
 
-def test_a_tone_is_loudest_in_its_own_band():
+def test_a_tone_is_loudest_in_its_mel_band():
     source = audio(num_mels=20)
     tone = np.sin(2 * np.pi * 1000 * np.arange(4000) / 8000)[None]
     mel = 2595 * np.log10(1 + np.array([1000, 4000]) / 700)
@@ -111,7 +111,7 @@ def test_a_tone_is_loudest_in_its_own_band():
     assert abs(loudest + 1 - 21 * mel[0] / mel[1]) <= 1
 
 
-def test_clips_of_any_length_are_encoded_one_by_one_as_together():
+def test_clips_of_any_length_are_encoded_equally_one_by_one_and_together():
     rng = np.random.default_rng(0)
     clips = pa.array([rng.normal(size=length) for length in (0, 10, 4000, 9000, *[3000] * 40)], pa.list_(pa.float32()))
     source = audio().model_dump()
@@ -125,7 +125,7 @@ def test_clips_of_any_length_are_encoded_one_by_one_as_together():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
-def test_a_linear_map_tells_spoken_digits_apart(datasets: Path):
+def test_a_linear_map_classifies_spoken_digits(datasets: Path):
     with zipfile.ZipFile(datasets / "fsdd" / "fsdd.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".wav"))
         waves = [wavfile.read(io.BytesIO(archive.read(name)))[1] / 2**15 for name in names]
@@ -146,7 +146,7 @@ def text(**settings: Any) -> dict[str, Any]:
     return {"kind": "text", "column": "a", "length": 6, "vocabulary_size": 270, **settings}
 
 
-def test_a_text_becomes_the_numbers_of_its_tokens():
+def test_a_text_becomes_its_token_ids():
     encoder, table = fitted(text(length=40), pa.array(TEXTS))
     x = encode(encoder, table)
     assert x.shape == (6, 40)
@@ -164,7 +164,7 @@ def test_a_text_becomes_the_numbers_of_its_tokens():
 
 @settings(deadline=None, max_examples=20)
 @given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
-def test_texts_teach_the_same_tokens_in_any_order_and_are_encoded_one_by_one_as_together(texts, order):
+def test_byte_pairs_are_independent_of_order_and_batches(texts, order):
     shuffled = order.sample(texts, len(texts))
     encoder, table = fitted(text(missing="empty"), pa.array([*texts, "one word"], pa.string()))
     assert fitted(text(missing="empty"), pa.array(["one word", *shuffled], pa.string()), size=1)[0] == encoder
@@ -172,7 +172,7 @@ def test_texts_teach_the_same_tokens_in_any_order_and_are_encoded_one_by_one_as_
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
 
 
-def test_words_are_numbered_by_how_often_they_occur_and_others_are_unknown():
+def test_words_are_numbered_by_frequency_and_others_are_unknown():
     encoder, _ = fitted(text(tokenizer="words", vocabulary_size=5), pa.array(["b a, b", "A b [PAD]", "c"]))
     assert encoder.layout.num_tokens == 5
     read = pa.table({"a": ["b A ,", "zebra [PAD] [UNK]", "a-b", "", "b b b b b b b"]})
@@ -182,7 +182,7 @@ def test_words_are_numbered_by_how_often_they_occur_and_others_are_unknown():
 
 @settings(deadline=None, max_examples=20)
 @given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
-def test_words_are_the_same_in_any_order_and_are_encoded_one_by_one_as_together(texts, order):
+def test_words_are_independent_of_order_and_batches(texts, order):
     source = text(tokenizer="words", vocabulary_size=9, missing="empty")
     shuffled = order.sample(texts, len(texts))
     encoder, table = fitted(source, pa.array([*texts, "one word"], pa.string()))
@@ -192,12 +192,12 @@ def test_words_are_the_same_in_any_order_and_are_encoded_one_by_one_as_together(
     assert b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(len(table))) == x.tobytes()
 
 
-def test_fewer_byte_pairs_than_bytes_are_refused():
-    with pytest.raises(ValueError, match="257 at least"):
+def test_a_byte_pair_vocabulary_smaller_than_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="at least 257"):
         fitted(text(vocabulary_size=256), pa.array(TEXTS))
 
 
-def test_a_fitted_text_survives_its_file(tmp_path: Path):
+def test_a_fitted_text_round_trips_through_its_file(tmp_path: Path):
     encoder, table = fitted(text(), pa.array(TEXTS))
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     assert encode(read_encoder(tmp_path / "encoder.json"), table).tobytes() == encode(encoder, table).tobytes()

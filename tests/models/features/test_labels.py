@@ -49,7 +49,7 @@ def fitted(labels: Any, words: list[Any] | None = None, size: int = 10**6, **cat
 
 @settings(deadline=None, max_examples=60)
 @given(labels=LABELS)
-def test_figures_in_standard_units_are_decoded_to_what_they_were(labels):
+def test_decoding_inverts_standardising(labels):
     encoder, table = fitted(labels)
     y = encode_labels(encoder, table["y"])
     assert y.type == pa.float32()
@@ -63,12 +63,12 @@ def test_figures_in_standard_units_are_decoded_to_what_they_were(labels):
 
 @settings(deadline=None, max_examples=30)
 @given(labels=LABELS, order=st.randoms())
-def test_the_units_are_the_same_in_any_order_and_batches(labels, order):
+def test_the_label_units_are_independent_of_order_and_batches(labels, order):
     assert fitted(order.sample(labels, len(labels)), size=1)[0].units == fitted(labels)[0].units
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.int16(), pa.float32(), pa.float64()], ids=str)
-def test_labels_of_every_type_of_number_are_figures(kind):
+def test_labels_of_every_numeric_type_are_accepted(kind):
     encoder, table = fitted(pa.array([1, 2, 3, 6], kind))
     assert encoder.units is not None
     assert (encoder.units.mean, encoder.units.deviation) == (3.0, pytest.approx(3.5**0.5))
@@ -78,39 +78,39 @@ def test_labels_of_every_type_of_number_are_figures(kind):
 
 
 @pytest.mark.parametrize("labels", [[2.5, 2.5, 2.5], pa.array([], pa.float64())], ids=["constant", "none"])
-def test_labels_that_do_not_differ_are_refused(labels):
-    with pytest.raises(DataUnfit, match=r"the training part has (the label 2.5 in every row|no label)"):
+def test_constant_labels_are_refused(labels):
+    with pytest.raises(DataUnfit, match=r"the training split has (the label 2.5 in every row|no label)"):
         fitted(labels)
 
 
 @pytest.mark.parametrize("wrong", [None, float("nan"), float("inf")], ids=str)
-def test_a_label_that_is_no_number_is_refused_in_training_and_behind_it(wrong):
+def test_missing_or_infinite_labels_are_refused_in_fit_and_encode(wrong):
     labels = pa.array([1.0, wrong, 3.0])
-    with pytest.raises(DataUnfit, match="where a figure is to be learnt"):
+    with pytest.raises(DataUnfit, match="of a regression"):
         fitted(labels)
     encoder, _ = fitted([1.0, 2.0])
-    with pytest.raises(DataUnfit, match="where a figure is to be learnt"):
+    with pytest.raises(DataUnfit, match="of a regression"):
         encode_labels(encoder, labels)
 
 
-def test_a_figure_far_from_all_others_stays_finite():
+def test_an_outlier_label_stays_finite():
     encoder, _ = fitted([0.0, 1e-300])
     assert np.isfinite(encode_labels(encoder, pa.array([1e300])).to_numpy()).all()
 
 
-def test_the_outputs_of_a_classification_have_no_units():
+def test_outputs_of_a_classification_cannot_be_decoded():
     features = Features.model_validate(
         {"key": "id", "label": "y", "inputs": [{"kind": "category", "columns": ["word"]}]}
     )
     table = pa.table({"id": [0, 1], "y": [0, 1], "word": ["a", "b"]})
     encoder = fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, table.to_batches())])
-    with pytest.raises(ValueError, match="classes are no figures"):
+    with pytest.raises(ValueError, match="only the outputs of a regression have units"):
         decode(encoder, np.zeros((2, 1), np.float32))
 
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_nan=False, allow_infinity=False)), max_size=20))
-def test_sums_of_groups_are_exact(pairs):
+def test_group_sums_are_exact(pairs):
     groups = np.array([group for group, _ in pairs], np.int64)
     wanted: dict[int, Fraction] = {}
     for group, value in pairs:
@@ -126,7 +126,7 @@ def target(rows: list[tuple[Any, float]], size: int = 10**6) -> tuple[Encoder, p
 
 @settings(deadline=None, max_examples=40)
 @given(rows=ROWS, data=st.data())
-def test_no_training_row_sees_its_own_figure(rows, data):
+def test_regression_target_encoding_excludes_the_rows_own_label(rows, data):
     rows = [("a", 0.0), ("b", 1.0), *rows]
     row = data.draw(st.integers(2, len(rows) - 1))
     changed = [*rows[:row], (rows[row][0], rows[row][1] + 1000), *rows[row + 1 :]]
@@ -139,7 +139,7 @@ def test_no_training_row_sees_its_own_figure(rows, data):
 
 @settings(deadline=None, max_examples=40)
 @given(rows=ROWS, order=st.randoms(), size=st.integers(1, 5))
-def test_a_name_becomes_the_mean_of_its_figures_drawn_towards_0(rows, order, size):
+def test_regression_target_encoding_is_the_mean_label_shrunk_towards_0(rows, order, size):
     rows = [("a", 0.0), ("b", 1.0), *rows]
     encoder, table = target(rows)
     labels, words = np.array([label for _, label in rows]), np.array([str(word) for word, _ in rows])

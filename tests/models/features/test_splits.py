@@ -23,7 +23,7 @@ NEW_YEAR_2020 = 18_262 * DAY
         ("1969-12-31T23:59:59.999999Z", datetime(1970, 1, 1, tzinfo=UTC), (-1, 0)),
     ],
 )
-def test_stated_moments_are_whole_numbers_and_survive_json(val_from, test_from, cuts):
+def test_stated_boundaries_are_integers_and_round_trip_through_json(val_from, test_from, cuts):
     split = Split(by="time", column="seen", val_from=val_from, test_from=test_from)
     assert split.cuts == cuts
     assert Split.model_validate(split.model_dump(mode="json")) == split
@@ -38,6 +38,6 @@ def test_stated_moments_are_whole_numbers_and_survive_json(val_from, test_from, 
         ({"by": "time", "column": "a", "val_from": 2, "test_from": "2020-01-01"}, "both be numbers, or both dates"),
     ],
 )
-def test_cuts_that_make_no_parts_are_refused(stated, said):
+def test_invalid_boundaries_are_refused(stated, said):
     with pytest.raises(ValidationError, match=said):
         Split(**stated)

@@ -19,15 +19,15 @@ def encoder_for(task: str) -> Encoder:
     rows = pa.record_batch({"id": [0, 1, 2, 3], "x": [1.0, 2.0, 3.0, 4.0], "y": LABELS[task]})
     number = {"kind": "number", "columns": ["x"]}
     features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
-    return fit(features, next(iter(partial_statistics(features, [rows])))["summary"].to_pylist())
+    return fit(features, next(iter(partial_statistics(features, [rows])))["statistics"].to_pylist())
 
 
-def test_classes_are_answered_with_probabilities() -> None:
+def test_classification_outputs_become_probabilities() -> None:
     shares = predictions_from(encoder_for("classification"), np.array([[0.0, 0.0, 0.0], [0.0, 100.0, 0.0]], np.float32))
     assert shares == pytest.approx(np.array([[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]]), abs=1e-12)
 
 
-def test_figures_come_back_in_the_units_of_the_label() -> None:
+def test_regression_outputs_are_converted_to_the_units_of_the_label() -> None:
     encoder = encoder_for("regression")
     standard = encode_labels(encoder, pa.array(LABELS["regression"])).to_numpy()
     assert (standard.mean(), standard.std()) == pytest.approx((0, 1), abs=1e-6)
@@ -53,7 +53,7 @@ def quantized_as_rows_come(tmp_path: Path) -> Path:
     return path
 
 
-def test_asked_row_by_row_no_row_changes_the_answer_to_another(quantized_as_rows_come: Path) -> None:
+def test_row_by_row_outputs_do_not_depend_on_other_rows(quantized_as_rows_come: Path) -> None:
     runtime = create_session(quantized_as_rows_come)
     x = np.array([[0.1, 0.2, 0.3], [100.0, 0.0, -100.0]], np.float32)
     alone, together = (compute_outputs(runtime, rows, is_row_by_row=True) for rows in (x[:1], x))
@@ -61,7 +61,7 @@ def test_asked_row_by_row_no_row_changes_the_answer_to_another(quantized_as_rows
     assert not (compute_outputs(runtime, x, is_row_by_row=False)[:1] == alone).all()
 
 
-def test_many_rows_and_none_are_answered_in_order(quantized_as_rows_come: Path) -> None:
+def test_outputs_of_many_rows_and_of_none_are_in_order(quantized_as_rows_come: Path) -> None:
     runtime = create_session(quantized_as_rows_come)
     x = np.tile(np.arange(3000, dtype=np.float32)[:, None], 3)
     answers = compute_outputs(runtime, x, is_row_by_row=True)

@@ -19,7 +19,7 @@ LOGITS = arrays(
 
 @settings(deadline=None, max_examples=200)
 @given(LOGITS)
-def test_probabilities_add_up_to_one_however_large_the_logits(logits_BK):
+def test_probabilities_sum_to_one_for_any_logits(logits_BK):
     shares_BK = softmax(logits_BK)
     assert (shares_BK.dtype, shares_BK.shape) == (np.float64, logits_BK.shape)
     assert ((shares_BK >= 0) & (shares_BK <= 1)).all()
@@ -33,23 +33,23 @@ def test_a_larger_logit_never_has_a_smaller_probability(logits_BK):
         assert (np.diff(shares_K[np.argsort(logits_K, kind="stable")]) >= 0).all()
 
 
-def test_equal_logits_share_alike_and_a_far_larger_one_takes_all():
+def test_equal_logits_have_equal_probabilities_and_a_dominant_one_has_all():
     assert softmax(np.full((1, 4), 3e38, np.float32)).tolist() == [[0.25] * 4]
     assert softmax(np.array([[3e38, -3e38, 0]], np.float32)).tolist() == [[1, 0, 0]]
 
 
-def test_probabilities_stand_in_the_ratio_of_the_exponentials():
+def test_probabilities_are_proportional_to_exponentials():
     (shares_K,) = softmax(np.array([[0, np.log(2), np.log(5)]], np.float32))
     assert shares_K == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=1e-7)
 
 
-def test_a_session_runs_with_the_settings_that_ship(exported):
+def test_a_session_has_the_endpoints_settings(exported):
     runtime = create_session(exported)
     assert runtime.get_providers() == ["CPUExecutionProvider"]
     assert runtime.get_session_options().intra_op_num_threads == 1
 
 
-def test_answers_are_float32_logits_row_by_row(exported, parts):
+def test_outputs_are_float32_logits_per_row(exported, parts):
     runtime, x = create_session(exported), parts.test.x[:17].numpy()
     together = run_session(runtime, x)
     assert (together.dtype, together.shape) == (np.float32, (17, 10))

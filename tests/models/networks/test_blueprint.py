@@ -19,7 +19,7 @@ BLUEPRINT = Blueprint(
 )
 
 
-def test_a_network_is_read_as_it_was_written(tmp_path: Path, trained, parts):
+def test_reading_a_network_inverts_writing_it(tmp_path: Path, trained, parts):
     write_network(trained.network, trained.blueprint, tmp_path / "w", tmp_path / "b")
     network, blueprint = read_network(tmp_path / "w", tmp_path / "b")
     assert blueprint == trained.blueprint
@@ -28,7 +28,7 @@ def test_a_network_is_read_as_it_was_written(tmp_path: Path, trained, parts):
         assert torch.equal(network(parts.test.x), trained.network(parts.test.x))
 
 
-def test_the_digest_is_that_of_the_file_and_depends_on_the_weights_alone(tmp_path: Path):
+def test_the_digest_is_that_of_the_file_and_depends_only_on_the_weights(tmp_path: Path):
     network = build_network(BLUEPRINT)
     digests = [write_network(network, BLUEPRINT, tmp_path / name, tmp_path / "b") for name in ("one", "other.weights")]
     assert digests == [digest_of_file(tmp_path / "one")] * 2
@@ -37,7 +37,7 @@ def test_the_digest_is_that_of_the_file_and_depends_on_the_weights_alone(tmp_pat
     assert write_network(network, BLUEPRINT, tmp_path / "one", tmp_path / "b") not in digests
 
 
-def test_writing_keeps_what_batch_normalisation_has_seen(tmp_path: Path):
+def test_writing_keeps_batch_normalisation_statistics(tmp_path: Path):
     network = build_network(BLUEPRINT)
     network(torch.randn(4, 2, 6, 4) + 3)
     write_network(network, BLUEPRINT, tmp_path / "w", tmp_path / "b")
@@ -61,13 +61,13 @@ def test_parameters_are_counted():
     assert num_parameters(build_network(BLUEPRINT)) == by_hand
 
 
-def test_a_blueprint_survives_json_and_cannot_be_changed():
+def test_a_blueprint_round_trips_through_json_and_is_frozen():
     assert Blueprint.model_validate_json(BLUEPRINT.model_dump_json()) == BLUEPRINT
     with pytest.raises(ValidationError):
         BLUEPRINT.num_outputs = 5
 
 
-def test_a_seed_draws_the_same_weights_again():
+def test_equal_seeds_give_equal_initial_weights():
     def drawn(seed: int) -> torch.Tensor:
         set_deterministic(seed, num_threads=1)
         return build_network(BLUEPRINT).head.weight
@@ -76,7 +76,7 @@ def test_a_seed_draws_the_same_weights_again():
     assert not torch.equal(drawn(1), drawn(2))
 
 
-def test_what_the_bits_depend_on_is_recorded():
+def test_set_deterministic_reports_what_the_bits_depend_on():
     processor = set_deterministic(seed=0, num_threads=1)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()

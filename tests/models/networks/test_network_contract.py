@@ -154,7 +154,7 @@ every_kind_with_padding = pytest.mark.parametrize("learnt", marked(PADDABLE), in
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_it_gives_one_row_of_outputs_for_each_row(name, num_outputs):
+def test_it_gives_one_row_of_outputs_per_row(name, num_outputs):
     """One output for a regression, a logit per class otherwise."""
     blueprint = blueprint_of(name, num_outputs)
     network = build_network(blueprint)
@@ -165,7 +165,7 @@ def test_it_gives_one_row_of_outputs_for_each_row(name, num_outputs):
 
 
 @every_kind
-def test_it_learns_eight_rows_by_heart(learnt):
+def test_it_overfits_eight_rows(learnt):
     with torch.no_grad():
         assert torch.equal(learnt.network(learnt.x).argmax(1), learnt.y)
 
@@ -177,7 +177,7 @@ def test_every_parameter_learns(learnt):
 
 
 @every_kind
-def test_a_row_is_answered_alike_in_any_company(learnt):
+def test_the_output_of_a_row_does_not_depend_on_its_batch(learnt):
     with torch.no_grad():
         alone = torch.cat([learnt.network(row) for row in learnt.x.split(1)])
         torch.testing.assert_close(learnt.network(learnt.x), alone, atol=1e-5, rtol=1e-4)
@@ -185,7 +185,7 @@ def test_a_row_is_answered_alike_in_any_company(learnt):
 
 @every_kind
 @pytest.mark.parametrize("num_rows", [1, 5, 33])
-def test_its_onnx_file_answers_any_number_of_rows_as_it_does(learnt, num_rows):
+def test_its_onnx_file_equals_it_for_any_number_of_rows(learnt, num_rows):
     x = rows_of(learnt.blueprint.layout, num_rows)
     with torch.no_grad():
         expected = learnt.network(x).numpy()
@@ -194,7 +194,7 @@ def test_its_onnx_file_answers_any_number_of_rows_as_it_does(learnt, num_rows):
 
 @every_kind_with_padding
 @pytest.mark.parametrize("length", [1, 4, 13])
-def test_its_onnx_file_answers_rows_of_any_length_as_it_does(learnt, length):
+def test_its_onnx_file_equals_it_for_rows_of_any_length(learnt, length):
     x = rows_of(learnt.blueprint.layout, 6, length)
     with torch.no_grad():
         expected = learnt.network(x).numpy()
@@ -202,7 +202,7 @@ def test_its_onnx_file_answers_rows_of_any_length_as_it_does(learnt, length):
 
 
 @every_kind_with_padding
-def test_padding_has_no_part_in_the_answer(learnt):
+def test_padding_does_not_affect_the_output(learnt):
     layout, x = learnt.blueprint.layout, learnt.x
     longer = F.pad(x, (0, 4) if layout.kind == "tokens" else (0, 0, 0, 4))
     if layout.is_padded:
@@ -217,7 +217,7 @@ def test_padding_has_no_part_in_the_answer(learnt):
 
 
 @every_kind
-def test_it_keeps_most_answers_in_the_8_bits_that_its_kind_is_given(learnt, tmp_path: Path):
+def test_it_keeps_most_predictions_in_8_bits(learnt, tmp_path: Path):
     how = next(spec.quantize for spec in default_candidates(learnt.blueprint.config.kind) if spec.quantize)
     quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), how=how)
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
@@ -227,7 +227,7 @@ def test_it_keeps_most_answers_in_the_8_bits_that_its_kind_is_given(learnt, tmp_
 
 
 @every_kind
-def test_it_is_read_as_it_was_written(learnt, tmp_path: Path):
+def test_reading_inverts_writing(learnt, tmp_path: Path):
     write_network(learnt.network, learnt.blueprint, tmp_path / "w", tmp_path / "b")
     again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
     assert blueprint == learnt.blueprint
@@ -236,7 +236,7 @@ def test_it_is_read_as_it_was_written(learnt, tmp_path: Path):
 
 
 @every_kind
-def test_its_answers_can_be_explained(learnt):
+def test_its_predictions_can_be_explained(learnt):
     x, layout = learnt.x[:2], learnt.blueprint.layout
     explained = explain(learnt.network, x, layout, make_baseline(x, layout, learnt.x))
     assert explained.weights.shape == tuple(x.shape)

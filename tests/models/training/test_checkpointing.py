@@ -76,7 +76,7 @@ def run(
 
 @pytest.mark.parametrize("loop", [PLAIN, RICH], ids=["plain", "rich"])
 @pytest.mark.parametrize("killed_at", [5, 9, 13, 16])
-def test_training_that_was_killed_ends_in_the_same_bits(tmp_path: Path, loop: Loop, killed_at: int):
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, loop: Loop, killed_at: int):
     wanted = run(tmp_path, loop, NEVER)
     assert not (tmp_path / "kept").exists()
     with pytest.raises(Killed):
@@ -110,7 +110,7 @@ def written(path: Path, layout: Layout, num_rows: int) -> Path:
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["memory", "disk"])
 @pytest.mark.parametrize(("config", "layout"), SEQUENCES, ids=["gru", "lstm", "transformer"])
-def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(tmp_path, config, layout, is_streamed):
+def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(tmp_path, config, layout, is_streamed):
     loop = Loop(epochs=3, batch_size=16, clip_norm=1.0, ema=0.9)
     train_path, val_path = (written(tmp_path / f"{num}.parquet", layout, num) for num in (310, 60))
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
@@ -149,21 +149,21 @@ def test_networks_for_sequences_end_in_the_same_bits_from_memory_and_from_disk(t
     assert weights(Path("killed"), 6) == wanted
 
 
-def test_only_the_newest_checkpoint_is_kept_and_it_can_be_forgotten(tmp_path: Path):
+def test_only_the_newest_checkpoint_is_kept_and_it_can_be_deleted(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_steps=4))
     assert len(list((tmp_path / "kept").iterdir())) == 1
     Checkpointer(tmp_path / "kept", NEVER).delete()
     assert not (tmp_path / "kept").exists()
 
 
-def test_checkpoints_are_written_as_time_passes(tmp_path: Path):
+def test_checkpoints_are_written_after_a_time(tmp_path: Path):
     run(tmp_path, PLAIN, Checkpoints(every_minutes=1e-9))
     (place,) = (tmp_path / "kept").iterdir()
     assert place.name.endswith(f"{3 * 13}")
 
 
 @pytest.mark.parametrize("damage", ["weights.safetensors", "position.json", "state/.metadata"])
-def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: str):
+def test_a_damaged_checkpoint_is_ignored(tmp_path: Path, damage: str):
     wanted = run(tmp_path, PLAIN, NEVER)
     with pytest.raises(Killed):
         run(tmp_path, PLAIN, Checkpoints(every_steps=4), killed_at=6)
@@ -175,13 +175,13 @@ def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: str):
     assert seen[0] == 1
 
 
-def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path: Path):
+def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path):
     wanted = run(tmp_path, PLAIN, NEVER)
     (tmp_path / "kept" / ".step-000000000009").mkdir(parents=True)
     assert run(tmp_path, PLAIN, Checkpoints(every_steps=4)) == wanted
 
 
-def test_a_network_that_has_one_tensor_under_two_names_is_kept(tmp_path: Path):
+def test_a_network_with_tied_weights_is_saved(tmp_path: Path):
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -217,7 +217,7 @@ def test_a_network_that_has_one_tensor_under_two_names_is_kept(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_process_killed_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path):
+def test_killing_a_process_during_an_epoch_changes_nothing(tmp_path: Path):
     wanted = run(tmp_path, RICH, NEVER)
     child = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
     deadline = time.monotonic() + 120

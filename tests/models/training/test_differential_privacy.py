@@ -30,27 +30,27 @@ def privately(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, see
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
-def test_no_more_than_the_promised_epsilon_is_spent_and_nearly_all_of_it(parts, epsilon):
+def test_nearly_all_of_epsilon_is_spent_and_no_more(parts, epsilon):
     _, _, spent = privately(parts, epsilon)
     assert 0.95 * epsilon < spent.epsilon <= epsilon
     assert spent.delta == 1e-4
 
 
-def test_more_privacy_takes_more_noise_and_accuracy(parts):
+def test_more_privacy_needs_more_noise_and_costs_accuracy(parts):
     runs = {epsilon: privately(parts, epsilon)[1:] for epsilon in (0.2, 8.0)}
     assert runs[0.2][1].noise > 2 * runs[8.0][1].noise
     assert runs[0.2][0][-1].val_score + 0.1 < runs[8.0][0][-1].val_score
     assert runs[8.0][0][-1].val_score > 0.6
 
 
-def test_equal_seeds_end_in_equal_bits_and_other_noise_in_others(parts):
+def test_equal_seeds_give_equal_bits_and_other_noise_other_bits(parts):
     loop = LOOP.model_copy(update={"epochs": 1})
     same, again, other = (privately(parts, 3.0, loop=loop, seed=seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(same[name], again[name]) for name in same)
     assert not any(torch.equal(same[name], other[name]) for name in same)
 
 
-def test_the_network_can_be_exported_as_if_it_had_been_trained_plainly(parts):
+def test_a_privately_trained_network_can_be_exported(parts):
     network, _, _ = privately(parts, 3.0, loop=LOOP.model_copy(update={"epochs": 1}))
     assert not network.training
     assert {key for parameter in network.parameters() for key in vars(parameter)} == set()
@@ -70,7 +70,7 @@ def test_the_network_can_be_exported_as_if_it_had_been_trained_plainly(parts):
         (FtTransformer(kind="ft_transformer", width=8, num_heads=2), Layout(kind="flat", shape=(6,))),
     ],
 )
-def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config, layout):
+def test_networks_that_mix_rows_or_lack_per_row_gradients_are_refused(config, layout):
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=2))
     rows = Examples(torch.zeros(10, *layout.shape), torch.zeros(10, dtype=torch.int64), torch.arange(10).numpy())
     with pytest.raises(RecipeInvalid, match="cannot be trained privately"):
@@ -78,9 +78,10 @@ def test_networks_that_mix_rows_or_tell_no_gradient_of_a_row_are_refused(config,
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "told"), [(1.0, 0.01, "lets whole rows leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")]
+    ("epsilon", "delta", "told"),
+    [(1.0, 0.01, "allows complete rows to leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")],
 )
-def test_a_promise_that_means_nothing_or_cannot_be_kept_is_refused(epsilon, delta, told):
+def test_meaningless_or_infeasible_privacy_is_refused(epsilon, delta, told):
     network = build_network(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
     rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
     with pytest.raises(RecipeInvalid, match=told):

@@ -43,7 +43,7 @@ def trained_digest(folder: Path, parts, *, seed: int, order_seed: int) -> str:
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint")
 
 
-def test_a_network_can_learn_eight_rows_by_heart(parts):
+def test_a_network_can_overfit_eight_rows(parts):
     set_deterministic(seed=0, num_threads=1)
     few = first(parts.train, 8)
     network = build_network(
@@ -54,16 +54,16 @@ def test_a_network_can_learn_eight_rows_by_heart(parts):
     assert epochs[-1].train_loss < 0.1 < epochs[0].train_loss
 
 
-def test_a_network_learns_what_carries_over_to_new_rows(trained, parts):
+def test_a_network_generalises_to_new_rows(trained, parts):
     assert evaluate(trained.network, parts.test)[1] > 0.85
 
 
-def test_equal_seeds_end_in_equal_bits(tmp_path: Path, parts):
+def test_equal_seeds_give_equal_bits(tmp_path: Path, parts):
     digests = {trained_digest(tmp_path, parts, seed=3, order_seed=3) for _ in range(2)}
     assert len(digests) == 1
 
 
-def test_other_seeds_end_in_other_bits(tmp_path: Path, parts):
+def test_other_seeds_give_other_bits(tmp_path: Path, parts):
     digests = {trained_digest(tmp_path, parts, seed=seed, order_seed=order) for seed, order in ((3, 3), (3, 4), (4, 3))}
     assert len(digests) == 3
 
@@ -80,7 +80,7 @@ def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
     assert not network.training
 
 
-def test_every_epoch_is_told_in_order_as_it_ends(parts):
+def test_every_epoch_is_reported_in_order(parts):
     told: list[EpochResult] = []
     epochs = train(
         build_network(BLUEPRINT),
@@ -96,7 +96,7 @@ def test_every_epoch_is_told_in_order_as_it_ends(parts):
     assert epochs[-1].learning_rate < max(epoch.learning_rate for epoch in epochs) <= LOOP.learning_rate
 
 
-def test_every_epoch_has_an_order_of_its_own(parts):
+def test_every_epoch_has_a_different_order(parts):
     network, seen = build_network(BLUEPRINT), []
     network.register_forward_pre_hook(lambda module, given: seen.append(given[0]) if module.training else None)
     train(network, first(parts.train, 64), first(parts.val, 20), Loop(epochs=2, batch_size=64), seed=0)
@@ -106,13 +106,13 @@ def test_every_epoch_has_an_order_of_its_own(parts):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_training_on_what_is_no_number_diverges(parts, value):
+def test_training_on_values_that_are_not_finite_diverges(parts, value):
     with pytest.raises(TrainingDiverged, match="the loss of epoch 1 is nan"):
         train(build_network(BLUEPRINT), with_value(first(parts.train, 64), value), parts.val, LOOP, seed=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_validation_loss_that_is_no_number_diverges(parts, value):
+def test_a_validation_loss_that_is_not_finite_diverges(parts, value):
     with pytest.raises(TrainingDiverged):
         train(build_network(BLUEPRINT), first(parts.train, 64), with_value(parts.val, value), LOOP, seed=0)
 
@@ -123,7 +123,7 @@ def test_too_large_a_learning_rate_diverges(parts):
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
-def test_fewer_than_two_rows_cannot_be_learnt_from(parts, num_rows):
+def test_fewer_than_two_training_rows_are_refused(parts, num_rows):
     with pytest.raises(TrainingDiverged, match="fewer than two rows"):
         train(build_network(BLUEPRINT), first(parts.train, num_rows), parts.val, LOOP, seed=0)
 
@@ -136,7 +136,7 @@ def test_any_number_of_rows_and_epochs_fits_the_schedule(parts, num_rows, num_ep
     assert len(epochs) == num_epochs
 
 
-def test_predictions_do_not_depend_on_how_rows_are_cut_into_batches(trained, parts):
+def test_predictions_do_not_depend_on_batches(trained, parts):
     whole = predict(trained.network, parts.test.x)
     torch.testing.assert_close(predict(trained.network, parts.test.x, num_batches=50), whole, atol=1e-5, rtol=1e-5)
     assert whole.shape == (len(parts.test.y), 10)
@@ -152,7 +152,7 @@ def test_evaluation_changes_nothing(trained, parts):
     assert not network.training
 
 
-def test_evaluation_is_mean_cross_entropy_and_the_share_of_right_answers():
+def test_evaluation_is_mean_cross_entropy_and_accuracy():
     logits_BK = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     examples = Examples(logits_BK, torch.tensor([0, 1, 1]), torch.arange(3).numpy())
     loss, share = evaluate(torch.nn.Identity(), examples)

@@ -23,7 +23,7 @@ LAYOUTS = [
 ]
 
 
-def test_values_are_put_at_their_paths_and_nothing_else_changes():
+def test_values_are_set_at_their_paths_and_nothing_else_changes():
     model, training = apply_values(
         Mlp(kind="mlp", dropout=0.3), TRAINING, {"model.hidden": [5, 6], "training.augment.flip": True}
     )
@@ -32,7 +32,7 @@ def test_values_are_put_at_their_paths_and_nothing_else_changes():
     assert training.augment.flip
 
 
-def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
+def test_a_complete_optional_block_can_be_a_choice():
     space = {"model.periodic": (None, {"spread": 8})}
     training = TRAINING.model_copy(update={"search": Search(space=space)})
     for model in (Mlp(kind="mlp"), Mlp(kind="mlp", periodic=Periodic(spread=2))):
@@ -46,7 +46,7 @@ def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
     ("space", "told"),
     [
         ({"model.periodic": (None, {"spred": 8})}, "model.periodic"),
-        ({"training": ({"epochs": 3},)}, "nothing at 'training'"),
+        ({"training": ({"epochs": 3},)}, "no searchable option 'training'"),
         ({"training.augment": ({},), "training.augment.flip": (True,)}, "training.augment.flip inside it"),
         ({"model.hiden": (1, 2)}, "'model.hiden'.*did you mean 'model.hidden'"),
         ({"training.search.trials": (1, 2)}, "'training.search.trials'"),
@@ -56,24 +56,27 @@ def test_a_block_that_the_recipe_has_or_leaves_out_is_a_choice_as_a_whole():
         ({"training.schedule": ("cosine", "sine")}, "schedule"),
     ],
 )
-def test_a_space_that_leads_nowhere_is_refused_before_anything_runs(space, told):
+def test_an_invalid_space_is_refused_before_training(space, told):
     training = TRAINING.model_copy(update={"search": Search(space=space)})
     with pytest.raises(RecipeInvalid, match=told):
         require_valid_space(Mlp(kind="mlp"), training)
 
 
-def test_with_auto_a_path_is_one_of_a_network_that_may_be_tried_and_only_that_one_reads_it():
+def test_with_auto_a_path_applies_only_to_the_networks_that_have_it():
     possible = {"model.hidden": ((8,), (16,)), "training.batch_size": (16, 32)}
     require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=possible)}))
     assert search_space(Mlp(kind="mlp"), possible) == possible
     assert search_space(FtTransformer(kind="ft_transformer"), possible).keys() == {"training.batch_size"}
     assert search_space(Rnn(kind="rnn"), possible).keys() == {"training.batch_size"}  # whose width is one figure
-    for space, told in (({"model.hiden": (8,)}, "nothing at 'model.hiden'"), ({"model.cell": ("lstn",)}, "model.cell")):
+    for space, told in (
+        ({"model.hiden": (8,)}, "no searchable option 'model.hiden'"),
+        ({"model.cell": ("lstn",)}, "model.cell"),
+    ):
         with pytest.raises(RecipeInvalid, match=told):
             require_valid_space(Auto(kind="auto"), TRAINING.model_copy(update={"search": Search(space=space)}))
 
 
-def test_epochs_are_searched_or_stated_and_choices_are_some():
+def test_epochs_are_either_searched_or_fixed_and_choices_are_not_empty():
     both = TRAINING.model_copy(update={"search": Search(epochs=3, space={"training.epochs": (2, 4)})})
     with pytest.raises(RecipeInvalid, match=r"training\.epochs is searched"):
         require_valid_space(Mlp(kind="mlp"), both)
@@ -81,14 +84,14 @@ def test_epochs_are_searched_or_stated_and_choices_are_some():
         Search(space={"model.dropout": ()})
 
 
-def test_a_stated_space_takes_the_place_of_the_usual_one():
+def test_a_stated_space_replaces_the_default_one():
     stated = {"model.dropout": (0.0, 0.5)}
     assert search_space(Cnn(kind="cnn"), stated) == stated
     assert {"training.learning_rate", "model.hidden"} <= search_space(Rnn(kind="rnn"), {}).keys()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.kind}{list(layout.shape)}")
-def test_every_sensible_network_reads_its_rows_and_every_value_of_its_space_is_possible(layout):
+def test_every_default_network_reads_its_rows_and_has_a_valid_space(layout):
     for model in default_networks(layout):
         for path, choices in search_space(model, {}).items():
             for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
@@ -98,6 +101,6 @@ def test_every_sensible_network_reads_its_rows_and_every_value_of_its_space_is_p
 
 
 @pytest.mark.parametrize(("low", "high", "log"), [(2, 1, False), (1, 1, False), (0.0, 1.0, True)])
-def test_a_range_has_something_between_its_ends(low, high, log):
-    with pytest.raises(ValueError, match="no range lies"):
+def test_an_empty_range_is_refused(low, high, log):
+    with pytest.raises(ValueError, match=r"the range from .* is empty"):
         Range(low=low, high=high, log=log)

@@ -49,13 +49,13 @@ def rates(**stated: Any) -> list[float]:
     return found
 
 
-def test_the_loss_of_classes_is_torchs_own_added_up():
+def test_the_classification_loss_is_torchs_summed_cross_entropy():
     loop = Loop(epochs=1, label_smoothing=0.1)
     expected = F.cross_entropy(LOGITS, CLASSES, label_smoothing=0.1) * len(CLASSES)
     assert build_loss(loop, CLASSES)(LOGITS, CLASSES).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
+def test_balanced_class_weights_are_equal_per_class_with_mean_one():
     weights = class_weights(CLASSES, 4)
     assert (weights * torch.bincount(CLASSES, minlength=4)).tolist() == pytest.approx([2, 2, 2, 0])
     assert weights[CLASSES].mean().item() == pytest.approx(1)
@@ -66,13 +66,13 @@ def test_balanced_classes_weigh_alike_and_rows_weigh_one_on_average():
 
 
 @pytest.mark.parametrize(("loss", "measure"), [("squared", F.mse_loss), ("huber", F.huber_loss)])
-def test_the_loss_of_figures_is_the_stated_one(loss, measure):
+def test_the_regression_loss_is_the_configured_one(loss, measure):
     outputs, y = torch.tensor([[0.0], [3.0]]), torch.tensor([0.5, 0.0])
     found = build_loss(Loop(epochs=1, loss=loss), y)(outputs, y)
     assert found.item() == pytest.approx(2 * measure(outputs[:, 0], y).item())
 
 
-def test_scores_of_parts_add_up_to_the_score_of_all():
+def test_sums_of_batches_give_the_score_of_all_rows():
     whole = loss_and_score(loss_and_metric_sums(LOGITS, CLASSES), CLASSES)
     parts = loss_and_metric_sums(LOGITS[:2], CLASSES[:2]) + loss_and_metric_sums(LOGITS[2:], CLASSES[2:])
     assert loss_and_score(parts, CLASSES) == pytest.approx(whole)
@@ -81,7 +81,7 @@ def test_scores_of_parts_add_up_to_the_score_of_all():
     assert rmse == pytest.approx(math.sqrt(loss))
 
 
-def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out():
+def test_biases_and_norms_have_no_decay_and_frozen_parameters_are_excluded():
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
     network[2].requires_grad_(False)
     groups = build_optimizer(network, Loop(epochs=1, weight_decay=0.3), {"0.weight": 0.5}).param_groups
@@ -92,7 +92,7 @@ def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out():
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "linear", "constant"])
-def test_rates_rise_to_the_stated_one_and_fall_as_the_schedule_says(schedule):
+def test_learning_rates_rise_to_the_configured_one_and_fall_by_schedule(schedule):
     found = rates(schedule=schedule, warmup=0.25)
     assert max(found) == pytest.approx(1.0, abs=0.05)
     top = found.index(max(found))
@@ -102,13 +102,13 @@ def test_rates_rise_to_the_stated_one_and_fall_as_the_schedule_says(schedule):
     assert (found[-1] < 0.2) == (schedule != "constant")
 
 
-def test_no_warm_up_begins_at_the_stated_rate():
+def test_without_warm_up_the_first_rate_is_the_configured_one():
     assert rates(schedule="cosine", warmup=0)[0] == rates(schedule="constant")[0] == 1.0
 
 
 @settings(deadline=None, max_examples=30)
 @given(scale=st.floats(1e-3, 1e3), largest=st.floats(0.1, 10))
-def test_clipped_gradients_have_at_most_the_stated_norm(scale, largest):
+def test_clipped_gradients_have_at_most_the_configured_norm(scale, largest):
     network = linear()
     (network(torch.ones(2, 3)).sum() * scale).backward()
     before = torch.cat([one.grad.flatten() for one in network.parameters()])
@@ -118,7 +118,7 @@ def test_clipped_gradients_have_at_most_the_stated_norm(scale, largest):
     torch.testing.assert_close(after, before * min(1.0, largest / before.norm().item()), rtol=1e-3, atol=1e-6)
 
 
-def test_a_running_mean_follows_the_weights_and_leaves_them_as_they_are():
+def test_the_moving_average_follows_the_weights_without_changing_them():
     network = linear()
     mean, first = EMA(network, 0.9), network.weight.detach().clone()
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_running_mean_follows_the_weights_and_leaves_them_as_they_are():
     torch.testing.assert_close(network.weight.detach(), first + 1)
 
 
-def test_the_running_mean_is_what_is_evaluated_and_kept():
+def test_the_moving_average_is_evaluated_and_returned():
     rows, network = line(), linear()
     epochs = train(network, rows, rows, Loop(epochs=2, batch_size=20, ema=0.99), seed=0)
     assert evaluate(network, rows) == (epochs[-1].val_loss, epochs[-1].val_score)
@@ -139,14 +139,14 @@ def test_the_running_mean_is_what_is_evaluated_and_kept():
     assert not torch.equal(plain.weight, network.weight)
 
 
-def test_accumulated_batches_step_as_one_large_batch():
+def test_accumulated_batches_equal_one_large_batch():
     rows, (small, large) = line(64), (linear(), linear())
     train(small, rows, rows, Loop(epochs=3, batch_size=8, accumulate=4, learning_rate=0.1), seed=0)
     train(large, rows, rows, Loop(epochs=3, batch_size=32, learning_rate=0.1), seed=0)
     torch.testing.assert_close(small.weight, large.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_training_ends_when_it_has_not_been_better_for_a_while():
+def test_training_stops_after_patience_epochs_without_improvement():
     rows = line()
     contrary = rows._replace(y=-rows.y)
     epochs = train(linear(), rows, contrary, Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20), seed=0)
@@ -154,7 +154,7 @@ def test_training_ends_when_it_has_not_been_better_for_a_while():
     assert len(epochs) == best.number + 2 < 20
 
 
-def test_the_best_epoch_is_told_by_the_figure_that_is_asked_for():
+def test_the_best_epoch_is_selected_by_the_configured_metric():
     told = [EpochResult(1, 1.0, 0.5, 0.7, 0.1), EpochResult(2, 1.0, 0.4, 0.8, 0.1), EpochResult(3, 1.0, 0.6, 0.9, 0.1)]
     by_loss, by_score, by_none = (Loop(epochs=3, best_by=figure) for figure in ("loss", "score", "last"))
     assert [best_epoch(told, loop, is_error=False).number for loop in (by_loss, by_score, by_none)] == [2, 3, 3]
@@ -191,9 +191,7 @@ def test_a_regression_is_learnt(stated):
 @pytest.mark.parametrize(
     ("has_circuits", "may", "same_as"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
 )
-def test_the_precision_follows_the_processor_and_what_it_may_use_where_it_is_left_to_it(
-    has_circuits, may, same_as, monkeypatch
-):
+def test_auto_precision_follows_the_cpu_and_its_allowed_instructions(has_circuits, may, same_as, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_circuits})
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: may)
     rows, learnt = line(), {}
@@ -214,7 +212,7 @@ def images(num_rows: int = 12) -> torch.Tensor:
     [Augment(flip=True), Augment(shift=2), Augment(rotate=20), Augment(erase=0.5), Augment(mask=0.4)],
     ids=["flip", "shift", "rotate", "erase", "mask"],
 )
-def test_images_change_by_the_draw_alone_and_keep_their_shape(augment):
+def test_augmentation_depends_only_on_the_generator_and_keeps_the_shape(augment):
     x = images()
     before = x.clone()
     once, again, other = (augment_batch(x, augment, batch_generator(1, 2, batch)) for batch in (3, 3, 4))
@@ -225,7 +223,7 @@ def test_images_change_by_the_draw_alone_and_keep_their_shape(augment):
     assert not torch.equal(once, x)
 
 
-def test_flipped_images_are_the_images_or_their_mirrors():
+def test_flipped_images_are_the_images_or_their_mirror_images():
     x = images(40)
     changed = augment_batch(x, Augment(flip=True), batch_generator(0, 1, 0))
     is_same, is_mirror = ((changed == one).flatten(1).all(1) for one in (x, x.flip(3)))
@@ -242,7 +240,7 @@ def test_shifted_images_keep_their_middle():
     assert torch.all(hits.any(1))
 
 
-def test_a_turn_keeps_what_is_round_also_on_an_image_that_is_wide():
+def test_a_rotation_keeps_a_circle_round_in_a_wide_image():
     down, right = torch.arange(25.0)[:, None] - 12, torch.arange(41.0)[None] - 20
     blob = torch.exp(-(down**2 + right**2) / 20).expand(6, 1, 25, 41)
     changed = augment_batch(blob, Augment(rotate=180), batch_generator(0, 1, 0))
@@ -263,7 +261,7 @@ def test_erased_images_lose_one_rectangle():
 
 @settings(deadline=None, max_examples=40)
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8), share=st.floats(0, 0.9), seed=st.integers(0, 99))
-def test_tokens_that_are_left_keep_their_order_and_padding_stays_behind(lengths, share, seed):
+def test_remaining_tokens_keep_their_order_and_padding_stays_at_the_end(lengths, share, seed):
     x = torch.zeros(len(lengths), 9)
     for row, length in zip(x, lengths, strict=True):
         row[:length] = torch.arange(1, length + 1)
@@ -277,14 +275,14 @@ def test_tokens_that_are_left_keep_their_order_and_padding_stays_behind(lengths,
         assert length == 0 or left[0] == 1
 
 
-def test_mixed_rows_are_as_much_their_own_as_is_said():
+def test_mixup_rows_have_the_reported_share():
     x, y = torch.eye(6), torch.arange(6)
     blend = mixup(x, y, 0.4, batch_generator(0, 1, 1))
     assert 0.5 <= blend.share <= 1
     torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other] * (1 - blend.share))
 
 
-def test_operations_are_counted_forward_and_backward_and_leave_the_network_alone():
+def test_flops_count_forward_and_backward_without_changing_the_network():
     network = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False))
     before = copy.deepcopy(network.state_dict())
     counted = count_flops_per_row(network, torch.rand(2, 8))

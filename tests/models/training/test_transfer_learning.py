@@ -43,7 +43,7 @@ def in_two(examples: Examples) -> Examples:
     return examples._replace(y=examples.y % 2)
 
 
-def test_weights_of_equal_name_and_shape_are_taken_and_the_others_drawn_anew():
+def test_weights_of_equal_name_and_shape_are_loaded_and_others_initialised():
     source, target = network_of(10, seed=1), network_of(3, seed=2)
     head = target.head.weight.detach().clone()
     told = transfer_weights(target, source.state_dict(), StartFrom(network="source"))
@@ -53,18 +53,18 @@ def test_weights_of_equal_name_and_shape_are_taken_and_the_others_drawn_anew():
     assert set(told.loaded) == source.state_dict().keys() - set(told.initialised)
 
 
-def test_a_network_of_which_nothing_fits_is_refused():
+def test_weights_without_any_match_are_refused():
     with pytest.raises(RecipeInvalid, match="same kind and widths"):
         transfer_weights(network_of(3), {"other.weight": torch.zeros(3)}, StartFrom(network="other"))
 
 
 @pytest.mark.parametrize("freeze", [("blocks", "nothing"), ("blocks", "hidden", "head")])
-def test_what_cannot_be_frozen_is_refused(freeze):
+def test_invalid_freeze_prefixes_are_refused(freeze):
     with pytest.raises(RecipeInvalid, match="freeze"):
         transfer_weights(network_of(3), network_of(3).state_dict(), StartFrom(network="same", freeze=freeze))
 
 
-def test_frozen_layers_do_not_change_in_training_not_even_what_batch_normalisation_counts(parts):
+def test_frozen_layers_and_their_batch_statistics_do_not_change_in_training(parts):
     network = network_of(10)
     transfer_weights(network, network_of(10, seed=1).state_dict(), StartFrom(network="same", freeze=("blocks",)))
     before = copy.deepcopy(network.state_dict())
@@ -73,7 +73,7 @@ def test_frozen_layers_do_not_change_in_training_not_even_what_batch_normalisati
     assert changed == {"hidden.weight", "hidden.bias", "head.weight", "head.bias"}
 
 
-def test_modules_are_frozen_whole_or_not_at_all():
+def test_a_module_is_frozen_only_if_all_its_parameters_are():
     network = network_of(3)
     assert frozen_modules(network) == []
     network.hidden.bias.requires_grad_(False)
@@ -82,7 +82,7 @@ def test_modules_are_frozen_whole_or_not_at_all():
     assert frozen_modules(network) == [network.hidden]
 
 
-def test_each_layer_learns_at_a_share_of_the_rate_of_the_next():
+def test_each_layer_has_a_fraction_of_the_next_layers_learning_rate():
     config = Transformer(kind="transformer", width=8, num_heads=2, num_layers=2)
     network = build_network(
         Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=2)
@@ -93,7 +93,7 @@ def test_each_layer_learns_at_a_share_of_the_rate_of_the_next():
     assert len(set(shares.values())) == len({name.split(".")[0] for name in shares} - {"blocks"}) + 2
 
 
-def test_what_was_learnt_of_many_rows_helps_where_there_are_few():
+def test_pretraining_on_many_rows_helps_with_few_rows():
     source = network_of(6)
     train(source, scenes(2000, 0), scenes(300, 1), Loop(epochs=6), seed=0)
     few, held_out = in_two(scenes(24, 10)), in_two(scenes(600, 2))

@@ -126,7 +126,7 @@ def test_a_regression_is_told_in_the_units_of_its_label(dataset_of, tmp_path: Pa
 
 
 def test_a_training_part_that_is_large_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(batches, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(batches, "_MAX_BYTES", 1000)
     trained = train(dataset_of(), MLP, QUICK)
     assert trained.val_score > 0.8
     assert "val_per_class.json" in artifacts_of(trained)

@@ -31,18 +31,18 @@ def encoded(encoder: Encoder, words: list[Any]) -> list[list[float]]:
     return encode(encoder, pa.table({"a": words})).tolist()
 
 
-def test_one_hot_has_a_place_for_the_missing_one_for_others_and_one_for_each_name():
+def test_one_hot_has_a_position_for_missing_for_other_and_for_each_category():
     encoder, _ = fitted(["b", "a", None, "b"])
     assert encoded(encoder, ["a", "b", None, "c"]) == [[0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("words", [["b", "a", "c", "b"], [7, 3, 9, 7]])
-def test_an_index_is_a_place_among_the_sorted_names(words):
+def test_an_index_is_the_position_among_sorted_categories(words):
     encoder, _ = fitted(words, encoding="index")
     assert encoded(encoder, sorted(set(words))) == [[2], [3], [4]]
 
 
-def test_rare_names_and_those_beyond_the_most_frequent_become_other():
+def test_rare_categories_and_those_beyond_the_maximum_become_other():
     words = ["a"] * 5 + ["b"] * 4 + ["c"] * 4 + ["d"]
     assert encoded(fitted(words, encoding="index", min_count=2)[0], list("abcd")) == [[2], [3], [4], [1]]
     assert encoded(fitted(words, encoding="index", max_categories=2)[0], list("abcd")) == [[2], [3], [1], [1]]
@@ -50,23 +50,23 @@ def test_rare_names_and_those_beyond_the_most_frequent_become_other():
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.none() | st.integers(0, 300), min_size=1, max_size=400))
-def test_many_names_are_found_as_few_are(codes):
+def test_lookup_of_many_values_equals_lookup_of_few(codes):
     encoder, _ = fitted([*range(250), *range(100)], encoding="index", max_categories=150)
     assert encoded(encoder, pa.array(codes, pa.int64())) == [
         row for code in codes for row in encoded(encoder, pa.array([code], pa.int64()))
     ]
 
 
-def test_an_unknown_name_is_refused_where_the_recipe_says_so_and_a_rare_one_is_not():
+def test_unknown_refuse_rejects_unknown_categories_but_not_rare_ones():
     encoder, table = fitted(["a", "a", "b"], encoding="index", min_count=2, unknown="refuse")
     assert encode(encoder, table).tolist() == [[2], [2], [1]]
-    with pytest.raises(DataUnfit, match="column a has the value 'c', which the training part has not"):
+    with pytest.raises(DataUnfit, match="column a has the value 'c', which is not in the training split"):
         encoded(encoder, ["a", "c"])
     with pytest.raises(DataUnfit, match="'c'"):
         encoded(encoder, ["a", "b", "c"] * 50)
 
 
-def test_a_hash_puts_every_name_into_a_bucket_that_never_changes():
+def test_hash_buckets_never_change():
     encoder, _ = fitted(["a"] * 2, encoding="hash", num_buckets=5)
     words = [None, *(f"word {number}" for number in range(200))]
     x = np.array(encoded(encoder, words))
@@ -76,8 +76,8 @@ def test_a_hash_puts_every_name_into_a_bucket_that_never_changes():
     assert [np.array(encoded(encoder, [word]))[0].tolist() for word in words] == x.tolist()
 
 
-def test_too_many_names_are_refused_in_whatever_batches(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(category, "MOST_NAMES", 10)
+def test_too_many_categories_are_refused_for_any_batches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(category, "MAX_LISTED_CATEGORIES", 10)
     with pytest.raises(DataUnfit, match="column a has more than 10 different values"):
         fitted(list(range(11)))
     encoder, table = fitted(list(range(10)))
@@ -97,7 +97,7 @@ WORDS = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2))
 
 @settings(deadline=None, max_examples=60)
 @given(rows=WORDS, data=st.data())
-def test_no_training_row_sees_its_own_label(rows, data):
+def test_target_encoding_of_a_training_row_excludes_its_own_label(rows, data):
     words, labels = [word for word, _ in rows], [label for _, label in rows]
     labels[:3] = [0, 1, 2]
     row = data.draw(st.integers(3, len(rows) - 1))
@@ -110,7 +110,7 @@ def test_no_training_row_sees_its_own_label(rows, data):
     assert np.array_equal(x[fold == fold[row]], y[fold == fold[row]])
 
 
-def test_a_name_becomes_the_shares_of_the_classes_drawn_towards_the_prior():
+def test_target_encoding_is_the_class_fraction_shrunk_towards_the_prior():
     words, labels = ["a"] * 8 + ["b"] * 2, [0, 0, 1, 1, 1, 1, 2, 2, 0, 1]
     encoder, table = fitted(words, labels, encoding="target", smoothing=2.0, num_folds=4)
     prior = np.array([5, 2]) / 10

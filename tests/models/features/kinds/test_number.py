@@ -43,7 +43,7 @@ def by_hand(values: np.ndarray, fill: float) -> list[float]:
     return [float(np.float32(fill)) if value is None else next(it) for value in VALUES]
 
 
-def test_standard_scaling_takes_mean_and_deviation_of_the_present_values():
+def test_standard_scaling_uses_mean_and_deviation_of_non_missing_values():
     scaled = (PRESENT - PRESENT.mean()) / PRESENT.std()
     assert number(missing="mean") == pytest.approx(by_hand(scaled, 0.0), rel=1e-6)
     median = (3.0 - PRESENT.mean()) / PRESENT.std()
@@ -51,22 +51,22 @@ def test_standard_scaling_takes_mean_and_deviation_of_the_present_values():
 
 
 @pytest.mark.parametrize(("missing", "fill"), [("zero", 0.0), (7, 7.0), (-2.5, -2.5), ("median", 3.0)])
-def test_a_missing_value_becomes_what_the_recipe_says(missing, fill):
+def test_missing_values_are_filled_as_configured(missing, fill):
     assert number(missing=missing, scale="none") == by_hand(PRESENT, fill)
 
 
-def test_robust_scaling_takes_median_and_quartiles():
+def test_robust_scaling_uses_median_and_quartiles():
     low, middle, high = np.quantile(PRESENT, [0.25, 0.5, 0.75], method="inverted_cdf")
     assert number(missing="median", scale="robust") == pytest.approx(by_hand((PRESENT - middle) / (high - low), 0.0))
 
 
-def test_min_max_scaling_goes_from_0_to_1_after_clipping():
+def test_min_max_scaling_is_from_0_to_1_after_clipping():
     clipped = np.clip(PRESENT, 0, 50)
     found = number(missing="zero", scale="min_max", clip={"low": 0, "high": 50})
     assert found == pytest.approx(by_hand(clipped / 50, 0.0))
 
 
-def test_clipping_at_quantiles_comes_before_the_mean_and_the_spread():
+def test_clipping_at_quantiles_precedes_mean_and_deviation():
     low, high = np.quantile(PRESENT, [0.2, 0.8], method="inverted_cdf")
     clipped = np.clip(PRESENT, low, high)
     found = number(missing="mean", clip={"low_quantile": 0.2, "high_quantile": 0.8})
@@ -94,23 +94,23 @@ def test_a_quantile_transform_of_many_values_is_uniform():
     assert np.quantile(x, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=2e-3)
 
 
-def test_an_indicator_stands_behind_all_columns():
+def test_indicators_follow_all_columns():
     found = encoded({"kind": "number", "missing": "zero", "scale": "none", "indicator": True}, VALUES)
     assert [row[1] for row in found] == [float(value is None) for value in VALUES]
 
 
 @pytest.mark.parametrize("scale", ["standard", "robust", "min_max"])
-def test_values_that_are_all_alike_become_zero(scale):
+def test_constant_values_become_zero(scale):
     assert encoded({"kind": "number", "scale": scale}, [0.1] * 4) == [[0.0]] * 4
 
 
-def test_a_value_too_large_for_float32_becomes_the_largest():
+def test_values_too_large_for_float32_are_clamped():
     largest = float(np.finfo(np.float32).max)
     assert encoded({"kind": "number", "scale": "none"}, [1e300, -1e300]) == [[largest], [-largest]]
 
 
 @pytest.mark.parametrize("kind", ["number", "boolean", "date"])
-def test_a_missing_value_is_refused_unless_the_recipe_says_what_it_means(kind):
+def test_missing_values_are_refused_by_default(kind):
     column = {"number": [1.0, 2.0, None], "boolean": [True, False, None], "date": [date(2024, 1, 1)] * 2 + [None]}[kind]
     source = {"kind": kind, "columns": ["a"], **({"parts": ["month"]} if kind == "date" else {})}
     encoder, table = fitted(source, column)
@@ -118,8 +118,8 @@ def test_a_missing_value_is_refused_unless_the_recipe_says_what_it_means(kind):
         encode(encoder, table)
 
 
-def test_a_column_without_any_value_teaches_nothing():
-    with pytest.raises(DataUnfit, match="column a has no value in the training part"):
+def test_a_column_without_values_is_refused():
+    with pytest.raises(DataUnfit, match="column a has no value in the training split"):
         fitted({"kind": "number", "columns": ["a"], "missing": "mean"}, pa.array([None, None], pa.float64()))
 
 
@@ -142,7 +142,7 @@ def circle(place: float, num_parts: int) -> list[float]:
     ],
     ids=str,
 )
-def test_parts_of_the_calendar_lie_on_circles(moment):
+def test_calendar_parts_are_points_on_circles(moment):
     source = {"kind": "date", "parts": ["month", "day_of_month", "day_of_year", "day_of_week", "hour", "minute"]}
     wanted = [
         *circle(moment.month - 1, 12),
@@ -188,12 +188,12 @@ def test_elapsed_days_have_mean_0_and_deviation_1_and_a_missing_date_is_0():
     ],
     ids=str,
 )
-def test_an_input_that_makes_no_sense_is_refused(source):
+def test_invalid_inputs_are_refused(source):
     with pytest.raises(ValidationError):
         Features.model_validate({"key": "id", "label": "y", "inputs": [source]})
 
 
-def test_a_shaped_input_stands_alone():
+def test_a_shaped_input_must_be_the_only_input():
     shaped = {"kind": "image", "column": "i", "shape": [1, 2, 2]}
     with pytest.raises(ValidationError, match="must be the only input"):
         Features.model_validate({"key": "id", "label": "y", "inputs": [shaped, {"kind": "boolean", "columns": ["b"]}]})

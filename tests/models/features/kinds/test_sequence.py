@@ -68,7 +68,7 @@ def alone(encoder: Encoder, table: pa.Table) -> bytes:
 
 @settings(deadline=None, max_examples=40)
 @given(rows=WIDE, scale=SCALES)
-def test_steps_in_wide_columns_are_scaled_place_by_place(rows, scale):
+def test_steps_in_wide_columns_are_scaled_per_position(rows, scale):
     columns = {name: [row[at] for row in rows] for at, name in enumerate(NAMES)}
     encoder, table = fitted({"columns": STEPS, "scale": scale}, columns)
     x = encode(encoder, table)
@@ -81,7 +81,7 @@ def test_steps_in_wide_columns_are_scaled_place_by_place(rows, scale):
 
 @settings(deadline=None, max_examples=60)
 @given(rows=POINTS, kind=st.sampled_from(ARRAYS), scale=SCALES)
-def test_arrays_are_cut_or_padded_behind_and_say_which_steps_are_there(rows, kind, scale):
+def test_arrays_are_truncated_or_padded_and_mark_real_steps(rows, kind, scale):
     encoder, table = points(rows, kind, scale=scale)
     x = encode(encoder, table)
     assert encoder.layout == Layout(kind="sequence", shape=(LENGTH, WIDTH + 1), is_padded=True)
@@ -94,13 +94,13 @@ def test_arrays_are_cut_or_padded_behind_and_say_which_steps_are_there(rows, kin
     assert points(rows[::-1], ARRAYS[0], size=1, scale=scale)[0] == encoder
 
 
-def test_a_row_is_encoded_alike_whatever_longer_rows_stand_beside_it():
+def test_the_encoding_of_a_row_does_not_depend_on_longer_rows():
     encoder, table = points([[[1, 2]], [[3, 4]] * 9, []])
     assert encode(encoder, table.take(pa.array([0])))[0].tobytes() == encode(encoder, table)[0].tobytes()
     assert encode(encoder, table)[1].tobytes() == encode(encoder, points([[[3, 4]] * 3, []])[1])[0].tobytes()
 
 
-def test_an_array_that_is_no_whole_number_of_steps_is_refused():
+def test_an_array_with_an_incomplete_step_is_refused():
     encoder, _ = points([[[1, 2]], [[3, 5]]])
     with pytest.raises(DataUnfit, match="column points has an array of 3 values"):
         encode(encoder, pa.table({"points": [[1, 2, 3]]}))
@@ -113,12 +113,12 @@ def test_a_missing_value_is_refused():
         encode(encoder, table.set_column(table.schema.get_field_index("y2"), "y2", pa.array([1, None])))
 
 
-def test_steps_that_are_nowhere_there_teach_nothing():
+def test_a_column_without_steps_is_refused():
     with pytest.raises(DataUnfit, match="column points has no value"):
         points([[], []])
 
 
-def test_a_request_is_encoded_as_the_row_in_training(contract_of_points: Contract):
+def test_a_request_is_encoded_like_the_training_row(contract_of_points: Contract):
     encoder, table = points([[[1, 2], [3, 4]], [[5, 6]] * 5, []])
     rows = table.select(["points"]).to_pylist()
     assert (
@@ -146,7 +146,7 @@ def contract_of_points() -> Contract:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_spark")
 @pytest.mark.parametrize("in_array", [True, False])
-def test_spark_encodes_and_summarises_as_this_process_does(home: Path, in_array: bool):
+def test_spark_gives_the_same_statistics_and_encoding(home: Path, in_array: bool):
     from bloomery.tasks.infrastructure import spark_session
 
     random = np.random.default_rng(0)
@@ -171,17 +171,23 @@ def test_spark_encodes_and_summarises_as_this_process_does(home: Path, in_array:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ({}, "state the columns of each step, or one array column"),
-        ({"columns": STEPS, "column": "points", "length": 3}, "state the columns of each step, or one array column"),
-        ({"column": "points"}, "length is for an array column, which needs it"),
-        ({"columns": STEPS, "length": 3}, "length is for an array column"),
-        ({"columns": STEPS, "width": 2}, "width is for an array column"),
+        ({}, "state either the columns of each step, or one array column"),
+        (
+            {"columns": STEPS, "column": "points", "length": 3},
+            "state either the columns of each step, or one array column",
+        ),
+        ({"column": "points"}, "an array column needs length"),
+        (
+            {"columns": STEPS, "length": 3},
+            "an array column needs length, its maximum number of steps; columns take none",
+        ),
+        ({"columns": STEPS, "width": 2}, "only an array column takes width"),
         ({"columns": [["x1", "y1"], ["x2"]]}, "as many columns as the first"),
         ({"columns": [["x1", "y1"], ["x2", "x1"]]}, "column named twice in one input: x1"),
         ({"columns": [["x1", "label"]]}, "column 'label' is the label"),
     ],
     ids=str,
 )
-def test_what_no_sequence_can_be_is_refused(source, sentence):
+def test_invalid_sequence_inputs_are_refused(source, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Features.model_validate({"key": "id", "label": "label", "inputs": [{"kind": "sequence", **source}]})

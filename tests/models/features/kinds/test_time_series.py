@@ -38,7 +38,7 @@ def fitted(a: pa.Array, b: pa.Array, size: int = 10**6, **more: Any) -> tuple[En
 
 @settings(deadline=None, max_examples=40)
 @given(rows=WINDOWS, kind=st.sampled_from(KINDS), scale=st.sampled_from(["standard", "none"]))
-def test_windows_are_scaled_column_by_column_in_every_type_and_batch(rows, kind, scale):
+def test_windows_are_scaled_per_column_for_every_type_and_batch(rows, kind, scale):
     other = pa.array([[value / 3 for value in row] for row in rows], pa.list_(pa.float64()))
     encoder, table = fitted(pa.array(rows, kind), other, scale=scale)
     x = encode(encoder, table)
@@ -74,7 +74,7 @@ def filled(row: list[int | None], how: str, mean: float) -> list[float]:
     scale=st.sampled_from(["standard", "none"]),
     kind=st.sampled_from(KINDS[:3]),
 )
-def test_missing_values_are_filled_inside_their_window(rows, missing, indicator, scale, kind):
+def test_missing_values_are_filled_within_their_window(rows, missing, indicator, scale, kind):
     whole = pa.array([[1.0, 2.0, 4.0]] * len(rows))
     stated = {"missing": missing, "indicator": indicator, "scale": scale}
     encoder, table = fitted(pa.array(rows, kind), whole, **stated)
@@ -93,13 +93,13 @@ def test_missing_values_are_filled_inside_their_window(rows, missing, indicator,
     assert fitted(pa.array(rows[::-1], KINDS[0]), whole.take(order), 1, **stated)[0] == encoder
 
 
-def test_a_column_of_nothing_but_gaps_teaches_nothing():
+def test_a_column_of_only_missing_values_is_refused():
     nothing = pa.array([[None] * LENGTH] * 2, KINDS[0])
-    with pytest.raises(DataUnfit, match="column a has no value in the training part"):
+    with pytest.raises(DataUnfit, match="column a has no value in the training split"):
         fitted(nothing, pa.array([[1, 2, 3]] * 2), missing="previous")
 
 
-def test_values_beyond_float32_become_the_largest():
+def test_values_beyond_float32_are_clamped():
     encoder, table = fitted(pa.array([[1e300, -1e300, 0]] * 2), pa.array([[1.0, 2, 3]] * 2), scale="none")
     assert np.isfinite(encode(encoder, table)).all()
 
@@ -114,13 +114,13 @@ def test_values_beyond_float32_become_the_largest():
     ],
     ids=str,
 )
-def test_windows_that_are_not_whole_are_refused(windows, sentence):
+def test_incomplete_windows_are_refused(windows, sentence):
     encoder, table = fitted(pa.array([[1, 2, 3]] * 2), pa.array([[1, 2, 3]] * 2))
     with pytest.raises(DataUnfit, match=f"column a has windows {sentence}"):
         encode(encoder, table.set_column(2, "a", pa.array(windows)))
 
 
-def test_a_fitted_series_survives_its_file(tmp_path: Path):
+def test_a_fitted_series_round_trips_through_its_file(tmp_path: Path):
     encoder, table = fitted(pa.array([[1, 2, 3], [7, 2, 1]]), pa.array([[0.1, 2, 3]] * 2), spacing=0.5, group="g")
     (tmp_path / "encoder.json").write_text(encoder.model_dump_json(indent=1), encoding="utf-8")
     again = read_encoder(tmp_path / "encoder.json")
@@ -140,26 +140,26 @@ def test_a_fitted_series_survives_its_file(tmp_path: Path):
         ({"spacing": 0}, {}, "greater than 0"),
         ({"horizon": -1}, {}, "greater than or equal to 0"),
         ({"columns": ["a", "y"]}, {}, "column 'y' is the label"),
-        ({"indicator": True}, {}, "an indicator has no meaning where missing values are refused"),
-        ({}, {"split": {"by": "time", "column": "a"}}, "the split cannot read it"),
-        ({}, {"split": {"by": "time", "column": "t", "apart": ["b"]}}, "the split cannot read it"),
+        ({"indicator": True}, {}, "`indicator` needs a `missing` other than refuse"),
+        ({}, {"split": {"by": "time", "column": "a"}}, "the split cannot use it"),
+        ({}, {"split": {"by": "time", "column": "t", "apart": ["b"]}}, "the split cannot use it"),
         ({"time": "id"}, {"deduplicate": True}, "no two rows share a time"),
     ],
     ids=str,
 )
-def test_what_no_series_can_be_is_refused(series, features, sentence):
+def test_invalid_series_inputs_are_refused(series, features, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Features.model_validate({"key": "id", "label": "y", "inputs": [{**SERIES, **series}], **features})
 
 
-def test_a_forecast_may_read_what_it_forecasts():
+def test_a_forecast_may_read_its_own_label_column():
     stated = {**SERIES, "columns": ["a", "y"], "horizon": 2}
     features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [stated]})
     assert features.is_forecast
     assert features.label_column not in ("y", "a")
 
 
-def test_a_perceptron_reads_windows_as_one_vector_and_can_be_pruned_and_exported(tmp_path: Path):
+def test_an_mlp_reads_windows_as_one_vector_and_can_be_pruned_and_exported(tmp_path: Path):
     blueprint = Blueprint(
         config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
     )

@@ -37,7 +37,7 @@ def test_moments_are_exact_for_all_finite_values(values):
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data(), values=VALUES)
-def test_parts_in_any_order_make_the_sketch_of_the_whole(data, values):
+def test_merged_sketches_equal_the_sketch_of_all_values(data, values):
     whole = build_sketch(np.array(values))
     shuffled = np.array(data.draw(st.permutations(values)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=4)))
@@ -58,7 +58,7 @@ def test_moments_after_clipping_at_quantiles_are_exact(values, shares):
 
 @settings(deadline=None, max_examples=200)
 @given(values=VALUES, share=st.floats(0, 1))
-def test_a_quantile_is_a_value_of_the_rows_and_at_most_a_thousandth_off(values, share):
+def test_a_quantile_is_an_observed_value_within_a_thousandth(values, share):
     (found,) = quantiles(build_sketch(np.array(values)), [share])
     wanted = float(np.sort(values)[max(int(np.ceil(share * len(values))), 1) - 1])
     assert found in values
@@ -102,22 +102,22 @@ def test_mean_and_deviation_are_rounded_once(values):
         assert abs(relative) <= Fraction(1, 10**12)
 
 
-def test_values_that_are_all_alike_have_a_deviation_of_one():
+def test_constant_values_have_a_deviation_of_one():
     assert sketch_moments(build_sketch(np.full(9, 0.1))).deviation() == 1.0
 
 
-def test_bytes_are_summed_as_numbers_are():
+def test_byte_moments_equal_float_moments():
     values = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
     assert byte_moments(values) == sketch_moments(build_sketch(values.astype(float)))
 
 
-def test_nothing_adds_nothing():
+def test_empty_sketches_are_neutral():
     sketch = build_sketch(np.array([1.0, 2.0]))
     assert merge_sketches([empty_sketch(), sketch, empty_sketch()]) == sketch
     assert sketch_moments(empty_sketch()) == Moments()
     assert (Moments().mean(), Moments().deviation()) == (0.0, 1.0)
 
 
-def test_moments_survive_json():
+def test_moments_round_trip_through_json():
     sums = exact([1e308, -5e-324])
     assert Moments.model_validate_json(sums.model_dump_json()) == sums

@@ -16,7 +16,7 @@ YESTERDAY_NUMBERS = [16294208416658607535, 16490336266968443936, 479397143767720
 
 @settings(deadline=None, max_examples=100)
 @given(words=st.lists(st.text(max_size=20), min_size=1, max_size=20, unique=True), data=st.data())
-def test_a_hash_depends_on_the_text_alone(words, data):
+def test_a_hash_depends_only_on_the_text(words, data):
     whole = stable_hashes(pa.array(words))
     assert len(set(whole.tolist())) == len(words)
     for place, word in enumerate(words):
@@ -27,16 +27,16 @@ def test_a_hash_depends_on_the_text_alone(words, data):
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.uint16(), pa.int64(), pa.float64(), pa.float32()], ids=str)
-def test_equal_numbers_have_one_hash_whatever_their_type(kind):
+def test_equal_numbers_of_any_type_have_equal_hashes(kind):
     assert np.array_equal(stable_hashes(pa.array([0, 1, 100], kind)), stable_hashes(pa.array([0, 1, 100])))
 
 
-def test_the_hashes_are_those_of_yesterday():
+def test_hashes_have_not_changed():
     assert stable_hashes(pa.array(["", "a", "ä€"])).tolist() == YESTERDAY_TEXT
     assert stable_hashes(pa.array([0, -1, 2**62]), 1).tolist() == YESTERDAY_NUMBERS
 
 
-def test_salts_divide_alike_rows_differently_and_every_bucket_gets_its_share():
+def test_salts_give_independent_and_uniform_buckets():
     keys = pa.array([f"row-{number}" for number in range(10_000)])
     one, other = stable_hashes(keys, 1) % np.uint64(10), stable_hashes(keys, 2) % np.uint64(10)
     assert 0.08 < (one == other).mean() < 0.12

@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 1), (1, 1, 9), (1, 3, 5), (2, 7, 4), (1, 8, 8), (3, 28, 28), (3
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_images_of_any_size_are_answered_with_one_logit_for_each_class(shape, kernel_size):
+def test_images_of_any_size_give_one_logit_per_class(shape, kernel_size):
     network = ConvNet(
         Cnn(kind="cnn", channels=(3, 4, 5, 6), kernel_size=kernel_size, hidden=7),
         Layout(kind="image", shape=shape),
@@ -28,7 +28,7 @@ def test_images_of_any_size_are_answered_with_one_logit_for_each_class(shape, ke
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_weight_has_a_part_in_the_answer(shape):
+def test_every_weight_affects_the_output(shape):
     torch.manual_seed(0)
     network = ConvNet(
         Cnn(kind="cnn", channels=(3, 4), hidden=50, dropout=0), Layout(kind="image", shape=shape), num_outputs=3
@@ -77,23 +77,23 @@ def test_strided_blocks_read_images_of_any_size(shape):
 @pytest.mark.parametrize(
     ("stated", "why"),
     [
-        ({"convolutions": [1, 2, 1]}, "`convolutions` are of 3 blocks, `channels` of 2"),
-        ({"strided": 3}, "3 blocks cannot be `strided`: `channels` are of 2"),
+        ({"convolutions": [1, 2, 1]}, "`convolutions` lists 3 blocks, but `channels` lists 2"),
+        ({"strided": 3}, "`strided` is 3, but `channels` lists only 2 blocks"),
     ],
 )
-def test_a_config_speaks_of_the_blocks_that_there_are(stated, why):
+def test_options_for_the_wrong_number_of_blocks_are_refused(stated, why):
     with pytest.raises(ValidationError, match=why):
         Cnn.model_validate({"kind": "cnn", "channels": [4, 8], **stated})
 
 
-def test_a_row_is_answered_alike_in_any_company(trained, parts):
+def test_the_output_of_a_row_does_not_depend_on_its_batch(trained, parts):
     network, x = trained.network, parts.test.x[:33]
     with torch.no_grad():
         alone = torch.cat([network(row) for row in x.split(1)])
         torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_the_config_of_a_network_has_its_own_widths():
+def test_pruned_config_has_the_widths_of_the_network():
     config = Cnn(kind="cnn", channels=(3, 5), hidden=7, dropout=0.3)
     network = ConvNet(config, Layout(kind="image", shape=(1, 8, 8)), num_outputs=2)
     assert pruned_config(network, config.model_copy(update={"channels": (30, 50), "hidden": 70})) == config
@@ -101,7 +101,7 @@ def test_the_config_of_a_network_has_its_own_widths():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("hidden", [0, 7])
-def test_blocks_may_have_several_convolutions_and_the_mean_over_the_image_may_go_to_the_head(shape, hidden):
+def test_blocks_with_several_convolutions_and_global_average_pooling_work(shape, hidden):
     config = Cnn(kind="cnn", channels=(3, 4, 5), convolutions=2, hidden=hidden)
     network = ConvNet(config, Layout(kind="image", shape=shape), num_outputs=4)
     assert network(torch.randn(5, *shape)).shape == (5, 4)
@@ -109,7 +109,7 @@ def test_blocks_may_have_several_convolutions_and_the_mean_over_the_image_may_go
     assert pruned_config(network, config.model_copy(update={"channels": (9,), "hidden": 70})) == config
 
 
-def test_without_a_hidden_layer_the_head_reads_the_mean_over_the_image():
+def test_without_a_hidden_layer_the_head_reads_the_average_pooling():
     config = Cnn(kind="cnn", channels=(3, 4), hidden=0, dropout=0)
     network = ConvNet(config, Layout(kind="image", shape=(1, 8, 8)), num_outputs=2).eval()
     x_BCHW = torch.randn(5, 1, 8, 8)
@@ -118,6 +118,6 @@ def test_without_a_hidden_layer_the_head_reads_the_mean_over_the_image():
         torch.testing.assert_close(network(x_BCHW), expected)
 
 
-def test_rows_that_are_no_images_are_refused():
-    with pytest.raises(RecipeInvalid, match=r"the cnn was given rows of kind flat and shape \[6\]"):
+def test_rows_that_are_not_images_are_refused():
+    with pytest.raises(RecipeInvalid, match=r"the cnn got rows of kind flat and shape \[6\]"):
         ConvNet(Cnn(kind="cnn"), Layout(kind="flat", shape=(6,)), num_outputs=2)

@@ -58,7 +58,7 @@ def own(name: str, **options: object) -> Blueprint:
     return Blueprint(config=config, layout=TABLE, num_outputs=2)
 
 
-def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
+def test_a_package_with_submodules_is_built_from_its_source(tmp_path: Path):
     network = build_network(own("good", width=3))
     assert network[0].weight.shape == (3, 4)
     x = torch.cat([torch.randn(32, 3), torch.randint(0, 5, (32, 1)).float()], dim=1)
@@ -69,21 +69,21 @@ def test_a_package_with_parts_is_built_from_its_text(tmp_path: Path):
     ("name", "options", "told"),
     [
         ("raising", {}, "failed: LookupError: 'no such width'|failed: LookupError: no such width"),
-        ("wide", {}, r"answers float32 \(2, 3\) to \(2, 4\)"),
+        ("wide", {}, r"returned float32 \(2, 3\) for \(2, 4\)"),
         ("text", {}, "returned a str"),
         ("absent", {}, "has no function absent"),
         ("good", {"widht": 3}, "unexpected keyword argument 'widht'"),
-        ("mixing", {}, "answers a row otherwise beside another one"),
+        ("mixing", {}, "changes its output for a row"),
     ],
 )
-def test_what_is_no_network_for_the_rows_is_refused_before_training(name, options, told):
+def test_networks_that_do_not_fit_the_rows_are_refused_before_training(name, options, told):
     set_deterministic(0, num_threads=1)
     with pytest.raises(RecipeInvalid, match=told) as refused:
         build_network(own(name, **options))
     assert "model.function" in refused.value.where
 
 
-def test_a_network_that_cannot_be_written_down_is_refused_with_what_to_do(tmp_path: Path):
+def test_a_network_that_cannot_be_exported_is_refused_with_a_remedy(tmp_path: Path):
     network = build_network(own("looping"))
     with pytest.raises(ParityBroken, match="cannot write this network as ONNX") as refused:
         export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")

@@ -25,7 +25,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_column_is_one_token_behind_the_first(name, num_outputs):
+def test_each_column_is_one_token_after_the_cls_token(name, num_outputs):
     layout = LAYOUTS[name]
     network = TableTransformer(CONFIG, layout, num_outputs)
     x_BF = torch.ones(5, *layout.shape)
@@ -33,7 +33,7 @@ def test_each_column_is_one_token_behind_the_first(name, num_outputs):
     assert network(x_BF).shape == (5, num_outputs)
 
 
-def test_columns_that_share_a_code_have_vectors_of_their_own():
+def test_equal_codes_of_different_columns_have_different_embeddings():
     network = TableTransformer(CONFIG, LAYOUTS["categories"], 2)
     tokens_BTW = network.tokens(torch.tensor([[3.0, 3.0], [0.0, 8.0]]))
     assert torch.equal(tokens_BTW[0, 1], network.tokens.categories.weight[3])
@@ -42,13 +42,13 @@ def test_columns_that_share_a_code_have_vectors_of_their_own():
 
 
 @pytest.mark.parametrize("code", [-3.0, 5.0, 1e12, float("nan")])
-def test_a_code_out_of_range_is_answered(code):
+def test_a_code_out_of_range_gives_an_output(code):
     network = TableTransformer(CONFIG, MIXED, 2).eval()
     with torch.no_grad():
         assert torch.isfinite(network(torch.tensor([[0.5, code, -0.5, 7.0]]))).all()
 
 
-def test_asking_for_the_first_token_alone_changes_no_answer():
+def test_computing_only_the_first_token_does_not_change_the_output():
     torch.manual_seed(0)
     network = TableTransformer(CONFIG, MIXED, 2).eval()
     x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0], [1.5, 0.0, 2.5, 70.0]])
@@ -60,7 +60,7 @@ def test_asking_for_the_first_token_alone_changes_no_answer():
         torch.testing.assert_close(network(x_BF), in_full)
 
 
-def test_it_learns_what_columns_say_together():
+def test_it_learns_interactions_of_columns():
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(3, (300, 2), generator=random)
     rows = Examples(codes.float(), (codes[:, 0] == codes[:, 1]).long(), np.arange(300))
@@ -70,6 +70,6 @@ def test_it_learns_what_columns_say_together():
     assert evaluate(network, rows)[1] > 0.98
 
 
-def test_rows_that_are_no_columns_are_refused():
-    with pytest.raises(RecipeInvalid, match="the ft_transformer was given rows of kind image"):
+def test_rows_that_are_not_flat_are_refused():
+    with pytest.raises(RecipeInvalid, match="the ft_transformer got rows of kind image"):
         TableTransformer(CONFIG, Layout(kind="image", shape=(1, 8, 8)), 2)

@@ -44,7 +44,7 @@ def uncached(decoder: GptDecoder, tokens_BT: torch.Tensor, num_tokens: int) -> t
     return tokens_BT
 
 
-def test_gpt_2_small_has_as_many_parameters_as_gpt_2_small():
+def test_the_gpt_2_small_config_has_its_published_number_of_parameters():
     with torch.device("meta"):
         made = GptDecoder(
             config_of(width=768, num_layers=12, num_heads=12, max_length=1024),
@@ -53,7 +53,7 @@ def test_gpt_2_small_has_as_many_parameters_as_gpt_2_small():
     assert num_parameters(made) == 124_439_808
 
 
-def test_later_tokens_do_not_change_what_is_said_of_earlier_ones(decoder):
+def test_later_tokens_do_not_affect_earlier_states(decoder):
     x = tokens_of(2, 9)
     logits_BTV = decoder.next_token_logits(x)
     for at in range(1, 9):
@@ -63,18 +63,18 @@ def test_later_tokens_do_not_change_what_is_said_of_earlier_ones(decoder):
         assert not torch.allclose(decoder.next_token_logits(changed)[:, at], logits_BTV[:, at])
 
 
-def test_the_head_of_the_next_token_is_the_embedding(decoder):
+def test_the_next_token_logits_use_the_embedding(decoder):
     x = tokens_of(2, 4)
     torch.testing.assert_close(decoder.next_token_logits(x), decoder(x) @ decoder.steps.embedding.weight.T)
 
 
 @pytest.mark.parametrize("length", [1, 5, 10])
-def test_what_is_remembered_changes_nothing(decoder, length):
+def test_the_key_value_cache_does_not_change_the_logits(decoder, length):
     prompt = tokens_of(3, length)
     assert torch.equal(generate(decoder, prompt, 6, temperature=0), uncached(decoder, prompt, 6))
 
 
-def test_a_generator_draws_the_same_again_and_another_seed_other_tokens(decoder):
+def test_generation_is_reproducible_by_seed(decoder):
     one, same, other = (
         generate(decoder, tokens_of(4, 2), 14, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
@@ -84,7 +84,7 @@ def test_a_generator_draws_the_same_again_and_another_seed_other_tokens(decoder)
     assert torch.equal(one[:, :2], tokens_of(4, 2))
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely(decoder):
+def test_tokens_are_sampled_by_their_probability(decoder):
     prompt = tokens_of(1, 3)
     with torch.no_grad():
         logits_V = decoder.next_token_logits(prompt)[0, -1]
@@ -95,7 +95,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(decoder):
     assert share_V[0] == 0
 
 
-def test_only_the_likeliest_are_drawn_where_top_k_says_so(decoder):
+def test_top_k_restricts_sampling_to_the_most_likely_tokens(decoder):
     prompt = tokens_of(1, 3).expand(300, -1)
     few = generate(decoder, prompt, 1, top_k=2, temperature=5.0, generator=torch.Generator().manual_seed(0))
     assert len(few[:, -1].unique()) == 2
@@ -104,12 +104,12 @@ def test_only_the_likeliest_are_drawn_where_top_k_says_so(decoder):
 
 
 @pytest.mark.parametrize(("prompt", "num"), [([[1, 2]], 15), ([[1, 0]], 1), ([[]], 1)], ids=["long", "padded", "empty"])
-def test_what_cannot_be_gone_on_with_is_refused(decoder, prompt, num):
+def test_invalid_prompts_are_refused(decoder, prompt, num):
     with pytest.raises(ValueError, match="16 tokens at most"):
         generate(decoder, torch.tensor(prompt, dtype=torch.int64), num)
 
 
-def test_the_loss_is_that_of_the_tokens_that_follow_and_padding_does_not_count():
+def test_the_loss_covers_next_tokens_and_ignores_padding():
     logits_BTV = torch.zeros(2, 4, 5)
     logits_BTV[0, 0, 3] = 2.0
     x = torch.tensor([[1.0, 3.0, 2.0, 0.0], [4.0, 0.0, 0.0, 0.0]])
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_the_tokens_that_follow_and_padding_does_not_count()
     assert next_token_loss(logits_BTV, torch.zeros(2, 4)).item() == 0
 
 
-def test_a_pattern_is_learnt_and_gone_on_with():
+def test_a_learnt_pattern_is_continued():
     torch.manual_seed(0)
     made = GptDecoder(config_of(width=16), TOKENS)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
@@ -130,14 +130,14 @@ def test_a_pattern_is_learnt_and_gone_on_with():
     assert torch.equal(generate(made, rows[:, :3], 13, temperature=0), rows)
 
 
-def test_a_decoder_of_steps_tells_no_next_token():
+def test_a_decoder_of_steps_has_no_next_token_logits():
     made = GptDecoder(config_of(), Layout(kind="sequence", shape=(5, 2)))
     with pytest.raises(ValueError, match="of tokens"):
         made.next_token_logits(torch.zeros(1, 5, 2))
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_it_answers_from_the_last_token_that_is_there(is_training):
+def test_it_predicts_from_the_last_real_token(is_training):
     torch.manual_seed(0)
     network = build(config_of(), TOKENS, 3).train(is_training)
     x = tokens_of(2, 16).float()
@@ -154,7 +154,7 @@ def test_it_answers_from_the_last_token_that_is_there(is_training):
     [Layout(kind="sequence", shape=(9, 3), is_padded=True), Layout(kind="image", shape=(1, 4, 9))],
     ids=["padded", "sound"],
 )
-def test_it_reads_steps_and_sounds_too(layout):
+def test_it_reads_steps_and_spectrograms(layout):
     network = build(config_of(), layout, 3).eval()
     x = torch.randn(2, *layout.shape)
     assert network(x).shape == (2, 3)
@@ -163,7 +163,7 @@ def test_it_reads_steps_and_sounds_too(layout):
         torch.testing.assert_close(network(x), network(x[:, :4]), atol=1e-6, rtol=1e-5)
 
 
-def test_hidden_units_that_give_nothing_leave_and_the_answers_stay():
+def test_pruning_zero_hidden_units_does_not_change_the_outputs():
     torch.manual_seed(0)
     config = config_of(feed_forward=1.0)
     network = build(config, TOKENS, 3).eval()

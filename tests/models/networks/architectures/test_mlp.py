@@ -38,7 +38,7 @@ def rows() -> Examples:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized(norm, rows, tmp_path: Path):
+def test_it_learns_a_nonlinear_function_and_keeps_it_when_pruned_and_quantized(norm, rows, tmp_path: Path):
     torch.manual_seed(0)
     blueprint = blueprint_of(norm)
     network = build_network(blueprint)
@@ -55,7 +55,7 @@ def test_it_learns_what_no_linear_map_can_and_keeps_it_when_pruned_and_quantized
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
+def test_reading_inverts_writing(norm, rows, tmp_path: Path):
     network = build_network(blueprint_of(norm)).eval()
     write_network(network, blueprint_of(norm), tmp_path / "w", tmp_path / "b")
     again, blueprint = read_network(tmp_path / "w", tmp_path / "b")
@@ -64,7 +64,7 @@ def test_it_is_read_as_it_was_written(norm, rows, tmp_path: Path):
         assert torch.equal(again(rows.x), network(rows.x))
 
 
-def test_a_layer_of_one_unit_is_not_pruned_away():
+def test_a_layer_with_one_unit_is_not_removed():
     blueprint = blueprint_of(hidden=(1, 4))
     assert prune_network(build_network(blueprint), blueprint, Pruning(share=0.9))[1].config.hidden == (1, 1)
 
@@ -80,7 +80,7 @@ def table_rows(num_rows: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
-def test_categories_become_embeddings_and_numbers_go_straight_in(num_outputs):
+def test_categories_become_embeddings_and_numbers_are_inputs(num_outputs):
     network = build_network(
         Blueprint(config=Mlp(kind="mlp", embedding=7), layout=TABLE, num_outputs=num_outputs)
     ).eval()
@@ -107,7 +107,7 @@ def test_embeddings_grow_with_the_number_of_categories_up_to_a_limit():
 
 
 @given(st.floats(-1e9, 1e9, width=32) | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
-def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
+def test_a_code_out_of_range_is_clamped(code):
     network = build_network(Blueprint(config=Mlp(kind="mlp", hidden=(4,)), layout=TABLE, num_outputs=2)).eval()
     x_BF = torch.tensor([[0.5, code, -0.5, 7.0]])
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_a_code_out_of_range_is_answered_as_the_nearest_one(code):
             assert torch.equal(answer_BK, network(x_BF))
 
 
-def test_every_column_of_a_table_has_a_part_in_the_answer():
+def test_every_column_affects_the_output():
     torch.manual_seed(0)
     network = build_network(Blueprint(config=Mlp(kind="mlp"), layout=TABLE, num_outputs=2)).eval()
     x_BF = torch.tensor([[0.5, 2.0, -0.5, 7.0]])
@@ -139,7 +139,7 @@ def test_a_pruned_network_keeps_its_embeddings():
 
 
 @pytest.mark.parametrize("layout", [TABLE, Layout(kind="flat", shape=(4,))], ids=["table", "numbers"])
-def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning(layout, tmp_path: Path):
+def test_periodic_embeddings_have_frequencies_per_column_and_survive_pruning(layout, tmp_path: Path):
     config = Mlp(kind="mlp", hidden=(8, 4), periodic=Periodic(frequencies=5, spread=2.0, width=3))
     blueprint = Blueprint(config=config, layout=layout, num_outputs=2)
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def test_periodic_numbers_are_waves_of_their_own_frequencies_and_survive_pruning
     assert export_onnx(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE
 
 
-def test_a_column_whose_single_values_matter_is_learnt_by_waves_and_not_without():
+def test_special_values_are_learnt_only_with_periodic_embeddings():
     x = torch.randint(0, 40, (3000, 1), generator=torch.Generator().manual_seed(0)).float()
     rows = Examples((x - 19.5) / 11.5, (x[:, 0] % 2).long(), np.arange(3000))  # odd or even
     scores = {}

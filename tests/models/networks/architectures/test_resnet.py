@@ -25,7 +25,7 @@ def test_it_has_the_known_number_of_parameters_for_imagenet(depth, known):
 
 
 @pytest.mark.parametrize(("depth", "num_layers"), [(18, 18), (34, 34), (50, 50)])
-def test_it_is_as_deep_as_it_says(depth, num_layers):
+def test_it_has_the_configured_depth(depth, num_layers):
     network = network_for((3, 8, 8), depth=depth)
     weighted = [name for name, weight in network.named_parameters() if weight.dim() > 1 and "shortcut" not in name]
     assert len(weighted) == num_layers
@@ -34,7 +34,7 @@ def test_it_is_as_deep_as_it_says(depth, num_layers):
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("stem", ["small", "large"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 9), (1, 28, 28), (3, 33, 32)], ids=str)
-def test_grey_and_colour_images_of_any_size_are_answered(shape, stem, depth):
+def test_grey_and_colour_images_of_any_size_give_outputs(shape, stem, depth):
     network = network_for(shape, num_outputs=1, depth=depth, stem=stem)
     answers_BK = network(torch.randn(4, *shape))
     assert (answers_BK.shape, answers_BK.dtype) == ((4, 1), torch.float32)
@@ -61,7 +61,7 @@ def test_three_of_four_stages_halve_the_image_and_double_the_channels(depth):
     assert sorted(set(shapes)) == [(2 * wide, 16, 16), (4 * wide, 8, 8), (8 * wide, 4, 4), (16 * wide, 2, 2)]
 
 
-def test_every_block_begins_as_the_identity_unless_the_recipe_says_otherwise():
+def test_every_block_is_initialised_as_the_identity_by_default():
     torch.manual_seed(0)
     x_BCHW = torch.rand(4, 2, 8, 8)
     begins, differs = (network_for((2, 8, 8), zero_init=flag).blocks[0] for flag in (True, False))
@@ -69,6 +69,6 @@ def test_every_block_begins_as_the_identity_unless_the_recipe_says_otherwise():
     assert not torch.allclose(differs(x_BCHW), x_BCHW)
 
 
-def test_rows_that_are_no_images_are_refused():
-    with pytest.raises(RecipeInvalid, match="the resnet was given rows of kind tokens"):
+def test_rows_that_are_not_images_are_refused():
+    with pytest.raises(RecipeInvalid, match="the resnet got rows of kind tokens"):
         ResidualNetwork(ResNet(kind="resnet"), Layout(kind="tokens", shape=(7,), num_tokens=9), num_outputs=2)

@@ -44,7 +44,7 @@ def rows_of(layout: Layout, num_rows: int, num_there: int) -> torch.Tensor:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
-def test_padding_does_not_leak_whatever_reads_it(layout, cell, pooling):
+def test_padding_does_not_affect_any_output(layout, cell, pooling):
     torch.manual_seed(0)
     config = config_of(cell=cell, pooling=pooling, num_layers=2, bidirectional=True, highway=4)
     network = build(config, layout, 2).eval()
@@ -58,7 +58,7 @@ def test_padding_does_not_leak_whatever_reads_it(layout, cell, pooling):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
-def test_a_row_of_padding_alone_has_a_finite_answer_and_gradient(layout, pooling):
+def test_a_row_of_only_padding_has_a_finite_output_and_gradient(layout, pooling):
     network = build(config_of(pooling=pooling, bidirectional=True, highway=3), layout, 2)
     answers = network(torch.zeros(2, *layout.shape))
     answers.sum().backward()
@@ -67,7 +67,7 @@ def test_a_row_of_padding_alone_has_a_finite_answer_and_gradient(layout, pooling
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_without_padding_it_computes_what_pytorchs_own_layers_do(cell):
+def test_without_padding_it_equals_pytorch_layers(cell):
     torch.manual_seed(0)
     network = build(config_of(cell=cell, num_layers=2, bidirectional=True), STEPS, 2).eval()
     own = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
@@ -84,7 +84,7 @@ def test_without_padding_it_computes_what_pytorchs_own_layers_do(cell):
 
 
 @pytest.mark.parametrize("is_bidirectional", [False, True])
-def test_only_two_directions_see_the_first_step_in_full(is_bidirectional):
+def test_only_bidirectional_networks_see_the_complete_first_step(is_bidirectional):
     """The gradient of the answer by the first of many steps fades in one direction and not in two."""
     torch.manual_seed(0)
     layout = Layout(kind="sequence", shape=(60, 2))
@@ -98,7 +98,7 @@ def test_only_two_directions_see_the_first_step_in_full(is_bidirectional):
     assert (x.grad[:, 0].abs().max() > 1e-4) == is_bidirectional
 
 
-def test_a_forecast_can_owe_all_to_the_last_values():
+def test_the_highway_reads_the_last_values():
     torch.manual_seed(0)
     network = build(config_of(highway=2), PADDED, 1).eval()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_a_forecast_can_owe_all_to_the_last_values():
     torch.testing.assert_close(network(x[:, :1])[:, 0], 2 * x[:, 0, 0])
 
 
-def test_a_spectrogram_is_read_along_its_time():
+def test_a_spectrogram_is_read_along_its_time_axis():
     network = build(config_of(), SOUND, 2).eval()
     of_steps = build(config_of(), Layout(kind="sequence", shape=(6, 4)), 2).eval()
     of_steps.load_state_dict(network.state_dict())
@@ -120,14 +120,14 @@ def test_a_spectrogram_is_read_along_its_time():
 
 
 @pytest.mark.parametrize("layout", [Layout(kind="flat", shape=(5,)), Layout(kind="image", shape=(3, 4, 4))])
-def test_rows_that_are_no_sequence_are_refused(layout):
-    with pytest.raises(RecipeInvalid, match="are no sequence"):
+def test_rows_that_are_not_sequences_are_refused(layout):
+    with pytest.raises(RecipeInvalid, match="are not sequences"):
         build(config_of(), layout, 2)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 3))
-def test_turning_twice_gives_the_rows_back_and_reversal_stays_among_what_is_there(lengths, seed):
+def test_reversing_is_its_own_inverse_and_keeps_padding(lengths, seed):
     x_BTW = torch.randn(len(lengths), 5, 2, generator=torch.Generator().manual_seed(seed))
     there_BT = torch.arange(5) < torch.tensor(lengths)[:, None]
     once = reverse_steps(x_BTW, there_BT)
@@ -139,7 +139,7 @@ def test_turning_twice_gives_the_rows_back_and_reversal_stays_among_what_is_ther
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_pooling_takes_only_the_steps_that_are_there(lengths):
+def test_pooling_uses_only_real_steps(lengths):
     h_BTW = torch.randn(len(lengths), 5, 3, generator=torch.Generator().manual_seed(0))
     there_BT = torch.arange(5) < torch.tensor(lengths)[:, None]
     expected = {
@@ -152,7 +152,7 @@ def test_pooling_takes_only_the_steps_that_are_there(lengths):
         torch.testing.assert_close(pool(h_BTW, there_BT, how), torch.stack(rows))
 
 
-def test_tokens_that_are_unknown_become_the_last_one_or_padding():
+def test_token_ids_out_of_range_are_clamped():
     steps = StepEmbedding(TOKENS, 4)
     x_BTW, there_BT = steps(torch.tensor([[3.0, 99.0, -2.0, 0.0]]))
     assert torch.equal(x_BTW[0, 1], steps.embedding.weight[10])
@@ -162,7 +162,7 @@ def test_tokens_that_are_unknown_become_the_last_one_or_padding():
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("is_bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirectional, layout):
+def test_pruning_zero_units_does_not_change_the_outputs(cell, is_bidirectional, layout):
     torch.manual_seed(0)
     config = config_of(cell=cell, num_layers=2, bidirectional=is_bidirectional, highway=2)
     network = build(config, layout, 3).eval()
@@ -190,7 +190,7 @@ def test_units_that_give_nothing_leave_and_the_answers_stay(cell, is_bidirection
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.1, 4), (0.25, 3), (0.9, 1), (0.99, 1)])
-def test_the_share_leaves_and_a_unit_stays(share, kept):
+def test_the_configured_share_is_pruned_but_at_least_one_unit_remains(share, kept):
     network = build(config_of(), STEPS, 2).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     smaller, pruned = prune_network(

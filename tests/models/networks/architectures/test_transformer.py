@@ -41,7 +41,7 @@ def rows_of(layout: Layout, num_rows: int) -> torch.Tensor:
     return x
 
 
-def test_bert_base_has_as_many_parameters_as_bert_base():
+def test_the_bert_base_config_has_its_published_number_of_parameters():
     """Those of BERT's encoder of 12 layers without its pooler; two segments there, one more normalisation here."""
     with torch.device("meta"):
         config = config_of(width=768, num_layers=12, num_heads=12, max_length=512)
@@ -49,7 +49,7 @@ def test_bert_base_has_as_many_parameters_as_bert_base():
     assert num_parameters(network) - num_parameters(network.head) == 109_482_240 - (768 + 1) * 768
 
 
-def test_a_small_one_has_about_a_hundred_thousand_parameters():
+def test_a_small_transformer_has_about_a_hundred_thousand_parameters():
     layout = Layout(kind="tokens", shape=(32,), num_tokens=1000)
     network = build(config_of(width=64, num_layers=1, num_heads=4, feed_forward=2.0), layout, 10)
     assert 95_000 < num_parameters(network) < 105_000
@@ -57,7 +57,7 @@ def test_a_small_one_has_about_a_hundred_thousand_parameters():
 
 @pytest.mark.parametrize("pooling", ["first", "mean", "max"])
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
-def test_padding_does_not_leak(layout, pooling):
+def test_padding_does_not_affect_outputs(layout, pooling):
     torch.manual_seed(0)
     network = build(config_of(pooling=pooling), layout, 2).eval()
     for num_there in (1, 4, 8):
@@ -70,7 +70,7 @@ def test_padding_does_not_leak(layout, pooling):
 
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
 @pytest.mark.parametrize("is_training", [True, False])
-def test_rows_of_padding_alone_have_finite_answers_and_gradients(layout, is_training):
+def test_rows_of_only_padding_have_finite_outputs_and_gradients(layout, is_training):
     network = build(config_of(), layout, 2).train(is_training)
     answers = network(torch.zeros(2, *layout.shape))
     answers.sum().backward()
@@ -79,7 +79,7 @@ def test_rows_of_padding_alone_have_finite_answers_and_gradients(layout, is_trai
 
 
 @pytest.mark.parametrize("layout", [TOKENS, PADDED], ids=["tokens", "padded"])
-def test_training_answers_as_evaluation_does_though_it_cuts_what_is_padding_in_every_row(layout):
+def test_trimming_common_padding_does_not_change_the_output(layout):
     torch.manual_seed(0)
     network = build(config_of(dropout=0.0), layout, 2)
     x = rows_of(layout, 3)
@@ -91,14 +91,14 @@ def test_training_answers_as_evaluation_does_though_it_cuts_what_is_padding_in_e
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_the_order_of_steps_counts(layout):
+def test_the_order_of_steps_matters(layout):
     torch.manual_seed(0)
     network = build(config_of(), layout, 2).eval()
     x = rows_of(layout, 3)
     assert not torch.allclose(network(x), network(x.flip(-1 if layout.kind in ("tokens", "image") else 1)))
 
 
-def test_without_positions_the_mean_knows_no_order():
+def test_without_positions_the_mean_ignores_the_order():
     network = build(config_of(), TOKENS, 2).eval()
     torch.nn.init.zeros_(network.positions.places.weight)
     x = rows_of(TOKENS, 3)
@@ -112,13 +112,13 @@ def test_a_row_longer_than_the_positions_is_an_error():
         network(torch.ones(1, 13))
 
 
-def test_rows_that_are_no_sequence_are_refused():
-    with pytest.raises(RecipeInvalid, match="are no sequence"):
+def test_rows_that_are_not_sequences_are_refused():
+    with pytest.raises(RecipeInvalid, match="are not sequences"):
         build(config_of(), Layout(kind="flat", shape=(5,)), 2)
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-def test_the_gradient_of_each_row_can_be_told():
+def test_per_row_gradients_can_be_computed():
     """What private training asks for: a row's gradient is that of the row alone."""
     from opacus import GradSampleModule
 
@@ -138,7 +138,7 @@ def test_the_gradient_of_each_row_can_be_told():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
+def test_pruning_zero_hidden_units_does_not_change_the_outputs(layout):
     torch.manual_seed(0)
     config = config_of(feed_forward=1.5)
     network = build(config, layout, 3).eval()
@@ -161,7 +161,7 @@ def test_hidden_units_that_give_nothing_leave_and_the_answers_stay(layout):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share):
+def test_pruning_any_share_keeps_a_unit_and_updates_the_config(share):
     config = config_of(feed_forward=3.0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
     once = prune_network(build(config, TOKENS, 2), blueprint, Pruning(share=share))
@@ -170,7 +170,7 @@ def test_however_large_the_share_a_unit_stays_and_the_config_says_how_many(share
     build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
 
 
-def test_what_a_wide_network_adds_is_the_sum_of_its_tokens_weights_and_nothing_at_first():
+def test_the_wide_part_is_the_sum_of_token_weights_and_initially_zero():
     torch.manual_seed(0)
     narrow, wide = (build(config_of(wide=one, dropout=0.0), TOKENS, 2).eval() for one in (False, True))
     wide.load_state_dict(narrow.state_dict(), strict=False)
@@ -182,7 +182,7 @@ def test_what_a_wide_network_adds_is_the_sum_of_its_tokens_weights_and_nothing_a
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_convolution_sees_the_neighbours_and_no_padding(layout):
+def test_the_convolution_reads_neighbouring_steps_and_no_padding(layout):
     torch.manual_seed(0)
     network = build(config_of(convolution=3), layout, 2).eval()
     x = rows_of(layout, 2)
@@ -200,10 +200,10 @@ def build_like(network, layout):
     return plain
 
 
-def test_what_cannot_be_is_refused():
-    with pytest.raises(RecipeInvalid, match="`wide` maps tokens"):
+def test_invalid_options_are_refused():
+    with pytest.raises(RecipeInvalid, match="`wide` needs tokens"):
         build(config_of(wide=True), STEPS, 2)
-    with pytest.raises(ValidationError, match="has no middle"):
+    with pytest.raises(ValidationError, match="kernel size must be odd"):
         config_of(convolution=4)
 
 
@@ -223,7 +223,7 @@ class Attends(nn.Module):
 
 @pytest.mark.parametrize(("is_causal", "is_masked"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("size", [1.0, 1000.0])
-def test_attention_is_one_operator_in_a_file_and_answers_alike_however_large_values_are(
+def test_attention_is_one_onnx_operator_and_exact_for_large_values(
     is_causal: bool, is_masked: bool, size: float, tmp_path: Path
 ):
     """Of large values the products differ by more than what a file would be masked with by default, 10,000."""

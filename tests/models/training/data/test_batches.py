@@ -29,14 +29,14 @@ def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list
 
 @settings(deadline=None, max_examples=100)
 @given(num_rows=st.integers(0, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 10**6), epoch=st.integers(1, 99))
-def test_every_row_comes_once_but_for_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
+def test_every_row_occurs_once_except_in_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
     seen = order(numbered(num_rows), batch_size, seed=seed, epoch=epoch)
     assert len(seen) == len(set(seen)) == num_rows - (num_rows % batch_size == 1)
 
 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
-def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num_rows, batch_size, seed):
+def test_all_batches_but_the_last_are_full_and_pair_inputs_with_classes(num_rows, batch_size, seed):
     found = list(iterate_batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
     assert all(len(y) == batch_size for _, y in found[:-1])
     assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
@@ -44,7 +44,7 @@ def test_batches_are_full_but_for_the_last_and_keep_input_and_class_together(num
 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
-def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, batch_size, data):
+def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(num_rows, batch_size, data):
     whole = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
     start = data.draw(st.integers(0, len(whole)))
     tail = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1, start=start)]
@@ -53,7 +53,7 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(num_rows, b
 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), size=st.integers(2, 4))
-def test_processes_share_every_batch(num_rows, batch_size, size):
+def test_processes_divide_every_batch(num_rows, batch_size, size):
     rows = numbered(num_rows)
     shares = [
         [y.tolist() for _, y in iterate_batches(rows, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
@@ -64,7 +64,7 @@ def test_processes_share_every_batch(num_rows, batch_size, size):
     assert together == alone[: len(together)]
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     examples = numbered(200)
     orders = {}
     for seed in (0, 1):
@@ -79,7 +79,7 @@ def test_the_batch_size_does_not_change_the_order():
     assert order(numbered(60), 10, seed=3, epoch=1) == order(numbered(60), 60, seed=3, epoch=1)
 
 
-def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
+def test_shuffling_does_not_change_the_global_random_state():
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
@@ -87,7 +87,7 @@ def test_shuffling_leaves_the_random_numbers_of_the_process_alone():
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_examples_are_read_as_they_were_encoded(tmp_path: Path, digits, encoder):
+def test_reading_examples_inverts_writing_encoded_rows(tmp_path: Path, digits, encoder):
     rows = digits.slice(7, 90)
     pq.write_table(pa.Table.from_batches([encode_rows(encoder, rows)]), tmp_path / "part.parquet", row_group_size=40)
     examples = read_examples(tmp_path / "part.parquet", "id", Layout(kind="image", shape=(1, 8, 8)))

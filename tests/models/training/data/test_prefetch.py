@@ -10,7 +10,7 @@ import pytest
 from bloomery.models.training.data.prefetch import prefetch
 
 
-def test_batches_keep_their_order_and_are_made_ahead_by_another_thread() -> None:
+def test_batches_keep_their_order_and_are_prepared_in_another_thread() -> None:
     made: list[tuple[int, str]] = []
 
     def numbers() -> Iterator[int]:
@@ -23,7 +23,7 @@ def test_batches_keep_their_order_and_are_made_ahead_by_another_thread() -> None
     assert threading.main_thread().name not in {name for _, name in made}
 
 
-def test_what_goes_wrong_as_a_batch_is_made_is_told_where_it_is_taken() -> None:
+def test_an_error_in_the_thread_is_raised_in_the_consumer() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise OSError("the file is gone")
@@ -34,7 +34,7 @@ def test_what_goes_wrong_as_a_batch_is_made_is_told_where_it_is_taken() -> None:
         next(taken)
 
 
-def test_who_stops_early_leaves_no_thread_behind() -> None:
+def test_stopping_early_leaves_no_thread() -> None:
     before = threading.active_count()
     taken = prefetch(iter(range(1000)))
     next(taken)

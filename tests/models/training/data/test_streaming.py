@@ -65,7 +65,7 @@ READING = {"window_rows": st.integers(1, 400), "batch_size": st.integers(2, 33)}
 
 @settings(deadline=None, max_examples=60)
 @given(**FILES, **READING, seed=st.integers(0, 99), epoch=st.integers(1, 9))
-def test_every_row_comes_once_in_full_batches(folder, num_rows, group_rows, window_rows, batch_size, seed, epoch):
+def test_every_row_occurs_once_in_full_batches(folder, num_rows, group_rows, window_rows, batch_size, seed, epoch):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
     found = list(iterate_batches(stream, batch_size, seed=seed, epoch=epoch))
     seen = torch.cat([y for _, y in found]).tolist() if found else []
@@ -77,7 +77,7 @@ def test_every_row_comes_once_in_full_batches(folder, num_rows, group_rows, wind
 
 @settings(deadline=None, max_examples=60)
 @given(**FILES, **READING, data=st.data())
-def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(
+def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(
     folder, num_rows, group_rows, window_rows, batch_size, data
 ):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
@@ -88,7 +88,7 @@ def test_an_epoch_that_goes_on_is_the_tail_of_one_that_never_stopped(
 
 @settings(deadline=None, max_examples=40)
 @given(**FILES, **READING, size=st.integers(2, 4))
-def test_processes_share_every_batch(folder, num_rows, group_rows, window_rows, batch_size, size):
+def test_processes_divide_every_batch(folder, num_rows, group_rows, window_rows, batch_size, size):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
     shares = [
         [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=1, group=ProcessGroup(rank, size))]
@@ -100,7 +100,7 @@ def test_processes_share_every_batch(folder, num_rows, group_rows, window_rows, 
     assert len(together) == num_batches(stream, batch_size, ProcessGroup(0, size))
 
 
-def test_orders_differ_between_epochs_and_seeds_and_repeat(folder):
+def test_orders_differ_by_epoch_and_seed_and_are_reproducible(folder):
     stream = stream_of(folder, 300, 40, 100)
     orders = {
         (seed, epoch): tuple(torch.cat([y for _, y in iterate_batches(stream, 32, seed=seed, epoch=epoch)]).tolist())
@@ -111,13 +111,13 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat(folder):
     assert orders[1, 2] == tuple(torch.cat([y for _, y in iterate_batches(stream, 32, seed=1, epoch=2)]).tolist())
 
 
-def test_the_first_batch_has_rows_of_several_parts_of_a_sorted_file(folder):
+def test_the_first_batch_has_rows_from_several_places_of_a_sorted_file(folder):
     stream = stream_of(folder, 3000, 100, 200)
     _, y = next(iterate_batches(stream, 64, seed=0, epoch=1))
     assert len(set((y // 100).tolist())) >= 6
 
 
-def test_what_is_skipped_is_not_read(folder, monkeypatch):
+def test_skipped_windows_are_not_read(folder, monkeypatch):
     stream = stream_of(folder, 3000, 100, 800)
     asked: list[int] = []
     iter_batches = pq.ParquetFile.iter_batches
@@ -142,11 +142,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_large_parts_are_streamed_and_small_ones_are_not(folder, monkeypatch):
+def test_large_splits_are_streamed_and_small_ones_are_not(folder, monkeypatch):
     path = stream_of(folder, 300, 40, 100).path
     assert open_examples(path, "id", LAYOUT).num_rows == 300
     assert not isinstance(open_examples(path, "id", LAYOUT), ExampleStream)
-    monkeypatch.setattr(rows_of_file, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(rows_of_file, "_MAX_BYTES", 1000)
     assert isinstance(open_examples(path, "id", LAYOUT), ExampleStream)
 
 
@@ -156,7 +156,7 @@ def test_a_sample_is_even(folder):
     assert sample.key.tolist() == sample.y.tolist() == sample.x[:, 0].tolist() == list(range(0, 300, 6))
 
 
-def test_training_and_evaluation_take_a_stream_as_they_take_tensors(tmp_path):
+def test_training_and_evaluation_accept_a_stream(tmp_path):
     path = write(tmp_path / "figures.parquet", 500, 60, np.float32)
     stream, examples = open_stream(path, LAYOUT), read_examples(path, "id", LAYOUT)
     torch.manual_seed(0)

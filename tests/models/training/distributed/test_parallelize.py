@@ -134,7 +134,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor", "pipeline", "pipeline of a gpt"])
-def test_two_processes_end_with_the_weights_of_one_on_the_same_batches(told, strategy):
+def test_two_processes_end_with_the_weights_of_one_process(told, strategy):
     # Sums in another order: float32 rounds at 1e-7, and a weight moves by a hundred thousand times that.
     assert told[strategy]["apart"] < 2e-6
     assert told[strategy]["moved"] > 1e-4
@@ -144,7 +144,7 @@ def test_two_processes_end_with_the_weights_of_one_on_the_same_batches(told, str
 
 
 @pytest.mark.slow
-def test_shards_leave_each_process_a_part_of_the_weights(told):
+def test_sharding_leaves_each_process_a_part_of_the_weights(told):
     assert told["ddp"]["held"] == [1, 1]
     assert told["fsdp"]["held"] == pytest.approx([0.5, 0.5], abs=0.02)
     assert all(0.5 < share < 0.7 for share in told["tensor"]["held"])
@@ -153,7 +153,7 @@ def test_shards_leave_each_process_a_part_of_the_weights(told):
 
 
 @pytest.mark.slow
-def test_a_pipeline_that_was_interrupted_ends_in_the_same_bits(told):
+def test_a_resumed_pipeline_ends_with_the_same_bits(told):
     # With dropout, and with rates that only one of the processes has.
     assert told["resumed"]
     assert all(told["resumed"])
@@ -167,12 +167,12 @@ def refused(model: Model, **training: Any) -> str:
 
 @pytest.mark.parametrize("strategy", ["tensor", "pipeline"])
 @pytest.mark.parametrize("model", [Cnn(kind="cnn"), Mlp(kind="mlp")], ids=lambda model: model.kind)
-def test_a_network_without_blocks_is_not_cut(model, strategy):
+def test_a_network_without_blocks_supports_no_tensor_or_pipeline_parallelism(model, strategy):
     assert f"strategy: {strategy}` with a network of kind {model.kind}" in refused(model, strategy=strategy, devices=2)
     require_supported_strategy(Training(epochs=1, strategy="fsdp", devices=2), model)
 
 
-def test_heads_must_divide_evenly_and_layers_must_be_enough():
+def test_heads_must_be_divisible_and_layers_sufficient():
     network = Transformer(kind="transformer", num_heads=4, num_layers=3)
     assert "4 heads for 3 processes" in refused(network, strategy="tensor", devices=3)
     require_supported_strategy(Training(epochs=1, strategy="pipeline", devices=3), network)
@@ -180,7 +180,7 @@ def test_heads_must_divide_evenly_and_layers_must_be_enough():
     require_supported_strategy(Training(epochs=1, strategy="tensor", devices=4), network)
 
 
-def test_every_process_of_a_pipeline_needs_a_microbatch_and_every_microbatch_a_row():
+def test_microbatches_are_at_least_processes_and_at_most_rows():
     network = Gpt(kind="gpt", num_layers=4)
     few = {"strategy": "pipeline", "devices": 4, "batch_size": 8}
     assert "3 microbatches for 4 processes" in refused(network, microbatches=3, **few)
