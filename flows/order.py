@@ -24,7 +24,8 @@ from bloomery.data_contracts.records.records import (
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression
-from bloomery.models.features.config import Features, Gates
+from bloomery.models.evaluation.gates import Gates
+from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 

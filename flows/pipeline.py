@@ -23,7 +23,7 @@ from bloomery.flows.run_control.machine_requirements import check_machine_requir
 from bloomery.flows.run_control.run_liveness import recording_process
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import CompressionOrAuto
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.choose.stage import choose

@@ -23,7 +23,7 @@ from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.compression.budget import Budget
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.orchestration.events import StageStarted, watch
 

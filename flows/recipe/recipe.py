@@ -21,11 +21,13 @@ from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
 from bloomery.data_contracts.recipe_sections.periods import EXAMPLES, Every, last_whole, start_of
 from bloomery.data_contracts.records.provenance import Stated
 from bloomery.flows.recipe.consistency import find_inconsistencies
+from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import Compression, CompressionOrAuto
-from bloomery.models.features.config import Features, Gates, RecentData, misplaced_limits
+from bloomery.models.evaluation.gates import Gates, RecentData
+from bloomery.models.features.config import Features
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.models.training.search_space import require_valid_space
@@ -175,7 +177,7 @@ def _require_consistent(recipe: Recipe, path: Path) -> None:
     input_columns = {column for source in recipe.features.inputs for column in source.columns}
     problems = [
         *find_inconsistencies(recipe.features, recipe.model, recipe.contract, recipe.training, recipe.compression),
-        *misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
+        *find_misplaced_limits(recipe.features.task, recipe.budget, recipe.gates, recipe.training.slices),
         *(
             f"monitor.columns names {name!r}, which is not an input of the network"
             for name in recipe.monitor.columns or ()

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from bloomery.data_contracts.recipe_sections.approval import Decision, Request, Terms, Waiter
 from bloomery.data_contracts.records.records import Bento, Release
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import StageEnded, StageStarted, Waiting, emit
 from bloomery.tasks.promote import approval_report

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.monitoring import Span
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.compression.budget import Budget
-from bloomery.models.features.input_config import Count, Input, SeriesInput, ShapedInput
+from bloomery.models.features.input_config import Input, SeriesInput, ShapedInput
 from bloomery.models.features.splits import Split
 
 Classes = tuple[int | str, ...]  # the labels, in order
@@ -82,67 +79,3 @@ class Features(Document):
     def window_lengths(self) -> dict[str, int]:
         """The window length of each column that becomes windows over time."""
         return {} if self.series is None else dict.fromkeys(self.series.columns, self.series.length)
-
-
-class RecentData(Document):
-    """Which logged rows both versions are asked, once their labels have come: those of the last `window`."""
-
-    window: Span = "30d"
-    min_rows: Annotated[int, Field(ge=10, description="with fewer labelled rows nothing is compared")] = 200
-    labels: Annotated[
-        str | None, Field(description="where labels arrive, as in `monitor`; left out, labels/NAME of the state folder")
-    ] = None
-
-
-class Gates(Document):
-    """What a packaged version must reach before it may replace the champion."""
-
-    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
-    champion_drop: Annotated[
-        float,
-        Field(gt=0, le=1, description="the 95% interval of the paired drop against the champion must end below this"),
-    ] = 0.01
-    max_error: Annotated[
-        float | None, Field(gt=0, description="of a regression: the RMSE in the units of the label")
-    ] = None
-    champion_rise: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="of a regression: the 95% interval of the rise of RMSE against the champion ends below this",
-        ),
-    ] = 0.01
-    num_rows: Annotated[Count, Field(description="held-out rows that the bento is asked over HTTP")] = 100
-    recent: Annotated[
-        RecentData, Field(description="the version is no worse than the champion on these either, by the same limit")
-    ] = RecentData()
-
-
-# The limits that belong to one task, and what is stated in their place for the other.
-_OF_TASK: dict[Task, dict[str, str]] = {
-    "classification": {
-        "accuracy_drop": "error_rise",
-        "slice_drop": "slice_rise",
-        "class_drop": "slice_rise",
-        "min_accuracy": "max_error",
-        "champion_drop": "champion_rise",
-    },
-    "regression": {
-        "error_rise": "accuracy_drop",
-        "slice_rise": "slice_drop",
-        "max_error": "min_accuracy",
-        "champion_rise": "champion_drop",
-    },
-}
-
-
-def misplaced_limits(task: Task, budget: Budget, gates: Gates, slices: Sequence[str] = ()) -> Iterator[str]:
-    """A sentence for each limit that is stated though it belongs to the other task, or has no `slices` to hold in."""
-    other: Task = "regression" if task == "classification" else "classification"
-    for place, limits in (("budget", budget), ("gates", gates)):
-        for theirs, mine in _OF_TASK[other].items():
-            if theirs in limits.model_fields_set:
-                yield f"{place}.{theirs} is a limit of a {other}, and this is a {task}: state {place}.{mine}"
-    for name in ("slice_drop", "slice_rise"):
-        if getattr(budget, name) is not None and not slices:
-            yield f"budget.{name} holds in slices, and there are none: name their columns in training.slices"

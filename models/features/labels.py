@@ -95,7 +95,7 @@ def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUn
     if found.minimum is None or found.minimum == found.maximum:
         told = "no label" if found.minimum is None else f"the label {found.minimum:g} in every row"
         raise DataUnfit(
-            f"the training part has {told}",
+            f"the training split has {told}",
             required="at least two different labels",
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",

@@ -11,7 +11,7 @@ import pyarrow as pa
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_in_words, loss_in_words
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions

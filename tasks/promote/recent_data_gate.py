@@ -13,7 +13,7 @@ from bloomery.data_contracts.monitoring import span
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.delayed_labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
 from bloomery.tasks.promote.gates import predict_with_bento, read_bento_encoder

@@ -13,7 +13,7 @@ from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import Terms
 from bloomery.data_contracts.records.records import Bento, Interval, describe
 from bloomery.data_contracts.records.score_format import figure_in_words
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.tasks.bentos.bento_server import ask, served_bento

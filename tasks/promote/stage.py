@@ -7,7 +7,7 @@ import json
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.recipe_sections.approval import Request, Terms
 from bloomery.data_contracts.records.records import Bento, Release
-from bloomery.models.features.config import Gates
+from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.promote import release_report

@@ -55,7 +55,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("key: id", "key: label", "not a primaryKey"),
         ("column: image", "column: label", "column 'label' is the label"),
         ("objective: size", "objective: beauty", "budget.objective: found 'beauty'"),
-        ("objective: size", "slice_drop: 5pp", "name their columns in training.slices"),
+        ("objective: size", "slice_drop: 5pp", "training.slices names no columns"),
         ("size_bytes: 60_000", "accuracy_rise: 1pp", "unknown key; did you mean 'accuracy_drop'?"),
         ("latency_ms: 2.0", "latency_ms: {value: 2.0, percentile: 98}", "budget.latency_ms.percentile: found 98"),
         ("training:\n  epochs: 30\n  seed: 0\n", "", "training.epochs: missing; a network of kind cnn is trained"),

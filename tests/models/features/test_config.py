@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.config import CandidateSpec, Compression, Sparsification, default_candidates
-from bloomery.models.features.config import Features, Gates, misplaced_limits
+from bloomery.models.evaluation.gates import Gates
+from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import ImageInput
 from bloomery.models.features.splits import Split
 from bloomery.models.networks.config import Cnn, Mlp
@@ -148,34 +149,16 @@ def test_a_batch_of_one_row_is_refused_since_batch_normalisation_needs_two():
 
 @pytest.mark.parametrize(
     "module",
-    ["bloomery.models.features.config", "bloomery.models.features.encoder", "bloomery.models.inference.runtime"],
+    [
+        "bloomery.models.evaluation.gates",
+        "bloomery.models.features.config",
+        "bloomery.models.features.encoder",
+        "bloomery.models.inference.runtime",
+    ],
 )
 def test_modules_of_the_command_line_and_the_bento_need_no_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("task", "budget", "gates", "said"),
-    [
-        ("classification", Budget(accuracy_drop=0.1), Gates(min_accuracy=0.9, champion_drop=0.1), []),
-        ("regression", Budget(error_rise=0.1), Gates(max_error=3.0, champion_rise=0.1), []),
-        ("regression", Budget(accuracy_drop=0.1), Gates(), ["budget.accuracy_drop", "budget.error_rise"]),
-        ("classification", Budget(), Gates(max_error=3.0), ["gates.max_error", "gates.min_accuracy"]),
-        ("regression", Budget(), Gates(champion_drop=0.01), ["gates.champion_drop", "gates.champion_rise"]),
-        ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
-    ],
-)
-def test_limits_of_the_other_task_are_reported_with_their_replacement(task, budget, gates, said):
-    sentences = list(misplaced_limits(task, budget, gates))
-    assert len(sentences) == bool(said)
-    assert all(words in sentences[0] for words in said)
-
-
-def test_a_limit_in_slices_needs_slices():
-    (said,) = misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
-    assert "training.slices" in said
-    assert not list(misplaced_limits("classification", Budget(slice_drop=0.1), Gates(), ("town",)))
 
 
 @pytest.mark.parametrize("kind", ["cnn", "lenet", "resnet", "mlp", "rnn", "transformer", "gpt", "custom", "imported"])

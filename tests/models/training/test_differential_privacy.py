@@ -79,7 +79,7 @@ def test_networks_that_mix_rows_or_lack_per_row_gradients_are_refused(config, la
 
 @pytest.mark.parametrize(
     ("epsilon", "delta", "told"),
-    [(1.0, 0.01, "allows complete rows to leak"), (1e-4, 1e-4, "no noise keeps epsilon 0.0001")],
+    [(1.0, 0.01, "allows complete rows to leak"), (1e-4, 1e-4, "no noise achieves epsilon 0.0001")],
 )
 def test_meaningless_or_infeasible_privacy_is_refused(epsilon, delta, told):
     network = build_network(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))

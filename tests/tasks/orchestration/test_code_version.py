@@ -44,9 +44,7 @@ def more_code(path: str, *affected: str) -> Edit:
 
 EDITS = {
     "a class of networks": more_code("models/networks/config.py", "train", "compress"),
-    "the budget": more_code(
-        "models/compression/budget.py", "prepare", "train", "compress", "choose", "package", "promote"
-    ),
+    "the budget": more_code("models/compression/budget.py", "choose"),
     "a plot of the training": more_code("tasks/evaluation/plots.py"),
     "the picture of the candidates": more_code("tasks/choose/pareto_plot.py"),
     "the model card": more_code("tasks/model_card/card.py", "package"),

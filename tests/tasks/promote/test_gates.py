@@ -16,7 +16,8 @@ import pytest
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.records.records import Bento, Interval, Release
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.features.config import Features, Gates, RecentData
+from bloomery.models.evaluation.gates import Gates, RecentData
+from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
 from bloomery.models.inference.outputs import compute_outputs, predictions_from
 from bloomery.models.inference.runtime import create_session

@@ -106,7 +106,7 @@ def test_what_a_process_of_the_search_cannot_build_is_told(dataset):
     space = {"model.width": (20,), "model.num_heads": (12,)}  # each alone would do
     model = FtTransformer(kind="ft_transformer", width=60, num_heads=5)
     wanted = training_of(parallel=2, space=space)
-    with pytest.raises(RecipeInvalid, match="20 cannot be shared by 12 heads"):
+    with pytest.raises(RecipeInvalid, match="width 20 is not divisible by 12 heads"):
         hyperparameter_search.run_search(hyperparameter_search.SearchJob("key", "none", dataset, model, wanted, None))
 
 

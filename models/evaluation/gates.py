@@ -1,0 +1,44 @@
+"""The `gates` section of a recipe: what a packaged version must reach to replace the champion."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.monitoring import Span
+
+
+class RecentData(Document):
+    """The recent logged rows, of the last `window`, that both versions predict once their labels have arrived."""
+
+    window: Span = "30d"
+    min_rows: Annotated[int, Field(ge=10, description="with fewer labelled rows, nothing is compared")] = 200
+    labels: Annotated[
+        str | None, Field(description="where labels arrive, as in `monitor`; default: labels/NAME in the state folder")
+    ] = None
+
+
+class Gates(Document):
+    """The limits that a packaged version must meet to replace the champion."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    champion_drop: Annotated[
+        float,
+        Field(gt=0, le=1, description="upper limit for the 95% interval of the paired drop against the champion"),
+    ] = 0.01
+    max_error: Annotated[
+        float | None, Field(gt=0, description="regression: maximum RMSE in the units of the label")
+    ] = None
+    champion_rise: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="regression: upper limit for the 95% interval of the relative rise of RMSE",
+        ),
+    ] = 0.01
+    num_rows: Annotated[int, Field(ge=1, description="held-out rows that are sent to the bento over HTTP")] = 100
+    recent: Annotated[
+        RecentData, Field(description="recent rows on which the version must not be worse either, by the same limit")
+    ] = RecentData()

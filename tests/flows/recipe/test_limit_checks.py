@@ -1,0 +1,32 @@
+"""Limits of the wrong task are reported."""
+
+from __future__ import annotations
+
+import pytest
+
+from bloomery.flows.recipe.limit_checks import find_misplaced_limits
+from bloomery.models.compression.budget import Budget
+from bloomery.models.evaluation.gates import Gates
+
+
+@pytest.mark.parametrize(
+    ("task", "budget", "gates", "said"),
+    [
+        ("classification", Budget(accuracy_drop=0.1), Gates(min_accuracy=0.9, champion_drop=0.1), []),
+        ("regression", Budget(error_rise=0.1), Gates(max_error=3.0, champion_rise=0.1), []),
+        ("regression", Budget(accuracy_drop=0.1), Gates(), ["budget.accuracy_drop", "budget.error_rise"]),
+        ("classification", Budget(), Gates(max_error=3.0), ["gates.max_error", "gates.min_accuracy"]),
+        ("regression", Budget(), Gates(champion_drop=0.01), ["gates.champion_drop", "gates.champion_rise"]),
+        ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
+    ],
+)
+def test_limits_of_the_other_task_are_reported_with_their_replacement(task, budget, gates, said):
+    sentences = list(find_misplaced_limits(task, budget, gates))
+    assert len(sentences) == bool(said)
+    assert all(words in sentences[0] for words in said)
+
+
+def test_a_limit_in_slices_needs_slices():
+    (said,) = find_misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
+    assert "training.slices" in said
+    assert not list(find_misplaced_limits("classification", Budget(slice_drop=0.1), Gates(), ("town",)))
