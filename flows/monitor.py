@@ -13,26 +13,26 @@ from bloomery.data_contracts.monitoring import Findings, Monitor, span
 from bloomery.flows.recipe.handover import take_recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.monitoring import publishing
-from bloomery.tasks.monitoring.monitor import observe
+from bloomery.tasks.monitoring.monitor import monitor_window
 from bloomery.tasks.registry import model_registry
 
 
 @task(name="compare", cache_policy=NO_CACHE)
 def _compare(name: str, config: Monitor, since: datetime, until: datetime) -> Findings:
-    report = observe(model_registry.version_of(f"{name}@{model_registry.CHAMPION}"), config, since, until)
-    publishing.show(report, config)
+    report = monitor_window(model_registry.find_version(f"{name}@{model_registry.CHAMPION}"), config, since, until)
+    publishing.publish_artifact(report, config)
     return report
 
 
 @task(name="publish", cache_policy=NO_CACHE)
 def _publish(report: Findings, config: Monitor) -> str:
-    publishing.expose(report)
-    return publishing.keep(report, config)
+    publishing.write_prometheus_file(report)
+    return publishing.log_report(report, config)
 
 
 @task(name="evidently-report", cache_policy=NO_CACHE)
 def _add_evidently_report(report: Findings, config: Monitor, run_id: str) -> None:
-    publishing.add_page(report, config, run_id)
+    publishing.log_evidently_report(report, config, run_id)
 
 
 @flow(name="monitor", flow_run_name="{recipe}", persist_result=False, validate_parameters=True)
@@ -49,7 +49,7 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
     end = until or datetime.now(UTC)
     report = _compare(spec.name, spec.monitor, since or end - span(spec.monitor.window), end)
     run_id = _publish(report, spec.monitor)
-    publishing.emit(report)
+    publishing.emit_alert_events(report)
     _add_evidently_report(report, spec.monitor, run_id)  # last, since it is slow and nothing depends on it
     if flow_run.id:
         verdict = f"{len(report.alarms)} alarms" if report.alarms else "no alarm"

@@ -36,7 +36,7 @@ from bloomery.models.evaluation.drift_tests import holm_correction, measure_dive
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
-from bloomery.tasks.monitoring.monitor import observe, read_reference
+from bloomery.tasks.monitoring.monitor import monitor_window, read_reference
 from bloomery.tasks.registry import model_registry
 
 NAME = "nyc-taxi"
@@ -109,7 +109,7 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
 def manifest_of_champion() -> str:
     from bloomery.tasks.bentos.bento_store import artifacts_folder
 
-    tag = model_registry.version_of(f"{NAME}@{model_registry.CHAMPION}").tags[model_registry.BENTO]
+    tag = model_registry.find_version(f"{NAME}@{model_registry.CHAMPION}").tags[model_registry.BENTO]
     return (artifacts_folder(tag) / "manifest.json").read_text(encoding="utf-8")
 
 
@@ -193,16 +193,16 @@ def main() -> None:
     recipe = read_recipe(NAME)
     assert recipe.data.source is not None
     folder = Path(os.environ["BLOOMERY_DATA"]) / "nyc_taxi"
-    champion = model_registry.version_of(f"{NAME}@{model_registry.CHAMPION}")
+    champion = model_registry.find_version(f"{NAME}@{model_registry.CHAMPION}")
     usual = read_reference(champion.tags[model_registry.BENTO])
     false_alarms(folder, usual, recipe.monitor, asked.halves)
     windows = sent(folder, asked.rows)
-    found = {month: observe(champion, recipe.monitor, *window) for month, window in windows.items()}
+    found = {month: monitor_window(champion, recipe.monitor, *window) for month, window in windows.items()}
     table_of(found)
     labels_arrive(folder, asked.rows)
     print("\n| month | labels | RMSE (95%) | held out | alarm |\n| --- | ---: | --- | --- | --- |")
     for month, window in windows.items():
-        judged = observe(champion, recipe.monitor, *window).judged
+        judged = monitor_window(champion, recipe.monitor, *window).judged
         assert judged is not None
         score, usual_score = judged.score, judged.held_out
         is_alarm = score.low > usual_score.high and score.value >= usual_score.value * (1 + recipe.monitor.error_rise)

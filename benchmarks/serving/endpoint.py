@@ -44,7 +44,7 @@ from bloomery.tasks.evaluation.held_out import read_held_out_rows, request_rows
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder, settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, start_tethered, stop_tethered
-from bloomery.tasks.registry.model_registry import BENTO, version_of
+from bloomery.tasks.registry.model_registry import BENTO, find_version
 
 CONNECTIONS = (1, 16, 64)
 BURST = 64  # connections
@@ -251,7 +251,7 @@ def main() -> None:
     chosen = asked.parse_args()
     apply_engine_environment()
     require_state_folder()
-    tag = version_of(chosen.name).tags[BENTO]
+    tag = find_version(chosen.name).tags[BENTO]
     bento = bento_of(tag)
     artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())

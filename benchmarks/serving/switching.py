@@ -97,9 +97,9 @@ def damaged(name: str, tag: str) -> str:
     broken = f"{tag[:-4]}dead"
     shutil.copytree(bento_folder(tag), bento_folder(broken), dirs_exist_ok=True)
     _cut(artifacts_folder(broken))
-    whole = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
+    whole = model_registry.find_version(f"{name}@{model_registry.CHAMPION}")
     tags = {**whole.tags, model_registry.BENTO: broken, "release": "promoted"}
-    made = model_registry.register(name, whole.source, whole.run_id, tags, "a damaged copy")
+    made = model_registry.register_version(name, whole.source, whole.run_id, tags, "a damaged copy")
     return f"{name}:{made.version}"
 
 
@@ -111,7 +111,7 @@ def _cut(artifacts: Path) -> None:
 
 def point_at_damaged(name: str, folder: Path) -> Pointer:
     """The pointer goes to a damaged copy, as if somebody had written it by hand. Returns what it said before."""
-    path = promotions.folder_of(name) / POINTER
+    path = promotions.pointer_folder(name) / POINTER
     before = read_pointer(path)
     shutil.copytree(before.artifacts, folder)
     _cut(folder)
@@ -126,15 +126,15 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
     done = []
     for number in range(changes):
         await asyncio.sleep(1)
-        champion = model_registry.version_of(f"{name}@{model_registry.CHAMPION}")
+        champion = model_registry.find_version(f"{name}@{model_registry.CHAMPION}")
         if number == changes // 3:
             asked = ("promote", damaged(name, champion.tags[model_registry.BENTO]), "--reason", "damaged on purpose")
         elif number == 2 * changes // 3:
             before = point_at_damaged(name, folder / "damaged")
             await asyncio.sleep(2)
-            (refusal,) = promotions.followers(name)
+            (refusal,) = promotions.list_followers(name)
             done.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
-            write_pointer(promotions.folder_of(name) / POINTER, before)
+            write_pointer(promotions.pointer_folder(name) / POINTER, before)
             continue
         elif number % 2:
             asked = ("rollback", name)
@@ -146,7 +146,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
 
 
 async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
-    tags = {number: model_registry.version_of(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
+    tags = {number: model_registry.find_version(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
     rows = request_rows(bento_of(tags[one]).chosen, NUM_ROWS)
     requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0

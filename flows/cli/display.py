@@ -65,7 +65,7 @@ class ProgressDisplay:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
 
     def __enter__(self) -> ProgressDisplay:
-        self._unsubscribe = events.watch(self._on_event)
+        self._unsubscribe = events.subscribe(self._on_event)
         if self._console.is_terminal:
             self._live.start()
         return self

@@ -25,7 +25,7 @@ from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import require_state_folder
-from bloomery.tasks.orchestration.events import StageStarted, watch
+from bloomery.tasks.orchestration.events import StageStarted, subscribe
 
 
 class Reproduction(Document):
@@ -75,7 +75,7 @@ def reproduce_bento(origin: Origin) -> Reproduction:
         DataMissing: a source no longer exists, or the training started from weights of another version.
     """
     from bloomery.flows.pipeline import PLAIN_STAGES
-    from bloomery.tasks.bentos.environment import codes, surroundings
+    from bloomery.tasks.bentos.environment import code_versions, describe_environment
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = pin_weight_bits(origin.surroundings, Recipe.model_validate(origin.recipe))
@@ -101,8 +101,8 @@ def reproduce_bento(origin: Origin) -> Reproduction:
         bento = packaged.bento
     return Reproduction(
         steps=(*steps(bento.chosen), Step(stage="package", what="content of the bento", digest=bento.digest)),
-        code=codes(),
-        surroundings=surroundings(bento.chosen.options.trained.processor),
+        code=code_versions(),
+        surroundings=describe_environment(bento.chosen.options.trained.processor),
     )
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     require_state_folder()
     origin = Origin.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     stages: list[str] = []
-    watch(lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None)
+    subscribe(lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None)
     outcome: Reproduction | FailedReproduction
     try:
         outcome = reproduce_bento(origin)

@@ -75,10 +75,10 @@ def _wait_for_decision(request: Request, figures: str) -> None:
     left_s = max(int((request.until - datetime.now(UTC)).total_seconds()), 1)
     is_deployed = deployment.id is not None
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
-        raise approvals.not_decided(request)
+        raise approvals.approval_pending(request)
     waiter = None if is_deployed else _this_process()
     waiting = {"flow_run": flow_run.id, "api": os.environ.get("PREFECT_API_URL"), "waiter": waiter}
-    approvals.keep(request.model_copy(update=waiting))
+    approvals.save_request(request.model_copy(update=waiting))
     emit(
         Waiting(
             "approval",
@@ -93,11 +93,11 @@ def _wait_for_decision(request: Request, figures: str) -> None:
         else:
             answer = pause_flow_run(wait_for_input=form, timeout=left_s, poll_interval=_POLL_S, key=key)
     except FlowPauseTimeout:
-        approvals.settle_lapsed(request.name)
+        approvals.refuse_expired(request.name)
         return
     decision = Decision(decision=answer.decision, by=answer.by, why=answer.why, at=datetime.now(UTC))
-    with champion.changing(request.name):
-        approvals.decide(request, decision)
+    with champion.champion_lock(request.name):
+        approvals.record_decision(request, decision)
     emit(StageEnded("approval", "asked", 0.0, f"{decision.decision} by {decision.by}"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.tasks.monitoring.publishing import DRIFT, resource_of
+from bloomery.tasks.monitoring.publishing import DRIFT_EVENT, event_resource
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -96,8 +96,8 @@ def _retraining(name: str, deployment: UUID, pause: timedelta) -> AutomationCore
         enabled=True,
         # Fires at the first event, then at most once per `within`.
         trigger=EventTrigger(
-            expect={DRIFT},
-            match={"prefect.resource.id": resource_of(name)},
+            expect={DRIFT_EVENT},
+            match={"prefect.resource.id": event_resource(name)},
             posture=Posture.Reactive,
             threshold=1,
             within=pause,

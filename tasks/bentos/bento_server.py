@@ -1,4 +1,4 @@
-"""Bentos in processes of their own, asked over HTTP."""
+"""Serves bentos in subprocesses, asks them for predictions over HTTP, and verifies them beforehand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt, SecretMissing
 from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE, demand, is_loopback, read_keys
 from bloomery.data_contracts.serving.signatures import MANIFEST, SIGNATURE, TRUSTED_KEY, require_signed
+from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from bloomery.tasks.security.api_keys import keys_file
-from bloomery.tasks.security.signing_key import trusted_file
+from bloomery.tasks.security.signing_key import trusted_keys_file
 
-_BENTOMLS_OWN = "bentofile.yaml"  # which it writes beside what it was given
+_BENTOFILE = "bentofile.yaml"  # written by BentoML beside the packaged files
 
 
 def serve_command(tag: str, host: str, port: int) -> list[str]:
@@ -30,32 +31,32 @@ def serve_command(tag: str, host: str, port: int) -> list[str]:
 
 
 def serve_environment() -> dict[str, str]:
-    """Where a bento in a process of its own finds the keys of its clients and those whose signatures count."""
-    found = {KEYS_FILE: str(keys_file())}
+    """Variables that tell a served bento its API key file and the public keys it trusts."""
+    environment = {KEYS_FILE: str(keys_file())}
     if TRUSTED_KEY in os.environ:
-        found[TRUSTED_KEY] = str(Path(os.environ[TRUSTED_KEY]).expanduser().absolute())
-    elif trusted_file().is_file():
-        found[TRUSTED_KEY] = str(trusted_file())
-    return found
+        environment[TRUSTED_KEY] = str(Path(os.environ[TRUSTED_KEY]).expanduser().absolute())
+    elif trusted_keys_file().is_file():
+        environment[TRUSTED_KEY] = str(trusted_keys_file())
+    return environment
 
 
 def require_keys(host: str) -> None:
-    """Raises SecretMissing where the address demands keys and there are none."""
-    demanded = demand(os.environ)
-    if demanded == "off" or (demanded == "auto" and is_loopback(host)) or read_keys(keys_file()).in_use():
+    """Raises SecretMissing where the address requires API keys and there are none."""
+    policy = demand(os.environ)
+    if policy == "off" or (policy == "auto" and is_loopback(host)) or read_keys(keys_file()).in_use():
         return
     raise SecretMissing(
-        f"on {host} the endpoint demands keys, and there are none",
-        required="a key, so that not everybody is answered who reaches this address",
+        f"on {host} the endpoint requires keys, and there are none",
+        required="a key, so that not everybody who reaches this address gets predictions",
         where=str(keys_file()),
-        remedy="make one with `bloomery key create NAME`; or, if something before it keeps strangers out, set "
-        f"{DEMANDED}=off",
+        remedy="create one with `bloomery key create NAME`; or set "
+        f"{DEMANDED}=off if a proxy in front of the endpoint authenticates clients",
     )
 
 
 @contextlib.contextmanager
-def served_bento(tag: str) -> Iterator[httpx.Client]:
-    """A client of the bento, which runs on a free loopback port inside the `with` block.
+def serve_bento(tag: str) -> Iterator[httpx.Client]:
+    """A client of the bento, which is served on a free loopback port inside the `with` block.
 
     Raises:
         EngineMissing: the bento does not start.
@@ -72,9 +73,9 @@ def served_bento(tag: str) -> Iterator[httpx.Client]:
     log = settings().logs / f"bento-{tag.replace(':', '-')}.log"
     command = serve_command(tag, "127.0.0.1", port)
     with (
-        # A proxy of the environment has no business on the loopback interface.
+        # A proxy of the environment must not see requests to loopback.
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
-        # Nobody else is to ask it, whatever is demanded of those who ask it later.
+        # Only this process sends requests, so no key is needed, whatever the policy of later clients.
         tethered_server(
             command, is_ready=is_ready, log=log, environment={**serve_environment(), DEMANDED: "off"}
         ) as wait_until_ready,
@@ -83,26 +84,24 @@ def served_bento(tag: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def ask(client: httpx.Client, rows: list[dict[str, Any]]) -> httpx.Response:
+def post_rows(client: httpx.Client, rows: list[dict[str, Any]]) -> httpx.Response:
     return client.post("/predict", json={"rows": rows})
 
 
 def require_bento(tag: str) -> None:
-    """Judge a bento before any line of it runs.
+    """Verify a bento before any of its code runs.
 
     Raises:
-        DataMissing: the store does not hold it.
-        SignatureRefused: nobody who is trusted has signed it.
-        OutputCorrupt: its code or what it serves is not what was packaged.
+        DataMissing: the store does not have it.
+        SignatureRefused: it has no valid signature of a trusted key.
+        OutputCorrupt: its code or its artifacts differ from what was packaged.
     """
-    from bloomery.tasks.bentos.bento_store import bento_folder
-
     if not (bento_folder(tag) / "bento.yaml").is_file():
         raise DataMissing(
             f"the registry names the bento {tag}, but BentoML's store does not have it",
             required="the bento that was packaged with this version",
             where=str(bento_folder(tag)),
-            remedy="run the recipe again: it packages what is missing",
+            remedy="run the recipe again; it packages what is missing",
         )
     source = bento_folder(tag) / "src"
     try:
@@ -112,19 +111,19 @@ def require_bento(tag: str) -> None:
     require_signed(content, source / "artifacts", {**os.environ, **serve_environment()})
     try:
         manifest = json.loads(content)
-        files = manifest.get("code", {}) | {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()}
-        known = {*files, f"artifacts/{MANIFEST}", f"artifacts/{SIGNATURE}", _BENTOMLS_OWN}
+        digests = manifest.get("code", {}) | {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()}
+        packaged = {*digests, f"artifacts/{MANIFEST}", f"artifacts/{SIGNATURE}", _BENTOFILE}
     except (ValueError, KeyError, AttributeError, TypeError) as failure:
         raise _changed(f"{MANIFEST} cannot be read: {failure}", source) from failure
     if manifest["tag"] != tag:
-        raise _changed(f"it is {manifest['tag']}", source)
+        raise _changed(f"its manifest is of {manifest['tag']}", source)
     for path in sorted(source.rglob("*")):
         name = str(path.relative_to(source))
-        if path.is_file() and "code" in manifest and name not in known and path.suffix != ".pyc":
+        if path.is_file() and "code" in manifest and name not in packaged and path.suffix != ".pyc":
             raise _changed(f"{name} was not packaged with it", source)
-    for name, sha256 in files.items():
+    for name, sha256 in digests.items():
         if not (source / name).is_file() or digest_of_file(source / name) != sha256:
-            raise _changed(f"{name} is missing or not the file that was packaged", source)
+            raise _changed(f"{name} is missing or differs from the packaged file", source)
 
 
 def _changed(found: str, source: Path) -> OutputCorrupt:

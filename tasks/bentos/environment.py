@@ -1,4 +1,4 @@
-"""What of a machine and its packages the bits of a version depend on."""
+"""The machine and packages that the bits of a version depend on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bloomery.data_contracts.records.provenance import Surroundings
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.orchestration.code_version import code_version, packages_of, reach
 
-STAGES = ("ingest", "validate", "prepare", "train", "compress")  # those whose bits a rebuilt version repeats
+STAGES = ("ingest", "validate", "prepare", "train", "compress")  # whose outputs are reproduced bit by bit
 _LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
-def surroundings(processor: str) -> Surroundings:
-    """Those of this process. `processor` is what a training said of its threads and instruction set."""
+def describe_environment(processor: str) -> Surroundings:
+    """The environment of this process. `processor` is what training recorded of its threads and instruction set."""
     modules = reach(*(f"bloomery.tasks.{stage}.stage" for stage in STAGES))
     return Surroundings(
         python=platform.python_version(),
@@ -27,6 +27,6 @@ def surroundings(processor: str) -> Surroundings:
     )
 
 
-def codes() -> dict[str, str]:
+def code_versions() -> dict[str, str]:
     """The code version of each stage."""
     return {stage: code_version(f"bloomery.tasks.{stage}.stage") for stage in STAGES}

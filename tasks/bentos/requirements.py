@@ -1,4 +1,4 @@
-"""Packages with all that they need, each at the version that is installed here."""
+"""Pins packages, with all their dependencies, to the installed versions."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from packaging.utils import canonicalize_name
 from bloomery.data_contracts.errors import EngineMissing
 
 
-def pinned(packages: Iterable[str]) -> list[str]:
-    """`name==version` of the packages and of whatever they need on this machine, sorted.
+def pin_requirements(packages: Iterable[str]) -> list[str]:
+    """`name==version` of the packages and their dependencies on this machine, sorted.
 
-    So a container holds what was tested, and not what is newest on the day when it is built.
+    A container then has the tested versions, not the newest ones of the day when it is built.
 
     Raises:
-        EngineMissing: one of them is not installed.
+        EngineMissing: a package is not installed.
     """
-    found: dict[str, str] = {}
-    seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [Requirement(package) for package in packages]
-    while waiting:
-        wanted = waiting.pop()
-        key = canonicalize_name(wanted.name), frozenset(wanted.extras)
-        if key in seen:
+    versions: dict[str, str] = {}
+    visited: set[tuple[str, frozenset[str]]] = set()
+    pending = [Requirement(package) for package in packages]
+    while pending:
+        requirement = pending.pop()
+        key = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if key in visited:
             continue
-        seen.add(key)
+        visited.add(key)
         try:
-            distribution = importlib.metadata.distribution(wanted.name)
+            distribution = importlib.metadata.distribution(requirement.name)
         except importlib.metadata.PackageNotFoundError as failure:
             raise EngineMissing(
-                f"the package {wanted.name}, which the endpoint needs, is not installed",
-                required=str(wanted),
+                f"the package {requirement.name}, which the endpoint needs, is not installed",
+                required=str(requirement),
                 where="the Python environment of this process",
-                remedy="set the environment up again from requirements.lock",
+                remedy="install the environment again from requirements.lock",
             ) from failure
-        found[key[0]] = distribution.version
-        waiting += [one for one in map(Requirement, distribution.requires or ()) if _is_needed(one, wanted.extras)]
-    return [f"{name}=={version}" for name, version in sorted(found.items())]
+        versions[key[0]] = distribution.version
+        dependencies = map(Requirement, distribution.requires or ())
+        pending += [dependency for dependency in dependencies if _is_needed(dependency, requirement.extras)]
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
-def _is_needed(requirement: Requirement, extras: set[str]) -> bool:
-    if requirement.marker is None:
+def _is_needed(dependency: Requirement, extras: set[str]) -> bool:
+    if dependency.marker is None:
         return True
-    return any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+    return any(dependency.marker.evaluate({"extra": extra}) for extra in ("", *extras))

@@ -11,7 +11,7 @@ from bloomery.tasks.choose.budget_verdicts import Decision
 from bloomery.tasks.choose.pareto_plot import plot_pareto_front
 from bloomery.tasks.evaluation import candidate_table
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.orchestration.prefect_artifacts import shown
+from bloomery.tasks.orchestration.prefect_artifacts import log_failures
 from bloomery.tasks.tracking import mlflow_runs
 
 TABLE = "candidates.json"
@@ -26,7 +26,7 @@ def log_ranking(run_id: str, options: Options, budget: Budget, decision: Decisio
     mlflow_runs.client().log_table(run_id, candidate_table.candidate_columns(options, decision.verdicts, chosen), TABLE)
 
 
-@shown
+@log_failures
 def publish_ranking(record: Chosen) -> None:
     """The ranked table and the picture in the Prefect run."""
     from prefect.artifacts import create_image_artifact, create_table_artifact

@@ -1,4 +1,4 @@
-"""From where on what was found is an alarm: a limit is passed, and not by chance."""
+"""Alerts of a monitoring window: a limit is exceeded, and by more than chance."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
 
 
-def alarms(monitor: Monitor, task: Task, drifts: Sequence[Drift], door: Door, judged: Judged | None) -> Iterator[Alarm]:
+def find_alerts(
+    monitor: Monitor, task: Task, drifts: Sequence[Drift], requests: Door, labelled: Judged | None
+) -> Iterator[Alarm]:
     for drift in drifts:
         if drift.is_drifted:
-            words = f"{drift.name} has drifted: PSI {drift.psi:.3g}, limit {monitor.psi:g}"
-            yield Alarm(kind="drift", words=f"{words} (chance {drift.corrected:.1g}, {drift.num_rows:,} rows)")
-    if judged is not None:
-        yield from _of_score(monitor, task, judged)
-    for found, limit, words in (
-        (door.refused, monitor.refused_share, "of the requests broke the contract and were refused"),
-        (door.failed, monitor.failed_share, "of the requests were answered with 5xx"),
-        (door.slow, monitor.slow_share, f"of the requests took longer than {monitor.latency_ms:g} ms"),
+            message = f"{drift.name} has drifted: PSI {drift.psi:.3g}, limit {monitor.psi:g}"
+            yield Alarm(
+                kind="drift", words=f"{message} (corrected p-value {drift.corrected:.1g}, {drift.num_rows:,} rows)"
+            )
+    if labelled is not None:
+        yield from _check_score(monitor, task, labelled)
+    for share, limit, message in (
+        (requests.refused, monitor.refused_share, "of the requests were rejected because they violate the contract"),
+        (requests.failed, monitor.failed_share, "of the requests failed with a 5xx status"),
+        (requests.slow, monitor.slow_share, f"of the requests took longer than {monitor.latency_ms:g} ms"),
     ):
-        if found is not None and found.low > limit:
-            yield Alarm(kind="service", words=f"{found.value:.2%} {words}, limit {limit:.2%}")
+        if share is not None and share.low > limit:
+            yield Alarm(kind="service", words=f"{share.value:.2%} {message}, limit {limit:.2%}")
 
 
-def _of_score(monitor: Monitor, task: Task, judged: Judged) -> Iterator[Alarm]:
-    found = judged.score if judged.weighted is None else judged.weighted
-    usual = judged.held_out
+def _check_score(monitor: Monitor, task: Task, labelled: Judged) -> Iterator[Alarm]:
+    score = labelled.score if labelled.weighted is None else labelled.weighted
+    reference = labelled.held_out
     if task == "regression":
-        is_worse = found.low > usual.high and found.value >= usual.value * (1 + monitor.error_rise)
+        is_worse = score.low > reference.high and score.value >= reference.value * (1 + monitor.error_rise)
         limit = f"a rise of {monitor.error_rise:.0%}"
     else:
-        is_worse = found.high < usual.low and found.value <= usual.value - monitor.score_drop
+        is_worse = score.high < reference.low and score.value <= reference.value - monitor.score_drop
         limit = f"a drop of {monitor.score_drop:.1%}"
     if is_worse:
         yield Alarm(
             kind="drift",
-            words=f"{SCORES[task]} is {score_in_words(task, found)} on {judged.num_labelled:,} rows with a label, and "
-            f"was {figure_in_words(task, usual.value)} on the held-out rows; limit {limit}",
+            words=f"{SCORES[task]} is {score_in_words(task, score)} on {labelled.num_labelled:,} labelled rows, and "
+            f"was {figure_in_words(task, reference.value)} on held-out rows; limit {limit}",
         )

@@ -1,4 +1,4 @@
-"""Labels that came later, beside the requests that they belong to."""
+"""Labels that arrive after the predictions, joined to their requests by id."""
 
 from __future__ import annotations
 
@@ -16,83 +16,80 @@ from bloomery.data_contracts.validation.row_checks import breaking, read_batch, 
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 
-PLACE = ["request", "row"]
-_REQUIRED = "Parquet or CSV with the columns request and label, and row where requests have several"
+ROW_ID = ["request", "row"]
+_REQUIRED = "Parquet or CSV with the columns request and label, and row where requests have several rows"
 _READERS = {".parquet": pq.read_table, ".csv": pcsv.read_csv}
 
 
-def labels_of(name: str, stated: str | None) -> Path | None:
-    """Where labels of a model's requests arrive: what a recipe has `stated`, else a folder of the state folder.
-
-    None if nothing has arrived in that folder yet.
-    """
-    if stated is not None:
-        return Path(stated)
+def locate_labels(name: str, configured: str | None) -> Path | None:
+    """The path of a model's labels: the recipe's, else a folder of the state folder, None while that is empty."""
+    if configured is not None:
+        return Path(configured)
     folder = settings().home / "labels" / name
-    return folder if _files(folder) else None
+    return folder if _list_files(folder) else None
 
 
-def read_labels(place: Path) -> pa.Table:
-    """`request`, `row` and `label` of a file, or of all files in a folder; the last one where there are several.
+def read_labels(path: Path) -> pa.Table:
+    """`request`, `row` and `label` of a file, or of all files in a folder; the last label of each row.
 
     Raises:
-        DataMissing: there is no such file, or it is none of labels.
+        DataMissing: there is no such file, or it has no labels.
     """
-    paths = _files(place) if place.is_dir() else [place]
-    if not paths:
+    files = _list_files(path) if path.is_dir() else [path]
+    if not files:
         raise DataMissing(
-            f"{place} holds neither a .parquet nor a .csv file",
+            f"{path} has neither a .parquet nor a .csv file",
             required=_REQUIRED,
-            where=str(place),
-            remedy="put the labels there, or name another place",
+            where=str(path),
+            remedy="put the labels there, or give another path",
         )
-    tables = [_read(path) for path in paths]
-    if len({table["label"].type for table in tables}) > 1:  # one file writes 3 and another "3"
+    tables = [_read_file(file) for file in files]
+    if len({table["label"].type for table in tables}) > 1:  # one file has 3 and another "3"
         tables = [table.set_column(2, "label", table["label"].cast(pa.string())) for table in tables]
-    return once(pa.concat_tables(tables))
+    return keep_last(pa.concat_tables(tables))
 
 
-def kept_by(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:
-    """The labels that checked rows could have in `column`, in its type, and how many others there are.
+def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tuple[pa.Table, int]:
+    """The labels that the contract allows in `column`, cast to its type, and the number of invalid ones.
 
-    Rows with such a label were set aside before training too, and one of them may outweigh a thousand others. Of a
-    column that is served as windows nothing is asked.
+    Rows with an invalid label were quarantined before training, too; a single one may outweigh a thousand others.
+    Nothing is checked if the column is served as windows.
     """
     schema = arrow_schema(contract)
     if column not in schema.names or pa.types.is_list(schema.field(column).type):
         return labels, 0
-    found = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])
-    batch = read_batch(found, pa.schema([schema.field(column)]))
-    is_broken = np.zeros(labels.num_rows, dtype=bool)
+    raw = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])
+    batch = read_batch(raw, pa.schema([schema.field(column)]))
+    is_invalid = np.zeros(labels.num_rows, dtype=bool)
     for rule in row_rules(contract):
         if rule.target == column and rule.severity == "error" and rule.kind != "expression":
-            is_broken |= breaking(rule, batch, {}).to_numpy(zero_copy_only=False)
-    kept = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
-    return kept.filter(pa.array(~is_broken)), int(is_broken.sum())
+            is_invalid |= breaking(rule, batch, {}).to_numpy(zero_copy_only=False)
+    cast = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
+    return cast.filter(pa.array(~is_invalid)), int(is_invalid.sum())
 
 
-def contract_of(tag: str) -> Contract:
+def read_bento_contract(tag: str) -> Contract:
     """The contract in a bento."""
     return Contract.model_validate_json((artifacts_folder(tag) / "contract.json").read_text(encoding="utf-8"))
 
 
-def once(table: pa.Table) -> pa.Table:
-    """The last of the rows that have one place, since a client may use an id again."""
+def keep_last(table: pa.Table) -> pa.Table:
+    """The last entry of each row id, because a client may reuse a request id."""
     numbered = table.append_column("order", pa.array(np.arange(table.num_rows)))
-    last = numbered.group_by(PLACE).aggregate([("order", "max")])["order_max"]
+    last = numbered.group_by(ROW_ID).aggregate([("order", "max")])["order_max"]
     return table.take(last)
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix in _READERS)
 
 
-def _read(path: Path) -> pa.Table:
+def _read_file(path: Path) -> pa.Table:
     try:
         table = _READERS.get(path.suffix, pq.read_table)(path)
     except (OSError, pa.ArrowException) as failure:
         raise DataMissing(
-            f"{path} cannot be read: {failure}", required=_REQUIRED, where=str(path), remedy="check the name"
+            f"{path} cannot be read: {failure}", required=_REQUIRED, where=str(path), remedy="check the path"
         ) from failure
     missing = {"request", "label"} - set(table.column_names)
     if missing:
@@ -100,7 +97,7 @@ def _read(path: Path) -> pa.Table:
             f"{path} has no column {', '.join(sorted(missing))}",
             required=_REQUIRED,
             where=str(path),
-            remedy="name the columns so",
+            remedy="rename the columns",
         )
     row = table["row"] if "row" in table.column_names else pa.array(np.zeros(table.num_rows))
     try:
@@ -109,8 +106,8 @@ def _read(path: Path) -> pa.Table:
         ).filter(table["label"].is_valid())
     except pa.ArrowException as failure:
         raise DataMissing(
-            f"{path}: request or row is not what it must be: {failure}",
+            f"{path}: request or row has a wrong type: {failure}",
             required="request as text, row as a whole number",
             where=str(path),
-            remedy="mend the columns",
+            remedy="correct the columns",
         ) from failure

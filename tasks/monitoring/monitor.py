@@ -1,4 +1,4 @@
-"""observe: a window of a version's requests beside what is usual for it."""
+"""Compares a window of a version's requests with the version's reference profile."""
 
 from __future__ import annotations
 
@@ -31,57 +31,75 @@ from bloomery.models.evaluation.drift_tests import holm_correction, measure_dive
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.alerts import alarms
-from bloomery.tasks.monitoring.delayed_labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
-from bloomery.tasks.monitoring.reference_profile import highest, measured
+from bloomery.tasks.monitoring.alerts import find_alerts
+from bloomery.tasks.monitoring.delayed_labels import (
+    ROW_ID,
+    filter_valid_labels,
+    keep_last,
+    locate_labels,
+    read_bento_contract,
+    read_labels,
+)
+from bloomery.tasks.monitoring.reference_profile import confidence, summarize_values
 from bloomery.tasks.registry.model_registry import BENTO
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-ANSWER, CONFIDENCE = "(answer)", "(confidence)"  # no column of a contract has such a name
+ANSWER, CONFIDENCE = "(answer)", "(confidence)"  # a contract has no column with such a name
+_MAX_RULES = 20
 
 
-class _Seen(NamedTuple):
-    """What is kept of the window's rows: counts over the reference's cells, and a few figures of each row."""
+class _Window(NamedTuple):
+    """The requests of a version in a span of time; `folder` has the prediction log."""
+
+    folder: Path
+    tag: str
+    since: datetime
+    until: datetime
+
+
+class _WindowStats(NamedTuple):
+    """Statistics of the window's rows: counts over the reference's bins, and a few values of each row."""
 
     num_rows: int
     counts: dict[str, Counts]
-    seconds: np.ndarray  # of each request that was answered
-    answers: pa.Table  # request, row, answer; none where nobody asks for them
+    seconds: np.ndarray  # of each request with predictions
+    predictions: pa.Table  # request, row, answer; empty where there are no labels to compare with
 
 
-def observe(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> Findings:
-    """What the log says of the rows that `version` answered from `since` until before `until`.
+def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> Findings:
+    """Monitor the rows in the prediction log that `version` served from `since` until before `until`.
 
     Raises:
-        DataMissing: the version's bento has no reference, nothing was logged, the recipe names a column that has no
-            reference, or what it names as labels is none.
+        DataMissing: the version's bento has no reference profile, nothing was logged, the recipe names a column that
+            has no reference, or its labels cannot be read.
     """
     tag = version.tags[BENTO]
     reference = read_reference(tag)
-    watched = _watched(reference)
+    profiles = _profiles_by_name(reference)
     folder = settings().home / "predictions" / version.name
     if not folder.is_dir():
         raise DataMissing(
             f"no request was logged for {version.name}",
-            required="the log of predictions",
+            required="the prediction log",
             where=str(folder),
             remedy=f"serve it: bloomery serve {version.name}",
         )
     _require_known(monitor.columns, reference, tag)
+    window = _Window(folder, tag, since, until)
     notes: list[str] = []
-    labels = labels_of(version.name, monitor.labels)
-    seen = _seen(folder, tag, watched, since, until, keep_answers=labels is not None)
+    labels = locate_labels(version.name, monitor.labels)
+    stats = _summarize_window(window, profiles, keep_predictions=labels is not None)
     drifts: tuple[Drift, ...] = ()
-    if seen.num_rows < monitor.min_rows:
-        notes.append(f"{seen.num_rows:,} rows tell nothing of drift: at least {monitor.min_rows:,} are needed")
+    if stats.num_rows < monitor.min_rows:
+        notes.append(f"{stats.num_rows:,} rows are too few to measure drift; {monitor.min_rows:,} are needed")
     else:
-        drifts = _drifts(watched, seen.counts, monitor)
+        drifts = _measure_drifts(profiles, stats.counts, monitor)
     if reference.part == "test":
-        notes.append("training was private, so the reference is of held-out rows")
-    judged = _judged(tag, labels, monitor, reference, seen, notes)
-    door = _door(folder, tag, seen.seconds, monitor, since, until)
+        notes.append("training was private, so the reference profile is of held-out rows")
+    labelled = _score_labelled(tag, labels, monitor, reference, stats, notes)
+    requests = _summarize_requests(window, stats.seconds, monitor)
     return Findings(
         name=version.name,
         version=int(version.version),
@@ -89,33 +107,33 @@ def observe(version: ModelVersion, monitor: Monitor, since: datetime, until: dat
         task=reference.task,
         since=since,
         until=until,
-        num_rows=seen.num_rows,
+        num_rows=stats.num_rows,
         part=reference.part,
         drifts=drifts,
-        door=door,
-        judged=judged,
+        door=requests,
+        judged=labelled,
         notes=tuple(notes),
-        alarms=tuple(alarms(monitor, reference.task, drifts, door, judged)),
+        alarms=tuple(find_alerts(monitor, reference.task, drifts, requests, labelled)),
     )
 
 
 def read_reference(tag: str) -> VersionReference:
-    """What is usual for a bento. Raises DataMissing where it was packaged without, or is not here."""
+    """The reference profile of a bento. Raises DataMissing where it has none, or is not in the store."""
     path = artifacts_folder(tag) / REFERENCE
     try:
         return VersionReference.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as failure:
         raise DataMissing(
-            f"bento {tag} does not say what is usual for it: {failure}",
-            required=f"{REFERENCE}, which `package` has written since versions are monitored",
+            f"bento {tag} has no readable reference profile: {failure}",
+            required=f"{REFERENCE}, which the stage `package` writes",
             where=str(path),
-            remedy="run its recipe again, which packages it with its reference",
+            remedy="run its recipe again, which packages it with its reference profile",
         ) from failure
 
 
-def _watched(reference: VersionReference) -> dict[str, Usual]:
-    watched = {**reference.columns, ANSWER: reference.answers}
-    return watched if reference.confidence is None else {**watched, CONFIDENCE: reference.confidence}
+def _profiles_by_name(reference: VersionReference) -> dict[str, Usual]:
+    profiles = {**reference.columns, ANSWER: reference.answers}
+    return profiles if reference.confidence is None else {**profiles, CONFIDENCE: reference.confidence}
 
 
 def _require_known(columns: Sequence[str] | None, reference: VersionReference, tag: str) -> None:
@@ -123,128 +141,137 @@ def _require_known(columns: Sequence[str] | None, reference: VersionReference, t
     if unknown:
         known = ", ".join(reference.columns) or "none at all"
         raise DataMissing(
-            f"bento {tag} says nothing of {', '.join(unknown)}",
-            required=f"columns that have a reference: {known}",
+            f"bento {tag} has no reference profile of {', '.join(unknown)}",
+            required=f"columns that have a reference profile: {known}",
             where="the recipe's monitor.columns",
-            remedy="name others; columns about people and dates have none",
+            remedy="name others; personal columns and dates have no profile",
         )
 
 
-def _seen(
-    folder: Path, tag: str, watched: dict[str, Usual], since: datetime, until: datetime, *, keep_answers: bool
-) -> _Seen:
-    counts = {name: _nothing_in(_cells(usual)) for name, usual in watched.items()}
-    seconds, answers, num_rows = [np.empty(0)], [], 0
-    for rows in _rows(folder, tag, since, until):
+def _summarize_window(window: _Window, profiles: dict[str, Usual], *, keep_predictions: bool) -> _WindowStats:
+    counts = {name: _empty_counts(_cells_of(profile)) for name, profile in profiles.items()}
+    seconds, predictions, num_rows = [np.empty(0)], [], 0
+    for rows in _read_rows(window):
         num_rows += rows.num_rows
-        for name, usual in watched.items():
-            values = _values(rows, name, usual.measure)
+        for name, profile in profiles.items():
+            values = _extract_values(rows, name, profile.measure)
             if values is not None:
-                counts[name] += count_into(_cells(usual), values)
+                counts[name] += count_into(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
-        if keep_answers:
-            answers.append(rows.select(PLACE).append_column("answer", pc.struct_field(rows["answer"], 0)))
+        if keep_predictions:
+            predictions.append(rows.select(ROW_ID).append_column("answer", pc.struct_field(rows["answer"], 0)))
     empty = pa.table({"request": pa.array([], pa.string()), "row": pa.array([], pa.int32()), "answer": pa.array([])})
-    kept = once(pa.concat_tables(answers, promote_options="permissive")) if answers else empty
-    return _Seen(num_rows, counts, np.concatenate(seconds), kept)
+    kept = keep_last(pa.concat_tables(predictions, promote_options="permissive")) if predictions else empty
+    return _WindowStats(num_rows, counts, np.concatenate(seconds), kept)
 
 
-def _rows(folder: Path, tag: str, since: datetime, until: datetime) -> Iterator[pa.Table]:
-    """The rows that a client got from the version in the window, file by file."""
-    for table in read_log(folder, ["at", *PLACE, "version", "role", "seconds", "columns", "answer"], since.date()):
+def _read_rows(window: _Window) -> Iterator[pa.Table]:
+    """The logged rows that clients received from the version in the window, file by file."""
+    columns = ["at", *ROW_ID, "version", "role", "seconds", "columns", "answer"]
+    for table in read_log(window.folder, columns, window.since.date()):
         at = table["at"]
-        bounds = [pa.scalar(moment, at.type) for moment in (since, until)]
-        is_inside = pc.and_(pc.greater_equal(at, bounds[0]), pc.less(at, bounds[1]))
-        is_theirs = pc.and_(pc.equal(table["version"], tag), pc.not_equal(table["role"], SHADOW))
-        kept = table.filter(pc.and_(is_inside, is_theirs))
-        if kept.num_rows:
-            yield kept.combine_chunks()
+        since, until = (pa.scalar(moment, at.type) for moment in (window.since, window.until))
+        is_inside = pc.and_(pc.greater_equal(at, since), pc.less(at, until))
+        is_of_version = pc.and_(pc.equal(table["version"], window.tag), pc.not_equal(table["role"], SHADOW))
+        rows = table.filter(pc.and_(is_inside, is_of_version))
+        if rows.num_rows:
+            yield rows.combine_chunks()
 
 
-def _values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
-    """What is measured of a column, or of the answers; None where the rows have no such column."""
+def _extract_values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | None:
+    """The measured values of a column or of the predictions; None where the rows have no such column."""
     if name == ANSWER:
         return pc.struct_field(rows["answer"], 0).combine_chunks()
     if name == CONFIDENCE:
-        return pa.array(highest(pc.struct_field(rows["answer"], "probabilities")))
-    kind = rows.schema.field("columns").type
-    if kind.get_field_index(name) < 0:
+        return pa.array(confidence(pc.struct_field(rows["answer"], "probabilities")))
+    struct_type = rows.schema.field("columns").type
+    if struct_type.get_field_index(name) < 0:
         return None
-    return measured(pc.struct_field(rows["columns"], name).combine_chunks(), measure)
+    return summarize_values(pc.struct_field(rows["columns"], name).combine_chunks(), measure)
 
 
-def _cells(usual: Usual) -> Cells:
-    return Cells(edges=usual.shares.edges, values=usual.shares.values)
+def _cells_of(profile: Usual) -> Cells:
+    return Cells(edges=profile.shares.edges, values=profile.shares.values)
 
 
-def _nothing_in(cells: Cells) -> Counts:
+def _empty_counts(cells: Cells) -> Counts:
     return Counts(edges=cells.edges, values=cells.values, counts=(0,) * cells.num_cells)
 
 
-def _drifts(watched: dict[str, Usual], counts: dict[str, Counts], monitor: Monitor) -> tuple[Drift, ...]:
-    """Largest first. Those that do not count in alarms are corrected for as well: a person looks at all of them."""
-    names = [name for name in watched if counts[name].num_rows]
-    found = {name: measure_divergence(watched[name].shares, watched[name].num_rows, counts[name]) for name in names}
-    corrected = dict(zip(names, holm_correction([found[name].p_value for name in names]), strict=True))
+def _measure_drifts(profiles: dict[str, Usual], counts: dict[str, Counts], monitor: Monitor) -> tuple[Drift, ...]:
+    """All drifts, the largest PSI first.
+
+    Distributions that raise no alert count in the correction as well, because a person looks at all of them.
+    """
+    names = [name for name in profiles if counts[name].num_rows]
+    divergences = {
+        name: measure_divergence(profiles[name].shares, profiles[name].num_rows, counts[name]) for name in names
+    }
+    corrected = dict(zip(names, holm_correction([divergences[name].p_value for name in names]), strict=True))
     drifts = []
-    for name, one in found.items():
-        is_asked = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
-        is_far = one.psi - one.noise >= monitor.psi and corrected[name] < monitor.significance
+    for name, measured in divergences.items():
+        can_alert = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
+        is_large = measured.psi - measured.noise >= monitor.psi and corrected[name] < monitor.significance
         drifts.append(
             Drift(
                 name=name,
-                measure=watched[name].measure,
+                measure=profiles[name].measure,
                 num_rows=counts[name].num_rows,
-                **one._asdict(),
+                **measured._asdict(),
                 corrected=corrected[name],
-                counts=is_asked,
-                is_drifted=is_asked and is_far,
-                usual=watched[name].shares,
+                counts=can_alert,
+                is_drifted=can_alert and is_large,
+                usual=profiles[name].shares,
                 found=counts[name],
             )
         )
     return tuple(sorted(drifts, key=lambda drift: -drift.psi))
 
 
-def _judged(
-    tag: str, place: Path | None, monitor: Monitor, reference: VersionReference, seen: _Seen, notes: list[str]
+def _score_labelled(
+    tag: str, path: Path | None, monitor: Monitor, reference: VersionReference, stats: _WindowStats, notes: list[str]
 ) -> Judged | None:
-    if place is None:
-        notes.append("no label has arrived, so nothing is known of how right the answers were")
+    """The score on rows whose label has arrived; None, with a note, where there are too few."""
+    if path is None:
+        notes.append("no labels have arrived, so the score is unknown")
         return None
-    numbered = seen.answers.select(PLACE).append_column("at", pa.array(np.arange(seen.answers.num_rows)))
-    labels, num_broken = kept_by(contract_of(tag), reference.label, read_labels(place))
-    if num_broken:
-        notes.append(f"{num_broken:,} labels break the contract, as rows do that are set aside, and do not count")
-    found = numbered.join(labels, PLACE, join_type="inner")
-    if found.num_rows < monitor.min_labels:
+    num_rows = stats.predictions.num_rows
+    numbered = stats.predictions.select(ROW_ID).append_column("at", pa.array(np.arange(num_rows)))
+    labels, num_invalid = filter_valid_labels(read_bento_contract(tag), reference.label, read_labels(path))
+    if num_invalid:
+        notes.append(f"{num_invalid:,} labels violate the contract and are ignored")
+    matches = numbered.join(labels, ROW_ID, join_type="inner")
+    if matches.num_rows < monitor.min_labels:
         notes.append(
-            f"{found.num_rows:,} of {seen.answers.num_rows:,} rows have a label, which tells nothing of how right the "
-            f"answers were: at least {monitor.min_labels:,} are needed"
+            f"{matches.num_rows:,} of {num_rows:,} rows have a label, too few for a score; "
+            f"{monitor.min_labels:,} are needed"
         )
         return None
-    order = np.argsort(found["at"].to_numpy())
-    at, label = found["at"].to_numpy()[order], found["label"].take(pa.array(order))
-    answers = seen.answers["answer"]
+    order = np.argsort(matches["at"].to_numpy())
+    at, label = matches["at"].to_numpy()[order], matches["label"].take(pa.array(order))
+    predicted = stats.predictions["answer"]
     if reference.task == "regression":
         truth = label.cast(pa.float64()).to_numpy()
-        score, weighted, covered = rmse(truth, answers.to_numpy()[at]), None, 1.0
+        score, weighted, covered = rmse(truth, predicted.to_numpy()[at]), None, 1.0
     else:
-        # As text, since a label of 3 may have come as a number or as its name.
-        given, truth = (np.array(pc.cast(one, pa.string()).to_pylist(), dtype=object) for one in (answers, label))
-        is_right = given[at] == truth
-        score = accuracy(is_right)
-        weighted, covered = poststratified_accuracy(given, given[at], is_right)
+        # As text, because a label of 3 may arrive as a number or as a string.
+        names, truth = (
+            np.array(pc.cast(column, pa.string()).to_pylist(), dtype=object) for column in (predicted, label)
+        )
+        is_correct = names[at] == truth
+        score = accuracy(is_correct)
+        weighted, covered = poststratified_accuracy(names, names[at], is_correct)
     return Judged(num_labelled=len(at), score=score, weighted=weighted, covered=covered, held_out=reference.score)
 
 
-def _door(folder: Path, tag: str, seconds: np.ndarray, monitor: Monitor, since: datetime, until: datetime) -> Door:
+def _summarize_requests(window: _Window, seconds: np.ndarray, monitor: Monitor) -> Door:
+    """Shares of rejected, failed and slow requests, and latencies."""
     statuses: Counter[int] = Counter()
-    broken: Counter[str] = Counter()
-    for outcome in read_outcomes(folder, since.date()):
-        if outcome.version == tag and since <= outcome.at < until:
+    violations: Counter[str] = Counter()
+    for outcome in read_outcomes(window.folder, window.since.date()):
+        if outcome.version == window.tag and window.since <= outcome.at < window.until:
             statuses.update(outcome.statuses)
-            broken.update(outcome.broken)
+            violations.update(outcome.broken)
     num_requests = statuses.total()
     num_failed = sum(count for status, count in statuses.items() if status >= 500)
     is_timed = len(seconds) > 0
@@ -252,7 +279,7 @@ def _door(folder: Path, tag: str, seconds: np.ndarray, monitor: Monitor, since: 
         num_requests=num_requests,
         refused=proportion(statuses[422], num_requests) if num_requests else None,
         failed=proportion(num_failed, num_requests) if num_requests else None,
-        broken=tuple(broken.most_common(20)),
+        broken=tuple(violations.most_common(_MAX_RULES)),
         num_timed=len(seconds),
         p50_ms=float(np.median(seconds)) * 1000 if is_timed else None,
         p99_ms=float(np.quantile(seconds, 0.99)) * 1000 if is_timed else None,

@@ -1,4 +1,4 @@
-"""What a look at a version's requests has found, told: in MLflow, in Prefect, to Prometheus, and as an event."""
+"""Publishes a monitoring report: to MLflow, to Prefect as an artifact and as events, and to Prometheus."""
 
 from __future__ import annotations
 
@@ -13,205 +13,215 @@ from filelock import FileLock
 from bloomery.data_contracts.monitoring import Findings, Monitor
 from bloomery.data_contracts.records.score_format import SCORES, score_in_words
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.drift_plot import draw_drifts
-from bloomery.tasks.monitoring.evidently_report import PAGE, can_draw, draw_page
-from bloomery.tasks.orchestration.prefect_artifacts import shown
+from bloomery.tasks.monitoring.drift_plot import plot_drift
+from bloomery.tasks.monitoring.evidently_report import REPORT, is_installed, write_report
+from bloomery.tasks.orchestration.prefect_artifacts import log_failures
 from bloomery.tasks.tracking import mlflow_runs
 
-DRIFT, SERVICE = "bloomery.drift", "bloomery.service"  # events, by the kind of alarm
-PICTURE = "drift.png"
-_MOST_ROWS_SHOWN = 40
+DRIFT_EVENT, SERVICE_EVENT = "bloomery.drift", "bloomery.service"  # by the kind of alert
+PLOT = "drift.png"
+_KINDS = ("drift", "service")
+_MAX_TABLE_ROWS = 40
 
 
-def resource_of(name: str) -> str:
-    """What events about a model are about."""
+def event_resource(name: str) -> str:
+    """The Prefect resource id of events about a model."""
     return f"bloomery.model.{name}"
 
 
-def keep(findings: Findings, monitor: Monitor) -> str:
-    """Afterwards an MLflow run of the model's experiment has figures, findings and a picture. Returns its id."""
+def log_report(report: Findings, monitor: Monitor) -> str:
+    """Log metrics, report and plot to an MLflow run in the model's experiment. Returns the run id."""
     with (
-        # One at a time, so that what a killed look has left is known to be left, and is ended.
-        FileLock(settings().home / f"monitor-{findings.name}.lock"),
+        # One at a time, so that a run which a killed process has left open can be recognized and ended.
+        FileLock(settings().home / f"monitor-{report.name}.lock"),
         mlflow_runs.logged_run(
-            findings.name,
+            report.name,
             "monitor",
-            stage_key=f"monitor-{findings.name}",
-            tags={"bloomery.kind": "monitor", "bento": findings.bento, "drifted": str(findings.has_drifted).lower()},
+            stage_key=f"monitor-{report.name}",
+            tags={"bloomery.kind": "monitor", "bento": report.bento, "drifted": str(report.has_drifted).lower()},
         ) as run_id,
         tempfile.TemporaryDirectory() as folder,
     ):
         mlflow_runs.log_params(
             run_id,
-            {"version": findings.version, "since": findings.since.isoformat(), "until": findings.until.isoformat()},
+            {"version": report.version, "since": report.since.isoformat(), "until": report.until.isoformat()},
         )
-        mlflow_runs.log_metrics(run_id, dict(_figures(findings)))
-        (Path(folder) / "findings.json").write_text(findings.model_dump_json(indent=1), encoding="utf-8")
-        (Path(folder) / "findings.md").write_text(as_markdown(findings, None), encoding="utf-8")
-        if findings.drifts:
-            draw_drifts(findings, monitor.psi, Path(folder) / PICTURE)
+        mlflow_runs.log_metrics(run_id, dict(_metrics(report)))
+        (Path(folder) / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+        (Path(folder) / "report.md").write_text(render_markdown(report, None), encoding="utf-8")
+        if report.drifts:
+            plot_drift(report, monitor.psi, Path(folder) / PLOT)
         mlflow_runs.client().log_artifacts(run_id, folder)
     return run_id
 
 
-def add_page(findings: Findings, monitor: Monitor, run_id: str) -> None:
-    """Afterwards the MLflow run of a look that found drift has Evidently's page too, where Evidently is installed.
+def log_evidently_report(report: Findings, monitor: Monitor, run_id: str) -> None:
+    """Add Evidently's report to the MLflow run, where drift was found and Evidently is installed.
 
-    Of the others nobody would read it, and it takes longer than all else.
+    Without drift nobody would read it, and it takes longer than everything else.
     """
-    if not any(drift.is_drifted for drift in findings.drifts) or not can_draw():
+    if not any(drift.is_drifted for drift in report.drifts) or not is_installed():
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PAGE
-        if draw_page(findings, monitor.psi, path):
+        path = Path(folder) / REPORT
+        if write_report(report, monitor.psi, path):
             mlflow_runs.client().log_artifact(run_id, str(path))
 
 
-def _figures(findings: Findings) -> Iterator[tuple[str, float]]:
-    yield "num_rows", float(findings.num_rows)
-    yield "num_alarms", float(len(findings.alarms))
-    for drift in findings.drifts:
-        named = drift.name.strip("()")  # MLflow takes no brackets
-        yield f"psi/{named}", drift.psi
-        yield f"p_value/{named}", drift.corrected
-    door = findings.door
-    for name, value in (("p50_ms", door.p50_ms), ("p99_ms", door.p99_ms)):
+def _metrics(report: Findings) -> Iterator[tuple[str, float]]:
+    yield "num_rows", float(report.num_rows)
+    yield "num_alerts", float(len(report.alarms))
+    for drift in report.drifts:
+        name = drift.name.strip("()")  # MLflow allows no brackets
+        yield f"psi/{name}", drift.psi
+        yield f"p_value/{name}", drift.corrected
+    requests = report.door
+    for name, value in (("p50_ms", requests.p50_ms), ("p99_ms", requests.p99_ms)):
         if value is not None:
             yield name, value
-    for name, share in (("refused", door.refused), ("failed", door.failed), ("slow", door.slow)):
+    for name, share in (("rejected", requests.refused), ("failed", requests.failed), ("slow", requests.slow)):
         if share is not None:
             yield f"share/{name}", share.value
-    if findings.judged is not None:
-        yield SCORES[findings.task].lower(), findings.judged.score.value
-        yield "num_labelled", float(findings.judged.num_labelled)
+    if report.judged is not None:
+        yield SCORES[report.task].lower(), report.judged.score.value
+        yield "num_labelled", float(report.judged.num_labelled)
 
 
-@shown
-def show(findings: Findings, monitor: Monitor) -> None:
-    """Afterwards the Prefect run has them as an artifact, with the picture inside. Call it in a flow run."""
+@log_failures
+def publish_artifact(report: Findings, monitor: Monitor) -> None:
+    """Add the report with its plot to the Prefect run. Call it in a flow run."""
     from prefect.artifacts import create_markdown_artifact
 
-    picture = None
-    if findings.drifts:
+    plot = None
+    if report.drifts:
         with tempfile.TemporaryDirectory() as folder:
-            draw_drifts(findings, monitor.psi, Path(folder) / PICTURE)
-            picture = base64.b64encode((Path(folder) / PICTURE).read_bytes()).decode()
+            plot_drift(report, monitor.psi, Path(folder) / PLOT)
+            plot = base64.b64encode((Path(folder) / PLOT).read_bytes()).decode()
     create_markdown_artifact(
-        key=f"monitor-{findings.name}", description=in_words(findings)[0], markdown=as_markdown(findings, picture)
+        key=f"monitor-{report.name}", description=describe_report(report)[0], markdown=render_markdown(report, plot)
     )
 
 
-def emit(findings: Findings) -> list[str]:
-    """Send an event for each kind of alarm that there is, about the model. Returns the events' names."""
+def emit_alert_events(report: Findings) -> list[str]:
+    """Emit a Prefect event for each kind of alert. Returns the names of the events."""
     from prefect.events import emit_event
 
-    sent = []
-    for event, kind in ((DRIFT, "drift"), (SERVICE, "service")):
-        words = [alarm.words for alarm in findings.alarms if alarm.kind == kind]
-        if words:
+    emitted = []
+    for event, kind in zip((DRIFT_EVENT, SERVICE_EVENT), _KINDS, strict=True):
+        messages = [alert.words for alert in report.alarms if alert.kind == kind]
+        if messages:
             emit_event(
                 event,
-                resource={"prefect.resource.id": resource_of(findings.name), "prefect.resource.name": findings.name},
+                resource={"prefect.resource.id": event_resource(report.name), "prefect.resource.name": report.name},
                 payload={
-                    "version": findings.version,
-                    "bento": findings.bento,
-                    "since": findings.since.isoformat(),
-                    "until": findings.until.isoformat(),
-                    "alarms": words,
+                    "version": report.version,
+                    "bento": report.bento,
+                    "since": report.since.isoformat(),
+                    "until": report.until.isoformat(),
+                    "alerts": messages,
                 },
             )
-            sent.append(event)
-    return sent
+            emitted.append(event)
+    return emitted
 
 
-def expose(findings: Findings) -> Path:
-    """Afterwards `metrics/NAME.prom` of the state folder has the figures for Prometheus; returns the file.
+def write_prometheus_file(report: Findings) -> Path:
+    """Write `metrics/NAME.prom` in the state folder; returns the file.
 
-    A flow ends before anybody could ask it, and an endpoint may be on another machine, so the figures wait in a file,
-    which node_exporter's textfile collector reads. It is replaced in one rename.
+    A flow ends before Prometheus could scrape it, and an endpoint may be on another machine, so the metrics lie in a
+    file for node_exporter's textfile collector. It is replaced atomically.
     """
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
     registry = CollectorRegistry()
-    of_model = {"model": findings.name, "version": str(findings.version)}
+    model_labels = {"model": report.name, "version": str(report.version)}
 
-    def gauge(name: str, words: str, told: Mapping[Any, float], *labels: str) -> None:
-        made = Gauge(f"bloomery_monitor_{name}", words, [*of_model, *labels], registry=registry)
-        for values, value in told.items():
-            made.labels(*of_model.values(), *values).set(value)
+    def add_gauge(name: str, help_text: str, values: Mapping[Any, float], *labels: str) -> None:
+        gauge = Gauge(f"bloomery_monitor_{name}", help_text, [*model_labels, *labels], registry=registry)
+        for label_values, value in values.items():
+            gauge.labels(*model_labels.values(), *label_values).set(value)
 
-    drifts = findings.drifts
-    gauge("psi", "How far a distribution is from its reference", {(one.name,): one.psi for one in drifts}, "column")
-    gauge("drifted", "1 where that is an alarm", {(one.name,): float(one.is_drifted) for one in drifts}, "column")
-    kinds = ("drift", "service")
-    num_alarms = {(kind,): float(sum(one.kind == kind for one in findings.alarms)) for kind in kinds}
-    gauge("alarms", "Alarms of the last look", num_alarms, "kind")
-    gauge("rows", "Rows that were looked at", {(): float(findings.num_rows)})
-    gauge("seen_timestamp_seconds", "When the window ended", {(): findings.until.timestamp()})
-    door = findings.door
-    shares = {"refused": door.refused, "failed": door.failed, "slow": door.slow}
-    told = {(name,): share.value for name, share in shares.items() if share is not None}
-    gauge("request_share", "Requests that were refused, failed or slow", told, "outcome")
-    seconds = {("0.5",): door.p50_ms, ("0.99",): door.p99_ms}
-    gauge(
+    drifts = report.drifts
+    add_gauge("psi", "PSI of a distribution", {(drift.name,): drift.psi for drift in drifts}, "column")
+    add_gauge("drifted", "1 if it is an alert", {(drift.name,): float(drift.is_drifted) for drift in drifts}, "column")
+    num_alerts = {(kind,): float(sum(alert.kind == kind for alert in report.alarms)) for kind in _KINDS}
+    add_gauge("alerts", "Alerts of the last window", num_alerts, "kind")
+    add_gauge("rows", "Rows of the window", {(): float(report.num_rows)})
+    add_gauge("window_end_timestamp_seconds", "When the window ended", {(): report.until.timestamp()})
+    requests = report.door
+    shares = {"rejected": requests.refused, "failed": requests.failed, "slow": requests.slow}
+    share_values = {(name,): share.value for name, share in shares.items() if share is not None}
+    add_gauge("request_share", "Share of requests that were rejected, failed or slow", share_values, "outcome")
+    milliseconds = {("0.5",): requests.p50_ms, ("0.99",): requests.p99_ms}
+    add_gauge(
         "request_seconds",
-        "From the head of a request to its answer",
-        {quantile: value / 1000 for quantile, value in seconds.items() if value is not None},
+        "Time from the head of a request to its response",
+        {quantile: value / 1000 for quantile, value in milliseconds.items() if value is not None},
         "quantile",
     )
-    if findings.judged is not None:
-        gauge("labelled_rows", "Rows with a label", {(): float(findings.judged.num_labelled)})
-        gauge(SCORES[findings.task].lower(), "Of rows with a label", {(): findings.judged.score.value})
-    path = settings().home / "metrics" / f"{findings.name}.prom"
+    if report.judged is not None:
+        add_gauge("labelled_rows", "Labelled rows", {(): float(report.judged.num_labelled)})
+        add_gauge(SCORES[report.task].lower(), "Score of labelled rows", {(): report.judged.score.value})
+    path = settings().home / "metrics" / f"{report.name}.prom"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_to_textfile(str(path), registry)
     return path
 
 
-def in_words(findings: Findings) -> list[str]:
-    """What a person is told, the verdict first."""
-    door, judged = findings.door, findings.judged
-    num_drifted = sum(drift.is_drifted for drift in findings.drifts)
-    verdict = f"{len(findings.alarms)} alarms" if findings.alarms else "no alarm"
+def describe_report(report: Findings) -> list[str]:
+    """One line per fact, the verdict first."""
+    requests, labelled = report.door, report.judged
+    num_drifted = sum(drift.is_drifted for drift in report.drifts)
+    num_alerts = len(report.alarms)
+    verdict = {0: "no alerts", 1: "1 alert"}.get(num_alerts, f"{num_alerts} alerts")
     lines = [
-        f"{findings.name} version {findings.version}: {verdict}, {findings.num_rows:,} rows from "
-        f"{findings.since:%Y-%m-%d %H:%M} to {findings.until:%Y-%m-%d %H:%M} UTC",
-        *(f"{alarm.kind}: {alarm.words}" for alarm in findings.alarms),
+        f"{report.name} version {report.version}: {verdict}, {report.num_rows:,} rows from "
+        f"{report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC",
+        *(f"{alert.kind}: {alert.words}" for alert in report.alarms),
     ]
-    if findings.drifts:
-        far = findings.drifts[0]
+    if report.drifts:
+        largest = report.drifts[0]
         lines.append(
-            f"{num_drifted} of {len(findings.drifts)} distributions have drifted; the farthest is {far.name}, "
-            f"PSI {far.psi:.3g}"
+            f"{num_drifted} of {len(report.drifts)} distributions have drifted; the largest drift is {largest.name}, "
+            f"PSI {largest.psi:.3g}"
         )
-    if judged is not None:
-        found = f"{SCORES[findings.task]} {score_in_words(findings.task, judged.score)}"
-        weighted = "" if judged.weighted is None else f", by answers {score_in_words(findings.task, judged.weighted)}"
-        held_out = score_in_words(findings.task, judged.held_out)
-        lines.append(f"{found}{weighted} on {judged.num_labelled:,} rows with a label; {held_out} on held-out rows")
-    if door.p50_ms is not None and door.p99_ms is not None:
-        lines.append(f"{door.num_timed:,} requests took {door.p50_ms:.1f} ms (p50) and {door.p99_ms:.1f} ms (p99)")
-    if door.refused is not None and door.failed is not None:
-        shares = f"{door.refused.value:.2%} broke the contract, {door.failed.value:.2%} failed"
-        lines.append(f"{door.num_requests:,} requests came in: {shares}")
-    return [*lines, *findings.notes]
+    if labelled is not None:
+        score = f"{SCORES[report.task]} {score_in_words(report.task, labelled.score)}"
+        weighted = ""
+        if labelled.weighted is not None:
+            weighted = f", weighted by predicted label {score_in_words(report.task, labelled.weighted)}"
+        held_out = score_in_words(report.task, labelled.held_out)
+        lines.append(f"{score}{weighted} on {labelled.num_labelled:,} labelled rows; {held_out} on held-out rows")
+    if requests.p50_ms is not None and requests.p99_ms is not None:
+        latency = f"{requests.p50_ms:.1f} ms (p50) and {requests.p99_ms:.1f} ms (p99)"
+        lines.append(f"{requests.num_timed:,} requests took {latency}")
+    if requests.refused is not None and requests.failed is not None:
+        shares = f"{requests.refused.value:.2%} violated the contract, {requests.failed.value:.2%} failed"
+        lines.append(f"{requests.num_requests:,} requests arrived: {shares}")
+    return [*lines, *report.notes]
 
 
-def as_markdown(findings: Findings, picture: str | None) -> str:
-    """All of it as a page; `picture` is a PNG in base 64."""
-    first, *rest = in_words(findings)
+def render_markdown(report: Findings, plot: str | None) -> str:
+    """The whole report; `plot` is a PNG in base 64."""
+    first, *rest = describe_report(report)
     lines = [f"# {first}", "", *(f"- {line}" for line in rest), ""]
-    if picture is not None:
-        lines += [f"![drift](data:image/png;base64,{picture})", ""]
-    if findings.drifts:
-        lines += ["| distribution | rows | PSI | by chance | test | chance, corrected | |", "| --- " * 7 + "|"]
+    if plot is not None:
+        lines += [f"![drift](data:image/png;base64,{plot})", ""]
+    if report.drifts:
+        lines += ["| distribution | rows | PSI | PSI by chance | test | corrected p-value | |", "| --- " * 7 + "|"]
         lines += [
-            f"| {one.name} | {one.num_rows:,} | {one.psi:.4f} | {one.noise:.4f} | {one.test} | {one.corrected:.2g} | "
-            f"{'**drifted**' if one.is_drifted else '' if one.counts else 'does not count'} |"
-            for one in findings.drifts[:_MOST_ROWS_SHOWN]
+            f"| {drift.name} | {drift.num_rows:,} | {drift.psi:.4f} | {drift.noise:.4f} | {drift.test} | "
+            f"{drift.corrected:.2g} | {_drift_verdict(drift.is_drifted, drift.counts)} |"
+            for drift in report.drifts[:_MAX_TABLE_ROWS]
         ]
         lines.append("")
-    if findings.door.broken:
-        lines += ["| rule that requests broke | rows |", "| --- | --- |"]
-        lines += [f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in findings.door.broken]
+    if report.door.broken:
+        lines += ["| violated rule | rows |", "| --- | --- |"]
+        lines += [f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in report.door.broken]
     return "\n".join(lines) + "\n"
+
+
+def _drift_verdict(is_drifted: bool, can_alert: bool) -> str:
+    if is_drifted:
+        return "**drifted**"
+    return "" if can_alert else "not monitored"

@@ -1,4 +1,4 @@
-"""What speaks for a challenger: its answers beside the champion's in the log, and labels that came later."""
+"""Compares a shadow's predictions in the log with the champion's, and with labels that arrived later."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.delayed_labels import PLACE, once, read_labels
+from bloomery.tasks.monitoring.delayed_labels import ROW_ID, keep_last, read_labels
 
 
 class Comparison(Document):
-    """`agreement` is the share of rows with one label; for a regression there is the root mean square difference.
+    """`agreement` is the share of rows with the same label; a regression has `rms_difference` instead.
 
-    The scores are accuracies, or RMSEs for a regression, of the rows whose label is known; `worse` is how much worse
-    the challenger is on them, paired. Seconds are medians of the network's run.
+    The scores are accuracies, or RMSEs for a regression, of the labelled rows; `degradation` is how much worse the
+    challenger is on them, paired. Seconds are medians of the network's run.
     """
 
     champion: str
@@ -35,141 +35,148 @@ class Comparison(Document):
     num_labelled: int = 0
     champion_score: float | None = None
     challenger_score: float | None = None
-    worse: Interval | None = None
+    degradation: Interval | None = None
 
 
-def compare(name: str, champion: str, challenger: str | None, labels: Path | None = None) -> Comparison:
-    """The two bentos on the rows that both have answered, one of them as shadow.
+def compare_versions(name: str, champion: str, challenger: str | None, labels: Path | None = None) -> Comparison:
+    """Compare two bentos on the rows that both have predicted, the challenger as shadow.
+
+    `challenger` None means the latest shadow.
 
     Raises:
-        DataMissing: there are no such rows, or no labels where they should be.
+        DataMissing: there are no such rows, or no labels for them.
     """
-    logged = _logged(name)
-    shadows = logged.filter(pc.equal(logged["role"], SHADOW))
+    log = _read_predictions(name)
+    shadows = log.filter(pc.equal(log["role"], SHADOW))
     if challenger is None and shadows.num_rows:
         challenger = pc.take(shadows["version"], [shadows.num_rows - 1])[0].as_py()
-    theirs = once(shadows.filter(pc.equal(shadows["version"], challenger or "")))
-    is_ours = pc.and_(pc.not_equal(logged["role"], SHADOW), pc.equal(logged["version"], champion))
-    pairs = once(logged.filter(is_ours)).join(theirs, PLACE, join_type="inner", right_suffix="_theirs")
+    challenger_rows = keep_last(shadows.filter(pc.equal(shadows["version"], challenger or "")))
+    is_champion = pc.and_(pc.not_equal(log["role"], SHADOW), pc.equal(log["version"], champion))
+    champion_rows = keep_last(log.filter(is_champion))
+    pairs = champion_rows.join(challenger_rows, ROW_ID, join_type="inner", right_suffix="_challenger")
     if not pairs.num_rows:
-        raise _nothing(name, champion, challenger)
+        raise _no_rows(name, champion, challenger)
     pairs = pairs.sort_by("at")
-    ours, others = _answers(pairs["answer"]), _answers(pairs["answer_theirs"])
-    is_figure = ours.dtype.kind == "f"
-    seconds = [float(np.median(pairs[column].to_numpy())) for column in ("run_seconds", "run_seconds_theirs")]
-    compared = Comparison(
+    ours, theirs = _to_numpy(pairs["answer"]), _to_numpy(pairs["answer_challenger"])
+    is_regression = ours.dtype.kind == "f"
+    seconds = [float(np.median(pairs[column].to_numpy())) for column in ("run_seconds", "run_seconds_challenger")]
+    comparison = Comparison(
         champion=champion,
         challenger=str(challenger),
         num_rows=pairs.num_rows,
-        agreement=None if is_figure else float((ours == others).mean()),
-        rms_difference=float(np.sqrt(((ours - others) ** 2).mean())) if is_figure else None,
+        agreement=None if is_regression else float((ours == theirs).mean()),
+        rms_difference=float(np.sqrt(((ours - theirs) ** 2).mean())) if is_regression else None,
         champion_seconds=seconds[0],
         challenger_seconds=seconds[1],
     )
-    return compared if labels is None else _judged(compared, pairs.select(PLACE), ours, others, labels)
+    return comparison if labels is None else _add_scores(comparison, pairs.select(ROW_ID), ours, theirs, labels)
 
 
-def require(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
-    """Raises ReleaseRefused where the challenger has not answered so many rows as shadow, or too few of them alike."""
+def require_agreement(name: str, champion: str, challenger: str, num_rows: int, agreement: float) -> None:
+    """Raises ReleaseRefused where the challenger has predicted fewer rows as shadow, or agrees on a smaller share."""
     try:
-        compared = compare(name, champion, challenger)
-        found = compared.num_rows
+        comparison = compare_versions(name, champion, challenger)
+        num_common = comparison.num_rows
     except DataMissing:
-        compared, found = None, 0
-    if found < num_rows:
+        comparison, num_common = None, 0
+    if num_common < num_rows:
         raise ReleaseRefused(
-            f"{challenger} has answered {found:,} rows beside {champion}",
+            f"{challenger} has predicted {num_common:,} rows as shadow of {champion}",
             required=f"{num_rows:,} rows",
-            where=str(_folder(name)),
+            where=str(_log_folder(name)),
             remedy=f"let it run longer: bloomery serve {name} --shadow {name}:VERSION",
         )
-    if compared is not None and compared.agreement is not None and compared.agreement < agreement:
+    if comparison is not None and comparison.agreement is not None and comparison.agreement < agreement:
         raise ReleaseRefused(
-            f"{challenger} and {champion} agree on {compared.agreement:.2%} of {found:,} rows",
+            f"{challenger} and {champion} agree on {comparison.agreement:.2%} of {num_common:,} rows",
             required=f"{agreement:.2%}",
-            where=str(_folder(name)),
-            remedy="look at the rows where they differ; or ask for less, if the challenger is meant to differ",
+            where=str(_log_folder(name)),
+            remedy="look at the rows where they differ; or lower --min-agreement if the challenger is meant to differ",
         )
 
 
-def in_words(compared: Comparison) -> list[str]:
+def describe_comparison(comparison: Comparison) -> list[str]:
+    """One line per fact."""
     lines = [
-        f"{compared.num_rows:,} rows were answered by {compared.champion} and, as shadow, by {compared.challenger}"
+        f"{comparison.num_rows:,} rows were predicted by {comparison.champion} and, as shadow, by "
+        f"{comparison.challenger}"
     ]
-    if compared.agreement is not None:
-        lines.append(f"they agree on {compared.agreement:.2%}")
-    if compared.rms_difference is not None:
-        lines.append(f"they differ by {compared.rms_difference:g} (root mean square)")
-    ratio = compared.challenger_seconds / compared.champion_seconds
+    if comparison.agreement is not None:
+        lines.append(f"they agree on {comparison.agreement:.2%}")
+    if comparison.rms_difference is not None:
+        lines.append(f"they differ by {comparison.rms_difference:g} (root mean square)")
+    ratio = comparison.challenger_seconds / comparison.champion_seconds
     lines.append(
-        f"a run took {compared.champion_seconds * 1e6:.0f} and {compared.challenger_seconds * 1e6:.0f} µs: {ratio:.2f}x"
+        f"a run took {comparison.champion_seconds * 1e6:.0f} and {comparison.challenger_seconds * 1e6:.0f} µs: "
+        f"{ratio:.2f}x"
     )
-    if compared.worse is not None:
-        task: Task = "regression" if compared.agreement is None else "classification"
-        worse = compared.worse
-        low, value, high = (loss_in_words(task, one) for one in (worse.low, worse.value, worse.high))
+    if comparison.degradation is not None:
+        task: Task = "regression" if comparison.agreement is None else "classification"
+        interval = comparison.degradation
+        low, value, high = (loss_in_words(task, bound) for bound in (interval.low, interval.value, interval.high))
         lines.append(
-            f"of {compared.num_labelled:,} rows with a label: {SCORES[task]} {compared.champion_score:.4g} and "
-            f"{compared.challenger_score:.4g}: a {LOSSES[task]} of {value} (95% interval {low} to {high})"
+            f"on {comparison.num_labelled:,} labelled rows: {SCORES[task]} {comparison.champion_score:.4g} and "
+            f"{comparison.challenger_score:.4g}: a {LOSSES[task]} of {value} (95% interval {low} to {high})"
         )
     return lines
 
 
-def _judged(compared: Comparison, places: pa.Table, ours: np.ndarray, theirs: np.ndarray, labels: Path) -> Comparison:
+def _add_scores(
+    comparison: Comparison, row_ids: pa.Table, ours: np.ndarray, theirs: np.ndarray, labels: Path
+) -> Comparison:
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
-    known = read_labels(labels)
-    numbered = places.append_column("at", pa.array(np.arange(places.num_rows)))
-    found = numbered.join(known, PLACE, join_type="inner")
-    if not found.num_rows:
+    numbered = row_ids.append_column("at", pa.array(np.arange(row_ids.num_rows)))
+    labelled = numbered.join(read_labels(labels), ROW_ID, join_type="inner")
+    if not labelled.num_rows:
         raise DataMissing(
-            f"{labels} has a label for none of the {places.num_rows:,} rows that both have answered",
-            required="the ids of requests as the endpoint told them in x-request-id",
+            f"{labels} has no label for any of the {row_ids.num_rows:,} rows that both have predicted",
+            required="request ids as the endpoint returns them in x-request-id",
             where=str(labels),
-            remedy="keep the id of each answer, and state it beside the label",
+            remedy="store the id of each response, and write it beside the label",
         )
-    at, truth = found["at"].to_numpy(), found["label"].to_numpy()
-    if compared.agreement is None:
+    at, truth = labelled["at"].to_numpy(), labelled["label"].to_numpy()
+    if comparison.agreement is None:
         truth = truth.astype(np.float64)
-        worse = rmse_rise(truth, ours[at], theirs[at])
-        scores = [float(np.sqrt(((one[at] - truth) ** 2).mean())) for one in (ours, theirs)]
+        degradation = rmse_rise(truth, ours[at], theirs[at])
+        scores = [float(np.sqrt(((values[at] - truth) ** 2).mean())) for values in (ours, theirs)]
     else:
-        # As text, since a label of 3 may have come as a number or as its name.
-        right = [one[at].astype(str) == truth.astype(str) for one in (ours, theirs)]
-        worse, scores = accuracy_drop(*right), [float(one.mean()) for one in right]
-    return compared.model_copy(
+        # As text, because a label of 3 may arrive as a number or as a string.
+        is_correct = [values[at].astype(str) == truth.astype(str) for values in (ours, theirs)]
+        degradation, scores = accuracy_drop(*is_correct), [float(correct.mean()) for correct in is_correct]
+    return comparison.model_copy(
         update={
-            "num_labelled": found.num_rows,
+            "num_labelled": labelled.num_rows,
             "champion_score": scores[0],
             "challenger_score": scores[1],
-            "worse": worse,
+            "degradation": degradation,
         }
     )
 
 
-def _folder(name: str) -> Path:
+def _log_folder(name: str) -> Path:
     return settings().home / "predictions" / name
 
 
-def _logged(name: str) -> pa.Table:
-    """What is logged under a name, without the columns that were asked."""
-    tables = list(read_log(_folder(name), ["at", *PLACE, "version", "role", "run_seconds", "answer"]))
+def _read_predictions(name: str) -> pa.Table:
+    """The logged predictions of a name, without the input columns."""
+    tables = list(read_log(_log_folder(name), ["at", *ROW_ID, "version", "role", "run_seconds", "answer"]))
     if not tables:
-        raise _nothing(name, None, None)
+        raise _no_rows(name, None, None)
     flat = [table.drop(["answer"]).append_column("answer", pc.struct_field(table["answer"], 0)) for table in tables]
     return pa.concat_tables(flat)
 
 
-def _nothing(name: str, champion: str | None, challenger: str | None) -> DataMissing:
+def _no_rows(name: str, champion: str | None, challenger: str | None) -> DataMissing:
     return DataMissing(
-        f"no request was answered by {champion or 'a champion'} and, as shadow, by {challenger or 'a challenger'}",
-        required="rows that both have answered",
-        where=str(_folder(name)),
+        f"no row was predicted by {champion or 'a champion'} and, as shadow, by {challenger or 'a challenger'}",
+        required="rows that both have predicted",
+        where=str(_log_folder(name)),
         remedy=f"serve both for a while: bloomery serve {name} --shadow {name}:VERSION",
     )
 
 
-def _answers(answers: pa.ChunkedArray) -> np.ndarray:
-    """Labels, or figures as float64."""
-    found = answers.to_numpy()
-    return found if pa.types.is_floating(answers.type) else found.astype(object)
+def _to_numpy(predictions: pa.ChunkedArray) -> np.ndarray:
+    """Labels, or float64 values of a regression."""
+    values = predictions.to_numpy()
+    return values if pa.types.is_floating(predictions.type) else values.astype(object)

@@ -1,4 +1,4 @@
-"""What happens during a run, told to whoever watches: the command line's display, or nobody."""
+"""Events of a run, for subscribers in the same process such as the command line's display."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StageEnded(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """`done` of `total` steps of the stage that is running, with its latest figures in `note`."""
+    """The running stage has done `done` of `total` steps; `note` has its latest metrics."""
 
     name: str
     done: int
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """The stage that is running waits for a person, who may read `text`."""
+    """The running stage waits for a person; `text` says what for."""
 
     name: str
     text: str
@@ -37,15 +37,15 @@ class Waiting(NamedTuple):
 
 Event = StageStarted | StageEnded | Progress | Waiting
 
-_watchers: list[Callable[[Event], None]] = []
+_subscribers: list[Callable[[Event], None]] = []
 
 
-def watch(watcher: Callable[[Event], None]) -> Callable[[], None]:
-    """Call `watcher` with every event of this process until the function that is returned is called."""
-    _watchers.append(watcher)
-    return lambda: _watchers.remove(watcher)
+def subscribe(subscriber: Callable[[Event], None]) -> Callable[[], None]:
+    """Call `subscriber` with every event of this process. Returns a function that ends the subscription."""
+    _subscribers.append(subscriber)
+    return lambda: _subscribers.remove(subscriber)
 
 
 def emit(event: Event) -> None:
-    for watcher in tuple(_watchers):
-        watcher(event)
+    for subscriber in tuple(_subscribers):
+        subscriber(event)

@@ -1,6 +1,6 @@
-"""What a person looks at in the Prefect run: a function for each record worth showing.
+"""Prefect artifacts that show a stage's record.
 
-Called only inside a Prefect task run. A failure to show never fails the stage.
+Called only inside a Prefect task run. A failure never fails the stage.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from bloomery.tasks.infrastructure.settings import settings
 P = ParamSpec("P")
 
 
-def shown(function: Callable[P, None]) -> Callable[P, None]:
-    """The same function, whose failure is no more than a warning in the log."""
+def log_failures(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn failures of `function` into warnings in the log."""
 
     @functools.wraps(function)
-    def show(*arguments: P.args, **named: P.kwargs) -> None:
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*arguments, **named)
+            function(*args, **kwargs)
         except Exception:
-            logging.getLogger(__name__).warning("the artifact %s is missing", function.__name__, exc_info=True)
+            logging.getLogger(__name__).warning("%s could not publish its artifact", function.__name__, exc_info=True)
 
-    return show
+    return call
 
 
-@shown
-def contract_report(record: CheckedRows) -> None:
+@log_failures
+def publish_contract_report(record: CheckedRows) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.checked)
@@ -40,21 +40,21 @@ def contract_report(record: CheckedRows) -> None:
         description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
         markdown=(
             f"# Contract {record.contract.name} {record.contract.version}\n\n"
-            f"{record.rows.num_rows + record.rows.num_malformed} rows came in: **{record.num_rows} passed**, "
-            f"**{record.num_quarantined} quarantined**.\n\n"
-            f"| rule | breaking rows |\n| --- | ---: |\n{rules}\n\n"
+            f"Of {record.rows.num_rows + record.rows.num_malformed} rows **{record.num_rows} passed** and "
+            f"**{record.num_quarantined} were quarantined**.\n\n"
+            f"| rule | violations |\n| --- | ---: |\n{rules}\n\n"
             f"Great Expectations' report: [{record.report_uri}]({settings().path(record.report_uri).as_uri()})\n\n"
             f"Quarantine: `{settings().path(record.quarantine_uri)}`\n\n"
-            f"Lines that are no rows: {record.rows.num_malformed}, `{settings().path(record.rows.malformed_uri)}`\n"
+            f"Malformed lines: {record.rows.num_malformed}, `{settings().path(record.rows.malformed_uri)}`\n"
         ),
     )
 
 
-@shown
-def training_run(record: Trained) -> None:
+@log_failures
+def publish_training_run(record: Trained) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-    tracking, server = settings().tracking_uri, settings().mlflow_url
+    tracking_uri, server = settings().tracking_uri, settings().mlflow_url
     if server is not None:
         from mlflow import MlflowClient
 
@@ -66,21 +66,21 @@ def training_run(record: Trained) -> None:
         )
         return
     task = record.dataset.task
-    how = f"after {record.epochs} epochs" if record.import_error is None else "as it came"
+    origin = f"after {record.epochs} epochs" if record.import_error is None else "as imported"
     create_markdown_artifact(
         key="mlflow-run",
         description=f"MLflow run {record.run_id}",
         markdown=(
-            f"MLflow run **{record.run_id}** in `{tracking}`: {record.num_parameters:,} parameters, "
-            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {how}.\n\n"
-            f"{promised(record)}"
-            f"To look at it: `mlflow server --backend-store-uri {tracking}`\n"
+            f"MLflow run **{record.run_id}** in `{tracking_uri}`: {record.num_parameters:,} parameters, "
+            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {origin}.\n\n"
+            f"{privacy_paragraph(record)}"
+            f"To look at it: `mlflow server --backend-store-uri {tracking_uri}`\n"
         ),
     )
 
 
-@shown
-def bento_card(record: Bento) -> None:
+@log_failures
+def publish_bento(record: Bento) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     files = "\n".join(f"| `{path}` | `{sha256[:16]}` |" for path, sha256 in record.files)
@@ -92,6 +92,6 @@ def bento_card(record: Bento) -> None:
     )
 
 
-def promised(record: Trained) -> str:
-    """A paragraph on what was promised of each training row, if anything was."""
+def privacy_paragraph(record: Trained) -> str:
+    """A paragraph on the privacy guarantee of training, empty if there is none."""
     return f"Each training row is {record.privacy}.\n\n" if record.privacy is not None else ""

@@ -1,4 +1,4 @@
-"""How far a stage is, as a bar in its Prefect task run while it runs."""
+"""Shows the progress of a running stage as a Prefect artifact of its task run."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from typing import Any
 
 from bloomery.tasks.orchestration import events
 
-_EVERY_S = 2.0
+_INTERVAL_S = 2.0
 
 
 @contextlib.contextmanager
-def shown_progress(stage: str) -> Iterator[None]:
-    """Inside the `with` block, a task run's, the progress that `stage` tells of is an artifact of the run.
+def report_progress(stage: str) -> Iterator[None]:
+    """Inside the `with` block of a task run, send the progress of `stage` to Prefect.
 
-    A thread sends it, at most every two seconds: a server that is slow or gone slows no training.
+    A thread sends it, at most every two seconds, so a slow or missing server does not delay training.
     """
-    teller = _Teller(stage)
-    unwatch = events.watch(teller.hear)
-    context = contextvars.copy_context()  # which knows the task run
-    thread = threading.Thread(target=lambda: context.run(teller.tell), daemon=True)
+    reporter = _ProgressReporter(stage)
+    unsubscribe = events.subscribe(reporter.receive)
+    context = contextvars.copy_context()  # has the current task run
+    thread = threading.Thread(target=lambda: context.run(reporter.run), daemon=True)
     thread.start()
     try:
         yield
-        teller.is_whole = True
+        reporter.has_succeeded = True
     finally:
-        unwatch()
-        teller.ended.set()
+        unsubscribe()
+        reporter.ended.set()
         thread.join(timeout=10)
 
 
-class _Teller:
+class _ProgressReporter:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.ended = threading.Event()
-        self.is_whole = False
+        self.has_succeeded = False
         self._latest: events.Progress | None = None
         self._artifact: Any = None
 
-    def hear(self, event: events.Event) -> None:
+    def receive(self, event: events.Event) -> None:
         if isinstance(event, events.Progress) and event.name == self.stage:
             self._latest = event
 
-    def tell(self) -> None:
-        """Send what is new until the stage has ended, and then how it ended."""
-        told: events.Progress | None = None
+    def run(self) -> None:
+        """Send each new progress until the stage has ended, then its final state."""
+        sent: events.Progress | None = None
         try:
-            while not self.ended.wait(_EVERY_S):
-                if self._latest is not None and self._latest is not told:
-                    told = self._latest
-                    self._send(told)
+            while not self.ended.wait(_INTERVAL_S):
+                if self._latest is not None and self._latest is not sent:
+                    sent = self._latest
+                    self._send(sent)
             if self._latest is not None:
                 self._send(self._latest)
         except Exception:
-            logging.getLogger(__name__).warning("the progress of %s is not shown", self.stage, exc_info=True)
+            logging.getLogger(__name__).warning("the progress of %s cannot be shown", self.stage, exc_info=True)
 
     def _send(self, progress: events.Progress) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        share = 100.0 if self.is_whole else min(100.0 * progress.done / max(progress.total, 1), 99.0)
-        done = progress.total if self.is_whole else progress.done
+        percent = 100.0 if self.has_succeeded else min(100.0 * progress.done / max(progress.total, 1), 99.0)
+        done = progress.total if self.has_succeeded else progress.done
         text = f"{self.stage}: {done} of {progress.total}, {progress.note}"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(share, key=f"{self.stage}-progress", description=text)
+            self._artifact = create_progress_artifact(percent, key=f"{self.stage}-progress", description=text)
         else:
-            update_progress_artifact(self._artifact, share, description=text)
+            update_progress_artifact(self._artifact, percent, description=text)

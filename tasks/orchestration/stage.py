@@ -17,7 +17,7 @@ from prefect.states import Completed
 from bloomery.data_contracts.records.records import Record
 from bloomery.tasks.orchestration import events, stage_store
 from bloomery.tasks.orchestration.code_version import code_version
-from bloomery.tasks.orchestration.progress_artifact import shown_progress
+from bloomery.tasks.orchestration.progress_artifact import report_progress
 from bloomery.tasks.orchestration.stage_store import Output
 
 P = ParamSpec("P")
@@ -108,7 +108,7 @@ def _as_task(made: Stage[P, RecordT]) -> Task[P, RecordT]:
     def run(*arguments: P.args, **_: P.kwargs) -> Any:
         if TaskRunContext.get() is None:
             return made._run(*arguments).record
-        with shown_progress(made.name):
+        with report_progress(made.name):
             outcome = made._run(*arguments)
         made._present(outcome.record)
         return Completed(data=outcome.record, name="Found") if outcome.was_found else outcome.record

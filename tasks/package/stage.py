@@ -22,12 +22,12 @@ from bloomery.data_contracts.records.score_format import SCORES
 from bloomery.data_contracts.serving.signatures import MANIFEST
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.bentos.bento_store import bento_folder
-from bloomery.tasks.bentos.environment import codes, surroundings
-from bloomery.tasks.bentos.requirements import pinned
+from bloomery.tasks.bentos.environment import code_versions, describe_environment
+from bloomery.tasks.bentos.requirements import pin_requirements
 from bloomery.tasks.evaluation.held_out import background_rows, example_predictions
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.card import CARD_FOLDER, write_card
-from bloomery.tasks.monitoring.reference_profile import version_reference
+from bloomery.tasks.monitoring.reference_profile import build_reference
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
 from bloomery.tasks.orchestration.stage import stage
@@ -48,7 +48,7 @@ def _bento_is_kept(record: Bento) -> bool:
     return is_whole and signing_key.is_signed(source / "artifacts")
 
 
-@stage(is_whole=_bento_is_kept, present=prefect_artifacts.bento_card, also=(_CARD,), carried=(_SERVICE,))
+@stage(is_whole=_bento_is_kept, present=prefect_artifacts.publish_bento, also=(_CARD,), carried=(_SERVICE,))
 def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
@@ -71,7 +71,7 @@ def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     files = _digests(context)
     _write_manifest(context, chosen, tag, files)
     kept = _digests(context)
-    signing_key.sign(context / "artifacts")  # no part of the record: under another key it is the same version
+    signing_key.sign_manifest(context / "artifacts")  # no part of the record: under another key it is the same version
     labels = {"run": chosen.candidate.run_id, "data": chosen.options.trained.dataset.digest[:16]}
     _build(_build_options(context, tag, modules, labels), tag)
     shutil.rmtree(context)
@@ -102,7 +102,7 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     (folder / "examples.json").write_text(shown, encoding="utf-8")
     compared_with = json.dumps(background_rows(chosen))
     (folder / "background.json").write_text(compared_with, encoding="utf-8")
-    usual = version_reference(chosen).model_dump_json(by_alias=True, exclude_defaults=True)
+    usual = build_reference(chosen).model_dump_json(by_alias=True, exclude_defaults=True)
     (folder / REFERENCE).write_text(usual, encoding="utf-8")
     return modules
 
@@ -126,8 +126,8 @@ def _write_origin(context: Path, tag: str, digest: str, chosen: Chosen, stated: 
         digest=digest,
         recipe=stated.recipe,
         chosen=chosen,
-        code=codes(),
-        surroundings=surroundings(chosen.options.trained.processor),
+        code=code_versions(),
+        surroundings=describe_environment(chosen.options.trained.processor),
     )
     text = origin.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
     (context / "artifacts" / ORIGIN).write_text(text, encoding="utf-8")
@@ -168,7 +168,7 @@ def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: di
         "labels": labels,
         "include": [str(path.relative_to(context)) for path in sorted(context.rglob("*")) if path.is_file()],
         "python": {
-            "packages": pinned(packages_of(modules.values())),
+            "packages": pin_requirements(packages_of(modules.values())),
             "lock_packages": False,
         },
     }

@@ -9,7 +9,7 @@ from bloomery.data_contracts.records.records import Bento
 from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import candidate_table
-from bloomery.tasks.orchestration.prefect_artifacts import shown
+from bloomery.tasks.orchestration.prefect_artifacts import log_failures
 from bloomery.tasks.registry import model_registry
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -31,7 +31,7 @@ def publish_approval_request(bento: Bento, request: Request) -> None:
     _present((bento, request))
 
 
-@shown
+@log_failures
 def _present(asked: tuple[Bento, Request]) -> None:
     from prefect.artifacts import create_markdown_artifact
 
@@ -58,7 +58,7 @@ def _present(asked: tuple[Bento, Request]) -> None:
 
 
 def _champions(request: Request, task: Task) -> dict[str, str]:
-    champion = model_registry.version_of(f"{request.name}:{request.replaces}")
+    champion = model_registry.find_version(f"{request.name}:{request.replaces}")
     run = champion.tags.get("candidate.run")
     return {} if run is None else {"candidate": champion.tags.get("candidate", "–"), **_figures(run, task)}
 

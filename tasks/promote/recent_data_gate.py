@@ -15,7 +15,14 @@ from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.delayed_labels import PLACE, contract_of, kept_by, labels_of, once, read_labels
+from bloomery.tasks.monitoring.delayed_labels import (
+    ROW_ID,
+    filter_valid_labels,
+    keep_last,
+    locate_labels,
+    read_bento_contract,
+    read_labels,
+)
 from bloomery.tasks.promote.gates import predict_with_bento, read_bento_encoder
 
 _MOST_ROWS = 20_000  # the newest
@@ -32,13 +39,13 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
     """
     if champion is None or champion == tag:
         return "there was no other champion to compare it with on rows of late"
-    place = labels_of(name, gates.recent.labels)
+    place = locate_labels(name, gates.recent.labels)
     if place is None:
         return "no label of a row of late has arrived, so it was not compared on them"
     ours, theirs = (read_bento_encoder(one) for one in (tag, champion))
     if ours is None:
         return "not compared on rows of late: the bento cannot be read"
-    labels, _ = kept_by(contract_of(tag), ours.features.label, read_labels(place))
+    labels, _ = filter_valid_labels(read_bento_contract(tag), ours.features.label, read_labels(place))
     rows, truth = _labelled(name, labels, datetime.now(UTC) - span(gates.recent.window))
     if len(truth) < gates.recent.min_rows:
         return f"{len(truth):,} rows of late have a label, fewer than {gates.recent.min_rows:,}: not compared on them"
@@ -69,7 +76,7 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
 def _labelled(name: str, labels: pa.Table, since: datetime) -> tuple[pa.Table, pa.ChunkedArray]:
     """The rows as they were asked, oldest first, and their labels."""
     tables = []
-    for table in read_log(settings().home / "predictions" / name, ["at", *PLACE, "role", "columns"], since.date()):
+    for table in read_log(settings().home / "predictions" / name, ["at", *ROW_ID, "role", "columns"], since.date()):
         at = table["at"]
         is_kept = pc.and_(pc.greater_equal(at, pa.scalar(since, at.type)), pc.not_equal(table["role"], SHADOW))
         found = table.filter(is_kept)
@@ -79,9 +86,9 @@ def _labelled(name: str, labels: pa.Table, since: datetime) -> tuple[pa.Table, p
             tables.append(wanted)
     if not tables:
         return pa.table({}), pa.chunked_array([], labels["label"].type)
-    logged = once(pa.concat_tables(tables, promote_options="permissive"))
-    numbered = logged.select([*PLACE, "at"]).append_column("place", pa.array(np.arange(logged.num_rows)))
-    found = numbered.join(labels, PLACE, join_type="inner").sort_by([("at", "ascending"), ("place", "ascending")])
+    logged = keep_last(pa.concat_tables(tables, promote_options="permissive"))
+    numbered = logged.select([*ROW_ID, "at"]).append_column("place", pa.array(np.arange(logged.num_rows)))
+    found = numbered.join(labels, ROW_ID, join_type="inner").sort_by([("at", "ascending"), ("place", "ascending")])
     found = found.slice(max(found.num_rows - _MOST_ROWS, 0))
     rows = logged["columns"].take(found["place"]).combine_chunks()
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]), found["label"]

@@ -16,8 +16,8 @@ from bloomery.data_contracts.records.score_format import figure_in_words
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.onnx_storage.decoder import decompress
-from bloomery.tasks.bentos.bento_server import ask, served_bento
-from bloomery.tasks.bentos.rehearsal import predictions_of, require_same
+from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
+from bloomery.tasks.bentos.smoke_test import parse_predictions, require_same_prediction
 from bloomery.tasks.evaluation.held_out import example_predictions, read_measured_predictions
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
@@ -57,12 +57,12 @@ def check_release(bento: Bento, gates: Gates, terms: Terms) -> CheckedRelease:
             measured. The version is registered and tagged as refused.
     """
     name = bento.tag.split(":")[0]
-    former = registry.champion(name)
+    former = registry.find_champion(name)
     compared = None if former is None or registry.bento_of(former) == bento.tag else former
     worse = compare_with_champion(bento, compared)
     version = _register(bento, name, terms.period, compared, worse)
     _require_not_rolled_back(version)
-    newer = period_aliases.newer(former, terms.period)
+    newer = period_aliases.newer_period(former, terms.period)
     try:
         require_score(bento, gates)
         of_late = "not compared with the champion, which is of newer data"
@@ -100,7 +100,7 @@ def _register(
         "candidate": candidate.name,
         "candidate.run": candidate.run_id,
         "score": figure_in_words(task, candidate.score.value),
-        **version_description.costs_of(bento),
+        **version_description.cost_tags(bento),
         "onnx.sha256": candidate.sha256,
         "training.run": trained.run_id,
         "weights.sha256": trained.digest,
@@ -117,9 +117,9 @@ def _register(
     if trained.privacy is not None:
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
     version_description.log_card(bento)
-    description = version_description.version_in_words(bento, former, worse)
-    version = registry.register(name, _log_model(bento), candidate.run_id, tags, description)
-    version_description.describe_name(name, bento)
+    description = version_description.describe_version(bento, former, worse)
+    version = registry.register_version(name, _log_model(bento), candidate.run_id, tags, description)
+    version_description.describe_model(name, bento)
     return version
 
 
@@ -171,14 +171,14 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     dataset = bento.chosen.options.trained.dataset
     shown = example_predictions(bento.chosen, num_rows)
     rows = [one["row"] for one in shown]
-    with served_bento(bento.tag) as client:
-        alone = [predictions_of(ask(client, [row]), bento.tag)[0] for row in rows[:10]]
-        together = predictions_of(ask(client, rows), bento.tag)
+    with serve_bento(bento.tag) as client:
+        alone = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
+        together = parse_predictions(post_rows(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
     known = read_measured_predictions(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
     for position, answered in [*enumerate(alone), *enumerate(together)]:
         what = f"the row with {dataset.key} {known[position][dataset.key]}"
-        require_same(answered, shown[position]["prediction"], limit, what, bento.tag)
+        require_same_prediction(answered, shown[position]["prediction"], limit, what, bento.tag)
     first = alone[0]
     if "label" in first:
         first = {"label": first["label"], "probability": max(first["probabilities"].values())}

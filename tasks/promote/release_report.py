@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bloomery.data_contracts.records.records import Release, describe
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.orchestration.prefect_artifacts import promised, shown
-from bloomery.tasks.registry.champion import served_at
+from bloomery.tasks.orchestration.prefect_artifacts import log_failures, privacy_paragraph
+from bloomery.tasks.registry.champion import endpoint_urls
 
 
-@shown
+@log_failures
 def publish_release(record: Release) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
     lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))
-    addresses = served_at(record.name)
+    addresses = endpoint_urls(record.name)
     for address in addresses:
         create_link_artifact(key="endpoint", link=f"{address}/docs", link_text=f"{record.name} answers at {address}")
     create_markdown_artifact(
@@ -23,7 +23,7 @@ def publish_release(record: Release) -> None:
             f"# {record.name} version {record.version} is `{record.alias}`\n\n"
             f"{_where(record, addresses)}\n\n"
             f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
-            f"{promised(record.bento.chosen.options.trained)}"
+            f"{privacy_paragraph(record.bento.chosen.options.trained)}"
             f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
         ),
     )

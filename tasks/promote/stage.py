@@ -17,14 +17,14 @@ from bloomery.tasks.registry import champion as promotions
 
 
 def _is_in_place(record: Release) -> bool:
-    current = model_registry.named(record.name, record.alias)
+    current = model_registry.find_by_alias(record.name, record.alias)
     return (
         current is not None
         and int(current.version) == record.version
         and current.tags.get(model_registry.BENTO) == record.bento.tag
         and (
             record.alias == model_registry.CHAMPION
-            or period_aliases.newer(model_registry.champion(record.name), record.alias) is not None
+            or period_aliases.newer_period(model_registry.find_champion(record.name), record.alias) is not None
         )
     )
 
@@ -41,11 +41,11 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
             registered and tagged as refused, or as waiting, and the former champion stands.
     """
     name = bento.tag.split(":")[0]
-    with promotions.changing(name):
+    with promotions.champion_lock(name):
         examined = check_release(bento, gates, terms)
         if examined.newer is not None and terms.period is not None:
             alias = terms.period
-            period_aliases.keep(examined.version, terms.period, examined.newer)
+            period_aliases.mark_older(examined.version, terms.period, examined.newer)
         else:
             alias = model_registry.CHAMPION
             _make_champion(bento, examined, terms)
@@ -73,12 +73,12 @@ def submit_for_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | N
     """
     if terms.approval is None:
         return None
-    with promotions.changing(bento.tag.split(":")[0]):
+    with promotions.champion_lock(bento.tag.split(":")[0]):
         examined = check_release(bento, gates, terms)
         if examined.is_champion or examined.newer is not None:
             return None
         standing = approvals.require_not_refused(examined.version)
-        return standing or approvals.ask(examined.version, terms.approval, examined.former)
+        return standing or approvals.request_approval(examined.version, terms.approval, examined.former)
 
 
 def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None:
@@ -87,12 +87,14 @@ def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None
     if terms.approval is None or examined.is_champion:
         promotions.make_champion(version, "run", f"passed its gates; {examined.of_late}", by=run)
     else:
-        request = approvals.require_not_refused(version) or approvals.ask(version, terms.approval, examined.former)
+        request = approvals.require_not_refused(version) or approvals.request_approval(
+            version, terms.approval, examined.former
+        )
         if request.decision is None:
-            raise approvals.not_decided(request)
+            raise approvals.approval_pending(request)
         promotions.make_champion(version, "approve", request.decision.why, by=f"{request.decision.by}, in {run}")
-    approvals.close(version)
-    period_aliases.name(version)
+    approvals.close_request(version)
+    period_aliases.set_period_alias(version)
 
 
 def _run_in_words(bento: Bento) -> str:

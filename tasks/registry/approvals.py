@@ -1,6 +1,6 @@
-"""Requests for a person's word on a version, kept as a tag of the version in the registry until they are used up.
+"""Approval requests, each stored as a tag of its version in the registry until it is closed.
 
-The tag is what counts: a run that waits can be killed, and whoever sees the registry sees what waits.
+The tag is authoritative: a waiting run may be killed, and everyone who uses the registry sees which versions wait.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import Approval, Decision, Request
-from bloomery.tasks.registry import champion
-from bloomery.tasks.registry import model_registry as registry
+from bloomery.tasks.registry.champion import champion_lock, record_refusal
+from bloomery.tasks.registry.model_registry import find_version, list_versions, require_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -21,90 +21,90 @@ _TAG = "approval"
 WAITS = "waits for approval"
 
 
-def of(version: ModelVersion) -> Request | None:
-    """The request for this version, if there is one that is not used up."""
+def find_request(version: ModelVersion) -> Request | None:
+    """The open or decided request of this version, if there is one that is not closed."""
     text = version.tags.get(_TAG)
     return None if text is None else Request.model_validate_json(text)
 
 
-def ask(version: ModelVersion, approval: Approval, former: ModelVersion | None) -> Request:
-    """The request for this version: the one that stands, or a new one, which the registry has afterwards.
+def request_approval(version: ModelVersion, approval: Approval, champion: ModelVersion | None) -> Request:
+    """The request of this version: the existing one, or a new one, which is saved.
 
-    Call it inside `promotions.changing`.
+    Call it inside `champion_lock`.
     """
-    standing = of(version)
-    if standing is not None:
-        return standing
+    existing = find_request(version)
+    if existing is not None:
+        return existing
     now = datetime.now(UTC).replace(microsecond=0)
-    replaces = None if former is None else int(former.version)
+    replaces = None if champion is None else int(champion.version)
     request = Request(
         name=version.name, version=int(version.version), replaces=replaces, asked=now, until=now + approval.timeout
     )
-    keep(request)
-    _mark(request, f"{WAITS} until {request.until:%Y-%m-%d %H:%M}Z; then it is refused")
+    save_request(request)
+    _set_release_tag(request, f"{WAITS} until {request.until:%Y-%m-%d %H:%M}Z; then it is refused")
     return request
 
 
-def keep(request: Request) -> None:
-    """Afterwards the registry has the request as it is here."""
+def save_request(request: Request) -> None:
+    """Write the request to the registry."""
     mlflow_runs.client().set_model_version_tag(request.name, str(request.version), _TAG, request.model_dump_json())
 
 
-def decide(request: Request, decision: Decision) -> Request:
-    """Afterwards the registry has the decision, and of a refusal the history, too. What was decided before stays.
+def record_decision(request: Request, decision: Decision) -> Request:
+    """Save the decision; a refusal is recorded in the history, too. An earlier decision stays.
 
-    Call it inside `promotions.changing`.
+    Call it inside `champion_lock`.
     """
-    version = registry.version_of(f"{request.name}:{request.version}")
-    standing = of(version) or request
-    if standing.decision is not None or standing.has_lapsed:
-        return settle(version, standing)
-    decided = standing.model_copy(update={"decision": decision})
-    keep(decided)
-    return settle(version, decided)
+    version = find_version(f"{request.name}:{request.version}")
+    current = find_request(version) or request
+    if current.decision is not None or current.has_lapsed:
+        return apply_refusal(version, current)
+    decided = current.model_copy(update={"decision": decision})
+    save_request(decided)
+    return apply_refusal(version, decided)
 
 
-def settle(version: ModelVersion, request: Request) -> Request:
-    """Afterwards a refused version is marked so, and the history has who refused it."""
+def apply_refusal(version: ModelVersion, request: Request) -> Request:
+    """Mark a refused version as refused, and record by whom in the history. Returns the request."""
     refusal = request.refusal
-    if refusal is not None and not _is_marked(version, refusal):
+    if refusal is not None and not _is_marked_refused(version, refusal):
         by, why = (request.decision.by, request.decision.why) if request.decision else ("nobody", refusal)
-        champion.remember_refusal(version, request.replaces, why, by)
-        _mark(request, _verdict(refusal))
+        record_refusal(version, request.replaces, why, by)
+        _set_release_tag(request, _refusal_text(refusal))
     return request
 
 
-def settle_lapsed(name: str) -> None:
-    """Afterwards all versions of `name` for which nobody decided in time are marked as refused."""
-    for version in registry.versions(name):
-        request = of(version)
-        if request is None or not request.has_lapsed or _is_marked(version, request.refusal):
-            continue  # whoever only looks takes no lock
-        with champion.changing(name):
-            settle(version, request)
+def refuse_expired(name: str) -> None:
+    """Refuse all versions of `name` whose request has expired without a decision."""
+    for version in list_versions(name):
+        request = find_request(version)
+        if request is None or not request.has_lapsed or _is_marked_refused(version, request.refusal):
+            continue  # reading alone needs no lock
+        with champion_lock(name):
+            apply_refusal(version, request)
 
 
-def settled(reference: str) -> ModelVersion:
-    """The version, after all of its name for which nobody decided in time were marked as refused.
+def find_version_after_expiry(reference: str) -> ModelVersion:
+    """The version, after refusing all versions of its name whose request has expired.
 
     Raises:
         DataMissing: there is no such version.
     """
-    found = registry.version_of(reference)
-    settle_lapsed(found.name)
-    return registry.version_of(f"{found.name}:{found.version}")
+    version = find_version(reference)
+    refuse_expired(version.name)
+    return find_version(f"{version.name}:{version.version}")
 
 
 def require_not_refused(version: ModelVersion) -> Request | None:
-    """The request for this version, which nobody has refused.
+    """The request of this version, if any.
 
     Raises:
-        ReleaseRefused: a person has, or nobody decided in time.
+        ReleaseRefused: a person has refused the version, or its request has expired.
     """
-    request = of(version)
+    request = find_request(version)
     if request is None or request.refusal is None:
         return request
-    settle(version, request)
+    apply_refusal(version, request)
     reference = f"{version.name}:{version.version}"
     raise ReleaseRefused(
         f"{version.name} version {version.version} was refused: {request.refusal}",
@@ -114,8 +114,8 @@ def require_not_refused(version: ModelVersion) -> Request | None:
     )
 
 
-def not_decided(request: Request) -> ReleaseRefused:
-    """The error of a version that passed its gates, but nobody has approved it yet."""
+def approval_pending(request: Request) -> ReleaseRefused:
+    """The error of a version that passed its gates and has not been approved yet."""
     return ReleaseRefused(
         f"{request.name} version {request.version} passed its gates and waits for approval",
         required=f"a person's decision by {request.until:%Y-%m-%d %H:%M}Z, after which it is refused",
@@ -124,32 +124,36 @@ def not_decided(request: Request) -> ReleaseRefused:
     )
 
 
-def waiting(reference: str) -> Request:
+def find_pending(reference: str) -> Request:
     """The one request that waits for `NAME` or `NAME:VERSION`.
 
     Raises:
-        DataMissing: nothing waits, or more than one does.
+        DataMissing: no request waits, or several do.
     """
     name, _, number = reference.partition(":")
-    registry.require_versions(name)
-    settle_lapsed(name)
-    found = [request for request in map(of, registry.versions(name)) if request and _is_open(request)]
-    wanted = [request for request in found if not number or str(request.version) == number]
-    if len(wanted) == 1:
-        return wanted[0]
-    told = ", ".join(f"{one.name}:{one.version}" for one in found)
+    require_versions(name)
+    refuse_expired(name)
+    requests = [request for request in map(find_request, list_versions(name)) if request and _is_open(request)]
+    matches = [request for request in requests if not number or str(request.version) == number]
+    if len(matches) == 1:
+        return matches[0]
+    listed = ", ".join(f"{request.name}:{request.version}" for request in requests)
+    if matches:
+        found = f"{len(matches)} versions of {reference} wait for approval"
+    else:
+        found = f"no version of {reference} waits for approval"
     raise DataMissing(
-        f"{len(wanted) or 'no'} version{'s' if wanted else ''} of {reference} wait{'' if wanted else 's'} for approval",
-        required=f"one of {told}" if told else "a version that passed its gates and waits",
+        found,
+        required=f"one of {listed}" if listed else "a version that passed its gates and waits",
         where="the versions' tags in the registry",
-        remedy=f"say which: bloomery approve {found[0].name}:{found[0].version} --reason …"
-        if found
-        else f"bloomery history {name} shows what was decided; bloomery promote promotes another version",
+        remedy=f"name the version: bloomery approve {requests[0].name}:{requests[0].version} --reason …"
+        if requests
+        else f"bloomery history {name} shows the decisions; bloomery promote promotes another version",
     )
 
 
-def close(version: ModelVersion) -> None:
-    """Afterwards the request is used up: should the version have to be promoted again, a person is asked again."""
+def close_request(version: ModelVersion) -> None:
+    """Close the request, so that a later promotion of the version needs a new approval."""
     text = version.tags.get(_TAG)
     if text is not None:
         mlflow_runs.client().set_model_version_tag(version.name, version.version, f"{_TAG}.given", text)
@@ -157,17 +161,17 @@ def close(version: ModelVersion) -> None:
 
 
 def _is_open(request: Request) -> bool:
-    """Whether a decision can still be given, or was given and not yet acted upon."""
+    """Whether a decision can still be made, or was made and not yet applied."""
     return request.refusal is None
 
 
-def _verdict(refusal: str | None) -> str:
+def _refusal_text(refusal: str | None) -> str:
     return f"refused: {refusal}"[:4000]
 
 
-def _is_marked(version: ModelVersion, refusal: str | None) -> bool:
-    return bool(version.tags.get("release") == _verdict(refusal))
+def _is_marked_refused(version: ModelVersion, refusal: str | None) -> bool:
+    return bool(version.tags.get("release") == _refusal_text(refusal))
 
 
-def _mark(request: Request, verdict: str) -> None:
-    mlflow_runs.client().set_model_version_tag(request.name, str(request.version), "release", verdict)
+def _set_release_tag(request: Request, text: str) -> None:
+    mlflow_runs.client().set_model_version_tag(request.name, str(request.version), "release", text)

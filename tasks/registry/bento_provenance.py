@@ -1,4 +1,4 @@
-"""Where versions come from, read from the bentos that carry it: in the store, in a folder or in an exported file."""
+"""Reads the provenance of a version from its bento: in the store, in a folder or in an exported file."""
 
 from __future__ import annotations
 
@@ -12,55 +12,53 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt
 from bloomery.data_contracts.records.provenance import ORIGIN, Origin
 from bloomery.tasks.bentos.bento_store import artifacts_folder
+from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # an archive that is cut off, by what compressed it
-_INSIDE = f"src/artifacts/{ORIGIN}"
+_PATH_IN_BENTO = f"src/artifacts/{ORIGIN}"
 
 
-def read_origin(reference: str) -> Origin:
+def read_provenance(reference: str) -> Origin:
     """Of a version in the registry (NAME, NAME:VERSION, NAME@ALIAS), or of a bento's folder or `.bento` file.
 
     Raises:
         DataMissing: there is no such version, or no bento of it.
-        OutputCorrupt: the bento carries no origin, or one that cannot be read.
+        OutputCorrupt: the bento has no provenance, or one that cannot be read.
     """
     path = Path(reference)
-    if (path / "src").is_dir():  # and no folder that has a version's name by chance
-        return _read(path / _INSIDE, str(path))
+    if (path / "src").is_dir():  # a bento, not a folder that happens to have a version's name
+        return _read_file(path / _PATH_IN_BENTO, str(path))
     if path.is_file():
-        return _exported(path)
-    from bloomery.tasks.registry.model_registry import BENTO, version_of
-
-    return origin_in(version_of(reference).tags[BENTO])
+        return _read_exported(path)
+    return read_bento_provenance(find_version(reference).tags[BENTO])
 
 
-def origin_in(tag: str) -> Origin:
-    """Of a bento in BentoML's store. Raises as `read_origin` does."""
-    return _read(artifacts_folder(tag) / ORIGIN, tag)
+def read_bento_provenance(tag: str) -> Origin:
+    """Of a bento in BentoML's store. Raises as `read_provenance` does."""
+    return _read_file(artifacts_folder(tag) / ORIGIN, tag)
 
 
-def _read(path: Path, what: str) -> Origin:
+def _read_file(path: Path, bento: str) -> Origin:
     try:
-        return _parsed(path.read_text(encoding="utf-8"), what)
+        return _parse(path.read_text(encoding="utf-8"), bento)
     except (OSError, UnicodeDecodeError) as failure:
         if not path.parent.is_dir():
             raise DataMissing(
-                f"there is no bento {what}",
+                f"there is no bento {bento}",
                 required="the bento of the version",
                 where=str(path.parent),
                 remedy="run the recipe again, which packages what is missing",
             ) from failure
-        raise _unreadable(what, str(failure), str(path)) from failure
+        raise _unreadable(bento, str(failure), str(path)) from failure
 
 
-def _exported(path: Path) -> Origin:
-    """Of a file that `bentoml export` has written, whatever it is compressed by."""
+def _read_exported(path: Path) -> Origin:
+    """Of a file that `bentoml export` has written, with any compression."""
     try:
         with tarfile.open(path) as archive:
-            inside = next(name for name in archive.getnames() if name.removeprefix("./") == _INSIDE)
-            found = archive.extractfile(inside)
-            assert found is not None
-            return _parsed(found.read().decode("utf-8"), path.name)
+            member = next(name for name in archive.getnames() if name.removeprefix("./") == _PATH_IN_BENTO)
+            stream = archive.extractfile(member)
+            assert stream is not None
+            return _parse(stream.read().decode("utf-8"), path.name)
     except (
         OSError,
         EOFError,
@@ -73,17 +71,17 @@ def _exported(path: Path) -> Origin:
         raise _unreadable(path.name, str(failure) or "it has none", str(path)) from failure
 
 
-def _parsed(text: str, what: str) -> Origin:
+def _parse(text: str, bento: str) -> Origin:
     try:
         return Origin.model_validate_json(text)
     except ValidationError as failure:
-        raise _unreadable(what, str(failure).splitlines()[0], what) from failure
+        raise _unreadable(bento, str(failure).splitlines()[0], bento) from failure
 
 
-def _unreadable(what: str, why: str, where: str) -> OutputCorrupt:
+def _unreadable(bento: str, reason: str, where: str) -> OutputCorrupt:
     return OutputCorrupt(
-        f"{what} carries no origin that can be read: {why}",
+        f"the provenance of {bento} cannot be read: {reason}",
         required=f"a bento that Bloomery has packaged with {ORIGIN}",
         where=where,
-        remedy="run its recipe again: versions that were packaged before carry none",
+        remedy="run its recipe again: versions packaged by an older Bloomery have no provenance",
     )

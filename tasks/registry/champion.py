@@ -1,7 +1,7 @@
-"""Which version of a name serves, since when and why: the registry's alias, its history, and the endpoints' pointer.
+"""The champion of a name, the version that serves: the registry's alias, its history, and the endpoints' pointer.
 
-The alias `champion` is what counts. The history is kept beside it, as tags of the registered model, so that everyone
-who sees the registry sees it, too. The pointer is what the endpoints of this machine follow; it is made from the alias.
+The alias `champion` is authoritative. The history lies beside it, in tags of the registered model, visible to everyone
+who uses the registry. The pointer is derived from the alias; the endpoints of this machine follow it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from filelock import FileLock
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import ReleaseRefused
-from bloomery.data_contracts.serving.champion_pointer import POINTER, Following, Pointer, read_followings, write_pointer
+from bloomery.data_contracts.serving.champion_pointer import (
+    POINTER,
+    Following,
+    Pointer,
+    read_followings,
+    write_pointer,
+)
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import is_running
-from bloomery.tasks.registry import model_registry as registry
+from bloomery.tasks.registry.model_registry import BENTO, CHAMPION, find_champion, find_version
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -33,14 +39,14 @@ if TYPE_CHECKING:
 
 _TAG = "promotion."
 ROLLED_BACK = "rolled back"
-_MOST_LETTERS = 1_000  # MLflow keeps 5,000 of a tag
+_MAX_LETTERS = 1_000  # MLflow stores 5,000 of a tag
 Action = Literal["run", "approve", "promote", "rollback", "found", "refuse"]
 
 
 class Promotion(Document):
-    """One change of the champion, or a version that a person refused instead of the champion `replaced`.
+    """A change of the champion, or a refusal by a person, where the champion `replaced` stayed.
 
-    `found` is a change that was made elsewhere, or broken off, and seen later.
+    `found` is a change that was made elsewhere, or interrupted, and noticed later.
     """
 
     number: int
@@ -50,18 +56,18 @@ class Promotion(Document):
     version: int
     replaced: int | None
     bento: str
-    what: str  # the version's figures in words
+    what: str  # the version's description
     why: str
 
 
 @contextlib.contextmanager
-def changing(name: str) -> Iterator[None]:
-    """Inside the `with` block nobody else on this machine changes the champion of `name`."""
+def champion_lock(name: str) -> Iterator[None]:
+    """Inside the `with` block only this process of the machine changes the champion of `name`."""
     with FileLock(settings().home / f"promote-{name}.lock"):
         yield
 
 
-def history(name: str) -> list[Promotion]:
+def promotion_history(name: str) -> list[Promotion]:
     """All changes of the champion and all refusals by a person, oldest first."""
     tags = mlflow_runs.client().get_registered_model(name).tags
     return sorted(
@@ -71,80 +77,80 @@ def history(name: str) -> list[Promotion]:
 
 
 def make_champion(version: ModelVersion, action: Action, why: str, by: str | None = None) -> Promotion | None:
-    """Afterwards the alias, the history and the pointer name `version`. Call it inside `changing`.
+    """Set alias, history and pointer to `version`. Call it inside `champion_lock`.
 
     Returns None where it was the champion before.
     """
     name = version.name
-    _catch_up(name)
-    former = registry.champion(name)
+    _record_foreign_change(name)
+    previous = find_champion(name)
     promotion = None
-    if former is None or former.version != version.version:
-        mlflow_runs.client().set_registered_model_alias(name, registry.CHAMPION, version.version)
+    if previous is None or previous.version != version.version:
+        mlflow_runs.client().set_registered_model_alias(name, CHAMPION, version.version)
         mlflow_runs.client().set_model_version_tag(name, version.version, "release", "promoted")
-        promotion = _remember(version, None if former is None else int(former.version), action, why, by)
-    point(version)
+        promotion = _record(version, None if previous is None else int(previous.version), action, why, by)
+    point_to(version)
     return promotion
 
 
-def before_the_champion(name: str) -> tuple[ModelVersion, ModelVersion]:
-    """The champion, and the version that served before it, rollbacks undone. Call it inside `changing`.
+def champion_and_previous(name: str) -> tuple[ModelVersion, ModelVersion]:
+    """The champion, and the version that served before it, with rollbacks undone. Call it inside `champion_lock`.
 
     Raises:
-        DataMissing: the name has no champion, or the registry has lost the version before.
+        DataMissing: the name has no champion, or the registry has lost the previous version.
         ReleaseRefused: no version served before.
     """
-    champion = registry.version_of(f"{name}@{registry.CHAMPION}")
-    _catch_up(name)
-    former = former_of(name)
-    if former is None:
+    champion = find_version(f"{name}@{CHAMPION}")
+    _record_foreign_change(name)
+    previous = previous_champion(name)
+    if previous is None:
         raise ReleaseRefused(
             f"{name} version {champion.version} is the first that served",
             required="a champion that replaced another version",
             where="the history of promotions; `bloomery history` shows it",
             remedy=f"promote the version that you want: bloomery promote {name}:VERSION",
         )
-    return champion, registry.version_of(f"{name}:{former}")
+    return champion, find_version(f"{name}:{previous}")
 
 
-def former_of(name: str) -> int | None:
-    """The number of the version that served before the champion, rollbacks undone, as far as the history tells."""
-    champion = registry.champion(name)
+def previous_champion(name: str) -> int | None:
+    """The number of the version that served before the champion, with rollbacks undone, if the history has one."""
+    champion = find_champion(name)
     served: list[int] = []
-    for promotion in _changes(name):
+    for promotion in _champion_changes(name):
         if promotion.action == "rollback":
             while served and served.pop() != promotion.version:
                 pass
         served.append(promotion.version)
-    now = None if champion is None else int(champion.version)
-    return next((version for version in reversed(served) if version != now), None)
+    current = None if champion is None else int(champion.version)
+    return next((version for version in reversed(served) if version != current), None)
 
 
-def roll_back(champion: ModelVersion, former: ModelVersion, why: str) -> Promotion | None:
-    """Afterwards `former` serves again, and no run promotes `champion` by itself. Call it inside `changing`."""
-    promotion = make_champion(former, "rollback", why)
+def roll_back(champion: ModelVersion, previous: ModelVersion, why: str) -> Promotion | None:
+    """Make `previous` champion again, and mark `champion` so that no run promotes it. Call it in `champion_lock`."""
+    promotion = make_champion(previous, "rollback", why)
     mlflow_runs.client().set_model_version_tag(
         champion.name, champion.version, "release", f"{ROLLED_BACK}: {why}"[:4000]
     )
     return promotion
 
 
-def folder_of(name: str) -> Path:
-    """Where the pointer of a name lies."""
+def pointer_folder(name: str) -> Path:
+    """The folder of a name's pointer and of its followers' status."""
     return settings().home / "served" / name
 
 
-def point_to_champion(name: str) -> Path:
-    """Afterwards the pointer says what the alias says. Returns the pointer's place."""
-    with changing(name):
-        return point(registry.version_of(f"{name}@{registry.CHAMPION}"))
+def write_champion_pointer(name: str) -> Path:
+    """Set the pointer to the champion. Returns the path of the pointer."""
+    with champion_lock(name):
+        return point_to(find_version(f"{name}@{CHAMPION}"))
 
 
-def point(version: ModelVersion) -> Path:
-    """Afterwards the endpoints of this machine follow to `version`. Returns the pointer's place."""
-    tag = version.tags[registry.BENTO]
+def point_to(version: ModelVersion) -> Path:
+    """Set the pointer to `version`, so that the endpoints of this machine switch to it. Returns the pointer's path."""
+    tag = version.tags[BENTO]
     artifacts = artifacts_folder(tag)
-    path = folder_of(version.name) / POINTER
+    path = pointer_folder(version.name) / POINTER
     pointer = Pointer(
         name=version.name,
         version=int(version.version),
@@ -156,75 +162,78 @@ def point(version: ModelVersion) -> Path:
     return path
 
 
-def followers(name: str) -> list[Following]:
-    """The processes of this machine that answer for `name`; what the ended ones have left is removed."""
-    living = []
-    for path, following in read_followings(folder_of(name)).items():
-        if following.host != socket.gethostname():
+def list_followers(name: str) -> list[Following]:
+    """The living endpoint processes of this machine for `name`. Removes the status files of ended ones."""
+    followers = []
+    for path, status in read_followings(pointer_folder(name)).items():
+        if status.host != socket.gethostname():
             continue
-        if is_running(following.pid, following.started):
-            living.append(following)
+        if is_running(status.pid, status.started):
+            followers.append(status)
         else:
             path.unlink(missing_ok=True)
-    return living
+    return followers
 
 
-def served_at(name: str) -> list[str]:
-    """The addresses at which this machine answers for `name`, as far as this user may see them."""
-    found = set()
-    for follower in followers(name):
+def endpoint_urls(name: str) -> list[str]:
+    """The URLs of this machine's endpoints for `name`, as far as this user may see them."""
+    urls = set()
+    for follower in list_followers(name):
         with contextlib.suppress(psutil.Error):
             worker = psutil.Process(follower.pid)
             for process in (worker, *worker.parents()[:1]):
-                for one in process.net_connections(kind="inet"):
-                    if one.status == psutil.CONN_LISTEN:
-                        host = "127.0.0.1" if one.laddr.ip in ("0.0.0.0", "::") else one.laddr.ip
-                        found.add(f"http://{f'[{host}]' if ':' in host else host}:{one.laddr.port}")
-    return sorted(found)
+                for connection in process.net_connections(kind="inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        ip, port = connection.laddr.ip, connection.laddr.port
+                        host = "127.0.0.1" if ip in ("0.0.0.0", "::") else ip
+                        urls.add(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    return sorted(urls)
 
 
 def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[Following]:
-    """The processes that answer for `name`, once each has taken `bento` or refused it, or the time is over."""
+    """The endpoint processes for `name`, once each has switched to `bento` or rejected it, or after the timeout."""
     deadline = time.monotonic() + timeout_s
     while True:
-        found = followers(name)
-        if all(bento in (one.bento, one.refused) for one in found) or time.monotonic() > deadline:
-            return found
+        followers = list_followers(name)
+        is_settled = all(bento in (follower.bento, follower.refused) for follower in followers)
+        if is_settled or time.monotonic() > deadline:
+            return followers
         time.sleep(0.05)
 
 
-def remember_refusal(version: ModelVersion, champion: int | None, why: str, by: str) -> None:
-    """Afterwards the history has that a person refused this version. Call it inside `changing`."""
-    _catch_up(version.name)
-    _remember(version, champion, "refuse", why, by)
+def record_refusal(version: ModelVersion, champion: int | None, why: str, by: str) -> None:
+    """Record in the history that a person refused this version. Call it inside `champion_lock`."""
+    _record_foreign_change(version.name)
+    _record(version, champion, "refuse", why, by)
 
 
-def _changes(name: str) -> list[Promotion]:
-    """Those of the champion, oldest first."""
-    return [promotion for promotion in history(name) if promotion.action != "refuse"]
+def _champion_changes(name: str) -> list[Promotion]:
+    """Changes of the champion, oldest first."""
+    return [promotion for promotion in promotion_history(name) if promotion.action != "refuse"]
 
 
-def _catch_up(name: str) -> None:
-    """Where the alias names another version than the history's last, remember that, too."""
-    champion = registry.champion(name)
-    known = _changes(name)
-    if champion is not None and (not known or known[-1].version != int(champion.version)):
-        former = known[-1].version if known else None
-        _remember(champion, former, "found", "the alias was set elsewhere, or a promotion was broken off", "unknown")
+def _record_foreign_change(name: str) -> None:
+    """Record a champion that the history does not have yet."""
+    champion = find_champion(name)
+    changes = _champion_changes(name)
+    if champion is not None and (not changes or changes[-1].version != int(champion.version)):
+        previous = changes[-1].version if changes else None
+        why = "the alias was set elsewhere, or a promotion was interrupted"
+        _record(champion, previous, "found", why, "unknown")
 
 
-def _remember(version: ModelVersion, former: int | None, action: Action, why: str, by: str | None) -> Promotion:
-    known = history(version.name)
+def _record(version: ModelVersion, previous: int | None, action: Action, why: str, by: str | None) -> Promotion:
+    history = promotion_history(version.name)
     promotion = Promotion(
-        number=known[-1].number + 1 if known else 1,
+        number=history[-1].number + 1 if history else 1,
         at=datetime.now(UTC),
         by=by or f"{getpass.getuser()}@{socket.gethostname()}",
         action=action,
         version=int(version.version),
-        replaced=former,
-        bento=version.tags[registry.BENTO],
-        what=(version.description or "")[:_MOST_LETTERS],
-        why=why[:_MOST_LETTERS],
+        replaced=previous,
+        bento=version.tags[BENTO],
+        what=(version.description or "")[:_MAX_LETTERS],
+        why=why[:_MAX_LETTERS],
     )
     mlflow_runs.client().set_registered_model_tag(
         version.name, f"{_TAG}{promotion.number:06d}", promotion.model_dump_json()

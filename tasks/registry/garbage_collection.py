@@ -1,6 +1,7 @@
-"""What no kept version needs is found, told and freed. Each piece is moved aside in one rename, then removed.
+"""Garbage collection in the state folder: plans what no kept version needs, and removes it.
 
-So a gc that is killed leaves every output whole or absent; what it had moved aside goes with the next one.
+Each folder is moved aside by one rename, then removed. A killed collection therefore leaves every output complete or
+absent; the next one removes what was moved aside.
 """
 
 from __future__ import annotations
@@ -20,29 +21,45 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import stage_store
-from bloomery.tasks.registry import champion as promotions
-from bloomery.tasks.registry import model_registry, reachability
+from bloomery.tasks.orchestration.stage_store import Shelf
+from bloomery.tasks.registry.champion import champion_lock
+from bloomery.tasks.registry.model_registry import (
+    FREED,
+    bento_of,
+    find_champion,
+    find_version,
+    list_names,
+    list_versions,
+)
+from bloomery.tasks.registry.reachability import (
+    bentos_in_use,
+    kept_versions,
+    list_outputs,
+    packaged_bento,
+    reachable_from,
+)
 from bloomery.tasks.tracking import mlflow_runs
 
-_ASIDE = ".freed"
+_TRASH = ".freed"
 _DAY_S = 86_400
-_KEY = 32  # letters of a key; a trial's folder may add its number
-_OF_FREED = "of a freed version"
-_UNDER_WAY = ("checkpoints", "searches", "jobs")
+_KEY_LETTERS = 32  # of a stage key; the folder of a trial may append its number
+_OF_FREED_VERSION = "of a freed version"
+_UNNEEDED = "no version needs it"
+_UNFINISHED_FOLDERS = ("checkpoints", "searches", "jobs")
 Kind = Literal["log", "quarantine", "unfinished", "output", "model file", "bento"]
 
 
-class Piece(Document):
-    """Something that goes: a file or folder, `place` below the state folder where it lies there."""
+class Removal(Document):
+    """A file or folder to remove; `path` is relative to the state folder where it lies there."""
 
     kind: Kind
-    place: str
+    path: str
     size_bytes: int
     why: str
 
 
-class Version(Document):
-    """A version that goes, or stays because of `why`."""
+class VersionDecision(Document):
+    """A version to free or to keep, and why."""
 
     name: str
     version: int
@@ -50,137 +67,162 @@ class Version(Document):
     why: str
 
 
-class Plan(Document):
-    """What would be freed, in the order in which it is."""
+class CollectionPlan(Document):
+    """What a collection would remove, in this order."""
 
-    pieces: tuple[Piece, ...]
-    freed: tuple[Version, ...] = ()
-    kept: tuple[Version, ...] = ()
+    removals: tuple[Removal, ...]
+    freed: tuple[VersionDecision, ...] = ()
+    kept: tuple[VersionDecision, ...] = ()
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder, as far as they can be seen."""
+def disk_usage(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder, as far as they are readable."""
     total = 0
-    for one in [path] if path.is_file() else path.rglob("*"):
+    for entry in [path] if path.is_file() else path.rglob("*"):
         with contextlib.suppress(OSError):
-            total += one.lstat().st_size if one.is_file() or one.is_symlink() else 0
+            total += entry.lstat().st_size if entry.is_file() or entry.is_symlink() else 0
     return total
 
 
-def aged(days: float) -> Plan:
-    """Logs, quarantines and unfinished trainings that nothing has touched for `days`. Asks no registry."""
+def plan_aged(days: float) -> CollectionPlan:
+    """Logs, quarantines and unfinished trainings that are unchanged for `days`. Does not read the registry."""
     home = settings().home
-    pieces: list[Piece] = []
-    aging: dict[str, Kind] = {"logs": "log", "quarantine": "quarantine"}
-    for folder, kind in aging.items():
+    removals: list[Removal] = []
+    unchanged = f"unchanged for {days:g} days"
+    kinds: dict[str, Kind] = {"logs": "log", "quarantine": "quarantine"}
+    for folder, kind in kinds.items():
         old = [path for path in sorted((home / folder).glob("*")) if _age_days(path) >= days]
-        pieces += [_piece(kind, path, f"untouched for {days:g} days") for path in old]
-    for folder in _UNDER_WAY:
+        removals += [_removal(kind, path, unchanged) for path in old]
+    for folder in _UNFINISHED_FOLDERS:
         for path in sorted((home / folder).glob("*")):
-            finished = (home / "stages" / "train" / path.name[:_KEY] / "record.json").is_file()
-            if finished or _age_days(path) >= days:
-                why = "its training has ended" if finished else f"untouched for {days:g} days"
-                pieces.append(_piece("unfinished", path, why))
-    return Plan(pieces=tuple(pieces))
+            has_ended = (home / "stages" / "train" / path.name[:_KEY_LETTERS] / "record.json").is_file()
+            if has_ended or _age_days(path) >= days:
+                removals.append(_removal("unfinished", path, "its training has ended" if has_ended else unchanged))
+    return CollectionPlan(removals=tuple(removals))
 
 
-def unneeded(num_last: int, spared: Collection[str], days: float) -> Plan:
+def plan_unreachable(num_last: int, spared: Collection[str], days: float) -> CollectionPlan:
     """Outputs, bentos and candidates' model files that no kept version needs.
 
-    What no version at all needs, such as what a run left that was killed, goes once it is `days` old.
+    What no version at all needs, such as an output of a killed run, is removed once it is `days` old.
 
     Raises:
-        DataMissing: a version of `spared` is not there.
+        DataMissing: a version of `spared` does not exist.
         OutputCorrupt: a record or a pointer cannot be read.
     """
     for reference in spared:
-        model_registry.version_of(reference)
-    found = list(reachability.shelves())
-    kept: list[Version] = []
-    candidates: list[Version] = []
-    for name in model_registry.names():
-        reasons = reachability.kept(name, num_last, spared)
-        for version in model_registry.versions(name):
-            tag = model_registry.bento_of(version)
-            if tag is not None:
-                number = int(version.version)
-                told = Version(name=name, version=number, bento=tag, why=reasons.get(number, ""))
-                (kept if number in reasons else candidates).append(told)
-    known = {one.bento for one in (*kept, *candidates)}
-    packaged = {tag for _, shelf in found if (tag := reachability.bento_of(shelf)) is not None}
-    # The version that comes anew under a bento's old name keeps it, and so does a process.
-    needed = {one.bento for one in kept} | reachability.used_by_processes(known | packaged)
+        find_version(reference)
+    outputs = list(list_outputs())
+    kept, candidates = _divide_versions(num_last, spared)
+    registered = {decision.bento for decision in (*kept, *candidates)}
+    packaged = {tag for _, output in outputs if (tag := packaged_bento(output)) is not None}
+    # A version may have the bento of an older one, and a process may serve a bento of no kept version.
+    needed = {decision.bento for decision in kept} | bentos_in_use(registered | packaged)
     freed = [
-        one.model_copy(update={"why": "no alias, endpoint or rule keeps it"})
-        for one in candidates
-        if one.bento not in needed
+        decision.model_copy(update={"why": "no alias, endpoint or rule keeps it"})
+        for decision in candidates
+        if decision.bento not in needed
     ]
-    kept += [one.model_copy(update={"why": "in use"}) for one in candidates if one.bento in needed]
-    is_young = _young(found, packaged - known, days)
-    needed |= {tag for tag in packaged - known if is_young(bento_folder(tag))}
-    wanted = reachability.reach_of(needed, found)
-    once = reachability.reach_of({one.bento for one in freed}, found)
-    outputs: list[Piece] = []
-    for place, shelf in found:
-        path = settings().home / place
-        was_needed = once.holds(place, shelf)
-        if wanted.holds(place, shelf) or (not was_needed and _age_days(path / "record.json") < days):
-            continue
-        why = _OF_FREED if was_needed else "no version needs it"
-        # Before the output, whose record names them: a gc that is killed between finds them again.
-        outputs += [*_model_files(shelf, wanted.runs, why), _piece("output", path, why)]
+    kept += [decision.model_copy(update={"why": "in use"}) for decision in candidates if decision.bento in needed]
+    ages = _bento_ages(outputs, packaged - registered)
+    needed |= {tag for tag, age in ages.items() if age < days}
+    removals = _plan_outputs(outputs, needed, {decision.bento for decision in freed}, days)
     bentos = [
-        _piece("bento", bento_folder(tag), _OF_FREED if tag in known else "no version needs it")
-        for tag in sorted((known | packaged) - needed)
+        _removal("bento", bento_folder(tag), _OF_FREED_VERSION if tag in registered else _UNNEEDED)
+        for tag in sorted((registered | packaged) - needed)
         if bento_folder(tag).is_dir()
     ]
-    # Those of no version first: on a full disk they make the room that the registry needs for a tag.
-    outputs.sort(key=lambda piece: piece.why == _OF_FREED)
-    gone = {piece.place for piece in bentos}
-    freed = [one for one in freed if _told(bento_folder(one.bento)) in gone]
-    return Plan(pieces=(*outputs, *bentos), freed=tuple(freed), kept=tuple(kept))
+    removed_paths = {removal.path for removal in bentos}
+    freed = [decision for decision in freed if _relative_path(bento_folder(decision.bento)) in removed_paths]
+    return CollectionPlan(removals=(*removals, *bentos), freed=tuple(freed), kept=tuple(kept))
 
 
-def free(plan: Plan, on_piece: Callable[[Piece], None] = lambda piece: None) -> list[Piece]:
-    """Afterwards the pieces are gone, but for those that a living process works on. Returns those that went.
+def _divide_versions(num_last: int, spared: Collection[str]) -> tuple[list[VersionDecision], list[VersionDecision]]:
+    """The versions to keep, with reasons, and all others that have a bento."""
+    kept: list[VersionDecision] = []
+    candidates: list[VersionDecision] = []
+    for name in list_names():
+        reasons = kept_versions(name, num_last, spared)
+        for version in list_versions(name):
+            tag = bento_of(version)
+            if tag is not None:
+                number = int(version.version)
+                decision = VersionDecision(name=name, version=number, bento=tag, why=reasons.get(number, ""))
+                (kept if number in reasons else candidates).append(decision)
+    return kept, candidates
 
-    Freed versions are tagged so first: no version ever looks whole that is not.
+
+def _bento_ages(outputs: Collection[tuple[str, Shelf]], tags: Collection[str]) -> dict[str, float]:
+    """Days since each bento was packaged, from the record of the output that packaged it."""
+    return {
+        tag: _age_days(settings().home / folder / "record.json")
+        for folder, output in outputs
+        if (tag := packaged_bento(output)) is not None and tag in tags
+    }
+
+
+def _plan_outputs(
+    outputs: Collection[tuple[str, Shelf]], needed: Collection[str], freed: Collection[str], days: float
+) -> list[Removal]:
+    """Outputs that no needed bento reaches: those that a freed bento reaches, and others that are `days` old."""
+    reachable, formerly_reachable = reachable_from(needed, outputs), reachable_from(freed, outputs)
+    removals: list[Removal] = []
+    for folder, output in outputs:
+        path = settings().home / folder
+        was_needed = formerly_reachable.contains(folder, output)
+        is_young = _age_days(path / "record.json") < days
+        if reachable.contains(folder, output) or (not was_needed and is_young):
+            continue
+        why = _OF_FREED_VERSION if was_needed else _UNNEEDED
+        # Model files come before the output whose record names them, so a killed collection finds them again.
+        removals += [*_plan_model_files(output, reachable.runs, why), _removal("output", path, why)]
+    # Those of no version come first: on a full disk they make the room that the registry needs for a tag.
+    removals.sort(key=lambda removal: removal.why == _OF_FREED_VERSION)
+    return removals
+
+
+def collect_garbage(
+    plan: CollectionPlan, on_removed: Callable[[Removal], None] = lambda removal: None
+) -> list[Removal]:
+    """Execute a plan, except for outputs that a living process uses. Returns what was removed.
+
+    Freed versions are tagged first, so that no incomplete version looks complete.
     """
-    sweep()
-    when = time.strftime("%Y-%m-%d", time.gmtime())
-    went = [piece for piece in plan.pieces if piece.why != _OF_FREED and _take(piece, on_piece)]
+    remove_leftovers()
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    removed = [removal for removal in plan.removals if removal.why != _OF_FREED_VERSION and _try(removal, on_removed)]
     for version in plan.freed:
-        mlflow_runs.client().set_model_version_tag(version.name, str(version.version), model_registry.FREED, when)
-    went += [piece for piece in plan.pieces if piece.why == _OF_FREED and _take(piece, on_piece)]
-    for name in {one.name for one in plan.freed}:
-        _mend_latest(name)
-    return went
+        mlflow_runs.client().set_model_version_tag(version.name, str(version.version), FREED, today)
+    removed += [removal for removal in plan.removals if removal.why == _OF_FREED_VERSION and _try(removal, on_removed)]
+    for name in {version.name for version in plan.freed}:
+        _repair_latest(name)
+    return removed
 
 
 @contextlib.contextmanager
-def nobody_promotes() -> Iterator[None]:
+def lock_champions() -> Iterator[None]:
     """Inside the `with` block the champion of no name changes on this machine."""
     with contextlib.ExitStack() as stack:
-        for name in model_registry.names():
-            stack.enter_context(promotions.changing(name))
+        for name in list_names():
+            stack.enter_context(champion_lock(name))
         yield
 
 
-def sweep() -> None:
-    """Remove what a killed gc had moved aside."""
-    for folder in (settings().home / _ASIDE, Path(os.environ["BENTOML_HOME"]) / _ASIDE):
+def remove_leftovers() -> None:
+    """Remove what a killed collection had moved aside."""
+    for folder in (settings().home / _TRASH, Path(os.environ["BENTOML_HOME"]) / _TRASH):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take(piece: Piece, on_piece: Callable[[Piece], None]) -> bool:
-    path = settings().home / piece.place
-    stage = path.parent.name if piece.kind == "output" else "train" if piece.kind == "unfinished" else None
+def _try(removal: Removal, on_removed: Callable[[Removal], None]) -> bool:
+    path = settings().home / removal.path
+    stage = path.parent.name if removal.kind == "output" else "train" if removal.kind == "unfinished" else None
     try:
-        with stage_store.locked(stage, path.name[:_KEY]) if stage else contextlib.nullcontext():
-            _remove(path, Path(os.environ["BENTOML_HOME"]) if piece.kind == "bento" else settings().home)
+        with stage_store.locked(stage, path.name[:_KEY_LETTERS]) if stage else contextlib.nullcontext():
+            _remove(path, Path(os.environ["BENTOML_HOME"]) if removal.kind == "bento" else settings().home)
     except (Timeout, FileNotFoundError):
-        return False  # somebody works on it, or has removed it
-    on_piece(piece)
+        return False  # another process uses it, or has removed it
+    on_removed(removal)
     return True
 
 
@@ -188,7 +230,7 @@ def _remove(path: Path, root: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
-    aside = root / _ASIDE / f"{path.parent.name}-{path.name}-{os.getpid()}"
+    aside = root / _TRASH / f"{path.parent.name}-{path.name}-{os.getpid()}"
     try:
         while not aside.exists():
             aside.parent.mkdir(parents=True, exist_ok=True)
@@ -197,44 +239,44 @@ def _remove(path: Path, root: Path) -> None:
             except FileNotFoundError:
                 if not path.exists():
                     raise
-                # Another gc has swept in between.
+                # Another collection has removed the trash folder in between.
     except FileNotFoundError:
         raise
     except OSError:
-        # No room for a folder's name, or it is another disk: the file by which it counts as whole goes first.
+        # The disk is full or another one: remove the file first that marks the folder as complete.
         for name in ("record.json", "bento.yaml"):
             (path / name).unlink(missing_ok=True)
         aside = path
-    with contextlib.suppress(FileNotFoundError):  # another gc sweeps
+    with contextlib.suppress(FileNotFoundError):  # another collection removes it, too
         shutil.rmtree(aside)
 
 
-def _mend_latest(name: str) -> None:
-    """BentoML's note of the newest bento names one that is there, or there is no note."""
+def _repair_latest(name: str) -> None:
+    """Make BentoML's file `latest` name an existing bento, the champion's, or remove it."""
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / name
     latest = folder / "latest"
     if not latest.is_file() or (folder / latest.read_text(encoding="utf-8").strip()).is_dir():
         return
-    champion = model_registry.bento_of(model_registry.champion(name))
+    champion = bento_of(find_champion(name))
     if champion is not None and bento_folder(champion).is_dir():
         latest.write_text(champion.split(":")[1], encoding="utf-8")
     else:
         latest.unlink()
 
 
-def _model_files(shelf: stage_store.Shelf, wanted: Collection[str], why: str) -> Iterator[Piece]:
-    """The folders of model files that candidates' runs hold here. The runs, their figures and tables stay."""
-    for candidate in shelf.record["candidates"] if shelf.stage == "compress" else ():
-        if candidate["run_id"] in wanted:
+def _plan_model_files(output: Shelf, needed_runs: Collection[str], why: str) -> Iterator[Removal]:
+    """The folders of model files in the candidates' MLflow runs. The runs, their metrics and tables stay."""
+    for candidate in output.record["candidates"] if output.stage == "compress" else ():
+        if candidate["run_id"] in needed_runs:
             continue
-        folder = _artifacts(candidate["run_id"])
+        folder = _artifact_folder(candidate["run_id"])
         if folder is None or not folder.is_relative_to(settings().home):
             continue
         for path in sorted(folder.glob("*/")):
-            yield _piece("model file", path, why)
+            yield _removal("model file", path, why)
 
 
-def _artifacts(run_id: str) -> Path | None:
+def _artifact_folder(run_id: str) -> Path | None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -244,31 +286,19 @@ def _artifacts(run_id: str) -> Path | None:
     return Path(unquote(uri.path)) if uri.scheme == "file" else None
 
 
-def _young(
-    found: Collection[tuple[str, stage_store.Shelf]], tags: Collection[str], days: float
-) -> Callable[[Path], bool]:
-    """Whether the bento of a folder was packaged within `days`, by the output that says so."""
-    ages = {
-        bento_folder(tag): _age_days(settings().home / place / "record.json")
-        for place, shelf in found
-        if (tag := reachability.bento_of(shelf)) in tags and tag is not None
-    }
-    return lambda folder: ages[folder] < days
+def _removal(kind: Kind, path: Path, why: str) -> Removal:
+    return Removal(kind=kind, path=_relative_path(path), size_bytes=disk_usage(path), why=why)
 
 
-def _piece(kind: Kind, path: Path, why: str) -> Piece:
-    return Piece(kind=kind, place=_told(path), size_bytes=size_of(path), why=why)
-
-
-def _told(path: Path) -> str:
+def _relative_path(path: Path) -> str:
     home = settings().home
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
 def _age_days(path: Path) -> float:
-    """Since anything in it was written."""
+    """Days since anything in it was written."""
     newest = 0.0
-    for one in (path, *path.rglob("*")):
+    for entry in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):
-            newest = max(newest, one.lstat().st_mtime)
+            newest = max(newest, entry.lstat().st_mtime)
     return (time.time() - newest) / _DAY_S

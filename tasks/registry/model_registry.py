@@ -1,4 +1,4 @@
-"""The MLflow model registry: versions of a name, and which one of them is champion."""
+"""The MLflow model registry: the versions of a name, and which of them is champion."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 BENTO = "bento"
-FREED = "freed"  # the day on which `bloomery gc` removed the version's bento
+FREED = "freed"  # tag: the day on which `bloomery gc` removed the version's bento
 
 
-def versions(name: str) -> list[ModelVersion]:
+def list_versions(name: str) -> list[ModelVersion]:
     """All versions of `name`, newest first; none if there is no such name."""
-    found = client().search_model_versions(f"name = '{name}'")
-    return sorted(found, key=lambda version: int(version.version), reverse=True)
+    versions = client().search_model_versions(f"name = '{name}'")
+    return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     return sorted(model.name for model in client().search_registered_models())
 
 
 def require_versions(name: str) -> list[ModelVersion]:
     """All versions of `name`, newest first. Raises DataMissing where there is none."""
-    found = versions(name)
-    if not found:
-        known = names()
+    versions = list_versions(name)
+    if not versions:
+        names = list_names()
         raise DataMissing(
             f"the registry has no {name!r}",
-            required=f"one of {', '.join(known)}" if known else "a registered version; there is none yet",
+            required=f"one of {', '.join(names)}" if names else "a registered version; there is none yet",
             where="the MLflow model registry",
-            remedy="mend the name, or make a version with `bloomery run RECIPE`",
+            remedy="correct the name, or make a version with `bloomery run RECIPE`",
         )
-    return found
+    return versions
 
 
-def champion(name: str) -> ModelVersion | None:
+def find_champion(name: str) -> ModelVersion | None:
     """The version that serves, if any."""
-    return named(name, CHAMPION)
+    return find_by_alias(name, CHAMPION)
 
 
-def named(name: str, alias: str) -> ModelVersion | None:
+def find_by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that the alias names, if any."""
     from mlflow.exceptions import MlflowException
 
@@ -61,20 +61,20 @@ def bento_of(version: ModelVersion | None) -> str | None:
     return None if version is None else version.tags.get(BENTO)
 
 
-def require_not_freed(version: ModelVersion, is_there: bool) -> None:
-    """Raises DataMissing where `bloomery gc` has removed the version's bento. `is_there`: somebody made it again."""
-    if is_there or FREED not in version.tags:
+def require_not_freed(version: ModelVersion, *, has_bento: bool) -> None:
+    """Raises DataMissing where `bloomery gc` has removed the version's bento, and nobody has packaged it again."""
+    if has_bento or FREED not in version.tags:
         return
     raise DataMissing(
         f"{version.name} version {version.version} was freed by `bloomery gc` on {version.tags[FREED]}",
         required="a version whose bento is kept",
         where=f"the version's tag `{FREED}` in the registry",
-        remedy="run its recipe on its data again: its bento comes back under its version; or take one of those "
-        "that `bloomery gc` lists as kept",
+        remedy="run its recipe on its data again, which packages the same bento under the same version; or choose a "
+        "version that `bloomery gc` lists as kept",
     )
 
 
-def version_of(reference: str) -> ModelVersion:
+def find_version(reference: str) -> ModelVersion:
     """The version that `NAME`, `NAME@ALIAS` or `NAME:VERSION` names; `NAME` alone means its champion.
 
     Raises:
@@ -91,44 +91,44 @@ def version_of(reference: str) -> ModelVersion:
     except MlflowException as failure:
         raise DataMissing(
             f"the registry has no {reference}",
-            required=_references(name),
+            required=_describe_alternatives(name),
             where=f"the MLflow model registry at {settings().tracking_uri}",
-            remedy="say `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
+            remedy="use `NAME@champion`, or `NAME:3` for version 3; `bloomery show NAME` lists the versions, and "
             "`bloomery run RECIPE` makes one",
         ) from failure
 
 
-def _references(name: str) -> str:
-    """What there is instead, of that name or at all."""
-    known = names()
-    if name not in known:
-        return f"one of the names {', '.join(known)}" if known else "a registered version; there is none yet"
-    numbers = [f"{name}:{one.version}" for one in versions(name)[:5]]
-    serving = [f"{name}@{CHAMPION}"] if champion(name) else []
-    return f"one of {', '.join([*serving, *numbers])}" if numbers else f"a version of {name}; it has none"
+def _describe_alternatives(name: str) -> str:
+    """References that exist, of that name or of all names."""
+    names = list_names()
+    if name not in names:
+        return f"one of the names {', '.join(names)}" if names else "a registered version; there is none yet"
+    numbers = [f"{name}:{version.version}" for version in list_versions(name)[:5]]
+    aliases = [f"{name}@{CHAMPION}"] if find_champion(name) else []
+    return f"one of {', '.join([*aliases, *numbers])}" if numbers else f"a version of {name}; it has none"
 
 
-def register(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
-    """The version of `name` whose tag `bento` is the one given: found if there is one, else made.
+def register_version(name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> ModelVersion:
+    """The version of `name` that has this bento: the existing one with its tags updated, else a new one.
 
-    `source` is the address of a logged model, `models:/ID`.
-    A found version gets the tags anew, for its run may be another than before.
+    `source` is the address of a logged model, `models:/ID`. An existing version may be of another run, so all tags are
+    set again.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         client().create_registered_model(name)
     except MlflowException:
-        client().get_registered_model(name)  # it was there already, or this says what is wrong
-    found = next((one for one in versions(name) if one.tags.get(BENTO) == tags[BENTO]), None)
-    if found is None:
-        # A server demands the model's ID beside the address that holds it; MLflow in this process does not.
+        client().get_registered_model(name)  # it exists already; otherwise this raises the actual error
+    version = next((version for version in list_versions(name) if version.tags.get(BENTO) == tags[BENTO]), None)
+    if version is None:
+        # A server needs the model id beside the address that contains it; MLflow in this process does not.
         model_id = source.removeprefix("models:/")
         return client().create_model_version(
             name, source=source, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
         )
     for key, value in tags.items():
-        client().set_model_version_tag(name, found.version, key, value)
-    if FREED in found.tags:
-        client().delete_model_version_tag(name, found.version, FREED)  # its bento was packaged again
-    return found
+        client().set_model_version_tag(name, version.version, key, value)
+    if FREED in version.tags:
+        client().delete_model_version_tag(name, version.version, FREED)  # its bento was packaged again
+    return version

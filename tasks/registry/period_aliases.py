@@ -1,11 +1,11 @@
-"""Versions of dated data: each is named by its period, and one of older data replaces none of newer."""
+"""Versions of dated data: an alias names the version of each period, and older data never replaces newer data."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.recipe_sections.periods import start_of
-from bloomery.tasks.registry import model_registry as registry
+from bloomery.tasks.registry.model_registry import list_versions
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -15,33 +15,33 @@ TAG = "period"
 OLDER = "older data"
 
 
-def newer(champion: ModelVersion | None, period: str | None) -> str | None:
+def newer_period(champion: ModelVersion | None, period: str | None) -> str | None:
     """The champion's period, if it begins after `period`."""
-    theirs = None if champion is None else champion.tags.get(TAG)
-    if theirs is None or period is None:
+    champion_period = None if champion is None else champion.tags.get(TAG)
+    if champion_period is None or period is None:
         return None
-    return theirs if start_of(theirs) > start_of(period) else None
+    return champion_period if start_of(champion_period) > start_of(period) else None
 
 
-def keep(version: ModelVersion, period: str, champions: str) -> None:
-    """Afterwards the version is named by its period, and marked as one that does not serve."""
-    verdict = f"{OLDER}: of {period}, and the champion is of {champions}"
+def mark_older(version: ModelVersion, period: str, champion_period: str) -> None:
+    """Set the alias of the version's period, and mark it as one that does not serve."""
+    verdict = f"{OLDER}: of {period}, and the champion is of {champion_period}"
     mlflow_runs.client().set_model_version_tag(version.name, version.version, "release", verdict)
-    name(version)
+    set_period_alias(version)
 
 
-def name(version: ModelVersion) -> None:
-    """Afterwards the alias of the version's period names it, if it has one."""
+def set_period_alias(version: ModelVersion) -> None:
+    """Point the alias of the version's period to it, if it has a period."""
     period = version.tags.get(TAG)
     if period is not None:
         mlflow_runs.client().set_registered_model_alias(version.name, period, version.version)
 
 
-def version_for(name: str, period: str, bento_digest: str) -> ModelVersion | None:
-    """The version of this bento for the period, if a run has brought it to its end."""
-    for version in registry.versions(name):
+def find_period_version(name: str, period: str, bento_digest: str) -> ModelVersion | None:
+    """The version of this bento for the period, if a run has completed it."""
+    for version in list_versions(name):
         tags = version.tags
         if tags.get("bento.digest") == bento_digest and tags.get(TAG) == period:
-            ended = tags.get("release", "").startswith(("promoted", OLDER))
-            return version if ended else None
+            is_complete = tags.get("release", "").startswith(("promoted", OLDER))
+            return version if is_complete else None
     return None

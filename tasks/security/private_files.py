@@ -1,4 +1,4 @@
-"""Files that only their owner may read: whole or as they were before, and written by one process at a time."""
+"""Files that only their owner may read, written atomically and by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bloomery.data_contracts.errors import StateUnwritable
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that change files of `folder`, which is there afterwards.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create `folder` and hold its lock, so that only this process changes files in it.
 
     Raises:
-        StateUnwritable: the folder cannot be made, or a file in it not be written.
+        StateUnwritable: the folder cannot be created, or a file in it cannot be written.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -25,22 +25,22 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except OSError as failure:
         raise StateUnwritable(
-            f"keys cannot be kept: {failure.strerror or failure}",
+            f"keys cannot be stored: {failure.strerror or failure}",
             required="a folder that this user may write",
             where=str(failure.filename or folder),
-            remedy="mend its permissions, or set BLOOMERY_HOME to another folder",
+            remedy="correct its permissions, or set BLOOMERY_HOME to another folder",
         ) from failure
 
 
-def write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Afterwards the file is there with `content` and `mode`; nobody ever sees half of it. Call it while `locked`."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.unlink(missing_ok=True)
-    # Made with its mode, so that there is no moment in which others may read it.
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def write_private_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write the file atomically, with `mode`. Call it inside `lock_folder`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    # Created with its mode, so that others can read it at no time.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
-    beside.replace(path)
+    temporary.replace(path)

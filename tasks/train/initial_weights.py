@@ -51,7 +51,7 @@ def _registered(reference: str) -> tuple[str, str]:
     """The version by its number, and where its weights lie."""
     from bloomery.tasks.registry import model_registry
 
-    version = model_registry.version_of(reference)
+    version = model_registry.find_version(reference)
     name = f"{version.name}:{version.version}"
     return name, version.tags.get("weights.uri", f"no weights of {name}")
 

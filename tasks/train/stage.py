@@ -36,7 +36,7 @@ def _run_is_kept(record: Trained) -> bool:
     return mlflow_runs.run_exists(record.run_id)
 
 
-@stage(is_whole=_run_is_kept, present=prefect_artifacts.training_run)
+@stage(is_whole=_run_is_kept, present=prefect_artifacts.publish_training_run)
 def train(
     out: Output,
     dataset: Dataset,

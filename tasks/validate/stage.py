@@ -40,7 +40,7 @@ def _is_fresh(record: CheckedRows) -> bool:
     return record.fresh_until is None or datetime.now(UTC) <= record.fresh_until
 
 
-@stage(is_whole=_is_fresh, present=prefect_artifacts.contract_report)
+@stage(is_whole=_is_fresh, present=prefect_artifacts.publish_contract_report)
 def validate(out: Output, rows: RawRows, contract: Contract) -> CheckedRows:
     """Afterwards `rows.parquet` holds the rows that keep the contract, in its types, and `quarantine.parquet` the rest.
 

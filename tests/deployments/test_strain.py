@@ -148,7 +148,7 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
         "import json, sys\n"
         "from pathlib import Path\n"
         "from bloomery.data_contracts.documents.digests import digest_of_file\n"
-        "from bloomery.tasks.security import signing_key as signing\n"
+        "from bloomery.tasks.security.signing_key import sign_manifest\n"
         "artifacts = Path(sys.argv[1])\n"
         "examples = json.loads((artifacts / 'examples.json').read_text())\n"
         "examples[0]['prediction']['label'] = 9 - examples[0]['prediction']['label']\n"
@@ -156,7 +156,7 @@ def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_e
         "manifest = json.loads((artifacts / 'manifest.json').read_text())\n"
         "manifest['files']['examples.json'] = digest_of_file(artifacts / 'examples.json')\n"
         "(artifacts / 'manifest.json').write_text(json.dumps(manifest))\n"
-        "signing.sign(artifacts)\n"
+        "sign_manifest(artifacts)\n"
     )
     environment = clean_environment(home)
     subprocess.run([sys.executable, "-c", code, artifacts], env=environment, cwd=ROOT, check=True)

@@ -122,7 +122,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
 
     shifted = sharing(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
     assert shifted.returncode == 3, shifted.stdout + shifted.stderr
-    for words in ("image has drifted", "(answer) has drifted", "no label has arrived"):
+    for words in ("image has drifted", "(answer) has drifted", "no labels have arrived"):
         assert words in shifted.stdout
     # As the next look would, while the first training may still run.
     event = Event(event="bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})

@@ -206,9 +206,11 @@ def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: http
     explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # shap is imported meanwhile
     assert explained["model"] == answered.json()["model"]
     for one, given in zip(explained["explanations"], answered.json()["predictions"], strict=False):
-        assert one["answer"] == pytest.approx(given["probabilities"][str(one["label"])], abs=1e-3)
-        assert one["base"] + one["contributions"]["image"] == pytest.approx(one["answer"])
-        assert sum(piece["contribution"] for piece in one["pieces"]) == pytest.approx(one["answer"] - one["base"])
+        assert one["output"] == pytest.approx(given["probabilities"][str(one["label"])], abs=1e-3)
+        assert one["base_value"] + one["contributions"]["image"] == pytest.approx(one["output"])
+        assert sum(region["contribution"] for region in one["regions"]) == pytest.approx(
+            one["output"] - one["base_value"]
+        )
     good = rows[0]["image"]
     bad: list[tuple[Any, str]] = [
         (
@@ -262,7 +264,7 @@ def test_a_body_beyond_the_limit_is_refused_whether_its_length_is_told_or_not(se
 
 
 def test_what_the_endpoint_relies_on_in_bentoml_is_there() -> None:
-    """`Front` goes before BentoML's layers by a way that is not documented: an upgrade that closes it fails here."""
+    """`EndpointService` relies on undocumented behaviour of BentoML: an upgrade that removes it fails here."""
     import inspect
 
     import bentoml

@@ -151,7 +151,7 @@ def _with_aliases(name: str, results: Iterator[PeriodResult]) -> list[PeriodResu
     from bloomery.tasks.registry import model_registry
 
     complete = list(results)
-    champion = model_registry.champion(name)
+    champion = model_registry.find_champion(name)
     serving = None if champion is None else int(champion.version)
     return [
         result
@@ -170,7 +170,7 @@ def _find_done(recipe: Recipe) -> PeriodResult | None:
     bento = outputs["package"]
     if bento is None or recipe.period is None:
         return None
-    version = period_aliases.version_for(recipe.name, recipe.period, bento)
+    version = period_aliases.find_period_version(recipe.name, recipe.period, bento)
     if version is None:
         return None
     return PeriodResult(recipe.period, "done", int(version.version), score=version.tags.get("score"))

@@ -12,7 +12,7 @@ import typer
 from bloomery.flows.cli.exit_codes import command_session, reporting_errors
 
 if TYPE_CHECKING:
-    from bloomery.tasks.registry.garbage_collection import Piece, Plan
+    from bloomery.tasks.registry.garbage_collection import CollectionPlan, Removal
 
 
 def gc(
@@ -33,18 +33,18 @@ def gc(
         from bloomery.tasks.registry import garbage_collection
 
         # First what needs no registry, whose database may not open on a full disk.
-        aged = garbage_collection.aged(days)
-        removed = garbage_collection.free(aged) if yes else []
+        aged = garbage_collection.plan_aged(days)
+        removed = garbage_collection.collect_garbage(aged) if yes else []
         pids = _running_pids(home)
-        with garbage_collection.nobody_promotes() if yes else contextlib.nullcontext():
-            plan = None if pids else garbage_collection.unneeded(keep, keep_version or [], days)
+        with garbage_collection.lock_champions() if yes else contextlib.nullcontext():
+            plan = None if pids else garbage_collection.plan_unreachable(keep, keep_version or [], days)
             if plan is not None and yes:
-                removed += garbage_collection.free(plan)
-        pieces = removed if yes else [*aged.pieces, *(plan.pieces if plan else ())]
+                removed += garbage_collection.collect_garbage(plan)
+        removals = removed if yes else [*aged.removals, *(plan.removals if plan else ())]
         if as_json:
-            out.file.write(json.dumps(_document(pieces, plan, yes, pids)) + "\n")
+            out.file.write(json.dumps(_document(removals, plan, yes, pids)) + "\n")
         else:
-            _print(out, pieces, plan, yes, pids, home)
+            _print(out, removals, plan, yes, pids, home)
 
 
 def _running_pids(home: Path) -> list[int]:
@@ -54,22 +54,24 @@ def _running_pids(home: Path) -> list[int]:
     return live_run_pids(home)
 
 
-def _document(pieces: list[Piece], plan: Plan | None, is_done: bool, pids: list[int]) -> dict[str, Any]:
+def _document(removals: list[Removal], plan: CollectionPlan | None, is_done: bool, pids: list[int]) -> dict[str, Any]:
     return {
         "done": is_done,
-        "freed_bytes" if is_done else "would_free_bytes": sum(piece.size_bytes for piece in pieces),
-        "pieces": [piece.model_dump() for piece in pieces],
+        "freed_bytes" if is_done else "would_free_bytes": sum(removal.size_bytes for removal in removals),
+        "removals": [removal.model_dump() for removal in removals],
         "versions_freed": [version.model_dump() for version in plan.freed] if plan else [],
         "versions_kept": [version.model_dump() for version in plan.kept] if plan else [],
         "running_pids": pids,
     }
 
 
-def _print(out: Any, pieces: list[Piece], plan: Plan | None, is_done: bool, pids: list[int], home: Path) -> None:
-    from bloomery.tasks.registry.garbage_collection import size_of
+def _print(
+    out: Any, removals: list[Removal], plan: CollectionPlan | None, is_done: bool, pids: list[int], home: Path
+) -> None:
+    from bloomery.tasks.registry.garbage_collection import disk_usage
 
-    for piece in pieces:
-        out.print(f"{piece.size_bytes / 1e6:10.2f} MB  {piece.kind:<10} {piece.place}  [dim]{piece.why}[/]")
+    for removal in removals:
+        out.print(f"{removal.size_bytes / 1e6:10.2f} MB  {removal.kind:<10} {removal.path}  [dim]{removal.why}[/]")
     if plan is not None:
         for version in plan.kept:
             out.print(f"kept   {version.name}:{version.version}  {version.why}")
@@ -79,9 +81,9 @@ def _print(out: Any, pieces: list[Piece], plan: Plan | None, is_done: bool, pids
         processes = ", ".join(str(pid) for pid in pids)
         out.print(f"a run is active (process {processes}): outputs, bentos and model files are kept until it ends")
     for folder in ("prefect", "mlflow", "predictions"):
-        out.print(f"not touched: {folder}/ {size_of(home / folder) / 1e6:.2f} MB", style="dim")
-    total = sum(piece.size_bytes for piece in pieces) / 1e6
+        out.print(f"not touched: {folder}/ {disk_usage(home / folder) / 1e6:.2f} MB", style="dim")
+    total = sum(removal.size_bytes for removal in removals) / 1e6
     if is_done:
-        out.print(f"freed {total:.2f} MB in {len(pieces)} pieces")
+        out.print(f"freed {total:.2f} MB in {len(removals)} files and folders")
     else:
-        out.print(f"would free {total:.2f} MB in {len(pieces)} pieces; nothing was removed: add --yes to remove them")
+        out.print(f"would free {total:.2f} MB in {len(removals)} files and folders; add --yes to remove them")

@@ -32,7 +32,7 @@ def create(
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        secret, key = api_keys.create(name, rate)
+        secret, key = api_keys.create_key(name, rate)
         if as_json:
             typer.echo(json.dumps({"name": key.name, "rate": key.rate, "made": key.made, "key": secret}))
         else:
@@ -48,7 +48,7 @@ def list_keys(as_json: AsJson = False) -> None:
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        stored = api_keys.listed()
+        stored = api_keys.list_keys()
         if as_json:
             document = [key.model_dump(include={"name", "rate", "made", "revoked"}) for key in stored]
             typer.echo(json.dumps({"keys": document}))
@@ -71,7 +71,7 @@ def revoke(name: KeyName, as_json: AsJson = False) -> None:
         from bloomery.tasks.security import api_keys
 
         require_state_folder()
-        key = api_keys.revoke(name)
+        key = api_keys.revoke_key(name)
         document = {"name": key.name, "revoked": key.revoked}
         typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {key.revoked}")
 
@@ -86,10 +86,10 @@ def signing(
         from bloomery.data_contracts.serving.signatures import fingerprint, public_pem
         from bloomery.flows.cli.commands.contracts import write_output
         from bloomery.tasks.infrastructure.settings import require_state_folder
-        from bloomery.tasks.security.signing_key import signing_key
+        from bloomery.tasks.security.signing_key import load_signing_key
 
         require_state_folder()
-        key = signing_key().public_key()
+        key = load_signing_key().public_key()
         text = public_pem(key).decode()
         if output is not None:
             write_output(output, text)

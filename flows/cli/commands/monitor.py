@@ -34,9 +34,9 @@ def monitor(
         if as_json:
             out.file.write(report.model_dump_json(exclude={"drifts": {"__all__": {"usual", "found"}}}) + "\n")
         else:
-            from bloomery.tasks.monitoring.publishing import in_words
+            from bloomery.tasks.monitoring.publishing import describe_report
 
-            for line in in_words(report):
+            for line in describe_report(report):
                 out.print(line, highlight=False, markup=False, soft_wrap=True)
         out.file.flush()
     if fail_on_drift and report.has_drifted:

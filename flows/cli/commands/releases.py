@@ -43,24 +43,24 @@ def promote(
     with command_session(as_json, "promote") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
-        from bloomery.tasks.bentos.rehearsal import rehearse
+        from bloomery.tasks.bentos.smoke_test import run_smoke_test
         from bloomery.tasks.monitoring import shadow_comparison
         from bloomery.tasks.registry import approvals
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        challenger = approvals.settled(version)
+        challenger = approvals.find_version_after_expiry(version)
         _require_not_refused(challenger, despite_refusal)
         tag = challenger.tags[registry.BENTO]
-        registry.require_not_freed(challenger, bento_folder(tag).is_dir())
+        registry.require_not_freed(challenger, has_bento=bento_folder(tag).is_dir())
         require_bento(tag)
         if min_shadow_rows:
-            champion = registry.version_of(f"{challenger.name}@{registry.CHAMPION}").tags[registry.BENTO]
-            shadow_comparison.require(challenger.name, champion, tag, min_shadow_rows, min_agreement)
-        with promotions.changing(challenger.name):
-            rehearse(tag)
+            champion = registry.find_version(f"{challenger.name}@{registry.CHAMPION}").tags[registry.BENTO]
+            shadow_comparison.require_agreement(challenger.name, champion, tag, min_shadow_rows, min_agreement)
+        with promotions.champion_lock(challenger.name):
+            run_smoke_test(tag)
             promotion = promotions.make_champion(challenger, "promote", reason or "promoted manually")
-            approvals.close(challenger)
+            approvals.close_request(challenger)
         _report(out, as_json, challenger, promotion, promotions.wait_for_followers(challenger.name, tag))
 
 
@@ -76,18 +76,18 @@ def approve(
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        request = approvals.waiting(version)
+        request = approvals.find_pending(version)
         by = f"{getpass.getuser()}@{socket.gethostname()}"
         verdict = "refuse" if refuse else "approve"
         decision = Decision.model_validate({"decision": verdict, "by": by, "why": reason, "at": datetime.now(UTC)})
-        with promotions.changing(request.name):
-            request = approvals.decide(request, decision)
+        with promotions.champion_lock(request.name):
+            request = approvals.record_decision(request, decision)
         if request.decision is None or request.decision.decision != verdict:
             raise _already_decided(request)
         is_resumed = _resume_run(request, decision)
         if not refuse and not is_resumed:
             _promote_approved(request)
-        decided = registry.version_of(f"{request.name}:{request.version}")
+        decided = registry.find_version(f"{request.name}:{request.version}")
         if as_json:
             document = {
                 "name": request.name,
@@ -112,16 +112,16 @@ def rollback(name: ModelName, reason: Reason = "", as_json: AsJson = False) -> N
     with command_session(as_json, "rollback") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
         from bloomery.tasks.bentos.bento_store import bento_folder
-        from bloomery.tasks.bentos.rehearsal import rehearse
+        from bloomery.tasks.bentos.smoke_test import run_smoke_test
         from bloomery.tasks.registry import champion as promotions
         from bloomery.tasks.registry import model_registry as registry
 
-        with promotions.changing(name):
-            champion, previous = promotions.before_the_champion(name)
+        with promotions.champion_lock(name):
+            champion, previous = promotions.champion_and_previous(name)
             tag = previous.tags[registry.BENTO]
-            registry.require_not_freed(previous, bento_folder(tag).is_dir())
+            registry.require_not_freed(previous, has_bento=bento_folder(tag).is_dir())
             require_bento(tag)
-            rehearse(tag)
+            run_smoke_test(tag)
             promotion = promotions.roll_back(champion, previous, reason or "rolled back manually")
         _report(out, as_json, previous, promotion, promotions.wait_for_followers(name, tag))
 
@@ -136,8 +136,8 @@ def history(name: ModelName, as_json: AsJson = False) -> None:
         from bloomery.tasks.registry import model_registry as registry
 
         registry.require_versions(name)
-        approvals.settle_lapsed(name)
-        changes = promotions.history(name)
+        approvals.refuse_expired(name)
+        changes = promotions.promotion_history(name)
         if as_json:
             out.file.write(json.dumps([change.model_dump(mode="json") for change in changes]) + "\n")
             return
@@ -164,13 +164,13 @@ def compare(
         from bloomery.tasks.monitoring import shadow_comparison
         from bloomery.tasks.registry import model_registry as registry
 
-        champion = registry.version_of(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
-        challenger_tag = registry.version_of(challenger).tags[registry.BENTO] if challenger else None
-        result = shadow_comparison.compare(name, champion, challenger_tag, labels)
+        champion = registry.find_version(f"{name}@{registry.CHAMPION}").tags[registry.BENTO]
+        challenger_tag = registry.find_version(challenger).tags[registry.BENTO] if challenger else None
+        result = shadow_comparison.compare_versions(name, champion, challenger_tag, labels)
         if as_json:
             out.file.write(result.model_dump_json() + "\n")
         else:
-            for line in shadow_comparison.in_words(result):
+            for line in shadow_comparison.describe_comparison(result):
                 out.print(line)
 
 
@@ -245,14 +245,14 @@ def _promote_approved(request: Request) -> None:
         ReleaseRefused: the champion is not the version it was compared with, or its bento fails the smoke test.
     """
     from bloomery.tasks.bentos.bento_server import require_bento
-    from bloomery.tasks.bentos.rehearsal import rehearse
+    from bloomery.tasks.bentos.smoke_test import run_smoke_test
     from bloomery.tasks.registry import approvals, period_aliases
     from bloomery.tasks.registry import champion as promotions
     from bloomery.tasks.registry import model_registry as registry
 
-    with promotions.changing(request.name):
-        version = registry.version_of(f"{request.name}:{request.version}")
-        champion = registry.champion(request.name)
+    with promotions.champion_lock(request.name):
+        version = registry.find_version(f"{request.name}:{request.version}")
+        champion = registry.find_champion(request.name)
         serving = None if champion is None else int(champion.version)
         if serving not in (request.replaces, request.version):
             compared = f"version {request.replaces}" if request.replaces else "no champion"
@@ -265,11 +265,11 @@ def _promote_approved(request: Request) -> None:
             )
         tag = version.tags[registry.BENTO]
         require_bento(tag)
-        rehearse(tag)
+        run_smoke_test(tag)
         if request.decision is not None:
             promotions.make_champion(version, "approve", request.decision.why, by=request.decision.by)
-        approvals.close(version)
-        period_aliases.name(version)
+        approvals.close_request(version)
+        period_aliases.set_period_alias(version)
 
 
 def _report(

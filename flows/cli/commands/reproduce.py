@@ -28,9 +28,9 @@ def reproduce(
 ) -> None:
     """Rebuild a version in an empty state folder and compare all digests."""
     with command_session(as_json, "reproduce") as out:
-        from bloomery.tasks.registry.bento_provenance import read_origin
+        from bloomery.tasks.registry.bento_provenance import read_provenance
 
-        origin = read_origin(version)
+        origin = read_provenance(version)
         work_folder = _empty_folder(folder)
         try:
             outcome = _reproduce(origin, work_folder)

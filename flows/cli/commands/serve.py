@@ -37,13 +37,13 @@ def serve(
         from bloomery.tasks.bentos.bento_server import require_bento, require_keys, serve_command, serve_environment
         from bloomery.tasks.bentos.bento_store import bento_folder
         from bloomery.tasks.infrastructure.tethered_process import require_free_port
-        from bloomery.tasks.registry.model_registry import BENTO, require_not_freed, version_of
+        from bloomery.tasks.registry.model_registry import BENTO, find_version, require_not_freed
 
         require_free_port(host, port)
         require_keys(host)
-        version = version_of(name)
+        version = find_version(name)
         tag = version.tags[BENTO]
-        require_not_freed(version, bento_folder(tag).is_dir())
+        require_not_freed(version, has_bento=bento_folder(tag).is_dir())
         require_bento(tag)
         environment = _environment(version, follows=":" not in name, shadow=shadow, canary=canary, log=log)
         if as_json:
@@ -71,13 +71,13 @@ def container(
     """Write and check the container build context of a version, without Docker."""
     with command_session(as_json, "container") as out:
         from bloomery.tasks.bentos.bento_server import require_bento
-        from bloomery.tasks.bentos.container_context import write_context
-        from bloomery.tasks.registry.model_registry import BENTO, version_of
+        from bloomery.tasks.bentos.container_context import write_build_context
+        from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-        tag = version_of(name).tags[BENTO]
+        tag = find_version(name).tags[BENTO]
         require_bento(tag)
         max_bytes = max_size_mb * 1_000_000
-        context = write_context(tag, output, base_image=base_image, most_bytes=max_bytes, force=force)
+        context = write_build_context(tag, output, base_image=base_image, max_bytes=max_bytes, force=force)
         if as_json:
             out.file.write(json.dumps({**context._asdict(), "folder": str(context.folder.absolute())}) + "\n")
             return
@@ -96,7 +96,7 @@ def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: s
 
     options: dict[str, str] = {}
     if follows:
-        options["POINTER"] = str(champion.point_to_champion(version.name))
+        options["POINTER"] = str(champion.write_champion_pointer(version.name))
     if log or shadow:
         options["LOG"] = str(settings().home / "predictions" / version.name)
     if shadow:
@@ -117,8 +117,8 @@ def _environment(version: ModelVersion, *, follows: bool, shadow: str, canary: s
 def _artifacts_of(reference: str) -> str:
     from bloomery.tasks.bentos.bento_server import require_bento
     from bloomery.tasks.bentos.bento_store import artifacts_folder
-    from bloomery.tasks.registry.model_registry import BENTO, version_of
+    from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-    tag = version_of(reference).tags[BENTO]
+    tag = find_version(reference).tags[BENTO]
     require_bento(tag)
     return str(artifacts_folder(tag))

@@ -31,9 +31,9 @@ def versions_document(name: str) -> dict[str, Any]:
     from bloomery.tasks.registry import approvals
     from bloomery.tasks.registry import model_registry as registry
 
-    approvals.settle_lapsed(name)
+    approvals.refuse_expired(name)
     versions = registry.require_versions(name)
-    champion = registry.champion(name)
+    champion = registry.find_champion(name)
     serving = None if champion is None else str(champion.version)
     return {"name": name, "versions": [_facts(version, str(version.version) == serving) for version in versions]}
 
@@ -47,11 +47,11 @@ def version_document(reference: str) -> dict[str, Any]:
     from bloomery.tasks.registry import approvals
     from bloomery.tasks.registry import champion as promotions
     from bloomery.tasks.registry import model_registry as registry
-    from bloomery.tasks.registry.bento_provenance import origin_in
+    from bloomery.tasks.registry.bento_provenance import read_bento_provenance
     from bloomery.tasks.tracking import mlflow_runs
 
-    version = approvals.settled(reference)
-    champion = registry.champion(version.name)
+    version = approvals.find_version_after_expiry(reference)
+    champion = registry.find_champion(version.name)
     facts = _facts(version, champion is not None and champion.version == version.version)
     facts["lineage"] = [
         {"stage": stage, "digest": digest, "what": what} for stage, digest, what in json.loads(version.tags["lineage"])
@@ -59,10 +59,10 @@ def version_document(reference: str) -> dict[str, Any]:
     run = mlflow_runs.client().get_run(version.tags["candidate.run"])
     facts["metrics"] = dict(sorted(run.data.metrics.items()))
     with contextlib.suppress(BloomeryError):  # an old bento, or one on another machine
-        facts["provenance"] = provenance_document(origin_in(facts["bento"]))
+        facts["provenance"] = provenance_document(read_bento_provenance(facts["bento"]))
     facts["promotions"] = [
         f"{promotion.at:%Y-%m-%d %H:%M:%S}Z {promotion.action} by {promotion.by}: {promotion.why}"
-        for promotion in promotions.history(version.name)
+        for promotion in promotions.promotion_history(version.name)
         if promotion.version == int(version.version)
     ]
     facts["tags"] = {key: value for key, value in sorted(version.tags.items()) if key != "lineage"}
@@ -75,9 +75,9 @@ def bento_document(reference: str) -> dict[str, Any]:
     Raises:
         OutputCorrupt: the bento has no readable provenance.
     """
-    from bloomery.tasks.registry.bento_provenance import read_origin
+    from bloomery.tasks.registry.bento_provenance import read_provenance
 
-    origin = read_origin(reference)
+    origin = read_provenance(reference)
     return {"bento": origin.tag, "provenance": provenance_document(origin)}
 
 

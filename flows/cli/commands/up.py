@@ -121,10 +121,10 @@ def _prepare(settings: Settings) -> None:
     from bloomery.tasks.registry import champion as promotions
     from bloomery.tasks.registry import model_registry
 
-    for name in model_registry.names():
-        if model_registry.champion(name) is not None and not promotions.folder_of(name).is_dir():
+    for name in model_registry.list_names():
+        if model_registry.find_champion(name) is not None and not promotions.pointer_folder(name).is_dir():
             try:
-                promotions.point_to_champion(name)
+                promotions.write_champion_pointer(name)
             except (BloomeryError, OSError):
                 continue  # its bento is gone, which `serve` reports
 

@@ -22,10 +22,10 @@ from bloomery.data_contracts.odcs.distributions import Cells, count_into, refere
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.serving.prediction_log import OUTCOMES, Outcome
 from bloomery.tasks.monitoring import publishing
-from bloomery.tasks.monitoring.drift_plot import draw_drifts
-from bloomery.tasks.monitoring.evidently_report import can_draw, draw_page, drawn
-from bloomery.tasks.monitoring.monitor import observe
-from bloomery.tasks.monitoring.reference_profile import measured
+from bloomery.tasks.monitoring.drift_plot import plot_drift
+from bloomery.tasks.monitoring.evidently_report import is_installed, sample_values, write_report
+from bloomery.tasks.monitoring.monitor import monitor_window
+from bloomery.tasks.monitoring.reference_profile import summarize_values
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -35,23 +35,23 @@ MONITOR = Monitor(min_rows=200, min_labels=50, latency_ms=100, slow_share=0.05)
 RNG = np.random.default_rng(0)
 
 
-def usual(cells: Cells, values: Any) -> Usual:
+def make_profile(cells: Cells, values: Any) -> Usual:
     counts = count_into(cells, pa.array(values))
     return Usual(num_rows=counts.num_rows, shares=reference_of(counts))
 
 
 @pytest.fixture
 def packaged(home: Path, contract_of: Any) -> VersionReference:
-    """What is usual for a version that lies in the store."""
+    """The reference profile of a version in the store."""
     age = RNG.normal(40, 10, 2_000)
     reference = VersionReference(
         part="train",
         columns={
-            "age": usual(Cells(edges=tuple(np.quantile(age, np.arange(1, 100) / 100).tolist())), age),
-            "town": usual(Cells(values=("bath", "york")), RNG.choice(["bath", "york"], 2_000, p=[0.3, 0.7])),
+            "age": make_profile(Cells(edges=tuple(np.quantile(age, np.arange(1, 100) / 100).tolist())), age),
+            "town": make_profile(Cells(values=("bath", "york")), RNG.choice(["bath", "york"], 2_000, p=[0.3, 0.7])),
         },
-        answers=usual(Cells(values=("old", "young")), ["old", "young"] * 500),
-        confidence=usual(Cells(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
+        answers=make_profile(Cells(values=("old", "young")), ["old", "young"] * 500),
+        confidence=make_profile(Cells(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
         task="classification",
         label="label",
         score=Interval(value=0.9, low=0.88, high=0.92),
@@ -67,27 +67,29 @@ def packaged(home: Path, contract_of: Any) -> VersionReference:
 
 @pytest.fixture
 def log(home: Path) -> Callable[..., Path]:
-    """Logs rows that were asked at one time, and returns the day's folder."""
+    """Logs rows of one time, and returns the day's folder."""
 
-    def write(age: Any, at: datetime = NOW - DAY / 2, share_old: float = 0.5, prefix: str = "r", **told: Any) -> Path:
+    def write(
+        age: Any, at: datetime = NOW - DAY / 2, share_old: float = 0.5, prefix: str = "r", **outcome: Any
+    ) -> Path:
         num = len(age)
         likely = RNG.uniform(0.5, 1, num)
-        told = {"version": TAG, "role": "champion", "seconds": 0.002, **told}
+        outcome = {"version": TAG, "role": "champion", "seconds": 0.002, **outcome}
         table = pa.table(
             {
                 "at": pa.array([at] * num, pa.timestamp("us", "UTC")),
-                "request": [f"{prefix}{place}" for place in range(num)],
+                "request": [f"{prefix}{folder}" for folder in range(num)],
                 "row": pa.array([0] * num, pa.int32()),
-                "version": [told["version"]] * num,
-                "role": [told["role"]] * num,
-                "seconds": np.broadcast_to(told["seconds"], num).astype(float),
+                "version": [outcome["version"]] * num,
+                "role": [outcome["role"]] * num,
+                "seconds": np.broadcast_to(outcome["seconds"], num).astype(float),
                 "columns": [
                     {"age": float(one), "town": town}
                     for one, town in zip(age, RNG.choice(["bath", "york"], num, p=[0.3, 0.7]), strict=True)
                 ],
                 "answer": [
-                    {"label": "old" if place < share_old * num else "young", "probabilities": [one, 1 - one]}
-                    for place, one in enumerate(likely)
+                    {"label": "old" if folder < share_old * num else "young", "probabilities": [one, 1 - one]}
+                    for folder, one in enumerate(likely)
                 ],
             }
         )
@@ -99,151 +101,149 @@ def log(home: Path) -> Callable[..., Path]:
     return write
 
 
-def look(monitor: Monitor = MONITOR) -> Findings:
-    return observe(VERSION, monitor, NOW - DAY, NOW)
+def run_monitor(monitor: Monitor = MONITOR) -> Findings:
+    return monitor_window(VERSION, monitor, NOW - DAY, NOW)
 
 
-def drifted(found: Findings) -> list[str]:
-    return [drift.name for drift in found.drifts if drift.is_drifted]
+def drifted_names(report: Findings) -> list[str]:
+    return [drift.name for drift in report.drifts if drift.is_drifted]
 
 
-def test_only_rows_that_the_champion_answered_in_the_window_are_looked_at(packaged: Any, log: Any) -> None:
+def test_only_rows_that_the_champion_served_in_the_window_count(packaged: Any, log: Any) -> None:
     log(RNG.normal(40, 10, 600))
     log(RNG.normal(90, 10, 300), NOW - 3 * DAY)
     log(RNG.normal(90, 10, 300), NOW)
     log(RNG.normal(90, 10, 300), role="shadow")
     log(RNG.normal(90, 10, 300), version="people:two")
-    found = look()
-    assert found.num_rows == 600
-    assert (found.alarms, found.has_drifted, len(found.drifts)) == ((), False, 4)
-    assert any("no label has arrived" in note for note in found.notes)
+    report = run_monitor()
+    assert report.num_rows == 600
+    assert (report.alarms, report.has_drifted, len(report.drifts)) == ((), False, 4)
+    assert any("no labels have arrived" in note for note in report.notes)
 
 
-def test_a_column_that_moved_is_an_alarm_and_the_others_are_none(packaged: Any, log: Any) -> None:
+def test_a_drifted_column_raises_an_alert_and_the_others_do_not(packaged: Any, log: Any) -> None:
     log(RNG.normal(55, 10, 600))
-    found = look()
-    assert drifted(found) == ["age"]
-    assert found.has_drifted
-    assert "age has drifted" in found.alarms[0].words
-    elsewhere = look(MONITOR.model_copy(update={"columns": ("town",)}))
-    assert drifted(elsewhere) == []
+    report = run_monitor()
+    assert drifted_names(report) == ["age"]
+    assert report.has_drifted
+    assert "age has drifted" in report.alarms[0].words
+    elsewhere = run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))
+    assert drifted_names(elsewhere) == []
     assert [drift.counts for drift in elsewhere.drifts if drift.name == "age"] == [False]
 
 
-def test_answers_that_moved_are_an_alarm_whatever_columns_count(packaged: Any, log: Any) -> None:
+def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packaged: Any, log: Any) -> None:
     log(RNG.normal(40, 10, 600), share_old=0.95)
-    assert drifted(look(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(answer)"]
+    assert drifted_names(run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))) == ["(answer)"]
 
 
-def test_few_rows_tell_nothing(packaged: Any, log: Any) -> None:
+def test_drift_is_not_measured_on_few_rows(packaged: Any, log: Any) -> None:
     log(RNG.normal(90, 10, 199))
-    found = look()
-    assert (found.drifts, found.alarms) == ((), ())
-    assert any("199 rows tell nothing" in note for note in found.notes)
+    report = run_monitor()
+    assert (report.drifts, report.alarms) == ((), ())
+    assert any("199 rows are too few" in note for note in report.notes)
 
 
-def test_labels_tell_how_right_answers_were_once_there_are_enough(
+def test_predictions_are_scored_once_there_are_enough_labels(
     packaged: Any, log: Any, home: Path, tmp_path: Path
 ) -> None:
     log(RNG.normal(40, 10, 600))
-    place = home / "labels" / "people"
-    place.mkdir(parents=True)
+    folder = home / "labels" / "people"
+    folder.mkdir(parents=True)
     names = [f"r{n}" for n in range(600)]
-    pq.write_table(pa.table({"request": names[:49], "label": ["old"] * 49}), place / "first.parquet")
-    assert any("49 of 600 rows have a label" in note for note in look().notes)
-    # Right for the old, and for half of the young; many more labels of the young have come.
+    pq.write_table(pa.table({"request": names[:49], "label": ["old"] * 49}), folder / "first.parquet")
+    assert any("49 of 600 rows have a label" in note for note in run_monitor().notes)
+    # Correct for the old, and for half of the young; many more labels of the young have arrived.
     labels = ["old" if n < 300 or n % 2 else "young" for n in range(600)]
     table = pa.table({"request": names[200:], "label": labels[200:]})
-    pq.write_table(table, place / "second.parquet")
-    pq.write_table(pa.table({"request": ["r199", "r198"], "label": ["ancient", "none"]}), place / "third.parquet")
-    found = look()
-    assert found.judged is not None
-    assert found.judged.num_labelled == 449
-    assert any("2 labels break the contract" in note for note in found.notes)
-    assert found.judged.score.value == pytest.approx((149 + 150) / 449)
-    assert found.judged.weighted is not None
-    assert found.judged.weighted.value == pytest.approx(0.75)
-    assert [alarm.kind for alarm in found.alarms] == ["drift"]
-    assert "accuracy is 75.0%" in found.alarms[0].words
+    pq.write_table(table, folder / "second.parquet")
+    pq.write_table(pa.table({"request": ["r199", "r198"], "label": ["ancient", "none"]}), folder / "third.parquet")
+    report = run_monitor()
+    assert report.judged is not None
+    assert report.judged.num_labelled == 449
+    assert any("2 labels violate the contract" in note for note in report.notes)
+    assert report.judged.score.value == pytest.approx((149 + 150) / 449)
+    assert report.judged.weighted is not None
+    assert report.judged.weighted.value == pytest.approx(0.75)
+    assert [alarm.kind for alarm in report.alarms] == ["drift"]
+    assert "accuracy is 75.0%" in report.alarms[0].words
     csv = tmp_path / "labels.csv"
     csv.write_text("request,label\n" + "".join(f"{name},old\n" for name in names[:300]))
-    named = look(MONITOR.model_copy(update={"labels": str(csv)}))
+    named = run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
     assert named.judged is not None
     assert (named.judged.score.value, named.judged.covered, named.alarms) == (1.0, 0.5, ())
 
 
-def test_what_labels_are_not_is_told(packaged: Any, log: Any, tmp_path: Path) -> None:
+def test_unreadable_labels_are_reported(packaged: Any, log: Any, tmp_path: Path) -> None:
     log(RNG.normal(40, 10, 300))
     csv = tmp_path / "labels.csv"
     csv.write_text("id,label\n1,old\n")
     with pytest.raises(DataMissing, match="has no column request"):
-        look(MONITOR.model_copy(update={"labels": str(csv)}))
+        run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
     csv.write_text("request,row,label\nr1,first,old\n")
-    with pytest.raises(DataMissing, match="row is not what it must be"):
-        look(MONITOR.model_copy(update={"labels": str(csv)}))
+    with pytest.raises(DataMissing, match="row has a wrong type"):
+        run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
     with pytest.raises(DataMissing, match="cannot be read"):
-        look(MONITOR.model_copy(update={"labels": str(tmp_path / "none.parquet")}))
+        run_monitor(MONITOR.model_copy(update={"labels": str(tmp_path / "none.parquet")}))
 
 
-def test_requests_that_break_the_contract_fail_or_are_slow_are_alarms_that_no_training_helps(
-    packaged: Any, log: Any
-) -> None:
+def test_rejected_failed_and_slow_requests_raise_service_alerts(packaged: Any, log: Any) -> None:
     folder = log(RNG.normal(40, 10, 300), seconds=np.where(np.arange(300) < 60, 0.5, 0.002))
-    told = Outcome(
+    outcome = Outcome(
         at=NOW - DAY / 2,
         version=TAG,
         statuses={200: 300, 422: 60, 503: 20},
         broken={"age: must be at least 0": 50, "town: must not be null": 10},
     )
-    elsewhere = [told.model_copy(update={"version": "people:two"}), told.model_copy(update={"at": NOW - 2 * DAY})]
-    lines = [one.model_dump_json() for one in (told, *elsewhere)]
-    (folder / f"7{OUTCOMES}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one was broken off
-    found = look()
-    assert (found.door.num_requests, found.has_drifted) == (380, False)
-    assert found.door.broken[0] == ("age: must be at least 0", 50)
-    assert [alarm.kind for alarm in found.alarms] == ["service"] * 3
-    said = " ".join(alarm.words for alarm in found.alarms)
-    for words in ("15.79% of the requests broke", "5.26% of the requests were answered with 5xx", "20.00% of the"):
+    elsewhere = [outcome.model_copy(update={"version": "people:two"}), outcome.model_copy(update={"at": NOW - 2 * DAY})]
+    lines = [one.model_dump_json() for one in (outcome, *elsewhere)]
+    (folder / f"7{OUTCOMES}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one is incomplete
+    report = run_monitor()
+    assert (report.door.num_requests, report.has_drifted) == (380, False)
+    assert report.door.broken[0] == ("age: must be at least 0", 50)
+    assert [alarm.kind for alarm in report.alarms] == ["service"] * 3
+    said = " ".join(alarm.words for alarm in report.alarms)
+    for words in ("15.79% of the requests were rejected", "5.26% of the requests failed with a 5xx", "20.00% of the"):
         assert words in said
-    assert (found.door.p50_ms, found.door.p99_ms) == (pytest.approx(2), pytest.approx(500))
+    assert (report.door.p50_ms, report.door.p99_ms) == (pytest.approx(2), pytest.approx(500))
 
 
-def test_findings_are_kept_drawn_and_exposed(packaged: Any, log: Any, home: Path, tmp_path: Path) -> None:
+def test_a_report_is_logged_plotted_and_exported(packaged: Any, log: Any, home: Path, tmp_path: Path) -> None:
     from bloomery.tasks.tracking import mlflow_runs
 
     log(RNG.normal(55, 10, 600))
-    found = look()
-    # As a look leaves it that was killed while it wrote.
+    report = run_monitor()
+    # As a killed process leaves it.
     tags = {mlflow_runs.STAGE_KEY: "monitor-people"}
     left = (
         mlflow_runs.client()
         .create_run(mlflow_runs.ensure_experiment("people"), run_name="monitor", tags=tags)
         .info.run_id
     )
-    run = mlflow_runs.client().get_run(publishing.keep(found, MONITOR))
+    run = mlflow_runs.client().get_run(publishing.log_report(report, MONITOR))
     assert mlflow_runs.client().get_run(left).info.status == "KILLED"
-    assert run.data.metrics["psi/age"] == pytest.approx(found.drifts[0].psi)
+    assert run.data.metrics["psi/age"] == pytest.approx(report.drifts[0].psi)
     assert run.data.tags["drifted"] == "true"
     kept = {file.path for file in mlflow_runs.client().list_artifacts(run.info.run_id)}
-    assert {"drift.png", "findings.json", "findings.md"} <= kept
-    text = publishing.expose(found).read_text()
+    assert {"drift.png", "report.json", "report.md"} <= kept
+    text = publishing.write_prometheus_file(report).read_text()
     assert 'bloomery_monitor_drifted{column="age",model="people",version="3"} 1.0' in text
-    assert 'bloomery_monitor_alarms{kind="drift",model="people",version="3"} 1.0' in text
-    draw_drifts(found, MONITOR.psi, tmp_path / "drift.png")
+    assert 'bloomery_monitor_alerts{kind="drift",model="people",version="3"} 1.0' in text
+    plot_drift(report, MONITOR.psi, tmp_path / "drift.png")
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
-    assert Findings.model_validate_json(found.model_dump_json()) == found
+    assert Findings.model_validate_json(report.model_dump_json()) == report
 
 
-def test_what_is_missing_is_told(home: Path, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(DataMissing, match="does not say what is usual"):
-        look()
+def test_missing_inputs_are_reported(home: Path, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(DataMissing, match="has no readable reference profile"):
+        run_monitor()
     request.getfixturevalue("packaged")
     with pytest.raises(DataMissing, match="no request was logged for people"):
-        look()
+        run_monitor()
     (home / "predictions" / "people").mkdir(parents=True)
-    with pytest.raises(DataMissing, match="says nothing of height"):
-        look(MONITOR.model_copy(update={"columns": ("height",)}))
-    assert look().num_rows == 0
+    with pytest.raises(DataMissing, match="has no reference profile of height"):
+        run_monitor(MONITOR.model_copy(update={"columns": ("height",)}))
+    assert run_monitor().num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,11 @@ def test_what_is_missing_is_told(home: Path, request: pytest.FixtureRequest) -> 
         ("last", [[1, 2, 3], [], None, [7, None]], [3, None, None, None]),
     ],
 )
-def test_arrays_and_texts_count_by_one_figure(measure: Any, values: list[Any], expected: list[Any]) -> None:
-    assert measured(pa.array(values), measure).to_pylist() == expected
-    assert measured(pa.array([values[-1], *values]).slice(1), measure).to_pylist() == expected  # a slice of a batch
+def test_arrays_and_texts_are_measured_by_one_value(measure: Any, values: list[Any], expected: list[Any]) -> None:
+    assert summarize_values(pa.array(values), measure).to_pylist() == expected
+    assert (
+        summarize_values(pa.array([values[-1], *values]).slice(1), measure).to_pylist() == expected
+    )  # a slice of a batch
 
 
 @given(
@@ -265,28 +267,26 @@ def test_arrays_and_texts_count_by_one_figure(measure: Any, values: list[Any], e
     num_rows=st.integers(1, 500),
     is_number=st.booleans(),
 )
-def test_what_evidently_is_given_falls_into_the_cells_as_counted(
-    shares: list[int], num_rows: int, is_number: bool
-) -> None:
+def test_sampled_values_have_the_counts_of_the_bins(shares: list[int], num_rows: int, is_number: bool) -> None:
     whole = tuple(share / sum(shares) for share in shares)
     num_cells = len(shares) - 2
-    edges = Cells(edges=tuple(float(2**place) for place in range(num_cells - 1)))
-    cells = edges if is_number else Cells(values=tuple(f"v{place}" for place in range(num_cells)))
-    values = drawn(cells, whole, num_rows)
+    edges = Cells(edges=tuple(float(2**folder) for folder in range(num_cells - 1)))
+    cells = edges if is_number else Cells(values=tuple(f"v{folder}" for folder in range(num_cells)))
+    values = sample_values(cells, whole, num_rows)
     assert len(values) == num_rows
     counts = count_into(cells, pa.array(values, pa.float64() if is_number else pa.string()))
-    told = [*counts.counts, counts.num_other, counts.num_null]
-    # A number that is none is missing to Evidently, and a name that is missing is one of its own.
-    told[-2:], whole = [sum(told[-2:])], (*whole[:-2], sum(whole[-2:]))
-    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(told, whole, strict=True))
+    outcome = [*counts.counts, counts.num_other, counts.num_null]
+    # To Evidently a null number is missing, and a missing name is a category.
+    outcome[-2:], whole = [sum(outcome[-2:])], (*whole[:-2], sum(whole[-2:]))
+    assert all(abs(count - share * num_rows) <= 1.01 for count, share in zip(outcome, whole, strict=True))
 
 
 @pytest.mark.slow
-def test_evidently_draws_a_page_that_needs_no_network(packaged: Any, log: Any, tmp_path: Path) -> None:
+def test_evidently_writes_a_page_that_needs_no_network(packaged: Any, log: Any, tmp_path: Path) -> None:
     pytest.importorskip("litestar", reason="the extra `monitoring` is not installed")
     log(RNG.normal(55, 10, 600))
-    assert can_draw()
-    assert draw_page(look(), 0.2, tmp_path / "report.html")
+    assert is_installed()
+    assert write_report(run_monitor(), 0.2, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "age" in page
     assert 'src="http' not in page

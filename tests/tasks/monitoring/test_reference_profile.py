@@ -1,4 +1,4 @@
-"""What is usual for a version is told by the rows that it learnt from, column by column, and by its own answers."""
+"""The reference profile of a version: its training rows, column by column, and its own predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bloomery.data_contracts.records.records import Chosen, Privacy, Release
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.monitoring.reference_profile import version_reference
+from bloomery.tasks.monitoring.reference_profile import build_reference
 
 NUM, NUM_TRAIN = 1_000, 600
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ INPUTS = ("x", "town", "zone", "note", "wave", "who", "when")
 
 @pytest.fixture
 def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Chosen:
-    """A candidate whose training part is the first rows; only the inputs that say how they are read are features."""
+    """A candidate whose training split is the first rows; only inputs with a feature config are features."""
     folder = home / "stages" / "made"
     folder.mkdir(parents=True)
     pq.write_table(ROWS, folder / "rows.parquet")
@@ -71,8 +71,8 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     summary = next(iter(partial_statistics(features, ROWS.to_batches())))
     (folder / "encoder.json").write_text(fit(features, summary["summary"].to_pylist()).model_dump_json())
     place = str(folder.relative_to(settings().home))
-    made = release.bento.chosen
-    dataset = made.options.trained.dataset
+    choice = release.bento.chosen
+    dataset = choice.options.trained.dataset
     checked = dataset.checked.model_copy(update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)})
     dataset = dataset.model_copy(
         update={
@@ -84,56 +84,56 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
             "classes": ("no", "yes"),
         }
     )
-    trained = made.options.trained.model_copy(update={"dataset": dataset})
-    candidate = made.candidate.model_copy(update={"answers_uri": f"{place}/answers.parquet"})
-    options = made.options.model_copy(update={"trained": trained})
-    return made.model_copy(update={"candidate": candidate, "options": options})
+    trained = choice.options.trained.model_copy(update={"dataset": dataset})
+    candidate = choice.candidate.model_copy(update={"answers_uri": f"{place}/answers.parquet"})
+    options = choice.options.model_copy(update={"trained": trained})
+    return choice.model_copy(update={"candidate": candidate, "options": options})
 
 
-def test_each_column_is_counted_over_the_training_rows_in_cells_of_its_kind(chosen: Chosen) -> None:
-    found = version_reference(chosen)
-    assert found.part == "train"
-    assert list(found.columns) == ["x", "town", "zone", "note", "wave"]  # neither a person nor a time
-    assert {name: one.measure for name, one in found.columns.items() if one.measure != "value"} == {
+def test_each_column_is_profiled_over_the_training_rows(chosen: Chosen) -> None:
+    reference = build_reference(chosen)
+    assert reference.part == "train"
+    assert list(reference.columns) == ["x", "town", "zone", "note", "wave"]  # neither a personal column nor a time
+    assert {name: one.measure for name, one in reference.columns.items() if one.measure != "value"} == {
         "note": "length",
         "wave": "mean",
     }
-    assert all(one.num_rows == NUM_TRAIN for one in found.columns.values())
+    assert all(one.num_rows == NUM_TRAIN for one in reference.columns.values())
     train = ROWS.slice(0, NUM_TRAIN)
-    x = found.columns["x"].shares
+    x = reference.columns["x"].shares
     assert x.null_share == 0.1
     assert len(x.shares) == 100
     assert max(x.shares) < 0.02
     assert x.edges is not None
     assert x.edges[49] == pytest.approx(np.median(train["x"].drop_null().to_numpy()), abs=0.02)
-    town = found.columns["town"].shares
+    town = reference.columns["town"].shares
     assert town.values == ("bath", "york")
     assert town.shares[0] == pytest.approx(train["town"].to_pylist().count("bath") / NUM_TRAIN)
-    # Names that are numbers: the most frequent have a cell each, the others one together.
-    zone = found.columns["zone"].shares
+    # Categories that are numbers: the most frequent have a bin each, the others share one.
+    zone = reference.columns["zone"].shares
     assert zone.values is not None
     assert len(zone.values) == 50
     assert 0 < zone.other_share < 0.2
-    wave = found.columns["wave"].shares
+    wave = reference.columns["wave"].shares
     assert wave.edges is not None
     assert wave.edges[-1] < 1.5 * NUM_TRAIN
 
 
-def test_answers_and_their_probabilities_are_those_to_the_held_out_rows(chosen: Chosen) -> None:
-    found = version_reference(chosen)
-    assert (found.answers.shares.values, found.answers.shares.shares) == (("no", "yes"), (0.75, 0.25))
-    assert found.confidence is not None
-    assert found.confidence.shares.edges is not None
-    assert 0.5 < found.confidence.shares.edges[0] < 0.52
-    assert found.score == chosen.candidate.score
+def test_predictions_are_profiled_over_the_held_out_rows(chosen: Chosen) -> None:
+    reference = build_reference(chosen)
+    assert (reference.answers.shares.values, reference.answers.shares.shares) == (("no", "yes"), (0.75, 0.25))
+    assert reference.confidence is not None
+    assert reference.confidence.shares.edges is not None
+    assert 0.5 < reference.confidence.shares.edges[0] < 0.52
+    assert reference.score == chosen.candidate.score
 
 
-def test_where_training_was_private_no_row_that_was_learnt_from_counts(chosen: Chosen) -> None:
+def test_after_private_training_no_training_row_is_profiled(chosen: Chosen) -> None:
     trained = chosen.options.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
     options = chosen.options.model_copy(update={"trained": trained})
-    found = version_reference(chosen.model_copy(update={"options": options}))
-    assert found.part == "test"
-    assert found.columns["wave"].num_rows == NUM - NUM_TRAIN
-    edges = found.columns["wave"].shares.edges
+    reference = build_reference(chosen.model_copy(update={"options": options}))
+    assert reference.part == "test"
+    assert reference.columns["wave"].num_rows == NUM - NUM_TRAIN
+    edges = reference.columns["wave"].shares.edges
     assert edges is not None
     assert edges[0] >= 1.5 * NUM_TRAIN

@@ -1,4 +1,4 @@
-"""Which version serves: alias, history and pointer say the same, and what was taken back stays so."""
+"""The champion: alias, history and pointer agree, rollbacks last, and shadows are compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def registered(home: Path) -> Callable[[int], ModelVersion]:
         tag = f"people:{number:016x}"
         artifacts_folder(tag).mkdir(parents=True)
         (artifacts_folder(tag) / "manifest.json").write_text(json.dumps({"tag": tag}))
-        version = registry.register("people", f"runs:/{run}/model", run, {registry.BENTO: tag}, f"version {number}")
+        version = registry.register_version(
+            "people", f"runs:/{run}/model", run, {registry.BENTO: tag}, f"version {number}"
+        )
         assert int(version.version) == number
         return version
 
@@ -45,18 +47,18 @@ def registered(home: Path) -> Callable[[int], ModelVersion]:
 
 
 def promote(version: ModelVersion, why: str = "better") -> None:
-    with promotions.changing("people"):
+    with promotions.champion_lock("people"):
         promotions.make_champion(version, "promote", why)
 
 
 def roll_back(why: str = "worse") -> int:
-    with promotions.changing("people"):
-        champion, former = promotions.before_the_champion("people")
-        promotions.roll_back(champion, former, why)
-    return int(former.version)
+    with promotions.champion_lock("people"):
+        champion, previous = promotions.champion_and_previous("people")
+        promotions.roll_back(champion, previous, why)
+    return int(previous.version)
 
 
-def test_promotions_and_rollbacks_are_remembered_and_pointed_to(registered: Callable[[int], ModelVersion]) -> None:
+def test_promotions_and_rollbacks_change_history_and_pointer(registered: Callable[[int], ModelVersion]) -> None:
     one, two, three = map(registered, (1, 2, 3))
     for version in (one, two, three, three):
         promote(version)
@@ -65,8 +67,8 @@ def test_promotions_and_rollbacks_are_remembered_and_pointed_to(registered: Call
         roll_back()
     promote(three, "good after all")
     assert roll_back() == 1
-    told = [(one.action, one.replaced, one.version, one.why) for one in promotions.history("people")]
-    assert told == [
+    changes = [(one.action, one.replaced, one.version, one.why) for one in promotions.promotion_history("people")]
+    assert changes == [
         ("promote", None, 1, "better"),
         ("promote", 1, 2, "better"),
         ("promote", 2, 3, "better"),
@@ -75,8 +77,8 @@ def test_promotions_and_rollbacks_are_remembered_and_pointed_to(registered: Call
         ("promote", 1, 3, "good after all"),
         ("rollback", 3, 1, "worse"),
     ]
-    pointer = read_pointer(promotions.folder_of("people") / POINTER)
-    champion = registry.champion("people")
+    pointer = read_pointer(promotions.pointer_folder("people") / POINTER)
+    champion = registry.find_champion("people")
     assert champion is not None
     assert (
         (pointer.version, pointer.bento)
@@ -86,25 +88,25 @@ def test_promotions_and_rollbacks_are_remembered_and_pointed_to(registered: Call
             f"people:{1:016x}",
         )
     )
-    assert registry.version_of("people:3").tags["release"] == "rolled back: worse"
-    assert "people" in promotions.history("people")[0].bento
-    assert os.environ.get("USER", "") in promotions.history("people")[0].by
+    assert registry.find_version("people:3").tags["release"] == "rolled back: worse"
+    assert "people" in promotions.promotion_history("people")[0].bento
+    assert os.environ.get("USER", "") in promotions.promotion_history("people")[0].by
 
 
-def test_an_alias_that_was_set_elsewhere_is_noticed_and_followed(registered: Callable[[int], ModelVersion]) -> None:
+def test_an_alias_set_elsewhere_is_recorded_and_followed(registered: Callable[[int], ModelVersion]) -> None:
     one, two, three = map(registered, (1, 2, 3))
     promote(one)
     mlflow_runs.client().set_registered_model_alias("people", registry.CHAMPION, two.version)
-    assert read_pointer(promotions.point_to_champion("people")).version == 2
+    assert read_pointer(promotions.write_champion_pointer("people")).version == 2
     promote(three)
-    assert [(one.action, one.version) for one in promotions.history("people")] == [
+    assert [(one.action, one.version) for one in promotions.promotion_history("people")] == [
         ("promote", 1),
         ("found", 2),
         ("promote", 3),
     ]
 
 
-def test_followers_that_have_ended_are_forgotten(registered: Callable[[int], ModelVersion]) -> None:
+def test_ended_followers_are_removed(registered: Callable[[int], ModelVersion]) -> None:
     import socket
 
     import psutil
@@ -112,7 +114,7 @@ def test_followers_that_have_ended_are_forgotten(registered: Callable[[int], Mod
     living = Following(
         host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time(), bento="people:one"
     )
-    folder = promotions.folder_of("people")
+    folder = promotions.pointer_folder("people")
     note_following(folder, living)
     ended = note_following(folder, living.model_copy(update={"pid": os.getppid(), "started": 1.0}))
     assert promotions.wait_for_followers("people", "people:one", timeout_s=1) == [living]
@@ -120,7 +122,7 @@ def test_followers_that_have_ended_are_forgotten(registered: Callable[[int], Mod
 
 
 def log_of(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
-    """Log answers as (request, role, version, answer)."""
+    """Log predictions as (request, role, version, prediction)."""
     folder = home / "predictions" / "people" / "day=2026-01-01"
     folder.mkdir(parents=True, exist_ok=True)
     name = "value" if isinstance(rows[0][3], float) else "label"
@@ -141,7 +143,7 @@ def log_of(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
     pq.write_table(table, folder / f"{len(list(folder.iterdir())):06d}-1-1.parquet")
 
 
-def test_a_shadow_is_compared_on_the_rows_that_both_have_answered(home: Path, tmp_path: Path) -> None:
+def test_a_shadow_is_compared_on_the_rows_that_both_have_predicted(home: Path, tmp_path: Path) -> None:
     ours = [(f"r{n}", "champion", "people:a", "york" if n % 2 else "bath") for n in range(100)]
     theirs = [(f"r{n}", "shadow", "people:b", "york" if n % 2 or n < 20 else "bath") for n in range(5, 100)]
     log_of(home, ours)
@@ -150,45 +152,45 @@ def test_a_shadow_is_compared_on_the_rows_that_both_have_answered(home: Path, tm
         pa.table({"request": [f"r{n}" for n in range(50)], "label": ["york" if n % 2 else "bath" for n in range(50)]}),
         tmp_path / "labels.parquet",
     )
-    compared = shadow_comparison.compare("people", "people:a", None, tmp_path / "labels.parquet")
-    assert (compared.num_rows, compared.challenger) == (95, "people:b")
-    assert compared.agreement == pytest.approx(1 - 7 / 95)
-    assert compared.num_labelled == 45
-    assert (compared.champion_score, compared.challenger_score) == (1.0, pytest.approx(1 - 7 / 45))
-    assert compared.worse is not None
-    assert compared.worse.low < 7 / 45 < compared.worse.high
-    assert any("2.00x" in line for line in shadow_comparison.in_words(compared))
-    shadow_comparison.require("people", "people:a", "people:b", 95, 0.9)
-    with pytest.raises(ReleaseRefused, match="has answered 95 rows"):
-        shadow_comparison.require("people", "people:a", "people:b", 96, 0.9)
+    comparison = shadow_comparison.compare_versions("people", "people:a", None, tmp_path / "labels.parquet")
+    assert (comparison.num_rows, comparison.challenger) == (95, "people:b")
+    assert comparison.agreement == pytest.approx(1 - 7 / 95)
+    assert comparison.num_labelled == 45
+    assert (comparison.champion_score, comparison.challenger_score) == (1.0, pytest.approx(1 - 7 / 45))
+    assert comparison.degradation is not None
+    assert comparison.degradation.low < 7 / 45 < comparison.degradation.high
+    assert any("2.00x" in line for line in shadow_comparison.describe_comparison(comparison))
+    shadow_comparison.require_agreement("people", "people:a", "people:b", 95, 0.9)
+    with pytest.raises(ReleaseRefused, match="has predicted 95 rows"):
+        shadow_comparison.require_agreement("people", "people:a", "people:b", 96, 0.9)
     with pytest.raises(ReleaseRefused, match=r"agree on 92\.63%"):
-        shadow_comparison.require("people", "people:a", "people:b", 95, 0.95)
+        shadow_comparison.require_agreement("people", "people:a", "people:b", 95, 0.95)
 
 
-def test_figures_are_compared_by_their_distance(home: Path, tmp_path: Path) -> None:
+def test_regression_values_are_compared_by_their_difference(home: Path, tmp_path: Path) -> None:
     log_of(home, [(f"r{n}", "champion", "people:a", float(n)) for n in range(40)])
     log_of(home, [(f"r{n}", "shadow", "people:b", n + 2.0) for n in range(40)])
     pq.write_table(
         pa.table({"request": [f"r{n}" for n in range(40)], "label": [n + 1.5 + n % 2 for n in range(40)]}),
         tmp_path / "labels.parquet",
     )
-    compared = shadow_comparison.compare("people", "people:a", "people:b", tmp_path / "labels.parquet")
-    assert (compared.agreement, compared.rms_difference) == (None, 2.0)
-    assert compared.challenger_score == pytest.approx(0.5)
-    assert compared.worse is not None
-    assert compared.worse.value < -0.5
+    comparison = shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.parquet")
+    assert (comparison.agreement, comparison.rms_difference) == (None, 2.0)
+    assert comparison.challenger_score == pytest.approx(0.5)
+    assert comparison.degradation is not None
+    assert comparison.degradation.value < -0.5
 
 
-def test_what_is_missing_for_a_comparison_is_told(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataMissing, match="no request was answered"):
-        shadow_comparison.compare("people", "people:a", None)
+def test_missing_inputs_of_a_comparison_are_reported(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match="no row was predicted"):
+        shadow_comparison.compare_versions("people", "people:a", None)
     log_of(home, [("r", "champion", "people:a", "york"), ("r", "shadow", "people:b", "york")])
     pq.write_table(pa.table({"request": ["s"], "label": ["york"]}), tmp_path / "labels.parquet")
-    with pytest.raises(DataMissing, match="a label for none of the 1 rows"):
-        shadow_comparison.compare("people", "people:a", "people:b", tmp_path / "labels.parquet")
+    with pytest.raises(DataMissing, match="no label for any of the 1 rows"):
+        shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.parquet")
     pq.write_table(pa.table({"id": ["s"]}), tmp_path / "labels.parquet")
     with pytest.raises(DataMissing, match="has no column label, request"):
-        shadow_comparison.compare("people", "people:a", "people:b", tmp_path / "labels.parquet")
+        shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "labels.parquet")
     with pytest.raises(DataMissing, match="cannot be read"):
-        shadow_comparison.compare("people", "people:a", "people:b", tmp_path / "nothing.parquet")
+        shadow_comparison.compare_versions("people", "people:a", "people:b", tmp_path / "nothing.parquet")
     assert settings().home == home

@@ -87,7 +87,7 @@ def table_of(trained: Trained, name: str, folder: Path) -> list[dict[str, object
 
 def test_the_run_tells_all_of_a_classification(dataset_of, tmp_path: Path):
     told: list[events.Event] = []
-    unwatch = events.watch(told.append)
+    unwatch = events.subscribe(told.append)
     trained = train(dataset_of(), MLP, QUICK)
     unwatch()
     run = mlflow_runs.client().get_run(trained.run_id)

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from bloomery.data_contracts.serving.signatures import OWN_KEYS, TRUSTED_KEY
-from bloomery.tasks.bentos.bento_server import ask, served_bento
+from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.bento_store import bento_folder
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_bento_is_listed_exported_and_answers_from_another_store(
     answers = pq.read_table(first / chosen["candidate"]["answers_uri"]).slice(0, 20).to_pylist()
     checked = pq.read_table(first / chosen["options"]["trained"]["dataset"]["checked"]["uri"])
     images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
-    with served_bento(tag) as client:
-        answered = ask(client, [{"image": images[answer["id"]]} for answer in answers])
+    with serve_bento(tag) as client:
+        answered = post_rows(client, [{"image": images[answer["id"]]} for answer in answers])
     assert answered.headers["x-model-version"] == tag
     assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in answers]

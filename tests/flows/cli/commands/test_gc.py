@@ -67,7 +67,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert dry["would_free_bytes"] > 0
     assert [one["version"] for one in dry["versions_freed"]] == [2]
     assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
-    assert {"output", "bento", "model file"} <= {piece["kind"] for piece in dry["pieces"]}
+    assert {"output", "bento", "model file"} <= {removal["kind"] for removal in dry["removals"]}
     assert sorted(copy.glob("stages/*/*")) == before
     spared = json.loads(sharing(copy, "gc", "--keep", "1", "--keep-version", "digits:2", "--json").stdout)
     assert spared["versions_freed"] == []
@@ -79,7 +79,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     note = copy / "runs" / "a.json"  # of a run on another machine
     note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
     busy = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
-    assert (busy["running_pids"], busy["pieces"]) == ([1], [])
+    assert (busy["running_pids"], busy["removals"]) == ([1], [])
     note.unlink()
 
     environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
@@ -91,8 +91,8 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert [one.returncode for one in several] == [0, 0]
     assert all(one["done"] for one in told)
     assert sum(one["freed_bytes"] for one in told) > 0
-    assert not [piece for piece in dry["pieces"] if (copy / piece["place"]).exists()]
-    assert json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)["pieces"] == []
+    assert not [removal for removal in dry["removals"] if (copy / removal["path"]).exists()]
+    assert json.loads(sharing(copy, "gc", "--keep", "1", "--json").stdout)["removals"] == []
 
     shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert [one["version"] for one in shown if one["freed"] is not None] == [2]

@@ -61,8 +61,8 @@ def test_a_revoked_key_is_listed_and_its_name_may_be_given_again(call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("create", "two words"), 2, "names no key"),
-        (("create", "-"), 2, "names no key"),
+        (("create", "two words"), 2, "is not a valid key"),
+        (("create", "-"), 2, "is not a valid key"),
         (("create", "shop", "--rate", "0"), 2, "a rate above 0"),
         (("create", "shop", "--rate", "inf"), 2, "a rate above 0"),
         (("create", "there"), 2, "there is a key 'there' already"),
@@ -89,8 +89,8 @@ def test_a_file_that_is_no_file_of_keys_is_told_of_without_what_is_in_it(call, h
 
 def test_keys_that_are_made_at_once_are_all_kept(home) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: api_keys.create(f"k{number}"), range(24)))
-    assert len(api_keys.listed()) == 24
+        list(pool.map(lambda number: api_keys.create_key(f"k{number}"), range(24)))
+    assert len(api_keys.list_keys()) == 24
     assert [path.name for path in (home / "keys").iterdir() if "tmp" in path.name] == []
 
 
@@ -117,11 +117,11 @@ def test_an_address_that_demands_keys_is_not_served_without_one(home, monkeypatc
     if is_refused:
         with pytest.raises(SecretMissing, match="bloomery key create"):
             require_keys(host)
-        api_keys.create("shop")
+        api_keys.create_key("shop")
     require_keys(host)
-    api_keys.create("other")
-    for key in api_keys.listed():
-        api_keys.revoke(key.name)
+    api_keys.create_key("other")
+    for key in api_keys.list_keys():
+        api_keys.revoke_key(key.name)
     if is_refused:
         with pytest.raises(SecretMissing):
             require_keys(host)
@@ -142,7 +142,7 @@ def test_the_signing_key_is_made_once_and_only_its_public_part_is_shown(call, ho
     assert "PRIVATE" not in shown["public"]
     written = tmp_path / "trusted.pem"
     assert call("signing", "--output", written).exit_code == 0
-    assert load_pem_public_key(written.read_bytes()) == signing.signing_key().public_key()
+    assert load_pem_public_key(written.read_bytes()) == signing.load_signing_key().public_key()
     assert serve_environment()["BLOOMERY_SERVE_TRUSTED_KEY"] == str(home / "keys" / "trusted.pem")
 
 
@@ -167,4 +167,4 @@ def test_a_signing_key_that_is_none_is_refused(home, tmp_path, monkeypatch, cont
     monkeypatch.setenv("BLOOMERY_SIGNING_KEY", str(path))
     settings.settings.cache_clear()
     with pytest.raises(SettingInvalid, match="the signing key cannot be used"):
-        signing.signing_key()
+        signing.load_signing_key()

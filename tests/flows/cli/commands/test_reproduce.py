@@ -166,16 +166,16 @@ def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: F
 
 
 def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_path: Path) -> None:
-    from bloomery.tasks.registry.bento_provenance import read_origin
+    from bloomery.tasks.registry.bento_provenance import read_provenance
 
     subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
-    assert read_origin(str(tmp_path / "one.bento")) == origin
-    assert read_origin(str(bento)) == origin
+    assert read_provenance(str(tmp_path / "one.bento")) == origin
+    assert read_provenance(str(bento)) == origin
     whole = (tmp_path / "one.bento").read_bytes()
     for broken in (whole[: len(whole) // 2], b"no archive", b""):
         (tmp_path / "broken.bento").write_bytes(broken)
-        with pytest.raises(OutputCorrupt, match="no origin that can be read"):
-            read_origin(str(tmp_path / "broken.bento"))
+        with pytest.raises(OutputCorrupt, match="cannot be read"):
+            read_provenance(str(tmp_path / "broken.bento"))
 
 
 def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:

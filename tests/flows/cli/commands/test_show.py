@@ -19,14 +19,14 @@ def test_a_version_for_which_nobody_decided_in_time_is_shown_as_refused(is_marke
     client = mlflow_runs.client()
     client.create_registered_model("digits")
     version = client.create_model_version("digits", source=str(home), tags={model_registry.BENTO: "digits:abc"})
-    approvals.ask(version, Approval(timeout=timedelta(0)), None)
-    assert model_registry.versions("digits")[0].tags["release"].startswith("waits for approval until")
+    approvals.request_approval(version, Approval(timeout=timedelta(0)), None)
+    assert model_registry.list_versions("digits")[0].tags["release"].startswith("waits for approval until")
     if not is_marked:
         client.delete_model_version_tag("digits", version.version, "release")
     for _ in range(2):
         (shown,) = show.versions_document("digits")["versions"]
         assert shown["release"].startswith("refused: nobody decided within")
-    (refusal,) = champion.history("digits")
+    (refusal,) = champion.promotion_history("digits")
     assert (refusal.action, refusal.by, refusal.version) == ("refuse", "nobody", 1)
 
 

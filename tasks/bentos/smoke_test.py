@@ -1,0 +1,63 @@
+"""Smoke test of a packaged version: served as it will be, it gives the predictions measured when it was packaged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from bloomery.data_contracts.errors import EngineMissing, ReleaseRefused
+from bloomery.data_contracts.serving.predictions import Prediction, furthest, in_words
+from bloomery.models.features.encoder import read_encoder
+from bloomery.models.inference.outputs import TOLERANCE, score_unit
+from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
+from bloomery.tasks.bentos.bento_store import artifacts_folder
+
+
+def run_smoke_test(tag: str) -> int:
+    """Serve the bento on a free port and request predictions for its example rows. Returns their number.
+
+    Raises:
+        ReleaseRefused: it does not start, or a prediction differs.
+    """
+    artifacts = artifacts_folder(tag)
+    try:
+        examples: list[dict[str, Any]] = json.loads((artifacts / "examples.json").read_text(encoding="utf-8"))
+        limit = TOLERANCE * score_unit(read_encoder(artifacts / "encoder.json"))
+        with serve_bento(tag) as client:
+            predictions = parse_predictions(post_rows(client, [example["row"] for example in examples]), tag)
+    except (OSError, ValueError, EngineMissing) as failure:
+        raise ReleaseRefused(
+            f"the bento does not serve: {getattr(failure, 'found', failure)}",
+            required="a complete bento, which starts and predicts",
+            where=str(artifacts),
+            remedy="package the version again by running its recipe; the champion stays",
+        ) from failure
+    for index, (prediction, example) in enumerate(zip(predictions, examples, strict=True)):
+        require_same_prediction(prediction, example["prediction"], limit, f"row {index} of its examples", tag)
+    return len(examples)
+
+
+def parse_predictions(response: httpx.Response, tag: str) -> list[Prediction]:
+    """Raises ReleaseRefused where the response has no predictions."""
+    if not response.is_success:
+        raise ReleaseRefused(
+            f"the bento responded {response.status_code}: {response.text[:500]}",
+            required="200 for rows that satisfy the contract",
+            where=f"bento {tag}",
+            remedy="the packaged service is at fault: see its log in the state folder",
+        )
+    return list(response.json()["predictions"])
+
+
+def require_same_prediction(prediction: Prediction, measured: Prediction, limit: float, row: str, tag: str) -> None:
+    """Raises ReleaseRefused where the prediction for `row` differs from the measured one by more than `limit`."""
+    difference = furthest(prediction, measured)
+    if difference > limit:
+        raise ReleaseRefused(
+            f"for {row} the bento predicts {in_words(prediction)}; the difference is {difference:.2g}",
+            required=f"{in_words(measured)}, as measured, within {limit:g}",
+            where=f"bento {tag}",
+            remedy="serving and training disagree: report it; the champion stays",
+        )
