@@ -1,4 +1,4 @@
-"""DuckDB: the engine for data that fits one machine, with memory that is bounded and spills to the state folder."""
+"""DuckDB, the engine for data that fits one machine. Its memory is bounded, and it spills to the state folder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from bloomery.tasks.infrastructure.sql_text import quote_text
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_MOST_BYTES = 1_200_000_000  # more makes nothing faster that spills well, and others want the rest
-_LEAST_BYTES = 400_000_000
+_MAX_MEMORY_BYTES = 1_200_000_000  # more makes nothing faster that spills well, and leaves less to other processes
+_MIN_MEMORY_BYTES = 400_000_000
 
 
 @contextlib.contextmanager
 def open_session() -> Iterator[DuckDBPyConnection]:
-    """A DuckDB of its own, that is gone with all it has spilled when the block ends."""
+    """Yields a DuckDB connection. It is closed, and its spilled files are removed, when the block ends."""
     import duckdb
 
-    memory = max(min(psutil.virtual_memory().available // 2, _MOST_BYTES), _LEAST_BYTES)
+    memory_bytes = max(min(psutil.virtual_memory().available // 2, _MAX_MEMORY_BYTES), _MIN_MEMORY_BYTES)
     scratch = settings().home / "duckdb"
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as spilled:
+    with tempfile.TemporaryDirectory(dir=scratch) as spill_folder:
         connection = duckdb.connect(
             config={
-                "memory_limit": f"{memory}B",
-                "temp_directory": spilled,
+                "memory_limit": f"{memory_bytes}B",
+                "temp_directory": spill_folder,
                 "preserve_insertion_order": True,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
@@ -46,5 +46,5 @@ def open_session() -> Iterator[DuckDBPyConnection]:
 
 
 def parquet_path_sql(path: Path) -> str:
-    """A Parquet file's path as SQL writes it: its own characters, where DuckDB would look for a pattern."""
+    """Returns a Parquet file's path as a SQL literal, with escapes for what DuckDB takes for wildcards."""
     return quote_text(re.sub(r"([*?[])", r"[\1]", str(path)))

@@ -1,4 +1,4 @@
-"""Parquet files whose bytes depend on their rows alone, however the rows came."""
+"""Parquet files whose bytes depend on their rows alone, not on the batches in which the rows came."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ ROW_GROUP_SIZE = 65_536
 
 
 class RowWriter:
-    """Writes batches to one file, in row groups of `group_rows` rows wherever a batch began or ended.
+    """Writes batches to one file, in row groups of `row_group_size` rows whatever the size of the batches.
 
-    Memory is bounded by one row group and one batch. The columns `encrypted` can be read with the key alone.
+    Memory is bounded by one row group and one batch. Only the key decrypts the columns `encrypted`.
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, group_rows: int = ROW_GROUP_SIZE, encrypted: Collection[str] = ()
+        self, path: Path, schema: pa.Schema, row_group_size: int = ROW_GROUP_SIZE, encrypted: Collection[str] = ()
     ) -> None:
         self._path = path
         self._encrypted = sorted(set(encrypted) & set(schema.names))
         self._digests: list[str] = []
         self.schema = pa.schema([pa.field(field.name, field.type) for field in schema])
-        words = [field.name for field in schema if pa.types.is_string(field.type)]
-        # Numbers rarely repeat enough for a dictionary to pay for being tried.
+        text_columns = [field.name for field in schema if pa.types.is_string(field.type)]
+        # Numbers rarely repeat often enough for a dictionary to be worth trying.
         self._writer = pq.ParquetWriter(
             path,
             self.schema,
             compression="zstd",
-            use_dictionary=words,
+            use_dictionary=text_columns,
             encryption_properties=personal_data.encryption_properties(self._encrypted),
         )
-        self._group_rows = group_rows
-        self._waiting: list[pa.RecordBatch] = []
-        self._num_waiting = 0
+        self._row_group_size = row_group_size
+        self._buffer: list[pa.RecordBatch] = []
+        self._num_buffered = 0
         self.num_rows = 0
 
     def __enter__(self) -> RowWriter:
@@ -47,36 +47,36 @@ class RowWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is None:
-            while self._num_waiting:
-                self._write_group()
+            while self._num_buffered:
+                self._write_row_group()
         self._writer.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
         if not batch.num_rows:
             return
-        self._waiting.append(pa.RecordBatch.from_arrays(batch.columns, schema=self.schema))
-        self._num_waiting += batch.num_rows
+        self._buffer.append(pa.RecordBatch.from_arrays(batch.columns, schema=self.schema))
+        self._num_buffered += batch.num_rows
         self.num_rows += batch.num_rows
-        while self._num_waiting >= self._group_rows:
-            self._write_group()
+        while self._num_buffered >= self._row_group_size:
+            self._write_row_group()
 
     def digest(self) -> str:
-        """The sha256 of the closed file; of its rows, where a part is encrypted, whose bytes differ every time."""
+        """Returns the sha256 of the closed file, or of its rows where columns are encrypted: then the bytes vary."""
         return digest_of_document(self._digests) if self._encrypted else digest_of_file(self._path)
 
-    def _write_group(self) -> None:
-        rows = pa.Table.from_batches(self._waiting, self.schema)
-        # Combined, since the writer's pages follow the ends of chunks.
-        group = rows.slice(0, self._group_rows).combine_chunks()
-        self._writer.write_table(group, row_group_size=self._group_rows)
+    def _write_row_group(self) -> None:
+        rows = pa.Table.from_batches(self._buffer, self.schema)
+        # Combined, since the writer's pages end where chunks end.
+        group = rows.slice(0, self._row_group_size).combine_chunks()
+        self._writer.write_table(group, row_group_size=self._row_group_size)
         if self._encrypted:
             self._digests.append(digest_of_table(group))
-        rest = rows.slice(self._group_rows)
-        self._waiting, self._num_waiting = rest.to_batches(), rest.num_rows
+        rest = rows.slice(self._row_group_size)
+        self._buffer, self._num_buffered = rest.to_batches(), rest.num_rows
 
 
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write all `batches` to `path` and return the number of rows."""
+    """Writes all `batches` to `path` and returns the number of rows."""
     with RowWriter(path, schema) as writer:
         for batch in batches:
             writer.write(batch)
@@ -84,9 +84,9 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch])
 
 
 def row_group_size_of(path: Path) -> int:
-    """The number of rows that what is made of the file's rows has in a row group: as many as the file's own groups.
+    """Returns the row group size for a file that is made from this one: that of its own groups.
 
-    Whoever wrote large rows chose small groups, and they stay small.
+    Large rows were written in small groups, and the groups stay small.
     """
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -94,8 +94,8 @@ def row_group_size_of(path: Path) -> int:
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The file's rows in its order, at most a row group's worth at a time; encrypted columns need the key."""
-    # Arrow's own way of reading ahead holds the whole file.
+    """Yields the file's rows in order, at most a row group at a time. Encrypted columns need the key."""
+    # Arrow's read-ahead would hold the whole file in memory.
     with pq.ParquetFile(path, pre_buffer=False, decryption_properties=personal_data.decryption_properties()) as file:
         for batch in file.iter_batches(row_group_size_of(path), columns=columns):
             yield batch.replace_schema_metadata(None)

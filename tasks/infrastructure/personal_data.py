@@ -1,6 +1,6 @@
-"""What becomes of columns about a person before rows are kept: dropped, hashed with a key, or encrypted in the Parquet.
+"""Protects columns about a person before rows are kept: drops them, hashes them, or encrypts them in the Parquet file.
 
-The key comes from the environment, since it must not lie beside what it protects.
+The key comes from the environment, since it must not be stored beside what it protects.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import hashlib
 import hmac
 import os
 from collections.abc import Collection
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
 from bloomery.data_contracts.errors import SecretMissing
@@ -20,12 +20,12 @@ from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 
 KEY_VARIABLE = "BLOOMERY_PERSONAL_KEY"
-_MASTER = "bloomery-personal"
+_MASTER_KEY_NAME = "bloomery-personal"
 _NONCE_BYTES = 12
 
 
 def protected_schema(contract: Contract) -> pa.Schema:
-    """The columns of checked rows: as the contract has them, without the dropped ones, and text where one is hashed."""
+    """Returns the columns of validated rows: the contract's, without dropped ones, and text where one is hashed."""
     treatments = {column.name: column.personal for column in contract.columns}
     return pa.schema(
         [
@@ -37,83 +37,88 @@ def protected_schema(contract: Contract) -> pa.Schema:
 
 
 def protect_batch(rows: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
-    """`rows` of the contract's schema as they are kept, in `kept_schema`. A null stays null.
+    """Returns `rows` of the contract's schema in `protected_schema`. A null stays null.
 
-    A hash is HMAC-SHA256 of the value's text, so equal values stay equal, and nobody without the key can try values.
+    A hash is HMAC-SHA256 of the value's text: equal values stay equal, and only the key's owner can test a value.
     """
     schema = protected_schema(contract)
     hashed = {column.name for column in contract.columns if column.personal == "hash"}
-    arrays = [_hashed(rows.column(field.name)) if field.name in hashed else rows.column(field.name) for field in schema]
+    arrays = [
+        _hash_values(rows.column(field.name)) if field.name in hashed else rows.column(field.name) for field in schema
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _hashed(values: pa.Array) -> pa.StringArray:
-    secret = _secret("hash")
-    words = values.dictionary_encode()  # each value once
-    texts = (str(word).encode() for word in words.dictionary.to_pylist())
-    digests = [hmac.new(secret, word, hashlib.sha256).hexdigest() for word in texts]
-    return pa.array(digests, pa.string()).take(words.indices)
+def _hash_values(values: pa.Array) -> pa.StringArray:
+    key = _derive_key("hash")
+    encoded = values.dictionary_encode()  # so that each value is hashed once
+    texts = (str(value).encode() for value in encoded.dictionary.to_pylist())
+    digests = [hmac.new(key, text, hashlib.sha256).hexdigest() for text in texts]
+    return pa.array(digests, pa.string()).take(encoded.indices)
 
 
-def encryption_properties(columns: list[str]) -> Any:
-    """The properties of a Parquet file in which `columns` are encrypted and all else can be read by everyone.
+def encryption_properties(columns: list[str]) -> pq.FileEncryptionProperties | None:
+    """Returns the properties of a Parquet file in which `columns` are encrypted and everyone can read the rest.
 
     None where there is nothing to encrypt.
     """
     if not columns:
         return None
-    stated = pe.EncryptionConfiguration(
-        footer_key=_MASTER, column_keys={_MASTER: columns}, plaintext_footer=True, double_wrapping=False
+    configuration = pe.EncryptionConfiguration(
+        footer_key=_MASTER_KEY_NAME,
+        column_keys={_MASTER_KEY_NAME: columns},
+        plaintext_footer=True,
+        double_wrapping=False,
     )
-    return pe.CryptoFactory(_Keys).file_encryption_properties(pe.KmsConnectionConfig(), stated)
+    return pe.CryptoFactory(_KeyWrapper).file_encryption_properties(pe.KmsConnectionConfig(), configuration)
 
 
-def decryption_properties() -> Any:
-    """The properties to read such a file, or any other, with; None where there is no key."""
+def decryption_properties() -> pq.FileDecryptionProperties | None:
+    """Returns the properties to read such a file, or any other; None where there is no key."""
     if KEY_VARIABLE not in os.environ:
         return None
-    return pe.CryptoFactory(_Keys).file_decryption_properties(pe.KmsConnectionConfig())
+    return pe.CryptoFactory(_KeyWrapper).file_decryption_properties(pe.KmsConnectionConfig())
 
 
 def key_fingerprint(columns: Collection[str]) -> str:
-    """Changes when the key does; empty where there is no column about a person.
+    """Returns a text that changes when the key does; empty where there are no personal columns.
 
     Raises:
-        SecretMissing: there is one, and no key to keep it with.
+        SecretMissing: there are personal columns, and no key.
     """
-    return hashlib.sha256(_secret("fingerprint")).hexdigest()[:16] if columns else ""
+    return hashlib.sha256(_derive_key("fingerprint")).hexdigest()[:16] if columns else ""
 
 
-def _secret(purpose: str) -> bytes:
-    """A key for one purpose, derived from the user's."""
-    stated = os.environ.get(KEY_VARIABLE, "")
-    if len(stated) < 16:
+def _derive_key(purpose: str) -> bytes:
+    """Returns a key for one purpose, derived from the user's."""
+    secret = os.environ.get(KEY_VARIABLE, "")
+    if len(secret) < 16:
         raise SecretMissing(
-            f"{KEY_VARIABLE} has {len(stated)} characters" if stated else f"{KEY_VARIABLE} is not set",
+            f"{KEY_VARIABLE} has {len(secret)} characters" if secret else f"{KEY_VARIABLE} is not set",
             required="a secret of at least 16 characters, since the contract marks columns as personal",
-            where="the environment of the run, and of everyone who reads what it has encrypted",
+            where="the environment of the run, and of everyone who reads the encrypted columns",
             remedy=f"set it from a secret store, such as export {KEY_VARIABLE}=$(openssl rand -hex 32), and keep it",
         )
-    return hmac.new(stated.encode(), f"bloomery {purpose}".encode(), hashlib.sha256).digest()
+    return hmac.new(secret.encode(), f"bloomery {purpose}".encode(), hashlib.sha256).digest()
 
 
-class _Keys(pe.KmsClient):
-    """Wraps the random key of each file with ours."""
+class _KeyWrapper(pe.KmsClient):
+    """Encrypts the random key of each Parquet file with the user's key."""
 
-    def __init__(self, _: Any) -> None:
+    def __init__(self, _: pe.KmsConnectionConfig) -> None:
         pe.KmsClient.__init__(self)
 
     def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = AESGCM(_secret("encrypt")).encrypt(nonce, key_bytes, master_key_identifier.encode())
+        sealed = AESGCM(_derive_key("encrypt")).encrypt(nonce, key_bytes, master_key_identifier.encode())
         return base64.b64encode(nonce + sealed)
 
     def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         sealed = base64.b64decode(wrapped_key)
-        return AESGCM(_secret("encrypt")).decrypt(
+        return AESGCM(_derive_key("encrypt")).decrypt(
             sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], master_key_identifier.encode()
         )

@@ -1,13 +1,13 @@
-"""Names and texts as SQL writes them, in DuckDB and in Spark alike."""
+"""Quotes names and texts for SQL, for DuckDB and Spark alike."""
 
 from __future__ import annotations
 
 
 def quote_name(name: str) -> str:
-    """The name of a column or a table."""
+    """Returns the name of a column or table as an identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def quote_text(value: str) -> str:
-    """A text."""
+    """Returns a text as a literal."""
     return "'" + value.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""What tells cheaply that a source may have changed: sizes and times, where it has them."""
+"""Detects cheaply that a source may have changed: by sizes and modification times, where it has them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from bloomery.tasks.ingest.readers.registry import READERS
 
 
 def change_digest(data: Data) -> str:
-    """A digest of the names, sizes and times of the source's files; of a table, what it says of its version.
+    """Returns a digest of the names, sizes and times of the source's files, or of a table's version.
 
-    Equal stamps mean equal content, as far as times can be trusted. A database tells no version, so its query is asked.
+    Equal digests mean equal content, as far as times can be trusted. A database has no version, so its query runs.
 
     Raises:
         DataMissing: there is no such file, table or set.
-        EngineMissing: a package or a client that the source needs is not there.
+        EngineMissing: a package or a client that the source needs is not installed.
     """
-    found = expand_variables(data)
-    if found.kind not in SUFFIXES:
-        return digest_of_document([READERS[found.kind].identify(found, origin) for origin in found.origins])
-    sources = [source for origin in found.origins for source in (origin.source, origin.labels) if source]
-    told = []
+    data = expand_variables(data)
+    if data.kind not in SUFFIXES:
+        return digest_of_document([READERS[data.kind].identify(data, origin) for origin in data.origins])
+    sources = [source for origin in data.origins for source in (origin.source, origin.labels) if source]
+    files = []
     for source in sources:
-        for place in locations.find_files(found, source):
-            info = place.filesystem.get_file_info(place.path)
-            told.append([source, place.relative, info.size, info.mtime_ns])
-    return digest_of_document(told)
+        for location in locations.find_files(data, source):
+            info = location.filesystem.get_file_info(location.path)
+            files.append([source, location.relative, info.size, info.mtime_ns])
+    return digest_of_document(files)

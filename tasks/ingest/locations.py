@@ -1,4 +1,4 @@
-"""The files that a recipe names: here, in S3 or in HDFS; in sorted order, with their digests."""
+"""Finds the files of a source, on this machine, in S3 or in HDFS, in sorted order and with their digests."""
 
 from __future__ import annotations
 
@@ -25,91 +25,91 @@ from bloomery.data_contracts.recipe_sections.data_source import (
 )
 
 BUFFER_BYTES = 1 << 20
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
 class FileLocation(NamedTuple):
-    """One file; `relative` is its path inside the folder that the recipe names, and its name if it names a file."""
+    """One file. `relative` is its path inside the recipe's folder, or its name where the recipe names the file."""
 
     filesystem: pafs.FileSystem
     path: str
     relative: str
 
-    def open(self) -> pa.NativeFile:
-        """The file's bytes as they are, to be read from any position."""
+    def open_file(self) -> pa.NativeFile:
+        """Opens the stored bytes for reading at any position."""
         return self.filesystem.open_input_file(self.path)
 
-    def stream(self) -> io.BufferedReader:
-        """The file's bytes from the start, decompressed if its suffix says so."""
-        packed = compression_of(self.path)
-        return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=packed), BUFFER_BYTES)
+    def open_stream(self) -> io.BufferedReader:
+        """Opens the file for reading from its start, decompressed if its suffix names a compression."""
+        compression = compression_of(self.path)
+        return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=compression), BUFFER_BYTES)
 
 
 def find_files(data: Data, source: str) -> list[FileLocation]:
-    """The files of `source`, sorted by path. In a folder those with a suffix of the format count, in all folders below.
+    """Returns the files of `source`, sorted by path. A folder counts with all folders below, by the format's suffixes.
 
-    Names that begin with a dot or an underscore are notes of other programs and no data, as in Spark.
+    Names that begin with a dot or an underscore are not data, as in Spark.
 
     Raises:
         DataMissing: there is no such file.
-        EngineMissing: the file system's client is not there.
+        EngineMissing: the file system's client is not installed.
     """
-    filesystem, path = _filesystem(source)
+    filesystem, path = _open_filesystem(source)
     try:
         info = filesystem.get_file_info(path)
         if info.type == pafs.FileType.File:
             return [FileLocation(filesystem, path, PurePosixPath(path).name)]
         if info.type == pafs.FileType.Directory:
-            found = _below(filesystem, path, lambda name: plain_suffix(name) in SUFFIXES[data.kind])
+            locations = _list_files(filesystem, path, lambda name: plain_suffix(name) in SUFFIXES[data.kind])
         else:
-            root, pattern = _split(path)
-            found = _below(filesystem, root, re.compile(_as_regex(pattern)).fullmatch) if pattern else []
+            root, pattern = _split_pattern(path)
+            locations = _list_files(filesystem, root, re.compile(_to_regex(pattern)).fullmatch) if pattern else []
     except OSError as failure:
         if failure.errno is not None and not isinstance(failure, PermissionError):
             raise
-        raise _missing(data, source, f"{source} cannot be listed: {failure}") from failure
-    if not found:
+        raise _missing_error(data, source, f"{source} cannot be listed: {failure}") from failure
+    if not locations:
         kind = data.kind.capitalize() if data.kind == "parquet" else data.kind
-        in_folder = info.type == pafs.FileType.Directory
-        raise _missing(data, source, f"there is no {kind} {'in the folder' if in_folder else 'file'} {source}")
-    return found
+        is_folder = info.type == pafs.FileType.Directory
+        raise _missing_error(data, source, f"there is no {kind} {'in the folder' if is_folder else 'file'} {source}")
+    return locations
 
 
 def identify_files(data: Data, origin: Origin) -> list[object]:
-    """What changes when the content of a source's files does: names with sha256, or what the store says of them."""
-    return [_identity(place, origin.source) for place in find_files(data, origin.source)]
+    """Returns what changes when a file's content does: its path with its sha256, or with the store's own version."""
+    return [_identity(location, origin.source) for location in find_files(data, origin.source)]
 
 
 def is_selected(origin: Origin, relative: str) -> bool:
-    """Whether the file at this path inside its folder or zip is one of those that the origin names by `files`."""
+    """Whether the origin's pattern `files` is found in this path inside a folder or zip; always, without a pattern."""
     return origin.files is None or re.search(origin.files, relative) is not None
 
 
 def match_path_pattern(data: Data, relative: str) -> dict[str, str | None] | None:
-    """The columns that a file's path gives: the groups of `path_pattern`; None if the path does not fit it."""
+    """Returns the columns that `path_pattern` finds in a file's path; None if the path does not match."""
     if data.path_pattern is None:
         return {}
-    found = re.search(data.path_pattern, relative)
-    return found.groupdict() if found else None
+    match = re.search(data.path_pattern, relative)
+    return match.groupdict() if match else None
 
 
 def partition_values(relative: str) -> dict[str, str | None]:
-    """The columns that folders named `column=value` give."""
+    """Returns the columns of folders named `column=value`."""
     pairs = [part.split("=", 1) for part in PurePosixPath(relative).parts[:-1] if "=" in part]
-    return {name: None if value == _NO_VALUE else unquote(value) for name, value in pairs}
+    return {name: None if value == _NULL_PARTITION else unquote(value) for name, value in pairs}
 
 
 def folder_label(relative: str) -> str | None:
-    """The name of the folder that the file lies in, below the one that the recipe names."""
+    """Returns the name of the file's folder, below the folder that the recipe names; None directly inside it."""
     return PurePosixPath(relative).parent.name or None
 
 
-def _filesystem(source: str) -> tuple[pafs.FileSystem, str]:
+def _open_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
     scheme = scheme_of(source)
     if scheme is None:
         return pafs.LocalFileSystem(), str(Path(source).absolute())
     if scheme == "s3":
-        return _s3(), source.removeprefix("s3://").rstrip("/")
+        return _open_s3(), source.removeprefix("s3://").rstrip("/")
     try:
         return pafs.FileSystem.from_uri(source)
     except OSError as failure:
@@ -117,70 +117,72 @@ def _filesystem(source: str) -> tuple[pafs.FileSystem, str]:
             f"the client of HDFS does not start: {failure}",
             required="a Hadoop client with libhdfs, and HADOOP_HOME, CLASSPATH and JAVA_HOME set for it",
             where=source,
-            remedy="run where the cluster's client is installed",
+            remedy="run on a machine with the cluster's client",
         ) from failure
 
 
-def _s3() -> pafs.S3FileSystem:
-    """S3 with the credentials, region and endpoint of the environment, by the names that AWS gives them."""
+def _open_s3() -> pafs.S3FileSystem:
+    """Opens S3 with the credentials, region and endpoint of AWS's own environment variables."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return pafs.S3FileSystem(**({"endpoint_override": endpoint} if endpoint else {}), region=region or "us-east-1")
 
 
-def _below(filesystem: pafs.FileSystem, root: str, is_wanted: Callable[[str], object]) -> list[FileLocation]:
+def _list_files(filesystem: pafs.FileSystem, root: str, is_wanted: Callable[[str], object]) -> list[FileLocation]:
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-    places = []
+    locations = []
     for info in filesystem.get_file_info(selector):
         relative = info.path[len(root) :].lstrip("/") if root else info.path
         if info.type == pafs.FileType.File and not is_hidden(relative) and is_wanted(relative):
-            places.append(FileLocation(filesystem, info.path, relative))
-    return sorted(places, key=lambda place: place.relative)
+            locations.append(FileLocation(filesystem, info.path, relative))
+    return sorted(locations, key=lambda location: location.relative)
 
 
 def is_hidden(relative: str) -> bool:
+    """Whether a file or one of its folders has a name that begins with a dot or an underscore."""
     return any(part.startswith((".", "_")) and "=" not in part for part in PurePosixPath(relative).parts)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """The folder in front of the first wildcard, and the pattern behind it."""
+def _split_pattern(path: str) -> tuple[str, str]:
+    """Returns the folder in front of the first wildcard, and the pattern behind it."""
     parts = path.split("/")
     first = next((index for index, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
     return "/".join(parts[:first]) or "/", "/".join(parts[first:])
 
 
-def _as_regex(pattern: str) -> str:
-    """`*` and `?` stay inside a folder's name, `**/` is any number of folders."""
-    spelt = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+def _to_regex(pattern: str) -> str:
+    """Translates wildcards: `*` and `?` match inside a folder's name, `**/` any number of folders."""
+    translations = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern)
     return "".join(
-        spelt.get(piece) or (piece.replace("[!", "[^", 1) if re.fullmatch(r"\[.+\]", piece) else re.escape(piece))
+        translations.get(piece)
+        or (piece.replace("[!", "[^", 1) if re.fullmatch(r"\[.+\]", piece) else re.escape(piece))
         for piece in pieces
     )
 
 
-def _identity(place: FileLocation, source: str) -> Sequence[object]:
+def _identity(location: FileLocation, source: str) -> Sequence[object]:
     scheme = scheme_of(source)
     if scheme is None:
-        return [place.relative, digest_of_file(Path(place.path))]
-    info = place.filesystem.get_file_info(place.path)
+        return [location.relative, digest_of_file(Path(location.path))]
+    info = location.filesystem.get_file_info(location.path)
     if scheme == "s3":
-        with place.open() as file:
-            told = {str(key).lower(): str(value) for key, value in (file.metadata() or {}).items()}
-        return [place.relative, place.path, info.size, told.get("etag")]
-    return [place.relative, place.path, info.size, info.mtime_ns]
+        with location.open_file() as file:
+            metadata = {str(key).lower(): str(value) for key, value in (file.metadata() or {}).items()}
+        return [location.relative, location.path, info.size, metadata.get("etag")]
+    return [location.relative, location.path, info.size, info.mtime_ns]
 
 
-def _missing(data: Data, source: str, found: str) -> DataMissing:
+def _missing_error(data: Data, source: str, problem: str) -> DataMissing:
     suffixes = ", ".join(SUFFIXES[data.kind])
     return DataMissing(
-        found,
+        problem,
         required=f"a file of format {data.kind}, a folder with files that end in {suffixes}, or a pattern",
-        where="the recipe's `data` (a relative path starts at the recipe's own folder)",
-        remedy="mend the path or the `format` in the recipe, or put the data there" + obtain_hint(data),
+        where="the recipe's `data` (a relative path starts at the recipe's folder)",
+        remedy="correct the path or the `format` in the recipe, or put the data there" + obtain_hint(data),
     )
 
 
 def obtain_hint(data: Data) -> str:
-    """Where the data comes from, to be told behind a remedy."""
+    """Returns where the data comes from, to stand behind a remedy."""
     return f": {data.obtain}" if data.obtain else ""

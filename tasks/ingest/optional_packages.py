@@ -1,4 +1,4 @@
-"""Packages that only some sources need."""
+"""Imports packages that only some sources need."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bloomery.data_contracts.errors import EngineMissing
 
 
 def import_package(name: str, command: str, source: str) -> ModuleType:
-    """The module `name`.
+    """Returns the module `name`.
 
     Raises:
-        EngineMissing: it is not installed; the message has the `command` that installs it.
+        EngineMissing: it is not installed; the remedy is the `command` that installs it.
     """
     try:
         return importlib.import_module(name)
     except ImportError as failure:
         raise EngineMissing(
-            f"the package {name} is not here: {failure}",
+            f"the package {name} cannot be imported: {failure}",
             required=f"the package {name}, to read {source}",
             where="this Python environment",
             remedy=command,

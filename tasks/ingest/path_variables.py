@@ -1,4 +1,4 @@
-"""Paths that begin with an environment variable, as `${DATA}/rows.csv`: one recipe for data in any folder."""
+"""Paths that begin with an environment variable, such as `${DATA}/rows.csv`: one recipe for data in any folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bloomery.tasks.ingest.locations import obtain_hint
 
 
 def expand_variables(data: Data) -> Data:
-    """The same data with the values of the variables; one that names a local folder is taken from where we are.
+    """Returns the data with the values of the variables. A relative folder starts at the current directory.
 
     Raises:
         DataMissing: a variable is not set, or names no folder.
     """
-    return data.with_paths(lambda path: _expanded(path, data))
+    return data.with_paths(lambda path: _expand(path, data))
 
 
-def _expanded(path: str, data: Data) -> str:
+def _expand(path: str, data: Data) -> str:
     variable = variable_of(path)
     if variable is None:
         return path
@@ -28,7 +28,7 @@ def _expanded(path: str, data: Data) -> str:
     if not folder:
         raise DataMissing(
             f"the environment variable {variable} is not set",
-            required=f"the folder that {rest or 'the data'} lies in",
+            required=f"the folder that holds {rest or 'the data'}",
             where=f"the recipe's data: {path}",
             remedy=f"export {variable}=FOLDER, with the data in it{obtain_hint(data)}",
         )
@@ -37,7 +37,7 @@ def _expanded(path: str, data: Data) -> str:
     if scheme_of(folder) is not None:
         raise DataMissing(
             f"the environment variable {variable} is {folder!r}",
-            required=f"a folder here, or one that begins with {' or '.join(REMOTE)}",
+            required=f"a folder on this machine, or one that begins with {' or '.join(REMOTE)}",
             where=f"the recipe's data: {path}",
             remedy=f"export {variable}=FOLDER",
         )

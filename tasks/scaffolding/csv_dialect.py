@@ -69,7 +69,7 @@ def infer_dialect(
 def _encoding(places: Sequence[FileLocation]) -> tuple[str, str]:
     """UTF-8 where the bytes are, or nearly all lines are; else a guess."""
     for place in places:
-        with place.stream() as stream:
+        with place.open_stream() as stream:
             start = stream.peek(4)[:4]
             marked = next((name for mark, name in _MARKED.items() if start.startswith(mark)), None)
             if marked is not None:
@@ -84,7 +84,7 @@ def _encoding(places: Sequence[FileLocation]) -> tuple[str, str]:
 def _is_utf8(place: FileLocation) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with place.stream() as stream:
+        with place.open_stream() as stream:
             while piece := stream.read(_PIECE_BYTES):
                 decoder.decode(piece)
         decoder.decode(b"", final=True)
@@ -96,7 +96,7 @@ def _is_utf8(place: FileLocation) -> bool:
 def _not_utf8(place: FileLocation) -> tuple[str, str]:
     num_good = num_bad = 0
     is_windows = True
-    with place.stream() as stream:
+    with place.open_stream() as stream:
         for line in stream:
             if line.isascii():
                 continue
@@ -117,7 +117,7 @@ def _not_utf8(place: FileLocation) -> tuple[str, str]:
 
 def _sample(place: FileLocation, encoding: str) -> str:
     """The text of the first 64 kB, up to the end of its last whole line."""
-    with place.stream() as stream:
+    with place.open_stream() as stream:
         start = stream.read(SAMPLE_BYTES)
         is_all = not stream.read(1)
     if not start.strip():

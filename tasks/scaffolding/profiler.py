@@ -89,12 +89,12 @@ def profile_source(data: Data, scratch: Path) -> SourceProfile:
     path = scratch / SCRATCH_FILE
     with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
         rows = read_sources(data, malformed)
-        with RowWriter(path, rows.schema, rows.group_rows) as writer:
+        with RowWriter(path, rows.schema, rows.row_group_size) as writer:
             for batch in rows.batches:
                 writer.write(batch)
     if not writer.num_rows:
         raise DataUnfit(
-            f"there is no row ({malformed.num} lines are none) {_first(scratch / MALFORMED_FILE)}".strip(),
+            f"there is no row ({malformed.num_lines} lines are none) {_first(scratch / MALFORMED_FILE)}".strip(),
             required="rows to learn from",
             where=data.described,
             remedy="give other data, or state --delimiter, --columns or --format",
@@ -111,7 +111,7 @@ def profile_source(data: Data, scratch: Path) -> SourceProfile:
             for field, one in zip(rows.schema, figures, strict=True)
         ),
         num_rows=writer.num_rows,
-        num_malformed=malformed.num,
+        num_malformed=malformed.num_lines,
         malformed=_first(scratch / MALFORMED_FILE),
         missing=tuple(missing),
     )

@@ -14,62 +14,65 @@ from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
-_GROUP_ROWS = 256
+_ROW_GROUP_SIZE = 256
 _BATCH_FILES = 64
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """A row per recording: `path`, `label` (its folder's name) or what `path_pattern` tells, `wave`, `sample_rate`.
+    """Returns a row per recording: `path`, `label` (its folder) or the groups of `path_pattern`, `wave`, `sample_rate`.
 
-    `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz. What is no wav file is put aside, and so is a
-    recording of another rate than the stated one, or of several channels unless `mono` is true.
+    `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz. Malformed are files that are not wav, recordings
+    of another rate than the recipe's, and those of several channels unless `mono` is true.
 
     Raises:
-        DataMissing: there is no recording at all.
+        DataMissing: there are no recordings.
     """
     schema = pa.schema([*path_fields(data), ("wave", pa.list_(pa.float32())), ("sample_rate", pa.int64())])
-    return RowStream(schema, _batches(data, origin, schema, malformed), _GROUP_ROWS)
+    return RowStream(schema, _read_batches(data, origin, schema, malformed), _ROW_GROUP_SIZE)
 
 
-def _batches(data: Data, origin: Origin, schema: pa.Schema, malformed: MalformedWriter) -> Iterator[pa.RecordBatch]:
+def _read_batches(
+    data: Data, origin: Origin, schema: pa.Schema, malformed: MalformedWriter
+) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, object]] = []
     num_rows = 0
-    for medium in read_media(data, origin):
-        given = path_values(data, medium.path)
-        found = _wave(medium, data)
-        if isinstance(found, str):
-            malformed.add(medium.path, None, "", found)
-        elif given is None:
-            malformed.add(medium.path, None, "", f"a path that does not fit {data.path_pattern!r}")
+    for file in read_media(data, origin):
+        values = path_values(data, file.path)
+        recording = _decode(file, data)
+        if isinstance(recording, str):
+            malformed.add(file.path, None, "", recording)
+        elif values is None:
+            malformed.add(file.path, None, "", f"a path that does not match {data.path_pattern!r}")
         else:
-            rows.append({**given, "wave": found[0], "sample_rate": found[1]})
+            wave, sample_rate = recording
+            rows.append({**values, "wave": wave, "sample_rate": sample_rate})
             num_rows += 1
         if len(rows) == _BATCH_FILES:
             yield pa.RecordBatch.from_pylist(rows, schema=schema)
             rows = []
     if not num_rows:
         raise DataMissing(
-            f"there is no recording in {origin.source} ({malformed.num} files were no such)",
+            f"there are no recordings in {origin.source} ({malformed.num_lines} files are malformed)",
             required="wav files" + (f" of {data.sample_rate} Hz" if data.sample_rate else ""),
             where="the recipe's `data`",
-            remedy="mend the path, `sample_rate` or `path_pattern`",
+            remedy="correct the path, `sample_rate` or `path_pattern`",
         )
     yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _wave(medium: MediaFile, data: Data) -> tuple[np.ndarray, int] | str:
-    """Samples as float32 and the rate in Hz, or why there are none."""
+def _decode(file: MediaFile, data: Data) -> tuple[np.ndarray, int] | str:
+    """Returns the samples as float32 and the rate in Hz, or why there are none."""
     from scipy.io import wavfile
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about notes behind the sound
-            rate, samples = wavfile.read(io.BytesIO(medium.content))
-    except Exception as failure:  # scipy raises whatever its parsing meets
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about metadata after the sound
+            rate, samples = wavfile.read(io.BytesIO(file.content))
+    except Exception as failure:  # scipy raises errors of many kinds
         return f"no wav file: {failure}"
     if data.sample_rate is not None and rate != data.sample_rate:
         return f"{rate} Hz, where {data.sample_rate} is required"
-    scaled = _scaled(samples)
+    scaled = _scale(samples)
     if scaled.ndim == 2:
         if scaled.shape[1] > 1 and not data.mono:
             return f"{scaled.shape[1]} channels, where one is required (`mono: true` averages them)"
@@ -77,8 +80,8 @@ def _wave(medium: MediaFile, data: Data) -> tuple[np.ndarray, int] | str:
     return scaled.astype(np.float32), int(rate)
 
 
-def _scaled(samples: np.ndarray) -> np.ndarray:
-    """From -1 to 1; whole numbers are divided by the largest magnitude of their type, and 8 bits have no sign."""
+def _scale(samples: np.ndarray) -> np.ndarray:
+    """Scales to the range -1 to 1. Integers are divided by the largest magnitude of their type; 8 bits are unsigned."""
     if samples.dtype == np.uint8:
         return (samples.astype(np.float64) - 128) / 128
     if np.issubdtype(samples.dtype, np.integer):

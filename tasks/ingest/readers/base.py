@@ -1,4 +1,4 @@
-"""What every reader gives: batches of one schema; and where lines go that are no rows."""
+"""What every reader returns: batches of one schema. And where malformed lines go."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ MALFORMED_SCHEMA = pa.schema(
     [("file", pa.string()), ("line", pa.int64()), ("text", pa.string()), ("reason", pa.string())],
 )
 MAX_TEXT_LENGTH = 1_000
-_BUFFERED = 4_096
+_BUFFERED_LINES = 4_096
 _ESCAPED = re.compile("[\udc80-\udcff]")  # as Python's surrogateescape writes them
 
 
 class RowStream(NamedTuple):
-    """Batches that all have `schema`, to be written in row groups of `group_rows` rows."""
+    """Batches that all have `schema`, to be written in row groups of `row_group_size` rows."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
-    group_rows: int = ROW_GROUP_SIZE
+    row_group_size: int = ROW_GROUP_SIZE
 
 
 class MalformedWriter:
-    """Lines and files that are no rows, written to one Parquet file as they come."""
+    """Writes lines and files that are no rows to one Parquet file, in small batches."""
 
     def __init__(self, path: Path, *, is_encrypted: bool = False) -> None:
         self._writer = RowWriter(path, MALFORMED_SCHEMA, encrypted=["text"] if is_encrypted else [])
-        self._waiting: list[tuple[str, int | None, str, str]] = []
-        self.num = 0
+        self._buffer: list[tuple[str, int | None, str, str]] = []
+        self.num_lines = 0
 
     def __enter__(self) -> MalformedWriter:
         return self
@@ -49,63 +49,63 @@ class MalformedWriter:
         return self._writer.digest()
 
     def add(self, file: str, line: int | None, text: str, reason: str) -> None:
-        """Put aside line number `line` of `file`, or the whole file; long texts are cut."""
-        self._waiting.append((file, line, text[:MAX_TEXT_LENGTH], reason))
-        self.num += 1
-        if len(self._waiting) >= _BUFFERED:
+        """Adds line number `line` of `file`, or the whole file if it is None. Long texts are cut."""
+        self._buffer.append((file, line, text[:MAX_TEXT_LENGTH], reason))
+        self.num_lines += 1
+        if len(self._buffer) >= _BUFFERED_LINES:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            columns = zip(*self._waiting, strict=True)
+        if self._buffer:
+            columns = zip(*self._buffer, strict=True)
             arrays = [pa.array(list(cells), field.type) for cells, field in zip(columns, MALFORMED_SCHEMA, strict=True)]
             self._writer.write(pa.RecordBatch.from_arrays(arrays, schema=MALFORMED_SCHEMA))
-            self._waiting = []
+            self._buffer = []
 
 
-def canonical_type(kind: pa.DataType) -> pa.DataType:
-    """The type with the same values in their one usual layout: no dictionary, no large or view form."""
-    if pa.types.is_dictionary(kind):
-        return canonical_type(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+def canonical_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Returns the type of the same values in the usual layout: no dictionary, no large and no view type."""
+    if pa.types.is_dictionary(arrow_type):
+        return canonical_type(arrow_type.value_type)
+    if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type):
         return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+    if pa.types.is_large_binary(arrow_type) or pa.types.is_binary_view(arrow_type):
         return pa.binary()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(canonical_type(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, canonical_type(field.type)) for field in kind])
-    return kind
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        return pa.list_(canonical_type(arrow_type.value_type))
+    if pa.types.is_struct(arrow_type):
+        return pa.struct([(field.name, canonical_type(field.type)) for field in arrow_type])
+    return arrow_type
 
 
 def canonical_schema(schema: pa.Schema) -> pa.Schema:
-    """The columns in plain types, without metadata."""
+    """Returns the columns in canonical types, without metadata."""
     return pa.schema([(field.name, canonical_type(field.type)) for field in schema])
 
 
 def conform_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns of `schema`, by name and in its types.
+    """Returns the columns of `schema`, by name and in its types.
 
-    Types and names alone are compared: files differ in their notes, and in what they say may be null.
+    Only names and types count: files differ in their metadata, and in which columns they declare nullable.
     """
     return pa.RecordBatch.from_arrays([batch[field.name].cast(field.type) for field in schema], schema=schema)
 
 
 def printable_text(text: bytes) -> str:
-    """Text in UTF-8 as a string; bytes that are none are spelt out, also those that a transcoder has let through."""
+    """Decodes UTF-8, with escapes in place of other bytes, also of those that a transcoder has let through."""
     try:
-        told = text.decode("utf-8", "surrogatepass")
+        decoded = text.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        told = text.decode("utf-8", "backslashreplace")
-    return _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", told).rstrip("\r\n")
+        decoded = text.decode("utf-8", "backslashreplace")
+    return _ESCAPED.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", decoded).rstrip("\r\n")
 
 
-def unreadable_error(path: str, failure: object, required: str, kind: str = "") -> DataMissing:
-    """The error for data that is there, but is not what its format says."""
+def unreadable_error(path: str, problem: object, required: str, kind: str = "") -> DataMissing:
+    """Returns the error for data that exists, but does not have its format."""
     return DataMissing(
-        f"{path} cannot be read{f' as {kind}' if kind else ''}: {failure}",
+        f"{path} cannot be read{f' as {kind}' if kind else ''}: {problem}",
         required=required,
         where=path,
-        remedy="mend the recipe's `data` if it says another format than the file has; else write the data again, "
-        "since a file that was cut off while it was copied ends like this",
+        remedy="if the recipe's `data` names another format than the file has, correct it; else write the data again: "
+        "a file whose copy was interrupted ends like this",
     )

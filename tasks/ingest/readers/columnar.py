@@ -1,4 +1,4 @@
-"""Files that carry their types: Parquet, ORC and Arrow (Feather)."""
+"""Files with types: Parquet, ORC and Arrow (Feather)."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ _BATCH_ROWS = 65_536
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows in the types of the files, widened where files differ; words stand in place of a dictionary's numbers.
+    """Returns the rows in the files' types, widened where files differ. Dictionary columns hold their values.
 
     Raises:
-        DataMissing: a file is not whole, or the files have other columns or types that do not fit each other.
+        DataMissing: a file is incomplete, or the files have other columns or types that do not fit each other.
     """
-    return files.read_files(data, origin, malformed, _schema, _batches)
+    return files.read_files(data, origin, malformed, _read_schema, _read_batches)
 
 
-def _schema(place: FileLocation, data: Data) -> pa.Schema:
-    with place.open() as file:
+def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
+    with location.open_file() as file:
         if data.kind == "parquet":
-            found = pq.read_schema(file)
+            schema = pq.read_schema(file)
         elif data.kind == "orc":
             from pyarrow import orc
 
-            found = orc.ORCFile(file).schema
+            schema = orc.ORCFile(file).schema
         else:
-            found = _arrow_reader(file).schema
-    return canonical_schema(found)
+            schema = _open_arrow(file).schema
+    return canonical_schema(schema)
 
 
-def _batches(
-    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+def _read_batches(
+    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
-    with place.open() as file:
-        for batch in _raw_batches(file, data.kind):
+    with location.open_file() as file:
+        for batch in _read_raw_batches(file, data.kind):
             yield conform_batch(batch, schema)
 
 
-def _raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
+def _read_raw_batches(file: pa.NativeFile, kind: str) -> Iterator[pa.RecordBatch]:
     if kind == "parquet":
         yield from pq.ParquetFile(file, pre_buffer=False).iter_batches(_BATCH_ROWS)
     elif kind == "orc":
         from pyarrow import orc
 
         stripes = orc.ORCFile(file)
-        for position in range(stripes.nstripes):
-            yield stripes.read_stripe(position)
+        for index in range(stripes.nstripes):
+            yield stripes.read_stripe(index)
     else:
-        reader = _arrow_reader(file)
+        reader = _open_arrow(file)
         if isinstance(reader, pa.RecordBatchFileReader):
-            for position in range(reader.num_record_batches):
-                yield reader.get_batch(position)
+            for index in range(reader.num_record_batches):
+                yield reader.get_batch(index)
         else:
             yield from reader
 
 
-def _arrow_reader(file: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
-    """Arrow's file format, or its stream format, which has no magic word at its start."""
-    is_file = file.read(6) == b"ARROW1"
+def _open_arrow(file: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+    """Opens Arrow's file format, or its stream format, which has no magic bytes at its start."""
+    is_file_format = file.read(6) == b"ARROW1"
     file.seek(0)
-    return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+    return pa.ipc.open_file(file) if is_file_format else pa.ipc.open_stream(file)

@@ -1,4 +1,4 @@
-"""Where the rows of a delimited text begin, by the rules that Arrow's reader follows."""
+"""Finds where the rows of a delimited text begin, by the rules of Arrow's reader."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 
 class Lexer(NamedTuple):
-    """The three signs of a dialect, each one byte; empty where there is none."""
+    """The three special characters of a dialect, each one byte; empty where there is none."""
 
     delimiter: bytes
     quote: bytes
     escape: bytes
 
     def is_open(self, line: bytes, was_open: bool) -> bool:
-        """Whether a quote is open behind `line`, if one was open before it. A quote opens at a cell's start only."""
+        """Whether a quote is open after `line`. A quote opens only at the start of a cell."""
         if not self.quote or self.quote not in line:
             return was_open
         quote, delimiter, escape = ord(self.quote), ord(self.delimiter), ord(self.escape) if self.escape else -1
@@ -37,21 +37,21 @@ class Lexer(NamedTuple):
 
 
 def split_records(stream: io.BufferedReader, lexer: Lexer, first_line: int) -> Iterator[tuple[int, bytes]]:
-    """Each row that is not blank, with the number of the line at which it starts; a row may span lines in quotes.
+    """Yields each row that is not blank, with the number of its first line. A row may span lines in quotes.
 
-    A line ends by a line feed, a carriage return or both.
+    A line ends with a line feed, a carriage return or both.
     """
-    waiting: list[bytes] = []
+    record: list[bytes] = []
     start = number = first_line
     is_open = False
     for line in (piece for read in iter(stream.readline, b"") for piece in read.splitlines(keepends=True)):
-        if waiting or line.strip(b"\r\n"):
-            start = start if waiting else number
-            waiting.append(line)
+        if record or line.strip(b"\r\n"):
+            start = start if record else number
+            record.append(line)
             is_open = lexer.is_open(line, is_open)
             if not is_open:
-                yield start, b"".join(waiting)
-                waiting = []
+                yield start, b"".join(record)
+                record = []
         number += 1
-    if waiting:
-        yield start, b"".join(waiting)
+    if record:
+        yield start, b"".join(record)

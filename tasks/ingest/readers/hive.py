@@ -1,4 +1,4 @@
-"""Hive tables, through Spark and the metastore that its settings name; without any, one in the state folder."""
+"""Hive tables, through Spark and the metastore of its settings, or else a metastore in the state folder."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _BATCH_ROWS = 65_536
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows of a Hive table, sorted by all its columns: they have no order of their own.
+    """Returns the rows of a Hive table, sorted by all columns, since a table has no order.
 
     Raises:
         DataMissing: there is no such table, or it has a column that cannot be sorted.
         EngineMissing: Spark does not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hive-", dir=_scratch()))
-    table = _table(origin)
+    folder = Path(tempfile.mkdtemp(prefix="hive-", dir=_scratch_folder()))
+    table = _open_table(origin)
     try:
         table.orderBy(*[table[name] for name in table.columns]).write.mode("overwrite").parquet(folder.as_uri())
     except Exception as failure:
         shutil.rmtree(folder, ignore_errors=True)
         if type(failure).__name__ != "AnalysisException":
             raise
-        raise _absent(origin, f"its rows cannot be sorted: {failure}", "columns that have an order") from failure
+        raise _table_error(origin, f"its rows cannot be sorted: {failure}", "columns that have an order") from failure
     finally:
         spark_session.stop_session()  # the next stage starts its own, without Hive
     files = sorted(folder.glob("*.parquet"))
@@ -57,22 +57,22 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
-    """The table's columns, and the name, size and time of each of its files."""
-    table = _table(origin)
+    """Returns the table's columns, and the name, size and modification time of each of its files."""
+    table = _open_table(origin)
     jvm: Any = table.sparkSession._jvm
     conf = table.sparkSession._jsc.hadoopConfiguration()
-    told: list[list[object]] = []
+    identities: list[list[object]] = []
     for root in sorted(table.inputFiles()):
         path = jvm.org.apache.hadoop.fs.Path(root)
         files = path.getFileSystem(conf).listFiles(path, True)
         while files.hasNext():
             status = files.next()
-            told.append([status.getPath().toString(), status.getLen(), status.getModificationTime()])
-    return [table.schema.json(), sorted(told, key=str)]
+            identities.append([status.getPath().toString(), status.getLen(), status.getModificationTime()])
+    return [table.schema.json(), sorted(identities, key=str)]
 
 
 def hive_session() -> SparkSession:
-    """A session with Hive's catalog, whose database and tables lie in the state folder unless a hive-site.xml is found.
+    """Returns a session with Hive's catalog, which is in the state folder unless there is a hive-site.xml.
 
     Raises:
         EngineMissing: Spark does not start.
@@ -82,8 +82,8 @@ def hive_session() -> SparkSession:
     active = SparkSession.getActiveSession()
     if active is not None and active.conf.get("spark.sql.catalogImplementation") == "hive":
         return active
-    spark_session.stop_session()  # the catalog is chosen when Spark starts
-    scratch = _scratch()
+    spark_session.stop_session()  # Spark chooses its catalog when it starts
+    scratch = _scratch_folder()
     database = f"jdbc:derby:;databaseName={scratch}/metastore;create=true"
     derby = f"-Djava.io.tmpdir={scratch} -Dderby.system.home={scratch} -Dderby.stream.error.file={scratch}/derby.log"
     return spark_session.get_session(
@@ -97,26 +97,26 @@ def hive_session() -> SparkSession:
     )
 
 
-def _scratch() -> Path:
+def _scratch_folder() -> Path:
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     return scratch
 
 
-def _table(origin: Origin) -> DataFrame:
+def _open_table(origin: Origin) -> DataFrame:
     from pyspark.errors import AnalysisException
 
     name = origin.source.removeprefix("hive:")
     try:
         return hive_session().table(name)
     except AnalysisException as failure:
-        raise _absent(origin, str(failure), "DATABASE.TABLE as the metastore knows it") from failure
+        raise _table_error(origin, str(failure), "DATABASE.TABLE as the metastore names it") from failure
 
 
-def _absent(origin: Origin, failure: str, required: str) -> DataMissing:
+def _table_error(origin: Origin, failure: str, required: str) -> DataMissing:
     return DataMissing(
         f"the Hive table {origin.source} cannot be read: {failure.splitlines()[0]}",
         required=required,
         where="the recipe's data.source",
-        remedy="mend the name, or point Spark to the right metastore by a hive-site.xml in SPARK_CONF_DIR",
+        remedy="correct the name, or name the right metastore in a hive-site.xml in SPARK_CONF_DIR",
     )

@@ -1,4 +1,4 @@
-"""Folders of images, read by Pillow."""
+"""Images in folders or in a zip, decoded by Pillow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,82 +19,90 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
 _BATCH_FILES = 64
-_GROUP_BYTES = 64 << 20
+_ROW_GROUP_BYTES = 64 << 20
+
+
+class _Image(NamedTuple):
+    """The columns of an image's path, and its pixels as uint8 of shape (channels, height, width)."""
+
+    values: dict[str, str | None]
+    pixels: np.ndarray
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """A row per image: `path`, `label` (its folder's name) or what `path_pattern` tells, and `image`.
+    """Returns a row per image: `path`, `label` (its folder) or the groups of `path_pattern`, and `image`.
 
-    `image` is a list of uint8 in the stated mode, channel after channel, row after row. What is no image is put aside.
+    `image` is a list of uint8 in the recipe's mode, channel after channel, row after row. Other files are malformed.
 
     Raises:
-        DataMissing: there is no image at all, or no size is stated and the images have more than one.
+        DataMissing: there are no images, or they have several sizes and the recipe has no `size`.
     """
-    found = _decoded(data, origin, malformed)
-    first = next(found, None)
+    images = _decode_all(data, origin, malformed)
+    first = next(images, None)
     if first is None:
         raise DataMissing(
-            f"there is no image in {origin.source}",
+            f"there are no images in {origin.source}",
             required="files that Pillow reads, such as PNG and JPEG",
             where="the recipe's `data`",
-            remedy="mend the path",
+            remedy="correct the path",
         )
     schema = pa.schema([*path_fields(data), ("image", pa.list_(pa.uint8()))])
-    group_rows = max(1, min(ROW_GROUP_SIZE, _GROUP_BYTES // first[1].size))
-    return RowStream(schema, _batches(data, schema, first, found), group_rows)
+    row_group_size = max(1, min(ROW_GROUP_SIZE, _ROW_GROUP_BYTES // first.pixels.size))
+    return RowStream(schema, _to_batches(schema, first, images), row_group_size)
 
 
-_Image = tuple[dict[str, str | None], np.ndarray]
-
-
-def _batches(data: Data, schema: pa.Schema, first: _Image, rest: Iterator[_Image]) -> Iterator[pa.RecordBatch]:
-    waiting = [first]
-    while waiting:
-        for given, pixels in waiting:
-            if pixels.shape != first[1].shape:
-                sizes = " and ".join(f"{shape[1]} x {shape[2]}" for shape in (first[1].shape, pixels.shape))
-                raise DataMissing(
-                    f"images have sizes {sizes} (height x width)",
-                    required="one size, if the recipe states none",
-                    where=f"{first[0]['path']} and {given['path']}",
-                    remedy="state `size: [height, width]`, to which all images are resized",
-                )
-        images = pa.FixedSizeListArray.from_arrays(
-            pa.array(np.concatenate([pixels.reshape(-1) for _, pixels in waiting])), first[1].size
+def _to_batches(schema: pa.Schema, first: _Image, others: Iterator[_Image]) -> Iterator[pa.RecordBatch]:
+    images = [first]
+    while images:
+        for image in images:
+            _require_equal_sizes(first, image)
+        pixels = pa.FixedSizeListArray.from_arrays(
+            pa.array(np.concatenate([image.pixels.reshape(-1) for image in images])), first.pixels.size
         ).cast(schema.field("image").type)
-        texts = [pa.array([given[name] for given, _ in waiting], pa.string()) for name in schema.names[:-1]]
-        yield pa.RecordBatch.from_arrays([*texts, images], schema=schema)
-        waiting = list(islice(rest, _BATCH_FILES))
+        texts = [pa.array([image.values[name] for image in images], pa.string()) for name in schema.names[:-1]]
+        yield pa.RecordBatch.from_arrays([*texts, pixels], schema=schema)
+        images = list(islice(others, _BATCH_FILES))
 
 
-def _decoded(data: Data, origin: Origin, malformed: MalformedWriter) -> Iterator[_Image]:
-    found = read_media(data, origin)
+def _require_equal_sizes(first: _Image, image: _Image) -> None:
+    if image.pixels.shape != first.pixels.shape:
+        sizes = " and ".join(f"{shape[1]} x {shape[2]}" for shape in (first.pixels.shape, image.pixels.shape))
+        raise DataMissing(
+            f"images have the sizes {sizes} (height x width)",
+            required="one size, if the recipe has no `size`",
+            where=f"{first.values['path']} and {image.values['path']}",
+            remedy="set `size: [height, width]`: all images are resized to it",
+        )
+
+
+def _decode_all(data: Data, origin: Origin, malformed: MalformedWriter) -> Iterator[_Image]:
+    files = read_media(data, origin)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(found, _BATCH_FILES)):
-            decoded = pool.map(lambda medium: _pixels(medium, data), batch)
-            for medium, pixels in zip(batch, decoded, strict=True):
-                given = path_values(data, medium.path)
+        while batch := list(islice(files, _BATCH_FILES)):
+            decoded = pool.map(lambda file: _decode(file, data), batch)
+            for file, pixels in zip(batch, decoded, strict=True):
+                values = path_values(data, file.path)
                 if isinstance(pixels, str):
-                    malformed.add(medium.path, None, "", pixels)
-                elif given is None:
-                    malformed.add(medium.path, None, "", f"a path that does not fit {data.path_pattern!r}")
+                    malformed.add(file.path, None, "", pixels)
+                elif values is None:
+                    malformed.add(file.path, None, "", f"a path that does not match {data.path_pattern!r}")
                 else:
-                    yield given, pixels
+                    yield _Image(values, pixels)
 
 
-def _pixels(medium: MediaFile, data: Data) -> np.ndarray | str:
-    """uint8 of shape (channels, height, width), or why there are none."""
+def _decode(file: MediaFile, data: Data) -> np.ndarray | str:
+    """Returns uint8 of shape (channels, height, width), or why there are no pixels."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(medium.content)) as image:
+        with Image.open(io.BytesIO(file.content)) as image:
             if image.mode.startswith(("I", "F")):
                 return f"pixels of mode {image.mode}, which do not fit into 8 bits"
             converted = image.convert(data.mode)
             if data.size is not None:
                 converted = converted.resize((data.size[1], data.size[0]), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as failure:
-        told = str(failure) if "BytesIO" not in str(failure) else "no format that Pillow knows"
-        return f"no image: {told}"
+        problem = str(failure) if "BytesIO" not in str(failure) else "no format that Pillow knows"
+        return f"no image: {problem}"
     pixels = np.asarray(converted, np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""A JSON document with lists of rows inside (RFC 8259, in UTF-8). It is read whole, so it must fit into memory."""
+"""A JSON document with lists of rows (RFC 8259, in UTF-8). It is read as a whole, so it must fit into memory."""
 
 from __future__ import annotations
 
@@ -21,89 +21,89 @@ _BATCH_ROWS = 8_192
 
 
 class _Fault(str):
-    """Why a value is none that a column can hold, where the value stood."""
+    """Stands for a value that no column can hold, and says why."""
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows of the list at `records`, or of the document itself: objects, or arrays whose values `columns` names.
+    """Returns the rows of the list at `records`, or of the document itself: objects, or arrays for `columns`.
 
-    What JSON lines put aside as a line is put aside here as an item of the list; it has no line number.
+    Malformed items are set aside like malformed JSON lines, but without a line number.
 
     Raises:
-        DataMissing: a file is no JSON, has no such list, or a column has values of two kinds.
+        DataMissing: a file is no JSON, has no such list, or a column has values of two types.
     """
-    schema, batches = partial(_schema, records=origin.records), partial(_batches, records=origin.records)
-    return files.read_files(data, origin, malformed, schema, batches, may_lack=True)
+    read_schema = partial(_read_schema, records=origin.records)
+    read_batches = partial(_read_batches, records=origin.records)
+    return files.read_files(data, origin, malformed, read_schema, read_batches, may_lack_columns=True)
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
-    """The digests of the files, and the list that is read."""
+    """Returns the digests of the files, and the path of the list."""
     return [locations.identify_files(data, origin), origin.records]
 
 
-def _schema(place: FileLocation, data: Data, records: str | None) -> pa.Schema:
+def _read_schema(location: FileLocation, data: Data, records: str | None) -> pa.Schema:
     fields: dict[str, JsonType] = dict.fromkeys(data.columns or ())
-    for number, item in enumerate(_items(place, records), 1):
-        row = _row(item, data.columns)
+    for number, item in enumerate(_read_items(location, records), 1):
+        row = _to_row(item, data.columns)
         if isinstance(row, dict):
-            widen_types(fields, row, _named(number, records), place)
-    return build_schema(fields, place)
+            widen_types(fields, row, _item_name(number, records), location)
+    return build_schema(fields, location)
 
 
-def _batches(
-    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter, records: str | None
+def _read_batches(
+    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter, records: str | None
 ) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
-    for number, item in enumerate(_items(place, records), 1):
-        row = _row(item, data.columns)
+    for number, item in enumerate(_read_items(location, records), 1):
+        row = _to_row(item, data.columns)
         if isinstance(row, dict):
             rows.append(row)
         else:
-            malformed.add(place.relative, None, _spelt(item), f"{_named(number, records)}: {row}")
+            malformed.add(location.relative, None, _to_text(item), f"{_item_name(number, records)}: {row}")
         if len(rows) == _BATCH_ROWS:
-            yield _batch(rows, schema)
+            yield _to_batch(rows, schema)
             rows = []
-    yield _batch(rows, schema)
+    yield _to_batch(rows, schema)
 
 
-def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+def _to_batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _items(place: FileLocation, records: str | None) -> list[Any]:
-    """The list of rows inside a document."""
-    with place.stream() as stream:
+def _read_items(location: FileLocation, records: str | None) -> list[Any]:
+    """Returns the list of rows at `records` in the document."""
+    with location.open_stream() as stream:
         content = stream.read().removeprefix(codecs.BOM_UTF8)
     try:
-        found = _DECODER.decode(content.decode())
+        node = _DECODER.decode(content.decode())
     except (ValueError, RecursionError) as failure:
-        told = "too deep" if isinstance(failure, RecursionError) else failure
-        raise unreadable_error(place.path, told, "a whole JSON document in UTF-8", "JSON") from failure
+        problem = "it is nested too deeply" if isinstance(failure, RecursionError) else failure
+        raise unreadable_error(location.path, problem, "a complete JSON document in UTF-8", "JSON") from failure
     for name in records.split(".") if records is not None else ():
-        if not isinstance(found, dict) or name not in found:
-            keys = f"it has {', '.join(found)}" if isinstance(found, dict) else f"there is {_kind(found)}"
-            raise unreadable_error(
-                place.path, f"there is no {name!r} of {records!r}; {keys}", "the list that `records` names"
-            )
-        found = found[name]
-    if not isinstance(found, list):
-        told = f"{records or 'the document'} is {_kind(found)}"
-        raise unreadable_error(place.path, told, "a list of rows; `records` says where in the document it is")
-    return found
+        if not isinstance(node, dict) or name not in node:
+            keys = f"it has {', '.join(node)}" if isinstance(node, dict) else f"it is {_describe(node)}"
+            problem = f"there is no {name!r} of {records!r}; {keys}"
+            raise unreadable_error(location.path, problem, "the list that `records` names")
+        node = node[name]
+    if not isinstance(node, list):
+        problem = f"{records or 'the document'} is {_describe(node)}"
+        raise unreadable_error(location.path, problem, "a list of rows; `records` is its path in the document")
+    return node
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     return str(value) if isinstance(value, _Fault) else json_type_name(value)
 
 
-def _row(item: Any, columns: tuple[str, ...] | None) -> dict[str, Any] | str:
-    """The values of an item by column, or why there are none."""
+def _to_row(item: Any, columns: tuple[str, ...] | None) -> dict[str, Any] | str:
+    """Returns the values of an item by column, or why there are none."""
     try:
-        fault = _fault_in(item)
+        fault = _find_fault(item)
         json.dumps(item, ensure_ascii=False).encode()
     except RecursionError:
-        return "not JSON that can be read: too deep"
+        return "JSON that is nested too deeply"
     except UnicodeEncodeError:
         return "half of a surrogate pair, which is no text"
     if fault is not None:
@@ -117,25 +117,25 @@ def _row(item: Any, columns: tuple[str, ...] | None) -> dict[str, Any] | str:
     return dict(zip(columns, item, strict=True))
 
 
-def _fault_in(value: Any) -> _Fault | None:
+def _find_fault(value: Any) -> _Fault | None:
     if isinstance(value, _Fault):
         return value
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((fault for fault in map(_fault_in, inner) if fault is not None), None)
+    return next((fault for fault in map(_find_fault, inner) if fault is not None), None)
 
 
-def _named(number: int, records: str | None) -> str:
+def _item_name(number: int, records: str | None) -> str:
     return f"item {number} of {records}" if records else f"item {number}"
 
 
-def _spelt(item: Any) -> str:
+def _to_text(item: Any) -> str:
     try:
         return json.dumps(item, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     except RecursionError:
         return ""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Fault:
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Fault:
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
@@ -143,14 +143,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Fault:
     return _Fault(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
 
 
-def _integer(digits: str) -> int | _Fault:
+def _parse_integer(digits: str) -> int | _Fault:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        return _Fault("a whole number that does not fit into 64 bits")
+        return _Fault("an integer that does not fit into 64 bits")
     return int(digits)
 
 
-def _no_constant(word: str) -> _Fault:
+def _refuse_constant(word: str) -> _Fault:
     return _Fault(f"not JSON: {word} is no number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_int=_parse_integer)

@@ -1,89 +1,91 @@
-"""The kinds of values that JSON has, widened over all rows, and the Arrow type of each."""
+"""The types of JSON values, widened over all rows, and the Arrow type of each."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.base import unreadable_error
 
-# A word for plain values, a list of one kind, the fields of an object, or None while only nulls are known.
-JsonType = Any
-_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "text"}
-_ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64(), "text": pa.string(), None: pa.null()}
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+# A name for single values, a list with the type of its elements, the fields of an object, or None while all are null.
+JsonType: TypeAlias = "str | list[JsonType] | dict[str, JsonType] | None"
+_NAMES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "text"}
+_ARROW_TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64(), "text": pa.string()}
 
 
 def json_type_name(value: object) -> str:
-    """What a value is that is no object: `text`, `array`, `null` and so on."""
-    return _PLAIN.get(type(value), "null" if value is None else "array" if isinstance(value, list) else "object")
+    """Returns the name of a value's type: `text`, `array`, `null` and so on."""
+    return _NAMES.get(type(value), "null" if value is None else "array" if isinstance(value, list) else "object")
 
 
-def widen_types(fields: dict[str, JsonType], row: dict[str, Any], where: str, place: FileLocation) -> None:
-    """Afterwards `fields` has a kind for each column that holds the values so far and those of `row` too.
+def widen_types(fields: dict[str, JsonType], row: Mapping[str, JsonValue], where: str, location: FileLocation) -> None:
+    """Widens the type of each column in `fields` so that it holds the values of `row` too.
 
     Raises:
-        DataMissing: there is none; the message says `where` the row is.
+        DataMissing: there is no such type; the message says `where` the row is.
     """
     for name, value in row.items():
         try:
-            fields[name] = _widened(fields.get(name), value)
+            fields[name] = _widen(fields.get(name), value)
         except TypeError as conflict:
-            told = f"{where}, column {name}: {conflict}"
-            raise unreadable_error(place.path, told, "values of one kind in each column") from conflict
+            problem = f"{where}, column {name}: {conflict}"
+            raise unreadable_error(location.path, problem, "values of one type in each column") from conflict
 
 
-def build_schema(fields: dict[str, JsonType], place: FileLocation) -> pa.Schema:
-    """A column for each field, in their order."""
-    return pa.schema([(name, _arrow_type(kind, name, place)) for name, kind in fields.items()])
+def build_schema(fields: Mapping[str, JsonType], location: FileLocation) -> pa.Schema:
+    """Returns a column for each field, in their order."""
+    return pa.schema([(name, _arrow_type(json_type, name, location)) for name, json_type in fields.items()])
 
 
-def _widened(kind: JsonType, value: Any) -> JsonType:
-    """The kind of values that were of `kind` and of this one too.
+def _widen(json_type: JsonType, value: JsonValue) -> JsonType:
+    """Returns the type that holds the values of `json_type` and this value.
 
     Raises:
         TypeError: there is none.
     """
     if value is None:
-        return kind
+        return json_type
     if isinstance(value, dict):
-        fields = {} if kind is None else kind
+        fields: JsonType = {} if json_type is None else json_type
         if isinstance(fields, dict):
             for name, inner in value.items():
-                fields[name] = _widened(fields.get(name), inner)
+                fields[name] = _widen(fields.get(name), inner)
             return fields
     elif isinstance(value, list):
-        element = [None] if kind is None else kind
+        element: JsonType = [None] if json_type is None else json_type
         if isinstance(element, list):
             for inner in value:
-                element[0] = _widened(element[0], inner)
+                element[0] = _widen(element[0], inner)
             return element
     else:
-        found = _PLAIN[type(value)]
-        if kind is None or kind == found:
-            return found
-        if {"integer", "number"} == {found, kind if isinstance(kind, str) else ""}:
+        name = _NAMES[type(value)]
+        if json_type is None or json_type == name:
+            return name
+        if isinstance(json_type, str) and {"integer", "number"} == {name, json_type}:
             return "number"
-    raise TypeError(f"found {_described(value)}, and {_described_kind(kind)} before")
+    raise TypeError(f"found {_describe_value(value)}, but earlier values are of type {_describe_type(json_type)}")
 
 
-def _described(value: Any) -> str:
-    return f"{json.dumps(value, ensure_ascii=False)[:40]}"
+def _describe_value(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)[:40]
 
 
-def _described_kind(kind: JsonType) -> str:
-    return kind if isinstance(kind, str) else "an object" if isinstance(kind, dict) else "an array"
+def _describe_type(json_type: JsonType) -> str:
+    return json_type if isinstance(json_type, str) else "object" if isinstance(json_type, dict) else "array"
 
 
-def _arrow_type(kind: JsonType, name: str, place: FileLocation) -> pa.DataType:
-    if isinstance(kind, dict):
-        if not kind:
-            raise unreadable_error(
-                place.path, f"column {name} has objects without a key", "objects with keys, or no column"
-            )
-        return pa.struct([(inner, _arrow_type(field, f"{name}.{inner}", place)) for inner, field in kind.items()])
-    if isinstance(kind, list):
-        return pa.list_(_arrow_type(kind[0], name, place))
-    return _ARROW[kind]
+def _arrow_type(json_type: JsonType, name: str, location: FileLocation) -> pa.DataType:
+    if isinstance(json_type, dict):
+        if not json_type:
+            problem = f"column {name} has objects without a key"
+            raise unreadable_error(location.path, problem, "objects with keys, or no column")
+        fields = [(key, _arrow_type(inner, f"{name}.{key}", location)) for key, inner in json_type.items()]
+        return pa.struct(fields)
+    if isinstance(json_type, list):
+        return pa.list_(_arrow_type(json_type[0], name, location))
+    return pa.null() if json_type is None else _ARROW_TYPES[json_type]

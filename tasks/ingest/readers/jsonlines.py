@@ -1,4 +1,4 @@
-"""JSON lines: an object per line, in UTF-8 (RFC 8259). Objects inside become struct columns, arrays become lists."""
+"""JSON lines: an object per line, in UTF-8 (RFC 8259). Nested objects become struct columns, arrays lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
@@ -15,38 +14,38 @@ from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
-from bloomery.tasks.ingest.readers.json_types import JsonType, build_schema, json_type_name, widen_types
+from bloomery.tasks.ingest.readers.json_types import JsonType, JsonValue, build_schema, json_type_name, widen_types
 
 _BATCH_LINES = 8_192
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows of files with a JSON object per line; a key that a line lacks is null.
+    """Returns the rows of files with a JSON object per line. A key that a line lacks is null.
 
     Every file is read twice: once for the types of all lines, once for the values.
 
     Raises:
-        DataMissing: a column has values of two kinds, such as text and numbers. Whole numbers and fractions are one.
+        DataMissing: a column has values of two types, such as text and numbers. Integers and fractions are one type.
     """
-    return files.read_files(data, origin, malformed, _schema, _batches, may_lack=True)
+    return files.read_files(data, origin, malformed, _read_schema, _read_batches, may_lack_columns=True)
 
 
-def _schema(place: FileLocation, data: Data) -> pa.Schema:
+def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
     fields: dict[str, JsonType] = {}
-    with place.stream() as stream:
+    with location.open_stream() as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = _parse(line)
             except ValueError:
-                continue  # the second reading puts the line aside
-            widen_types(fields, row or {}, f"line {number}", place)
-    return build_schema(fields, place)
+                continue  # the second reading sets the line aside
+            widen_types(fields, row or {}, f"line {number}", location)
+    return build_schema(fields, location)
 
 
-def _batches(
-    place: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+def _read_batches(
+    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
-    with place.stream() as stream:
+    with location.open_stream() as stream:
         numbered = enumerate(stream, 1)
         while lines := list(islice(numbered, _BATCH_LINES)):
             rows = []
@@ -54,7 +53,7 @@ def _batches(
                 try:
                     row = _parse(line)
                 except ValueError as failure:
-                    malformed.add(place.relative, number, printable_text(line), str(failure))
+                    malformed.add(location.relative, number, printable_text(line), str(failure))
                     continue
                 if row is not None:
                     rows.append(row)
@@ -62,17 +61,17 @@ def _batches(
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The object on a line, or None for a blank one.
+def _parse(line: bytes) -> dict[str, JsonValue] | None:
+    """Returns the object on a line, or None for a blank one.
 
     Raises:
-        ValueError: the line is no JSON object, names a key twice, or has a value that no column can hold.
+        ValueError: the line is no JSON object, has a key twice, or has a value that no column can hold.
     """
     if not line.strip():
         return None
     try:
-        # Asking about every number costs more than asking whether one is long.
-        decoder = _CAREFUL if _LONG_NUMBER.search(line) else _DECODER
+        # Checking every number costs more than checking whether the line has a long one.
+        decoder = _INTEGER_CHECKING_DECODER if _LONG_NUMBER.search(line) else _DECODER
         row = decoder.decode(line.removeprefix(codecs.BOM_UTF8).decode())
         if b"\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
@@ -83,13 +82,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except json.JSONDecodeError as failure:
         raise ValueError(f"not JSON: {failure.msg} at character {failure.pos + 1}") from failure
     except RecursionError as failure:
-        raise ValueError("not JSON that can be read: too deep") from failure
+        raise ValueError("JSON that is nested too deeply") from failure
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object, but {json_type_name(row)}")
     return row
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -97,16 +96,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError("a whole number that does not fit into 64 bits")
+        raise ValueError("an integer that does not fit into 64 bits")
     return int(digits)
 
 
-def _no_constant(word: str) -> None:
+def _refuse_constant(word: str) -> None:
     raise ValueError(f"not JSON: {word} is no number")
 
 
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
-_CAREFUL = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=_parse_object, parse_constant=_refuse_constant)
+_INTEGER_CHECKING_DECODER = json.JSONDecoder(
+    object_pairs_hook=_parse_object, parse_constant=_refuse_constant, parse_int=_parse_integer
+)

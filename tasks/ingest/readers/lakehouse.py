@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,58 +14,62 @@ from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest.optional_packages import import_package
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from pyiceberg.table import Table
+
 _HTTP = "http://"
 
 
 def read_delta(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows of a Delta table at `version`, or its newest; its files in the order of their names.
+    """Returns the rows of a Delta table at `version`, or its newest, file after file by name.
 
     Raises:
-        EngineMissing: the package deltalake is not there.
-        DataMissing: there is no such table or version, or it uses what cannot be read (deletion vectors).
+        EngineMissing: the package deltalake is not installed.
+        DataMissing: there is no such table or version, or it has a feature that cannot be read (deletion vectors).
     """
-    table, deltalake = _delta(data, origin)
+    table, deltalake = _open_delta(data, origin)
     try:
-        found = table.to_pyarrow_dataset()
+        dataset = table.to_pyarrow_dataset()
     except deltalake.exceptions.DeltaError as failure:
-        raise _absent("Delta", origin, failure) from failure
-    schema = canonical_schema(found.schema)
+        raise _table_error("Delta", origin, failure) from failure
+    schema = canonical_schema(dataset.schema)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for fragment in sorted(found.get_fragments(), key=lambda one: one.path):
-            for batch in fragment.to_batches(schema=found.schema):
+        for fragment in sorted(dataset.get_fragments(), key=lambda fragment: fragment.path):
+            for batch in fragment.to_batches(schema=dataset.schema):
                 yield conform_batch(batch, schema)
 
     return RowStream(schema, batches())
 
 
 def identify_delta(data: Data, origin: Origin) -> list[object]:
-    """The table's own id and the version."""
-    table, _ = _delta(data, origin)
+    """Returns the table's own id and the version."""
+    table, _ = _open_delta(data, origin)
     return [str(table.metadata().id), table.version()]
 
 
-def _delta(data: Data, origin: Origin) -> tuple[Any, ModuleType]:
+def _open_delta(data: Data, origin: Origin) -> tuple[DeltaTable, ModuleType]:
     deltalake = import_package("deltalake", "pip install 'bloomery[delta]'", origin.source)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith(_HTTP) else {}
     try:
-        found = deltalake.DeltaTable(
+        table = deltalake.DeltaTable(
             origin.source.removeprefix("delta:"), version=data.version, storage_options=options
         )
     except (deltalake.exceptions.DeltaError, OSError) as failure:
-        raise _absent("Delta", origin, failure) from failure
-    return found, deltalake
+        raise _table_error("Delta", origin, failure) from failure
+    return table, deltalake
 
 
 def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows of an Iceberg table at the snapshot `version`, or its newest; its files in the order of their names.
+    """Returns the rows of an Iceberg table at the snapshot `version`, or its newest, file after file by name.
 
     Raises:
-        EngineMissing: the package pyiceberg is not there.
+        EngineMissing: the package pyiceberg is not installed.
         DataMissing: there is no such catalog, table or snapshot.
     """
-    table = _iceberg(data, origin)
+    table = _open_iceberg(data, origin)
     from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow
 
     scan = table.scan(snapshot_id=data.version)
@@ -73,7 +77,7 @@ def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowS
     tasks = sorted(scan.plan_files(), key=lambda task: task.file.file_path)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for task in tasks:  # one by one: given all, it would hold all in memory
+        for task in tasks:  # one by one: a scan of all tasks would hold all rows in memory
             reader = ArrowScan(scan.table_metadata, scan.io, scan.projection(), scan.row_filter)
             for batch in reader.to_record_batches([task]):
                 yield conform_batch(batch, schema)
@@ -82,17 +86,17 @@ def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowS
 
 
 def identify_iceberg(data: Data, origin: Origin) -> list[object]:
-    """The table's own id and the snapshot's."""
-    table = _iceberg(data, origin)
+    """Returns the table's own id, and those of the snapshot and of its schema."""
+    table = _open_iceberg(data, origin)
     snapshot = table.current_snapshot() if data.version is None else table.snapshot_by_id(data.version)
     if snapshot is None and data.version is not None:
-        raise _absent("Iceberg", origin, f"it has no snapshot {data.version}")
-    chosen = None if snapshot is None else snapshot.snapshot_id
-    return [str(table.metadata.table_uuid), chosen, table.schema().schema_id]
+        raise _table_error("Iceberg", origin, f"it has no snapshot {data.version}")
+    snapshot_id = None if snapshot is None else snapshot.snapshot_id
+    return [str(table.metadata.table_uuid), snapshot_id, table.schema().schema_id]
 
 
-def _iceberg(data: Data, origin: Origin) -> Any:
-    """A table of a catalog that pyiceberg's own settings name, or of one metadata file."""
+def _open_iceberg(data: Data, origin: Origin) -> Table:
+    """Opens a table of a catalog from pyiceberg's own settings, or the table of one metadata file."""
     import_package("pyiceberg", "pip install 'bloomery[iceberg]'", origin.source)
     from pyiceberg.catalog import load_catalog
     from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
@@ -105,13 +109,13 @@ def _iceberg(data: Data, origin: Origin) -> Any:
         catalog, _, table = name.partition(".")
         return load_catalog(catalog).load_table(table)
     except (NoSuchNamespaceError, NoSuchTableError, ValueError, OSError) as failure:
-        raise _absent("Iceberg", origin, failure) from failure
+        raise _table_error("Iceberg", origin, failure) from failure
 
 
-def _absent(kind: str, origin: Origin, failure: object) -> BloomeryError:
+def _table_error(kind: str, origin: Origin, failure: object) -> BloomeryError:
     return DataMissing(
         f"the {kind} table {origin.source} cannot be read: {failure}",
-        required=f"a {kind} table at a version that it has",
+        required=f"a {kind} table at an existing version",
         where="the recipe's `data`",
-        remedy="mend the path, the name or the `version`",
+        remedy="correct the path, the name or the `version`",
     )

@@ -1,4 +1,4 @@
-"""What images and recordings share: a row per file, files in folders or in a zip, and the columns of their paths."""
+"""What images and recordings share: a row per file, files in folders or in a zip, and the columns in their paths."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import folder_label, match_path_pattern
 from bloomery.tasks.ingest.readers.base import unreadable_error
 
-# RuntimeError is what a zip with a password raises.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, pa.ArrowInvalid, NotImplementedError, RuntimeError)
+# A zip with a password raises RuntimeError.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, pa.ArrowInvalid, NotImplementedError, RuntimeError)
 
 
 class MediaFile(NamedTuple):
@@ -27,36 +27,36 @@ class MediaFile(NamedTuple):
 
 
 def read_media(data: Data, origin: Origin) -> Iterator[MediaFile]:
-    """Every file of the source, sorted by path inside each folder or zip. In a zip, as in a folder, the suffix decides.
+    """Yields every file of the source, sorted by path inside each folder or zip. In both, the suffix decides.
 
     Raises:
         DataMissing: there is no file, or a zip is damaged.
     """
-    for place in locations.find_files(data, origin.source):
-        if plain_suffix(place.path) != ".zip":
-            if locations.is_selected(origin, place.relative):
-                with place.open() as file:
-                    yield MediaFile(place.relative, file.read())
+    for location in locations.find_files(data, origin.source):
+        if plain_suffix(location.path) != ".zip":
+            if locations.is_selected(origin, location.relative):
+                with location.open_file() as file:
+                    yield MediaFile(location.relative, file.read())
             continue
         try:
-            with place.open() as file, zipfile.ZipFile(file) as archive:
+            with location.open_file() as file, zipfile.ZipFile(file) as archive:
                 for name in sorted(archive.namelist()):
-                    is_wanted = plain_suffix(name) in SUFFIXES[data.kind] and not locations.is_hidden(name)
-                    if is_wanted and locations.is_selected(origin, name):
+                    is_media = plain_suffix(name) in SUFFIXES[data.kind] and not locations.is_hidden(name)
+                    if is_media and locations.is_selected(origin, name):
                         yield MediaFile(name, archive.read(name))
-        except _DAMAGED as failure:
-            raise unreadable_error(place.path, failure, "a whole zip without a password", "zip") from failure
+        except _ZIP_ERRORS as failure:
+            raise unreadable_error(location.path, failure, "a complete zip without a password", "zip") from failure
 
 
 def path_fields(data: Data) -> list[tuple[str, pa.DataType]]:
-    """`path`, and the groups of `path_pattern`, or `label` if there is none."""
+    """Returns `path`, and the groups of `path_pattern`, or `label` if there is no pattern."""
     groups = re.compile(data.path_pattern).groupindex if data.path_pattern else {"label": 0}
     return [("path", pa.string()), *((name, pa.string()) for name in groups)]
 
 
 def path_values(data: Data, path: str) -> dict[str, str | None] | None:
-    """The values of `given_fields` for one file, or None if its path does not fit."""
-    told = match_path_pattern(data, path)
-    if told is None:
+    """Returns the values of `path_fields` for one file, or None if its path does not match."""
+    groups = match_path_pattern(data, path)
+    if groups is None:
         return None
-    return {"path": path, **(told if data.path_pattern else {"label": folder_label(path)})}
+    return {"path": path, **(groups if data.path_pattern else {"label": folder_label(path)})}

@@ -1,4 +1,4 @@
-"""Which reader each format has."""
+"""The reader of each format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
 
 class Reader(NamedTuple):
-    """`identify` gives what changes when the content does, as JSON; `read` gives the rows."""
+    """`identify` returns, as JSON, what changes when the content does; `read` returns the rows."""
 
     identify: Callable[[Data, Origin], list[object]]
     read: Callable[[Data, Origin, MalformedWriter], RowStream]

@@ -1,10 +1,10 @@
-"""The sets that scikit-learn carries."""
+"""The data sets that scikit-learn bundles."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,55 +13,59 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
+if TYPE_CHECKING:
+    from sklearn.utils import Bunch
+
 DATASET_NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """`id`, the columns, and `label` as the name of the class; `target` for what is no class.
+    """Returns `id`, the columns, and `label` with the name of the class, or `target` where there are no classes.
 
-    The digits are the UCI test part, without its writers: `id`, `image` (64 values from 0 to 16) and `label`.
+    The digits are the UCI test set without its writers: `id`, `image` (64 values from 0 to 16) and `label`.
     """
     from sklearn import datasets
 
-    carried = getattr(datasets, f"load_{_name(origin)}")()
-    table = pa.table({"id": pa.array(range(len(carried.target)), pa.int64()), **_columns(_name(origin), carried)})
+    name = _dataset_name(origin)
+    bundled = getattr(datasets, f"load_{name}")()
+    table = pa.table({"id": pa.array(range(len(bundled.target)), pa.int64()), **_to_columns(name, bundled)})
     return RowStream(table.schema, iter(table.combine_chunks().to_batches()))
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
-    """The set's name and the version of scikit-learn.
+    """Returns the data set's name and the version of scikit-learn.
 
     Raises:
-        DataMissing: scikit-learn carries no such set.
+        DataMissing: scikit-learn bundles no such data set.
     """
-    return [_name(origin), importlib.metadata.version("scikit-learn")]
+    return [_dataset_name(origin), importlib.metadata.version("scikit-learn")]
 
 
-def _name(origin: Origin) -> str:
+def _dataset_name(origin: Origin) -> str:
     name = origin.source.removeprefix("sklearn:")
     if name not in DATASET_NAMES:
         raise DataMissing(
-            f"scikit-learn carries no set {name!r} that Bloomery reads",
+            f"scikit-learn bundles no data set {name!r} that Bloomery reads",
             required=f"one of {', '.join(f'sklearn:{known}' for known in DATASET_NAMES)}, or a path",
             where="the recipe's data.source",
-            remedy="mend the name, or give the path of a file",
+            remedy="correct the name, or give the path of a file",
         )
     return name
 
 
-def _columns(name: str, carried: Any) -> dict[str, pa.Array]:
+def _to_columns(name: str, bundled: Bunch) -> dict[str, pa.Array]:
     if name == "digits":
-        image = pa.array(list(carried.data.astype("uint8")), pa.list_(pa.uint8()))
-        return {"image": image, "label": pa.array(carried.target, pa.int64())}
+        image = pa.array(list(bundled.data.astype("uint8")), pa.list_(pa.uint8()))
+        return {"image": image, "label": pa.array(bundled.target, pa.int64())}
     columns = {
-        _identifier(str(feature)): pa.array(np.ascontiguousarray(carried.data[:, position]))
-        for position, feature in enumerate(carried.feature_names)
+        _to_identifier(str(feature)): pa.array(np.ascontiguousarray(bundled.data[:, index]))
+        for index, feature in enumerate(bundled.feature_names)
     }
     if name == "diabetes":
-        return {**columns, "target": pa.array(carried.target)}
-    return {**columns, "label": pa.array([str(carried.target_names[index]) for index in carried.target], pa.string())}
+        return {**columns, "target": pa.array(bundled.target)}
+    return {**columns, "label": pa.array([str(bundled.target_names[index]) for index in bundled.target], pa.string())}
 
 
-def _identifier(name: str) -> str:
-    """`sepal length (cm)` is `sepal_length_cm`."""
+def _to_identifier(name: str) -> str:
+    """Turns `sepal length (cm)` into `sepal_length_cm`."""
     return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()

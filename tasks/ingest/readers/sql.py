@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,48 +21,48 @@ _DRIVER = re.compile(r"adbc_driver_[a-z0-9_]+")
 
 
 def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
-    """The rows that the query gives, in its order and in the types of the driver.
+    """Returns the rows of the query, in its order and in the types of the driver.
 
     Raises:
         EngineMissing: the driver is not installed.
-        DataMissing: the variable with the URI is not set, or the database refuses the query.
+        DataMissing: the variable with the URI is not set, or the query fails.
     """
-    with _answer(data, origin) as reader:
+    with _run_query(data, origin) as reader:
         schema = canonical_schema(reader.schema)
-    return RowStream(schema, _batches(data, origin, schema))
+    return RowStream(schema, _read_batches(data, origin, schema))
 
 
 def identify(data: Data, origin: Origin) -> list[object]:
-    """The digests of the rows that the query gives now, since a database tells no version."""
-    with _answer(data, origin) as reader:
+    """Returns the digests of the query's present rows, since a database has no version."""
+    with _run_query(data, origin) as reader:
         schema = canonical_schema(reader.schema)
     digests = []
-    waiting = pa.Table.from_batches([], schema)
-    for batch in _batches(data, origin, schema):
-        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
-        while waiting.num_rows >= ROW_GROUP_SIZE:
-            digests.append(digest_of_table(waiting.slice(0, ROW_GROUP_SIZE)))
-            waiting = waiting.slice(ROW_GROUP_SIZE)
-    version = importlib.metadata.version(_driver(origin).replace("_", "-"))
-    return [_driver(origin), version, *digests, digest_of_table(waiting)]
+    rows = pa.Table.from_batches([], schema)
+    for batch in _read_batches(data, origin, schema):
+        rows = pa.concat_tables([rows, pa.Table.from_batches([batch])])
+        while rows.num_rows >= ROW_GROUP_SIZE:
+            digests.append(digest_of_table(rows.slice(0, ROW_GROUP_SIZE)))
+            rows = rows.slice(ROW_GROUP_SIZE)
+    version = importlib.metadata.version(_driver_module(origin).replace("_", "-"))
+    return [_driver_module(origin), version, *digests, digest_of_table(rows)]
 
 
-def _batches(data: Data, origin: Origin, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with _answer(data, origin) as reader:
+def _read_batches(data: Data, origin: Origin, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with _run_query(data, origin) as reader:
         for batch in reader:
             yield conform_batch(batch, schema)
 
 
 @contextmanager
-def _answer(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
-    driver = _driver(origin)
-    module: Any = import_package(f"{driver}.dbapi", f"pip install {driver.replace('_', '-')}", origin.source)
+def _run_query(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
+    driver = _driver_module(origin)
+    module = import_package(f"{driver}.dbapi", f"pip install {driver.replace('_', '-')}", origin.source)
     variable = data.uri_variable or ""
     uri = os.environ.get(variable)
     if not uri:
         raise DataMissing(
             f"the environment variable {variable} is not set",
-            required="the database's URI in it, so that no password stands in a recipe",
+            required="the database's URI, which no recipe should contain, since it may have a password",
             where="the recipe's data.uri_variable",
             remedy=f"export {variable}=...",
         )
@@ -72,23 +71,23 @@ def _answer(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
             cursor.execute(data.query)
             yield cursor.fetch_record_batch()
     except module.Error as failure:
-        # The message may have the URI in it, and the URI a password.
-        told = str(failure).replace(uri, f"${variable}")
+        # The message may contain the URI, and the URI a password.
+        message = str(failure).replace(uri, f"${variable}")
         raise DataMissing(
-            f"the database does not answer: {told}",
-            required="a query that it can run",
+            f"the query failed: {message}",
+            required="a query that the database can run",
             where=f"{origin.source}, query {data.query!r}",
-            remedy=f"mend the query, or the URI in {variable}",
+            remedy=f"correct the query, or the URI in {variable}",
         ) from None
 
 
-def _driver(origin: Origin) -> str:
+def _driver_module(origin: Origin) -> str:
     driver = origin.source.removeprefix("sql:")
     if _DRIVER.fullmatch(driver) is None:
         raise DataMissing(
-            f"{driver!r} names no ADBC driver",
+            f"{driver!r} is not the name of an ADBC driver",
             required="the module of a driver, such as sql:adbc_driver_sqlite or sql:adbc_driver_postgresql",
             where="the recipe's data.source",
-            remedy="mend the name",
+            remedy="correct the name",
         )
     return driver

@@ -66,7 +66,7 @@ def test_folders_that_are_no_numbers_are_text(read, tmp_path: Path, value: str) 
 def test_types_that_do_not_fit_each_other_are_named(read, tmp_path: Path) -> None:
     write(tmp_path / "1.parquet", pa.table({"x": [1]}))
     write(tmp_path / "2.parquet", pa.table({"x": ["a"]}))
-    with pytest.raises(DataMissing, match="as one table"):
+    with pytest.raises(DataMissing, match="together with the files after it"):
         read(source=str(tmp_path))
 
 

@@ -103,11 +103,11 @@ def test_compressed_and_partitioned_files_are_one_table_in_the_order_of_their_pa
     [
         ("", {}, "it is empty"),
         ("a,,b\n1,2,3\n", {}, "column 2 of its header has no name"),
-        ("a,a\n1,2\n", {}, "column named twice: a"),
+        ("a,a\n1,2\n", {}, "two columns have the name a"),
         ("a,b\n1,2\n", {"rename": {"c": "d"}}, "no column c to rename"),
         ("a,b\n1,2\n", {"rename": {"a": "b"}}, "two columns would have the name b"),
-        ("a,b\n1,2\n", {"row_id": "a"}, "has a column a already"),
-        ("a,b\n1,2\n", {"path_pattern": r"(?P<month>\d+)"}, "does not fit path_pattern"),
+        ("a,b\n1,2\n", {"row_id": "a"}, "the source already has a column a"),
+        ("a,b\n1,2\n", {"path_pattern": r"(?P<month>\d+)"}, "does not match path_pattern"),
         ("a,b\n1,2\n", {"path_pattern": "(?P<a>rows)"}, "column 'a' is in the file and in its path"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_wrong_delimiter_ends_soon_instead_of_putting_everything_aside(read, t
     monkeypatch.setattr(delimited, "MAX_MALFORMED_ROWS", 100)
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "1;2\n" * 200)
-    with pytest.raises(DataMissing, match="more than 100 lines are no rows; the first has 1 cell"):
+    with pytest.raises(DataMissing, match="more than 100 lines are malformed; the first has 1 cell"):
         read(source=str(path))
 
 
@@ -180,7 +180,7 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
         found = delimited.read(data, data.origins[0], aside)
         back = [tuple(row.values()) for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num == 0
+    assert aside.num_lines == 0
     assert back == rows
 
 

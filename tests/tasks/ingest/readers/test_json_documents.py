@@ -61,7 +61,7 @@ def test_items_that_are_no_rows_are_put_aside(read, tmp_path: Path) -> None:
         "item 3 of all: not a JSON object, but null",
         "item 4 of all: not JSON: NaN is no number",
         "item 5 of all: the key 'b' twice",
-        "item 6 of all: a whole number that does not fit into 64 bits",
+        "item 6 of all: an integer that does not fit into 64 bits",
         "item 7 of all: half of a surrogate pair, which is no text",
         "item 8 of all: not a JSON object, but array",
     ]
@@ -84,9 +84,13 @@ def test_arrays_of_another_length_than_the_columns_are_put_aside(read, tmp_path:
         ("[" * 100_000, None, "too deep"),
         ('{"a": []}', None, "the document is object"),
         ('{"a": []}', "b", "no 'b' of 'b'; it has a"),
-        ('{"a": []}', "a.b", "no 'b' of 'a.b'; there is array"),
+        ('{"a": []}', "a.b", "no 'b' of 'a.b'; it is array"),
         ('{"a": 1, "a": []}', "a", "the key 'a' twice"),
-        ('{"a": [{"x": 1}, {"x": "y"}]}', "a", 'item 2 of a, column x: found "y", and integer before'),
+        (
+            '{"a": [{"x": 1}, {"x": "y"}]}',
+            "a",
+            'item 2 of a, column x: found "y", but earlier values are of type integer',
+        ),
     ],
 )
 def test_a_document_without_such_rows_is_refused(
@@ -117,5 +121,5 @@ def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
         found = json_documents.read(data, data.origins[0], aside)
         back = [row for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num == 0
+    assert aside.num_lines == 0
     assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]

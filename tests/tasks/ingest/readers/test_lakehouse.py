@@ -97,9 +97,9 @@ def test_a_query_is_read_in_its_order_and_types(read, database: sqlite3.Connecti
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"query": "select nowhere from rows order by id"}, "does not answer: .*no such column"),
+        ({"query": "select nowhere from rows order by id"}, "the query failed: .*no such column"),
         ({"uri_variable": "NOT_SET"}, "variable NOT_SET is not set"),
-        ({"source": "sql:os"}, "names no ADBC driver"),
+        ({"source": "sql:os"}, "is not the name of an ADBC driver"),
     ],
 )
 def test_a_database_that_does_not_answer_is_named(read, database, changes: dict, said: str) -> None:

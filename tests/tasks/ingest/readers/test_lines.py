@@ -55,7 +55,7 @@ def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
         "bytes that are not utf-8",
         "not JSON: NaN is no number",
         "the key 'a' twice",
-        "a whole number that does not fit into 64 bits",
+        "an integer that does not fit into 64 bits",
         "half of a surrogate pair, which is no text",
     ]
 
@@ -63,9 +63,9 @@ def test_lines_that_are_no_objects_are_put_aside(read, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ('{"a": "x"}', 'line 2, column a: found "x", and integer before'),
-        ('{"a": true}', "line 2, column a: found true, and integer before"),
-        ('{"a": {"b": 1}}', "column a: found .*, and integer before"),
+        ('{"a": "x"}', 'line 2, column a: found "x", but earlier values are of type integer'),
+        ('{"a": true}', "line 2, column a: found true, but earlier values are of type integer"),
+        ('{"a": {"b": 1}}', "column a: found .*, but earlier values are of type integer"),
         ('{"a": 2, "e": {}}', "column e has objects without a key"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
         found = jsonlines.read(data, data.origins[0], aside)
         back = [row for batch in found.batches for row in batch.to_pylist()]
-    assert aside.num == 0
+    assert aside.num_lines == 0
     assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]
 
 

@@ -99,7 +99,7 @@ def test_a_damaged_zip_is_named(read, tmp_path: Path) -> None:
 
 def test_nothing_but_malformed_recordings_is_no_data(read, tmp_path: Path) -> None:
     (tmp_path / "1.wav").write_bytes(b"RIFF")
-    with pytest.raises(DataMissing, match="there is no recording"):
+    with pytest.raises(DataMissing, match="there are no recordings"):
         read(source=str(tmp_path), format="audio")
 
 
@@ -126,8 +126,8 @@ def test_idx_arrays_come_with_their_labels(read, tmp_path: Path, kind: type) -> 
     [
         (b"", "begins with the bytes"),
         (idx(np.zeros((3, 2), np.uint8))[:-1], "ends before its last value"),
-        (idx(np.zeros((3, 2), np.uint8)) + b"x", "goes on behind its last value"),
-        (idx(np.zeros((3, 2), np.uint8))[:6], "ends in its header"),
+        (idx(np.zeros((3, 2), np.uint8)) + b"x", "continues after its last value"),
+        (idx(np.zeros((3, 2), np.uint8))[:6], "ends inside its header"),
         (idx(np.zeros((2, 2), np.uint8)), "3 labels for 2 arrays"),
     ],
 )
