@@ -18,15 +18,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-MUST_AGREE = (
+Patterns = tuple[tuple[str, str], ...]  # of a stage and the names of its files
+
+MUST_AGREE: Patterns = (
     ("prepare", "*.parquet"),
     ("train", "*.safetensors"),
     ("compress", "*.onnx"),
     ("compress", "*.onnx.*"),
 )
-MAY_DIFFER = (("prepare", "encoder.json"),)
+MAY_DIFFER: Patterns = (("prepare", "encoder.json"),)
 
 
 def run_recipe(checkout: Path, recipe: str, state: Path) -> None:
@@ -39,29 +42,26 @@ def run_recipe(checkout: Path, recipe: str, state: Path) -> None:
         sys.exit(f"{recipe} failed in {checkout}:\n{ended.stdout}{ended.stderr}")
 
 
-def digests(state: Path, patterns: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """The sha256 of the stages' files that match a pattern, by stage and file name.
-
-    A stage may have several outputs, one for each recipe, whose keys differ between checkouts; their files are told
-    apart by the order of their sha256.
-    """
-    found: dict[str, list[str]] = {}
-    for stage, pattern in patterns:
-        for path in (state / "stages" / stage).glob(f"*/**/{pattern}"):
-            name = f"{stage}/{path.name}"
-            found.setdefault(name, []).append(hashlib.sha256(path.read_bytes()).hexdigest())
-    return {f"{name}#{i}": sha256 for name, hashes in found.items() for i, sha256 in enumerate(sorted(hashes))}
+def digests(state: Path, patterns: Patterns) -> Counter[tuple[str, str]]:
+    """How often each pair of stage and file name, such as `train/weights.safetensors`, and sha256 occurs."""
+    return Counter(
+        (f"{stage}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest())
+        for stage, pattern in patterns
+        for path in (state / "stages" / stage).glob(f"*/**/{pattern}")
+    )
 
 
-def compare(old: Path, new: Path, patterns: tuple[tuple[str, str], ...]) -> int:
-    """Prints a line for each file, and returns how many differ or are missing on one side."""
+def compare(old: Path, new: Path, patterns: Patterns) -> int:
+    """Prints a line for each file, and returns how many have no equal file on the other side."""
     before, after = digests(old, patterns), digests(new, patterns)
-    num_different = 0
-    for name in sorted(before | after):
-        pair = before.get(name, "missing")[:16], after.get(name, "missing")[:16]
-        num_different += pair[0] != pair[1]
-        print(f"{'equal    ' if pair[0] == pair[1] else 'DIFFERENT'} {name:<40} {pair[0]:<16} {pair[1]:<16}")
-    return num_different
+    lines = [
+        *((name, sha256, "equal") for name, sha256 in (before & after).elements()),
+        *((name, sha256, "ONLY OLD") for name, sha256 in (before - after).elements()),
+        *((name, sha256, "ONLY NEW") for name, sha256 in (after - before).elements()),
+    ]
+    for name, sha256, where in sorted(lines):
+        print(f"{where:<8}  {name:<32}  {sha256[:16]}")
+    return sum(where != "equal" for _, _, where in lines)
 
 
 def main() -> None:
@@ -80,11 +80,11 @@ def main() -> None:
                     run_recipe(checkout.resolve(), recipe, state)
             print(f"\n{recipe}")
             num_different += compare(*states, MUST_AGREE)
-            num_compared += len(digests(states[0], MUST_AGREE))
+            num_compared += digests(states[0], MUST_AGREE).total()
             compare(*states, MAY_DIFFER)
     if num_compared == 0:
         sys.exit("nothing was compared: the state folders hold no output of prepare, train or compress")
-    print(f"\n{num_compared} files compared, {num_different} different")
+    print(f"\n{num_compared} files compared, {num_different} without an equal one")
     sys.exit(1 if num_different else 0)
 
 
