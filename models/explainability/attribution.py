@@ -1,9 +1,9 @@
-"""How much each value of a row has to do with its answer, through Captum.
+"""Attributes the output for a row to its values, with Captum.
 
-What is explained is an answer of the network less the mean of all its answers to the row: the softmax does not see what
-all logits have in common. A single output, as of a regression, is explained as it is.
+The explained output is a logit minus the mean of the row's logits, since the softmax ignores what all logits share. A
+single output, as of a regression, is explained as it is.
 
-Shapes: B rows, K outputs, U units of a row, T steps, W width of an embedding; a row has the shape of its layout.
+Shapes: B rows, K outputs, G feature groups of a row, T steps, W width of an embedding; a row has its layout's shape.
 """
 
 from __future__ import annotations
@@ -27,28 +27,59 @@ from bloomery.models.training.config import AttributionMethod
 OutputFunction = Callable[[torch.Tensor], torch.Tensor]  # x float32 (B, ...) -> float32 (B, K)
 
 _GRADIENT_STEPS = 32
-_PASSES = 16  # of one row through the network, for each unit
-_MOST_ROWS = 256
-_MOST_VALUES = 1_000_000
-_TOKEN_WIDTH = 128  # what is reckoned for a token where no embedding says it
+_PASSES_PER_GROUP = 16  # of one row through the network
+_MAX_ROWS = 256
+_MAX_VALUES = 1_000_000
+_TOKEN_WIDTH = 128  # assumed for a token without an embedding
 _LIME_WIDTH = 0.25
 _LIME_RIDGE = 0.01
 
 
 class Explanation(NamedTuple):
-    """Why each row is answered as it is.
+    """Attributions of the rows' outputs.
 
     Attributes:
-        weights: float32 (B, ...) of the rows' shape; positive ones speak for the answer. Those of a unit are equal
-            shares of its weight, over the positions that differ from the baseline.
+        weights: float32 (B, ...) of the rows' shape; positive ones speak for the output. A group's weight is divided
+            equally among its positions that differ from the baseline.
         target: int64 (B,), the output that is explained.
-        rise: float32 (B,), how much more that output is for the row than for its baseline. The weights of integrated
-            gradients (nearly), KernelSHAP and Shapley values add up to it; those of occlusion and LIME need not.
+        output_change: float32 (B,), the output for the row minus that for its baseline. Weights of integrated
+            gradients (approximately), KernelSHAP and Shapley values sum up to it; those of occlusion and LIME need not.
     """
 
     weights: np.ndarray
     target: np.ndarray
-    rise: np.ndarray
+    output_change: np.ndarray
+
+
+class AttributionOptions(NamedTuple):
+    """How outputs are explained.
+
+    Attributes:
+        method: default: `default_method`.
+        target: the output to explain for each row, int64 (B,); default: the largest one.
+        groups: features that all methods except integrated gradients treat as one; default: those of the layout.
+        num_passes: passes of a row through the network: steps of integrated gradients, samples of a local linear model,
+            or permutations times groups. Occlusion needs one for each position.
+    """
+
+    method: AttributionMethod | None = None
+    target: np.ndarray | None = None
+    groups: FeatureGroups | None = None
+    num_passes: int | None = None
+    seed: int = 0
+
+
+class _Row(NamedTuple):
+    """One row to explain by its feature groups."""
+
+    outputs: OutputFunction
+    x: torch.Tensor  # (1, ...)
+    baseline: torch.Tensor  # (1, ...)
+    target: int
+    groups: torch.Tensor  # int64 (1, ...), the group of each position
+    num_groups: int
+    num_passes: int
+    batch_size: int
 
 
 def explain(
@@ -56,28 +87,15 @@ def explain(
     x: torch.Tensor,
     layout: Layout,
     baseline: torch.Tensor,
-    *,
-    method: AttributionMethod | None = None,
-    target: np.ndarray | None = None,
-    units: FeatureGroups | None = None,
-    passes: int | None = None,
-    seed: int = 0,
+    options: AttributionOptions | None = None,
 ) -> Explanation:
-    """What in each row of x speaks for its answer, against `baseline` (both float32 (B, ...), on one device).
+    """Explain the output for each row of x against `baseline` (both float32 (B, ...), on one device).
 
-    The same arguments give the same weights; the state of torch's random numbers, the network's mode and its gradients
-    are afterwards what they were. Memory does not grow with the number of rows.
-
-    Args:
-        network: a module, or a function that answers; only a module has gradients.
-        method: left out, integrated gradients; Shapley values where there are none.
-        target: the output to explain for each row, int64 (B,); left out, the one that is largest.
-        units: what is weighed as one thing by all methods but integrated gradients; left out, as the layout has it.
-        passes: how often one row may go through the network: steps of integrated gradients, rows of a local linear
-            model, or permutations times units. Occlusion needs as many as there are places.
+    Deterministic; torch's random state and the network's mode and gradients do not change. Memory does not grow with
+    the number of rows. `network` is a module or a function; only a module has gradients.
 
     Raises:
-        RecipeInvalid: integrated gradients are asked of what has none.
+        RecipeInvalid: integrated gradients of a network without them.
 
     Source: Sundararajan, Taly & Yan 2017, "Axiomatic Attribution for Deep Networks" (integrated gradients); Zeiler &
     Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2 (occlusion); Ribeiro, Singh &
@@ -85,27 +103,26 @@ def explain(
     Predictions" (KernelSHAP); Castro, Gomez & Tejada 2009, "Polynomial calculation of the Shapley value based on
     sampling" (Shapley values).
     """
-    chosen = method or default_method(network, layout)
-    grid = units or group_features(layout)
-    answers = _centred(network)
-    embedding = _embedding(network, layout)
-    at_once = _rows_at_once(layout, embedding)
-    with _undisturbed(network, seed, x.device):
-        outputs_BK = _in_batches(answers, x, at_once)
-        target_B = outputs_BK.argmax(1) if target is None else torch.as_tensor(target, device=x.device)
-        if chosen == "integrated_gradients":
-            _require_gradients(network, layout, embedding)
-            weights = _by_gradients(answers, x, baseline, target_B, embedding, passes or _GRADIENT_STEPS, at_once)
-            if embedding is None:
-                still_BK = _in_batches(answers, baseline, at_once)
-            else:
-                with _blank(answers, embedding, baseline[:1]):
-                    still_BK = _in_batches(answers, x, at_once)
+    options = options or AttributionOptions()
+    method = options.method or default_method(network, layout)
+    outputs = _centre_outputs(network)
+    embedding = _find_embedding(network, layout)
+    batch_size = _batch_size(layout, embedding)
+    with _isolated(network, options.seed, x.device):
+        outputs_BK = _in_batches(outputs, x, batch_size)
+        target_B = outputs_BK.argmax(1) if options.target is None else torch.as_tensor(options.target, device=x.device)
+        if method == "integrated_gradients":
+            _require_gradients(network, layout)
+            num_steps = options.num_passes or _GRADIENT_STEPS
+            weights = _integrate_gradients(outputs, x, baseline, target_B, embedding, num_steps, batch_size)
+            baseline_BK = _baseline_outputs(outputs, x, baseline, embedding, batch_size)
         else:
-            weights = _by_units(answers, x, baseline, target_B, layout, grid, chosen, passes, at_once)
-            still_BK = _in_batches(answers, baseline, at_once)
-    rise_B = (outputs_BK - still_BK).gather(1, target_B[:, None])[:, 0]
-    return Explanation(weights.cpu().numpy(), target_B.cpu().numpy(), rise_B.cpu().numpy())
+            groups = options.groups or group_features(layout)
+            rows = _split_rows(outputs, x, baseline, target_B, groups, options.num_passes, batch_size)
+            weights = torch.cat([_explain_row(row, method, layout) for row in rows])
+            baseline_BK = _in_batches(outputs, baseline, batch_size)
+    change_B = (outputs_BK - baseline_BK).gather(1, target_B[:, None])[:, 0]
+    return Explanation(weights.cpu().numpy(), target_B.cpu().numpy(), change_B.cpu().numpy())
 
 
 def explain_session(
@@ -113,237 +130,239 @@ def explain_session(
     x: np.ndarray,
     layout: Layout,
     baseline: np.ndarray,
+    options: AttributionOptions | None = None,
     *,
-    method: AttributionMethod = "shapley",
-    target: np.ndarray | None = None,
-    units: FeatureGroups | None = None,
-    passes: int | None = None,
-    seed: int = 0,
     is_row_by_row: bool = False,
 ) -> Explanation:
-    """`explain` for an ONNX file as it is served, which has no gradients: x and baseline float32 (B, ...)."""
+    """`explain` for an ONNX session, which has no gradients: x and baseline float32 (B, ...)."""
 
-    def answers(x: torch.Tensor) -> torch.Tensor:
+    def compute(x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(compute_outputs(session, x.numpy(), is_row_by_row=is_row_by_row))
 
-    x_rows, still = torch.from_numpy(x), torch.from_numpy(baseline)
-    return explain(answers, x_rows, layout, still, method=method, target=target, units=units, passes=passes, seed=seed)
+    return explain(compute, torch.from_numpy(x), layout, torch.from_numpy(baseline), options)
 
 
 def default_method(network: nn.Module | OutputFunction, layout: Layout) -> AttributionMethod:
     """Integrated gradients where every value of a row has a gradient, else Shapley values."""
     if not isinstance(network, nn.Module) or layout.categories:
         return "shapley"
-    if layout.kind == "tokens" and _embedding(network, layout) is None:
+    if layout.kind == "tokens" and _find_embedding(network, layout) is None:
         return "shapley"
     return "integrated_gradients"
 
 
-def _require_gradients(network: nn.Module | OutputFunction, layout: Layout, embedding: nn.Embedding | None) -> None:
+def _require_gradients(network: nn.Module | OutputFunction, layout: Layout) -> None:
     if default_method(network, layout) == "integrated_gradients":
         return
-    lack = "tokens without an embedding" if layout.kind == "tokens" else "numbers of categories"
+    reason = "tokens without an embedding" if layout.kind == "tokens" else "category indices"
     raise RecipeInvalid(
-        f"integrated gradients are asked of {lack if isinstance(network, nn.Module) else 'an ONNX file'}",
-        required="a method that needs no gradients: occlusion, lime, kernel_shap or shapley",
+        f"there are no integrated gradients for {reason if isinstance(network, nn.Module) else 'an ONNX file'}",
+        required="a method without gradients: occlusion, lime, kernel_shap or shapley",
         where="the recipe's training.explain.method",
-        remedy="leave the method out, or name another one",
+        remedy="leave the method out, or choose another one",
     )
 
 
-def _centred(network: nn.Module | OutputFunction) -> OutputFunction:
-    def answers(x: torch.Tensor) -> torch.Tensor:
+def _centre_outputs(network: nn.Module | OutputFunction) -> OutputFunction:
+    def compute(x: torch.Tensor) -> torch.Tensor:
         outputs_BK = network(x)
         return outputs_BK - outputs_BK.mean(1, keepdim=True) if outputs_BK.shape[1] > 1 else outputs_BK
 
-    return answers
+    return compute
 
 
-def _embedding(network: nn.Module | OutputFunction, layout: Layout) -> nn.Embedding | None:
-    """The table that tokens are looked up in: the first that has a row for each of them."""
+def _find_embedding(network: nn.Module | OutputFunction, layout: Layout) -> nn.Embedding | None:
+    """The first embedding of `network` that has a row for each token."""
     if not isinstance(network, nn.Module) or layout.kind != "tokens":
         return None
     tables = (module for module in network.modules() if isinstance(module, nn.Embedding))
     return next((table for table in tables if table.num_embeddings >= (layout.num_tokens or 0)), None)
 
 
-def _rows_at_once(layout: Layout, embedding: nn.Embedding | None) -> int:
+def _batch_size(layout: Layout, embedding: nn.Embedding | None) -> int:
     width = embedding.embedding_dim if embedding else _TOKEN_WIDTH if layout.kind == "tokens" else 1
-    return max(min(_MOST_ROWS, _MOST_VALUES // (layout.num_values * width)), 1)
+    return max(min(_MAX_ROWS, _MAX_VALUES // (layout.num_values * width)), 1)
 
 
 @contextmanager
-def _undisturbed(network: nn.Module | OutputFunction, seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from `seed`, and the network in evaluation mode; afterwards both are as before.
+def _isolated(network: nn.Module | OutputFunction, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, random numbers start from `seed` and the network is in evaluation mode; afterwards both are as before.
 
-    cuDNN differentiates recurrent layers in training mode alone, so it is left aside.
+    cuDNN is off, since it differentiates recurrent layers in training mode only.
     """
-    modes = {one: one.training for one in network.modules()} if isinstance(network, nn.Module) else {}
+    modes = {module: module.training for module in network.modules()} if isinstance(network, nn.Module) else {}
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.backends.cudnn.flags(enabled=False):
         torch.manual_seed(seed)
-        for one in modes:
-            one.training = False
+        for module in modes:
+            module.training = False
         try:
             yield
         finally:
-            for one, mode in modes.items():
-                one.training = mode
+            for module, mode in modes.items():
+                module.training = mode
 
 
 @contextmanager
-def _blank(answers: OutputFunction, embedding: nn.Embedding, padding_1T: torch.Tensor) -> Iterator[None]:
-    """Meanwhile every token is looked up as padding, though it still counts as being there."""
-    seen: list[torch.Tensor] = []
-    hook = embedding.register_forward_hook(lambda table, _, out_BTW: seen.append(out_BTW[:, :1]))
+def _padded_embedding(outputs: OutputFunction, embedding: nn.Embedding, padding_1T: torch.Tensor) -> Iterator[None]:
+    """Within, every token has the embedding of padding, though masks still count it as valid."""
+    vectors: list[torch.Tensor] = []
+    hook = embedding.register_forward_hook(lambda table, _, out_BTW: vectors.append(out_BTW[:, :1]))
     with torch.no_grad():
-        answers(padding_1T)
+        outputs(padding_1T)
     hook.remove()
-    hook = embedding.register_forward_hook(lambda table, _, out_BTW: seen[0].expand_as(out_BTW))
+    hook = embedding.register_forward_hook(lambda table, _, out_BTW: vectors[0].expand_as(out_BTW))
     try:
         yield
     finally:
         hook.remove()
 
 
-def _in_batches(answers: OutputFunction, x: torch.Tensor, at_once: int) -> torch.Tensor:
+def _baseline_outputs(
+    outputs: OutputFunction,
+    x: torch.Tensor,
+    baseline: torch.Tensor,
+    embedding: nn.Embedding | None,
+    batch_size: int,
+) -> torch.Tensor:
+    """Outputs for the baseline of integrated gradients; for tokens, with embeddings of padding in place of theirs."""
+    if embedding is None:
+        return _in_batches(outputs, baseline, batch_size)
+    with _padded_embedding(outputs, embedding, baseline[:1]):
+        return _in_batches(outputs, x, batch_size)
+
+
+def _in_batches(outputs: OutputFunction, x: torch.Tensor, batch_size: int) -> torch.Tensor:
     with torch.no_grad():
-        return torch.cat([answers(rows) for rows in x.split(at_once)])
+        return torch.cat([outputs(rows) for rows in x.split(batch_size)])
 
 
-def _by_gradients(
-    answers: OutputFunction,
+def _integrate_gradients(
+    outputs: OutputFunction,
     x: torch.Tensor,
     baseline: torch.Tensor,
     target_B: torch.Tensor,
     embedding: nn.Embedding | None,
     num_steps: int,
-    at_once: int,
+    batch_size: int,
 ) -> torch.Tensor:
-    """The gradient's mean on the way from the baseline to the row, times the way. Of tokens, that of their vectors."""
+    """The mean gradient between baseline and row, times their difference; for tokens, of their embeddings."""
     from captum.attr import IntegratedGradients, LayerIntegratedGradients
 
-    explainer = IntegratedGradients(answers) if embedding is None else LayerIntegratedGradients(answers, embedding)
-    found = []
-    num_rows = max(at_once // num_steps, 1)
-    for rows, still, target in zip(x.split(num_rows), baseline.split(num_rows), target_B.split(num_rows), strict=True):
-        # A copy, since Captum asks for gradients of what it is given.
-        start = rows.clone().requires_grad_(embedding is None)
-        weights = explainer.attribute(
-            start, still, target=target, n_steps=num_steps, internal_batch_size=max(at_once, len(rows))
+    explainer = IntegratedGradients(outputs) if embedding is None else LayerIntegratedGradients(outputs, embedding)
+    weights = []
+    num_rows = max(batch_size // num_steps, 1)
+    for rows, baselines, target in zip(
+        x.split(num_rows), baseline.split(num_rows), target_B.split(num_rows), strict=True
+    ):
+        # A copy, since Captum sets requires_grad on its input.
+        inputs = rows.clone().requires_grad_(embedding is None)
+        attributions = explainer.attribute(
+            inputs, baselines, target=target, n_steps=num_steps, internal_batch_size=max(batch_size, len(rows))
         )
-        found.append((weights if embedding is None else weights.sum(-1)).detach().float())
-    return torch.cat(found)
+        weights.append((attributions if embedding is None else attributions.sum(-1)).detach().float())
+    return torch.cat(weights)
 
 
-def _by_units(
-    answers: OutputFunction,
+def _split_rows(
+    outputs: OutputFunction,
     x: torch.Tensor,
     baseline: torch.Tensor,
     target_B: torch.Tensor,
-    layout: Layout,
-    units: FeatureGroups,
-    method: AttributionMethod,
-    passes: int | None,
-    at_once: int,
-) -> torch.Tensor:
-    """Row by row, since each has units of its own: those that differ from the baseline."""
-    of = torch.from_numpy(units.of).to(x.device)
-    found = []
-    for row, still, target in zip(x.split(1), baseline.split(1), target_B.tolist(), strict=True):
-        differs = row != still
-        present, places = torch.unique(of[differs[0]], return_inverse=True)
-        if len(present) == 0:
-            found.append(torch.zeros_like(row))
-            continue
-        if method == "occlusion" and layout.kind == "image":
-            found.append(_by_window(answers, row, still, target, at_once))
-            continue
-        # What is as in the baseline may belong to any unit, so it is given to the first.
-        mask = torch.zeros_like(of).masked_scatter(differs[0], places)[None]
-        num_passes = passes or _PASSES * len(present)
-        weights = _weights_of_units(answers, row, still, target, mask, len(present), method, num_passes, at_once)
-        sizes = torch.bincount(places, minlength=len(present)).to(weights.dtype)
-        found.append(torch.where(differs, (weights / sizes)[mask], 0.0))
-    return torch.cat(found)
+    groups: FeatureGroups,
+    num_passes: int | None,
+    batch_size: int,
+) -> Iterator[_Row]:
+    """One by one, since each row has its own groups: those that differ from its baseline."""
+    group_of = torch.from_numpy(groups.group_of).to(x.device)
+    for row, row_baseline, target in zip(x.split(1), baseline.split(1), target_B.tolist(), strict=True):
+        differs = (row != row_baseline)[0]
+        present, numbers = torch.unique(group_of[differs], return_inverse=True)
+        # Positions that equal the baseline have no effect, so they may belong to any group: the first.
+        row_groups = torch.zeros_like(group_of).masked_scatter(differs, numbers)[None]
+        passes = num_passes or _PASSES_PER_GROUP * len(present)
+        yield _Row(outputs, row, row_baseline, target, row_groups, len(present), passes, batch_size)
 
 
-def _by_window(
-    answers: OutputFunction, row: torch.Tensor, still: torch.Tensor, target: int, at_once: int
-) -> torch.Tensor:
-    """The mean loss of the answer over all windows that hide a pixel, (1, C, H, W) with equal channels."""
+def _explain_row(row: _Row, method: AttributionMethod, layout: Layout) -> torch.Tensor:
+    """The weights of one row, (1, ...)."""
+    if row.num_groups == 0:
+        return torch.zeros_like(row.x)
+    if method == "occlusion" and layout.kind == "image":
+        return _occlude_windows(row)
+    weights_G = _explain_groups(row, method)
+    differs = row.x != row.baseline
+    sizes_G = torch.bincount(row.groups[differs], minlength=row.num_groups).to(weights_G.dtype)
+    return torch.where(differs, (weights_G / sizes_G)[row.groups], 0.0)
+
+
+def _occlude_windows(row: _Row) -> torch.Tensor:
+    """The mean drop of the output over all windows that hide a pixel, (1, C, H, W) with equal channels."""
     from captum.attr import Occlusion
 
-    channels, height, width = row.shape[1:]
+    channels, height, width = row.x.shape[1:]
     window = (channels, math.ceil(height / 4), math.ceil(width / 4))
     strides = (channels, math.ceil(height / 16), math.ceil(width / 16))
     return (
-        Occlusion(answers)
-        .attribute(row, window, strides, baselines=still, target=target, perturbations_per_eval=at_once)
+        Occlusion(row.outputs)
+        .attribute(
+            row.x, window, strides, baselines=row.baseline, target=row.target, perturbations_per_eval=row.batch_size
+        )
         .float()
     )
 
 
-def _weights_of_units(
-    answers: OutputFunction,
-    row: torch.Tensor,
-    still: torch.Tensor,
-    target: int,
-    mask: torch.Tensor,
-    num_units: int,
-    method: AttributionMethod,
-    num_passes: int,
-    at_once: int,
-) -> torch.Tensor:
-    """The weight of each unit of one row, float32 (U,); `mask` int64 (1, ...) has the unit of each position."""
+def _explain_groups(row: _Row, method: AttributionMethod) -> torch.Tensor:
+    """The weight of each group, float32 (G,)."""
     from captum._utils.models.linear_model import SkLearnRidge
     from captum.attr import FeatureAblation, KernelShap, Lime
 
     if method == "shapley":
-        return _by_permutations(answers, row, still, target, mask[0], num_units, num_passes, at_once)
-    asked = {"baselines": still, "target": target, "feature_mask": mask, "perturbations_per_eval": at_once}
-    if method == "occlusion" or num_units == 1:
-        weights = FeatureAblation(answers).attribute(row, **asked).flatten().float()
-        _, first = np.unique(mask.cpu().numpy().ravel(), return_index=True)
+        return _sample_shapley_values(row)
+    arguments = {
+        "baselines": row.baseline,
+        "target": row.target,
+        "feature_mask": row.groups,
+        "perturbations_per_eval": row.batch_size,
+    }
+    if method == "occlusion" or row.num_groups == 1:
+        weights = FeatureAblation(row.outputs).attribute(row.x, **arguments).flatten().float()
+        _, first = np.unique(row.groups.cpu().numpy().ravel(), return_index=True)
         return weights[torch.from_numpy(first).to(weights.device)]
     if method == "kernel_shap":
-        explainer = KernelShap(answers)
-        return explainer.attribute(row, n_samples=num_passes + 2, return_input_shape=False, **asked).flatten().float()
-    local = Lime(answers, interpretable_model=SkLearnRidge(alpha=_LIME_RIDGE), similarity_func=_likeness)
-    return local.attribute(row, n_samples=num_passes + 1, return_input_shape=False, **asked).flatten().float()
+        explainer: Lime = KernelShap(row.outputs)
+        num_samples = row.num_passes + 2
+    else:
+        explainer = Lime(
+            row.outputs, interpretable_model=SkLearnRidge(alpha=_LIME_RIDGE), similarity_func=_lime_similarity
+        )
+        num_samples = row.num_passes + 1
+    return explainer.attribute(row.x, n_samples=num_samples, return_input_shape=False, **arguments).flatten().float()
 
 
-def _by_permutations(
-    answers: OutputFunction,
-    row: torch.Tensor,
-    still: torch.Tensor,
-    target: int,
-    unit: torch.Tensor,
-    num_units: int,
-    num_passes: int,
-    at_once: int,
-) -> torch.Tensor:
-    """What the answer gains by each unit, float32 (U,), over orders in which units come; `unit` is that of each place.
+def _sample_shapley_values(row: _Row) -> torch.Tensor:
+    """The mean gain of the output by each group, float32 (G,), over sampled permutations of the groups.
 
-    Each order is walked backwards too, which takes out much of the chance. Captum's `ShapleyValueSampling` gives the
-    same figures, at about four times the cost where the network is small (docs/explanations.md).
+    Each permutation is also used in reverse, which reduces the variance. Captum's `ShapleyValueSampling` computes the
+    same, about four times slower for small networks (docs/explanations.md).
 
     Source: Mitchell, Cooper, Frank & Holmes 2022, "Sampling Permutations for Shapley Value Estimation", section 3.
     """
-    num_pairs = max(num_passes // (2 * num_units), 1)
-    num_kept = torch.arange(num_units + 1, device=row.device).view(-1, *[1] * unit.dim())
-    gains_U = torch.zeros(num_units, device=row.device)
+    num_groups, device, groups = row.num_groups, row.x.device, row.groups[0]
+    num_pairs = max(row.num_passes // (2 * num_groups), 1)
+    num_kept = torch.arange(num_groups + 1, device=device).view(-1, *[1] * groups.dim())
+    gains_G = torch.zeros(num_groups, device=device)
     for _ in range(num_pairs):
-        drawn = torch.randperm(num_units).to(row.device)
-        for order in (drawn, drawn.flip(0)):
-            # The place of each unit in the order; row k has the units whose place is below k.
-            place = torch.empty_like(order).scatter_(0, order, torch.arange(num_units, device=row.device))
-            rows = torch.where(place[unit] < num_kept, row, still)
-            gains_U[order] += _in_batches(answers, rows, at_once)[:, target].diff()
-    return gains_U / (2 * num_pairs)
+        permutation = torch.randperm(num_groups).to(device)
+        for order in (permutation, permutation.flip(0)):
+            # The rank of each group in the order; row k keeps the groups with a rank below k.
+            rank = torch.empty_like(order).scatter_(0, order, torch.arange(num_groups, device=device))
+            rows = torch.where(rank[groups] < num_kept, row.x, row.baseline)
+            gains_G[order] += _in_batches(row.outputs, rows, row.batch_size)[:, row.target].diff()
+    return gains_G / (2 * num_pairs)
 
 
-def _likeness(row: torch.Tensor, changed: torch.Tensor, kept_1U: torch.Tensor, **_: object) -> float:
-    """How much a row counts in which only some units are kept: by the cosine to one in which all are."""
-    distance = 1 - math.sqrt(float(kept_1U.float().mean()))
+def _lime_similarity(row: torch.Tensor, perturbed: torch.Tensor, kept_1G: torch.Tensor, **_: object) -> float:
+    """The weight of a sample that keeps only some groups, by the cosine distance of its mask to the full mask."""
+    distance = 1 - math.sqrt(float(kept_1G.float().mean()))
     return math.exp(-((distance / _LIME_WIDTH) ** 2))

@@ -1,6 +1,6 @@
-"""What a value is compared with when it is asked how much it matters.
+"""Baselines: the uninformative rows that attributions compare with.
 
-Shapes: B rows, N rows of a sample, C channels, H height, W width, T steps, F values of a step.
+Shapes: B rows, N rows of a sample, C channels, H height, W width, T steps.
 """
 
 from __future__ import annotations
@@ -14,57 +14,56 @@ from bloomery.models.training.config import AttributionBaseline
 
 
 def make_baseline(
-    x: torch.Tensor, layout: Layout, sample: torch.Tensor, how: AttributionBaseline | None = None
+    x: torch.Tensor, layout: Layout, sample: torch.Tensor, kind: AttributionBaseline | None = None
 ) -> torch.Tensor:
-    """A row that says nothing, for each row of x (B, ...): float32 of the same shape.
+    """A baseline for each row of x (B, ...): float32 of the same shape.
 
-    Left out, `how` is the mean of the rows of `sample` (N, ...) for tables and sequences, of which categories take the
-    most frequent one, and 0 for images, which is the mean pixel where the encoder standardises. Tokens always become
-    padding, and a padded step stays padded.
+    Default: for tables and sequences the mean of the rows of `sample` (N, ...), with the most frequent category; for
+    images 0, which is the mean pixel if the encoder standardises. Tokens always become padding; padded steps stay.
 
     Raises:
-        RecipeInvalid: rows that are no images cannot be blurred.
+        RecipeInvalid: `blur` for rows that are not images.
 
     Source: Sturmfels, Lundberg & Lee 2020, "Visualizing the Impact of Feature Attribution Baselines".
     """
-    chosen = how or ("zero" if layout.kind == "image" else "mean")
+    kind = kind or ("zero" if layout.kind == "image" else "mean")
     if layout.kind == "tokens":
         return torch.zeros_like(x)
-    if chosen == "blur":
+    if kind == "blur":
         if layout.kind != "image":
             raise RecipeInvalid(
-                f"the baseline of rows of kind {layout.kind} is to be a blurred row",
+                f"the baseline `blur` does not apply to rows of kind {layout.kind}",
                 required="images, or the baseline `mean` or `zero`",
                 where="the recipe's training.explain.baseline",
                 remedy="leave the baseline out",
             )
-        return _blurred(x)
-    still = torch.zeros_like(x) if chosen == "zero" else _mean(layout, sample).expand_as(x).clone()
+        return _blur(x)
+    baseline = torch.zeros_like(x) if kind == "zero" else _mean_row(layout, sample).expand_as(x).clone()
     if layout.is_padded:
-        there_BT = x[..., -1:]
-        still = torch.cat([still[..., :-1] * there_BT, there_BT], dim=-1)
-    return still
+        valid_BT1 = x[..., -1:]
+        baseline = torch.cat([baseline[..., :-1] * valid_BT1, valid_BT1], dim=-1)
+    return baseline
 
 
-def _mean(layout: Layout, sample: torch.Tensor) -> torch.Tensor:
-    """The mean row (1, ...). All steps of a sequence are alike; a category is the most frequent one."""
+def _mean_row(layout: Layout, sample: torch.Tensor) -> torch.Tensor:
+    """The mean row (1, ...), with equal steps in a sequence and the most frequent categories."""
     if layout.kind == "sequence":
-        there_NT1 = sample[..., -1:] if layout.is_padded else torch.ones_like(sample[..., :1])
-        return ((sample * there_NT1).sum((0, 1)) / there_NT1.sum().clamp(min=1)).view(1, 1, -1)
+        valid_NT1 = sample[..., -1:] if layout.is_padded else torch.ones_like(sample[..., :1])
+        return ((sample * valid_NT1).sum((0, 1)) / valid_NT1.sum().clamp(min=1)).view(1, 1, -1)
     mean = sample.mean(0, keepdim=True)
     for position, _ in layout.categories:
         mean[:, position] = sample[:, position].mode().values
     return mean
 
 
-def _blurred(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Images under a Gaussian of an eighth of their longer side, in pixels; edges repeat outside."""
+def _blur(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur with a standard deviation of an eighth of the longer side; edges repeat outside."""
     channels, height, width = x_BCHW.shape[1:]
     sigma = max(height, width) / 8
-    reach = min(round(2 * sigma), height - 1, width - 1)
-    offsets = torch.arange(-reach, reach + 1, dtype=x_BCHW.dtype, device=x_BCHW.device)
+    radius = min(round(2 * sigma), height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=x_BCHW.dtype, device=x_BCHW.device)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
-    x = F.pad(x_BCHW, (reach, reach, reach, reach), mode="replicate")
+    x = F.pad(x_BCHW, (radius, radius, radius, radius), mode="replicate")
     x = F.conv2d(x, kernel, groups=channels)
     return F.conv2d(x, kernel.transpose(2, 3), groups=channels)

@@ -1,6 +1,7 @@
-"""What of an encoded row is weighed as one thing: columns of a table, patches, steps of a column, tokens.
+"""Feature groups: values of an encoded row that are explained as one, such as table columns, patches or tokens.
 
-Shapes: B rows, U units, C channels, H height, W width, T steps, F values of a step; a row has the shape of its layout.
+Shapes: B rows, G feature groups, C channels, H height, W width, T steps, F values of a step; a row has the shape of its
+layout.
 """
 
 from __future__ import annotations
@@ -15,96 +16,96 @@ from bloomery.models.features.encoder import Encoder
 from bloomery.models.features.input_config import CategoryInput, Input, SequenceInput, SeriesInput
 from bloomery.models.features.kinds.category import FittedCategories
 
-_PATCHES = 8  # of an image, at most, along each side
-_MOST_UNITS = 128  # of a sequence
+_MAX_PATCHES = 8  # of an image, along each side
+_MAX_SEQUENCE_GROUPS = 128
 
 
 class FeatureGroups(NamedTuple):
-    """Which unit each position of a row belongs to: `of` int64 with the layout's shape, from 0.
+    """The group of each position of a row: `group_of` int64 of the layout's shape, from 0.
 
-    Units lie in a grid: (U,) for columns and tokens, (rows, columns) for patches, (blocks of steps, columns) for
-    sequences. `columns` names the last axis of tables and sequences.
+    `grid` is (G,) for columns and tokens, (rows, columns) for patches, (blocks of steps, columns) for sequences.
+    `columns` names the last axis for tables and sequences.
     """
 
-    of: np.ndarray
+    group_of: np.ndarray
     grid: tuple[int, ...]
     columns: tuple[str, ...] = ()
 
 
 def group_features(layout: Layout, columns: tuple[str, ...] = ()) -> FeatureGroups:
-    """The units of rows as `layout` has them. `columns` has the column's name of each value of a row or of a step."""
+    """The groups for rows of `layout`. `columns` has the column name of each value of a row or of a step."""
     match layout.kind:
         case "image":
-            return _patches(layout.shape)
+            return _group_patches(layout.shape)
         case "sequence":
-            return _blocks(layout, columns)
+            return _group_steps(layout, columns)
         case "tokens":
             return FeatureGroups(np.arange(layout.shape[0]), layout.shape)
     names = columns or tuple(f"value {position}" for position in range(layout.num_values))
-    known = tuple(dict.fromkeys(names))
-    of = np.array([known.index(name) for name in names], np.int64)
-    return FeatureGroups(of.reshape(layout.shape), (len(known),), known)
+    distinct = tuple(dict.fromkeys(names))
+    index = np.array([distinct.index(name) for name in names], np.int64)
+    return FeatureGroups(index.reshape(layout.shape), (len(distinct),), distinct)
 
 
-def _patches(shape: tuple[int, ...]) -> FeatureGroups:
+def _group_patches(shape: tuple[int, ...]) -> FeatureGroups:
     """At most 8 x 8 patches, each over all channels."""
     _, height, width = shape
-    tall, wide = patch_size(shape)
-    grid = (math.ceil(height / tall), math.ceil(width / wide))
-    of_HW = np.arange(height)[:, None] // tall * grid[1] + np.arange(width) // wide
-    return FeatureGroups(np.broadcast_to(of_HW, shape).copy(), grid)
+    patch_height, patch_width = patch_size(shape)
+    grid = (math.ceil(height / patch_height), math.ceil(width / patch_width))
+    index_HW = np.arange(height)[:, None] // patch_height * grid[1] + np.arange(width) // patch_width
+    return FeatureGroups(np.broadcast_to(index_HW, shape).copy(), grid)
 
 
 def patch_size(shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width of a patch, in pixels."""
-    return math.ceil(shape[1] / _PATCHES), math.ceil(shape[2] / _PATCHES)
+    return math.ceil(shape[1] / _MAX_PATCHES), math.ceil(shape[2] / _MAX_PATCHES)
 
 
-def _blocks(layout: Layout, columns: tuple[str, ...]) -> FeatureGroups:
-    """Each column of each step, or of a few steps if there are many. Whether a step is there belongs to its values."""
-    steps, values = layout.shape
-    width = max(values - layout.is_padded, 1)
+def _group_steps(layout: Layout, columns: tuple[str, ...]) -> FeatureGroups:
+    """Each column of each step, or of a block of steps if there are many. The padding flag joins the last value."""
+    num_steps, num_values = layout.shape
+    width = max(num_values - layout.is_padded, 1)
     names = columns or tuple(f"value {position}" for position in range(width))
-    known = tuple(dict.fromkeys(names[:width]))
-    length = math.ceil(steps * len(known) / _MOST_UNITS)
-    of_F = [known.index(name) for name in names[:width]]
-    of_F += [of_F[-1]] * (values - width)
-    of_TF = np.arange(steps)[:, None] // length * len(known) + np.array(of_F, np.int64)
-    return FeatureGroups(of_TF, (math.ceil(steps / length), len(known)), known)
+    distinct = tuple(dict.fromkeys(names[:width]))
+    block_length = math.ceil(num_steps * len(distinct) / _MAX_SEQUENCE_GROUPS)
+    index_F = [distinct.index(name) for name in names[:width]]
+    index_F += [index_F[-1]] * (num_values - width)
+    index_TF = np.arange(num_steps)[:, None] // block_length * len(distinct) + np.array(index_F, np.int64)
+    return FeatureGroups(index_TF, (math.ceil(num_steps / block_length), len(distinct)), distinct)
 
 
-def sum_by_group(weights: np.ndarray, units: FeatureGroups) -> np.ndarray:
-    """The weights (B, ...) of positions added up by unit: float64 (B, *grid)."""
-    num_rows, num_units = len(weights), math.prod(units.grid)
-    places = np.arange(num_rows)[:, None] * num_units + units.of.reshape(1, -1)
-    flat = np.bincount(places.ravel(), weights.reshape(num_rows, -1).ravel(), num_rows * num_units)
-    return flat.reshape(num_rows, *units.grid)
+def sum_by_group(weights: np.ndarray, groups: FeatureGroups) -> np.ndarray:
+    """The sums of the weights (B, ...) over each group: float64 (B, *grid)."""
+    num_rows, num_groups = len(weights), math.prod(groups.grid)
+    positions = np.arange(num_rows)[:, None] * num_groups + groups.group_of.reshape(1, -1)
+    flat = np.bincount(positions.ravel(), weights.reshape(num_rows, -1).ravel(), num_rows * num_groups)
+    return flat.reshape(num_rows, *groups.grid)
 
 
 def column_names(encoder: Encoder) -> tuple[str, ...]:
-    """The raw column that each value of a flat row comes from, or each value of a step; none for other rows."""
+    """The raw column of each value of a flat row, or of each value of a step; empty for other rows."""
     if encoder.layout.kind == "flat":
-        parts = zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True)
-        return tuple(name for source, fitted, shape in parts for name in _names(source, fitted, shape[0]))
+        inputs = zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True)
+        return tuple(name for source, fitted, shape in inputs for name in _input_columns(source, fitted, shape[0]))
     if encoder.layout.kind == "sequence":
-        return _step_names(encoder.features.inputs[0], encoder.layout.shape[1] - encoder.layout.is_padded)
+        return _step_columns(encoder.features.inputs[0], encoder.layout.shape[1] - encoder.layout.is_padded)
     return ()
 
 
-def _names(source: Input, fitted: object, width: int) -> list[str]:
-    """The columns of a flat input, each as often as it has values."""
+def _input_columns(source: Input, fitted: object, width: int) -> list[str]:
+    """The columns of a flat input, each once per value."""
     if source.kind in ("number", "boolean"):
-        return list(source.columns) * (width // len(source.columns))  # the indicators lie behind all values
+        return list(source.columns) * (width // len(source.columns))  # the indicators follow all values
     widths = [width // len(source.columns)] * len(source.columns)
     if isinstance(fitted, FittedCategories) and isinstance(source, CategoryInput) and source.encoding == "one_hot":
-        widths = [len(one.names) + 2 for one in fitted.columns]
+        widths = [len(column.names) + 2 for column in fitted.columns]
     return [name for name, count in zip(source.columns, widths, strict=True) for _ in range(count)]
 
 
-def _step_names(source: Input, width: int) -> tuple[str, ...]:
-    """The columns of a step's values; of wide columns, such as x1, x2, what they share but for their numbers."""
+def _step_columns(source: Input, width: int) -> tuple[str, ...]:
+    """The columns of a step's values; for wide columns, such as x1, x2, their common stem."""
     if isinstance(source, SeriesInput):
-        return source.columns * (width // len(source.columns))  # the indicators lie behind all values
+        return source.columns * (width // len(source.columns))  # the indicators follow all values
     if isinstance(source, SequenceInput) and source.steps:
         stems = [{name.rstrip("0123456789").rstrip("_") for name in names} for names in zip(*source.steps, strict=True)]
         if all(len(stem) == 1 for stem in stems) and len(set.union(*stems)) == width:

@@ -1,4 +1,4 @@
-"""What matters over many rows.
+"""Feature importance: the mean absolute attribution over many rows.
 
 Shapes: B rows, T tokens.
 """
@@ -13,27 +13,27 @@ from bloomery.models.explainability.feature_groups import FeatureGroups, sum_by_
 
 
 class TokenImportance(NamedTuple):
-    """A token, how often it stands in the rows, and the mean of its weights' sizes."""
+    """A token, its number of occurrences, and the mean of its absolute weights."""
 
     token: int
-    times: int
-    weight: float
+    num_occurrences: int
+    importance: float
 
 
-def group_importance(weights: np.ndarray, units: FeatureGroups) -> np.ndarray:
-    """The mean size of each unit's weight over rows, float64 of the units' grid; `weights` are (B, ...)."""
-    return np.abs(sum_by_group(weights, units)).mean(axis=0)
+def group_importance(weights: np.ndarray, groups: FeatureGroups) -> np.ndarray:
+    """The mean absolute weight of each group over rows, float64 of the groups' grid; `weights` are (B, ...)."""
+    return np.abs(sum_by_group(weights, groups)).mean(axis=0)
 
 
-def token_importance(tokens_BT: np.ndarray, weights_BT: np.ndarray, least_times: int = 1) -> list[TokenImportance]:
-    """Every token but padding that stands in the rows at least `least_times` times, the weightiest first."""
-    there = tokens_BT != 0
-    tokens, places = np.unique(tokens_BT[there].astype(np.int64), return_inverse=True)
-    counts = np.bincount(places, minlength=len(tokens))
-    means = np.bincount(places, np.abs(weights_BT[there]), len(tokens)) / np.maximum(counts, 1)
+def token_importance(tokens_BT: np.ndarray, weights_BT: np.ndarray, min_count: int = 1) -> list[TokenImportance]:
+    """All tokens except padding that occur at least `min_count` times, the most important first."""
+    is_token = tokens_BT != 0
+    tokens, positions = np.unique(tokens_BT[is_token].astype(np.int64), return_inverse=True)
+    counts = np.bincount(positions, minlength=len(tokens))
+    means = np.bincount(positions, np.abs(weights_BT[is_token]), len(tokens)) / np.maximum(counts, 1)
     order = np.lexsort((tokens, -means))
     return [
-        TokenImportance(int(tokens[place]), int(counts[place]), float(means[place]))
-        for place in order
-        if counts[place] >= least_times
+        TokenImportance(int(tokens[position]), int(counts[position]), float(means[position]))
+        for position in order
+        if counts[position] >= min_count
     ]

@@ -1,4 +1,4 @@
-"""What tokens were in the text."""
+"""The text of tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bloomery.models.features.kinds.text import FittedText
 
 
 def token_texts(encoder: Encoder, tokens: Iterable[int]) -> list[str]:
-    """The piece of text that each token stands for, blanks included. Half a letter of several bytes is shown as �."""
+    """The text of each token, with blanks. An incomplete multi-byte character becomes �."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel
 
     (fitted,) = encoder.fitted
     if not isinstance(fitted, FittedText):
         raise TypeError(f"an input of kind {fitted.kind} has no tokens")
-    tokenizer, letters = Tokenizer.from_str(fitted.tokenizer), ByteLevel()
+    tokenizer, byte_decoder = Tokenizer.from_str(fitted.tokenizer), ByteLevel()
     pieces = [tokenizer.id_to_token(int(token)) or "" for token in tokens]
     if json.loads(fitted.tokenizer)["model"]["type"] != "BPE":
         return [f" {piece}" for piece in pieces]
-    return [letters.decode([piece]) for piece in pieces]
+    return [byte_decoder.decode([piece]) for piece in pieces]

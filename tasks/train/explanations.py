@@ -78,7 +78,7 @@ def write_explanations(
     """
     from torch import nn
 
-    from bloomery.models.explainability.attribution import default_method, explain
+    from bloomery.models.explainability.attribution import AttributionOptions, default_method, explain
     from bloomery.models.explainability.baselines import make_baseline
     from bloomery.models.explainability.feature_groups import column_names, group_features
     from bloomery.models.training.loop import predict
@@ -88,7 +88,7 @@ def write_explanations(
     x, y = examples.x[rows], examples.y[rows].numpy()
     method = wanted.method or default_method(network, layout)
     baseline = make_baseline(x, layout, x, wanted.baseline)
-    found = explain(network, x, layout, baseline, method=method, units=units, seed=seed)
+    found = explain(network, x, layout, baseline, AttributionOptions(method, groups=units, seed=seed))
     shown = select_varied_rows(y, wanted.rows)
     keys = examples.key[rows[shown]]
     answers = predict(network, x[shown]) if isinstance(network, nn.Module) else network(x[shown])
@@ -130,7 +130,7 @@ def _seconds_of_row(network: OutputFunction, examples: Examples) -> float:
 def completeness_gap(found: Explanation) -> float:
     """The median over rows of |sum of weights - rise| / |rise|."""
     sums_B = found.weights.reshape(len(found.weights), -1).sum(axis=1)
-    return float(np.median(np.abs(sums_B - found.rise) / np.maximum(np.abs(found.rise), 1e-9)))
+    return float(np.median(np.abs(sums_B - found.output_change) / np.maximum(np.abs(found.output_change), 1e-9)))
 
 
 def select_varied_rows(y: np.ndarray, num_rows: int) -> np.ndarray:
@@ -216,8 +216,8 @@ def _write_page(
     for row, title in zip(shown, titles, strict=True):
         there_T = x_BT[row] != 0
         texts.append((title, token_texts(encoder, x_BT[row][there_T].astype(int)), found.weights[row][there_T]))
-    weighed = token_importance(x_BT, found.weights, least_times=2 if len(x_BT) > 1 else 1)[:_MOST_WORDS]
+    weighed = token_importance(x_BT, found.weights, min_count=2 if len(x_BT) > 1 else 1)[:_MOST_WORDS]
     words = token_texts(encoder, [one.token for one in weighed])
-    known = [(word, one.times, one.weight) for word, one in zip(words, weighed, strict=True)]
+    known = [(word, one.num_occurrences, one.importance) for word, one in zip(words, weighed, strict=True)]
     write_text_page(texts, known, path)
     return {word: weight for word, _, weight in known}

@@ -84,18 +84,20 @@ class Explainer:
 
         encoder, max_rows = version.encoder, self._limits.explain_evaluations
         groups = group_row(encoder, x)
-        num_groups = int(groups.of.max()) + 1
+        num_groups = int(groups.group_of.max()) + 1
         if num_groups > _MAX_GROUPS:
             raise HTTPError(
                 HTTPStatus.NOT_IMPLEMENTED,
                 f"a row has {num_groups:,} groups of features to weigh; at most {_MAX_GROUPS:,} can be explained",
             )
-        background = select_background(encoder.layout, x, version.background, num_units=num_groups, most_rows=max_rows)
-        shap_values = compute_shap_values(predict_target, x, background, groups.of, most_rows=max_rows)
+        background = select_background(
+            encoder.layout, x, version.background, num_groups=num_groups, max_evaluations=max_rows
+        )
+        shap_values = compute_shap_values(predict_target, x, background, groups.group_of, max_evaluations=max_rows)
         regions = locate_groups(encoder, groups, shap_values.values, x)
         return {
             **({} if target is None else {"label": encoder.classes[target]}),
-            "output": shap_values.answer,
+            "output": shap_values.output,
             "base_value": shap_values.base,
             "contributions": sum_by_column(encoder, groups, shap_values.values),
             **({"regions": regions} if regions else {}),

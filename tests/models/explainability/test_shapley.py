@@ -1,4 +1,4 @@
-"""What each unit of a served row adds: the figures, and how columns and their pieces are told of."""
+"""SHAP values of a row: the values, and how they map to columns and places within them."""
 
 from __future__ import annotations
 
@@ -21,183 +21,193 @@ from bloomery.models.features.encoder import Encoder, encode, fit, partial_stati
 FEW, MANY = 100, 4096
 
 
-def bent(x: np.ndarray) -> np.ndarray:
-    """An answer in which positions work together."""
+def predict_interacting(x: np.ndarray) -> np.ndarray:
+    """An output with interactions between positions."""
     flat = x.reshape(len(x), -1).astype(np.float64)
     return np.tanh(flat[:, 0] * flat[:, 1] + flat[:, -1]) + flat.mean(axis=1) ** 2
 
 
-def by_definition(x: np.ndarray, background: np.ndarray, of: np.ndarray) -> np.ndarray:
-    num_units = int(of.max()) + 1
+def shapley_by_definition(x: np.ndarray, background: np.ndarray, group_index: np.ndarray) -> np.ndarray:
+    num_groups = int(group_index.max()) + 1
 
     def value(known: set[int]) -> float:
-        return float(bent(np.where(np.isin(of, list(known)), x, background)).mean())
+        return float(predict_interacting(np.where(np.isin(group_index, list(known)), x, background)).mean())
 
-    found = np.zeros(num_units)
-    for unit in range(num_units):
-        others = [other for other in range(num_units) if other != unit]
-        for size in range(num_units):
-            share = math.factorial(size) * math.factorial(num_units - size - 1) / math.factorial(num_units)
-            for known in itertools.combinations(others, size):
-                found[unit] += share * (value({*known, unit}) - value(set(known)))
-    return found
+    shap_values = np.zeros(num_groups)
+    for group in range(num_groups):
+        rest = [other for other in range(num_groups) if other != group]
+        for size in range(num_groups):
+            share = math.factorial(size) * math.factorial(num_groups - size - 1) / math.factorial(num_groups)
+            for known in itertools.combinations(rest, size):
+                shap_values[group] += share * (value({*known, group}) - value(set(known)))
+    return shap_values
 
 
 @settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),
-    num_units=st.integers(1, 5),
-    num_behind=st.integers(1, 4),
+    num_groups=st.integers(1, 5),
+    num_background=st.integers(1, 4),
     shape=st.sampled_from([(6,), (2, 3), (1, 2, 4)]),
 )
-def test_few_units_have_their_shapley_values(seed, num_units, num_behind, shape) -> None:
-    drawn = np.random.default_rng(seed)
-    x = drawn.normal(size=shape).astype(np.float32)
-    background = drawn.normal(size=(num_behind, *shape)).astype(np.float32)
-    of = np.arange(x.size).reshape(shape) % num_units
-    found = compute_shap_values(bent, x, background, of, most_rows=MANY)
-    assert found.is_exact
-    assert found.values == pytest.approx(by_definition(x, background, of), abs=1e-9)
-    assert found.base == pytest.approx(bent(background).mean())
-    assert found.answer == pytest.approx(bent(x[None])[0])
+def test_few_groups_have_exact_shapley_values(seed, num_groups, num_background, shape) -> None:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=shape).astype(np.float32)
+    background = random.normal(size=(num_background, *shape)).astype(np.float32)
+    group_index = np.arange(x.size).reshape(shape) % num_groups
+    shap_values = compute_shap_values(predict_interacting, x, background, group_index, max_evaluations=MANY)
+    assert shap_values.is_exact
+    assert shap_values.values == pytest.approx(shapley_by_definition(x, background, group_index), abs=1e-9)
+    assert shap_values.base == pytest.approx(predict_interacting(background).mean())
+    assert shap_values.output == pytest.approx(predict_interacting(x[None])[0])
 
 
-def test_drawn_orders_come_near_the_shapley_values_and_add_up() -> None:
-    drawn = np.random.default_rng(3)
-    x, background = drawn.normal(size=10).astype(np.float32), drawn.normal(size=(4, 10)).astype(np.float32)
-    of = np.arange(10)
-    exact = compute_shap_values(bent, x, background, of, most_rows=2**10 * 4)
+def test_sampled_orders_approximate_the_shapley_values_and_sum_up() -> None:
+    random = np.random.default_rng(3)
+    x, background = random.normal(size=10).astype(np.float32), random.normal(size=(4, 10)).astype(np.float32)
+    group_index = np.arange(10)
+    exact = compute_shap_values(predict_interacting, x, background, group_index, max_evaluations=2**10 * 4)
     errors = []
     for num_orders in (1, 40):
-        found = compute_shap_values(bent, x, background, of, most_rows=21 * 4 * num_orders)
-        assert (exact.is_exact, found.is_exact) == (True, False)
-        assert found.values.sum() == pytest.approx(found.answer - found.base)
-        assert (found.base, found.answer) == (pytest.approx(exact.base), pytest.approx(exact.answer))
-        errors.append(np.abs(found.values - exact.values).max())
+        shap_values = compute_shap_values(
+            predict_interacting, x, background, group_index, max_evaluations=21 * 4 * num_orders
+        )
+        assert (exact.is_exact, shap_values.is_exact) == (True, False)
+        assert shap_values.values.sum() == pytest.approx(shap_values.output - shap_values.base)
+        assert (shap_values.base, shap_values.output) == (pytest.approx(exact.base), pytest.approx(exact.output))
+        errors.append(np.abs(shap_values.values - exact.values).max())
     assert errors[1] < errors[0] / 2
     assert errors[1] < 0.1
 
 
-def test_the_network_is_asked_no_more_rows_than_were_allowed() -> None:
-    num_asked: list[int] = []
+def test_the_evaluations_are_limited() -> None:
+    batch_sizes: list[int] = []
 
-    def answers(x: np.ndarray) -> np.ndarray:
-        num_asked.append(len(x))
-        return bent(x)
+    def predict(x: np.ndarray) -> np.ndarray:
+        batch_sizes.append(len(x))
+        return predict_interacting(x)
 
-    x, of = np.ones(40, np.float32), np.arange(40)
+    x, group_index = np.ones(40, np.float32), np.arange(40)
     background = np.zeros((16, 40), np.float32)
-    compute_shap_values(answers, x, background, of, most_rows=5_000)
-    assert 16 * 81 <= sum(num_asked) <= 5_000
-    assert max(num_asked) <= 256
+    compute_shap_values(predict, x, background, group_index, max_evaluations=5_000)
+    assert 16 * 81 <= sum(batch_sizes) <= 5_000
+    assert max(batch_sizes) <= 256
 
 
-def test_a_unit_that_is_as_in_the_background_adds_nothing_and_costs_nothing() -> None:
-    num_asked: list[int] = []
+def test_a_group_that_equals_the_background_has_no_value_and_no_cost() -> None:
+    batch_sizes: list[int] = []
 
-    def answers(x: np.ndarray) -> np.ndarray:
-        num_asked.append(len(x))
-        return bent(x)
+    def predict(x: np.ndarray) -> np.ndarray:
+        batch_sizes.append(len(x))
+        return predict_interacting(x)
 
     x, background = np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32)[None].repeat(2, axis=0)
     background[1, 5] = 0
-    found = compute_shap_values(answers, x, background, np.arange(40), most_rows=MANY)
-    assert (np.flatnonzero(found.values).tolist(), found.is_exact, sum(num_asked)) == ([5], True, 4)
-    nothing = compute_shap_values(answers, x, x[None], np.arange(40), most_rows=MANY)
-    assert (nothing.values.any(), nothing.base, nothing.answer) == (False, bent(x[None])[0], bent(x[None])[0])
+    shap_values = compute_shap_values(predict, x, background, np.arange(40), max_evaluations=MANY)
+    assert (np.flatnonzero(shap_values.values).tolist(), shap_values.is_exact, sum(batch_sizes)) == ([5], True, 4)
+    constant = compute_shap_values(predict, x, x[None], np.arange(40), max_evaluations=MANY)
+    assert (constant.values.any(), constant.base, constant.output) == (
+        False,
+        predict_interacting(x[None])[0],
+        predict_interacting(x[None])[0],
+    )
 
 
-def test_the_background_is_as_large_as_one_order_of_units_allows() -> None:
+def test_the_background_is_as_large_as_one_order_of_groups_allows() -> None:
     sample, flat = np.arange(16, dtype=np.float32)[:, None].repeat(3, axis=1), Layout(kind="flat", shape=(3,))
-    assert len(select_background(flat, sample[0], sample, num_units=3, most_rows=8192)) == 16
-    some = select_background(flat, sample[0], sample, num_units=500, most_rows=8192)
-    assert some[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 15]
-    assert len(select_background(flat, sample[0], sample, num_units=5000, most_rows=8192)) == 1
+    assert len(select_background(flat, sample[0], sample, num_groups=3, max_evaluations=8192)) == 16
+    half = select_background(flat, sample[0], sample, num_groups=500, max_evaluations=8192)
+    assert half[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 15]
+    assert len(select_background(flat, sample[0], sample, num_groups=5000, max_evaluations=8192)) == 1
 
 
-def test_text_is_compared_with_padding_and_a_sequence_of_any_length_with_the_mean_step() -> None:
+def test_the_background_of_text_is_padding_and_that_of_padded_steps_is_their_mean() -> None:
     tokens = Layout(kind="tokens", shape=(4,), num_tokens=300)
     sample = np.ones((3, 4), np.float32)
-    assert select_background(tokens, sample[0], sample, num_units=4, most_rows=100).tolist() == [[0, 0, 0, 0]]
+    assert select_background(tokens, sample[0], sample, num_groups=4, max_evaluations=100).tolist() == [[0, 0, 0, 0]]
     padded = Layout(kind="sequence", shape=(3, 2), is_padded=True)
     steps = np.array([[[2, 1], [4, 1], [0, 0]], [[6, 1], [0, 0], [0, 0]]], np.float32)
-    still = select_background(padded, steps[0], steps, num_units=3, most_rows=100)
-    assert still.tolist() == [[[4, 1], [4, 1], [0, 0]]]
+    background = select_background(padded, steps[0], steps, num_groups=3, max_evaluations=100)
+    assert background.tolist() == [[[4, 1], [4, 1], [0, 0]]]
 
 
-def fitted(source: dict[str, Any], **columns: Any) -> tuple[Encoder, pa.Table]:
+def fit_encoder(source: dict[str, Any], **columns: Any) -> tuple[Encoder, pa.Table]:
     rows = pa.table({"id": range(4), "label": ["a", "b", "a", "b"], **columns})
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [source]})
     return fit(features, next(iter(partial_statistics(features, rows.to_batches())))["statistics"].to_pylist()), rows
 
 
-def told(encoder: Encoder, rows: pa.Table, place: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What is told of columns and pieces, where every unit adds its own number, from 1."""
-    x = encode(encoder, rows)[place]
-    units = group_row(encoder, x)
-    values_U = np.arange(1.0, units.of.max() + 2)
-    columns, pieces = sum_by_column(encoder, units, values_U), locate_groups(encoder, units, values_U, x)
-    assert sum(columns.values()) == pytest.approx(values_U.sum())
+def attribute(encoder: Encoder, rows: pa.Table, position: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The columns and places of a row whose groups have the SHAP values 1, 2, ..."""
+    x = encode(encoder, rows)[position]
+    groups = group_row(encoder, x)
+    values_G = np.arange(1.0, groups.group_of.max() + 2)
+    columns, pieces = sum_by_column(encoder, groups, values_G), locate_groups(encoder, groups, values_G, x)
+    assert sum(columns.values()) == pytest.approx(values_G.sum())
     return columns, pieces
 
 
-def test_an_image_is_told_in_pixels_as_they_were_sent() -> None:
+def test_patches_of_an_image_are_in_pixels_as_sent() -> None:
     pixels = np.random.default_rng(0).integers(0, 16, (4, 24 * 12)).tolist()
     source = {"kind": "image", "column": "scan", "shape": [1, 24, 12], "resize": [12, 4]}
-    columns, pieces = told(*fitted(source, scan=pixels))
+    columns, pieces = attribute(*fit_encoder(source, scan=pixels))
     assert columns == {"scan": sum(range(1, 6 * 4 + 1))}
     assert pieces[0] == {"rows": [0, 4], "columns": [0, 3], "contribution": 1.0}
     assert pieces[-1] == {"rows": [20, 24], "columns": [9, 12], "contribution": 24.0}
 
 
-def test_a_sound_is_told_in_bands_and_seconds() -> None:
+def test_patches_of_a_sound_are_in_bands_and_seconds() -> None:
     source = {"kind": "audio", "column": "clip", "sample_rate": 1000, "duration_s": 0.4, "num_mels": 8}
-    columns, pieces = told(*fitted(source, clip=np.random.default_rng(0).normal(size=(4, 400)).tolist()))
+    columns, pieces = attribute(*fit_encoder(source, clip=np.random.default_rng(0).normal(size=(4, 400)).tolist()))
     assert list(columns) == ["clip"]
     assert pieces[0] == {"bands": [0, 1], "seconds": [0.0, 0.064], "contribution": 1.0}
     assert pieces[-1]["bands"] == [7, 8]
     assert pieces[-1]["seconds"][1] == pytest.approx(0.4, abs=0.016)
 
 
-def test_windows_are_told_by_column_and_step() -> None:
+def test_windows_are_located_by_column_and_step() -> None:
     windows = np.random.default_rng(0).normal(size=(2, 4, 3)).tolist()
     source = {"kind": "series", "columns": ["heat", "wind"], "time": "hour", "length": 3, "missing": "zero"}
-    encoder, rows = fitted({**source, "indicator": True}, hour=range(4), heat=windows[0], wind=windows[1])
-    columns, pieces = told(encoder, rows)
+    encoder, rows = fit_encoder({**source, "indicator": True}, hour=range(4), heat=windows[0], wind=windows[1])
+    columns, pieces = attribute(encoder, rows)
     assert columns == {"heat": 1 + 3 + 5, "wind": 2 + 4 + 6}
     assert pieces[2] == {"column": "heat", "steps": [1, 2], "contribution": 3.0}
 
 
-def test_steps_in_wide_columns_are_told_by_column() -> None:
+def test_steps_in_wide_columns_have_values_by_column() -> None:
     names = [[f"x{step}", f"y{step}"] for step in range(1, 4)]
     values = {name: [1.0, 2.0, 3.0, 4.0] for step in names for name in step}
-    columns, pieces = told(*fitted({"kind": "sequence", "columns": names}, **values))
+    columns, pieces = attribute(*fit_encoder({"kind": "sequence", "columns": names}, **values))
     assert columns == {"x1": 1, "y1": 2, "x2": 3, "y2": 4, "x3": 5, "y3": 6}
     assert pieces == []
 
 
-def test_wide_columns_that_are_weighed_together_have_equal_shares() -> None:
+def test_wide_columns_in_one_group_share_its_value() -> None:
     names = [[f"x{step}"] for step in range(1, 201)]
-    columns, _ = told(*fitted({"kind": "sequence", "columns": names}, **{one: [1.0, 2, 3, 4] for (one,) in names}))
+    columns, _ = attribute(
+        *fit_encoder({"kind": "sequence", "columns": names}, **{one: [1.0, 2, 3, 4] for (one,) in names})
+    )
     assert [columns[name] for name in ("x1", "x2", "x3", "x4", "x200")] == [0.5, 0.5, 1.0, 1.0, 50.0]
 
 
-def test_an_array_of_steps_is_told_by_step() -> None:
-    way = [[1.0, 2, 3, 4], [1.0, 2], [5.0, 6], [7.0, 8]]
-    columns, pieces = told(*fitted({"kind": "sequence", "column": "way", "length": 2, "width": 2}, way=way))
+def test_an_array_of_steps_is_located_by_step() -> None:
+    steps = [[1.0, 2, 3, 4], [1.0, 2], [5.0, 6], [7.0, 8]]
+    columns, pieces = attribute(*fit_encoder({"kind": "sequence", "column": "way", "length": 2, "width": 2}, way=steps))
     assert list(columns) == ["way"]
     assert pieces[1] == {"value": 1, "steps": [0, 1], "contribution": 2.0}
 
 
 @pytest.mark.parametrize("length", [8, 200])
-def test_a_text_is_told_by_its_words(length: int) -> None:
+def test_a_text_is_located_by_its_words(length: int) -> None:
     texts = ["the cat sat", "a dog", "", " ".join(["cat", "dog"] * 60)]
     source = {"kind": "text", "column": "said", "length": length, "tokenizer": "words", "vocabulary_size": 50}
-    encoder, rows = fitted({**source, "missing": "empty"}, said=texts)
-    _, pieces = told(encoder, rows)
-    assert pieces == [{"text": f" {word}", "contribution": place} for place, word in enumerate(texts[0].split(), 1)]
-    _, of_nothing = told(encoder, rows, place=2)
-    assert [piece["text"] for piece in of_nothing] == [""]
-    _, long = told(encoder, rows, place=3)
-    assert len(long) == min(length, 60)
-    assert "".join(piece["text"] for piece in long).split() == texts[3].split()[:length]
+    encoder, rows = fit_encoder({**source, "missing": "empty"}, said=texts)
+    _, pieces = attribute(encoder, rows)
+    assert pieces == [
+        {"text": f" {word}", "contribution": position} for position, word in enumerate(texts[0].split(), 1)
+    ]
+    _, of_empty = attribute(encoder, rows, position=2)
+    assert [piece["text"] for piece in of_empty] == [""]
+    _, of_long = attribute(encoder, rows, position=3)
+    assert len(of_long) == min(length, 60)
+    assert "".join(piece["text"] for piece in of_long).split() == texts[3].split()[:length]
