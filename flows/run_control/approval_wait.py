@@ -15,6 +15,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
+from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
 from bloomery.data_contracts.recipe_sections.approval import Decision, Request, Terms, Waiter
@@ -47,7 +48,8 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: Terms) -> Release:
         ReleaseRefused: as `promote`; or nobody can decide now, and the version keeps waiting without the run.
     """
     if terms.approval is not None and promote.lookup(bento, gates, terms) is None:
-        request = _request_approval(bento, gates, terms)
+        inputs: Any = (opaque(bento), quote(gates), quote(terms))  # see `Stage.as_task`
+        request = _request_approval(*inputs)
         if request is not None and request.decision is None:
             _wait_for_decision(request, approval_report.format_comparison(bento, request))
     return promote.as_task(bento, gates, terms)

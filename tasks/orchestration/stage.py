@@ -13,6 +13,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Completed
+from prefect.utilities.annotations import opaque, quote
 
 from bloomery.data_contracts.records.records import Record
 from bloomery.tasks.orchestration import events, stage_store
@@ -61,9 +62,14 @@ class Stage(Generic[P, RecordT]):
         return self._run(*arguments).record
 
     def as_task(self, *arguments: P.args, **_: P.kwargs) -> RecordT:
-        """Run as a Prefect task inside a flow, and return its record."""
+        """Runs as a Prefect task inside a flow and returns its record.
+
+        A record holds the records of all earlier stages, and Prefect would draw an arrow from each of them. `opaque`
+        shows it the outermost record only and `quote` no part of the recipe, so the run graph is a line.
+        """
         call: Any = self.task
-        returned = call(*arguments)
+        inputs = (opaque(value) if isinstance(value, Record) else quote(value) for value in arguments)
+        returned = call(*inputs)
         # A task that returns a state, to be shown as Found, gives the state to its caller too.
         return returned.result() if isinstance(returned, State) else returned
 

@@ -84,12 +84,29 @@ def test_a_second_run_finds_every_stage_and_starts_no_server(
     assert json.loads(sharing(home, "run", "digits", "--json").stdout) == release
 
 
-def test_the_table_and_the_next_commands_end_a_run(finished: Finished, sharing: Bloomery) -> None:
-    home, release = finished
-    printed = sharing(home, "run", "digits").stdout
-    for words in ("pruned-int8", "chosen", "over budget", release["bento"]["tag"], "bloomery serve digits"):
-        assert words in printed
-    assert "version 1 is champion" in printed
+@pytest.fixture(scope="module")
+def rerun(finished: Finished, sharing: Bloomery) -> subprocess.CompletedProcess[str]:
+    """A second run of the same recipe, with the Prefect server that tests share."""
+    return sharing(finished[0], "run", "digits")
+
+
+def test_the_table_and_the_next_commands_end_a_run(finished: Finished, rerun: subprocess.CompletedProcess[str]) -> None:
+    for words in ("pruned-int8", "chosen", "over budget", finished[1]["bento"]["tag"], "bloomery serve digits"):
+        assert words in rerun.stdout
+    assert "version 1 is champion" in rerun.stdout
+
+
+def test_the_run_graph_in_prefect_is_a_line_of_eight_tasks(
+    rerun: subprocess.CompletedProcess[str], prefect: str
+) -> None:
+    assert rerun.returncode == 0, rerun.stderr
+    completed = {"name": {"like_": "digits v1 r"}, "state": {"type": {"any_": ["COMPLETED"]}}}
+    with httpx.Client(base_url=prefect, trust_env=False, timeout=30) as api:
+        runs = api.post("/flow_runs/filter", json={"flow_runs": completed, "sort": "END_TIME_DESC", "limit": 1}).json()
+        graph = api.get(f"/flow_runs/{runs[0]['id']}/graph-v2").json()
+    nodes = {node["id"]: node for _, node in graph["nodes"]}
+    parents = {node["label"]: {nodes[parent["id"]]["label"] for parent in node["parents"]} for node in nodes.values()}
+    assert parents == {stage: set(STAGES[place - 1 : place]) for place, stage in enumerate(STAGES)}
 
 
 CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
