@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_the_tree_has_every_folder_with_the_first_line_of_its_docstring() -> Non
         if not any(re.fullmatch(rf"{re.escape(start)}\s+{re.escape(first) or '.+'}", line) for line in lines):
             missing.append(f"{folder.relative_to(ROOT)}/  {first}")
     assert not missing, "docs/architecture.md lacks:\n" + "\n".join(missing)
+
+
+def test_the_architecture_page_quotes_the_order_of_the_stages() -> None:
+    source = (ROOT / "flows" / "order.py").read_text(encoding="utf-8")
+    body = source[source.index("def run_stages") :].split("\n", 1)[1]
+    assert textwrap.dedent(body).strip() in ARCHITECTURE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
