@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import mimetypes
 from collections.abc import Mapping
 from http import HTTPStatus
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jinja2
 import orjson
 
 from bloomery.data_contracts.serving.api_keys import Demand
@@ -22,21 +23,7 @@ _CARD = "card/card.html"  # among a bento's artifacts
 # A version may come from a third party, so its card may neither run scripts nor load anything; its plots are inline.
 _CARD_HEADERS = {"content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"}
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
-_SWAGGER_UI = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<link rel="stylesheet" href="/docs/swagger-ui.css">
-</head>
-<body>
-<div id="page"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({{url: "/openapi.json", dom_id: "#page", docExpansion: "full", deepLinking: true}})</script>
-</body>
-</html>
-"""
+_TEMPLATE = Path(__file__).with_name("documentation.html.jinja")
 
 
 class Page(NamedTuple):
@@ -74,7 +61,8 @@ class DocumentationPages:
 
 
 def _render_swagger_ui(title: str) -> bytes:
-    return _SWAGGER_UI.format(title=html.escape(title)).encode()
+    template = jinja2.Environment(autoescape=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title).encode()
 
 
 def _read_asset(name: str) -> Page:

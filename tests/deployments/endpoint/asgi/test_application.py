@@ -297,6 +297,7 @@ def test_the_openapi_page_has_types_limits_and_examples(application) -> None:
     assert row["properties"]["height"] == {"anyOf": [height, {"type": "null"}]}
     assert (row["required"], row["additionalProperties"]) == (["age", "town"], False)
     page = ask(application, b"", path="/docs", method="GET")
+    assert "<title>made</title>" in page.text
     assert "swagger-ui-bundle.js" in page.text
     assert ask(application, b"", path="/docs/swagger-ui-bundle.js", method="GET").status_code == 200
 
