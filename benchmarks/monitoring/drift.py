@@ -1,13 +1,13 @@
-"""What the monitor says of each month of taxi trips, and how often it is wrong where nothing has changed.
+"""Monitoring of each month of taxi trips, and the rate of false alerts where nothing has changed.
 
     BLOOMERY_DATA=… python benchmarks/monitoring/drift.py [--rows 10000] [--halves 200]
 
-`bloomery run nyc-taxi` has ended in BLOOMERY_HOME, so its champion learnt from January and February 2019. Each month's
-trips are sent to `bloomery serve nyc-taxi` over HTTP, one by one, as the meters reported them, also those that the
-endpoint refuses. Then a look is taken at each month by itself; then labels arrive, and another look is taken.
+Run `bloomery run nyc-taxi` in BLOOMERY_HOME first; its champion is trained on January and February 2019. The trips of
+each month are sent to `bloomery serve nyc-taxi` over HTTP, one by one, as the meters reported them, including those
+that the endpoint rejects. Each month is monitored as one window, before and after its labels arrive.
 
-For false alarms the months are cut into halves at random, one half the reference and the other what is looked at: all
-that is found there is chance. Neighbouring months tell how often a season passes for drift.
+To measure false alerts the months are split into random halves, one as reference and the other as window: any alert is
+due to chance. Pairs of normal months show how often a season counts as drift.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def trips_of(folder: Path, month: str, num_rows: int) -> pa.Table:
     return table.slice(0, num_rows)
 
 
-def as_sent(trips: pa.Table, columns: list[str]) -> list[dict[str, Any]]:
+def to_json_rows(trips: pa.Table, columns: list[str]) -> list[dict[str, Any]]:
     rows = trips.select(columns).to_pylist()
     for row in rows:
         row["pickup_datetime"] = row["pickup_datetime"].replace(tzinfo=UTC).isoformat()
     return rows
 
 
-async def ask(port: int, month: str, rows: list[dict[str, Any]]) -> None:
-    """Each trip by itself; its request is named for the month and its place in it."""
+async def send_rows(port: int, month: str, rows: list[dict[str, Any]]) -> None:
+    """Send each trip in a request of its own, with month and index as request id."""
     places = iter(range(len(rows)))
 
-    async def ask_on() -> None:
+    async def send_next() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for place in places:
             body = json.dumps({"rows": [rows[place]]}).encode()
@@ -75,15 +75,15 @@ async def ask(port: int, month: str, rows: list[dict[str, Any]]) -> None:
                 f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-id: {month}.{place}"
             )
             writer.write(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-            told = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(told.split(b"content-length: ")[1].split(b"\r\n")[0]))
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         writer.close()
 
-    await asyncio.gather(*(ask_on() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(send_next() for _ in range(CONNECTIONS)))
 
 
-def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
-    """Send every month to a serving endpoint; when each began and ended."""
+def send_months(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
+    """Send every month to an endpoint. Returns start and end of each."""
     columns = list(json.loads(manifest_of_champion())["columns"])
     port = find_free_port()
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", NAME, "--port", str(port)]
@@ -99,10 +99,10 @@ def sent(folder: Path, num_rows: int) -> dict[str, tuple[datetime, datetime]]:
     with tethered_server(command, is_ready=is_ready, log=settings().logs / "drift-endpoint.log") as wait_until_ready:
         wait_until_ready()
         for month in MONTHS:
-            began = datetime.now(UTC)
-            asyncio.run(ask(port, month, as_sent(trips_of(folder, month, num_rows), columns)))
+            start = datetime.now(UTC)
+            asyncio.run(send_rows(port, month, to_json_rows(trips_of(folder, month, num_rows), columns)))
             asyncio.run(asyncio.sleep(7))  # outcomes are written every five seconds
-            windows[month] = (began, datetime.now(UTC))
+            windows[month] = (start, datetime.now(UTC))
     return windows
 
 
@@ -113,8 +113,8 @@ def manifest_of_champion() -> str:
     return (artifacts_folder(tag) / "manifest.json").read_text(encoding="utf-8")
 
 
-def labels_arrive(folder: Path, num_rows: int) -> None:
-    """The meters tell what the trips have cost."""
+def write_labels(folder: Path, num_rows: int) -> None:
+    """Write the fares of all trips as labels."""
     place = settings().home / "labels" / NAME
     place.mkdir(parents=True, exist_ok=True)
     for month in MONTHS:
@@ -123,34 +123,34 @@ def labels_arrive(folder: Path, num_rows: int) -> None:
         pq.write_table(pa.table({"request": requests, "label": trips["fare_amount"]}), place / f"{month}.parquet")
 
 
-def table_of(found: dict[str, Findings]) -> None:
+def print_table(found: dict[str, Findings]) -> None:
     names = [drift.name for drift in next(iter(found.values())).drifts]
     names = sorted(names, key=lambda name: -max(_of(one, name).psi for one in found.values()))
-    print("| month | rows |", " | ".join(names), "| refused | alarms |")
+    print("| month | rows |", " | ".join(names), "| rejected | alerts |")
     print("| --- | ---: |", " | ".join(["---:"] * len(names)), "| ---: | --- |")
     for month, one in found.items():
         drifts = [_of(one, name) for name in names]
         cells = [f"**{drift.psi:.3f}**" if drift.is_drifted else f"{drift.psi:.3f}" for drift in drifts]
         refused = "" if one.door.refused is None else f"{one.door.refused.value:.1%}"
         kinds = Counter(alarm.kind for alarm in one.alarms)
-        told = ", ".join(f"{kind} {num}" for kind, num in kinds.items()) or "none"
-        print(f"| {month} | {one.num_rows:,} |", " | ".join(cells), f"| {refused} | {told} |")
+        counts = ", ".join(f"{kind} {num}" for kind, num in kinds.items()) or "none"
+        print(f"| {month} | {one.num_rows:,} |", " | ".join(cells), f"| {refused} | {counts} |")
 
 
 def _of(one: Findings, name: str) -> Drift:
     return next(drift for drift in one.drifts if drift.name == name)
 
 
-def counted(usual: VersionReference, trips: pa.Table) -> dict[str, Cells]:
-    """The cells in which the reference counts each column, for counting anew."""
+def reference_bins(usual: VersionReference, trips: pa.Table) -> dict[str, Cells]:
+    """The reference's bins of each column."""
     shares = {name: one.shares for name, one in usual.columns.items() if name in trips.column_names}
     return {name: Cells(edges=one.edges, values=one.values) for name, one in shares.items()}
 
 
-def alarmed(
+def find_alerts(
     cells: dict[str, Cells], before: pa.Table, after: pa.Table, monitor: Monitor
 ) -> tuple[list[str], list[str]]:
-    """Columns of `after` that are an alarm against `before`, and those that significance alone would have named."""
+    """Columns of `after` that raise an alert against `before`, and those that are merely significant."""
     found = {}
     for name, one in cells.items():
         reference = reference_of(count_into(one, before[name]))
@@ -160,25 +160,25 @@ def alarmed(
     return [name for name in significant if found[name].psi - found[name].noise >= monitor.psi], significant
 
 
-def false_alarms(folder: Path, usual: VersionReference, monitor: Monitor, num_halves: int) -> None:
+def measure_false_alerts(folder: Path, usual: VersionReference, monitor: Monitor, num_halves: int) -> None:
     rng = np.random.default_rng(0)
     trips = {month: trips_of(folder, month, 10_000) for month in MONTHS}
-    cells = counted(usual, next(iter(trips.values())))
+    cells = reference_bins(usual, next(iter(trips.values())))
     for size in (500, 2_000, 5_000):
         alarms = significant = 0
         for place in range(num_halves):
             month = trips[MONTHS[place % len(MONTHS)]]
             order = rng.permutation(month.num_rows)
             halves = month.take(order[: month.num_rows // 2]), month.take(order[month.num_rows // 2 :][:size])
-            is_alarm, is_significant = alarmed(cells, *halves, monitor)
+            is_alarm, is_significant = find_alerts(cells, *halves, monitor)
             alarms += bool(is_alarm)
             significant += bool(is_significant)
-        print(f"halves, {size:,} rows looked at: {alarms} of {num_halves} with an alarm, {significant} significant")
+        print(f"halves, {size:,} rows per window: {alarms} of {num_halves} with an alert, {significant} significant")
     pairs = list(itertools.permutations(NORMAL, 2))
-    found = {pair: alarmed(cells, trips[pair[0]], trips[pair[1]], monitor) for pair in pairs}
+    found = {pair: find_alerts(cells, trips[pair[0]], trips[pair[1]], monitor) for pair in pairs}
     wrong = {pair: names for pair, (names, _) in found.items() if names}
     print(
-        f"pairs of normal months (2018-01 to 2020-02): {len(wrong)} of {len(pairs)} with an alarm {wrong or ''}, "
+        f"pairs of normal months (2018-01 to 2020-02): {len(wrong)} of {len(pairs)} with an alert {wrong or ''}, "
         f"{sum(bool(names) for _, names in found.values())} significant"
     )
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--halves", type=int, default=200)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
     recipe = read_recipe(NAME)
@@ -195,19 +195,19 @@ def main() -> None:
     folder = Path(os.environ["BLOOMERY_DATA"]) / "nyc_taxi"
     champion = model_registry.find_version(f"{NAME}@{model_registry.CHAMPION}")
     usual = read_reference(champion.tags[model_registry.BENTO])
-    false_alarms(folder, usual, recipe.monitor, asked.halves)
-    windows = sent(folder, asked.rows)
+    measure_false_alerts(folder, usual, recipe.monitor, options.halves)
+    windows = send_months(folder, options.rows)
     found = {month: monitor_window(champion, recipe.monitor, *window) for month, window in windows.items()}
-    table_of(found)
-    labels_arrive(folder, asked.rows)
-    print("\n| month | labels | RMSE (95%) | held out | alarm |\n| --- | ---: | --- | --- | --- |")
+    print_table(found)
+    write_labels(folder, options.rows)
+    print("\n| month | labels | RMSE (95%) | held out | alert |\n| --- | ---: | --- | --- | --- |")
     for month, window in windows.items():
-        judged = monitor_window(champion, recipe.monitor, *window).judged
-        assert judged is not None
-        score, usual_score = judged.score, judged.held_out
+        labelled = monitor_window(champion, recipe.monitor, *window).judged
+        assert labelled is not None
+        score, usual_score = labelled.score, labelled.held_out
         is_alarm = score.low > usual_score.high and score.value >= usual_score.value * (1 + recipe.monitor.error_rise)
         print(
-            f"| {month} | {judged.num_labelled:,} | {score.value:.2f} ({score.low:.2f}–{score.high:.2f}) | "
+            f"| {month} | {labelled.num_labelled:,} | {score.value:.2f} ({score.low:.2f}–{score.high:.2f}) | "
             f"{usual_score.value:.2f} | {'yes' if is_alarm else 'no'} |"
         )
     print(f"\nservice: {[one.door.p50_ms for one in found.values()]} ms p50")

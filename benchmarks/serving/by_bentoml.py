@@ -1,4 +1,4 @@
-"""`@bentoml.api` on an array, with everything left as it is."""
+"""BentoML's `@bentoml.api` on an array, with its defaults."""
 
 import bentoml
 import numpy as np
@@ -12,5 +12,5 @@ class Default:
 
     @bentoml.api
     def predict(self, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self.session.run(None, {"x": rows.astype(np.float32).reshape(-1, *SHAPE)})[0]
-        return found
+        outputs: np.ndarray = self.session.run(None, {"x": rows.astype(np.float32).reshape(-1, *SHAPE)})[0]
+        return outputs

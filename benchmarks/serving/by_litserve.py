@@ -1,11 +1,11 @@
-"""LitServe as its documentation shows it: `python by_litserve.py PORT`, with the Python that has it."""
+"""LitServe as in its documentation: `python by_litserve.py PORT`, with a Python that has LitServe."""
 
-# No `from __future__ import annotations` here: LitServe reads the annotations.
+# No `from __future__ import annotations`: LitServe reads the annotations.
 import sys
 from typing import Any
 
 import litserve
-from peers import answered, open_session
+from peers import open_session, predict_rows
 
 
 class Api(litserve.LitAPI):
@@ -16,10 +16,10 @@ class Api(litserve.LitAPI):
         return request["rows"]
 
     def predict(self, rows: Any) -> Any:
-        return answered(self.session, rows)
+        return predict_rows(self.session, rows)
 
-    def encode_response(self, found: Any) -> dict[str, Any]:
-        return {"predictions": found}
+    def encode_response(self, predictions: Any) -> dict[str, Any]:
+        return {"predictions": predictions}
 
 
 if __name__ == "__main__":

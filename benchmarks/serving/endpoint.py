@@ -1,17 +1,17 @@
-"""What a request costs: our endpoint beside what others would write for the same ONNX file.
+"""The cost of a request: our endpoint and common servers of the same ONNX file.
 
     python -m venv LIT && LIT/bin/pip install litserve==0.2.19 onnxruntime==1.31.1 numpy
     python benchmarks/serving/endpoint.py NAME [--rounds 3] [--requests 4000] [--starts 3] [--peers bentoml fastapi …]
         [--litserve LIT/bin/python]
 
-NAME is a champion of BLOOMERY_HOME, such as `digits` after `make run`. Servers are asked over HTTP on loopback, single
-held-out rows: ours the raw rows, which it checks, encodes, counts and logs; the others encoded ones. LitServe, which is
-no dependency, has a Python of its own.
+NAME is a champion of BLOOMERY_HOME, such as `digits` after `make run`. Each server receives single held-out rows over
+HTTP on loopback: ours raw rows, which it validates, encodes, counts and logs; the others encoded rows. LitServe is not
+a dependency and has a Python environment of its own.
 
-First each is started by itself, `--starts` times in turns: how long until the first right answer, what its processes
-hold (pages that they share are counted once), and what a single client waits before and after a burst of 64
-connections. Then all run at once and are asked in turns. The cost is the processor time of the server's whole process
-tree, a request. ONNX Runtime in this process is the limit.
+First each server runs alone, `--starts` times in turns, to measure the time until the first correct response, the
+memory of its processes (shared pages count once), and the latency of a single client before and after a burst of 64
+connections. Then all run at once and are measured in turns. The cost of a request is the CPU time of the server's whole
+process tree. ONNX Runtime in this process is the lower bound.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ BURST = 64  # connections
 NUM_ROWS = 200
 
 
-class Plan(NamedTuple):
-    """How a server is started, and what it is asked."""
+class ServerPlan(NamedTuple):
+    """How a server is started, and the requests it receives."""
 
     name: str
     command: list[str]
@@ -67,21 +67,21 @@ class Server(NamedTuple):
     port: int
     path: str
     bodies: list[bytes]
-    tether: psutil.Process  # whose child the server is
+    tether: psutil.Process  # the parent of the server
 
     def processes(self) -> list[psutil.Process]:
         return self.tether.children(recursive=True)
 
-    def seconds(self) -> float:
-        """Of the processor, of the whole tree."""
+    def cpu_seconds(self) -> float:
+        """CPU time of the whole process tree."""
         times = 0.0
         for one in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times += sum(one.cpu_times()[:2])
         return times
 
-    def held_mb(self) -> float:
-        """Of memory, of the whole tree; a page that several share is counted once."""
+    def memory_mb(self) -> float:
+        """Memory of the whole process tree; a shared page counts once."""
         held = 0.0
         for one in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -89,56 +89,56 @@ class Server(NamedTuple):
         return held
 
 
-class Told(NamedTuple):
+class LoadStats(NamedTuple):
     cost_us: float
     per_second: float
     p50_ms: float
     p99_ms: float
 
 
-class Begun(NamedTuple):
-    """One start of a server that has the machine to itself."""
+class StartStats(NamedTuple):
+    """One start of a server that runs alone."""
 
-    seconds: float  # from its first process to its first right answer
+    seconds: float  # from its first process to its first correct response
     fresh_mb: float
     burst_mb: float
     fresh_ms: float  # the p50 of a single client
-    burst_ms: float  # the same at once after the burst
+    burst_ms: float  # the same right after the burst
 
 
-def heads_of(path: str, bodies: list[bytes]) -> list[bytes]:
-    """Whole requests with these bodies, as they go over the wire."""
+def build_requests(path: str, bodies: list[bytes]) -> list[bytes]:
+    """Complete HTTP requests with these bodies, as bytes."""
     head = b"POST %s HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     return [head % (path.encode(), len(body)) + body for body in bodies]
 
 
-async def load(server: Server, connections: int, requests: int) -> Told:
-    """Ask `requests` times over so many connections, each of which waits for its answer before it asks again."""
-    heads = heads_of(server.path, server.bodies)
-    taken: list[float] = []
+async def load(server: Server, connections: int, requests: int) -> LoadStats:
+    """Send `requests` requests over several connections, each of which waits for a response before its next request."""
+    encoded_requests = build_requests(server.path, server.bodies)
+    latencies: list[float] = []
 
     async def one(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for place in range(number, requests, connections):
-            began = time.perf_counter()
-            writer.write(heads[place % len(heads)])
+            start_time = time.perf_counter()
+            writer.write(encoded_requests[place % len(encoded_requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
                 raise RuntimeError(f"{server.name}: {head!r}")
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
-            taken.append(time.perf_counter() - began)
+            latencies.append(time.perf_counter() - start_time)
         writer.close()
 
-    before, began = server.seconds(), time.perf_counter()
+    before, start_time = server.cpu_seconds(), time.perf_counter()
     await asyncio.gather(*(one(number) for number in range(connections)))
-    wall = time.perf_counter() - began
-    p50, p99 = np.percentile(taken, [50, 99]) * 1e3
-    return Told((server.seconds() - before) / requests * 1e6, requests / wall, float(p50), float(p99))
+    wall = time.perf_counter() - start_time
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
+    return LoadStats((server.cpu_seconds() - before) / requests * 1e6, requests / wall, float(p50), float(p99))
 
 
 @contextlib.contextmanager
-def launched(plan: Plan) -> Iterator[Server]:
+def launch(plan: ServerPlan) -> Iterator[Server]:
     with (settings().logs / f"serving-{plan.name}.log").open("ab") as stream:
         tether = start_tethered(plan.command, stream, plan.environment)
         try:
@@ -148,15 +148,15 @@ def launched(plan: Plan) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def started(plan: Plan) -> Iterator[Server]:
-    with launched(plan) as server:
+def launch_and_warm_up(plan: ServerPlan) -> Iterator[Server]:
+    with launch(plan) as server:
         first_answer(server)
         asyncio.run(load(server, 1, 3))
         yield server
 
 
 def first_answer(server: Server, timeout_s: float = 180) -> bytes:
-    """The body of the first answer with status 200."""
+    """The body of the first response with status 200."""
     deadline = time.monotonic() + timeout_s
     with httpx.Client(trust_env=False, timeout=10) as client:
         while time.monotonic() < deadline:
@@ -169,28 +169,28 @@ def first_answer(server: Server, timeout_s: float = 180) -> bytes:
                 if answered.status_code < 500 and answered.status_code != 404:
                     raise SystemExit(f"{server.name}: {answered.status_code} {answered.text[:300]}")
             time.sleep(0.01)
-    raise SystemExit(f"{server.name} does not answer; see {settings().logs}/serving-{server.name}.log")
+    raise SystemExit(f"{server.name} does not respond; see {settings().logs}/serving-{server.name}.log")
 
 
-def begun(plan: Plan, requests: int, right: tuple[np.ndarray, ...]) -> Begun:
-    """Start it, ask it alone, in a burst, and alone again."""
-    with launched(plan) as server:
+def measure_start(plan: ServerPlan, requests: int, expected: tuple[np.ndarray, ...]) -> StartStats:
+    """Start the server and measure a single client, a burst, and a single client again."""
+    with launch(plan) as server:
         body = first_answer(server)
         ended = time.time()
         seconds = ended - min(one.create_time() for one in server.processes())
         numbers = np.array(numbers_in(json.loads(body)))
-        if not any(np.allclose(numbers[-wanted.size :], wanted.ravel(), atol=1e-3) for wanted in right):
-            raise SystemExit(f"{plan.name} answers wrongly: {body[:300]!r}")
+        if not any(np.allclose(numbers[-outputs.size :], outputs.ravel(), atol=1e-3) for outputs in expected):
+            raise SystemExit(f"{plan.name} gives wrong predictions: {body[:300]!r}")
         asyncio.run(load(server, 1, 100))
-        fresh_mb = server.held_mb()
+        fresh_mb = server.memory_mb()
         fresh = asyncio.run(load(server, 1, requests))
         asyncio.run(load(server, BURST, max(requests, BURST * 20)))
         burst = asyncio.run(load(server, 1, requests))
-        return Begun(seconds, fresh_mb, server.held_mb(), fresh.p50_ms, burst.p50_ms)
+        return StartStats(seconds, fresh_mb, server.memory_mb(), fresh.p50_ms, burst.p50_ms)
 
 
 def numbers_in(document: Any) -> list[float]:
-    """Those of an answer, in their order, wherever it has them."""
+    """All numbers of a response, in order, at any depth."""
     if isinstance(document, dict):
         return [number for one in document.values() for number in numbers_in(one)]
     if isinstance(document, list):
@@ -199,20 +199,20 @@ def numbers_in(document: Any) -> list[float]:
     return [float(document)] if is_number else []
 
 
-def limit(model: bytes, x: np.ndarray) -> float:
-    """Microseconds for a row in this process."""
+def measure_in_process(model: bytes, x: np.ndarray) -> float:
+    """Microseconds per row in this process."""
     runtime = create_session(model)
     for row in x:
         run_session(runtime, row[None])
-    began = time.process_time()
+    start_time = time.process_time()
     for _ in range(10):
         for row in x:
             run_session(runtime, row[None])
-    return (time.process_time() - began) / (10 * len(x)) * 1e6
+    return (time.process_time() - start_time) / (10 * len(x)) * 1e6
 
 
 def bento_of(tag: str) -> Bento:
-    """The record of the stage that packaged it."""
+    """The record of the stage that packaged the bento."""
     for path in settings().home.glob("stages/package/*/record.json"):
         record = json.loads(path.read_text())["record"]
         if record["tag"] == tag:
@@ -220,13 +220,13 @@ def bento_of(tag: str) -> Bento:
     raise SystemExit(f"{tag} was not packaged in this state folder")
 
 
-def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[Plan]:
-    """Ours, and each of the peers with the Python that it runs in."""
+def make_plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[ServerPlan]:
+    """Our server and each peer, with the Python it runs in."""
     port = find_free_port()
     raw = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.chosen, NUM_ROWS)]
-    # As `bloomery serve` starts it, with the log of predictions.
+    # As `bloomery serve` starts it, with the prediction log.
     logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
-    found = [Plan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
+    found = [ServerPlan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
     more = {"PEER_MODEL": str(model), "PEER_SHAPE": ",".join(map(str, x.shape[1:]))}
     for name, python in peers.items():
         port = find_free_port()
@@ -236,79 +236,85 @@ def plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, s
         file, kind = ("by_litserve.py", []) if name == "litserve" else ("peers.py", [name])
         command = [python, str(Path(__file__).with_name(file)), *kind, str(port)]
         bodies = [json.dumps(document).encode() for document in documents]
-        found.append(Plan(name, command, port, "/invocations" if is_mlflow else "/predict", bodies, more))
+        found.append(ServerPlan(name, command, port, "/invocations" if is_mlflow else "/predict", bodies, more))
     return found
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("name")
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--requests", type=int, default=4000)
-    asked.add_argument("--starts", type=int, default=3)
-    asked.add_argument("--peers", nargs="*", default=["bentoml", "fastapi", "fastapi-lean", "mlflow"])
-    asked.add_argument("--litserve", help="a Python that has LitServe", metavar="PYTHON")
-    chosen = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=["bentoml", "fastapi", "fastapi-lean", "mlflow"])
+    parser.add_argument("--litserve", help="a Python that has LitServe", metavar="PYTHON")
+    options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
-    tag = find_version(chosen.name).tags[BENTO]
+    tag = find_version(options.name).tags[BENTO]
     bento = bento_of(tag)
     artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
     x = encode(encoder, read_held_out_rows(bento.chosen).slice(0, NUM_ROWS))
     model = decompress((artifacts / manifest["model"]).read_bytes())
-    peers = dict.fromkeys(chosen.peers, sys.executable) | ({"litserve": chosen.litserve} if chosen.litserve else {})
+    peers = dict.fromkeys(options.peers, sys.executable) | ({"litserve": options.litserve} if options.litserve else {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model)
-        all_plans = plans(tag, bento, x, path, peers)
+        all_plans = make_plans(tag, bento, x, path, peers)
         outputs = run_session(create_session(model), x[:1])
-        report_starts(all_plans, chosen.starts, chosen.requests // 4, (outputs, predictions_from(encoder, outputs)))
-        if chosen.rounds:
+        report_starts(all_plans, options.starts, options.requests // 4, (outputs, predictions_from(encoder, outputs)))
+        if options.rounds:
             with contextlib.ExitStack() as stack:
-                servers = [stack.enter_context(started(plan)) for plan in all_plans]
-                report(servers, chosen.rounds, chosen.requests, limit(model, x), len(os.sched_getaffinity(0)))
+                servers = [stack.enter_context(launch_and_warm_up(plan)) for plan in all_plans]
+                report(
+                    servers,
+                    options.rounds,
+                    options.requests,
+                    measure_in_process(model, x),
+                    len(os.sched_getaffinity(0)),
+                )
 
 
-def report_starts(all_plans: list[Plan], starts: int, requests: int, right: tuple[np.ndarray, ...]) -> None:
-    told: dict[str, list[Begun]] = {plan.name: [] for plan in all_plans}
+def report_starts(all_plans: list[ServerPlan], starts: int, requests: int, expected: tuple[np.ndarray, ...]) -> None:
+    results: dict[str, list[StartStats]] = {plan.name: [] for plan in all_plans}
     for _ in range(starts):
         for plan in all_plans:
-            told[plan.name].append(begun(plan, requests, right))
+            results[plan.name].append(measure_start(plan, requests, expected))
     if not starts:
         return
     print(
-        "| server | first right answer | memory, fresh | after a burst | one client's p50 | after a burst | / fresh |"
+        "| server | first correct response | memory, fresh | after a burst | one client: p50 | after burst | / fresh |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, all_begun in told.items():
-        middle = Begun(*(statistics.median(figures) for figures in zip(*all_begun, strict=True)))
+    for name, all_starts in results.items():
+        median = StartStats(*(statistics.median(values) for values in zip(*all_starts, strict=True)))
         print(
-            f"| {name} | {middle.seconds:.2f} s | {middle.fresh_mb:.0f} MB | {middle.burst_mb:.0f} MB | "
-            f"{middle.fresh_ms:.2f} ms | {middle.burst_ms:.2f} ms | {middle.burst_ms / middle.fresh_ms:.2f} |",
+            f"| {name} | {median.seconds:.2f} s | {median.fresh_mb:.0f} MB | {median.burst_mb:.0f} MB | "
+            f"{median.fresh_ms:.2f} ms | {median.burst_ms:.2f} ms | {median.burst_ms / median.fresh_ms:.2f} |",
             flush=True,
         )
     print()
 
 
 def report(servers: list[Server], rounds: int, requests: int, least_us: float, num_cores: int) -> None:
-    print(f"{num_cores} cores; ONNX Runtime in process: {least_us:.0f} µs a row\n")
-    print("| connections | server | µs of the processor a request | / ours | requests a second | p50 | p99 |")
+    print(f"{num_cores} cores; ONNX Runtime in process: {least_us:.0f} µs per row\n")
+    print("| connections | server | CPU µs per request | / ours | requests per second | p50 | p99 |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for connections in CONNECTIONS:
-        told: dict[str, list[Told]] = {server.name: [] for server in servers}
+        results: dict[str, list[LoadStats]] = {server.name: [] for server in servers}
         for _ in range(rounds):
             for server in servers:
                 asyncio.run(load(server, connections, connections * 10))
-                told[server.name].append(asyncio.run(load(server, connections, requests)))
+                results[server.name].append(asyncio.run(load(server, connections, requests)))
         ours: Any = None
-        for name, all_told in told.items():
-            middle = Told(*(statistics.median(figures) for figures in zip(*all_told, strict=True)))
-            ours = ours or middle
+        for name, all_loads in results.items():
+            median = LoadStats(*(statistics.median(values) for values in zip(*all_loads, strict=True)))
+            ours = ours or median
             print(
-                f"| {connections} | {name} | {middle.cost_us:.0f} | {middle.cost_us / ours.cost_us:.1f} | "
-                f"{middle.per_second:.0f} | {middle.p50_ms:.2f} ms | {middle.p99_ms:.2f} ms |",
+                f"| {connections} | {name} | {median.cost_us:.0f} | {median.cost_us / ours.cost_us:.1f} | "
+                f"{median.per_second:.0f} | {median.p50_ms:.2f} ms | {median.p99_ms:.2f} ms |",
                 flush=True,
             )
 

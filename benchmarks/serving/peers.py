@@ -1,8 +1,8 @@
-"""Servers that others would write for the same ONNX file, each started by `python peers.py KIND PORT`.
+"""Common servers of the same ONNX file, each started by `python peers.py KIND PORT`.
 
-PEER_MODEL names the file and PEER_SHAPE the shape of a row. They are told rows that are encoded already, which is less
-than our endpoint is told, and check what their framework checks by itself. BentoML's and LitServe's stand in files of
-their own (`by_bentoml.py`, `by_litserve.py`), since those are imported again by their processes.
+PEER_MODEL names the file and PEER_SHAPE the shape of a row. They receive encoded rows, so they do less than our
+endpoint, and validate only what their framework validates. BentoML's and LitServe's servers are separate files
+(`by_bentoml.py`, `by_litserve.py`), because their worker processes import them again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def open_session() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
 
 
-def answered(session: onnxruntime.InferenceSession, rows: Any) -> list[list[float]]:
+def predict_rows(session: onnxruntime.InferenceSession, rows: Any) -> list[list[float]]:
     x = np.asarray(rows, dtype=np.float32).reshape(-1, *SHAPE)
-    found: list[list[float]] = session.run(None, {"x": x})[0].tolist()
-    return found
+    outputs: list[list[float]] = session.run(None, {"x": x})[0].tolist()
+    return outputs
 
 
 def bentoml_default(port: int) -> None:
-    """`@bentoml.api` on an array, with everything left as it is."""
+    """BentoML's `@bentoml.api` on an array, with its defaults."""
     command = [
         sys.executable,
         "-m",
@@ -61,7 +61,7 @@ def fastapi_pydantic(port: int) -> None:
     app, session = FastAPI(), open_session()
 
     def predict(body: Rows) -> Predictions:
-        return Predictions(predictions=answered(session, body.rows))
+        return Predictions(predictions=predict_rows(session, body.rows))
 
     predict.__annotations__ = {"body": Rows, "return": Predictions}
     app.post("/predict")(predict)
@@ -76,8 +76,8 @@ def fastapi_lean(port: int) -> None:
     app, session = FastAPI(), open_session()
 
     async def predict(request: Request) -> Response:
-        found = answered(session, orjson.loads(await request.body())["rows"])
-        return Response(orjson.dumps({"predictions": found}), media_type="application/json")
+        outputs = predict_rows(session, orjson.loads(await request.body())["rows"])
+        return Response(orjson.dumps({"predictions": outputs}), media_type="application/json")
 
     predict.__annotations__ = {"request": Request}
     app.post("/predict", response_model=None)(predict)
@@ -85,7 +85,7 @@ def fastapi_lean(port: int) -> None:
 
 
 def mlflow_serve(port: int) -> None:
-    """`mlflow models serve` of the file, saved beside it."""
+    """`mlflow models serve` of the file, which is saved as an MLflow model beside it."""
     import mlflow
     import onnx
 
@@ -93,7 +93,7 @@ def mlflow_serve(port: int) -> None:
     if not folder.exists():
         mlflow.onnx.save_model(onnx.load(os.environ["PEER_MODEL"]), folder, pip_requirements=[])
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(port)]
-    # It asks a shell for uvicorn, which lies beside this Python.
+    # It looks up uvicorn in PATH; uvicorn lies beside this Python.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run([*command, "--env-manager", "local", "--workers", "1"], check=True, env={**os.environ, "PATH": path})
 

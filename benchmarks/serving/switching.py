@@ -1,11 +1,11 @@
-"""Promotions and rollbacks under load: every answer is checked against the version that it names.
+"""Promotions and rollbacks under load: every response is checked against the version that it names.
 
     python benchmarks/serving/switching.py NAME ONE TWO [--changes 20] [--connections 16]
 
-NAME has two whole versions ONE and TWO in the registry of BLOOMERY_HOME. `bloomery serve NAME` runs while clients ask
-held-out rows without a pause, and `bloomery promote` and `bloomery rollback` change the champion. Two of the changes go
-to versions whose files are damaged: one by the command, which must refuse it, and one by the pointer itself, where the
-endpoint must.
+NAME has two complete versions ONE and TWO in the registry of BLOOMERY_HOME. `bloomery serve NAME` runs while clients
+send held-out rows without a pause, and `bloomery promote` and `bloomery rollback` change the champion. Two of the
+changes go to versions with damaged files: one by the command, which must refuse it, and one by the pointer itself,
+which the endpoint must reject.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from endpoint import bento_of, heads_of
+from endpoint import bento_of, build_requests
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, read_pointer, write_pointer
@@ -41,43 +41,43 @@ from bloomery.tasks.registry import model_registry
 NUM_ROWS = 200
 
 
-class Tally:
-    """What came back. An answer is wrong that is not what its own version gives for the row."""
+class ResponseChecker:
+    """Counts responses. A prediction is wrong if its version predicts something else for the row."""
 
     def __init__(self, expected: dict[str, list[dict[str, Any]]], limit: float) -> None:
         self.expected, self.limit = expected, limit
         self.by_version: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         self.wrong = 0
         self.seconds: list[float] = []
         self.is_over = False
 
-    async def ask_on(self, port: int, requests: list[bytes], first: int) -> None:
+    async def send_requests(self, port: int, requests: list[bytes], first: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         place = first
         while not self.is_over:
             place = (place + 1) % len(requests)
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             try:
                 writer.write(requests[place])
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
                 body = await reader.readexactly(length)
             except (OSError, asyncio.IncompleteReadError) as failure:
-                self.dropped[type(failure).__name__] += 1
+                self.errors[type(failure).__name__] += 1
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 continue
-            self.seconds.append(time.perf_counter() - began)
+            self.seconds.append(time.perf_counter() - start_time)
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
-                self.dropped[head.split(b"\r\n", 1)[0].decode()] += 1
+                self.errors[head.split(b"\r\n", 1)[0].decode()] += 1
                 continue
             self._check(json.loads(body), place)
         writer.close()
 
-    def _check(self, told: dict[str, Any], place: int) -> None:
-        tag = told["model"]
+    def _check(self, document: dict[str, Any], place: int) -> None:
+        tag = document["model"]
         self.by_version[tag] += 1
-        (given,) = told["predictions"]
+        (given,) = document["predictions"]
         if tag not in self.expected or furthest(given, self.expected[tag][place]) > self.limit:
             self.wrong += 1
 
@@ -88,12 +88,12 @@ async def command(*arguments: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    told, _ = await process.communicate()
-    return process.returncode or 0, told.decode().strip()
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode().strip()
 
 
-def damaged(name: str, tag: str) -> str:
-    """A further version in the registry, whose bento has lost half of its model. Returns `NAME:VERSION`."""
+def register_damaged_copy(name: str, tag: str) -> str:
+    """Register a version whose bento has lost half of its model. Returns `NAME:VERSION`."""
     broken = f"{tag[:-4]}dead"
     shutil.copytree(bento_folder(tag), bento_folder(broken), dirs_exist_ok=True)
     _cut(artifacts_folder(broken))
@@ -110,7 +110,7 @@ def _cut(artifacts: Path) -> None:
 
 
 def point_at_damaged(name: str, folder: Path) -> Pointer:
-    """The pointer goes to a damaged copy, as if somebody had written it by hand. Returns what it said before."""
+    """Set the pointer to a damaged copy, as if written by hand. Returns the previous pointer."""
     path = promotions.pointer_folder(name) / POINTER
     before = read_pointer(path)
     shutil.copytree(before.artifacts, folder)
@@ -122,64 +122,69 @@ def point_at_damaged(name: str, folder: Path) -> Pointer:
 
 
 async def change(name: str, one: str, two: str, changes: int, folder: Path) -> list[tuple[str, str, int]]:
-    """What was done, what came of it, and the exit code."""
-    done = []
+    """Each change with its result and its exit code."""
+    changes_made = []
     for number in range(changes):
         await asyncio.sleep(1)
         champion = model_registry.find_version(f"{name}@{model_registry.CHAMPION}")
         if number == changes // 3:
-            asked = ("promote", damaged(name, champion.tags[model_registry.BENTO]), "--reason", "damaged on purpose")
+            arguments = (
+                "promote",
+                register_damaged_copy(name, champion.tags[model_registry.BENTO]),
+                "--reason",
+                "damaged on purpose",
+            )
         elif number == 2 * changes // 3:
             before = point_at_damaged(name, folder / "damaged")
             await asyncio.sleep(2)
             (refusal,) = promotions.list_followers(name)
-            done.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
+            changes_made.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
             write_pointer(promotions.pointer_folder(name) / POINTER, before)
             continue
         elif number % 2:
-            asked = ("rollback", name)
+            arguments = ("rollback", name)
         else:
-            asked = ("promote", f"{name}:{two if str(champion.version) == one else one}")
-        code, told = await command(*asked)
-        done.append((" ".join(asked), told.splitlines()[0][:150] if told else "", code))
-    return done
+            arguments = ("promote", f"{name}:{two if str(champion.version) == one else one}")
+        code, output = await command(*arguments)
+        changes_made.append((" ".join(arguments), output.splitlines()[0][:150] if output else "", code))
+    return changes_made
 
 
 async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
     tags = {number: model_registry.find_version(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
     rows = request_rows(bento_of(tags[one]).chosen, NUM_ROWS)
-    requests = heads_of("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
+    requests = build_requests("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
     for tag in tags.values():
         version = LoadedVersion(artifacts_folder(tag))
         expected[tag] = version.format_predictions(version.predict(version.row_check.table(rows).to_batches()[0]))
         limit = TOLERANCE * score_unit(version.encoder)
-    tally = Tally(expected, limit)
+    checker = ResponseChecker(expected, limit)
     port = find_free_port()
     with (settings().logs / "switching.log").open("ab") as log, tempfile.TemporaryDirectory() as folder:
         server = start_tethered([sys.executable, "-m", "bloomery.flows.cli", "serve", name, "--port", str(port)], log)
         try:
-            await _until_it_answers(port)
-            clients = [asyncio.create_task(tally.ask_on(port, requests, at)) for at in range(connections)]
-            began = time.perf_counter()
-            done = await change(name, one, two, changes, Path(folder))
-            tally.is_over = True
+            await _wait_until_ready(port)
+            clients = [asyncio.create_task(checker.send_requests(port, requests, at)) for at in range(connections)]
+            start_time = time.perf_counter()
+            changes_made = await change(name, one, two, changes, Path(folder))
+            checker.is_over = True
             await asyncio.gather(*clients)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start_time
         finally:
             await asyncio.to_thread(stop_tethered, server)
-    print("| change | told | exit code |\n| --- | --- | ---: |")
-    for asked, told, code in done:
-        print(f"| {asked} | {told} | {code} |")
-    total = sum(tally.by_version.values())
-    print(f"\n{total:,} requests over {connections} connections in {seconds:.0f} s: {dict(tally.by_version)}")
-    print(f"dropped {sum(tally.dropped.values())} {dict(tally.dropped)}, wrong {tally.wrong}")
-    quantiles = statistics.quantiles(tally.seconds, n=1000)
-    p50, p99, longest = (seconds * 1e3 for seconds in (quantiles[499], quantiles[989], max(tally.seconds)))
+    print("| change | result | exit code |\n| --- | --- | ---: |")
+    for arguments, output, code in changes_made:
+        print(f"| {arguments} | {output} | {code} |")
+    total = sum(checker.by_version.values())
+    print(f"\n{total:,} requests over {connections} connections in {seconds:.0f} s: {dict(checker.by_version)}")
+    print(f"errors {sum(checker.errors.values())} {dict(checker.errors)}, wrong {checker.wrong}")
+    quantiles = statistics.quantiles(checker.seconds, n=1000)
+    p50, p99, longest = (seconds * 1e3 for seconds in (quantiles[499], quantiles[989], max(checker.seconds)))
     print(f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {longest:.0f} ms")
 
 
-async def _until_it_answers(port: int) -> None:
+async def _wait_until_ready(port: int) -> None:
     for _ in range(240):
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -189,21 +194,21 @@ async def _until_it_answers(port: int) -> None:
             writer.close()
             await asyncio.sleep(2)
             return
-    raise SystemExit("the endpoint does not answer; see switching.log in the state folder")
+    raise SystemExit("the endpoint does not respond; see switching.log in the state folder")
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("name")
-    asked.add_argument("one")
-    asked.add_argument("two")
-    asked.add_argument("--changes", type=int, default=20)
-    asked.add_argument("--connections", type=int, default=16)
-    wanted = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("one")
+    parser.add_argument("two")
+    parser.add_argument("--changes", type=int, default=20)
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
     apply_engine_environment()
     require_state_folder()
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    asyncio.run(measure(wanted.name, wanted.one, wanted.two, wanted.changes, wanted.connections))
+    asyncio.run(measure(options.name, options.one, options.two, options.changes, options.connections))
 
 
 if __name__ == "__main__":
