@@ -16,7 +16,7 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.models.features.config import Features
-from bloomery.models.features.encoder import encode, fit, partial_statistics
+from bloomery.models.features.encoder import STATISTICS, encode, fit, partial_statistics
 
 COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "id", "logicalType": "integer", "required": True, "primaryKey": True, "primaryKeyPosition": 1},
@@ -95,7 +95,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, contract_of: Callable[...
             }
         )
         encoder = fit(
-            features, next(iter(partial_statistics(features, training_rows.to_batches())))["summary"].to_pylist()
+            features, next(iter(partial_statistics(features, training_rows.to_batches())))[STATISTICS].to_pylist()
         )
         width = encode(encoder, training_rows).shape[1]
         weights = np.zeros((width, 2), np.float32)
