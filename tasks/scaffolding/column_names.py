@@ -1,4 +1,4 @@
-"""Names of columns as a contract takes them: letters, digits and underscores, and no two that an engine confuses."""
+"""Column names as a contract takes them: letters, digits and underscores, and no two that an engine confuses."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from collections.abc import Sequence
 
 from bloomery.data_contracts.errors import DataMissing
 
-_TAKEN = ("_part",)  # what `prepare` calls a column of its own
-_TAKEN_BESIDE_KEYS = ("x", "y", "truth", "answer", "probabilities")  # what encoded rows and answers have beside the key
+_RESERVED = ("_part",)  # a column of `prepare`
+_RESERVED_FOR_KEYS = ("x", "y", "truth", "answer", "probabilities")  # columns beside the key in rows and predictions
+_MAX_SHOWN = 30
 
 
 def contract_names(names: Sequence[str]) -> dict[str, str]:
-    """Each name as an identifier that no other has, in capital or small letters; one that is fit stays as it is."""
-    found: dict[str, str] = {}
-    used = set(_TAKEN)
-    places = {name: place for place, name in enumerate(names, 1)}
-    fit = {name: re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None for name in names}
-    for name in sorted(names, key=lambda name: not fit[name]):  # names that are fit choose first
-        plain = name if fit[name] else _plain(name) or f"column_{places[name]}"
-        new, number = plain, 2
-        while new.lower() in used:
-            new, number = f"{plain}_{number}", number + 1
-        used.add(new.lower())
-        found[name] = new
-    return {name: found[name] for name in names}
+    """Returns a valid name for each column, unique in any letter case. Valid names stay as they are."""
+    new_names: dict[str, str] = {}
+    used = set(_RESERVED)
+    positions = {name: position for position, name in enumerate(names, 1)}
+    is_valid = {name: re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None for name in names}
+    for name in sorted(names, key=lambda name: not is_valid[name]):  # valid names choose first
+        stem = name if is_valid[name] else _to_ascii(name) or f"column_{positions[name]}"
+        candidate, number = stem, 2
+        while candidate.lower() in used:
+            candidate, number = f"{stem}_{number}", number + 1
+        used.add(candidate.lower())
+        new_names[name] = candidate
+    return {name: new_names[name] for name in names}
 
 
 def rename_reserved_key(names: dict[str, str], key: str) -> dict[str, str]:
-    """The names, with another one for the key where stages call a column beside it the same."""
-    if names.get(key, "").lower() not in _TAKEN_BESIDE_KEYS:
+    """Returns the names, with another one for the key where a stage has a column of that name beside it."""
+    if names.get(key, "").lower() not in _RESERVED_FOR_KEYS:
         return names
     return {**names, key: unused_name(f"key_{names[key]}", [*names.values()])}
 
 
 def unused_name(wanted: str, names: Sequence[str]) -> str:
-    """`wanted`, with a number behind it if a column has that name already."""
+    """Returns `wanted`, with a number behind it if a column has that name already."""
     taken = {name.lower() for name in names}
     number, name = 2, wanted
     while name.lower() in taken:
@@ -46,28 +47,28 @@ def unused_name(wanted: str, names: Sequence[str]) -> str:
 
 
 def find_column(wanted: str, names: dict[str, str], option: str) -> str:
-    """The column that `wanted` means, by its name in the source or in the contract.
+    """Returns the source's name of a column that is named by its source or by the contract.
 
     Raises:
-        DataMissing: there is none; the message has the likely one.
+        DataMissing: there is no such column; the message suggests a similar name.
     """
-    fitting = [name for name, new in names.items() if wanted in (name, name.strip(), new)]
-    if fitting:
-        return fitting[0]
+    matches = [name for name, new in names.items() if wanted in (name, name.strip(), new)]
+    if matches:
+        return matches[0]
     close = difflib.get_close_matches(wanted.lower(), [name.lower() for name in names], n=1, cutoff=0.5)
     likely = next((name for name in names if close and name.lower() == close[0]), None)
-    shown = [*names][:30]
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     raise DataMissing(
         f"there is no column {wanted!r}" + (f"; did you mean {likely!r}?" if likely else ""),
-        required=f"one of {', '.join(shown)}" + (f" and {len(names) - 30} more" if len(names) > 30 else ""),
+        required=f"one of {', '.join([*names][:_MAX_SHOWN])}{more}",
         where=option,
-        remedy="mend the name; where the file has no header, give the names with --columns; a name that stands in "
-        "the files' paths is taken from there by --path-pattern",
+        remedy="correct the name; if the file has no header, set --columns; if the name is in the files' paths, set "
+        "--path-pattern",
     )
 
 
-def _plain(name: str) -> str:
-    """The letters and digits of a name, without their accents."""
+def _to_ascii(name: str) -> str:
+    """Returns the letters and digits of a name, without accents."""
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    plain = re.sub(r"\W+", "_", letters, flags=re.ASCII).strip("_")
-    return f"column_{plain}" if plain[:1].isdigit() else plain
+    stem = re.sub(r"\W+", "_", letters, flags=re.ASCII).strip("_")
+    return f"column_{stem}" if stem[:1].isdigit() else stem

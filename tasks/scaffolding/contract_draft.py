@@ -1,183 +1,190 @@
-"""A contract drafted from what was seen of a source, as a commented file that its own data keeps."""
+"""Drafts a contract from a source's profile: a commented file that the profiled rows keep."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.tasks.scaffolding.draft_planning import DraftPlan
 from bloomery.tasks.scaffolding.input_planning import sounds_personal
 from bloomery.tasks.scaffolding.profiler import ColumnProfile
-from bloomery.tasks.scaffolding.yaml_writer import comment, entry, scalar
+from bloomery.tasks.scaffolding.yaml_writer import add_comment, add_end_comment, dump_yaml, inline
 
-_MOST_VALID = 30  # values of a text column that are listed one by one
-_FEWEST_PER_VALUE = 20  # rows per listed value, or the list is an accident of the sample
-_LARGEST = 2**53  # a contract takes no larger limit
-_MARGIN = 0.1  # of the range that was seen, on both sides
+_MAX_LISTED_VALUES = 30  # values of a text column that are listed one by one
+_MIN_ROWS_PER_VALUE = 20  # with fewer rows for each listed value, the list is an accident of the sample
+_LIMIT_BOUND = 2**53  # a contract takes no larger limit
+_MARGIN = 0.1  # of the observed range, on both sides
+_COLUMN_INDENT = 6  # of the columns in the contract file
+_ENTRY_INDENT = 8  # of a column's entries
 
-Lines = list[str]
+Limits = tuple[float | int | None, float | int | None]
 
 
 def draft_contract(name: str, plan: DraftPlan, names: dict[str, str], source: str) -> str:
-    """The text of the contract file. `names` are the contract's names of the source's columns."""
-    profile = plan.profile
-    lines = [
-        *comment(
-            f"Drafted by `bloomery init` from {profile.num_rows:,} rows of {source}. Every limit below is a guess from "
-            "those rows: read it, correct it, and set `version: 1.0.0` and `status: active`."
-        ),
-        "apiVersion: v3.1.0",
-        "kind: DataContract",
-        *entry("id", f"bloomery-{name}"),
-        *entry("name", name),
-        "version: 0.1.0",
-        "status: draft",
-        "description:",
-        *entry("purpose", f"Tell the {names[plan.label.name]} of a row.", 2),
-        "schema:",
-        f"  - name: {scalar(name)}",
-        "    quality:",
-        "      - metric: rowCount",
-        f"        mustBeGreaterOrEqualTo: {max(plan.num_rows // 2, 1)}  # half of what was there",
-        "    customProperties:",
-        *_about_quarantine(plan),
-        f"      - {{property: quarantineLimit, value: {scalar(quarantine_limit(plan))}}}",
-        "    properties:",
-    ]
-    if plan.key.is_added:
-        lines += _added_key(plan.key.name)
-    for column in profile.columns:
-        lines += _column(column, plan, names[column.name])
-    return "\n".join(lines) + "\n"
+    """Returns the text of the contract file. `names` maps the source's column names to those of the contract."""
+    document = CommentedMap(
+        apiVersion="v3.1.0",
+        kind="DataContract",
+        id=f"bloomery-{name}",
+        name=name,
+        version="0.1.0",
+        status="draft",
+        description=CommentedMap(purpose=f"Predicts `{names[plan.label.name]}` for each row."),
+        schema=CommentedSeq([_schema(name, plan, names)]),
+    )
+    add_comment(
+        document,
+        "apiVersion",
+        f"Drafted by `bloomery init` from {plan.profile.num_rows:,} rows of {source}. Every limit below is a guess "
+        "from these rows. Review and correct it, then set `version: 1.0.0` and `status: active`.",
+    )
+    return dump_yaml(document)
 
 
 def quarantine_limit(plan: DraftPlan) -> float:
-    """A little more than the share of rows that the draft sets aside."""
-    return min(math.ceil(plan.share_aside * 100 + 1) / 100, 1.0)
+    """Returns the share of rows that the draft quarantines, plus one percent, rounded up."""
+    return min(math.ceil(plan.quarantined_share * 100 + 1) / 100, 1.0)
 
 
-def _about_quarantine(plan: DraftPlan) -> Lines:
+def _schema(name: str, plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
+    row_count = CommentedMap(metric="rowCount", mustBeGreaterOrEqualTo=max(plan.num_usable_rows // 2, 1))
+    add_end_comment(row_count, "mustBeGreaterOrEqualTo", "half of the rows in the data")
+    limit = CommentedSeq([inline({"property": "quarantineLimit", "value": quarantine_limit(plan)})])
+    add_comment(limit, 0, _describe_quarantine(plan), 6)
+    columns = CommentedSeq()
+    if plan.key.is_added:
+        _append_added_key(columns, plan.key.name)
+    for column in plan.profile.columns:
+        _append_column(columns, column, plan, names[column.name])
+    return CommentedMap(name=name, quality=CommentedSeq([row_count]), customProperties=limit, properties=columns)
+
+
+def _describe_quarantine(plan: DraftPlan) -> str:
     label, profile = plan.label, plan.profile
-    reasons = {
-        "lines that are no rows": profile.num_malformed,
-        "values that are not of their column's type": sum(column.num_unfit for column in profile.columns),
+    counts = {
+        "malformed lines": profile.num_malformed,
+        "values of the wrong type": sum(column.num_invalid for column in profile.columns),
         "rows without a label": label.num_missing,
-        "rows of a class that is too rare to learn": label.num_rare,
+        "rows of classes that are too rare": label.num_rare_rows,
     }
-    told = ", ".join(f"{num:,} {what}" for what, num in reasons.items() if num) or "none"
-    first = f" Of lines that are no rows {profile.malformed}." if profile.malformed else ""
-    return comment(f"The share of rows that may be set aside before a run stops. Of these rows: {told}.{first}", 6)
+    reasons = ", ".join(f"{num:,} {what}" for what, num in counts.items() if num) or "none"
+    first = f" {profile.first_malformed[0].upper()}{profile.first_malformed[1:]}." if profile.first_malformed else ""
+    return f"A run stops if a larger share of the rows is quarantined. Quarantined here: {reasons}.{first}"
 
 
-def _added_key(name: str) -> Lines:
-    return [
-        *comment("No column has a value in every row that no other row has, so rows are numbered as they come.", 6),
-        *comment("If the order of the rows changes, so do the numbers: a key of the data's own is better.", 6),
-        f"      - name: {name}",
-        "        logicalType: integer",
-        "        primaryKey: true",
-        "        logicalTypeOptions: {minimum: 0}",
-    ]
+def _append_added_key(columns: CommentedSeq, name: str) -> None:
+    columns.append(
+        CommentedMap(name=name, logicalType="integer", primaryKey=True, logicalTypeOptions=inline({"minimum": 0}))
+    )
+    add_comment(
+        columns,
+        len(columns) - 1,
+        "No column identifies every row, so each row's number is its key. The numbers change if the order of the rows "
+        "changes: a key from the data is better.",
+        _COLUMN_INDENT,
+    )
 
 
-def _column(column: ColumnProfile, plan: DraftPlan, name: str) -> Lines:
+def _append_column(columns: CommentedSeq, column: ColumnProfile, plan: DraftPlan, name: str) -> None:
     is_label, is_key = column.name == plan.label.name, column.name == plan.key.name
-    kind = plan.label.kind if is_label else column.kind
-    lines = comment(_told(column), 6)
-    if name != column.name:
-        lines += comment(f"In the source: {column.name!r}.", 6)
-    if column.name in plan.inputs.left_out and not (is_label or is_key):
-        lines += comment(f"Not read by the network: {plan.inputs.left_out[column.name]}.", 6)
-    lines += [f"      - name: {scalar(name)}", f"        logicalType: {kind}"]
+    logical_type = plan.label.logical_type if is_label else column.logical_type
+    entry = CommentedMap(name=name, logicalType=logical_type)
     if is_key:
-        lines.append("        primaryKey: true")
-    elif is_label or (not column.num_missing and column.num_present):
-        lines.append("        required: true")
-    if sounds_personal(column.name):
-        lines += comment("Personal? Then drop, hash or encrypt it:", 8)
-        lines += comment("customProperties: [{property: personal, value: drop}]", 8)
+        entry["primaryKey"] = True
+    elif is_label or (not column.num_missing and column.num_valid):
+        entry["required"] = True
     if is_label and plan.label.task == "classification":
-        return [*lines, *_about_label(plan)]
-    if kind == "array":
-        return [*lines, *_array(column)]
-    return [*lines, *_limits(column, is_key=is_key)]
-
-
-def _told(column: ColumnProfile) -> str:
-    """What was seen of a column, in a sentence."""
-    missing = f"{column.num_missing:,} of {column.num_rows:,} rows without a value" if column.num_missing else ""
-    unfit = f"{column.num_unfit:,} values that are no {column.kind}" if column.num_unfit else ""
-    if not column.num_present:
-        what = "no value at all"
-    elif column.kind == "array":
-        what = f"{column.min_length} to {column.max_length} elements"
-    elif column.kind in ("integer", "number"):
-        what = f"{scalar(column.low)} to {scalar(column.high)}"
+        _add_classes(entry, plan)
+    elif logical_type == "array":
+        _add_array(entry, column)
     else:
-        more = "" if column.values is not None else " or more"
-        what = f"{column.num_distinct:,} different values{more}"
-    if column.kind == "timestamp":
-        what += "; a time without an offset is taken for UTC"
-    return "Seen: " + "; ".join(part for part in (what, missing, unfit) if part) + "."
+        _add_limits(entry, column, is_key=is_key)
+    columns.append(entry)
+    for text in _column_comments(column, plan, name):
+        add_comment(columns, len(columns) - 1, text, _COLUMN_INDENT)
 
 
-def _about_label(plan: DraftPlan) -> Lines:
-    label = plan.label
-    lines: Lines = []
-    if label.rare:
-        shown = ", ".join(map(repr, label.rare[:5])) + (", …" if len(label.rare) > 5 else "")
-        lines += comment(f"Rows of these rare classes are set aside: {shown}.", 8)
-    return [
-        *lines,
-        "        quality:",
-        "          - metric: invalidValues",
-        "            arguments:",
-        *entry("validValues", [value for value, _ in label.classes], 14),
-        "            mustBe: 0",
-    ]
+def _column_comments(column: ColumnProfile, plan: DraftPlan, name: str) -> list[str]:
+    comments = [_describe_column(column)]
+    if name != column.name:
+        comments.append(f"Name in the source: {column.name!r}.")
+    if column.name in plan.inputs.unused and column.name not in (plan.label.name, plan.key.name):
+        comments.append(f"Not used by the model: {plan.inputs.unused[column.name]}.")
+    if sounds_personal(column.name):
+        comments.append("If this column holds personal data, drop, hash or encrypt it:")
+        comments.append("customProperties: [{property: personal, value: drop}]")
+    return comments
 
 
-def _limits(column: ColumnProfile, *, is_key: bool) -> Lines:
-    if column.kind in ("integer", "number"):
-        return _range(column.low, column.high, 8, f"{_MARGIN:.0%} of the range beyond what was seen")
-    if column.kind != "string" or not column.num_present:
-        return []
-    values = column.values or ()
-    if not is_key and len(values) <= _MOST_VALID and len(values) * _FEWEST_PER_VALUE <= column.num_present:
-        return [
-            *comment("Another value is refused. If more may come, delete this check.", 8),
-            "        quality:",
-            "          - metric: invalidValues",
-            "            arguments:",
-            *entry("validValues", sorted(value for value, _ in values), 14),
-            "            mustBe: 0",
-        ]
-    least = min(column.min_length or 0, 1)
-    most = max(2 * (column.max_length or 0), 10)
-    return [f"        logicalTypeOptions: {{minLength: {least}, maxLength: {most}}}  # twice the longest that was seen"]
+def _describe_column(column: ColumnProfile) -> str:
+    """Returns what the rows hold in a column, as one sentence."""
+    if not column.num_valid:
+        content = "no values"
+    elif column.logical_type == "array":
+        content = f"{column.min_length} to {column.max_length} elements"
+    elif column.logical_type in ("integer", "number"):
+        content = f"{column.minimum} to {column.maximum}"
+    else:
+        content = f"{column.num_distinct:,} distinct values{'' if column.value_counts is not None else ' or more'}"
+    if column.logical_type == "timestamp":
+        content += "; times without an offset are read as UTC"
+    missing = f"{column.num_missing:,} of {column.num_rows:,} rows have no value" if column.num_missing else ""
+    invalid = f"{column.num_invalid:,} values are not of type {column.logical_type}" if column.num_invalid else ""
+    return "Observed: " + "; ".join(part for part in (content, missing, invalid) if part) + "."
 
 
-def _range(low: Any, high: Any, indent: int, why: str) -> Lines:
-    """Whole limits a margin beyond `low` and `high`; none is below zero where nothing seen was."""
-    if low is None or high is None:
-        return []
-    margin = max((high - low) * _MARGIN, 1) if max(abs(low), abs(high)) < _LARGEST else math.inf
-    limits: dict[str, int] = {}
-    if math.isfinite(margin):
-        least, most = math.floor(low - margin), math.ceil(high + margin)
-        least = max(least, 0) if low >= 0 else least
-        limits = {key: value for key, value in (("minimum", least), ("maximum", most)) if abs(value) < _LARGEST}
-    if not limits:
-        return []
-    told = ", ".join(f"{key}: {value}" for key, value in limits.items())
-    return [f"{' ' * indent}logicalTypeOptions: {{{told}}}  # {why}"]
+def _add_classes(entry: CommentedMap, plan: DraftPlan) -> None:
+    _add_valid_values(entry, [value for value, _ in plan.label.classes])
+    rare = plan.label.rare_classes
+    if rare:
+        shown = ", ".join(map(repr, rare[:5])) + (", …" if len(rare) > 5 else "")
+        add_comment(entry, "quality", f"Rows of these rare classes are quarantined: {shown}.", _ENTRY_INDENT)
 
 
-def _array(column: ColumnProfile) -> Lines:
-    lines = [f"        logicalTypeOptions: {{minItems: {column.min_length or 0}, maxItems: {column.max_length or 0}}}"]
-    lines += ["        items:", f"          logicalType: {column.element}"]
-    if column.physical is not None:
-        lines.append(f"          physicalType: {column.physical}")
-    if column.element == "number" or column.physical is None:
-        return [*lines, *_range(column.low, column.high, 10, f"{_MARGIN:.0%} beyond what was seen")]
-    return lines
+def _add_valid_values(entry: CommentedMap, values: Sequence[object]) -> None:
+    arguments = CommentedMap(validValues=inline(values))
+    entry["quality"] = CommentedSeq([CommentedMap(metric="invalidValues", arguments=arguments, mustBe=0)])
+
+
+def _add_limits(entry: CommentedMap, column: ColumnProfile, *, is_key: bool) -> None:
+    if column.logical_type in ("integer", "number"):
+        _add_range(entry, (column.minimum, column.maximum))
+        return
+    if column.logical_type != "string" or not column.num_valid:
+        return
+    values = column.value_counts or ()
+    if not is_key and len(values) <= _MAX_LISTED_VALUES and len(values) * _MIN_ROWS_PER_VALUE <= column.num_valid:
+        _add_valid_values(entry, sorted(value for value, _ in values))
+        add_comment(
+            entry, "quality", "Other values are rejected. Delete this check if new values may appear.", _ENTRY_INDENT
+        )
+        return
+    lengths = {"minLength": min(column.min_length or 0, 1), "maxLength": max(2 * (column.max_length or 0), 10)}
+    entry["logicalTypeOptions"] = inline(lengths)
+    add_end_comment(entry, "logicalTypeOptions", "twice the longest observed value")
+
+
+def _add_range(entry: CommentedMap, observed: Limits) -> None:
+    """Adds whole limits, a margin beyond the observed ones; none is below zero where no observed value is."""
+    low, high = observed
+    if low is None or high is None or max(abs(low), abs(high)) >= _LIMIT_BOUND:
+        return
+    margin = max((high - low) * _MARGIN, 1)
+    minimum, maximum = math.floor(low - margin), math.ceil(high + margin)
+    minimum = max(minimum, 0) if low >= 0 else minimum
+    limits = {key: limit for key, limit in (("minimum", minimum), ("maximum", maximum)) if abs(limit) < _LIMIT_BOUND}
+    if limits:
+        entry["logicalTypeOptions"] = inline(limits)
+        add_end_comment(entry, "logicalTypeOptions", f"{_MARGIN:.0%} of the range beyond the observed values")
+
+
+def _add_array(entry: CommentedMap, column: ColumnProfile) -> None:
+    entry["logicalTypeOptions"] = inline({"minItems": column.min_length or 0, "maxItems": column.max_length or 0})
+    items = CommentedMap(logicalType=column.element_type)
+    if column.physical_type is not None:
+        items["physicalType"] = column.physical_type
+    if column.element_type == "number" or column.physical_type is None:
+        _add_range(items, (column.minimum, column.maximum))
+    entry["items"] = items

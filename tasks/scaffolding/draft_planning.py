@@ -1,4 +1,4 @@
-"""What drafts say of a profiled source: key, label, inputs, and how many rows are set aside."""
+"""Plans the drafts for a profiled source: key, label, inputs, and how many rows are quarantined."""
 
 from __future__ import annotations
 
@@ -21,62 +21,62 @@ from bloomery.tasks.scaffolding.profiler import (
 )
 
 MIN_ROWS = 30
-_FEWEST_OF_CLASS = 10  # rows: with fewer, the training part might have none
-_MOST_CLASSES = 1_000
-_FEW_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
-_MOST_COMPARED = 1_000  # columns in which rows are compared: an engine groups by no more
-_KEYS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
+_MIN_ROWS_PER_CLASS = 10  # with fewer, the training split might have none
+_MAX_CLASSES = 1_000
+_MAX_RARE_CLASSES = 20  # whole numbers with more values are a quantity, where most values are rare
+_MAX_COMPARED_COLUMNS = 1_000  # in which rows are compared: an engine groups by no more
+_KEY_WORDS = frozenset({"id", "key", "uuid", "guid", "no", "nr", "number", "index", "row", "rowid", "path", "filename"})
 
 
 class LabelPlan(NamedTuple):
-    """The label: its classes with their rows, in order, and how many rows have no class or a rare one.
+    """The label: its classes with their numbers of rows, in order, and how many rows have no class or a rare one.
 
     A quantity has no classes, but a standard deviation.
     """
 
     name: str
-    kind: Literal["integer", "string", "number"]
+    logical_type: Literal["integer", "string", "number"]
     num_missing: int
     classes: tuple[tuple[Any, int], ...] = ()
-    rare: tuple[Any, ...] = ()
-    num_rare: int = 0
-    deviation: float | None = None
+    rare_classes: tuple[Any, ...] = ()
+    num_rare_rows: int = 0
+    standard_deviation: float | None = None
 
     @property
     def task(self) -> Task:
-        return "classification" if self.deviation is None else "regression"
+        return "classification" if self.standard_deviation is None else "regression"
 
     @property
-    def majority(self) -> float:
+    def majority_share(self) -> float:
         """The share of the largest class."""
         return max(num for _, num in self.classes) / sum(num for _, num in self.classes)
 
 
 class KeyPlan(NamedTuple):
-    """The column that tells rows apart; `is_added` where the source has none and rows are numbered."""
+    """The column that identifies a row; `is_added` where the source has none and rows get numbers."""
 
     name: str
     is_added: bool
 
 
 class DraftPlan(NamedTuple):
-    """All that the drafts say, by the names of the source. `num_rows` are left to learn from.
+    """The content of both drafts, by the source's column names. `num_usable_rows` are left to learn from.
 
-    `keeps_copies` where most rows are copies of others, or have too many columns to be compared.
+    `keep_duplicates` where most rows are copies of others, or have too many columns to be compared.
     """
 
     profile: SourceProfile
     label: LabelPlan
     key: KeyPlan
     inputs: InputPlan
-    num_rows: int
-    num_aside: int
-    keeps_copies: bool
-    part: str | None
+    num_usable_rows: int
+    num_quarantined: int
+    keep_duplicates: bool
+    split_column: str | None
 
     @property
-    def share_aside(self) -> float:
-        return self.num_aside / (self.profile.num_rows + self.profile.num_malformed)
+    def quarantined_share(self) -> float:
+        return self.num_quarantined / (self.profile.num_rows + self.profile.num_malformed)
 
 
 def plan_draft(
@@ -89,49 +89,63 @@ def plan_draft(
     key: str | None,
     shape: Sequence[int] = (),
 ) -> DraftPlan:
-    """The plan for the rows that were profiled into `scratch`. `names` are the contract's names of the columns.
+    """Returns the plan for the profiled rows in `scratch`.
+
+    Args:
+        names: the contract's names of the source's columns.
+        label: the column to predict.
+        key: the column that identifies a row; None to find or add one.
+        shape: the sizes of an array, where the source states them.
 
     Raises:
         DataMissing: there is no such label or key.
-        DataUnfit: there are too few rows, no classes, a key that does not tell rows apart, or nothing to learn from.
+        DataUnfit: there are too few rows, no classes, a key that is not unique, or nothing to learn from.
     """
     _require_rows(profile.num_rows, profile, data)
-    part = "part" if data.sources is not None else None
+    split_column = "part" if data.sources is not None else None
     label_column = find_column(label, names, "--label")
-    found = _label(_column(profile, label_column), profile, scratch, part)
-    chosen = _key(profile, names, key, (label_column, *filter(None, [part])))
-    not_read = {label_column: "it is the label"} | ({} if chosen.is_added else {chosen.name: "it is the key"})
-    if part is not None:
-        not_read[part] = "it says the part"
-    inputs = plan_inputs(profile, data, not_read, max(len(found.classes), 1), shape)
-    if not inputs.planned:
-        reasons = "; ".join(f"{name}: {why}" for name, why in inputs.left_out.items() if name not in not_read)
+    label_plan = _plan_label(_column(profile, label_column), profile, scratch, split_column)
+    key_plan = _plan_key(profile, names, key, (label_column, *filter(None, [split_column])))
+    reserved = {label_column: "it is the label"} | ({} if key_plan.is_added else {key_plan.name: "it is the key"})
+    if split_column is not None:
+        reserved[split_column] = "it names the split"
+    inputs = plan_inputs(profile, data, reserved, max(len(label_plan.classes), 1), shape)
+    if not inputs.inputs:
+        reasons = "; ".join(f"{name}: {why}" for name, why in inputs.unused.items() if name not in reserved)
         raise DataUnfit(
-            f"no column is left to learn from ({reasons or 'there is none but label and key'})",
+            f"no column is left to learn from ({reasons or 'there are only label and key'})",
             required="at least one column of numbers, categories, dates, text or an array beside the label",
             where=data.described,
-            remedy="give data with more columns, or another --label or --delimiter",
+            remedy="choose data with more columns, or another --label or --delimiter",
         )
-    num_aside = _num_aside(profile, found, data)
-    num_kept = profile.num_rows + profile.num_malformed - num_aside
+    num_quarantined = _count_quarantined(profile, label_plan, data)
+    num_kept = profile.num_rows + profile.num_malformed - num_quarantined
     _require_rows(num_kept, profile, data)
-    read = [*inputs.columns, label_column]
-    is_wide = len(read) > _MOST_COMPARED
-    num_different = profile.num_rows if is_wide else count_distinct_rows(scratch, read)
-    keeps_copies = is_wide or num_different < 0.5 * profile.num_rows
-    num_rows = num_kept if keeps_copies else min(num_kept, num_different)
-    return DraftPlan(profile, found, chosen, inputs, num_rows, num_aside, keeps_copies, part)
+    compared = [*inputs.columns, label_column]
+    is_wide = len(compared) > _MAX_COMPARED_COLUMNS
+    num_distinct = profile.num_rows if is_wide else count_distinct_rows(scratch, compared)
+    keep_duplicates = is_wide or num_distinct < 0.5 * profile.num_rows
+    return DraftPlan(
+        profile=profile,
+        label=label_plan,
+        key=key_plan,
+        inputs=inputs,
+        num_usable_rows=num_kept if keep_duplicates else min(num_kept, num_distinct),
+        num_quarantined=num_quarantined,
+        keep_duplicates=keep_duplicates,
+        split_column=split_column,
+    )
 
 
 def _require_rows(num_kept: int, profile: SourceProfile, data: Data) -> None:
-    num_all = profile.num_rows + profile.num_malformed
-    if num_kept < max(MIN_ROWS, num_all / 2):
+    num_rows = profile.num_rows + profile.num_malformed
+    if num_kept < max(MIN_ROWS, num_rows / 2):
+        first_malformed = f"; {profile.first_malformed}" if profile.first_malformed else ""
         raise DataUnfit(
-            f"{num_kept} of {num_all} rows can be learnt from"
-            + (f"; {profile.malformed}" if profile.malformed else ""),
+            f"only {num_kept} of {num_rows} rows can be learned from{first_malformed}",
             required=f"at least {MIN_ROWS}, and at least half of all",
             where=data.described,
-            remedy="bring more rows, or give rows a label and values of one kind",
+            remedy="provide more rows, or rows with a label and with values of one type",
         )
 
 
@@ -139,75 +153,75 @@ def _column(profile: SourceProfile, name: str) -> ColumnProfile:
     return next(column for column in profile.columns if column.name == name)
 
 
-def _num_aside(profile: SourceProfile, label: LabelPlan, data: Data) -> int:
-    """At most how many rows are set aside: a row with two faults counts twice."""
+def _count_quarantined(profile: SourceProfile, label: LabelPlan, data: Data) -> int:
+    """Returns the largest possible number of quarantined rows: a row with two faults counts twice."""
     rates = profile.column("sample_rate") if data.kind == "audio" else None
-    other_rates = sum(num for _, num in (rates.values or ())[1:]) if rates is not None else 0
-    unfit = sum(column.num_unfit for column in profile.columns)
-    return profile.num_malformed + unfit + label.num_missing + label.num_rare + other_rates
+    num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0
+    num_invalid = sum(column.num_invalid for column in profile.columns)
+    return profile.num_malformed + num_invalid + label.num_missing + label.num_rare_rows + num_other_rates
 
 
-def _label(column: ColumnProfile, profile: SourceProfile, scratch: Path, part: str | None) -> LabelPlan:
+def _plan_label(column: ColumnProfile, profile: SourceProfile, scratch: Path, split_column: str | None) -> LabelPlan:
     if _is_quantity(column):
-        return _quantity(column, scratch)
-    kind = _kind_of_label(column)
-    all_classes = _classes(column.values or (), kind)
-    known = all_classes
-    if part is not None:
-        known = _classes(_labels_of(column, "train", profile, scratch).items(), kind)
-        _require_known(column, profile, scratch)
-    common = sorted(value for value, num in known.items() if num >= _FEWEST_OF_CLASS)
-    if not 2 <= len(common) <= _MOST_CLASSES:
-        told = f"{len(known)} different values, {len(common)} of them in at least {_FEWEST_OF_CLASS} rows"
-        raise _no_label(column, f"it has {told}")
+        return _plan_quantity(column, scratch)
+    logical_type = _class_type(column)
+    all_classes = _count_classes(column.value_counts or (), logical_type)
+    train_classes = all_classes
+    if split_column is not None:
+        train_classes = _count_classes(_count_labels(column, "train", profile, scratch).items(), logical_type)
+        _require_known_labels(column, profile, scratch)
+    common = sorted(value for value, num in train_classes.items() if num >= _MIN_ROWS_PER_CLASS)
+    if not 2 <= len(common) <= _MAX_CLASSES:
+        counts = f"{len(train_classes)} distinct values, {len(common)} of them in at least {_MIN_ROWS_PER_CLASS} rows"
+        raise _label_unfit(column, f"it has {counts}")
     rare = tuple(sorted(value for value in all_classes if value not in common))
     return LabelPlan(
         name=column.name,
-        kind=kind,
+        logical_type=logical_type,
         classes=tuple((value, all_classes[value]) for value in common),
-        rare=rare,
+        rare_classes=rare,
         num_missing=column.num_missing,
-        num_rare=sum(all_classes[value] for value in rare),
+        num_rare_rows=sum(all_classes[value] for value in rare),
     )
 
 
 def _is_quantity(column: ColumnProfile) -> bool:
-    """Whether a label is a figure: numbers that are not whole, or that have too many values to be classes."""
-    if column.kind not in ("integer", "number"):
+    """Whether a label is a quantity: fractions, or whole numbers with too many values to be classes."""
+    if column.logical_type not in ("integer", "number"):
         return False
-    if column.values is None or not all(_is_whole(value) for value, _ in column.values):
+    if column.value_counts is None or not all(_is_whole(value) for value, _ in column.value_counts):
         return True
-    num_common = sum(num >= _FEWEST_OF_CLASS for _, num in column.values)
-    is_rare = len(column.values) > _FEW_CLASSES and num_common < len(column.values) / 2
-    return is_rare or len(column.values) > _MOST_CLASSES
+    num_common = sum(num >= _MIN_ROWS_PER_CLASS for _, num in column.value_counts)
+    is_mostly_rare = len(column.value_counts) > _MAX_RARE_CLASSES and num_common < len(column.value_counts) / 2
+    return is_mostly_rare or len(column.value_counts) > _MAX_CLASSES
 
 
-def _quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
-    kind: Literal["integer", "number"] = "integer" if column.kind == "integer" else "number"
+def _plan_quantity(column: ColumnProfile, scratch: Path) -> LabelPlan:
+    logical_type: Literal["integer", "number"] = "integer" if column.logical_type == "integer" else "number"
     deviation = standard_deviation(scratch, column.name)
     if not deviation > 0:
-        raise _no_label(column, "its figures are all the same")
-    return LabelPlan(column.name, kind, column.num_missing, deviation=deviation)
+        raise _label_unfit(column, "all its numbers are equal")
+    return LabelPlan(column.name, logical_type, column.num_missing, standard_deviation=deviation)
 
 
-def _classes(counts: Iterable[tuple[Any, int]], kind: str) -> dict[Any, int]:
-    """The rows of each class. A text that is no number, where the rest are, is of none."""
-    found: dict[Any, int] = {}
+def _count_classes(counts: Iterable[tuple[Any, int]], logical_type: str) -> dict[Any, int]:
+    """Returns the number of rows of each class. A text among numbers belongs to no class."""
+    classes: dict[Any, int] = {}
     for value, num in counts:
-        read = _as_label(value, kind)
-        if read is not None:
-            found[read] = found.get(read, 0) + num
-    return found
+        label = _as_class(value, logical_type)
+        if label is not None:
+            classes[label] = classes.get(label, 0) + num
+    return classes
 
 
-def _labels_of(column: ColumnProfile, part: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
-    counted = count_values(scratch, column.name, part)
-    return {value: num for value, num in counted.items() if value not in profile.missing}
+def _count_labels(column: ColumnProfile, split: str, profile: SourceProfile, scratch: Path) -> dict[Any, int]:
+    counts = count_values(scratch, column.name, split)
+    return {value: num for value, num in counts.items() if value not in profile.missing_markers}
 
 
-def _as_label(value: Any, kind: str) -> int | str | None:
-    """A value of the label as a class; None for a text that is no number where the rest are."""
-    if kind == "string":
+def _as_class(value: Any, logical_type: str) -> int | str | None:
+    """Returns a value of the label as a class; None for a text among numbers."""
+    if logical_type == "string":
         return str(value)
     try:
         return int(float(value)) if not isinstance(value, int) else value
@@ -215,17 +229,18 @@ def _as_label(value: Any, kind: str) -> int | str | None:
         return None
 
 
-def _kind_of_label(column: ColumnProfile) -> Literal["integer", "string"]:
-    values = [value for value, _ in column.values or ()]
-    if column.kind == "string" or (column.kind in ("boolean", "date") and all(isinstance(one, str) for one in values)):
-        kind: Literal["integer", "string"] = "string"
-    elif column.kind in ("integer", "number"):
-        kind = "integer"
+def _class_type(column: ColumnProfile) -> Literal["integer", "string"]:
+    values = [value for value, _ in column.value_counts or ()]
+    is_text = all(isinstance(value, str) for value in values)
+    if column.logical_type == "string" or (column.logical_type in ("boolean", "date") and is_text):
+        logical_type: Literal["integer", "string"] = "string"
+    elif column.logical_type in ("integer", "number"):
+        logical_type = "integer"
     else:
-        raise _no_label(column, f"its values are of type {column.kind}")
-    if column.values is None:
-        raise _no_label(column, f"it has {column.num_distinct:,} different values or more")
-    return kind
+        raise _label_unfit(column, f"its values are of type {column.logical_type}")
+    if column.value_counts is None:
+        raise _label_unfit(column, f"it has at least {column.num_distinct:,} distinct values")
+    return logical_type
 
 
 def _is_whole(value: Any) -> bool:
@@ -235,42 +250,43 @@ def _is_whole(value: Any) -> bool:
         return False
 
 
-def _require_known(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
-    """Each other part must have rows of the classes of train."""
-    known = set(_labels_of(column, "train", profile, scratch))
-    for part in ("val", "test"):
-        found = set(_labels_of(column, part, profile, scratch))
-        if found and not found & known:
-            shown = ", ".join(map(str, sorted(found, key=str)[:5]))
-            raise _no_label(column, f"part {part} has none of the labels of train, but {shown}")
+def _require_known_labels(column: ColumnProfile, profile: SourceProfile, scratch: Path) -> None:
+    """Raises DataUnfit where another split has rows, but none of a class of the training split."""
+    known = set(_count_labels(column, "train", profile, scratch))
+    for split in ("val", "test"):
+        labels = set(_count_labels(column, split, profile, scratch))
+        if labels and not labels & known:
+            shown = ", ".join(map(str, sorted(labels, key=str)[:5]))
+            raise _label_unfit(column, f"{split} has none of the labels of train, but {shown}")
 
 
-def _no_label(column: ColumnProfile, found: str) -> DataUnfit:
+def _label_unfit(column: ColumnProfile, problem: str) -> DataUnfit:
     return DataUnfit(
-        f"column {column.name} cannot be the label: {found}",
-        required=f"2 to {_MOST_CLASSES} classes as whole numbers or texts, each in at least {_FEWEST_OF_CLASS} rows; "
+        f"column {column.name} cannot be the label: {problem}",
+        required=f"2 to {_MAX_CLASSES} classes as whole numbers or texts, each in at least {_MIN_ROWS_PER_CLASS} rows; "
         "or numbers that differ",
         where="--label",
-        remedy="name another column",
+        remedy="choose another column",
     )
 
 
-def _key(profile: SourceProfile, names: dict[str, str], stated: str | None, taken: Sequence[str]) -> KeyPlan:
-    if stated is not None:
-        name = find_column(stated, names, "--key")
+def _plan_key(profile: SourceProfile, names: dict[str, str], requested: str | None, taken: Sequence[str]) -> KeyPlan:
+    if requested is not None:
+        name = find_column(requested, names, "--key")
         column = _column(profile, name)
-        if name in taken or not column.is_unique or column.kind not in ("integer", "string"):
-            told = f"{column.num_missing} rows without a value, {column.num_distinct:,} different ones"
+        if name in taken or not column.is_unique or column.logical_type not in ("integer", "string"):
+            counts = f"{column.num_missing} missing and {column.num_distinct:,} distinct values"
             raise DataUnfit(
-                f"column {name} cannot be the key: it is {column.kind} with {told} in {column.num_rows:,} rows",
-                required="a text or whole number that is there once, in every row",
+                f"column {name} cannot be the key: it is {column.logical_type} with {counts} in {column.num_rows:,} "
+                "rows",
+                required="a column of text or whole numbers with a unique value in every row",
                 where="--key",
-                remedy="name another column, or leave --key out: then rows are numbered",
+                remedy="choose another column, or omit --key: then rows get numbers",
             )
         return KeyPlan(name, is_added=False)
     for column in profile.columns:
-        is_named = bool(_KEYS & set(split_words(column.name)))
-        fits = column.is_unique and column.kind in ("integer", "string") and column.name not in taken
-        if fits and is_named and (column.max_length or 0) <= 200:
+        has_key_word = bool(_KEY_WORDS & set(split_words(column.name)))
+        is_fit = column.is_unique and column.logical_type in ("integer", "string") and column.name not in taken
+        if is_fit and has_key_word and (column.max_length or 0) <= 200:
             return KeyPlan(column.name, is_added=False)
     return KeyPlan(unused_name("row_id", [*names, *names.values()]), is_added=True)

@@ -1,11 +1,10 @@
-"""What format a source has, from its suffix or else from its first bytes. Asked once, when a recipe is drafted."""
+"""Detects the format of a source from its suffix or else from its first bytes, once, when a recipe is drafted."""
 
 from __future__ import annotations
 
 import json
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,135 +21,136 @@ from bloomery.data_contracts.recipe_sections.data_source import (
 )
 
 _START_BYTES = 65_536
-_MAGIC = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"}
-_TEXT_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
+_MAGIC_BYTES = {b"PAR1": "parquet", b"ORC": "orc", b"ARROW1": "arrow"}
+_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
 
 
 def detect_format(source: str) -> str:
-    """The format of the files of `source`, or the kind of table; `.txt` and `.json` count by their content.
+    """Returns the format of the files of `source`, or the kind of table. The content decides for `.txt` and `.json`.
 
     Raises:
-        DataMissing: there is no such source, it is empty, or nothing tells what it is.
+        DataMissing: there is no such source, it is empty, or its format cannot be detected.
     """
     scheme = scheme_of(source)
     if scheme in TABLES:
         return str(scheme)
-    by_suffix = _by_suffix(source)
+    by_suffix = _detect_by_suffix(source)
     if by_suffix not in (None, "text", "json"):
         return str(by_suffix)
     if source.startswith(REMOTE):
-        raise _unknown(source, "its suffix tells no format")
+        raise _undetected(source, "its suffix is of no known format")
     path = Path(source)
     if path.is_dir():
-        return _of_folder(path)
+        return _detect_in_folder(path)
     if path.is_file():
-        return _of_file(path)
-    matching = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if "*" in source else []
-    if not matching:
+        return _detect_in_file(path)
+    matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if "*" in source else []
+    if not matches:
         raise DataMissing(
             f"there is no file {source}",
             required="a file, a folder, a pattern, or a source such as sklearn:iris",
             where="--data",
-            remedy="mend the path",
+            remedy="correct the path",
         )
-    return _of_file(matching[0])
+    return _detect_in_file(matches[0])
 
 
 def read_image_shape(source: str) -> tuple[int, ...]:
-    """The sizes of one array of the IDX file `source`, without their number; () where its start does not tell."""
-    start = _start(Path(source))
+    """Returns the sizes of one array of the IDX file `source`, without their number; () if it has no IDX header."""
+    start = _read_start(Path(source))
     if len(start) < 4 or start[:2] != b"\0\0" or len(start) < 4 + 4 * start[3]:
         return ()
     return tuple(struct.unpack(f">{start[3]}I", start[4 : 4 + 4 * start[3]])[1:])
 
 
 def find_label_file(source: str) -> str | None:
-    """The IDX file with the labels of the arrays in `source`, if it lies beside it under the usual name."""
+    """Returns the IDX file with the labels of the arrays in `source`, if it is beside it under the usual name."""
     path = Path(source)
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
-    beside = path.with_name(name)
-    return str(beside) if name != path.name and beside.is_file() else None
+    label_file = path.with_name(name)
+    return str(label_file) if name != path.name and label_file.is_file() else None
 
 
-def _by_suffix(source: str) -> str | None:
+def _detect_by_suffix(source: str) -> str | None:
     suffix = plain_suffix(source)
     return next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
-def _of_folder(folder: Path) -> str:
-    inner = [
+def _detect_in_folder(folder: Path) -> str:
+    files = [
         path
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]
-    found = sorted({kind for path in inner if (kind := _by_suffix(path.name)) is not None})
-    if len(found) == 1:
-        return found[0]
-    told = f"it holds files of {', '.join(found)}" if found else f"none of its {len(inner)} files has a known suffix"
-    raise _unknown(str(folder), told)
+    formats = sorted({kind for path in files if (kind := _detect_by_suffix(path.name)) is not None})
+    if len(formats) == 1:
+        return formats[0]
+    if formats:
+        raise _undetected(str(folder), f"it has files of {', '.join(formats)}")
+    raise _undetected(str(folder), f"none of its {len(files)} files has a known suffix")
 
 
-def _of_file(path: Path) -> str:
-    start = _start(path)
+def _detect_in_file(path: Path) -> str:
+    start = _read_start(path)
     if not start:
         raise DataMissing(
             f"{path} is empty",
             required="a file with rows",
             where="--data",
-            remedy="give another file",
+            remedy="choose another file",
         )
-    by_magic = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-    if by_magic is not None:
-        return by_magic
+    by_magic_bytes = next((kind for magic, kind in _MAGIC_BYTES.items() if start.startswith(magic)), None)
+    if by_magic_bytes is not None:
+        return by_magic_bytes
     if start.startswith(b"PK\x03\x04"):
-        return _of_zip(path)
+        return _detect_in_zip(path)
     if start[:2] == b"\0\0" and read_image_shape(str(path)):
         return "idx"
-    if b"\0" in start and not start.startswith(_TEXT_MARKS):
-        raise _unknown(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
-    first = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
-    if first[:1] in (b"{", b"["):
-        return _of_json(path, first)
+    if b"\0" in start and not start.startswith(_BYTE_ORDER_MARKS):
+        raise _undetected(str(path), f"it is no text, and begins with the bytes {start[:8].hex(' ')}")
+    first_line = next((line for line in start.splitlines() if line.strip()), b"").lstrip(b"\xef\xbb\xbf").strip()
+    if first_line[:1] in (b"{", b"["):
+        return _detect_json(path, first_line)
     return "csv"
 
 
-def _of_json(path: Path, first: bytes) -> str:
-    """A list is a document of rows; an object on the first line is the first of many rows."""
+def _detect_json(path: Path, first_line: bytes) -> str:
+    """Returns `json` for a list of rows, and `jsonl` where the first line is a complete object."""
     try:
-        if isinstance(json.loads(first), dict):
+        if isinstance(json.loads(first_line), dict):
             return "jsonl"
     except ValueError:
         pass
-    if first.startswith(b"["):
+    if first_line.startswith(b"["):
         return "json"
-    raise _unknown(str(path), "it is one JSON object, whose list of rows a recipe must name (data.records)")
+    raise _undetected(str(path), "it is one JSON object, whose list of rows a recipe must name (data.records)")
 
 
-def _of_zip(path: Path) -> str:
+def _detect_in_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            kinds = {_by_suffix(name) for name in archive.namelist()}
+            formats = {_detect_by_suffix(name) for name in archive.namelist()}
     except zipfile.BadZipFile as failure:
-        raise _unknown(str(path), f"it is no whole zip: {failure}") from failure
-    media = sorted(kinds & {"images", "audio"}, key=str)
+        raise _undetected(str(path), f"it is no complete zip: {failure}") from failure
+    media = sorted(formats & {"images", "audio"}, key=str)
     if len(media) != 1:
-        raise _unknown(str(path), "it is a zip that holds neither recordings alone nor images alone")
+        raise _undetected(str(path), "it is a zip with neither recordings only nor images only")
     return str(media[0])
 
 
-def _start(path: Path) -> bytes:
-    read: Callable[..., pa.NativeFile] = pafs.LocalFileSystem().open_input_stream
+def _read_start(path: Path) -> bytes:
     try:
-        with read(str(path.absolute()), compression=compression_of(str(path))) as stream:
+        compression = compression_of(str(path))
+        with pafs.LocalFileSystem().open_input_stream(str(path.absolute()), compression=compression) as stream:
             return bytes(stream.read(_START_BYTES))
     except (OSError, pa.ArrowInvalid) as failure:
-        raise _unknown(str(path), str(failure)) from failure
+        raise _undetected(str(path), str(failure)) from failure
 
 
-def _unknown(source: str, found: str) -> DataMissing:
+def _undetected(source: str, problem: str) -> DataMissing:
     return DataMissing(
-        f"what format {source} has cannot be told: {found}",
+        f"the format of {source} cannot be detected: {problem}",
         required=f"one of {', '.join(SUFFIXES)}",
         where="--data",
-        remedy="state it with --format; or write the data as CSV, JSON lines or Parquet",
+        remedy="set --format, or write the data as CSV, JSON lines or Parquet",
     )

@@ -1,7 +1,7 @@
-"""What is in a source: its columns with types, limits, missing and different values, as the readers of `ingest` see it.
+"""Profiles a source: its columns with types, limits, missing and distinct values, as the readers of `ingest` read it.
 
-Nothing depends on how the source was cut into batches, and memory is bounded: values are counted one by one up to a
-limit, and what is exact beyond it is asked of a Parquet file by DuckDB.
+The result does not depend on how the source is cut into batches, and memory is bounded: values are counted one by one
+up to a limit, and DuckDB counts exactly beyond it, in a Parquet file.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ from bloomery.tasks.scaffolding.column_profiles import (
     TypedColumnProfiler,
 )
 
-SCRATCH_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
+ROWS_FILE, MALFORMED_FILE = "profiled.parquet", "malformed.parquet"
 
 
 class ColumnProfile(Document):
-    """What was seen of one column. `num_unfit` values are not of its kind; `values` are counted, most frequent first.
+    """What the rows hold in one column. `value_counts` has the most frequent value first.
 
-    `values` is None where there are more than can be counted one by one. Of an array, the limits are those of its
-    elements, the lengths are numbers of elements, and `lengths` counts them.
+    `num_invalid` values are not of the column's type. `value_counts` is None where there are too many distinct values.
+    Of an array, minimum and maximum are those of its elements, lengths are numbers of elements, and `length_counts` has
+    the number of arrays of each length.
     """
 
     name: str
-    kind: LogicalType
-    element: LogicalType | None = None
-    physical: str | None = None
+    logical_type: LogicalType
+    element_type: LogicalType | None = None
+    physical_type: str | None = None
     num_rows: int
     num_missing: int
-    num_unfit: int = 0
-    low: int | float | None = None
-    high: int | float | None = None
+    num_invalid: int = 0
+    minimum: int | float | None = None
+    maximum: int | float | None = None
     min_length: int | None = None
     max_length: int | None = None
-    lengths: tuple[tuple[int, int], ...] = ()
-    values: tuple[tuple[Any, int], ...] | None = None
+    length_counts: tuple[tuple[int, int], ...] = ()
+    value_counts: tuple[tuple[Any, int], ...] | None = None
     num_distinct: int = 0
     is_unique: bool = False
-    is_decimal_comma: bool = False
+    has_decimal_commas: bool = False
 
     @property
-    def num_present(self) -> int:
-        return self.num_rows - self.num_missing - self.num_unfit
+    def num_valid(self) -> int:
+        return self.num_rows - self.num_missing - self.num_invalid
 
     @property
     def is_constant(self) -> bool:
@@ -67,160 +68,164 @@ class ColumnProfile(Document):
 
 
 class SourceProfile(Document):
-    """What was seen of a source. `missing` are texts that mean null, `malformed` the first line that is no row."""
+    """The columns of a source. `missing_markers` are texts that mean null; `first_malformed` describes a line."""
 
     columns: tuple[ColumnProfile, ...]
     num_rows: int
     num_malformed: int
-    malformed: str = ""
-    missing: tuple[str, ...]
+    first_malformed: str = ""
+    missing_markers: tuple[str, ...]
 
     def column(self, name: str) -> ColumnProfile | None:
         return next((column for column in self.columns if column.name == name), None)
 
 
 def profile_source(data: Data, scratch: Path) -> SourceProfile:
-    """The profile of the rows that `data` names, which lie in the folder `scratch` afterwards, as they came.
+    """Returns the profile of the rows of `data`. Afterwards the folder `scratch` holds these rows unchanged.
 
     Raises:
         DataMissing, EngineMissing: as `ingest` does.
-        DataUnfit: there are no rows, or a column has a type that no contract knows.
+        DataUnfit: there are no rows, or a column has a type that no contract has.
     """
-    path = scratch / SCRATCH_FILE
+    path = scratch / ROWS_FILE
     with MalformedWriter(scratch / MALFORMED_FILE) as malformed:
         rows = read_sources(data, malformed)
         with RowWriter(path, rows.schema, rows.row_group_size) as writer:
             for batch in rows.batches:
                 writer.write(batch)
+    first_malformed = _describe_first_malformed(scratch / MALFORMED_FILE)
     if not writer.num_rows:
         raise DataUnfit(
-            f"there is no row ({malformed.num_lines} lines are none) {_first(scratch / MALFORMED_FILE)}".strip(),
+            f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
             required="rows to learn from",
             where=data.described,
-            remedy="give other data, or state --delimiter, --columns or --format",
+            remedy="choose other data, or set --delimiter, --columns or --format",
         )
-    sightings = [_sighting(field, writer.num_rows, data) for field in rows.schema]
+    profilers = [_make_profiler(field, writer.num_rows, data) for field in rows.schema]
     for batch in read_batches(path):
-        for sighting, column in zip(sightings, batch.columns, strict=True):
-            sighting.add(column)
-    missing = sorted({text for sighting in sightings for text in sighting.markers()})
-    figures = [sighting.figures(frozenset(missing)) for sighting in sightings]
+        for profiler, column in zip(profilers, batch.columns, strict=True):
+            profiler.add(column)
+    markers = sorted({text for profiler in profilers for text in profiler.missing_markers()})
+    statistics = [profiler.statistics(frozenset(markers)) for profiler in profilers]
     return SourceProfile(
         columns=tuple(
-            _seen(field.name, writer.num_rows, one, missing, path)
-            for field, one in zip(rows.schema, figures, strict=True)
+            _profile_column(field.name, writer.num_rows, column, markers, path)
+            for field, column in zip(rows.schema, statistics, strict=True)
         ),
         num_rows=writer.num_rows,
         num_malformed=malformed.num_lines,
-        malformed=_first(scratch / MALFORMED_FILE),
-        missing=tuple(missing),
+        first_malformed=first_malformed,
+        missing_markers=tuple(markers),
     )
 
 
-def _first(path: Path) -> str:
-    """The first line that is no row, in a sentence; empty where there is none."""
+def _describe_first_malformed(path: Path) -> str:
+    """Returns the first malformed line in words; empty where there is none."""
     for batch in read_batches(path):
         for row in batch.slice(0, 1).to_pylist():
-            place = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
-            return f"the first, {place}: {row['reason']}"
+            where = row["file"] if row["line"] is None else f"{row['file']}, line {row['line']}"
+            return f"first malformed line: {where}: {row['reason']}"
     return ""
 
 
 def count_distinct_rows(scratch: Path, columns: Sequence[str]) -> int:
-    """How many rows differ in these columns, of the rows that were profiled into `scratch`."""
-    named = ", ".join(map(quote_name, columns))
-    return int(_ask(scratch / SCRATCH_FILE, f"select count(*) from (select distinct {named} from rows)")[0][0])
+    """Returns how many of the profiled rows in `scratch` differ in these columns."""
+    names = ", ".join(map(quote_name, columns))
+    return int(_query_rows(scratch / ROWS_FILE, f"select count(*) from (select distinct {names} from rows)")[0][0])
 
 
 def standard_deviation(scratch: Path, column: str) -> float:
-    """The standard deviation of the figures in `column`, of the rows that were profiled into `scratch`."""
-    query = f"select stddev_pop(figure) from (select try_cast({quote_name(column)} as double) as figure from rows)"
-    return float(_ask(scratch / SCRATCH_FILE, f"{query} where isfinite(figure)")[0][0])
+    """Returns the standard deviation of the numbers in `column` over the profiled rows in `scratch`."""
+    query = f"select stddev_pop(number) from (select try_cast({quote_name(column)} as double) as number from rows)"
+    return float(_query_rows(scratch / ROWS_FILE, f"{query} where isfinite(number)")[0][0])
 
 
-def count_values(scratch: Path, column: str, part: str) -> dict[Any, int]:
-    """How many rows of a part have each value of `column`, of the rows that were profiled into `scratch`."""
-    named = quote_name(column)
-    query = f"select {named}, count(*) from rows where part = {quote_text(part)} and {named} is not null group by 1"
-    return {row[0]: int(row[1]) for row in _ask(scratch / SCRATCH_FILE, query)}
+def count_values(scratch: Path, column: str, split: str) -> dict[Any, int]:
+    """Returns how many rows of a split have each value of `column`, of the profiled rows in `scratch`."""
+    name = quote_name(column)
+    query = f"select {name}, count(*) from rows where part = {quote_text(split)} and {name} is not null group by 1"
+    return {row[0]: int(row[1]) for row in _query_rows(scratch / ROWS_FILE, query)}
 
 
-def _ask(path: Path, query: str) -> Sequence[Sequence[Any]]:
+def _query_rows(path: Path, query: str) -> Sequence[Sequence[Any]]:
     with duckdb_session.open_session() as engine:
         engine.execute(f"create view rows as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
         return engine.sql(query).fetchall()
 
 
-def _sighting(field: pa.Field, num_rows: int, data: Data) -> ColumnProfiler:
-    kind = field.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        element = logical_type_of(kind.value_type)
-        if element is None or element in ("date", "timestamp", "array"):
-            raise _unknown_type(field, data)
-        return ArrayColumnProfiler(element, kind.value_type)
-    known = logical_type_of(kind)
-    if known is None:
-        raise _unknown_type(field, data)
+def _make_profiler(field: pa.Field, num_rows: int, data: Data) -> ColumnProfiler:
+    arrow_type = field.type
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
+        element_type = logical_type_of(arrow_type.value_type)
+        if element_type is None or element_type in ("date", "timestamp", "array"):
+            raise _unsupported_type(field, data)
+        return ArrayColumnProfiler(element_type, arrow_type.value_type)
+    logical_type = logical_type_of(arrow_type)
+    if logical_type is None:
+        raise _unsupported_type(field, data)
     if data.is_text:
         return TextColumnProfiler(num_rows)
-    return TypedColumnProfiler(known)
+    return TypedColumnProfiler(logical_type)
 
 
-def logical_type_of(kind: pa.DataType) -> LogicalType | None:
-    """The contract's word for an Arrow type; None where it has none."""
-    if pa.types.is_boolean(kind):
+def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:
+    """Returns the contract's type for an Arrow type; None where a contract has none."""
+    if pa.types.is_boolean(arrow_type):
         return "boolean"
-    if pa.types.is_integer(kind):
+    if pa.types.is_integer(arrow_type):
         return "integer"
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(arrow_type):
         return "number"
-    if pa.types.is_string(kind) or pa.types.is_null(kind):
+    if pa.types.is_string(arrow_type) or pa.types.is_null(arrow_type):
         return "string"
-    if pa.types.is_date(kind):
+    if pa.types.is_date(arrow_type):
         return "date"
-    return "timestamp" if pa.types.is_timestamp(kind) else None
+    return "timestamp" if pa.types.is_timestamp(arrow_type) else None
 
 
-def _unknown_type(field: pa.Field, data: Data) -> DataUnfit:
+def _unsupported_type(field: pa.Field, data: Data) -> DataUnfit:
     return DataUnfit(
         f"column {field.name} is of type {field.type}",
-        required="numbers, text, truth values, dates, times, or arrays of single values",
+        required="numbers, text, booleans, dates, timestamps, or arrays of single values",
         where=data.described,
-        remedy="leave the column out at its source, or write it as one of these",
+        remedy="remove the column at its source, or write it as one of these types",
     )
 
 
-def _seen(name: str, num_rows: int, figures: ColumnStatistics, missing: Sequence[str], path: Path) -> ColumnProfile:
-    """The figures of a column, with what only the whole column tells."""
-    num_distinct = len(figures.values) if figures.values is not None else figures.least_distinct
-    may_be_unique = figures.may_be_unique and not figures.num_missing and not figures.num_unfit
-    if figures.values is None and (figures.kind in ("string", "integer") or may_be_unique):
-        words = ", ".join(map(quote_text, missing)) if figures.kind == "string" else ""
-        kept = f" filter (where {quote_name(name)} not in ({words}))" if words else ""
-        with duckdb_session.open_session() as engine:
-            source = f"read_parquet({duckdb_session.parquet_path_sql(path)})"
-            query = f"select count(distinct {quote_name(name)}){kept} from {source}"
-            num_distinct = int(engine.sql(query).fetchall()[0][0])
-    counted = None if figures.values is None else _most_first(figures.values)
+def _profile_column(
+    name: str, num_rows: int, statistics: ColumnStatistics, missing: Sequence[str], path: Path
+) -> ColumnProfile:
+    """Returns the profile of a column, with what only DuckDB counts exactly."""
+    value_counts = statistics.value_counts
+    num_distinct = len(value_counts) if value_counts is not None else statistics.min_distinct
+    may_be_unique = statistics.may_be_unique and not statistics.num_missing and not statistics.num_invalid
+    if value_counts is None and (statistics.logical_type in ("string", "integer") or may_be_unique):
+        num_distinct = _count_distinct(name, missing if statistics.logical_type == "string" else (), path)
     return ColumnProfile(
         name=name,
-        kind=figures.kind,
-        element=figures.element,
-        physical=figures.physical,
+        logical_type=statistics.logical_type,
+        element_type=statistics.element_type,
+        physical_type=statistics.physical_type,
         num_rows=num_rows,
-        num_missing=figures.num_missing,
-        num_unfit=figures.num_unfit,
-        low=figures.low,
-        high=figures.high,
-        min_length=figures.min_length,
-        max_length=figures.max_length,
-        lengths=figures.lengths,
-        values=counted,
+        num_missing=statistics.num_missing,
+        num_invalid=statistics.num_invalid,
+        minimum=statistics.minimum,
+        maximum=statistics.maximum,
+        min_length=statistics.min_length,
+        max_length=statistics.max_length,
+        length_counts=statistics.length_counts,
+        value_counts=None if value_counts is None else _by_frequency(value_counts),
         num_distinct=num_distinct,
         is_unique=may_be_unique and num_distinct == num_rows,
-        is_decimal_comma=figures.is_decimal_comma,
+        has_decimal_commas=statistics.has_decimal_commas,
     )
 
 
-def _most_first(values: Counter[Any]) -> tuple[tuple[Any, int], ...]:
-    return tuple(sorted(values.items(), key=lambda one: (-one[1], str(one[0]))))
+def _count_distinct(name: str, missing: Sequence[str], path: Path) -> int:
+    markers = ", ".join(map(quote_text, missing))
+    condition = f" filter (where {quote_name(name)} not in ({markers}))" if markers else ""
+    return int(_query_rows(path, f"select count(distinct {quote_name(name)}){condition} from rows")[0][0])
+
+
+def _by_frequency(counts: Counter[Any]) -> tuple[tuple[Any, int], ...]:
+    return tuple(sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))))

@@ -1,4 +1,4 @@
-"""How a source is read: what a recipe has to state and nobody has stated yet, guessed once and written down."""
+"""Infers how a source is read: the options that a recipe needs and the user has not given, once and in writing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bloomery.tasks.ingest.readers.media import read_media
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format, find_label_file, read_image_shape
 
-_PARTS = ("train", "val", "test")
-_LARGEST_SIDE = 64  # pixels; larger images are made smaller when they are read
+_SPLITS = ("train", "val", "test")
+_MAX_SIDE = 64  # pixels; larger images are resized when they are read
 
 
 class UserOptions(NamedTuple):
-    """What the user has said of the source; None is left to be guessed."""
+    """What the user has said about the source; None is to be inferred."""
 
     format: str | None = None
     delimiter: str | None = None
@@ -33,92 +33,90 @@ class UserOptions(NamedTuple):
 
 
 class ReaderOptions(NamedTuple):
-    """The options of `data`; why they are as they are; and the sizes of an array, where the source tells them."""
+    """The options of `data`, the reasons for some, and the sizes of an array, where the source states them."""
 
     data: Data
     notes: dict[str, str]
-    shape: tuple[int, ...]
+    array_shape: tuple[int, ...]
 
 
-def infer_reader_options(sources: Sequence[str], label: str, stated: UserOptions) -> ReaderOptions:
-    """How to read `sources`: one path, or several as `train=PATH`, `test=PATH`.
+def infer_reader_options(sources: Sequence[str], label: str, user_options: UserOptions) -> ReaderOptions:
+    """Returns how to read `sources`: one path, or several as `train=PATH`, `test=PATH`.
 
     Raises:
-        DataMissing: there is no such source, or nothing tells what it is.
-        RecipeInvalid: what was stated does not fit the source.
+        DataMissing: there is no such source, or its format cannot be detected.
+        RecipeInvalid: the user's options do not fit the source.
     """
-    parts = _parts(sources)
-    paths = [path for _, path in parts]
-    kind = stated.format or detect_format(paths[0])
+    splits = _parse_splits(sources)
+    paths = [path for _, path in splits]
+    kind = user_options.format or detect_format(paths[0])
+    _require_csv_options(user_options, kind)
     origins: dict[str, Any]
-    notes: dict[str, str] = {}
-    if parts[0][0] is None:
-        origins = {"source": paths[0], **_labels(paths[0], kind)}
+    if splits[0][0] is None:
+        origins = {"source": paths[0], **_label_file(paths[0], kind)}
     else:
-        origins = {"sources": [{"source": path, "part": part, **_labels(path, kind)} for part, path in parts]}
-    options = {**origins, **_format(paths[0], kind), **_said(stated)}
-    shape: tuple[int, ...] = ()
+        origins = {"sources": [{"source": path, "part": split, **_label_file(path, kind)} for split, path in splits]}
+    options = {**origins, **_format_option(paths[0], kind), **_path_and_query_options(user_options)}
+    notes: dict[str, str] = {}
+    array_shape: tuple[int, ...] = ()
     if kind == "csv":
-        found = [place for path in paths for place in locations.find_files(Data(source=path, format="csv"), path)]
-        dialect = infer_dialect(found, label, stated.delimiter, stated.columns)
+        files = [file for path in paths for file in locations.find_files(Data(source=path, format="csv"), path)]
+        dialect = infer_dialect(files, label, user_options.delimiter, user_options.columns)
         options |= dialect.options
         notes |= dialect.notes
     elif kind == "images":
-        found_images, shape = _images(paths)
-        options |= found_images
+        image_options, array_shape = _infer_image_options(paths)
+        options |= image_options
     elif kind == "audio":
         options["mono"] = True
     elif kind == "text":
         options["unit"] = "file"
     elif kind == "idx":
-        shape = read_image_shape(paths[0])
-    if stated.columns is not None and kind != "csv":
-        raise _no_meaning("--columns", kind)
-    if stated.delimiter is not None and kind != "csv":
-        raise _no_meaning("--delimiter", kind)
-    return ReaderOptions(_read(options), notes, shape)
+        array_shape = read_image_shape(paths[0])
+    return ReaderOptions(_validate(options), notes, array_shape)
 
 
 def recipe_options(data: Data) -> dict[str, Any]:
-    """The options as a recipe states them."""
+    """Returns the options as a recipe writes them."""
     return data.model_dump(mode="json", exclude_none=True)
 
 
-def _read(options: dict[str, Any]) -> Data:
+def _validate(options: dict[str, Any]) -> Data:
     try:
         return Data.model_validate(options)
     except ValidationError as failure:
-        told = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in failure.errors())
+        messages = "; ".join(str(error["msg"]).removeprefix("Value error, ") for error in failure.errors())
         raise RecipeInvalid(
-            f"the source cannot be read as it is described: {told}",
+            f"the source cannot be read with these options: {messages}",
             required="a source and options that fit each other",
             where="the command line",
-            remedy="mend --data, --format, --delimiter, --columns or --path-pattern",
+            remedy="correct --data, --format, --delimiter, --columns or --path-pattern",
         ) from failure
 
 
-def _parts(sources: Sequence[str]) -> list[tuple[str | None, str]]:
-    cut = [source.partition("=") for source in sources]
-    parts = [(name, path) for name, sign, path in cut if sign and path and name in _PARTS]
-    if len(parts) == len(sources) and {"train", "test"} <= {name for name, _ in parts}:
-        return list(parts)
-    if parts or len(sources) != 1:
+def _parse_splits(sources: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Returns each source's split and path; a single source without a split has None."""
+    pieces = [source.partition("=") for source in sources]
+    splits = [(name, path) for name, sign, path in pieces if sign and path and name in _SPLITS]
+    if len(splits) == len(sources) and {"train", "test"} <= {name for name, _ in splits}:
+        return list(splits)
+    if splits or len(sources) != 1:
         raise RecipeInvalid(
             f"the sources are {', '.join(sources)}",
             required="one source; or several, each as train=PATH, val=PATH or test=PATH, with at least train and test",
             where="--data",
-            remedy="name the part of each source; or put files of one kind into one folder",
+            remedy="name the split of each source, or put files of one format into one folder",
         )
     return [(None, sources[0])]
 
 
-def _labels(path: str, kind: str) -> dict[str, str]:
-    beside = find_label_file(path) if kind == "idx" else None
-    return {"labels": beside} if beside else {}
+def _label_file(path: str, kind: str) -> dict[str, str]:
+    label_file = find_label_file(path) if kind == "idx" else None
+    return {"labels": label_file} if label_file else {}
 
 
-def _format(path: str, kind: str) -> dict[str, str]:
-    """The format, where neither suffix nor scheme says it."""
+def _format_option(path: str, kind: str) -> dict[str, str]:
+    """Returns the option `format`, where neither suffix nor scheme implies it."""
     minimal = {"mode": "L"} if kind == "images" else {}
     with contextlib.suppress(ValidationError):
         if Data.model_validate({"source": path, **minimal}).kind == kind:
@@ -126,48 +124,60 @@ def _format(path: str, kind: str) -> dict[str, str]:
     return {} if kind in ("sql", "sklearn", "delta", "iceberg", "hive") else {"format": kind}
 
 
-def _said(stated: UserOptions) -> dict[str, str]:
-    said = {"path_pattern": stated.path_pattern, "query": stated.query, "uri_variable": stated.uri_variable}
-    return {name: value for name, value in said.items() if value is not None}
+def _path_and_query_options(user_options: UserOptions) -> dict[str, str]:
+    options = {
+        "path_pattern": user_options.path_pattern,
+        "query": user_options.query,
+        "uri_variable": user_options.uri_variable,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _images(paths: Sequence[str]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The mode and, where images are large or of several sizes, the size that all are brought to; and their shape."""
+def _infer_image_options(paths: Sequence[str]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Returns the mode and, where images are large or differ in size, the common size; and the shape of an image."""
+    modes, sizes = _count_image_sizes(paths)
+    if not sizes:
+        raise DataMissing(
+            f"there are no images in {', '.join(paths)}",
+            required="files that Pillow reads, such as PNG and JPEG",
+            where="--data",
+            remedy="correct the path",
+        )
+    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
+    (height, width), _ = min(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
+    longer_side = max(height, width)
+    num_channels = 1 if mode == "L" else 3
+    if len(sizes) == 1 and longer_side <= _MAX_SIDE:
+        return {"mode": mode}, (num_channels, height, width)
+    ratio = min(_MAX_SIDE / longer_side, 1.0)
+    height, width = max(round(height * ratio), 1), max(round(width * ratio), 1)
+    return {"mode": mode, "size": [height, width]}, (num_channels, height, width)
+
+
+def _count_image_sizes(paths: Sequence[str]) -> tuple[set[str], Counter[tuple[int, int]]]:
+    """Returns the modes of all images, and how many have each height and width."""
     from PIL import Image
 
     modes: set[str] = set()
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
         data = Data(source=path, format="images", mode="L")
-        for medium in read_media(data, Origin(source=path)):
+        for file in read_media(data, Origin(source=path)):
             try:
-                with Image.open(io.BytesIO(medium.content)) as image:
+                with Image.open(io.BytesIO(file.content)) as image:
                     modes.add(image.mode)
                     sizes[image.height, image.width] += 1
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue  # what is no image is put aside when it is read
-    if not sizes:
-        raise DataMissing(
-            f"there is no image in {', '.join(paths)}",
-            required="files that Pillow reads, such as PNG and JPEG",
-            where="--data",
-            remedy="mend the path",
-        )
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    (height, width), _ = min(sizes.items(), key=lambda one: (-one[1], one[0]))
-    largest = max(height, width)
-    channels = 1 if mode == "L" else 3
-    if len(sizes) == 1 and largest <= _LARGEST_SIDE:
-        return {"mode": mode}, (channels, height, width)
-    ratio = min(_LARGEST_SIDE / largest, 1.0)
-    height, width = max(round(height * ratio), 1), max(round(width * ratio), 1)
-    return {"mode": mode, "size": [height, width]}, (channels, height, width)
+                continue  # the reader lists files that are no images as malformed
+    return modes, sizes
 
 
-def _no_meaning(option: str, kind: str) -> RecipeInvalid:
-    return RecipeInvalid(
-        f"{option} has no meaning for a source of format {kind}",
-        required="options that fit the source",
-        where=option,
-        remedy="leave it out, or state --format csv",
-    )
+def _require_csv_options(user_options: UserOptions, kind: str) -> None:
+    for option, value in (("--columns", user_options.columns), ("--delimiter", user_options.delimiter)):
+        if value is not None and kind != "csv":
+            raise RecipeInvalid(
+                f"{option} has no meaning for a source of format {kind}",
+                required="options that fit the source",
+                where=option,
+                remedy="omit it, or set --format csv",
+            )

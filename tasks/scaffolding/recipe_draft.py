@@ -1,199 +1,218 @@
-"""A recipe drafted from a plan: every guess is stated in it, with a comment, and can be changed."""
+"""Drafts a recipe from a plan: every guess is an explicit option with a comment, and can be changed."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
 from bloomery.models.compression.config import CandidateSpec, default_candidates
 from bloomery.tasks.scaffolding.draft_planning import DraftPlan
-from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
+from bloomery.tasks.scaffolding.yaml_writer import add_blank_line, add_comment, dump_yaml, inline
 
-Lines = list[str]
 _ROWS_SEEN = 500_000  # rows that a perceptron is shown in all epochs together: a minute or so on two cores
 _PIXELS_SEEN = 100_000_000  # the same for a convolutional network, by pixels
 _TOKENS_SEEN = 8_000_000  # the same for a Transformer, by tokens
 
 
 def draft_recipe(name: str, plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> str:
-    """The text of the recipe file. `data` are the options that read the source, `notes` the reasons for some."""
-    label = plan.label
-    lines = [
-        *comment(f"Drafted by `bloomery init`. Run it with `bloomery run {name}.yaml`; every guess may be changed."),
-        *entry("name", name),
-        *entry("description", f"{'Which' if label.classes else 'How much'} {names[label.name]} does a row have?"),
-        "",
-        *_data(plan, names, data, notes),
-        *entry("contract", f"{name}.odcs.yaml"),
-        "",
-        *_features(plan, names),
-        *_split(plan),
-        "",
-        *_model(plan),
-        "",
-        *_gates(plan),
-    ]
-    return "\n".join(lines) + "\n"
+    """Returns the text of the recipe file.
+
+    Args:
+        names: the contract's names of the source's columns.
+        data: the options that read the source.
+        notes: the reasons for some of these options.
+    """
+    model, training, compression = _network(plan)
+    budget, gates = _budget_and_gates(plan)
+    document = CommentedMap(
+        name=name,
+        description=f"Predicts `{names[plan.label.name]}` for each row.",
+        data=_data(plan, names, data, notes),
+        contract=f"{name}.odcs.yaml",
+        features=_features(plan, names),
+        model=model,
+        training=training,
+        compression=compression,
+        budget=budget,
+        gates=gates,
+    )
+    add_comment(
+        document,
+        "name",
+        f"Drafted by `bloomery init`. Run it with `bloomery run {name}.yaml`. Every guess may be changed.",
+    )
+    for section in ("data", "features", "model", "training", "compression", "budget", "gates"):
+        add_blank_line(document, section)
+    add_comment(document, "model", f"Sized for about {_num_training_rows(plan):,} training rows.")
+    return dump_yaml(document)
 
 
-def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> Lines:
-    lines = ["data:"]
+def _data(plan: DraftPlan, names: dict[str, str], data: dict[str, Any], notes: dict[str, str]) -> CommentedMap:
+    section = CommentedMap()
     for option, value in data.items():
-        lines += comment(f"Guessed: {notes[option]}.", 2) if option in notes else []
-        if option == "sources":
-            lines += ["  sources:", *(f"    - {flow(one)}" for one in value)]
-        else:
-            lines += entry(option, value, 2)
-    if plan.profile.missing:
-        lines += comment("Texts that mean that a value is missing, seen in these rows.", 2)
-        lines += entry("missing", ["", *plan.profile.missing], 2)
+        section[option] = CommentedSeq(map(inline, value)) if option == "sources" else inline(value)
+        if option in notes:
+            add_comment(section, option, f"Inferred: {notes[option]}.", 2)
+    if plan.profile.missing_markers:
+        section["missing"] = inline(["", *plan.profile.missing_markers])
+        add_comment(section, "missing", "Texts in the data that mark a missing value.", 2)
     if plan.key.is_added:
-        lines += comment("No column tells rows apart, so this one is added: the row's number, from 0.", 2)
-        lines += entry("row_id", plan.key.name, 2)
+        section["row_id"] = plan.key.name
+        add_comment(section, "row_id", "No column identifies every row, so the row's number, from 0, is added.", 2)
     renamed = {name: new for name, new in names.items() if name != new}
     if renamed:
-        lines += comment("A contract's names are letters, digits and underscores, and differ in more than capitals.", 2)
-        lines.append("  rename:")
-        for name, new in renamed.items():
-            lines += entry(name, new, 4)
-    return lines
-
-
-def _features(plan: DraftPlan, names: dict[str, str]) -> Lines:
-    lines = ["features:", *entry("key", names.get(plan.key.name, plan.key.name), 2)]
-    lines += entry("label", names[plan.label.name], 2)
-    if plan.label.task == "regression":
-        lines += [*comment("The label is a quantity, so the answer is a figure.", 2), "  task: regression"]
-    lines.append("  inputs:")
-    for one in plan.inputs.planned:
-        options = dict(one.options)
-        if "column" in options:
-            options["column"] = names[options["column"]]
-        columns = [names[name] for name in options.pop("columns", [])]
-        first = f"    - kind: {options.pop('kind')}"
-        lines += [*comment(f"{one.why[0].upper()}{one.why[1:]}.", 4), first]
-        lines += entry("columns", columns, 6) if columns else []
-        for option, value in options.items():
-            lines += entry(option, value, 6)
-    left_out = {name: why for name, why in plan.inputs.left_out.items() if name not in (plan.label.name, plan.key.name)}
-    if left_out:
-        lines += comment("Not read:", 2)
-        for name, why in left_out.items():
-            lines += comment(f"  {names[name]}: {why}", 2)
-    return lines
-
-
-def _split(plan: DraftPlan) -> Lines:
-    if plan.keeps_copies:
-        lines = comment(
-            "Most rows are copies of others, or are too wide to compare: copies stay, even in two parts.",
+        section["rename"] = CommentedMap(renamed)
+        add_comment(
+            section,
+            "rename",
+            "A contract's names consist of letters, digits and underscores, and differ in more than upper and lower "
+            "case.",
             2,
         )
-        lines += ["  deduplicate: false"]
-    else:
-        lines = [*comment("Of rows that are equal in inputs and label, one stays.", 2), "  deduplicate: true"]
-    split: dict[str, Any] = {"by": "given", "column": "part"} if plan.part else {"by": "key"}
-    split |= dict(zip(("train", "val", "test"), _shares(plan), strict=True))
-    split |= {"duplicates": "allow"} if plan.keeps_copies else {}
-    has_times = any(column.kind in ("date", "timestamp") for column in plan.profile.columns)
-    if plan.part is None:
-        lines += comment("Each row's part is a hash of its key.", 2)
-        if has_times:
-            lines += comment("If the model will answer for later rows, split by time instead: by: time, column: …", 2)
-    return [*lines, f"  split: {flow(split)}"]
+    return section
 
 
-def _shares(plan: DraftPlan) -> tuple[float, float, float]:
-    return (0.6, 0.2, 0.2) if plan.num_rows < 1_000 else (0.7, 0.1, 0.2)
+def _features(plan: DraftPlan, names: dict[str, str]) -> CommentedMap:
+    section = CommentedMap(key=names.get(plan.key.name, plan.key.name), label=names[plan.label.name])
+    if plan.label.task == "regression":
+        section["task"] = "regression"
+        add_comment(section, "task", "The label is a quantity, so the model predicts a number.", 2)
+    section["inputs"] = _inputs(plan, names)
+    section["deduplicate"] = not plan.keep_duplicates
+    _comment_unused(section, plan, names)
+    add_comment(
+        section,
+        "deduplicate",
+        "Most rows are copies of others, or have too many columns to be compared: copies stay, even in two splits."
+        if plan.keep_duplicates
+        else "Of rows with equal inputs and label, one stays.",
+        2,
+    )
+    section["split"] = inline(_split(plan))
+    if plan.split_column is None:
+        add_comment(section, "split", "A hash of the key decides the split of a row.", 2)
+        if any(column.logical_type in ("date", "timestamp") for column in plan.profile.columns):
+            add_comment(
+                section, "split", "If the model will predict later rows, split by time instead: by: time, column: …", 2
+            )
+    return section
 
 
-def _model(plan: DraftPlan) -> Lines:
-    num_rows = max(round(plan.num_rows * _shares(plan)[0]), 1)
+def _inputs(plan: DraftPlan, names: dict[str, str]) -> CommentedSeq:
+    section = CommentedSeq()
+    for planned in plan.inputs.inputs:
+        options = dict(planned.options)
+        if "column" in options:
+            options["column"] = names[options["column"]]
+        if "columns" in options:
+            options["columns"] = [names[name] for name in options["columns"]]
+        section.append(CommentedMap((option, inline(value)) for option, value in options.items()))
+        add_comment(section, len(section) - 1, f"{planned.reason[0].upper()}{planned.reason[1:]}.", 4)
+    return section
+
+
+def _comment_unused(section: CommentedMap, plan: DraftPlan, names: dict[str, str]) -> None:
+    """Adds the columns that the model does not use, behind the inputs, each with the reason."""
+    unused = {name: why for name, why in plan.inputs.unused.items() if name not in (plan.label.name, plan.key.name)}
+    if unused:
+        add_comment(section, "deduplicate", "Columns that the model does not use:", 2)
+    for name, reason in unused.items():
+        add_comment(section, "deduplicate", f"- {names[name]}: {reason}", 2)
+
+
+def _split(plan: DraftPlan) -> dict[str, Any]:
+    split: dict[str, Any] = {"by": "given", "column": plan.split_column} if plan.split_column else {"by": "key"}
+    split |= dict(zip(("train", "val", "test"), _split_shares(plan), strict=True))
+    return split | ({"duplicates": "allow"} if plan.keep_duplicates else {})
+
+
+def _split_shares(plan: DraftPlan) -> tuple[float, float, float]:
+    return (0.6, 0.2, 0.2) if plan.num_usable_rows < 1_000 else (0.7, 0.1, 0.2)
+
+
+def _num_training_rows(plan: DraftPlan) -> int:
+    return max(round(plan.num_usable_rows * _split_shares(plan)[0]), 1)
+
+
+def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]:
+    """Returns the sections model, training and compression, sized by the number of training rows."""
+    num_rows = _num_training_rows(plan)
     batch_size = next(
         (size for most, size in ((500, 16), (2_000, 32), (20_000, 128), (200_000, 256)) if num_rows < most), 1024
     )
-    if plan.inputs.is_flat:
+    if plan.inputs.is_tabular:
         hidden = [32] if num_rows < 1_000 else [64, 32] if num_rows < 10_000 else [128, 64]
         epochs = min(max(_ROWS_SEEN // num_rows, 3), 60)
-        model = ["  kind: mlp", f"  hidden: {hidden}", f"  dropout: {0.3 if len(hidden) > 1 else 0.1}"]
-    elif (options := plan.inputs.planned[0].options)["kind"] == "text":
+        model = CommentedMap(kind="mlp", hidden=inline(hidden), dropout=0.3 if len(hidden) > 1 else 0.1)
+    elif (options := plan.inputs.inputs[0].options)["kind"] == "text":
         epochs = min(max(_TOKENS_SEEN // (num_rows * options["length"]), 3), 20)
-        model = ["  kind: transformer", "  width: 128", "  num_layers: 2", "  num_heads: 4"]
+        model = CommentedMap(kind="transformer", width=128, num_layers=2, num_heads=4)
     else:
-        pixels = math.prod(options.get("resize", options.get("shape", [40, 60])[-2:]))
-        epochs = min(max(_PIXELS_SEEN // (num_rows * pixels), 3), 30)
-        model = ["  kind: cnn", "  channels: [16, 32]", "  hidden: 64"]
-    kind = model[0].removeprefix("  kind: ")
-    return [
-        *comment(f"Of a size for some {num_rows:,} rows to learn from.", 0),
-        "model:",
-        *model,
-        "",
-        "training:",
-        f"  epochs: {epochs}",
-        f"  batch_size: {batch_size}",
-        "  seed: 0",
-        "",
-        "compression:",
-        "  candidates:",
-        *(f"    - {flow(_as_stated(one))}" for one in default_candidates(kind)),
-        f"  fine_tune: {{epochs: {max(epochs // 3, 2)}, batch_size: {batch_size}, learning_rate: 0.001}}",
-    ]
+        num_pixels = math.prod(options.get("resize", options.get("shape", [40, 60])[-2:]))
+        epochs = min(max(_PIXELS_SEEN // (num_rows * num_pixels), 3), 30)
+        model = CommentedMap(kind="cnn", channels=inline([16, 32]), hidden=64)
+    training = CommentedMap(epochs=epochs, batch_size=batch_size, seed=0)
+    fine_tuning = {"epochs": max(epochs // 3, 2), "batch_size": batch_size, "learning_rate": 0.001}
+    candidates = CommentedSeq(inline(_as_written(spec)) for spec in default_candidates(model["kind"]))
+    return model, training, CommentedMap(candidates=candidates, fine_tune=inline(fine_tuning))
 
 
-def _gates(plan: DraftPlan) -> Lines:
-    num_test = max(round(plan.num_rows * _shares(plan)[2]), 1)
-    if plan.label.deviation is not None:
-        return _gates_of_figures(plan.label.deviation, num_test)
+def _as_written(spec: CandidateSpec) -> dict[str, Any]:
+    """Returns a candidate as a person would write it."""
+    options = spec.model_dump(exclude_defaults=True)
+    if spec.prune is not None and options["prune"].keys() == {"share"}:
+        options["prune"] = spec.prune.share
+    return options
+
+
+def _budget_and_gates(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap]:
+    num_test = max(round(plan.num_usable_rows * _split_shares(plan)[2]), 1)
+    if plan.label.standard_deviation is not None:
+        return _for_regression(plan.label.standard_deviation, num_test)
     margin = min(max(math.ceil(800 / num_test) / 100, 0.02), 1.0)
-    known = 384 / (num_test + 3.84)
-    return [
-        "budget:",
-        *comment(
-            f"With some {num_test:,} held-out rows, a model that answers exactly like fp32 is known to be at most "
-            f"{known:.2g} points worse. The margin must be larger than that.",
-            2,
-        ),
-        f"  accuracy_drop: {margin:g}",
-        "  objective: size",
-        "",
-        "gates:",
-        *comment(
-            f"Always answering with the most frequent class is right for {plan.label.majority:.1%} of the rows: "
-            "a model for use should be required to beat that.",
-            2,
-        ),
-        "  min_accuracy: 0",
-        f"  champion_drop: {margin:g}",
-    ]
+    resolution = 384 / (num_test + 3.84)
+    budget = CommentedMap(accuracy_drop=_short(margin), objective="size")
+    add_comment(
+        budget,
+        "accuracy_drop",
+        f"With about {num_test:,} held-out rows, even a model with the predictions of fp32 is only known to be at most "
+        f"{resolution:.2g} points worse. The margin must be larger than that.",
+        2,
+    )
+    gates = CommentedMap(min_accuracy=0, champion_drop=_short(margin))
+    add_comment(
+        gates,
+        "min_accuracy",
+        f"Always predicting the most frequent class is right for {plan.label.majority_share:.1%} of the rows. Require "
+        "more than that of a model in production.",
+        2,
+    )
+    return budget, gates
 
 
-def _gates_of_figures(deviation: float, num_test: int) -> Lines:
+def _for_regression(standard_deviation: float, num_test: int) -> tuple[CommentedMap, CommentedMap]:
     margin = min(max(math.ceil(200 / math.sqrt(num_test)) / 100, 0.02), 1.0)
-    return [
-        "budget:",
-        *comment(
-            "The RMSE of a candidate may be larger than that of fp32 by this share, as far as the held-out rows, some "
-            f"{num_test:,}, tell.",
-            2,
-        ),
-        f"  error_rise: {margin:g}",
-        "  objective: size",
-        "",
-        "gates:",
-        *comment(
-            f"Always answering with the mean has an RMSE of {deviation:.3g}: a model for use should be required to "
-            "beat that.",
-            2,
-        ),
-        f"  # max_error: {deviation:.3g}",
-        f"  champion_rise: {margin:g}",
-    ]
+    budget = CommentedMap(error_rise=_short(margin), objective="size")
+    add_comment(
+        budget,
+        "error_rise",
+        f"The RMSE of a candidate may exceed that of fp32 by this share, measured on about {num_test:,} held-out rows.",
+        2,
+    )
+    gates = CommentedMap(champion_rise=_short(margin))
+    add_comment(
+        gates,
+        "champion_rise",
+        f"Always predicting the mean has an RMSE of {standard_deviation:.3g}. Require less than that of a model in "
+        "production:",
+        2,
+    )
+    add_comment(gates, "champion_rise", f"max_error: {standard_deviation:.3g}", 2)
+    return budget, gates
 
 
-def _as_stated(spec: CandidateSpec) -> dict[str, Any]:
-    """A candidate as a person would write it."""
-    stated = spec.model_dump(exclude_defaults=True)
-    if spec.prune is not None and stated["prune"].keys() == {"share"}:
-        stated["prune"] = spec.prune.share
-    return stated
+def _short(number: float) -> float | int:
+    """Returns a number as `:g` writes it: a whole one without a point."""
+    return int(number) if float(number).is_integer() else float(f"{number:g}")

@@ -1,84 +1,86 @@
-"""YAML written by hand, so that it can have comments. Whatever a text holds, a YAML reader gives it back."""
+"""YAML with comments, written through ruamel.yaml and readable by every YAML 1.1 reader."""
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import CommentMark
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.tokens import CommentToken
 
-WIDTH = 118
-_LONGEST_KEY = 120  # YAML takes a key of more than 1,024 characters for no key
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-
-
-def scalar(value: Any) -> str:
-    """A text, number, truth value or None as YAML 1.1 reads it back."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, float):
-        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # without a point it would be text
-    if not isinstance(value, str):
-        return str(value)
-    is_plain = _PLAIN.fullmatch(value) is not None and yaml.safe_load(value) == value
-    return value if is_plain else quoted(value)
+MAX_WIDTH = 118  # characters of a line
+_UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 
 
-def quoted(text: str) -> str:
-    """A text in double quotes on one line; what cannot be seen is spelt by its number."""
-    return '"' + "".join(_character(one) for one in text) + '"'
+class _Representer(RoundTripRepresenter):
+    """Represents scalars so that YAML 1.1 reads the same values: ruamel.yaml alone writes YAML 1.2."""
+
+    def represent_text(self, text: str) -> ScalarNode:
+        is_unquoted = _UNQUOTED.fullmatch(text) is not None and yaml.safe_load(text) == text
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_unquoted else '"')
+
+    def represent_real(self, number: float) -> ScalarNode:
+        # YAML 1.1 reads a number with an exponent but no point as text.
+        return self.represent_scalar("tag:yaml.org,2002:float", re.sub(r"^(-?\d+)e", r"\1.0e", repr(number)))
+
+    def represent_null(self, _: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
-def _character(one: str) -> str:
-    if one in _ESCAPES:
-        return _ESCAPES[one]
-    if one.isprintable():
-        return one
-    number = ord(one)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+_Representer.add_representer(str, _Representer.represent_text)
+_Representer.add_representer(float, _Representer.represent_real)
+_Representer.add_representer(type(None), _Representer.represent_null)
 
 
-def flow(value: Any) -> str:
-    """A value on one line, in brackets and braces where it has parts."""
+def dump_yaml(document: CommentedMap) -> str:
+    """Returns the document as text, with its comments."""
+    writer = YAML()
+    writer.Representer = _Representer
+    writer.width = MAX_WIDTH
+    writer.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    writer.dump(document, stream)
+    return stream.getvalue()
+
+
+def inline(value: Any) -> Any:
+    """Returns the value in flow style: a mapping or list stands in braces or brackets, on one line if it fits."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{scalar(key)}: {flow(inner)}" for key, inner in value.items()) + "}"
+        mapping = CommentedMap((key, inline(item)) for key, item in value.items())
+        mapping.fa.set_flow_style()
+        return mapping
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(flow(inner) for inner in value) + "]"
-    return scalar(value)
+        sequence = CommentedSeq(inline(item) for item in value)
+        sequence.fa.set_flow_style()
+        return sequence
+    return value
 
 
-def entry(key: str, value: Any, indent: int = 0) -> list[str]:
-    """`key: value` as lines; a list that is too long for one goes on in the next."""
-    start = " " * indent
-    named = scalar(key)
-    if len(named) > _LONGEST_KEY:
-        return [f"{start}? {named}", f"{start}: {flow(value)}"]
-    line = f"{start}{named}: {flow(value)}"
-    if len(line) <= WIDTH or not isinstance(value, list | tuple):
-        return [line]
-    return [f"{start}{named}: [", *_filled([flow(one) for one in value], indent + 2), f"{start}]"]
+def add_comment(node: CommentedMap | CommentedSeq, key: str | int, text: str, indent: int = 0) -> None:
+    """Adds comment lines in front of an entry of `node`, which starts in column `indent`."""
+    lines = textwrap.wrap(printable(text), MAX_WIDTH - indent - 2, break_on_hyphens=False)
+    node.yaml_set_comment_before_after_key(key, before="\n".join(lines), indent=indent)
 
 
-def _filled(pieces: Sequence[str], indent: int) -> list[str]:
-    lines, line = [], " " * indent
-    for piece in pieces:
-        if len(line) + len(piece) + 1 > WIDTH and line.strip():
-            lines.append(line.rstrip())
-            line = " " * indent
-        line += f"{piece}, "
-    return [*lines, line.rstrip()]
+def add_end_comment(node: CommentedMap, key: str, text: str) -> None:
+    """Adds a comment behind an entry of `node`, on the same line."""
+    node.yaml_add_eol_comment(printable(text), key)
 
 
-def comment(text: str, indent: int = 0) -> list[str]:
-    """A text as lines of comment."""
-    seen = "".join(one if one.isprintable() else _character(one) for one in text)
-    return textwrap.wrap(
-        seen,
-        WIDTH,
-        initial_indent=" " * indent + "# ",
-        subsequent_indent=" " * indent + "# ",
-        break_on_hyphens=False,
-    )
+def add_blank_line(node: CommentedMap, key: str) -> None:
+    """Adds a blank line in front of an entry of `node`, and behind the comments that it has so far."""
+    comments = node.ca.items.setdefault(key, [None, [], None, None])
+    comments[1] = [*(comments[1] or []), CommentToken("\n", CommentMark(0))]
+
+
+def printable(text: str) -> str:
+    """Returns the text with escapes in place of characters that cannot be seen, line breaks among them."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

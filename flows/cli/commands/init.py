@@ -109,7 +109,7 @@ def write_drafts(
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         data_profile = profile_source(data, Path(scratch))
         names = contract_names([column.name for column in data_profile.columns])
-        planned = plan_draft(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.shape)
+        planned = plan_draft(data_profile, data, Path(scratch), names, label=label, key=key, shape=guessed.array_shape)
     names = rename_reserved_key(names, planned.key.name)
     source_options = _relative_paths(recipe_options(data), output.resolve())
     texts = {
@@ -186,23 +186,23 @@ def _inferences(draft: ProjectDraft) -> list[tuple[str, str]]:
         if option in notes and option != "header"
     ]
     inferences += [("header", notes["header"])] if "header" in notes else []
-    inferences += [("missing", " ".join(plan.profile.missing))] if plan.profile.missing else []
+    inferences += [("missing", " ".join(plan.profile.missing_markers))] if plan.profile.missing_markers else []
     if plan.profile.num_malformed:
-        inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.malformed}"))
+        inferences.append(("malformed", f"{plan.profile.num_malformed:,} lines; {plan.profile.first_malformed}"))
     added = ", added: no column identifies rows" if plan.key.is_added else ""
     inferences.append(("key", f"{draft.names.get(plan.key.name, plan.key.name)}{added}"))
-    if plan.label.deviation is None:
-        label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority:.1%} of the rows"
+    if plan.label.standard_deviation is None:
+        label = f"{len(plan.label.classes)} classes, the largest with {plan.label.majority_share:.1%} of the rows"
     else:
-        label = f"numbers with a standard deviation of {plan.label.deviation:.3g}, so a regression"
+        label = f"numbers with a standard deviation of {plan.label.standard_deviation:.3g}, so a regression"
     inferences.append(("label", f"{draft.names[plan.label.name]}: {label}"))
     inferences += [
         (f"{source.options['kind']}", ", ".join(draft.names[name] for name in _columns_of(source.options)))
-        for source in plan.inputs.planned
+        for source in plan.inputs.inputs
     ]
     used = (plan.label.name, plan.key.name)
     inferences += [
-        ("left out", f"{draft.names[name]}: {why}") for name, why in plan.inputs.left_out.items() if name not in used
+        ("not used", f"{draft.names[name]}: {why}") for name, why in plan.inputs.unused.items() if name not in used
     ]
     return inferences
 
@@ -219,7 +219,7 @@ def _document(draft: ProjectDraft) -> dict[str, Any]:
         "num_rows": profile.num_rows,
         "num_malformed": profile.num_malformed,
         "num_columns": len(profile.columns),
-        "num_quarantined": draft.plan.num_aside,
+        "num_quarantined": draft.plan.num_quarantined,
         "inferred": [{"what": what, "value": value} for what, value in _inferences(draft)],
     }
 
@@ -230,7 +230,7 @@ def _print(draft: ProjectDraft) -> None:
     from rich.table import Table
 
     console, profile = Console(highlight=False), draft.plan.profile
-    quarantined = f", at most {draft.plan.num_aside:,} to be quarantined" if draft.plan.num_aside else ""
+    quarantined = f", at most {draft.plan.num_quarantined:,} to be quarantined" if draft.plan.num_quarantined else ""
     console.print(f"{profile.num_rows:,} rows, {len(profile.columns)} columns{quarantined}")
     table = Table("inferred", "value", box=None)
     inferences = _inferences(draft)

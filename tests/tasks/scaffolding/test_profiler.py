@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.data_contracts.errors import DataMissing, DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import Data
@@ -20,7 +21,7 @@ from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
 from bloomery.tasks.scaffolding.format_detection import detect_format
 from bloomery.tasks.scaffolding.input_planning import sounds_personal
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile, count_distinct_rows, profile_source
-from bloomery.tasks.scaffolding.yaml_writer import comment, entry, flow
+from bloomery.tasks.scaffolding.yaml_writer import add_comment, dump_yaml, inline
 
 CUTS = st.lists(st.integers(0, 40), max_size=4)
 
@@ -67,34 +68,40 @@ def test_texts_are_of_the_narrowest_kind_that_keeps_what_they_say(
 ) -> None:
     lines = "".join(f'"{cell}",{number}\n' for number, cell in enumerate(cells))
     one = column(csv_of(f"a,b\n{lines}", tmp_path), "a")
-    assert (one.kind, one.num_missing, one.num_unfit) == (kind, missing, 0)
+    assert (one.logical_type, one.num_missing, one.num_invalid) == (kind, missing, 0)
 
 
 def test_a_marker_of_one_column_means_missing_in_all(home: Path, tmp_path: Path) -> None:
     found = csv_of("a,b\n1,NA\nNA,red\n2,blue\n", tmp_path)
-    assert found.missing == ("NA",)
+    assert found.missing_markers == ("NA",)
     assert [one.num_missing for one in found.columns] == [1, 1]
-    assert column(found, "b").values == (("blue", 1), ("red", 1))
+    assert column(found, "b").value_counts == (("blue", 1), ("red", 1))
 
 
 def test_a_few_values_of_another_kind_are_counted_and_many_make_it_text(home: Path, tmp_path: Path) -> None:
     numbers = [str(number) for number in range(2000)]
     few = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, "1xx19"]), tmp_path), "a")
-    assert (few.kind, few.num_unfit, few.low, few.high, few.is_unique) == ("integer", 1, 0, 1999, False)
+    assert (few.logical_type, few.num_invalid, few.minimum, few.maximum, few.is_unique) == (
+        "integer",
+        1,
+        0,
+        1999,
+        False,
+    )
     many = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in [*numbers, *["1xx19"] * 9]), tmp_path), "a")
-    assert (many.kind, many.num_unfit) == ("string", 0)
+    assert (many.logical_type, many.num_invalid) == ("string", 0)
 
 
 def test_a_column_of_whole_numbers_with_one_fraction_is_of_numbers(home: Path, tmp_path: Path) -> None:
     cells = [*map(str, range(3000)), "-0.5"]
     one = column(csv_of("a,b\n" + "".join(f"{cell},1\n" for cell in cells), tmp_path), "a")
-    assert (one.kind, one.num_unfit, one.low) == ("number", 0, -0.5)
+    assert (one.logical_type, one.num_invalid, one.minimum) == ("number", 0, -0.5)
 
 
 def test_decimal_commas_are_seen(home: Path, tmp_path: Path) -> None:
     found = csv_of("a;b\n" + "1,5;x\n" * 20, tmp_path, delimiter=";")
-    assert column(found, "a").is_decimal_comma
-    assert not column(found, "b").is_decimal_comma
+    assert column(found, "a").has_decimal_commas
+    assert not column(found, "b").has_decimal_commas
 
 
 @given(
@@ -107,9 +114,9 @@ def test_what_is_seen_of_texts_does_not_depend_on_the_batches(cells: list[str], 
     edges = [0, *sorted(min(cut, len(cells)) for cut in cuts), len(cells)]
     for start, stop in pairwise(edges):
         in_pieces.add(whole.slice(start, stop - start))
-    missing = at_once.markers()
-    assert in_pieces.markers() == missing
-    one, other = at_once.figures(missing), in_pieces.figures(missing)
+    missing = at_once.missing_markers()
+    assert in_pieces.missing_markers() == missing
+    one, other = at_once.statistics(missing), in_pieces.statistics(missing)
     # Whether batches repeat a value is only a hint; the whole column is asked where it matters.
     assert one._replace(may_be_unique=True) == other._replace(may_be_unique=True)
     assert not one.may_be_unique or other.may_be_unique
@@ -122,11 +129,11 @@ def test_what_is_seen_of_numbers_does_not_depend_on_the_batches(values: list[flo
     seen = TypedColumnProfiler("number")
     for start, stop in pairwise(edges):
         seen.add(whole.slice(start, stop - start))
-    found = seen.figures(frozenset())
+    found = seen.statistics(frozenset())
     finite = [value for value in values if value is not None and np.isfinite(value)]
     assert found.num_missing == values.count(None)
-    assert found.num_unfit == len(values) - len(finite) - found.num_missing
-    assert (found.low, found.high) == (min(finite, default=None), max(finite, default=None))
+    assert found.num_invalid == len(values) - len(finite) - found.num_missing
+    assert (found.minimum, found.maximum) == (min(finite, default=None), max(finite, default=None))
 
 
 def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path) -> None:
@@ -141,14 +148,14 @@ def test_typed_columns_arrays_and_uniqueness_are_seen(home: Path, tmp_path: Path
         }
     )
     found = seen_of(table, tmp_path)
-    assert [one.kind for one in found.columns] == ["string", "string", "boolean", "array", "string"]
+    assert [one.logical_type for one in found.columns] == ["string", "string", "boolean", "array", "string"]
     assert [one.is_unique for one in found.columns] == [True, False, False, False, False]
-    assert (column(found, "twice").num_distinct, column(found, "twice").values) == (
+    assert (column(found, "twice").num_distinct, column(found, "twice").value_counts) == (
         num // 2,
         (*((f"k{one}", 2) for one in sorted(range(num // 2), key=str)),),
     )
     pixels = column(found, "pixels")
-    assert (pixels.element, pixels.physical, pixels.low, pixels.high, pixels.lengths) == (
+    assert (pixels.element_type, pixels.physical_type, pixels.minimum, pixels.maximum, pixels.length_counts) == (
         *("integer", "uint8", 0, 255),
         ((16, num),),
     )
@@ -169,12 +176,17 @@ DIALECTS = [
     ("color,label\nred,green\n", "label", {}, ("color", "label")),
     ('"a,b","label"\n"1,2","x"\n', "label", {"delimiter": ","}, ("a,b", "label")),
     (",a,a\n1,2,3\n", "a", {"skip_lines": 1, "columns": ["column_1", "a", "a_2"]}, None),
+    ("a;b;label\n" + "1,5;-0,25;x\n0,5;2,75;y\n" * 40, "label", {"delimiter": ";"}, ("a", "b", "label")),
+    ("t,label\n" + "'Smith, J 0',x\n'Smith, J 1',y\n" * 40, "label", {"quote": "'"}, ("t", "label")),
+    ("a;b;label\n" + "1;2;x\n" * 40 + "a;broken;line;more\n", "label", {"delimiter": ";"}, ("a", "b", "label")),
+    ("a:b:label\n" + "1:2:x\n" * 40, "label", {"delimiter": ":"}, ("a", "b", "label")),
+    ("a b label\n" + "1 2 x\n" * 40, "label", {"delimiter": " "}, ("a", "b", "label")),
 ]
 
 
 @pytest.mark.parametrize(("text", "label", "options", "names"), DIALECTS)
 def test_a_dialect_is_guessed_and_stated(
-    text: str, label: str, options: dict[str, object], names: tuple[str, ...] | None, tmp_path: Path
+    text: str, label: str, options: dict[str, object], names: tuple[str, ...] | None, home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
@@ -194,7 +206,7 @@ def test_a_dialect_is_guessed_and_stated(
         (b"a,b\n\x81\xe4,1\n", "latin-1"),
     ],
 )
-def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, tmp_path: Path) -> None:
+def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
     found = infer_dialect(locations.find_files(Data(source=str(path)), str(path)), "b")
@@ -262,6 +274,8 @@ PLAIN = st.recursive(
 
 @given(key=st.text(max_size=200), value=PLAIN)
 def test_whatever_is_written_as_yaml_reads_back(key: str, value: object) -> None:
-    assert yaml.safe_load(flow(value)) == value
-    text = "\n".join([*comment(key, 2), "outer:", *comment(str(value), 2), *entry(key, value, 2), "after: 1"])
-    assert yaml.safe_load(text) == {"outer": {key: value}, "after": 1}
+    inner = CommentedMap({key: inline(value)})
+    add_comment(inner, key, str(value), 2)
+    document = CommentedMap(outer=inner, list=CommentedSeq([inline(value)]), after=1)
+    add_comment(document, "outer", key)
+    assert yaml.safe_load(dump_yaml(document)) == {"outer": {key: value}, "list": [value], "after": 1}

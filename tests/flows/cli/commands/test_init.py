@@ -103,7 +103,7 @@ def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) ->
     assert (rows.num_rows, rows.num_quarantined) == (900, 1)
     text = (tmp_path / "mine.yaml").read_text()
     assert "source: shop.csv" in text  # relative, so that both can move
-    assert "email: its name sounds personal" in text
+    assert "email: its name suggests personal data" in text
     assert "personal, value: drop" in (tmp_path / "mine.odcs.yaml").read_text()
 
 
@@ -180,7 +180,7 @@ def test_rows_without_a_label_and_of_rare_classes_are_set_aside(home: Path, tmp_
     assert (rows.num_rows, rows.num_quarantined) == (80, 23)
     assert 23 / 103 < recipe.contract.quarantine_limit < 23 / 103 + 0.03
     text = " ".join((tmp_path / "mine.odcs.yaml").read_text().replace("#", "").split())
-    assert "20 rows without a label, 3 rows of a class that is too rare" in text
+    assert "20 rows without a label, 3 rows of classes that are too rare" in text
 
 
 def test_a_key_of_the_data_is_found_and_else_rows_are_numbered(home: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Pa
     for part, end in (("train", ""), ("test", ".")):
         lines = "".join(f"{number % 9},c{number % 2}{end}\n" for number in range(80))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
-    with pytest.raises(DataUnfit, match=r"part test has none of the labels of train, but c0\., c1\."):
+    with pytest.raises(DataUnfit, match=r"test has none of the labels of train, but c0\., c1\."):
         write_drafts("mine", [f"{part}={tmp_path / part}.csv" for part in ("train", "test")], "label", UserOptions())
 
 
@@ -317,14 +317,19 @@ def test_rows_that_are_mostly_copies_stay(home: Path, tmp_path: Path) -> None:
 HALVES = "".join(f"{number % 7},{number % 5},{number % 2}\n" for number in range(100))
 BROKEN = {
     "empty": ("", "label", DataMissing, "it is empty"),
-    "header only": ("a,b,label\n", "label", DataUnfit, "there is no row"),
+    "header only": ("a,b,label\n", "label", DataUnfit, "there are no rows"),
     "no such label": (f"a,b,label\n{HALVES}", "lable", DataMissing, "did you mean 'label'"),
     "one column": ("label\n" + "x\ny\n" * 50, "label", DataUnfit, "no column is left to learn from"),
-    "few rows": ("a,label\n" + "1,0\n2,1\n" * 5, "label", DataUnfit, "10 of 10 rows can be learnt from"),
-    "one figure": ("a,label\n" + "".join(f"{n % 7},1.5\n" for n in range(99)), "label", DataUnfit, "all the same"),
-    "one class": ("a,label\n" + "".join(f"{n % 7},x\n" for n in range(99)), "label", DataUnfit, "1 different values"),
+    "few rows": ("a,label\n" + "1,0\n2,1\n" * 5, "label", DataUnfit, "10 of 10 rows can be learned from"),
+    "one figure": (
+        "a,label\n" + "".join(f"{n % 7},1.5\n" for n in range(99)),
+        "label",
+        DataUnfit,
+        "all its numbers are equal",
+    ),
+    "one class": ("a,label\n" + "".join(f"{n % 7},x\n" for n in range(99)), "label", DataUnfit, "1 distinct values"),
     "mostly no label": ("a,label\n" + "1,x\n2,y\n3,\n4,\n5,\n6,\n" * 30, "label", DataUnfit, "60 of 180 rows"),
-    "codes alone": ("t,label\n" + "".join(f"x{n},{n % 2}\n" for n in range(99)), "label", DataUnfit, "stand alone"),
+    "codes alone": ("t,label\n" + "".join(f"x{n},{n % 2}\n" for n in range(99)), "label", DataUnfit, "single input"),
     "no text": ("a,\0\n", "label", DataMissing, "it is no text"),
 }
 
@@ -355,7 +360,7 @@ def test_a_header_that_names_columns_twice_or_not_is_passed_over(
 
 
 def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bloomery.tasks.scaffolding.draft_planning._MOST_COMPARED", 50)
+    monkeypatch.setattr("bloomery.tasks.scaffolding.draft_planning._MAX_COMPARED_COLUMNS", 50)
     names = ",".join(f"c{number}" for number in range(60))
     chance = random.Random(0)
     lines = "".join(",".join(str(chance.randint(0, 9)) for _ in range(60)) + f",{n % 2}\n" for n in range(60))
