@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.odcs.distributions import Counts, ReferenceColumn
+from bloomery.data_contracts.odcs.distributions import Histogram, ReferenceColumn
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
-REFERENCE = "reference.json"  # in a bento, beside the model
+REFERENCE_FILE = "reference.json"  # in a bento, beside the model
 Measure = Literal["value", "last", "mean", "length"]
 Span = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[mhd]$", description="minutes, hours or days, such as 1d")]
 Proportion = Annotated[float, Field(ge=0, le=1)]
@@ -66,7 +66,7 @@ class Monitor(Document):
     pause: Annotated[Span, Field(description="at least so long from one retraining to the next")] = "6h"
 
 
-class Usual(Document):
+class ReferenceProfile(Document):
     """How what is measured of a column is distributed over `num_rows` rows.
 
     An array counts by its mean, a window over time by its last value, a text of many values by its number of letters.
@@ -84,10 +84,10 @@ class VersionReference(Document):
     figures, and `confidence` is the probability of the label that is answered; there is none of a regression.
     """
 
-    part: Literal["train", "test"]
-    columns: dict[str, Usual]
-    answers: Usual
-    confidence: Usual | None = None
+    split: Literal["train", "test"]
+    columns: dict[str, ReferenceProfile]
+    predictions: ReferenceProfile
+    confidence: ReferenceProfile | None = None
     task: Task
     label: str  # its column in the contract
     score: Interval  # on the held-out rows
@@ -103,31 +103,31 @@ class Drift(Document):
     measure: Measure
     num_rows: int
     psi: float
-    noise: float
+    noise_psi: float
     test: Literal["ks", "chi-square"]
     statistic: float
     p_value: float
-    corrected: float
-    counts: bool  # in alarms
+    corrected_p_value: float
+    can_alert: bool  # in alarms
     is_drifted: bool
-    usual: ReferenceColumn
-    found: Counts
+    reference: ReferenceColumn
+    observed: Histogram
 
 
-class Door(Document):
+class RequestStats(Document):
     """What became of requests in the window, and how long those that were answered took."""
 
     num_requests: int
     refused: Interval | None  # shares of them; None where there was none
     failed: Interval | None
-    broken: tuple[tuple[str, int], ...]  # rules of the contract, and the rows that broke them, most first
+    violations: tuple[tuple[str, int], ...]  # rules of the contract, and the rows that broke them, most first
     num_timed: int
     p50_ms: float | None
     p99_ms: float | None
     slow: Interval | None
 
 
-class Judged(Document):
+class LabelledScore(Document):
     """How right the answers were, as far as labels have come.
 
     `weighted` counts each answer as often as it was given, whichever labels came; there is none of a regression.
@@ -135,19 +135,19 @@ class Judged(Document):
 
     num_labelled: int
     score: Interval
-    weighted: Interval | None
-    covered: float  # the share of rows whose answer has labelled ones
-    held_out: Interval
+    weighted_score: Interval | None
+    coverage: float  # the share of rows whose answer has labelled ones
+    held_out_score: Interval
 
 
-class Alarm(Document):
+class Alert(Document):
     """`kind` is `drift` where another training may help, and `service` where it does not."""
 
     kind: Literal["drift", "service"]
-    words: str
+    message: str
 
 
-class Findings(Document):
+class MonitoringReport(Document):
     """One look at a window of a version's requests."""
 
     name: str
@@ -157,13 +157,13 @@ class Findings(Document):
     since: datetime
     until: datetime
     num_rows: int
-    part: Literal["train", "test"]
+    split: Literal["train", "test"]
     drifts: tuple[Drift, ...]  # none where there are too few rows
-    door: Door
-    judged: Judged | None
+    requests: RequestStats
+    labelled: LabelledScore | None
     notes: tuple[str, ...]  # what could not be told, and why
-    alarms: tuple[Alarm, ...]
+    alerts: tuple[Alert, ...]
 
     @property
     def has_drifted(self) -> bool:
-        return any(alarm.kind == "drift" for alarm in self.alarms)
+        return any(alarm.kind == "drift" for alarm in self.alerts)

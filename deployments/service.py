@@ -20,7 +20,7 @@ from _bentoml_sdk import Service  # type: ignore[import-untyped]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads this when it is imported
 
-from bloomery.data_contracts.serving.api_keys import demand
+from bloomery.data_contracts.serving.api_keys import read_key_policy
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.asgi.uvicorn_protocol import EndpointProtocol, install_protocol
 from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics
@@ -37,7 +37,7 @@ PARENT_PID = os.getppid()  # read early, while the parent certainly lives
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 limits = read_limits()
 install_protocol(limits)
-application = Application(limits, Metrics(), demand(os.environ))
+application = Application(limits, Metrics(), read_key_policy(os.environ))
 key_metrics = KeyMetrics()
 # As uvicorn's own `--no-access-log` does; otherwise each line is formatted, then dropped by BentoML's settings.
 logging.getLogger("uvicorn.access").propagate = False

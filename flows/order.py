@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.recipe_sections.approval import Terms
-from bloomery.data_contracts.recipe_sections.data_source import Source
+from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
+from bloomery.data_contracts.recipe_sections.data_source import LocatedSource
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.provenance import Stated
+from bloomery.data_contracts.records.provenance import StatedRecipe
 from bloomery.data_contracts.records.records import (
     Bento,
-    CheckedRows,
-    Chosen,
+    Candidates,
+    Choice,
     Dataset,
-    Options,
+    InitialWeights,
     RawRows,
     Release,
-    Start,
-    Trained,
+    TrainedNetwork,
+    ValidRows,
 )
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.compression.budget import Budget
@@ -34,17 +34,17 @@ from bloomery.models.training.config import Training
 class Stages:
     """The eight stages as callables: Prefect tasks, plain functions, or cache look-ups that run nothing."""
 
-    ingest: Callable[[Source], RawRows]
-    validate: Callable[[RawRows, Contract], CheckedRows]
-    prepare: Callable[[CheckedRows, Features, Engine], Dataset]
-    train: Callable[[Dataset, Model, Training, Start | None, Engine], Trained]
-    compress: Callable[[Trained, Compression], Options]
-    choose: Callable[[Options, Budget], Chosen]
-    package: Callable[[Chosen, str, Stated], Bento]
-    promote: Callable[[Bento, Gates, Terms], Release]
+    ingest: Callable[[LocatedSource], RawRows]
+    validate: Callable[[RawRows, Contract], ValidRows]
+    prepare: Callable[[ValidRows, Features, Engine], Dataset]
+    train: Callable[[Dataset, Model, Training, InitialWeights | None, Engine], TrainedNetwork]
+    compress: Callable[[TrainedNetwork, Compression], Candidates]
+    choose: Callable[[Candidates, Budget], Choice]
+    package: Callable[[Choice, str, StatedRecipe], Bento]
+    promote: Callable[[Bento, Gates, PromotionTerms], Release]
 
 
-def run_stages(stages: Stages, recipe: Recipe, source: Source, start: Start | None) -> Release:
+def run_stages(stages: Stages, recipe: Recipe, source: LocatedSource, start: InitialWeights | None) -> Release:
     rows = stages.ingest(source)
     checked = stages.validate(rows, recipe.contract)
     dataset = stages.prepare(checked, recipe.features, recipe.engine_settings)

@@ -117,7 +117,7 @@ def _start_pipeline(recipe: Recipe, digest: str, last: WatchState) -> str:
             "digest": digest,
             "before": last.started_digest,
             "period": recipe.period,
-            "source": recipe.data.described,
+            "source": recipe.data.description,
         },
     )
     return str(run.id)

@@ -338,16 +338,16 @@ def release() -> Release:
     from bloomery.data_contracts.records.records import (
         Bento,
         Candidate,
-        CheckedRows,
-        Chosen,
+        Candidates,
+        Choice,
         Dataset,
+        EncodedSplit,
         Interval,
         Latency,
-        Options,
-        Part,
         RawRows,
         Release,
-        Trained,
+        TrainedNetwork,
+        ValidRows,
         Verdict,
     )
     from bloomery.data_contracts.records.tensor_layout import Layout
@@ -361,22 +361,22 @@ def release() -> Release:
         is_text=False,
         digest="d-rows",
     )
-    checked = CheckedRows(
+    checked = ValidRows(
         uri="validate/rows.parquet",
         quarantine_uri="validate/quarantine.parquet",
         report_uri="validate/report.html",
         num_rows=1790,
         num_quarantined=7,
-        checked=(("id: must be unique", 7),),
+        violations=(("id: must be unique", 7),),
         fresh_until=None,
         contract=read_contract(ROOT / "data_contracts" / "contracts" / "digits.odcs.yaml"),
-        rows=rows,
+        raw_rows=rows,
         digest="d-checked",
     )
     dataset = Dataset(
-        train=Part(uri="train.parquet", sha256="a", num_rows=1253),
-        val=Part(uri="val.parquet", sha256="b", num_rows=179),
-        test=Part(uri="test.parquet", sha256="c", num_rows=358),
+        train=EncodedSplit(uri="train.parquet", sha256="a", num_rows=1253),
+        val=EncodedSplit(uri="val.parquet", sha256="b", num_rows=179),
+        test=EncodedSplit(uri="test.parquet", sha256="c", num_rows=358),
         encoder_uri="encoder.json",
         key="id",
         label="label",
@@ -386,10 +386,10 @@ def release() -> Release:
         classes=(0, "one"),
         test_rows_uri="validate/rows.parquet",
         num_dropped=0,
-        checked=checked,
+        valid_rows=checked,
         digest="d-dataset",
     )
-    trained = Trained(
+    trained = TrainedNetwork(
         uri="weights.safetensors",
         network_uri="network.json",
         run_id="run",
@@ -411,7 +411,7 @@ def release() -> Release:
         num_nonzero=12000,
         integer_share=0.0,
         score=Interval(value=0.5, low=0.4, high=0.6),
-        worse=Interval(value=0.0, low=-0.1, high=0.1),
+        degradation=Interval(value=0.0, low=-0.1, high=0.1),
         latencies=(
             Latency(
                 batch_size=1,
@@ -425,24 +425,24 @@ def release() -> Release:
             ),
         ),
         parity_error=1e-7,
-        answers_uri="answers.parquet",
+        predictions_uri="answers.parquet",
     )
-    options = Options(candidates=(candidate, candidate), baseline="int8", trained=trained, digest="d-options")
+    options = Candidates(candidates=(candidate, candidate), baseline="int8", trained=trained, digest="d-options")
     verdict = Verdict(name="int8", rank=1, passed=False, reasons=("too large",))
-    chosen = Chosen(
+    chosen = Choice(
         candidate=candidate,
         verdicts=(verdict,),
         run_id="run",
-        picture_uri="choose/candidates.png",
-        options=options,
+        plot_uri="choose/candidates.png",
+        candidates=options,
         digest="d-chosen",
     )
-    bento = Bento(tag="digits:abc", files=(("model.onnx", "e"),), chosen=chosen, digest="d-bento")
+    bento = Bento(tag="digits:abc", files=(("model.onnx", "e"),), choice=chosen, digest="d-bento")
     return Release(
         name="digits",
         version=3,
         alias="champion",
-        num_asked=100,
+        num_smoke_test_rows=100,
         example="id 5: 3 is 3",
         replaced_version=None,
         bento=bento,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from wanted import CANDIDATES
 
-from bloomery.data_contracts.records.records import Candidate, Options, Trained
+from bloomery.data_contracts.records.records import Candidate, Candidates, TrainedNetwork
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
@@ -32,7 +32,7 @@ from bloomery.tasks.infrastructure.settings import require_state_folder, setting
 from bloomery.tasks.ingest.stage import locate_source
 
 
-def trained_as(recipe: Recipe, seed: int) -> Trained:
+def trained_as(recipe: Recipe, seed: int) -> TrainedNetwork:
     rows = PLAIN_STAGES.ingest(locate_source(recipe.data, recipe.contract.personal_columns))
     dataset = PLAIN_STAGES.prepare(
         PLAIN_STAGES.validate(rows, recipe.contract), recipe.features, recipe.engine_settings
@@ -47,17 +47,17 @@ def row(name: str, size: float, times: list[float], score: float, worse: Any) ->
     return f"| {name} | {size:.3f} ({1 / size:.1f}x) | {told} | {score:.4f} | {loss} |"
 
 
-def of_candidates(options: Options) -> list[str]:
+def of_candidates(options: Candidates) -> list[str]:
     fp32 = options.candidates[0]
 
     def told(one: Candidate) -> str:
         times = [latency.ratio.value for latency in one.latencies]
-        return row(one.name, one.size_bytes / fp32.size_bytes, times, one.score.value, one.worse)
+        return row(one.name, one.size_bytes / fp32.size_bytes, times, one.score.value, one.degradation)
 
     return [told(one) for one in options.candidates]
 
 
-def of_defaults(options: Options) -> list[str]:
+def of_defaults(options: Candidates) -> list[str]:
     """ONNX Runtime's own, with nothing stated, of the float file of the candidates."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

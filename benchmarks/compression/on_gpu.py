@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from wanted import CANDIDATES
 
-from bloomery.data_contracts.records.records import Dataset, Part, Trained
+from bloomery.data_contracts.records.records import Dataset, EncodedSplit, TrainedNetwork
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 from bloomery.models.evaluation import metrics
@@ -53,7 +53,7 @@ def prepare(name: str, folder: Path) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
 
-    def taken(part: Part) -> Part:
+    def taken(part: EncodedSplit) -> EncodedSplit:
         source = settings().path(part.uri)
         pq.write_table(pq.read_table(source), folder / source.name, compression="zstd", compression_level=15)
         return part.model_copy(update={"uri": source.name})
@@ -85,7 +85,7 @@ def made(
     fitted = fit.fit_network(fit.TrainingSplits(parts.train, parts.val), blueprint, training)
     trained_s = time.perf_counter() - began
     digest = write_network(fitted.network, blueprint, folder / "weights.safetensors", folder / "network.json")
-    trained = Trained.model_construct(
+    trained = TrainedNetwork.model_construct(
         uri=str(folder / "weights.safetensors"),
         network_uri=str(folder / "network.json"),
         num_parameters=num_parameters(fitted.network),

@@ -36,7 +36,7 @@ import onnxruntime
 import torch
 from goals import CANDIDATES, row, trained_as
 
-from bloomery.data_contracts.records.records import Interval, Latency, Options
+from bloomery.data_contracts.records.records import Candidates, Interval, Latency
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.compression.config import Compression
@@ -138,7 +138,7 @@ def _why(said: str) -> str:
     return str(raised[0] if raised else (said.strip().splitlines() or ["no word"])[-1])
 
 
-def compare(options: Options, python: Path, rounds: int) -> list[str]:
+def compare(options: Candidates, python: Path, rounds: int) -> list[str]:
     """The rows of the table."""
     dataset = options.trained.dataset
     train, test = (
@@ -166,7 +166,7 @@ def compare(options: Options, python: Path, rounds: int) -> list[str]:
     return lines
 
 
-def judge(files: Mapping[str, Path], options: Options, test: Examples, rounds: int) -> dict[str, Judged]:
+def judge(files: Mapping[str, Path], options: Candidates, test: Examples, rounds: int) -> dict[str, Judged]:
     x = test.x.numpy()
     baseline = options.baseline
     timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
@@ -194,21 +194,21 @@ def _is_row_by_row(path: Path) -> bool:
     return any(node.op_type in _IN_RANGES_AS_THEY_COME for node in onnx.load(path).graph.node)
 
 
-def _score(options: Options, outputs_BK: np.ndarray, test: Examples) -> float:
+def _score(options: Candidates, outputs_BK: np.ndarray, test: Examples) -> float:
     y = test.y.numpy()
     if options.trained.dataset.task == "classification":
         return float((outputs_BK.argmax(1) == y).mean())
     return float(metrics.rmse(y, outputs_BK[:, 0]).value)  # in standard units
 
 
-def _worse(options: Options, before_BK: np.ndarray, after_BK: np.ndarray, test: Examples) -> Interval:
+def _worse(options: Candidates, before_BK: np.ndarray, after_BK: np.ndarray, test: Examples) -> Interval:
     y = test.y.numpy()
     if options.trained.dataset.task == "classification":
         return metrics.accuracy_drop(before_BK.argmax(1) == y, after_BK.argmax(1) == y)
     return metrics.rmse_rise(y, before_BK[:, 0], after_BK[:, 0])
 
 
-def ahead_of(peer: Judged, ours: Mapping[str, Judged], options: Options, test: Examples) -> str:
+def ahead_of(peer: Judged, ours: Mapping[str, Judged], options: Candidates, test: Examples) -> str:
     """Names of those of ours that beat the peer in size and in both times, and are not shown to be worse than it."""
     names = [
         name

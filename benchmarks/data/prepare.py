@@ -92,26 +92,26 @@ def by_hand(source: Path, folder: Path) -> None:
 def ours(source: Path, kind: str) -> str:
     """The stage `prepare`; returns the digest of what it wrote."""
     from bloomery.data_contracts.odcs.contract import read_contract
-    from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
-    from bloomery.data_contracts.records.records import CheckedRows
+    from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
+    from bloomery.data_contracts.records.records import ValidRows
     from bloomery.models.features.config import Features
     from bloomery.tasks.infrastructure import spark_session
     from bloomery.tasks.prepare.stage import prepare
 
     raw = raw_rows(source)
-    checked = CheckedRows(
+    checked = ValidRows(
         uri="rows.parquet",
         quarantine_uri="",
         report_uri="",
         num_rows=raw.num_rows,
         num_quarantined=0,
-        checked=(),
+        violations=(),
         fresh_until=None,
         contract=read_contract(CONTRACT),
-        rows=raw,
+        raw_rows=raw,
         digest=source.name,
     )
-    means = Engine(kind=kind, spark=SparkMeans(settings={"spark.driver.memory": "1200m"}))  # type: ignore[arg-type]
+    means = Engine(kind=kind, spark=SparkConfig(settings={"spark.driver.memory": "1200m"}))  # type: ignore[arg-type]
     begin = time.process_time()
     digest = prepare(checked, Features.model_validate(FEATURES), means).digest
     print(json.dumps({"digest": digest, "stage_processor_s": time.process_time() - begin}))

@@ -26,14 +26,14 @@ CONTRACT = Path(__file__).with_name("generated.odcs.yaml")
 def by_hand(source: Path) -> None:
     from pyspark.sql import functions as f
 
-    from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+    from bloomery.data_contracts.recipe_sections.engine import SparkConfig
     from bloomery.tasks.infrastructure import spark_session
     from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
     from bloomery.tasks.infrastructure.settings import require_state_folder
 
     apply_engine_environment()
     require_state_folder()
-    engine = spark_session.get_session(SparkMeans(settings={"spark.driver.memory": "1200m"}))
+    engine = spark_session.get_session(SparkConfig(settings={"spark.driver.memory": "1200m"}))
     rows = engine.read.parquet(str(source))
     broken = {
         "id null": "id is null",
@@ -75,7 +75,7 @@ def ours(source: Path) -> None:
     start = time.perf_counter()
     checked = validate(raw, read_contract(CONTRACT))
     seconds = time.perf_counter() - start
-    print(json.dumps({"rules": len(checked.checked), "quarantined": checked.num_quarantined, "stage_s": seconds}))
+    print(json.dumps({"rules": len(checked.violations), "quarantined": checked.num_quarantined, "stage_s": seconds}))
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.monitoring import Drift, Findings, Monitor, VersionReference
-from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
+from bloomery.data_contracts.monitoring import Drift, Monitor, MonitoringReport, VersionReference
+from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
@@ -123,7 +123,7 @@ def write_labels(folder: Path, num_rows: int) -> None:
         pq.write_table(pa.table({"request": requests, "label": trips["fare_amount"]}), place / f"{month}.parquet")
 
 
-def print_table(found: dict[str, Findings]) -> None:
+def print_table(found: dict[str, MonitoringReport]) -> None:
     names = [drift.name for drift in next(iter(found.values())).drifts]
     names = sorted(names, key=lambda name: -max(_of(one, name).psi for one in found.values()))
     print("| month | rows |", " | ".join(names), "| rejected | alerts |")
@@ -137,24 +137,24 @@ def print_table(found: dict[str, Findings]) -> None:
         print(f"| {month} | {one.num_rows:,} |", " | ".join(cells), f"| {refused} | {counts} |")
 
 
-def _of(one: Findings, name: str) -> Drift:
+def _of(one: MonitoringReport, name: str) -> Drift:
     return next(drift for drift in one.drifts if drift.name == name)
 
 
-def reference_bins(usual: VersionReference, trips: pa.Table) -> dict[str, Cells]:
+def reference_bins(usual: VersionReference, trips: pa.Table) -> dict[str, Bins]:
     """The reference's bins of each column."""
     shares = {name: one.shares for name, one in usual.columns.items() if name in trips.column_names}
-    return {name: Cells(edges=one.edges, values=one.values) for name, one in shares.items()}
+    return {name: Bins(edges=one.edges, values=one.values) for name, one in shares.items()}
 
 
 def find_alerts(
-    cells: dict[str, Cells], before: pa.Table, after: pa.Table, monitor: Monitor
+    cells: dict[str, Bins], before: pa.Table, after: pa.Table, monitor: Monitor
 ) -> tuple[list[str], list[str]]:
     """Columns of `after` that raise an alert against `before`, and those that are merely significant."""
     found = {}
     for name, one in cells.items():
-        reference = reference_of(count_into(one, before[name]))
-        found[name] = measure_divergence(reference, before.num_rows, count_into(one, after[name]))
+        reference = reference_column(count_into_bins(one, before[name]))
+        found[name] = measure_divergence(reference, before.num_rows, count_into_bins(one, after[name]))
     corrected = dict(zip(found, holm_correction([one.p_value for one in found.values()]), strict=True))
     significant = [name for name in found if corrected[name] < monitor.significance]
     return [name for name in significant if found[name].psi - found[name].noise >= monitor.psi], significant

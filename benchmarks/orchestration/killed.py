@@ -80,10 +80,10 @@ def ended(recipe: Path, home: Path) -> dict[str, Any]:
 
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
-    options = release["bento"]["chosen"]["options"]
+    options = release["bento"]["choice"]["candidates"]
     dataset = options["trained"]["dataset"]
     return {
-        "rows": dataset["checked"]["rows"]["digest"],
+        "rows": dataset["valid_rows"]["raw_rows"]["digest"],
         "dataset": dataset["digest"],
         "weights": options["trained"]["digest"],
         "onnx": [candidate["sha256"] for candidate in options["candidates"]],

@@ -132,10 +132,10 @@ def without_outputs(home: Path) -> None:
 
 
 def digests(release: dict[str, Any]) -> str:
-    chosen = release["bento"]["chosen"]
-    trained = chosen["options"]["trained"]
+    chosen = release["bento"]["choice"]
+    trained = chosen["candidates"]["trained"]
     parts = [trained["dataset"][part]["sha256"] for part in ("train", "val", "test")]
-    onnx = [candidate["sha256"] for candidate in chosen["options"]["candidates"]]
+    onnx = [candidate["sha256"] for candidate in chosen["candidates"]["candidates"]]
     return json.dumps([parts, trained["digest"], onnx, release["bento"]["digest"]])
 
 

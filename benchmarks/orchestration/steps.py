@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bloomery.data_contracts.records.records import (
         Bento,
-        CheckedRows,
-        Chosen,
+        Candidates,
+        Choice,
         Dataset,
-        Options,
         RawRows,
         Release,
-        Trained,
+        TrainedNetwork,
+        ValidRows,
     )
     from bloomery.flows.recipe.recipe import Recipe
 
@@ -43,14 +43,14 @@ def ingest() -> RawRows:
     return ingest(locate_source(recipe.data, recipe.contract.personal_columns))
 
 
-def validate(rows: RawRows) -> CheckedRows:
+def validate(rows: RawRows) -> ValidRows:
     recipe = _recipe()
     from bloomery.tasks.validate.stage import validate
 
     return validate(rows, recipe.contract)
 
 
-def prepare(checked: CheckedRows) -> Dataset:
+def prepare(checked: ValidRows) -> Dataset:
     recipe = _recipe()
     from bloomery.tasks.infrastructure import spark_session
     from bloomery.tasks.prepare.stage import prepare
@@ -61,28 +61,28 @@ def prepare(checked: CheckedRows) -> Dataset:
         spark_session.stop_session()  # no later stage needs it, and some peers' processes end here
 
 
-def train(dataset: Dataset) -> Trained:
+def train(dataset: Dataset) -> TrainedNetwork:
     recipe = _recipe()
     from bloomery.tasks.train.stage import train
 
     return train(dataset, recipe.model, recipe.training, None, recipe.engine_settings)
 
 
-def compress(trained: Trained) -> Options:
+def compress(trained: TrainedNetwork) -> Candidates:
     recipe = _recipe()
     from bloomery.tasks.compress.stage import compress
 
     return compress(trained, recipe.compression)
 
 
-def choose(options: Options) -> Chosen:
+def choose(options: Candidates) -> Choice:
     recipe = _recipe()
     from bloomery.tasks.choose.stage import choose
 
     return choose(options, recipe.budget)
 
 
-def package(chosen: Chosen) -> Bento:
+def package(chosen: Choice) -> Bento:
     recipe = _recipe()
     from bloomery.tasks.package.stage import package
 

@@ -26,8 +26,8 @@ from typing import Any
 from endpoint import bento_of, build_requests
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.serving.champion_pointer import POINTER, Pointer, read_pointer, write_pointer
-from bloomery.data_contracts.serving.predictions import furthest
+from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE, ChampionPointer, read_pointer, write_pointer
+from bloomery.data_contracts.serving.predictions import max_difference
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_store import artifacts_folder, bento_folder
@@ -78,7 +78,7 @@ class ResponseChecker:
         tag = document["model"]
         self.by_version[tag] += 1
         (given,) = document["predictions"]
-        if tag not in self.expected or furthest(given, self.expected[tag][place]) > self.limit:
+        if tag not in self.expected or max_difference(given, self.expected[tag][place]) > self.limit:
             self.wrong += 1
 
 
@@ -109,9 +109,9 @@ def _cut(artifacts: Path) -> None:
     model.write_bytes(content[: len(content) // 2])
 
 
-def point_at_damaged(name: str, folder: Path) -> Pointer:
+def point_at_damaged(name: str, folder: Path) -> ChampionPointer:
     """Set the pointer to a damaged copy, as if written by hand. Returns the previous pointer."""
-    path = promotions.pointer_folder(name) / POINTER
+    path = promotions.pointer_folder(name) / POINTER_FILE
     before = read_pointer(path)
     shutil.copytree(before.artifacts, folder)
     _cut(folder)
@@ -139,7 +139,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
             await asyncio.sleep(2)
             (refusal,) = promotions.list_followers(name)
             changes_made.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
-            write_pointer(promotions.pointer_folder(name) / POINTER, before)
+            write_pointer(promotions.pointer_folder(name) / POINTER_FILE, before)
             continue
         elif number % 2:
             arguments = ("rollback", name)
@@ -152,7 +152,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
 
 async def measure(name: str, one: str, two: str, changes: int, connections: int) -> None:
     tags = {number: model_registry.find_version(f"{name}:{number}").tags[model_registry.BENTO] for number in (one, two)}
-    rows = request_rows(bento_of(tags[one]).chosen, NUM_ROWS)
+    rows = request_rows(bento_of(tags[one]).choice, NUM_ROWS)
     requests = build_requests("/predict", [json.dumps({"rows": [row]}).encode() for row in rows])
     expected, limit = {}, 0.0
     for tag in tags.values():

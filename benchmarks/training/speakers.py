@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from recipes import on_test
 
-from bloomery.data_contracts.recipe_sections.data_source import Origin
+from bloomery.data_contracts.recipe_sections.data_source import SourceFile
 from bloomery.flows.pipeline import PLAIN_STAGES
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import locate_source
@@ -26,9 +26,9 @@ SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 
 def without(recipe: Recipe, speaker: str) -> Recipe:
-    source = recipe.data.origins[0].source
+    source = recipe.data.source_files[0].source
     files = {"test": f"_{speaker}_", "train": rf"\d_(?!{speaker}_)[a-z]+_"}
-    origins = tuple(Origin(source=source, files=pattern, part=part) for part, pattern in files.items())
+    origins = tuple(SourceFile(source=source, files=pattern, part=part) for part, pattern in files.items())
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": origins})})
 
 

@@ -21,7 +21,7 @@ def _read(stated: Any) -> Any:
     return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
 
 
-def in_words(span: timedelta) -> str:
+def format_duration(span: timedelta) -> str:
     """In the largest unit that leaves nothing over, as it would be written."""
     seconds = max(round(span.total_seconds()), 0)
     unit = next(unit for unit, size in _SECONDS.items() if seconds % size == 0 and (seconds or unit == "s"))
@@ -31,5 +31,5 @@ def in_words(span: timedelta) -> str:
 Duration = Annotated[
     timedelta,
     BeforeValidator(_read, json_schema_input_type=Annotated[str, Field(pattern=f"^{_FORM}$")]),
-    PlainSerializer(in_words),
+    PlainSerializer(format_duration),
 ]

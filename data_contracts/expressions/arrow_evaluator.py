@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Kind = Literal["integer", "number", "string", "boolean", "date", "timestamp", "null", "array"]
+ValueKind = Literal["integer", "number", "string", "boolean", "date", "timestamp", "null", "array"]
 MAX_DIGITS = 75  # Arrow's decimals have 76, and a sum needs one more than its parts
 INT64 = (-(2**63), 2**63 - 1)
 _LEAST_DIGITS = 19  # what Arrow wants for any int64
 
-_TYPES: dict[Kind, pa.DataType] = {
+_TYPES: dict[ValueKind, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "string": pa.string(),
@@ -36,7 +36,7 @@ class Node(NamedTuple):
     """A checked part of an expression. `low` and `high` are the limits of a whole number, both included."""
 
     operation: str
-    kind: Kind
+    kind: ValueKind
     parts: tuple[Node, ...] = ()
     value: Any = None  # a literal's value, a column's name, or a pattern
     low: int = 0
@@ -52,13 +52,13 @@ class Node(NamedTuple):
         return _decimal(self) if self.is_long else _TYPES[self.kind]
 
 
-def digits_of(node: Node) -> int:
+def num_digits(node: Node) -> int:
     """How many decimal digits the whole numbers of `node` may have, and at least those of int64."""
     return max(_LEAST_DIGITS, len(str(max(abs(node.low), abs(node.high)))))
 
 
 def _decimal(*nodes: Node) -> pa.DataType:
-    return pa.decimal256(max(digits_of(node) for node in nodes), 0)
+    return pa.decimal256(max(num_digits(node) for node in nodes), 0)
 
 
 def evaluate(node: Node, rows: pa.RecordBatch | pa.Table) -> pa.Array:
@@ -219,7 +219,7 @@ def _like(node: Node, rows: pa.RecordBatch | pa.Table) -> pa.Array:
     return pc.match_substring_regex(evaluate(node.parts[0], rows), node.value)
 
 
-def like_pattern(pattern: str) -> str:
+def like_to_regex(pattern: str) -> str:
     """A LIKE pattern as a regular expression of RE2: % stands for any text and _ for one character."""
     inside = "".join({"%": ".*", "_": "."}.get(one, re.escape(one)) for one in pattern)
     return rf"(?s)\A{inside}\z"

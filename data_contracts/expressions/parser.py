@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.expressions.arrow_evaluator import (
     MAX_DIGITS,
-    Kind,
     Node,
-    digits_of,
+    ValueKind,
     evaluate,
-    like_pattern,
+    like_to_regex,
+    num_digits,
 )
 
 
@@ -37,16 +37,16 @@ class Condition(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def read_condition(text: str, schema: pa.Schema) -> Condition:
+def parse_condition(text: str, schema: pa.Schema) -> Condition:
     """The condition that `text` states about rows of `schema`.
 
     Raises:
         ValueError: it is no SQL, names a column that is not there, compares what cannot be compared, uses something
             that is not known here, or is no condition.
     """
-    columns = columns_read(text)
+    columns = referenced_columns(text)
     try:
-        root = _read(parsed(text), schema)
+        root = _read(parse_sql(text), schema)
         is_deep = _depth(root) > _MAX_DEPTH
     except RecursionError:
         is_deep = True
@@ -61,13 +61,13 @@ def _depth(node: Node) -> int:
     return 1 + max(map(_depth, node.parts), default=0)
 
 
-def breaking(condition: Condition, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+def find_violations(condition: Condition, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
     """True for every row where the condition is false. `rows` have the types of the schema it was read for."""
     return pc.fill_null(pc.invert(evaluate(condition.root, rows)), False)
 
 
 @functools.lru_cache(maxsize=512)
-def columns_read(text: str) -> tuple[str, ...]:
+def referenced_columns(text: str) -> tuple[str, ...]:
     """The columns that a condition names, in the order in which it names them.
 
     Raises:
@@ -75,13 +75,13 @@ def columns_read(text: str) -> tuple[str, ...]:
     """
     from sqlglot import exp
 
-    names = dict.fromkeys(column.name for column in parsed(text).find_all(exp.Column, bfs=False))
+    names = dict.fromkeys(column.name for column in parse_sql(text).find_all(exp.Column, bfs=False))
     if not names:
         raise ValueError(f"{text!r} names no column, so it says nothing about a row")
     return tuple(names)
 
 
-def parsed(text: str) -> Any:
+def parse_sql(text: str) -> Any:
     """The syntax tree of one piece of SQL.
 
     Raises:
@@ -106,7 +106,7 @@ def parsed(text: str) -> Any:
     return trees[0]
 
 
-_NAMES: dict[Kind, str] = {
+_NAMES: dict[ValueKind, str] = {
     "integer": "a whole number",
     "number": "a real number",
     "string": "text",
@@ -156,7 +156,7 @@ def _column(tree: Any, schema: pa.Schema) -> Node:
     return Node("column", kind, value=name, low=low, high=high)
 
 
-def _kind_of(arrow_type: pa.DataType) -> Kind:
+def _kind_of(arrow_type: pa.DataType) -> ValueKind:
     if pa.types.is_integer(arrow_type):
         return "integer"
     if pa.types.is_floating(arrow_type):
@@ -213,7 +213,7 @@ def _arithmetic(tree: Any, schema: pa.Schema) -> Node:
         "*": tuple(a * b for a in (left.low, left.high) for b in (right.low, right.high)),
     }[operation]
     node = Node(operation, "integer", parts, low=min(ends), high=max(ends))
-    width = digits_of(left) + digits_of(right) if operation == "*" and node.is_long else digits_of(node)
+    width = num_digits(left) + num_digits(right) if operation == "*" and node.is_long else num_digits(node)
     if width > MAX_DIGITS:
         raise ValueError(f"{_sql(tree)} may have more than {MAX_DIGITS} digits; multiply by 1.0 to have it rounded")
     return node
@@ -294,7 +294,7 @@ def _like(tree: Any, schema: pa.Schema) -> Node:
     pattern = _read(tree.expression, schema)
     if pattern.operation != "literal" or pattern.kind != "string":
         raise ValueError(f"{_sql(tree)}: the pattern of LIKE is a text in quotes")
-    node = Node("like", "boolean", (_operand(tree.this, schema, ("string",)),), value=like_pattern(pattern.value))
+    node = Node("like", "boolean", (_operand(tree.this, schema, ("string",)),), value=like_to_regex(pattern.value))
     return Node("not", "boolean", (node,)) if tree.args.get("negate") else node
 
 
@@ -324,7 +324,7 @@ def _united(operation: str, parts: tuple[Node, ...], values: tuple[Node, ...], t
     if "array" in kinds or (len(kinds) > 1 and not kinds <= set(_NUMBERS)):
         names = " and ".join(_NAMES[kind] for kind in _NAMES if kind in kinds)
         raise ValueError(f"{_sql(tree)} gives {names}, and it can give values of one type only")
-    kind: Kind = "number" if "number" in kinds else next(iter(kinds))
+    kind: ValueKind = "number" if "number" in kinds else next(iter(kinds))
     whole = [value for value in values if value.kind == "integer"] or [Node("literal", "null")]
     return Node(operation, kind, parts, low=min(one.low for one in whole), high=max(one.high for one in whole))
 

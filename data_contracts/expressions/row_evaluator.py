@@ -18,23 +18,23 @@ import pyarrow as pa
 from bloomery.data_contracts.expressions.arrow_evaluator import Node
 
 Row = Mapping[str, Any]  # by column: int, float, str, bool, date, datetime with an offset, list, or None
-Asked = Callable[[Row], Any]  # None is SQL's null
+RowFunction = Callable[[Row], Any]  # None is SQL's null
 
 
-class Unsure(Exception):
+class FallBackToArrow(Exception):
     """Python may see this row otherwise than Arrow does: ask Arrow."""
 
 
-def asked_of_rows(node: Node, schema: pa.Schema) -> Asked:
+def compile_for_row(node: Node, schema: pa.Schema) -> RowFunction:
     """The value of `node` for one row, whose cells are what columns of `schema` hold.
 
     The function that comes back raises Unsure where upper and lower case of other letters than ASCII's are asked for.
     """
-    parts = tuple(asked_of_rows(part, schema) for part in node.parts)
+    parts = tuple(compile_for_row(part, schema) for part in node.parts)
     return _MAKERS[node.operation](node, parts, schema)
 
 
-def _column(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _column(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     name, kind = node.value, schema.field(node.value).type
     if not pa.types.is_float32(kind):
         return operator.itemgetter(name)
@@ -46,12 +46,12 @@ def _column(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     return rounded
 
 
-def _literal(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _literal(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     value = node.value
     return lambda row: value
 
 
-def _as(kind: str, part: Asked, node: Node) -> Asked:
+def _as(kind: str, part: RowFunction, node: Node) -> RowFunction:
     """`part`, the value of `node`, as a real number where that is wanted and it is a whole one."""
     if kind != "number" or node.kind != "integer":
         return part
@@ -63,10 +63,10 @@ def _as(kind: str, part: Asked, node: Node) -> Asked:
     return real
 
 
-def _of_two(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[Asked, ...], pa.Schema], Asked]:
+def _of_two(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
     """For operators of two values that are null if either is."""
 
-    def made(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+    def made(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
         left, right = (_as(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
         wanted = node.parts[1].value if node.parts[1].operation == "literal" else None
         if wanted is not None and right is parts[1]:  # the usual one: so it is a call less, and a test less
@@ -86,8 +86,8 @@ def _of_two(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[Asked, 
     return made
 
 
-def _of_one(compute: Callable[[Any], Any]) -> Callable[[Node, tuple[Asked, ...], pa.Schema], Asked]:
-    def made(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _of_one(compute: Callable[[Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
+    def made(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
         (part,) = parts
 
         def asked(row: Row) -> Any:
@@ -113,7 +113,7 @@ def _remainder(a: Any, b: Any) -> Any:
     return math.nan if math.isinf(a) else math.fmod(a, b)
 
 
-def _logic(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _logic(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     decides = node.operation == "or"  # true decides an or, false an and
 
     def asked(row: Row) -> bool | None:
@@ -129,7 +129,7 @@ def _logic(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     return asked
 
 
-def _case(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _case(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     *branches, last = parts
     *nodes, last_node = node.parts
     values = [_as(node.kind, part, of) for part, of in zip(branches[1::2], nodes[1::2], strict=True)]
@@ -145,7 +145,7 @@ def _case(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     return asked
 
 
-def _coalesce(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _coalesce(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     values = tuple(_as(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
 
     def asked(row: Row) -> Any:
@@ -154,7 +154,7 @@ def _coalesce(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     return asked
 
 
-def _like(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _like(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     inside = node.value.removeprefix(r"(?s)\A").removesuffix(r"\z")
     matches = re.compile(inside, re.DOTALL).fullmatch
     return _of_one(lambda text: matches(text) is not None)(node, parts, schema)
@@ -163,13 +163,13 @@ def _like(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
 def _in_case(change: Callable[[str], str]) -> Callable[[str], str]:
     def changed(text: str) -> str:
         if not text.isascii():
-            raise Unsure
+            raise FallBackToArrow
         return change(text)
 
     return changed
 
 
-def _is_null(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
+def _is_null(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     (part,) = parts
     if node.parts[0].operation == "column":
         name = node.parts[0].value
@@ -177,7 +177,7 @@ def _is_null(node: Node, parts: tuple[Asked, ...], schema: pa.Schema) -> Asked:
     return lambda row: part(row) is None
 
 
-_MAKERS: dict[str, Callable[[Node, tuple[Asked, ...], pa.Schema], Asked]] = {
+_MAKERS: dict[str, Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]] = {
     "column": _column,
     "literal": _literal,
     "+": _of_two(operator.add),

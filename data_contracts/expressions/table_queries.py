@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bloomery.data_contracts.expressions.parser import parsed
+from bloomery.data_contracts.expressions.parser import parse_sql
 
-OBJECT = "{object}"  # stands for the table in a query
+TABLE_PLACEHOLDER = "{object}"  # stands for the table in a query
 
 
-def with_object(query: str) -> str:
+def normalize_placeholder(query: str) -> str:
     """`query` with the table written as `{object}`."""
-    return re.sub(r"\$?\{object\}", OBJECT, query).strip()
+    return re.sub(r"\$?\{object\}", TABLE_PLACEHOLDER, query).strip()
 
 
-def require_query(query: str, columns: Sequence[str]) -> None:
+def require_scalar_query(query: str, columns: Sequence[str]) -> None:
     """That `query` is one SELECT of one number, and reads nothing but `columns` of the table `{object}`.
 
     Raises:
@@ -24,21 +24,23 @@ def require_query(query: str, columns: Sequence[str]) -> None:
     """
     from sqlglot import exp
 
-    left = re.search(r"\$?\{\w*\}", query.replace(OBJECT, ""))
+    left = re.search(r"\$?\{\w*\}", query.replace(TABLE_PLACEHOLDER, ""))
     if left is not None:
-        raise ValueError(f"{left[0]} stands for nothing here; {OBJECT} is the table, {{property}} the column")
-    if OBJECT not in query:
-        raise ValueError(f"the query does not read {OBJECT}, the table")
+        raise ValueError(
+            f"{left[0]} stands for nothing here; {TABLE_PLACEHOLDER} is the table, {{property}} the column"
+        )
+    if TABLE_PLACEHOLDER not in query:
+        raise ValueError(f"the query does not read {TABLE_PLACEHOLDER}, the table")
     table = "the_object"
-    tree = parsed(query.replace(OBJECT, table))
+    tree = parse_sql(query.replace(TABLE_PLACEHOLDER, table))
     if not isinstance(tree, exp.Select) or len(tree.expressions) != 1 or isinstance(tree.expressions[0], exp.Star):
         raise ValueError("a query is one SELECT of one number, such as SELECT count(*) FROM {object} WHERE …")
     named = {str(one.alias_or_name).lower() for one in tree.find_all(exp.CTE)}
     for source in tree.find_all(exp.Table):
         if not isinstance(source.this, exp.Identifier) or source.db:
-            raise ValueError(f"the query reads {source.sql()}; it can read {OBJECT} alone")
+            raise ValueError(f"the query reads {source.sql()}; it can read {TABLE_PLACEHOLDER} alone")
         if source.name.lower() not in {table, *named}:
-            raise ValueError(f"the query reads {source.name}; it can read {OBJECT} alone")
+            raise ValueError(f"the query reads {source.name}; it can read {TABLE_PLACEHOLDER} alone")
     known = {name.lower() for name in columns} | _aliases(tree)
     for column in tree.find_all(exp.Column):
         if not isinstance(column.this, exp.Star) and column.name.lower() not in known:

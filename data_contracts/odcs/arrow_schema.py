@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.odcs.columns import Column, Item
+from bloomery.data_contracts.odcs.columns import Column, TypedElement
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.odcs.contract import Contract
@@ -47,7 +47,7 @@ _SPARK: dict[str, str] = {
 }
 
 
-def range_of(kind: pa.DataType) -> tuple[int, int] | tuple[float, float]:
+def value_range(kind: pa.DataType) -> tuple[int, int] | tuple[float, float]:
     """The least and the largest finite number that an Arrow type holds."""
     if pa.types.is_floating(kind):
         largest = 3.4028234663852886e38 if kind.bit_width == 32 else sys.float_info.max
@@ -57,12 +57,12 @@ def range_of(kind: pa.DataType) -> tuple[int, int] | tuple[float, float]:
     return 0, 2**kind.bit_width - 1
 
 
-def largest_exact(kind: pa.DataType) -> int:
+def max_exact_integer(kind: pa.DataType) -> int:
     """The largest whole number up to which a type of real numbers holds every whole number."""
     return 2**24 if kind.bit_width == 32 else 2**53
 
 
-def arrow_type(item: Item) -> pa.DataType:
+def arrow_type(item: TypedElement) -> pa.DataType:
     """The Arrow type of a column's values or of an array's elements."""
     items = getattr(item, "items", None)
     return pa.list_(arrow_type(items)) if items is not None else _ARROW[item.arrow_type]
@@ -81,7 +81,7 @@ def schema_of(columns: Sequence[Column]) -> pa.Schema:
 def spark_schema(contract: Contract) -> dict[str, Any]:
     """The same as a document for `pyspark.sql.types.StructType.fromJson`."""
 
-    def spark_type(item: Item) -> Any:
+    def spark_type(item: TypedElement) -> Any:
         items = getattr(item, "items", None)
         if items is None:
             return _SPARK[item.arrow_type]
@@ -108,7 +108,7 @@ def require_columns(found: pa.Schema, contract: Contract, where: str) -> None:
     wrong = [
         f"{name} is {found.field(name).type}, not {wanted.field(name).type}"
         for name in wanted.names
-        if found.names.count(name) == 1 and not fits(found.field(name).type, wanted.field(name).type)
+        if found.names.count(name) == 1 and not is_compatible(found.field(name).type, wanted.field(name).type)
     ]
     twice = sorted({name for name in found.names if found.names.count(name) > 1})
     problems = [
@@ -126,13 +126,13 @@ def require_columns(found: pa.Schema, contract: Contract, where: str) -> None:
         )
 
 
-def fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+def is_compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether values of type `found` may stand where `wanted` is asked for, if each of them fits."""
     if pa.types.is_null(found):  # a column without a single value has the type of none
         return True
     if pa.types.is_list(wanted):
         is_array = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-        return is_array and fits(found.value_type, wanted.value_type)
+        return is_array and is_compatible(found.value_type, wanted.value_type)
     return _family(found) == _family(wanted)
 
 

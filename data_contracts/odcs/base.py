@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from bloomery.data_contracts.documents.documents import Document
 
 # Our custom properties, and the part of a contract that each belongs to. All others are descriptive.
-CUSTOM = {
+CUSTOM_PROPERTIES = {
     "quarantineLimit": "the schema object",
     "unit": "a column",
     "personal": "a column",
@@ -22,19 +22,19 @@ CUSTOM = {
 }
 
 
-def as_plain(value: Any) -> Any:
+def dates_as_text(value: Any) -> Any:
     """YAML reads a date as a date and JSON as text: text it is, in both."""
     if isinstance(value, dict):
-        return {key: as_plain(one) for key, one in value.items()}
+        return {key: dates_as_text(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [as_plain(one) for one in value]
+        return [dates_as_text(one) for one in value]
     return value.isoformat() if isinstance(value, date) else value
 
 
-Plain = Annotated[Any, BeforeValidator(as_plain)]
+PlainValue = Annotated[Any, BeforeValidator(dates_as_text)]
 
 
-class Camel(Document):
+class CamelModel(Document):
     """A part of an ODCS file: keys are in camel case there."""
 
     model_config = ConfigDict(
@@ -42,25 +42,25 @@ class Camel(Document):
     )
 
 
-class CustomProperty(Camel):
+class CustomProperty(CamelModel):
     """A property that the standard has no word for."""
 
     id: str | None = None
     property: str
-    value: Plain = None
+    value: PlainValue = None
     description: str | None = None
 
 
-class Element(Camel):
+class Element(CamelModel):
     """A part that can be described: descriptive keys are kept but not acted on."""
 
     id: str | None = None
     description: str | None = None
     tags: tuple[str, ...] = ()
-    authoritative_definitions: tuple[dict[str, Plain], ...] = ()
+    authoritative_definitions: tuple[dict[str, PlainValue], ...] = ()
     custom_properties: tuple[CustomProperty, ...] = ()
 
-    def custom(self, name: str, default: Any = None) -> Any:
+    def custom_property(self, name: str, default: Any = None) -> Any:
         """The value of the custom property `name`, or `default` where it is not stated."""
         return next((entry.value for entry in self.custom_properties if entry.property == name), default)
 
@@ -74,7 +74,7 @@ class Problem(Exception):
         self.place = place
 
 
-def refuse(problems: Sequence[Problem], title: str) -> None:
+def raise_problems(problems: Sequence[Problem], title: str) -> None:
     """Raises pydantic's ValidationError, with the place of each problem, if there is one."""
     details: list[InitErrorDetails] = [
         {
@@ -88,21 +88,21 @@ def refuse(problems: Sequence[Problem], title: str) -> None:
         raise ValidationError.from_exception_data(title, details)
 
 
-def misplaced(element: Element, part: str) -> list[Problem]:
+def find_custom_property_problems(element: Element, part: str) -> list[Problem]:
     """The custom properties of `element`, which is `part`, that are misspelt, stated twice or belong elsewhere."""
     found = []
     seen: set[str] = set()
     for position, entry in enumerate(element.custom_properties):
         name = entry.property
         place = ("customProperties", position, "property")
-        close = difflib.get_close_matches(name.lower(), [known.lower() for known in CUSTOM], n=1, cutoff=0.8)
-        if name in CUSTOM:
-            if CUSTOM[name] != part:
-                found.append(Problem(f"{name} belongs to {CUSTOM[name]}, not to {part}", *place))
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in CUSTOM_PROPERTIES], n=1, cutoff=0.8)
+        if name in CUSTOM_PROPERTIES:
+            if CUSTOM_PROPERTIES[name] != part:
+                found.append(Problem(f"{name} belongs to {CUSTOM_PROPERTIES[name]}, not to {part}", *place))
             elif name in seen:
                 found.append(Problem(f"{name} is stated twice", *place))
         elif close:
-            meant = next(known for known in CUSTOM if known.lower() == close[0])
+            meant = next(known for known in CUSTOM_PROPERTIES if known.lower() == close[0])
             found.append(Problem(f"unknown custom property {name!r}; did you mean {meant!r}?", *place))
         seen.add(name)
     return found

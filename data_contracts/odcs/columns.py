@@ -10,12 +10,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from bloomery.data_contracts.expressions.parser import columns_read
-from bloomery.data_contracts.expressions.table_queries import with_object
-from bloomery.data_contracts.odcs.base import Camel, Element, Plain, Problem, misplaced, refuse
-from bloomery.data_contracts.odcs.consistency import contradictions, misuses, require_exact, require_pattern
+from bloomery.data_contracts.expressions.parser import referenced_columns
+from bloomery.data_contracts.expressions.table_queries import normalize_placeholder
+from bloomery.data_contracts.odcs.base import (
+    CamelModel,
+    Element,
+    PlainValue,
+    Problem,
+    find_custom_property_problems,
+    raise_problems,
+)
+from bloomery.data_contracts.odcs.consistency import (
+    find_contradictions,
+    find_misuses,
+    require_exact_bounds,
+    require_regular_expression,
+)
 from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
-from bloomery.data_contracts.odcs.rules import Bound, Rule, tighter, whole_limits
+from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits, tighter_bound
 
 LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
 Place = tuple[str | int, ...]
@@ -42,7 +54,7 @@ _OPTIONS_OF: dict[LogicalType, frozenset[str]] = {
 }
 
 
-class TypeOptions(Camel):
+class TypeOptions(CamelModel):
     """`logicalTypeOptions`: the limits of one value."""
 
     minimum: Bound | None = None
@@ -56,7 +68,7 @@ class TypeOptions(Camel):
     max_items: Annotated[int, Field(ge=0)] | None = None
 
 
-class Item(Element):
+class TypedElement(Element):
     """The type and limits that a column's values, or the elements of an array, share."""
 
     logical_type: LogicalType
@@ -76,8 +88,8 @@ class Item(Element):
             if name not in allowed and getattr(options, name) is not None:
                 raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
         if options.pattern is not None:
-            require_pattern(options.pattern)
-        require_exact(options)
+            require_regular_expression(options.pattern)
+        require_exact_bounds(options)
         low_limit, high_limit = self.value_range()
         for low, high in (
             (low_limit, high_limit),
@@ -91,14 +103,14 @@ class Item(Element):
     def value_range(self) -> tuple[Bound | None, Bound | None]:
         """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
         options = self.logical_type_options
-        low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
-        high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
+        low, strict_low = tighter_bound(options.minimum, options.exclusive_minimum, largest=True)
+        high, strict_high = tighter_bound(options.maximum, options.exclusive_maximum, largest=False)
         if self.logical_type != "integer":
             if low is not None and low == high and (strict_low or strict_high):
                 return math.inf, -math.inf
             return low, high
         limits = Rule(target="", kind="between", low=low, high=high, strict_low=strict_low, strict_high=strict_high)
-        return whole_limits((limits,), self.arrow_type)
+        return integer_limits((limits,), self.arrow_type)
 
     @property
     def arrow_type(self) -> str:
@@ -106,13 +118,13 @@ class Item(Element):
         return self.physical_type or PHYSICAL_TYPES[self.logical_type][0]
 
 
-class Elements(Item):
+class ArrayItem(TypedElement):
     """The type and limits of an array's elements."""
 
     required: bool = True
 
 
-class Column(Item):
+class Column(TypedElement):
     """One property of the schema: a column of the data set."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -122,8 +134,8 @@ class Column(Item):
     primary_key: bool = False
     primary_key_position: int | None = None
     classification: str | None = None
-    examples: tuple[Plain, ...] = ()
-    items: Elements | None = None
+    examples: tuple[PlainValue, ...] = ()
+    items: ArrayItem | None = None
     quality: tuple[Quality, ...] = ()
 
     @model_validator(mode="after")
@@ -134,20 +146,20 @@ class Column(Item):
             raise ValueError("an array of arrays is not supported; flatten it, and give the shape in the recipe")
         if self.logical_type == "array" and (self.unique or self.primary_key):
             raise ValueError("an array is no key: unique and primaryKey are for single values")
-        refuse(
+        raise_problems(
             [
-                *misplaced(self, "a column"),
+                *find_custom_property_problems(self, "a column"),
                 *(
                     Problem(sentence, "quality", position)
                     for position, check in enumerate(self.quality)
-                    for sentence in misuses(self, check)
+                    for sentence in find_misuses(self, check)
                 ),
                 *self._misstated(),
             ],
             self.name,
         )
-        rules = tuple(rule for rule, _ in self.placed_rules(is_key=self.primary_key) if rule.severity == "error")
-        refuse([Problem(sentence) for sentence in contradictions(self, rules)], self.name)
+        rules = tuple(rule for rule, _ in self.located_rules(is_key=self.primary_key) if rule.severity == "error")
+        raise_problems([Problem(sentence) for sentence in find_contradictions(self, rules)], self.name)
         return self
 
     def _misstated(self) -> Iterator[Problem]:
@@ -169,28 +181,28 @@ class Column(Item):
         """Whether a row without a value breaks the contract."""
         return any(
             rule.kind == "required" and rule.severity == "error" and rule.target == self.name
-            for rule, _ in self.placed_rules(is_key=False)
+            for rule, _ in self.located_rules(is_key=False)
         )
 
     @property
     def unit(self) -> str | None:
         """The unit of the values, such as km."""
-        unit: str | None = self.custom("unit")
+        unit: str | None = self.custom_property("unit")
         return unit
 
     @property
     def personal(self) -> Literal["drop", "hash", "encrypt"] | None:
         """What becomes of a column about a person; None where it is about none. `true` means drop."""
-        stated = self.custom("personal", False)
+        stated = self.custom_property("personal", False)
         return "drop" if stated is True else stated or None
 
     @property
     def unknown_category(self) -> Literal["refuse", "other"]:
         """What becomes of a category that the training part does not have."""
-        stated: Literal["refuse", "other"] = self.custom("unknownCategory", "refuse")
+        stated: Literal["refuse", "other"] = self.custom_property("unknownCategory", "refuse")
         return stated
 
-    def placed_rules(self, *, is_key: bool) -> list[tuple[Rule, Place]]:
+    def located_rules(self, *, is_key: bool) -> list[tuple[Rule, Place]]:
         """The column's rules in the order of the file, and where in the column each is stated.
 
         `is_key` says that the column alone tells rows apart.
@@ -212,11 +224,11 @@ class Column(Item):
         return found
 
 
-def _limits(target: str, item: Item) -> list[Rule]:
+def _limits(target: str, item: TypedElement) -> list[Rule]:
     options = item.logical_type_options
     found = []
-    low, strict_low = tighter(options.minimum, options.exclusive_minimum, largest=True)
-    high, strict_high = tighter(options.maximum, options.exclusive_maximum, largest=False)
+    low, strict_low = tighter_bound(options.minimum, options.exclusive_minimum, largest=True)
+    high, strict_high = tighter_bound(options.maximum, options.exclusive_maximum, largest=False)
     if low is not None or high is not None:
         found.append(
             Rule(
@@ -243,7 +255,7 @@ def _rule_of(column: Column, check: Quality) -> Rule | None:
     if check.measures == "share":
         known["tolerance"] = check.tolerance()
     arguments, own = check.arguments, check.implementation
-    match check.what:
+    match check.check_name:
         case "nullValues":
             return Rule(kind="required", **known)
         case "duplicateValues":
@@ -256,10 +268,12 @@ def _rule_of(column: Column, check: Quality) -> Rule | None:
             return _presence(column, arguments.missing_values, known)
         case "sql":
             query = re.sub(r"\$?\{property\}", f'"{column.name}"', check.query or "")
-            return Rule(kind="query", expression=with_object(query), **check.number_limits(), **known)
+            return Rule(kind="query", expression=normalize_placeholder(query), **check.number_limits(), **known)
     match own:
         case RowCondition():
-            return Rule(kind="expression", expression=own.expression, columns=columns_read(own.expression), **known)
+            return Rule(
+                kind="expression", expression=own.expression, columns=referenced_columns(own.expression), **known
+            )
         case ValueLimits():
             return Rule(kind="between", **own.limits(), **known)
         case LengthLimits():

@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.odcs.arrow_schema import arrow_type, range_of
+from bloomery.data_contracts.odcs.arrow_schema import arrow_type, value_range
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
@@ -29,13 +29,13 @@ class Change(Document):
     sentence: str
 
 
-def compare(old: Contract, new: Contract) -> list[Change]:
+def diff_contracts(old: Contract, new: Contract) -> list[Change]:
     """Every change from `old` to `new`: columns in the old order, then new columns, rules and words."""
     found = [*_columns(old, new), *_rules(old, new), *_limits(old, new)]
     return [*found, *_words(old, new, {change.where.removesuffix("[]") for change in found})]
 
 
-def version_needed(old: Contract, changes: Sequence[Change]) -> str:
+def required_version(old: Contract, changes: Sequence[Change]) -> str:
     """The least version that a contract with these changes may have."""
     major, minor, patch = map(int, old.version.split("."))
     kinds = {change.kind for change in changes}
@@ -84,7 +84,7 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
     families = (pa.types.is_integer, pa.types.is_floating)
     if not any(is_of(wide) and is_of(narrow) for is_of in families):
         return wide == narrow
-    return range_of(wide)[0] <= range_of(narrow)[0] and range_of(narrow)[1] <= range_of(wide)[1]
+    return value_range(wide)[0] <= value_range(narrow)[0] and value_range(narrow)[1] <= value_range(wide)[1]
 
 
 def _meanings(before: Column, after: Column) -> Iterator[Change]:

@@ -8,25 +8,25 @@ from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from bloomery.data_contracts.expressions.parser import columns_read
+from bloomery.data_contracts.expressions.parser import referenced_columns
 from bloomery.data_contracts.odcs.quality import Arguments, Dependency, LengthLimits, Quality, RowCondition, ValueLimits
-from bloomery.data_contracts.odcs.rules import Bound, Rule, whole_limits
+from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits
 
 if TYPE_CHECKING:
     from bloomery.data_contracts.odcs.columns import Column, LogicalType, TypeOptions
 
 
-def misuses(column: Column, check: Quality) -> Iterator[str]:
+def find_misuses(column: Column, check: Quality) -> Iterator[str]:
     """Why a quality check cannot be asked of a column."""
     logical_type, arguments, own = column.logical_type, check.arguments, check.implementation
-    fitting = _FITTING.get(check.what)
+    fitting = _FITTING.get(check.check_name)
     if check.metric == "rowCount" or isinstance(own, Dependency):
-        yield f"a column's quality can be invalidValues; {check.what} belongs to the schema object"
+        yield f"a column's quality can be invalidValues; {check.check_name} belongs to the schema object"
     elif fitting is not None and logical_type not in fitting:
-        yield f"{check.what} is for {', '.join(fitting)}, not for {logical_type}"
+        yield f"{check.check_name} is for {', '.join(fitting)}, not for {logical_type}"
     elif isinstance(own, RowCondition):
         try:
-            read = columns_read(own.expression)
+            read = referenced_columns(own.expression)
         except ValueError as failure:
             yield str(failure)
             return
@@ -34,7 +34,7 @@ def misuses(column: Column, check: Quality) -> Iterator[str]:
             yield f"the expression of column {column.name} does not read it; state it at the schema object"
     elif isinstance(own, ValueLimits):
         try:
-            require_exact(own)
+            require_exact_bounds(own)
         except ValueError as failure:
             yield str(failure)
         limits = own.limits()
@@ -70,7 +70,7 @@ def _misused_arguments(column: Column, arguments: Arguments) -> Iterator[str]:
         if column.logical_type != "string":
             yield f"pattern has no meaning for {column.logical_type}"
         try:
-            require_pattern(arguments.pattern)
+            require_regular_expression(arguments.pattern)
         except ValueError as failure:
             yield str(failure)
     for value in arguments.valid_values or ():
@@ -101,12 +101,12 @@ def _is_of(value: Any, logical_type: LogicalType) -> bool:
     return isinstance(value, str)
 
 
-def contradictions(column: Column, rules: tuple[Rule, ...]) -> Iterator[str]:
+def find_contradictions(column: Column, rules: tuple[Rule, ...]) -> Iterator[str]:
     """Why no value of the column can keep all of its rules."""
     own = tuple(rule for rule in rules if rule.target == column.name)
     sets = [rule.values for rule in own if rule.kind == "in_set"]
     others = [frozenset(values) for values in sets[1:]]
-    least, most = whole_limits((), column.arrow_type)
+    least, most = integer_limits((), column.arrow_type)
     is_whole = column.logical_type == "integer"
     if sets and not any(
         all(value in other for other in others)
@@ -124,7 +124,7 @@ def contradictions(column: Column, rules: tuple[Rule, ...]) -> Iterator[str]:
             high = _narrower(high, (rule.high, rule.strict_high), largest=False)
         fewest, greatest = low[0], high[0]
         if is_whole and kind == "between":
-            fewest, greatest = whole_limits(tuple(limits), column.arrow_type)
+            fewest, greatest = integer_limits(tuple(limits), column.arrow_type)
         is_empty = (
             fewest is not None
             and greatest is not None
@@ -155,14 +155,14 @@ def _keeps(rule: Rule, value: Any) -> bool:
     return True
 
 
-def require_pattern(pattern: str) -> None:
+def require_regular_expression(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as failure:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {failure}") from failure
 
 
-def require_exact(limits: TypeOptions | ValueLimits) -> None:
+def require_exact_bounds(limits: TypeOptions | ValueLimits) -> None:
     bounds = (limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum)
     if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
         raise ValueError("a limit of 2**53 or more cannot be compared to the last digit; use a smaller one")

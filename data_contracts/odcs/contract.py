@@ -16,10 +16,16 @@ from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import read_document
 from bloomery.data_contracts.errors import ContractInvalid
-from bloomery.data_contracts.expressions.parser import columns_read, read_condition
-from bloomery.data_contracts.expressions.table_queries import require_query, with_object
+from bloomery.data_contracts.expressions.parser import parse_condition, referenced_columns
+from bloomery.data_contracts.expressions.table_queries import normalize_placeholder, require_scalar_query
 from bloomery.data_contracts.odcs.arrow_schema import schema_of
-from bloomery.data_contracts.odcs.base import Element, Plain, Problem, misplaced, refuse
+from bloomery.data_contracts.odcs.base import (
+    Element,
+    PlainValue,
+    Problem,
+    find_custom_property_problems,
+    raise_problems,
+)
 from bloomery.data_contracts.odcs.columns import Column, Place
 from bloomery.data_contracts.odcs.distributions import Reference, require_reference
 from bloomery.data_contracts.odcs.quality import Dependency, Quality, RowCondition
@@ -50,20 +56,20 @@ class Table(Element):
             for position, check in enumerate(self.quality)
             for sentence in _misuses(check, names)
         ]
-        refuse([*misplaced(self, "the schema object"), *inner], self.name)
-        refuse(list(self._impossible()), self.name)
+        raise_problems([*find_custom_property_problems(self, "the schema object"), *inner], self.name)
+        raise_problems(list(self._impossible()), self.name)
         return self
 
     def _impossible(self) -> Iterator[Problem]:
         """The expressions and queries that the columns do not allow, and the rules that are stated twice."""
         schema = schema_of(self.properties)
         seen: set[Rule] = set()
-        for rule, place in self.placed_rules():
+        for rule, place in self.located_rules():
             try:
                 if rule.kind == "expression":
-                    read_condition(rule.expression or "", schema)
+                    parse_condition(rule.expression or "", schema)
                 if rule.kind == "query":
-                    require_query(rule.expression or "", schema.names)
+                    require_scalar_query(rule.expression or "", schema.names)
             except ValueError as failure:
                 yield Problem(str(failure), *place)
             if _identity(rule) in seen:
@@ -84,7 +90,7 @@ class Table(Element):
         found = [column for column in self.properties if column.primary_key]
         return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
 
-    def placed_rules(self) -> list[tuple[Rule, Place]]:
+    def located_rules(self) -> list[tuple[Rule, Place]]:
         """The table's rules and then its columns', in the order of the file, and where in the table each is stated."""
         found: list[tuple[Rule, Place]] = []
         for position, check in enumerate(self.quality):
@@ -95,7 +101,7 @@ class Table(Element):
         if len(key) > 1:
             found.append((Rule(target="", kind="unique", columns=key), ("properties",)))
         for position, column in enumerate(self.properties):
-            stated = column.placed_rules(is_key=key == (column.name,))
+            stated = column.located_rules(is_key=key == (column.name,))
             found.extend((rule, ("properties", position, *place)) for rule, place in stated)
         return found
 
@@ -114,7 +120,7 @@ def _rule_of(check: Quality) -> Rule | None:
     if check.measures == "share":
         known["tolerance"] = check.tolerance()
     own = check.implementation
-    match check.what:
+    match check.check_name:
         case "rowCount":
             low, high = check.row_count_limits()
             return Rule(target="", kind="num_rows", low=low, high=high, **known)
@@ -125,11 +131,15 @@ def _rule_of(check: Quality) -> Rule | None:
             return Rule(target="", kind="unique", columns=columns, **known)
         case "sql":
             return Rule(
-                target="", kind="query", expression=with_object(check.query or ""), **check.number_limits(), **known
+                target="",
+                kind="query",
+                expression=normalize_placeholder(check.query or ""),
+                **check.number_limits(),
+                **known,
             )
     match own:
         case RowCondition():
-            columns = columns_read(own.expression)
+            columns = referenced_columns(own.expression)
             return Rule(target="", kind="expression", expression=own.expression, columns=columns, **known)
         case Dependency():
             return Rule(target=own.target, kind="determined", columns=own.columns, **known)
@@ -140,9 +150,9 @@ def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
     """Why a quality check cannot be asked of a table with the columns `names`."""
     own = check.implementation
     named: tuple[str, ...] = ()
-    if check.what not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
-        yield f"a table's quality can be rowCount; {check.what} belongs to a column"
-    if check.what == "duplicateValues":
+    if check.check_name not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
+        yield f"a table's quality can be rowCount; {check.check_name} belongs to a column"
+    if check.check_name == "duplicateValues":
         if check.arguments is None or check.arguments.properties is None:
             yield "duplicateValues of a table needs arguments.properties: the columns that are unique together"
         else:
@@ -154,7 +164,7 @@ def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
             return
     if isinstance(own, RowCondition):
         try:
-            columns_read(own.expression)
+            referenced_columns(own.expression)
         except ValueError as failure:
             yield str(failure)
     if check.query is not None and "{property}" in check.query:
@@ -175,18 +185,18 @@ class Contract(Element):
     name: str
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
     status: Literal["proposed", "draft", "active", "deprecated", "retired"]
-    description: dict[str, Plain] = Field(default_factory=dict)  # type: ignore[assignment]  # text elsewhere
+    description: dict[str, PlainValue] = Field(default_factory=dict)  # type: ignore[assignment]  # text elsewhere
     domain: str | None = None
     data_product: str | None = None
     tenant: str | None = None
     schema_: Annotated[tuple[Table, ...], Field(alias="schema", min_length=1, max_length=1)]
-    team: Plain = None
-    roles: Plain = None
-    support: Plain = None
-    servers: Plain = None
-    price: Plain = None
+    team: PlainValue = None
+    roles: PlainValue = None
+    support: PlainValue = None
+    servers: PlainValue = None
+    price: PlainValue = None
     sla_properties: tuple[ServiceLevel, ...] = ()
-    contract_created_ts: Plain = None
+    contract_created_ts: PlainValue = None
     references: dict[str, Reference] = Field(default_factory=dict)  # not of the standard: read from files beside it
 
     @model_validator(mode="after")
@@ -194,11 +204,11 @@ class Contract(Element):
         found = [
             Problem(sentence, "slaProperties", position)
             for position, level in enumerate(self.sla_properties)
-            for sentence in level.misuses(
+            for sentence in level.find_misuses(
                 self.table.name, {column.name: column.logical_type for column in self.columns}
             )
         ]
-        refuse([*misplaced(self, "the contract"), *found], self.name)
+        raise_problems([*find_custom_property_problems(self, "the contract"), *found], self.name)
         rules = self.rules()
         if not rules:
             raise ValueError("the contract has no rule, so it would pass anything; add a limit or a required column")
@@ -238,12 +248,12 @@ class Contract(Element):
     @property
     def quarantine_limit(self) -> float:
         """The largest share of rows that may be quarantined before the contract counts as broken (default 0)."""
-        limit: float = self.table.custom("quarantineLimit", 0.0)
+        limit: float = self.table.custom_property("quarantineLimit", 0.0)
         return limit
 
     def rules(self) -> tuple[Rule, ...]:
         """Every rule of the contract, in the order in which the file states them: table, columns, service levels."""
-        stated = tuple(rule for rule, _ in self.table.placed_rules())
+        stated = tuple(rule for rule, _ in self.table.located_rules())
         return (*stated, *(rule for level in self.sla_properties for rule in level.rules()))
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.odcs.base import Camel
+from bloomery.data_contracts.odcs.base import CamelModel
 from bloomery.data_contracts.odcs.rules import Divergence
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SMALLEST_SHARE = 1e-4  # an emptier cell counts as this full, since the logarith
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Cells(Camel):
+class Bins(CamelModel):
     """The cells over which values are counted: between `edges`, or one for each of `values`."""
 
     edges: tuple[float, ...] | None = None
@@ -49,12 +49,12 @@ class Cells(Camel):
         return self
 
     @property
-    def num_cells(self) -> int:
+    def num_bins(self) -> int:
         """The number of cells, without those for other values and for null."""
         return len(self.values) if self.values is not None else len(self.edges or ()) + 1
 
 
-class ReferenceColumn(Cells):
+class ReferenceColumn(Bins):
     """The share of rows in each cell. All of them, with those of other values and of null, add up to one."""
 
     shares: tuple[Share, ...]
@@ -63,8 +63,8 @@ class ReferenceColumn(Cells):
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
-        if len(self.shares) != self.num_cells:
-            raise ValueError(f"{self.num_cells} cells have {len(self.shares)} shares")
+        if len(self.shares) != self.num_bins:
+            raise ValueError(f"{self.num_bins} cells have {len(self.shares)} shares")
         total = math.fsum(self.all_shares)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares, otherShare and nullShare add up to {total:g}, not to 1")
@@ -76,14 +76,14 @@ class ReferenceColumn(Cells):
         return (*self.shares, self.other_share, self.null_share)
 
 
-class Counts(Cells):
+class Histogram(Bins):
     """The number of rows in each cell."""
 
     counts: tuple[int, ...]
     num_other: int = 0
     num_null: int = 0
 
-    def __add__(self, more: Counts) -> Counts:
+    def __add__(self, more: Histogram) -> Histogram:
         if (self.edges, self.values) != (more.edges, more.values):
             raise ValueError("counts over different cells do not add up")
         return self.model_copy(
@@ -107,12 +107,12 @@ class Counts(Cells):
 class Reference(Document):
     """A named set of distributions, such as those of the rows that a model was trained on, by column."""
 
-    model_config = Camel.model_config
+    model_config = CamelModel.model_config
 
     columns: Annotated[dict[str, ReferenceColumn], Field(min_length=1)]
 
 
-def reference_of(counts: Counts) -> ReferenceColumn:
+def reference_column(counts: Histogram) -> ReferenceColumn:
     """The distribution that was counted. There is at least one row."""
     *shares, other, null = counts.all_shares
     return ReferenceColumn(
@@ -120,14 +120,14 @@ def reference_of(counts: Counts) -> ReferenceColumn:
     )
 
 
-def count_into(cells: Cells, values: pa.Array | pa.ChunkedArray) -> Counts:
+def count_into_bins(cells: Bins, values: pa.Array | pa.ChunkedArray) -> Histogram:
     """How many of `values` fall into each cell. A number that is not finite counts as another value."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     present = values.drop_null()
     places = _places(cells, present)
-    counts = np.bincount(places, minlength=cells.num_cells + 1)
-    return Counts(
+    counts = np.bincount(places, minlength=cells.num_bins + 1)
+    return Histogram(
         edges=cells.edges,
         values=cells.values,
         counts=tuple(int(count) for count in counts[:-1]),
@@ -136,12 +136,12 @@ def count_into(cells: Cells, values: pa.Array | pa.ChunkedArray) -> Counts:
     )
 
 
-def _places(cells: Cells, present: pa.Array) -> np.ndarray:
+def _places(cells: Bins, present: pa.Array) -> np.ndarray:
     """The cell of each value; the number of cells for one that is in none."""
     if cells.edges is not None:
         numbers = present.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         places = np.searchsorted(np.asarray(cells.edges), numbers, side="right")
-        return np.where(np.isfinite(numbers), places, cells.num_cells)
+        return np.where(np.isfinite(numbers), places, cells.num_bins)
     known = cells.values or ()
     if pa.types.is_integer(present.type) or pa.types.is_floating(present.type):
         kind = pa.int64() if pa.types.is_integer(present.type) else pa.float64()
@@ -149,10 +149,10 @@ def _places(cells: Cells, present: pa.Array) -> np.ndarray:
         known_array = pa.array(known, kind)
     else:
         known_array = pa.array(known, present.type)
-    return pc.index_in(present, known_array).fill_null(cells.num_cells).to_numpy(zero_copy_only=False)
+    return pc.index_in(present, known_array).fill_null(cells.num_bins).to_numpy(zero_copy_only=False)
 
 
-def kl(expected: Sequence[float], found: Sequence[float]) -> float:
+def kl_divergence(expected: Sequence[float], found: Sequence[float]) -> float:
     """The divergence of `found` from `expected`, in nats: sum of found * ln(found / expected), over shares of cells.
 
     Shares below `SMALLEST_SHARE` count as that, and all are scaled to add up to one, so the result is finite and at
@@ -176,12 +176,12 @@ def psi(expected: Sequence[float], found: Sequence[float]) -> float:
     return math.fsum((q - p) * math.log(q / p) for p, q in pairs)
 
 
-def divergence_of(divergence: Divergence, expected: ReferenceColumn, found: Counts) -> float:
+def compute_divergence(divergence: Divergence, expected: ReferenceColumn, found: Histogram) -> float:
     """How far what was counted is from the reference, with other values and null as cells of their own.
 
     `found` has the reference's cells and at least one row.
     """
-    measure = {"psi": psi, "kl": kl}[divergence]
+    measure = {"psi": psi, "kl": kl_divergence}[divergence]
     return measure(expected.all_shares, found.all_shares)
 
 

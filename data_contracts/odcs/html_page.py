@@ -26,7 +26,7 @@ pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; }
 """
 
 
-def page(contract: Contract) -> str:
+def render_contract_page(contract: Contract) -> str:
     """The contract's columns, rules and words. All text of the contract is escaped."""
     body = [
         f"<h1>{escape(contract.name)} {escape(contract.version)}</h1>",
@@ -50,7 +50,7 @@ def page(contract: Contract) -> str:
     )
 
 
-def type_of(column: Column) -> str:
+def describe_type(column: Column) -> str:
     """The column's type in words: that of its values, and whether there is always one."""
     kind = f"array of {column.items.arrow_type}" if column.items is not None else column.arrow_type
     marks = ["required" if column.is_required else "optional"]
@@ -59,7 +59,7 @@ def type_of(column: Column) -> str:
     return f"{kind}, {', '.join(marks)}"
 
 
-def tolerated(rule: Rule) -> str:
+def format_tolerance(rule: Rule) -> str:
     """The share of rows that may break the rule, in words."""
     return "" if rule.tolerance is None else f"{100 * rule.tolerance:.4g}% of the rows"
 
@@ -88,7 +88,7 @@ def _column_row(column: Column) -> Sequence[str]:
     examples = ", ".join(str(example) for example in column.examples)
     return (
         f"<code>{escape(column.name)}</code>",
-        escape(type_of(column)),
+        escape(describe_type(column)),
         escape(column.unit or ""),
         escape(words),
         escape(column.personal or column.classification or ""),
@@ -99,7 +99,7 @@ def _column_row(column: Column) -> Sequence[str]:
 def _rule_row(rule: Rule) -> Sequence[str]:
     where = f"<code>{escape(rule.target)}</code>" if rule.target else "table"
     severity = f'<span class="{rule.severity}">{rule.severity}</span>'
-    return where, escape(rule.sentence), severity, escape(tolerated(rule))
+    return where, escape(rule.sentence), severity, escape(format_tolerance(rule))
 
 
 def _definitions(contract: Contract) -> Iterable[str]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from bloomery.data_contracts.odcs.base import Camel, Element, Plain
-from bloomery.data_contracts.odcs.rules import Bound, Divergence, Severity, tighter
+from bloomery.data_contracts.odcs.base import CamelModel, Element, PlainValue
+from bloomery.data_contracts.odcs.rules import Bound, Divergence, Severity, tighter_bound
 
 Name = Annotated[str, Field(min_length=1)]
 Length = Annotated[int, Field(ge=0)]
@@ -40,23 +40,23 @@ _OWNERS = {
 }
 
 
-class Arguments(Camel):
+class Arguments(CamelModel):
     """The arguments of a library metric."""
 
-    valid_values: Annotated[tuple[Plain, ...], Field(min_length=1)] | None = None
+    valid_values: Annotated[tuple[PlainValue, ...], Field(min_length=1)] | None = None
     pattern: Name | None = None
-    missing_values: Annotated[tuple[Plain, ...], Field(min_length=1)] | None = None
+    missing_values: Annotated[tuple[PlainValue, ...], Field(min_length=1)] | None = None
     properties: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
 
 
-class RowCondition(Camel):
+class RowCondition(CamelModel):
     """A condition in SQL that every row keeps."""
 
     rule: Literal["expression"]
     expression: Name
 
 
-class Dependency(Camel):
+class Dependency(CamelModel):
     """A functional dependency: rows that agree in `columns` agree in `target`."""
 
     rule: Literal["determines"]
@@ -64,7 +64,7 @@ class Dependency(Camel):
     target: Name
 
 
-class ValueLimits(Camel):
+class ValueLimits(CamelModel):
     """Limits of a number, with a severity and a tolerance of their own."""
 
     rule: Literal["between"]
@@ -75,12 +75,12 @@ class ValueLimits(Camel):
 
     def limits(self) -> dict[str, Any]:
         """The limits as the fields of a rule."""
-        low, strict_low = tighter(self.minimum, self.exclusive_minimum, largest=True)
-        high, strict_high = tighter(self.maximum, self.exclusive_maximum, largest=False)
+        low, strict_low = tighter_bound(self.minimum, self.exclusive_minimum, largest=True)
+        high, strict_high = tighter_bound(self.maximum, self.exclusive_maximum, largest=False)
         return {"low": low, "high": high, "strict_low": strict_low, "strict_high": strict_high}
 
 
-class LengthLimits(Camel):
+class LengthLimits(CamelModel):
     """Limits of a text's length, with a severity and a tolerance of their own."""
 
     rule: Literal["length"]
@@ -88,7 +88,7 @@ class LengthLimits(Camel):
     max_length: Length | None = None
 
 
-class Distribution(Camel):
+class Distribution(CamelModel):
     """How far a column's distribution may be from a named reference."""
 
     rule: Literal["distribution"]
@@ -135,7 +135,7 @@ class Quality(Element):
             raise ValueError("mustNotBe and mustNotBeBetween are no limits; state what must be")
         match self.measures:
             case "":
-                if self.limits_stated:
+                if self.stated_limits:
                     raise ValueError("a check of type text is read by people; it has nothing to compare")
             case "count":
                 self._require_count()
@@ -146,7 +146,7 @@ class Quality(Element):
         return self
 
     @property
-    def what(self) -> str:
+    def check_name(self) -> str:
         """The metric, the rule of our own, or the type: what the check is called in messages."""
         if self.implementation is not None:
             return self.implementation.rule
@@ -159,10 +159,10 @@ class Quality(Element):
             return ""
         if self.metric == "rowCount":
             return "count"
-        return "number" if self.what in ("sql", "distribution") else "share"
+        return "number" if self.check_name in ("sql", "distribution") else "share"
 
     @property
-    def limits_stated(self) -> list[str]:
+    def stated_limits(self) -> list[str]:
         return [to_camel(name) for name in _LIMITS if getattr(self, name) is not None]
 
     def _require_parts(self) -> None:
@@ -206,15 +206,15 @@ class Quality(Element):
 
     def _require_number(self) -> None:
         if self.unit != "rows":
-            raise ValueError(f"{self.what} gives a number, not percent")
+            raise ValueError(f"{self.check_name} gives a number, not percent")
         limits = self.number_limits()
         low, high = limits["low"], limits["high"]
         if low is None and high is None:
-            raise ValueError(f"{self.what} needs one of the mustBe… keys to compare with")
+            raise ValueError(f"{self.check_name} needs one of the mustBe… keys to compare with")
         is_open = limits["strict_low"] or limits["strict_high"]
         if low is not None and high is not None and (low > high or (low == high and is_open)):
             raise ValueError(f"no number can be at least {low} and at most {high}")
-        if self.what == "distribution" and (high is None or low is not None or high <= 0):
+        if self.check_name == "distribution" and (high is None or low is not None or high <= 0):
             raise ValueError("a divergence is 0 or more: limit it by mustBeLessThan or mustBeLessOrEqualTo, above 0")
 
     def row_count_limits(self) -> tuple[int | None, int | None]:
@@ -227,8 +227,8 @@ class Quality(Element):
 
     def number_limits(self) -> dict[str, Any]:
         """What the mustBe… keys allow, as the fields of a rule."""
-        low, strict_low = tighter(self.must_be_greater_or_equal_to, self.must_be_greater_than, largest=True)
-        high, strict_high = tighter(self.must_be_less_or_equal_to, self.must_be_less_than, largest=False)
+        low, strict_low = tighter_bound(self.must_be_greater_or_equal_to, self.must_be_greater_than, largest=True)
+        high, strict_high = tighter_bound(self.must_be_less_or_equal_to, self.must_be_less_than, largest=False)
         for least, most in ((self.must_be, self.must_be), self.must_be_between or (None, None)):
             if least is not None and (low is None or least > low):
                 low, strict_low = least, False
@@ -242,15 +242,17 @@ class Quality(Element):
         Raises:
             ValueError: what is stated is no such share.
         """
-        stated = self.limits_stated
+        stated = self.stated_limits
         if not stated and self.type == "custom":
             return None
         if len(stated) != 1 or set(stated) & {"mustBeGreaterThan", "mustBeGreaterOrEqualTo"}:
-            raise ValueError(f"{self.what} needs mustBe: 0, or mustBeLessOrEqualTo with unit: percent, and no more")
+            raise ValueError(
+                f"{self.check_name} needs mustBe: 0, or mustBeLessOrEqualTo with unit: percent, and no more"
+            )
         limits = self.number_limits()
         most, is_below = limits["high"], limits["strict_high"]
         if limits["low"] not in (None, 0) or most < 0 or (is_below and most == 0):
-            raise ValueError(f"{self.what} counts rows that break the rule; use mustBe: 0 or unit: percent")
+            raise ValueError(f"{self.check_name} counts rows that break the rule; use mustBe: 0 or unit: percent")
         if self.unit == "rows":
             if most == 0 or (is_below and most <= 1):
                 return None
@@ -258,6 +260,6 @@ class Quality(Element):
                 f"{most} rows are many in a small data set and few in a large one; use mustBe: 0 or unit: percent"
             )
         if most > 100 or (most == 100 and not is_below):
-            raise ValueError(f"{self.what} with {most} percent lets every row break the rule")
+            raise ValueError(f"{self.check_name} with {most} percent lets every row break the rule")
         share = float(Decimal(str(most)) / 100)  # 0.7 percent is 0.007, and not the float below it
         return math.nextafter(share, 0) if is_below else share

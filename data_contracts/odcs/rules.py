@@ -11,7 +11,7 @@ from bloomery.data_contracts.documents.documents import Document
 Bound = int | float
 Severity = Literal["error", "warning"]
 Divergence = Literal["psi", "kl"]
-Kind = Literal[
+RuleKind = Literal[
     "required",
     "unique",
     "between",
@@ -38,7 +38,7 @@ class Rule(Document):
     """
 
     target: str
-    kind: Kind
+    kind: RuleKind
     low: Bound | None = None
     high: Bound | None = None
     strict_low: bool = False
@@ -118,7 +118,7 @@ def duration(seconds: Bound) -> str:
     return f"{count:g} {unit}{'' if count == 1 else 's'}"
 
 
-def tighter(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:
+def tighter_bound(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:
     """The bound that leaves fewer values, and whether the bound itself is left out."""
     if included is None or excluded is None:
         return (excluded, True) if included is None and excluded is not None else (included, False)
@@ -126,7 +126,7 @@ def tighter(included: Bound | None, excluded: Bound | None, *, largest: bool) ->
     return (excluded, True) if excluded_istighter else (included, False)
 
 
-def whole_limits(rules: tuple[Rule, ...], arrow_type: str) -> tuple[int, int]:
+def integer_limits(rules: tuple[Rule, ...], arrow_type: str) -> tuple[int, int]:
     """The least and the largest whole number that the type holds and the limits allow, both included."""
     width = re.fullmatch(r"(u?)int(\d+)", arrow_type)
     bits = int(width[2]) if width else 64

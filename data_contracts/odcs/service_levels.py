@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bloomery.data_contracts.odcs.base import Camel, Plain
+from bloomery.data_contracts.odcs.base import CamelModel, PlainValue
 from bloomery.data_contracts.odcs.rules import Rule
 
 _FRESH = ("freshness", "latency", "ly")
@@ -26,13 +26,13 @@ _SIZES_S = {
 _UNITS_S = {name: size for names, size in _SIZES_S.items() for name in names}
 
 
-class ServiceLevel(Camel):
+class ServiceLevel(CamelModel):
     """One entry of `slaProperties`. A year has 365 days."""
 
     id: str | None = None
     property_: Annotated[str, Field(alias="property")]
-    value: Plain
-    value_ext: Plain = None
+    value: PlainValue
+    value_ext: PlainValue = None
     unit: str | None = None
     element: str | None = None
     driver: str | None = None
@@ -50,7 +50,7 @@ class ServiceLevel(Camel):
         """The columns, or TABLE.COLUMN, that this is about."""
         return tuple(part.strip() for part in (self.element or "").split(",") if part.strip())
 
-    def misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
+    def find_misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
         """Why this cannot be asked of the `table` whose columns have the logical `types`."""
         if not self.is_fresh:
             close = difflib.get_close_matches(self.property_.lower(), _FRESH, n=1, cutoff=0.8)

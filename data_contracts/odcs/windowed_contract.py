@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bloomery.data_contracts.expressions.parser import parsed
-from bloomery.data_contracts.expressions.table_queries import OBJECT
+from bloomery.data_contracts.expressions.parser import parse_sql
+from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 
@@ -16,7 +16,7 @@ _OF_ITEMS = ("logicalType", "physicalType", "logicalTypeOptions")
 _OF_ONE = ("unique", "primaryKey", "primaryKeyPosition", "quality", "examples")
 
 
-def served(contract: Contract, lengths: Mapping[str, int]) -> Contract:
+def with_windows(contract: Contract, lengths: Mapping[str, int]) -> Contract:
     """`contract` with each column of `lengths` as an array of exactly so many values.
 
     Every value keeps the type and the limits of the column, and may be null if the column may. Rules that read such a
@@ -53,7 +53,7 @@ def _windows(column: dict[str, Any], is_required: bool, length: int) -> dict[str
 
 def _drop_checks(table: dict[str, Any], contract: Contract, lengths: Mapping[str, int]) -> None:
     """Take the quality checks out of `table` whose rules read a column of `lengths`."""
-    gone = {place for rule, place in contract.table.placed_rules() if "quality" in place and _reads(rule, lengths)}
+    gone = {place for rule, place in contract.table.located_rules() if "quality" in place and _reads(rule, lengths)}
     owners = [((), table), *((("properties", at), column) for at, column in enumerate(table["properties"]))]
     for owner, part in owners:
         checks = part.get("quality", [])
@@ -66,6 +66,7 @@ def _reads(rule: Rule, lengths: Mapping[str, int]) -> bool:
     from sqlglot import exp
 
     named = {
-        column.name.lower() for column in parsed((rule.expression or "").replace(OBJECT, "it")).find_all(exp.Column)
+        column.name.lower()
+        for column in parse_sql((rule.expression or "").replace(TABLE_PLACEHOLDER, "it")).find_all(exp.Column)
     }
     return not named.isdisjoint(name.lower() for name in lengths)

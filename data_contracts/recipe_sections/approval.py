@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.documents.durations import Duration, in_words
+from bloomery.data_contracts.documents.durations import Duration, format_duration
 from bloomery.data_contracts.recipe_sections.engine import Means
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -25,12 +25,12 @@ def _approval(stated: Any) -> Any:
     return {} if stated == "required" else stated
 
 
-StatedApproval = Annotated[
+ApprovalSetting = Annotated[
     Approval | None, BeforeValidator(_approval, json_schema_input_type=Literal["required"] | Approval | None)
 ]
 
 
-class Terms(Means):
+class PromotionTerms(Means):
     """On what terms a version that passed its gates becomes champion."""
 
     approval: Approval | None = None
@@ -42,11 +42,11 @@ class Decision(Document):
 
     decision: Literal["approve", "refuse"]
     by: Name
-    why: Name
+    reason: Name
     at: datetime
 
 
-class Waiter(Document):
+class WaitingProcess(Document):
     """The process that waits for a decision, where one does and no worker would start it again."""
 
     host: str
@@ -54,28 +54,28 @@ class Waiter(Document):
     started: float  # when the system started it, in seconds since 1970
 
 
-class Request(Document):
+class ApprovalRequest(Document):
     """A version that passed its gates and waits for a person's word."""
 
     name: str
     version: int
     replaces: int | None  # the champion that it was compared with
-    asked: datetime
-    until: datetime
+    requested_at: datetime
+    expires_at: datetime
     flow_run: str | None = None  # the Prefect run that goes on once it is decided
-    api: str | None = None  # of the Prefect server that knows the run
-    waiter: Waiter | None = None
+    prefect_api: str | None = None  # of the Prefect server that knows the run
+    waiting_process: WaitingProcess | None = None
     decision: Decision | None = None
 
     @property
-    def has_lapsed(self) -> bool:
-        return self.decision is None and datetime.now(UTC) > self.until
+    def has_expired(self) -> bool:
+        return self.decision is None and datetime.now(UTC) > self.expires_at
 
     @property
-    def refusal(self) -> str | None:
+    def refusal_reason(self) -> str | None:
         """Why the version is refused, or None if it is not."""
-        if self.has_lapsed:
-            return f"nobody decided within {in_words(self.until - self.asked)}"
+        if self.has_expired:
+            return f"nobody decided within {format_duration(self.expires_at - self.requested_at)}"
         if self.decision is not None and self.decision.decision == "refuse":
-            return f"{self.decision.by} said no: {self.decision.why}"
+            return f"{self.decision.by} said no: {self.decision.reason}"
         return None

@@ -10,11 +10,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.recipe_sections.periods import PLACEHOLDER, dated
+from bloomery.data_contracts.recipe_sections.periods import PERIOD_PLACEHOLDER, fill_period
 from bloomery.data_contracts.records.records import Record
 
 FileFormat = Literal["parquet", "csv", "jsonl", "json", "orc", "arrow", "text", "images", "audio", "idx"]
-Part = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test"]
 Name = Annotated[str, Field(min_length=1)]
 Character = Annotated[str, Field(pattern=r"^[\x01-\x09\x0b\x0c\x0e-\x7f]$")]
 
@@ -60,7 +60,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Origin(Document):
+class SourceFile(Document):
     """One of several sources that are read one behind the other, and the part that its rows belong to."""
 
     source: Name
@@ -69,7 +69,7 @@ class Origin(Document):
     ] = None
     records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
     labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
-    part: Annotated[Part | None, Field(description="what the column `part` says of these rows")] = None
+    part: Annotated[SplitName | None, Field(description="what the column `part` says of these rows")] = None
     values: Annotated[
         dict[Name, str] | None, Field(description="text columns to add, with the one value that these rows have")
     ] = None
@@ -80,7 +80,7 @@ class Origin(Document):
         return pattern if pattern is None else _possible(pattern).pattern
 
 
-class Data(Document):
+class DataSource(Document):
     """A recipe's `data`: one `source`, or several `sources` of which each is a part.
 
     An option that is left out has the format's usual value; one that has no meaning for the format is refused.
@@ -95,7 +95,7 @@ class Data(Document):
             "`sklearn:NAME`, `delta:PATH`, `iceberg:CATALOG.TABLE`, `sql:DRIVER`, `hive:DATABASE.TABLE`"
         ),
     ] = None
-    sources: Annotated[tuple[Origin, ...] | None, Field(min_length=1, description="files with their parts")] = None
+    sources: Annotated[tuple[SourceFile, ...] | None, Field(min_length=1, description="files with their parts")] = None
     format: Annotated[
         FileFormat | None,
         Field(description="of the files; left out, their suffix says it, and a folder holds Parquet"),
@@ -170,19 +170,19 @@ class Data(Document):
     def _is_possible(self) -> Self:
         if (self.source is None) == (self.sources is None):
             raise ValueError("there must be either `source` or `sources`")
-        for path in (path for origin in self.origins for path in (origin.source, origin.labels or "")):
-            if "${" in path[1 if variable_of(path) else 0 :]:
+        for path in (path for origin in self.source_files for path in (origin.source, origin.labels or "")):
+            if "${" in path[1 if path_variable(path) else 0 :]:
                 raise ValueError(f"a variable is written ${{NAME}}, and only a path begins with one: {path!r}")
         for text in self._dated_texts:
-            odd = re.search(r"\{period[^{}]*\}?", PLACEHOLDER.sub("", text))
+            odd = re.search(r"\{period[^{}]*\}?", PERIOD_PLACEHOLDER.sub("", text))
             if odd:
                 raise ValueError(f"a period is written as in {{period:%Y-%m}}, and not {odd[0]!r}")
-        kinds = {_kind(origin.source, self.format) for origin in self.origins}
+        kinds = {_kind(origin.source, self.format) for origin in self.source_files}
         if len(kinds) > 1:
             raise ValueError(f"all sources must be of one format, and these are {', '.join(sorted(kinds))}")
         if self.sources is not None and any(origin.part is None for origin in self.sources):
             raise ValueError("each of several sources needs its `part`: train, val or test")
-        if len({tuple(sorted(origin.values or ())) for origin in self.origins}) > 1:
+        if len({tuple(sorted(origin.values or ())) for origin in self.source_files}) > 1:
             raise ValueError("values: all sources must have the same columns in it")
         self._options_have_meaning()
         self._options_fit_each_other()
@@ -222,14 +222,14 @@ class Data(Document):
             raise ValueError("query: needs an ORDER BY, since a database gives rows in any order")
 
     @property
-    def origins(self) -> tuple[Origin, ...]:
+    def source_files(self) -> tuple[SourceFile, ...]:
         """The sources in the order in which they are read."""
-        return self.sources or (Origin(source=self.source or "", labels=self.labels, records=self.records),)
+        return self.sources or (SourceFile(source=self.source or "", labels=self.labels, records=self.records),)
 
     @property
     def kind(self) -> str:
         """The format of the files, or the kind of table: a key of the readers."""
-        return _kind(self.origins[0].source, self.format)
+        return _kind(self.source_files[0].source, self.format)
 
     @property
     def is_text(self) -> bool:
@@ -237,36 +237,36 @@ class Data(Document):
         return self.kind in ("csv", "text")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The source in one line."""
-        return ", ".join(dict.fromkeys(origin.source for origin in self.origins))
+        return ", ".join(dict.fromkeys(origin.source for origin in self.source_files))
 
     @property
     def is_dated(self) -> bool:
         """Whether the data of each period lies elsewhere."""
-        return any(PLACEHOLDER.search(text) for text in self._dated_texts)
+        return any(PERIOD_PLACEHOLDER.search(text) for text in self._dated_texts)
 
     @property
     def _dated_texts(self) -> list[str]:
-        origins = [text for origin in self.origins for text in (origin.source, origin.labels or "")]
+        origins = [text for origin in self.source_files for text in (origin.source, origin.labels or "")]
         return [*origins, self.query or ""]
 
-    def of_period(self, period: str) -> Data:
+    def for_period(self, period: str) -> DataSource:
         """The same data, of one period."""
-        query = None if self.query is None else dated(self.query, period)
-        return self.with_paths(lambda path: dated(path, period)).model_copy(update={"query": query})
+        query = None if self.query is None else fill_period(self.query, period)
+        return self.map_paths(lambda path: fill_period(path, period)).model_copy(update={"query": query})
 
-    def absolute(self, folder: Path) -> Data:
+    def with_absolute_paths(self, folder: Path) -> DataSource:
         """The same data with every local path absolute, where a relative one starts at `folder`.
 
         A path that begins with a variable stays as it is: it does not depend on the recipe's place.
         """
-        return self.with_paths(lambda path: path if variable_of(path) else _absolute(path, folder))
+        return self.map_paths(lambda path: path if path_variable(path) else _absolute(path, folder))
 
-    def with_paths(self, change: Callable[[str], str]) -> Data:
+    def map_paths(self, change: Callable[[str], str]) -> DataSource:
         """The same data with `change` of each source and file of labels."""
 
-        def changed(stated: Data | Origin) -> dict[str, str | None]:
+        def changed(stated: DataSource | SourceFile) -> dict[str, str | None]:
             paths = {"source": stated.source, "labels": stated.labels}
             return {name: None if path is None else change(path) for name, path in paths.items()}
 
@@ -274,35 +274,35 @@ class Data(Document):
         return self.model_copy(update={**changed(self), "sources": origins})
 
 
-class Source(Record):
+class LocatedSource(Record):
     """Data that was looked for and found. `digest` changes when its content or the way to read it does."""
 
     source: str
-    data: Data
+    data: DataSource
     personal: tuple[str, ...] = ()  # columns about people, which are not kept as they are
 
 
-def scheme_of(source: str) -> str | None:
+def source_scheme(source: str) -> str | None:
     """What stands in front of the first colon of a source that is no local path, such as `s3` or `sklearn`."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
     return found[1] if found else None
 
 
-def variable_of(path: str) -> str | None:
+def path_variable(path: str) -> str | None:
     """The environment variable that a path begins with, as in `${DATA}/rows.csv`, or None."""
     found = _VARIABLE.match(path)
     return found[1] if found else None
 
 
-def compression_of(path: str) -> str | None:
+def compression_codec(path: str) -> str | None:
     """Arrow's name of the compression that the suffix of `path` tells, or None."""
     return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
 
 
-def plain_suffix(path: str) -> str:
+def suffix_without_compression(path: str) -> str:
     """The suffix of `path` in small letters, without that of a compression."""
     pure = PurePosixPath(path)
-    return (PurePosixPath(pure.stem) if compression_of(path) else pure).suffix.lower()
+    return (PurePosixPath(pure.stem) if compression_codec(path) else pure).suffix.lower()
 
 
 def _possible(pattern: str) -> re.Pattern[str]:
@@ -317,7 +317,7 @@ def _kind(source: str, stated: str | None) -> str:
     Raises:
         ValueError: nothing says the format, or it cannot be read from there.
     """
-    scheme = scheme_of(source)
+    scheme = source_scheme(source)
     if scheme in TABLES:
         if stated is not None:
             raise ValueError(f"format: {scheme}: says the format already, so `format: {stated}` must be left out")
@@ -327,20 +327,20 @@ def _kind(source: str, stated: str | None) -> str:
     if scheme is not None and not source.startswith(REMOTE):
         known = ", ".join([*REMOTE, *(f"{name}:" for name in TABLES)])
         raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {known}, or a local path")
-    suffix = plain_suffix(source)
+    suffix = suffix_without_compression(source)
     by_suffix = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
     kind = stated or by_suffix or ("parquet" if not suffix else None)
     if kind is None:
         raise ValueError(f"format: the suffix {suffix!r} of {source!r} names none; state one of {', '.join(SUFFIXES)}")
-    if compression_of(source) and kind not in _COMPRESSED:
+    if compression_codec(source) and kind not in _COMPRESSED:
         raise ValueError(f"source: {kind} is not read compressed ({source!r}); only {', '.join(_COMPRESSED)} are")
     return kind
 
 
 def _absolute(source: str, folder: Path) -> str:
-    scheme = scheme_of(source)
+    scheme = source_scheme(source)
     if scheme is None:
         return str((folder / source).resolve())
     path = source.removeprefix(f"{scheme}:")
-    is_local = scheme_of(path) is None and (scheme == "delta" or path.endswith(".metadata.json"))
+    is_local = source_scheme(path) is None and (scheme == "delta" or path.endswith(".metadata.json"))
     return f"{scheme}:{(folder / path).resolve()}" if is_local and scheme in TABLES else source

@@ -13,7 +13,7 @@ class Means(Document):
     """Does not count when the output of an earlier run is looked for: whatever it says, the output is the same."""
 
 
-class SparkMeans(Document):
+class SparkConfig(Document):
     """Where Spark runs, and its own settings."""
 
     master: Annotated[
@@ -26,4 +26,4 @@ class Engine(Means):
     """What prepares the data: this machine alone, or Spark. `auto` takes Spark where a cluster is named and needed."""
 
     kind: Literal["auto", "local", "spark"] = "auto"
-    spark: SparkMeans = SparkMeans()
+    spark: SparkConfig = SparkConfig()

@@ -8,19 +8,24 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-Every = Literal["month", "week", "day", "hour"]
+PeriodLength = Literal["month", "week", "day", "hour"]
 
-_SHAPES: dict[Every, tuple[str, str]] = {
+_SHAPES: dict[PeriodLength, tuple[str, str]] = {
     "month": (r"\d{4}-\d{2}", "%Y-%m"),
     "week": (r"\d{4}-W\d{2}", "%G-W%V"),
     "day": (r"\d{4}-\d{2}-\d{2}", "%Y-%m-%d"),
     "hour": (r"\d{4}-\d{2}-\d{2}T\d{2}", "%Y-%m-%dT%H"),
 }
-EXAMPLES: dict[Every, str] = {"month": "2019-02", "week": "2019-W07", "day": "2019-02-28", "hour": "2019-02-28T06"}
-PLACEHOLDER = re.compile(r"\{period:([^{}]+)\}")
+PERIOD_EXAMPLES: dict[PeriodLength, str] = {
+    "month": "2019-02",
+    "week": "2019-W07",
+    "day": "2019-02-28",
+    "hour": "2019-02-28T06",
+}
+PERIOD_PLACEHOLDER = re.compile(r"\{period:([^{}]+)\}")
 
 
-def start_of(name: str, every: Every | None = None) -> datetime:
+def period_start(name: str, every: PeriodLength | None = None) -> datetime:
     """When the period of that name begins.
 
     Raises:
@@ -31,35 +36,35 @@ def start_of(name: str, every: Every | None = None) -> datetime:
             with contextlib.suppress(ValueError):  # such as a month 13, told below
                 day = ("-1", "-%u") if kind == "week" else ("", "")
                 return datetime.strptime(name + day[0], spelling + day[1]).replace(tzinfo=UTC)
-    raise ValueError(f"{name!r} is no {every or 'period'}, such as {EXAMPLES[every or 'month']}")
+    raise ValueError(f"{name!r} is no {every or 'period'}, such as {PERIOD_EXAMPLES[every or 'month']}")
 
 
-def name_of(moment: datetime, every: Every) -> str:
+def period_name(moment: datetime, every: PeriodLength) -> str:
     """The name of the period that `moment` lies in."""
     return moment.strftime(_SHAPES[every][1])
 
 
-def last_whole(moment: datetime, every: Every) -> str:
+def last_complete_period(moment: datetime, every: PeriodLength) -> str:
     """The newest period that has ended by `moment`."""
-    begun = start_of(name_of(moment.astimezone(UTC), every), every)
-    return name_of(begun - timedelta(seconds=1), every)
+    begun = period_start(period_name(moment.astimezone(UTC), every), every)
+    return period_name(begun - timedelta(seconds=1), every)
 
 
-def between(first: str, last: str, every: Every) -> Iterator[str]:
+def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
     """The names of all periods from `first` to `last`, both counted, oldest first.
 
     Raises:
         ValueError: one of them is no period of that length, or the last lies before the first.
     """
-    moment, end = start_of(first, every), start_of(last, every)
+    moment, end = period_start(first, every), period_start(last, every)
     if end < moment:
         raise ValueError(f"{last} lies before {first}")
     step = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}.get(every)
     while moment <= end:
-        yield name_of(moment, every)
+        yield period_name(moment, every)
         moment = moment + step if step else (moment + timedelta(days=31)).replace(day=1)
 
 
-def dated(text: str, period: str) -> str:
+def fill_period(text: str, period: str) -> str:
     """`text` with the start of the period in each place that asks for it, as in `{period:%Y-%m}`."""
-    return PLACEHOLDER.sub(lambda found: start_of(period).strftime(found[1]), text)
+    return PERIOD_PLACEHOLDER.sub(lambda found: period_start(period).strftime(found[1]), text)

@@ -6,18 +6,18 @@ from typing import Any
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.recipe_sections.engine import Means
-from bloomery.data_contracts.records.records import Chosen, Options
+from bloomery.data_contracts.records.records import Candidates, Choice
 
-ORIGIN = "origin.json"  # in a bento, beside the model
+PROVENANCE_FILE = "provenance.json"  # in a bento, beside the model
 
 
-class Stated(Means):
+class StatedRecipe(Means):
     """The recipe of a run, as it was read. A version remembers it; what of it decides is in the stages' own slices."""
 
     recipe: dict[str, Any]
 
 
-class Surroundings(Document):
+class Environment(Document):
     """What the bits depend on beside recipe, data and code."""
 
     python: str
@@ -28,43 +28,45 @@ class Surroundings(Document):
     vector_flags: tuple[str, ...]  # of the processor
 
 
-class Origin(Document):
+class Provenance(Document):
     """All that a version was made from and with. Times and run ids of the records are those of its own run."""
 
     tag: str
     digest: str  # of the bento's content and name
     recipe: dict[str, Any]
-    chosen: Chosen
+    choice: Choice
     code: dict[str, str]  # the code version of each stage up to the choice
-    surroundings: Surroundings
+    environment: Environment
 
 
-class Step(Document):
+class StageDigest(Document):
     """A digest on the way from the source to the bento."""
 
     stage: str
-    what: str
+    content: str
     digest: str
 
 
-def steps(chosen: Chosen) -> list[Step]:
+def digest_chain(chosen: Choice) -> list[StageDigest]:
     """The digests that a run must repeat, from the source up to the candidates, in their order."""
-    trained = chosen.options.trained
+    trained = chosen.candidates.trained
     dataset = trained.dataset
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
     return [
-        Step(stage="ingest", what="rows from the source", digest=dataset.checked.rows.digest),
-        Step(stage="validate", what="rows that keep the contract", digest=dataset.checked.digest),
+        StageDigest(stage="ingest", content="rows from the source", digest=dataset.valid_rows.raw_rows.digest),
+        StageDigest(stage="validate", content="rows that keep the contract", digest=dataset.valid_rows.digest),
         *(
-            Step(stage="prepare", what=f"encoded rows, {name}", digest=part.sha256)
+            StageDigest(stage="prepare", content=f"encoded rows, {name}", digest=part.sha256)
             for name, part in parts.items()
             if part is not None
         ),
-        Step(stage="prepare", what="parts and encoder", digest=dataset.digest),
-        Step(stage="train", what="weights", digest=trained.digest),
-        *candidates(chosen.options),
+        StageDigest(stage="prepare", content="parts and encoder", digest=dataset.digest),
+        StageDigest(stage="train", content="weights", digest=trained.digest),
+        *candidate_digests(chosen.candidates),
     ]
 
 
-def candidates(options: Options) -> list[Step]:
-    return [Step(stage="compress", what=f"ONNX of {one.name}", digest=one.sha256) for one in options.candidates]
+def candidate_digests(options: Candidates) -> list[StageDigest]:
+    return [
+        StageDigest(stage="compress", content=f"ONNX of {one.name}", digest=one.sha256) for one in options.candidates
+    ]

@@ -39,7 +39,7 @@ class RawRows(Record):
     is_text: bool
 
 
-class CheckedRows(Record):
+class ValidRows(Record):
     """The rows that keep the contract; those that do not lie in quarantine, with the reason."""
 
     uri: str
@@ -47,13 +47,13 @@ class CheckedRows(Record):
     report_uri: str  # Great Expectations' page about every rule
     num_rows: int
     num_quarantined: int
-    checked: tuple[tuple[str, int], ...]  # each rule in words, and how many rows broke it
+    violations: tuple[tuple[str, int], ...]  # each rule in words, and how many rows broke it
     fresh_until: datetime | None  # when the first of the contract's limits of age is passed; None if it has none
     contract: Contract
-    rows: RawRows
+    raw_rows: RawRows
 
 
-class Part(Document):
+class EncodedSplit(Document):
     """One part of the split: encoded rows in one Parquet file, sorted by key."""
 
     uri: str
@@ -68,10 +68,10 @@ class Dataset(Record):
     At `test_rows_uri` lie the raw rows, among others those of the test part, as the endpoint is asked them.
     """
 
-    train: Part
-    val: Part
-    test: Part
-    unlabelled: Part | None = None
+    train: EncodedSplit
+    val: EncodedSplit
+    test: EncodedSplit
+    unlabelled: EncodedSplit | None = None
     encoder_uri: str
     key: str
     label: str
@@ -81,10 +81,10 @@ class Dataset(Record):
     classes: tuple[int | str, ...]  # none for a regression
     test_rows_uri: str
     num_dropped: int  # rows that a series has no whole window for, or without a label where they cannot teach
-    checked: CheckedRows
+    valid_rows: ValidRows
 
 
-class Start(Record):
+class InitialWeights(Record):
     """Weights of another network that training begins with. `digest` is that of the weights."""
 
     uri: str
@@ -101,17 +101,17 @@ class Privacy(Document):
         return f"private within epsilon {self.epsilon:.3g} and delta {self.delta:g}"
 
 
-class Effort(Document):
+class ResourceUsage(Document):
     """What a stage took. It differs from run to run, so no digest counts it."""
 
     seconds: float
-    processor_seconds: float  # of all its processes together
+    cpu_seconds: float  # of all its processes together
     joules: float  # of the processors; of whatever else ran on them, too, if it is measured
     is_measured: bool  # by the processor's own counter; else it follows from the seconds of the processors
-    on_gpu: bool  # whose energy is not in it
+    used_gpu: bool  # whose energy is not in it
 
 
-class Trained(Record):
+class TrainedNetwork(Record):
     """A trained network. `digest` is that of its weights."""
 
     uri: str  # weights, as safetensors; of a network that came trained, its ONNX file
@@ -120,10 +120,10 @@ class Trained(Record):
     num_parameters: int
     epochs: int
     val_score: float  # accuracy, or RMSE in the units of the label
-    slices: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
+    slice_columns: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
     processor: str  # threads and instruction set that the weights' bits depend on
     import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
-    start: Start | None = None  # the weights that training began with
+    initial_weights: InitialWeights | None = None  # the weights that training began with
 
     def identity(self) -> dict[str, str]:
         """The digests of weights and data set.
@@ -133,7 +133,7 @@ class Trained(Record):
         return {"digest": self.digest, "dataset": self.dataset.digest}
 
     privacy: Privacy | None = None  # None: nothing is promised
-    effort: Effort | None = None
+    resource_usage: ResourceUsage | None = None
     dataset: Dataset
 
 
@@ -160,7 +160,7 @@ class Latency(Document):
     ratio: Interval  # the median over rounds
     tail_ratio: Interval  # of the 99th percentiles
 
-    def at(self, percentile: int) -> float:
+    def percentile_ms(self, percentile: int) -> float:
         """Milliseconds; of the percentiles that are kept."""
         return {50: self.p50_ms, 90: self.p90_ms, 95: self.p95_ms, 99: self.p99_ms}[percentile]
 
@@ -180,8 +180,8 @@ class Energy(Document):
 class Flips(Document):
     """Rows that a candidate answers otherwise than fp32, as far as one of them is right."""
 
-    lost: int  # fp32 was right
-    gained: int  # fp32 was wrong
+    num_lost: int  # fp32 was right
+    num_gained: int  # fp32 was wrong
 
 
 class Candidate(Document):
@@ -199,12 +199,12 @@ class Candidate(Document):
     num_macs: int | None = None  # multiplications with an addition for one row; None of a network that came trained
     integer_share: float  # of the weights, those that ONNX Runtime multiplies as integers on this processor
     score: Interval  # on the test part: accuracy, or RMSE in the units of the label
-    worse: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
+    degradation: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
     flips: Flips | None = None  # of classes
     latencies: tuple[Latency, ...]  # one row at a time first, then more
     energy: Energy | None = None  # of the budget's batch, if its objective weighs it
     parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
-    answers_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
+    predictions_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
     needs_vnni: bool = False  # measured with exact sums of 8-bit products, which saturate on x86 without VNNI
     is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
 
@@ -218,23 +218,23 @@ class Candidate(Document):
         return next(one for one in self.latencies if one.batch_size == batch_size)
 
 
-class Options(Record):
+class Candidates(Record):
     """Every candidate that the compress stage made."""
 
     candidates: tuple[Candidate, ...]
     baseline: str  # the candidate that is the network as trained, with which the others are compared
-    effort: Effort | None = None
-    trained: Trained
+    resource_usage: ResourceUsage | None = None
+    trained: TrainedNetwork
 
 
-class Missed(Document):
+class BudgetViolation(Document):
     """A limit of the budget that a candidate is not within."""
 
     limit: str  # its name in the recipe's budget
     allowed: float
     measured: float
-    needed: float  # a limit that it would be within, rounded up
-    words: str
+    needed_limit: float  # a limit that it would be within, rounded up
+    message: str
 
     @property
     def excess(self) -> float:
@@ -248,18 +248,18 @@ class Verdict(Document):
     name: str
     rank: int  # 1 is the best, which is the chosen one if any passed
     passed: bool
-    missed: tuple[Missed, ...] = ()
+    violations: tuple[BudgetViolation, ...] = ()
     reasons: tuple[str, ...]
 
 
-class Chosen(Record):
+class Choice(Record):
     """The candidate that goes on."""
 
     candidate: Candidate
     verdicts: tuple[Verdict, ...]
     run_id: str  # with the candidates in a picture and a ranked table
-    picture_uri: str  # PNG: score against size and against time
-    options: Options
+    plot_uri: str  # PNG: score against size and against time
+    candidates: Candidates
 
 
 class Bento(Record):
@@ -267,7 +267,7 @@ class Bento(Record):
 
     tag: str
     files: tuple[tuple[str, str], ...]  # path inside the bento and sha256
-    chosen: Chosen
+    choice: Choice
 
 
 class Release(Record):
@@ -276,42 +276,46 @@ class Release(Record):
     name: str
     version: int
     alias: str  # `champion`, or the period
-    num_asked: int  # held-out rows that the bento was asked over HTTP before the release
+    num_smoke_test_rows: int  # held-out rows that the bento was asked over HTTP before the release
     example: str  # one of them as JSON: its key, the truth, and the label with its probability or the value
     replaced_version: int | None
     bento: Bento
 
 
-def describe(record: Record) -> list[tuple[str, str, str]]:
+def describe_lineage(record: Record) -> list[tuple[str, str, str]]:
     """The lineage of a record, newest first: stage, digest, and what it was in words."""
     match record:
         case Release():
             line = ("promote", record.digest, f"{record.name} version {record.version}")
-            return [line, *describe(record.bento)]
+            return [line, *describe_lineage(record.bento)]
         case Bento():
-            return [("package", record.digest, f"bento {record.tag}"), *describe(record.chosen)]
-        case Chosen():
+            return [("package", record.digest, f"bento {record.tag}"), *describe_lineage(record.choice)]
+        case Choice():
             line = ("choose", record.digest, f"candidate {record.candidate.name}")
-            return [line, *describe(record.options)]
-        case Options():
+            return [line, *describe_lineage(record.candidates)]
+        case Candidates():
             line = ("compress", record.digest, f"{len(record.candidates)} candidates")
-            return [line, *describe(record.trained)]
-        case Trained():
+            return [line, *describe_lineage(record.trained)]
+        case TrainedNetwork():
             told = [f"MLflow run {record.run_id}", f"{record.num_parameters:,} parameters"]
-            told += [f"began with {record.start.name}"] if record.start is not None else []
+            told += [f"began with {record.initial_weights.name}"] if record.initial_weights is not None else []
             told += [str(record.privacy)] if record.privacy is not None else []
-            begun = [("start", record.start.digest, f"weights of {record.start.name}")] if record.start else []
-            return [("train", record.digest, ", ".join(told)), *begun, *describe(record.dataset)]
+            begun = (
+                [("start", record.initial_weights.digest, f"weights of {record.initial_weights.name}")]
+                if record.initial_weights
+                else []
+            )
+            return [("train", record.digest, ", ".join(told)), *begun, *describe_lineage(record.dataset)]
         case Dataset():
             parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
             lacked = "whole window" if record.unlabelled is None else "label and not of train"
             dropped = f", {record.num_dropped} without a {lacked} dropped" if record.num_dropped else ""
             parts += "" if record.unlabelled is None else f", {record.unlabelled.num_rows} unlabelled"
-            return [("prepare", record.digest, f"{parts}{dropped}"), *describe(record.checked)]
-        case CheckedRows():
+            return [("prepare", record.digest, f"{parts}{dropped}"), *describe_lineage(record.valid_rows)]
+        case ValidRows():
             contract = f"contract {record.contract.name} {record.contract.version}"
             passed = f"{record.num_rows} passed, {record.num_quarantined} quarantined by {contract}"
-            return [("validate", record.digest, passed), *describe(record.rows)]
+            return [("validate", record.digest, passed), *describe_lineage(record.raw_rows)]
         case RawRows():
             return [("ingest", record.digest, f"{record.num_rows} rows from {record.source}")]
     raise TypeError(f"no lineage for {type(record).__name__}")

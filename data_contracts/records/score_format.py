@@ -7,11 +7,14 @@ import math
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
-SCORES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}
-LOSSES: dict[Task, str] = {"classification": "drop", "regression": "rise"}  # of the score, where one is worse
+SCORE_NAMES: dict[Task, str] = {"classification": "accuracy", "regression": "RMSE"}
+DEGRADATION_NAMES: dict[Task, str] = {
+    "classification": "drop",
+    "regression": "rise",
+}  # of the score, where one is worse
 
 
-def score_in_words(task: Task, score: Interval) -> str:
+def format_score(task: Task, score: Interval) -> str:
     """Without the score's name: `92.1% (91.2–93.0)`, or `21.2 (20.4–22.0)`, with the limits of the 95% interval."""
     if task == "classification":
         return f"{score.value:.1%} ({score.low * 100:.1f}–{score.high * 100:.1f})"
@@ -19,12 +22,12 @@ def score_in_words(task: Task, score: Interval) -> str:
     return f"{score.value:,.{decimals}f} ({score.low:,.{decimals}f}–{score.high:,.{decimals}f})"
 
 
-def figure_in_words(task: Task, figure: float) -> str:
+def format_score_value(task: Task, figure: float) -> str:
     """A score without limits: `92.15%`, or `21.2`."""
     return f"{figure:.2%}" if task == "classification" else f"{figure:,.{_decimals(figure)}f}"
 
 
-def loss_in_words(task: Task, loss: float) -> str:
+def format_degradation(task: Task, loss: float) -> str:
     """How much worse a score is: `0.52 pp` of accuracy, or `1.30%` of the other's RMSE."""
     return f"{loss * 100:.2f} pp" if task == "classification" else f"{loss:.2%}"
 

@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, fits
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, is_compatible
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.json_rows import BodyUnreadable, RowsRefused
-from bloomery.data_contracts.validation.row_checks import Batch, breaking, conditions, read_batch, row_rules, shown
+from bloomery.data_contracts.validation.row_checks import (
+    CastBatch,
+    cast_batch,
+    describe_values,
+    find_violations,
+    parse_conditions,
+    row_rules,
+)
 
-MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+ARROW_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 _MOST_OF_A_RULE = 20
 
 
-class ArrowCheck:
+class ArrowRowParser:
     """Turns an Arrow stream into rows of the contract's types, or says what is wrong with it."""
 
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
@@ -29,9 +36,9 @@ class ArrowCheck:
             for rule in row_rules(contract)
             if rule.severity == "error" and set(rule.columns or (rule.column,)) <= set(self.schema.names)
         )
-        self._conditions = conditions(self._rules, whole)
+        self._conditions = parse_conditions(self._rules, whole)
 
-    def rows(self, body: bytes, most_rows: int) -> pa.RecordBatch:
+    def parse_stream(self, body: bytes, most_rows: int) -> pa.RecordBatch:
         """The rows of a stream, of which there is at least one.
 
         Raises:
@@ -42,7 +49,7 @@ class ArrowCheck:
         found = self._read(body, most_rows)
         if not found.num_rows:
             raise RowsRefused([_problem("", "", "no rows", "there must be at least one")])
-        batch = read_batch(self._with_columns(found), self.schema)
+        batch = cast_batch(self._with_columns(found), self.schema)
         problems = [problem for rule in self._rules for problem in self._broken(rule, batch)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
@@ -95,7 +102,7 @@ class ArrowCheck:
             values = found.column(field.name)
             if pa.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
-            if not fits(values.type, field.type):
+            if not is_compatible(values.type, field.type):
                 rule = f"must be {field.type}, or a type of the same kind"
                 problems.append(_problem("", field.name, str(values.type), rule))
             arrays.append(values)
@@ -103,12 +110,14 @@ class ArrowCheck:
             raise RowsRefused(problems)
         return pa.RecordBatch.from_arrays(arrays, names=self.schema.names)
 
-    def _broken(self, rule: Any, batch: Batch) -> list[dict[str, Any]]:
-        rows = np.flatnonzero(breaking(rule, batch, self._conditions).to_numpy(zero_copy_only=False))[:_MOST_OF_A_RULE]
+    def _broken(self, rule: Any, batch: CastBatch) -> list[dict[str, Any]]:
+        rows = np.flatnonzero(find_violations(rule, batch, self._conditions).to_numpy(zero_copy_only=False))[
+            :_MOST_OF_A_RULE
+        ]
         if not len(rows):
             return []
         column = ", ".join(rule.columns) or rule.target
-        texts = shown(rule, batch, rows).to_pylist()
+        texts = describe_values(rule, batch, rows).to_pylist()
         return [_problem(row, column, text, rule.sentence) for row, text in zip(rows.tolist(), texts, strict=True)]
 
 

@@ -26,11 +26,11 @@ class ColumnKinds:
         self.names = tuple(schema.names)
         kinds = {field.name: field.type for field in schema}
         self.numbers = frozenset(name for name, kind in kinds.items() if _is_number(kind))
-        self.short = frozenset(name for name, kind in kinds.items() if pa.types.is_float32(kind))
-        self.words = frozenset(
+        self.float32 = frozenset(name for name, kind in kinds.items() if pa.types.is_float32(kind))
+        self.strings = frozenset(
             name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_integer(kind)
         )
-        self.elements: dict[str, np.dtype] = {
+        self.element_types: dict[str, np.dtype] = {
             name: np.dtype(kind.value_type.to_pandas_dtype())
             for name, kind in kinds.items()
             if pa.types.is_list(kind) and _is_number(kind.value_type)
@@ -41,7 +41,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
-class CellRows:
+class ColumnarRows:
     """Rows that keep their contract, by column."""
 
     def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
@@ -49,7 +49,7 @@ class CellRows:
         self.num_rows = len(next(iter(cells.values())))
 
     @classmethod
-    def of(cls, rows: Sequence[Row], kinds: ColumnKinds) -> CellRows:
+    def from_rows(cls, rows: Sequence[Row], kinds: ColumnKinds) -> ColumnarRows:
         """Checked rows, each with a value or None for every column of the schema."""
         return cls({name: [row[name] for row in rows] for name in kinds.names}, kinds)
 
@@ -65,27 +65,27 @@ class CellRows:
         """The rows in the contract's types."""
         return pa.RecordBatch.from_arrays([self[name] for name in self.schema.names], schema=self.schema)
 
-    def slice(self, start: int, num_rows: int) -> CellRows:
-        return CellRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self.kinds)
+    def slice(self, start: int, num_rows: int) -> ColumnarRows:
+        return ColumnarRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self.kinds)
 
     def numbers(self, columns: Sequence[str]) -> np.ndarray | None:
         """Float64 (columns, rows) of numbers or booleans, NaN where there is no value."""
         if not self.kinds.numbers.issuperset(columns):
             return None
         values = np.array([self.cells[column] for column in columns], np.float64)
-        if not self.kinds.short.isdisjoint(columns):
+        if not self.kinds.float32.isdisjoint(columns):
             for row, column in zip(values, columns, strict=True):
-                if column in self.kinds.short:
+                if column in self.kinds.float32:
                     row[:] = row.astype(np.float32)
         return values
 
-    def words(self, column: str) -> list[str | int | None] | None:
+    def strings(self, column: str) -> list[str | int | None] | None:
         """Text or whole numbers."""
-        return self.cells[column] if column in self.kinds.words else None
+        return self.cells[column] if column in self.kinds.strings else None
 
     def elements(self, column: str) -> np.ndarray | None:
         """The elements of lists of one length, one list after the other, in the type of the column's elements."""
-        kind = self.kinds.elements.get(column)
+        kind = self.kinds.element_types.get(column)
         if kind is None:
             return None
         try:
@@ -95,16 +95,16 @@ class CellRows:
         return None if kind.kind == "f" and np.isnan(values).any() else values.reshape(-1)
 
 
-def as_table(parts: Sequence[CellRows | pa.RecordBatch]) -> pa.Table:
+def to_table(parts: Sequence[ColumnarRows | pa.RecordBatch]) -> pa.Table:
     """Rows of one schema, one after the other. Cells are joined first: Arrow's cost is by the array, not by the row."""
     batches: list[pa.RecordBatch] = []
-    for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, CellRows)):
+    for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, ColumnarRows)):
         together = list(run)
         if are_cells:
             cells = {
                 name: list(itertools.chain.from_iterable(one.cells[name] for one in together))
                 for name in together[0].cells
             }
-            together = [CellRows(cells, together[0].kinds).batch]
+            together = [ColumnarRows(cells, together[0].kinds).batch]
         batches += together
     return pa.Table.from_batches(batches)

@@ -29,14 +29,14 @@ from pydantic import (
 from pydantic_core import ErrorDetails, core_schema
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
-from bloomery.data_contracts.expressions.parser import Condition, breaking, read_condition
-from bloomery.data_contracts.expressions.row_evaluator import Asked, Unsure, asked_of_rows
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, arrow_type, largest_exact, range_of
-from bloomery.data_contracts.odcs.columns import Column, Item
+from bloomery.data_contracts.expressions.parser import Condition, find_violations, parse_condition
+from bloomery.data_contracts.expressions.row_evaluator import FallBackToArrow, RowFunction, compile_for_row
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, arrow_type, max_exact_integer, value_range
+from bloomery.data_contracts.odcs.columns import Column, TypedElement
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.rules import Rule, whole_limits
-from bloomery.data_contracts.requests.columnar_rows import CellRows, ColumnKinds, Row
-from bloomery.data_contracts.requests.json_schema import row_schema
+from bloomery.data_contracts.odcs.rules import Rule, integer_limits
+from bloomery.data_contracts.requests.columnar_rows import ColumnarRows, ColumnKinds, Row
+from bloomery.data_contracts.requests.json_schema import row_json_schema
 
 
 class RowsRefused(Exception):
@@ -61,7 +61,7 @@ class BodyUnreadable(Exception):
 _ROWS_ASKED_ALONE = 64  # beyond which Arrow asks a condition of all at once sooner
 
 
-class RowCheck:
+class JsonRowParser:
     """Turns the rows of a request into a table, or says what is wrong with them."""
 
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
@@ -78,13 +78,13 @@ class RowCheck:
         self._kinds = ColumnKinds(self.schema)
         # A condition that reads another column cannot be asked: the model does not read that column.
         self._conditions = [
-            _Asked(rule, condition, asked_of_rows(condition.root, whole))
+            _Asked(rule, condition, compile_for_row(condition.root, whole))
             for rule in rules
             if rule.kind == "expression" and set(rule.columns) <= set(self._columns)
-            for condition in (read_condition(rule.expression or "", whole),)
+            for condition in (parse_condition(rule.expression or "", whole),)
         ]
 
-    def table(self, rows: Any) -> pa.Table:
+    def parse_table(self, rows: Any) -> pa.Table:
         """The rows as a table in the contract's types, in the order in which they came.
 
         Raises:
@@ -95,9 +95,9 @@ class RowCheck:
         except ValidationError as failure:
             raise RowsRefused(_problems(failure.errors(include_url=False))) from None
         self._require_conditions(checked)
-        return pa.Table.from_batches([self.columns(checked).batch])
+        return pa.Table.from_batches([self.to_columns(checked).batch])
 
-    def rows(self, body: bytes) -> list[Row]:
+    def parse_json(self, body: bytes) -> list[Row]:
         """The rows of a request, `{"rows": [{...}, ...]}` in JSON.
 
         Raises:
@@ -115,13 +115,13 @@ class RowCheck:
         self._require_conditions(rows)
         return rows
 
-    def columns(self, rows: Sequence[Row]) -> CellRows:
+    def to_columns(self, rows: Sequence[Row]) -> ColumnarRows:
         """Rows that were checked, by column."""
-        return CellRows.of(rows, self._kinds)
+        return ColumnarRows.from_rows(rows, self._kinds)
 
     def _require_conditions(self, rows: list[Row]) -> None:
         """Raises RowsRefused where a condition is false."""
-        batch = self.columns(rows).batch if self._conditions and len(rows) > _ROWS_ASKED_ALONE else None
+        batch = self.to_columns(rows).batch if self._conditions and len(rows) > _ROWS_ASKED_ALONE else None
         problems = [problem for asked in self._conditions for problem in self._unkept(asked, rows, batch)]
         if problems:
             raise RowsRefused(sorted(problems, key=lambda problem: problem["row"]))
@@ -133,8 +133,8 @@ class RowCheck:
         else:
             try:
                 places = [place for place, row in enumerate(rows) if asked.value(row) is False]
-            except Unsure:
-                places = _false_in(asked.condition, self.columns(rows).batch)
+            except FallBackToArrow:
+                places = _false_in(asked.condition, self.to_columns(rows).batch)
         names, found = asked.condition.columns, []
         for place in places:
             values = ", ".join(f"{name} = {_cell(rows[place][name])}" for name in names)
@@ -145,7 +145,7 @@ class RowCheck:
         """The JSON Schema of one row, for the endpoint's own documentation."""
         conditions = [asked.rule for asked in self._conditions]
         others = [rule for rule in self._rules if rule.kind != "expression"]
-        return row_schema(self._asked, [*others, *conditions], self._title)
+        return row_json_schema(self._asked, [*others, *conditions], self._title)
 
 
 class _Asked(NamedTuple):
@@ -153,11 +153,11 @@ class _Asked(NamedTuple):
 
     rule: Rule
     condition: Condition
-    value: Asked
+    value: RowFunction
 
 
 def _false_in(condition: Condition, rows: pa.RecordBatch) -> list[int]:
-    return np.flatnonzero(breaking(condition, rows).to_numpy(zero_copy_only=False)).tolist()
+    return np.flatnonzero(find_violations(condition, rows).to_numpy(zero_copy_only=False)).tolist()
 
 
 def _cell(value: Any) -> str:
@@ -185,7 +185,7 @@ def _column_type(column: Column, rules: Sequence[Rule]) -> Any:
     return kind if column.is_required else NotRequired[Annotated[kind | None, Field(default=None)]]
 
 
-def _limited(kind: Any, item: Item, rules: Sequence[Rule]) -> Any:
+def _limited(kind: Any, item: TypedElement, rules: Sequence[Rule]) -> Any:
     """`kind` with the limits of `rules`. Patterns are Python's, and searched for."""
     for rule in rules:
         if rule.kind in ("length", "num_items"):
@@ -215,19 +215,19 @@ _LIMITS: dict[str, Any] = {
 }
 
 
-def _scalar(item: Item, rules: Sequence[Rule]) -> Any:
+def _scalar(item: TypedElement, rules: Sequence[Rule]) -> Any:
     """The strict type of one value: nothing is turned into a number, and every value fits its column on disk."""
     match item.logical_type:
         case "integer":
             limits = tuple(rule for rule in rules if rule.kind == "between")
-            least, most = whole_limits(limits, item.arrow_type)
+            least, most = integer_limits(limits, item.arrow_type)
             # 16.0 is a whole number, in JSON Schema as in a Parquet file of real numbers.
             kinds = Annotated[StrictInt, Field(ge=least, le=most)] | Annotated[int, PlainValidator(_whole(least, most))]
             return Annotated[kinds, Field(union_mode="left_to_right")]
         case "number":
-            low, high = range_of(arrow_type(item))
+            low, high = value_range(arrow_type(item))
             return Annotated[
-                StrictFloat | StrictInt, AfterValidator(_finite(low, high, largest_exact(arrow_type(item))))
+                StrictFloat | StrictInt, AfterValidator(_finite(low, high, max_exact_integer(arrow_type(item))))
             ]
         case "boolean":
             return StrictBool

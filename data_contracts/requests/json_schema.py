@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bloomery.data_contracts.odcs.columns import Column, Item
-from bloomery.data_contracts.odcs.rules import Rule, whole_limits
+from bloomery.data_contracts.odcs.columns import Column, TypedElement
+from bloomery.data_contracts.odcs.rules import Rule, integer_limits
 
 _FORMATS = {"date": {"type": "string", "format": "date"}, "timestamp": {"type": "string", "format": "date-time"}}
 
 
-def row_schema(columns: Sequence[Column], rules: Sequence[Rule], title: str) -> dict[str, Any]:
+def row_json_schema(columns: Sequence[Column], rules: Sequence[Rule], title: str) -> dict[str, Any]:
     """An object with a property for each column. What JSON Schema cannot say is in the descriptions.
 
     A pattern is one of Python's regular expressions, which a reader of the schema takes for JavaScript's.
@@ -44,9 +44,9 @@ def _column(column: Column, rules: Sequence[Rule]) -> dict[str, Any]:
     return schema if column.is_required else _or_null(schema)
 
 
-def _value(item: Item, rules: Sequence[Rule]) -> dict[str, Any]:
+def _value(item: TypedElement, rules: Sequence[Rule]) -> dict[str, Any]:
     if item.logical_type == "integer":
-        least, most = whole_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
+        least, most = integer_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
         schema: dict[str, Any] = {"type": "integer", "minimum": least, "maximum": most}
     else:
         schema = dict(_FORMATS.get(item.logical_type, {"type": item.logical_type}))

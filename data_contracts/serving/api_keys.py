@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from bloomery.data_contracts.errors import DocumentInvalid, SettingInvalid
 
-PREFIX = "bloomery_"
-KEYS_FILE, DEMANDED = "BLOOMERY_SERVE_KEYS_FILE", "BLOOMERY_SERVE_KEYS"
-Demand = Literal["auto", "required", "off"]
-_DEMANDS: tuple[Demand, ...] = ("auto", "required", "off")
+KEY_PREFIX = "bloomery_"
+KEYS_FILE_VARIABLE, KEY_POLICY_VARIABLE = "BLOOMERY_SERVE_KEYS_FILE", "BLOOMERY_SERVE_KEYS"
+KeyPolicy = Literal["auto", "required", "off"]
+_DEMANDS: tuple[KeyPolicy, ...] = ("auto", "required", "off")
 
 # A name is a label in /metrics and a word of the command line.
 KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
-class Key(BaseModel):
+class ApiKey(BaseModel):
     """One client's key. A revoked one stays, so that its holder is told so; its name may be given again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,35 +33,35 @@ class Key(BaseModel):
     name: KeyName
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # requests a second, of one process
-    made: str
-    revoked: str | None = None
+    created_at: str
+    revoked_at: str | None = None
 
 
-class Keys(BaseModel):
+class ApiKeys(BaseModel):
     """The file of keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keys: tuple[Key, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
-    def in_use(self) -> tuple[Key, ...]:
-        return tuple(key for key in self.keys if key.revoked is None)
+    def active_keys(self) -> tuple[ApiKey, ...]:
+        return tuple(key for key in self.keys if key.revoked_at is None)
 
 
-def digest_of_key(key: bytes) -> str:
+def hash_key(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def read_keys(path: Path) -> Keys:
+def read_keys(path: Path) -> ApiKeys:
     """The keys of a file; none where there is no file.
 
     Raises:
         DocumentInvalid: the file is no file of keys, or cannot be read.
     """
     try:
-        return Keys.model_validate_json(path.read_bytes())
+        return ApiKeys.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return Keys()
+        return ApiKeys()
     except OSError as failure:
         found = failure.strerror or str(failure)
     except ValidationError as failure:
@@ -75,25 +75,25 @@ def read_keys(path: Path) -> Keys:
     )
 
 
-def demand(environment: Mapping[str, str]) -> Demand:
+def read_key_policy(environment: Mapping[str, str]) -> KeyPolicy:
     """Where a key is demanded: `auto` on every address but loopback, `required` everywhere, or `off`.
 
     Raises:
         SettingInvalid: the variable says something else.
     """
-    text = environment.get(DEMANDED) or "auto"
+    text = environment.get(KEY_POLICY_VARIABLE) or "auto"
     for known in _DEMANDS:
         if text == known:
             return known
     raise SettingInvalid(
-        f"{DEMANDED} is {text!r}",
+        f"{KEY_POLICY_VARIABLE} is {text!r}",
         required=f"one of {', '.join(_DEMANDS)}",
         where="the environment of the endpoint",
-        remedy=f"leave {DEMANDED} out: then keys are demanded on every address but loopback",
+        remedy=f"leave {KEY_POLICY_VARIABLE} out: then keys are demanded on every address but loopback",
     )
 
 
-def stated_path(environment: Mapping[str, str], name: str) -> Path | None:
+def read_path_variable(environment: Mapping[str, str], name: str) -> Path | None:
     """The path that a variable of the endpoint's environment states; None where it is not set.
 
     Raises:

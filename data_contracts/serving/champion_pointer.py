@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import OutputCorrupt
 
-POINTER, FOLLOWERS = "pointer.json", "followers"
+POINTER_FILE, FOLLOWERS_FOLDER = "pointer.json", "followers"
 
 
-class Pointer(Document):
+class ChampionPointer(Document):
     """The version that shall answer: its bento, where that lies, and the digest of its manifest."""
 
     name: str
@@ -28,21 +28,21 @@ class Pointer(Document):
     manifest_sha256: str
 
 
-class Following(Document):
+class FollowerStatus(Document):
     """What a process that answers has made of the pointer. `started` tells processes apart that had one number."""
 
     host: str
     pid: int
     started: float
     bento: str
-    refused: str = ""  # the bento that it was pointed to and could not take
-    why: str = ""
+    refused_bento: str = ""  # the bento that it was pointed to and could not take
+    refusal_reason: str = ""
 
 
-def read_pointer(path: Path) -> Pointer:
+def read_pointer(path: Path) -> ChampionPointer:
     """Raises OutputCorrupt where there is no such file, or it says something else."""
     try:
-        return Pointer.model_validate_json(path.read_text(encoding="utf-8"))
+        return ChampionPointer.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as failure:
         raise OutputCorrupt(
             f"the pointer cannot be read: {str(failure).splitlines()[0]}",
@@ -52,24 +52,24 @@ def read_pointer(path: Path) -> Pointer:
         ) from failure
 
 
-def write_pointer(path: Path, pointer: Pointer) -> None:
+def write_pointer(path: Path, pointer: ChampionPointer) -> None:
     """Afterwards the file says so. Whoever reads meanwhile has the one or the other, whole."""
     replace_text(path, pointer.model_dump_json(indent=1))
 
 
-def note_following(folder: Path, following: Following) -> Path:
+def write_follower_status(folder: Path, following: FollowerStatus) -> Path:
     """Leave in the name's folder what this process does; it is removed by whoever finds that the process has ended."""
-    path = folder / FOLLOWERS / f"{following.host}-{following.pid}.json"
+    path = folder / FOLLOWERS_FOLDER / f"{following.host}-{following.pid}.json"
     replace_text(path, following.model_dump_json())
     return path
 
 
-def read_followings(folder: Path) -> dict[Path, Following]:
+def read_follower_statuses(folder: Path) -> dict[Path, FollowerStatus]:
     """What the processes have noted, living or not."""
     found = {}
-    for path in sorted((folder / FOLLOWERS).glob("*.json")):
+    for path in sorted((folder / FOLLOWERS_FOLDER).glob("*.json")):
         with contextlib.suppress(OSError, UnicodeDecodeError, ValidationError):
-            found[path] = Following.model_validate_json(path.read_text(encoding="utf-8"))
+            found[path] = FollowerStatus.model_validate_json(path.read_text(encoding="utf-8"))
     return found
 
 

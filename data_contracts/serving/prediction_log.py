@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.documents import Document
 
-STREAM, PARQUET, OUTCOMES = ".arrows", ".parquet", ".outcomes.jsonl"
+STREAM_SUFFIX, PARQUET_SUFFIX, OUTCOMES_SUFFIX = ".arrows", ".parquet", ".outcomes.jsonl"
 CHAMPION, CANARY, SHADOW = "champion", "canary", "shadow"
-FIELDS = (
+LOG_FIELDS = (
     pa.field("at", pa.timestamp("us", "UTC")),  # of the answer
     pa.field("request", pa.string()),
     pa.field("row", pa.int32()),  # its place in the request
@@ -32,7 +32,7 @@ FIELDS = (
 )
 
 
-class Outcome(Document):
+class RequestOutcome(Document):
     """How many requests a version was asked until `at`, since the line before, by the status that was answered.
 
     `broken` counts rows by the column and the rule of the contract that they broke, as far as clients were told.
@@ -41,7 +41,7 @@ class Outcome(Document):
     at: datetime
     version: str
     statuses: dict[int, int]
-    broken: dict[str, int]
+    violations: dict[str, int]
 
 
 def read_log(folder: Path, columns: list[str], since: date | None = None) -> Iterator[pa.Table]:
@@ -50,24 +50,24 @@ def read_log(folder: Path, columns: list[str], since: date | None = None) -> Ite
     A file that the endpoint turns into Parquet, or forgets, meanwhile is read in its other form, or not at all.
     """
     for path in _files(folder, since):
-        if path.suffix == PARQUET:
+        if path.suffix == PARQUET_SUFFIX:
             with contextlib.suppress(FileNotFoundError):
                 yield pq.read_table(path, columns=columns)
-        elif path.suffix == STREAM:
+        elif path.suffix == STREAM_SUFFIX:
             if batches := read_stream(path):
                 yield pa.Table.from_batches(batches).select(columns)
-            elif (done := path.with_suffix(PARQUET)).is_file():
+            elif (done := path.with_suffix(PARQUET_SUFFIX)).is_file():
                 yield pq.read_table(done, columns=columns)
 
 
-def read_outcomes(folder: Path, since: date | None = None) -> Iterator[Outcome]:
+def read_outcomes(folder: Path, since: date | None = None) -> Iterator[RequestOutcome]:
     """What became of requests, as `folder` has it. A line that was broken off is left out."""
     for path in _files(folder, since):
-        if path.name.endswith(OUTCOMES):
+        if path.name.endswith(OUTCOMES_SUFFIX):
             with contextlib.suppress(FileNotFoundError):
                 for line in path.read_text(encoding="utf-8").splitlines():
                     with contextlib.suppress(ValidationError):
-                        yield Outcome.model_validate_json(line)
+                        yield RequestOutcome.model_validate_json(line)
 
 
 def _files(folder: Path, since: date | None) -> list[Path]:
@@ -83,11 +83,11 @@ def read_stream(path: Path) -> list[pa.RecordBatch]:
     return batches
 
 
-def as_parquet(stream: Path) -> None:
+def convert_to_parquet(stream: Path) -> None:
     """Afterwards a Parquet file stands in the stream's place; none if it has no whole batch."""
     batches = read_stream(stream)
     if batches:
         beside = stream.with_suffix(".tmp")
         pq.write_table(pa.Table.from_batches(batches), beside, compression="zstd")
-        beside.replace(stream.with_suffix(PARQUET))
+        beside.replace(stream.with_suffix(PARQUET_SUFFIX))
     stream.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 Prediction = dict[str, Any]
 
 
-def furthest(one: Prediction, other: Prediction) -> float:
+def max_difference(one: Prediction, other: Prediction) -> float:
     """How far two predictions are apart: by a probability at most, 1 if the labels differ, or by the values."""
     if "value" in one:
         return abs(float(one["value"]) - float(other["value"]))
@@ -17,7 +17,7 @@ def furthest(one: Prediction, other: Prediction) -> float:
     return max(abs(share - theirs[name]) for name, share in ours.items())
 
 
-def in_words(prediction: Prediction) -> str:
+def format_prediction(prediction: Prediction) -> str:
     if "value" in prediction:
         return f"{prediction['value']:g}"
     return f"{prediction['label']} with probability {max(prediction['probabilities'].values()):.4f}"

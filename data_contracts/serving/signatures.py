@@ -18,32 +18,32 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from bloomery.data_contracts.errors import SettingInvalid, SignatureRefused
-from bloomery.data_contracts.serving.api_keys import stated_path
+from bloomery.data_contracts.serving.api_keys import read_path_variable
 
-MANIFEST = "manifest.json"
-SIGNATURE = f"{MANIFEST}.sig"
-TRUSTED_KEY, UNSIGNED = "BLOOMERY_SERVE_TRUSTED_KEY", "BLOOMERY_SERVE_UNSIGNED"
-OWN_KEYS = Path("keys", "trusted.pem")  # in the state folder: the public parts of the keys that have signed there
+MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = f"{MANIFEST_FILE}.sig"
+TRUSTED_KEY_VARIABLE, UNSIGNED_VARIABLE = "BLOOMERY_SERVE_TRUSTED_KEY", "BLOOMERY_SERVE_UNSIGNED"
+OWN_KEYS_FILE = Path("keys", "trusted.pem")  # in the state folder: the public parts of the keys that have signed there
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
-def public_pem(key: Ed25519PublicKey) -> bytes:
+def encode_public_key(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def fingerprint(key: Ed25519PublicKey) -> str:
+def key_fingerprint(key: Ed25519PublicKey) -> str:
     """By which people tell keys apart: the start of the sha256 of the key's 32 bytes."""
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
 
 
-def signed(content: bytes, key: Ed25519PrivateKey) -> bytes:
+def sign_bytes(content: bytes, key: Ed25519PrivateKey) -> bytes:
     """The file that goes beside `content`. Equal content and key make equal bytes."""
     signature = base64.b64encode(key.sign(content)).decode()
-    document = {"algorithm": "ed25519", "key": fingerprint(key.public_key()), "signature": signature}
+    document = {"algorithm": "ed25519", "key": key_fingerprint(key.public_key()), "signature": signature}
     return json.dumps(document, indent=1).encode()
 
 
-def trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey, ...]:
+def read_trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey, ...]:
     """The public keys whose signatures count: of the file that the environment names, else this state folder's own.
 
     Whoever serves a bento by hand from the store of the state folder has its key beside that store.
@@ -52,13 +52,13 @@ def trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey, ...]
         SettingInvalid: the named file is not there, or holds something else than public Ed25519 keys; or its path is
             relative.
     """
-    named = stated_path(environment, TRUSTED_KEY)
+    named = read_path_variable(environment, TRUSTED_KEY_VARIABLE)
     if named:
         return read_public_keys(named)
     home, store = environment.get("BLOOMERY_HOME"), environment.get("BENTOML_HOME")
     for folder in (Path(home) if home else None, Path(store).parent if store else None):
-        if folder and (folder / OWN_KEYS).is_file():
-            return read_public_keys(folder / OWN_KEYS)
+        if folder and (folder / OWN_KEYS_FILE).is_file():
+            return read_public_keys(folder / OWN_KEYS_FILE)
     return ()
 
 
@@ -93,16 +93,16 @@ def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, st
         SignatureRefused: it is missing, wrong, by a key that is not trusted, or there is no trusted key to judge it by.
         SettingInvalid: a variable is not what it must be.
     """
-    allowed = environment.get(UNSIGNED) or "refused"
+    allowed = environment.get(UNSIGNED_VARIABLE) or "refused"
     if allowed not in ("allowed", "refused"):
         raise SettingInvalid(
-            f"{UNSIGNED} is {allowed!r}",
+            f"{UNSIGNED_VARIABLE} is {allowed!r}",
             required="allowed or refused",
             where="the environment of the endpoint",
-            remedy=f"leave {UNSIGNED} out: then only signed versions are served",
+            remedy=f"leave {UNSIGNED_VARIABLE} out: then only signed versions are served",
         )
-    trusted = trusted_keys(environment)
-    beside = _read(artifacts / SIGNATURE)
+    trusted = read_trusted_keys(environment)
+    beside = _read(artifacts / SIGNATURE_FILE)
     if beside is None or not trusted:
         if allowed == "allowed":
             return
@@ -114,40 +114,40 @@ def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, st
             return
         except InvalidSignature:
             continue
-    names = [fingerprint(key) for key in trusted]
+    names = [key_fingerprint(key) for key in trusted]
     if signer in names:
         raise SignatureRefused(
             f"the signature by key {signer} does not fit the manifest: one of the two was changed",
             required="the manifest as it was signed",
-            where=str(artifacts / MANIFEST),
+            where=str(artifacts / MANIFEST_FILE),
             remedy="package the version again by `bloomery run RECIPE`, or serve another one",
         )
     raise SignatureRefused(
         f"the version is signed by another key: {signer or 'which one, its signature does not say'}",
         required=f"a signature by {' or '.join(names)}, which is trusted here",
-        where=str(artifacts / SIGNATURE),
-        remedy=f"if you trust that key, add its public part to the file that {TRUSTED_KEY} names; else package the "
-        "version again by `bloomery run RECIPE`",
+        where=str(artifacts / SIGNATURE_FILE),
+        remedy=f"if you trust that key, add its public part to the file of {TRUSTED_KEY_VARIABLE}; else package "
+        "the version again by `bloomery run RECIPE`",
     )
 
 
 def _unsigned(artifacts: Path) -> SignatureRefused:
     return SignatureRefused(
         "the version is not signed",
-        required=f"a signature by a trusted key in {SIGNATURE}",
+        required=f"a signature by a trusted key in {SIGNATURE_FILE}",
         where=str(artifacts),
         remedy="package it again by `bloomery run RECIPE`, which signs it; or set "
-        f"{UNSIGNED}=allowed, if you know where it comes from",
+        f"{UNSIGNED_VARIABLE}=allowed, if you know where it comes from",
     )
 
 
 def _unjudged(artifacts: Path, signer: str) -> SignatureRefused:
     return SignatureRefused(
         f"the version is signed by {signer}, and no key is trusted here by which that can be judged",
-        required=f"the public key that is trusted, in a PEM file that {TRUSTED_KEY} names",
-        where=str(artifacts / SIGNATURE),
+        required=f"the public key that is trusted, in a PEM file that {TRUSTED_KEY_VARIABLE} names",
+        where=str(artifacts / SIGNATURE_FILE),
         remedy="write it with `bloomery key signing --output FILE` where the version was packaged, and bring it here; "
-        f"or set {UNSIGNED}=allowed, if you know where the version comes from",
+        f"or set {UNSIGNED_VARIABLE}=allowed, if you know where the version comes from",
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloomery.data_contracts.odcs.arrow_schema import largest_exact, range_of
+from bloomery.data_contracts.odcs.arrow_schema import max_exact_integer, value_range
 
 _WHOLE = r"^[+-]?[0-9]{1,18}$"  # as many digits as int64 holds whatever they are
 _REAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$"
@@ -27,7 +27,7 @@ _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59
 _TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
-def read_as(values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
+def cast_column(values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
     """`values` in the type `wanted`, and which of them do not fit and so are null.
 
     A null fits. Text is read: numbers in figures, true and false, dates as YYYY-MM-DD, times in ISO 8601, where a time
@@ -43,12 +43,12 @@ def read_as(values: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, pa.Boolean
         values = values.cast(pa.float32())
     if pa.types.is_list(wanted):
         return values.cast(wanted, safe=False), _nowhere(values)  # whether each element fits is asked of the elements
-    unfit = misfits(values, wanted)
+    unfit = find_uncastable(values, wanted)
     kept = _without(values, unfit)
     return kept.cast(wanted, safe=not _may_round(values.type, wanted)), unfit
 
 
-def misfits(values: pa.Array, wanted: pa.DataType) -> pa.BooleanArray:
+def find_uncastable(values: pa.Array, wanted: pa.DataType) -> pa.BooleanArray:
     """Which values `wanted` cannot hold as they are.
 
     A null is no misfit, but a NaN is, and so is a moment that lies in none of the years 1 to 9999.
@@ -63,7 +63,7 @@ def misfits(values: pa.Array, wanted: pa.DataType) -> pa.BooleanArray:
         return pc.fill_null(pc.or_(beyond, lost), False)
     if not (pa.types.is_integer(wanted) or pa.types.is_floating(wanted)):
         return _nowhere(values)
-    low, high = range_of(wanted)
+    low, high = value_range(wanted)
     if pa.types.is_floating(kind) and isinstance(low, int):
         # Both ends are powers of two, so they are exact as floats; the upper one is the first that does not fit.
         fits = pc.and_(pc.greater_equal(values, float(low)), pc.less(values, float(high + 1)))
@@ -73,9 +73,9 @@ def misfits(values: pa.Array, wanted: pa.DataType) -> pa.BooleanArray:
         finite = pc.is_finite(values)
         fits = finite if kind.bit_width <= wanted.bit_width else pc.and_(finite, _between(values, low, high))
     else:
-        exact = largest_exact(wanted) if pa.types.is_floating(wanted) else 0
+        exact = max_exact_integer(wanted) if pa.types.is_floating(wanted) else 0
         low, high = (-exact, exact) if exact else (low, high)
-        held_low, held_high = range_of(kind)
+        held_low, held_high = value_range(kind)
         if held_low >= low and held_high <= high:
             return _nowhere(values)
         fits = _between(values, max(low, held_low), min(high, held_high))
@@ -113,7 +113,7 @@ def _read_text(texts: pa.Array, wanted: pa.DataType) -> tuple[pa.Array, pa.Boole
         read = _whole_numbers(trimmed, wanted)
     elif pa.types.is_floating(wanted):
         numbers = _only(trimmed, _REAL).cast(pa.float64())
-        read = _without(numbers, misfits(numbers, wanted)).cast(wanted, safe=False)
+        read = _without(numbers, find_uncastable(numbers, wanted)).cast(wanted, safe=False)
     else:
         read = _moments(trimmed, wanted)
     return read, pc.and_(pc.is_valid(texts), pc.is_null(read))
@@ -132,13 +132,13 @@ def _whole_numbers(texts: pa.Array, wanted: pa.DataType) -> pa.Array:
         words = rest.dictionary_encode()
         numbers = pa.array([_int64(text) for text in words.dictionary.to_pylist()], pa.int64())
         read = pc.coalesce(read, numbers.take(words.indices))
-    return _without(read, misfits(read, wanted)).cast(wanted)
+    return _without(read, find_uncastable(read, wanted)).cast(wanted)
 
 
 def _int64(text: str) -> int | None:
     """The whole number that a decimal one is, to the last digit."""
     number = Decimal(text)
-    low, high = range_of(pa.int64())
+    low, high = value_range(pa.int64())
     # Asked in this order, since a few characters can state a number of ten thousand digits.
     return int(number) if low <= number <= high and number == number.to_integral_value() else None
 
@@ -150,13 +150,13 @@ def _moments(texts: pa.Array, wanted: pa.DataType) -> pa.Array:
     if pc.all(plain).as_py() is not False:  # the common case, at once
         try:
             read = texts.cast(wanted) if is_date else texts.cast(pa.timestamp("us")).cast(wanted)
-            return _without(read, misfits(read, wanted))
+            return _without(read, find_uncastable(read, wanted))
         except pa.ArrowInvalid:
             pass  # a 13th month among them
     words = texts.dictionary_encode()
     read = pa.array([(_date if is_date else _time)(text) for text in words.dictionary.to_pylist()], wanted)
     read = read.take(words.indices)
-    return _without(read, misfits(read, wanted))
+    return _without(read, find_uncastable(read, wanted))
 
 
 def _date(text: str) -> date | None:

@@ -39,7 +39,7 @@ _ALONE = (
 )
 
 
-def page(result: ExpectationSuiteValidationResult) -> str:
+def render_data_docs(result: ExpectationSuiteValidationResult) -> str:
     """The result as one HTML page, the same bytes for the same result."""
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView

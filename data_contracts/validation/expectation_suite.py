@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 
-class Example(NamedTuple):
+class ViolationExample(NamedTuple):
     """One row that breaks a rule: its position in the source from 0, and the value as text."""
 
     row: int
     value: str
 
 
-class Count(NamedTuple):
+class RuleCount(NamedTuple):
     """How many rows break a rule, how many values it was asked of, and some of the rows.
 
     `observed` tells the one number that a rule about the table compares.
     """
 
     rule: Rule
-    num_breaking: int
-    num_asked: int
-    examples: tuple[Example, ...] = ()
+    num_violations: int
+    num_checked: int
+    examples: tuple[ViolationExample, ...] = ()
     observed: str | None = None
 
     @property
-    def is_kept(self) -> bool:
+    def is_satisfied(self) -> bool:
         """Whether no more rows break the rule than it tolerates, to the last row."""
-        return Fraction(self.num_breaking) <= Fraction(repr(self.rule.tolerance or 0)) * self.num_asked
+        return Fraction(self.num_violations) <= Fraction(repr(self.rule.tolerance or 0)) * self.num_checked
 
     @property
     def mostly(self) -> float:
@@ -55,13 +55,18 @@ class Count(NamedTuple):
         keeps the rule in the worst case that is tolerated.
         """
         left = 1 - (self.rule.tolerance or 0)
-        if self.num_asked == 0 or ((self.num_asked - self.num_breaking) / self.num_asked >= left) == self.is_kept:
+        if (
+            self.num_checked == 0
+            or ((self.num_checked - self.num_violations) / self.num_checked >= left) == self.is_satisfied
+        ):
             return left
-        tolerated = math.floor(Fraction(repr(self.rule.tolerance or 0)) * self.num_asked)
-        return (self.num_asked - tolerated) / self.num_asked
+        tolerated = math.floor(Fraction(repr(self.rule.tolerance or 0)) * self.num_checked)
+        return (self.num_checked - tolerated) / self.num_checked
 
 
-def verdict(name: str, source: str, num_rows: int, counts: Sequence[Count]) -> ExpectationSuiteValidationResult:
+def build_suite_result(
+    name: str, source: str, num_rows: int, counts: Sequence[RuleCount]
+) -> ExpectationSuiteValidationResult:
     """The result of the suite `name`, which holds an expectation for each rule, over the `num_rows` rows of `source`.
 
     A rule that more rows break than it tolerates has failed.
@@ -89,12 +94,12 @@ def verdict(name: str, source: str, num_rows: int, counts: Sequence[Count]) -> E
     )
 
 
-def _result(count: Count, num_rows: int) -> ExpectationValidationResult:
+def _result(count: RuleCount, num_rows: int) -> ExpectationValidationResult:
     from great_expectations.execution_engine import PandasExecutionEngine
 
     from bloomery.data_contracts.validation.custom_expectation import ROW
 
-    asked = expectation(count.rule, count.mostly)
+    asked = build_expectation(count.rule, count.mostly)
     engine = PandasExecutionEngine()  # names the metrics; it is given no data
     configuration: dict[str, Any] = {
         "result_format": {
@@ -112,7 +117,7 @@ def _result(count: Count, num_rows: int) -> ExpectationValidationResult:
     return result
 
 
-def _metric(name: str, count: Count, num_rows: int) -> Any:
+def _metric(name: str, count: RuleCount, num_rows: int) -> Any:
     """What was counted, under Great Expectations' name. Its page shows values as markup, so they are escaped here."""
     from bloomery.data_contracts.validation.custom_expectation import ROW
 
@@ -121,11 +126,11 @@ def _metric(name: str, count: Count, num_rows: int) -> Any:
         case ["table", "row_count"]:
             return num_rows
         case ["column_values.nonnull", "unexpected_count"]:
-            return count.num_breaking if is_required else num_rows - count.num_asked
+            return count.num_violations if is_required else num_rows - count.num_checked
         case [_, "filtered_row_count"]:
-            return count.num_asked
+            return count.num_checked
         case [_, "unexpected_count"]:
-            return count.num_breaking
+            return count.num_violations
         case [_, "unexpected_values"]:
             return [escape(example.value) for example in count.examples]
         case [_, "unexpected_index_list"]:
@@ -138,7 +143,7 @@ def _metric(name: str, count: Count, num_rows: int) -> Any:
     raise RuntimeError(f"Great Expectations asks for the metric {name}, which is not counted")
 
 
-def expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
+def build_expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
     """The expectation that says what `rule` says of a share `mostly` of the values.
 
     Its description is the rule in the words of error messages and of the quarantine.
@@ -150,7 +155,7 @@ def expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
     low: Any = rule.low
     high: Any = rule.high
     stated: dict[str, Any] = {
-        "description": escape(told(rule)),
+        "description": escape(describe_rule(rule)),
         "severity": "critical" if rule.severity == "error" else "warning",
     }
     some: dict[str, Any] = {**stated, "mostly": mostly}
@@ -183,12 +188,12 @@ def expectation(rule: Rule, mostly: float = 1.0) -> Expectation:
     return ExpectRuleToHold(column=rule.target or "the table", rule=rule.sentence, **some)
 
 
-def told(rule: Rule) -> str:
+def describe_rule(rule: Rule) -> str:
     """The rule in words, with what it is about, what it tolerates and whether it only warns."""
     tolerated = "" if rule.tolerance is None else f", in at least {100 - 100 * rule.tolerance:.10g}%"
     return f"{rule.target or 'table'}: {rule.sentence}{tolerated}{' (warning)' if rule.severity == 'warning' else ''}"
 
 
-def kept(result: ExpectationSuiteValidationResult) -> list[bool]:
+def rule_successes(result: ExpectationSuiteValidationResult) -> list[bool]:
     """Whether each rule is kept, in the order in which they were counted."""
     return [bool(one.success) for one in result.results]

@@ -16,32 +16,32 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.expressions import parser
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, range_of
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, value_range
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.validation.casting import misfits, read_as
+from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 
 
-class Batch(NamedTuple):
+class CastBatch(NamedTuple):
     """Rows as they came, the same in the contract's types, and by column which values do not fit and so are null."""
 
-    found: pa.RecordBatch
+    raw: pa.RecordBatch
     rows: pa.RecordBatch
-    unfit: dict[str, pa.BooleanArray]
+    uncastable: dict[str, pa.BooleanArray]
 
 
-def read_batch(found: pa.RecordBatch, schema: pa.Schema) -> Batch:
+def cast_batch(found: pa.RecordBatch, schema: pa.Schema) -> CastBatch:
     """`found`, which has the columns of `schema` in any order, read in its types."""
     arrays, unfit = [], {}
     for field in schema:
-        values, mask = read_as(found.column(field.name), field.type)
+        values, mask = cast_column(found.column(field.name), field.type)
         arrays.append(values)
         if mask.true_count:
             unfit[field.name] = mask
-    return Batch(found, pa.RecordBatch.from_arrays(arrays, schema=schema), unfit)
+    return CastBatch(found, pa.RecordBatch.from_arrays(arrays, schema=schema), unfit)
 
 
-def require_text(found: pa.RecordBatch, start: int) -> None:
+def require_valid_text(found: pa.RecordBatch, start: int) -> None:
     """Raises DataUnfit where text is no UTF-8, which no file that keeps its format holds; `start` is the first row."""
     for field, column in zip(found.schema, found.columns, strict=True):
         try:
@@ -70,40 +70,42 @@ def _type_rule(field: pa.Field) -> Rule | None:
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (is_number or pa.types.is_temporal(kind) or pa.types.is_boolean(kind)):
         return None
-    low, high = range_of(kind) if is_number else (None, None)
+    low, high = value_range(kind) if is_number else (None, None)
     return Rule(target=f"{field.name}[]" if is_array else field.name, kind="fits", low=low, high=high)
 
 
-def conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, parser.Condition]:
+def parse_conditions(rules: tuple[Rule, ...], schema: pa.Schema) -> dict[str, parser.Condition]:
     """The rules' expressions, read once for all batches."""
     return {
-        rule.expression: parser.read_condition(rule.expression, schema) for rule in rules if rule.expression is not None
+        rule.expression: parser.parse_condition(rule.expression, schema)
+        for rule in rules
+        if rule.expression is not None
     }
 
 
-def breaking(rule: Rule, batch: Batch, read: dict[str, parser.Condition]) -> pa.BooleanArray:
+def find_violations(rule: Rule, batch: CastBatch, read: dict[str, parser.Condition]) -> pa.BooleanArray:
     """True for every row of `batch` that breaks `rule`. A null breaks no rule but `required`."""
     if rule.kind == "expression":
-        return parser.breaking(read[rule.expression or ""], batch.rows)
+        return parser.find_violations(read[rule.expression or ""], batch.rows)
     if rule.target.endswith("[]"):
         elements = _elements(batch, rule.column)
         return _rows_of(elements, _breaking_elements(rule, batch, elements), batch.rows.num_rows)
     if rule.kind == "fits":
-        mask = batch.unfit.get(rule.target)
+        mask = batch.uncastable.get(rule.target)
         return pa.array(np.zeros(batch.rows.num_rows, dtype=bool)) if mask is None else mask
-    return _breaking_values(rule, batch.found.column(rule.target), _unrounded(batch, rule.target))
+    return _breaking_values(rule, batch.raw.column(rule.target), _unrounded(batch, rule.target))
 
 
-def _unrounded(batch: Batch, column: str) -> pa.Array:
+def _unrounded(batch: CastBatch, column: str) -> pa.Array:
     """The values of a column as they are compared with limits: before float32 takes digits from them."""
     values = batch.rows.column(column)
     if values.type != pa.float32():
         return values
-    wide, _ = read_as(batch.found.column(column), pa.float64())
+    wide, _ = cast_column(batch.raw.column(column), pa.float64())
     return pc.if_else(pc.is_valid(values), wide, pa.scalar(None, wide.type)) if values.null_count else wide
 
 
-def shown(rule: Rule, batch: Batch, rows: np.ndarray) -> pa.StringArray:
+def describe_values(rule: Rule, batch: CastBatch, rows: np.ndarray) -> pa.StringArray:
     """The value that breaks `rule` in each of `rows`, which do, as text of at most 80 characters."""
     places = pa.array(rows)
     names = [*rule.columns, *((rule.target,) if rule.kind == "determined" else ())]
@@ -112,15 +114,15 @@ def shown(rule: Rule, batch: Batch, rows: np.ndarray) -> pa.StringArray:
         return _cut(pc.binary_join_element_wise(*parts, ", "))
     if rule.target.endswith("[]"):
         return _cut(_first_elements(rule, batch, places))
-    found = batch.found.column(rule.target).take(places)
+    found = batch.raw.column(rule.target).take(places)
     if rule.kind == "num_items":
         return _cut(pc.binary_join_element_wise(_text(pc.list_value_length(found)), "items", " "))
     return _cut(_text(found))
 
 
-def _first_elements(rule: Rule, batch: Batch, places: pa.Array) -> pa.StringArray:
+def _first_elements(rule: Rule, batch: CastBatch, places: pa.Array) -> pa.StringArray:
     """The first element that breaks the rule, for each of the rows at `places`."""
-    some = Batch(batch.found.take(places), batch.rows.take(places), {})
+    some = CastBatch(batch.raw.take(places), batch.rows.take(places), {})
     elements = _elements(some, rule.column)
     breaking_places = np.flatnonzero(_breaking_elements(rule, some, elements).to_numpy(zero_copy_only=False))
     _, first = np.unique(_parents(elements, breaking_places), return_index=True)
@@ -150,14 +152,14 @@ class _Elements(NamedTuple):
     ends: np.ndarray
 
 
-def _elements(batch: Batch, column: str) -> _Elements:
-    found, rows = batch.found.column(column), batch.rows.column(column)
+def _elements(batch: CastBatch, column: str) -> _Elements:
+    found, rows = batch.raw.column(column), batch.rows.column(column)
     if not pa.types.is_nested(found.type):
         found = rows  # a column without a single value
     flat = pc.list_flatten(found)
     kind = rows.type.value_type
     # A number is compared with limits before float32 takes digits from it.
-    values, _ = read_as(flat, pa.float64() if kind == pa.float32() else kind)
+    values, _ = cast_column(flat, pa.float64() if kind == pa.float32() else kind)
     lengths = pc.fill_null(pc.list_value_length(found), 0).to_numpy(zero_copy_only=False)
     return _Elements(flat, values, np.cumsum(lengths, dtype=np.int64))
 
@@ -167,9 +169,9 @@ def _parents(elements: _Elements, places: np.ndarray) -> np.ndarray:
     return np.searchsorted(elements.ends, places, side="right")
 
 
-def _breaking_elements(rule: Rule, batch: Batch, elements: _Elements) -> pa.BooleanArray:
+def _breaking_elements(rule: Rule, batch: CastBatch, elements: _Elements) -> pa.BooleanArray:
     if rule.kind == "fits":
-        return misfits(elements.found, batch.rows.schema.field(rule.column).type.value_type)
+        return find_uncastable(elements.found, batch.rows.schema.field(rule.column).type.value_type)
     return _breaking_values(rule, elements.found, elements.values)
 
 
@@ -206,7 +208,7 @@ def _outside(values: pa.Array, rule: Rule) -> pa.Array:
         below = None if low is None else (pc.less_equal if rule.strict_low else pc.less)(values, low)
         above = None if high is None else (pc.greater_equal if rule.strict_high else pc.greater)(values, high)
     else:
-        least, most = range_of(values.type)
+        least, most = value_range(values.type)
         low = least if rule.low is None else math.floor(rule.low) + 1 if rule.strict_low else math.ceil(rule.low)
         high = most if rule.high is None else math.ceil(rule.high) - 1 if rule.strict_high else math.floor(rule.high)
         if low > most or high < least:
@@ -222,7 +224,7 @@ def _outside(values: pa.Array, rule: Rule) -> pa.Array:
 def _set_of(rule: Rule, kind: pa.DataType) -> pa.Array:
     """The rule's values as an array of the column's type; one that the type cannot hold is no value of the column."""
     if pa.types.is_integer(kind):
-        low, high = range_of(kind)
+        low, high = value_range(kind)
         return pa.array([int(value) for value in rule.values if value == int(value) and low <= value <= high], kind)
     if pa.types.is_date(kind):
         return pa.array([date.fromisoformat(value) for value in rule.values], kind)

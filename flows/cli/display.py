@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bloomery.data_contracts.records.records import Release
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, score_in_words
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_score
 from bloomery.tasks.orchestration import events
 
 _SYMBOLS = {"computed": "[green]✓[/]", "found": "[cyan]=[/]", "ready": "[green]✓[/]"}
@@ -118,10 +118,10 @@ def print_release(console: Console, release: Release, seconds: float, reference:
 
     `reference` and `period` are the arguments of the run: its recipe may be a path, which the release does not contain.
     """
-    chosen = release.bento.chosen
+    chosen = release.bento.choice
     console.print()
     console.print(_candidates(release))
-    loss = LOSSES[chosen.options.trained.dataset.task]
+    loss = DEGRADATION_NAMES[chosen.candidates.trained.dataset.task]
     console.print(
         f"[dim]{loss}: upper end of the 95% interval of the paired {loss} against fp32; time: relative to fp32[/]"
     )
@@ -140,14 +140,14 @@ def print_release(console: Console, release: Release, seconds: float, reference:
     facts.add_row(
         "prediction",
         f"over HTTP, held-out row {escape(str(example['key']))}: {_describe_prediction(example)} "
-        f"({release.num_asked} of {release.num_asked} rows equal the measured predictions)",
+        f"({release.num_smoke_test_rows} of {release.num_smoke_test_rows} rows equal the measured predictions)",
     )
-    trained = chosen.options.trained
+    trained = chosen.candidates.trained
     rows = trained.dataset
     facts.add_row(
         "data",
         f"{rows.train.num_rows} train, {rows.val.num_rows} val, {rows.test.num_rows} held out; "
-        f"{rows.checked.num_quarantined} quarantined",
+        f"{rows.valid_rows.num_quarantined} quarantined",
     )
     facts.add_row("time", f"{seconds:.1f} s")
     console.print(facts)
@@ -179,8 +179,8 @@ def _describe_prediction(example: dict[str, Any]) -> str:
 
 
 def _candidates(release: Release) -> Table:
-    chosen = release.bento.chosen
-    task = chosen.options.trained.dataset.task
+    chosen = release.bento.choice
+    task = chosen.candidates.trained.dataset.task
     verdicts = {verdict.name: verdict for verdict in chosen.verdicts}
     table = Table(
         title=f"{release.name}: candidates on the held-out rows",
@@ -189,14 +189,14 @@ def _candidates(release: Release) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
-    for heading in (f"{SCORES[task]} (95%)", LOSSES[task], "size", "p50", "time", "verdict"):
+    for heading in (f"{SCORE_NAMES[task]} (95%)", DEGRADATION_NAMES[task], "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
-    for candidate in chosen.options.candidates:
+    for candidate in chosen.candidates.candidates:
         is_chosen, passed = candidate.name == chosen.candidate.name, verdicts[candidate.name].passed
         table.add_row(
             candidate.name,
-            score_in_words(task, candidate.score),
-            f"≤{candidate.worse.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
+            format_score(task, candidate.score),
+            f"≤{candidate.degradation.high * 100:.1f}{'pp' if task == 'classification' else '%'}",
             f"{candidate.size_bytes / 1000:.1f} kB",
             f"{candidate.latency.p50_ms * 1000:.0f} µs",
             f"{candidate.latency.ratio.value:.2f}x",

@@ -93,7 +93,7 @@ def check(recipe: RecipeName, period: Period = None, as_json: AsJson = False) ->
             return
         out.print(f"[bold]{' '.join(spec.title)}[/] r{spec.digest[:8]}: {spec.description}")
         out.print(f"contract {spec.contract.name} {spec.contract.version}, {len(spec.contract.rules())} rules")
-        out.print(f"data     {spec.data.described}")
+        out.print(f"data     {spec.data.description}")
         for stage in stages:
             state = "[yellow]compute[/]" if stage.found is None else f"[cyan]found[/]    {stage.found[:16]}"
             out.print(f"  {stage.stage:<9} {state}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from bloomery.data_contracts.recipe_sections.data_source import Source
+from bloomery.data_contracts.recipe_sections.data_source import LocatedSource
 from bloomery.data_contracts.records.records import Release
 from bloomery.flows.order import Stages, run_stages
 from bloomery.flows.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ class DryRun(NamedTuple):
     """All stages in order, the located source, and the release if every output is stored."""
 
     stages: list[PlannedStage]
-    source: Source
+    source: LocatedSource
     release: Release | None
 
 

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
-from bloomery.data_contracts.recipe_sections.approval import Terms
-from bloomery.data_contracts.records.provenance import Origin, Step, Surroundings, steps
-from bloomery.data_contracts.records.records import Bento, Chosen, Options, Release
+from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
+from bloomery.data_contracts.records.provenance import Environment, Provenance, StageDigest, digest_chain
+from bloomery.data_contracts.records.records import Bento, Candidates, Choice, Release
 from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe
@@ -32,16 +32,16 @@ class Reproduction(Document):
     """The result of a reproduction: all digests, that of the bento's content last."""
 
     kind: Literal["reproduced"] = "reproduced"
-    steps: tuple[Step, ...]
+    steps: tuple[StageDigest, ...]
     code: dict[str, str]
-    surroundings: Surroundings
+    surroundings: Environment
 
 
 class FailedReproduction(Document):
     """A reproduction that failed with `error` in `stage`."""
 
     kind: Literal["failed"] = "failed"
-    steps: tuple[Step, ...] = ()  # always empty: the outputs of earlier stages are in the folder
+    steps: tuple[StageDigest, ...] = ()  # always empty: the outputs of earlier stages are in the folder
     stage: str
     error: dict[str, Any]
 
@@ -66,7 +66,7 @@ def read_outcome(outcome: Path, log: Path) -> Reproduction | FailedReproduction:
 _OUTCOME: TypeAdapter[Reproduction | FailedReproduction] = TypeAdapter(Reproduction | FailedReproduction)
 
 
-def reproduce_bento(origin: Origin) -> Reproduction:
+def reproduce_bento(origin: Provenance) -> Reproduction:
     """Runs every stage from the source to the bento, in this process's state folder.
 
     The candidate that was chosen originally is chosen again, since the choice depends on measured latencies.
@@ -78,19 +78,19 @@ def reproduce_bento(origin: Origin) -> Reproduction:
     from bloomery.tasks.bentos.environment import code_versions, describe_environment
     from bloomery.tasks.ingest.stage import locate_source
 
-    recipe = pin_weight_bits(origin.surroundings, Recipe.model_validate(origin.recipe))
-    if origin.chosen.options.trained.start is not None:
+    recipe = pin_weight_bits(origin.environment, Recipe.model_validate(origin.recipe))
+    if origin.choice.candidates.trained.initial_weights is not None:
         raise DataMissing(
-            f"its training started from the weights of {origin.chosen.options.trained.start.name}",
+            f"its training started from the weights of {origin.choice.candidates.trained.initial_weights.name}",
             required="a version that was trained from its own data alone",
             where="the recipe's training.start_from",
             remedy="reproduce that version instead",
         )
 
-    def choose_as_before(options: Options, _: Budget) -> Chosen:
+    def choose_as_before(options: Candidates, _: Budget) -> Choice:
         return _choose_as_before(options, origin)
 
-    def stop_before_promotion(bento: Bento, _: Gates, __: Terms) -> Release:
+    def stop_before_promotion(bento: Bento, _: Gates, __: PromotionTerms) -> Release:
         raise _Packaged(bento)
 
     stages = dataclasses.replace(PLAIN_STAGES, choose=choose_as_before, promote=stop_before_promotion)
@@ -100,13 +100,16 @@ def reproduce_bento(origin: Origin) -> Reproduction:
     except _Packaged as packaged:
         bento = packaged.bento
     return Reproduction(
-        steps=(*steps(bento.chosen), Step(stage="package", what="content of the bento", digest=bento.digest)),
+        steps=(
+            *digest_chain(bento.choice),
+            StageDigest(stage="package", content="content of the bento", digest=bento.digest),
+        ),
         code=code_versions(),
-        surroundings=describe_environment(bento.chosen.options.trained.processor),
+        surroundings=describe_environment(bento.choice.candidates.trained.processor),
     )
 
 
-def pin_weight_bits(original: Surroundings, recipe: Recipe) -> Recipe:
+def pin_weight_bits(original: Environment, recipe: Recipe) -> Recipe:
     """Returns the recipe with named candidates that use the original number of bits per weight on any processor."""
     candidates = recipe.compression.candidates
     if candidates is None:
@@ -115,8 +118,8 @@ def pin_weight_bits(original: Surroundings, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": pinned})})
 
 
-def _choose_as_before(options: Options, origin: Origin) -> Chosen:
-    original = origin.chosen
+def _choose_as_before(options: Candidates, origin: Provenance) -> Choice:
+    original = origin.choice
     candidate = next((one for one in options.candidates if one.name == original.candidate.name), None)
     if candidate is None:
         raise DataMissing(
@@ -126,12 +129,12 @@ def _choose_as_before(options: Options, origin: Origin) -> Chosen:
             remedy="compare the code: what builds candidates has changed",
         )
     digest = digest_of_document([candidate.name, candidate.sha256, options.digest])
-    return original.model_copy(update={"candidate": candidate, "options": options, "digest": digest})
+    return original.model_copy(update={"candidate": candidate, "candidates": options, "digest": digest})
 
 
 def main() -> None:
     require_state_folder()
-    origin = Origin.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    origin = Provenance.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     stages: list[str] = []
     subscribe(lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None)
     outcome: Reproduction | FailedReproduction

@@ -43,7 +43,7 @@ def check_column(source: Input, column: Column) -> Iterator[str]:
     elif isinstance(source, ImageInput | AudioInput | SequenceInput):
         yield from _check_array_column(source, column)
     elif isinstance(source, CategoryInput):
-        if column.custom("unknownCategory") == "refuse" and source.unknown == "other":
+        if column.custom_property("unknownCategory") == "refuse" and source.unknown == "other":
             yield f"the contract refuses unknown categories in column {column.name!r}; set `unknown: refuse` here too"
     elif source.missing == "refuse" and not column.is_required:
         yield (
@@ -94,7 +94,7 @@ def _check_series_column(source: SeriesInput, column: Column) -> Iterator[str]:
             f"column {column.name!r} is not required in the contract, so a window could lack a value; "
             "set `missing` to what replaces it"
         )
-    for rule, place in column.placed_rules(is_key=False):
+    for rule, place in column.located_rules(is_key=False):
         if place[0] == "quality" and rule.is_about_rows and rule.severity == "error" and rule.kind != "required":
             yield (
                 f"column {column.name!r} {rule.sentence}, by its `quality`, which the endpoint does not check in "

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from bloomery.data_contracts.recipe_sections.data_source import Source
+from bloomery.data_contracts.recipe_sections.data_source import LocatedSource
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 
 
@@ -19,13 +19,13 @@ class LoadedRecipe:
     period: str | None
     overrides: Mapping[str, Any]
     recipe: Recipe
-    source: Source | None = None
+    source: LocatedSource | None = None
 
 
 _LOADED: ContextVar[LoadedRecipe | None] = ContextVar("loaded_recipe", default=None)
 
 
-def hand_over(reference: str, period: str | None, recipe: Recipe, source: Source | None = None) -> None:
+def hand_over(reference: str, period: str | None, recipe: Recipe, source: LocatedSource | None = None) -> None:
     """Keeps a recipe for the next flow run that this process starts with these parameters and no overrides."""
     _LOADED.set(LoadedRecipe(reference, period, {}, recipe, source))
 

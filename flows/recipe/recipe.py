@@ -15,11 +15,16 @@ from bloomery.data_contracts.documents.durations import Duration
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
 from bloomery.data_contracts.monitoring import Monitor
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
-from bloomery.data_contracts.recipe_sections.approval import StatedApproval, Terms
-from bloomery.data_contracts.recipe_sections.data_source import Data
-from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
-from bloomery.data_contracts.recipe_sections.periods import EXAMPLES, Every, last_whole, start_of
-from bloomery.data_contracts.records.provenance import Stated
+from bloomery.data_contracts.recipe_sections.approval import ApprovalSetting, PromotionTerms
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
+from bloomery.data_contracts.recipe_sections.periods import (
+    PERIOD_EXAMPLES,
+    PeriodLength,
+    last_complete_period,
+    period_start,
+)
+from bloomery.data_contracts.records.provenance import StatedRecipe
 from bloomery.flows.recipe.consistency import find_inconsistencies
 from bloomery.flows.recipe.limit_checks import find_misplaced_limits
 from bloomery.flows.recipe.overrides import apply_overrides
@@ -56,7 +61,7 @@ class RecipeFile(Document):
         ),
     ]
     description: str = ""
-    data: Data
+    data: DataSource
     contract: Annotated[str, Field(description="a contract file beside the recipe or in data_contracts/contracts/")]
     features: Features
     engine: Annotated[
@@ -65,7 +70,7 @@ class RecipeFile(Document):
             description="engine of the stage prepare; auto takes Spark if a cluster is configured and the data needs it"
         ),
     ] = "auto"
-    spark: SparkMeans = SparkMeans()
+    spark: SparkConfig = SparkConfig()
     model: Model
     training: Annotated[Training, Field(description="omitted for an imported network")] = Training()
     compression: CompressionOrAuto = Compression()
@@ -80,11 +85,11 @@ class RecipeFile(Document):
     ] = 1
     monitor: Annotated[Monitor, Field(description="how the served version is monitored")] = Monitor()
     approval: Annotated[
-        StatedApproval,
+        ApprovalSetting,
         Field(description="`required`, or a `timeout` such as 24h: a person decides before each promotion"),
     ] = None
     period_length: Annotated[
-        Every | None, Field(description="month, week, day or hour, if the data source names a {period:%Y-%m}")
+        PeriodLength | None, Field(description="month, week, day or hour, if the data source names a {period:%Y-%m}")
     ] = None
 
     watch: Annotated[
@@ -121,17 +126,17 @@ class Recipe(RecipeFile):
         return [self.name] if self.period is None else [self.name, self.period]
 
     @property
-    def promotion_terms(self) -> Terms:
-        return Terms(approval=self.approval, period=self.period)
+    def promotion_terms(self) -> PromotionTerms:
+        return PromotionTerms(approval=self.approval, period=self.period)
 
     @property
     def engine_settings(self) -> Engine:
         return Engine(kind=self.engine, spark=self.spark)
 
     @property
-    def as_stated(self) -> Stated:
+    def as_stated(self) -> StatedRecipe:
         """Returns the complete recipe, which the model version records."""
-        return Stated(recipe=self.model_dump(mode="json", by_alias=True))
+        return StatedRecipe(recipe=self.model_dump(mode="json", by_alias=True))
 
     @property
     def digest(self) -> str:
@@ -155,12 +160,12 @@ def read_recipe(reference: str, period: str | None = None, overrides: Mapping[st
     stated = apply_overrides(read_document(path, RecipeFile, RecipeInvalid), overrides or {}, path)
     contract = read_contract(_find_contract(stated.contract, path))
     period = _resolve_period(stated, period, path)
-    data = stated.data.absolute(path.parent)
+    data = stated.data.with_absolute_paths(path.parent)
     recipe = Recipe(
         **{
             **dict(stated),
             "contract": contract,
-            "data": data if period is None else data.of_period(period),
+            "data": data if period is None else data.for_period(period),
             "period": period,
             "model": bundle_user_code(stated.model, path.parent),
             "training": _with_absolute_start(stated.training, path.parent),
@@ -204,13 +209,13 @@ def _resolve_period(recipe: RecipeFile, period: str | None, path: Path) -> str |
             )
         return None
     if period is None:
-        return last_whole(datetime.now(UTC), recipe.period_length)
+        return last_complete_period(datetime.now(UTC), recipe.period_length)
     try:
-        start_of(period, recipe.period_length)
+        period_start(period, recipe.period_length)
     except ValueError as failure:
         raise SettingInvalid(
             str(failure),
-            required=f"a {recipe.period_length}, such as {EXAMPLES[recipe.period_length]}",
+            required=f"a {recipe.period_length}, such as {PERIOD_EXAMPLES[recipe.period_length]}",
             where=f"--period; {path.name} has period_length: {recipe.period_length}",
             remedy="correct the period",
         ) from failure

@@ -18,7 +18,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
-from bloomery.data_contracts.recipe_sections.approval import Decision, Request, Terms, Waiter
+from bloomery.data_contracts.recipe_sections.approval import ApprovalRequest, Decision, PromotionTerms, WaitingProcess
 from bloomery.data_contracts.records.records import Bento, Release
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
@@ -38,7 +38,7 @@ class ApprovalForm(RunInput):
     why: str = Field(min_length=1, max_length=1000, description="the reason, kept in the history")
 
 
-def promote_when_approved(bento: Bento, gates: Gates, terms: Terms) -> Release:
+def promote_when_approved(bento: Bento, gates: Gates, terms: PromotionTerms) -> Release:
     """Runs the task `promote`. If the recipe requires an approval that is missing, the flow run waits for it first.
 
     The run of a deployment is suspended, which frees its worker, and starts again after the decision. Any other run
@@ -56,7 +56,7 @@ def promote_when_approved(bento: Bento, gates: Gates, terms: Terms) -> Release:
 
 
 @task(name="approval", task_run_name="approval", persist_result=False)
-def _request_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
+def _request_approval(bento: Bento, gates: Gates, terms: PromotionTerms) -> ApprovalRequest | None:
     begin = time.perf_counter()
     emit(StageStarted("approval"))
     try:
@@ -69,12 +69,12 @@ def _request_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | Non
     return request
 
 
-def _wait_for_decision(request: Request, figures: str) -> None:
+def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     """Waits until the registry has a decision, or the request has expired."""
     reference = f"{request.name}:{request.version}"
     form = ApprovalForm.with_initial_data(description=figures)
     key = f"approval-{request.name}-{request.version}"  # letters, digits and dashes only
-    left_s = max(int((request.until - datetime.now(UTC)).total_seconds()), 1)
+    left_s = max(int((request.expires_at - datetime.now(UTC)).total_seconds()), 1)
     is_deployed = deployment.id is not None
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
         raise approvals.approval_pending(request)
@@ -84,7 +84,7 @@ def _wait_for_decision(request: Request, figures: str) -> None:
     emit(
         Waiting(
             "approval",
-            f"{request.name} version {request.version} waits for approval until {request.until:%Y-%m-%d %H:%M}Z:\n"
+            f"{request.name} version {request.version} waits for approval until {request.expires_at:%Y-%m-%d %H:%M}Z:\n"
             f"{figures}\n\n  bloomery approve {reference} --reason …\n"
             f"  bloomery approve {reference} --refuse --reason …\n",
         )
@@ -97,11 +97,11 @@ def _wait_for_decision(request: Request, figures: str) -> None:
     except FlowPauseTimeout:
         approvals.refuse_expired(request.name)
         return
-    decision = Decision(decision=answer.decision, by=answer.by, why=answer.why, at=datetime.now(UTC))
+    decision = Decision(decision=answer.decision, by=answer.by, reason=answer.why, at=datetime.now(UTC))
     with champion.champion_lock(request.name):
         approvals.record_decision(request, decision)
     emit(StageEnded("approval", "asked", 0.0, f"{decision.decision} by {decision.by}"))
 
 
-def _this_process() -> Waiter:
-    return Waiter(host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time())
+def _this_process() -> WaitingProcess:
+    return WaitingProcess(host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time())

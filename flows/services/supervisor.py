@@ -23,7 +23,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.serving.champion_pointer import POINTER, replace_text
+from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE, replace_text
 from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
 from bloomery.flows.services.prefect_deployments import ROOT, WORK_POOL, failure_reason
@@ -172,7 +172,7 @@ class Supervisor:
 
     def _add_endpoints(self) -> None:
         """Adds an endpoint for each model that has a champion. A model keeps its port."""
-        names = sorted(path.parent.name for path in (self._settings.home / "served").glob(f"*/{POINTER}"))
+        names = sorted(path.parent.name for path in (self._settings.home / "served").glob(f"*/{POINTER_FILE}"))
         served = {process.name for process in self._processes if process.kind == "endpoint"}
         for name in names:
             if name not in served:

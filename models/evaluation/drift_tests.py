@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bloomery.data_contracts.odcs.distributions import Counts, ReferenceColumn, psi
+from bloomery.data_contracts.odcs.distributions import Histogram, ReferenceColumn, psi
 from bloomery.data_contracts.records.records import Interval
 from bloomery.models.evaluation.metrics import Z_95
 
@@ -40,7 +40,7 @@ class Divergence(NamedTuple):
     p_value: float
 
 
-def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Counts) -> Divergence:
+def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Histogram) -> Divergence:
     """Measures the divergence of `observed`, over the cells of `reference`, from a reference of `num_reference_rows`.
 
     Numbers are tested by Kolmogorov-Smirnov, and their missing and other values by chi-square; the p-value is twice the

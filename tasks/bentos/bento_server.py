@@ -14,8 +14,19 @@ import httpx
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt, SecretMissing
-from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE, demand, is_loopback, read_keys
-from bloomery.data_contracts.serving.signatures import MANIFEST, SIGNATURE, TRUSTED_KEY, require_signed
+from bloomery.data_contracts.serving.api_keys import (
+    KEY_POLICY_VARIABLE,
+    KEYS_FILE_VARIABLE,
+    is_loopback,
+    read_key_policy,
+    read_keys,
+)
+from bloomery.data_contracts.serving.signatures import (
+    MANIFEST_FILE,
+    SIGNATURE_FILE,
+    TRUSTED_KEY_VARIABLE,
+    require_signed,
+)
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
@@ -32,25 +43,25 @@ def serve_command(tag: str, host: str, port: int) -> list[str]:
 
 def serve_environment() -> dict[str, str]:
     """Variables that tell a served bento its API key file and the public keys it trusts."""
-    environment = {KEYS_FILE: str(keys_file())}
-    if TRUSTED_KEY in os.environ:
-        environment[TRUSTED_KEY] = str(Path(os.environ[TRUSTED_KEY]).expanduser().absolute())
+    environment = {KEYS_FILE_VARIABLE: str(keys_file())}
+    if TRUSTED_KEY_VARIABLE in os.environ:
+        environment[TRUSTED_KEY_VARIABLE] = str(Path(os.environ[TRUSTED_KEY_VARIABLE]).expanduser().absolute())
     elif trusted_keys_file().is_file():
-        environment[TRUSTED_KEY] = str(trusted_keys_file())
+        environment[TRUSTED_KEY_VARIABLE] = str(trusted_keys_file())
     return environment
 
 
 def require_keys(host: str) -> None:
     """Raises SecretMissing where the address requires API keys and there are none."""
-    policy = demand(os.environ)
-    if policy == "off" or (policy == "auto" and is_loopback(host)) or read_keys(keys_file()).in_use():
+    policy = read_key_policy(os.environ)
+    if policy == "off" or (policy == "auto" and is_loopback(host)) or read_keys(keys_file()).active_keys():
         return
     raise SecretMissing(
         f"on {host} the endpoint requires keys, and there are none",
         required="a key, so that not everybody who reaches this address gets predictions",
         where=str(keys_file()),
         remedy="create one with `bloomery key create NAME`; or set "
-        f"{DEMANDED}=off if a proxy in front of the endpoint authenticates clients",
+        f"{KEY_POLICY_VARIABLE}=off if a proxy in front of the endpoint authenticates clients",
     )
 
 
@@ -77,7 +88,7 @@ def serve_bento(tag: str) -> Iterator[httpx.Client]:
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
         # Only this process sends requests, so no key is needed, whatever the policy of later clients.
         tethered_server(
-            command, is_ready=is_ready, log=log, environment={**serve_environment(), DEMANDED: "off"}
+            command, is_ready=is_ready, log=log, environment={**serve_environment(), KEY_POLICY_VARIABLE: "off"}
         ) as wait_until_ready,
     ):
         wait_until_ready()
@@ -105,16 +116,16 @@ def require_bento(tag: str) -> None:
         )
     source = bento_folder(tag) / "src"
     try:
-        content = (source / "artifacts" / MANIFEST).read_bytes()
+        content = (source / "artifacts" / MANIFEST_FILE).read_bytes()
     except OSError as failure:
-        raise _changed(f"{MANIFEST} cannot be read: {failure.strerror}", source) from failure
+        raise _changed(f"{MANIFEST_FILE} cannot be read: {failure.strerror}", source) from failure
     require_signed(content, source / "artifacts", {**os.environ, **serve_environment()})
     try:
         manifest = json.loads(content)
         digests = manifest.get("code", {}) | {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()}
-        packaged = {*digests, f"artifacts/{MANIFEST}", f"artifacts/{SIGNATURE}", _BENTOFILE}
+        packaged = {*digests, f"artifacts/{MANIFEST_FILE}", f"artifacts/{SIGNATURE_FILE}", _BENTOFILE}
     except (ValueError, KeyError, AttributeError, TypeError) as failure:
-        raise _changed(f"{MANIFEST} cannot be read: {failure}", source) from failure
+        raise _changed(f"{MANIFEST_FILE} cannot be read: {failure}", source) from failure
     if manifest["tag"] != tag:
         raise _changed(f"its manifest is of {manifest['tag']}", source)
     for path in sorted(source.rglob("*")):

@@ -13,7 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.serving.signatures import MANIFEST
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.tasks.infrastructure.settings import settings
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def _check_requirements(lines: list[str]) -> Iterator[str]:
 def _check_artifacts(context: Path) -> Iterator[str]:
     source = context / "src"
     try:
-        manifest = json.loads((source / "artifacts" / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((source / "artifacts" / MANIFEST_FILE).read_text(encoding="utf-8"))
         digests = {f"artifacts/{name}": sha256 for name, sha256 in manifest["files"].items()} | manifest["code"]
     except (OSError, ValueError, KeyError) as failure:
-        yield f"src/artifacts/{MANIFEST} cannot be read: {failure}"
+        yield f"src/artifacts/{MANIFEST_FILE} cannot be read: {failure}"
         return
     for name, sha256 in digests.items():
         if not (source / name).is_file() or digest_of_file(source / name) != sha256:

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.records.provenance import Surroundings
+from bloomery.data_contracts.records.provenance import Environment
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.orchestration.code_version import code_version, packages_of, reach
 
@@ -14,10 +14,10 @@ STAGES = ("ingest", "validate", "prepare", "train", "compress")  # whose outputs
 _LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
-def describe_environment(processor: str) -> Surroundings:
+def describe_environment(processor: str) -> Environment:
     """The environment of this process. `processor` is what training recorded of its threads and instruction set."""
     modules = reach(*(f"bloomery.tasks.{stage}.stage" for stage in STAGES))
-    return Surroundings(
+    return Environment(
         python=platform.python_version(),
         packages=packages_of(modules.values()),
         lock_sha256=digest_of_file(_LOCK) if _LOCK.is_file() else None,

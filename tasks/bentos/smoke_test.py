@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from bloomery.data_contracts.errors import EngineMissing, ReleaseRefused
-from bloomery.data_contracts.serving.predictions import Prediction, furthest, in_words
+from bloomery.data_contracts.serving.predictions import Prediction, format_prediction, max_difference
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.inference.outputs import TOLERANCE, score_unit
 from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
@@ -53,11 +53,11 @@ def parse_predictions(response: httpx.Response, tag: str) -> list[Prediction]:
 
 def require_same_prediction(prediction: Prediction, measured: Prediction, limit: float, row: str, tag: str) -> None:
     """Raises ReleaseRefused where the prediction for `row` differs from the measured one by more than `limit`."""
-    difference = furthest(prediction, measured)
+    difference = max_difference(prediction, measured)
     if difference > limit:
         raise ReleaseRefused(
-            f"for {row} the bento predicts {in_words(prediction)}; the difference is {difference:.2g}",
-            required=f"{in_words(measured)}, as measured, within {limit:g}",
+            f"for {row} the bento predicts {format_prediction(prediction)}; the difference is {difference:.2g}",
+            required=f"{format_prediction(measured)}, as measured, within {limit:g}",
             where=f"bento {tag}",
             remedy="serving and training disagree: report it; the champion stays",
         )

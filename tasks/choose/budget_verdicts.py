@@ -8,8 +8,8 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Literal, NamedTuple
 
 from bloomery.data_contracts.errors import NoCandidate
-from bloomery.data_contracts.records.records import Candidate, Interval, Missed, Options, Verdict
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words
+from bloomery.data_contracts.records.records import BudgetViolation, Candidate, Candidates, Interval, Verdict
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import dominates
@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 
 
 def decide_candidate(
-    options: Options, budget: Budget, parts: Mapping[str, SubgroupDegradations] | None = None
+    options: Candidates, budget: Budget, parts: Mapping[str, SubgroupDegradations] | None = None
 ) -> Decision:
     """The candidate with the least cost within all limits; `parts` by name, where the budget asks for them."""
     task = options.trained.dataset.task
@@ -59,7 +59,7 @@ def decide_candidate(
     ranks = {one.name: rank for rank, one in enumerate([*ranked, *failing], 1)}
     verdicts = []
     for one in options.candidates:
-        reasons = [missed.words for missed in found[one.name]]
+        reasons = [missed.message for missed in found[one.name]]
         if not reasons and best is not None and one.name != best.name:
             reasons = [_why_lost(one, best, ranked, baseline, budget, task)]
         verdicts.append(
@@ -67,14 +67,14 @@ def decide_candidate(
                 name=one.name,
                 rank=ranks[one.name],
                 passed=not found[one.name],
-                missed=tuple(found[one.name]),
+                violations=tuple(found[one.name]),
                 reasons=tuple(reasons),
             )
         )
     return Decision(best, tuple(verdicts))
 
 
-def find_baseline(options: Options) -> Candidate:
+def find_baseline(options: Candidates) -> Candidate:
     """The network as trained."""
     return next(one for one in options.candidates if one.name == options.baseline)
 
@@ -107,14 +107,15 @@ def pareto_costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[floa
 
 def find_violations(
     candidate: Candidate, budget: Budget, task: Task, parts: SubgroupDegradations = _NO_PARTS
-) -> list[Missed]:
+) -> list[BudgetViolation]:
     """Each limit of `budget` that `candidate` is not within."""
     missed = []
     overall, of_slices = _limits_of_score(task)
     limit = getattr(budget, overall)
-    if candidate.worse.high > limit:
-        words = f"{LOSSES[task]} up to {loss_in_words(task, candidate.worse.high)}, limit {loss_in_words(task, limit)}"
-        missed.append(_missed(overall, limit, candidate.worse.high, words))
+    if candidate.degradation.high > limit:
+        high = format_degradation(task, candidate.degradation.high)
+        words = f"{DEGRADATION_NAMES[task]} up to {high}, limit {format_degradation(task, limit)}"
+        missed.append(_missed(overall, limit, candidate.degradation.high, words))
     missed += _missed_in(parts.slices, of_slices, getattr(budget, of_slices), task)
     missed += _missed_in(parts.classes, "class_drop", budget.class_drop, task)
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
@@ -123,7 +124,7 @@ def find_violations(
     latency = candidate.latency_at(budget.batch)
     if budget.latency_ms is not None:
         limit, percentile = budget.latency_ms.value, budget.latency_ms.percentile
-        measured = latency.at(percentile)
+        measured = latency.percentile_ms(percentile)
         if measured > limit:
             words = f"p{percentile} {measured:.3f} ms{_of_batch(budget.batch)}, limit {limit:g} ms"
             missed.append(_missed("latency_ms", limit, measured, words, digits=3))
@@ -161,7 +162,9 @@ def has_enough_rows(part: SliceDegradation, limit: float, task: Task) -> bool:
     return Z_95**2 / (part.num_rows + Z_95**2) <= limit
 
 
-def _missed_in(parts: Sequence[SliceDegradation], name: str, limit: float | None, task: Task) -> Iterator[Missed]:
+def _missed_in(
+    parts: Sequence[SliceDegradation], name: str, limit: float | None, task: Task
+) -> Iterator[BudgetViolation]:
     if limit is None:
         return
     over = [part for part in parts if has_enough_rows(part, limit, task) and part.degradation.high > limit]
@@ -169,19 +172,23 @@ def _missed_in(parts: Sequence[SliceDegradation], name: str, limit: float | None
         return
     worst = max(over, key=lambda part: part.degradation.high)
     more = f", and over it in {len(over) - 1} more" if len(over) > 1 else ""
-    words = f"{LOSSES[task]} in {worst} up to {loss_in_words(task, worst.degradation.high)}"
-    words += f", limit {loss_in_words(task, limit)}{more}"
+    words = f"{DEGRADATION_NAMES[task]} in {worst} up to {format_degradation(task, worst.degradation.high)}"
+    words += f", limit {format_degradation(task, limit)}{more}"
     needed = limit
     while True:  # a wider limit asks for fewer rows, so it may bring slices in that were not judged before
         highs = [part.degradation.high for part in parts if has_enough_rows(part, needed, task)]
         if max(highs) <= needed:
             break
         needed = round_up(max(highs), 2)
-    yield Missed(limit=name, allowed=limit, measured=worst.degradation.high, needed=needed, words=words)
+    yield BudgetViolation(
+        limit=name, allowed=limit, measured=worst.degradation.high, needed_limit=needed, message=words
+    )
 
 
-def _missed(name: str, limit: float, measured: float, words: str, digits: int = 2) -> Missed:
-    return Missed(limit=name, allowed=limit, measured=measured, needed=round_up(measured, digits), words=words)
+def _missed(name: str, limit: float, measured: float, words: str, digits: int = 2) -> BudgetViolation:
+    return BudgetViolation(
+        limit=name, allowed=limit, measured=measured, needed_limit=round_up(measured, digits), message=words
+    )
 
 
 def round_up(value: float, digits: int) -> float:
@@ -201,7 +208,7 @@ def _why_lost(
     )
     if winner is not None:
         compared = "size, time or energy" if budget.objective.energy else "size or time"
-        return f"dominated by {winner.name}: no better in {SCORES[task]}, {compared}"
+        return f"dominated by {winner.name}: no better in {SCORE_NAMES[task]}, {compared}"
     times = objective_cost(one, baseline, budget) / objective_cost(best, baseline, budget)
     weights = budget.objective
     words = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
@@ -212,7 +219,7 @@ def _why_lost(
     return f"within the budget, but {comparison} than {best.name} ({times:.2f}x)"
 
 
-def _excess(missed: Sequence[Missed]) -> float:
+def _excess(missed: Sequence[BudgetViolation]) -> float:
     """By what share of a limit it is missed, at worst."""
     return max(one.excess for one in missed)
 
@@ -221,9 +228,9 @@ def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: s
     """What each candidate missed, which came closest, and what would have to be relaxed for it."""
     nearest = min(decision.verdicts, key=lambda verdict: verdict.rank)
     # Once each: one line of the recipe may mend two.
-    relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.missed))
+    relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.violations))
     # Times for other batches are taken when the choice is made, so the next ones are others.
-    limits = {missed.limit for missed in nearest.missed}
+    limits = {missed.limit for missed in nearest.violations}
     is_taken_anew = budget.batch not in TIMED_BATCH_SIZES and "latency_ms" in limits
     passes = "would have passed; it is timed anew, so leave some room" if is_taken_anew else "passes"
     return NoCandidate(
@@ -239,7 +246,7 @@ def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: s
 
 def _excess_in_words(verdict: Verdict) -> str:
     parts = []
-    for missed in verdict.missed:
+    for missed in verdict.violations:
         share = missed.excess
         told = f"{missed.measured / missed.allowed:.3g} times" if share >= 1 else f"{max(share, 0.001):.1%} over"
         spent = next((one for one, limit in _OBJECTIVES.items() if limit == missed.limit), None)
@@ -247,9 +254,9 @@ def _excess_in_words(verdict: Verdict) -> str:
     return " and ".join(parts)
 
 
-def _as_recipe(missed: Missed, budget: Budget) -> str:
+def _as_recipe(missed: BudgetViolation, budget: Budget) -> str:
     """The line of a recipe's budget under which this limit would hold."""
-    needed = missed.needed
+    needed = missed.needed_limit
     if missed.limit in _OBJECTIVES.values():
         return "objective: size"
     if missed.limit == "size_bytes":
@@ -266,11 +273,11 @@ def _as_recipe(missed: Missed, budget: Budget) -> str:
 
 def _in_words(budget: Budget, task: Task) -> str:
     overall, of_slices = _limits_of_score(task)
-    most = loss_in_words(task, getattr(budget, overall))
-    limits = [f"a {LOSSES[task]} of {SCORES[task]} of at most {most} (end of the 95% interval)"]
+    most = format_degradation(task, getattr(budget, overall))
+    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {most} (end of the 95% interval)"]
     for name, where in ((of_slices, "slice"), ("class_drop", "class")):
         if getattr(budget, name) is not None:
-            limits.append(f"of at most {loss_in_words(task, getattr(budget, name))} in each {where}")
+            limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {where}")
     if budget.size_bytes is not None:
         limits.append(f"at most {budget.size_bytes:,} bytes")
     if budget.latency_ms is not None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bloomery.data_contracts.records.records import Candidate, Options
-from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, loss_in_words
+from bloomery.data_contracts.records.records import Candidate, Candidates
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_degradation, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.budget import Budget
 from bloomery.models.compression.pareto_front import pareto_front
@@ -55,7 +55,7 @@ class _Panel(NamedTuple):
     limit: float | None
 
 
-def plot_pareto_front(options: Options, budget: Budget, decision: Decision, path: Path) -> None:
+def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, path: Path) -> None:
     """PNG with a panel for size, one for time and, where it was measured, one for energy, all on a log scale; up is
     better, left is better.
 
@@ -74,10 +74,10 @@ def plot_pareto_front(options: Options, budget: Budget, decision: Decision, path
     _set_height(first, panels[0].points, most)
     for one, panel in zip(axes, panels, strict=True):
         _draw_panel(one, panel, most)
-    first.set_ylabel(f"{SCORES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
+    first.set_ylabel(f"{SCORE_NAMES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
     if not is_classes:  # an error that rises is drawn downwards
         first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
-    words = f"{'drop' if is_classes else 'rise'} of {loss_in_words(task, most / 100)}"
+    words = f"{'drop' if is_classes else 'rise'} of {format_degradation(task, most / 100)}"
     first.annotate(
         f"limit: a {words}", (1, -most), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
         color=_LIMIT, fontsize=8, ha="right", va="top",
@@ -88,7 +88,7 @@ def plot_pareto_front(options: Options, budget: Budget, decision: Decision, path
     figure.savefig(path)
 
 
-def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel]:
+def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
     """What candidates cost, each thing in a panel of its own."""
     candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
 
@@ -101,7 +101,7 @@ def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel
     percentile = 50 if limit is None else limit.percentile
     latencies = [one.latency_at(budget.batch) for one in candidates]
     unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
-    medians, ends = ([latency.at(one) * scale for latency in latencies] for one in (50, percentile))
+    medians, ends = ([latency.percentile_ms(one) * scale for latency in latencies] for one in (50, percentile))
     longest = None if limit is None else limit.value * scale
     rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
     bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
@@ -118,10 +118,10 @@ def _panels(options: Options, budget: Budget, decision: Decision) -> list[_Panel
 def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
     is_chosen = decision.best is not None and candidate.name == decision.best.name
     passed = next(one.passed for one in decision.verdicts if one.name == candidate.name)
-    worse = candidate.worse
+    worse = candidate.degradation
     return _Point(
         name=candidate.name,
-        label=f"{candidate.name}\n{figure_in_words(task, candidate.score.value)}",
+        label=f"{candidate.name}\n{format_score_value(task, candidate.score.value)}",
         color=_CHOSEN if is_chosen else _PASSED if passed else _OVER,
         is_chosen=is_chosen,
         x=x,
@@ -216,7 +216,7 @@ def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
         return (score - start) / slope
 
     scores = axes.secondary_yaxis("right", functions=(there, back))
-    scores.set_ylabel(f"{SCORES[task]}{' (%)' if is_classes else ''}", color=_INK)
+    scores.set_ylabel(f"{SCORE_NAMES[task]}{' (%)' if is_classes else ''}", color=_INK)
     scores.spines["right"].set_visible(False)
 
 

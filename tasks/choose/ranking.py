@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from bloomery.data_contracts.records.records import Chosen, Options
+from bloomery.data_contracts.records.records import Candidates, Choice
 from bloomery.models.compression.budget import Budget
 from bloomery.tasks.choose.budget_verdicts import Decision
 from bloomery.tasks.choose.pareto_plot import plot_pareto_front
@@ -17,7 +17,7 @@ from bloomery.tasks.tracking import mlflow_runs
 TABLE = "candidates.json"
 
 
-def log_ranking(run_id: str, options: Options, budget: Budget, decision: Decision, picture: Path) -> None:
+def log_ranking(run_id: str, options: Candidates, budget: Budget, decision: Decision, picture: Path) -> None:
     """Afterwards `picture` is there, and the run has it, the ranked table and the budget."""
     chosen = decision.best.name if decision.best else None
     plot_pareto_front(options, budget, decision, picture)
@@ -27,13 +27,13 @@ def log_ranking(run_id: str, options: Options, budget: Budget, decision: Decisio
 
 
 @log_failures
-def publish_ranking(record: Chosen) -> None:
+def publish_ranking(record: Choice) -> None:
     """The ranked table and the picture in the Prefect run."""
     from prefect.artifacts import create_image_artifact, create_table_artifact
 
     description = f"Chosen: {record.candidate.name}. The same in figures: MLflow run {record.run_id}"
     create_table_artifact(key="candidates", description=description, table=candidate_table.candidate_rows(record))
-    picture = settings().path(record.picture_uri)
+    picture = settings().path(record.plot_uri)
     create_image_artifact(
         key="candidates-picture", description=str(picture), image_url=_address_of(picture, record.run_id)
     )

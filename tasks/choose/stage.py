@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.records.records import Chosen, Options
+from bloomery.data_contracts.records.records import Candidates, Choice
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.choose import ranking
@@ -23,12 +23,12 @@ from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 
 
-def _run_is_kept(record: Chosen) -> bool:
+def _run_is_kept(record: Choice) -> bool:
     return mlflow_runs.run_exists(record.run_id)
 
 
 @stage(is_whole=_run_is_kept, present=ranking.publish_ranking)
-def choose(out: Output, options: Options, budget: Budget) -> Chosen:
+def choose(out: Output, options: Candidates, budget: Budget) -> Choice:
     """The candidate that is best by the budget's objective among those that pass all its limits.
 
     Afterwards a run below the training's has all candidates in a picture and in a ranked table, also if none passes.
@@ -41,22 +41,22 @@ def choose(out: Output, options: Options, budget: Budget) -> Chosen:
     trained = options.trained
     decision = decide_candidate(options, budget, _parts(options, budget))
     tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
-    with mlflow_runs.logged_run(trained.dataset.checked.contract.name, "choice", out.key, tags) as run_id:
+    with mlflow_runs.logged_run(trained.dataset.valid_rows.contract.name, "choice", out.key, tags) as run_id:
         ranking.log_ranking(run_id, options, budget, decision, out.path("candidates.png"))
         if decision.best is None:
             raise no_candidate_error(decision, budget, trained.dataset.task, run_id)
-    return Chosen(
+    return Choice(
         candidate=decision.best,
         verdicts=decision.verdicts,
         run_id=run_id,
-        picture_uri=out.uri("candidates.png"),
-        options=options,
+        plot_uri=out.uri("candidates.png"),
+        candidates=options,
         # Times differ from run to run; the choice itself counts.
         digest=digest_of_document([decision.best.name, decision.best.sha256, options.digest]),
     )
 
 
-def _timed_as_asked(options: Options, batch: int) -> Options:
+def _timed_as_asked(options: Candidates, batch: int) -> Candidates:
     """The same candidates, with their latency for `batch` rows too, timed now if it was not before."""
     if all(any(one.batch_size == batch for one in candidate.latencies) for candidate in options.candidates):
         return options
@@ -75,7 +75,7 @@ def _timed_as_asked(options: Options, batch: int) -> Options:
     return options.model_copy(update={"candidates": candidates})
 
 
-def _weighed_as_asked(options: Options, budget: Budget) -> Options:
+def _weighed_as_asked(options: Candidates, budget: Budget) -> Candidates:
     """The same candidates, with the energy that the budget's batch takes them, if its objective asks for it."""
     if not budget.objective.energy:
         return options
@@ -93,11 +93,11 @@ def _weighed_as_asked(options: Options, budget: Budget) -> Options:
     return options.model_copy(update={"candidates": candidates})
 
 
-def _files(options: Options) -> dict[str, Path]:
+def _files(options: Candidates) -> dict[str, Path]:
     return {one.name: settings().path(one.uri) for one in options.candidates}
 
 
-def _batch(options: Options, size: int) -> np.ndarray:
+def _batch(options: Candidates, size: int) -> np.ndarray:
     from bloomery.models.profiling.latency import take_batch
     from bloomery.models.training.data.batches import read_examples
 
@@ -106,18 +106,18 @@ def _batch(options: Options, size: int) -> np.ndarray:
     return take_batch(test.x.numpy(), size)
 
 
-def _row_by_row(options: Options) -> set[str]:
+def _row_by_row(options: Candidates) -> set[str]:
     return {one.name for one in options.candidates if one.is_row_by_row}
 
 
-def _parts(options: Options, budget: Budget) -> dict[str, SubgroupDegradations]:
+def _parts(options: Candidates, budget: Budget) -> dict[str, SubgroupDegradations]:
     """How much worse each candidate is by slice and by class, as far as the budget limits it. Against itself fp32 is
     not judged."""
-    columns = options.trained.slices if budget.slice_drop is not None or budget.slice_rise is not None else ()
+    columns = options.trained.slice_columns if budget.slice_drop is not None or budget.slice_rise is not None else ()
     if not columns and budget.class_drop is None:
         return {}
     dataset = options.trained.dataset
-    answers = {one.name: pq.read_table(settings().path(one.answers_uri)) for one in options.candidates}
+    answers = {one.name: pq.read_table(settings().path(one.predictions_uri)) for one in options.candidates}
     before = answers[options.baseline]
     keys = before[dataset.key].combine_chunks()
     if dataset.task == "classification":
@@ -137,7 +137,7 @@ def _parts(options: Options, budget: Budget) -> dict[str, SubgroupDegradations]:
     return found
 
 
-def _coded(answers: pa.Table, column: str, options: Options) -> np.ndarray:
+def _coded(answers: pa.Table, column: str, options: Candidates) -> np.ndarray:
     """Positions of classes (N,), or figures (N,)."""
     dataset = options.trained.dataset
     if dataset.task == "regression":

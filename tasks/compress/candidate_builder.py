@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.records.records import Trained
+from bloomery.data_contracts.records.records import TrainedNetwork
 from bloomery.models.compression.config import CandidateSpec, Compression
 from bloomery.models.profiling.cpu_features import cpu_flags
 from bloomery.tasks.compress.candidate_measurement import SEED, BuiltCandidate
@@ -44,7 +44,7 @@ class CandidateBuilder:
     """What candidates are made of, and those in float that are made already: what is made alike is made once."""
 
     out: Output
-    trained: Trained
+    trained: TrainedNetwork
     parts: CandidateSplits
     compression: Compression
     floats: dict[str, BuiltCandidate] = field(default_factory=dict)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_file
-from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, Trained
-from bloomery.data_contracts.records.score_format import LOSSES
+from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.models.compression.config import CandidateSpec, ExtraFormat
 from bloomery.models.evaluation import metrics
@@ -80,7 +80,7 @@ def measure_candidates(
     out: Output,
     made: list[BuiltCandidate],
     test: Examples,
-    trained: Trained,
+    trained: TrainedNetwork,
     timed: Mapping[str, tuple[Latency, ...]],
     baseline: str,
 ) -> tuple[Candidate, ...]:
@@ -124,11 +124,11 @@ def measure_candidates(
             integer_share=share,
             needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(cpu_flags()),
             score=score_rows(dataset.task, rows, given[name]),
-            worse=_UNCHANGED if name == baseline else measure_degradation(dataset.task, rows, before, after),
+            degradation=_UNCHANGED if name == baseline else measure_degradation(dataset.task, rows, before, after),
             flips=_flips(rows, before, after) if dataset.task == "classification" else None,
             latencies=timed[name],
             parity_error=one.parity_error,
-            answers_uri=out.uri(answers_path.name),
+            predictions_uri=out.uri(answers_path.name),
             is_row_by_row=one.is_row_by_row,
         )
         run_id = _log(candidate, one, out, trained, rows, given[name], before)
@@ -147,7 +147,7 @@ def _coded_bytes(made: BuiltCandidate) -> int | None:
 
 def _flips(rows: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
     right_before, right_after = before == rows.truth, after == rows.truth
-    return Flips(lost=int((right_before & ~right_after).sum()), gained=int((~right_before & right_after).sum()))
+    return Flips(num_lost=int((right_before & ~right_after).sum()), num_gained=int((~right_before & right_after).sum()))
 
 
 def _write_answers(path: Path, dataset: Dataset, rows: GroundTruth, given: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def _log(
     candidate: Candidate,
     made: BuiltCandidate,
     out: Output,
-    trained: Trained,
+    trained: TrainedNetwork,
     rows: GroundTruth,
     given: np.ndarray,
     before: np.ndarray,
@@ -185,7 +185,7 @@ def _log(
     }
     if made.calibration is not None:
         tags["calibration.sha256"] = made.calibration
-    experiment_name = dataset.checked.contract.name
+    experiment_name = dataset.valid_rows.contract.name
     with mlflow_runs.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {**made.spec.model_dump(), "seed": SEED})
         mlflow_runs.log_metrics(
@@ -207,9 +207,9 @@ def _log(
             drops = {one.value: one.degradation for one in degradation_by_class(dataset, rows, before, after)}
             of_class |= _in_columns(dataset.task, [drops.get(name) for name in of_class["class"]])
             mlflow_runs.client().log_table(run_id, of_class, "per_class.json")
-        if trained.slices:
-            of_slice = slice_table(dataset, trained.slices, rows, given)
-            found = degradation_by_slice(dataset, trained.slices, rows, before, after)
+        if trained.slice_columns:
+            of_slice = slice_table(dataset, trained.slice_columns, rows, given)
+            found = degradation_by_slice(dataset, trained.slice_columns, rows, before, after)
             of_slice |= _in_columns(dataset.task, [one.degradation for one in found])
             mlflow_runs.client().log_table(run_id, of_slice, "per_slice.json")
     return run_id
@@ -217,7 +217,7 @@ def _log(
 
 def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[Any]]:
     """How much worse than fp32, as columns of a table."""
-    loss = LOSSES[task]
+    loss = DEGRADATION_NAMES[task]
     return {
         loss: [None if one is None else one.value for one in found],
         f"{loss}_low": [None if one is None else one.low for one in found],
@@ -245,7 +245,7 @@ def _figures(dataset: Dataset, candidate: Candidate, rows: GroundTruth, given: n
     """Every figure of the test part, by the name that it has in MLflow."""
     is_classes = dataset.task == "classification"
     name, loss = ("test_accuracy", "accuracy_drop") if is_classes else ("test_rmse", "rmse_rise")
-    told, lost = candidate.score, candidate.worse
+    told, lost = candidate.score, candidate.degradation
     figures = {
         name: told.value,
         f"{name}_low": told.low,
@@ -255,7 +255,7 @@ def _figures(dataset: Dataset, candidate: Candidate, rows: GroundTruth, given: n
         f"{loss}_high": lost.high,
     }
     if candidate.flips is not None:
-        figures |= {"flips_lost": candidate.flips.lost, "flips_gained": candidate.flips.gained}
+        figures |= {"flips_lost": candidate.flips.num_lost, "flips_gained": candidate.flips.num_gained}
     if not is_classes:
         figures["test_mae"] = metrics.mean_absolute_error(rows.truth, given)
         figures["test_r2"] = metrics.r_squared(rows.truth, given)

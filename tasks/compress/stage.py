@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.records.records import Latency, Options, Trained
+from bloomery.data_contracts.records.records import Candidates, Latency, TrainedNetwork
 from bloomery.models.compression.config import CandidateSpec, Compression, QuantizationMode, default_candidates
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, CandidateSplits, build_candidates
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
 
 
-def _runs_are_kept(record: Options) -> bool:
+def _runs_are_kept(record: Candidates) -> bool:
     return all(mlflow_runs.run_exists(candidate.run_id) for candidate in record.candidates)
 
 
 @stage(is_whole=_runs_are_kept)
-def compress(out: Output, trained: Trained, compression: Compression) -> Options:
+def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> Candidates:
     """Afterwards there is an ONNX file and a table of answers on the test part for each candidate.
 
     Candidates that are made smaller alike share one network, taught once by the one as trained. After private training
@@ -64,10 +64,10 @@ def compress(out: Output, trained: Trained, compression: Compression) -> Options
         candidates = measure_candidates(out, made, parts.test, trained, timed, baseline)
         spent = told()
     mlflow_runs.log_resource_usage(trained.run_id, spent, "compress_")
-    return Options(
+    return Candidates(
         candidates=candidates,
         baseline=baseline,
-        effort=spent,
+        resource_usage=spent,
         trained=trained,
         # Times differ from run to run; what the candidates are and answer does not.
         digest=digest_of_document([[one.name, one.sha256, one.score.value] for one in candidates]),
@@ -88,7 +88,7 @@ def _time_all(made: list[BuiltCandidate], test: Examples, baseline: str, rounds:
     )
 
 
-def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
+def _usual(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
     """The candidates where the recipe names none, for this network on this processor."""
     from bloomery.models.networks.blueprint import read_blueprint
 
@@ -101,7 +101,7 @@ def _usual(trained: Trained) -> tuple[CandidateSpec, ...]:
     )
 
 
-def _quantization_for(trained: Trained) -> QuantizationMode | None:
+def _quantization_for(trained: TrainedNetwork) -> QuantizationMode | None:
     """What the operators of an imported network suggest; of others, their kind says it."""
     import onnx
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bloomery.data_contracts.records.records import Candidate, Chosen, Interval, Latency, Options, Verdict
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words, score_in_words
+from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Latency, Verdict
+from bloomery.data_contracts.records.score_format import (
+    DEGRADATION_NAMES,
+    SCORE_NAMES,
+    format_degradation,
+    format_score,
+)
 
 PICTURE = "candidates.png"  # the plot of the candidates, under this name in MLflow and in the model card
 
 
-def candidate_rows(record: Chosen) -> list[dict[str, str]]:
+def candidate_rows(record: Choice) -> list[dict[str, str]]:
     """A row for each candidate, best first."""
-    task = record.options.trained.dataset.task
+    task = record.candidates.trained.dataset.task
     return [
         {
             "rank": str(verdict.rank),
             "candidate": one.name,
             "verdict": verdict_label(verdict, record.candidate.name),
             "why": "; ".join(verdict.reasons),
-            f"{SCORES[task]} (95% interval)": score_in_words(task, one.score),
-            f"{LOSSES[task]}, at most": loss_in_words(task, one.worse.high),
+            f"{SCORE_NAMES[task]} (95% interval)": format_score(task, one.score),
+            f"{DEGRADATION_NAMES[task]}, at most": format_degradation(task, one.degradation.high),
             "size": f"{one.size_bytes:,} bytes",
             "zstd": f"{one.zstd_bytes:,} bytes",
             "coded": _format_count(one.coded_bytes, " bytes"),
@@ -38,13 +43,13 @@ def candidate_rows(record: Chosen) -> list[dict[str, str]]:
             },
             **({} if one.energy is None else {"energy / fp32": _format_ratio(one.energy.ratio)}),
         }
-        for one, verdict in _sort_by_rank(record.options, record.verdicts)
+        for one, verdict in _sort_by_rank(record.candidates, record.verdicts)
     ]
 
 
-def candidate_columns(options: Options, verdicts: tuple[Verdict, ...], chosen: str | None) -> dict[str, list[Any]]:
+def candidate_columns(options: Candidates, verdicts: tuple[Verdict, ...], chosen: str | None) -> dict[str, list[Any]]:
     """A column for each thing that is said of a candidate, best first."""
-    loss = LOSSES[options.trained.dataset.task]
+    loss = DEGRADATION_NAMES[options.trained.dataset.task]
     rows = [
         {
             "rank": verdict.rank,
@@ -52,11 +57,11 @@ def candidate_columns(options: Options, verdicts: tuple[Verdict, ...], chosen: s
             "verdict": verdict_label(verdict, chosen),
             "why": "; ".join(verdict.reasons),
             "score": one.score.value,
-            loss: one.worse.value,
-            f"{loss}_low": one.worse.low,
-            f"{loss}_high": one.worse.high,
-            "flips_lost": None if one.flips is None else one.flips.lost,
-            "flips_gained": None if one.flips is None else one.flips.gained,
+            loss: one.degradation.value,
+            f"{loss}_low": one.degradation.low,
+            f"{loss}_high": one.degradation.high,
+            "flips_lost": None if one.flips is None else one.flips.num_lost,
+            "flips_gained": None if one.flips is None else one.flips.num_gained,
             "size_bytes": one.size_bytes,
             "zstd_bytes": one.zstd_bytes,
             "coded_bytes": one.coded_bytes,
@@ -84,7 +89,7 @@ def latency_columns(latencies: Iterable[Latency]) -> dict[str, float]:
     return columns
 
 
-def _sort_by_rank(options: Options, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:
+def _sort_by_rank(options: Candidates, verdicts: tuple[Verdict, ...]) -> list[tuple[Candidate, Verdict]]:
     return sorted(zip(options.candidates, verdicts, strict=True), key=lambda pair: pair[1].rank)
 
 

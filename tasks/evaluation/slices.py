@@ -22,7 +22,7 @@ def read_slice_values(dataset: Dataset, part_keys: np.ndarray | pa.Array, column
     names = list(dict.fromkeys((dataset.key, *columns)))
     wanted = part_keys if isinstance(part_keys, pa.Array) else pa.array(part_keys)
     found = []
-    for batch in read_batches(settings().path(dataset.checked.uri), names):
+    for batch in read_batches(settings().path(dataset.valid_rows.uri), names):
         keys = batch[dataset.key]
         found.append(batch.filter(pc.is_in(keys, wanted.cast(keys.type))))
     rows = pa.Table.from_batches(found)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from bloomery.data_contracts.errors import EngineMissing
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.tasks.infrastructure.settings import settings
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ def _without_vector_module(real: Path) -> Path:
     return home
 
 
-def spark_master(means: SparkMeans | None) -> str:
+def spark_master(means: SparkConfig | None) -> str:
     return (means and means.master) or settings().spark_master
 
 
-def get_session(means: SparkMeans | None = None) -> SparkSession:
+def get_session(means: SparkConfig | None = None) -> SparkSession:
     """The Spark session of this process, started at the first call and kept until `stop`.
 
     A laptop's Spark listens on the loopback interface alone, has no web page and takes a share of the free memory. On
@@ -121,7 +121,7 @@ def get_session(means: SparkMeans | None = None) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable  # not whatever `python3` is on the path
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
-    means = means or SparkMeans()
+    means = means or SparkConfig()
     master = spark_master(means)
     builder = SparkSession.builder.appName("bloomery")
     builder = builder.remote(master) if master.startswith("sc://") else builder.master(master)
@@ -176,7 +176,7 @@ def write_code_archive(archive: Path, rooms: Sequence[str]) -> Path:
     return archive
 
 
-def release_executors(means: SparkMeans | None) -> None:
+def release_executors(means: SparkConfig | None) -> None:
     """Stop this process's session if it holds executors of a cluster, so that another application gets them."""
     if not spark_master(means).startswith("local"):
         stop_session()

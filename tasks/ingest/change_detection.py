@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.recipe_sections.data_source import SUFFIXES, Data
+from bloomery.data_contracts.recipe_sections.data_source import SUFFIXES, DataSource
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.path_variables import expand_variables
 from bloomery.tasks.ingest.readers.registry import READERS
 
 
-def change_digest(data: Data) -> str:
+def change_digest(data: DataSource) -> str:
     """Returns a digest of the names, sizes and times of the source's files, or of a table's version.
 
     Equal digests mean equal content, as far as times can be trusted. A database has no version, so its query runs.
@@ -20,8 +20,8 @@ def change_digest(data: Data) -> str:
     """
     data = expand_variables(data)
     if data.kind not in SUFFIXES:
-        return digest_of_document([READERS[data.kind].identify(data, origin) for origin in data.origins])
-    sources = [source for origin in data.origins for source in (origin.source, origin.labels) if source]
+        return digest_of_document([READERS[data.kind].identify(data, origin) for origin in data.source_files])
+    sources = [source for origin in data.source_files for source in (origin.source, origin.labels) if source]
     files = []
     for source in sources:
         for location in locations.find_files(data, source):

@@ -17,11 +17,11 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, EngineMissing
 from bloomery.data_contracts.recipe_sections.data_source import (
     SUFFIXES,
-    Data,
-    Origin,
-    compression_of,
-    plain_suffix,
-    scheme_of,
+    DataSource,
+    SourceFile,
+    compression_codec,
+    source_scheme,
+    suffix_without_compression,
 )
 
 BUFFER_BYTES = 1 << 20
@@ -41,11 +41,11 @@ class FileLocation(NamedTuple):
 
     def open_stream(self) -> io.BufferedReader:
         """Opens the file for reading from its start, decompressed if its suffix names a compression."""
-        compression = compression_of(self.path)
+        compression = compression_codec(self.path)
         return io.BufferedReader(self.filesystem.open_input_stream(self.path, compression=compression), BUFFER_BYTES)
 
 
-def find_files(data: Data, source: str) -> list[FileLocation]:
+def find_files(data: DataSource, source: str) -> list[FileLocation]:
     """Returns the files of `source`, sorted by path. A folder counts with all folders below, by the format's suffixes.
 
     Names that begin with a dot or an underscore are not data, as in Spark.
@@ -60,7 +60,9 @@ def find_files(data: Data, source: str) -> list[FileLocation]:
         if info.type == pafs.FileType.File:
             return [FileLocation(filesystem, path, PurePosixPath(path).name)]
         if info.type == pafs.FileType.Directory:
-            locations = _list_files(filesystem, path, lambda name: plain_suffix(name) in SUFFIXES[data.kind])
+            locations = _list_files(
+                filesystem, path, lambda name: suffix_without_compression(name) in SUFFIXES[data.kind]
+            )
         else:
             root, pattern = _split_pattern(path)
             locations = _list_files(filesystem, root, re.compile(_to_regex(pattern)).fullmatch) if pattern else []
@@ -75,17 +77,17 @@ def find_files(data: Data, source: str) -> list[FileLocation]:
     return locations
 
 
-def identify_files(data: Data, origin: Origin) -> list[object]:
+def identify_files(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns what changes when a file's content does: its path with its sha256, or with the store's own version."""
     return [_identity(location, origin.source) for location in find_files(data, origin.source)]
 
 
-def is_selected(origin: Origin, relative: str) -> bool:
+def is_selected(origin: SourceFile, relative: str) -> bool:
     """Whether the origin's pattern `files` is found in this path inside a folder or zip; always, without a pattern."""
     return origin.files is None or re.search(origin.files, relative) is not None
 
 
-def match_path_pattern(data: Data, relative: str) -> dict[str, str | None] | None:
+def match_path_pattern(data: DataSource, relative: str) -> dict[str, str | None] | None:
     """Returns the columns that `path_pattern` finds in a file's path; None if the path does not match."""
     if data.path_pattern is None:
         return {}
@@ -105,7 +107,7 @@ def folder_label(relative: str) -> str | None:
 
 
 def _open_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
-    scheme = scheme_of(source)
+    scheme = source_scheme(source)
     if scheme is None:
         return pafs.LocalFileSystem(), str(Path(source).absolute())
     if scheme == "s3":
@@ -162,7 +164,7 @@ def _to_regex(pattern: str) -> str:
 
 
 def _identity(location: FileLocation, source: str) -> Sequence[object]:
-    scheme = scheme_of(source)
+    scheme = source_scheme(source)
     if scheme is None:
         return [location.relative, digest_of_file(Path(location.path))]
     info = location.filesystem.get_file_info(location.path)
@@ -173,7 +175,7 @@ def _identity(location: FileLocation, source: str) -> Sequence[object]:
     return [location.relative, location.path, info.size, info.mtime_ns]
 
 
-def _missing_error(data: Data, source: str, problem: str) -> DataMissing:
+def _missing_error(data: DataSource, source: str, problem: str) -> DataMissing:
     suffixes = ", ".join(SUFFIXES[data.kind])
     return DataMissing(
         problem,
@@ -183,6 +185,6 @@ def _missing_error(data: Data, source: str, problem: str) -> DataMissing:
     )
 
 
-def obtain_hint(data: Data) -> str:
+def obtain_hint(data: DataSource) -> str:
     """Returns where the data comes from, to stand behind a remedy."""
     return f": {data.obtain}" if data.obtain else ""

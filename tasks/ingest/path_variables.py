@@ -6,21 +6,21 @@ import os
 from pathlib import Path
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import REMOTE, Data, scheme_of, variable_of
+from bloomery.data_contracts.recipe_sections.data_source import REMOTE, DataSource, path_variable, source_scheme
 from bloomery.tasks.ingest.locations import obtain_hint
 
 
-def expand_variables(data: Data) -> Data:
+def expand_variables(data: DataSource) -> DataSource:
     """Returns the data with the values of the variables. A relative folder starts at the current directory.
 
     Raises:
         DataMissing: a variable is not set, or names no folder.
     """
-    return data.with_paths(lambda path: _expand(path, data))
+    return data.map_paths(lambda path: _expand(path, data))
 
 
-def _expand(path: str, data: Data) -> str:
-    variable = variable_of(path)
+def _expand(path: str, data: DataSource) -> str:
+    variable = path_variable(path)
     if variable is None:
         return path
     rest = path.removeprefix(f"${{{variable}}}").lstrip("/")
@@ -34,7 +34,7 @@ def _expand(path: str, data: Data) -> str:
         )
     if folder.startswith(REMOTE):
         return f"{folder.rstrip('/')}/{rest}"
-    if scheme_of(folder) is not None:
+    if source_scheme(folder) is not None:
         raise DataMissing(
             f"the environment variable {variable} is {folder!r}",
             required=f"a folder on this machine, or one that begins with {' or '.join(REMOTE)}",

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.recipe_sections.data_source import Data, Source
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, LocatedSource
 from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.infrastructure.parquet import RowWriter
 from bloomery.tasks.infrastructure.personal_data import key_fingerprint
@@ -24,7 +24,7 @@ _SPLIT_COLUMN = "part"
 
 
 @stage()
-def ingest(out: Output, source: Source) -> RawRows:
+def ingest(out: Output, source: LocatedSource) -> RawRows:
     """Writes the source's rows in their order to `rows.parquet`, and malformed lines to `malformed.parquet`.
 
     Memory is bounded by a row group, whatever the number of rows. The bytes do not depend on how the source was cut
@@ -53,11 +53,11 @@ def ingest(out: Output, source: Source) -> RawRows:
     )
 
 
-def _fingerprints(source: Source) -> list[str]:
+def _fingerprints(source: LocatedSource) -> list[str]:
     return [key_fingerprint(source.personal)] if source.personal else []
 
 
-def locate_source(data: Data, personal: Collection[str] = ()) -> Source:
+def locate_source(data: DataSource, personal: Collection[str] = ()) -> LocatedSource:
     """Returns the source of `data`, with a digest that changes when its content or the way to read it does.
 
     Args:
@@ -68,28 +68,31 @@ def locate_source(data: Data, personal: Collection[str] = ()) -> Source:
         DataMissing: there is no such file, table or set, or a variable in a path is not set.
         EngineMissing: a package or a client that the source needs is not installed.
     """
-    reader, description = READERS[data.kind], data.described
+    reader, description = READERS[data.kind], data.description
     data = expand_variables(data)
     content = [
-        [origin.part, origin.files, origin.values or {}, reader.identify(data, origin)] for origin in data.origins
+        [origin.part, origin.files, origin.values or {}, reader.identify(data, origin)] for origin in data.source_files
     ]
     options = data.model_dump(mode="json", exclude={"source", "sources", "labels", "obtain"}, exclude_none=True)
     identity: list[object] = [data.kind, {**options, "format": None}, content]
     if personal:
         identity += [sorted(personal), key_fingerprint(personal)]
-    return Source(source=description, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(identity))
+    return LocatedSource(
+        source=description, data=data, personal=tuple(sorted(personal)), digest=digest_of_document(identity)
+    )
 
 
-def read_sources(data: Data, malformed: MalformedWriter) -> RowStream:
+def read_sources(data: DataSource, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of all sources, one after the other; of several, with their `values` and the column `part`."""
     reader = READERS[data.kind]
     if data.sources is None:
-        return reader.read(data, data.origins[0], malformed)
-    streams = [reader.read(data, origin, malformed) for origin in data.origins]
+        return reader.read(data, data.source_files[0], malformed)
+    streams = [reader.read(data, origin, malformed) for origin in data.source_files]
     schema = _unify_schemas(data, [stream.schema for stream in streams])
-    names = list(data.origins[0].values or ())
+    names = list(data.source_files[0].values or ())
     constants = [
-        {**{name: (origin.values or {})[name] for name in names}, _SPLIT_COLUMN: origin.part} for origin in data.origins
+        {**{name: (origin.values or {})[name] for name in names}, _SPLIT_COLUMN: origin.part}
+        for origin in data.source_files
     ]
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -107,9 +110,9 @@ def read_sources(data: Data, malformed: MalformedWriter) -> RowStream:
     return RowStream(schema, batches(), min(stream.row_group_size for stream in streams))
 
 
-def _unify_schemas(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
+def _unify_schemas(data: DataSource, schemas: list[pa.Schema]) -> pa.Schema:
     """Returns one schema for all sources, with their `values` and the column `part` at its end."""
-    for schema, origin in zip(schemas, data.origins, strict=True):
+    for schema, origin in zip(schemas, data.source_files, strict=True):
         if data.kind not in ("json", "jsonl") and set(schema.names) != set(schemas[0].names):
             raise DataMissing(
                 f"{origin.source} has the columns {', '.join(schema.names)}",
@@ -123,16 +126,16 @@ def _unify_schemas(data: Data, schemas: list[pa.Schema]) -> pa.Schema:
         raise DataMissing(
             f"the sources do not fit each other: {failure}",
             required="one type per column",
-            where=data.described,
+            where=data.description,
             remedy="write the sources with equal types",
         ) from failure
-    for name in (*(data.origins[0].values or ()), _SPLIT_COLUMN):
+    for name in (*(data.source_files[0].values or ()), _SPLIT_COLUMN):
         _require_unused(name, unified, "sources")
         unified = unified.append(pa.field(name, pa.string()))
     return unified
 
 
-def _add_row_numbers(rows: RowStream, data: Data) -> RowStream:
+def _add_row_numbers(rows: RowStream, data: DataSource) -> RowStream:
     """Adds the column `row_id` in front if the recipe asks for one; as text where all columns are text."""
     has_own_numbers = data.kind == "idx" and data.row_id is None
     name = "id" if has_own_numbers else data.row_id
@@ -152,7 +155,7 @@ def _add_row_numbers(rows: RowStream, data: Data) -> RowStream:
     return rows._replace(schema=schema, batches=batches())
 
 
-def _rename_columns(rows: RowStream, data: Data) -> RowStream:
+def _rename_columns(rows: RowStream, data: DataSource) -> RowStream:
     new_names = data.rename or {}
     unknown = sorted(set(new_names) - set(rows.schema.names))
     if unknown:
@@ -166,7 +169,7 @@ def _rename_columns(rows: RowStream, data: Data) -> RowStream:
     return rows._replace(schema=schema, batches=renamed)
 
 
-def _replace_values(rows: RowStream, data: Data) -> RowStream:
+def _replace_values(rows: RowStream, data: DataSource) -> RowStream:
     """Replaces the texts that the recipe's `replace` names."""
     replacements = data.replace or {}
     for name in replacements:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.html_page import type_of
-from bloomery.data_contracts.records.records import Chosen, Effort, Interval, describe
-from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, score_in_words
+from bloomery.data_contracts.odcs.html_page import describe_type
+from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage, describe_lineage
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
 from bloomery.tasks.evaluation import candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.limitations import list_limitations
@@ -26,10 +26,10 @@ _MOST_COLUMNS = 40
 _OF_CANDIDATES = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "why")
 
 
-def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]) -> None:
+def write_card(folder: Path, tag: str, chosen: Choice, recipe: Mapping[str, Any]) -> None:
     """Afterwards `folder` has the card as HTML and as Markdown, and its pictures."""
     folder.mkdir()
-    trained = chosen.options.trained
+    trained = chosen.candidates.trained
     figures = compute_card_metrics(chosen)
     card = Card(
         title=tag.split(":")[0],
@@ -37,13 +37,13 @@ def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]
             [
                 f"version {tag.split(':')[1]}",
                 f"{trained.dataset.task} of {trained.dataset.label}",
-                f"{SCORES[trained.dataset.task]} {score_in_words(trained.dataset.task, figures.score)}",
+                f"{SCORE_NAMES[trained.dataset.task]} {format_score(trained.dataset.task, figures.score)}",
                 f"{chosen.candidate.size_bytes:,} bytes",
                 f"p50 {chosen.candidate.latency.p50_ms * 1000:.0f} µs",
             ]
         ),
         sections=[
-            _purpose(trained.dataset.checked.contract, recipe),
+            _purpose(trained.dataset.valid_rows.contract, recipe),
             _figures(trained.dataset.task, figures),
             _calibration(folder, figures),
             _candidates(folder, chosen),
@@ -51,7 +51,7 @@ def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]
             _training(folder, chosen, recipe),
             _explanations(folder, chosen),
             _efforts(chosen),
-            _licence(trained.dataset.checked.contract, recipe),
+            _licence(trained.dataset.valid_rows.contract, recipe),
             Section("Known limits", points=list_limitations(chosen, figures)),
             _lineage(tag, chosen),
         ],
@@ -61,7 +61,7 @@ def write_card(folder: Path, tag: str, chosen: Chosen, recipe: Mapping[str, Any]
 
 def find_licence(contract: Contract) -> str | None:
     """Of the model, as the contract's custom property `modelLicence` says it, else of the data (`licence`)."""
-    stated = [contract.custom(name) for name in ("modelLicence", "modelLicense", "licence", "license")]
+    stated = [contract.custom_property(name) for name in ("modelLicence", "modelLicense", "licence", "license")]
     return next((str(one) for one in stated if one), None)
 
 
@@ -77,7 +77,7 @@ def _figures(task: Any, figures: CardMetrics) -> Section:
     over_all = Table(
         ("of all held-out rows", "figure", "95% interval"),
         [
-            (SCORES[task], figure_in_words(task, figures.score.value), _limits(task, figures.score)),
+            (SCORE_NAMES[task], format_score_value(task, figures.score.value), _limits(task, figures.score)),
             *((name, f"{value:,.4g}", "") for name, value in figures.others.items()),
         ],
         frozenset({"figure"}),
@@ -92,14 +92,11 @@ def _figures(task: Any, figures: CardMetrics) -> Section:
     if len(figures.classes) > _MOST_CLASSES:
         texts.append(f"Of {len(figures.classes)} classes, those {_MOST_CLASSES} that are found least.")
     if figures.slices:
-        heading = f"{SCORES[task]} (95% interval)"
+        heading = f"{SCORE_NAMES[task]} (95% interval)"
         tables.append(
             Table(
                 ("column", "value", "rows", heading),
-                [
-                    (one.column, one.value, f"{one.num_rows:,}", score_in_words(task, one.score))
-                    for one in figures.slices
-                ],
+                [(one.column, one.value, f"{one.num_rows:,}", format_score(task, one.score)) for one in figures.slices],
                 frozenset({"rows", heading}),
             )
         )
@@ -121,11 +118,11 @@ def _classes(figures: CardMetrics) -> Table:
 
 
 def _share(share: Interval | None) -> str:
-    return "–" if share is None else score_in_words("classification", share)
+    return "–" if share is None else format_score("classification", share)
 
 
 def _limits(task: Any, score: Interval) -> str:
-    return f"{figure_in_words(task, score.low)} to {figure_in_words(task, score.high)}"
+    return f"{format_score_value(task, score.low)} to {format_score_value(task, score.high)}"
 
 
 def _calibration(folder: Path, figures: CardMetrics) -> Section:
@@ -145,8 +142,8 @@ def _calibration(folder: Path, figures: CardMetrics) -> Section:
     )
 
 
-def _candidates(folder: Path, chosen: Chosen) -> Section:
-    score = f"{SCORES[chosen.options.trained.dataset.task]} (95% interval)"
+def _candidates(folder: Path, chosen: Choice) -> Section:
+    score = f"{SCORE_NAMES[chosen.candidates.trained.dataset.task]} (95% interval)"
     headings = (*_OF_CANDIDATES[:2], score, *_OF_CANDIDATES[2:])
     rows = [[row[name] for name in headings] for row in candidate_table.candidate_rows(chosen)]
     return Section(
@@ -156,7 +153,7 @@ def _candidates(folder: Path, chosen: Chosen) -> Section:
         ],
         tables=[Table(headings, rows, frozenset({score, "size", "p50", "time / fp32, 1 row"}))],
         pictures=shrink_picture(
-            settings().path(chosen.picture_uri),
+            settings().path(chosen.plot_uri),
             folder,
             candidate_table.PICTURE,
             "Score against what each candidate costs.",
@@ -164,9 +161,9 @@ def _candidates(folder: Path, chosen: Chosen) -> Section:
     )
 
 
-def _data(chosen: Chosen) -> Section:
-    dataset = chosen.options.trained.dataset
-    checked, contract = dataset.checked, dataset.checked.contract
+def _data(chosen: Choice) -> Section:
+    dataset = chosen.candidates.trained.dataset
+    checked, contract = dataset.valid_rows, dataset.valid_rows.contract
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
     counts = ", ".join(f"{part.num_rows:,} {name}" for name, part in parts.items() if part is not None)
     names = [*dataset.inputs, *([] if dataset.label in dataset.inputs else [dataset.label])]
@@ -174,7 +171,7 @@ def _data(chosen: Chosen) -> Section:
     texts = [
         f"Contract {contract.name} {contract.version} ({contract.status}, id {contract.id}), with "
         f"{len(contract.rules())} rules.",
-        f"Source: {checked.rows.source}. {checked.rows.num_rows:,} rows came in, {checked.num_rows:,} kept the "
+        f"Source: {checked.raw_rows.source}. {checked.raw_rows.num_rows:,} rows came in, {checked.num_rows:,} kept the "
         f"contract, {checked.num_quarantined:,} are in quarantine. Parts: {counts} rows.",
     ]
     if dataset.classes:
@@ -182,20 +179,20 @@ def _data(chosen: Chosen) -> Section:
     if len(names) > _MOST_COLUMNS:
         texts.append(f"Of {len(names)} columns, the first {_MOST_COLUMNS}.")
     rows = [
-        (name, type_of(column), column.unit or "", column.description or column.business_name or "")
+        (name, describe_type(column), column.unit or "", column.description or column.business_name or "")
         for name, column in columns
     ]
     return Section("Data and contract", texts=texts, tables=[Table(("column", "type", "unit", "what it is"), rows)])
 
 
-def _training(folder: Path, chosen: Chosen, recipe: Mapping[str, Any]) -> Section:
-    trained, candidate = chosen.options.trained, chosen.candidate
+def _training(folder: Path, chosen: Choice, recipe: Mapping[str, Any]) -> Section:
+    trained, candidate = chosen.candidates.trained, chosen.candidate
     task = trained.dataset.task
     kind = recipe.get("model", {}).get("kind", "network")
     texts = [
         f"A network of kind {kind}, {trained.num_parameters:,} parameters as trained and {candidate.num_parameters:,} "
         f"as chosen, {candidate.num_nonzero:,} of them not zero. "
-        f"Validation {SCORES[task]} {figure_in_words(task, trained.val_score)}, {_epochs(trained.epochs)}.",
+        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {_epochs(trained.epochs)}.",
         f"Processor: {trained.processor}.",
     ]
     if trained.privacy is not None:
@@ -210,8 +207,8 @@ def _epochs(num: int) -> str:
     return f"after {num} epochs" if num else "as it came"
 
 
-def _explanations(folder: Path, chosen: Chosen) -> Section:
-    trained = chosen.options.trained
+def _explanations(folder: Path, chosen: Choice) -> Section:
+    trained = chosen.candidates.trained
     told = settings().path(trained.uri).parent / "explanations"
     if not (told / "weights.json").is_file():
         return Section("Explanations", texts=["The recipe asks for none (training.explain)."])
@@ -230,14 +227,14 @@ def _explanations(folder: Path, chosen: Chosen) -> Section:
     return Section("Explanations", texts=texts, tables=[table] if weights else [], pictures=shown)
 
 
-def _efforts(chosen: Chosen) -> Section:
-    stages = {"train": chosen.options.trained.effort, "compress": chosen.options.effort}
+def _efforts(chosen: Choice) -> Section:
+    stages = {"train": chosen.candidates.trained.resource_usage, "compress": chosen.candidates.resource_usage}
     known = {name: effort for name, effort in stages.items() if effort is not None}
     if not known:
         return Section("Energy and cost", texts=["Not known: the stages were run before it was measured."])
     headings = ("stage", "seconds", "seconds of processors", "energy", *_prices())
     rows = [
-        (name, f"{one.seconds:,.1f}", f"{one.processor_seconds:,.1f}", _energy(one.joules), *_priced(one))
+        (name, f"{one.seconds:,.1f}", f"{one.cpu_seconds:,.1f}", _energy(one.joules), *_priced(one))
         for name, one in known.items()
     ]
     candidate = chosen.candidate
@@ -250,10 +247,10 @@ def _efforts(chosen: Chosen) -> Section:
     return Section("Energy and cost", texts=texts, tables=[Table(headings, rows, frozenset(headings[1:]))])
 
 
-def _how(effort: Effort) -> str:
+def _how(effort: ResourceUsage) -> str:
     from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
 
-    gpu = " What the GPU took is not in it." if effort.on_gpu else ""
+    gpu = " What the GPU took is not in it." if effort.used_gpu else ""
     if effort.is_measured:
         return f"Energy was counted by the processors themselves, for whatever ran on them in that time.{gpu}"
     return (
@@ -273,7 +270,7 @@ def _prices() -> Iterator[str]:
         yield "cost"
 
 
-def _priced(effort: Effort) -> Iterator[str]:
+def _priced(effort: ResourceUsage) -> Iterator[str]:
     """What the user's own figures make of it, in the order of `_prices`."""
     grams, price = settings().grams_per_kwh, settings().price_of_hour
     if grams is not None:
@@ -300,12 +297,12 @@ def _licence(contract: Contract, recipe: Mapping[str, Any]) -> Section:
     return Section("Licence", texts=["Not stated: the contract may, as its custom property licence or modelLicence."])
 
 
-def _lineage(tag: str, chosen: Chosen) -> Section:
-    rows = [(stage, words, digest[:16]) for stage, digest, words in describe(chosen)]
+def _lineage(tag: str, chosen: Choice) -> Section:
+    rows = [(stage, words, digest[:16]) for stage, digest, words in describe_lineage(chosen)]
     return Section(
         "Where it comes from",
         texts=[
-            f"Bento {tag}. All digests whole, with the recipe, stand in origin.json above the card's folder, which "
+            f"Bento {tag}. All digests whole, with the recipe, stand in provenance.json above the card's folder, which "
             "bloomery show draws as a tree."
         ],
         tables=[Table(("stage", "what", "digest"), rows)],

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.records import Chosen, Interval
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_in_words, loss_in_words, score_in_words
+from bloomery.data_contracts.records.records import Choice, Interval
+from bloomery.data_contracts.records.score_format import (
+    DEGRADATION_NAMES,
+    SCORE_NAMES,
+    format_degradation,
+    format_score,
+    format_score_value,
+)
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.model_card.metrics import CardMetrics
 
@@ -17,10 +23,10 @@ _LARGE_CALIBRATION_ERROR = 0.05
 _LIMITS = ("between", "in_set", "length", "num_items", "pattern")  # kinds of rules that say what a value may be
 
 
-def list_limitations(chosen: Chosen, figures: CardMetrics) -> list[str]:
+def list_limitations(chosen: Choice, figures: CardMetrics) -> list[str]:
     """The words of the contract first, then what the figures show."""
-    trained = chosen.options.trained
-    contract = trained.dataset.checked.contract
+    trained = chosen.candidates.trained
+    contract = trained.dataset.valid_rows.contract
     return [
         *(str(contract.description[name]) for name in ("limitations", "usage") if contract.description.get(name)),
         *_of_figures(trained.dataset.task, figures),
@@ -31,7 +37,7 @@ def list_limitations(chosen: Chosen, figures: CardMetrics) -> list[str]:
 
 
 def _of_figures(task: Task, figures: CardMetrics) -> Iterator[str]:
-    score = SCORES[task]
+    score = SCORE_NAMES[task]
     if figures.num_rows < _FEW_ROWS:
         yield (
             f"Only {figures.num_rows:,} rows were held out, so {score} is known no better than "
@@ -42,19 +48,20 @@ def _of_figures(task: Task, figures: CardMetrics) -> Iterator[str]:
     if few:
         yield f"Fewer than {_FEW_OF_ONE} held-out rows, so that little is known of them: {_named(few)}."
     poor = [
-        f"{one.name} ({score_in_words('classification', one.recall)})"
+        f"{one.name} ({format_score('classification', one.recall)})"
         for one in figures.classes
         if one.recall is not None and one.recall.high < figures.score.value
     ]
     if poor:
-        yield f"Surely found less often than {figure_in_words(task, figures.score.value)} of the time: {_named(poor)}."
+        score = format_score_value(task, figures.score.value)
+        yield f"Surely found less often than {score} of the time: {_named(poor)}."
     worse = [
-        f"{one.column} = {one.value} ({score_in_words(task, one.score)})"
+        f"{one.column} = {one.value} ({format_score(task, one.score)})"
         for one in figures.slices
         if _is_surely_worse(task, one.score, figures.score.value)
     ]
     if worse:
-        over_all = figure_in_words(task, figures.score.value)
+        over_all = format_score_value(task, figures.score.value)
         yield f"Surely worse than {score} {over_all}, that of all rows: {_named(worse)}."
 
 
@@ -71,8 +78,8 @@ def _of_calibration(figures: CardMetrics) -> Iterator[str]:
     yield f"The probability of an answer and how often it is right lie {error * 100:.1f} points apart, {how}."
 
 
-def _of_data(chosen: Chosen, contract: Contract) -> Iterator[str]:
-    trained = chosen.options.trained
+def _of_data(chosen: Choice, contract: Contract) -> Iterator[str]:
+    trained = chosen.candidates.trained
     dataset = trained.dataset
     read = set(dataset.inputs)
     people = sorted(name for name in contract.personal_columns)
@@ -83,15 +90,15 @@ def _of_data(chosen: Chosen, contract: Contract) -> Iterator[str]:
     errors = [f"{rule.target} {rule.sentence}" for rule in rules if rule.severity == "error"]
     if errors:
         yield f"What the contract excludes was never seen and is refused: {_named(_short(errors))}."
-    if dataset.checked.num_quarantined:
-        broken = [f"{words} ({count:,})" for words, count in dataset.checked.checked if count]
+    if dataset.valid_rows.num_quarantined:
+        broken = [f"{words} ({count:,})" for words, count in dataset.valid_rows.violations if count]
         yield (
-            f"{dataset.checked.num_quarantined:,} rows broke the contract and taught nothing"
+            f"{dataset.valid_rows.num_quarantined:,} rows broke the contract and taught nothing"
             f"{f': {_named(_short(broken))}' if broken else ''}."
         )
     if dataset.num_dropped:
         yield f"{dataset.num_dropped:,} rows had no whole window or no label, and were left out."
-    fresh = dataset.checked.fresh_until
+    fresh = dataset.valid_rows.fresh_until
     if fresh is not None:
         yield f"By the contract its data is fresh until {fresh:%Y-%m-%d %H:%M} UTC."
 
@@ -102,25 +109,30 @@ def _become(contract: Contract, name: str) -> str:
     return "" if column is None or column.personal is None else f"{kept[column.personal]} before anything was learnt"
 
 
-def _of_network(chosen: Chosen) -> Iterator[str]:
-    candidate, options = chosen.candidate, chosen.options
+def _of_network(chosen: Choice) -> Iterator[str]:
+    candidate, options = chosen.candidate, chosen.candidates
     trained = options.trained
     task = trained.dataset.task
     if candidate.name != options.baseline:
-        worse = candidate.worse
+        worse = candidate.degradation
         flips = candidate.flips
-        told = "" if flips is None else f"; {flips.lost:,} answers went wrong by it and {flips.gained:,} became right"
+        told = (
+            ""
+            if flips is None
+            else f"; {flips.num_lost:,} answers went wrong by it and {flips.num_gained:,} became right"
+        )
         yield (
-            f"Compressed as {candidate.name}: against the network as trained a {LOSSES[task]} of {SCORES[task]} of "
-            f"{loss_in_words(task, worse.value)} ({loss_in_words(task, worse.low)} to "
-            f"{loss_in_words(task, worse.high)}, 95%){told}."
+            f"Compressed as {candidate.name}: against the network as trained a {DEGRADATION_NAMES[task]} of "
+            f"{SCORE_NAMES[task]} of "
+            f"{format_degradation(task, worse.value)} ({format_degradation(task, worse.low)} to "
+            f"{format_degradation(task, worse.high)}, 95%){told}."
         )
     yield (
         "Times were measured on one thread of the processor named under Training; on another, and beside other work, "
         "they differ."
     )
-    if trained.start is not None:
-        yield f"Training began with the weights of {trained.start.name}, whose limits it inherits."
+    if trained.initial_weights is not None:
+        yield f"Training began with the weights of {trained.initial_weights.name}, whose limits it inherits."
     if trained.import_error is not None:
         yield f"The network came trained; here it answers within {trained.import_error:.2g} of the file as it came."
     if trained.privacy is None:
@@ -139,4 +151,4 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _between(task: Task, score: Interval) -> str:
-    return f"{figure_in_words(task, score.low)} to {figure_in_words(task, score.high)} (95%)"
+    return f"{format_score_value(task, score.low)} to {format_score_value(task, score.high)} (95%)"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloomery.data_contracts.records.records import Chosen, Interval
+from bloomery.data_contracts.records.records import Choice, Interval
 from bloomery.models.evaluation import metrics
 from bloomery.models.evaluation.calibration import CalibrationBins, calibration_bins, expected_calibration_error
 from bloomery.models.features.encoder import read_encoder
@@ -51,9 +51,9 @@ class CardMetrics(NamedTuple):
     calibration_error: float | None
 
 
-def compute_card_metrics(chosen: Chosen) -> CardMetrics:
+def compute_card_metrics(chosen: Choice) -> CardMetrics:
     """Read from the answers that `compress` has kept; nothing is asked anew."""
-    trained = chosen.options.trained
+    trained = chosen.candidates.trained
     dataset = trained.dataset
     answers = read_measured_predictions(chosen)
     keys = answers[dataset.key].combine_chunks()
@@ -114,11 +114,11 @@ def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int |
     )
 
 
-def _of_slices(chosen: Chosen, rows: GroundTruth, given: np.ndarray) -> tuple[SliceResult, ...]:
-    trained = chosen.options.trained
-    if not trained.slices:
+def _of_slices(chosen: Choice, rows: GroundTruth, given: np.ndarray) -> tuple[SliceResult, ...]:
+    trained = chosen.candidates.trained
+    if not trained.slice_columns:
         return ()
-    told = slice_table(trained.dataset, trained.slices, rows, given)
+    told = slice_table(trained.dataset, trained.slice_columns, rows, given)
     lines = zip(*(told[name] for name in ("column", "value", "rows", "score", "low", "high")), strict=True)
     return tuple(
         SliceResult(column, value, num, Interval(value=score, low=low, high=high))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bloomery.data_contracts.monitoring import Alarm, Door, Drift, Judged, Monitor
-from bloomery.data_contracts.records.score_format import SCORES, figure_in_words, score_in_words
+from bloomery.data_contracts.monitoring import Alert, Drift, LabelledScore, Monitor, RequestStats
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
 
 
 def find_alerts(
-    monitor: Monitor, task: Task, drifts: Sequence[Drift], requests: Door, labelled: Judged | None
-) -> Iterator[Alarm]:
+    monitor: Monitor, task: Task, drifts: Sequence[Drift], requests: RequestStats, labelled: LabelledScore | None
+) -> Iterator[Alert]:
     for drift in drifts:
         if drift.is_drifted:
             message = f"{drift.name} has drifted: PSI {drift.psi:.3g}, limit {monitor.psi:g}"
-            yield Alarm(
-                kind="drift", words=f"{message} (corrected p-value {drift.corrected:.1g}, {drift.num_rows:,} rows)"
+            yield Alert(
+                kind="drift",
+                message=f"{message} (corrected p-value {drift.corrected_p_value:.1g}, {drift.num_rows:,} rows)",
             )
     if labelled is not None:
         yield from _check_score(monitor, task, labelled)
@@ -26,12 +27,12 @@ def find_alerts(
         (requests.slow, monitor.slow_share, f"of the requests took longer than {monitor.latency_ms:g} ms"),
     ):
         if share is not None and share.low > limit:
-            yield Alarm(kind="service", words=f"{share.value:.2%} {message}, limit {limit:.2%}")
+            yield Alert(kind="service", message=f"{share.value:.2%} {message}, limit {limit:.2%}")
 
 
-def _check_score(monitor: Monitor, task: Task, labelled: Judged) -> Iterator[Alarm]:
-    score = labelled.score if labelled.weighted is None else labelled.weighted
-    reference = labelled.held_out
+def _check_score(monitor: Monitor, task: Task, labelled: LabelledScore) -> Iterator[Alert]:
+    score = labelled.score if labelled.weighted_score is None else labelled.weighted_score
+    reference = labelled.held_out_score
     if task == "regression":
         is_worse = score.low > reference.high and score.value >= reference.value * (1 + monitor.error_rise)
         limit = f"a rise of {monitor.error_rise:.0%}"
@@ -39,8 +40,8 @@ def _check_score(monitor: Monitor, task: Task, labelled: Judged) -> Iterator[Ala
         is_worse = score.high < reference.low and score.value <= reference.value - monitor.score_drop
         limit = f"a drop of {monitor.score_drop:.1%}"
     if is_worse:
-        yield Alarm(
+        yield Alert(
             kind="drift",
-            words=f"{SCORES[task]} is {score_in_words(task, score)} on {labelled.num_labelled:,} labelled rows, and "
-            f"was {figure_in_words(task, reference.value)} on held-out rows; limit {limit}",
+            message=f"{SCORE_NAMES[task]} is {format_score(task, score)} on {labelled.num_labelled:,} labelled rows, "
+            f"and was {format_score_value(task, reference.value)} on held-out rows; limit {limit}",
         )

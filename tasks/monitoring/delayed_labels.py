@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.validation.row_checks import breaking, read_batch, row_rules
+from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, row_rules
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 
@@ -59,11 +59,11 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
     if column not in schema.names or pa.types.is_list(schema.field(column).type):
         return labels, 0
     raw = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])
-    batch = read_batch(raw, pa.schema([schema.field(column)]))
+    batch = cast_batch(raw, pa.schema([schema.field(column)]))
     is_invalid = np.zeros(labels.num_rows, dtype=bool)
     for rule in row_rules(contract):
         if rule.target == column and rule.severity == "error" and rule.kind != "expression":
-            is_invalid |= breaking(rule, batch, {}).to_numpy(zero_copy_only=False)
+            is_invalid |= find_violations(rule, batch, {}).to_numpy(zero_copy_only=False)
     cast = labels.set_column(labels.column_names.index("label"), "label", batch.rows.column(column))
     return cast.filter(pa.array(~is_invalid)), int(is_invalid.sum())
 

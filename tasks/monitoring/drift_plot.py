@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bloomery.data_contracts.monitoring import Drift, Findings
-from bloomery.data_contracts.odcs.distributions import reference_of
+from bloomery.data_contracts.monitoring import Drift, MonitoringReport
+from bloomery.data_contracts.odcs.distributions import reference_column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ _MAX_VALUES = 12  # of a category column, the most frequent ones
 _NUM_INTERVALS = 10  # of a number column
 
 
-def plot_drift(report: Findings, limit: float, path: Path) -> None:
+def plot_drift(report: MonitoringReport, limit: float, path: Path) -> None:
     """Write a PNG: the PSI of each distribution with its limit, and reference and current shares of the largest."""
     from matplotlib.figure import Figure
 
@@ -44,9 +44,11 @@ def plot_drift(report: Findings, limit: float, path: Path) -> None:
 
 def _plot_bars(axes: Axes, drifts: Sequence[Drift], limit: float) -> None:
     positions = np.arange(len(drifts))[::-1]
-    colours = [_RED if drift.is_drifted else _BLUE if drift.counts else _GREY for drift in drifts]
+    colours = [_RED if drift.is_drifted else _BLUE if drift.can_alert else _GREY for drift in drifts]
     axes.barh(positions, [drift.psi for drift in drifts], color=colours, height=0.7)
-    axes.scatter([drift.noise for drift in drifts], positions, marker="|", color="black", zorder=3, label="by chance")
+    axes.scatter(
+        [drift.noise_psi for drift in drifts], positions, marker="|", color="black", zorder=3, label="by chance"
+    )
     axes.axvline(limit, color=_RED, ls="--", lw=1, label="limit")
     axes.set_yticks(positions, [drift.name for drift in drifts])
     axes.set(xlabel="population stability index", xlim=(0, max(limit * 1.5, *(drift.psi * 1.05 for drift in drifts))))
@@ -54,7 +56,7 @@ def _plot_bars(axes: Axes, drifts: Sequence[Drift], limit: float) -> None:
 
 
 def _plot_shares(axes: Axes, drift: Drift) -> None:
-    names, reference, current = _interval_shares(drift) if drift.usual.edges is not None else _value_shares(drift)
+    names, reference, current = _interval_shares(drift) if drift.reference.edges is not None else _value_shares(drift)
     positions = np.arange(len(names))
     axes.bar(positions - 0.2, reference, width=0.4, color=_GREY, label="reference")
     axes.bar(positions + 0.2, current, width=0.4, color=_RED if drift.is_drifted else _BLUE, label="current")
@@ -67,20 +69,20 @@ def _plot_shares(axes: Axes, drift: Drift) -> None:
 
 def _interval_shares(drift: Drift) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, reference and current shares of about ten intervals, each several adjacent bins, and of missing values."""
-    edges = drift.usual.edges or ()
+    edges = drift.reference.edges or ()
     starts = np.unique(np.linspace(0, len(edges), min(_NUM_INTERVALS, len(edges) + 1), endpoint=False).astype(int))
     first = f"< {edges[starts[1] - 1]:.3g}" if len(starts) > 1 else "any"
     names = [first, *(f"≥ {edges[start - 1]:.3g}" for start in starts[1:])]
     reference, current = (
         np.concatenate([np.add.reduceat(np.array(shares[:-2]), starts), [sum(shares[-2:])]])
-        for shares in (drift.usual.all_shares, reference_of(drift.found).all_shares)
+        for shares in (drift.reference.all_shares, reference_column(drift.observed).all_shares)
     )
     return [*names, "missing"], reference, current
 
 
 def _value_shares(drift: Drift) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, reference and current shares of the most frequent values."""
-    reference, current = np.array(drift.usual.all_shares), np.array(reference_of(drift.found).all_shares)
-    names = [*map(str, drift.usual.values or ()), "other", "missing"]
+    reference, current = np.array(drift.reference.all_shares), np.array(reference_column(drift.observed).all_shares)
+    names = [*map(str, drift.reference.values or ()), "other", "missing"]
     order = np.argsort(-np.maximum(reference, current), kind="stable")[:_MAX_VALUES]
     return [names[index][:14] for index in order], reference[order], current[order]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bloomery.data_contracts.monitoring import Findings
-from bloomery.data_contracts.odcs.distributions import Cells, reference_of
+from bloomery.data_contracts.monitoring import MonitoringReport
+from bloomery.data_contracts.odcs.distributions import Bins, reference_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("evidently") is not None
 
 
-def write_report(report: Findings, limit: float, path: Path) -> bool:
+def write_report(report: MonitoringReport, limit: float, path: Path) -> bool:
     """Write Evidently's page, which needs no network, to `path`. Returns False, after a warning, where it fails."""
     input_file = path.with_suffix(".json")
     input_file.write_text(report.model_dump_json(), encoding="utf-8")
@@ -57,7 +57,7 @@ def write_report(report: Findings, limit: float, path: Path) -> bool:
     return not problem
 
 
-def sample_values(cells: Cells, shares: tuple[float, ...], num_rows: int) -> list[float | str | None]:
+def sample_values(cells: Bins, shares: tuple[float, ...], num_rows: int) -> list[float | str | None]:
     """`num_rows` values with these shares per bin, as far as whole rows allow; then other values, then nulls.
 
     Numbers are spaced evenly between the edges of their bin; an outer bin is as wide as its neighbour. Categories are
@@ -89,23 +89,23 @@ def _make_frame(columns: dict[str, list[float | str | None]]) -> pd.DataFrame:
     return frame.apply(lambda column: column.to_numpy()[rng.permutation(len(column))])
 
 
-def _write_page(report: Findings, limit: float, path: Path) -> None:
+def _write_page(report: MonitoringReport, limit: float, path: Path) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
     drifts = {drift.name.strip("()"): drift for drift in report.drifts}
     reference = _make_frame(
-        {name: sample_values(drift.usual, drift.usual.all_shares, _NUM_ROWS) for name, drift in drifts.items()}
+        {name: sample_values(drift.reference, drift.reference.all_shares, _NUM_ROWS) for name, drift in drifts.items()}
     )
     current = _make_frame(
         {
-            name: sample_values(drift.usual, reference_of(drift.found).all_shares, _NUM_ROWS)
+            name: sample_values(drift.reference, reference_column(drift.observed).all_shares, _NUM_ROWS)
             for name, drift in drifts.items()
         }
     )
     definition = DataDefinition(
-        numerical_columns=[name for name, drift in drifts.items() if drift.usual.edges is not None],
-        categorical_columns=[name for name, drift in drifts.items() if drift.usual.edges is None],
+        numerical_columns=[name for name, drift in drifts.items() if drift.reference.edges is not None],
+        categorical_columns=[name for name, drift in drifts.items() if drift.reference.edges is None],
     )
     preset = DataDriftPreset(num_method="psi", cat_method="psi", num_threshold=limit, cat_threshold=limit)
     snapshot = Report([preset]).run(
@@ -117,4 +117,6 @@ def _write_page(report: Findings, limit: float, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _write_page(Findings.model_validate_json(Path(sys.argv[1]).read_bytes()), float(sys.argv[2]), Path(sys.argv[3]))
+    _write_page(
+        MonitoringReport.model_validate_json(Path(sys.argv[1]).read_bytes()), float(sys.argv[2]), Path(sys.argv[3])
+    )

@@ -15,17 +15,17 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.monitoring import (
-    REFERENCE,
-    Door,
+    REFERENCE_FILE,
     Drift,
-    Findings,
-    Judged,
+    LabelledScore,
     Measure,
     Monitor,
-    Usual,
+    MonitoringReport,
+    ReferenceProfile,
+    RequestStats,
     VersionReference,
 )
-from bloomery.data_contracts.odcs.distributions import Cells, Counts, count_into
+from bloomery.data_contracts.odcs.distributions import Bins, Histogram, count_into_bins
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log, read_outcomes
 from bloomery.models.evaluation.drift_tests import holm_correction, measure_divergence, poststratified_accuracy
 from bloomery.models.evaluation.metrics import accuracy, proportion, rmse
@@ -63,12 +63,12 @@ class _WindowStats(NamedTuple):
     """Statistics of the window's rows: counts over the reference's bins, and a few values of each row."""
 
     num_rows: int
-    counts: dict[str, Counts]
+    counts: dict[str, Histogram]
     seconds: np.ndarray  # of each request with predictions
     predictions: pa.Table  # request, row, answer; empty where there are no labels to compare with
 
 
-def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> Findings:
+def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, until: datetime) -> MonitoringReport:
     """Monitor the rows in the prediction log that `version` served from `since` until before `until`.
 
     Raises:
@@ -96,11 +96,11 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
         notes.append(f"{stats.num_rows:,} rows are too few to measure drift; {monitor.min_rows:,} are needed")
     else:
         drifts = _measure_drifts(profiles, stats.counts, monitor)
-    if reference.part == "test":
+    if reference.split == "test":
         notes.append("training was private, so the reference profile is of held-out rows")
     labelled = _score_labelled(tag, labels, monitor, reference, stats, notes)
     requests = _summarize_requests(window, stats.seconds, monitor)
-    return Findings(
+    return MonitoringReport(
         name=version.name,
         version=int(version.version),
         bento=tag,
@@ -108,31 +108,31 @@ def monitor_window(version: ModelVersion, monitor: Monitor, since: datetime, unt
         since=since,
         until=until,
         num_rows=stats.num_rows,
-        part=reference.part,
+        split=reference.split,
         drifts=drifts,
-        door=requests,
-        judged=labelled,
+        requests=requests,
+        labelled=labelled,
         notes=tuple(notes),
-        alarms=tuple(find_alerts(monitor, reference.task, drifts, requests, labelled)),
+        alerts=tuple(find_alerts(monitor, reference.task, drifts, requests, labelled)),
     )
 
 
 def read_reference(tag: str) -> VersionReference:
     """The reference profile of a bento. Raises DataMissing where it has none, or is not in the store."""
-    path = artifacts_folder(tag) / REFERENCE
+    path = artifacts_folder(tag) / REFERENCE_FILE
     try:
         return VersionReference.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as failure:
         raise DataMissing(
             f"bento {tag} has no readable reference profile: {failure}",
-            required=f"{REFERENCE}, which the stage `package` writes",
+            required=f"{REFERENCE_FILE}, which the stage `package` writes",
             where=str(path),
             remedy="run its recipe again, which packages it with its reference profile",
         ) from failure
 
 
-def _profiles_by_name(reference: VersionReference) -> dict[str, Usual]:
-    profiles = {**reference.columns, ANSWER: reference.answers}
+def _profiles_by_name(reference: VersionReference) -> dict[str, ReferenceProfile]:
+    profiles = {**reference.columns, ANSWER: reference.predictions}
     return profiles if reference.confidence is None else {**profiles, CONFIDENCE: reference.confidence}
 
 
@@ -148,7 +148,9 @@ def _require_known(columns: Sequence[str] | None, reference: VersionReference, t
         )
 
 
-def _summarize_window(window: _Window, profiles: dict[str, Usual], *, keep_predictions: bool) -> _WindowStats:
+def _summarize_window(
+    window: _Window, profiles: dict[str, ReferenceProfile], *, keep_predictions: bool
+) -> _WindowStats:
     counts = {name: _empty_counts(_cells_of(profile)) for name, profile in profiles.items()}
     seconds, predictions, num_rows = [np.empty(0)], [], 0
     for rows in _read_rows(window):
@@ -156,7 +158,7 @@ def _summarize_window(window: _Window, profiles: dict[str, Usual], *, keep_predi
         for name, profile in profiles.items():
             values = _extract_values(rows, name, profile.measure)
             if values is not None:
-                counts[name] += count_into(_cells_of(profile), values)
+                counts[name] += count_into_bins(_cells_of(profile), values)
         seconds.append(rows.filter(pc.equal(rows["row"], 0))["seconds"].to_numpy())
         if keep_predictions:
             predictions.append(rows.select(ROW_ID).append_column("answer", pc.struct_field(rows["answer"], 0)))
@@ -190,15 +192,17 @@ def _extract_values(rows: pa.Table, name: str, measure: Measure) -> pa.Array | N
     return summarize_values(pc.struct_field(rows["columns"], name).combine_chunks(), measure)
 
 
-def _cells_of(profile: Usual) -> Cells:
-    return Cells(edges=profile.shares.edges, values=profile.shares.values)
+def _cells_of(profile: ReferenceProfile) -> Bins:
+    return Bins(edges=profile.shares.edges, values=profile.shares.values)
 
 
-def _empty_counts(cells: Cells) -> Counts:
-    return Counts(edges=cells.edges, values=cells.values, counts=(0,) * cells.num_cells)
+def _empty_counts(cells: Bins) -> Histogram:
+    return Histogram(edges=cells.edges, values=cells.values, counts=(0,) * cells.num_bins)
 
 
-def _measure_drifts(profiles: dict[str, Usual], counts: dict[str, Counts], monitor: Monitor) -> tuple[Drift, ...]:
+def _measure_drifts(
+    profiles: dict[str, ReferenceProfile], counts: dict[str, Histogram], monitor: Monitor
+) -> tuple[Drift, ...]:
     """All drifts, the largest PSI first.
 
     Distributions that raise no alert count in the correction as well, because a person looks at all of them.
@@ -218,11 +222,11 @@ def _measure_drifts(profiles: dict[str, Usual], counts: dict[str, Counts], monit
                 measure=profiles[name].measure,
                 num_rows=counts[name].num_rows,
                 **measured._asdict(),
-                corrected=corrected[name],
-                counts=can_alert,
+                corrected_p_value=corrected[name],
+                can_alert=can_alert,
                 is_drifted=can_alert and is_large,
-                usual=profiles[name].shares,
-                found=counts[name],
+                reference=profiles[name].shares,
+                observed=counts[name],
             )
         )
     return tuple(sorted(drifts, key=lambda drift: -drift.psi))
@@ -230,7 +234,7 @@ def _measure_drifts(profiles: dict[str, Usual], counts: dict[str, Counts], monit
 
 def _score_labelled(
     tag: str, path: Path | None, monitor: Monitor, reference: VersionReference, stats: _WindowStats, notes: list[str]
-) -> Judged | None:
+) -> LabelledScore | None:
     """The score on rows whose label has arrived; None, with a note, where there are too few."""
     if path is None:
         notes.append("no labels have arrived, so the score is unknown")
@@ -261,25 +265,27 @@ def _score_labelled(
         is_correct = names[at] == truth
         score = accuracy(is_correct)
         weighted, covered = poststratified_accuracy(names, names[at], is_correct)
-    return Judged(num_labelled=len(at), score=score, weighted=weighted, covered=covered, held_out=reference.score)
+    return LabelledScore(
+        num_labelled=len(at), score=score, weighted_score=weighted, coverage=covered, held_out_score=reference.score
+    )
 
 
-def _summarize_requests(window: _Window, seconds: np.ndarray, monitor: Monitor) -> Door:
+def _summarize_requests(window: _Window, seconds: np.ndarray, monitor: Monitor) -> RequestStats:
     """Shares of rejected, failed and slow requests, and latencies."""
     statuses: Counter[int] = Counter()
     violations: Counter[str] = Counter()
     for outcome in read_outcomes(window.folder, window.since.date()):
         if outcome.version == window.tag and window.since <= outcome.at < window.until:
             statuses.update(outcome.statuses)
-            violations.update(outcome.broken)
+            violations.update(outcome.violations)
     num_requests = statuses.total()
     num_failed = sum(count for status, count in statuses.items() if status >= 500)
     is_timed = len(seconds) > 0
-    return Door(
+    return RequestStats(
         num_requests=num_requests,
         refused=proportion(statuses[422], num_requests) if num_requests else None,
         failed=proportion(num_failed, num_requests) if num_requests else None,
-        broken=tuple(violations.most_common(_MAX_RULES)),
+        violations=tuple(violations.most_common(_MAX_RULES)),
         num_timed=len(seconds),
         p50_ms=float(np.median(seconds)) * 1000 if is_timed else None,
         p99_ms=float(np.quantile(seconds, 0.99)) * 1000 if is_timed else None,

@@ -10,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from bloomery.data_contracts.monitoring import Findings, Monitor
-from bloomery.data_contracts.records.score_format import SCORES, score_in_words
+from bloomery.data_contracts.monitoring import Monitor, MonitoringReport
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring.drift_plot import plot_drift
 from bloomery.tasks.monitoring.evidently_report import REPORT, is_installed, write_report
@@ -29,7 +29,7 @@ def event_resource(name: str) -> str:
     return f"bloomery.model.{name}"
 
 
-def log_report(report: Findings, monitor: Monitor) -> str:
+def log_report(report: MonitoringReport, monitor: Monitor) -> str:
     """Log metrics, report and plot to an MLflow run in the model's experiment. Returns the run id."""
     with (
         # One at a time, so that a run which a killed process has left open can be recognized and ended.
@@ -55,7 +55,7 @@ def log_report(report: Findings, monitor: Monitor) -> str:
     return run_id
 
 
-def log_evidently_report(report: Findings, monitor: Monitor, run_id: str) -> None:
+def log_evidently_report(report: MonitoringReport, monitor: Monitor, run_id: str) -> None:
     """Add Evidently's report to the MLflow run, where drift was found and Evidently is installed.
 
     Without drift nobody would read it, and it takes longer than everything else.
@@ -68,27 +68,27 @@ def log_evidently_report(report: Findings, monitor: Monitor, run_id: str) -> Non
             mlflow_runs.client().log_artifact(run_id, str(path))
 
 
-def _metrics(report: Findings) -> Iterator[tuple[str, float]]:
+def _metrics(report: MonitoringReport) -> Iterator[tuple[str, float]]:
     yield "num_rows", float(report.num_rows)
-    yield "num_alerts", float(len(report.alarms))
+    yield "num_alerts", float(len(report.alerts))
     for drift in report.drifts:
         name = drift.name.strip("()")  # MLflow allows no brackets
         yield f"psi/{name}", drift.psi
-        yield f"p_value/{name}", drift.corrected
-    requests = report.door
+        yield f"p_value/{name}", drift.corrected_p_value
+    requests = report.requests
     for name, value in (("p50_ms", requests.p50_ms), ("p99_ms", requests.p99_ms)):
         if value is not None:
             yield name, value
     for name, share in (("rejected", requests.refused), ("failed", requests.failed), ("slow", requests.slow)):
         if share is not None:
             yield f"share/{name}", share.value
-    if report.judged is not None:
-        yield SCORES[report.task].lower(), report.judged.score.value
-        yield "num_labelled", float(report.judged.num_labelled)
+    if report.labelled is not None:
+        yield SCORE_NAMES[report.task].lower(), report.labelled.score.value
+        yield "num_labelled", float(report.labelled.num_labelled)
 
 
 @log_failures
-def publish_artifact(report: Findings, monitor: Monitor) -> None:
+def publish_artifact(report: MonitoringReport, monitor: Monitor) -> None:
     """Add the report with its plot to the Prefect run. Call it in a flow run."""
     from prefect.artifacts import create_markdown_artifact
 
@@ -102,13 +102,13 @@ def publish_artifact(report: Findings, monitor: Monitor) -> None:
     )
 
 
-def emit_alert_events(report: Findings) -> list[str]:
+def emit_alert_events(report: MonitoringReport) -> list[str]:
     """Emit a Prefect event for each kind of alert. Returns the names of the events."""
     from prefect.events import emit_event
 
     emitted = []
     for event, kind in zip((DRIFT_EVENT, SERVICE_EVENT), _KINDS, strict=True):
-        messages = [alert.words for alert in report.alarms if alert.kind == kind]
+        messages = [alert.message for alert in report.alerts if alert.kind == kind]
         if messages:
             emit_event(
                 event,
@@ -125,7 +125,7 @@ def emit_alert_events(report: Findings) -> list[str]:
     return emitted
 
 
-def write_prometheus_file(report: Findings) -> Path:
+def write_prometheus_file(report: MonitoringReport) -> Path:
     """Write `metrics/NAME.prom` in the state folder; returns the file.
 
     A flow ends before Prometheus could scrape it, and an endpoint may be on another machine, so the metrics lie in a
@@ -144,11 +144,11 @@ def write_prometheus_file(report: Findings) -> Path:
     drifts = report.drifts
     add_gauge("psi", "PSI of a distribution", {(drift.name,): drift.psi for drift in drifts}, "column")
     add_gauge("drifted", "1 if it is an alert", {(drift.name,): float(drift.is_drifted) for drift in drifts}, "column")
-    num_alerts = {(kind,): float(sum(alert.kind == kind for alert in report.alarms)) for kind in _KINDS}
+    num_alerts = {(kind,): float(sum(alert.kind == kind for alert in report.alerts)) for kind in _KINDS}
     add_gauge("alerts", "Alerts of the last window", num_alerts, "kind")
     add_gauge("rows", "Rows of the window", {(): float(report.num_rows)})
     add_gauge("window_end_timestamp_seconds", "When the window ended", {(): report.until.timestamp()})
-    requests = report.door
+    requests = report.requests
     shares = {"rejected": requests.refused, "failed": requests.failed, "slow": requests.slow}
     share_values = {(name,): share.value for name, share in shares.items() if share is not None}
     add_gauge("request_share", "Share of requests that were rejected, failed or slow", share_values, "outcome")
@@ -159,25 +159,25 @@ def write_prometheus_file(report: Findings) -> Path:
         {quantile: value / 1000 for quantile, value in milliseconds.items() if value is not None},
         "quantile",
     )
-    if report.judged is not None:
-        add_gauge("labelled_rows", "Labelled rows", {(): float(report.judged.num_labelled)})
-        add_gauge(SCORES[report.task].lower(), "Score of labelled rows", {(): report.judged.score.value})
+    if report.labelled is not None:
+        add_gauge("labelled_rows", "Labelled rows", {(): float(report.labelled.num_labelled)})
+        add_gauge(SCORE_NAMES[report.task].lower(), "Score of labelled rows", {(): report.labelled.score.value})
     path = settings().home / "metrics" / f"{report.name}.prom"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_to_textfile(str(path), registry)
     return path
 
 
-def describe_report(report: Findings) -> list[str]:
+def describe_report(report: MonitoringReport) -> list[str]:
     """One line per fact, the verdict first."""
-    requests, labelled = report.door, report.judged
+    requests, labelled = report.requests, report.labelled
     num_drifted = sum(drift.is_drifted for drift in report.drifts)
-    num_alerts = len(report.alarms)
+    num_alerts = len(report.alerts)
     verdict = {0: "no alerts", 1: "1 alert"}.get(num_alerts, f"{num_alerts} alerts")
     lines = [
         f"{report.name} version {report.version}: {verdict}, {report.num_rows:,} rows from "
         f"{report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC",
-        *(f"{alert.kind}: {alert.words}" for alert in report.alarms),
+        *(f"{alert.kind}: {alert.message}" for alert in report.alerts),
     ]
     if report.drifts:
         largest = report.drifts[0]
@@ -186,11 +186,11 @@ def describe_report(report: Findings) -> list[str]:
             f"PSI {largest.psi:.3g}"
         )
     if labelled is not None:
-        score = f"{SCORES[report.task]} {score_in_words(report.task, labelled.score)}"
+        score = f"{SCORE_NAMES[report.task]} {format_score(report.task, labelled.score)}"
         weighted = ""
-        if labelled.weighted is not None:
-            weighted = f", weighted by predicted label {score_in_words(report.task, labelled.weighted)}"
-        held_out = score_in_words(report.task, labelled.held_out)
+        if labelled.weighted_score is not None:
+            weighted = f", weighted by predicted label {format_score(report.task, labelled.weighted_score)}"
+        held_out = format_score(report.task, labelled.held_out_score)
         lines.append(f"{score}{weighted} on {labelled.num_labelled:,} labelled rows; {held_out} on held-out rows")
     if requests.p50_ms is not None and requests.p99_ms is not None:
         latency = f"{requests.p50_ms:.1f} ms (p50) and {requests.p99_ms:.1f} ms (p99)"
@@ -201,7 +201,7 @@ def describe_report(report: Findings) -> list[str]:
     return [*lines, *report.notes]
 
 
-def render_markdown(report: Findings, plot: str | None) -> str:
+def render_markdown(report: MonitoringReport, plot: str | None) -> str:
     """The whole report; `plot` is a PNG in base 64."""
     first, *rest = describe_report(report)
     lines = [f"# {first}", "", *(f"- {line}" for line in rest), ""]
@@ -210,14 +210,14 @@ def render_markdown(report: Findings, plot: str | None) -> str:
     if report.drifts:
         lines += ["| distribution | rows | PSI | PSI by chance | test | corrected p-value | |", "| --- " * 7 + "|"]
         lines += [
-            f"| {drift.name} | {drift.num_rows:,} | {drift.psi:.4f} | {drift.noise:.4f} | {drift.test} | "
-            f"{drift.corrected:.2g} | {_drift_verdict(drift.is_drifted, drift.counts)} |"
+            f"| {drift.name} | {drift.num_rows:,} | {drift.psi:.4f} | {drift.noise_psi:.4f} | {drift.test} | "
+            f"{drift.corrected_p_value:.2g} | {_drift_verdict(drift.is_drifted, drift.can_alert)} |"
             for drift in report.drifts[:_MAX_TABLE_ROWS]
         ]
         lines.append("")
-    if report.door.broken:
+    if report.requests.violations:
         lines += ["| violated rule | rows |", "| --- | --- |"]
-        lines += [f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in report.door.broken]
+        lines += [f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in report.requests.violations]
     return "\n".join(lines) + "\n"
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.monitoring import Measure, Usual, VersionReference
+from bloomery.data_contracts.monitoring import Measure, ReferenceProfile, VersionReference
 from bloomery.data_contracts.odcs.columns import Column
-from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
-from bloomery.data_contracts.records.records import Chosen, Dataset
+from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
+from bloomery.data_contracts.records.records import Choice, Dataset
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.features.input_config import CategoryInput
@@ -42,13 +42,13 @@ class _ProfiledColumn(NamedTuple):
     is_category: bool
 
 
-def build_reference(chosen: Chosen) -> VersionReference:
+def build_reference(chosen: Choice) -> VersionReference:
     """Profile the columns that the model reads, and its predictions for held-out rows.
 
     Personal columns and dates are left out. The columns are profiled on the training split; after private training on
     the test split, because counts of training rows would disclose more than was promised.
     """
-    trained = chosen.options.trained
+    trained = chosen.candidates.trained
     dataset = trained.dataset
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     split: Literal["train", "test"] = "test" if trained.privacy is not None else "train"
@@ -66,9 +66,9 @@ def build_reference(chosen: Chosen) -> VersionReference:
                     columns[item.column.name] = profile
     answers, confidences = _profile_predictions(chosen, dataset)
     return VersionReference(
-        part=split,
+        split=split,
         columns=columns,
-        answers=answers,
+        predictions=answers,
         confidence=confidences,
         task=dataset.task,
         label=dataset.label,
@@ -108,7 +108,7 @@ def _last_elements(values: pa.ListArray) -> pa.Array:
 def _profiled_columns(dataset: Dataset, features: Features) -> Iterator[_ProfiledColumn]:
     categories = {name for config in features.inputs if isinstance(config, CategoryInput) for name in config.columns}
     for name in dataset.inputs:
-        column = dataset.checked.contract.column(name)
+        column = dataset.valid_rows.contract.column(name)
         if column is None or column.personal is not None or column.logical_type in ("date", "timestamp"):
             continue
         if column.logical_type == "array":
@@ -124,7 +124,7 @@ def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordB
     keys = pq.read_table(settings().path(getattr(dataset, split).uri), columns=[dataset.key])[dataset.key]
 
     def read_split() -> Iterator[pa.RecordBatch]:
-        for batch in read_batches(settings().path(dataset.checked.uri), list(dict.fromkeys([dataset.key, *names]))):
+        for batch in read_batches(settings().path(dataset.valid_rows.uri), list(dict.fromkeys([dataset.key, *names]))):
             rows = batch.filter(pc.is_in(batch[dataset.key], keys.cast(batch[dataset.key].type)))
             arrays = [_means(rows[name]) if pa.types.is_list(rows[name].type) else rows[name] for name in names]
             yield pa.RecordBatch.from_arrays(arrays, names=list(names))
@@ -134,7 +134,7 @@ def _read_rows(dataset: Dataset, split: str, names: Sequence[str]) -> pa.RecordB
     return pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
 
 
-def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins: int) -> Usual | None:
+def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins: int) -> ReferenceProfile | None:
     """None for a column without any value."""
     name, measure = quote_name(item.column.name), item.measure
     ((num_rows, num_values),) = engine.execute(f"select count({name}), count(distinct {name}) from rows").fetchall()
@@ -147,24 +147,24 @@ def _profile_column(engine: DuckDBPyConnection, item: _ProfiledColumn, num_bins:
     if not is_number and (num_values <= _MAX_VALUES or item.is_category):
         frequent = f"select {name} v from rows where v is not null group by v order by count(*) desc, v"
         values = engine.execute(f"select v from ({frequent} limit {_MAX_VALUES}) order by v").fetchall()
-        cells = Cells(values=tuple(value for (value,) in values))
+        cells = Bins(values=tuple(value for (value,) in values))
     else:
         quantiles = ", ".join(str(index / num_bins) for index in range(1, num_bins))
         ((edges,),) = engine.execute(f"select quantile_disc({name}, [{quantiles}]) from rows").fetchall()
-        cells = Cells(edges=tuple(sorted({float(edge) for edge in edges})))
+        cells = Bins(edges=tuple(sorted({float(edge) for edge in edges})))
     batches: pa.RecordBatchReader = engine.sql(f"select {name} from rows").to_arrow_reader()
-    counts = functools.reduce(operator.add, (count_into(cells, batch.column(0)) for batch in batches))
-    return Usual(measure=measure, num_rows=counts.num_rows, shares=reference_of(counts))
+    counts = functools.reduce(operator.add, (count_into_bins(cells, batch.column(0)) for batch in batches))
+    return ReferenceProfile(measure=measure, num_rows=counts.num_rows, shares=reference_column(counts))
 
 
-def _profile_predictions(chosen: Chosen, dataset: Dataset) -> tuple[Usual, Usual | None]:
+def _profile_predictions(chosen: Choice, dataset: Dataset) -> tuple[ReferenceProfile, ReferenceProfile | None]:
     """The profile of labels or values, and of the labels' probabilities."""
     predictions = read_measured_predictions(chosen)
     answers = predictions["answer"]
     if dataset.task == "regression":
         return _profile_numbers(answers.to_numpy()), None
-    counts = count_into(Cells(values=dataset.classes), answers)
-    labels = Usual(num_rows=counts.num_rows, shares=reference_of(counts))
+    counts = count_into_bins(Bins(values=dataset.classes), answers)
+    labels = ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
     return labels, _profile_numbers(confidence(predictions["probabilities"]))
 
 
@@ -174,8 +174,8 @@ def confidence(probabilities: pa.ChunkedArray) -> np.ndarray:
     return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1).max(axis=1)
 
 
-def _profile_numbers(numbers: np.ndarray) -> Usual:
+def _profile_numbers(numbers: np.ndarray) -> ReferenceProfile:
     quantiles = np.arange(1, _NUM_BINS) / _NUM_BINS
     edges = np.unique(np.quantile(numbers, quantiles, method="inverted_cdf"))
-    counts = count_into(Cells(edges=tuple(edges.tolist())), pa.array(numbers))
-    return Usual(num_rows=counts.num_rows, shares=reference_of(counts))
+    counts = count_into_bins(Bins(edges=tuple(edges.tolist())), pa.array(numbers))
+    return ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))

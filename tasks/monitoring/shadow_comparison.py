@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.tasks.infrastructure.settings import settings
@@ -113,10 +113,10 @@ def describe_comparison(comparison: Comparison) -> list[str]:
     if comparison.degradation is not None:
         task: Task = "regression" if comparison.agreement is None else "classification"
         interval = comparison.degradation
-        low, value, high = (loss_in_words(task, bound) for bound in (interval.low, interval.value, interval.high))
+        low, value, high = (format_degradation(task, bound) for bound in (interval.low, interval.value, interval.high))
         lines.append(
-            f"on {comparison.num_labelled:,} labelled rows: {SCORES[task]} {comparison.champion_score:.4g} and "
-            f"{comparison.challenger_score:.4g}: a {LOSSES[task]} of {value} (95% interval {low} to {high})"
+            f"on {comparison.num_labelled:,} labelled rows: {SCORE_NAMES[task]} {comparison.champion_score:.4g} and "
+            f"{comparison.challenger_score:.4g}: a {DEGRADATION_NAMES[task]} of {value} (95% interval {low} to {high})"
         )
     return lines
 

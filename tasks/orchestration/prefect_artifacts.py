@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import ParamSpec
 
-from bloomery.data_contracts.records.records import Bento, CheckedRows, Trained
-from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
+from bloomery.data_contracts.records.records import Bento, TrainedNetwork, ValidRows
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
 from bloomery.tasks.infrastructure.settings import settings
 
 P = ParamSpec("P")
@@ -31,27 +31,27 @@ def log_failures(function: Callable[P, None]) -> Callable[P, None]:
 
 
 @log_failures
-def publish_contract_report(record: CheckedRows) -> None:
+def publish_contract_report(record: ValidRows) -> None:
     from prefect.artifacts import create_markdown_artifact
 
-    rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.checked)
+    rules = "\n".join(f"| {rule.replace('|', '&#124;')} | {count} |" for rule, count in record.violations)
     create_markdown_artifact(
         key="contract-report",
         description=f"{record.num_rows} rows passed, {record.num_quarantined} quarantined",
         markdown=(
             f"# Contract {record.contract.name} {record.contract.version}\n\n"
-            f"Of {record.rows.num_rows + record.rows.num_malformed} rows **{record.num_rows} passed** and "
+            f"Of {record.raw_rows.num_rows + record.raw_rows.num_malformed} rows **{record.num_rows} passed** and "
             f"**{record.num_quarantined} were quarantined**.\n\n"
             f"| rule | violations |\n| --- | ---: |\n{rules}\n\n"
             f"Great Expectations' report: [{record.report_uri}]({settings().path(record.report_uri).as_uri()})\n\n"
             f"Quarantine: `{settings().path(record.quarantine_uri)}`\n\n"
-            f"Malformed lines: {record.rows.num_malformed}, `{settings().path(record.rows.malformed_uri)}`\n"
+            f"Malformed lines: {record.raw_rows.num_malformed}, `{settings().path(record.raw_rows.malformed_uri)}`\n"
         ),
     )
 
 
 @log_failures
-def publish_training_run(record: Trained) -> None:
+def publish_training_run(record: TrainedNetwork) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
     tracking_uri, server = settings().tracking_uri, settings().mlflow_url
@@ -72,7 +72,7 @@ def publish_training_run(record: Trained) -> None:
         description=f"MLflow run {record.run_id}",
         markdown=(
             f"MLflow run **{record.run_id}** in `{tracking_uri}`: {record.num_parameters:,} parameters, "
-            f"validation {SCORES[task]} {figure_in_words(task, record.val_score)} {origin}.\n\n"
+            f"validation {SCORE_NAMES[task]} {format_score_value(task, record.val_score)} {origin}.\n\n"
             f"{privacy_paragraph(record)}"
             f"To look at it: `mlflow server --backend-store-uri {tracking_uri}`\n"
         ),
@@ -92,6 +92,6 @@ def publish_bento(record: Bento) -> None:
     )
 
 
-def privacy_paragraph(record: Trained) -> str:
+def privacy_paragraph(record: TrainedNetwork) -> str:
     """A paragraph on the privacy guarantee of training, empty if there is none."""
     return f"Each training row is {record.privacy}.\n\n" if record.privacy is not None else ""

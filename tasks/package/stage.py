@@ -14,12 +14,12 @@ from filelock import FileLock
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
 from bloomery.data_contracts.errors import EngineMissing
-from bloomery.data_contracts.monitoring import REFERENCE
-from bloomery.data_contracts.odcs.windowed_contract import served
-from bloomery.data_contracts.records.provenance import ORIGIN, Origin, Stated
-from bloomery.data_contracts.records.records import Bento, Chosen, describe
-from bloomery.data_contracts.records.score_format import SCORES
-from bloomery.data_contracts.serving.signatures import MANIFEST
+from bloomery.data_contracts.monitoring import REFERENCE_FILE
+from bloomery.data_contracts.odcs.windowed_contract import with_windows
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, StatedRecipe
+from bloomery.data_contracts.records.records import Bento, Choice, describe_lineage
+from bloomery.data_contracts.records.score_format import SCORE_NAMES
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.bentos.environment import code_versions, describe_environment
@@ -49,7 +49,7 @@ def _bento_is_kept(record: Bento) -> bool:
 
 
 @stage(is_whole=_bento_is_kept, present=prefect_artifacts.publish_bento, also=(_CARD,), carried=(_SERVICE,))
-def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
+def package(out: Output, chosen: Choice, name: str, stated: StatedRecipe) -> Bento:
     """Afterwards BentoML's store holds the bento `name:VERSION`, where VERSION is a digest of all that it serves.
 
     Its manifest is signed. Beside what is served it carries where it comes from: all records, and the recipe `stated`;
@@ -72,13 +72,13 @@ def package(out: Output, chosen: Chosen, name: str, stated: Stated) -> Bento:
     _write_manifest(context, chosen, tag, files)
     kept = _digests(context)
     signing_key.sign_manifest(context / "artifacts")  # no part of the record: under another key it is the same version
-    labels = {"run": chosen.candidate.run_id, "data": chosen.options.trained.dataset.digest[:16]}
+    labels = {"run": chosen.candidate.run_id, "data": chosen.candidates.trained.dataset.digest[:16]}
     _build(_build_options(context, tag, modules, labels), tag)
     shutil.rmtree(context)
-    return Bento(tag=tag, files=tuple(kept.items()), chosen=chosen, digest=digest)
+    return Bento(tag=tag, files=tuple(kept.items()), choice=chosen, digest=digest)
 
 
-def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
+def _lay_out(context: Path, chosen: Choice) -> dict[str, Path]:
     """Copy what is served into `context`: the service with every module that it reaches, and the artifacts."""
     modules = reach(_SERVICE)
     for dotted, source in modules.items():
@@ -92,10 +92,10 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
         (target.parent / "__init__.py").touch()
     folder = context / "artifacts"
     folder.mkdir()
-    dataset = chosen.options.trained.dataset
+    dataset = chosen.candidates.trained.dataset
     shutil.copyfile(settings().path(chosen.candidate.uri), folder / _model_name(chosen))
     shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
-    contract = served(dataset.checked.contract, read_encoder(folder / "encoder.json").features.window_lengths)
+    contract = with_windows(dataset.valid_rows.contract, read_encoder(folder / "encoder.json").features.window_lengths)
     text = contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
     (folder / "contract.json").write_text(text, encoding="utf-8")
     shown = json.dumps(example_predictions(chosen, _NUM_EXAMPLES), indent=1)
@@ -103,11 +103,11 @@ def _lay_out(context: Path, chosen: Chosen) -> dict[str, Path]:
     compared_with = json.dumps(background_rows(chosen))
     (folder / "background.json").write_text(compared_with, encoding="utf-8")
     usual = build_reference(chosen).model_dump_json(by_alias=True, exclude_defaults=True)
-    (folder / REFERENCE).write_text(usual, encoding="utf-8")
+    (folder / REFERENCE_FILE).write_text(usual, encoding="utf-8")
     return modules
 
 
-def _model_name(chosen: Chosen) -> str:
+def _model_name(chosen: Choice) -> str:
     """Under which the model lies in the bento: its ending says in which form it is."""
     return "model" + "".join(Path(chosen.candidate.uri).suffixes)
 
@@ -119,22 +119,22 @@ def _digests(context: Path) -> dict[str, str]:
     }
 
 
-def _write_origin(context: Path, tag: str, digest: str, chosen: Chosen, stated: Stated) -> None:
+def _write_origin(context: Path, tag: str, digest: str, chosen: Choice, stated: StatedRecipe) -> None:
     """Its times and run ids differ from run to run, so it is no part of the version's digest."""
-    origin = Origin(
+    origin = Provenance(
         tag=tag,
         digest=digest,
         recipe=stated.recipe,
-        chosen=chosen,
+        choice=chosen,
         code=code_versions(),
-        surroundings=describe_environment(chosen.options.trained.processor),
+        environment=describe_environment(chosen.candidates.trained.processor),
     )
     text = origin.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
-    (context / "artifacts" / ORIGIN).write_text(text, encoding="utf-8")
+    (context / "artifacts" / PROVENANCE_FILE).write_text(text, encoding="utf-8")
 
 
-def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, str]) -> None:
-    dataset = chosen.options.trained.dataset
+def _write_manifest(context: Path, chosen: Choice, tag: str, files: dict[str, str]) -> None:
+    dataset = chosen.candidates.trained.dataset
     inside = {
         path.removeprefix("artifacts/"): sha256 for path, sha256 in files.items() if path.startswith("artifacts/")
     }
@@ -147,10 +147,10 @@ def _write_manifest(context: Path, chosen: Chosen, tag: str, files: dict[str, st
         "candidate": chosen.candidate.name,
         "is_row_by_row": chosen.candidate.is_row_by_row,
         "needs_vnni": chosen.candidate.needs_vnni,
-        "test_score": {"name": SCORES[dataset.task], **chosen.candidate.score.model_dump()},
-        "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe(chosen)],
+        "test_score": {"name": SCORE_NAMES[dataset.task], **chosen.candidate.score.model_dump()},
+        "parents": [{"stage": stage_name, "digest": digest} for stage_name, digest, _ in describe_lineage(chosen)],
     }
-    (context / "artifacts" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (context / "artifacts" / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode_batches, partial_statistics
 from bloomery.tasks.infrastructure import duckdb_session
@@ -69,7 +69,7 @@ class DuckdbSplits:
 
 
 @contextlib.contextmanager
-def split_with_duckdb(checked: CheckedRows, features: Features, scratch: Path) -> Iterator[DuckdbSplits]:
+def split_with_duckdb(checked: ValidRows, features: Features, scratch: Path) -> Iterator[DuckdbSplits]:
     """The checked rows divided as `features` say. `scratch` is a folder that holds them until the block ends.
 
     Raises:

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from bloomery.data_contracts.odcs.arrow_schema import spark_schema
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, partial_statistics
 from bloomery.models.features.partition_writer import NUM_ROWS, write_partition
@@ -87,7 +87,7 @@ class SparkSplits:
 
 @contextlib.contextmanager
 def split_with_spark(
-    checked: CheckedRows, features: Features, means: SparkMeans, scratch: Path
+    checked: ValidRows, features: Features, means: SparkConfig, scratch: Path
 ) -> Iterator[SparkSplits]:
     """The checked rows divided as `features` say. `scratch` is a folder that all executors can write.
 

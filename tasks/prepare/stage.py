@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
-from bloomery.data_contracts.odcs.windowed_contract import served
+from bloomery.data_contracts.odcs.windowed_contract import with_windows
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import CheckedRows, Dataset, Part
+from bloomery.data_contracts.records.records import Dataset, EncodedSplit, ValidRows
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import encoded_schema, fit
 from bloomery.models.features.splits import SPLITS, UNLABELLED
@@ -31,7 +31,7 @@ _FITS_ONE_MACHINE = 20_000_000_000  # bytes of Parquet, for which a cluster is n
 
 
 @stage()
-def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engine) -> Dataset:
+def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine) -> Dataset:
     """Afterwards `train`, `val` and `test.parquet` hold encoded rows sorted by key, `encoder.json` the fitted state.
 
     Where the features have a use for rows whose label is null, `unlabelled.parquet` holds them in the same way. For a
@@ -51,7 +51,7 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         for name in (*SPLITS, *([UNLABELLED] if features.unlabelled == "teach" else [])):
             path = out.path(f"{name}.parquet")
             num_rows = write_rows(path, schema, rows.encoded(name, encoder))
-            parts[name] = Part(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)
+            parts[name] = EncodedSplit(uri=out.uri(path.name), sha256=digest_of_file(path), num_rows=num_rows)
         test_rows_uri = checked.uri if features.series is None else _keep_windows(out, checked, features, rows)
         num_dropped = rows.num_dropped
     shutil.rmtree(scratch)
@@ -66,17 +66,17 @@ def prepare(out: Output, checked: CheckedRows, features: Features, engine: Engin
         classes=encoder.classes,
         test_rows_uri=test_rows_uri,
         num_dropped=num_dropped,
-        checked=checked,
+        valid_rows=checked,
         digest=digest_of_document(
             [digest_of_file(out.path("encoder.json")), *(part.sha256 for part in parts.values())]
         ),
     )
 
 
-def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: DuckdbSplits | SparkSplits) -> str:
+def _keep_windows(out: Output, checked: ValidRows, features: Features, rows: DuckdbSplits | SparkSplits) -> str:
     """Write the test part's raw windows, as a client of the endpoint would send them, and give their address."""
     inputs = (column for source in features.inputs for column in source.columns)
-    whole = arrow_schema(served(checked.contract, features.window_lengths))
+    whole = arrow_schema(with_windows(checked.contract, features.window_lengths))
     key = protected_schema(checked.contract).field(features.key)
     schema = pa.schema([key, *(whole.field(name) for name in inputs)])
     path = out.path("test_rows.parquet")
@@ -90,14 +90,14 @@ def _keep_windows(out: Output, checked: CheckedRows, features: Features, rows: D
 
 
 def _divided(
-    checked: CheckedRows, features: Features, engine: Engine, scratch: Path
+    checked: ValidRows, features: Features, engine: Engine, scratch: Path
 ) -> AbstractContextManager[DuckdbSplits | SparkSplits]:
     if needs_spark(checked, engine):
         return split_with_spark(checked, features, engine.spark, scratch)
     return split_with_duckdb(checked, features, scratch)
 
 
-def needs_spark(checked: CheckedRows, engine: Engine) -> bool:
+def needs_spark(checked: ValidRows, engine: Engine) -> bool:
     """Whether Spark is asked for, or a cluster is there and the rows are too many for one machine."""
     if engine.kind != "auto":
         return engine.kind == "spark"

@@ -10,7 +10,12 @@ import pyarrow as pa
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.records.records import Bento, Interval
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, figure_in_words, loss_in_words
+from bloomery.data_contracts.records.score_format import (
+    DEGRADATION_NAMES,
+    SCORE_NAMES,
+    format_degradation,
+    format_score_value,
+)
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import Encoder, encode, read_encoder
 from bloomery.tasks.bentos.bento_store import artifacts_folder
@@ -29,8 +34,8 @@ def require_score(bento: Bento, gates: Gates) -> None:
     Raises:
         ReleaseRefused: the score on the held-out rows is not what the gates ask for.
     """
-    task = bento.chosen.options.trained.dataset.task
-    measured = bento.chosen.candidate.score.value
+    task = bento.choice.candidates.trained.dataset.task
+    measured = bento.choice.candidate.score.value
     if task == "classification":
         is_reached, gate, limit = measured >= gates.min_accuracy, "min_accuracy", gates.min_accuracy
     elif gates.max_error is None:
@@ -39,8 +44,8 @@ def require_score(bento: Bento, gates: Gates) -> None:
         is_reached, gate, limit = measured <= gates.max_error, "max_error", gates.max_error
     if not is_reached:
         raise ReleaseRefused(
-            f"{SCORES[task]} is {figure_in_words(task, measured)} on the held-out rows",
-            required=f"at {'least' if task == 'classification' else 'most'} {figure_in_words(task, limit)}",
+            f"{SCORE_NAMES[task]} is {format_score_value(task, measured)} on the held-out rows",
+            required=f"at {'least' if task == 'classification' else 'most'} {format_score_value(task, limit)}",
             where=f"the recipe's gates.{gate}",
             remedy="train longer or on more data; or relax the gate, if less will do",
         )
@@ -56,9 +61,9 @@ def compare_with_champion(bento: Bento, former: ModelVersion | None) -> Interval
     if tag is None or tag == bento.tag:
         return None
     champion = read_bento_encoder(tag)
-    if champion is None or champion.features.task != bento.chosen.options.trained.dataset.task:
+    if champion is None or champion.features.task != bento.choice.candidates.trained.dataset.task:
         return None
-    theirs = predict_with_bento(tag, champion, read_held_out_rows(bento.chosen))
+    theirs = predict_with_bento(tag, champion, read_held_out_rows(bento.choice))
     return None if theirs is None else _compared(bento, theirs)
 
 
@@ -71,7 +76,7 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, w
     tag = registry.bento_of(former)
     if tag is None or tag == bento.tag:
         return
-    dataset = bento.chosen.options.trained.dataset
+    dataset = bento.choice.candidates.trained.dataset
     task = dataset.task
     champion = read_bento_encoder(tag)
     if champion is not None and champion.features.task != task:
@@ -85,10 +90,11 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, w
         (gates.champion_drop, "champion_drop") if task == "classification" else (gates.champion_rise, "champion_rise")
     )
     if worse is not None and worse.high > limit:
-        value, low, high = (loss_in_words(task, one) for one in (worse.value, worse.low, worse.high))
+        value, low, high = (format_degradation(task, one) for one in (worse.value, worse.low, worse.high))
         raise ReleaseRefused(
-            f"against champion {tag} {SCORES[task]} has a {LOSSES[task]} of {value} (95% interval {low} to {high})",
-            required=f"an interval that ends below {loss_in_words(task, limit)}",
+            f"against champion {tag} {SCORE_NAMES[task]} has a {DEGRADATION_NAMES[task]} of {value} "
+            f"(95% interval {low} to {high})",
+            required=f"an interval that ends below {format_degradation(task, limit)}",
             where=f"the {dataset.test.num_rows} held-out rows; the recipe's gates.{gate}",
             remedy="improve the model; or relax the gate, if the champion need not be matched",
         )
@@ -98,8 +104,8 @@ def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
     """How much worse this version is than another that gave `theirs`, labels or figures, for the held-out rows."""
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
-    dataset = bento.chosen.options.trained.dataset
-    measured = read_measured_predictions(bento.chosen)
+    dataset = bento.choice.candidates.trained.dataset
+    measured = read_measured_predictions(bento.choice)
     if dataset.task == "classification":
         truth, ours = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
         return accuracy_drop(theirs == truth, ours == truth)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.monitoring import span
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.records.score_format import LOSSES, SCORES, loss_in_words
+from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
@@ -61,12 +61,14 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
         if task == "classification"
         else (_rise(truth, given[1], given[0]), gates.champion_rise)
     )
-    value, low, high = (loss_in_words(task, one) for one in (worse.value, worse.low, worse.high))
-    told = f"{LOSSES[task]} of {SCORES[task]} against {champion} is {value} (95% interval {low} to {high})"
+    value, low, high = (format_degradation(task, one) for one in (worse.value, worse.low, worse.high))
+    told = (
+        f"{DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} against {champion} is {value} (95% interval {low} to {high})"
+    )
     if worse.high > limit:
         raise ReleaseRefused(
             f"on {len(truth):,} rows of late that have a label the {told}",
-            required=f"an interval that ends below {loss_in_words(task, limit)}",
+            required=f"an interval that ends below {format_degradation(task, limit)}",
             where=f"the log of the last {gates.recent.window}, and the labels in {place}; the recipe's gates",
             remedy="train on rows of late too; or wait for more labels, where the interval is wide",
         )

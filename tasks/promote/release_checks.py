@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bloomery.data_contracts.errors import ReleaseRefused
-from bloomery.data_contracts.recipe_sections.approval import Terms
-from bloomery.data_contracts.records.records import Bento, Interval, describe
-from bloomery.data_contracts.records.score_format import figure_in_words
+from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
+from bloomery.data_contracts.records.records import Bento, Interval, describe_lineage
+from bloomery.data_contracts.records.score_format import format_score_value
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.onnx_storage.decoder import decompress
@@ -47,7 +47,7 @@ class CheckedRelease(NamedTuple):
         return self.former is not None and self.former.version == self.version.version
 
 
-def check_release(bento: Bento, gates: Gates, terms: Terms) -> CheckedRelease:
+def check_release(bento: Bento, gates: Gates, terms: PromotionTerms) -> CheckedRelease:
     """Afterwards the bento is a registered version that has reached its gates. Call it inside `promotions.changing`.
 
     A version of older data than the champion's is not compared with it, for it will not replace it.
@@ -90,30 +90,30 @@ def _require_not_rolled_back(version: ModelVersion) -> None:
 def _register(
     bento: Bento, name: str, period: str | None, former: ModelVersion | None, worse: Interval | None
 ) -> ModelVersion:
-    candidate = bento.chosen.candidate
-    trained = bento.chosen.options.trained
+    candidate = bento.choice.candidate
+    trained = bento.choice.candidates.trained
     task = trained.dataset.task
-    contract = trained.dataset.checked.contract
+    contract = trained.dataset.valid_rows.contract
     tags = {
         registry.BENTO: bento.tag,
         "bento.digest": bento.digest,
         "candidate": candidate.name,
         "candidate.run": candidate.run_id,
-        "score": figure_in_words(task, candidate.score.value),
+        "score": format_score_value(task, candidate.score.value),
         **version_description.cost_tags(bento),
         "onnx.sha256": candidate.sha256,
         "training.run": trained.run_id,
         "weights.sha256": trained.digest,
         "weights.uri": trained.uri,
         "data.digest": trained.dataset.digest,
-        "data.source": trained.dataset.checked.rows.source,
+        "data.source": trained.dataset.valid_rows.raw_rows.source,
         "contract": f"{contract.name} {contract.version}",
-        "lineage": json.dumps([list(line) for line in describe(bento)]),
+        "lineage": json.dumps([list(line) for line in describe_lineage(bento)]),
     }
     if period is not None:
         tags[period_aliases.TAG] = period
-    if trained.start is not None:
-        tags |= {"start": trained.start.name, "start.sha256": trained.start.digest}
+    if trained.initial_weights is not None:
+        tags |= {"start": trained.initial_weights.name, "start.sha256": trained.initial_weights.digest}
     if trained.privacy is not None:
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
     version_description.log_card(bento)
@@ -130,7 +130,7 @@ def _log_model(bento: Bento) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    candidate = bento.chosen.candidate
+    candidate = bento.choice.candidate
     kept = mlflow_runs.client().get_run(candidate.run_id).data.tags.get("model")
     if kept is not None:
         return kept
@@ -168,14 +168,14 @@ def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]
     """
     from bloomery.models.inference.outputs import TOLERANCE, score_unit
 
-    dataset = bento.chosen.options.trained.dataset
-    shown = example_predictions(bento.chosen, num_rows)
+    dataset = bento.choice.candidates.trained.dataset
+    shown = example_predictions(bento.choice, num_rows)
     rows = [one["row"] for one in shown]
     with serve_bento(bento.tag) as client:
         alone = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
         together = parse_predictions(post_rows(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
-    known = read_measured_predictions(bento.chosen).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    known = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
     for position, answered in [*enumerate(alone), *enumerate(together)]:
         what = f"the row with {dataset.key} {known[position][dataset.key]}"
         require_same_prediction(answered, shown[position]["prediction"], limit, what, bento.tag)

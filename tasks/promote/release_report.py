@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bloomery.data_contracts.records.records import Release, describe
+from bloomery.data_contracts.records.records import Release, describe_lineage
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.prefect_artifacts import log_failures, privacy_paragraph
 from bloomery.tasks.registry.champion import endpoint_urls
@@ -12,7 +12,7 @@ from bloomery.tasks.registry.champion import endpoint_urls
 def publish_release(record: Release) -> None:
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-    lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe(record))
+    lineage = "\n".join(f"| {name} | {words} | `{digest[:16]}` |" for name, digest, words in describe_lineage(record))
     addresses = endpoint_urls(record.name)
     for address in addresses:
         create_link_artifact(key="endpoint", link=f"{address}/docs", link_text=f"{record.name} answers at {address}")
@@ -22,8 +22,9 @@ def publish_release(record: Release) -> None:
         markdown=(
             f"# {record.name} version {record.version} is `{record.alias}`\n\n"
             f"{_where(record, addresses)}\n\n"
-            f"Asked over HTTP before the release: {record.num_asked} held-out rows, all answered as measured.\n\n"
-            f"{privacy_paragraph(record.bento.chosen.options.trained)}"
+            f"Asked over HTTP before the release: {record.num_smoke_test_rows} held-out rows, "
+            "all answered as measured.\n\n"
+            f"{privacy_paragraph(record.bento.choice.candidates.trained)}"
             f"| stage | what | digest |\n| --- | --- | --- |\n{lineage}\n"
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bloomery.data_contracts.documents.digests import digest_of_document
-from bloomery.data_contracts.recipe_sections.approval import Request, Terms
+from bloomery.data_contracts.recipe_sections.approval import ApprovalRequest, PromotionTerms
 from bloomery.data_contracts.records.records import Bento, Release
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.orchestration.stage import stage
@@ -30,7 +30,7 @@ def _is_in_place(record: Release) -> bool:
 
 
 @stage(is_whole=_is_in_place, present=release_report.publish_release)
-def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
+def promote(out: Output, bento: Bento, gates: Gates, terms: PromotionTerms) -> Release:
     """Afterwards the alias `champion` names the version of this bento.
 
     If the champion is of newer data it stays, and an alias of the period's own names the version.
@@ -55,7 +55,7 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
         name=name,
         version=int(version.version),
         alias=alias,
-        num_asked=examined.num_asked,
+        num_smoke_test_rows=examined.num_asked,
         example=json.dumps(examined.example),
         replaced_version=int(former.version) if is_replaced and former is not None else None,
         bento=bento,
@@ -63,7 +63,7 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: Terms) -> Release:
     )
 
 
-def submit_for_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | None:
+def submit_for_approval(bento: Bento, gates: Gates, terms: PromotionTerms) -> ApprovalRequest | None:
     """Afterwards the version waits for a person's decision, if its promotion would change the champion.
 
     Returns the request, which may be decided already; None if there is nothing to decide.
@@ -81,7 +81,7 @@ def submit_for_approval(bento: Bento, gates: Gates, terms: Terms) -> Request | N
         return standing or approvals.request_approval(examined.version, terms.approval, examined.former)
 
 
-def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None:
+def _make_champion(bento: Bento, examined: CheckedRelease, terms: PromotionTerms) -> None:
     version = examined.version
     run = _run_in_words(bento)
     if terms.approval is None or examined.is_champion:
@@ -92,7 +92,7 @@ def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None
         )
         if request.decision is None:
             raise approvals.approval_pending(request)
-        promotions.make_champion(version, "approve", request.decision.why, by=f"{request.decision.by}, in {run}")
+        promotions.make_champion(version, "approve", request.decision.reason, by=f"{request.decision.by}, in {run}")
     approvals.close_request(version)
     period_aliases.set_period_alias(version)
 
@@ -100,4 +100,4 @@ def _make_champion(bento: Bento, examined: CheckedRelease, terms: Terms) -> None
 def _run_in_words(bento: Bento) -> str:
     from prefect.runtime import flow_run
 
-    return f"run {flow_run.name} ({flow_run.id})" if flow_run.id else f"run {bento.chosen.candidate.run_id}"
+    return f"run {flow_run.name} ({flow_run.id})" if flow_run.id else f"run {bento.choice.candidate.run_id}"

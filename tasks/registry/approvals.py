@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
-from bloomery.data_contracts.recipe_sections.approval import Approval, Decision, Request
+from bloomery.data_contracts.recipe_sections.approval import Approval, ApprovalRequest, Decision
 from bloomery.tasks.registry.champion import champion_lock, record_refusal
 from bloomery.tasks.registry.model_registry import find_version, list_versions, require_versions
 from bloomery.tasks.tracking import mlflow_runs
@@ -21,13 +21,13 @@ _TAG = "approval"
 WAITS = "waits for approval"
 
 
-def find_request(version: ModelVersion) -> Request | None:
+def find_request(version: ModelVersion) -> ApprovalRequest | None:
     """The open or decided request of this version, if there is one that is not closed."""
     text = version.tags.get(_TAG)
-    return None if text is None else Request.model_validate_json(text)
+    return None if text is None else ApprovalRequest.model_validate_json(text)
 
 
-def request_approval(version: ModelVersion, approval: Approval, champion: ModelVersion | None) -> Request:
+def request_approval(version: ModelVersion, approval: Approval, champion: ModelVersion | None) -> ApprovalRequest:
     """The request of this version: the existing one, or a new one, which is saved.
 
     Call it inside `champion_lock`.
@@ -37,38 +37,42 @@ def request_approval(version: ModelVersion, approval: Approval, champion: ModelV
         return existing
     now = datetime.now(UTC).replace(microsecond=0)
     replaces = None if champion is None else int(champion.version)
-    request = Request(
-        name=version.name, version=int(version.version), replaces=replaces, asked=now, until=now + approval.timeout
+    request = ApprovalRequest(
+        name=version.name,
+        version=int(version.version),
+        replaces=replaces,
+        requested_at=now,
+        expires_at=now + approval.timeout,
     )
     save_request(request)
-    _set_release_tag(request, f"{WAITS} until {request.until:%Y-%m-%d %H:%M}Z; then it is refused")
+    _set_release_tag(request, f"{WAITS} until {request.expires_at:%Y-%m-%d %H:%M}Z; then it is refused")
     return request
 
 
-def save_request(request: Request) -> None:
+def save_request(request: ApprovalRequest) -> None:
     """Write the request to the registry."""
     mlflow_runs.client().set_model_version_tag(request.name, str(request.version), _TAG, request.model_dump_json())
 
 
-def record_decision(request: Request, decision: Decision) -> Request:
+def record_decision(request: ApprovalRequest, decision: Decision) -> ApprovalRequest:
     """Save the decision; a refusal is recorded in the history, too. An earlier decision stays.
 
     Call it inside `champion_lock`.
     """
     version = find_version(f"{request.name}:{request.version}")
     current = find_request(version) or request
-    if current.decision is not None or current.has_lapsed:
+    if current.decision is not None or current.has_expired:
         return apply_refusal(version, current)
     decided = current.model_copy(update={"decision": decision})
     save_request(decided)
     return apply_refusal(version, decided)
 
 
-def apply_refusal(version: ModelVersion, request: Request) -> Request:
+def apply_refusal(version: ModelVersion, request: ApprovalRequest) -> ApprovalRequest:
     """Mark a refused version as refused, and record by whom in the history. Returns the request."""
-    refusal = request.refusal
+    refusal = request.refusal_reason
     if refusal is not None and not _is_marked_refused(version, refusal):
-        by, why = (request.decision.by, request.decision.why) if request.decision else ("nobody", refusal)
+        by, why = (request.decision.by, request.decision.reason) if request.decision else ("nobody", refusal)
         record_refusal(version, request.replaces, why, by)
         _set_release_tag(request, _refusal_text(refusal))
     return request
@@ -78,7 +82,7 @@ def refuse_expired(name: str) -> None:
     """Refuse all versions of `name` whose request has expired without a decision."""
     for version in list_versions(name):
         request = find_request(version)
-        if request is None or not request.has_lapsed or _is_marked_refused(version, request.refusal):
+        if request is None or not request.has_expired or _is_marked_refused(version, request.refusal_reason):
             continue  # reading alone needs no lock
         with champion_lock(name):
             apply_refusal(version, request)
@@ -95,36 +99,36 @@ def find_version_after_expiry(reference: str) -> ModelVersion:
     return find_version(f"{version.name}:{version.version}")
 
 
-def require_not_refused(version: ModelVersion) -> Request | None:
+def require_not_refused(version: ModelVersion) -> ApprovalRequest | None:
     """The request of this version, if any.
 
     Raises:
         ReleaseRefused: a person has refused the version, or its request has expired.
     """
     request = find_request(version)
-    if request is None or request.refusal is None:
+    if request is None or request.refusal_reason is None:
         return request
     apply_refusal(version, request)
     reference = f"{version.name}:{version.version}"
     raise ReleaseRefused(
-        f"{version.name} version {version.version} was refused: {request.refusal}",
+        f"{version.name} version {version.version} was refused: {request.refusal_reason}",
         required="a version that a person has approved in time",
         where="the version's tag `approval` in the registry",
         remedy=f"train another one, or override the refusal: bloomery promote {reference} --despite-refusal --reason …",
     )
 
 
-def approval_pending(request: Request) -> ReleaseRefused:
+def approval_pending(request: ApprovalRequest) -> ReleaseRefused:
     """The error of a version that passed its gates and has not been approved yet."""
     return ReleaseRefused(
         f"{request.name} version {request.version} passed its gates and waits for approval",
-        required=f"a person's decision by {request.until:%Y-%m-%d %H:%M}Z, after which it is refused",
+        required=f"a person's decision by {request.expires_at:%Y-%m-%d %H:%M}Z, after which it is refused",
         where="the recipe's `approval`",
         remedy=f"bloomery approve {request.name}:{request.version} --reason …",
     )
 
 
-def find_pending(reference: str) -> Request:
+def find_pending(reference: str) -> ApprovalRequest:
     """The one request that waits for `NAME` or `NAME:VERSION`.
 
     Raises:
@@ -160,9 +164,9 @@ def close_request(version: ModelVersion) -> None:
         mlflow_runs.client().delete_model_version_tag(version.name, version.version, _TAG)
 
 
-def _is_open(request: Request) -> bool:
+def _is_open(request: ApprovalRequest) -> bool:
     """Whether a decision can still be made, or was made and not yet applied."""
-    return request.refusal is None
+    return request.refusal_reason is None
 
 
 def _refusal_text(refusal: str | None) -> str:
@@ -173,5 +177,5 @@ def _is_marked_refused(version: ModelVersion, refusal: str | None) -> bool:
     return bool(version.tags.get("release") == _refusal_text(refusal))
 
 
-def _set_release_tag(request: Request, text: str) -> None:
+def _set_release_tag(request: ApprovalRequest, text: str) -> None:
     mlflow_runs.client().set_model_version_tag(request.name, str(request.version), "release", text)

@@ -10,14 +10,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataMissing, OutputCorrupt
-from bloomery.data_contracts.records.provenance import ORIGIN, Origin
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.registry.model_registry import BENTO, find_version
 
-_PATH_IN_BENTO = f"src/artifacts/{ORIGIN}"
+_PATH_IN_BENTO = f"src/artifacts/{PROVENANCE_FILE}"
 
 
-def read_provenance(reference: str) -> Origin:
+def read_provenance(reference: str) -> Provenance:
     """Of a version in the registry (NAME, NAME:VERSION, NAME@ALIAS), or of a bento's folder or `.bento` file.
 
     Raises:
@@ -32,12 +32,12 @@ def read_provenance(reference: str) -> Origin:
     return read_bento_provenance(find_version(reference).tags[BENTO])
 
 
-def read_bento_provenance(tag: str) -> Origin:
+def read_bento_provenance(tag: str) -> Provenance:
     """Of a bento in BentoML's store. Raises as `read_provenance` does."""
-    return _read_file(artifacts_folder(tag) / ORIGIN, tag)
+    return _read_file(artifacts_folder(tag) / PROVENANCE_FILE, tag)
 
 
-def _read_file(path: Path, bento: str) -> Origin:
+def _read_file(path: Path, bento: str) -> Provenance:
     try:
         return _parse(path.read_text(encoding="utf-8"), bento)
     except (OSError, UnicodeDecodeError) as failure:
@@ -51,7 +51,7 @@ def _read_file(path: Path, bento: str) -> Origin:
         raise _unreadable(bento, str(failure), str(path)) from failure
 
 
-def _read_exported(path: Path) -> Origin:
+def _read_exported(path: Path) -> Provenance:
     """Of a file that `bentoml export` has written, with any compression."""
     try:
         with tarfile.open(path) as archive:
@@ -71,9 +71,9 @@ def _read_exported(path: Path) -> Origin:
         raise _unreadable(path.name, str(failure) or "it has none", str(path)) from failure
 
 
-def _parse(text: str, bento: str) -> Origin:
+def _parse(text: str, bento: str) -> Provenance:
     try:
-        return Origin.model_validate_json(text)
+        return Provenance.model_validate_json(text)
     except ValidationError as failure:
         raise _unreadable(bento, str(failure).splitlines()[0], bento) from failure
 
@@ -81,7 +81,7 @@ def _parse(text: str, bento: str) -> Origin:
 def _unreadable(bento: str, reason: str, where: str) -> OutputCorrupt:
     return OutputCorrupt(
         f"the provenance of {bento} cannot be read: {reason}",
-        required=f"a bento that Bloomery has packaged with {ORIGIN}",
+        required=f"a bento that Bloomery has packaged with {PROVENANCE_FILE}",
         where=where,
         remedy="run its recipe again: versions packaged by an older Bloomery have no provenance",
     )

@@ -22,10 +22,10 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.serving.champion_pointer import (
-    POINTER,
-    Following,
-    Pointer,
-    read_followings,
+    POINTER_FILE,
+    ChampionPointer,
+    FollowerStatus,
+    read_follower_statuses,
     write_pointer,
 )
 from bloomery.tasks.bentos.bento_store import artifacts_folder
@@ -150,8 +150,8 @@ def point_to(version: ModelVersion) -> Path:
     """Set the pointer to `version`, so that the endpoints of this machine switch to it. Returns the pointer's path."""
     tag = version.tags[BENTO]
     artifacts = artifacts_folder(tag)
-    path = pointer_folder(version.name) / POINTER
-    pointer = Pointer(
+    path = pointer_folder(version.name) / POINTER_FILE
+    pointer = ChampionPointer(
         name=version.name,
         version=int(version.version),
         bento=tag,
@@ -162,10 +162,10 @@ def point_to(version: ModelVersion) -> Path:
     return path
 
 
-def list_followers(name: str) -> list[Following]:
+def list_followers(name: str) -> list[FollowerStatus]:
     """The living endpoint processes of this machine for `name`. Removes the status files of ended ones."""
     followers = []
-    for path, status in read_followings(pointer_folder(name)).items():
+    for path, status in read_follower_statuses(pointer_folder(name)).items():
         if status.host != socket.gethostname():
             continue
         if is_running(status.pid, status.started):
@@ -190,12 +190,12 @@ def endpoint_urls(name: str) -> list[str]:
     return sorted(urls)
 
 
-def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[Following]:
+def wait_for_followers(name: str, bento: str, timeout_s: float = 30.0) -> list[FollowerStatus]:
     """The endpoint processes for `name`, once each has switched to `bento` or rejected it, or after the timeout."""
     deadline = time.monotonic() + timeout_s
     while True:
         followers = list_followers(name)
-        is_settled = all(bento in (follower.bento, follower.refused) for follower in followers)
+        is_settled = all(bento in (follower.bento, follower.refused_bento) for follower in followers)
         if is_settled or time.monotonic() > deadline:
             return followers
         time.sleep(0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bloomery.data_contracts.recipe_sections.periods import start_of
+from bloomery.data_contracts.recipe_sections.periods import period_start
 from bloomery.tasks.registry.model_registry import list_versions
 from bloomery.tasks.tracking import mlflow_runs
 
@@ -20,7 +20,7 @@ def newer_period(champion: ModelVersion | None, period: str | None) -> str | Non
     champion_period = None if champion is None else champion.tags.get(TAG)
     if champion_period is None or period is None:
         return None
-    return champion_period if start_of(champion_period) > start_of(period) else None
+    return champion_period if period_start(champion_period) > period_start(period) else None
 
 
 def mark_older(version: ModelVersion, period: str, champion_period: str) -> None:

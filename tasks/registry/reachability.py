@@ -12,7 +12,7 @@ import psutil
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import OutputCorrupt
-from bloomery.data_contracts.serving.champion_pointer import POINTER, read_pointer
+from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE, read_pointer
 from bloomery.tasks.bentos.bento_store import bento_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.stage_store import Shelf
@@ -64,7 +64,7 @@ def kept_versions(name: str, num_last: int, spared: Collection[str]) -> dict[int
 
 def _pointed_bentos(name: str) -> list[str]:
     """The bento that the pointer names, if there is one. Raises OutputCorrupt where it cannot be read."""
-    path = pointer_folder(name) / POINTER
+    path = pointer_folder(name) / POINTER_FILE
     return [read_pointer(path).bento] if path.is_file() else []
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import Bento, Interval
-from bloomery.data_contracts.records.score_format import SCORES, score_in_words
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
@@ -25,7 +25,7 @@ _MAX_NAMES = 40
 
 def cost_tags(bento: Bento) -> dict[str, str]:
     """Tags of a version that the next version is compared with."""
-    candidate = bento.chosen.candidate
+    candidate = bento.choice.candidate
     return {SIZE: str(candidate.size_bytes), P50: f"{candidate.latency.p50_ms:.6g}"}
 
 
@@ -33,7 +33,7 @@ def log_card(bento: Bento) -> None:
     """Copy the bento's model card to the candidate's MLflow run."""
     folder = artifacts_folder(bento.tag) / CARD_FOLDER
     if folder.is_dir():
-        mlflow_runs.client().log_artifacts(bento.chosen.candidate.run_id, str(folder), CARD_FOLDER)
+        mlflow_runs.client().log_artifacts(bento.choice.candidate.run_id, str(folder), CARD_FOLDER)
 
 
 def describe_version(bento: Bento, champion: ModelVersion | None, degradation: Interval | None) -> str:
@@ -41,12 +41,12 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
 
     `degradation` is how much worse the version is than the champion on the same held-out rows, if both read them.
     """
-    candidate, trained = bento.chosen.candidate, bento.chosen.options.trained
+    candidate, trained = bento.choice.candidate, bento.choice.candidates.trained
     task = trained.dataset.task
     experiment = mlflow_runs.client().get_run(candidate.run_id).info.experiment_id
     address = f"#/experiments/{experiment}/runs/{candidate.run_id}/artifacts/{CARD_FOLDER}/{HTML}"
     lines = [
-        f"{escape_markdown(candidate.name)}: {SCORES[task]} {score_in_words(task, candidate.score)} on "
+        f"{escape_markdown(candidate.name)}: {SCORE_NAMES[task]} {format_score(task, candidate.score)} on "
         f"{trained.dataset.test.num_rows:,} held-out rows, {candidate.size_bytes:,} bytes, "
         f"p50 {candidate.latency.p50_ms * 1000:.0f} µs for one row, {candidate.latency.ratio.value:.2f} x the time of "
         "fp32."
@@ -60,7 +60,7 @@ def describe_version(bento: Bento, champion: ModelVersion | None, degradation: I
 
 
 def _compare_with_champion(bento: Bento, champion: ModelVersion, degradation: Interval | None) -> str:
-    candidate, task = bento.chosen.candidate, bento.chosen.options.trained.dataset.task
+    candidate, task = bento.choice.candidate, bento.choice.candidates.trained.dataset.task
     differences = []
     size, p50 = champion.tags.get(SIZE), champion.tags.get(P50)
     if size is not None:
@@ -93,15 +93,15 @@ def describe_model(name: str, bento: Bento) -> None:
     """Set the description of the registered model, and tags to search for."""
     from bloomery.models.networks.blueprint import read_blueprint
 
-    trained = bento.chosen.options.trained
+    trained = bento.choice.candidates.trained
     dataset = trained.dataset
-    contract = dataset.checked.contract
+    contract = dataset.valid_rows.contract
     tags = {
         "task": dataset.task,
         "network": read_blueprint(settings().path(trained.network_uri)).config.kind,
         "contract": contract.name,
         "target": dataset.label,
-        "data.source": dataset.checked.rows.source,
+        "data.source": dataset.valid_rows.raw_rows.source,
         "licence": find_licence(contract),
         "owner": owner_of(contract),
         "domain": contract.domain,
@@ -117,7 +117,7 @@ def describe_model(name: str, bento: Bento) -> None:
 
 
 def _model_description(name: str, bento: Bento, contract: Contract) -> str:
-    dataset = bento.chosen.options.trained.dataset
+    dataset = bento.choice.candidates.trained.dataset
     classes = [escape_markdown(str(label)) for label in dataset.classes]
     output = f"the number {escape_markdown(dataset.label)}"
     if classes:

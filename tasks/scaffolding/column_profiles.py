@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.odcs.columns import LogicalType
-from bloomery.data_contracts.validation.casting import misfits, read_as
+from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 
 MAX_COUNTED_VALUES = 2_000  # distinct values of a column that are counted one by one
 # Texts that mark a missing value: the first in every column, the others only where the rest of the column is no text.
@@ -135,7 +135,7 @@ class TextColumnProfiler:
     def _test_types(self, texts: pa.Array, counts: np.ndarray) -> None:
         """Drops the types that too many of the texts do not have."""
         for logical_type in list(self._num_invalid):
-            values, uncastable = read_as(texts, _ARROW_TYPES[logical_type])
+            values, uncastable = cast_column(texts, _ARROW_TYPES[logical_type])
             is_valid = _matches(texts, _STRICT_PATTERNS[logical_type]) & ~uncastable.to_numpy(zero_copy_only=False)
             self._num_invalid[logical_type] += int(counts[~is_valid].sum())
             if self._num_invalid[logical_type] > self._max_invalid:
@@ -191,7 +191,7 @@ class TypedColumnProfiler:
             return
         present = column.drop_null()
         if self._logical_type in _ARROW_TYPES:
-            uncastable = misfits(present, _ARROW_TYPES[self._logical_type])
+            uncastable = find_uncastable(present, _ARROW_TYPES[self._logical_type])
             self._num_invalid += uncastable.true_count
             present = present.filter(pc.invert(uncastable))
         distinct = pc.value_counts(present)
@@ -237,7 +237,7 @@ class ArrayColumnProfiler:
         elements, rows = pc.list_flatten(present), pc.list_parent_indices(present)
         is_invalid = elements.is_null()
         if self._element_type in _ARROW_TYPES:
-            is_invalid = pc.or_(is_invalid, misfits(elements, _ARROW_TYPES[self._element_type]))
+            is_invalid = pc.or_(is_invalid, find_uncastable(elements, _ARROW_TYPES[self._element_type]))
         if is_invalid.true_count:
             self._num_invalid += len(pc.unique(rows.filter(is_invalid)))
         if self._element_type in ("integer", "number"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.scaffolding.column_names import find_column, unused_name
 from bloomery.tasks.scaffolding.input_planning import InputPlan, plan_inputs, split_words
@@ -81,7 +81,7 @@ class DraftPlan(NamedTuple):
 
 def plan_draft(
     profile: SourceProfile,
-    data: Data,
+    data: DataSource,
     scratch: Path,
     names: dict[str, str],
     *,
@@ -115,7 +115,7 @@ def plan_draft(
         raise DataUnfit(
             f"no column is left to learn from ({reasons or 'there are only label and key'})",
             required="at least one column of numbers, categories, dates, text or an array beside the label",
-            where=data.described,
+            where=data.description,
             remedy="choose data with more columns, or another --label or --delimiter",
         )
     num_quarantined = _count_quarantined(profile, label_plan, data)
@@ -137,14 +137,14 @@ def plan_draft(
     )
 
 
-def _require_rows(num_kept: int, profile: SourceProfile, data: Data) -> None:
+def _require_rows(num_kept: int, profile: SourceProfile, data: DataSource) -> None:
     num_rows = profile.num_rows + profile.num_malformed
     if num_kept < max(MIN_ROWS, num_rows / 2):
         first_malformed = f"; {profile.first_malformed}" if profile.first_malformed else ""
         raise DataUnfit(
             f"only {num_kept} of {num_rows} rows can be learned from{first_malformed}",
             required=f"at least {MIN_ROWS}, and at least half of all",
-            where=data.described,
+            where=data.description,
             remedy="provide more rows, or rows with a label and with values of one type",
         )
 
@@ -153,7 +153,7 @@ def _column(profile: SourceProfile, name: str) -> ColumnProfile:
     return next(column for column in profile.columns if column.name == name)
 
 
-def _count_quarantined(profile: SourceProfile, label: LabelPlan, data: Data) -> int:
+def _count_quarantined(profile: SourceProfile, label: LabelPlan, data: DataSource) -> int:
     """Returns the largest possible number of quarantined rows: a row with two faults counts twice."""
     rates = profile.column("sample_rate") if data.kind == "audio" else None
     num_other_rates = sum(num for _, num in (rates.value_counts or ())[1:]) if rates is not None else 0

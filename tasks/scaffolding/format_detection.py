@@ -15,9 +15,9 @@ from bloomery.data_contracts.recipe_sections.data_source import (
     REMOTE,
     SUFFIXES,
     TABLES,
-    compression_of,
-    plain_suffix,
-    scheme_of,
+    compression_codec,
+    source_scheme,
+    suffix_without_compression,
 )
 
 _START_BYTES = 65_536
@@ -31,7 +31,7 @@ def detect_format(source: str) -> str:
     Raises:
         DataMissing: there is no such source, it is empty, or its format cannot be detected.
     """
-    scheme = scheme_of(source)
+    scheme = source_scheme(source)
     if scheme in TABLES:
         return str(scheme)
     by_suffix = _detect_by_suffix(source)
@@ -72,7 +72,7 @@ def find_label_file(source: str) -> str | None:
 
 
 def _detect_by_suffix(source: str) -> str | None:
-    suffix = plain_suffix(source)
+    suffix = suffix_without_compression(source)
     return next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
@@ -140,7 +140,7 @@ def _detect_in_zip(path: Path) -> str:
 
 def _read_start(path: Path) -> bytes:
     try:
-        compression = compression_of(str(path))
+        compression = compression_codec(str(path))
         with pafs.LocalFileSystem().open_input_stream(str(path.absolute()), compression=compression) as stream:
             return bytes(stream.read(_START_BYTES))
     except (OSError, pa.ArrowInvalid) as failure:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.scaffolding.profiler import ColumnProfile, SourceProfile
 
 _MAX_ONE_HOT = 50  # categories that get a place each
@@ -70,7 +70,7 @@ def sounds_personal(name: str) -> bool:
 
 
 def plan_inputs(
-    profile: SourceProfile, data: Data, reserved: dict[str, str], num_classes: int, shape: Sequence[int]
+    profile: SourceProfile, data: DataSource, reserved: dict[str, str], num_classes: int, shape: Sequence[int]
 ) -> InputPlan:
     """Returns the inputs for the columns of `profile`, without those of `reserved`, which have their reasons.
 
@@ -140,7 +140,7 @@ def _without_kind(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "kind"}
 
 
-def _reason_against(column: ColumnProfile, data: Data) -> str | None:
+def _reason_against(column: ColumnProfile, data: DataSource) -> str | None:
     """Returns why a column of single values is of no use to a model; None where it may be of use."""
     if not column.num_valid:
         return "it has no values"
@@ -221,7 +221,7 @@ def _plan_category(column: ColumnProfile, num_classes: int) -> PlannedInput:
     )
 
 
-def _is_image(column: ColumnProfile, data: Data) -> bool:
+def _is_image(column: ColumnProfile, data: DataSource) -> bool:
     return data.kind in ("images", "audio", "idx") or _square_side(column.min_length or 0) is not None
 
 
@@ -231,7 +231,9 @@ def _square_side(size: int, num_channels: int = 1) -> int | None:
     return side if side >= 4 and side * side * num_channels == size else None
 
 
-def _plan_array(column: ColumnProfile, profile: SourceProfile, data: Data, shape: Sequence[int]) -> PlannedInput | str:
+def _plan_array(
+    column: ColumnProfile, profile: SourceProfile, data: DataSource, shape: Sequence[int]
+) -> PlannedInput | str:
     """Returns an array as an image or as audio, or why it is neither."""
     if column.element_type not in ("integer", "number") or column.num_missing:
         return "it does not have an array of numbers in every row"

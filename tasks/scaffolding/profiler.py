@@ -16,7 +16,7 @@ import pyarrow as pa
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.columns import LogicalType
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches
 from bloomery.tasks.infrastructure.sql_text import quote_name, quote_text
@@ -80,7 +80,7 @@ class SourceProfile(Document):
         return next((column for column in self.columns if column.name == name), None)
 
 
-def profile_source(data: Data, scratch: Path) -> SourceProfile:
+def profile_source(data: DataSource, scratch: Path) -> SourceProfile:
     """Returns the profile of the rows of `data`. Afterwards the folder `scratch` holds these rows unchanged.
 
     Raises:
@@ -98,7 +98,7 @@ def profile_source(data: Data, scratch: Path) -> SourceProfile:
         raise DataUnfit(
             f"there are no rows, and {malformed.num_lines} malformed lines {first_malformed}".strip(),
             required="rows to learn from",
-            where=data.described,
+            where=data.description,
             remedy="choose other data, or set --delimiter, --columns or --format",
         )
     profilers = [_make_profiler(field, writer.num_rows, data) for field in rows.schema]
@@ -153,7 +153,7 @@ def _query_rows(path: Path, query: str) -> Sequence[Sequence[Any]]:
         return engine.sql(query).fetchall()
 
 
-def _make_profiler(field: pa.Field, num_rows: int, data: Data) -> ColumnProfiler:
+def _make_profiler(field: pa.Field, num_rows: int, data: DataSource) -> ColumnProfiler:
     arrow_type = field.type
     if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
         element_type = logical_type_of(arrow_type.value_type)
@@ -183,11 +183,11 @@ def logical_type_of(arrow_type: pa.DataType) -> LogicalType | None:
     return "timestamp" if pa.types.is_timestamp(arrow_type) else None
 
 
-def _unsupported_type(field: pa.Field, data: Data) -> DataUnfit:
+def _unsupported_type(field: pa.Field, data: DataSource) -> DataUnfit:
     return DataUnfit(
         f"column {field.name} is of type {field.type}",
         required="numbers, text, booleans, dates, timestamps, or arrays of single values",
-        where=data.described,
+        where=data.description,
         remedy="remove the column at its source, or write it as one of these types",
     )
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers.media import read_media
 from bloomery.tasks.scaffolding.csv_dialect import infer_dialect
@@ -35,7 +35,7 @@ class UserOptions(NamedTuple):
 class ReaderOptions(NamedTuple):
     """The options of `data`, the reasons for some, and the sizes of an array, where the source states them."""
 
-    data: Data
+    data: DataSource
     notes: dict[str, str]
     array_shape: tuple[int, ...]
 
@@ -60,7 +60,7 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     notes: dict[str, str] = {}
     array_shape: tuple[int, ...] = ()
     if kind == "csv":
-        files = [file for path in paths for file in locations.find_files(Data(source=path, format="csv"), path)]
+        files = [file for path in paths for file in locations.find_files(DataSource(source=path, format="csv"), path)]
         dialect = infer_dialect(files, label, user_options.delimiter, user_options.columns)
         options |= dialect.options
         notes |= dialect.notes
@@ -76,14 +76,14 @@ def infer_reader_options(sources: Sequence[str], label: str, user_options: UserO
     return ReaderOptions(_validate(options), notes, array_shape)
 
 
-def recipe_options(data: Data) -> dict[str, Any]:
+def recipe_options(data: DataSource) -> dict[str, Any]:
     """Returns the options as a recipe writes them."""
     return data.model_dump(mode="json", exclude_none=True)
 
 
-def _validate(options: dict[str, Any]) -> Data:
+def _validate(options: dict[str, Any]) -> DataSource:
     try:
-        return Data.model_validate(options)
+        return DataSource.model_validate(options)
     except ValidationError as failure:
         messages = "; ".join(str(error["msg"]).removeprefix("Value error, ") for error in failure.errors())
         raise RecipeInvalid(
@@ -119,7 +119,7 @@ def _format_option(path: str, kind: str) -> dict[str, str]:
     """Returns the option `format`, where neither suffix nor scheme implies it."""
     minimal = {"mode": "L"} if kind == "images" else {}
     with contextlib.suppress(ValidationError):
-        if Data.model_validate({"source": path, **minimal}).kind == kind:
+        if DataSource.model_validate({"source": path, **minimal}).kind == kind:
             return {}
     return {} if kind in ("sql", "sklearn", "delta", "iceberg", "hive") else {"format": kind}
 
@@ -161,8 +161,8 @@ def _count_image_sizes(paths: Sequence[str]) -> tuple[set[str], Counter[tuple[in
     modes: set[str] = set()
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
-        data = Data(source=path, format="images", mode="L")
-        for file in read_media(data, Origin(source=path)):
+        data = DataSource(source=path, format="images", mode="L")
+        for file in read_media(data, SourceFile(source=path)):
             try:
                 with Image.open(io.BytesIO(file.content)) as image:
                     modes.add(image.mode)

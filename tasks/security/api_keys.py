@@ -10,7 +10,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bloomery.data_contracts.errors import DataMissing, SettingInvalid
-from bloomery.data_contracts.serving.api_keys import KEYS_FILE, PREFIX, Key, Keys, digest_of_key, read_keys
+from bloomery.data_contracts.serving.api_keys import (
+    KEY_PREFIX,
+    KEYS_FILE_VARIABLE,
+    ApiKey,
+    ApiKeys,
+    hash_key,
+    read_keys,
+)
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.security.private_files import lock_folder, write_private_file
 
@@ -19,11 +26,11 @@ _NUM_BYTES = 32
 
 def keys_file() -> Path:
     """The file that the environment names, else the one of the state folder."""
-    text = os.environ.get(KEYS_FILE)
+    text = os.environ.get(KEYS_FILE_VARIABLE)
     return Path(text).expanduser().absolute() if text else settings().keys / "clients.json"
 
 
-def create_key(name: str, rate: float | None = None) -> tuple[str, Key]:
+def create_key(name: str, rate: float | None = None) -> tuple[str, ApiKey]:
     """A new key, and its entry in the key file. The key itself is not stored.
 
     Raises:
@@ -31,9 +38,9 @@ def create_key(name: str, rate: float | None = None) -> tuple[str, Key]:
         DocumentInvalid: the key file cannot be read.
         StateUnwritable: it cannot be written.
     """
-    key = PREFIX + secrets.token_urlsafe(_NUM_BYTES)
+    key = KEY_PREFIX + secrets.token_urlsafe(_NUM_BYTES)
     try:
-        entry = Key(name=name, sha256=digest_of_key(key.encode()), rate=rate, made=_timestamp())
+        entry = ApiKey(name=name, sha256=hash_key(key.encode()), rate=rate, created_at=_timestamp())
     except ValidationError as failure:
         raise SettingInvalid(
             f"{name!r} with rate {rate} is not a valid key: {failure.errors()[0]['msg']}",
@@ -44,18 +51,18 @@ def create_key(name: str, rate: float | None = None) -> tuple[str, Key]:
     path = keys_file()
     with lock_folder(path.parent):
         keys = read_keys(path)
-        if any(key.name == name for key in keys.in_use()):
+        if any(key.name == name for key in keys.active_keys()):
             raise SettingInvalid(
                 f"there is a key {name!r} already",
                 required="a name that no key in use has",
                 where=str(path),
                 remedy=f"choose another name, or `bloomery key revoke {name}` first",
             )
-        _write_keys(path, Keys(keys=(*keys.keys, entry)))
+        _write_keys(path, ApiKeys(keys=(*keys.keys, entry)))
     return key, entry
 
 
-def revoke_key(name: str) -> Key:
+def revoke_key(name: str) -> ApiKey:
     """Mark the key of that name as revoked; an endpoint notices within a second.
 
     Raises:
@@ -66,9 +73,9 @@ def revoke_key(name: str) -> Key:
     path = keys_file()
     with lock_folder(path.parent):
         keys = read_keys(path)
-        entry = next((key for key in keys.in_use() if key.name == name), None)
+        entry = next((key for key in keys.active_keys() if key.name == name), None)
         if entry is None:
-            names = ", ".join(key.name for key in keys.in_use())
+            names = ", ".join(key.name for key in keys.active_keys())
             raise DataMissing(
                 f"there is no key {name!r} in use",
                 required=f"one of {names}" if names else "a key; there is none",
@@ -76,16 +83,16 @@ def revoke_key(name: str) -> Key:
                 remedy="see `bloomery key list`",
             )
         revoked = entry.model_copy(update={"revoked": _timestamp()})
-        _write_keys(path, Keys(keys=tuple(revoked if key is entry else key for key in keys.keys)))
+        _write_keys(path, ApiKeys(keys=tuple(revoked if key is entry else key for key in keys.keys)))
     return revoked
 
 
-def list_keys() -> tuple[Key, ...]:
+def list_keys() -> tuple[ApiKey, ...]:
     """All keys, including revoked ones. Raises DocumentInvalid where the file cannot be read."""
     return read_keys(keys_file()).keys
 
 
-def _write_keys(path: Path, keys: Keys) -> None:
+def _write_keys(path: Path, keys: ApiKeys) -> None:
     write_private_file(path, keys.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
 
 

@@ -9,7 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from bloomery.data_contracts.errors import SettingInvalid
-from bloomery.data_contracts.serving.signatures import MANIFEST, OWN_KEYS, SIGNATURE, public_pem, signed
+from bloomery.data_contracts.serving.signatures import (
+    MANIFEST_FILE,
+    OWN_KEYS_FILE,
+    SIGNATURE_FILE,
+    encode_public_key,
+    sign_bytes,
+)
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.security.private_files import lock_folder, write_private_file
 
@@ -30,7 +36,7 @@ def load_signing_key() -> Ed25519PrivateKey:
             write_private_file(path, generated.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         key = _read_key(path)
         trusted = trusted_keys_file().read_bytes() if trusted_keys_file().is_file() else b""
-        public = public_pem(key.public_key())
+        public = encode_public_key(key.public_key())
         if public not in trusted:
             write_private_file(trusted_keys_file(), trusted + public, mode=0o644)
     return key
@@ -38,12 +44,12 @@ def load_signing_key() -> Ed25519PrivateKey:
 
 def trusted_keys_file() -> Path:
     """The public keys of all signing keys of this state folder."""
-    return settings().home / OWN_KEYS
+    return settings().home / OWN_KEYS_FILE
 
 
 def sign_manifest(artifacts: Path) -> None:
     """Write the signature beside the manifest."""
-    (artifacts / SIGNATURE).write_bytes(signed((artifacts / MANIFEST).read_bytes(), load_signing_key()))
+    (artifacts / SIGNATURE_FILE).write_bytes(sign_bytes((artifacts / MANIFEST_FILE).read_bytes(), load_signing_key()))
 
 
 def is_signed(artifacts: Path) -> bool:
@@ -51,10 +57,10 @@ def is_signed(artifacts: Path) -> bool:
     if settings().signing_key is None and not _signing_key_file().is_file():
         return False
     try:
-        signature, content = (artifacts / SIGNATURE).read_bytes(), (artifacts / MANIFEST).read_bytes()
+        signature, content = (artifacts / SIGNATURE_FILE).read_bytes(), (artifacts / MANIFEST_FILE).read_bytes()
     except OSError:
         return False
-    return signature == signed(content, load_signing_key())
+    return signature == sign_bytes(content, load_signing_key())
 
 
 def _signing_key_file() -> Path:

@@ -19,7 +19,7 @@ from bloomery.tasks.infrastructure.settings import settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from bloomery.data_contracts.records.records import Effort
+    from bloomery.data_contracts.records.records import ResourceUsage
 
 STAGE_KEY = "bloomery.stage_key"
 
@@ -119,7 +119,7 @@ def log_metrics(run_id: str, figures: Mapping[str, float], step: int = 0) -> Non
     log_metric_steps(run_id, [(step, figures)])
 
 
-def log_resource_usage(run_id: str, effort: Effort, start: str = "") -> None:
+def log_resource_usage(run_id: str, effort: ResourceUsage, start: str = "") -> None:
     """Figures of what a stage took, whose names begin with `start`, and how its energy is known."""
     log_metrics(
         run_id, {f"{start}{name}": getattr(effort, name) for name in ("seconds", "processor_seconds", "joules")}

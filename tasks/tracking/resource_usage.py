@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bloomery.data_contracts.errors import EngineMissing
-from bloomery.data_contracts.records.records import Effort
+from bloomery.data_contracts.records.records import ResourceUsage
 
 # A busy core of a server's processor: its thermal design power by its cores is 4 W (280 W, 64 cores) to 12 W.
 WATTS_PER_CORE = 8.0
@@ -58,7 +58,7 @@ def _counter() -> _Watched | None:
 
 
 @contextmanager
-def measure_usage(*, on_gpu: bool = False) -> Iterator[Callable[[], Effort]]:
+def measure_usage(*, on_gpu: bool = False) -> Iterator[Callable[[], ResourceUsage]]:
     """Yields what tells the effort since the `with` block began; to be asked once, in it or after it.
 
     The seconds of the processors are those of this process and of its children that have ended.
@@ -66,15 +66,15 @@ def measure_usage(*, on_gpu: bool = False) -> Iterator[Callable[[], Effort]]:
     watched = _counter()
     began, worked = time.perf_counter(), _processor_seconds()
 
-    def told() -> Effort:
+    def told() -> ResourceUsage:
         seconds, busy = time.perf_counter() - began, _processor_seconds() - worked
         joules = None if watched is None else watched.end()
-        return Effort(
+        return ResourceUsage(
             seconds=seconds,
-            processor_seconds=busy,
+            cpu_seconds=busy,
             joules=busy * WATTS_PER_CORE if joules is None else joules,
             is_measured=joules is not None,
-            on_gpu=on_gpu,
+            used_gpu=on_gpu,
         )
 
     try:

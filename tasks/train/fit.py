@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import select_device
@@ -76,7 +76,7 @@ def fit_network(
     parts: TrainingSplits,
     blueprint: Blueprint,
     training: Training,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     *,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
     on_step: Callable[[StepProgress], None] = lambda step: None,
@@ -133,7 +133,7 @@ def _in_memory(part: ExampleSource) -> Examples:
     )
 
 
-def _transfer(network: nn.Module, start: Start, training: Training) -> TransferResult:
+def _transfer(network: nn.Module, start: InitialWeights, training: Training) -> TransferResult:
     from safetensors.torch import load_file
 
     from bloomery.models.training.transfer_learning import transfer_weights

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, TrainingDiverged
-from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training import search_space as spaces
 from bloomery.models.training.config import Range, Search, Training
@@ -37,7 +37,7 @@ class SearchJob(NamedTuple):
     dataset: Dataset
     model: Model
     training: Training
-    start: Start | None
+    start: InitialWeights | None
     unit: float = 1.0  # of a score, in the units of the label
 
 
@@ -65,7 +65,7 @@ def run_search(job: SearchJob) -> SearchResult:
     wanted = _search_of(job.training)
     study = _study(job)
     _put_back_the_dead(study)
-    mlflow_runs.adopt_runs(job.dataset.checked.contract.name, job.key, job.run_id, tag="trial")
+    mlflow_runs.adopt_runs(job.dataset.valid_rows.contract.name, job.key, job.run_id, tag="trial")
     if not study.trials:
         for first in _first_trials(job):
             study.enqueue_trial(first)
@@ -273,7 +273,7 @@ def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
     tags = {"mlflow.parentRunId": job.run_id, "trial": str(trial.number)}
     pruned: optuna.TrialPruned | None = None
     score = float("nan")
-    name = job.dataset.checked.contract.name
+    name = job.dataset.valid_rows.contract.name
     with mlflow_runs.logged_run(name, f"trial-{trial.number}", job.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {"kind": model.kind, **trial.params})
         try:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.records.records import Start
+from bloomery.data_contracts.records.records import InitialWeights
 from bloomery.models.training.config import StartFrom
 from bloomery.tasks.infrastructure.settings import settings
 
 WEIGHTS = "weights.safetensors"
 
 
-def locate_initial_weights(start: StartFrom | None) -> Start | None:
+def locate_initial_weights(start: StartFrom | None) -> InitialWeights | None:
     """The weights that `start` names now: those of a folder, or of a registered version.
 
     Raises:
@@ -44,7 +44,7 @@ def locate_initial_weights(start: StartFrom | None) -> Start | None:
             remedy="name another version, or train the network where it came from",
         )
     _require_weights(path)
-    return Start(uri=uri, name=name, digest=digest_of_file(path))
+    return InitialWeights(uri=uri, name=name, digest=digest_of_file(path))
 
 
 def _registered(reference: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import Dataset, Privacy, Start, Trained
+from bloomery.data_contracts.records.records import Dataset, InitialWeights, Privacy, TrainedNetwork
 from bloomery.models.networks.config import Custom, Imported, Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NO_MEANS = Engine()
 
 
-def _run_is_kept(record: Trained) -> bool:
+def _run_is_kept(record: TrainedNetwork) -> bool:
     return mlflow_runs.run_exists(record.run_id)
 
 
@@ -42,9 +42,9 @@ def train(
     dataset: Dataset,
     model: Model,
     training: Training,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     means: Engine = _NO_MEANS,
-) -> Trained:
+) -> TrainedNetwork:
     """Afterwards `weights.safetensors` and `network.json` hold the network, and MLflow a run with all figures.
 
     A network that comes trained lies in `network.onnx` in place of weights, and is not trained further.
@@ -66,7 +66,7 @@ def train(
         _require_exportable(out, dataset, model, parts)
     with (
         resource_usage.measure_usage(on_gpu=select_device(training.device) == "cuda") as told,
-        mlflow_runs.logged_run(dataset.checked.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
+        mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"train-{out.key[:8]}", out.key) as run_id,
     ):
         if training.search is not None or model.kind == "auto":
             unit = score_unit(encoder)
@@ -86,18 +86,18 @@ def train(
         mlflow_runs.log_resource_usage(run_id, spent)
     shutil.rmtree(fit.checkpoint_folder(out.key), ignore_errors=True)
     hyperparameter_search.delete_search(out.key)
-    return Trained(
+    return TrainedNetwork(
         uri=out.uri("weights.safetensors"),
         network_uri=out.uri("network.json"),
         run_id=run_id,
         num_parameters=num_parameters(fitted.network),
         epochs=len(fitted.history),
         val_score=evaluate(fitted.network, parts.val)[1] * curves.unit,
-        slices=training.slices,
+        slice_columns=training.slices,
         processor=processor,
-        start=start,
+        initial_weights=start,
         privacy=None if fitted.spent is None else Privacy(epsilon=fitted.spent.epsilon, delta=fitted.spent.delta),
-        effort=spent,
+        resource_usage=spent,
         dataset=dataset,
         digest=digest,
     )
@@ -105,25 +105,25 @@ def train(
 
 def _import(
     out: Output, dataset: Dataset, model: Imported, training: Training, parts: fit.TrainingSplits, encoder: Encoder
-) -> Trained:
+) -> TrainedNetwork:
     from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.loop import evaluate
 
     path, blueprint_path = out.path("network.onnx"), out.path("network.json")
-    with mlflow_runs.logged_run(dataset.checked.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
+    with mlflow_runs.logged_run(dataset.valid_rows.contract.name, f"import-{out.key[:8]}", out.key) as run_id:
         processor = configure_processor(training)
         _log_beginning(run_id, dataset, model, training, None, processor)
         adapted = import_network.adapt_network(model, dataset, parts, path, blueprint_path)
         import_network.log_adapted_network(run_id, out, path, adapted, parts, dataset, encoder, training)
     unit = score_unit(encoder)
-    return Trained(
+    return TrainedNetwork(
         uri=out.uri(path.name),
         network_uri=out.uri(blueprint_path.name),
         run_id=run_id,
         num_parameters=adapted.num_parameters,
         epochs=0,
         val_score=evaluate(adapted.network, parts.val)[1] * unit,
-        slices=training.slices,
+        slice_columns=training.slices,
         processor=processor,
         import_error=adapted.error,
         dataset=dataset,
@@ -139,7 +139,7 @@ def _fit(
     encoder: Encoder,
     model: Model,
     training: Training,
-    start: Start | None,
+    start: InitialWeights | None,
     means: Engine,
 ) -> tuple[fit.FitResult, TrainingCurves]:
     """In this process, or in several where the recipe says so."""
@@ -189,7 +189,7 @@ def _log_search(run_id: str, found: SearchResult) -> None:
 
 
 def _log_beginning(
-    run_id: str, dataset: Dataset, model: Model, training: Training, start: Start | None, processor: str
+    run_id: str, dataset: Dataset, model: Model, training: Training, start: InitialWeights | None, processor: str
 ) -> None:
     """What the network is trained from and how."""
     from mlflow.entities import Dataset as TrackedDataset
@@ -198,8 +198,8 @@ def _log_beginning(
     mlflow_runs.log_params(run_id, dict(_flat({"model": model.model_dump(), "training": training.model_dump()})))
     for name, value in {
         "data.digest": dataset.digest,
-        "data.source": dataset.checked.rows.source,
-        "contract": f"{dataset.checked.contract.name} {dataset.checked.contract.version}",
+        "data.source": dataset.valid_rows.raw_rows.source,
+        "contract": f"{dataset.valid_rows.contract.name} {dataset.valid_rows.contract.version}",
         "processor": processor,
         **({} if start is None else {"start": start.name, "start.sha256": start.digest}),
     }.items():
@@ -210,7 +210,7 @@ def _log_beginning(
             DatasetInput(
                 # MLflow cuts digests at 36 characters; the tag has the whole one.
                 TrackedDataset(
-                    name=dataset.checked.contract.name,
+                    name=dataset.valid_rows.contract.name,
                     digest=dataset.digest[:36],
                     source_type="local",
                     source=f'{{"uri": "{dataset.train.uri}"}}',
@@ -220,7 +220,7 @@ def _log_beginning(
             )
         ],
     )
-    mlflow_runs.client().log_artifact(run_id, str(settings().path(dataset.checked.report_uri)), "contract")
+    mlflow_runs.client().log_artifact(run_id, str(settings().path(dataset.valid_rows.report_uri)), "contract")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

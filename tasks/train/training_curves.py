@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from bloomery.data_contracts.records.score_format import SCORES, figure_in_words
+from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
@@ -57,7 +57,7 @@ class TrainingCurves:
         began, self._epoch_began = self._epoch_began, time.monotonic()
         self._paces.append(self._num_rows / max(self._epoch_began - began, 1e-9))
         step = epoch.number * self._steps_of_epoch
-        name = f"val_{SCORES[self._task].lower()}"
+        name = f"val_{SCORE_NAMES[self._task].lower()}"
         score = epoch.val_score * self.unit
         figures = {
             "train_loss": epoch.train_loss,
@@ -66,7 +66,7 @@ class TrainingCurves:
             "learning_rate": epoch.learning_rate,
             "rows_per_second": self._paces[-1],
         }
-        self._score = f", validation {SCORES[self._task]} {figure_in_words(self._task, score)}"
+        self._score = f", validation {SCORE_NAMES[self._task]} {format_score_value(self._task, score)}"
         self._add(epoch.number, figures, step)
         self._tell(step, epoch.number, epoch.train_loss, epoch.learning_rate)
 

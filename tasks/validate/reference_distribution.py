@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.distributions import Cells, Reference, count_into, reference_of
+from bloomery.data_contracts.odcs.distributions import Bins, Reference, count_into_bins, reference_column
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -40,8 +40,8 @@ def measure_reference(path: Path, contract: Contract, columns: Sequence[str] = (
         for name in asked:
             cells = _cells(engine, contract, name)
             if cells is not None:
-                counts = (count_into(cells, batch.column(0)) for batch in read_batches(path, [name]))
-                found[name] = reference_of(functools.reduce(operator.add, counts))
+                counts = (count_into_bins(cells, batch.column(0)) for batch in read_batches(path, [name]))
+                found[name] = reference_column(functools.reduce(operator.add, counts))
     missing = [name for name in columns if name not in found]
     if missing or not found:
         raise DataMissing(
@@ -53,7 +53,7 @@ def measure_reference(path: Path, contract: Contract, columns: Sequence[str] = (
     return Reference(columns=found)
 
 
-def _cells(engine: DuckDBPyConnection, contract: Contract, name: str) -> Cells | None:
+def _cells(engine: DuckDBPyConnection, contract: Contract, name: str) -> Bins | None:
     column = contract.column(name)
     is_key = column is not None and (column.primary_key or column.unique)
     if column is None or column.personal is not None or is_key or column.logical_type not in _COUNTED:
@@ -63,9 +63,9 @@ def _cells(engine: DuckDBPyConnection, contract: Contract, name: str) -> Cells |
     if not values:
         return None
     if len(values) <= _MOST_VALUES and column.logical_type != "number":
-        return Cells(values=tuple(value for (value,) in values))
+        return Bins(values=tuple(value for (value,) in values))
     if column.logical_type not in ("integer", "number"):
         return None
     shares = ", ".join(str(place / _NUM_CELLS) for place in range(1, _NUM_CELLS))
     edges = engine.execute(f"select quantile_disc({quote_name(name)}, [{shares}]) {held}").fetchall()[0][0]
-    return Cells(edges=tuple(sorted({float(edge) for edge in edges})))
+    return Bins(edges=tuple(sorted({float(edge) for edge in edges})))

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.validation.expectation_suite import Count, Example
+from bloomery.data_contracts.validation.expectation_suite import RuleCount, ViolationExample
 from bloomery.data_contracts.validation.row_checks import (
-    Batch,
-    breaking,
-    conditions,
-    read_batch,
-    require_text,
+    CastBatch,
+    cast_batch,
+    describe_values,
+    find_violations,
+    parse_conditions,
+    require_valid_text,
     row_rules,
-    shown,
 )
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
 from bloomery.tasks.validate.row_mask import RowMask
@@ -75,10 +75,10 @@ class QuarantineWriter:
     def num_rows(self) -> int:
         return self._writer.num_rows
 
-    def add(self, batch: Batch, start: int, broken: list[Violation]) -> None:
+    def add(self, batch: CastBatch, start: int, broken: list[Violation]) -> None:
         """Set aside the rows of `batch` that break one of the rules; the first row of `batch` has position `start`."""
         rows = np.flatnonzero(any_violation(broken))
-        found = batch.found.take(pa.array(rows))
+        found = batch.raw.take(pa.array(rows))
         told = _reasons(batch, rows, broken, self._personal)
         arrays = [*(found.column(name) for name in self._columns), pa.array(rows + start, pa.int64()), told]
         self._writer.write(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
@@ -102,7 +102,7 @@ def _places(mask: pa.BooleanArray) -> np.ndarray:
     return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
 
 
-def _reasons(batch: Batch, rows: np.ndarray, broken: list[Violation], personal: frozenset[str]) -> pa.ListArray:
+def _reasons(batch: CastBatch, rows: np.ndarray, broken: list[Violation], personal: frozenset[str]) -> pa.ListArray:
     """For each of `rows` what it breaks, in the order of `broken`."""
     places = [_places(mask) for _, mask in broken]
     rules = np.repeat(np.arange(len(broken)), [len(where) for where in places])
@@ -122,17 +122,17 @@ def _reasons(batch: Batch, rows: np.ndarray, broken: list[Violation], personal: 
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), reasons)
 
 
-def _concealed(rule: Rule, batch: Batch, rows: np.ndarray, personal: frozenset[str]) -> pa.StringArray:
+def _concealed(rule: Rule, batch: CastBatch, rows: np.ndarray, personal: frozenset[str]) -> pa.StringArray:
     """The values that break the rule, unless they are a person's."""
     if personal.isdisjoint((rule.column, *rule.columns)):
-        return shown(rule, batch, rows)
+        return describe_values(rule, batch, rows)
     return pa.array([CONCEALED] * len(rows), pa.string())
 
 
 class FilterResult(NamedTuple):
     """What one pass over the rows came to. `num_untolerated` leaves out what only rules with a tolerance set aside."""
 
-    counts: tuple[Count, ...]
+    counts: tuple[RuleCount, ...]
     set_aside: RowMask
     num_untolerated: int
 
@@ -147,17 +147,17 @@ def filter_rows(source: Path, contract: Contract, passed: Path, quarantine: Quar
     """
     schema = arrow_schema(contract)
     rules = row_rules(contract)
-    read = conditions(rules, schema)
+    read = parse_conditions(rules, schema)
     counts = [_Counting(rule, contract.personal_columns) for rule in rules]
     gone = RowMask(pq.read_metadata(source).num_rows)
     start = num_untolerated = 0
     with RowWriter(passed, schema, row_group_size_of(source)) as writer:
         for found in read_batches(source):
-            require_text(found, start)
-            batch = read_batch(found, schema)
+            require_valid_text(found, start)
+            batch = cast_batch(found, schema)
             broken = []
             for counting in counts:
-                mask = breaking(counting.rule, batch, read)
+                mask = find_violations(counting.rule, batch, read)
                 counting.add(batch, mask, start)
                 if mask.true_count and counting.rule.severity == "error":
                     broken.append(Violation(counting.rule, mask))
@@ -181,9 +181,9 @@ class _Counting:
         self.rule = rule
         self._personal = personal
         self._num_breaking = self._num_asked = 0
-        self._examples: list[Example] = []
+        self._examples: list[ViolationExample] = []
 
-    def add(self, batch: Batch, mask: pa.BooleanArray, start: int) -> None:
+    def add(self, batch: CastBatch, mask: pa.BooleanArray, start: int) -> None:
         self._num_breaking += mask.true_count
         self._num_asked += batch.rows.num_rows - self._num_unasked(batch)
         if mask.true_count:
@@ -195,28 +195,28 @@ class _Counting:
     def _num_wanted(self) -> int:
         return MAX_EXAMPLES - len(self._examples)
 
-    def _num_unasked(self, batch: Batch) -> int:
+    def _num_unasked(self, batch: CastBatch) -> int:
         """A null is asked no question but whether it may be null."""
         if self.rule.kind == "expression" or (self.rule.kind == "required" and self.rule.target == self.rule.column):
             return 0
-        return batch.found.column(self.rule.column).null_count
+        return batch.raw.column(self.rule.column).null_count
 
-    def result(self) -> Count:
-        return Count(self.rule, self._num_breaking, self._num_asked, tuple(self._examples))
+    def result(self) -> RuleCount:
+        return RuleCount(self.rule, self._num_breaking, self._num_asked, tuple(self._examples))
 
 
 def example_violations(
-    broken: Violation, batch: Batch, start: int, personal: frozenset[str], num: int
-) -> list[Example]:
+    broken: Violation, batch: CastBatch, start: int, personal: frozenset[str], num: int
+) -> list[ViolationExample]:
     """The first `num` rows that break the rule; the first row of `batch` has position `start`."""
     rows = _places(broken.mask)[:num]
     values = _concealed(broken.rule, batch, rows, personal).to_pylist() if len(rows) else []
-    return [Example(start + int(row), value) for row, value in zip(rows, values, strict=True)]
+    return [ViolationExample(start + int(row), value) for row, value in zip(rows, values, strict=True)]
 
 
 def quarantine_rows(
     source: Path, contract: Contract, gone: RowMask, marked: list[TableViolation], quarantine: QuarantineWriter
-) -> list[tuple[Example, ...]]:
+) -> list[tuple[ViolationExample, ...]]:
     """Add the rows of `source` that break a rule about the table to `quarantine`, unless the rule only warns.
 
     `marked` counts the rows that are left when those of `gone` are taken out.
@@ -225,7 +225,7 @@ def quarantine_rows(
         Examples for each rule, by their position in `source`.
     """
     schema, personal = arrow_schema(contract), contract.personal_columns
-    examples: list[list[Example]] = [[] for _ in marked]
+    examples: list[list[ViolationExample]] = [[] for _ in marked]
     start = num_left = 0
     for found in read_batches(source):
         is_left = ~gone.between(start, found.num_rows)
@@ -235,7 +235,7 @@ def quarantine_rows(
             mask[is_left] = rows.between(num_left, int(is_left.sum()))
             broken.append(pa.array(mask))
         if any(mask.true_count for mask in broken):
-            batch = read_batch(found, schema)
+            batch = cast_batch(found, schema)
             told = [Violation(rule, mask) for (rule, _), mask in zip(marked, broken, strict=True)]
             for one, kept in zip(told, examples, strict=True):
                 kept += example_violations(one, batch, start, personal, MAX_EXAMPLES - len(kept))

@@ -14,9 +14,14 @@ from bloomery.data_contracts.documents.digests import digest_of_document, digest
 from bloomery.data_contracts.errors import ContractBroken, DataUnfit
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, require_columns
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.records import CheckedRows, RawRows
-from bloomery.data_contracts.validation.data_docs import page
-from bloomery.data_contracts.validation.expectation_suite import Count, kept, told, verdict
+from bloomery.data_contracts.records.records import RawRows, ValidRows
+from bloomery.data_contracts.validation.data_docs import render_data_docs
+from bloomery.data_contracts.validation.expectation_suite import (
+    RuleCount,
+    build_suite_result,
+    describe_rule,
+    rule_successes,
+)
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
 from bloomery.tasks.infrastructure.personal_data import protect_batch, protected_schema
 from bloomery.tasks.infrastructure.settings import settings
@@ -35,13 +40,13 @@ from bloomery.tasks.validate.row_mask import RowMask
 from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
 
 
-def _is_fresh(record: CheckedRows) -> bool:
+def _is_fresh(record: ValidRows) -> bool:
     """A contract that asks for fresh data is asked again once it would be broken: time passes while the data stays."""
     return record.fresh_until is None or datetime.now(UTC) <= record.fresh_until
 
 
 @stage(is_whole=_is_fresh, present=prefect_artifacts.publish_contract_report)
-def validate(out: Output, rows: RawRows, contract: Contract) -> CheckedRows:
+def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
     """Afterwards `rows.parquet` holds the rows that keep the contract, in its types, and `quarantine.parquet` the rest.
 
     Columns about people are dropped, hashed or encrypted there; the quarantine has them encrypted.
@@ -65,24 +70,24 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> CheckedRows:
         table = list(check_table_rules(passed, contract, where))
         table, num_more = _set_aside(source, passed, contract, sifted, table, quarantine)
     counts = _in_contract_order(contract, rows, sifted, table)
-    result = verdict(contract.name, rows.source, rows.num_rows, counts)
-    out.path("report.html").write_text(page(result), encoding="utf-8")
+    result = build_suite_result(contract.name, rows.source, rows.num_rows, counts)
+    out.path("report.html").write_text(render_data_docs(result), encoding="utf-8")
     num_passed = _passed(passed, aside, rows)
-    failed = [count for count, is_kept in zip(counts, kept(result), strict=True) if not is_kept]
+    failed = [count for count, is_kept in zip(counts, rule_successes(result), strict=True) if not is_kept]
     num_breaking = sifted.num_untolerated + num_more + rows.num_malformed
     _require_unbroken(contract, failed, num_breaking, rows, out, where)
     fresh_until = _fresh_until(passed, contract)
     digest_of_rows = _without_persons(passed, contract)
-    return CheckedRows(
+    return ValidRows(
         uri=out.uri("rows.parquet"),
         quarantine_uri=out.uri("quarantine.parquet"),
         report_uri=out.uri("report.html"),
         num_rows=num_passed,
         num_quarantined=quarantine.num_rows + rows.num_malformed,
-        checked=tuple((told(count.rule), count.num_breaking) for count in counts),
+        violations=tuple((describe_rule(count.rule), count.num_violations) for count in counts),
         fresh_until=fresh_until,
         contract=contract,
-        rows=rows,
+        raw_rows=rows,
         # The contract is part of it: the endpoint enforces it, so another contract makes another bento.
         digest=digest_of_document(
             [digest_of_rows, contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)]
@@ -130,7 +135,7 @@ def _set_aside(
     Returns:
         The counts with examples, and how many rows break a rule that has no tolerance of its own.
     """
-    broken = [found for found in table if found.rows is not None and found.result.num_breaking]
+    broken = [found for found in table if found.rows is not None and found.result.num_violations]
     if not broken:
         return table, 0
     marked = [TableViolation(found.result.rule, found.rows) for found in broken if found.rows is not None]
@@ -152,11 +157,13 @@ def _any(marks: Sequence[RowMask], num_rows: int) -> RowMask:
     return whole
 
 
-def _in_contract_order(contract: Contract, rows: RawRows, sifted: FilterResult, table: list[TableCheck]) -> list[Count]:
+def _in_contract_order(
+    contract: Contract, rows: RawRows, sifted: FilterResult, table: list[TableCheck]
+) -> list[RuleCount]:
     counted = {count.rule: count for count in (*sifted.counts, *(found.result for found in table))}
     for rule in contract.rules():
         if rule.kind == "num_rows":
-            counted[rule] = Count(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
+            counted[rule] = RuleCount(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
     stated = [counted.pop(rule) for rule in dict.fromkeys(contract.rules())]
     return [*stated, *counted.values()]
 
@@ -170,7 +177,7 @@ def _passed(passed: Path, quarantine: Path, rows: RawRows) -> int:
 
 
 def _require_unbroken(
-    contract: Contract, failed: list[Count], num_breaking: int, rows: RawRows, out: Output, where: str
+    contract: Contract, failed: list[RuleCount], num_breaking: int, rows: RawRows, out: Output, where: str
 ) -> None:
     """A rule about the table must hold, a tolerance must not be passed, nor the contract's limit for all other rows."""
     errors = [count for count in failed if count.rule.severity == "error"]
@@ -180,7 +187,10 @@ def _require_unbroken(
         if count.observed is not None
     ]
     beyond = [count for count in errors if count.observed is None and count.rule.tolerance is not None]
-    found += [f"{_share(count.num_breaking, count.num_asked, 'values')} break {told(count.rule)}" for count in beyond]
+    found += [
+        f"{_share(count.num_violations, count.num_checked, 'values')} break {describe_rule(count.rule)}"
+        for count in beyond
+    ]
     num_rows = rows.num_rows + rows.num_malformed
     is_beyond_limit = num_breaking / num_rows > contract.quarantine_limit
     if is_beyond_limit:
@@ -190,9 +200,11 @@ def _require_unbroken(
     if beyond or is_beyond_limit:
         if rows.num_malformed:
             found.append(f"  {rows.num_malformed} x a line that is no row")
-        for count in sorted((one for one in errors if one.examples), key=lambda one: -one.num_breaking)[:5]:
+        for count in sorted((one for one in errors if one.examples), key=lambda one: -one.num_violations)[:5]:
             first = count.examples[0]
-            found.append(f"  {count.num_breaking} x {told(count.rule)} (row {first.row}: found {first.value})")
+            found.append(
+                f"  {count.num_violations} x {describe_rule(count.rule)} (row {first.row}: found {first.value})"
+            )
     place = settings().home / "quarantine" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', contract.name)}-{out.key[:12]}"
     place.mkdir(parents=True, exist_ok=True)
     for name in ("quarantine.parquet", "report.html"):

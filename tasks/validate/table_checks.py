@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.expressions.parser import parsed
-from bloomery.data_contracts.expressions.table_queries import OBJECT
+from bloomery.data_contracts.expressions.parser import parse_sql
+from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.distributions import count_into, divergence_of
+from bloomery.data_contracts.odcs.distributions import compute_divergence, count_into_bins
 from bloomery.data_contracts.odcs.rules import Rule
-from bloomery.data_contracts.validation.expectation_suite import Count
+from bloomery.data_contracts.validation.expectation_suite import RuleCount
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.duckdb_session import parquet_path_sql
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -39,7 +39,7 @@ _CONCEALED = "a number about a personal column"
 class TableCheck(NamedTuple):
     """What one rule came to: `result`, without examples, and which rows of the file break it, if it is about rows."""
 
-    result: Count
+    result: RuleCount
     rows: RowMask | None
 
 
@@ -136,7 +136,7 @@ def _marked(table: _Table, rule: Rule, present: str, query: str) -> TableCheck:
     rows = RowMask(table.num_rows)
     for batch in table.engine.sql(query).to_arrow_reader(_BATCH_ROWS):
         rows.add(batch.column(0).to_numpy())
-    return TableCheck(Count(rule, rows.num, num_asked), rows)
+    return TableCheck(RuleCount(rule, rows.num, num_asked), rows)
 
 
 def _answer(table: _Table, rule: Rule, where: str) -> TableCheck:
@@ -146,7 +146,7 @@ def _answer(table: _Table, rule: Rule, where: str) -> TableCheck:
     is_personal = _reads_personal(rule, table.contract)
     try:
         table.engine.execute("set threads = 1")
-        found = table.engine.execute((rule.expression or "").replace(OBJECT, quote_name("rows"))).fetchall()
+        found = table.engine.execute((rule.expression or "").replace(TABLE_PLACEHOLDER, quote_name("rows"))).fetchall()
         number = float(found[0][0]) if found and found[0][0] is not None else None
     except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, ValueError, TypeError) as failure:
         # What an engine tells of a conversion may quote the value.
@@ -168,7 +168,7 @@ def _reads_personal(rule: Rule, contract: Contract) -> bool:
     from sqlglot import exp
 
     personal = {name.lower() for name in contract.personal_columns}
-    tree = parsed((rule.expression or "").replace(OBJECT, "the_object"))
+    tree = parse_sql((rule.expression or "").replace(TABLE_PLACEHOLDER, "the_object"))
     reads_all = any(not isinstance(star.parent, exp.Count) for star in tree.find_all(exp.Star))
     return bool(personal) and (reads_all or any(one.name.lower() in personal for one in tree.find_all(exp.Column)))
 
@@ -186,17 +186,17 @@ def _age(table: _Table, rule: Rule, where: str) -> TableCheck:
 
 def _divergence(table: _Table, rule: Rule, where: str) -> TableCheck:
     stated = table.contract.references[rule.reference or ""].columns[rule.target]
-    counts = [count_into(stated, batch.column(0)) for batch in read_batches(table.path, [rule.target])]
+    counts = [count_into_bins(stated, batch.column(0)) for batch in read_batches(table.path, [rule.target])]
     if not counts or rule.divergence is None:
         return _observed(rule, None)
-    return _observed(rule, divergence_of(rule.divergence, stated, functools.reduce(operator.add, counts)))
+    return _observed(rule, compute_divergence(rule.divergence, stated, functools.reduce(operator.add, counts)))
 
 
 def _observed(rule: Rule, number: float | None, shown: str | None = None) -> TableCheck:
     """A rule about one number. Where there is no number, it is not kept."""
     is_broken = number is None or not rule.allows(number)
     told = shown if shown is not None else "no value" if number is None else f"{number:.10g}"
-    return TableCheck(Count(rule, int(is_broken), 1, (), told), None)
+    return TableCheck(RuleCount(rule, int(is_broken), 1, (), told), None)
 
 
 _BATCH_ROWS = 100_000

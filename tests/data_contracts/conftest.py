@@ -12,7 +12,7 @@ import pytest
 from bloomery import data_contracts
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
-from bloomery.data_contracts.validation.row_checks import breaking, conditions, read_batch, row_rules
+from bloomery.data_contracts.validation.row_checks import cast_batch, find_violations, parse_conditions, row_rules
 
 DIGITS = Path(data_contracts.__file__).parent / "contracts" / "digits.odcs.yaml"
 
@@ -44,8 +44,8 @@ def set_aside() -> Callable[[pa.Table, Contract], set[int]]:
         schema = arrow_schema(contract)
         rules = tuple(rule for rule in row_rules(contract) if rule.severity == "error")
         (found,) = table.combine_chunks().to_batches()
-        batch, read = read_batch(found, schema), conditions(rules, schema)
-        masks = [breaking(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules]
+        batch, read = cast_batch(found, schema), parse_conditions(rules, schema)
+        masks = [find_violations(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules]
         return set(np.flatnonzero(np.any(masks, axis=0)).tolist()) if masks else set()
 
     return find

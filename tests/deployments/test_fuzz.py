@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from prometheus_client import CollectorRegistry
 from schemathesis import GenerationMode
 
-from bloomery.data_contracts.serving.api_keys import Key, Keys, digest_of_key
+from bloomery.data_contracts.serving.api_keys import ApiKey, ApiKeys, hash_key
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics
 from bloomery.deployments.endpoint.auth.middleware import require_keys
@@ -40,8 +40,10 @@ def application(request: Any, packaged: Callable[..., Path], metrics: Metrics) -
 def protected(packaged: Callable[..., Path], metrics: Metrics, tmp_path: Path) -> Any:
     """An endpoint that requires a key."""
     path = tmp_path / "clients.json"
-    key = Key(name="fuzz", sha256=digest_of_key(KEY.encode()), rate=None, made="2026-01-01T00:00:00Z", revoked=None)
-    path.write_text(Keys(keys=(key,)).model_dump_json())
+    key = ApiKey(
+        name="fuzz", sha256=hash_key(KEY.encode()), rate=None, created_at="2026-01-01T00:00:00Z", revoked_at=None
+    )
+    path.write_text(ApiKeys(keys=(key,)).model_dump_json())
     application = Application(Limits(explain_evaluations=64), metrics, "required")
     application.use_version(LoadedVersion(packaged(tag="people:protected")))
     environment = {"BLOOMERY_SERVE_KEYS_FILE": str(path), "BLOOMERY_SERVE_KEYS": "required"}

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bloomery.data_contracts.errors import DocumentInvalid, SecretMissing, SettingInvalid
-from bloomery.data_contracts.serving.api_keys import Key, Keys, demand, digest_of_key, is_loopback
+from bloomery.data_contracts.serving.api_keys import ApiKey, ApiKeys, hash_key, is_loopback, read_key_policy
 from bloomery.deployments.endpoint.asgi.openapi import openapi_document
 from bloomery.deployments.endpoint.auth import middleware
 from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics, KeyRing
@@ -29,10 +29,12 @@ OPEN_ADDRESS = "203.0.113.7"
 def key_file(*keys: tuple[str, str, float | None, str | None]) -> bytes:
     """A key file: for each key a name, the key itself, its rate, and when it was revoked."""
     entries = [
-        Key(name=name, sha256=digest_of_key(key.encode()), rate=rate, made="2026-01-01T00:00:00Z", revoked=revoked)
+        ApiKey(
+            name=name, sha256=hash_key(key.encode()), rate=rate, created_at="2026-01-01T00:00:00Z", revoked_at=revoked
+        )
         for name, key, rate, revoked in keys
     ]
-    return Keys(keys=tuple(entries)).model_dump_json().encode()
+    return ApiKeys(keys=tuple(entries)).model_dump_json().encode()
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -156,7 +158,7 @@ def test_a_key_is_accepted_in_each_header(protect, headers) -> None:
         {"authorization": SHOP_KEY},
         {"authorization": bearer(SHOP_KEY[:-1])},
         {"authorization": bearer(SHOP_KEY + "x")},
-        {"authorization": bearer(digest_of_key(SHOP_KEY.encode()))},
+        {"authorization": bearer(hash_key(SHOP_KEY.encode()))},
         {"authorization": "Basic %%%"},
         {"authorization": f"Digest {SHOP_KEY}"},
         {"x_api_key": ""},
@@ -311,7 +313,7 @@ def test_invalid_settings_are_rejected(environment, kind) -> None:
 
 
 def test_the_default_policy_is_auto_and_host_names_are_not_loopback() -> None:
-    assert demand({}) == demand({"BLOOMERY_SERVE_KEYS": ""}) == "auto"
+    assert read_key_policy({}) == read_key_policy({"BLOOMERY_SERVE_KEYS": ""}) == "auto"
     assert not is_loopback("localhost")
     assert not is_loopback("")
 

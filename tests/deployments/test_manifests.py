@@ -16,8 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE
-from bloomery.data_contracts.serving.signatures import TRUSTED_KEY, UNSIGNED
+from bloomery.data_contracts.serving.api_keys import KEY_POLICY_VARIABLE, KEYS_FILE_VARIABLE
+from bloomery.data_contracts.serving.signatures import TRUSTED_KEY_VARIABLE, UNSIGNED_VARIABLE
 from bloomery.deployments.endpoint.asgi.application import _BENTOML_PATHS
 from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
 from bloomery.deployments.endpoint.base_image import STATE_FOLDER
@@ -42,7 +42,16 @@ LOCK = {
 LIMITS = {f"{PREFIX}{name.upper()}" for name in Limits._fields}
 OPTIONS = {f"{PREFIX}{name.upper()}" for name in ServingOptions._fields}
 # Of our own: the endpoint's, the worker's settings, and of its recipes' paths.
-OURS = {*LIMITS, *OPTIONS, DEMANDED, KEYS_FILE, TRUSTED_KEY, UNSIGNED, "BLOOMERY_HOME", "BLOOMERY_DATA"}
+OURS = {
+    *LIMITS,
+    *OPTIONS,
+    KEY_POLICY_VARIABLE,
+    KEYS_FILE_VARIABLE,
+    TRUSTED_KEY_VARIABLE,
+    UNSIGNED_VARIABLE,
+    "BLOOMERY_HOME",
+    "BLOOMERY_DATA",
+}
 PLAIN = {
     "HOME",
     "PGPASSWORD",
@@ -183,7 +192,7 @@ def test_secrets_lie_where_they_are_looked_for() -> None:
     files = {file.split("=")[0].split("/")[-1] for one in KUSTOMIZATION["secretGenerator"] for file in one["files"]}
     (mounted,) = [one["mountPath"] for one in endpoint["volumeMounts"] if one["name"] == "secrets"]
     told = {one["name"]: one["value"] for one in endpoint["env"]}
-    for key in (KEYS_FILE, TRUSTED_KEY):
+    for key in (KEYS_FILE_VARIABLE, TRUSTED_KEY_VARIABLE):
         assert told[key].rpartition("/")[0] == mounted
         assert told[key].rpartition("/")[2] in files
         named_by_compose = COMPOSE["services"]["endpoint"]["environment"][key].removeprefix("/run/secrets/")

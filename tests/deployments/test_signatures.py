@@ -16,7 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bloomery.data_contracts.errors import OutputCorrupt, SettingInvalid, SignatureRefused
-from bloomery.data_contracts.serving.signatures import MANIFEST, OWN_KEYS, SIGNATURE, fingerprint, public_pem, signed
+from bloomery.data_contracts.serving.signatures import (
+    MANIFEST_FILE,
+    OWN_KEYS_FILE,
+    SIGNATURE_FILE,
+    encode_public_key,
+    key_fingerprint,
+    sign_bytes,
+)
 from bloomery.deployments.endpoint.inference import model_version
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.tasks.orchestration.code_version import reach
@@ -29,7 +36,7 @@ TRUSTED, UNSIGNED = "BLOOMERY_SERVE_TRUSTED_KEY", "BLOOMERY_SERVE_UNSIGNED"
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of trusted keys, with KEY in it; unsigned versions are not allowed."""
     path = tmp_path / "trusted.pem"
-    path.write_bytes(public_pem(KEY.public_key()))
+    path.write_bytes(encode_public_key(KEY.public_key()))
     for name in ("BLOOMERY_HOME", "BENTOML_HOME", UNSIGNED):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(TRUSTED, str(path))
@@ -45,7 +52,7 @@ def artifacts(packaged: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def sign(folder: Path, key: Ed25519PrivateKey) -> Path:
-    (folder / SIGNATURE).write_bytes(signed((folder / MANIFEST).read_bytes(), key))
+    (folder / SIGNATURE_FILE).write_bytes(sign_bytes((folder / MANIFEST_FILE).read_bytes(), key))
     return folder
 
 
@@ -54,9 +61,11 @@ def test_a_version_signed_by_a_trusted_key_is_loaded(artifacts, trusted) -> None
 
 
 def test_a_changed_manifest_is_rejected_before_it_is_parsed(artifacts, trusted, monkeypatch) -> None:
-    (artifacts / MANIFEST).write_bytes((artifacts / MANIFEST).read_bytes().replace(b"0.9", b"0.8"))
+    (artifacts / MANIFEST_FILE).write_bytes((artifacts / MANIFEST_FILE).read_bytes().replace(b"0.9", b"0.8"))
     monkeypatch.setattr(model_version, "json", None)  # so that it cannot be parsed
-    with pytest.raises(SignatureRefused, match=f"the signature by key {fingerprint(KEY.public_key())} does not fit"):
+    with pytest.raises(
+        SignatureRefused, match=f"the signature by key {key_fingerprint(KEY.public_key())} does not fit"
+    ):
         LoadedVersion(artifacts)
 
 
@@ -68,24 +77,24 @@ def test_a_changed_file_is_rejected_though_the_manifest_is_signed(artifacts, tru
 
 def test_another_keys_signature_is_rejected_whatever_key_it_claims(artifacts, trusted) -> None:
     sign(artifacts, OTHER)
-    with pytest.raises(SignatureRefused, match=f"signed by another key: {fingerprint(OTHER.public_key())}"):
+    with pytest.raises(SignatureRefused, match=f"signed by another key: {key_fingerprint(OTHER.public_key())}"):
         LoadedVersion(artifacts)
-    document = json.loads((artifacts / SIGNATURE).read_bytes())
-    document["key"] = fingerprint(KEY.public_key())
-    (artifacts / SIGNATURE).write_text(json.dumps(document))
+    document = json.loads((artifacts / SIGNATURE_FILE).read_bytes())
+    document["key"] = key_fingerprint(KEY.public_key())
+    (artifacts / SIGNATURE_FILE).write_text(json.dumps(document))
     with pytest.raises(SignatureRefused, match="does not fit the manifest"):
         LoadedVersion(artifacts)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"key": 3, "signature": "%%"}', b"\xff" * 64])
 def test_an_invalid_signature_file_is_rejected(artifacts, trusted, content) -> None:
-    (artifacts / SIGNATURE).write_bytes(content)
+    (artifacts / SIGNATURE_FILE).write_bytes(content)
     with pytest.raises(SignatureRefused, match="does not say"):
         LoadedVersion(artifacts)
 
 
 def test_an_unsigned_version_is_rejected_with_a_remedy(artifacts, trusted, monkeypatch) -> None:
-    (artifacts / SIGNATURE).unlink()
+    (artifacts / SIGNATURE_FILE).unlink()
     with pytest.raises(SignatureRefused, match="bloomery run RECIPE"):
         LoadedVersion(artifacts)
     monkeypatch.setenv(UNSIGNED, "allowed")
@@ -111,7 +120,7 @@ def test_a_bento_served_by_hand_from_the_state_folder_is_verified_with_that_fold
     artifacts, trusted, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.delenv(TRUSTED)
-    own = tmp_path / "home" / OWN_KEYS
+    own = tmp_path / "home" / OWN_KEYS_FILE
     own.parent.mkdir(parents=True)
     shutil.copyfile(trusted, own)
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home" / "bentoml"))
@@ -122,7 +131,7 @@ def test_a_bento_served_by_hand_from_the_state_folder_is_verified_with_that_fold
 
 
 def test_several_keys_may_be_trusted(artifacts, trusted) -> None:
-    trusted.write_bytes(public_pem(OTHER.public_key()) + trusted.read_bytes())
+    trusted.write_bytes(encode_public_key(OTHER.public_key()) + trusted.read_bytes())
     LoadedVersion(artifacts)
     LoadedVersion(sign(artifacts, OTHER))
 
@@ -141,8 +150,8 @@ def test_an_invalid_trusted_key_is_reported(artifacts, trusted, monkeypatch) -> 
 
 
 def test_signatures_are_deterministic(artifacts) -> None:
-    before = (artifacts / SIGNATURE).read_bytes()
-    assert (sign(artifacts, KEY) / SIGNATURE).read_bytes() == before
+    before = (artifacts / SIGNATURE_FILE).read_bytes()
+    assert (sign(artifacts, KEY) / SIGNATURE_FILE).read_bytes() == before
 
 
 SERVE_WITHOUT_PICKLE = """

@@ -18,8 +18,13 @@ import uvicorn
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import OutputCorrupt, SettingInvalid
-from bloomery.data_contracts.serving.champion_pointer import Pointer, read_followings, read_pointer, write_pointer
-from bloomery.data_contracts.serving.prediction_log import FIELDS, as_parquet, read_log
+from bloomery.data_contracts.serving.champion_pointer import (
+    ChampionPointer,
+    read_follower_statuses,
+    read_pointer,
+    write_pointer,
+)
+from bloomery.data_contracts.serving.prediction_log import LOG_FIELDS, convert_to_parquet, read_log
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.bounded_queue import BoundedQueue
@@ -30,11 +35,11 @@ from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.deployments.endpoint.telemetry.prediction_log import LogLimits, PredictionLog
 
 ROW = {"age": 49, "height": 1.7, "town": "york"}
-_LOGGED = [field.name for field in FIELDS]
+_LOGGED = [field.name for field in LOG_FIELDS]
 
 
-def pointer_to(artifacts: Path, tag: str, manifest_sha256: str = "") -> Pointer:
-    return Pointer(
+def pointer_to(artifacts: Path, tag: str, manifest_sha256: str = "") -> ChampionPointer:
+    return ChampionPointer(
         name="people",
         version=1,
         bento=tag,
@@ -100,7 +105,7 @@ def test_twenty_version_changes_under_load_drop_no_request_and_mix_no_versions(
     (damaged / "model.onnx").write_bytes(b"not a network")
     expected = {tag: LoadedVersion(folder) for tag, folder in versions.items()}
     predictions = {
-        tag: version.format_predictions(version.predict(version.row_check.table([ROW]).to_batches()[0]))[0]
+        tag: version.format_predictions(version.predict(version.row_check.parse_table([ROW]).to_batches()[0]))[0]
         for tag, version in expected.items()
     }
     assert predictions["people:one"]["label"] != predictions["people:two"]["label"]
@@ -139,8 +144,8 @@ def test_twenty_version_changes_under_load_drop_no_request_and_mix_no_versions(
 
 
 def has_status(path: Path, tag: str, is_rejected: bool) -> bool:
-    (following,) = read_followings(path.parent).values()
-    return (following.refused if is_rejected else following.bento) == tag
+    (following,) = read_follower_statuses(path.parent).values()
+    return (following.refused_bento if is_rejected else following.bento) == tag
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -299,5 +304,5 @@ def test_an_endpoint_at_its_limit_is_not_ready(packaged: Callable[..., Path], me
 def test_a_stream_without_a_complete_batch_leaves_no_parquet(tmp_path: Path) -> None:
     stream = tmp_path / "one.arrows"
     stream.write_bytes(json.dumps("no stream").encode())
-    as_parquet(stream)
+    convert_to_parquet(stream)
     assert list(tmp_path.iterdir()) == []

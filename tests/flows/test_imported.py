@@ -37,7 +37,7 @@ class InTheMannerOfKeras(nn.Module):
 def recipe(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe `digits` with what it has trained, as a file from elsewhere."""
     home, release = finished
-    trained = release["bento"]["chosen"]["options"]["trained"]
+    trained = release["bento"]["choice"]["candidates"]["trained"]
     network, _ = read_network(home / trained["uri"], home / trained["network_uri"])
     folder = tmp_path_factory.mktemp("imported")
     torch.onnx.export(
@@ -69,15 +69,15 @@ def ended(recipe: Path, sharing: Bloomery) -> dict[str, Any]:
 
 
 def test_it_answers_over_http_as_the_network_that_it_was(ended: dict[str, Any], finished: Finished) -> None:
-    here, there = (one["bento"]["chosen"]["options"]["candidates"] for one in (ended, finished[1]))
+    here, there = (one["bento"]["choice"]["candidates"]["candidates"] for one in (ended, finished[1]))
     assert [candidate["name"] for candidate in here] == ["fp32", "int8"]
     assert here[0]["score"] == there[0]["score"]  # nothing was lost on the way
     assert here[0]["parity_error"] < 1e-5
-    assert (ended["alias"], ended["num_asked"]) == ("champion", 100)
+    assert (ended["alias"], ended["num_smoke_test_rows"]) == ("champion", 100)
 
 
 def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended: dict[str, Any]) -> None:
-    options = ended["bento"]["chosen"]["options"]
+    options = ended["bento"]["choice"]["candidates"]
     fp32, int8 = options["candidates"]
     assert int8["size_bytes"] < 0.5 * fp32["size_bytes"]
     assert not int8.get("is_row_by_row", False)
@@ -86,7 +86,7 @@ def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended
 
 
 def test_its_run_has_figures_pictures_and_explanations(ended: dict[str, Any], recipe: Path) -> None:
-    home, trained = recipe.parent / "home", ended["bento"]["chosen"]["options"]["trained"]
+    home, trained = recipe.parent / "home", ended["bento"]["choice"]["candidates"]["trained"]
     (found,) = (home / "mlflow").glob(f"**/{trained['run_id']}/artifacts")
     names = {path.relative_to(found).as_posix() for path in found.rglob("*")}
     assert {"val_confusion.png", "val_per_class.json", "network/network.onnx", "explanations/rows.png"} <= names

@@ -46,7 +46,7 @@ def folder(
 ) -> Path:
     """Three networks that Keras has taught on the encoded rows of the recipe `digits`."""
     home, release = finished
-    dataset = Dataset.model_validate(release["bento"]["chosen"]["options"]["trained"]["dataset"])
+    dataset = Dataset.model_validate(release["bento"]["choice"]["candidates"]["trained"]["dataset"])
     rows = read_examples(home / dataset.train.uri, dataset.key, dataset.layout)
     made = tmp_path_factory.mktemp("keras")
     np.savez(made / "rows.npz", x_train=rows.x.numpy(), y_train=rows.y.numpy())
@@ -71,7 +71,7 @@ def test_it_is_served(name: str, folder: Path, sharing: Callable[..., subprocess
     run = sharing(folder / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     release = json.loads(run.stdout)
-    assert (release["name"], release["alias"], release["num_asked"]) == (f"keras-{name}", "champion", 100)
-    fp32, int8 = release["bento"]["chosen"]["options"]["candidates"]
+    assert (release["name"], release["alias"], release["num_smoke_test_rows"]) == (f"keras-{name}", "champion", 100)
+    fp32, int8 = release["bento"]["choice"]["candidates"]["candidates"]
     assert fp32["parity_error"] < 1e-5
     assert int8["size_bytes"] < 0.8 * fp32["size_bytes"]

@@ -40,15 +40,15 @@ Finished = tuple[Path, dict[str, Any]]
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
     """Everything that must be equal between two runs of one recipe on one machine."""
-    chosen = release["bento"]["chosen"]
-    trained = chosen["options"]["trained"]
+    chosen = release["bento"]["choice"]
+    trained = chosen["candidates"]["trained"]
     dataset = trained["dataset"]
     return {
-        "rows": dataset["checked"]["rows"]["digest"],
+        "rows": dataset["valid_rows"]["raw_rows"]["digest"],
         "parts": [dataset[part]["sha256"] for part in ("train", "val", "test")],
         "dataset": dataset["digest"],
         "weights": trained["digest"],
-        "onnx": [candidate["sha256"] for candidate in chosen["options"]["candidates"]],
+        "onnx": [candidate["sha256"] for candidate in chosen["candidates"]["candidates"]],
         "bento": release["bento"]["digest"],
     }
 

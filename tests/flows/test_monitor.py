@@ -97,7 +97,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     rows = pq.read_table(next(copy.glob("stages/validate/*/rows.parquet")))
     images = np.array(rows["image"].to_pylist())
     now = datetime.now(UTC)
-    given = pq.read_table(copy / finished[1]["bento"]["chosen"]["candidate"]["answers_uri"])
+    given = pq.read_table(copy / finished[1]["bento"]["choice"]["candidate"]["predictions_uri"])
     given = given.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
     drawn = given.take(np.random.default_rng(0).integers(0, given.num_rows, len(images)))
     log(copy, tag, images, drawn, now - timedelta(hours=3))
@@ -118,7 +118,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     assert usual.returncode == 0, usual.stdout + usual.stderr
     found = json.loads(usual.stdout)
     assert (found["num_rows"], found["version"]) == (len(images), 1)
-    assert [alarm for alarm in found["alarms"] if alarm["kind"] == "drift"] == []
+    assert [alarm for alarm in found["alerts"] if alarm["kind"] == "drift"] == []
 
     shifted = sharing(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
     assert shifted.returncode == 3, shifted.stdout + shifted.stderr

@@ -50,18 +50,18 @@ def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 def test_a_run_ends_with_a_registered_champion(finished: Finished, sharing: Bloomery) -> None:
     home, release = finished
-    chosen = release["bento"]["chosen"]
-    names = [candidate["name"] for candidate in chosen["options"]["candidates"]]
+    chosen = release["bento"]["choice"]
+    names = [candidate["name"] for candidate in chosen["candidates"]["candidates"]]
     assert names == ["fp32", "int8", "pruned", "pruned-int8"]
-    assert all(candidate["score"]["value"] > 0.95 for candidate in chosen["options"]["candidates"])
-    sizes = {one["name"]: one["size_bytes"] for one in chosen["options"]["candidates"]}
+    assert all(candidate["score"]["value"] > 0.95 for candidate in chosen["candidates"]["candidates"])
+    sizes = {one["name"]: one["size_bytes"] for one in chosen["candidates"]["candidates"]}
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
     assert chosen["candidate"]["name"] == "pruned-int8"
-    assert release["num_asked"] == 100
+    assert release["num_smoke_test_rows"] == 100
     shown = json.loads(sharing(home, "show", "digits@champion", "--json").stdout)
     assert (shown["version"], shown["aliases"], shown["bento"]) == (1, ["champion"], release["bento"]["tag"])
     assert [line["stage"] for line in shown["lineage"]] == list(reversed(STAGES[:-1]))
-    trained = chosen["options"]["trained"]
+    trained = chosen["candidates"]["trained"]
     assert shown["tags"]["data.digest"] == trained["dataset"]["digest"]
     assert shown["tags"]["weights.sha256"] == trained["digest"]
 
@@ -211,9 +211,9 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
 
 def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: httpx.Client, finished: Finished) -> None:
     home, release = finished
-    chosen = release["bento"]["chosen"]
-    checked = pq.read_table(home / chosen["options"]["trained"]["dataset"]["checked"]["uri"])
-    answers = pq.read_table(home / chosen["candidate"]["answers_uri"]).slice(0, 50).to_pylist()
+    chosen = release["bento"]["choice"]
+    checked = pq.read_table(home / chosen["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
+    answers = pq.read_table(home / chosen["candidate"]["predictions_uri"]).slice(0, 50).to_pylist()
     images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
     rows = [{"image": images[answer["id"]]} for answer in answers]
     answered = served.post("/predict", json={"rows": rows})

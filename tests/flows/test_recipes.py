@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Origin, variable_of
+from bloomery.data_contracts.recipe_sections.data_source import SourceFile, path_variable
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.recipe.recipe import CONTRACTS, Recipe, bundled_recipes, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source
@@ -28,7 +28,7 @@ class Reached(NamedTuple):
     def column(self, part: str, name: str) -> list[Any]:
         """The values of a column in a part, as the checked rows have them."""
         keys = pq.read_table(self.home / getattr(self.dataset, part).uri)[self.dataset.key].to_pylist()
-        rows = pq.read_table(self.home / self.dataset.checked.uri, columns=[self.dataset.key, name])
+        rows = pq.read_table(self.home / self.dataset.valid_rows.uri, columns=[self.dataset.key, name])
         told = dict(zip(rows[self.dataset.key].to_pylist(), rows[name].to_pylist(), strict=True))
         return [told[key] for key in keys]
 
@@ -62,7 +62,7 @@ def test_a_recipe_is_read_from_any_folder_without_its_data(
 def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER, raising=False)
     data = read_recipe(name).data
-    assert {variable_of(origin.source) for origin in data.origins} == {FOLDER}
+    assert {path_variable(origin.source) for origin in data.source_files} == {FOLDER}
     with pytest.raises(DataMissing, match=f"variable {FOLDER} is not set") as caught:
         locate_source(data)
     assert data.obtain is not None
@@ -136,9 +136,9 @@ def test_speakers_can_be_left_out_as_the_recipe_says(
 ) -> None:
     monkeypatch.setenv(FOLDER, str(datasets))
     recipe = read_recipe("spoken-digits")
-    source = recipe.data.origins[0].source
+    source = recipe.data.source_files[0].source
     files = {"test": "_theo_", "val": "_george_", "train": "_(?!theo_|george_)[a-z]+_"}
-    origins = tuple(Origin(source=source, files=pattern, part=part) for part, pattern in files.items())
+    origins = tuple(SourceFile(source=source, files=pattern, part=part) for part, pattern in files.items())
     checked = validate(ingest(locate_source(recipe.data.model_copy(update={"sources": origins}))), recipe.contract)
     split = recipe.features.split.model_copy(update={"apart": ("speaker",)})
     dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.engine_settings)

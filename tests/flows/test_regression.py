@@ -63,17 +63,17 @@ def ended(table: str, drafted: Path, sharing: Bloomery) -> dict[str, Any]:
 def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
     ended: dict[str, Any], drafted: Path, sharing: Bloomery
 ) -> None:
-    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
-    dataset = chosen["options"]["trained"]["dataset"]
+    home, chosen = drafted.parent / "home", ended["bento"]["choice"]
+    dataset = chosen["candidates"]["trained"]["dataset"]
     assert (dataset["task"], dataset["classes"], ended["version"]) == ("regression", [], 1)
-    answers = pq.read_table(home / chosen["candidate"]["answers_uri"])
+    answers = pq.read_table(home / chosen["candidate"]["predictions_uri"])
     truth, answer = (answers[name].to_numpy() for name in ("truth", "answer"))
     error = float(np.sqrt(np.mean((truth - answer) ** 2)))
     assert error < 0.9 * np.std(truth)
     score = chosen["candidate"]["score"]
     assert score["value"] == pytest.approx(error)
     assert score["low"] < error < score["high"]
-    checked = pq.read_table(home / dataset["checked"]["uri"])
+    checked = pq.read_table(home / dataset["valid_rows"]["uri"])
     labels = dict(zip(checked["id"].to_pylist(), checked["target"].to_pylist(), strict=True))
     assert truth == pytest.approx([labels[key] for key in answers["id"].to_pylist()], rel=1e-5)
     shown = json.loads(sharing(home, "show", "diabetes@champion", "--json").stdout)
@@ -85,10 +85,10 @@ def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
 def test_rows_are_answered_over_http_as_they_were_measured(
     ended: dict[str, Any], drafted: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
-    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
-    dataset = chosen["options"]["trained"]["dataset"]
-    answers = pq.read_table(home / chosen["candidate"]["answers_uri"])
-    rows = pq.read_table(home / dataset["checked"]["uri"]).to_pylist()
+    home, chosen = drafted.parent / "home", ended["bento"]["choice"]
+    dataset = chosen["candidates"]["trained"]["dataset"]
+    answers = pq.read_table(home / chosen["candidate"]["predictions_uri"])
+    rows = pq.read_table(home / dataset["valid_rows"]["uri"]).to_pylist()
     by_key = {row["id"]: {name: row[name] for name in dataset["inputs"]} for row in rows}
     asked = subprocess.run(
         [sys.executable, "-c", ASK, ended["bento"]["tag"]],
@@ -121,10 +121,10 @@ def test_limits_of_classes_are_refused(drafted: Path, sharing: Bloomery) -> None
 
 
 def test_each_candidate_has_a_table_of_slices(ended: dict[str, Any], drafted: Path) -> None:
-    home, chosen = drafted.parent / "home", ended["bento"]["chosen"]
+    home, chosen = drafted.parent / "home", ended["bento"]["choice"]
     (found,) = (home / "mlflow").glob(f"**/{chosen['candidate']['run_id']}/artifacts/per_slice.json")
     table = json.loads(found.read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert {row["column"] for row in rows} == {"sex"}
-    assert sum(row["rows"] for row in rows) == chosen["options"]["trained"]["dataset"]["test"]["num_rows"]
+    assert sum(row["rows"] for row in rows) == chosen["candidates"]["trained"]["dataset"]["test"]["num_rows"]
     assert all(row["low"] < row["score"] < row["high"] for row in rows)

@@ -12,11 +12,11 @@ import pytest
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file, digest_of_table
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.records import Candidate, CheckedRows, RawRows, Release
+from bloomery.data_contracts.records.records import Candidate, RawRows, Release, ValidRows
 from bloomery.tasks.infrastructure.parquet import write_rows
 from bloomery.tasks.validate.stage import validate
 
-MakeChecked = Callable[[pa.Table], CheckedRows]
+MakeChecked = Callable[[pa.Table], ValidRows]
 MakeCandidate = Callable[..., Candidate]
 _KINDS = {
     pa.int64(): {"logicalType": "integer"},
@@ -50,10 +50,10 @@ def contract_for(table: pa.Table) -> Contract:
 
 
 @pytest.fixture
-def validated(home: Path) -> Callable[..., CheckedRows]:
+def validated(home: Path) -> Callable[..., ValidRows]:
     """Lets a table through `validate`, as if `ingest` had found it."""
 
-    def check(table: pa.Table, contract: Contract, **raw: Any) -> CheckedRows:
+    def check(table: pa.Table, contract: Contract, **raw: Any) -> ValidRows:
         home.mkdir(exist_ok=True)
         path = home / "raw.parquet"
         write_rows(path, table.schema, table.combine_chunks().to_batches())
@@ -69,7 +69,7 @@ def validated(home: Path) -> Callable[..., CheckedRows]:
 def checked_rows_of(home: Path) -> MakeChecked:
     """Puts a table into the state folder as `validate` would, under a contract that fits it."""
 
-    def make(table: pa.Table) -> CheckedRows:
+    def make(table: pa.Table) -> ValidRows:
         digest = digest_of_table(table)
         path = home / f"{digest[:16]}.parquet"
         write_rows(path, table.schema, table.combine_chunks().to_batches())
@@ -82,16 +82,16 @@ def checked_rows_of(home: Path) -> MakeChecked:
             is_text=False,
             digest=digest,
         )
-        return CheckedRows(
+        return ValidRows(
             uri=path.name,
             quarantine_uri="none",
             report_uri="none",
             num_rows=table.num_rows,
             num_quarantined=0,
-            checked=(),
+            violations=(),
             fresh_until=None,
             contract=contract_for(table),
-            rows=raw,
+            raw_rows=raw,
             digest=digest,
         )
 
@@ -103,9 +103,15 @@ def candidate_of(release: Release) -> MakeCandidate:
     """Makes a candidate with files and a run of its name, and with these figures in place of the release's."""
 
     def make(name: str, size_bytes: int, **figures: Any) -> Candidate:
-        named = {"name": name, "uri": f"{name}.onnx", "sha256": name, "run_id": name, "answers_uri": f"{name}.parquet"}
+        named = {
+            "name": name,
+            "uri": f"{name}.onnx",
+            "sha256": name,
+            "run_id": name,
+            "predictions_uri": f"{name}.parquet",
+        }
         update = {**named, "size_bytes": size_bytes, "zstd_bytes": size_bytes, **figures}
-        return release.bento.chosen.candidate.model_copy(update=update)
+        return release.bento.choice.candidate.model_copy(update=update)
 
     return make
 

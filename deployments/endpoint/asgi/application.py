@@ -21,10 +21,10 @@ import orjson
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
+from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.data_contracts.requests.columnar_rows import Row
 from bloomery.data_contracts.requests.json_rows import BodyUnreadable, RowsRefused
-from bloomery.data_contracts.serving.api_keys import Demand
+from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.data_contracts.serving.prediction_log import CANARY
 from bloomery.deployments.endpoint.asgi.documentation import DocumentationPages
 from bloomery.deployments.endpoint.asgi.request_body import ClientDisconnected, read_body, read_media_type
@@ -48,7 +48,7 @@ class Application:
     A share of the requests may go to another version, the canary.
     """
 
-    def __init__(self, limits: Limits, metrics: Metrics, key_policy: Demand = "off") -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, key_policy: KeyPolicy = "off") -> None:
         """`key_policy` says where a key is required, for the OpenAPI document."""
         self._limits = limits
         self._key_policy = key_policy
@@ -180,7 +180,7 @@ class Application:
 
     async def _explain(self, version: LoadedVersion, media_type: str, body: bytes, query: bytes) -> bytes:
         rows = _parse_rows(version, media_type, body, self._limits.explain_rows)
-        batch = version.row_check.columns(rows).batch if isinstance(rows, list) else rows
+        batch = version.row_check.to_columns(rows).batch if isinstance(rows, list) else rows
         explanations = await self._explainer.explain(version, batch, query)
         return orjson.dumps({"explanations": explanations, "model": version.tag})
 
@@ -189,7 +189,7 @@ class Application:
         start_time = time.perf_counter()
         try:
             batcher = self._draw_batcher()
-            (batch,) = batcher.version.row_check.table(rows).to_batches()
+            (batch,) = batcher.version.row_check.parse_table(rows).to_batches()
             result = await _submit_and_wait(batcher, batch, self._request_id({}), start_time)
         except Exception as failure:
             error = _to_http_error(failure)
@@ -264,8 +264,8 @@ def _parse_rows(version: LoadedVersion, media_type: str, body: bytes, max_rows: 
     if not body:
         raise HTTPError(HTTPStatus.BAD_REQUEST, "the body is empty; /docs describes the rows to send")
     if media_type == ARROW:
-        return version.arrow_check.rows(body, max_rows)
-    rows = version.row_check.rows(body)
+        return version.arrow_check.parse_stream(body, max_rows)
+    rows = version.row_check.parse_json(body)
     if len(rows) > max_rows:
         raise too_many_rows(len(rows), max_rows)
     return rows

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 import orjson
 
-from bloomery.data_contracts.serving.api_keys import Demand
+from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.deployments.endpoint.asgi.openapi import openapi_document
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
@@ -36,7 +36,7 @@ class Page(NamedTuple):
 class DocumentationPages:
     """The pages of one version, rendered once."""
 
-    def __init__(self, version: LoadedVersion, key_policy: Demand = "off") -> None:
+    def __init__(self, version: LoadedVersion, key_policy: KeyPolicy = "off") -> None:
         has_card = _has_card(version)
         document = openapi_document(version, key_policy, has_card=has_card)
         self._pages = {

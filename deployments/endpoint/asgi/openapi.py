@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
-from bloomery.data_contracts.serving.api_keys import Demand
+from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
+from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.deployments.endpoint.auth.middleware import PUBLIC_PATHS
 from bloomery.deployments.endpoint.http.responses import JSON
 from bloomery.deployments.endpoint.inference.explain import LABEL_PARAMETER
@@ -30,7 +30,7 @@ _KEY_ERRORS = {
 }
 
 
-def openapi_document(version: LoadedVersion, key_policy: Demand, *, has_card: bool) -> dict[str, Any]:
+def openapi_document(version: LoadedVersion, key_policy: KeyPolicy, *, has_card: bool) -> dict[str, Any]:
     """OpenAPI 3.1, with the security schemes of API keys unless they are off."""
     error_responses = {
         status: {"description": description, "content": _json_content(_ref("Error"))}

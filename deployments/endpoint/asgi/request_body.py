@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
+from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.eager_task import EagerTask
 from bloomery.deployments.endpoint.http.asgi_types import Message, Receive
 from bloomery.deployments.endpoint.http.errors import HTTPError, body_too_large, unsupported_media_type

@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.serving.api_keys import Key, read_keys
+from bloomery.data_contracts.serving.api_keys import ApiKey, read_keys
 from bloomery.deployments.endpoint.auth.rate_limit import TokenBucket
 
 _POLL_INTERVAL_S = 0.5
@@ -38,9 +38,9 @@ class KeyMetrics:
 class Client:
     """The holder of one key: its rate limit and its counters."""
 
-    def __init__(self, key: Key, metrics: KeyMetrics) -> None:
+    def __init__(self, key: ApiKey, metrics: KeyMetrics) -> None:
         self.key = key
-        self.is_revoked = key.revoked is not None
+        self.is_revoked = key.revoked_at is not None
         self.count_admitted = metrics.counter(key.name, "admitted")
         self.count_rate_limited = metrics.counter(key.name, "rate_limited")
         self.count_revoked = metrics.counter(key.name, "revoked")

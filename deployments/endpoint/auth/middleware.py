@@ -17,13 +17,13 @@ from typing import Any
 
 from bloomery.data_contracts.errors import SecretMissing
 from bloomery.data_contracts.serving.api_keys import (
-    DEMANDED,
-    KEYS_FILE,
-    Demand,
-    demand,
+    KEY_POLICY_VARIABLE,
+    KEYS_FILE_VARIABLE,
+    KeyPolicy,
     is_loopback,
+    read_key_policy,
     read_keys,
-    stated_path,
+    read_path_variable,
 )
 from bloomery.deployments.endpoint.auth.key_ring import KeyMetrics, KeyRing
 from bloomery.deployments.endpoint.http.asgi_types import Headers, Receive, Scope, Send
@@ -47,7 +47,7 @@ class AuthMiddleware:
     """Passes requests with a valid key on to `application`."""
 
     def __init__(
-        self, application: EndpointApp, policy: Demand, keys: KeyRing, on_rejected: OnRejected | None = None
+        self, application: EndpointApp, policy: KeyPolicy, keys: KeyRing, on_rejected: OnRejected | None = None
     ) -> None:
         """`on_rejected` is called for each rejected request to `/predict` or `/explain`."""
         self._application = application
@@ -91,7 +91,7 @@ class AuthMiddleware:
             client.count_revoked()
             raise HTTPError(
                 HTTPStatus.FORBIDDEN,
-                f"the key {client.key.name} was revoked at {client.key.revoked}",
+                f"the key {client.key.name} was revoked at {client.key.revoked_at}",
                 headers={"connection": "close"},
             )
         wait_s = client.bucket.take(now)
@@ -123,7 +123,7 @@ class AuthMiddleware:
         else:
             message = (
                 "a key is required on this address, and the endpoint has none; create one with "
-                f"`bloomery key create NAME`, and set {KEYS_FILE} to the key file"
+                f"`bloomery key create NAME`, and set {KEYS_FILE_VARIABLE} to the key file"
             )
         return HTTPError(
             HTTPStatus.UNAUTHORIZED,
@@ -141,7 +141,7 @@ class AuthMiddleware:
         return error_response(error)
 
 
-def read_key_settings(environment: Mapping[str, str]) -> tuple[Demand, Path | None]:
+def read_key_settings(environment: Mapping[str, str]) -> tuple[KeyPolicy, Path | None]:
     """Where a key is required, and the key file.
 
     Raises:
@@ -149,13 +149,13 @@ def read_key_settings(environment: Mapping[str, str]) -> tuple[Demand, Path | No
         SecretMissing: a key is required everywhere, and there is none.
         DocumentInvalid: the key file cannot be read.
     """
-    policy, path = demand(environment), stated_path(environment, KEYS_FILE)
-    keys = read_keys(path).in_use() if path and policy != "off" else ()
+    policy, path = read_key_policy(environment), read_path_variable(environment, KEYS_FILE_VARIABLE)
+    keys = read_keys(path).active_keys() if path and policy != "off" else ()
     if policy == "required" and not keys:
         raise SecretMissing(
-            f"{DEMANDED} is required, and there is no key",
-            required=f"a key in use, in the file that {KEYS_FILE} names",
-            where=str(path or f"{KEYS_FILE}, which is not set"),
+            f"{KEY_POLICY_VARIABLE} is required, and there is no key",
+            required=f"a key in use, in the file that {KEYS_FILE_VARIABLE} names",
+            where=str(path or f"{KEYS_FILE_VARIABLE}, which is not set"),
             remedy="create one with `bloomery key create NAME`",
         )
     return policy, path

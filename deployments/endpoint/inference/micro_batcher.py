@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.requests.columnar_rows import CellRows, Row
+from bloomery.data_contracts.requests.columnar_rows import ColumnarRows, Row
 from bloomery.data_contracts.serving.prediction_log import CHAMPION
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.models.features.statistics.arrow_arrays import Rows
@@ -79,7 +79,7 @@ class PredictionBatch(NamedTuple):
     @property
     def record_batch(self) -> pa.RecordBatch:
         """The rows in the contract's types. The conversion takes longer than a prediction: keep it off the loop."""
-        return self.rows.batch if isinstance(self.rows, CellRows) else self.rows
+        return self.rows.batch if isinstance(self.rows, ColumnarRows) else self.rows
 
 
 class _Request(NamedTuple):
@@ -147,7 +147,7 @@ class MicroBatcher:
         first = requests[0].rows
         if not isinstance(first, list):
             return first
-        return self.version.row_check.columns([row for request in requests for row in request.rows])
+        return self.version.row_check.to_columns([row for request in requests for row in request.rows])
 
     def _deliver(
         self, requests: list[_Request], rows: Rows | None, outputs: np.ndarray | Exception, run_seconds: float
@@ -198,7 +198,7 @@ def _measure_seconds_per_row(version: LoadedVersion) -> float:
     """Of the bento's example rows, which the self-test has run once before."""
     if not version.examples:
         return 0.0
-    rows = version.row_check.columns(version.row_check.rows(version.example_request))
+    rows = version.row_check.to_columns(version.row_check.parse_json(version.example_request))
     start = time.perf_counter()
     version.predict(rows)
     return (time.perf_counter() - start) / rows.num_rows

@@ -18,10 +18,10 @@ import pyarrow as pa
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import BloomeryError, OutputCorrupt
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.arrow_rows import ArrowCheck
-from bloomery.data_contracts.requests.json_rows import RowCheck
-from bloomery.data_contracts.serving.predictions import furthest, in_words
-from bloomery.data_contracts.serving.signatures import MANIFEST, require_signed
+from bloomery.data_contracts.requests.arrow_rows import ArrowRowParser
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.serving.predictions import format_prediction, max_difference
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE, require_signed
 from bloomery.models.features.encoder import encode, read_encoder
 from bloomery.models.features.statistics.arrow_arrays import Rows
 from bloomery.models.inference.outputs import TOLERANCE, compute_outputs, predictions_from, score_unit
@@ -41,11 +41,11 @@ def read_manifest(artifacts: Path) -> dict[str, Any]:
         SettingInvalid: the environment names no key where it must.
     """
     try:
-        content = (artifacts / MANIFEST).read_bytes()
+        content = (artifacts / MANIFEST_FILE).read_bytes()
         require_signed(content, artifacts, os.environ)
         manifest: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as failure:
-        raise _corrupt(f"{MANIFEST} cannot be read: {failure}", "a complete bento", artifacts) from failure
+        raise _corrupt(f"{MANIFEST_FILE} cannot be read: {failure}", "a complete bento", artifacts) from failure
     for name, sha256 in manifest["files"].items():
         digest = digest_of_file(artifacts / name) if (artifacts / name).is_file() else "no file"
         if digest != sha256:
@@ -73,8 +73,8 @@ class LoadedVersion:
         self.tag_bytes = self.tag.encode()
         self.contract = Contract.model_validate_json((artifacts / "contract.json").read_text(encoding="utf-8"))
         self.encoder = read_encoder(artifacts / "encoder.json")
-        self.row_check = RowCheck(self.contract, self.encoder.columns)
-        self.arrow_check = ArrowCheck(self.contract, self.encoder.columns)
+        self.row_check = JsonRowParser(self.contract, self.encoder.columns)
+        self.arrow_check = ArrowRowParser(self.contract, self.encoder.columns)
         self.is_regression = self.encoder.features.task == "regression"
         self._session = create_session(artifacts / self.manifest["model"])
         self._class_names = [str(label) for label in self.encoder.classes]
@@ -106,7 +106,7 @@ class LoadedVersion:
         """Encoded held-out rows of the bento, float32 (N, ...), that `/explain` compares with."""
         rows = json.loads((self.artifacts / BACKGROUND).read_text(encoding="utf-8"))
         body = json.dumps({"rows": rows}).encode()
-        return encode(self.encoder, self.row_check.columns(self.row_check.rows(body)).batch)
+        return encode(self.encoder, self.row_check.to_columns(self.row_check.parse_json(body)).batch)
 
     def format_predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """JSON predictions: a label with the probability of each class, or a value in the label's unit."""
@@ -132,7 +132,7 @@ class LoadedVersion:
         if not self.examples:
             return
         try:
-            rows = self.row_check.columns(self.row_check.rows(self.example_request))
+            rows = self.row_check.to_columns(self.row_check.parse_json(self.example_request))
             predictions = self.format_predictions(self.predict(rows))
         except BloomeryError:
             raise
@@ -142,10 +142,10 @@ class LoadedVersion:
             ) from failure
         limit = TOLERANCE * score_unit(self.encoder)
         for example, prediction in zip(self.examples, predictions, strict=True):
-            if furthest(prediction, example["prediction"]) > limit:
+            if max_difference(prediction, example["prediction"]) > limit:
                 raise _corrupt(
-                    f"the prediction for a held-out row is {in_words(prediction)}",
-                    f"{in_words(example['prediction'])}, as measured, within {limit:g}",
+                    f"the prediction for a held-out row is {format_prediction(prediction)}",
+                    f"{format_prediction(example['prediction'])}, as measured, within {limit:g}",
                     self.artifacts,
                 )
 

@@ -17,22 +17,27 @@ import psutil
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import BloomeryError, OutputCorrupt
-from bloomery.data_contracts.serving.champion_pointer import Following, Pointer, note_following, read_pointer
-from bloomery.data_contracts.serving.signatures import MANIFEST
+from bloomery.data_contracts.serving.champion_pointer import (
+    ChampionPointer,
+    FollowerStatus,
+    read_pointer,
+    write_follower_status,
+)
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 
 _POLL_INTERVAL_S = 0.2
 _log = logging.getLogger("bloomery.endpoint")
 
 
-def load_version(pointer: Pointer) -> LoadedVersion:
+def load_version(pointer: ChampionPointer) -> LoadedVersion:
     """Load the version that the pointer names.
 
     Raises:
         OutputCorrupt: its manifest is not the promoted one, a file has changed, or the self-test fails.
     """
     artifacts = Path(pointer.artifacts)
-    manifest = artifacts / MANIFEST
+    manifest = artifacts / MANIFEST_FILE
     digest = digest_of_file(manifest) if manifest.is_file() else "no file"
     if digest != pointer.manifest_sha256:
         raise OutputCorrupt(
@@ -100,16 +105,16 @@ class PointerFollower:
 
     def _write_status(self, rejected: str = "", reason: str = "") -> None:
         started = psutil.Process().create_time()
-        status = Following(
+        status = FollowerStatus(
             host=socket.gethostname(),
             pid=os.getpid(),
             started=started,
             bento=self._bento,
-            refused=rejected,
-            why=reason,
+            refused_bento=rejected,
+            refusal_reason=reason,
         )
         try:
-            self._status_file = note_following(self._path.parent, status)
+            self._status_file = write_follower_status(self._path.parent, status)
         except OSError:  # a full disk or a read-only folder must not end the endpoint
             _log.exception("the status of this endpoint cannot be written")
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bloomery.data_contracts.serving.prediction_log import OUTCOMES, Outcome
+from bloomery.data_contracts.serving.prediction_log import OUTCOMES_SUFFIX, RequestOutcome
 
 _MAX_RULES = 100  # per line; clients choose the names of unknown columns
 _MAX_RULE_LETTERS = 200
@@ -66,20 +66,22 @@ class OutcomeLog:
             return
         now = datetime.now(UTC)
         outcomes = [
-            Outcome(at=now, version=version, statuses=dict(statuses), broken=dict(violations.get(version, {})))
+            RequestOutcome(
+                at=now, version=version, statuses=dict(statuses), violations=dict(violations.get(version, {}))
+            )
             for version, statuses in all_statuses.items()
         ]
         try:
             day = self._folder / f"day={now:%Y-%m-%d}"
             day.mkdir(parents=True, exist_ok=True)
             # A single write: only the last line can be incomplete after a kill.
-            with (day / f"{os.getpid()}{OUTCOMES}").open("a", encoding="utf-8") as file:
+            with (day / f"{os.getpid()}{OUTCOMES_SUFFIX}").open("a", encoding="utf-8") as file:
                 file.write("".join(outcome.model_dump_json() + "\n" for outcome in outcomes))
         except OSError:
             _log.exception("request outcomes could not be written; serving continues")
 
     def _remove_expired(self) -> None:
-        for path in self._folder.glob(f"day=*/*{OUTCOMES}"):
+        for path in self._folder.glob(f"day=*/*{OUTCOMES_SUFFIX}"):
             try:
                 if time.time() - path.stat().st_mtime > _RETENTION_SECONDS:
                     path.unlink()

@@ -23,8 +23,8 @@ import psutil
 import pyarrow as pa
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.columnar_rows import as_table
-from bloomery.data_contracts.serving.prediction_log import FIELDS, PARQUET, STREAM, as_parquet
+from bloomery.data_contracts.requests.columnar_rows import to_table
+from bloomery.data_contracts.serving.prediction_log import LOG_FIELDS, PARQUET_SUFFIX, STREAM_SUFFIX, convert_to_parquet
 from bloomery.deployments.endpoint.inference.bounded_queue import BoundedQueue
 from bloomery.deployments.endpoint.inference.micro_batcher import PredictionBatch
 
@@ -102,7 +102,7 @@ class PredictionLog:
             now = time.gmtime()
             day = self._folder / time.strftime("day=%Y-%m-%d", now)
             day.mkdir(parents=True, exist_ok=True)
-            name = f"{time.strftime('%H%M%S', now)}-{os.getpid()}-{self._num_files}{STREAM}"
+            name = f"{time.strftime('%H%M%S', now)}-{os.getpid()}-{self._num_files}{STREAM_SUFFIX}"
             self._file = _StreamFile(day / name, record_batch.schema)
         self._file.write(record_batch)
 
@@ -110,15 +110,15 @@ class PredictionLog:
         file, self._file = self._file, None
         if file is not None:
             file.close()
-            as_parquet(file.path)
+            convert_to_parquet(file.path)
             _remove_oldest(self._folder, self._limits.total_bytes)
 
     def _convert_orphans(self) -> None:
         """Convert the streams of processes that have ended to Parquet."""
-        for path in sorted(self._folder.glob(f"day=*/*{STREAM}")):
+        for path in sorted(self._folder.glob(f"day=*/*{STREAM_SUFFIX}")):
             pid = int(path.stem.split("-")[1])
             if pid == os.getpid() or not psutil.pid_exists(pid):
-                as_parquet(path)
+                convert_to_parquet(path)
 
 
 class _StreamFile:
@@ -152,7 +152,7 @@ def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
     end_times = np.repeat([batch.end_time for batch in batches], batch_sizes)
     num_rows = int(request_sizes.sum())
     fixed_columns = [
-        pa.array(np.rint((epoch + end_times) * 1e6).astype(np.int64)).cast(FIELDS[0].type),
+        pa.array(np.rint((epoch + end_times) * 1e6).astype(np.int64)).cast(LOG_FIELDS[0].type),
         pa.array([request_id for batch in batches for request_id in batch.request_ids], pa.string()).take(
             pa.array(np.repeat(np.arange(len(request_sizes)), request_sizes))
         ),
@@ -163,13 +163,13 @@ def to_log_batch(batches: Sequence[PredictionBatch]) -> pa.RecordBatch:
         pa.array(np.repeat([batch.run_seconds for batch in batches], batch_sizes)),
         pa.array(np.repeat(batch_sizes, batch_sizes), pa.int32()),
     ]
-    rows = as_table([batch.rows for batch in batches])
+    rows = to_table([batch.rows for batch in batches])
     predictions = version.predictions_table(np.concatenate([batch.outputs for batch in batches]))
     nested = {
         "columns": _to_struct(rows.select(non_personal_columns(version.contract, rows.column_names))),
         "answer": _to_struct(predictions),
     }
-    fields = [*FIELDS, *(pa.field(name, array.type) for name, array in nested.items())]
+    fields = [*LOG_FIELDS, *(pa.field(name, array.type) for name, array in nested.items())]
     return pa.RecordBatch.from_arrays([*fixed_columns, *nested.values()], schema=pa.schema(fields))
 
 
@@ -184,7 +184,7 @@ def _to_struct(table: pa.Table) -> pa.StructArray:
 
 
 def _remove_oldest(folder: Path, max_bytes: int) -> None:
-    files = sorted(folder.glob(f"day=*/*{PARQUET}"))
+    files = sorted(folder.glob(f"day=*/*{PARQUET_SUFFIX}"))
     sizes = [path.stat().st_size for path in files]
     excess = sum(sizes) - max_bytes
     for path, size in zip(files, sizes, strict=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from bloomery.data_contracts.errors import DataMissing, SettingInvalid
-from bloomery.data_contracts.recipe_sections.periods import EXAMPLES, between
+from bloomery.data_contracts.recipe_sections.periods import PERIOD_EXAMPLES, period_range
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ def _recipes(reference: str, first: str, last: str) -> list[Recipe]:
             remedy="add both to the recipe",
         )
     try:
-        periods = list(between(first, last, period_length))
+        periods = list(period_range(first, last, period_length))
     except ValueError as failure:
         raise SettingInvalid(
             str(failure),
-            required=f"two periods such as {EXAMPLES[period_length]}, the older one first",
+            required=f"two periods such as {PERIOD_EXAMPLES[period_length]}, the older one first",
             where="--from and --to",
             remedy="correct the periods",
         ) from failure
@@ -190,7 +190,7 @@ def _start(reference: str, period: str) -> _Running:
 def _read_result(run: _Running) -> PeriodResult:
     """Returns the result that an ended run has printed."""
     from bloomery.data_contracts.records.records import Release
-    from bloomery.data_contracts.records.score_format import figure_in_words
+    from bloomery.data_contracts.records.score_format import format_score_value
 
     run.tether.wait()
     seconds = time.monotonic() - run.begin
@@ -203,8 +203,8 @@ def _read_result(run: _Running) -> PeriodResult:
     if "error" in document:
         return PeriodResult(run.period, "failed", seconds=seconds, error={"exit_code": 1, **document})
     release = Release.model_validate(document)
-    chosen = release.bento.chosen
-    score = figure_in_words(chosen.options.trained.dataset.task, chosen.candidate.score.value)
+    chosen = release.bento.choice
+    score = format_score_value(chosen.candidates.trained.dataset.task, chosen.candidate.score.value)
     run.out.unlink()
     return PeriodResult(run.period, "released", release.version, score=score, seconds=seconds)
 

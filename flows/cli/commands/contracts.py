@@ -49,7 +49,7 @@ def page(
 ) -> None:
     """Write a contract as one HTML page."""
     with reporting_errors(as_json):
-        from bloomery.data_contracts.odcs.html_page import page as page_of
+        from bloomery.data_contracts.odcs.html_page import render_contract_page as page_of
 
         parsed = find_contract(contract)
         write_output(output, page_of(parsed))
@@ -90,11 +90,11 @@ def diff(
     """List breaking and compatible changes; exit code 3 requires a higher version."""
     with reporting_errors(as_json):
         from bloomery.data_contracts.errors import VersionTooLow
-        from bloomery.data_contracts.odcs.compatibility import compare, is_at_least, version_needed
+        from bloomery.data_contracts.odcs.compatibility import diff_contracts, is_at_least, required_version
 
         before, after = find_contract(old), find_contract(new)
-        changes = compare(before, after)
-        needed = version_needed(before, changes)
+        changes = diff_contracts(before, after)
+        needed = required_version(before, changes)
         is_enough = is_at_least(after.version, needed)
         if as_json:
             document = {
@@ -176,17 +176,17 @@ def _print_contract(contract: Contract) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bloomery.data_contracts.odcs.html_page import tolerated, type_of
+    from bloomery.data_contracts.odcs.html_page import describe_type, format_tolerance
 
     console = Console(highlight=False)
     console.print(f"[bold]{escape(contract.name)} {contract.version}[/], {contract.status}")
     columns = Table("column", "type", "unit", "personal", "description", title="columns", title_justify="left")
     for column in contract.columns:
         details = (column.unit or "", column.personal or "", column.description or "")
-        columns.add_row(*map(escape, (column.name, type_of(column), *details)))
+        columns.add_row(*map(escape, (column.name, describe_type(column), *details)))
     rules = Table("column", "rule", "severity", "tolerance", title="rules", title_justify="left")
     for rule in contract.rules():
-        cells = (rule.target or "table", rule.sentence, rule.severity, tolerated(rule))
+        cells = (rule.target or "table", rule.sentence, rule.severity, format_tolerance(rule))
         rules.add_row(*map(escape, cells), style="yellow" if rule.severity == "warning" else "")
     console.print(columns)
     console.print(rules)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from bloomery.data_contracts.errors import RecipeInvalid, StateUnwritable
-from bloomery.data_contracts.recipe_sections.data_source import scheme_of
+from bloomery.data_contracts.recipe_sections.data_source import source_scheme
 from bloomery.flows.cli.exit_codes import reporting_errors
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def write_drafts(
     contract, recipe = output / f"{name}.odcs.yaml", output / f"{name}.yaml"
     _require_absent([contract, recipe], force)
     guessed = infer_reader_options(sources, label, options)
-    data = guessed.data.absolute(Path.cwd())
+    data = guessed.data.with_absolute_paths(Path.cwd())
     with tempfile.TemporaryDirectory(dir=settings().home) as scratch:
         data_profile = profile_source(data, Path(scratch))
         names = contract_names([column.name for column in data_profile.columns])
@@ -145,7 +145,7 @@ def _relative_paths(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the options with every path below `folder` relative to it."""
 
     def relative(path: str) -> str:
-        is_below = scheme_of(path) is None and Path(path).is_relative_to(folder)
+        is_below = source_scheme(path) is None and Path(path).is_relative_to(folder)
         return Path(path).relative_to(folder).as_posix() if is_below else path
 
     converters: dict[str, Callable[[Any], Any]] = {

@@ -34,7 +34,7 @@ def create(
         require_state_folder()
         secret, key = api_keys.create_key(name, rate)
         if as_json:
-            typer.echo(json.dumps({"name": key.name, "rate": key.rate, "made": key.made, "key": secret}))
+            typer.echo(json.dumps({"name": key.name, "rate": key.rate, "made": key.created_at, "key": secret}))
         else:
             typer.echo(secret)
             typer.echo(f"This is the key of {name}. It is not stored: pass it to {name} now.", err=True)
@@ -59,7 +59,7 @@ def list_keys(as_json: AsJson = False) -> None:
         table = Table("name", "created", "revoked", "requests per second")
         for key in stored:
             rate = "unlimited" if key.rate is None else f"{key.rate:g}"
-            table.add_row(key.name, key.made, key.revoked or "", rate, style="dim" if key.revoked else "")
+            table.add_row(key.name, key.created_at, key.revoked_at or "", rate, style="dim" if key.revoked_at else "")
         Console(highlight=False).print(table if stored else "no keys; `bloomery key create NAME` creates one")
 
 
@@ -72,8 +72,8 @@ def revoke(name: KeyName, as_json: AsJson = False) -> None:
 
         require_state_folder()
         key = api_keys.revoke_key(name)
-        document = {"name": key.name, "revoked": key.revoked}
-        typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {key.revoked}")
+        document = {"name": key.name, "revoked": key.revoked_at}
+        typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {key.revoked_at}")
 
 
 @app.command()
@@ -83,17 +83,17 @@ def signing(
 ) -> None:
     """Show the public key that verifies signed versions."""
     with reporting_errors(as_json):
-        from bloomery.data_contracts.serving.signatures import fingerprint, public_pem
+        from bloomery.data_contracts.serving.signatures import encode_public_key, key_fingerprint
         from bloomery.flows.cli.commands.contracts import write_output
         from bloomery.tasks.infrastructure.settings import require_state_folder
         from bloomery.tasks.security.signing_key import load_signing_key
 
         require_state_folder()
         key = load_signing_key().public_key()
-        text = public_pem(key).decode()
+        text = encode_public_key(key).decode()
         if output is not None:
             write_output(output, text)
         if as_json:
-            typer.echo(json.dumps({"key": fingerprint(key), "public": text, "output": output and str(output)}))
+            typer.echo(json.dumps({"key": key_fingerprint(key), "public": text, "output": output and str(output)}))
         else:
-            typer.echo(text.rstrip() if output is None else f"{fingerprint(key)}: {output}")
+            typer.echo(text.rstrip() if output is None else f"{key_fingerprint(key)}: {output}")

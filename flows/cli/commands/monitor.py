@@ -12,7 +12,7 @@ from bloomery.data_contracts.errors import ContractBroken, SettingInvalid
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
-    from bloomery.data_contracts.monitoring import Findings
+    from bloomery.data_contracts.monitoring import MonitoringReport
 
 Time = Annotated[str, typer.Option(metavar="TIME", help="As 2026-11-25T12:00 (UTC), or as an age: 6h, 7d.")]
 
@@ -43,7 +43,7 @@ def monitor(
         raise SystemExit(ContractBroken.exit_code)
 
 
-def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> Findings:
+def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> MonitoringReport:
     """Runs the flow `monitor`, with a Prefect server of its own if there is none."""
     from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
     from bloomery.flows.recipe.handover import hand_over

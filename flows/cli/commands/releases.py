@@ -15,8 +15,8 @@ from uuid import UUID
 import typer
 
 from bloomery.data_contracts.errors import ReleaseRefused
-from bloomery.data_contracts.recipe_sections.approval import Decision, Request
-from bloomery.data_contracts.serving.champion_pointer import Following
+from bloomery.data_contracts.recipe_sections.approval import ApprovalRequest, Decision
+from bloomery.data_contracts.serving.champion_pointer import FollowerStatus
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
@@ -194,9 +194,9 @@ def _require_not_refused(version: ModelVersion, despite_refusal: bool) -> None:
         )
 
 
-def _already_decided(request: Request) -> ReleaseRefused:
+def _already_decided(request: ApprovalRequest) -> ReleaseRefused:
     decision = request.decision
-    outcome = request.refusal if decision is None else f"{decision.decision} by {decision.by}: {decision.why}"
+    outcome = request.refusal_reason if decision is None else f"{decision.decision} by {decision.by}: {decision.reason}"
     return ReleaseRefused(
         f"{request.name} version {request.version} is already decided: {outcome}",
         required="a version that waits for approval",
@@ -205,9 +205,9 @@ def _already_decided(request: Request) -> ReleaseRefused:
     )
 
 
-def _resume_run(request: Request, decision: Decision) -> bool:
+def _resume_run(request: ApprovalRequest, decision: Decision) -> bool:
     """Passes the decision to the run that waits for it. Returns False if none waits."""
-    if request.flow_run is None or request.api is None or _has_ended(request):
+    if request.flow_run is None or request.prefect_api is None or _has_ended(request):
         return False
     import httpx
     from prefect.client.orchestration import get_client
@@ -216,8 +216,8 @@ def _resume_run(request: Request, decision: Decision) -> bool:
 
     from bloomery.tasks.infrastructure.settings import settings
 
-    api = settings().prefect_api_url or request.api
-    form = {"decision": decision.decision, "by": decision.by, "why": decision.why}
+    api = settings().prefect_api_url or request.prefect_api
+    form = {"decision": decision.decision, "by": decision.by, "why": decision.reason}
     with (
         temporary_settings({PREFECT_API_URL: api}),
         contextlib.suppress(httpx.HTTPError, ObjectNotFound, RuntimeError),
@@ -229,16 +229,16 @@ def _resume_run(request: Request, decision: Decision) -> bool:
     return False
 
 
-def _has_ended(request: Request) -> bool:
+def _has_ended(request: ApprovalRequest) -> bool:
     """Whether the process that waited is gone, as far as this machine can tell."""
     from bloomery.tasks.infrastructure.tethered_process import is_running
 
-    if request.waiter is None or request.waiter.host != socket.gethostname():
+    if request.waiting_process is None or request.waiting_process.host != socket.gethostname():
         return False
-    return not is_running(request.waiter.pid, request.waiter.started)
+    return not is_running(request.waiting_process.pid, request.waiting_process.started)
 
 
-def _promote_approved(request: Request) -> None:
+def _promote_approved(request: ApprovalRequest) -> None:
     """Promotes an approved version as its run would have.
 
     Raises:
@@ -267,13 +267,13 @@ def _promote_approved(request: Request) -> None:
         require_bento(tag)
         run_smoke_test(tag)
         if request.decision is not None:
-            promotions.make_champion(version, "approve", request.decision.why, by=request.decision.by)
+            promotions.make_champion(version, "approve", request.decision.reason, by=request.decision.by)
         approvals.close_request(version)
         period_aliases.set_period_alias(version)
 
 
 def _report(
-    out: Any, as_json: bool, version: ModelVersion, promotion: Promotion | None, statuses: list[Following]
+    out: Any, as_json: bool, version: ModelVersion, promotion: Promotion | None, statuses: list[FollowerStatus]
 ) -> None:
     """Prints the promotion. Raises ReleaseRefused if an endpoint did not switch to the version."""
     tag = version.tags["bento"]
@@ -292,7 +292,8 @@ def _report(
         out.file.write(json.dumps(document) + "\n")
     if lagging:
         problems = "; ".join(
-            f"process {status.pid} still serves {status.bento}: {status.why or 'no reason yet'}" for status in lagging
+            f"process {status.pid} still serves {status.bento}: {status.refusal_reason or 'no reason yet'}"
+            for status in lagging
         )
         raise ReleaseRefused(
             f"{version.name} version {version.version} is the champion, but {problems}",
@@ -302,7 +303,7 @@ def _report(
         )
 
 
-def _describe(version: ModelVersion, promotion: Promotion | None, statuses: list[Following]) -> Iterator[str]:
+def _describe(version: ModelVersion, promotion: Promotion | None, statuses: list[FollowerStatus]) -> Iterator[str]:
     name, tag = f"{version.name} version {version.version}", version.tags["bento"]
     if promotion is None:
         yield f"{name} is already the champion"

@@ -17,7 +17,7 @@ from bloomery.data_contracts.errors import OutputDiffers
 from bloomery.flows.cli.exit_codes import command_session
 
 if TYPE_CHECKING:
-    from bloomery.data_contracts.records.provenance import Origin, Step, Surroundings
+    from bloomery.data_contracts.records.provenance import Environment, Provenance, StageDigest
     from bloomery.flows.execution.reproduction import FailedReproduction, Reproduction
 
 
@@ -53,24 +53,24 @@ def reproduce(
             out.print(f"[bold]{origin.tag}: identical[/]\n{guarantee}")
 
 
-def compare_digests(origin: Origin, reproduced: tuple[Step, ...]) -> Iterator[dict[str, Any]]:
+def compare_digests(origin: Provenance, reproduced: tuple[StageDigest, ...]) -> Iterator[dict[str, Any]]:
     """Yields each digest of the version and whether it was reproduced, up to the first that is missing."""
-    from bloomery.data_contracts.records.provenance import Step, steps
+    from bloomery.data_contracts.records.provenance import StageDigest, digest_chain
 
-    content = Step(stage="package", what="content of the bento", digest=origin.digest)
-    digests = {(step.stage, step.what): step.digest for step in reproduced}
-    for step in (*steps(origin.chosen), content):
-        digest = digests.get((step.stage, step.what))
+    content = StageDigest(stage="package", content="content of the bento", digest=origin.digest)
+    digests = {(step.stage, step.content): step.digest for step in reproduced}
+    for step in (*digest_chain(origin.choice), content):
+        digest = digests.get((step.stage, step.content))
         yield {**step.model_dump(), "found": digest, "is_equal": digest == step.digest}
         if digest is None:
             return
 
 
-def describe_guarantee(origin: Origin) -> str:
+def describe_guarantee(origin: Provenance) -> str:
     """Returns which conditions make another run produce equal bits."""
     training = origin.recipe["training"]
     # If the recipe allows a GPU, only a torch without CUDA shows that none was used.
-    may_use_gpu = training["device"] != "cpu" and "+cpu" not in origin.surroundings.processor
+    may_use_gpu = training["device"] != "cpu" and "+cpu" not in origin.environment.processor
     if may_use_gpu or training["devices"] * training.get("nodes", 1) > 1:
         return (
             "Trained by several processes or possibly on a GPU: expect equal bits on the same GPUs, in the same "
@@ -95,12 +95,12 @@ def _empty_folder(folder: Path | None) -> Path:
     return folder.absolute()
 
 
-def _reproduce(origin: Origin, folder: Path) -> Reproduction | FailedReproduction:
+def _reproduce(origin: Provenance, folder: Path) -> Reproduction | FailedReproduction:
     """Runs the reproduction in a process with its own settings, without the user's servers."""
     from bloomery.flows.execution import reproduction
     from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
-    provenance, outcome, log = folder / "origin.json", folder / "outcome.json", folder / "log"
+    provenance, outcome, log = folder / "provenance.json", folder / "outcome.json", folder / "log"
     provenance.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
     prefixes = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
     unset = [word for name in os.environ if name.startswith(prefixes) for word in ("-u", name)]
@@ -115,7 +115,7 @@ def _reproduce(origin: Origin, folder: Path) -> Reproduction | FailedReproductio
 
 
 def _difference_error(
-    origin: Origin, outcome: Reproduction | FailedReproduction, line: dict[str, Any] | None
+    origin: Provenance, outcome: Reproduction | FailedReproduction, line: dict[str, Any] | None
 ) -> OutputDiffers:
     if outcome.kind == "failed":
         return OutputDiffers(
@@ -135,9 +135,9 @@ def _difference_error(
     )
 
 
-def likely_causes(origin: Origin, code: dict[str, str], current: Surroundings, stage: str) -> list[str]:
+def likely_causes(origin: Provenance, code: dict[str, str], current: Environment, stage: str) -> list[str]:
     """Returns what has changed since the original run, the most likely cause first."""
-    original = origin.surroundings
+    original = origin.environment
     causes = ["the source has changed"] if stage == "ingest" else []
     if original.processor != current.processor:
         causes.append(f"threads or instruction set: {original.processor} then, {current.processor} now")

@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.records.score_format import score_in_words
+from bloomery.data_contracts.records.score_format import format_score
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from bloomery.data_contracts.records.provenance import Origin
+    from bloomery.data_contracts.records.provenance import Provenance
 
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
@@ -81,21 +81,21 @@ def bento_document(reference: str) -> dict[str, Any]:
     return {"bento": origin.tag, "provenance": provenance_document(origin)}
 
 
-def provenance_document(origin: Origin) -> list[dict[str, Any]]:
+def provenance_document(origin: Provenance) -> list[dict[str, Any]]:
     """Returns each stage from the source to the bento, with its digests and what it depends on."""
-    from bloomery.data_contracts.records.provenance import steps
-    from bloomery.data_contracts.records.records import describe
+    from bloomery.data_contracts.records.provenance import digest_chain
+    from bloomery.data_contracts.records.records import describe_lineage
 
-    descriptions = {stage: what for stage, _, what in describe(origin.chosen)}
+    descriptions = {stage: what for stage, _, what in describe_lineage(origin.choice)}
     stages: dict[str, dict[str, Any]] = {}
-    for step in steps(origin.chosen):
+    for step in digest_chain(origin.choice):
         entry = {"stage": step.stage, "what": descriptions[step.stage], "digests": {}}
         stage = stages.setdefault(step.stage, entry)
-        stage["digests"][step.what] = step.digest
+        stage["digests"][step.content] = step.digest
         stage["code"] = origin.code[step.stage]
-    trained, verdicts = origin.chosen.options.trained, {verdict.name: verdict for verdict in origin.chosen.verdicts}
-    stages["validate"]["report"] = trained.dataset.checked.report_uri
-    environment = origin.surroundings
+    trained, verdicts = origin.choice.candidates.trained, {verdict.name: verdict for verdict in origin.choice.verdicts}
+    stages["validate"]["report"] = trained.dataset.valid_rows.report_uri
+    environment = origin.environment
     stages["train"] |= {
         "seed": origin.recipe["training"]["seed"],
         "processor": environment.processor,
@@ -106,10 +106,10 @@ def provenance_document(origin: Origin) -> list[dict[str, Any]]:
         {
             "name": candidate.name,
             "metrics": f"{candidate.size_bytes / 1000:.1f} kB, p50 {candidate.latency.p50_ms * 1000:.0f} µs, "
-            f"{score_in_words(trained.dataset.task, candidate.score)}",
+            f"{format_score(trained.dataset.task, candidate.score)}",
             "verdict": "; ".join(verdicts[candidate.name].reasons) or "chosen",
         }
-        for candidate in origin.chosen.options.candidates
+        for candidate in origin.choice.candidates.candidates
     ]
     bento = {"stage": "package", "what": f"bento {origin.tag}", "digests": {"content": origin.digest}}
     return [*stages.values(), bento]

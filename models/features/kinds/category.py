@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.requests.columnar_rows import CellRows
+from bloomery.data_contracts.requests.columnar_rows import ColumnarRows
 from bloomery.models.features.config import Classes, Features
 from bloomery.models.features.input_config import CategoryInput
 from bloomery.models.features.kinds.target_encoding import (
@@ -275,7 +275,7 @@ def _row_slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows:
     Raises:
         DataUnfit: a value is unknown, and the recipe says `unknown: refuse`.
     """
-    if isinstance(rows, CellRows) and (words := rows.words(column)) is not None:
+    if isinstance(rows, ColumnarRows) and (words := rows.strings(column)) is not None:
         found = vocabulary.slots_of(words)
         if _UNKNOWN not in found:
             return found

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.requests.columnar_rows import CellRows
+from bloomery.data_contracts.requests.columnar_rows import ColumnarRows
 
-Rows: TypeAlias = pa.Table | pa.RecordBatch | CellRows
+Rows: TypeAlias = pa.Table | pa.RecordBatch | ColumnarRows
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -32,7 +32,7 @@ def to_floats(column: pa.Array) -> np.ndarray:
 
 def number_matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
     """Float64 (columns, B), NaN for null."""
-    if isinstance(rows, CellRows) and (found := rows.numbers(columns)) is not None:
+    if isinstance(rows, ColumnarRows) and (found := rows.numbers(columns)) is not None:
         return found
     values = np.empty((len(columns), rows.num_rows))
     for position, column in enumerate(columns):
@@ -49,7 +49,7 @@ def to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
 
 def column_elements(rows: Rows, column: str) -> np.ndarray:
     """The concatenated lists of a column of `rows`."""
-    if isinstance(rows, CellRows) and (found := rows.elements(column)) is not None:
+    if isinstance(rows, ColumnarRows) and (found := rows.elements(column)) is not None:
         return found
     return list_elements(rows[column])
 

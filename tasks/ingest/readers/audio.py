@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
 
@@ -18,7 +18,7 @@ _ROW_GROUP_SIZE = 256
 _BATCH_FILES = 64
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns a row per recording: `path`, `label` (its folder) or the groups of `path_pattern`, `wave`, `sample_rate`.
 
     `wave` is a list of float32 from -1 to 1, `sample_rate` is in Hz. Malformed are files that are not wav, recordings
@@ -32,7 +32,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
 
 
 def _read_batches(
-    data: Data, origin: Origin, schema: pa.Schema, malformed: MalformedWriter
+    data: DataSource, origin: SourceFile, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, object]] = []
     num_rows = 0
@@ -60,7 +60,7 @@ def _read_batches(
     yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _decode(file: MediaFile, data: Data) -> tuple[np.ndarray, int] | str:
+def _decode(file: MediaFile, data: DataSource) -> tuple[np.ndarray, int] | str:
     """Returns the samples as float32 and the rate in Hz, or why there are none."""
     from scipy.io import wavfile
 

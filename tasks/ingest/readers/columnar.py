@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
@@ -15,7 +15,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canon
 _BATCH_ROWS = 65_536
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows in the files' types, widened where files differ. Dictionary columns hold their values.
 
     Raises:
@@ -24,7 +24,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return files.read_files(data, origin, malformed, _read_schema, _read_batches)
 
 
-def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
+def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     with location.open_file() as file:
         if data.kind == "parquet":
             schema = pq.read_schema(file)
@@ -38,7 +38,7 @@ def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
 
 
 def _read_batches(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_file() as file:
         for batch in _read_raw_batches(file, data.kind):

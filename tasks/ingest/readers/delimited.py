@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.locations import BUFFER_BYTES, FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text, unreadable_error
@@ -25,7 +25,7 @@ _CLOSED_QUOTES = "rows whose quotes close"
 _DIALECT = "the recipe's delimiter, quote, header, columns and encoding"
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of delimited files. All columns are strings, and missing cells are null.
 
     Raises:
@@ -42,12 +42,12 @@ class _OpenFile(NamedTuple):
     line: int
 
 
-def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
+def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     with location.open_stream() as raw:
         return pa.schema([(name, pa.string()) for name in _open(raw, location, data).names])
 
 
-def _open(raw: io.BufferedReader, location: FileLocation, data: Data) -> _OpenFile:
+def _open(raw: io.BufferedReader, location: FileLocation, data: DataSource) -> _OpenFile:
     stream = transcode_to_utf8(raw, data.encoding or "utf-8")
     line = 1
     for _ in range(data.skip_lines or 0):
@@ -69,7 +69,7 @@ def _open(raw: io.BufferedReader, location: FileLocation, data: Data) -> _OpenFi
     return _OpenFile(stream, names, number + max(header.count(b"\n"), 1))
 
 
-def _parse_header(header: bytes, location: FileLocation, data: Data) -> list[str]:
+def _parse_header(header: bytes, location: FileLocation, data: DataSource) -> list[str]:
     if header.endswith(b"\r"):
         problem = "its lines end with carriage returns alone"
         raise unreadable_error(location.path, problem, "lines that end with a line feed")
@@ -93,7 +93,7 @@ def _skip_line(stream: io.BufferedReader, location: FileLocation) -> bytes:
     return line
 
 
-def make_lexer(data: Data) -> Lexer:
+def make_lexer(data: DataSource) -> Lexer:
     quote = '"' if data.quote is None else data.quote
     return Lexer((data.delimiter or ",").encode(), quote.encode(), (data.escape or "").encode())
 
@@ -116,7 +116,7 @@ def _transcode(raw: io.BufferedReader, encoding: str) -> Iterator[bytes]:
     yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
 
 
-def _blank_comments(stream: io.BufferedReader, data: Data) -> Iterator[bytes]:
+def _blank_comments(stream: io.BufferedReader, data: DataSource) -> Iterator[bytes]:
     """Yields the text with blank lines for comments, so that line numbers stay. Inside quotes there are none."""
     lexer, sign, is_open = make_lexer(data), (data.comment or "").encode(), False
     while lines := stream.readlines(BUFFER_BYTES):
@@ -174,7 +174,7 @@ class _Faults:
 
 
 def _read_batches(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     faults = _Faults(bool(data.strip))
     num_parsed = 0
@@ -200,7 +200,7 @@ def _read_batches(
         _write_malformed(location, data, faults, malformed)
 
 
-def _parse(file: _OpenFile, data: Data, faults: _Faults) -> Iterator[pa.RecordBatch]:
+def _parse(file: _OpenFile, data: DataSource, faults: _Faults) -> Iterator[pa.RecordBatch]:
     quote = '"' if data.quote is None else data.quote
     missing = [""] if data.missing is None else list(data.missing)
     try:
@@ -251,7 +251,7 @@ def _is_utf8(cell: bytes) -> bool:
     return True
 
 
-def _strip_cells(batch: pa.RecordBatch, schema: pa.Schema, data: Data) -> pa.RecordBatch:
+def _strip_cells(batch: pa.RecordBatch, schema: pa.Schema, data: DataSource) -> pa.RecordBatch:
     if not data.strip:
         return batch
     missing = pa.array([""] if data.missing is None else list(data.missing), pa.string())
@@ -270,7 +270,7 @@ def _require_few_faults(location: FileLocation, faults: _Faults) -> None:
         raise unreadable_error(location.path, problem, _DIALECT)
 
 
-def _too_long_error(location: FileLocation, data: Data) -> Exception:
+def _too_long_error(location: FileLocation, data: DataSource) -> Exception:
     with location.open_stream() as raw:
         file = _open(raw, location, data)
         records = split_records(file.stream, make_lexer(data), file.line)
@@ -279,7 +279,7 @@ def _too_long_error(location: FileLocation, data: Data) -> Exception:
     return unreadable_error(location.path, problem, f"{_CLOSED_QUOTES}, or `quote: ''` in the recipe")
 
 
-def _write_malformed(location: FileLocation, data: Data, faults: _Faults, malformed: MalformedWriter) -> None:
+def _write_malformed(location: FileLocation, data: DataSource, faults: _Faults, malformed: MalformedWriter) -> None:
     """Reads the file again, up to the last fault, for the line numbers and the text of malformed rows."""
     last_row, last_cell, num_parsed = max(faults.rows, default=0), max(faults.cells, default=-1), 0
     with location.open_stream() as raw:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, unreadable_error
 
-SchemaReader = Callable[[FileLocation, Data], pa.Schema]
-BatchReader = Callable[[FileLocation, Data, pa.Schema, MalformedWriter], Iterator[pa.RecordBatch]]
+SchemaReader = Callable[[FileLocation, DataSource], pa.Schema]
+BatchReader = Callable[[FileLocation, DataSource, pa.Schema, MalformedWriter], Iterator[pa.RecordBatch]]
 _FORMAT_NAMES = {"parquet": "Parquet", "orc": "ORC", "csv": "CSV", "jsonl": "JSON lines", "arrow": "Arrow"}
 
 
 def read_files(
-    data: Data,
-    origin: Origin,
+    data: DataSource,
+    origin: SourceFile,
     malformed: MalformedWriter,
     read_schema: SchemaReader,
     read_batches: BatchReader,
@@ -54,14 +54,14 @@ def read_files(
     return RowStream(schema, batches())
 
 
-def _read_schema(file: FileLocation, data: Data, read_schema: SchemaReader) -> pa.Schema:
+def _read_schema(file: FileLocation, data: DataSource, read_schema: SchemaReader) -> pa.Schema:
     try:
         return read_schema(file, data)
     except (pa.ArrowException, OSError) as failure:
         raise _to_readable_error(file, data, failure) from failure
 
 
-def _to_readable_error(file: FileLocation, data: Data, failure: Exception) -> Exception:
+def _to_readable_error(file: FileLocation, data: DataSource, failure: Exception) -> Exception:
     """Returns the error to show. Re-raises an error of the operating system, which has a number and may pass."""
     if isinstance(failure, OSError) and failure.errno is not None:
         raise failure
@@ -93,7 +93,7 @@ def _unify_schemas(files: Sequence[FileLocation], schemas: Sequence[pa.Schema], 
         raise unreadable_error(files[0].path, problem, "one type per column") from failure
 
 
-def _read_path_values(data: Data, file: FileLocation) -> dict[str, str | None]:
+def _read_path_values(data: DataSource, file: FileLocation) -> dict[str, str | None]:
     values = locations.match_path_pattern(data, file.relative)
     if values is None:
         raise DataMissing(

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 65_536
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of a Hive table, sorted by all columns, since a table has no order.
 
     Raises:
@@ -56,7 +56,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return RowStream(schema, batches())
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the table's columns, and the name, size and modification time of each of its files."""
     table = _open_table(origin)
     jvm: Any = table.sparkSession._jvm
@@ -87,7 +87,7 @@ def hive_session() -> SparkSession:
     database = f"jdbc:derby:;databaseName={scratch}/metastore;create=true"
     derby = f"-Djava.io.tmpdir={scratch} -Dderby.system.home={scratch} -Dderby.stream.error.file={scratch}/derby.log"
     return spark_session.get_session(
-        SparkMeans(
+        SparkConfig(
             settings={
                 "spark.sql.catalogImplementation": "hive",
                 "spark.hadoop.javax.jdo.option.ConnectionURL": database,
@@ -103,7 +103,7 @@ def _scratch_folder() -> Path:
     return scratch
 
 
-def _open_table(origin: Origin) -> DataFrame:
+def _open_table(origin: SourceFile) -> DataFrame:
     from pyspark.errors import AnalysisException
 
     name = origin.source.removeprefix("hive:")
@@ -113,7 +113,7 @@ def _open_table(origin: Origin) -> DataFrame:
         raise _table_error(origin, str(failure), "DATABASE.TABLE as the metastore names it") from failure
 
 
-def _table_error(origin: Origin, failure: str, required: str) -> DataMissing:
+def _table_error(origin: SourceFile, failure: str, required: str) -> DataMissing:
     return DataMissing(
         f"the Hive table {origin.source} cannot be read: {failure.splitlines()[0]}",
         required=required,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
@@ -37,7 +37,7 @@ class _Header(NamedTuple):
         return self.type.itemsize * math.prod(self.shape[1:])
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns a row per array: `image`, a list of its values in the file's type, and `label` if there is a label file.
 
     Raises:
@@ -59,13 +59,13 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return RowStream(schema, _read_batches(location, schema, labels), row_group_size)
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the digests of both files."""
-    labels = [] if origin.labels is None else locations.identify_files(data, Origin(source=origin.labels))
+    labels = [] if origin.labels is None else locations.identify_files(data, SourceFile(source=origin.labels))
     return [locations.identify_files(data, origin), labels]
 
 
-def _find_file(data: Data, source: str) -> FileLocation:
+def _find_file(data: DataSource, source: str) -> FileLocation:
     files = locations.find_files(data, source)
     if len(files) > 1:
         raise unreadable_error(source, f"it has {len(files)} files", "one IDX file; name several as `sources`")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 from bloomery.tasks.ingest.readers.media import MediaFile, path_fields, path_values, read_media
@@ -29,7 +29,7 @@ class _Image(NamedTuple):
     pixels: np.ndarray
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns a row per image: `path`, `label` (its folder) or the groups of `path_pattern`, and `image`.
 
     `image` is a list of uint8 in the recipe's mode, channel after channel, row after row. Other files are malformed.
@@ -75,7 +75,7 @@ def _require_equal_sizes(first: _Image, image: _Image) -> None:
         )
 
 
-def _decode_all(data: Data, origin: Origin, malformed: MalformedWriter) -> Iterator[_Image]:
+def _decode_all(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> Iterator[_Image]:
     files = read_media(data, origin)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(files, _BATCH_FILES)):
@@ -90,7 +90,7 @@ def _decode_all(data: Data, origin: Origin, malformed: MalformedWriter) -> Itera
                     yield _Image(values, pixels)
 
 
-def _decode(file: MediaFile, data: Data) -> np.ndarray | str:
+def _decode(file: MediaFile, data: DataSource) -> np.ndarray | str:
     """Returns uint8 of shape (channels, height, width), or why there are no pixels."""
     from PIL import Image
 

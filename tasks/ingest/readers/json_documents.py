@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
@@ -24,7 +24,7 @@ class _Fault(str):
     """Stands for a value that no column can hold, and says why."""
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of the list at `records`, or of the document itself: objects, or arrays for `columns`.
 
     Malformed items are set aside like malformed JSON lines, but without a line number.
@@ -37,12 +37,12 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return files.read_files(data, origin, malformed, read_schema, read_batches, may_lack_columns=True)
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the digests of the files, and the path of the list."""
     return [locations.identify_files(data, origin), origin.records]
 
 
-def _read_schema(location: FileLocation, data: Data, records: str | None) -> pa.Schema:
+def _read_schema(location: FileLocation, data: DataSource, records: str | None) -> pa.Schema:
     fields: dict[str, JsonType] = dict.fromkeys(data.columns or ())
     for number, item in enumerate(_read_items(location, records), 1):
         row = _to_row(item, data.columns)
@@ -52,7 +52,7 @@ def _read_schema(location: FileLocation, data: Data, records: str | None) -> pa.
 
 
 def _read_batches(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter, records: str | None
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter, records: str | None
 ) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
     for number, item in enumerate(_read_items(location, records), 1):

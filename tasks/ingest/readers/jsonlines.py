@@ -10,7 +10,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.locations import FileLocation
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
@@ -19,7 +19,7 @@ from bloomery.tasks.ingest.readers.json_types import JsonType, JsonValue, build_
 _BATCH_LINES = 8_192
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of files with a JSON object per line. A key that a line lacks is null.
 
     Every file is read twice: once for the types of all lines, once for the values.
@@ -30,7 +30,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return files.read_files(data, origin, malformed, _read_schema, _read_batches, may_lack_columns=True)
 
 
-def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
+def _read_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     fields: dict[str, JsonType] = {}
     with location.open_stream() as stream:
         for number, line in enumerate(stream, 1):
@@ -43,7 +43,7 @@ def _read_schema(location: FileLocation, data: Data) -> pa.Schema:
 
 
 def _read_batches(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_stream() as stream:
         numbered = enumerate(stream, 1)

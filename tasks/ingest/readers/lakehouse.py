@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.optional_packages import import_package
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HTTP = "http://"
 
 
-def read_delta(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read_delta(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of a Delta table at `version`, or its newest, file after file by name.
 
     Raises:
@@ -43,13 +43,13 @@ def read_delta(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStr
     return RowStream(schema, batches())
 
 
-def identify_delta(data: Data, origin: Origin) -> list[object]:
+def identify_delta(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the table's own id and the version."""
     table, _ = _open_delta(data, origin)
     return [str(table.metadata().id), table.version()]
 
 
-def _open_delta(data: Data, origin: Origin) -> tuple[DeltaTable, ModuleType]:
+def _open_delta(data: DataSource, origin: SourceFile) -> tuple[DeltaTable, ModuleType]:
     deltalake = import_package("deltalake", "pip install 'bloomery[delta]'", origin.source)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith(_HTTP) else {}
@@ -62,7 +62,7 @@ def _open_delta(data: Data, origin: Origin) -> tuple[DeltaTable, ModuleType]:
     return table, deltalake
 
 
-def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read_iceberg(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of an Iceberg table at the snapshot `version`, or its newest, file after file by name.
 
     Raises:
@@ -85,7 +85,7 @@ def read_iceberg(data: Data, origin: Origin, malformed: MalformedWriter) -> RowS
     return RowStream(schema, batches())
 
 
-def identify_iceberg(data: Data, origin: Origin) -> list[object]:
+def identify_iceberg(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the table's own id, and those of the snapshot and of its schema."""
     table = _open_iceberg(data, origin)
     snapshot = table.current_snapshot() if data.version is None else table.snapshot_by_id(data.version)
@@ -95,7 +95,7 @@ def identify_iceberg(data: Data, origin: Origin) -> list[object]:
     return [str(table.metadata.table_uuid), snapshot_id, table.schema().schema_id]
 
 
-def _open_iceberg(data: Data, origin: Origin) -> Table:
+def _open_iceberg(data: DataSource, origin: SourceFile) -> Table:
     """Opens a table of a catalog from pyiceberg's own settings, or the table of one metadata file."""
     import_package("pyiceberg", "pip install 'bloomery[iceberg]'", origin.source)
     from pyiceberg.catalog import load_catalog
@@ -112,7 +112,7 @@ def _open_iceberg(data: Data, origin: Origin) -> Table:
         raise _table_error("Iceberg", origin, failure) from failure
 
 
-def _table_error(kind: str, origin: Origin, failure: object) -> BloomeryError:
+def _table_error(kind: str, origin: SourceFile, failure: object) -> BloomeryError:
     return DataMissing(
         f"the {kind} table {origin.source} cannot be read: {failure}",
         required=f"a {kind} table at an existing version",

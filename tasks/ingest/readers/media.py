@@ -10,7 +10,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import SUFFIXES, Data, Origin, plain_suffix
+from bloomery.data_contracts.recipe_sections.data_source import (
+    SUFFIXES,
+    DataSource,
+    SourceFile,
+    suffix_without_compression,
+)
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.locations import folder_label, match_path_pattern
 from bloomery.tasks.ingest.readers.base import unreadable_error
@@ -26,14 +31,14 @@ class MediaFile(NamedTuple):
     content: bytes
 
 
-def read_media(data: Data, origin: Origin) -> Iterator[MediaFile]:
+def read_media(data: DataSource, origin: SourceFile) -> Iterator[MediaFile]:
     """Yields every file of the source, sorted by path inside each folder or zip. In both, the suffix decides.
 
     Raises:
         DataMissing: there is no file, or a zip is damaged.
     """
     for location in locations.find_files(data, origin.source):
-        if plain_suffix(location.path) != ".zip":
+        if suffix_without_compression(location.path) != ".zip":
             if locations.is_selected(origin, location.relative):
                 with location.open_file() as file:
                     yield MediaFile(location.relative, file.read())
@@ -41,20 +46,20 @@ def read_media(data: Data, origin: Origin) -> Iterator[MediaFile]:
         try:
             with location.open_file() as file, zipfile.ZipFile(file) as archive:
                 for name in sorted(archive.namelist()):
-                    is_media = plain_suffix(name) in SUFFIXES[data.kind] and not locations.is_hidden(name)
+                    is_media = suffix_without_compression(name) in SUFFIXES[data.kind] and not locations.is_hidden(name)
                     if is_media and locations.is_selected(origin, name):
                         yield MediaFile(name, archive.read(name))
         except _ZIP_ERRORS as failure:
             raise unreadable_error(location.path, failure, "a complete zip without a password", "zip") from failure
 
 
-def path_fields(data: Data) -> list[tuple[str, pa.DataType]]:
+def path_fields(data: DataSource) -> list[tuple[str, pa.DataType]]:
     """Returns `path`, and the groups of `path_pattern`, or `label` if there is no pattern."""
     groups = re.compile(data.path_pattern).groupindex if data.path_pattern else {"label": 0}
     return [("path", pa.string()), *((name, pa.string()) for name in groups)]
 
 
-def path_values(data: Data, path: str) -> dict[str, str | None] | None:
+def path_values(data: DataSource, path: str) -> dict[str, str | None] | None:
     """Returns the values of `path_fields` for one file, or None if its path does not match."""
     groups = match_path_pattern(data, path)
     if groups is None:

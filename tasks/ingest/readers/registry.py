@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.ingest.readers import (
     audio,
@@ -27,8 +27,8 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 class Reader(NamedTuple):
     """`identify` returns, as JSON, what changes when the content does; `read` returns the rows."""
 
-    identify: Callable[[Data, Origin], list[object]]
-    read: Callable[[Data, Origin, MalformedWriter], RowStream]
+    identify: Callable[[DataSource, SourceFile], list[object]]
+    read: Callable[[DataSource, SourceFile, MalformedWriter], RowStream]
 
 
 READERS: dict[str, Reader] = {

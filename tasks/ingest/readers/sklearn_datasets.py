@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DATASET_NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns `id`, the columns, and `label` with the name of the class, or `target` where there are no classes.
 
     The digits are the UCI test set without its writers: `id`, `image` (64 values from 0 to 16) and `label`.
@@ -32,7 +32,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return RowStream(table.schema, iter(table.combine_chunks().to_batches()))
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the data set's name and the version of scikit-learn.
 
     Raises:
@@ -41,7 +41,7 @@ def identify(data: Data, origin: Origin) -> list[object]:
     return [_dataset_name(origin), importlib.metadata.version("scikit-learn")]
 
 
-def _dataset_name(origin: Origin) -> str:
+def _dataset_name(origin: SourceFile) -> str:
     name = origin.source.removeprefix("sklearn:")
     if name not in DATASET_NAMES:
         raise DataMissing(

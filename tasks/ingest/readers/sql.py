@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bloomery.data_contracts.documents.digests import digest_of_table
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE
 from bloomery.tasks.ingest.optional_packages import import_package
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canonical_schema, conform_batch
@@ -20,7 +20,7 @@ from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, canon
 _DRIVER = re.compile(r"adbc_driver_[a-z0-9_]+")
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the rows of the query, in its order and in the types of the driver.
 
     Raises:
@@ -32,7 +32,7 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return RowStream(schema, _read_batches(data, origin, schema))
 
 
-def identify(data: Data, origin: Origin) -> list[object]:
+def identify(data: DataSource, origin: SourceFile) -> list[object]:
     """Returns the digests of the query's present rows, since a database has no version."""
     with _run_query(data, origin) as reader:
         schema = canonical_schema(reader.schema)
@@ -47,14 +47,14 @@ def identify(data: Data, origin: Origin) -> list[object]:
     return [_driver_module(origin), version, *digests, digest_of_table(rows)]
 
 
-def _read_batches(data: Data, origin: Origin, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _read_batches(data: DataSource, origin: SourceFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with _run_query(data, origin) as reader:
         for batch in reader:
             yield conform_batch(batch, schema)
 
 
 @contextmanager
-def _run_query(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
+def _run_query(data: DataSource, origin: SourceFile) -> Iterator[pa.RecordBatchReader]:
     driver = _driver_module(origin)
     module = import_package(f"{driver}.dbapi", f"pip install {driver.replace('_', '-')}", origin.source)
     variable = data.uri_variable or ""
@@ -81,7 +81,7 @@ def _run_query(data: Data, origin: Origin) -> Iterator[pa.RecordBatchReader]:
         ) from None
 
 
-def _driver_module(origin: Origin) -> str:
+def _driver_module(origin: SourceFile) -> str:
     driver = origin.source.removeprefix("sql:")
     if _DRIVER.fullmatch(driver) is None:
         raise DataMissing(

@@ -7,7 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Origin
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, SourceFile
 from bloomery.tasks.ingest.locations import FileLocation, folder_label
 from bloomery.tasks.ingest.readers import files
 from bloomery.tasks.ingest.readers.base import MalformedWriter, RowStream, printable_text
@@ -17,7 +17,7 @@ _BATCH_LINES = 8_192
 _FILES_PER_ROW_GROUP = 4_096
 
 
-def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
+def read(data: DataSource, origin: SourceFile, malformed: MalformedWriter) -> RowStream:
     """Returns the column `text`: lines without their ends, blank ones too. Or whole files, with `path` and `label`.
 
     The label is the name of the folder, unless `path_pattern` names the columns of the path.
@@ -28,12 +28,12 @@ def read(data: Data, origin: Origin, malformed: MalformedWriter) -> RowStream:
     return rows._replace(row_group_size=_FILES_PER_ROW_GROUP)
 
 
-def _line_schema(location: FileLocation, data: Data) -> pa.Schema:
+def _line_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     return pa.schema([("text", pa.string())])
 
 
 def _read_lines(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_stream() as raw:
         stream = transcode_to_utf8(raw, data.encoding or "utf-8")
@@ -48,13 +48,13 @@ def _read_lines(
             yield pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], schema=schema)
 
 
-def _file_schema(location: FileLocation, data: Data) -> pa.Schema:
+def _file_schema(location: FileLocation, data: DataSource) -> pa.Schema:
     label = [] if data.path_pattern else [("label", pa.string())]
     return pa.schema([("path", pa.string()), *label, ("text", pa.string())])
 
 
 def _read_file(
-    location: FileLocation, data: Data, schema: pa.Schema, malformed: MalformedWriter
+    location: FileLocation, data: DataSource, schema: pa.Schema, malformed: MalformedWriter
 ) -> Iterator[pa.RecordBatch]:
     with location.open_stream() as raw:
         content = transcode_to_utf8(raw, data.encoding or "utf-8").read()
@@ -67,5 +67,5 @@ def _read_file(
     yield pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names}], schema=schema)
 
 
-def _not_encoded(data: Data) -> str:
+def _not_encoded(data: DataSource) -> str:
     return f"bytes that are not {data.encoding or 'utf-8'}"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from bloomery.data_contracts import errors
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
-from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
+from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure import spark_session, tethered_process
@@ -43,9 +43,9 @@ def fit_distributed(
     dataset: Dataset,
     model: Model,
     training: Training,
-    start: Start | None,
+    start: InitialWeights | None,
     *,
-    means: SparkMeans | None = None,
+    means: SparkConfig | None = None,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
     on_step: Callable[[StepProgress], None] = lambda step: None,
 ) -> fit.FitResult:
@@ -70,7 +70,7 @@ def fit_distributed(
     folder.mkdir(parents=True)
     path = folder / "job.json"
     job = TrainingJob(
-        key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkMeans()
+        key=key, dataset=dataset, model=model, training=training, start=start, spark=means or SparkConfig()
     )
     path.write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
     with (folder / _LOG).open("ab") as log:

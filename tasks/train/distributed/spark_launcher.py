@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bloomery.data_contracts.errors import BloomeryError, EngineMissing, RecipeInvalid
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.infrastructure.device import select_device
@@ -33,7 +33,7 @@ _ROOMS = ("data_contracts", "models", "tasks")
 _TOO_FEW_SLOTS = "SPARK-24819"  # the beginning of what Spark says then
 
 
-def require_slots(training: Training, means: SparkMeans | None) -> None:
+def require_slots(training: Training, means: SparkConfig | None) -> None:
     """Raises RecipeInvalid if the Spark of `means` could never start so many processes."""
     master, wanted = spark_session.spark_master(means), training.devices * training.nodes
     slots = _local_slots(master)
@@ -71,7 +71,7 @@ def run_on_spark(path: Path) -> None:
     # Spark on this machine hands its environment on; a cluster's executors are told theirs.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     session = spark_session.get_session(
-        SparkMeans(master=job.spark.master, settings=_settings(code) | job.spark.settings)
+        SparkConfig(master=job.spark.master, settings=_settings(code) | job.spark.settings)
     )
     use_gpu = _has_gpus(session, job.training)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.recipe_sections.engine import SparkMeans
-from bloomery.data_contracts.records.records import Dataset, Start
+from bloomery.data_contracts.recipe_sections.engine import SparkConfig
+from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
 from bloomery.tasks.infrastructure.device import configure_processor, select_device
@@ -42,8 +42,8 @@ class TrainingJob(Document):
     dataset: Dataset
     model: Model
     training: Training
-    start: Start | None
-    spark: SparkMeans = SparkMeans()  # where the launcher `spark` starts them
+    start: InitialWeights | None
+    spark: SparkConfig = SparkConfig()  # where the launcher `spark` starts them
 
 
 class ProgressLine(Document):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from bloomery.data_contracts.expressions.parser import breaking, columns_read, read_condition
-from bloomery.data_contracts.expressions.row_evaluator import Unsure, asked_of_rows
+from bloomery.data_contracts.expressions.parser import find_violations, parse_condition, referenced_columns
+from bloomery.data_contracts.expressions.row_evaluator import FallBackToArrow, compile_for_row
 
 SCHEMA = pa.schema(
     [
@@ -126,11 +126,11 @@ def plain(text: str) -> str:
 
 def broken(text: str, table: pa.Table) -> list[bool]:
     """Asked of the batch, and of each row by itself, which must be the same."""
-    condition = read_condition(text, table.schema)
-    found: list[bool] = breaking(condition, table).to_pylist()
-    value = asked_of_rows(condition.root, table.schema)
+    condition = parse_condition(text, table.schema)
+    found: list[bool] = find_violations(condition, table).to_pylist()
+    value = compile_for_row(condition.root, table.schema)
     for row, is_broken in zip(table.to_pylist(), found, strict=True):
-        with contextlib.suppress(Unsure):
+        with contextlib.suppress(FallBackToArrow):
             assert (value(row) is False) == is_broken, (text, row)
     return found
 
@@ -226,17 +226,17 @@ def test_a_whole_number_beside_a_real_one_is_not_rounded(whole, comparison, rows
 def test_batches_are_asked_as_the_whole_is(text, rows, cut):
     schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
     try:
-        condition = read_condition(plain(text), schema)
+        condition = parse_condition(plain(text), schema)
     except ValueError as failure:
         if "names no column" not in str(failure):
             raise
         reject()
     table = pa.Table.from_pylist(rows, schema=schema)
-    whole = breaking(condition, table).to_pylist()
+    whole = find_violations(condition, table).to_pylist()
     parts = [table.slice(0, cut), table.slice(cut)]
-    assert [one for part in parts for one in breaking(condition, part).to_pylist()] == whole
+    assert [one for part in parts for one in find_violations(condition, part).to_pylist()] == whole
     (batch,) = table.combine_chunks().to_batches()
-    assert breaking(condition, batch).to_pylist() == whole
+    assert find_violations(condition, batch).to_pylist() == whole
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_an_array_can_be_asked_only_whether_it_is_there():
     table = pa.table({"a": pa.array([None, [], [1]], pa.list_(pa.int64()))})
     assert broken("a IS NOT NULL", table) == [True, False, False]
     with pytest.raises(ValueError, match="an array, which cannot be compared"):
-        read_condition("a = 1", table.schema)
+        parse_condition("a = 1", table.schema)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_an_array_can_be_asked_only_whether_it_is_there():
 )
 def test_what_is_no_condition_on_these_columns_is_refused_by_name(text, reason):
     with pytest.raises(ValueError, match=reason):
-        read_condition(text, SCHEMA)
+        parse_condition(text, SCHEMA)
 
 
 def test_a_long_chain_is_read():
@@ -326,7 +326,7 @@ def test_a_long_chain_is_read():
 
 
 def test_columns_are_named_once_in_the_order_of_the_text():
-    assert columns_read('t > s AND t <> "select" AND s < t') == ("t", "s", "select")
+    assert referenced_columns('t > s AND t <> "select" AND s < t') == ("t", "s", "select")
 
 
 def test_times_without_an_offset_are_in_utc():

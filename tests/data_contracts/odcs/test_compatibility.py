@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bloomery.data_contracts.odcs.compatibility import compare, is_at_least, version_needed
+from bloomery.data_contracts.odcs.compatibility import diff_contracts, is_at_least, required_version
 from bloomery.data_contracts.odcs.contract import Contract
 
 COLUMNS: list[dict[str, Any]] = [
@@ -100,7 +100,7 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
     ],
 )
 def test_a_change_is_told_with_what_it_means(contract_of, edit, kind, where, sentence):
-    (change,) = compare(contract_of(*COLUMNS), changed(contract_of, edit))
+    (change,) = diff_contracts(contract_of(*COLUMNS), changed(contract_of, edit))
     assert (change.kind, change.where) == (kind, where)
     assert sentence in change.sentence
 
@@ -111,7 +111,7 @@ def test_another_condition_is_a_rule_less_and_a_rule_more(contract_of):
 
     old = contract_of(*COLUMNS, quality=[condition("fare > id")])
     new = contract_of(*COLUMNS, quality=[condition("fare >= id")])
-    assert [(change.kind, change.sentence) for change in compare(old, new)] == [
+    assert [(change.kind, change.sentence) for change in diff_contracts(old, new)] == [
         ("compatible", "no longer asked: must keep fare > id"),
         ("breaking", "a new error: must keep fare >= id"),
     ]
@@ -121,8 +121,8 @@ def test_the_quarantine_limit_is_told(contract_of):
     def limit(share: float) -> Contract:
         return contract_of(*COLUMNS, customProperties=[{"property": "quarantineLimit", "value": share}])
 
-    assert [change.kind for change in compare(limit(0.1), limit(0.2))] == ["compatible"]
-    assert [change.kind for change in compare(limit(0.2), limit(0.1))] == ["breaking"]
+    assert [change.kind for change in diff_contracts(limit(0.1), limit(0.2))] == ["compatible"]
+    assert [change.kind for change in diff_contracts(limit(0.2), limit(0.1))] == ["breaking"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_the_quarantine_limit_is_told(contract_of):
 )
 def test_the_version_must_grow_with_what_changed(contract_of, edit, needed):
     old = contract_of(*COLUMNS)
-    assert version_needed(old, compare(old, changed(contract_of, edit))) == needed
+    assert required_version(old, diff_contracts(old, changed(contract_of, edit))) == needed
 
 
 def test_versions_are_compared_as_numbers():
@@ -175,5 +175,5 @@ def test_nothing_is_told_of_equal_contracts_and_something_of_all_others(contract
     except (ValidationError, KeyError):
         return
     old = contract_of(*COLUMNS)
-    assert (compare(old, new) == []) == (old == new)
-    assert compare(new, new) == []
+    assert (diff_contracts(old, new) == []) == (old == new)
+    assert diff_contracts(new, new) == []

@@ -10,11 +10,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from bloomery.data_contracts.odcs.base import CUSTOM
+from bloomery.data_contracts.odcs.base import CUSTOM_PROPERTIES
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Reference
 from bloomery.data_contracts.odcs.quality import Metric
-from bloomery.data_contracts.odcs.rules import Kind
+from bloomery.data_contracts.odcs.rules import RuleKind
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "contracts.md").read_text(encoding="utf-8")
 SNIPPETS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)]
@@ -37,9 +37,9 @@ def test_a_snippet_is_a_contract(snippet):
 def test_every_kind_of_rule_and_every_word_of_ours_is_shown():
     contracts = [contract_with(dict(snippet)) for snippet in SNIPPETS]
     shown = {rule.kind for contract in contracts for rule in contract.rules()}
-    assert shown == set(get_args(Kind)) - {"fits"}
+    assert shown == set(get_args(RuleKind)) - {"fits"}
     assert all(f"metric: {metric}" in PAGE for metric in get_args(Metric))
-    assert all(f"property: {name}" in PAGE for name in CUSTOM)
+    assert all(f"property: {name}" in PAGE for name in CUSTOM_PROPERTIES)
 
 
 def test_the_reference_can_be_read():

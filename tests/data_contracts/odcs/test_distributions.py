@@ -11,14 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.data_contracts.odcs.distributions import Cells, Counts, count_into, divergence_of, kl, psi, reference_of
+from bloomery.data_contracts.odcs.distributions import (
+    Bins,
+    Histogram,
+    compute_divergence,
+    count_into_bins,
+    kl_divergence,
+    psi,
+    reference_column,
+)
 
-EDGES = Cells(edges=(0.0, 1.0, 10.0))
+EDGES = Bins(edges=(0.0, 1.0, 10.0))
 SHARES = st.lists(st.integers(0, 50), min_size=2, max_size=6).filter(sum)
 
 
 def test_an_edge_belongs_to_the_cell_that_it_opens():
-    counts = count_into(EDGES, pa.array([-1.0, 0.0, 0.5, 1.0, 10.0, 1e300, None, math.nan, math.inf]))
+    counts = count_into_bins(EDGES, pa.array([-1.0, 0.0, 0.5, 1.0, 10.0, 1e300, None, math.nan, math.inf]))
     assert (counts.counts, counts.num_other, counts.num_null) == ((1, 2, 1, 2), 2, 1)
 
 
@@ -35,16 +43,16 @@ def test_an_edge_belongs_to_the_cell_that_it_opens():
     ],
 )
 def test_every_value_has_a_cell(values, array, expected):
-    counts = count_into(Cells(values=values), array)
+    counts = count_into_bins(Bins(values=values), array)
     assert (counts.counts, counts.num_other, counts.num_null) == expected
 
 
 @settings(deadline=None)
 @given(values=st.lists(st.none() | st.floats(-20, 20), max_size=40), cuts=st.lists(st.integers(0, 40), max_size=4))
 def test_counts_add_up_over_batches_in_any_order(values, cuts):
-    whole = count_into(EDGES, pa.array(values, pa.float64()))
+    whole = count_into_bins(EDGES, pa.array(values, pa.float64()))
     ends = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
-    parts = [count_into(EDGES, pa.array(values[low:high], pa.float64())) for low, high in itertools.pairwise(ends)]
+    parts = [count_into_bins(EDGES, pa.array(values[low:high], pa.float64())) for low, high in itertools.pairwise(ends)]
     for order in (parts, parts[::-1]):
         total = order[0]
         for part in order[1:]:
@@ -60,15 +68,15 @@ def test_counts_add_up_over_batches_in_any_order(values, cuts):
 
 def test_counts_over_other_cells_do_not_add_up():
     with pytest.raises(ValueError, match="different cells"):
-        count_into(EDGES, pa.array([1.0])) + count_into(Cells(edges=(0.0,)), pa.array([1.0]))
+        count_into_bins(EDGES, pa.array([1.0])) + count_into_bins(Bins(edges=(0.0,)), pa.array([1.0]))
 
 
 def test_a_reference_is_what_was_counted():
-    counts = Counts(values=("a", "b"), counts=(1, 2), num_other=4, num_null=1)
-    reference = reference_of(counts)
+    counts = Histogram(values=("a", "b"), counts=(1, 2), num_other=4, num_null=1)
+    reference = reference_column(counts)
     assert reference.all_shares == (1 / 8, 2 / 8, 4 / 8, 1 / 8)
     for divergence in ("psi", "kl"):
-        assert divergence_of(divergence, reference, counts) == 0
+        assert compute_divergence(divergence, reference, counts) == 0
 
 
 def shares(counts: list[int]) -> list[float]:
@@ -80,37 +88,41 @@ def shares(counts: list[int]) -> list[float]:
 def test_divergences_are_finite_and_zero_only_for_equals(counts):
     first = shares(counts.draw(SHARES))
     second = shares(counts.draw(st.lists(st.integers(0, 50), min_size=len(first), max_size=len(first)).filter(sum)))
-    assert psi(first, first) == kl(first, first) == 0
+    assert psi(first, first) == kl_divergence(first, first) == 0
     assert psi(first, second) == pytest.approx(psi(second, first), abs=1e-12)
-    assert psi(first, second) == pytest.approx(kl(first, second) + kl(second, first), abs=1e-12)
-    assert 0 <= kl(first, second) < math.inf
+    assert psi(first, second) == pytest.approx(kl_divergence(first, second) + kl_divergence(second, first), abs=1e-12)
+    assert 0 <= kl_divergence(first, second) < math.inf
     assert (psi(first, second) > 1e-9) == (np.abs(np.subtract(first, second)).max() > 1e-5)
 
 
 def test_a_known_divergence():
     assert psi([0.5, 0.5], [0.75, 0.25]) == pytest.approx(0.25 * math.log(1.5) - 0.25 * math.log(0.5), rel=1e-12)
-    assert kl([0.5, 0.5], [0.75, 0.25]) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-12)
+    assert kl_divergence([0.5, 0.5], [0.75, 0.25]) == pytest.approx(
+        0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-12
+    )
 
 
 def test_an_empty_cell_counts_as_one_in_ten_thousand():
-    assert kl([1.0, 0.0], [0.5, 0.5]) == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-4), rel=1e-3)
+    assert kl_divergence([1.0, 0.0], [0.5, 0.5]) == pytest.approx(
+        0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-4), rel=1e-3
+    )
 
 
 def test_fares_of_a_later_year_are_found_to_have_drifted(datasets):
     import pyarrow.csv
 
     folder = datasets / "nyc_taxi"
-    cells = Cells(values=("1", "2", "3", "4"))
+    cells = Bins(values=("1", "2", "3", "4"))
     months = {}
     for month in ("2018-01", "2018-07", "2020-05"):
         text = {"payment_type": pa.string()}
         options = pyarrow.csv.ConvertOptions(include_columns=["payment_type"], column_types=text)
         table = pyarrow.csv.read_csv(folder / f"yellow_tripdata_sample_{month}.csv", convert_options=options)
-        months[month] = count_into(cells, table["payment_type"].combine_chunks())
-    reference = reference_of(months["2018-01"])
+        months[month] = count_into_bins(cells, table["payment_type"].combine_chunks())
+    reference = reference_column(months["2018-01"])
     assert (
-        divergence_of("psi", reference, months["2018-07"])
+        compute_divergence("psi", reference, months["2018-07"])
         < 0.1
         < 0.25
-        < divergence_of("psi", reference, months["2020-05"])
+        < compute_divergence("psi", reference, months["2020-05"])
     )

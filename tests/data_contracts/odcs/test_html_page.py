@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.html_page import page
+from bloomery.data_contracts.odcs.html_page import render_contract_page
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -36,7 +36,7 @@ class Reader(HTMLParser):
 
 def read(contract: Contract) -> Reader:
     reader = Reader()
-    reader.feed(page(contract))
+    reader.feed(render_contract_page(contract))
     assert reader.open == []
     return reader
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bloomery.data_contracts.recipe_sections.data_source import Data, Source
+from bloomery.data_contracts.recipe_sections.data_source import DataSource, LocatedSource
 
 
 def test_a_source_survives_json():
-    source = Source(source="sklearn:digits", data=Data(source="sklearn:digits"), digest="ab")
-    assert Source.model_validate(source.model_dump(mode="json")) == source
+    source = LocatedSource(source="sklearn:digits", data=DataSource(source="sklearn:digits"), digest="ab")
+    assert LocatedSource.model_validate(source.model_dump(mode="json")) == source
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_source_survives_json():
     ],
 )
 def test_the_name_says_the_format(source: str, kind: str):
-    data = Data(source=source, mode="L") if kind == "images" else Data(source=source)
+    data = DataSource(source=source, mode="L") if kind == "images" else DataSource(source=source)
     assert data.kind == kind
 
 
@@ -102,22 +102,25 @@ QUERY = {"source": "sql:adbc_driver_sqlite", "uri_variable": "URI"}
 )
 def test_what_cannot_be_meant_is_refused(data: dict[str, Any], said: str):
     with pytest.raises(ValidationError) as caught:
-        Data(**data)
+        DataSource(**data)
     assert said in str(caught.value)
 
 
 def test_local_paths_become_absolute_and_remote_ones_stay():
     here = Path("/recipes")
-    assert Data(source="rows.csv").absolute(here).source == "/recipes/rows.csv"
-    assert Data(source="/data/rows.csv").absolute(here).source == "/data/rows.csv"
-    assert Data(source="delta:table").absolute(here).source == "delta:/recipes/table"
-    assert Data(source="iceberg:t/v1.metadata.json").absolute(here).source == "iceberg:/recipes/t/v1.metadata.json"
+    assert DataSource(source="rows.csv").with_absolute_paths(here).source == "/recipes/rows.csv"
+    assert DataSource(source="/data/rows.csv").with_absolute_paths(here).source == "/data/rows.csv"
+    assert DataSource(source="delta:table").with_absolute_paths(here).source == "delta:/recipes/table"
+    assert (
+        DataSource(source="iceberg:t/v1.metadata.json").with_absolute_paths(here).source
+        == "iceberg:/recipes/t/v1.metadata.json"
+    )
     for remote in ("s3://b/rows.csv", "hdfs://h/rows.csv", "delta:s3://b/t", "iceberg:c.t", "hive:d.t", "sklearn:iris"):
-        assert Data(source=remote).absolute(here).source == remote
-    data = Data(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").absolute(here)
-    assert (data.origins[0].source, data.origins[0].labels) == ("/recipes/a", "/recipes/b")
-    assert Data(source="a", labels="../b", format="idx").absolute(here).labels == "/b"
-    assert Data(source="${DATA}/rows.csv").absolute(here).source == "${DATA}/rows.csv"
+        assert DataSource(source=remote).with_absolute_paths(here).source == remote
+    data = DataSource(sources=[{"source": "a", "labels": "b", "part": "test"}], format="idx").with_absolute_paths(here)
+    assert (data.source_files[0].source, data.source_files[0].labels) == ("/recipes/a", "/recipes/b")
+    assert DataSource(source="a", labels="../b", format="idx").with_absolute_paths(here).labels == "/b"
+    assert DataSource(source="${DATA}/rows.csv").with_absolute_paths(here).source == "${DATA}/rows.csv"
 
 
 def _snippets() -> list[str]:
@@ -127,4 +130,4 @@ def _snippets() -> list[str]:
 
 @pytest.mark.parametrize("snippet", _snippets())
 def test_every_snippet_of_the_documentation_is_valid(snippet: str):
-    assert Data.model_validate(yaml.safe_load(snippet)["data"]).kind
+    assert DataSource.model_validate(yaml.safe_load(snippet)["data"]).kind

@@ -2,15 +2,15 @@
 
 import pytest
 
-from bloomery.data_contracts.documents.durations import in_words
+from bloomery.data_contracts.documents.durations import format_duration
 from bloomery.data_contracts.recipe_sections.periods import (
-    EXAMPLES,
-    Every,
-    between,
-    dated,
-    last_whole,
-    name_of,
-    start_of,
+    PERIOD_EXAMPLES,
+    PeriodLength,
+    fill_period,
+    last_complete_period,
+    period_name,
+    period_range,
+    period_start,
 )
 
 
@@ -23,23 +23,23 @@ from bloomery.data_contracts.recipe_sections.periods import (
         ("hour", "2020-12-31T23", "2021-01-01T00", ["2020-12-31T23", "2021-01-01T00"]),
     ],
 )
-def test_periods_follow_each_other(every: Every, first: str, last: str, names: list[str]) -> None:
-    assert list(between(first, last, every)) == names
-    assert [name_of(start_of(name), every) for name in names] == names
-    assert last_whole(start_of(names[1]), every) == names[0]
+def test_periods_follow_each_other(every: PeriodLength, first: str, last: str, names: list[str]) -> None:
+    assert list(period_range(first, last, every)) == names
+    assert [period_name(period_start(name), every) for name in names] == names
+    assert last_complete_period(period_start(names[1]), every) == names[0]
     with pytest.raises(ValueError, match="lies before"):
-        list(between(last, first, every))
+        list(period_range(last, first, every))
 
 
 @pytest.mark.parametrize("name", ["2019-13", "2019-02-30", "2019", "2019-W60", "2019-02-28T24", "", "2019-2"])
 def test_what_is_no_period_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is no period, such as 2019-02"):
-        start_of(name)
+        period_start(name)
 
 
 def test_a_period_stands_where_it_is_asked_for() -> None:
-    assert dated("s3://b/{period:%Y/%m}/t-{period:%d}.csv", "2019-02-03") == "s3://b/2019/02/t-03.csv"
-    assert all(start_of(example, every) for every, example in EXAMPLES.items())
+    assert fill_period("s3://b/{period:%Y/%m}/t-{period:%d}.csv", "2019-02-03") == "s3://b/2019/02/t-03.csv"
+    assert all(period_start(example, every) for every, example in PERIOD_EXAMPLES.items())
 
 
 def test_spans_of_time_are_told_as_they_are_written() -> None:
@@ -52,8 +52,8 @@ def test_spans_of_time_are_told_as_they_are_written() -> None:
     read = TypeAdapter(Duration)
     for text in ("30s", "5m", "24h", "3d", "90m"):
         span = read.validate_python(text)
-        assert read.validate_python(in_words(span)) == span
-    assert in_words(timedelta(hours=24)) == "1d"
+        assert read.validate_python(format_duration(span)) == span
+    assert format_duration(timedelta(hours=24)) == "1d"
     for wrong in ("0m", "5", "m", "5 weeks", "-5m", ""):
         with pytest.raises(ValidationError):
             read.validate_python(wrong)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from bloomery.data_contracts.records.records import Record, Release, describe
+from bloomery.data_contracts.records.records import Record, Release, describe_lineage
 
 
 def chain(release: Release) -> list[Record]:
-    chosen = release.bento.chosen
-    trained = chosen.options.trained
-    checked = trained.dataset.checked
-    return [release, release.bento, chosen, chosen.options, trained, trained.dataset, checked, checked.rows]
+    chosen = release.bento.choice
+    trained = chosen.candidates.trained
+    checked = trained.dataset.valid_rows
+    return [release, release.bento, chosen, chosen.candidates, trained, trained.dataset, checked, checked.raw_rows]
 
 
 def test_every_record_survives_json(release):
@@ -30,7 +30,7 @@ def test_a_record_cannot_be_changed_and_knows_its_keys(release):
 
 
 def test_lineage_reads_from_the_release_back_to_the_raw_rows(release):
-    assert describe(release) == [
+    assert describe_lineage(release) == [
         ("promote", "d-release", "digits version 3"),
         ("package", "d-bento", "bento digits:abc"),
         ("choose", "d-chosen", "candidate int8"),
@@ -43,10 +43,10 @@ def test_lineage_reads_from_the_release_back_to_the_raw_rows(release):
 
 
 def test_the_lineage_of_a_record_is_the_rest_of_the_lineage(release):
-    whole = describe(release)
-    assert [describe(record) for record in chain(release)] == [whole[start:] for start in range(len(whole))]
+    whole = describe_lineage(release)
+    assert [describe_lineage(record) for record in chain(release)] == [whole[start:] for start in range(len(whole))]
 
 
 def test_a_record_outside_of_the_pipeline_has_no_lineage():
     with pytest.raises(TypeError, match="no lineage for Record"):
-        describe(Record(digest="d"))
+        describe_lineage(Record(digest="d"))

@@ -3,7 +3,7 @@
 import pytest
 
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.records.score_format import figure_in_words, loss_in_words, score_in_words
+from bloomery.data_contracts.records.score_format import format_degradation, format_score, format_score_value
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,10 @@ from bloomery.data_contracts.records.score_format import figure_in_words, loss_i
 )
 def test_a_score_is_told_with_its_limits_in_its_units(task, limits, words):
     value, low, high = limits
-    assert score_in_words(task, Interval(value=value, low=low, high=high)) == words
+    assert format_score(task, Interval(value=value, low=low, high=high)) == words
 
 
 def test_a_loss_is_points_of_accuracy_or_a_share_of_the_error():
-    assert loss_in_words("classification", 0.0052) == "0.52 pp"
-    assert loss_in_words("regression", 0.013) == "1.30%"
-    assert (figure_in_words("classification", 0.9), figure_in_words("regression", 57.98)) == ("90.00%", "58.0")
+    assert format_degradation("classification", 0.0052) == "0.52 pp"
+    assert format_degradation("regression", 0.013) == "1.30%"
+    assert (format_score_value("classification", 0.9), format_score_value("regression", 57.98)) == ("90.00%", "58.0")

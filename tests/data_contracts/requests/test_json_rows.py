@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.json_rows import RowCheck, RowsRefused
+from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
 
 SMALL = st.integers(-4, 4)
 WIDTHS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
@@ -136,17 +136,17 @@ COLUMNS: dict[str, tuple[st.SearchStrategy[dict[str, Any]], pa.DataType, st.Sear
 }
 
 
-def is_accepted(check: RowCheck, row: dict[str, Any]) -> bool:
+def is_accepted(check: JsonRowParser, row: dict[str, Any]) -> bool:
     try:
-        check.table([row])
+        check.parse_table([row])
     except RowsRefused:
         return False
     return True
 
 
-def problems(check: RowCheck, rows: Any) -> list[dict[str, Any]]:
+def problems(check: JsonRowParser, rows: Any) -> list[dict[str, Any]]:
     with pytest.raises(RowsRefused) as caught:
-        check.table(rows)
+        check.parse_table(rows)
     return caught.value.problems
 
 
@@ -165,7 +165,7 @@ def test_a_request_is_refused_exactly_where_training_sets_the_row_aside(contract
     except ValidationError:
         reject()  # no rule at all, or one that no value can keep
     cells = data.draw(st.lists(values | st.none(), min_size=15, max_size=25))
-    check = RowCheck(contract, ["v"])
+    check = JsonRowParser(contract, ["v"])
     accepted = {row for row, cell in enumerate(cells) if is_accepted(check, {"v": cell})}
     table = pa.table({"v": pa.array(cells, raw)})
     gone = set_aside(table, contract)
@@ -174,7 +174,7 @@ def test_a_request_is_refused_exactly_where_training_sets_the_row_aside(contract
     if accepted:
         # And an accepted row reaches the network as the row that training would have read.
         rows = sorted(accepted)
-        assert check.table([{"v": cells[row]} for row in rows]) == table.take(rows).cast(check.schema)
+        assert check.parse_table([{"v": cells[row]} for row in rows]) == table.take(rows).cast(check.schema)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -182,7 +182,7 @@ def test_the_range_of_an_integer_type_is_the_same_in_training_and_in_a_request(c
     contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": width, "required": True})
     bits, is_signed = int(width.lstrip("uint")), width[0] == "i"
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
-    check = RowCheck(contract, ["v"])
+    check = JsonRowParser(contract, ["v"])
     around = [low - 1, low, high, high + 1]
     assert [is_accepted(check, {"v": value}) for value in around] == [False, True, True, False]
     in_int64 = [value for value in around if -(2**63) <= value < 2**63]
@@ -233,7 +233,7 @@ def test_the_range_of_an_integer_type_is_the_same_in_training_and_in_a_request(c
 )
 def test_training_and_endpoint_agree_on_what_is_easily_forgotten(contract_of, set_aside, keys, raw, cells):
     contract = contract_of({"name": "v", **keys})
-    check = RowCheck(contract, ["v"])
+    check = JsonRowParser(contract, ["v"])
     gone = set_aside(pa.table({"v": pa.array(cells, raw)}), contract)
     assert {row for row, cell in enumerate(cells) if not is_accepted(check, {"v": cell})} == gone
 
@@ -270,9 +270,9 @@ def test_training_and_endpoint_agree_on_what_is_easily_forgotten(contract_of, se
     ],
 )
 def test_any_value_is_either_refused_or_becomes_itself(contract_of, keys, value):
-    check = RowCheck(contract_of({"name": "v", "required": True, **keys}), ["v"])
+    check = JsonRowParser(contract_of({"name": "v", "required": True, **keys}), ["v"])
     try:
-        (cell,) = check.table([{"v": value}])["v"].to_pylist()
+        (cell,) = check.parse_table([{"v": value}])["v"].to_pylist()
     except RowsRefused:
         return
     wanted = value[0] if isinstance(value, list) else value
@@ -288,25 +288,27 @@ def test_a_date_and_a_time_can_be_asked(contract_of):
         {"name": "day", "logicalType": "date", "required": True},
         {"name": "time", "logicalType": "timestamp", "required": True},
     )
-    table = RowCheck(contract, ["day", "time"]).table([{"day": "2024-02-29", "time": "2024-02-29T12:00:00Z"}])
+    table = JsonRowParser(contract, ["day", "time"]).parse_table(
+        [{"day": "2024-02-29", "time": "2024-02-29T12:00:00Z"}]
+    )
     assert table.num_rows == 1
 
 
 @pytest.fixture(scope="module")
-def image_check(digits_contract: Contract) -> RowCheck:
-    return RowCheck(digits_contract, ["image"])
+def image_check(digits_contract: Contract) -> JsonRowParser:
+    return JsonRowParser(digits_contract, ["image"])
 
 
 def test_only_the_columns_that_the_model_reads_are_asked_for(image_check):
     image = [0] * 64
-    assert image_check.table([{"image": image}]).column_names == ["image"]
+    assert image_check.parse_table([{"image": image}]).column_names == ["image"]
     (problem,) = problems(image_check, [{"image": image, "label": 3}])
     assert problem == {"row": 0, "column": "label", "found": "3", "rule": "the contract has no such column"}
 
 
 def test_rows_come_back_in_the_order_in_which_they_came(image_check):
     rows = [{"image": [shade] * 64} for shade in (3, 1, 2)]
-    assert image_check.table(rows).to_pylist() == rows
+    assert image_check.parse_table(rows).to_pylist() == rows
 
 
 def test_a_missing_column_is_named(image_check):
@@ -331,14 +333,14 @@ def test_a_long_array_is_not_repeated_in_the_answer(image_check):
 
 def test_the_message_names_the_first_problem_and_counts_the_others(image_check):
     with pytest.raises(RowsRefused) as caught:
-        image_check.table([{"image": [17, 17, 17, *[0] * 61]}])
+        image_check.parse_table([{"image": [17, 17, 17, *[0] * 61]}])
     assert str(caught.value).startswith("row 0, column image[0]: found 17, but")
     assert str(caught.value).endswith("(and 2 more)")
 
 
 @pytest.mark.parametrize("value", [True, "5", 5.5, None, [5], {"v": 5}])
 def test_nothing_is_turned_into_a_whole_number(contract_of, value):
-    check = RowCheck(contract_of({"name": "v", "logicalType": "integer", "required": True}), ["v"])
+    check = JsonRowParser(contract_of({"name": "v", "logicalType": "integer", "required": True}), ["v"])
     assert is_accepted(check, {"v": 5})
     assert not is_accepted(check, {"v": value})
 
@@ -346,7 +348,7 @@ def test_nothing_is_turned_into_a_whole_number(contract_of, value):
 @pytest.mark.parametrize("value", [5.0, -0.0, 255.0])
 def test_a_real_number_that_is_whole_is_a_whole_number_as_in_training(contract_of, set_aside, value):
     contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": "uint8", "required": True})
-    (found,) = RowCheck(contract, ["v"]).table([{"v": value}])["v"].to_pylist()
+    (found,) = JsonRowParser(contract, ["v"]).parse_table([{"v": value}])["v"].to_pylist()
     assert (found, type(found)) == (int(value), int)
     assert not set_aside(pa.table({"v": [value]}), contract)
 
@@ -354,14 +356,14 @@ def test_a_real_number_that_is_whole_is_a_whole_number_as_in_training(contract_o
 @pytest.mark.parametrize("value", [5.5, 256.0, -1.0, 1e300, float("inf"), float("nan")])
 def test_other_real_numbers_are_none_and_are_told_once(contract_of, set_aside, value):
     contract = contract_of({"name": "v", "logicalType": "integer", "physicalType": "uint8", "required": True})
-    (problem,) = problems(RowCheck(contract, ["v"]), [{"v": value}])
+    (problem,) = problems(JsonRowParser(contract, ["v"]), [{"v": value}])
     assert "whole number" in problem["rule"]
     assert set_aside(pa.table({"v": [value]}), contract)
 
 
 @pytest.mark.parametrize("value", [True, "5", [5.0]])
 def test_nothing_is_turned_into_a_number(contract_of, value):
-    check = RowCheck(contract_of({"name": "v", "logicalType": "number", "required": True}), ["v"])
+    check = JsonRowParser(contract_of({"name": "v", "logicalType": "number", "required": True}), ["v"])
     assert is_accepted(check, {"v": 5.0})
     assert not is_accepted(check, {"v": value})
 
@@ -372,21 +374,21 @@ def test_a_column_that_is_not_required_may_be_left_out_or_null(contract_of):
         {"name": "w", "logicalType": "integer", "required": True},
     )
     rows = [{"w": 1}, {"w": 1, "v": None}, {"w": 1, "v": 2}]
-    assert RowCheck(contract, ["v", "w"]).table(rows)["v"].to_pylist() == [None, None, 2]
+    assert JsonRowParser(contract, ["v", "w"]).parse_table(rows)["v"].to_pylist() == [None, None, 2]
 
 
 def test_a_column_may_have_any_name_that_the_contract_allows(contract_of):
     names = ["model_config", "schema", "column_1", "_private", "class", "json", "CamelCase"]
     contract = contract_of(*({"name": name, "logicalType": "integer", "required": True} for name in names))
     row = {name: position for position, name in enumerate(names)}
-    check = RowCheck(contract, names)
-    assert check.table([row]).to_pylist() == [row]
+    check = JsonRowParser(contract, names)
+    assert check.parse_table([row]).to_pylist() == [row]
     assert not is_accepted(check, {f"column_{position}": 0 for position in range(len(names))})
 
 
 @pytest.mark.parametrize("rows", [[], {}, None, "rows", 5, {"v": 1}, [5], [None], [[1]], [{}], [{1: 2}]], ids=repr)
 def test_what_is_no_list_of_rows_is_refused_in_words(contract_of, rows):
-    check = RowCheck(contract_of({"name": "v", "logicalType": "integer", "required": True}), ["v"])
+    check = JsonRowParser(contract_of({"name": "v", "logicalType": "integer", "required": True}), ["v"])
     assert all(set(problem) == {"row", "column", "found", "rule"} for problem in problems(check, rows))
 
 
@@ -436,7 +438,7 @@ def test_a_condition_on_several_columns_is_the_same_in_training_and_in_a_request
     schema = pa.schema([("a", pa.int64()), ("b", pa.float64()), ("c", pa.string())])
     gone = set_aside(pa.Table.from_pylist(rows, schema=schema), contract)
     try:
-        RowCheck(contract, ["a", "b", "c"]).table(rows)
+        JsonRowParser(contract, ["a", "b", "c"]).parse_table(rows)
         refused = set()
     except RowsRefused as refusal:
         refused = {problem["row"] for problem in refusal.problems}
@@ -445,7 +447,7 @@ def test_a_condition_on_several_columns_is_the_same_in_training_and_in_a_request
 
 def test_a_broken_condition_names_its_columns_and_their_values(contract_of):
     contract = contract_of(*PAIR, quality=[expression("a <= b"), expression("a <> 5")])
-    check = RowCheck(contract, ["a", "b", "c"])
+    check = JsonRowParser(contract, ["a", "b", "c"])
     assert problems(check, [{"a": 1, "b": 2.0}, {"a": 5, "b": 2.0}]) == [
         {"row": 1, "column": "a, b", "found": "a = 5, b = 2.0", "rule": "must keep a <= b"},
         {"row": 1, "column": "a", "found": "a = 5", "rule": "must keep a <> 5"},
@@ -454,7 +456,7 @@ def test_a_broken_condition_names_its_columns_and_their_values(contract_of):
 
 def test_a_condition_is_not_asked_where_the_model_does_not_read_all_of_its_columns(contract_of):
     contract = contract_of(*PAIR, quality=[expression("a <= b")])
-    assert RowCheck(contract, ["a"]).table([{"a": 7}]).num_rows == 1
+    assert JsonRowParser(contract, ["a"]).parse_table([{"a": 7}]).num_rows == 1
 
 
 def test_a_warning_refuses_no_request(contract_of):
@@ -463,4 +465,4 @@ def test_a_warning_refuses_no_request(contract_of):
         *PAIR[1:],
         quality=[expression("a <= b", severity="warning")],
     )
-    assert RowCheck(contract, ["a", "b"]).table([{"a": 7, "b": 1.0}, {"b": 1.0}]).num_rows == 2
+    assert JsonRowParser(contract, ["a", "b"]).parse_table([{"a": 7, "b": 1.0}, {"b": 1.0}]).num_rows == 2

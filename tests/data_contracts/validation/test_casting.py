@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.data_contracts.validation.casting import misfits, read_as
+from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 
 TIME = pa.timestamp("us", "UTC")
 INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32()]
@@ -23,7 +23,7 @@ TIMES = st.datetimes(dt.datetime(2, 1, 1), dt.datetime(9998, 12, 31), timezones=
 
 def read(text: str | None, kind: pa.DataType) -> tuple[Any, bool]:
     """The value of one text, and whether it is unfit."""
-    values, unfit = read_as(pa.array([text], pa.string()), kind)
+    values, unfit = cast_column(pa.array([text], pa.string()), kind)
     assert values.type == kind
     return values[0].as_py(), unfit[0].as_py()
 
@@ -71,7 +71,7 @@ NEARLY = st.text(LIKELY, max_size=12) | st.text(max_size=6) | st.from_regex(r"\A
 @settings(deadline=None, max_examples=100)
 @given(texts=st.lists(st.none() | NEARLY, max_size=8))
 def test_whatever_the_text_it_is_read_or_unfit_and_its_neighbours_do_not_matter(kind, texts):
-    together, unfit = read_as(pa.array(texts, pa.string()), kind)
+    together, unfit = cast_column(pa.array(texts, pa.string()), kind)
     assert [(value.as_py(), mask.as_py()) for value, mask in zip(together, unfit, strict=True)] == [
         read(text, kind) for text in texts
     ]
@@ -238,16 +238,16 @@ def test_text_stays_as_it_is():
     ids=lambda value: str(getattr(value, "type", value)),
 )
 def test_a_typed_value_fits_or_is_null_and_marked(values, kind, fitting):
-    read_values, unfit = read_as(values, kind)
+    read_values, unfit = cast_column(values, kind)
     places = list(range(len(values)))
     assert [place for place in places if not unfit[place].as_py()] == fitting
     assert [place for place in places if not unfit[place].as_py() and values[place].is_valid] == [
         place for place in places if read_values[place].is_valid
     ]
-    assert unfit == misfits(values.cast(pa.float32()) if values.type == pa.float16() else values, kind)
+    assert unfit == find_uncastable(values.cast(pa.float32()) if values.type == pa.float16() else values, kind)
     read_values.to_pylist()  # Python has a value for each
 
 
 def test_a_time_in_another_zone_is_the_same_moment():
     there = pa.array([UNIX], pa.timestamp("us", "Asia/Kolkata"))
-    assert read_as(there, TIME)[0].to_pylist() == [UNIX]
+    assert cast_column(there, TIME)[0].to_pylist() == [UNIX]

@@ -15,8 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.odcs.rules import ROW_KINDS, Rule
-from bloomery.data_contracts.validation.data_docs import page
-from bloomery.data_contracts.validation.expectation_suite import Count, Example, expectation, kept, told, verdict
+from bloomery.data_contracts.validation.data_docs import render_data_docs
+from bloomery.data_contracts.validation.expectation_suite import (
+    RuleCount,
+    ViolationExample,
+    build_expectation,
+    build_suite_result,
+    describe_rule,
+    rule_successes,
+)
 
 NASTY = "<script>alert(1)</script>"
 ODD = "$column ${rule} $$x {{7*7}} {% raw %} %s \\1 & \"q\" 'p' &lt; \U0001f600"
@@ -43,16 +50,22 @@ RULES = (
     Rule(target="v", kind="distribution", reference="r", divergence="psi", high=0.1),
 )
 TABLE_NUMBERS = ("num_rows", "query", "fresh", "distribution")
-EXAMPLES = (Example(3, NASTY), Example(4, ODD), Example(7, ODD), Example(9, ""), Example(12, "null"))
+EXAMPLES = (
+    ViolationExample(3, NASTY),
+    ViolationExample(4, ODD),
+    ViolationExample(7, ODD),
+    ViolationExample(9, ""),
+    ViolationExample(12, "null"),
+)
 
 
-def counted(rule: Rule, num_breaking: int, num_asked: int = 100) -> Count:
+def counted(rule: Rule, num_breaking: int, num_asked: int = 100) -> RuleCount:
     if rule.kind in TABLE_NUMBERS:
-        return Count(rule, min(num_breaking, 1), 1, (), f"7.25{NASTY}" if num_breaking else "0")
-    return Count(rule, num_breaking, num_asked, EXAMPLES[:num_breaking])
+        return RuleCount(rule, min(num_breaking, 1), 1, (), f"7.25{NASTY}" if num_breaking else "0")
+    return RuleCount(rule, num_breaking, num_asked, EXAMPLES[:num_breaking])
 
 
-def counts(num_breaking: int) -> list[Count]:
+def counts(num_breaking: int) -> list[RuleCount]:
     """Every kind of rule, as an error, tolerated, and as a warning."""
     changes = ({}, {"tolerance": 0.5}, {"severity": "warning"})
     plain = [rule.model_copy(update=change) for change in changes for rule in RULES]
@@ -88,32 +101,32 @@ def read(html: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def broken_page() -> str:
-    return page(verdict("made", "the source", 100, counts(5)))
+    return render_data_docs(build_suite_result("made", "the source", 100, counts(5)))
 
 
 def test_every_kind_of_rule_has_an_expectation():
     assert {rule.kind for rule in RULES} == {*ROW_KINDS, *TABLE_NUMBERS, "unique", "determined"}
-    found = [expectation(rule) for rule in RULES]
+    found = [build_expectation(rule) for rule in RULES]
     assert all(one.severity == "critical" for one in found)
-    assert expectation(RULES[1].model_copy(update={"severity": "warning"})).severity == "warning"
+    assert build_expectation(RULES[1].model_copy(update={"severity": "warning"})).severity == "warning"
 
 
 @pytest.mark.parametrize("num_breaking", [0, 1, 5])
 def test_every_rule_has_a_row_on_the_page_and_none_fails_to_be_drawn(num_breaking, caplog):
     asked = counts(num_breaking)
     with caplog.at_level(logging.WARNING):
-        html = page(verdict("made", "the source", 100, asked))
+        html = render_data_docs(build_suite_result("made", "the source", 100, asked))
     assert "unexpected Exception" not in html
     assert [record.getMessage() for record in caplog.records] == []
     shown = read(html).text
     for count in asked:
-        assert told(count.rule) in shown
+        assert describe_rule(count.rule) in shown
 
 
 def test_great_expectations_decides_as_the_counts_do():
     for num_breaking in (0, 1, 5):
         asked = counts(num_breaking)
-        assert kept(verdict("made", "s", 100, asked)) == [count.is_kept for count in asked]
+        assert rule_successes(build_suite_result("made", "s", 100, asked)) == [count.is_satisfied for count in asked]
 
 
 MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
@@ -127,11 +140,11 @@ def test_the_tolerance_is_kept_to_the_last_row(rule, data):
     edge = int(Fraction(str(percent)) / 100 * num_asked)
     num_breaking = min(max(edge + data.draw(st.integers(-1, 1)), 0), num_asked)
     tolerance = float(Fraction(str(percent)) / 100)
-    count = Count(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_asked)
+    count = RuleCount(rule.model_copy(update={"tolerance": tolerance}), num_breaking, num_asked)
     wanted = num_breaking <= Fraction(str(percent)) / 100 * num_asked
-    assert count.is_kept == wanted
+    assert count.is_satisfied == wanted
     num_rows = num_asked + (0 if rule.kind in ("required", "expression") else 3)
-    assert kept(verdict("made", "s", num_rows, [count])) == [wanted]
+    assert rule_successes(build_suite_result("made", "s", num_rows, [count])) == [wanted]
 
 
 def test_a_warning_that_fails_is_told_as_one(broken_page):
@@ -147,7 +160,7 @@ def test_values_are_shown_as_they_are_and_never_become_markup(broken_page):
 
 
 def test_names_never_become_markup():
-    reader = read(page(verdict('</title>"><script>x', "<img src=x>/rows.csv", 100, counts(1))))
+    reader = read(render_data_docs(build_suite_result('</title>"><script>x', "<img src=x>/rows.csv", 100, counts(1))))
     assert reader.tags.isdisjoint({"script", "img"})
     assert "<img src=x>/rows.csv" in reader.text
 
@@ -163,7 +176,11 @@ def test_the_page_loads_nothing_and_forbids_scripts(broken_page):
 def test_a_column_may_have_the_name_of_anything_on_the_page():
     for name in ("row", "Count", "index", "column"):
         rule = Rule(target=name, kind="between", low=0)
-        html = page(verdict("made", "s", 9, [Count(rule, 2, 9, (Example(1, "-5"), Example(6, "-5")))]))
+        html = render_data_docs(
+            build_suite_result(
+                "made", "s", 9, [RuleCount(rule, 2, 9, (ViolationExample(1, "-5"), ViolationExample(6, "-5")))]
+            )
+        )
         assert "-5" in read(html).text
         assert "1, 6" in read(html).text
 
@@ -175,14 +192,14 @@ def test_the_position_of_each_example_stands_on_the_page(broken_page):
 
 def test_numbers_of_the_table_are_shown_as_text():
     for observed in ("no value", "2024-01-01 00:00:00+00:00", "1e+300"):
-        html = page(verdict("made", "s", 9, [Count(RULES[-3], 1, 1, (), observed)]))
+        html = render_data_docs(build_suite_result("made", "s", 9, [RuleCount(RULES[-3], 1, 1, (), observed)]))
         assert observed in read(html).text
         assert "unexpected values found" not in read(html).text
 
 
 def pages() -> Iterator[str]:
     for num_breaking in (0, 5):
-        yield page(verdict("made", "the source", 100, counts(num_breaking)))
+        yield render_data_docs(build_suite_result("made", "the source", 100, counts(num_breaking)))
 
 
 @pytest.mark.slow

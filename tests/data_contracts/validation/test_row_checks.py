@@ -16,15 +16,15 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.json_rows import RowCheck, RowsRefused
+from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
 from bloomery.data_contracts.validation.row_checks import (
-    Batch,
-    breaking,
-    conditions,
-    read_batch,
-    require_text,
+    CastBatch,
+    cast_batch,
+    describe_values,
+    find_violations,
+    parse_conditions,
+    require_valid_text,
     row_rules,
-    shown,
 )
 
 LIMITS = st.integers(-3, 3) | st.sampled_from([-0.5, 0.5, 2.5, -200, 300, 70_000, -1e9, 1e300])
@@ -146,9 +146,9 @@ def as_json(value: Any, logical: str) -> Any:
     return value
 
 
-def is_taken(check: RowCheck, row: dict[str, Any]) -> bool:
+def is_taken(check: JsonRowParser, row: dict[str, Any]) -> bool:
     try:
-        check.table([row])
+        check.parse_table([row])
     except RowsRefused:
         return False
     return True
@@ -173,7 +173,7 @@ def test_a_row_passes_exactly_where_a_request_with_it_is_taken(contract_of, set_
     found = pa.array(drawn, data.draw(st.sampled_from(types)), from_pandas=False)
     table = pa.table({"v": found, "w": pa.array(range(len(found)))})
     logical = stated.get("items", stated)["logicalType"]
-    check = RowCheck(contract, ["v", "w"])
+    check = JsonRowParser(contract, ["v", "w"])
     rows = [{"v": as_json(value, logical), "w": row} for row, value in enumerate(found.to_pylist())]
     taken = [row for row, sent in enumerate(rows) if is_taken(check, sent)]
     gone = set_aside(table, contract)
@@ -183,22 +183,23 @@ def test_a_row_passes_exactly_where_a_request_with_it_is_taken(contract_of, set_
     if taken:
         (batch,) = table.take(pa.array(taken)).combine_chunks().to_batches()
         assert (
-            check.table([rows[row] for row in taken]).to_batches()[0] == read_batch(batch, arrow_schema(contract)).rows
+            check.parse_table([rows[row] for row in taken]).to_batches()[0]
+            == cast_batch(batch, arrow_schema(contract)).rows
         )
 
 
-def batch_of(table: pa.Table, contract: Contract) -> Batch:
+def batch_of(table: pa.Table, contract: Contract) -> CastBatch:
     (found,) = table.combine_chunks().to_batches()
-    return read_batch(found, arrow_schema(contract))
+    return cast_batch(found, arrow_schema(contract))
 
 
 def told(table: pa.Table, contract: Contract) -> dict[str, list[str]]:
     """The values that break each rule, as they are shown."""
     batch, rules = batch_of(table, contract), row_rules(contract)
-    read = conditions(rules, arrow_schema(contract))
-    masks = {rule: breaking(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules}
+    read = parse_conditions(rules, arrow_schema(contract))
+    masks = {rule: find_violations(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules}
     return {
-        f"{rule.target}: {rule.kind}": shown(rule, batch, np.flatnonzero(mask)).to_pylist()
+        f"{rule.target}: {rule.kind}": describe_values(rule, batch, np.flatnonzero(mask)).to_pylist()
         for rule, mask in masks.items()
         if mask.any()
     }
@@ -263,7 +264,7 @@ def test_text_that_is_no_utf8_is_refused_with_its_column(contract_of):
     damaged = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff\xfe")])
     (batch,) = pa.table({"s": damaged}).to_batches()
     with pytest.raises(DataUnfit, match="column s is damaged") as caught:
-        require_text(batch, 100)
+        require_valid_text(batch, 100)
     assert "rows 100 to 101" in caught.value.where
 
 

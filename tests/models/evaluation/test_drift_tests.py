@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bloomery.data_contracts.odcs.distributions import Cells, Counts, ReferenceColumn, count_into, reference_of
+from bloomery.data_contracts.odcs.distributions import (
+    Bins,
+    Histogram,
+    ReferenceColumn,
+    count_into_bins,
+    reference_column,
+)
 from bloomery.models.evaluation.drift_tests import (
     chi_square,
     holm_correction,
@@ -25,11 +31,11 @@ CHANCES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 def reference(values: np.ndarray, num_cells: int = 100) -> ReferenceColumn:
     edges = sorted({float(edge) for edge in np.quantile(values, np.arange(1, num_cells) / num_cells)})
-    return reference_of(count_into(Cells(edges=tuple(edges)), pa.array(values)))
+    return reference_column(count_into_bins(Bins(edges=tuple(edges)), pa.array(values)))
 
 
-def counted(expected: ReferenceColumn, values: pa.Array | np.ndarray) -> Counts:
-    return count_into(Cells(edges=expected.edges, values=expected.values), pa.array(values))
+def counted(expected: ReferenceColumn, values: pa.Array | np.ndarray) -> Histogram:
+    return count_into_bins(Bins(edges=expected.edges, values=expected.values), pa.array(values))
 
 
 def test_chi_square_equals_scipy_if_no_cell_is_small() -> None:
@@ -97,8 +103,8 @@ def test_psi_of_one_distribution_equals_psi_noise_on_average() -> None:
     values = rng.normal(size=4_000)
     expected = reference(values)
     found = [measure_divergence(expected, 4_000, counted(expected, rng.normal(size=1_000))) for _ in range(200)]
-    assert found[0].noise == psi_noise(10, 4_000, 1_000) == pytest.approx(9 * 0.00125)
-    assert np.mean([one.psi for one in found]) == pytest.approx(found[0].noise, rel=0.15)
+    assert found[0].noise_psi == psi_noise(10, 4_000, 1_000) == pytest.approx(9 * 0.00125)
+    assert np.mean([one.psi for one in found]) == pytest.approx(found[0].noise_psi, rel=0.15)
 
 
 @pytest.mark.parametrize("num_rows", [60, 500, 5_000])
@@ -153,8 +159,8 @@ def test_missing_numbers_count_as_drift() -> None:
 
 def test_references_with_few_or_constant_values_can_be_compared() -> None:
     constant = ReferenceColumn(edges=(1.0,), shares=(0.0, 1.0))
-    assert measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(0, 50))).p_value == 1.0
-    moved = measure_divergence(constant, 100, Counts(edges=(1.0,), counts=(50, 0)))
+    assert measure_divergence(constant, 100, Histogram(edges=(1.0,), counts=(0, 50))).p_value == 1.0
+    moved = measure_divergence(constant, 100, Histogram(edges=(1.0,), counts=(50, 0)))
     assert moved.p_value < 1e-6
     assert moved.psi > 1
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.odcs.arrow_schema import range_of
-from bloomery.data_contracts.requests.columnar_rows import CellRows, ColumnKinds, as_table
+from bloomery.data_contracts.odcs.arrow_schema import value_range
+from bloomery.data_contracts.requests.columnar_rows import ColumnarRows, ColumnKinds, to_table
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 from bloomery.models.features.statistics.arrow_arrays import column_elements, number_matrix
@@ -25,13 +25,13 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
     """What a contract lets into a column of type `kind`."""
     if pa.types.is_boolean(kind):
         return st.booleans()
-    low, high = range_of(kind)
+    low, high = value_range(kind)
     return st.floats(low, high) if pa.types.is_floating(kind) else st.integers(int(low), int(high))
 
 
-def rows_of(**columns: tuple[pa.DataType, list[Any]]) -> CellRows:
+def rows_of(**columns: tuple[pa.DataType, list[Any]]) -> ColumnarRows:
     schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
-    return CellRows({name: values for name, (_, values) in columns.items()}, ColumnKinds(schema))
+    return ColumnarRows({name: values for name, (_, values) in columns.items()}, ColumnKinds(schema))
 
 
 def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
@@ -128,8 +128,8 @@ def test_images_of_a_wrong_size_are_refused_like_arrow_columns():
 def test_columnar_and_arrow_rows_form_one_table_in_order():
     schema = pa.schema([("v", pa.int16()), ("w", pa.list_(pa.float32()))])
     parts = [{"v": [place, None], "w": [[0.5], []]} for place in range(5)]
-    cells = [CellRows(one, ColumnKinds(schema)) for one in parts]
+    cells = [ColumnarRows(one, ColumnKinds(schema)) for one in parts]
     wanted = pa.Table.from_batches([one.batch for one in cells])
-    assert as_table(cells).combine_chunks() == wanted.combine_chunks()
+    assert to_table(cells).combine_chunks() == wanted.combine_chunks()
     mixed = [cells[0], cells[1].batch, cells[2].batch, cells[3], cells[4]]
-    assert as_table(mixed).combine_chunks() == wanted.combine_chunks()
+    assert to_table(mixed).combine_chunks() == wanted.combine_chunks()

@@ -19,7 +19,7 @@ from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.data_contracts.requests.json_rows import RowCheck
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import (
     ENCODED_INPUT,
@@ -200,14 +200,14 @@ def as_json(value: Any) -> Any:
 @given(table=TABLES, other=TABLES)
 def test_a_request_is_encoded_like_the_training_row(table, other):
     encoder = fitted(other)
-    check = RowCheck(CONTRACT, encoder.columns)
+    check = JsonRowParser(CONTRACT, encoder.columns)
     rows = [{name: as_json(row[name]) for name in encoder.columns} for row in table.to_pylist()]
 
     def encoded(rows: list[dict[str, Any]]) -> np.ndarray:
-        return encode(encoder, check.columns(check.rows(json.dumps({"rows": rows}).encode())))
+        return encode(encoder, check.to_columns(check.parse_json(json.dumps({"rows": rows}).encode())))
 
     whole = encode(encoder, table)
-    assert encode(encoder, check.table(rows)).tobytes() == whole.tobytes()
+    assert encode(encoder, check.parse_table(rows)).tobytes() == whole.tobytes()
     assert encoded(rows).tobytes() == whole.tobytes()
     for row, wanted in zip(rows, whole, strict=True):
         present = {name: value for name, value in row.items() if value is not None}
@@ -268,11 +268,11 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
         f"id bigint, {ENCODED_LABEL} bigint, {ENCODED_INPUT} array<float>",
     ).toArrow()
     by_spark = encoded.sort_by("id")[ENCODED_INPUT].to_pylist()
-    check = RowCheck(CONTRACT, encoder.columns)
+    check = JsonRowParser(CONTRACT, encoder.columns)
     assert len(by_spark) == len(rows) >= 300
     for row, found in zip(rows, by_spark, strict=True):
         body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
-        asked = encode(encoder, check.columns(check.rows(body)))
+        asked = encode(encoder, check.to_columns(check.parse_json(body)))
         assert asked.tobytes() == np.array(found, np.float32).tobytes()
 
 

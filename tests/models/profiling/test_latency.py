@@ -56,7 +56,7 @@ def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_
     for ratio in (latency.ratio, latency.tail_ratio):
         assert (ratio.low, ratio.value, ratio.high) == pytest.approx((times, times, times))
     assert latency.p99_ms == pytest.approx(1e3 * times * np.percentile(theirs, 99))
-    assert latency.at(50) == latency.p50_ms
+    assert latency.percentile_ms(50) == latency.p50_ms
 
 
 def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last():

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import NoCandidate
-from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Latency, Options, Release, Verdict
+from bloomery.data_contracts.records.records import Candidate, Candidates, Energy, Interval, Latency, Release, Verdict
 from bloomery.models.compression.budget import Budget
 from bloomery.models.evaluation.metrics import accuracy_drop
 from bloomery.tasks.choose.budget_verdicts import (
@@ -24,7 +24,7 @@ from bloomery.tasks.choose.budget_verdicts import (
 )
 from bloomery.tasks.evaluation.scoring import SliceDegradation
 
-MakeOptions = Callable[..., Options]
+MakeOptions = Callable[..., Candidates]
 Figures = dict[str, Any]
 
 
@@ -55,7 +55,7 @@ def candidate(
         "name": name,
         "size_bytes": size,
         "score": Interval(value=score, low=0.8, high=0.95),
-        "worse": Interval(value=0.0, low=-drop, high=drop),
+        "degradation": Interval(value=0.0, low=-drop, high=drop),
         "latencies": (latency(p99, ratio, spread), latency(9 * p99, of_many, batch=32)),
         "energy": energy and Energy(batch_size=1, num_rounds=9, p50_j=energy / 1e3, ratio=around(energy, spread)),
     }
@@ -65,9 +65,9 @@ def candidate(
 def options(release: Release, candidate_of: Callable[..., Candidate]) -> MakeOptions:
     """The options that a compress stage with the given candidates leaves; the first is the network as trained."""
 
-    def make(*candidates: Figures) -> Options:
+    def make(*candidates: Figures) -> Candidates:
         made = tuple(candidate_of(**one) for one in candidates)
-        return release.bento.chosen.options.model_copy(update={"candidates": made, "baseline": made[0].name})
+        return release.bento.choice.candidates.model_copy(update={"candidates": made, "baseline": made[0].name})
 
     return make
 
@@ -76,7 +76,7 @@ def options(release: Release, candidate_of: Callable[..., Candidate]) -> MakeOpt
 def of_figures(options: MakeOptions) -> MakeOptions:
     """The options that a regression leaves."""
 
-    def make(*candidates: Figures) -> Options:
+    def make(*candidates: Figures) -> Candidates:
         made = options(*candidates)
         dataset = made.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
         return made.model_copy(update={"trained": made.trained.model_copy(update={"dataset": dataset})})
@@ -85,7 +85,7 @@ def of_figures(options: MakeOptions) -> MakeOptions:
 
 
 def verdict_on(
-    name: str, options: Options, budget: Budget, parts: dict[str, SubgroupDegradations] | None = None
+    name: str, options: Candidates, budget: Budget, parts: dict[str, SubgroupDegradations] | None = None
 ) -> Verdict:
     return next(one for one in decide_candidate(options, budget, parts).verdicts if one.name == name)
 
@@ -243,7 +243,7 @@ def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: M
         "drop in town=B up to 7.00 pp, limit 5.00 pp, and over it in 1 more",
         "drop in town=x up to 8.00 pp, limit 5.00 pp",
     )
-    assert [one.limit for one in missed.missed] == ["slice_drop", "class_drop"]
+    assert [one.limit for one in missed.violations] == ["slice_drop", "class_drop"]
     assert verdict_on("int8", some, Budget(), bad).passed  # a limit that is left out is free
 
 
@@ -260,9 +260,9 @@ def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOpt
     """Below 5 points 60 rows are too few; the limit that 500 rows need brings them in, and they need more."""
     some = options(candidate("fp32", drop=0.9), candidate("int8", size=10))
     parts = {"int8": SubgroupDegradations([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
-    (missed,) = verdict_on("int8", some, Budget(slice_drop=0.05), parts).missed
-    assert (missed.measured, missed.needed) == (0.0712, 0.13)
-    assert verdict_on("int8", some, Budget(slice_drop=missed.needed), parts).passed
+    (missed,) = verdict_on("int8", some, Budget(slice_drop=0.05), parts).violations
+    assert (missed.measured, missed.needed_limit) == (0.0712, 0.13)
+    assert verdict_on("int8", some, Budget(slice_drop=missed.needed_limit), parts).passed
 
 
 @settings(deadline=None)
@@ -273,7 +273,7 @@ def test_rounding_up_gives_few_digits_and_is_never_below(value: float, digits: i
     assert float(f"{rounded:.{digits}g}") == rounded
 
 
-def refusal(options: Options, budget: Budget) -> NoCandidate:
+def refusal(options: Candidates, budget: Budget) -> NoCandidate:
     decision = decide_candidate(options, budget)
     assert decision.best is None
     return no_candidate_error(decision, budget, options.trained.dataset.task, "r1")
@@ -348,9 +348,9 @@ def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices
             assert best.latency.ratio.high <= 1
         return
     nearest = min(verdicts, key=lambda one: one.rank)
-    for missed in nearest.missed:
+    for missed in nearest.violations:
         name, _, weighed = missed.limit.partition(".")
-        limits[name] = "size" if weighed else missed.needed
+        limits[name] = "size" if weighed else missed.needed_limit
     if limits["size_bytes"] is not None:
         limits["size_bytes"] = int(limits["size_bytes"])
     relaxed = decide_candidate(some, Budget(**limits))

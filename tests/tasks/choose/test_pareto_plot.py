@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bloomery.data_contracts.records.records import Candidate, Energy, Interval, Options, Release
+from bloomery.data_contracts.records.records import Candidate, Candidates, Energy, Interval, Release
 from bloomery.models.compression.budget import Budget
 from bloomery.models.profiling.latency import summarise
 from bloomery.tasks.choose.budget_verdicts import decide_candidate
@@ -23,13 +23,13 @@ def candidate(name: str, size: int, drop: float, seconds: float) -> dict[str, An
         "name": name,
         "size_bytes": size,
         "score": Interval(value=0.9 - drop, low=0.1, high=0.95),
-        "worse": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
+        "degradation": Interval(value=drop, low=drop - 0.004, high=drop + 0.004),
         "latencies": (summarise(seconds * np.linspace(1, 2, 9), 1e-4 * np.linspace(1, 2, 9), 1),),
     }
 
 
 @pytest.fixture
-def options(release: Release, candidate_of: Callable[..., Candidate]) -> Options:
+def options(release: Release, candidate_of: Callable[..., Candidate]) -> Candidates:
     figures = (
         candidate("fp32", 900_000, 0.0, 1e-4),
         candidate("$int8_{", 300_000, 0.001, 3e-5),
@@ -37,16 +37,16 @@ def options(release: Release, candidate_of: Callable[..., Candidate]) -> Options
         candidate("hopeless", 1_000, 0.7, 1e-6),
     )
     candidates = tuple(candidate_of(**one) for one in figures)
-    return release.bento.chosen.options.model_copy(update={"candidates": candidates, "baseline": "fp32"})
+    return release.bento.choice.candidates.model_copy(update={"candidates": candidates, "baseline": "fp32"})
 
 
-def drawn(options: Options, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
+def drawn(options: Candidates, budget: Budget, path: Path, *, panels: int = 2) -> bytes:
     plot_pareto_front(options, budget, decide_candidate(options, budget), path)
     assert imread(path).shape[:2] == (672, 720 * panels)
     return path.read_bytes()
 
 
-def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: Options, tmp_path: Path) -> None:
+def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: Candidates, tmp_path: Path) -> None:
     budgets = [
         Budget(),
         Budget(size_bytes=400_000, latency_ms=0.08),
@@ -57,7 +57,7 @@ def test_the_same_choice_gives_the_same_picture_and_each_limit_another(options: 
     assert drawn(options, budgets[0], tmp_path / "again.png") == pictures[0]
 
 
-def test_energy_has_a_panel_where_every_candidate_was_measured(options: Options, tmp_path: Path) -> None:
+def test_energy_has_a_panel_where_every_candidate_was_measured(options: Candidates, tmp_path: Path) -> None:
     budget = Budget(objective={"energy": 1, "size": 1})
     joules = {"fp32": 2e-3, "$int8_{": 9e-4, "pruned": 1.1e-3, "hopeless": 4e-5}
     measured = [
@@ -72,7 +72,7 @@ def test_energy_has_a_panel_where_every_candidate_was_measured(options: Options,
     drawn(without_one, Budget(), tmp_path / "without.png")
 
 
-def test_a_regression_and_a_single_candidate_are_drawn(options: Options, tmp_path: Path) -> None:
+def test_a_regression_and_a_single_candidate_are_drawn(options: Candidates, tmp_path: Path) -> None:
     dataset = options.trained.dataset.model_copy(update={"task": "regression", "classes": ()})
     figures = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
     drawn(figures, Budget(error_rise=0.01), tmp_path / "figures.png")
@@ -80,7 +80,7 @@ def test_a_regression_and_a_single_candidate_are_drawn(options: Options, tmp_pat
     drawn(figures.model_copy(update={"candidates": (perfect,)}), Budget(), tmp_path / "one.png")
 
 
-def test_labels_cover_neither_each_other_nor_a_point(options: Options) -> None:
+def test_labels_cover_neither_each_other_nor_a_point(options: Candidates) -> None:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import EngineMissing, NoCandidate
-from bloomery.data_contracts.records.records import Candidate, Chosen, Interval, Options, Release, describe
+from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Release, describe_lineage
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import ENCODED_INPUT
 from bloomery.models.profiling import rapl
@@ -60,24 +60,24 @@ def candidate(home: Path, name: str, size: int, wrong: np.ndarray, seconds: floa
         "size_bytes": size,
         "num_nonzero": 128,
         "score": Interval(value=1 - wrong.mean(), low=0.0, high=1.0),
-        "worse": Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
+        "degradation": Interval(value=wrong.mean(), low=0.0, high=wrong.mean() + 0.01 * (name != "fp32")),
         "latencies": (summarise(*times, 1), summarise(*times, 32)),
     }
 
 
 @pytest.fixture
-def options(home: Path, release: Release, candidate_of: Callable[..., Candidate]) -> Options:
+def options(home: Path, release: Release, candidate_of: Callable[..., Candidate]) -> Candidates:
     """Three candidates: the network as trained, one that fails in town B, and one that is a little worse everywhere."""
     home.mkdir(exist_ok=True)
     ids = np.arange(NUM_ROWS)
     pq.write_table(pa.table({"id": ids, "town": TOWNS}), home / "checked.parquet")
     x = pa.array(list(np.ones((NUM_ROWS, 64), np.float32)), pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": ids, "y": TRUTH, ENCODED_INPUT: x}), home / "test.parquet")
-    made = release.bento.chosen.options
+    made = release.bento.choice.candidates
     dataset = made.trained.dataset
-    checked = dataset.checked.model_copy(update={"uri": "checked.parquet"})
-    dataset = dataset.model_copy(update={"checked": checked, "classes": ("down", "up")})
-    trained = made.trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
+    checked = dataset.valid_rows.model_copy(update={"uri": "checked.parquet"})
+    dataset = dataset.model_copy(update={"valid_rows": checked, "classes": ("down", "up")})
+    trained = made.trained.model_copy(update={"dataset": dataset, "slice_columns": ("town",)})
     nothing = np.zeros(NUM_ROWS, dtype=bool)
     figures = (
         candidate(home, "fp32", 900, nothing, 1e-3),
@@ -94,12 +94,12 @@ def table_of(run_id: str) -> list[dict[str, object]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
-def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_passes(options: Options) -> None:
+def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_passes(options: Candidates) -> None:
     budget = Budget(accuracy_drop=0.1)
     chosen = choose(options, budget)
     assert chosen.candidate.name == "local"
-    assert [stage for stage, _, _ in describe(chosen)][:3] == ["choose", "compress", "train"]
-    picture = settings().path(chosen.picture_uri).read_bytes()
+    assert [stage for stage, _, _ in describe_lineage(chosen)][:3] == ["choose", "compress", "train"]
+    picture = settings().path(chosen.plot_uri).read_bytes()
     assert picture.startswith(b"\x89PNG")
     kept = Path(mlflow_runs.client().download_artifacts(chosen.run_id, candidate_table.PICTURE))
     assert kept.read_bytes() == picture
@@ -130,7 +130,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
 
 
 def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
-    options: Options, monkeypatch: pytest.MonkeyPatch
+    options: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch": 32, "value": 9})
     nowhere = functools.partial(rapl.open_energy_counter, Path("nowhere"))
@@ -141,7 +141,7 @@ def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
     monkeypatch.setattr(rapl, "open_energy_counter", lambda: counter)
     monkeypatch.setattr("bloomery.models.profiling.energy._MOST_SECONDS", 0)
     chosen = choose(options, budget)
-    of_fp32 = next(one for one in chosen.options.candidates if one.name == "fp32").energy
+    of_fp32 = next(one for one in chosen.candidates.candidates if one.name == "fp32").energy
     assert of_fp32 is not None
     assert (of_fp32.batch_size, of_fp32.ratio.value) == (32, 1)
     assert 0 < of_fp32.p50_j < 10
@@ -151,13 +151,13 @@ def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
         next(row for row in candidate_table.candidate_rows(chosen) if row["candidate"] == "fp32")["energy / fp32"]
         == "1.00 (1.00–1.00)"
     )
-    assert all(one.energy is None for one in choose(options, Budget(accuracy_drop=0.1)).options.candidates)
+    assert all(one.energy is None for one in choose(options, Budget(accuracy_drop=0.1)).candidates.candidates)
 
 
 def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candidates_files(
-    options: Options,
+    options: Candidates,
 ) -> None:
-    def chosen(**limits: object) -> Chosen:
+    def chosen(**limits: object) -> Choice:
         return choose(options, Budget(accuracy_drop=0.2, **limits))
 
     by_slice = chosen(slice_drop=0.1)
@@ -166,17 +166,17 @@ def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candida
     assert reason.startswith("drop in town=B up to 17.4")
     by_class = chosen(class_drop=0.06)  # the even one loses 10 of 200 rows of one class, and none of the other
     assert by_class.candidate.name == "fp32"
-    assert by_class.verdicts[2].missed[0].words.startswith("drop in class=down up to 8.9")
+    assert by_class.verdicts[2].violations[0].message.startswith("drop in class=down up to 8.9")
     first = options.trained.dataset.test.model_copy(update={"uri": "test.parquet"})
     dataset = options.trained.dataset.model_copy(update={"test": first})
     options = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
     timed = choose(options, Budget(accuracy_drop=0.2, latency_ms={"batch": 4, "percentile": 50, "value": 1e4}))
     assert [one.batch_size for one in timed.candidate.latencies] == [1, 32, 4]
-    assert timed.options.candidates[0].latency_at(4).ratio.value == 1
-    assert timed.options.digest == options.digest  # times do not count
+    assert timed.candidates.candidates[0].latency_at(4).ratio.value == 1
+    assert timed.candidates.digest == options.digest  # times do not count
 
 
-def test_the_digest_of_a_choice_leaves_times_out(options: Options) -> None:
+def test_the_digest_of_a_choice_leaves_times_out(options: Candidates) -> None:
     slower = tuple(
         one.model_copy(update={"latencies": tuple(summarise(2e-3 * np.ones(9), 4e-3 * np.ones(9), b) for b in (1, 32))})
         for one in options.candidates

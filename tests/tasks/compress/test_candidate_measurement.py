@@ -58,12 +58,12 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [number]})
     encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))["summary"].to_pylist())
     (root / "encoder.json").write_text(encoder.model_dump_json())
-    trained = release.bento.chosen.options.trained
+    trained = release.bento.choice.candidates.trained
     checked = trained.dataset.checked.model_copy(update={"uri": "rows.parquet"})
     dataset = trained.dataset.model_copy(
-        update={"checked": checked, "classes": ("down", "up"), "encoder_uri": "encoder.json"}
+        update={"valid_rows": checked, "classes": ("down", "up"), "encoder_uri": "encoder.json"}
     )
-    trained = trained.model_copy(update={"dataset": dataset, "slices": ("town",)})
+    trained = trained.model_copy(update={"dataset": dataset, "slice_columns": ("town",)})
     out = Output("compress", "key", root / "stages" / "compress" / "key")
     out.folder.mkdir(parents=True)
     timed = tuple(summarise(np.array([1e-3, 2e-3]), np.array([2e-3, 2e-3]), size) for size in (1, 32))
@@ -74,16 +74,16 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     ]
     test = Examples(torch.from_numpy(X[:, None]), torch.from_numpy(TRUTH), keys)
     right, off = measure_candidates(out, made, test, trained, dict.fromkeys(specs, timed), "fp32")
-    assert (right.score.value, right.worse.high, right.is_row_by_row) == (1.0, 0.0, False)
-    assert (off.score.value, off.worse.value, off.is_row_by_row) == (0.9, pytest.approx(0.1), True)
-    assert (right.flips, off.flips) == (Flips(lost=0, gained=0), Flips(lost=4, gained=0))
+    assert (right.score.value, right.degradation.high, right.is_row_by_row) == (1.0, 0.0, False)
+    assert (off.score.value, off.degradation.value, off.is_row_by_row) == (0.9, pytest.approx(0.1), True)
+    assert (right.flips, off.flips) == (Flips(num_lost=0, num_gained=0), Flips(num_lost=4, num_gained=0))
     assert (right.num_nonzero, off.num_nonzero) == (2, 3)  # the shift of the one is 0
     assert 0 < right.zstd_bytes < right.size_bytes == out.path("fp32.onnx").stat().st_size
     assert right.coded_bytes is not None
     assert right.coded_bytes < right.zstd_bytes
     assert (off.num_macs, off.integer_share) == (2, 0.0)  # what is in the file counts, and not what was asked for
     assert off.latency_at(32).batch_size == 32
-    answers = pq.read_table(settings().path(off.answers_uri))
+    answers = pq.read_table(settings().path(off.predictions_uri))
     assert answers["truth"].to_pylist() == labels.tolist()
     run = mlflow_runs.client().get_run(off.run_id).data
     assert run.tags["onnxruntime.version"] == onnxruntime.__version__

@@ -18,7 +18,7 @@ from torch import nn
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import Candidate, Dataset, Trained
+from bloomery.data_contracts.records.records import Candidate, Dataset, TrainedNetwork
 from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSearch, CandidateSpec, Compression, Student
 from bloomery.models.export.litert_exporter import PYTHON_VARIABLE
@@ -93,12 +93,12 @@ def test_rows_without_a_label_teach_students_and_nothing_else(checked_rows_of, h
 
 
 @pytest.fixture
-def trained(dataset: Dataset) -> Trained:
+def trained(dataset: Dataset) -> TrainedNetwork:
     model = Mlp(kind="mlp", hidden=(64, 64), norm="none", dropout=0.0)
     return train(dataset, model, Training(epochs=12, learning_rate=1e-2, explain=None))
 
 
-def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: Trained) -> None:
+def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: TrainedNetwork) -> None:
     wanted = Compression(explore=CandidateSearch(trials=6, keep=3), **FAST)
     options = compress(trained, wanted)
     names = [candidate.name for candidate in options.candidates]
@@ -109,7 +109,7 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
         one.path for one in mlflow_runs.client().list_artifacts(trained.run_id) if one.path.startswith("explored-")
     ]
     explored = mlflow_runs.client().load_table(
-        mlflow_runs.ensure_experiment(trained.dataset.checked.contract.name), table
+        mlflow_runs.ensure_experiment(trained.dataset.valid_rows.contract.name), table
     )
     assert set(names) == set(explored["candidate"][explored["is_kept"]])
     assert len(explored) > len(names)
@@ -121,7 +121,7 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
     assert compress.key(trained, wanted) != compress.key(trained, Compression(**FAST))
 
 
-def test_a_search_has_8_bits_as_the_named_candidates_do(trained: Trained) -> None:
+def test_a_search_has_8_bits_as_the_named_candidates_do(trained: TrainedNetwork) -> None:
     named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weights="int8"))
     wanted = Compression(candidates=named, explore=CandidateSearch(trials=3, worst_drop=0.9), also=("pt2",), **FAST)
     options = compress(trained, wanted)
@@ -134,7 +134,9 @@ def test_a_search_has_8_bits_as_the_named_candidates_do(trained: Trained) -> Non
     assert {run["quantize"] for run in runs} == {"None"}
 
 
-def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_and_8_bits(trained: Trained) -> None:
+def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_and_8_bits(
+    trained: TrainedNetwork,
+) -> None:
     student = Student(model=Mlp(kind="mlp", hidden=(16,), norm="none"), training=Loop(epochs=25, learning_rate=2e-2))
     options = compress(
         trained,
@@ -181,11 +183,11 @@ def test_a_network_that_came_trained_teaches_a_student(dataset: Dataset, tmp_pat
         ),
     )
     fp32, learnt = options.candidates
-    assert abs(learnt.worse.value) < 0.03
+    assert abs(learnt.degradation.value) < 0.03
     assert fp32.score.value < 0.7  # the rule is not that of the labels
 
 
-def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
+def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: TrainedNetwork) -> None:
     stated = [
         {"name": "fp32"},
         {"name": "entropy", "quantize": "static", "calibrate": "entropy"},
@@ -199,7 +201,7 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
     options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
     of = {candidate.name: candidate for candidate in options.candidates}
     assert len({candidate.sha256 for candidate in options.candidates}) == len(stated)
-    assert all(abs(candidate.worse.value) < 0.06 for candidate in options.candidates)
+    assert all(abs(candidate.degradation.value) < 0.06 for candidate in options.candidates)
     assert all(of[name].integer_share == 1 for name in ("entropy", "aware", "none-in-int8"))
     weights = 2 * 64, 64 * 64, 64 * 2
     for name in ("first-in-float", "aware-first"):
@@ -215,7 +217,7 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: Trained) -> None:
 
 @pytest.mark.parametrize(("flags", "level"), [(("avx2",), 64), (("avx2", "avx512_vnni"), 127)])
 def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_still_taught_once(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int
+    trained: TrainedNetwork, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int
 ) -> None:
     for module in ("making", "candidates"):
         monkeypatch.setattr(f"tasks.{module}.processor_flags", lambda: flags)
@@ -266,7 +268,7 @@ def test_what_has_no_meaning_without_8_bits_is_refused(stated):
         CandidateSpec.model_validate({"name": "one", **stated})
 
 
-def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(trained: Trained) -> None:
+def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(trained: TrainedNetwork) -> None:
     stated = [
         {"name": "fp32"},
         {"name": "int8", "quantize": "static"},
@@ -292,7 +294,7 @@ def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(traine
 
 
 @pytest.mark.skipif(NAMED_PYTHON is None, reason=f"{PYTHON_VARIABLE} names no Python that has litert-torch")
-def test_candidates_in_float_are_written_for_litert(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_in_float_are_written_for_litert(trained: TrainedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PYTHON_VARIABLE, str(NAMED_PYTHON))
     settings.cache_clear()
     stated = [{"name": "fp32"}, {"name": "int8", "quantize": "static"}]
@@ -304,7 +306,7 @@ def test_candidates_in_float_are_written_for_litert(trained: Trained, monkeypatc
     assert figures["litert_bytes"] > 0
 
 
-def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same_bits(trained: Trained) -> None:
+def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same_bits(trained: TrainedNetwork) -> None:
     small = {"sparse": {"density": 0.2, "rounds": 2}, "values": 7}
     stated = [
         {"name": "fp32"},
@@ -318,6 +320,6 @@ def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same
     assert of["coded"].size_bytes < of["zipped"].size_bytes < of["small"].size_bytes / 4
     assert of["coded"].coded_bytes == of["zipped"].coded_bytes == of["small"].coded_bytes == of["coded"].size_bytes
     assert of["coded"].num_nonzero == of["small"].num_nonzero < 0.3 * of["fp32"].num_nonzero
-    answers = [pq.read_table(settings().path(of[name].answers_uri)) for name in ("small", "coded", "zipped")]
+    answers = [pq.read_table(settings().path(of[name].predictions_uri)) for name in ("small", "coded", "zipped")]
     assert answers[0] == answers[1] == answers[2]
     assert of["small"].score.value > of["fp32"].score.value - 0.1

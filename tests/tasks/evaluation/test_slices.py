@@ -31,8 +31,8 @@ def dataset(home: Path, release: Release) -> Dataset:
     path = settings().home / "rows.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(ROWS, path)
-    made = release.bento.chosen.options.trained.dataset
-    return made.model_copy(update={"checked": made.checked.model_copy(update={"uri": "rows.parquet"})})
+    made = release.bento.choice.candidates.trained.dataset
+    return made.model_copy(update={"valid_rows": made.valid_rows.model_copy(update={"uri": "rows.parquet"})})
 
 
 def test_values_come_in_the_order_of_the_keys(dataset: Dataset) -> None:

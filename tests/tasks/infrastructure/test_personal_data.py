@@ -14,9 +14,9 @@ import pytest
 
 from bloomery.data_contracts.errors import ContractBroken, SecretMissing
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure import personal_data
 from bloomery.tasks.infrastructure.parquet import read_batches
@@ -59,8 +59,8 @@ def rows(names: list[str] = NAMES) -> pa.Table:
     )
 
 
-def checked(path: Path, agreed: Contract) -> CheckedRows:
-    return validate(ingest(locate_source(Data(source=str(path)), agreed.personal_columns)), agreed)
+def checked(path: Path, agreed: Contract) -> ValidRows:
+    return validate(ingest(locate_source(DataSource(source=str(path)), agreed.personal_columns)), agreed)
 
 
 def everything_below(folder: Path) -> Iterator[bytes]:
@@ -120,10 +120,10 @@ def test_an_error_conceals_the_values(home: Path, tmp_path: Path) -> None:
 def test_without_a_key_nothing_is_read(home: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(personal_data.KEY_VARIABLE, raising=False)
     with pytest.raises(SecretMissing, match="BLOOMERY_PERSONAL_KEY is not set"):
-        locate_source(Data(source=str(source)), contract().personal_columns)
+        locate_source(DataSource(source=str(source)), contract().personal_columns)
     monkeypatch.setenv(personal_data.KEY_VARIABLE, "short")
     with pytest.raises(SecretMissing, match="has 5 characters"):
-        locate_source(Data(source=str(source)), contract().personal_columns)
+        locate_source(DataSource(source=str(source)), contract().personal_columns)
 
 
 def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
@@ -133,7 +133,7 @@ def test_the_digest_depends_on_rows_and_key_and_not_on_the_time_of_writing(
 
     def digest_under(secret: str) -> str:
         monkeypatch.setenv(personal_data.KEY_VARIABLE, secret)
-        raw = ingest.task.fn(locate_source(Data(source=str(source)), agreed.personal_columns))
+        raw = ingest.task.fn(locate_source(DataSource(source=str(source)), agreed.personal_columns))
         return validate.task.fn(raw, agreed).digest
 
     assert digest_under(SECRET) == digest_under(SECRET)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
-HERE = Data(source="${ROWS_OF_A_TEST}/rows.csv", obtain="from example.org, under CC0")
+HERE = DataSource(source="${ROWS_OF_A_TEST}/rows.csv", obtain="from example.org, under CC0")
 
 
 def put(folder: Path) -> str:

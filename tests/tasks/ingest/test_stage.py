@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
 
 def test_the_carried_digits_come_in_whole(home: Path) -> None:
-    rows = ingest.task.fn(locate_source(Data(source="sklearn:digits")))
+    rows = ingest.task.fn(locate_source(DataSource(source="sklearn:digits")))
     table = pq.read_table(home / rows.uri)
     assert (rows.num_rows, table.num_rows) == (1797, 1797)
     assert table["image"][0].as_py()[:6] == [0, 0, 5, 13, 9, 1]
@@ -25,29 +25,29 @@ def test_a_folder_of_files_is_read_as_one_table(home: Path, tmp_path: Path) -> N
     folder.mkdir()
     for number in range(3):
         pq.write_table(pa.table({"id": [number]}), folder / f"{number}.parquet")
-    rows = ingest.task.fn(locate_source(Data(source=str(folder))))
+    rows = ingest.task.fn(locate_source(DataSource(source=str(folder))))
     assert pq.read_table(home / rows.uri)["id"].to_pylist() == [0, 1, 2]
 
 
 def test_the_source_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1]}), path)
-    first = locate_source(Data(source=str(path))).digest
+    first = locate_source(DataSource(source=str(path))).digest
     pq.write_table(pa.table({"id": [2]}), path)
-    assert locate_source(Data(source=str(path))).digest != first
+    assert locate_source(DataSource(source=str(path))).digest != first
 
 
 @pytest.mark.parametrize("source", ["nowhere.parquet", "sklearn:unknown"])
 def test_missing_data_is_named(source: str, tmp_path: Path) -> None:
     with pytest.raises(DataMissing) as caught:
-        locate_source(Data(source=source if ":" in source else str(tmp_path / source)))
+        locate_source(DataSource(source=source if ":" in source else str(tmp_path / source)))
     assert source.removeprefix("sklearn:") in caught.value.found
     assert caught.value.exit_code == 2
 
 
 def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="in the folder"):
-        locate_source(Data(source=str(tmp_path)))
+        locate_source(DataSource(source=str(tmp_path)))
 
 
 def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_file_that_was_cut_off_is_named(home: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": list(range(1000))}), path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataMissing, match="cannot be read as Parquet"):
-        ingest.task.fn(locate_source(Data(source=str(path))))
+        ingest.task.fn(locate_source(DataSource(source=str(path))))
 
 
 ADULT = (
@@ -65,7 +65,7 @@ ADULT = (
 PENDIGITS = (*(f"{axis}{point}" for point in range(8) for axis in "xy"), "label")
 
 
-def _ingested(home: Path, data: Data) -> tuple[RawRows, pa.Table]:
+def _ingested(home: Path, data: DataSource) -> tuple[RawRows, pa.Table]:
     record = ingest(locate_source(data))
     assert record.num_malformed == 0
     return record, pq.read_table(home / record.uri)
@@ -73,7 +73,9 @@ def _ingested(home: Path, data: Data) -> tuple[RawRows, pa.Table]:
 
 def test_adult_comes_in_from_two_files_with_leading_spaces_and_question_marks(home: Path, datasets: Path) -> None:
     sources = [{"source": str(datasets / "adult" / f"adult-{part}.csv"), "part": part} for part in ("train", "test")]
-    data = Data.model_validate({"sources": sources, "columns": ADULT, "strip": True, "missing": ["?"], "row_id": "id"})
+    data = DataSource.model_validate(
+        {"sources": sources, "columns": ADULT, "strip": True, "missing": ["?"], "row_id": "id"}
+    )
     record, table = _ingested(home, data)
     assert record.num_rows == 32_561 + 16_281
     assert table["workclass"].null_count == 1_836 + 963
@@ -83,7 +85,7 @@ def test_adult_comes_in_from_two_files_with_leading_spaces_and_question_marks(ho
 
 
 def test_the_taxi_files_come_in_month_after_month(home: Path, datasets: Path) -> None:
-    data = Data(source=str(datasets / "nyc_taxi" / "*.csv"), path_pattern=r"(?P<month>\d{4}-\d{2})\.csv$")
+    data = DataSource(source=str(datasets / "nyc_taxi" / "*.csv"), path_pattern=r"(?P<month>\d{4}-\d{2})\.csv$")
     record, table = _ingested(home, data)
     assert record.num_rows == 120_000
     assert table["congestion_surcharge"].slice(0, 20_000).null_count == 20_000
@@ -93,7 +95,9 @@ def test_the_taxi_files_come_in_month_after_month(home: Path, datasets: Path) ->
 @pytest.mark.slow
 def test_the_spoken_digits_come_in_from_their_zip(home: Path, datasets: Path) -> None:
     pattern = r"(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<index>\d+)\.wav"
-    data = Data(source=str(datasets / "fsdd" / "fsdd.zip"), format="audio", path_pattern=pattern, sample_rate=8000)
+    data = DataSource(
+        source=str(datasets / "fsdd" / "fsdd.zip"), format="audio", path_pattern=pattern, sample_rate=8000
+    )
     record, table = _ingested(home, data)
     assert record.num_rows == 3_000
     assert set(table["label"].to_pylist()) == set("0123456789")
@@ -113,7 +117,7 @@ def test_mnist_comes_in_from_four_files(home: Path, datasets: Path) -> None:
         }
         for name, part in names.items()
     ]
-    record, table = _ingested(home, Data.model_validate({"sources": sources, "format": "idx"}))
+    record, table = _ingested(home, DataSource.model_validate({"sources": sources, "format": "idx"}))
     assert record.num_rows == 70_000
     assert table["label"].slice(60_000).to_pylist().count(0) == 980
     assert len(table["image"][0]) == 784
@@ -121,7 +125,7 @@ def test_mnist_comes_in_from_four_files(home: Path, datasets: Path) -> None:
 
 def test_the_pen_digits_come_in_without_their_padding(home: Path, datasets: Path) -> None:
     source = str(datasets / "pendigits" / "pendigits.tra")
-    record, table = _ingested(home, Data(source=source, format="csv", columns=PENDIGITS, strip=True))
+    record, table = _ingested(home, DataSource(source=source, format="csv", columns=PENDIGITS, strip=True))
     assert record.num_rows == 7_494
     assert (
         table.slice(0, 1).to_pylist()[0] | {"x0": "47", "y0": "100", "label": "8"} == table.slice(0, 1).to_pylist()[0]
@@ -130,7 +134,7 @@ def test_the_pen_digits_come_in_without_their_padding(home: Path, datasets: Path
 
 def test_a_missing_value_of_its_own_is_null(home: Path, datasets: Path) -> None:
     source = str(datasets / "beijing_pm25" / "pollution.csv")
-    record, table = _ingested(home, Data(source=source, missing=("NA",), rename={"pm2.5": "pm25"}))
+    record, table = _ingested(home, DataSource(source=source, missing=("NA",), rename={"pm2.5": "pm25"}))
     assert record.num_rows == 43_824
     assert table["pm25"].null_count == 2_067
 
@@ -138,7 +142,7 @@ def test_a_missing_value_of_its_own_is_null(home: Path, datasets: Path) -> None:
 def test_rows_are_found_again_and_read_anew_when_the_way_to_read_them_changes(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a\n 1\n")
-    plain, stripped = Data(source=str(path)), Data(source=str(path), strip=True)
+    plain, stripped = DataSource(source=str(path)), DataSource(source=str(path), strip=True)
     first = ingest(locate_source(plain))
     assert ingest.lookup(locate_source(plain)) == first
     assert ingest.lookup(locate_source(stripped)) is None
@@ -148,7 +152,7 @@ def test_rows_are_found_again_and_read_anew_when_the_way_to_read_them_changes(ho
 def test_a_source_without_rows_has_its_columns(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n\n")
-    record = ingest(locate_source(Data(source=str(path))))
+    record = ingest(locate_source(DataSource(source=str(path))))
     assert record.num_rows == 0
     assert pq.read_schema(home / record.uri).names == ["a", "b"]
 
@@ -157,10 +161,10 @@ def test_texts_are_replaced_as_the_recipe_says(home: Path, tmp_path: Path) -> No
     path = tmp_path / "rows.csv"
     path.write_text("A,b\nno.,1\nno,2\n,3\nyes.,4\n")
     told = {"rename": {"A": "a"}, "replace": {"a": {"no.": "no", "yes.": "yes", "no": "never"}}}
-    _, table = _ingested(home, Data.model_validate({"source": str(path), **told}))
+    _, table = _ingested(home, DataSource.model_validate({"source": str(path), **told}))
     assert table["a"].to_pylist() == ["no", "never", None, "yes"]
     assert table["b"].to_pylist() == ["1", "2", "3", "4"]
-    odd = Data.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
+    odd = DataSource.model_validate({"source": str(path), "replace": {"a": {"no.": "no"}}})
     with pytest.raises(RecipeInvalid, match="no column of text a"):
         ingest(locate_source(odd))
 
@@ -173,7 +177,7 @@ def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tm
         {"source": folder, "files": "_0", "part": "test"},
         {"source": folder, "files": "_[1-9]", "part": "train"},
     ]
-    data = Data.model_validate({"sources": sources, "format": "csv"})
+    data = DataSource.model_validate({"sources": sources, "format": "csv"})
     _, table = _ingested(home, data)
     assert table.to_pylist() == [
         {"name": "a_0", "part": "test"},
@@ -181,7 +185,7 @@ def test_files_of_one_folder_go_to_the_parts_that_their_names_say(home: Path, tm
         {"name": "a_1", "part": "train"},
     ]
     sources[1]["files"] = "_[2-9]"
-    none = Data.model_validate({"sources": sources, "format": "csv"})
+    none = DataSource.model_validate({"sources": sources, "format": "csv"})
     assert locate_source(none).digest != locate_source(data).digest
     with pytest.raises(DataMissing, match="no file has '_\\[2-9\\]' in its path"):
         ingest(locate_source(none))

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from bloomery.data_contracts.errors import SettingInvalid
-from bloomery.data_contracts.records.records import Effort, Interval, Privacy, Release
+from bloomery.data_contracts.records.records import Interval, Privacy, Release, ResourceUsage
 from bloomery.models.evaluation.metrics import accuracy, proportion
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
@@ -56,7 +56,7 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
     """A card of made-up answers to six rows, in `home / "card"`, and the choice that it is of."""
     place = home / "made"
     place.mkdir(parents=True)
-    chosen = release.bento.chosen
+    chosen = release.bento.choice
     keys = pa.array(range(6))
     if task == "classification":
         shares = np.array([[0.9, 0.1]] * 4 + [[0.2, 0.8]] * 2)
@@ -73,26 +73,26 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
         (place / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
     pq.write_table(pa.table({"id": keys, **columns}), place / "answers.parquet")
     Image.new("RGB", (2000, 900), "white").save(place / "candidates.png")
-    dataset = chosen.options.trained.dataset.model_copy(
+    dataset = chosen.candidates.trained.dataset.model_copy(
         update={
             "task": task,
             "classes": names if task == "classification" else (),
             "encoder_uri": "made/encoder.json",
-            "test": chosen.options.trained.dataset.test.model_copy(update={"num_rows": 6}),
+            "test": chosen.candidates.trained.dataset.test.model_copy(update={"num_rows": 6}),
         }
     )
-    took = Effort(seconds=7.0, processor_seconds=5.0, joules=72_000.0, is_measured=False, on_gpu=False)
-    update = {"dataset": dataset, "effort": took, "uri": "made/weights", **trained}
+    took = ResourceUsage(seconds=7.0, cpu_seconds=5.0, joules=72_000.0, is_measured=False, used_gpu=False)
+    update = {"dataset": dataset, "resource_usage": took, "uri": "made/weights", **trained}
     score = accuracy(np.array([1, 1, 1, 0, 1, 1])) if task == "classification" else Interval(value=0.82, low=0, high=2)
-    candidate = chosen.candidate.model_copy(update={"answers_uri": "made/answers.parquet", "score": score})
-    options = chosen.options.model_copy(
+    candidate = chosen.candidate.model_copy(update={"predictions_uri": "made/answers.parquet", "score": score})
+    options = chosen.candidates.model_copy(
         update={
-            "trained": chosen.options.trained.model_copy(update=update),
+            "trained": chosen.candidates.trained.model_copy(update=update),
             "candidates": (candidate,),
-            "effort": took.model_copy(update={"is_measured": True}),
+            "resource_usage": took.model_copy(update={"is_measured": True}),
         }
     )
-    made = chosen.model_copy(update={"candidate": candidate, "options": options, "picture_uri": "made/candidates.png"})
+    made = chosen.model_copy(update={"candidate": candidate, "candidates": options, "plot_uri": "made/candidates.png"})
     write_card(home / "card", "made:1", made, {"model": {"kind": "mlp"}, "data": {"obtain": "of a friend"}})
     return made
 
@@ -187,8 +187,8 @@ def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one
     with resource_usage.measure_usage(on_gpu=True) as told:
         work()
         found = told()
-    assert 0.2 <= found.processor_seconds < 5
-    assert (found.joules, found.is_measured) == (found.processor_seconds * resource_usage.WATTS_PER_CORE, False)
+    assert 0.2 <= found.cpu_seconds < 5
+    assert (found.joules, found.is_measured) == (found.cpu_seconds * resource_usage.WATTS_PER_CORE, False)
     readings = iter([100.0, 130.0, 130.0])
     monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(lambda: next(readings)))
     with resource_usage.measure_usage() as told:

@@ -13,12 +13,12 @@ import pytest
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Release
-from bloomery.data_contracts.records.score_format import score_in_words
+from bloomery.data_contracts.records.score_format import format_score
 
 pytestmark = pytest.mark.slow
 
 Finished = tuple[Path, dict[str, Any]]
-OF_ITS_OWN_RUN = ("artifacts/card/", "artifacts/origin.json", "artifacts/manifest.json")
+OF_ITS_OWN_RUN = ("artifacts/card/", "artifacts/provenance.json", "artifacts/manifest.json")
 
 
 @pytest.fixture
@@ -36,22 +36,22 @@ def test_the_card_says_what_the_records_say(finished: Finished, release: Release
     page = (artifacts / "card" / "card.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<[^>]*>|\s+", " ", re.sub(r"<(style|title)>.*?</\1>", "", page, flags=re.DOTALL)))
     text = re.sub(r"\s+", " ", text)
-    chosen = release.bento.chosen
-    trained = chosen.options.trained
+    chosen = release.bento.choice
+    trained = chosen.candidates.trained
     dataset = trained.dataset
-    assert trained.effort is not None
-    answers = pq.read_table(finished[0] / chosen.candidate.answers_uri)
+    assert trained.resource_usage is not None
+    answers = pq.read_table(finished[0] / chosen.candidate.predictions_uri)
     for label in dataset.classes:
         assert f" {label} {answers['truth'].to_pylist().count(label)} " in text
     for told in (
-        *(f"{one.size_bytes:,} bytes" for one in chosen.options.candidates),
-        *(score_in_words(dataset.task, one.score) for one in chosen.options.candidates),
+        *(f"{one.size_bytes:,} bytes" for one in chosen.candidates.candidates),
+        *(format_score(dataset.task, one.score) for one in chosen.candidates.candidates),
         *(digest[:16] for digest in (dataset.digest, trained.digest, chosen.digest)),
         *(f"{part.num_rows:,} {name}" for name, part in (("train", dataset.train), ("val", dataset.val))),
-        dataset.checked.contract.description["purpose"],
-        dataset.checked.contract.description["limitations"],
+        dataset.valid_rows.contract.description["purpose"],
+        dataset.valid_rows.contract.description["limitations"],
         f"{trained.num_parameters:,} parameters",
-        f"{trained.effort.processor_seconds:,.1f}",
+        f"{trained.resource_usage.cpu_seconds:,.1f}",
         trained.processor,
         "Licence",
         "CC BY 4.0",
@@ -69,7 +69,7 @@ def test_the_card_says_what_the_records_say(finished: Finished, release: Release
 
 def test_the_card_is_signed_and_no_part_of_the_versions_digest(release: Release, artifacts: Path) -> None:
     manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
-    assert {"card/card.html", "card/card.md", "origin.json"} <= set(manifest["files"])
+    assert {"card/card.html", "card/card.md", "provenance.json"} <= set(manifest["files"])
     files = {path: sha256 for path, sha256 in release.bento.files if not path.startswith(OF_ITS_OWN_RUN)}
     assert release.bento.digest == digest_of_document([release.name, digest_of_document(files)])
 
@@ -77,7 +77,7 @@ def test_the_card_is_signed_and_no_part_of_the_versions_digest(release: Release,
 def test_the_registry_has_the_card_and_what_a_person_searches_for(
     finished: Finished, release: Release, artifacts: Path
 ) -> None:
-    home, candidate = finished[0], release.bento.chosen.candidate
+    home, candidate = finished[0], release.bento.choice.candidate
     (logged,) = (home / "mlflow").glob(f"**/{candidate.run_id}/artifacts/card/card.html")
     assert logged.read_bytes() == (artifacts / "card" / "card.html").read_bytes()
     with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.monitoring import Findings, Monitor, Usual, VersionReference
-from bloomery.data_contracts.odcs.distributions import Cells, count_into, reference_of
+from bloomery.data_contracts.monitoring import Monitor, MonitoringReport, ReferenceProfile, VersionReference
+from bloomery.data_contracts.odcs.distributions import Bins, count_into_bins, reference_column
 from bloomery.data_contracts.records.records import Interval
-from bloomery.data_contracts.serving.prediction_log import OUTCOMES, Outcome
+from bloomery.data_contracts.serving.prediction_log import OUTCOMES_SUFFIX, RequestOutcome
 from bloomery.tasks.monitoring import publishing
 from bloomery.tasks.monitoring.drift_plot import plot_drift
 from bloomery.tasks.monitoring.evidently_report import is_installed, sample_values, write_report
@@ -35,9 +35,9 @@ MONITOR = Monitor(min_rows=200, min_labels=50, latency_ms=100, slow_share=0.05)
 RNG = np.random.default_rng(0)
 
 
-def make_profile(cells: Cells, values: Any) -> Usual:
-    counts = count_into(cells, pa.array(values))
-    return Usual(num_rows=counts.num_rows, shares=reference_of(counts))
+def make_profile(cells: Bins, values: Any) -> ReferenceProfile:
+    counts = count_into_bins(cells, pa.array(values))
+    return ReferenceProfile(num_rows=counts.num_rows, shares=reference_column(counts))
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def packaged(home: Path, contract_of: Any) -> VersionReference:
     """The reference profile of a version in the store."""
     age = RNG.normal(40, 10, 2_000)
     reference = VersionReference(
-        part="train",
+        split="train",
         columns={
-            "age": make_profile(Cells(edges=tuple(np.quantile(age, np.arange(1, 100) / 100).tolist())), age),
-            "town": make_profile(Cells(values=("bath", "york")), RNG.choice(["bath", "york"], 2_000, p=[0.3, 0.7])),
+            "age": make_profile(Bins(edges=tuple(np.quantile(age, np.arange(1, 100) / 100).tolist())), age),
+            "town": make_profile(Bins(values=("bath", "york")), RNG.choice(["bath", "york"], 2_000, p=[0.3, 0.7])),
         },
-        answers=make_profile(Cells(values=("old", "young")), ["old", "young"] * 500),
-        confidence=make_profile(Cells(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
+        predictions=make_profile(Bins(values=("old", "young")), ["old", "young"] * 500),
+        confidence=make_profile(Bins(edges=(0.6, 0.8)), RNG.uniform(0.5, 1, 1_000)),
         task="classification",
         label="label",
         score=Interval(value=0.9, low=0.88, high=0.92),
@@ -101,11 +101,11 @@ def log(home: Path) -> Callable[..., Path]:
     return write
 
 
-def run_monitor(monitor: Monitor = MONITOR) -> Findings:
+def run_monitor(monitor: Monitor = MONITOR) -> MonitoringReport:
     return monitor_window(VERSION, monitor, NOW - DAY, NOW)
 
 
-def drifted_names(report: Findings) -> list[str]:
+def drifted_names(report: MonitoringReport) -> list[str]:
     return [drift.name for drift in report.drifts if drift.is_drifted]
 
 
@@ -117,7 +117,7 @@ def test_only_rows_that_the_champion_served_in_the_window_count(packaged: Any, l
     log(RNG.normal(90, 10, 300), version="people:two")
     report = run_monitor()
     assert report.num_rows == 600
-    assert (report.alarms, report.has_drifted, len(report.drifts)) == ((), False, 4)
+    assert (report.alerts, report.has_drifted, len(report.drifts)) == ((), False, 4)
     assert any("no labels have arrived" in note for note in report.notes)
 
 
@@ -126,10 +126,10 @@ def test_a_drifted_column_raises_an_alert_and_the_others_do_not(packaged: Any, l
     report = run_monitor()
     assert drifted_names(report) == ["age"]
     assert report.has_drifted
-    assert "age has drifted" in report.alarms[0].words
+    assert "age has drifted" in report.alerts[0].message
     elsewhere = run_monitor(MONITOR.model_copy(update={"columns": ("town",)}))
     assert drifted_names(elsewhere) == []
-    assert [drift.counts for drift in elsewhere.drifts if drift.name == "age"] == [False]
+    assert [drift.can_alert for drift in elsewhere.drifts if drift.name == "age"] == [False]
 
 
 def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packaged: Any, log: Any) -> None:
@@ -140,7 +140,7 @@ def test_drifted_predictions_raise_an_alert_whatever_columns_are_monitored(packa
 def test_drift_is_not_measured_on_few_rows(packaged: Any, log: Any) -> None:
     log(RNG.normal(90, 10, 199))
     report = run_monitor()
-    assert (report.drifts, report.alarms) == ((), ())
+    assert (report.drifts, report.alerts) == ((), ())
     assert any("199 rows are too few" in note for note in report.notes)
 
 
@@ -159,19 +159,19 @@ def test_predictions_are_scored_once_there_are_enough_labels(
     pq.write_table(table, folder / "second.parquet")
     pq.write_table(pa.table({"request": ["r199", "r198"], "label": ["ancient", "none"]}), folder / "third.parquet")
     report = run_monitor()
-    assert report.judged is not None
-    assert report.judged.num_labelled == 449
+    assert report.labelled is not None
+    assert report.labelled.num_labelled == 449
     assert any("2 labels violate the contract" in note for note in report.notes)
-    assert report.judged.score.value == pytest.approx((149 + 150) / 449)
-    assert report.judged.weighted is not None
-    assert report.judged.weighted.value == pytest.approx(0.75)
-    assert [alarm.kind for alarm in report.alarms] == ["drift"]
-    assert "accuracy is 75.0%" in report.alarms[0].words
+    assert report.labelled.score.value == pytest.approx((149 + 150) / 449)
+    assert report.labelled.weighted_score is not None
+    assert report.labelled.weighted_score.value == pytest.approx(0.75)
+    assert [alarm.kind for alarm in report.alerts] == ["drift"]
+    assert "accuracy is 75.0%" in report.alerts[0].message
     csv = tmp_path / "labels.csv"
     csv.write_text("request,label\n" + "".join(f"{name},old\n" for name in names[:300]))
     named = run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
-    assert named.judged is not None
-    assert (named.judged.score.value, named.judged.covered, named.alarms) == (1.0, 0.5, ())
+    assert named.labelled is not None
+    assert (named.labelled.score.value, named.labelled.covered, named.alerts) == (1.0, 0.5, ())
 
 
 def test_unreadable_labels_are_reported(packaged: Any, log: Any, tmp_path: Path) -> None:
@@ -189,23 +189,23 @@ def test_unreadable_labels_are_reported(packaged: Any, log: Any, tmp_path: Path)
 
 def test_rejected_failed_and_slow_requests_raise_service_alerts(packaged: Any, log: Any) -> None:
     folder = log(RNG.normal(40, 10, 300), seconds=np.where(np.arange(300) < 60, 0.5, 0.002))
-    outcome = Outcome(
+    outcome = RequestOutcome(
         at=NOW - DAY / 2,
         version=TAG,
         statuses={200: 300, 422: 60, 503: 20},
-        broken={"age: must be at least 0": 50, "town: must not be null": 10},
+        violations={"age: must be at least 0": 50, "town: must not be null": 10},
     )
     elsewhere = [outcome.model_copy(update={"version": "people:two"}), outcome.model_copy(update={"at": NOW - 2 * DAY})]
     lines = [one.model_dump_json() for one in (outcome, *elsewhere)]
-    (folder / f"7{OUTCOMES}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one is incomplete
+    (folder / f"7{OUTCOMES_SUFFIX}").write_text("\n".join([*lines, lines[0][:40]]))  # the last one is incomplete
     report = run_monitor()
-    assert (report.door.num_requests, report.has_drifted) == (380, False)
-    assert report.door.broken[0] == ("age: must be at least 0", 50)
-    assert [alarm.kind for alarm in report.alarms] == ["service"] * 3
-    said = " ".join(alarm.words for alarm in report.alarms)
+    assert (report.requests.num_requests, report.has_drifted) == (380, False)
+    assert report.requests.violations[0] == ("age: must be at least 0", 50)
+    assert [alarm.kind for alarm in report.alerts] == ["service"] * 3
+    said = " ".join(alarm.message for alarm in report.alerts)
     for words in ("15.79% of the requests were rejected", "5.26% of the requests failed with a 5xx", "20.00% of the"):
         assert words in said
-    assert (report.door.p50_ms, report.door.p99_ms) == (pytest.approx(2), pytest.approx(500))
+    assert (report.requests.p50_ms, report.requests.p99_ms) == (pytest.approx(2), pytest.approx(500))
 
 
 def test_a_report_is_logged_plotted_and_exported(packaged: Any, log: Any, home: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_report_is_logged_plotted_and_exported(packaged: Any, log: Any, home: 
     assert 'bloomery_monitor_alerts{kind="drift",model="people",version="3"} 1.0' in text
     plot_drift(report, MONITOR.psi, tmp_path / "drift.png")
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
-    assert Findings.model_validate_json(report.model_dump_json()) == report
+    assert MonitoringReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_missing_inputs_are_reported(home: Path, request: pytest.FixtureRequest) -> None:
@@ -270,11 +270,11 @@ def test_arrays_and_texts_are_measured_by_one_value(measure: Any, values: list[A
 def test_sampled_values_have_the_counts_of_the_bins(shares: list[int], num_rows: int, is_number: bool) -> None:
     whole = tuple(share / sum(shares) for share in shares)
     num_cells = len(shares) - 2
-    edges = Cells(edges=tuple(float(2**folder) for folder in range(num_cells - 1)))
-    cells = edges if is_number else Cells(values=tuple(f"v{folder}" for folder in range(num_cells)))
+    edges = Bins(edges=tuple(float(2**folder) for folder in range(num_cells - 1)))
+    cells = edges if is_number else Bins(values=tuple(f"v{folder}" for folder in range(num_cells)))
     values = sample_values(cells, whole, num_rows)
     assert len(values) == num_rows
-    counts = count_into(cells, pa.array(values, pa.float64() if is_number else pa.string()))
+    counts = count_into_bins(cells, pa.array(values, pa.float64() if is_number else pa.string()))
     outcome = [*counts.counts, counts.num_other, counts.num_null]
     # To Evidently a null number is missing, and a missing name is a category.
     outcome[-2:], whole = [sum(outcome[-2:])], (*whole[:-2], sum(whole[-2:]))

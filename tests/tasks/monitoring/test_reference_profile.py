@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.records.records import Chosen, Privacy, Release
+from bloomery.data_contracts.records.records import Choice, Privacy, Release
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import fit, partial_statistics
 from bloomery.tasks.infrastructure.settings import settings
@@ -55,7 +55,7 @@ INPUTS = ("x", "town", "zone", "note", "wave", "who", "when")
 
 
 @pytest.fixture
-def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Chosen:
+def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -> Choice:
     """A candidate whose training split is the first rows; only inputs with a feature config are features."""
     folder = home / "stages" / "made"
     folder.mkdir(parents=True)
@@ -71,12 +71,12 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     summary = next(iter(partial_statistics(features, ROWS.to_batches())))
     (folder / "encoder.json").write_text(fit(features, summary["summary"].to_pylist()).model_dump_json())
     place = str(folder.relative_to(settings().home))
-    choice = release.bento.chosen
-    dataset = choice.options.trained.dataset
+    choice = release.bento.choice
+    dataset = choice.candidates.trained.dataset
     checked = dataset.checked.model_copy(update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)})
     dataset = dataset.model_copy(
         update={
-            "checked": checked,
+            "valid_rows": checked,
             "train": dataset.train.model_copy(update={"uri": f"{place}/train.parquet"}),
             "test": dataset.test.model_copy(update={"uri": f"{place}/test.parquet"}),
             "encoder_uri": f"{place}/encoder.json",
@@ -84,15 +84,15 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
             "classes": ("no", "yes"),
         }
     )
-    trained = choice.options.trained.model_copy(update={"dataset": dataset})
-    candidate = choice.candidate.model_copy(update={"answers_uri": f"{place}/answers.parquet"})
-    options = choice.options.model_copy(update={"trained": trained})
-    return choice.model_copy(update={"candidate": candidate, "options": options})
+    trained = choice.candidates.trained.model_copy(update={"dataset": dataset})
+    candidate = choice.candidate.model_copy(update={"predictions_uri": f"{place}/answers.parquet"})
+    options = choice.candidates.model_copy(update={"trained": trained})
+    return choice.model_copy(update={"candidate": candidate, "candidates": options})
 
 
-def test_each_column_is_profiled_over_the_training_rows(chosen: Chosen) -> None:
+def test_each_column_is_profiled_over_the_training_rows(chosen: Choice) -> None:
     reference = build_reference(chosen)
-    assert reference.part == "train"
+    assert reference.split == "train"
     assert list(reference.columns) == ["x", "town", "zone", "note", "wave"]  # neither a personal column nor a time
     assert {name: one.measure for name, one in reference.columns.items() if one.measure != "value"} == {
         "note": "length",
@@ -119,20 +119,20 @@ def test_each_column_is_profiled_over_the_training_rows(chosen: Chosen) -> None:
     assert wave.edges[-1] < 1.5 * NUM_TRAIN
 
 
-def test_predictions_are_profiled_over_the_held_out_rows(chosen: Chosen) -> None:
+def test_predictions_are_profiled_over_the_held_out_rows(chosen: Choice) -> None:
     reference = build_reference(chosen)
-    assert (reference.answers.shares.values, reference.answers.shares.shares) == (("no", "yes"), (0.75, 0.25))
+    assert (reference.predictions.shares.values, reference.predictions.shares.shares) == (("no", "yes"), (0.75, 0.25))
     assert reference.confidence is not None
     assert reference.confidence.shares.edges is not None
     assert 0.5 < reference.confidence.shares.edges[0] < 0.52
     assert reference.score == chosen.candidate.score
 
 
-def test_after_private_training_no_training_row_is_profiled(chosen: Chosen) -> None:
-    trained = chosen.options.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
-    options = chosen.options.model_copy(update={"trained": trained})
-    reference = build_reference(chosen.model_copy(update={"options": options}))
-    assert reference.part == "test"
+def test_after_private_training_no_training_row_is_profiled(chosen: Choice) -> None:
+    trained = chosen.candidates.trained.model_copy(update={"privacy": Privacy(epsilon=3.0, delta=1e-5)})
+    options = chosen.candidates.model_copy(update={"trained": trained})
+    reference = build_reference(chosen.model_copy(update={"candidates": options}))
+    assert reference.split == "test"
     assert reference.columns["wave"].num_rows == NUM - NUM_TRAIN
     edges = reference.columns["wave"].shares.edges
     assert edges is not None

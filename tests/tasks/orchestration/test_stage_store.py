@@ -182,7 +182,7 @@ def test_a_key_depends_on_code_records_and_recipe_but_not_on_where_a_record_lies
 
 def test_equal_weights_of_other_data_are_not_the_same(release: Release) -> None:
     """Of the data training reads two parts alone, and what comes after it reads the test part and unlabelled rows."""
-    trained = release.bento.chosen.options.trained
+    trained = release.bento.choice.candidates.trained
     other = trained.model_copy(update={"dataset": trained.dataset.model_copy(update={"digest": "another"})})
     elsewhere = trained.model_copy(update={"uri": "elsewhere"})
     keys = [stage_store.key_of("compress", "code", [one]) for one in (trained, elsewhere, other)]

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.odcs.windowed_contract import served
+from bloomery.data_contracts.odcs.windowed_contract import with_windows
 from bloomery.data_contracts.recipe_sections.engine import Engine
 from bloomery.data_contracts.records.records import Dataset
-from bloomery.data_contracts.requests.json_rows import RowCheck
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
@@ -301,9 +301,9 @@ def test_held_out_windows_sent_to_the_endpoint_are_encoded_as_they_were(
     raw = pq.read_table(home / dataset.test_rows_uri)
     encoded = pq.read_table(home / dataset.test.uri)
     assert raw["key"] == encoded["key"]
-    check = RowCheck(served(checked.contract, features.window_lengths), encoder.columns)
+    check = JsonRowParser(with_windows(checked.contract, features.window_lengths), encoder.columns)
     sent = json.loads(json.dumps(raw.select(list(dataset.inputs)).to_pylist()))
-    x = encode(encoder, check.table(sent))
+    x = encode(encoder, check.parse_table(sent))
     assert x.reshape(len(sent), -1).tolist() == encoded[ENCODED_INPUT].to_pylist()
     assert any(None in row[name] for row in sent for name in dataset.inputs) == (case == "forecast")
 
@@ -425,7 +425,7 @@ def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
     ended = sharing(tmp_path / ".bloomery", "run", str(tmp_path / "recipe.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
-    assert release["num_asked"] == 100
-    dataset = release["bento"]["chosen"]["options"]["trained"]["dataset"]
+    assert release["num_smoke_test_rows"] == 100
+    dataset = release["bento"]["choice"]["candidates"]["trained"]["dataset"]
     assert dataset["num_dropped"] == 3 * 23
     assert dataset["layout"]["shape"] == [24, 4]

@@ -21,9 +21,9 @@ import pytest
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.recipe_sections.data_source import Data
-from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
-from bloomery.data_contracts.records.records import Dataset, describe
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
+from bloomery.data_contracts.records.records import Dataset, describe_lineage
 from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder
@@ -146,7 +146,7 @@ def test_rows_without_a_label_are_a_part_of_their_own_that_the_split_keeps_apart
             assert max(seen[key] for key in none) < min(seen[key] for key in keys["val"])
         case "given":
             assert {key for key in label if label[key] is None and given[key] == "train"} == set(none)
-    assert f", {len(none)} unlabelled" in describe(dataset)[0][2]
+    assert f", {len(none)} unlabelled" in describe_lineage(dataset)[0][2]
 
 
 def test_a_group_with_and_without_labels_is_one_of_training(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
@@ -237,14 +237,14 @@ def test_a_path_is_no_pattern(home: Path, people: pa.Table, checked_rows_of: Any
 def test_auto_asks_for_spark_only_where_a_cluster_is_named(people: pa.Table, checked_rows_of: Any) -> None:
     checked = checked_rows_of(people)
     assert not needs_spark(checked, Engine())
-    assert not needs_spark(checked, Engine(spark=SparkMeans(master="spark://far:7077")))  # so few rows
+    assert not needs_spark(checked, Engine(spark=SparkConfig(master="spark://far:7077")))  # so few rows
     assert needs_spark(checked, SPARK)
 
 
 def test_a_row_of_the_digits_is_encoded_alone_as_it_was_in_the_data_set(home: Path) -> None:
     recipe = read_recipe("digits")
     contract = read_contract(CONTRACTS / "digits.odcs.yaml")
-    checked = validate.task.fn(ingest.task.fn(locate_source(Data(source="sklearn:digits"))), contract)
+    checked = validate.task.fn(ingest.task.fn(locate_source(DataSource(source="sklearn:digits"))), contract)
     dataset = prepare.task.fn(checked, recipe.features, LOCAL)
     encoder = read_encoder(home / dataset.encoder_uri)
     rows = pq.read_table(home / checked.uri)
@@ -302,8 +302,8 @@ def test_spark_writes_the_figures_that_this_machine_writes_alone(
 PREPARE = """
 import sys
 from pathlib import Path
-from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure import settings, spark_session as spark
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
@@ -313,9 +313,9 @@ apply_engine_environment()
 settings.require_state_folder()
 rows_spark._BYTES_OF_PARTITION = 40_000
 folder = Path(sys.argv[1])
-checked = CheckedRows.model_validate_json((folder / "checked.json").read_text())
+checked = ValidRows.model_validate_json((folder / "checked.json").read_text())
 features = Features.model_validate_json((folder / "features.json").read_text())
-means = SparkMeans(master=sys.argv[2], settings={"spark.executor.memory": "512m", "spark.executor.cores": "1"})
+means = SparkConfig(master=sys.argv[2], settings={"spark.executor.memory": "512m", "spark.executor.cores": "1"})
 print("DIGEST", prepare(checked, features, Engine(kind="spark", spark=means)).digest)
 spark.stop()
 """

@@ -95,8 +95,8 @@ def packaged(home: Path, release: Release, contract_of: Any) -> Any:
 
 
 def recorded(release: Release, tag: str, task: Task, place: str, encoder: Encoder) -> Bento:
-    chosen = release.bento.chosen
-    dataset = chosen.options.trained.dataset.model_copy(
+    chosen = release.bento.choice
+    dataset = chosen.candidates.trained.dataset.model_copy(
         update={
             "task": task,
             "label": "y",
@@ -106,11 +106,11 @@ def recorded(release: Release, tag: str, task: Task, place: str, encoder: Encode
             "test_rows_uri": f"{place}/rows.parquet",
         }
     )
-    trained = chosen.options.trained.model_copy(update={"dataset": dataset})
-    candidate = chosen.candidate.model_copy(update={"answers_uri": f"{place}/a.parquet"})
-    options = chosen.options.model_copy(update={"trained": trained, "candidates": (candidate,)})
+    trained = chosen.candidates.trained.model_copy(update={"dataset": dataset})
+    candidate = chosen.candidate.model_copy(update={"predictions_uri": f"{place}/a.parquet"})
+    options = chosen.candidates.model_copy(update={"trained": trained, "candidates": (candidate,)})
     return release.bento.model_copy(
-        update={"tag": tag, "chosen": chosen.model_copy(update={"candidate": candidate, "options": options})}
+        update={"tag": tag, "choice": chosen.model_copy(update={"candidate": candidate, "candidates": options})}
     )
 
 
@@ -171,8 +171,8 @@ def test_the_score_must_reach_the_gate(
     task: Task, score: float, gates: Gates, said: str | None, release: Release, home: Path
 ) -> None:
     bento = recorded(release, "m:x", task, "nowhere", encoder_for(task))
-    candidate = bento.chosen.candidate.model_copy(update={"score": Interval(value=score, low=score, high=score)})
-    bento = bento.model_copy(update={"chosen": bento.chosen.model_copy(update={"candidate": candidate})})
+    candidate = bento.choice.candidate.model_copy(update={"score": Interval(value=score, low=score, high=score)})
+    bento = bento.model_copy(update={"choice": bento.choice.model_copy(update={"candidate": candidate})})
     if said is None:
         require_score(bento, gates)
     else:

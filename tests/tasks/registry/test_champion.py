@@ -13,8 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing, ReleaseRefused
-from bloomery.data_contracts.serving.champion_pointer import POINTER, Following, note_following, read_pointer
-from bloomery.data_contracts.serving.prediction_log import FIELDS
+from bloomery.data_contracts.serving.champion_pointer import (
+    POINTER_FILE,
+    FollowerStatus,
+    read_pointer,
+    write_follower_status,
+)
+from bloomery.data_contracts.serving.prediction_log import LOG_FIELDS
 from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.monitoring import shadow_comparison
@@ -77,7 +82,7 @@ def test_promotions_and_rollbacks_change_history_and_pointer(registered: Callabl
         ("promote", 1, 3, "good after all"),
         ("rollback", 3, 1, "worse"),
     ]
-    pointer = read_pointer(promotions.pointer_folder("people") / POINTER)
+    pointer = read_pointer(promotions.pointer_folder("people") / POINTER_FILE)
     champion = registry.find_champion("people")
     assert champion is not None
     assert (
@@ -111,12 +116,12 @@ def test_ended_followers_are_removed(registered: Callable[[int], ModelVersion]) 
 
     import psutil
 
-    living = Following(
+    living = FollowerStatus(
         host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time(), bento="people:one"
     )
     folder = promotions.pointer_folder("people")
-    note_following(folder, living)
-    ended = note_following(folder, living.model_copy(update={"pid": os.getppid(), "started": 1.0}))
+    write_follower_status(folder, living)
+    ended = write_follower_status(folder, living.model_copy(update={"pid": os.getppid(), "started": 1.0}))
     assert promotions.wait_for_followers("people", "people:one", timeout_s=1) == [living]
     assert not ended.exists()
 
@@ -129,7 +134,7 @@ def log_of(home: Path, rows: list[tuple[str, str, str, object]]) -> None:
     zeros = [0] * len(rows)
     table = pa.table(
         {
-            "at": pa.array(range(len(rows)), FIELDS[0].type),
+            "at": pa.array(range(len(rows)), LOG_FIELDS[0].type),
             "request": [row[0] for row in rows],
             "row": pa.array(zeros, pa.int32()),
             "version": [row[2] for row in rows],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bloomery.data_contracts.errors import DataMissing, DataUnfit
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest import locations
 from bloomery.tasks.scaffolding.column_names import contract_names, find_column
 from bloomery.tasks.scaffolding.column_profiles import TextColumnProfiler, TypedColumnProfiler
@@ -29,13 +29,13 @@ CUTS = st.lists(st.integers(0, 40), max_size=4)
 def seen_of(table: pa.Table, folder: Path) -> SourceProfile:
     path = folder / "rows.parquet"
     pq.write_table(table, path)
-    return profile_source(Data(source=str(path)), folder)
+    return profile_source(DataSource(source=str(path)), folder)
 
 
 def csv_of(text: str, folder: Path, **options: object) -> SourceProfile:
     path = folder / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    return profile_source(Data.model_validate({"source": str(path), "strip": True, **options}), folder)
+    return profile_source(DataSource.model_validate({"source": str(path), "strip": True, **options}), folder)
 
 
 def column(found: SourceProfile, name: str) -> ColumnProfile:
@@ -190,7 +190,7 @@ def test_a_dialect_is_guessed_and_stated(
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text, encoding="utf-8")
-    found = infer_dialect(locations.find_files(Data(source=str(path)), str(path)), label)
+    found = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), label)
     assert options.items() <= found.options.items()
     assert names is None or found.names == names
 
@@ -209,7 +209,7 @@ def test_a_dialect_is_guessed_and_stated(
 def test_an_encoding_is_utf_8_or_a_guess(content: bytes, encoding: str, home: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    found = infer_dialect(locations.find_files(Data(source=str(path)), str(path)), "b")
+    found = infer_dialect(locations.find_files(DataSource(source=str(path)), str(path)), "b")
     assert (found.options["encoding"], found.names) == (encoding, ("a", "b"))
 
 

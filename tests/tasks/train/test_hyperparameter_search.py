@@ -68,7 +68,7 @@ def training_of(**wanted: Any) -> Training:
 
 
 def trials_of(dataset: Dataset) -> list[Any]:
-    experiment = mlflow_runs.ensure_experiment(dataset.checked.contract.name)
+    experiment = mlflow_runs.ensure_experiment(dataset.valid_rows.contract.name)
     return [run for run in mlflow_runs.client().search_runs([experiment]) if "trial" in run.data.tags]
 
 

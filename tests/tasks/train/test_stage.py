@@ -17,7 +17,7 @@ import pytest
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import Dataset, Trained, describe
+from bloomery.data_contracts.records.records import Dataset, TrainedNetwork, describe_lineage
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
@@ -76,11 +76,11 @@ def dataset_of(checked_rows_of, home: Path) -> Callable[..., Dataset]:
     return make
 
 
-def artifacts_of(trained: Trained, path: str | None = None) -> set[str]:
+def artifacts_of(trained: TrainedNetwork, path: str | None = None) -> set[str]:
     return {artifact.path for artifact in mlflow_runs.client().list_artifacts(trained.run_id, path)}
 
 
-def table_of(trained: Trained, name: str, folder: Path) -> list[dict[str, object]]:
+def table_of(trained: TrainedNetwork, name: str, folder: Path) -> list[dict[str, object]]:
     document = json.loads(Path(mlflow_runs.client().download_artifacts(trained.run_id, name, str(folder))).read_text())
     return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
 
@@ -141,12 +141,12 @@ def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_com
     privacy = Privacy(epsilon=3, delta=1e-3)
     wanted = QUICK.model_copy(update={"explain": None, "slices": (), "start_from": told, "privacy": privacy})
     trained = train(dataset, model, wanted, start)
-    assert trained.start == start
+    assert trained.initial_weights == start
     assert 2.8 < trained.privacy.epsilon <= 3
     run = mlflow_runs.client().get_run(trained.run_id).data
     assert (run.tags["start"], run.tags["start.sha256"]) == (str(folder), first.digest)
     assert run.metrics["privacy_epsilon"] == trained.privacy.epsilon
-    lines = describe(trained)
+    lines = describe_lineage(trained)
     assert f"private within epsilon {trained.privacy.epsilon:.3g} and delta 0.001" in lines[0][2]
     assert lines[1] == ("start", start.digest, f"weights of {folder}")
     # The training rows are not looked at again, which would cost more of epsilon.

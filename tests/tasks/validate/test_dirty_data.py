@@ -15,8 +15,8 @@ import pytest
 
 from bloomery.data_contracts.errors import ContractBroken
 from bloomery.data_contracts.odcs.contract import read_contract
-from bloomery.data_contracts.odcs.distributions import Cells, Reference, count_into, reference_of
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.odcs.distributions import Bins, Reference, count_into_bins, reference_column
+from bloomery.data_contracts.records.records import ValidRows
 
 TAXI = Path(__file__).with_name("taxi.odcs.yaml")
 MONTHS = ("2018-01", "2018-07", "2019-01", "2019-02", "2019-07", "2020-01")
@@ -31,7 +31,7 @@ def read_text(path: Path) -> pa.Table:
     return pa.csv.read_csv(path, convert_options=options)
 
 
-def quarantine_of(home: Path, result: CheckedRows) -> list[dict[str, Any]]:
+def quarantine_of(home: Path, result: ValidRows) -> list[dict[str, Any]]:
     return pq.read_table(home / result.quarantine_uri).to_pylist()
 
 
@@ -84,7 +84,7 @@ def taxi(datasets: Path, tmp_path: Path) -> Path:
     """The folder of the contract, with the distribution of January 2018 beside it."""
     shutil.copy(TAXI, tmp_path / "taxi.odcs.yaml")
     types = read_text(datasets / "nyc_taxi" / "yellow_tripdata_sample_2018-01.csv")["payment_type"].cast(pa.int64())
-    reference = Reference(columns={"payment_type": reference_of(count_into(Cells(values=(1, 2, 3, 4)), types))})
+    reference = Reference(columns={"payment_type": reference_column(count_into_bins(Bins(values=(1, 2, 3, 4)), types))})
     (tmp_path / "january-2018.reference.json").write_text(reference.model_dump_json(by_alias=True, exclude_none=True))
     return tmp_path
 
@@ -96,7 +96,7 @@ def test_the_faults_of_the_taxis_are_found_month_by_month(datasets, taxi, valida
         table = read_text(datasets / "nyc_taxi" / f"yellow_tripdata_sample_{month}.csv")
         result = validated(table, contract, is_text=True)
         assert result.num_rows + result.num_quarantined == table.num_rows
-        num[month] = dict(result.checked)
+        num[month] = dict(result.violations)
         page = (home / result.report_uri).read_text(encoding="utf-8")
         psi = re.search(r"psi against january-2018.*?<td[^>]*><div[^>]*>([\de.-]+)", page, re.DOTALL)
         assert psi is not None

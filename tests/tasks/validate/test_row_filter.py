@@ -111,7 +111,7 @@ def test_the_digits_keep_their_contract_and_every_rule_is_asked_of_its_own_colum
     image = pa.array(list(digits.data.astype("uint8")), pa.list_(pa.uint8()))
     table = pa.table({"id": range(len(image)), "image": image, "label": pa.array(digits.target, pa.int64())})
     result, passed, aside = sifted(table, contract)
-    assert (passed.num_rows, aside, {count.num_breaking for count in result.counts}) == (1797, [], {0})
+    assert (passed.num_rows, aside, {count.num_violations for count in result.counts}) == (1797, [], {0})
     blank = [0] * 64
     broken = pa.table(
         {
@@ -138,7 +138,7 @@ def test_each_rule_is_counted_over_the_values_that_it_is_asked_of(contract_of, s
         {"name": "v", "logicalType": "integer", "required": True, "logicalTypeOptions": {"minimum": 2}}
     )
     result, _, _ = sifted(pa.table({"v": pa.array([1, 1, None, 2], pa.int64())}), contract)
-    assert [(count.rule.kind, count.num_breaking, count.num_asked) for count in result.counts] == [
+    assert [(count.rule.kind, count.num_violations, count.num_checked) for count in result.counts] == [
         ("required", 1, 4),
         ("between", 2, 3),
         ("fits", 0, 3),
@@ -149,7 +149,7 @@ def test_a_warning_is_counted_and_its_row_stays(contract_of, sifted):
     check = {"metric": "nullValues", "mustBe": 0, "severity": "warning"}
     contract = contract_of({"name": "v", "logicalType": "integer", "quality": [check]})
     result, passed, aside = sifted(pa.table({"v": pa.array([None, 1])}), contract)
-    assert (result.counts[0].num_breaking, passed.num_rows, aside) == (1, 2, [])
+    assert (result.counts[0].num_violations, passed.num_rows, aside) == (1, 2, [])
     assert result.counts[0].examples == ((0, "null"),)
 
 
@@ -182,7 +182,7 @@ def test_the_numbers_add_up_and_positions_are_true_however_the_rows_come(
     assert [row["_row"] for row in aside] == [row["place"] for row in aside] == wrong
     assert passed["place"].to_pylist() == [place for place in range(len(cells)) if place not in wrong]
     assert result.set_aside.between(0, len(cells)).nonzero()[0].tolist() == wrong
-    assert sum(count.num_breaking for count in result.counts) == sum(len(row["_reasons"]) for row in aside)
+    assert sum(count.num_violations for count in result.counts) == sum(len(row["_reasons"]) for row in aside)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import ContractBroken, DataUnfit
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
-from bloomery.data_contracts.recipe_sections.data_source import Data
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.flows.recipe.recipe import CONTRACTS
 from bloomery.tasks.infrastructure import duckdb_session, parquet
 from bloomery.tasks.infrastructure.personal_data import decryption_properties
@@ -45,23 +45,23 @@ def rows_of(path: Path, changes: dict[int, dict[str, Any]], num_rows: int = 400,
     return path
 
 
-def checked(path: Path, contract: Contract | None = None) -> CheckedRows:
+def checked(path: Path, contract: Contract | None = None) -> ValidRows:
     contract = contract or read_contract(CONTRACTS / "digits.odcs.yaml")
-    return validate.task.fn(ingest.task.fn(locate_source(Data(source=str(path)))), contract)
+    return validate.task.fn(ingest.task.fn(locate_source(DataSource(source=str(path)))), contract)
 
 
-def aside(home: Path, result: CheckedRows) -> list[dict[str, Any]]:
+def aside(home: Path, result: ValidRows) -> list[dict[str, Any]]:
     return pq.read_table(home / result.quarantine_uri, decryption_properties=decryption_properties()).to_pylist()
 
 
-def report(home: Path, result: CheckedRows) -> str:
+def report(home: Path, result: ValidRows) -> str:
     return (home / result.report_uri).read_text(encoding="utf-8")
 
 
 def test_breaking_rows_are_set_aside_with_rule_column_and_value(home, tmp_path):
     changes = {7: {"label": 12}, 9: {"image": [*IMAGE[:-1], 99]}, 11: {"image": IMAGE[:-1]}}
     result = checked(rows_of(tmp_path / "rows.parquet", changes))
-    assert (result.num_rows, result.num_quarantined, result.rows.num_rows) == (397, 3, 400)
+    assert (result.num_rows, result.num_quarantined, result.raw_rows.num_rows) == (397, 3, 400)
     quarantine = aside(home, result)
     assert [row["_row"] for row in quarantine] == [7, 9, 11]
     reasons = [row["_reasons"] for row in quarantine]
@@ -221,7 +221,7 @@ def test_rules_that_only_warn_set_no_row_aside(contract_of, validated, home):
     )
     result = validated(pa.table({"v": pa.array([1, 1, None], pa.int64())}), contract)
     assert (result.num_rows, result.num_quarantined) == (3, 0)
-    assert result.checked[:3] == (
+    assert result.violations[:3] == (
         ("v: must not be null (warning)", 1),
         ("v: must be unique (warning)", 2),
         ("v: result of SELECT count(*) FROM {object} must be at least 9 and at most 9 (warning)", 1),

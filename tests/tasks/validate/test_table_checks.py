@@ -17,7 +17,7 @@ from bloomery.data_contracts.errors import ContractBroken
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import Reference
-from bloomery.data_contracts.validation.expectation_suite import Count
+from bloomery.data_contracts.validation.expectation_suite import RuleCount
 from bloomery.tasks.infrastructure.parquet import write_rows
 from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
 
@@ -41,7 +41,7 @@ def asked(home: Path) -> Ask:
 
 def rows_of(found: TableCheck, num_rows: int) -> list[int]:
     assert found.rows is not None
-    assert found.result.num_breaking == found.rows.num
+    assert found.result.num_violations == found.rows.num
     rows: list[int] = found.rows.between(0, num_rows).nonzero()[0].tolist()
     return rows
 
@@ -127,7 +127,7 @@ def test_uniqueness_and_dependencies_are_those_of_plain_python(contract_of, aske
     assert rows_of(both, num) == duplicates(v, w)
     assert rows_of(w_of_v, num) == undetermined(w, v)
     assert rows_of(v_of_w, num) == undetermined(v, w)
-    assert alone.result.num_asked == sum(cell is not None for cell in v)
+    assert alone.result.num_checked == sum(cell is not None for cell in v)
 
 
 def test_several_columns_determine_one(contract_of, asked):
@@ -175,10 +175,10 @@ def test_no_row_and_one_row_break_nothing(contract_of, asked):
         quality=[determines("w", "v"), query("SELECT count(*) FROM {object}", mustBeLessThan=2)],
     )
     for num in (0, 1):
-        assert [found.result.num_breaking for found in asked(contract, v=[1] * num, w=[1] * num)] == [0, 0, 0]
+        assert [found.result.num_violations for found in asked(contract, v=[1] * num, w=[1] * num)] == [0, 0, 0]
 
 
-def one(found: list[TableCheck]) -> Count:
+def one(found: list[TableCheck]) -> RuleCount:
     (only,) = found
     assert only.rows is None
     return only.result
@@ -200,7 +200,7 @@ def one(found: list[TableCheck]) -> Count:
 )
 def test_a_query_gives_one_number_that_is_compared(contract_of, asked, text, limits, told, is_broken):
     found = one(asked(contract_of(column("v", "integer"), quality=[query(text, **limits)]), v=[1, 2, 3]))
-    assert (found.observed, bool(found.num_breaking)) == (told, is_broken)
+    assert (found.observed, bool(found.num_violations)) == (told, is_broken)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_number_about_a_person_is_told_to_no_one(contract_of, asked):
     for text in ("SELECT max(pay) FROM {object}", "SELECT max(x) FROM (SELECT PAY AS x FROM {object})"):
         contract = contract_of(column("pay", "integer", **hidden), quality=[query(text, mustBeLessThan=5)])
         found = one(asked(contract, pay=[987654]))
-        assert found.num_breaking == 1
+        assert found.num_violations == 1
         assert "987654" not in str(found)
     harmless = query("SELECT count(*) FROM {object}", mustBe=1)
     assert one(asked(contract_of(column("pay", "integer", **hidden), quality=[harmless]), pay=[5])).observed == "1"
@@ -267,7 +267,7 @@ def test_the_newest_moment_must_be_young_and_must_have_come(contract_of, asked, 
     moments = [None if age is None else now - dt.timedelta(hours=age) for age in ages_h]
     contract = contract_of(column("t", "timestamp"), slaProperties=[fresh(2)])
     found = one(asked(contract, t=moments))
-    assert bool(found.num_breaking) == is_broken
+    assert bool(found.num_violations) == is_broken
     assert told in (found.observed or "")
 
 
@@ -276,7 +276,7 @@ def test_a_date_is_as_old_as_its_beginning(contract_of, asked, home):
     today = dt.datetime.now(dt.UTC).date()
     for days, is_broken in ((0, False), (1, False), (-2, False), (-4, True), (3, True)):
         found = one(asked(contract, t=[today + dt.timedelta(days=days), dt.date(1999, 1, 1)]))
-        assert bool(found.num_breaking) == is_broken, days
+        assert bool(found.num_violations) == is_broken, days
     moment = latest_moment(home / "rows.parquet", "t")
     assert moment == dt.datetime.combine(today + dt.timedelta(days=3), dt.time(), dt.UTC)
 
@@ -288,7 +288,7 @@ def test_a_distribution_is_compared_with_its_reference(contract_of, asked):
     reference = Reference.model_validate({"columns": {"v": shares}})
     contract = contract_of(column("v", "string", quality=[check]), references={"before": reference})
     same, other, none = (one(asked(contract, v=values)) for values in (["a", "b"], ["a", "c", None], []))
-    assert [bool(found.num_breaking) for found in (same, other, none)] == [False, True, True]
+    assert [bool(found.num_violations) for found in (same, other, none)] == [False, True, True]
     assert (same.observed, none.observed) == ("0", "no value")
 
 
@@ -299,4 +299,4 @@ def test_a_path_may_hold_what_duckdb_takes_for_a_pattern(contract_of, tmp_path, 
     path.parent.mkdir()
     write_rows(path, schema, [pa.RecordBatch.from_arrays([pa.array([1, 1])], schema=schema)])
     (found,) = check_table_rules(path, contract, "a test")
-    assert found.result.num_breaking == 2
+    assert found.result.num_violations == 2

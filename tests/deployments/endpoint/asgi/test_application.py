@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 
 from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import OutputCorrupt
-from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
+from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from bloomery.data_contracts.serving.api_keys import DEMANDED, KEYS_FILE
+from bloomery.data_contracts.serving.api_keys import KEY_POLICY_VARIABLE, KEYS_FILE_VARIABLE
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.asgi.uvicorn_protocol import EndpointProtocol
 from bloomery.deployments.endpoint.auth.middleware import KeyMetrics, require_keys
@@ -250,7 +250,7 @@ def test_requests_without_a_valid_key_get_the_same_error_both_ways(application, 
     notified: list[int] = []
     endpoint = require_keys(
         application,
-        {DEMANDED: "required", KEYS_FILE: str(keys)},
+        {KEY_POLICY_VARIABLE: "required", KEYS_FILE_VARIABLE: str(keys)},
         KeyMetrics(CollectorRegistry()),
         lambda status, _: notified.append(status),
     )

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bloomery.data_contracts.requests.arrow_rows import MEDIA_TYPE as ARROW
+from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
@@ -95,7 +95,7 @@ def by_hand(version: LoadedVersion, folder: Path, row: dict[str, Any], target: i
 
     def value(known: frozenset[str]) -> float:
         rows = [{name: (row if name in known else behind).get(name) for name in COLUMNS} for behind in background]
-        return float(version.predict(version.row_check.table(rows).to_batches()[0])[:, target].mean())
+        return float(version.predict(version.row_check.parse_table(rows).to_batches()[0])[:, target].mean())
 
     found = {}
     for name in COLUMNS:

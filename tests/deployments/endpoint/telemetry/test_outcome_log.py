@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bloomery.data_contracts.serving.prediction_log import OUTCOMES, read_log, read_outcomes
+from bloomery.data_contracts.serving.prediction_log import OUTCOMES_SUFFIX, read_log, read_outcomes
 from bloomery.deployments.endpoint.asgi.application import Application
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
@@ -47,8 +47,8 @@ def test_rejected_requests_are_counted_with_their_violations(
     (outcome,) = read_outcomes(tmp_path)
     assert (outcome.version, outcome.statuses) == ("people:one", dict(Counter(statuses)))
     assert outcome.statuses[200] == 3
-    assert sum(count for rule, count in outcome.broken.items() if rule.startswith("age: ")) == 2
-    assert sum(count for rule, count in outcome.broken.items() if rule.startswith("town: ")) == 1
+    assert sum(count for rule, count in outcome.violations.items() if rule.startswith("age: ")) == 2
+    assert sum(count for rule, count in outcome.violations.items() if rule.startswith("town: ")) == 1
     assert list(read_log(tmp_path, ["row"])) == []
 
 
@@ -59,9 +59,9 @@ def test_column_names_chosen_by_clients_do_not_grow_the_file(tmp_path: Path) -> 
         log("people:one", 422, [{"column": f"made-up-{number}" * 100, "rule": "is unknown"}])
     log.close()
     (outcome,) = read_outcomes(tmp_path)
-    assert len(outcome.broken) == 101
-    assert outcome.broken["others"] == 400
-    assert max(map(len, outcome.broken)) == 200
+    assert len(outcome.violations) == 101
+    assert outcome.violations["others"] == 400
+    assert max(map(len, outcome.violations)) == 200
 
 
 def test_an_incomplete_line_and_earlier_days_are_left_out(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_an_incomplete_line_and_earlier_days_are_left_out(tmp_path: Path) -> Non
         log.start()
         log("people:one", 200, [])
         log.close()
-    (path,) = tmp_path.glob(f"day=*/*{OUTCOMES}")
+    (path,) = tmp_path.glob(f"day=*/*{OUTCOMES_SUFFIX}")
     assert len(list(read_outcomes(tmp_path))) == 2
     path.write_text(path.read_text()[:-10])
     (outcome,) = read_outcomes(tmp_path)

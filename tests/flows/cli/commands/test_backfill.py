@@ -68,7 +68,7 @@ def dated(tmp_path: Path) -> Path:
 
 def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     recipe = read_recipe(str(dated), "2019-02")
-    assert (recipe.period, recipe.data.described) == ("2019-02", str(dated.parent / "trips-2019-02.csv"))
+    assert (recipe.period, recipe.data.description) == ("2019-02", str(dated.parent / "trips-2019-02.csv"))
     assert recipe.digest != read_recipe(str(dated), "2019-03").digest
     newest = read_recipe(str(dated)).period
     assert newest is not None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from packaging.requirements import Requirement
 
-from bloomery.data_contracts.serving.signatures import OWN_KEYS, TRUSTED_KEY
+from bloomery.data_contracts.serving.signatures import OWN_KEYS_FILE, TRUSTED_KEY_VARIABLE
 from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.bentos.bento_store import bento_folder
 
@@ -107,10 +107,10 @@ def test_a_bento_is_listed_exported_and_answers_from_another_store(
     assert [one["tag"] for one in json.loads(bentoml("list", "--output", "json", BENTOML_HOME=store).stdout)] == [tag]
     assert bento_folder(tag).is_relative_to(home)
     # Where the bento goes, the key that vouches for it is not known by itself.
-    monkeypatch.setenv(TRUSTED_KEY, str(first / OWN_KEYS))
-    chosen = release["bento"]["chosen"]
-    answers = pq.read_table(first / chosen["candidate"]["answers_uri"]).slice(0, 20).to_pylist()
-    checked = pq.read_table(first / chosen["options"]["trained"]["dataset"]["checked"]["uri"])
+    monkeypatch.setenv(TRUSTED_KEY_VARIABLE, str(first / OWN_KEYS_FILE))
+    chosen = release["bento"]["choice"]
+    answers = pq.read_table(first / chosen["candidate"]["predictions_uri"]).slice(0, 20).to_pylist()
+    checked = pq.read_table(first / chosen["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
     images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
     with serve_bento(tag) as client:
         answered = post_rows(client, [{"image": images[answer["id"]]} for answer in answers])

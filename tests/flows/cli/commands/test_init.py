@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import BloomeryError, DataMissing, DataUnfit, RecipeInvalid, StateUnwritable
-from bloomery.data_contracts.records.records import CheckedRows
+from bloomery.data_contracts.records.records import ValidRows
 from bloomery.flows.cli.commands.init import write_drafts
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source
@@ -37,7 +37,7 @@ def drafted(folder: Path, source: Path | str, label: str, stated: UserOptions | 
     return read_recipe(str(made.recipe))
 
 
-def checked(recipe: Recipe) -> CheckedRows:
+def checked(recipe: Recipe) -> ValidRows:
     return validate(ingest(locate_source(recipe.data)), recipe.contract)
 
 
@@ -412,8 +412,8 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Pat
     ended = sharing(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
-    assert release["bento"]["chosen"]["candidate"]["score"]["value"] > 0.85
-    assert release["bento"]["chosen"]["options"]["trained"]["dataset"]["checked"]["num_quarantined"] == 1
+    assert release["bento"]["choice"]["candidate"]["score"]["value"] > 0.85
+    assert release["bento"]["choice"]["candidates"]["trained"]["dataset"]["valid_rows"]["num_quarantined"] == 1
 
 
 @pytest.mark.slow
@@ -426,7 +426,7 @@ def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: 
     ended = sharing(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
-    assert release["bento"]["chosen"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
+    assert release["bento"]["choice"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
 
 
 def test_the_command_tells_an_error_by_its_exit_code(tmp_path: Path, sharing: Bloomery) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from typer.testing import CliRunner, Result
 
 from bloomery.data_contracts.errors import SecretMissing, SettingInvalid
-from bloomery.data_contracts.serving.api_keys import digest_of_key, read_keys
+from bloomery.data_contracts.serving.api_keys import hash_key, read_keys
 from bloomery.flows.cli.main import app
 from bloomery.tasks.bentos.bento_server import require_keys, serve_environment
 from bloomery.tasks.infrastructure import settings
@@ -38,8 +38,8 @@ def test_a_key_is_shown_once_and_kept_as_a_digest_in_a_file_of_its_owner(call, h
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert shown not in path.read_text()
     (kept,) = read_keys(path).keys
-    assert (kept.name, kept.rate, kept.revoked) == ("shop", 2.5, None)
-    assert kept.sha256 == digest_of_key(shown.encode())
+    assert (kept.name, kept.rate, kept.revoked_at) == ("shop", 2.5, None)
+    assert kept.sha256 == hash_key(shown.encode())
     assert shown not in call("list").stdout + call("list", "--json").stdout
 
 
@@ -53,8 +53,8 @@ def test_a_revoked_key_is_listed_and_its_name_may_be_given_again(call) -> None:
     assert call("create", "shop").exit_code == 0
     first, second = json.loads(call("list", "--json").stdout)["keys"]
     assert (first["name"], second["name"]) == ("shop", "shop")
-    assert first["revoked"]
-    assert not second["revoked"]
+    assert first["revoked_at"]
+    assert not second["revoked_at"]
     assert "shop" in call("list").stdout
 
 

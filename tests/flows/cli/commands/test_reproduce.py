@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import OutputCorrupt
-from bloomery.data_contracts.records.provenance import Origin
+from bloomery.data_contracts.records.provenance import Provenance
 from bloomery.flows.cli.commands.reproduce import describe_guarantee, likely_causes
 from bloomery.flows.execution.reproduction import pin_weight_bits
 from bloomery.flows.order import run_stages
@@ -38,8 +38,8 @@ def bento_in(finished: Finished, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def origin(bento: Path) -> Origin:
-    return Origin.model_validate_json((bento / "src" / "artifacts" / "origin.json").read_text())
+def origin(bento: Path) -> Provenance:
+    return Provenance.model_validate_json((bento / "src" / "artifacts" / "provenance.json").read_text())
 
 
 @pytest.mark.slow
@@ -65,9 +65,9 @@ def test_the_first_stage_that_differs_is_told_with_its_cause(
 ) -> None:
     """The bento says of other weights, which another number of threads made; there is nothing of it but the folder."""
     bento = bento_in(quick, tmp_path)
-    place = bento / "src" / "artifacts" / "origin.json"
+    place = bento / "src" / "artifacts" / "provenance.json"
     document = json.loads(place.read_text())
-    document["chosen"]["options"]["trained"]["digest"] = "0" * 64
+    document["choice"]["candidates"]["trained"]["digest"] = "0" * 64
     document["surroundings"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
     document["surroundings"]["packages"]["torch"] = "0.4.1"
     place.write_text(json.dumps(document))
@@ -156,16 +156,16 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
         assert "likely causes: the source has changed" in told["where"]
 
 
-def test_a_bento_carries_its_recipe_and_every_record(origin: Origin, finished: Finished) -> None:
+def test_a_bento_carries_its_recipe_and_every_record(origin: Provenance, finished: Finished) -> None:
     assert Recipe.model_validate(origin.recipe) == read_recipe("digits")
-    assert origin.chosen.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["chosen"]
+    assert origin.choice.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["choice"]
     assert origin.digest == finished[1]["bento"]["digest"]
     assert set(origin.code) == {"ingest", "validate", "prepare", "train", "compress"}
-    assert {"torch", "pyarrow"} <= set(origin.surroundings.packages)
-    assert origin.surroundings.lock_sha256 is not None
+    assert {"torch", "pyarrow"} <= set(origin.environment.packages)
+    assert origin.environment.lock_sha256 is not None
 
 
-def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_path: Path) -> None:
+def test_an_exported_bento_tells_its_origin(bento: Path, origin: Provenance, tmp_path: Path) -> None:
     from bloomery.tasks.registry.bento_provenance import read_provenance
 
     subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
@@ -178,8 +178,8 @@ def test_an_exported_bento_tells_its_origin(bento: Path, origin: Origin, tmp_pat
             read_provenance(str(tmp_path / "broken.bento"))
 
 
-def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> None:
-    then = origin.surroundings
+def test_causes_are_named_in_the_order_in_which_they_matter(origin: Provenance) -> None:
+    then = origin.environment
     alike = likely_causes(origin, origin.code, then, "train")
     assert alike == ["none known: code, packages, threads and processor are unchanged"]
     newer = then.model_copy(update={"packages": {**then.packages, "torch": "9.9"}})
@@ -192,19 +192,19 @@ def test_causes_are_named_in_the_order_in_which_they_matter(origin: Origin) -> N
     ]
 
 
-def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Origin) -> None:
+def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Provenance) -> None:
     recipe = Recipe.model_validate(origin.recipe)
     for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
-        there = pin_weight_bits(origin.surroundings.model_copy(update={"vector_flags": flags}), recipe).compression
+        there = pin_weight_bits(origin.environment.model_copy(update={"vector_flags": flags}), recipe).compression
         assert there.candidates is not None
         assert {one.reduce_range for one in there.candidates if one.quantize} == {reduced}
     unnamed = recipe.model_copy(update={"compression": Compression()})
-    assert pin_weight_bits(origin.surroundings, unnamed) == unnamed
+    assert pin_weight_bits(origin.environment, unnamed) == unnamed
 
 
-def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Origin) -> None:
+def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Provenance) -> None:
     assert "same lock file, threads and instruction set" in describe_guarantee(origin)
-    around = origin.surroundings.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
+    around = origin.environment.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
     assert "same GPUs" in describe_guarantee(origin.model_copy(update={"surroundings": around}))
     training = {**origin.recipe["training"], "device": "cpu"}
     on_none = origin.model_copy(update={"surroundings": around, "recipe": {**origin.recipe, "training": training}})

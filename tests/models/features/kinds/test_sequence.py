@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.data_contracts.requests.json_rows import RowCheck
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import (
     ENCODED_INPUT,
@@ -122,7 +122,7 @@ def test_a_request_is_encoded_like_the_training_row(contract_of_points: Contract
     encoder, table = points([[[1, 2], [3, 4]], [[5, 6]] * 5, []])
     rows = table.select(["points"]).to_pylist()
     assert (
-        encode(encoder, RowCheck(contract_of_points, encoder.columns).table(rows)).tobytes()
+        encode(encoder, JsonRowParser(contract_of_points, encoder.columns).parse_table(rows)).tobytes()
         == encode(encoder, table).tobytes()
     )
 

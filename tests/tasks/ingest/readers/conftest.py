@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.records.records import RawRows
 from bloomery.tasks.ingest.stage import ingest, locate_source
 
@@ -35,7 +35,7 @@ def read(home: Path) -> Read:
     """`read(source=…, …)`: what a recipe's `data` of these options gives."""
 
     def call(**data: Any) -> Ingested:
-        record = ingest(locate_source(Data(**data)))
+        record = ingest(locate_source(DataSource(**data)))
         table = pq.read_table(home / record.uri)
         malformed = [tuple(row.values()) for row in pq.read_table(home / record.malformed_uri).to_pylist()]
         assert (record.num_rows, record.num_malformed) == (table.num_rows, len(malformed))

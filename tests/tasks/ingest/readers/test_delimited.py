@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
@@ -176,9 +176,9 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str
     path = tmp_path / "rows.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
-    data = Data(source=str(path), missing=[])
+    data = DataSource(source=str(path), missing=[])
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = delimited.read(data, data.origins[0], aside)
+        found = delimited.read(data, data.source_files[0], aside)
         back = [tuple(row.values()) for batch in found.batches for row in batch.to_pylist()]
     assert aside.num_lines == 0
     assert back == rows
@@ -214,8 +214,8 @@ def _num_rows_by_arrow(text: bytes) -> int:
 def test_a_source_is_known_by_content_and_options(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
-    first = locate_source(Data(source=str(path))).digest
-    assert locate_source(Data(source=str(path), format="csv")).digest == first
-    assert locate_source(Data(source=str(path), strip=True)).digest != first
+    first = locate_source(DataSource(source=str(path))).digest
+    assert locate_source(DataSource(source=str(path), format="csv")).digest == first
+    assert locate_source(DataSource(source=str(path), strip=True)).digest != first
     path.write_text("a,b\n1,3\n")
-    assert locate_source(Data(source=str(path))).digest != first
+    assert locate_source(DataSource(source=str(path))).digest != first

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import spark_session
 from bloomery.tasks.ingest.readers import hive
 from bloomery.tasks.ingest.stage import locate_source
@@ -21,11 +21,11 @@ def test_a_hive_table_comes_sorted_by_all_its_columns(read, home: Path) -> None:
         session.sql("create database sales")
         session.sql("create table sales.rows (id int, word string) row format delimited fields terminated by '|'")
         session.sql("insert into sales.rows values (2, 'b'), (3, null), (1, 'a')")
-        first = locate_source(Data(source="hive:sales.rows")).digest
+        first = locate_source(DataSource(source="hive:sales.rows")).digest
         session.sql("insert into sales.rows values (0, 'z')")
-        assert locate_source(Data(source="hive:sales.rows")).digest != first
+        assert locate_source(DataSource(source="hive:sales.rows")).digest != first
         with pytest.raises(DataMissing, match=r"hive:sales\.nowhere cannot be read"):
-            locate_source(Data(source="hive:sales.nowhere"))
+            locate_source(DataSource(source="hive:sales.nowhere"))
         found = read(source="hive:sales.rows")
         assert [tuple(row.values()) for row in found.rows] == [(0, "z"), (1, "a"), (2, "b"), (3, None)]
         assert (home / "spark" / "metastore").is_dir()

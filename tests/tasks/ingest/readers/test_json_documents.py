@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import json_documents
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.stage import locate_source
@@ -103,7 +103,10 @@ def test_a_document_without_such_rows_is_refused(
 
 def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: Path) -> None:
     path = write(tmp_path, {"a": [{"x": 1}], "b": [{"x": 2}]})
-    assert locate_source(Data(source=path, records="a")).digest != locate_source(Data(source=path, records="b")).digest
+    assert (
+        locate_source(DataSource(source=path, records="a")).digest
+        != locate_source(DataSource(source=path, records="b")).digest
+    )
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,9 +120,9 @@ def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: P
     )
 )
 def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -> None:
-    data = Data(source=write(tmp_path, {"rows": rows}), records="rows")
+    data = DataSource(source=write(tmp_path, {"rows": rows}), records="rows")
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = json_documents.read(data, data.origins[0], aside)
+        found = json_documents.read(data, data.source_files[0], aside)
         back = [row for batch in found.batches for row in batch.to_pylist()]
     assert aside.num_lines == 0
     assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]

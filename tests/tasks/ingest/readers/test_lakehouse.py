@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing, EngineMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.stage import locate_source
 
 TABLE = pa.table({"id": [1, 2], "word": ["x", None]})
@@ -21,9 +21,9 @@ def test_a_delta_table_is_read_at_its_version(read, tmp_path: Path) -> None:
     deltalake = pytest.importorskip("deltalake")
     path = str(tmp_path / "table")
     deltalake.write_deltalake(path, TABLE, partition_by=["word"])
-    first = locate_source(Data(source=f"delta:{path}")).digest
+    first = locate_source(DataSource(source=f"delta:{path}")).digest
     deltalake.write_deltalake(path, pa.table({"id": [3], "word": ["y"]}), mode="append")
-    assert locate_source(Data(source=f"delta:{path}")).digest != first
+    assert locate_source(DataSource(source=f"delta:{path}")).digest != first
     old = read(source=f"delta:{path}", version=0)
     assert sorted(old.rows, key=lambda row: row["id"]) == TABLE.to_pylist()
     assert old.table.schema.field("word").type == pa.string()
@@ -65,7 +65,7 @@ def test_a_package_that_is_not_there_is_named_with_its_command(
     monkeypatch.setitem(sys.modules, package, None)
     scheme = {"deltalake": "delta", "pyiceberg": "iceberg"}[package]
     with pytest.raises(EngineMissing) as caught:
-        locate_source(Data(source=f"{scheme}:{tmp_path}/v1.metadata.json"))
+        locate_source(DataSource(source=f"{scheme}:{tmp_path}/v1.metadata.json"))
     assert package in caught.value.found
     assert caught.value.remedy == f"pip install 'bloomery[{scheme}]'"
 
@@ -88,10 +88,10 @@ def test_a_query_is_read_in_its_order_and_types(read, database: sqlite3.Connecti
     options = {**SQL, "query": "select * from rows order by id"}
     found = read(**options)
     assert found.rows == [{"id": 1, "word": "x", "x": 1.5}, {"id": 2, "word": None, "x": 0.5}]
-    first = locate_source(Data(**options)).digest
+    first = locate_source(DataSource(**options)).digest
     database.execute("insert into rows values (3, 'z', 0)")
     database.commit()
-    assert locate_source(Data(**options)).digest != first
+    assert locate_source(DataSource(**options)).digest != first
 
 
 @pytest.mark.parametrize(

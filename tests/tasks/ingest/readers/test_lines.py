@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import jsonlines
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 
@@ -95,9 +95,9 @@ def test_files_of_json_lines_may_lack_each_others_keys(read, tmp_path: Path) -> 
 def test_what_a_json_writer_wrote_comes_back(tmp_path: Path, rows: list[dict]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = Data(source=str(path))
+    data = DataSource(source=str(path))
     with MalformedWriter(tmp_path / "malformed.parquet") as aside:
-        found = jsonlines.read(data, data.origins[0], aside)
+        found = jsonlines.read(data, data.source_files[0], aside)
         back = [row for batch in found.batches for row in batch.to_pylist()]
     assert aside.num_lines == 0
     assert back == [{name: row.get(name) for name in found.schema.names} for row in rows]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import DataMissing
-from bloomery.data_contracts.recipe_sections.data_source import Data
+from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.stage import locate_source
 
 pytestmark = pytest.mark.slow
@@ -53,13 +53,13 @@ def test_objects_are_read_as_files_are(read, bucket, tmp_path: Path) -> None:
 
 def test_an_object_is_known_by_what_s3_says_of_its_content(bucket) -> None:
     bucket("a.csv", b"x\n1\n")
-    first = locate_source(Data(source="s3://rows/a.csv")).digest
-    assert locate_source(Data(source="s3://rows/a.csv")).digest == first
+    first = locate_source(DataSource(source="s3://rows/a.csv")).digest
+    assert locate_source(DataSource(source="s3://rows/a.csv")).digest == first
     bucket("a.csv", b"x\n2\n")
-    assert locate_source(Data(source="s3://rows/a.csv")).digest != first
+    assert locate_source(DataSource(source="s3://rows/a.csv")).digest != first
 
 
 @pytest.mark.parametrize("source", ["s3://rows/nowhere.csv", "s3://nobucket/a.csv", "s3://rows/no-*.csv"])
 def test_an_object_that_is_not_there_is_named(bucket, source: str) -> None:
     with pytest.raises(DataMissing, match="there is no csv file"):
-        locate_source(Data(source=source))
+        locate_source(DataSource(source=source))

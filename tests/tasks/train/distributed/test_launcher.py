@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bloomery.data_contracts.errors import EngineMissing, RecipeInvalid, TrainingDiverged
-from bloomery.data_contracts.recipe_sections.engine import Engine, SparkMeans
+from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput, TextInput
@@ -29,7 +29,7 @@ from bloomery.tasks.train.stage import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
 TRAINING = Training(epochs=6, batch_size=32, seed=1, devices=2, checkpoints=Checkpoints(every_steps=5))
-LOCAL_2 = SparkMeans(master="local[2]", settings={"spark.driver.memory": "600m"})
+LOCAL_2 = SparkConfig(master="local[2]", settings={"spark.driver.memory": "600m"})
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home
 def test_a_spark_that_never_could_start_the_processes_is_refused(dataset, master):
     training = TRAINING.model_copy(update={"launcher": "spark"})
     with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
-        fit_distributed("refused", dataset, MLP, training, None, means=SparkMeans(master=master))
+        fit_distributed("refused", dataset, MLP, training, None, means=SparkConfig(master=master))
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_the_stage_trains_on_the_spark_of_its_means(dataset, home):
     (home / dataset.checked.report_uri).write_text("made for a test")
     training = TRAINING.model_copy(update={"launcher": "spark"})
     with pytest.raises(RecipeInvalid, match=r"local\[1\]"):
-        train(dataset, MLP, training, None, Engine(spark=SparkMeans(master="local[1]")))
+        train(dataset, MLP, training, None, Engine(spark=SparkConfig(master="local[1]")))
 
 
 def test_several_machines_meet_where_they_are_told(monkeypatch: pytest.MonkeyPatch):
