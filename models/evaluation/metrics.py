@@ -26,10 +26,11 @@ def proportion(num_hits: int, num_all: int) -> Interval:
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    n, value = num_all, num_hits / num_all
-    centre = (value + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(value * (1 - value) / n + Z_95**2 / (4 * n * n))
-    return Interval(value=value, low=max(min(centre - half, value), 0.0), high=min(max(centre + half, value), 1.0))
+    from scipy.stats import binomtest
+
+    value = num_hits / num_all
+    limits = binomtest(num_hits, num_all).proportion_ci(method="wilson")
+    return Interval(value=value, low=min(float(limits.low), value), high=max(float(limits.high), value))
 
 
 def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Interval:
@@ -80,9 +81,8 @@ def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> fl
 
 def confusion_matrix(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts int64 (K, K): rows are true classes, columns are predictions."""
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(counts, (truth, answers), 1)
-    return counts
+    counts = np.bincount(truth * num_classes + answers, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
@@ -141,14 +141,11 @@ def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
 
     Source: Hanley & McNeil 1982, "The meaning and use of the area under a receiver operating characteristic curve".
     """
-    num_positive = int(is_positive_N.sum())
-    num_negative = len(is_positive_N) - num_positive
-    if not num_positive or not num_negative:
+    from sklearn.metrics import roc_auc_score
+
+    if is_positive_N.all() or not is_positive_N.any():
         return None
-    _, places, counts = np.unique(scores_N, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # rows of equal scores share their mean rank
-    above = float(ranks[is_positive_N].sum()) - num_positive * (num_positive + 1) / 2
-    return above / (num_positive * num_negative)
+    return float(roc_auc_score(is_positive_N, scores_N))
 
 
 class ClassMetrics(NamedTuple):

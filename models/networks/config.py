@@ -139,53 +139,48 @@ class Rnn(Document):
     highway: Annotated[int, Field(ge=0)] = 0
 
 
-class Transformer(Document):
-    """A pre-norm Transformer encoder like BERT, for text and continuous sequences."""
+class AttentionConfig(Document):
+    """The options that the Transformer encoder and decoder share."""
 
-    kind: Literal["transformer"]
+    kind: str
     width: Count = 128
     num_layers: Count = 2
     num_heads: Count = 4
     head_width: HeadWidth = None
     feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
+    max_length: Annotated[
+        Count | None, Field(description="number of positions; default: length of the encoded rows")
+    ] = None
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _has_valid_heads(self) -> Self:
+        if self.head_width is None:
+            _require_divisible(self.width, self.num_heads)
+        return self
+
+
+class Transformer(AttentionConfig):
+    """A pre-norm Transformer encoder like BERT, for text and continuous sequences."""
+
+    kind: Literal["transformer"]
     pooling: Literal["first", "mean", "max"] = "mean"
     convolution: Annotated[
         int, Field(ge=0, description="odd kernel size of a convolution before the first layer; 0: none")
     ] = 0
     wide: Annotated[bool, Field(description="text only: add a linear map of the tokens to the output")] = False
-    max_length: Annotated[
-        Count | None, Field(description="number of positions; default: length of the encoded rows")
-    ] = None
-    dropout: Dropout = 0.1
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.head_width is None:
-            _require_divisible(self.width, self.num_heads)
+    def _has_odd_kernel(self) -> Self:
         if self.convolution and self.convolution % 2 == 0:
             raise ValueError(f"`convolution` is {self.convolution}, but its kernel size must be odd")
         return self
 
 
-class Gpt(Document):
+class Gpt(AttentionConfig):
     """A causal Transformer decoder like GPT-2; it predicts from the state of the last token."""
 
     kind: Literal["gpt"]
-    width: Count = 128
-    num_layers: Count = 2
-    num_heads: Count = 4
-    head_width: HeadWidth = None
-    feed_forward: Annotated[float, Field(gt=0, description="width of the hidden layer as a multiple of `width`")] = 4.0
-    max_length: Annotated[
-        Count | None, Field(description="number of positions; default: length of the encoded rows")
-    ] = None
-    dropout: Dropout = 0.1
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.head_width is None:
-            _require_divisible(self.width, self.num_heads)
-        return self
 
 
 class Custom(Document):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bloomery.models.networks.config import Gpt, Transformer
+from bloomery.models.networks.config import AttentionConfig
 
 
 class KeyValueCache:
@@ -87,7 +87,7 @@ class Heads(NamedTuple):
     width: int
 
 
-def attention_heads(config: Transformer | Gpt) -> Heads:
+def attention_heads(config: AttentionConfig) -> Heads:
     return Heads(config.num_heads, config.head_width or config.width // config.num_heads)
 
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 
 from bloomery.data_contracts.errors import RecipeInvalid
-from bloomery.models.networks.config import Gpt, Model, Transformer
+from bloomery.models.networks.config import AttentionConfig, Model
 from bloomery.models.training.config import Loop, Strategy, Training
 from bloomery.models.training.distributed.pipeline_parallel import num_microbatches, pipeline_learner
 from bloomery.models.training.optimization.learner import Learner, create_learner
@@ -37,7 +37,7 @@ def require_supported_strategy(training: Training, model: Model) -> None:
     strategy, num_processes = training.strategy, training.devices * training.nodes
     if strategy in ("ddp", "fsdp"):
         return
-    if not isinstance(model, Transformer | Gpt):
+    if not isinstance(model, AttentionConfig):
         raise _unsupported(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
     if strategy == "tensor" and model.num_heads % num_processes:
         found = f"{model.num_heads} heads for {num_processes} processes"

@@ -56,7 +56,7 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     pq.write_table(rows, root / "rows.parquet")
     number = {"kind": "number", "columns": ["x"], "scale": "none"}
     features = Features.model_validate({"key": "id", "label": "y", "inputs": [number]})
-    encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))["summary"].to_pylist())
+    encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))["statistics"].to_pylist())
     (root / "encoder.json").write_text(encoder.model_dump_json())
     trained = release.bento.choice.candidates.trained
     checked = trained.dataset.checked.model_copy(update={"uri": "rows.parquet"})

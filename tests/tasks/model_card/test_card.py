@@ -68,7 +68,7 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
         number = {"kind": "number", "columns": ["x"], "scale": "none"}
         features = Features.model_validate({"key": "id", "label": "y", "task": "regression", "inputs": [number]})
         rows = pa.table({"id": keys, "x": [0.0] * 6, "y": columns["truth"]})
-        summary = next(iter(partial_statistics(features, rows.to_batches())))["summary"]
+        summary = next(iter(partial_statistics(features, rows.to_batches())))["statistics"]
         encoder = fit(features, summary.to_pylist())
         (place / "encoder.json").write_text(encoder.model_dump_json(by_alias=True))
     pq.write_table(pa.table({"id": keys, **columns}), place / "answers.parquet")

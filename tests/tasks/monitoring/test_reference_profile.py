@@ -69,7 +69,7 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     categories = {"kind": "category", "columns": ["town", "zone"]}
     features = Features.model_validate({"key": "id", "label": "label", "inputs": [categories]})
     summary = next(iter(partial_statistics(features, ROWS.to_batches())))
-    (folder / "encoder.json").write_text(fit(features, summary["summary"].to_pylist()).model_dump_json())
+    (folder / "encoder.json").write_text(fit(features, summary["statistics"].to_pylist()).model_dump_json())
     place = str(folder.relative_to(settings().home))
     choice = release.bento.choice
     dataset = choice.candidates.trained.dataset

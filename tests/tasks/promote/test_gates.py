@@ -40,7 +40,7 @@ def encoder_for(task: Task) -> Encoder:
     number = {"kind": "number", "columns": ["x"], "scale": "none"}
     features = Features.model_validate({"key": "id", "label": "y", "task": task, "inputs": [number]})
     summary = next(iter(partial_statistics(features, rows_for(task).to_batches())))
-    return fit(features, summary["summary"].to_pylist())
+    return fit(features, summary["statistics"].to_pylist())
 
 
 def network(path: Path, task: Task, shift: float) -> None:
