@@ -189,6 +189,7 @@ def test_a_bento_needs_no_package_that_is_not_pinned() -> None:
         "bentoml",
         "cryptography",
         "httptools",
+        "jinja2",
         "numba",
         "numpy",
         "onnxruntime",
