@@ -27,11 +27,11 @@ def reporting_errors(
     try:
         yield
     except EngineMissing as error:
-        from bloomery.tasks.infrastructure.settings import disk_full_error
+        from bloomery.tasks.infrastructure.disk_errors import disk_full_error
+        from bloomery.tasks.infrastructure.settings import settings
 
-        cause: BloomeryError = (
-            disk_full_error(error, "an engine") or error
-        )  # a server does not report a full disk itself
+        # A server does not report a full disk itself.
+        cause: BloomeryError = disk_full_error(error, "an engine", settings().home) or error
         _report(cause.as_document(), str(cause), as_json, out, err)
         raise SystemExit(cause.exit_code) from None
     except BloomeryError as error:
@@ -44,9 +44,11 @@ def reporting_errors(
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()  # into the log, if there is one
-        from bloomery.tasks.infrastructure.settings import disk_full_error, share_lost_error
+        from bloomery.tasks.infrastructure.disk_errors import disk_full_error, share_lost_error
+        from bloomery.tasks.infrastructure.settings import settings
 
-        known = share_lost_error(error) or disk_full_error(error, "the run")
+        home = settings().home
+        known = share_lost_error(error, home) or disk_full_error(error, "the run", home)
         if known is not None:
             _report(known.as_document(), str(known), as_json, out, err)
             raise SystemExit(known.exit_code) from None

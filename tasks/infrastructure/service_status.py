@@ -1,4 +1,4 @@
-"""What `bloomery up` has started on this machine: one small file, which a supervisor writes and everybody may read."""
+"""The status of the services of `bloomery up`: a small file that the supervisor writes and every process may read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bloomery.tasks.infrastructure.tethered_process import is_running
 
 STATUS_FOLDER = "up"
 STATUS_FILE = "status.json"
-HOME_MARKER = "BLOOMERY_UP"  # in the environment of every process that belongs to what stands in this state folder
+HOME_MARKER = "BLOOMERY_UP"  # in the environment of every process that serves this state folder
 
 ServiceKind = Literal["prefect", "mlflow", "worker", "endpoint", "registration"]
 ServiceState = Literal["starting", "up", "failed"]
 
 
 class Service(Document):
-    """One of them. `url` is empty where nobody asks it, and `pid` where it belongs to somebody else."""
+    """A service. `url` is empty if it answers no requests, and `pid` is None if Bloomery has not started it."""
 
     name: str
     kind: ServiceKind
@@ -29,16 +29,16 @@ class Service(Document):
     pid: int | None = None
     state: ServiceState = "starting"
     restarts: int = 0
-    why: str = ""  # it ended last time
+    why: str = ""  # it ended the last time
     log: str = ""
 
 
 class ServiceStatus(Document):
-    """All of them. The supervisor is told apart from a later process of the same number by when it `started`."""
+    """All services. `started` distinguishes the supervisor from a later process with the same id."""
 
     pid: int
     started: float
-    is_settled: bool = False  # each has answered once, or failed
+    is_settled: bool = False  # each service has answered once, or failed
     servers: tuple[Service, ...] = ()
 
     @property
@@ -48,7 +48,7 @@ class ServiceStatus(Document):
 
     @property
     def mlflow_url(self) -> str | None:
-        """Where a person looks at runs and versions."""
+        """The address of MLflow's web interface."""
         return self._url_of("mlflow")
 
     def _url_of(self, kind: ServiceKind) -> str | None:
@@ -56,26 +56,26 @@ class ServiceStatus(Document):
 
 
 def read_service_status(home: Path) -> ServiceStatus | None:
-    """What stands in the state folder `home`; None where no supervisor lives, whatever one that was killed has left."""
+    """Returns the status in the state folder `home`; None if no supervisor runs, even if a killed one left a file."""
     try:
-        standing = ServiceStatus.model_validate_json((home / STATUS_FOLDER / STATUS_FILE).read_text(encoding="utf-8"))
+        status = ServiceStatus.model_validate_json((home / STATUS_FOLDER / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
-    return standing if is_running(standing.pid, standing.started) else None
+    return status if is_running(status.pid, status.started) else None
 
 
 def find_processes(home: Path) -> list[psutil.Process]:
-    """Every living process that was started for what stands in `home`, the supervisor too."""
-    found = []
+    """Returns every running process of the services in `home`, with the supervisor."""
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(HOME_MARKER) == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def terminate_processes(processes: list[psutil.Process], grace_s: float = 10.0) -> None:
-    """Afterwards none of them lives."""
+    """Terminates the processes, and kills those that still run after `grace_s` seconds."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()

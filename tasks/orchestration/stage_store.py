@@ -25,7 +25,8 @@ from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import BloomeryError
 from bloomery.data_contracts.recipe_sections.engine import Means
 from bloomery.data_contracts.records.records import Record
-from bloomery.tasks.infrastructure.settings import disk_full_error, settings
+from bloomery.tasks.infrastructure.disk_errors import disk_full_error
+from bloomery.tasks.infrastructure.settings import settings
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -123,7 +124,7 @@ def find_or_compute(
     except BloomeryError:
         raise
     except Exception as failure:  # what is not written in Python raises no OSError where the disk is full
-        unwritable = disk_full_error(failure, f"stage {stage}")
+        unwritable = disk_full_error(failure, f"stage {stage}", settings().home)
         if unwritable is None:
             raise
         raise unwritable from failure

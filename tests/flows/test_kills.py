@@ -292,7 +292,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     filler = fill(disk)
     told = run.communicate(timeout=120)[1]
     assert run.returncode == 1, told
-    for words in ("StateUnwritable: ", "free some space", "finished stages are found"):
+    for words in ("StateUnwritable: ", "free some space", "finished stages are reused"):
         assert words in told, told
     assert re.search(r"\(\d MB free\)", told), told  # what the broken stage had written is gone again by then
     assert champion() == tag
