@@ -94,11 +94,11 @@ def _fill_caches() -> None:
     from matplotlib import pyplot as plt
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
-    from bloomery.tasks.bentos.environment import codes
+    from bloomery.tasks.bentos.environment import code_versions
     from bloomery.tasks.orchestration.code_version import reach
     from bloomery.tasks.package.stage import _SERVICE
 
-    codes()
+    code_versions()
     reach(_SERVICE)
     plt.figure().savefig(io.BytesIO())
     plt.close()

@@ -32,7 +32,7 @@ from bloomery.data_contracts.records.records import Latency
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import QuantizationMode
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import INPUT, OUTPUT
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -86,7 +86,7 @@ def ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int, float]:
         product(size, files["fp32"])
         x = np.random.default_rng(1).standard_normal((max(batches), size), np.float32)
         for route in ROUTES:
-            quantize(files["fp32"], files[route], x[:CALIBRATION_ROWS], how=route)
+            quantize(files["fp32"], files[route], x[:CALIBRATION_ROWS], QuantizationOptions(mode=route))
         times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
         for place, batch in enumerate(batches):
             here = {name: times[name][place] for name in files}
@@ -115,7 +115,9 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
     files = {kind: folder / f"{name}-{kind}.onnx" for kind in ("fp32", "int8")}
     export_onnx(build_network(Blueprint(config=config, layout=layout, num_outputs=10)), examples[:40], files["fp32"])
     tiles = has_amx(cpu_flags())
-    quantize(files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), how=route, tiles=tiles)
+    quantize(
+        files["fp32"], files["int8"], examples[:CALIBRATION_ROWS].numpy(), QuantizationOptions(mode=route, amx=tiles)
+    )
     return files, examples.numpy()
 
 

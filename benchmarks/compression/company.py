@@ -59,7 +59,7 @@ def timed(files: dict[str, Path], rounds: int, num_before: int, read: Callable[[
         run_batch(sessions[name], x, is_row_by_row=False)
         return time.perf_counter() - start
 
-    seconds = measure_in_turns(list(files), turn, rounds, seed=0, most_seconds=60)
+    seconds = measure_in_turns(list(files), turn, rounds, seed=0, max_seconds=60)
     ratio = 1 / median_ratio(seconds["student"], seconds["fp32"])
     return f"{ratio:.1f}x, {1e3 * np.median(seconds['student']):.3f} ms"
 

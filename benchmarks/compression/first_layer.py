@@ -16,7 +16,7 @@ from wanted import strided
 
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Layout
-from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, find_first_layer, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, LeNet, Model
@@ -52,9 +52,9 @@ def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Pa
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "int8", "first-in-float")}
     export_onnx(network, x, files["fp32"])
     tiles = has_amx(cpu_flags())
-    quantize(files["fp32"], files["int8"], x.numpy(), tiles=tiles)
+    quantize(files["fp32"], files["int8"], x.numpy(), QuantizationOptions(amx=tiles))
     kept = find_first_layer(files["fp32"], "static")
-    quantize(files["fp32"], files["first-in-float"], x.numpy(), tiles=tiles, keep_float=kept)
+    quantize(files["fp32"], files["first-in-float"], x.numpy(), QuantizationOptions(amx=tiles, keep_float=kept))
     return files
 
 

@@ -23,7 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.compression.quantization.weight_only import quantize_weights
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import INPUT, create_session, run_session
@@ -64,7 +64,7 @@ def ours(source: Path, target: Path, x: np.ndarray, how: str | None) -> None:
     if how is None:
         quantize_weights(source, target, "int8")
     else:
-        quantize(source, target, x, how=how, tiles=has_amx(cpu_flags()))  # type: ignore[arg-type]
+        quantize(source, target, x, QuantizationOptions(mode=how, amx=has_amx(cpu_flags())))  # type: ignore[arg-type]
 
 
 def least_ms(files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, float]:

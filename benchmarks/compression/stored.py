@@ -139,7 +139,7 @@ def sparsified(
     """`plan.num_weights` of the teacher's weights, in what is left of its units."""
     placement = Placement(parallelize=create_distiller(teacher, plan.lesson))
     total = sum(weight.numel() for weight in maskable_weights(teacher).values())
-    network, found = prune_network(teacher, blueprint, Pruning(share=plan.narrowed))
+    network, found = prune_network(teacher, blueprint, Pruning(ratio=plan.narrowed))
     for number in range(1, plan.num_rounds + 1):
         num_left = scheduled_density(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
         network, found = remove_dead_units(network, found)  # so that the share is one of what is left

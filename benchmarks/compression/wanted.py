@@ -7,7 +7,7 @@ from typing import Any
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 FLOAT = {"name": "fp32"}
-STATIC = {"quantize": "static", "tiles": has_amx(cpu_flags())}
+STATIC = {"quantize": "static", "amx": has_amx(cpu_flags())}
 # Of students of images, which only ever get nearer to their teacher.
 PATIENT = {
     "epochs": 60,
@@ -36,15 +36,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "pendigits": {
         "candidates": [
             FLOAT,
-            {"name": "half-int8", "prune": 0.5, "weights": "int8"},
-            {"name": "third-int8", "prune": {"share": 0.67, "importance": "taylor"}, "weights": "int8"},
+            {"name": "half-int8", "prune": 0.5, "weight_only": "int8"},
+            {"name": "third-int8", "prune": {"ratio": 0.67, "importance": "taylor"}, "weight_only": "int8"},
             {
                 "name": "student-gru-int8",
                 "student": {
                     "model": {"kind": "rnn", "cell": "gru", "hidden": 48, "pooling": "max", "dropout": 0},
                     "training": {"epochs": 40, "batch_size": 128, "learning_rate": 0.004, "ema": 0.995},
                 },
-                "weights": "int8",
+                "weight_only": "int8",
             },
         ],
         "fine_tune": {"epochs": 15, "batch_size": 128, "learning_rate": 0.002, "ema": 0.995},
@@ -68,9 +68,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
                         "weight_decay": 0.1,
                     },
                 },
-                "sparse": {"density": 0.22},
-                "values": 31,
-                "stored": "coded",
+                "sparsify": {"density": 0.22},
+                "num_clusters": 31,
+                "storage": "entropy_coded",
             },
         ],
         "fine_tune": {"epochs": 20, "batch_size": 256, "learning_rate": 0.001, "ema": 0.998, "clip_norm": 1.0},
@@ -92,7 +92,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
                         "convolution": 3,
                     }
                 },
-                "weights": "int8",
+                "weight_only": "int8",
             },
         ],
         "fine_tune": {

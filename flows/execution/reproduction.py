@@ -114,7 +114,7 @@ def pin_weight_bits(original: Environment, recipe: Recipe) -> Recipe:
     candidates = recipe.compression.candidates
     if candidates is None:
         return recipe
-    pinned = tuple(candidate.for_processor(original.vector_flags) for candidate in candidates)
+    pinned = tuple(candidate.resolve_reduce_range(original.vector_flags) for candidate in candidates)
     return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": pinned})})
 
 

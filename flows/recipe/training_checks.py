@@ -141,7 +141,7 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
     if training.start_from is not None and training.start_from.discount != 1:
         yield "training.start_from.discount is not supported by private training; leave it out"
     for candidate in compression.candidates or ():
-        if candidate.is_smaller:
+        if candidate.changes_network:
             yield (
                 f"compression.candidates: {candidate.name} would be trained on the same rows without noise, "
                 "so epsilon would not hold; leave it out"
@@ -149,18 +149,18 @@ def check_privacy(model: Model, training: Training, compression: Compression) ->
 
 
 def check_compression(features: Features, model: Model, compression: Compression) -> Iterator[str]:
-    if compression.explore is not None and model.kind == "imported":
+    if compression.search is not None and model.kind == "imported":
         yield (
-            "compression.explore: an imported network cannot be pruned; name candidates with a `student` that "
+            "compression.search: an imported network cannot be pruned; name candidates with a `student` that "
             "replaces it"
         )
     yield from _check_distillation(model, compression)
     candidates = compression.candidates or ()
     has_float_student = any(candidate.student and candidate.is_float for candidate in candidates)
-    if compression.also and model.kind == "imported" and not has_float_student:
+    if compression.extra_formats and model.kind == "imported" and not has_float_student:
         yield (
-            "compression.also: an imported network is not a PyTorch network, so it has no other formats; "
-            "leave `also` out, or name a float candidate with a `student` that replaces it"
+            "compression.extra_formats: an imported network is not a PyTorch network, so it has no other formats; "
+            "leave `extra_formats` out, or name a float candidate with a `student` that replaces it"
         )
     for candidate in candidates:
         yield from _check_candidate(features, model, candidate)
@@ -173,10 +173,10 @@ def _check_candidate(features: Features, model: Model, candidate: CandidateSpec)
     )
     if reason is not None:
         yield f"compression.candidates: {candidate.name} cannot be pruned: {reason}; change or leave out `prune`"
-    if candidate.factorise is not None and network.kind == "imported":
+    if candidate.factorize is not None and network.kind == "imported":
         yield (
             f"compression.candidates: {candidate.name} cannot be factorised: an imported network is not changed; "
-            "leave `factorise` out, or let a `student` replace it"
+            "leave `factorize` out, or let a `student` replace it"
         )
     if candidate.student is not None and candidate.student.model.kind in _NO_STUDENTS:
         yield (
@@ -192,8 +192,10 @@ def _check_distillation(model: Model, compression: Compression) -> Iterator[str]
     """Yields students that lack what distillation compares with the teacher."""
     if compression.distill is None or model.kind == "auto":
         return
-    students = {candidate.name: candidate.student for candidate in compression.candidates or () if candidate.is_smaller}
-    if compression.explore is not None or (compression.candidates is None and model.kind in PRUNABLE):
+    students = {
+        candidate.name: candidate.student for candidate in compression.candidates or () if candidate.changes_network
+    }
+    if compression.search is not None or (compression.candidates is None and model.kind in PRUNABLE):
         students["a pruned network"] = None
     for name, student in students.items():
         reason = find_distillation_obstacle(model, model if student is None else student.model, compression.distill)

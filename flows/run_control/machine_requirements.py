@@ -13,7 +13,7 @@ def check_machine_requirements(recipe: Recipe) -> None:
     """
     from bloomery.tasks.infrastructure.settings import settings
 
-    if "litert" in recipe.compression.also:
+    if "litert" in recipe.compression.extra_formats:
         from bloomery.models.export.litert_exporter import require_litert
 
         require_litert(settings().litert_python)

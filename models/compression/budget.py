@@ -1,6 +1,6 @@
-"""What a recipe may say about the budget: the limits of a candidate, and what is best within them.
+"""Recipe section `budget`: hard limits for a candidate, and the objective among those within them.
 
-Read by the command line before anything heavy is imported, so nothing here needs torch.
+The command line reads this module before any heavy import, so nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ Positive = Annotated[float, Field(gt=0)]
 AtMostOne = Annotated[float, Field(gt=0, le=1)]
 
 
-def _share_from(unit: str, number: Any) -> BeforeValidator:
-    """Reads a share: a `number` such as 0.005, or a text such as `0.5pp` that counts hundredths in `unit`."""
+def _share_parser(unit: str, number_type: Any) -> BeforeValidator:
+    """Reads a share: a number such as 0.005, or a text such as `0.5pp`, in hundredths with `unit`."""
     pattern = rf"^[0-9]+(\.[0-9]+)? ?{unit}$"
 
-    def read(stated: Any) -> Any:
-        if not isinstance(stated, str):
-            return stated
-        if not re.fullmatch(pattern, stated):
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(pattern, value):
             raise ValueError(f"a share is a number such as 0.005, or 0.5{unit}")
-        # In decimals: 0.7 / 100 is not 0.007 in binary.
-        return float(Decimal(stated.removesuffix(unit).strip()) / 100)
+        # Decimal arithmetic: in binary 0.7 / 100 is not 0.007.
+        return float(Decimal(value.removesuffix(unit).strip()) / 100)
 
-    return BeforeValidator(read, json_schema_input_type=number | Annotated[str, Field(pattern=pattern)])
+    return BeforeValidator(parse, json_schema_input_type=number_type | Annotated[str, Field(pattern=pattern)])
 
 
-# A drop of accuracy is in points (`0.5pp`), a rise of an error is in percent of what it was (`1%`).
-Drop = Annotated[AtMostOne, _share_from("pp", AtMostOne)]
-Rise = Annotated[Positive, _share_from("%", Positive)]
+# A drop of accuracy is in percentage points (`0.5pp`), a rise of an error is relative (`1%`).
+Drop = Annotated[AtMostOne, _share_parser("pp", AtMostOne)]
+Rise = Annotated[Positive, _share_parser("%", Positive)]
 
 
 class LatencyLimit(Document):
-    """How long a batch may take: the limit of a percentile over the rounds in which it was timed."""
+    """Limit on a percentile of the time for one batch."""
 
-    batch: Annotated[Count, Field(description="rows that are asked at a time")] = 1
+    batch_size: Annotated[Count, Field(description="rows in a batch")] = 1
     percentile: Percentile = 99
     value: Annotated[Positive, Field(description="milliseconds")]
 
 
-def _limit_from(stated: Any) -> Any:
-    is_number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    # It says all of it: what a run states in short leaves nothing of what the recipe states at length.
-    return {"batch": 1, "percentile": 99, "value": stated} if is_number else stated
+def _expand_limit(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # All fields are set, so a number on the command line replaces a whole mapping of the recipe.
+    return {"batch_size": 1, "percentile": 99, "value": value} if is_number else value
 
 
 class ObjectiveWeights(Document):
-    """How much each ratio to fp32 counts, in a geometric mean."""
+    """Exponents of the ratios to fp32 in a geometric mean."""
 
     size: Annotated[float, Field(ge=0)] = 0.0
     latency: Annotated[float, Field(ge=0)] = 0.0
-    energy: Annotated[float, Field(ge=0, description="of a processor that tells how much it takes")] = 0.0
+    energy: Annotated[float, Field(ge=0, description="needs a processor with an energy counter")] = 0.0
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
@@ -67,14 +67,15 @@ class ObjectiveWeights(Document):
         return self
 
 
-def _weights_from(stated: Any) -> Any:
-    if isinstance(stated, str) and stated not in ObjectiveWeights.model_fields:
+def _expand_objective(value: Any) -> Any:
+    fields = ObjectiveWeights.model_fields
+    if isinstance(value, str) and value not in fields:
         raise ValueError("an objective is size, latency, energy, or weights such as {latency: 0.5, size: 0.5}")
-    return {**dict.fromkeys(ObjectiveWeights.model_fields, 0.0), stated: 1.0} if isinstance(stated, str) else stated
+    return {**dict.fromkeys(fields, 0.0), value: 1.0} if isinstance(value, str) else value
 
 
 class Budget(Document):
-    """Hard limits for a candidate; what is left out is free. `objective` picks among those within all limits."""
+    """Hard limits for a candidate; missing ones do not apply. `objective` ranks those within all limits."""
 
     accuracy_drop: Annotated[
         Drop,
@@ -83,32 +84,29 @@ class Budget(Document):
     error_rise: Annotated[
         Rise,
         Field(
-            description="of a regression, 0.01 or 1%: the 95% interval of the paired rise of RMSE must end at or below "
-            "this"
+            description="regression, 0.01 or 1%: the 95% interval of the paired rise of RMSE must end at or below this"
         ),
     ] = 0.01
-    slice_drop: Annotated[
-        Drop | None, Field(description="the same as accuracy_drop in every slice that training.slices tells apart")
-    ] = None
-    slice_rise: Annotated[
-        Rise | None, Field(description="the same as error_rise in every slice that training.slices tells apart")
-    ] = None
+    slice_drop: Annotated[Drop | None, Field(description="accuracy_drop for each slice of training.slices")] = None
+    slice_rise: Annotated[Rise | None, Field(description="error_rise for each slice of training.slices")] = None
     class_drop: Annotated[
-        Drop | None, Field(description="the same as accuracy_drop among the rows of every class: its recall")
+        Drop | None, Field(description="accuracy_drop for the rows of each class, which is a drop of its recall")
     ] = None
-    size_bytes: Annotated[Count | None, Field(description="of the ONNX file as shipped")] = None
+    size_bytes: Annotated[Count | None, Field(description="size of the ONNX file as shipped")] = None
     latency_ms: Annotated[
         LatencyLimit | None,
-        BeforeValidator(_limit_from, json_schema_input_type=Positive | LatencyLimit | None),
-        Field(description="milliseconds: the 99th percentile for one row; or {batch, percentile, value}"),
+        BeforeValidator(_expand_limit, json_schema_input_type=Positive | LatencyLimit | None),
+        Field(description="milliseconds: the 99th percentile for one row; or {batch_size, percentile, value}"),
     ] = None
     objective: Annotated[
         ObjectiveWeights,
-        BeforeValidator(_weights_from, json_schema_input_type=Literal["size", "latency", "energy"] | ObjectiveWeights),
-        Field(description="what is least in the one that is chosen; weights mix the ratios to fp32"),
+        BeforeValidator(
+            _expand_objective, json_schema_input_type=Literal["size", "latency", "energy"] | ObjectiveWeights
+        ),
+        Field(description="minimized among the candidates within the budget; weights combine the ratios to fp32"),
     ] = ObjectiveWeights(size=1.0)
 
     @property
-    def batch(self) -> int:
-        """Rows at a time at which candidates are compared by their time."""
-        return 1 if self.latency_ms is None else self.latency_ms.batch
+    def batch_size(self) -> int:
+        """Rows in the batch by whose time candidates are compared."""
+        return 1 if self.latency_ms is None else self.latency_ms.batch_size

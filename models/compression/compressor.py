@@ -1,4 +1,4 @@
-"""From a trained network to a smaller one that has learnt from it."""
+"""Builds a compressed network from the trained one and fine-tunes it after each step."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from bloomery.models.training.optimization.learner import create_learner
 
 
 class FineTuning(NamedTuple):
-    """From what a smaller network learns: the rows, and the network whose answers it is to give.
+    """The rows, the teacher and the settings with which compressed networks are trained.
 
-    To the rows of `unlabelled` (B, ...) only the teacher has an answer: without distillation nobody learns from them.
+    Rows of `unlabelled` (B, ...) count only with distillation, since only the teacher has outputs for them.
     """
 
     train: Examples
@@ -56,109 +56,107 @@ class FineTuning(NamedTuple):
     compression: Compression
     unlabelled: torch.Tensor | None = None
     seed: int = 0
-    device: str = "cpu"  # on which networks learn; before and after they are on the processor
+    device: str = "cpu"  # for training; before and after, networks are on the CPU
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None
 
 
-def compress_network(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: FineTuning) -> nn.Module:
-    """A network for the candidate before it is quantized, in evaluation mode. `network` is left as it is.
+def compress_network(
+    network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, fine_tuning: FineTuning
+) -> nn.Module:
+    """The candidate's network before quantization, in evaluation mode. `network` does not change.
 
-    What `spec` states happens in this order, and after each the network learns: a student takes the network's place,
-    units leave, large matrices become thin ones, weights become 0 and share few values, everything is rounded (of which
-    `learned_ranges` tells). `network` may be anything that answers where a student is stated.
+    The steps of `spec` run in this order, each followed by training: replacement by a student, structured pruning,
+    low-rank factorization, unstructured pruning, weight clustering, fake quantization (see `learned_ranges`). With a
+    student, `network` may be any module that has outputs.
 
     Raises:
-        RecipeInvalid: what is asked cannot be done with a network of this kind, or taught by one.
+        RecipeInvalid: a network of this kind does not support a step, or cannot teach the student.
         TrainingDiverged: the loss of the fine-tuning is not a number.
     """
-    torch.manual_seed(lesson.seed)  # so that no candidate depends on those made before it
-    fine_tune = lesson.compression.fine_tune
-    if lesson.compression.distill is not None:
+    torch.manual_seed(fine_tuning.seed)  # so no candidate depends on those built before it
+    loop = fine_tuning.compression.fine_tune
+    if fine_tuning.compression.distill is not None:
         student = blueprint.config if spec.student is None else spec.student.model
-        _require_teachable(blueprint.config, student, lesson.compression.distill)
+        _require_teachable(blueprint.config, student, fine_tuning.compression.distill)
     if spec.student is not None:
         blueprint = blueprint.model_copy(update={"config": spec.student.model})
         network = build_network(blueprint)
-        _taught(lesson, spec.student.training or fine_tune)(network)
+        _train(network, fine_tuning, spec.student.training or loop)
     if spec.prune is not None:
 
-        def tune(smaller: nn.Module, rounds: int) -> None:
-            _taught(lesson, _of_a_round(fine_tune, rounds))(smaller)
+        def train_round(pruned: nn.Module, num_rounds: int) -> None:
+            _train(pruned, fine_tuning, _loop_of_round(loop, num_rounds))
 
-        network, blueprint = prune_network(network, blueprint, spec.prune, lesson.train, tune)
-    if spec.factorise is not None:
-        network = factorize(network, spec.factorise)
-        _taught(lesson, fine_tune)(network)
-    if spec.sparse is not None:
-        network = _sparsified(network, spec.sparse, lesson)
-    if spec.values is not None:
+        network, blueprint = prune_network(network, blueprint, spec.prune, fine_tuning.train, train_round)
+    if spec.factorize is not None:
+        network = factorize(network, spec.factorize)
+        _train(network, fine_tuning, loop)
+    if spec.sparsify is not None:
+        network = _sparsify(network, spec.sparsify, fine_tuning)
+    if spec.num_clusters is not None:
         network = copy.deepcopy(network)
-        with shared_weights(network, cluster_weights(network, spec.values)):
-            _taught(lesson, fine_tune)(network)
-    if spec.aware:
-        kept = find_first_called_layer(network, lesson.train.x[:1]) if spec.float_layers == "first" else ()
-        network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=kept)
-        _taught(lesson, fine_tune)(network)
+        with shared_weights(network, cluster_weights(network, spec.num_clusters)):
+            _train(network, fine_tuning, loop)
+    if spec.quantization_aware:
+        keep_float = find_first_called_layer(network, fine_tuning.train.x[:1]) if spec.float_layers == "first" else ()
+        network = add_fake_quantization(network, reduce_range=bool(spec.reduce_range), keep_float=keep_float)
+        _train(network, fine_tuning, loop)
     return network
 
 
-def _require_teachable(teacher: Model, student: Model, how: Distillation) -> None:
-    why = find_distillation_obstacle(teacher, student, how)
-    if why is not None:
+def _require_teachable(teacher: Model, student: Model, distillation: Distillation) -> None:
+    obstacle = find_distillation_obstacle(teacher, student, distillation)
+    if obstacle is not None:
         raise RecipeInvalid(
-            f"a candidate is to learn from the network as trained, and {why}",
-            required="something that both of them have inside",
+            f"a candidate cannot learn from the trained network: {obstacle}",
+            required="features or attention that both networks have",
             where="compression.distill of the recipe",
-            remedy="change `distill`, whose `weight` alone teaches any network, or the candidate's `student`",
+            remedy="change `distill` (its `weight` works for any network), or the candidate's `student`",
         )
 
 
-def _sparsified(network: nn.Module, how: Sparsification, lesson: FineTuning) -> nn.Module:
-    """A copy with the zeros that are wanted. Each round has its part of the epochs, the last one all."""
-    sparse, fine_tune = copy.deepcopy(network), lesson.compression.fine_tune
-    for number in range(1, how.rounds + 1):
-        loop = _of_a_round(fine_tune, how.rounds) if number < how.rounds else fine_tune
-        with fixed_masks(sparse, _masks_in(number, sparse, how)):
-            _taught(lesson, loop)(sparse)
+def _sparsify(network: nn.Module, sparsification: Sparsification, fine_tuning: FineTuning) -> nn.Module:
+    """A sparse copy of `network`. Each round has its share of the epochs, the last one has all."""
+    sparse, loop = copy.deepcopy(network), fine_tuning.compression.fine_tune
+    num_rounds = sparsification.rounds
+    for number in range(1, num_rounds + 1):
+        with fixed_masks(sparse, _round_masks(number, sparse, sparsification)):
+            _train(sparse, fine_tuning, _loop_of_round(loop, num_rounds) if number < num_rounds else loop)
     return sparse
 
 
-def _masks_in(number: int, network: nn.Module, how: Sparsification) -> Masks:
-    """Which weights stay in this round; in the last one as few as are wanted."""
-    if how.of_each is not None:
-        kept, group = how.of_each
-        return compute_n_of_m_masks(
-            network, round(scheduled_density(number, how.rounds, last=kept / group) * group), group
+def _round_masks(number: int, network: nn.Module, sparsification: Sparsification) -> Masks:
+    """The weights that stay in this round; the last round has the final density."""
+    if sparsification.n_of_m is not None:
+        n, m = sparsification.n_of_m
+        num_kept = round(scheduled_density(number, sparsification.rounds, last=n / m) * m)
+        return compute_n_of_m_masks(network, num_kept, m)
+    assert sparsification.density is not None
+    density = scheduled_density(number, sparsification.rounds, last=sparsification.density)
+    return compute_masks(network, density, sparsification.criterion)
+
+
+def _loop_of_round(loop: Loop, num_rounds: int) -> Loop:
+    return loop.model_copy(update={"epochs": max(loop.epochs // num_rounds, 1)})
+
+
+def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
+    """Train `network` in place, by distillation if the recipe asks for it."""
+    distillation = fine_tuning.compression.distill
+    learner = create_learner if distillation is None else create_distiller(fine_tuning.teacher, distillation)
+    rows = fine_tuning.train
+    if distillation is not None and fine_tuning.unlabelled is not None:
+        rows = add_unlabelled(rows, fine_tuning.unlabelled)
+    use_channels_last(fine_tuning.teacher).to(fine_tuning.device)
+    try:
+        train(
+            network,
+            rows,
+            fine_tuning.val,
+            loop,
+            seed=fine_tuning.seed,
+            placement=Placement(fine_tuning.device, parallelize=learner),
+            hooks=TrainingHooks(on_epoch=fine_tuning.on_epoch),
         )
-    assert how.density is not None
-    return compute_masks(network, scheduled_density(number, how.rounds, last=how.density), how.scope)
-
-
-def _of_a_round(loop: Loop, rounds: int) -> Loop:
-    return loop.model_copy(update={"epochs": max(loop.epochs // rounds, 1)})
-
-
-def _taught(lesson: FineTuning, loop: Loop) -> Callable[[nn.Module], object]:
-    """What teaches a network in place."""
-    distill = lesson.compression.distill
-    learner = create_learner if distill is None else create_distiller(lesson.teacher, distill)
-    rows = lesson.train
-    if distill is not None and lesson.unlabelled is not None:
-        rows = add_unlabelled(rows, lesson.unlabelled)
-
-    def teach(network: nn.Module) -> None:
-        use_channels_last(lesson.teacher).to(lesson.device)
-        try:
-            train(
-                network,
-                rows,
-                lesson.val,
-                loop,
-                seed=lesson.seed,
-                placement=Placement(lesson.device, parallelize=learner),
-                hooks=TrainingHooks(on_epoch=lesson.on_epoch),
-            )
-        finally:
-            move_to_cpu(lesson.teacher)
-
-    return teach
+    finally:
+        move_to_cpu(fine_tuning.teacher)

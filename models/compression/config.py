@@ -1,6 +1,6 @@
-"""What a recipe may say about candidates.
+"""Recipe sections of the compress stage: candidates, pruning, distillation and the search for candidates.
 
-Read by the command line before anything heavy is imported, so nothing here needs torch.
+The command line reads this module before any heavy import, so nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -24,330 +24,358 @@ Importance = Literal["magnitude", "taylor"]
 Structure = Literal["units", "heads", "layers"]
 Cost = Literal["macs", "parameters", "latency"]
 ExtraFormat = Literal["pt2", "litert"]  # beside ONNX
-SparsityCriterion = Literal["lamp", "global", "layer"]  # over what weights are compared
-_OF_THE_FILE = ("quantize", "calibrate", "reduce_range", "tiles", "float_layers", "weights", "stored")
-# What networks attend to, and can only learn from one that attends to the same.
-_ATTENDED = {
-    **dict.fromkeys(("cnn", "lenet", "resnet"), "places of an image"),
+SparsityCriterion = Literal["lamp", "global_magnitude", "layer_magnitude"]
+
+# Fields that change the exported file only, and not the network in PyTorch.
+_FILE_FIELDS = ("quantize", "calibration_method", "reduce_range", "amx", "float_layers", "weight_only", "storage")
+# What attention transfer compares, by kind of network. Teacher and student must have the same.
+_ATTENTION_TARGETS = {
+    **dict.fromkeys(("cnn", "lenet", "resnet"), "image positions"),
     **dict.fromkeys(("transformer", "gpt", "ft_transformer"), "steps or columns"),
 }
 PRUNABLE = ("cnn", "lenet", "resnet", "mlp", "ft_transformer", "rnn", "transformer", "gpt")
 
 
 class Pruning(Document):
-    """What leaves the network for good: a share of each of the `parts`, or as much as brings a cost to a target."""
+    """Structured pruning: removes a ratio of each of the `structures`, or as many as a cost target needs."""
 
-    share: Annotated[Share | None, Field(description="of channels and hidden units, or of what `parts` names")] = None
+    ratio: Annotated[
+        Share | None, Field(description="share of channels and hidden units to remove, or of the named `structures`")
+    ] = None
     target: Annotated[
         dict[Cost, Share] | None,
-        Field(min_length=1, max_length=1, description="`macs: 0.25` for a quarter of the multiplications as trained"),
+        Field(
+            min_length=1,
+            max_length=1,
+            description="cost to reach, as a share of the trained network's; `macs: 0.25` keeps a quarter of the MACs",
+        ),
     ] = None
-    parts: Annotated[
-        tuple[Structure, ...], Field(min_length=1, description="heads and layers: of a transformer or gpt")
+    structures: Annotated[
+        tuple[Structure, ...], Field(min_length=1, description="heads and layers: transformer and gpt only")
     ] = ("units",)
-    importance: Annotated[Importance, Field(description="taylor: by what the loss would change without it")] = (
+    importance: Annotated[Importance, Field(description="taylor: first-order estimate of the change of the loss")] = (
         "magnitude"
     )
     scope: Annotated[
-        Literal["layer", "network"], Field(description="network: layers that matter less lose more; of chained layers")
+        Literal["layer", "global"],
+        Field(description="global: compares importance across layers, so layers lose unequal shares; chains only"),
     ] = "layer"
-    multiple_of: Annotated[
+    round_to: Annotated[
         Count,
-        Field(
-            description="16: whole blocks of channels stay, since convolutions take as long for 18 of them as for 32"
-        ),
+        Field(description="16: keeps a multiple of 16 channels, since 18 channels convolve as slowly as 32"),
     ] = 1
-    rounds: Annotated[Count, Field(description="in which it leaves, each with its part of the fine-tuning")] = 1
-    dropout: Annotated[
-        Dropout | None, Field(description="of what is left, which may want less of it; left out, as trained")
-    ] = None
+    rounds: Annotated[Count, Field(description="pruning rounds; the fine-tuning epochs are divided among them")] = 1
+    dropout: Annotated[Dropout | None, Field(description="dropout of the pruned network; default: as trained")] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        if (self.share is None) == (self.target is None):
-            raise ValueError("say either which `share` leaves, or the `target` that is to be reached")
-        if self.multiple_of > 1 and self.scope == "network":
-            raise ValueError("`multiple_of` is of layers that lose alike: leave out `scope: network`")
+        if (self.ratio is None) == (self.target is None):
+            raise ValueError("set either `ratio`, the share to remove, or `target`, the cost to reach")
+        if self.round_to > 1 and self.scope == "global":
+            raise ValueError("`round_to` needs `scope: layer`: with `scope: global` layers lose unequal shares")
         return self
 
 
-def find_pruning_obstacle(model: Model, how: Pruning) -> str | None:
-    """Why a network of this config cannot lose what `how` says, if it cannot."""
+def find_pruning_obstacle(model: Model, pruning: Pruning) -> str | None:
+    """The reason why a network of this config cannot be pruned like this, or None if it can."""
     if model.kind not in PRUNABLE:
-        return f"of a network of kind {model.kind} it is not known what can leave"
-    beyond = [part for part in how.parts if part != "units"]
-    if beyond and not isinstance(model, Transformer | Gpt):
-        return f"a {model.kind} has no {' and '.join(beyond)} that could leave: they are a transformer's and a gpt's"
-    if how.dropout is not None and "dropout" not in type(model).model_fields:
-        return f"a {model.kind} has no dropout that could change"
-    if how.multiple_of > 1 and not isinstance(model, Cnn | LeNet | ResNet):
-        return f"a {model.kind} has no channels of which `multiple_of` could stay"
+        return f"a network of kind {model.kind} cannot be pruned"
+    transformer_only = [structure for structure in pruning.structures if structure != "units"]
+    if transformer_only and not isinstance(model, Transformer | Gpt):
+        return f"a {model.kind} has no {' and '.join(transformer_only)} to remove: only a transformer and a gpt have"
+    if pruning.dropout is not None and "dropout" not in type(model).model_fields:
+        return f"a {model.kind} has no dropout to change"
+    if pruning.round_to > 1 and not isinstance(model, Cnn | LeNet | ResNet):
+        return f"a {model.kind} has no channels for `round_to`"
     is_chain = isinstance(model, LeNet | Mlp) or (isinstance(model, Cnn) and max(model.convolutions_of_blocks) == 1)
-    if how.scope == "network" and not is_chain:
-        return f"the layers of a {model.kind} share widths in its config, so none can lose more: say `scope: layer`"
+    if pruning.scope == "global" and not is_chain:
+        return f"layers of a {model.kind} share their width in the config, so none can lose more: use `scope: layer`"
     return None
 
 
-def _pattern_from(stated: Any) -> Any:
-    """YAML reads 2:4 without quotes as 124, a number to the base of 60."""
-    if isinstance(stated, int) and not isinstance(stated, bool):
+def _require_text(pattern: Any) -> Any:
+    """YAML reads an unquoted 2:4 as 124, a number to the base of 60."""
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
         raise ValueError('a pattern is a text such as "2:4", in quotes: without them YAML reads a number')
-    return stated
+    return pattern
 
 
 class Sparsification(Document):
-    """Which weights become zero and stay so, in rounds between which the network learns."""
+    """Unstructured pruning: weights that become zero and stay zero, in rounds with fine-tuning in between."""
 
-    density: Annotated[
-        float | None, Field(gt=0, lt=1, description="the share of weights that is not zero in the end")
-    ] = None
+    density: Annotated[float | None, Field(gt=0, lt=1, description="final share of nonzero weights")] = None
     pattern: Annotated[
         str | None,
-        BeforeValidator(_pattern_from),
+        BeforeValidator(_require_text),
         Field(
             pattern=r"^[1-9][0-9]?:[1-9][0-9]?$",
-            description='in place of a density "2:4": two of each four inputs side by side are not zero in the end',
+            description='N:M sparsity instead of a density; "2:4" keeps two of every four adjacent inputs',
         ),
     ] = None
-    scope: Annotated[
+    criterion: Annotated[
         SparsityCriterion,
-        Field(description="lamp: by what each is of its layer; global: by magnitude; layer: that share of each layer"),
+        Field(
+            description="lamp: layer-adaptive scores; global_magnitude: magnitude across layers; layer_magnitude: "
+            "the same density in each layer"
+        ),
     ] = "lamp"
     rounds: Count = 4
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if (self.density is None) == (self.pattern is None):
-            raise ValueError("say either the `density` that is to be left, or the `pattern`")
-        if self.of_each is not None:
-            kept, group = self.of_each
-            if kept >= group:
-                raise ValueError(f"a pattern of {self.pattern} leaves everything: the first number is the smaller one")
-            if self.scope != "lamp":
-                raise ValueError("`scope` is of a `density`: a pattern compares the inputs of each group alone")
+            raise ValueError("set either `density`, the share of weights to keep, or `pattern`")
+        if self.n_of_m is not None:
+            n, m = self.n_of_m
+            if n >= m:
+                raise ValueError(f"pattern {self.pattern} removes nothing: the first number must be the smaller one")
+            if self.criterion != "lamp":
+                raise ValueError("`criterion` needs a `density`: a pattern compares the inputs of each group only")
         return self
 
     @property
-    def of_each(self) -> tuple[int, int] | None:
-        """Of the pattern, how many weights stay and of how many."""
+    def n_of_m(self) -> tuple[int, int] | None:
+        """N and M of the pattern: N of M adjacent weights stay."""
         if self.pattern is None:
             return None
-        kept, group = map(int, self.pattern.split(":"))
-        return kept, group
+        n, m = map(int, self.pattern.split(":"))
+        return n, m
 
 
 class Distillation(Document):
-    """How much a smaller network learns from what the one as trained answers and holds inside, beside the labels."""
+    """Weights of the losses by which a compressed network learns from the trained one, the teacher."""
 
-    weight: Annotated[float, Field(ge=0, le=1, description="of the answers against the labels")] = 0.7
-    temperature: Annotated[float, Field(gt=0, description="above 1 what is less likely counts for more")] = 3.0
-    features: Annotated[float, Field(ge=0, description="of which rows are alike in front of the head")] = 0.0
-    attention: Annotated[
-        float, Field(ge=0, description="of the places of an image that are heeded, or of how steps relate")
+    weight: Annotated[float, Field(ge=0, le=1, description="of the soft targets; the labels have the rest")] = 0.7
+    temperature: Annotated[
+        float, Field(gt=0, description="softens the probabilities; above 1 small ones count more")
+    ] = 3.0
+    feature_weight: Annotated[
+        float, Field(ge=0, description="of feature matching: similarities of rows in front of the head")
+    ] = 0.0
+    attention_weight: Annotated[
+        float, Field(ge=0, description="of attention transfer: image positions, or relations of steps")
     ] = 0.0
 
 
-def find_distillation_obstacle(teacher: Model, student: Model, how: Distillation) -> str | None:
-    """Why a network of one config cannot teach one of the other what `how` says, if it cannot."""
+def find_distillation_obstacle(teacher: Model, student: Model, distillation: Distillation) -> str | None:
+    """The reason why a network of one config cannot teach one of the other like this, or None if it can."""
     for model in (teacher, student):
-        if how.features and model.kind not in PRUNABLE:
-            return f"what a network of kind {model.kind} has in front of its head is not known: leave out `features`"
-        if how.attention and model.kind not in _ATTENDED:
-            return f"a network of kind {model.kind} has no attention that is known: leave out `attention`"
-    if how.attention and (mine := _ATTENDED[student.kind]) != (taught := _ATTENDED[teacher.kind]):
-        return f"a {student.kind} attends to {mine} and a {teacher.kind} to {taught}: leave out `attention`"
+        if distillation.feature_weight and model.kind not in PRUNABLE:
+            return f"the features of a network of kind {model.kind} are not known: leave out `feature_weight`"
+        if distillation.attention_weight and model.kind not in _ATTENTION_TARGETS:
+            return f"a network of kind {model.kind} has no known attention: leave out `attention_weight`"
+    if distillation.attention_weight:
+        student_target, teacher_target = _ATTENTION_TARGETS[student.kind], _ATTENTION_TARGETS[teacher.kind]
+        if student_target != teacher_target:
+            return (
+                f"a {student.kind} attends to {student_target} and a {teacher.kind} to {teacher_target}: "
+                "leave out `attention_weight`"
+            )
     return None
 
 
 class Student(Document):
-    """A network of any kind and size that is trained anew, by the one as trained and by the labels."""
+    """A new network of any kind and size, trained by distillation from the trained network and by the labels."""
 
     model: Model
-    training: Annotated[Loop | None, Field(description="left out, as fine_tune")] = None
+    training: Annotated[Loop | None, Field(description="default: as fine_tune")] = None
 
 
-def _as_prune(stated: Any) -> Any:
-    """`prune: 0.5` says which share."""
-    return {"share": stated} if isinstance(stated, int | float) and not isinstance(stated, bool) else stated
+def _expand_ratio(value: Any) -> Any:
+    """`prune: 0.5` is short for `prune: {ratio: 0.5}`."""
+    return {"ratio": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class CandidateSpec(Document):
-    """How one candidate is made from the trained network: what is stated is done in the order that it has here."""
+    """How one candidate is built from the trained network. Its steps run in the order of the fields."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
-    student: Annotated[Student | None, Field(description="another network, which takes its place")] = None
+    student: Annotated[Student | None, Field(description="a new network that replaces the trained one")] = None
     prune: Annotated[
         Pruning | None,
-        BeforeValidator(_as_prune, json_schema_input_type=Share | Pruning | None),
-        Field(description="0.5 for half of the channels and hidden units"),
+        BeforeValidator(_expand_ratio, json_schema_input_type=Share | Pruning | None),
+        Field(description="structured pruning; 0.5 removes half of the channels and hidden units"),
     ] = None
-    factorise: Annotated[
-        Share | None, Field(description="share of each large matrix that leaves when two thin ones take its place")
+    factorize: Annotated[
+        Share | None,
+        Field(description="low-rank factorization: share of the parameters that large matrices lose"),
     ] = None
-    sparse: Annotated[Sparsification | None, Field(description="zeros, which serve the stored size alone")] = None
-    values: Annotated[
-        int | None, Field(ge=2, le=255, description="how many values the weights of a layer have, besides 0")
+    sparsify: Annotated[
+        Sparsification | None, Field(description="unstructured pruning; reduces the stored size only, not the latency")
+    ] = None
+    num_clusters: Annotated[
+        int | None, Field(ge=2, le=255, description="weight clustering: distinct nonzero values of a layer's weights")
     ] = None
     quantize: Annotated[
         QuantizationMode | None,
-        Field(description="to 8 bits; static: activations in ranges seen before, dynamic: as each row has them"),
+        Field(description="8-bit arithmetic; static: activation ranges from calibration, dynamic: from each batch"),
     ] = None
-    calibrate: Annotated[CalibrationMethod, Field(description="static: which range, of what was seen")] = "minmax"
+    calibration_method: Annotated[
+        CalibrationMethod, Field(description="static: how activation ranges follow from the calibration rows")
+    ] = "minmax"
     reduce_range: Annotated[
-        bool | None, Field(description="7 bits of a weight; left out: if the processor that compresses has no VNNI")
+        bool | None, Field(description="7-bit weights; default: if the compressing processor has no VNNI")
     ] = None
-    tiles: Annotated[
-        bool, Field(description="static: convolutions are quicker on processors with AMX, and slower on others")
+    amx: Annotated[
+        bool, Field(description="static: convolutions use AMX; faster on processors that have it, slower on others")
     ] = False
     float_layers: Annotated[
         Annotated[float, Field(ge=0)] | Literal["first"] | None,
         Field(
-            description="as few layers stay in float as keep the rise of errors, or of RMSE, at most at this; "
-            "first: the one that reads the inputs"
+            description="limit on the rise of the error rate or RMSE; as few layers as it needs stay in float. "
+            "first: the layer that reads the inputs stays in float"
         ),
     ] = None
-    aware: Annotated[bool, Field(description="static: learns, as fine_tune says, while everything is rounded")] = False
-    weights: Annotated[WeightType | None, Field(description="how they are stored, while arithmetic stays in float")] = (
-        None
-    )
+    quantization_aware: Annotated[
+        bool, Field(description="static: quantization-aware training, with the settings of fine_tune")
+    ] = False
+    weight_only: Annotated[
+        WeightType | None, Field(description="type in which weights are stored; arithmetic stays in float")
+    ] = None
 
-    stored: Annotated[
-        Literal["coded", "zstd"] | None,
-        Field(description="the form that ships; coded: the fewest bytes, which are unpacked as the bento starts"),
+    storage: Annotated[
+        Literal["entropy_coded", "zstd"] | None,
+        Field(description="file format that ships; entropy_coded: smallest, decompressed when the bento starts"),
     ] = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
-        if self.quantize is not None and self.weights is not None:
-            raise ValueError("`quantize` stores weights in 8 bits already: leave out `weights`")
+        if self.quantize is not None and self.weight_only is not None:
+            raise ValueError("`quantize` stores weights in 8 bits already: leave out `weight_only`")
         fields = type(self).model_fields
-        for name in ("aware", "calibrate", "reduce_range", "tiles", "float_layers"):
-            needed = ("static",) if name in ("aware", "calibrate", "tiles") else ("static", "dynamic")
-            if getattr(self, name) != fields[name].default and self.quantize not in needed:
-                raise ValueError(f"`{name}` is of a candidate with `quantize: {' or '.join(needed)}`")
+        static_only = ("quantization_aware", "calibration_method", "amx")
+        for name in (*static_only, "reduce_range", "float_layers"):
+            modes = ("static",) if name in static_only else ("static", "dynamic")
+            if getattr(self, name) != fields[name].default and self.quantize not in modes:
+                raise ValueError(f"`{name}` needs `quantize: {' or '.join(modes)}`")
         return self
 
     @property
-    def in_float(self) -> Self:
-        """The same before it is quantized, under no name: what two candidates are made of alike."""
+    def before_quantization(self) -> Self:
+        """The spec of the float network, without a name. Candidates that share it are trained once."""
         fields = type(self).model_fields
-        # What learns while everything is rounded learns otherwise in other levels, and where a layer is not rounded.
-        learnt = {"reduce_range": self.aware, "float_layers": self.aware and self.float_layers == "first"}
-        of_the_file = [one for one in _OF_THE_FILE if not learnt.get(one)]
-        return self.model_copy(update={"name": "", **{one: fields[one].default for one in of_the_file}})
+        # Quantization-aware training depends on the number of levels and on which layers are rounded.
+        is_trained = {
+            "reduce_range": self.quantization_aware,
+            "float_layers": self.quantization_aware and self.float_layers == "first",
+        }
+        reset = [name for name in _FILE_FIELDS if not is_trained.get(name)]
+        return self.model_copy(update={"name": "", **{name: fields[name].default for name in reset}})
 
-    def for_processor(self, flags: Collection[str]) -> Self:
-        """The same, with `reduce_range` stated if its arithmetic is in 8 bits; `flags` as `processor.py` takes them."""
+    def resolve_reduce_range(self, flags: Collection[str]) -> Self:
+        """The spec with `reduce_range` set for a processor with these `flags` (cpu_features.py), if it is quantized."""
         if self.quantize is None or self.reduce_range is not None:
             return self
         return self.model_copy(update={"reduce_range": needs_reduced_range(flags)})
 
     @property
-    def is_as_trained(self) -> bool:
-        return not self.is_smaller and (self.quantize, self.weights, self.stored) == (None, None, None)
+    def is_baseline(self) -> bool:
+        """Whether this is the network as trained, in float and uncompressed."""
+        return not self.changes_network and (self.quantize, self.weight_only, self.storage) == (None, None, None)
 
     @property
     def is_float(self) -> bool:
-        """Whether its weights are those of a network in PyTorch, and not of few bits."""
-        return (self.quantize, self.weights) == (None, None)
+        """Whether its weights are those of the PyTorch network, without quantization."""
+        return (self.quantize, self.weight_only) == (None, None)
 
     @property
-    def is_smaller(self) -> bool:
-        """Whether it is another network than the one as trained, before it is quantized."""
-        stated = (self.student, self.prune, self.factorise, self.sparse, self.values)
-        return self.aware or any(one is not None for one in stated)
+    def changes_network(self) -> bool:
+        """Whether the network itself differs from the trained one, before quantization."""
+        steps = (self.student, self.prune, self.factorize, self.sparsify, self.num_clusters)
+        return self.quantization_aware or any(step is not None for step in steps)
 
 
 def default_candidates(
     kind: str,
-    how: QuantizationMode | None = None,
+    mode: QuantizationMode | None = None,
     *,
-    weights_alone: bool = False,
-    tiles: bool = False,
+    weight_only: bool = False,
+    amx: bool = False,
 ) -> tuple[CandidateSpec, ...]:
-    """The candidates that are worth making of a network of `kind`, where the recipe names none.
+    """The candidates for a network of `kind` whose recipe names none.
 
-    `how` it is quantized follows from the kind, unless it is stated. `weights_alone` says that its arithmetic has no
-    8-bit kernels, as that of GRUs and Elman's networks: then its weights are stored in 8 bits. `tiles` says that the
-    processor has matrix tiles (`processor.py`).
+    Args:
+        mode: of quantization; default: by the kind of network.
+        weight_only: stores weights in 8 bits, for networks without 8-bit kernels (GRU and Elman layers).
+        amx: the processor has AMX (cpu_features.py).
     """
-    # Recurrent cells and attention have no 8-bit kernels for activations in fixed ranges.
-    how = how or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
-    quantized = {"quantize": how, "tiles": tiles and how == "static"}
-    in_8_bits: dict[str, Any] = {"weights": "int8"} if weights_alone else quantized
-    plain = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **in_8_bits))
+    # Recurrent cells and attention have no 8-bit kernels for static ranges.
+    mode = mode or ("static" if kind in ("cnn", "lenet", "resnet", "mlp") else "dynamic")
+    quantized = {"quantize": mode, "amx": amx and mode == "static"}
+    int8_fields: dict[str, Any] = {"weight_only": "int8"} if weight_only else quantized
+    unpruned = (CandidateSpec(name="fp32"), CandidateSpec(name="int8", **int8_fields))
     if kind not in PRUNABLE:
-        return plain
+        return unpruned
     return (
-        *plain,
-        CandidateSpec(name="pruned", prune=Pruning(share=0.5)),
-        CandidateSpec(name="pruned-int8", prune=Pruning(share=0.5), **in_8_bits),
+        *unpruned,
+        CandidateSpec(name="pruned", prune=Pruning(ratio=0.5)),
+        CandidateSpec(name="pruned-int8", prune=Pruning(ratio=0.5), **int8_fields),
     )
 
 
 class CandidateSearch(Document):
-    """A search for more candidates than are named: what leaves, how much of it, and by which measure."""
+    """A search for further candidates: what to remove, how much of it, and by which importance."""
 
-    trials: Annotated[Count, Field(description="smaller networks that are tried, each also in 8 bits")] = 12
-    minutes: Annotated[
+    trials: Annotated[Count, Field(description="networks that are tried, each in float and in 8 bits")] = 12
+    timeout_minutes: Annotated[
         PositiveFloat | None,
-        Field(description="after which no further one begins; which are tried depends on the machine then"),
+        Field(description="starts no trial after this time; the result then depends on the machine"),
     ] = None
-    worst_drop: Annotated[
-        Share, Field(description="on the validation part, of accuracy, or as a share of RMSE: worse ones are not kept")
+    max_drop: Annotated[
+        Share, Field(description="validation limit on the drop of accuracy or the relative rise of RMSE")
     ] = 0.05
-    keep: Annotated[Count, Field(description="of those that none is better than, at most")] = 8
+    keep: Annotated[Count, Field(description="most candidates to keep, all from the Pareto front")] = 8
 
 
-def _as_explore(stated: Any) -> Any:
-    """`explore: true` searches with everything left as it is."""
-    return {} if stated is True else None if stated is False else stated
+def _expand_search(value: Any) -> Any:
+    """`search: true` searches with all defaults."""
+    return {} if value is True else None if value is False else value
 
 
 class Compression(Document):
-    """Which candidates the compress stage makes."""
+    """The compress stage: its candidates and how they are trained."""
 
     candidates: Annotated[
         tuple[CandidateSpec, ...] | None,
-        Field(min_length=1, description="left out, those that suit the kind of network"),
+        Field(min_length=1, description="default: by the kind of network"),
     ] = None
-    fine_tune: Annotated[Loop, Field(description="of what has lost something; its epochs are those of all rounds")] = (
-        Loop(epochs=10, learning_rate=1e-3)
-    )
-    distill: Annotated[Distillation | None, Field(description="null: smaller networks learn from the labels alone")] = (
-        Distillation()
-    )
-    explore: Annotated[
+    fine_tune: Annotated[
+        Loop, Field(description="training after each step; its epochs are those of all rounds together")
+    ] = Loop(epochs=10, learning_rate=1e-3)
+    distill: Annotated[
+        Distillation | None, Field(description="null: compressed networks learn from the labels only")
+    ] = Distillation()
+    search: Annotated[
         CandidateSearch | None,
-        BeforeValidator(_as_explore, json_schema_input_type=bool | CandidateSearch | None),
-        Field(description="`compression: auto` is the same as `explore: true`"),
+        BeforeValidator(_expand_search, json_schema_input_type=bool | CandidateSearch | None),
+        Field(description="`compression: auto` is short for `search: true`"),
     ] = None
-    also: Annotated[
+    extra_formats: Annotated[
         tuple[ExtraFormat, ...],
-        Field(description="pt2: a program of torch.export, litert: a file for LiteRT; of candidates in float"),
+        Field(description="pt2: a torch.export program, litert: a LiteRT file; of float candidates"),
     ] = ()
     calibration_rows: Count = 500
     latency_rounds: Count = 300
-    device: Annotated[Device, Field(description="on which smaller networks learn; times are the processor's")] = "auto"
+    device: Annotated[Device, Field(description="for fine-tuning; latencies are always the processor's")] = "auto"
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Self:
         if self.candidates is None:
             return self
         names = [candidate.name for candidate in self.candidates]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"candidate named twice: {', '.join(twice)}")
-        if not any(candidate.is_as_trained for candidate in self.candidates):
-            raise ValueError("one candidate must be the network as trained (nothing but a name) to compare with")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"duplicate candidate names: {', '.join(duplicates)}")
+        if not any(candidate.is_baseline for candidate in self.candidates):
+            raise ValueError("one candidate must be the network as trained (nothing but a name), as the baseline")
         return self
 
 
-def _auto_is_short(stated: Any) -> Any:
-    """`compression: auto` searches for candidates, with everything left as it is."""
-    return {"explore": True} if stated == "auto" else stated
+def _expand_auto(value: Any) -> Any:
+    """`compression: auto` searches for candidates with all defaults."""
+    return {"search": True} if value == "auto" else value
 
 
 CompressionOrAuto = Annotated[
-    Compression, BeforeValidator(_auto_is_short, json_schema_input_type=Literal["auto"] | Compression)
+    Compression, BeforeValidator(_expand_auto, json_schema_input_type=Literal["auto"] | Compression)
 ]

@@ -1,6 +1,6 @@
-"""How far a student is from its teacher inside, whatever the widths of both: in features, and in what they attend to.
+"""Feature matching: losses between a student's inner activations and its teacher's, whatever their widths.
 
-Shapes: B rows, F features, C channels, H height, W width, T steps, D values of a query, key or value.
+Shapes: B rows, F features, C channels, H height, W width, P positions, T steps, D width of a query, key or value.
 """
 
 from __future__ import annotations
@@ -21,145 +21,147 @@ from bloomery.models.networks.layers.padding import StepEmbedding
 
 Activations = dict[str, torch.Tensor]
 
-_PARTS = ("query", "key", "value")
+_PROJECTIONS = ("query", "key", "value")
 
 
-def similarity_loss(mine_BF: torch.Tensor, taught_BF: torch.Tensor) -> torch.Tensor:
-    """How differently each row is alike to the rows of its batch: squares, added up over the rows, at most 4 for each.
+def similarity_loss(student_BF: torch.Tensor, teacher_BF: torch.Tensor) -> torch.Tensor:
+    """Squared difference of the rows' similarities within the batch, summed over rows; at most 4 for each.
 
-    The widths may differ. Turning the features, or stretching all of them alike, changes nothing.
+    The widths may differ. Rotating the features, or scaling all of them alike, changes nothing.
 
     Source: Tung & Mori 2019, "Similarity-Preserving Knowledge Distillation", section 3.1 (B^2 times its equation 4).
     """
-    return (_likeness(mine_BF) - _likeness(taught_BF)).square().sum()
+    return (_similarities(student_BF) - _similarities(teacher_BF)).square().sum()
 
 
-def _likeness(x_BF: torch.Tensor) -> torch.Tensor:
+def _similarities(x_BF: torch.Tensor) -> torch.Tensor:
     x_BF = x_BF.float()
     return F.normalize(x_BF @ x_BF.T, dim=1)
 
 
-def attention_map_loss(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> torch.Tensor:
-    """How differently the places of each image are heeded: squares, added up over the rows, at most 2 for each.
+def attention_map_loss(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -> torch.Tensor:
+    """Squared difference of the images' attention maps, summed over rows; at most 2 for each.
 
-    A place is heeded by its mean square over the channels, of which there may be other numbers; of two resolutions the
-    lower is taken. Stretching all channels alike changes nothing.
+    The attention to a position is its mean square over the channels, whose number may differ. Of two resolutions the
+    lower one is used. Scaling all channels alike changes nothing.
 
-    Source: Zagoruyko & Komodakis 2017, "Paying More Attention to Attention", section 3.1 (the square of what its
-    equation 2 adds up, as its authors' code has it).
+    Source: Zagoruyko & Komodakis 2017, "Paying More Attention to Attention", section 3.1 (the square of the summands of
+    equation 2, as in the authors' code).
     """
-    sizes = zip(mine_BCHW.shape[2:], taught_BCHW.shape[2:], strict=True)
+    sizes = zip(student_BCHW.shape[2:], teacher_BCHW.shape[2:], strict=True)
     height, width = (min(pair) for pair in sizes)
-    mine_BP, taught_BP = (_heeded(one, (height, width)) for one in (mine_BCHW, taught_BCHW))
-    return (mine_BP - taught_BP).square().sum()
+    student_BP, teacher_BP = (_attention_map(x_BCHW, (height, width)) for x_BCHW in (student_BCHW, teacher_BCHW))
+    return (student_BP - teacher_BP).square().sum()
 
 
-def _heeded(x_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _attention_map(x_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     square_BHW = x_BCHW.float().square().mean(1)
-    over_height, over_width = (_averages(*ends, x_BCHW.device) for ends in zip(square_BHW.shape[1:], size, strict=True))
+    over_height, over_width = (
+        _pooling_matrix(*sizes, x_BCHW.device) for sizes in zip(square_BHW.shape[1:], size, strict=True)
+    )
     return F.normalize((over_height @ square_BHW @ over_width.T).flatten(1), dim=1)
 
 
-def _averages(num: int, fewer: int, device: torch.device) -> torch.Tensor:
-    """(fewer, num): what makes means of `num` places, as `adaptive_avg_pool2d` does.
-
-    That one's gradient is added up on a GPU in no fixed order.
-    """
-    places = torch.arange(num, device=device)
-    ends = torch.arange(fewer + 1, device=device) * num
-    first, behind = ends[:-1] // fewer, -(-ends[1:] // fewer)
-    is_in = (places >= first[:, None]) & (places < behind[:, None])
+def _pooling_matrix(num_inputs: int, num_outputs: int, device: torch.device) -> torch.Tensor:
+    """(outputs, inputs): averages as `adaptive_avg_pool2d` does, whose gradient is not deterministic on a GPU."""
+    positions = torch.arange(num_inputs, device=device)
+    ends = torch.arange(num_outputs + 1, device=device) * num_inputs
+    first, behind = ends[:-1] // num_outputs, -(-ends[1:] // num_outputs)
+    is_in = (positions >= first[:, None]) & (positions < behind[:, None])
     return is_in / is_in.sum(1, keepdim=True)
 
 
-def relation_loss(mine_BTD: torch.Tensor, taught_BTD: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
-    """How differently the steps of each row relate to each other: the mean divergence of a step, added up over rows.
+def relation_loss(student_BTD: torch.Tensor, teacher_BTD: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
+    """Divergence between the relations of steps, averaged over the valid steps of a row and summed over rows.
 
-    What a step relates to is the softmax of its products with all steps that are there. Widths, and numbers of heads,
-    may differ: the heads count as one. Turning what the steps have changes nothing.
+    The relations of a step are the softmax of its products with all valid steps. Widths and numbers of heads may
+    differ: all heads count as one. Rotating the vectors changes nothing.
 
     Source: Wang et al. 2021, "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained
     Transformers", section 3.1 (with one relation head).
     """
-    mine_BTT, taught_BTT = (_relations(one, there_BT) for one in (mine_BTD, taught_BTD))
-    apart_BT = F.kl_div(mine_BTT, taught_BTT, reduction="none", log_target=True).sum(2)
-    return ((apart_BT * there_BT).sum(1) / there_BT.sum(1).clamp(min=1)).sum()
+    student_BTT, teacher_BTT = (_relations(x_BTD, valid_BT) for x_BTD in (student_BTD, teacher_BTD))
+    divergence_BT = F.kl_div(student_BTT, teacher_BTT, reduction="none", log_target=True).sum(2)
+    return ((divergence_BT * valid_BT).sum(1) / valid_BT.sum(1).clamp(min=1)).sum()
 
 
-def _relations(x_BTD: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def _relations(x_BTD: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
     x_BTD = x_BTD.float()
     products_BTT = x_BTD @ x_BTD.transpose(1, 2) / x_BTD.shape[2] ** 0.5
-    # Not minus infinity: its difference from itself is no number.
-    return products_BTT.masked_fill(~there_BT.unsqueeze(1), torch.finfo(products_BTT.dtype).min).log_softmax(2)
+    # Not minus infinity, whose difference from itself is not a number.
+    return products_BTT.masked_fill(~valid_BT.unsqueeze(1), torch.finfo(products_BTT.dtype).min).log_softmax(2)
 
 
 @contextmanager
-def capture_activations(network: nn.Module, how: Distillation) -> Iterator[Activations]:
-    """What `how` asks for of each pass through `network`, by name. No hook is left behind.
+def capture_activations(network: nn.Module, distillation: Distillation) -> Iterator[Activations]:
+    """The activations of each pass through `network` that `distillation` compares, by name. Hooks are removed at exit.
 
-    Features are what goes into the head; maps of an image are those of the last convolution or block; queries, keys and
-    values are those of the last attention.
+    Features are the inputs of the head; maps of an image come from the last convolution or block; queries, keys and
+    values from the last attention.
     """
-    heard: Activations = {}
+    activations: Activations = {}
     hooks = []
-    if how.features:
+    if distillation.feature_weight:
         hooks.append(
-            network.head.register_forward_pre_hook(lambda _, given: heard.update(features=given[0]))  # type: ignore[union-attr]
+            network.head.register_forward_pre_hook(lambda _, inputs: activations.update(features=inputs[0]))  # type: ignore[union-attr]
         )
-    for name, module in _attending(network).items() if how.attention else ():
-        hooks.append(module.register_forward_hook(lambda _, given, made, name=name: heard.update({name: made})))
+    for name, module in _attention_modules(network).items() if distillation.attention_weight else ():
+        hooks.append(
+            module.register_forward_hook(lambda _, inputs, output, name=name: activations.update({name: output}))
+        )
     try:
-        yield heard
+        yield activations
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _attending(network: nn.Module) -> dict[str, nn.Module]:
+def _attention_modules(network: nn.Module) -> dict[str, nn.Module]:
     match network:
         case ConvNet() | ResidualNetwork():
             return {"maps": network.blocks}
         case LeNet5():
             return {"maps": network.second}
-    *_, last = (module for module in network.modules() if all(hasattr(module, part) for part in _PARTS))
-    return {part: getattr(last, part) for part in _PARTS}
+    *_, last = (module for module in network.modules() if all(hasattr(module, name) for name in _PROJECTIONS))
+    return {name: getattr(last, name) for name in _PROJECTIONS}
 
 
 def feature_matching_loss(
-    mine: Activations, taught: Activations, there_BT: torch.Tensor | None, how: Distillation
+    student: Activations, teacher: Activations, valid_BT: torch.Tensor | None, distillation: Distillation
 ) -> torch.Tensor:
-    """All that `how` asks for, weighted and added up over the rows; `there_BT`, None for all, says which steps count.
+    """The weighted losses that `distillation` asks for, summed over rows. `valid_BT` marks valid steps; None: all.
 
     Raises:
-        RecipeInvalid: there is but one place to attend to.
+        RecipeInvalid: an attention map has a single position.
     """
-    distances = []
-    if how.features:
-        distances.append(how.features * similarity_loss(mine["features"], taught["features"]))
-    if how.attention and "maps" in mine:
-        _require_places(mine["maps"], taught["maps"])
-        distances.append(how.attention * attention_map_loss(mine["maps"], taught["maps"]))
-    elif how.attention:
-        for part in _PARTS:
-            num = mine[part].shape[1]  # a teacher, which does not learn, keeps the steps that are padding in every row
-            there = mine[part].new_ones(mine[part].shape[:2], dtype=torch.bool) if there_BT is None else there_BT
-            apart = relation_loss(mine[part], taught[part][:, :num], there[:, :num])
-            distances.append(how.attention * apart)
-    return torch.stack(distances).sum()
+    losses = []
+    if distillation.feature_weight:
+        losses.append(distillation.feature_weight * similarity_loss(student["features"], teacher["features"]))
+    if distillation.attention_weight and "maps" in student:
+        _require_positions(student["maps"], teacher["maps"])
+        losses.append(distillation.attention_weight * attention_map_loss(student["maps"], teacher["maps"]))
+    elif distillation.attention_weight:
+        for name in _PROJECTIONS:
+            x_BTD = student[name]
+            num_steps = x_BTD.shape[1]  # the teacher, in evaluation mode, keeps steps that are padding in every row
+            valid = x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool) if valid_BT is None else valid_BT
+            loss = relation_loss(x_BTD, teacher[name][:, :num_steps], valid[:, :num_steps])
+            losses.append(distillation.attention_weight * loss)
+    return torch.stack(losses).sum()
 
 
-def _require_places(mine_BCHW: torch.Tensor, taught_BCHW: torch.Tensor) -> None:
-    for x_BCHW in (mine_BCHW, taught_BCHW):
+def _require_positions(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -> None:
+    for x_BCHW in (student_BCHW, teacher_BCHW):
         if x_BCHW[0, 0].numel() == 1:
             raise RecipeInvalid(
-                "the student is to attend to what its teacher does, and one of them ends in a single place",
-                required="at least two places in the last maps of both",
-                where="compression.distill.attention of the recipe",
-                remedy="leave `attention` out, or use fewer blocks in a cnn, each of which halves the image",
+                "attention transfer needs maps, and the last maps of the student or its teacher have a single position",
+                required="at least two positions in the last maps of both",
+                where="compression.distill.attention_weight of the recipe",
+                remedy="leave `attention_weight` out, or use fewer blocks in a cnn, each of which halves the image",
             )
 
 
 def valid_steps(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
-    """there_BT bool, which is true where a step of `x` is no padding; None for a network that reads no steps."""
+    """valid_BT bool: which steps of `x` are not padding; None for a network that reads no steps."""
     steps = next((module for module in network.modules() if isinstance(module, StepEmbedding)), None)
     return None if steps is None else steps.step_mask(x)

@@ -1,4 +1,4 @@
-"""Attention together with the linear maps before it as one operator, which is quicker where rows are few."""
+"""Fuses attention with the linear maps before it into one ONNX operator, which is faster for few rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onnxscript import optimizer
 
 from bloomery.models.export.onnx_exporter import strip_metadata
 
-_PARTS = 3  # query, key, value
-_MASK = 4  # which input of MultiHeadAttention it is
+_NUM_PROJECTIONS = 3  # query, key, value
+_MASK = 4  # position among the inputs of MultiHeadAttention
 
 
-class _Map(NamedTuple):
+class _LinearMap(NamedTuple):
     """A linear map of one tensor."""
 
     source: str
@@ -25,47 +25,53 @@ class _Map(NamedTuple):
 
 
 def fuse_attention(source: Path, target: Path) -> bool:
-    """Write the ONNX file at `source` to `target` with `Attention` of ONNX Runtime's for what our exporter writes.
+    """Fuse the attention of the ONNX file at `source` into ONNX Runtime's `Attention` and write it to `target`.
 
-    Each `MultiHeadAttention` whose queries, keys and values are linear maps of the same steps, three products and three
-    sums, becomes one operator with them. The answers differ by rounding alone. What is quantized with fixed ranges, or
-    has few values in each layer, is not to be fused: the three weights become one.
+    Each `MultiHeadAttention` whose queries, keys and values are linear maps of the same tensor becomes one operator,
+    instead of three products, three sums and itself. Outputs differ by rounding only. Don't fuse files for static
+    quantization or weight clustering: the three weights become one.
 
-    Returns whether there was any; otherwise nothing is written.
+    Returns:
+        Whether anything was fused; otherwise `target` is not written.
     """
     model = onnx.load(source)
-    makers = {output: node for node in model.graph.node for output in node.output}
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
-    fused = 0
-    for node in [one for one in model.graph.node if one.op_type == "MultiHeadAttention"]:
-        maps = [_map(makers, known, name) for name in node.input[:_PARTS]]
-        found = [one for one in maps if one is not None]
-        if len(found) == _PARTS and len({one.source for one in found}) == 1:
-            _fuse(model.graph, node, found)
-            fused += 1
-    if fused:
-        optimizer.remove_unused_nodes(model)  # the maps, and their weights
-        onnx.save(strip_metadata(model), target)  # the pass notes shapes
-    return fused > 0
+    producers = {output: node for node in model.graph.node for output in node.output}
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    num_fused = 0
+    for node in [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]:
+        candidates = [_find_linear_map(producers, initializers, name) for name in node.input[:_NUM_PROJECTIONS]]
+        maps = [linear_map for linear_map in candidates if linear_map is not None]
+        if len(maps) == _NUM_PROJECTIONS and len({linear_map.source for linear_map in maps}) == 1:
+            _fuse(model.graph, node, maps)
+            num_fused += 1
+    if num_fused:
+        optimizer.remove_unused_nodes(model)  # the linear maps and their weights
+        onnx.save(strip_metadata(model), target)  # the pass adds shapes
+    return num_fused > 0
 
 
-def _map(makers: dict[str, onnx.NodeProto], known: dict[str, onnx.TensorProto], name: str) -> _Map | None:
-    """What gives the tensor `name`, if it is a product with a known weight and a known bias behind it."""
-    total = makers.get(name)
+def _find_linear_map(
+    producers: dict[str, onnx.NodeProto], initializers: dict[str, onnx.TensorProto], name: str
+) -> _LinearMap | None:
+    """The linear map that produces the tensor `name`: a product with a constant weight, then a constant bias."""
+    total = producers.get(name)
     if total is None or total.op_type != "Add":
         return None
-    biases = [one for one in total.input if one in known]
-    products = [makers[one] for one in total.input if one in makers and makers[one].op_type == "MatMul"]
-    if len(biases) != 1 or len(products) != 1 or products[0].input[1] not in known:
+    biases = [tensor for tensor in total.input if tensor in initializers]
+    products = [
+        producers[tensor] for tensor in total.input if tensor in producers and producers[tensor].op_type == "MatMul"
+    ]
+    if len(biases) != 1 or len(products) != 1 or products[0].input[1] not in initializers:
         return None
-    weight, bias = (numpy_helper.to_array(known[one]) for one in (products[0].input[1], biases[0]))
-    return _Map(products[0].input[0], weight, bias)
+    weight, bias = (numpy_helper.to_array(initializers[tensor]) for tensor in (products[0].input[1], biases[0]))
+    return _LinearMap(products[0].input[0], weight, bias)
 
 
-def _fuse(graph: onnx.GraphProto, node: onnx.NodeProto, maps: list[_Map]) -> None:
-    """Afterwards `node` reckons the maps before it, too, which nobody reads any more."""
+def _fuse(graph: onnx.GraphProto, node: onnx.NodeProto, maps: list[_LinearMap]) -> None:
+    """Turn `node` into `Attention`, which includes `maps`; their nodes stay behind unused."""
     weight, bias = f"{node.name}.weight", f"{node.name}.bias"
-    graph.initializer.append(numpy_helper.from_array(np.concatenate([one.weight for one in maps], axis=1), weight))
-    graph.initializer.append(numpy_helper.from_array(np.concatenate([one.bias for one in maps]), bias))
+    weights, biases = ([getattr(linear_map, name) for linear_map in maps] for name in ("weight", "bias"))
+    graph.initializer.append(numpy_helper.from_array(np.concatenate(weights, axis=1), weight))
+    graph.initializer.append(numpy_helper.from_array(np.concatenate(biases), bias))
     node.op_type = "Attention"
     node.input[:] = [maps[0].source, weight, bias, *node.input[_MASK:]]

@@ -1,4 +1,4 @@
-"""Which of several points no other beats. All figures are costs: less is better."""
+"""Pareto front of points whose coordinates are costs: less is better."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 Costs = Sequence[float]
 
 
-def dominates(one: Costs, other: Costs) -> bool:
-    """Whether `one` is nowhere worse than `other`, and somewhere better."""
-    return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
+def dominates(left: Costs, right: Costs) -> bool:
+    """Whether `left` is nowhere worse than `right`, and somewhere better."""
+    pairs = list(zip(left, right, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def pareto_front(points: Sequence[Costs]) -> list[int]:
-    """The positions of the points that no other point beats, in their order.
+    """Positions of the points that no other point dominates, in their order.
 
     Source: Pareto 1906, "Manuale di economia politica"; Kung, Luccio & Preparata 1975, "On finding the maxima of a set
     of vectors".
     """
-    return [place for place, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+    return [position for position, point in enumerate(points) if not any(dominates(rival, point) for rival in points)]

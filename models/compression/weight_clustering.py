@@ -1,12 +1,12 @@
-"""Weight sharing: a layer's weights as indices into a few values, which go on learning.
+"""Weight clustering: a layer's weights as indices into a few trainable centroids.
 
-    with nearing(network, num_values=8):  # the weights learn to do with few values
+    with straight_through_clusters(network, num_clusters=8):  # the weights adapt to few values
         train(network, ...)
-    with shared(network, share(network, num_values=8)):  # the values learn
+    with shared_weights(network, cluster_weights(network, num_clusters=8)):  # the centroids are trained
         train(network, ...)
 
-Zeros stay zero in the second part; in the first, hold them (`sparsity.held`). Afterwards each tensor has at most
-`num_values` values besides zero, each of them exact in 16 bits.
+Zeros stay zero in the second block; in the first, fix them with `pruning.unstructured.fixed_masks`. Afterwards each
+tensor has at most `num_clusters` distinct nonzero values, each exact in bfloat16.
 
 Source: Han et al. 2016, "Deep Compression", section 3.
 """
@@ -24,158 +24,162 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid
 
-_FOLLOWED_STEPS = 100
-_ROUNDS = 300  # of k-means, which nearly always stands still long before
+_REFIT_STEPS = 100
+_MAX_ITERATIONS = 300  # of k-means, which nearly always converges long before
 
 
 class Codebook(NamedTuple):
-    """A tensor's weights that are not zero: at `places` int64 (N,) of the flat tensor stand `values[codes]`."""
+    """The nonzero weights of a tensor: at `positions` of the flat tensor stand `centroids[indices]`."""
 
-    places: torch.Tensor
-    codes: torch.Tensor  # int64 (N,), below K
-    values: torch.Tensor  # float32 (K,), rising
+    positions: torch.Tensor  # int64 (N,)
+    indices: torch.Tensor  # int64 (N,), below K
+    centroids: torch.Tensor  # float32 (K,), rising
 
 
-def cluster_weights(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> dict[str, Codebook]:
-    """A codebook for each of `network`'s parameters, by name. Zeros stay what they are; the network is left as it is.
+def cluster_weights(
+    network: nn.Module, num_clusters: int, *, num_bias_clusters: int | None = None
+) -> dict[str, Codebook]:
+    """A codebook for each parameter of `network`, by name. Zeros stay zero; `network` does not change.
 
-    `of_biases` is the number of values of what has one dimension; left out, the same.
+    `num_bias_clusters` is for parameters of one dimension; default: `num_clusters`.
 
     Raises:
-        RecipeInvalid: a number of values is not from 2 to 256.
+        RecipeInvalid: a number of clusters is not from 2 to 256.
     """
-    for number in (num_values, of_biases or num_values):
+    for number in (num_clusters, num_bias_clusters or num_clusters):
         if not 2 <= number <= 256:
             raise RecipeInvalid(
-                f"a codebook of {number} values",
+                f"weight clustering with {number} clusters",
                 required="2 to 256",
-                where="the codebook of a candidate",
-                remedy="8 or 16 values lose next to nothing where weights are fine-tuned",
+                where="num_clusters of a candidate",
+                remedy="8 or 16 clusters lose next to nothing after fine-tuning",
             )
     return {
-        name: fit_codebook(parameter, num_values if parameter.dim() > 1 else of_biases or num_values)
+        name: fit_codebook(parameter, num_clusters if parameter.dim() > 1 else num_bias_clusters or num_clusters)
         for name, parameter in network.named_parameters()
     }
 
 
-def fit_codebook(weight: torch.Tensor, num_values: int) -> Codebook:
-    """The values closest to `weight`'s, by k-means from evenly spaced values, which keeps the large ones."""
+def fit_codebook(weight: torch.Tensor, num_clusters: int) -> Codebook:
+    """The centroids nearest to the values of `weight`, by k-means from evenly spaced values, which keeps large ones."""
     flat = weight.detach().cpu().flatten()
-    places = flat.nonzero().flatten()
-    given = flat[places].numpy().astype(np.float64)
-    values, codes = kmeans(given, num_values)
-    return Codebook(places, torch.from_numpy(codes), torch.from_numpy(values.astype(np.float32)))
+    positions = flat.nonzero().flatten()
+    values = flat[positions].numpy().astype(np.float64)
+    centroids, indices = kmeans(values, num_clusters)
+    return Codebook(positions, torch.from_numpy(indices), torch.from_numpy(centroids.astype(np.float32)))
 
 
-def kmeans(given: np.ndarray, num_values: int) -> tuple[np.ndarray, np.ndarray]:
-    """(values float64 (K,) rising, codes int64 (N,)) for `given` float64 (N,), K at most `num_values`.
+def kmeans(values: np.ndarray, num_clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """(centroids float64 (K,) rising, indices int64 (N,)) for `values` float64 (N,), K at most `num_clusters`.
 
-    The same figures give the same values, and the work grows with N log N alone: in one dimension a cluster is a
-    stretch of the sorted figures, which a library for many dimensions does not use.
+    Deterministic, in O(N log N): in one dimension a cluster is a range of the sorted values, which libraries for many
+    dimensions don't exploit.
 
     Source: Lloyd 1982, "Least squares quantization in PCM"; Han et al. 2016, section 3.2 (linear initialisation).
     """
-    if not len(given):
+    if not len(values):
         return np.empty(0), np.empty(0, np.int64)
-    ordered = np.sort(given)
+    ordered = np.sort(values)
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    values = np.unique(np.linspace(ordered[0], ordered[-1], num_values))
-    for _ in range(_ROUNDS):
-        borders = np.searchsorted(ordered, (values[1:] + values[:-1]) / 2)
+    centroids = np.unique(np.linspace(ordered[0], ordered[-1], num_clusters))
+    for _ in range(_MAX_ITERATIONS):
+        borders = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
         edges = np.concatenate([[0], borders, [len(ordered)]])
         counts = np.diff(edges)
-        means = np.diff(sums[edges])[counts > 0] / counts[counts > 0]  # a value that nothing is close to goes
-        if len(means) == len(values) and np.array_equal(means, values):
+        means = np.diff(sums[edges])[counts > 0] / counts[counts > 0]  # drops empty clusters
+        if len(means) == len(centroids) and np.array_equal(means, centroids):
             break
-        values = np.unique(means)
-    return values, np.searchsorted((values[1:] + values[:-1]) / 2, given).astype(np.int64)
+        centroids = np.unique(means)
+    return centroids, np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values).astype(np.int64)
 
 
 @contextmanager
-def shared_weights(network: nn.Module, books: Mapping[str, Codebook]) -> Iterator[None]:
-    """Within, what learns are the values of `books`, by the gradients of all weights that share one, added up.
+def shared_weights(network: nn.Module, codebooks: Mapping[str, Codebook]) -> Iterator[None]:
+    """Within, the trainable parameters are the centroids; a centroid's gradient is the sum over its weights.
 
-    Afterwards the network has the weights that the books then stand for, as ordinary parameters.
+    Afterwards the network has ordinary parameters again, with the values of the trained centroids.
     """
-    parted = [(*_owner(network, name), book) for name, book in books.items()]
-    for module, name, book in parted:
+    owners = [(*_owner(network, name), codebook) for name, codebook in codebooks.items()]
+    for module, name, codebook in owners:
         weight = getattr(module, name)
-        form = _Looked(weight, book)
+        lookup = _CentroidLookup(weight, codebook)
         with torch.no_grad():
-            weight.copy_(form(book.values))
-        parametrize.register_parametrization(module, name, form)
+            weight.copy_(lookup(codebook.centroids))
+        parametrize.register_parametrization(module, name, lookup)
     try:
         yield
     finally:
-        for module, name, _ in parted:
+        for module, name, _ in owners:
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 @contextmanager
-def straight_through_clusters(network: nn.Module, num_values: int, *, of_biases: int | None = None) -> Iterator[None]:
-    """Within, the network answers with each weight at the nearest of its tensor's few values, and the weights learn.
+def straight_through_clusters(
+    network: nn.Module, num_clusters: int, *, num_bias_clusters: int | None = None
+) -> Iterator[None]:
+    """Within, the forward pass uses each weight's nearest centroid, and gradients pass straight to the weights.
 
-    The values follow the weights: they are found again every hundred steps. So weights move from one value to another
-    where that helps, which they cannot within `shared`. Afterwards the weights are again any figures; `share` them.
+    Centroids are fitted again every hundred steps, so weights can move to another cluster, which they cannot within
+    `shared_weights`. Afterwards the weights are arbitrary again; then call `cluster_weights`.
 
-    Source: Courbariaux et al. 2015, "BinaryConnect", section 2.3 (weights learn behind what is computed with).
+    Source: Courbariaux et al. 2015, "BinaryConnect", section 2.3 (real-valued weights behind the discrete ones).
     """
-    parted = [
-        (*_owner(network, name), num_values if parameter.dim() > 1 else of_biases or num_values)
+    owners = [
+        (*_owner(network, name), num_clusters if parameter.dim() > 1 else num_bias_clusters or num_clusters)
         for name, parameter in network.named_parameters()
     ]
-    for module, name, number in parted:
-        parametrize.register_parametrization(module, name, _Nearest(number))
+    for module, name, number in owners:
+        parametrize.register_parametrization(module, name, _NearestCentroid(number))
     try:
         yield
     finally:
-        for module, name, _ in parted:
-            learnt = module.parametrizations[name].original.detach().clone()  # type: ignore[union-attr, index]
+        for module, name, _ in owners:
+            trained = module.parametrizations[name].original.detach().clone()  # type: ignore[union-attr, index]
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
             with torch.no_grad():
-                getattr(module, name).copy_(learnt)
+                getattr(module, name).copy_(trained)
 
 
-class _Nearest(nn.Module):
-    """weight -> the same with the nearest of few values for each figure but zero, and the gradient straight through."""
+class _NearestCentroid(nn.Module):
+    """weight -> each nonzero value's nearest centroid, with a straight-through gradient."""
 
-    def __init__(self, num_values: int) -> None:
+    def __init__(self, num_clusters: int) -> None:
         super().__init__()
-        self.num_values, self.num_steps = num_values, 0
-        self.values = torch.empty(0)
+        self.num_clusters, self.num_steps = num_clusters, 0
+        self.centroids = torch.empty(0)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        learnt = weight.detach().contiguous()  # channels may lie last
-        if self.num_steps % _FOLLOWED_STEPS == 0:
-            self.values = fit_codebook(learnt, self.num_values).values.to(weight.device)
+        values = weight.detach().contiguous()  # the layout may be channels last
+        if self.num_steps % _REFIT_STEPS == 0:
+            self.centroids = fit_codebook(values, self.num_clusters).centroids.to(weight.device)
         self.num_steps += self.training
-        if not len(self.values):
+        if not len(self.centroids):
             return weight
-        nearest = self.values[torch.bucketize(learnt, (self.values[1:] + self.values[:-1]) / 2)]
-        return weight + torch.where(learnt == 0, 0.0, nearest - learnt)
+        nearest = self.centroids[torch.bucketize(values, (self.centroids[1:] + self.centroids[:-1]) / 2)]
+        return weight + torch.where(values == 0, 0.0, nearest - values)
 
 
-class _Looked(nn.Module):
-    """values float32 (K,) -> the tensor in which they stand at their places."""
+class _CentroidLookup(nn.Module):
+    """centroids float32 (K,) -> the tensor that holds them at their positions."""
 
-    places: torch.Tensor
-    codes: torch.Tensor
+    positions: torch.Tensor
+    indices: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, book: Codebook) -> None:
+    def __init__(self, weight: torch.Tensor, codebook: Codebook) -> None:
         super().__init__()
         self.shape = weight.shape
-        self.first = book.values
-        self.register_buffer("places", book.places, persistent=False)
-        self.register_buffer("codes", book.codes, persistent=False)
+        self.initial_centroids = codebook.centroids
+        self.register_buffer("positions", codebook.positions, persistent=False)
+        self.register_buffer("indices", codebook.indices, persistent=False)
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        # Straight through the rounding (Bengio et al. 2013): the gradient is that of the value as it is.
-        rounded = values + (values.detach().bfloat16().float() - values.detach())
+    def forward(self, centroids: torch.Tensor) -> torch.Tensor:
+        # Straight-through rounding (Bengio et al. 2013): the gradient is that of the unrounded centroid.
+        rounded = centroids + (centroids.detach().bfloat16().float() - centroids.detach())
         flat = rounded.new_zeros(self.shape.numel())
-        return flat.scatter(0, self.places, rounded[self.codes]).reshape(self.shape)
+        return flat.scatter(0, self.positions, rounded[self.indices]).reshape(self.shape)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.first.to(weight.device).clone()
+        return self.initial_centroids.to(weight.device).clone()
 
 
 def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:

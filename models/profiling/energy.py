@@ -1,4 +1,4 @@
-"""How many joules the processor takes while ONNX Runtime answers one batch, side by side.
+"""Measures the joules of one batch in ONNX Runtime, several files side by side.
 
 Shapes: R rounds.
 """
@@ -17,9 +17,10 @@ from bloomery.models.inference.runtime import create_session
 from bloomery.models.profiling.latency import bootstrap_interval, measure_in_turns, median_ratio, run_batch
 from bloomery.models.profiling.rapl import stuck_counter_error
 
-_TURN_S = 0.05  # fifty steps of a counter that is brought up to date each millisecond
+_TURN_S = 0.05  # fifty steps of a counter that is updated each millisecond
 _ROUNDS = 100
-_MOST_SECONDS = 60.0
+_MAX_SECONDS = 60.0
+_MIN_WARMUP_BATCHES = 10
 
 
 def compare_energy(
@@ -33,23 +34,26 @@ def compare_energy(
     turn_s: float = _TURN_S,
     seed: int = 0,
 ) -> dict[str, Energy]:
-    """Count the energy of every file on the same batch, float32 (B, ...), in turns, so that noise falls on all alike.
+    """Measure the energy of every file on the same batch, float32 (B, ...), in turns, so noise affects all alike.
 
-    `read` gives the joules that the processor has taken so far, for whatever runs on it and at rest. A turn is as many
-    batches as take `turn_s`, since the counter moves in steps; the order is drawn anew in each round, as for times. The
-    ratio is the median over the rounds of that within a round.
+    Args:
+        read: the processor's joules so far, with idle power and all processes, as `EnergyCounter.read`.
+        row_by_row: names of files that get the rows one by one, as the endpoint serves them.
+        turn_s: a turn has as many batches as take this time, since the counter advances in steps.
+
+    The order is drawn anew in each round. A ratio is the median over the rounds of the ratio within a round.
 
     Raises:
-        EngineMissing: the counter stood still.
+        EngineMissing: the counter did not advance.
     """
     sessions = {name: create_session(path) for name, path in files.items()}
     repeats = {}
     for name, runtime in sessions.items():
-        begin, asked = time.perf_counter(), 0
-        while asked < 10 or time.perf_counter() - begin < turn_s:
+        start, num_batches = time.perf_counter(), 0
+        while num_batches < _MIN_WARMUP_BATCHES or time.perf_counter() - start < turn_s:
             run_batch(runtime, x, name in row_by_row)
-            asked += 1
-        repeats[name] = max(round(asked * turn_s / (time.perf_counter() - begin)), 1)
+            num_batches += 1
+        repeats[name] = max(round(num_batches * turn_s / (time.perf_counter() - start)), 1)
 
     def turn(name: str) -> float:
         before = read()
@@ -57,13 +61,13 @@ def compare_energy(
             run_batch(sessions[name], x, name in row_by_row)
         return (read() - before) / repeats[name]
 
-    joules = measure_in_turns(list(files), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
-    if min(float(taken.min()) for taken in joules.values()) <= 0:
+    joules = measure_in_turns(list(files), turn, rounds, seed=seed, max_seconds=_MAX_SECONDS)
+    if min(float(joules_R.min()) for joules_R in joules.values()) <= 0:
         raise stuck_counter_error()
-    return {name: _told(taken, joules[baseline], len(x), seed) for name, taken in joules.items()}
+    return {name: _summarise(joules_R, joules[baseline], len(x), seed) for name, joules_R in joules.items()}
 
 
-def _told(joules_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, seed: int) -> Energy:
+def _summarise(joules_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, seed: int) -> Energy:
     length = block_length(np.log(joules_R / baseline_R))
     return Energy(
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""How long ONNX Runtime takes for one batch, side by side.
+"""Measures the time of one batch in ONNX Runtime, several files side by side.
 
 Shapes: R rounds, D draws.
 """
@@ -17,14 +17,15 @@ from bloomery.models.evaluation.block_bootstrap import NUM_DRAWS, block_length
 from bloomery.models.inference.outputs import compute_outputs
 from bloomery.models.inference.runtime import create_session, run_session
 
-TIMED_BATCH_SIZES = (1, 32)  # rows at a time, for every candidate
-_MOST_SECONDS = 15.0
-_FEWEST_ROUNDS = 20
+TIMED_BATCH_SIZES = (1, 32)
+_MAX_SECONDS = 15.0
+_MIN_ROUNDS = 20
 _DRAWS_AT_ONCE = 200
+_NUM_WARMUP_BATCHES = 10
 
 
 def take_batch(x: np.ndarray, num_rows: int) -> np.ndarray:
-    """Encoded rows float32 (`num_rows`, ...) of `x` for timing; rows repeat where `x` has too few."""
+    """The first `num_rows` rows of `x` (N, ...), repeated where there are too few."""
     return x[np.arange(num_rows) % len(x)]
 
 
@@ -37,38 +38,37 @@ def compare_latency(
     row_by_row: Collection[str] = (),
     seed: int = 0,
 ) -> dict[str, tuple[Latency, ...]]:
-    """Time every file on the same batches, each float32 (B, ...), in turns, so that noise falls on all alike.
+    """Time every file on the same batches, each float32 (B, ...), in turns, so noise affects all alike.
 
-    Each round asks all files, in an order drawn anew, twice, of which the second time counts: an endpoint has one file,
-    and what another one left of the caches would be the company's doing. Files in `row_by_row` are asked the rows one
-    after another, as the endpoint does it.
+    Each round runs all files, in an order drawn anew, twice, and only the second run counts: an endpoint has one file,
+    so no other one evicts its caches. Files in `row_by_row` get the rows one by one, as the endpoint serves them.
 
     Returns:
-        For each name and batch percentiles in milliseconds over `rounds`, and two ratios to the baseline with their 95%
-        limits: the median over the rounds of the ratio within a round, and the ratio of the 99th percentiles (below 1
-        is faster). Large networks get fewer rounds: after `_MOST_SECONDS` those that are done count.
+        For each name and batch, percentiles in milliseconds over `rounds`, and two ratios to the baseline with 95%
+        intervals (below 1 is faster): the median over the rounds of the ratio within a round, and the ratio of the 99th
+        percentiles. Large networks get fewer rounds, those within `_MAX_SECONDS`.
     """
     sessions = {name: create_session(path) for name, path in files.items()}
-    timed = [_timed(sessions, x, rounds, row_by_row, seed) for x in batches]
+    seconds_of_batches = [_time_batch(sessions, x, rounds, row_by_row, seed) for x in batches]
     return {
         name: tuple(
             summarise(seconds[name], seconds[baseline], len(x), seed=seed)
-            for x, seconds in zip(batches, timed, strict=True)
+            for x, seconds in zip(batches, seconds_of_batches, strict=True)
         )
         for name in files
     }
 
 
-def _timed(
+def _time_batch(
     sessions: Mapping[str, onnxruntime.InferenceSession],
     x: np.ndarray,
     rounds: int,
     row_by_row: Collection[str],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """The seconds that each session took for `x`, by round."""
+    """The seconds of each session for `x`, by round."""
     for name, runtime in sessions.items():
-        for _ in range(10):
+        for _ in range(_NUM_WARMUP_BATCHES):
             run_batch(runtime, x, name in row_by_row)
 
     def turn(name: str) -> float:
@@ -77,24 +77,24 @@ def _timed(
         run_batch(sessions[name], x, name in row_by_row)
         return time.perf_counter() - start
 
-    return measure_in_turns(list(sessions), turn, rounds, seed=seed, most_seconds=_MOST_SECONDS)
+    return measure_in_turns(list(sessions), turn, rounds, seed=seed, max_seconds=_MAX_SECONDS)
 
 
 def measure_in_turns(
-    names: Sequence[str], turn: Callable[[str], float], rounds: int, *, seed: int, most_seconds: float
+    names: Sequence[str], turn: Callable[[str], float], rounds: int, *, seed: int, max_seconds: float
 ) -> dict[str, np.ndarray]:
-    """What each turn came to, by name and round: all have one in each round, in an order that is drawn anew.
+    """The measurement of each turn, by name and round. Each round has a turn for every name, in an order drawn anew.
 
-    After `most_seconds` the rounds that are done count, if they are `_FEWEST_ROUNDS` or all.
+    After `max_seconds` it stops with the rounds so far, but not before `_MIN_ROUNDS`.
     """
-    figures = {name: np.empty(rounds) for name in names}
+    measurements = {name: np.empty(rounds) for name in names}
     random = np.random.default_rng(seed)
-    began, done = time.perf_counter(), 0
-    while done < rounds and (done < _FEWEST_ROUNDS or time.perf_counter() - began < most_seconds):
-        for place in random.permutation(len(names)):
-            figures[names[place]][done] = turn(names[place])
-        done += 1
-    return {name: taken[:done] for name, taken in figures.items()}
+    start, num_done = time.perf_counter(), 0
+    while num_done < rounds and (num_done < _MIN_ROUNDS or time.perf_counter() - start < max_seconds):
+        for position in random.permutation(len(names)):
+            measurements[names[position]][num_done] = turn(names[position])
+        num_done += 1
+    return {name: measured[:num_done] for name, measured in measurements.items()}
 
 
 def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:
@@ -105,20 +105,16 @@ def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_ro
 
 
 def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *, seed: int = 0) -> Latency:
-    """What the times of one file come to, beside those of the baseline in the same rounds.
+    """The latency record of one file's times, compared with the baseline's times in the same rounds.
 
-    The limits of the ratios are a bootstrap's over rounds: those of both files are drawn together, and neighbouring
-    rounds too, since a disturbance of the machine lasts for many.
+    The intervals of the ratios come from a block bootstrap over rounds: both files' times are drawn together, with
+    neighbouring rounds, since a disturbance of the machine affects several.
 
     Source: Künsch 1989, "The jackknife and the bootstrap for general stationary observations"; percentile limits of
     Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
     p50_ms, p90_ms, p95_ms, p99_ms = (float(np.percentile(seconds_R, q) * 1e3) for q in (50, 90, 95, 99))
     length = block_length(np.log(seconds_R / baseline_R))
-
-    def tail_ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        return np.asarray(np.percentile(ours, 99, axis=-1) / np.percentile(theirs, 99, axis=-1))
-
     return Latency(
         batch_size=batch_size,
         num_rounds=len(seconds_R),
@@ -131,27 +127,32 @@ def summarise(seconds_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, *,
     )
 
 
-def median_ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """The median over the rounds, which are the last axis."""
-    return np.asarray(np.median(ours / theirs, axis=-1))
+def median_ratio(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """The median of the ratios over the rounds, which are the last axis."""
+    return np.asarray(np.median(values / baseline, axis=-1))
+
+
+def tail_ratio(values: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """The ratio of the 99th percentiles over the rounds, which are the last axis."""
+    return np.asarray(np.percentile(values, 99, axis=-1) / np.percentile(baseline, 99, axis=-1))
 
 
 def bootstrap_interval(
-    figure: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    ours_R: np.ndarray,
-    theirs_R: np.ndarray,
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    values_R: np.ndarray,
+    baseline_R: np.ndarray,
     length: int,
     seed: int,
 ) -> Interval:
-    """`figure` of the rounds, and its 95% limits over draws of blocks of `length` rounds, taken for a ring."""
-    num_rounds = len(ours_R)
+    """`statistic` of the rounds with its 95% interval over draws of circular blocks of `length` rounds."""
+    num_rounds = len(values_R)
     num_blocks = -(-num_rounds // length)
     random = np.random.default_rng(seed)
     drawn_D = []
     for _ in range(0, NUM_DRAWS, _DRAWS_AT_ONCE):
         starts = random.integers(0, num_rounds, (_DRAWS_AT_ONCE, num_blocks, 1))
-        places_DR = ((starts + np.arange(length)) % num_rounds).reshape(_DRAWS_AT_ONCE, -1)[:, :num_rounds]
-        drawn_D.append(figure(ours_R[places_DR], theirs_R[places_DR]))
+        rounds_DR = ((starts + np.arange(length)) % num_rounds).reshape(_DRAWS_AT_ONCE, -1)[:, :num_rounds]
+        drawn_D.append(statistic(values_R[rounds_DR], baseline_R[rounds_DR]))
     low, high = np.quantile(np.concatenate(drawn_D), [0.025, 0.975])
-    value = float(figure(ours_R, theirs_R))
+    value = float(statistic(values_R, baseline_R))
     return Interval(value=value, low=min(float(low), value), high=max(float(high), value))

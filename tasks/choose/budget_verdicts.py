@@ -91,7 +91,7 @@ def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float
     """What is spent on an answer, as a ratio to fp32 at the budget's batch, and how much the objective weighs it."""
     weights = budget.objective
     if weights.latency:
-        yield "time", weights.latency, candidate.latency_at(budget.batch).ratio
+        yield "time", weights.latency, candidate.latency_at(budget.batch_size).ratio
     if weights.energy:
         assert candidate.energy is not None
         yield "energy", weights.energy, candidate.energy.ratio
@@ -100,7 +100,7 @@ def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float
 def pareto_costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
     """What candidates are compared by, each less where better: score, size, time, and energy if it counts."""
     score = candidate.score.value
-    time = candidate.latency_at(budget.batch).ratio.value
+    time = candidate.latency_at(budget.batch_size).ratio.value
     energy = [ratio.value for spent, _, ratio in _ratios(candidate, budget) if spent == "energy"]
     return (-score if task == "classification" else score), candidate.size_bytes, time, *energy
 
@@ -121,12 +121,12 @@ def find_violations(
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
         words = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
         missed.append(_missed("size_bytes", budget.size_bytes, candidate.size_bytes, words, digits=3))
-    latency = candidate.latency_at(budget.batch)
+    latency = candidate.latency_at(budget.batch_size)
     if budget.latency_ms is not None:
         limit, percentile = budget.latency_ms.value, budget.latency_ms.percentile
         measured = latency.percentile_ms(percentile)
         if measured > limit:
-            words = f"p{percentile} {measured:.3f} ms{_of_batch(budget.batch)}, limit {limit:g} ms"
+            words = f"p{percentile} {measured:.3f} ms{_of_batch(budget.batch_size)}, limit {limit:g} ms"
             missed.append(_missed("latency_ms", limit, measured, words, digits=3))
     # Who asks for less time or energy must not be given more of it. By the upper limit: to be faster has to be shown,
     # as to be no worse has to be.
@@ -140,7 +140,7 @@ def _more_in_words(spent: Spent, ratio: Interval, budget: Budget) -> str:
     more, less = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[spent]
     told = f"{more} than fp32" if ratio.low > 1 else f"not shown to {less} than fp32"
     limits = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{told}: {ratio.value:.2f}x its {spent}{_of_batch(budget.batch)} ({limits})"
+    return f"{told}: {ratio.value:.2f}x its {spent}{_of_batch(budget.batch_size)} ({limits})"
 
 
 def _of_batch(batch: int) -> str:
@@ -231,7 +231,7 @@ def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: s
     relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.violations))
     # Times for other batches are taken when the choice is made, so the next ones are others.
     limits = {missed.limit for missed in nearest.violations}
-    is_taken_anew = budget.batch not in TIMED_BATCH_SIZES and "latency_ms" in limits
+    is_taken_anew = budget.batch_size not in TIMED_BATCH_SIZES and "latency_ms" in limits
     passes = "would have passed; it is timed anew, so leave some room" if is_taken_anew else "passes"
     return NoCandidate(
         "no candidate is within the budget:\n"
@@ -264,9 +264,9 @@ def _as_recipe(missed: BudgetViolation, budget: Budget) -> str:
     if missed.limit == "latency_ms":
         limit = budget.latency_ms
         assert limit is not None
-        if (limit.batch, limit.percentile) == (1, 99):
+        if (limit.batch_size, limit.percentile) == (1, 99):
             return f"latency_ms: {needed:g}"
-        return f"latency_ms: {{batch: {limit.batch}, percentile: {limit.percentile}, value: {needed:g}}}"
+        return f"latency_ms: {{batch_size: {limit.batch_size}, percentile: {limit.percentile}, value: {needed:g}}}"
     unit = "%" if missed.limit.endswith("rise") else "pp"
     return f"{missed.limit}: {(Decimal(str(needed)) * 100).normalize():f}{unit}"
 
@@ -282,7 +282,7 @@ def _in_words(budget: Budget, task: Task) -> str:
         limits.append(f"at most {budget.size_bytes:,} bytes")
     if budget.latency_ms is not None:
         limit = budget.latency_ms
-        limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_of_batch(limit.batch)}")
+        limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_of_batch(limit.batch_size)}")
     for spent, weight in (("time", budget.objective.latency), ("energy", budget.objective.energy)):
         if weight > 0:
             limits.append(f"no more {spent} than fp32")

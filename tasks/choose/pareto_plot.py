@@ -99,11 +99,11 @@ def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Pa
     sizes = [one.size_bytes / 1000 for one in candidates]
     most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
     percentile = 50 if limit is None else limit.percentile
-    latencies = [one.latency_at(budget.batch) for one in candidates]
+    latencies = [one.latency_at(budget.batch_size) for one in candidates]
     unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
     medians, ends = ([latency.percentile_ms(one) * scale for latency in latencies] for one in (50, percentile))
     longest = None if limit is None else limit.value * scale
-    rows = "one row" if budget.batch == 1 else f"{budget.batch} rows"
+    rows = "one row" if budget.batch_size == 1 else f"{budget.batch_size} rows"
     bars = "median" if percentile == 50 else f"median, with a bar to the {percentile}th percentile"
     panels = [
         _Panel("size of the ONNX file (kB)", "kB", points(sizes, sizes), most_bytes),

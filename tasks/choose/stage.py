@@ -37,7 +37,7 @@ def choose(out: Output, options: Candidates, budget: Budget) -> Choice:
         NoCandidate: none passes; the message says what each one failed, which came closest and what to relax.
         EngineMissing: the objective weighs energy, and this machine does not tell it.
     """
-    options = _weighed_as_asked(_timed_as_asked(options, budget.batch), budget)
+    options = _weighed_as_asked(_timed_as_asked(options, budget.batch_size), budget)
     trained = options.trained
     decision = decide_candidate(options, budget, _parts(options, budget))
     tags = {"mlflow.parentRunId": trained.run_id, "chosen": decision.best.name if decision.best else "none"}
@@ -84,7 +84,7 @@ def _weighed_as_asked(options: Candidates, budget: Budget) -> Candidates:
 
     found = compare_energy(
         _files(options),
-        _batch(options, budget.batch),
+        _batch(options, budget.batch_size),
         open_energy_counter().read,
         baseline=options.baseline,
         row_by_row=_row_by_row(options),

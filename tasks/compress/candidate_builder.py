@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import TrainedNetwork
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult
 
 
-_ENDINGS = {"coded": "coded", "zstd": "zst"}
+_ENDINGS = {"entropy_coded": "coded", "zstd": "zst"}
 _LEAST_ROWS = 2048  # of the validation part, by which layers are chosen that stay in float
 
 
@@ -69,28 +69,28 @@ def build_candidate(
     from bloomery.models.onnx_storage.sizes import measure_coded_bytes
     from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 
-    spec = spec.for_processor(cpu_flags())
-    alike = digest_of_document(spec.in_float.model_dump())
+    spec = spec.resolve_reduce_range(cpu_flags())
+    alike = digest_of_document(spec.before_quantization.model_dump())
     if alike not in builder.floats:
         path = builder.out.path(f"float-{len(builder.floats)}.onnx")
         builder.floats[alike] = _in_float(builder, spec, path, on_epoch)
     parent, path = builder.floats[alike], builder.out.path(f"{spec.name}.onnx")
-    if spec.stored is not None:
-        path = builder.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.stored]}")
+    if spec.storage is not None:
+        path = builder.out.path(f"{spec.name}.onnx.{_ENDINGS[spec.storage]}")
     made = parent._replace(spec=spec, path=path)
     # Fixed ranges and few values are those of a layer, of which there are three in one operator.
-    source = parent.path if spec.quantize == "static" or spec.values is not None else parent.fused or parent.path
+    source = parent.path if spec.quantize == "static" or spec.num_clusters is not None else parent.fused or parent.path
     if spec.quantize is not None:
         made = made._replace(calibration=_quantize(builder, spec, parent._replace(path=source), path))
-    elif spec.weights is not None:
-        quantize_weights(source, path, spec.weights)
+    elif spec.weight_only is not None:
+        quantize_weights(source, path, spec.weight_only)
     else:
         shutil.copyfile(source, path)
-    if spec.stored is not None:
+    if spec.storage is not None:
         model = path.read_bytes()
-        if spec.stored == "zstd":
+        if spec.storage == "zstd":
             made = made._replace(coded_bytes=measure_coded_bytes(path))
-        path.write_bytes(pack_for_zstd(model) if spec.stored == "zstd" else encode(minify(model)))
+        path.write_bytes(pack_for_zstd(model) if spec.storage == "zstd" else encode(minify(model)))
     return made
 
 
@@ -99,26 +99,28 @@ def _quantize(builder: CandidateBuilder, spec: CandidateSpec, parent: BuiltCandi
 
     Returns the sha256 of the encoded rows that gave ranges to its activations, if any did.
     """
-    from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+    from bloomery.models.compression.quantization.post_training import QuantizationOptions, find_first_layer, quantize
     from bloomery.models.compression.quantization.sensitivity import find_float_layers
     from bloomery.models.training.data.batches import even_sample
 
     assert spec.quantize is not None
     wanted = builder.compression.calibration_rows
     calibration = even_sample(builder.parts.train.x, wanted)[:wanted].numpy()
-    how: dict[str, Any] = {
-        "how": spec.quantize,
-        "calibrate": spec.calibrate,
-        "reduce_range": bool(spec.reduce_range),
-    }
+    options = QuantizationOptions(
+        mode=spec.quantize,
+        calibration_method=spec.calibration_method,
+        reduce_range=bool(spec.reduce_range),
+        amx=spec.amx,
+        ranges=parent.ranges,
+    )
     kept: tuple[str, ...] = ()
     if spec.float_layers == "first":
         kept = find_first_layer(parent.path, spec.quantize)
     elif spec.float_layers is not None:
         x, y = (even_sample(part, _LEAST_ROWS) for part in (builder.parts.val.x, builder.parts.val.y))
         limit = spec.float_layers
-        kept = find_float_layers(parent.path, calibration, x.numpy(), _loss_on(y), limit, **how)
-    quantize(parent.path, path, calibration, tiles=spec.tiles, keep_float=kept, ranges=parent.ranges, **how)
+        kept = find_float_layers(parent.path, calibration, x.numpy(), _loss_on(y), limit, options)
+    quantize(parent.path, path, calibration, options._replace(keep_float=kept))
     return hashlib.sha256(calibration.tobytes()).hexdigest() if spec.quantize == "static" else None
 
 
@@ -156,7 +158,7 @@ def _in_float(
 
     trained, parts = builder.trained, builder.parts
     weights, config = settings().path(trained.uri), settings().path(trained.network_uri)
-    if trained.import_error is not None and not spec.is_smaller:
+    if trained.import_error is not None and not spec.changes_network:
         shutil.copyfile(weights, path)
         return BuiltCandidate(spec, path, trained.num_parameters, trained.import_error)
     network: nn.Module
@@ -164,21 +166,21 @@ def _in_float(
         network, blueprint = OnnxTeacher(weights), read_blueprint(config)
     else:
         network, blueprint = read_network(weights, config)
-    if spec.is_smaller:
+    if spec.changes_network:
         more = None if parts.unlabelled is None else parts.unlabelled.x
         device = select_device(builder.compression.device)
         lesson = FineTuning(parts.train, parts.val, network, builder.compression, more, SEED, device, on_epoch)
         network = compress_network(network, blueprint, spec, lesson)
     ranges = None
-    if spec.aware:
+    if spec.quantization_aware:
         ranges, network = learned_ranges(network), remove_fake_quantization(network)
-    error = export_onnx(network, parts.test.x, path, keep_names=spec.aware)
+    error = export_onnx(network, parts.test.x, path, keep_names=spec.quantization_aware)
     fused = path.with_suffix(".fused.onnx")
     is_fused = fuse_attention(path, fused)
     if is_fused:
         error = max(error, measure_parity(network, parts.test.x, fused))
     made = BuiltCandidate(spec, path, num_parameters(network), error, ranges, count_macs(network, parts.test.x))
     return made._replace(
-        network=network if builder.compression.also else None,
+        network=network if builder.compression.extra_formats else None,
         fused=fused if is_fused else None,
     )

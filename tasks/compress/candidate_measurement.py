@@ -140,9 +140,9 @@ def _coded_bytes(made: BuiltCandidate) -> int | None:
     """The size in the fewest bytes, whatever form it ships in."""
     from bloomery.models.onnx_storage.sizes import measure_coded_bytes
 
-    if made.spec.stored == "coded":
+    if made.spec.storage == "entropy_coded":
         return made.path.stat().st_size
-    return measure_coded_bytes(made.path) if made.spec.stored is None else made.coded_bytes
+    return measure_coded_bytes(made.path) if made.spec.storage is None else made.coded_bytes
 
 
 def _flips(rows: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:

@@ -56,7 +56,7 @@ def search_candidates(
     Tree-Structured Parzen Estimator".
     """
     made = [build_candidate(builder, spec) for spec in named]
-    fp32 = _score(builder, next(one for one in made if one.spec.is_as_trained))
+    fp32 = _score(builder, next(one for one in made if one.spec.is_baseline))
     tried = [_judged(builder, one, fp32) for one in made]
     in_8_bits = next(found for spec in (*named, *usual) if (found := _in_8_bits(spec)))
     _try_all(builder, tried, fp32, wanted, in_8_bits)
@@ -85,10 +85,10 @@ def _try_all(
     sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_DRAWN_BLINDLY)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
     kind = read_blueprint(settings().path(builder.trained.network_uri)).config.kind
-    end = None if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
+    end = None if wanted.timeout_minutes is None else time.monotonic() + 60 * wanted.timeout_minutes
 
     def hopeless(val_score: float) -> bool:
-        return _worse(builder, val_score, fp32) > _FAR * wanted.worst_drop
+        return _worse(builder, val_score, fp32) > _FAR * wanted.max_drop
 
     for number in range(wanted.trials):
         if end is not None and time.monotonic() > end:
@@ -96,7 +96,7 @@ def _try_all(
         emit(Progress("compress", number, wanted.trials, "search"))
         trial = study.ask()
         spec = _drawn(trial, kind)
-        known = spec is None or any(spec.in_float == one.made.spec.in_float for one in tried)
+        known = spec is None or any(spec.before_quantization == one.made.spec.before_quantization for one in tried)
         try:
             both = [] if spec is None or known else _both(builder, spec, in_8_bits, hopeless)
         except (EarlyStopped, TrainingDiverged):
@@ -112,9 +112,9 @@ def _try_all(
 
 def _in_8_bits(spec: CandidateSpec) -> dict[str, Any]:
     """What a candidate says of 8 bits, if it has them."""
-    if spec.quantize is None and spec.weights != "int8":
+    if spec.quantize is None and spec.weight_only != "int8":
         return {}
-    return spec.model_dump(include={"quantize", "calibrate", "reduce_range", "tiles", "weights"})
+    return spec.model_dump(include={"quantize", "calibration_method", "reduce_range", "amx", "weight_only"})
 
 
 def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
@@ -128,7 +128,7 @@ def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
         if kind in ("transformer", "gpt"):
             parts = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
         if share:
-            pruned = Pruning(share=share / 100, importance=importance, parts=tuple(parts))  # type: ignore[arg-type]
+            pruned = Pruning(ratio=share / 100, importance=importance, structures=tuple(parts))  # type: ignore[arg-type]
             words += [f"p{share}", importance[0], *(part[0] for part in parts[1:])]
     factorised = trial.suggest_int("factorise", 0, 80, step=20)
     if factorised:
@@ -136,7 +136,7 @@ def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
         words.append(f"f{factorised}")
     if not words:
         return None
-    return CandidateSpec(name="-".join(words), prune=pruned, factorise=thin)
+    return CandidateSpec(name="-".join(words), prune=pruned, factorize=thin)
 
 
 def _both(
@@ -183,7 +183,7 @@ def _kept(tried: Sequence[ScoredCandidate], named: int, wanted: CandidateSearch)
     unbeaten = [
         place for place in pareto_front(costs) if costs[place] not in costs[:place]
     ]  # of equal ones the first counts
-    found = [tried[place] for place in unbeaten if place >= named and tried[place].worse <= wanted.worst_drop]
+    found = [tried[place] for place in unbeaten if place >= named and tried[place].worse <= wanted.max_drop]
     found.sort(key=lambda one: one.size_bytes)
     if len(found) > wanted.keep:
         places = np.unique(np.linspace(0, len(found) - 1, wanted.keep).round().astype(int))

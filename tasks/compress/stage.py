@@ -53,13 +53,15 @@ def compress(out: Output, trained: TrainedNetwork, compression: Compression) -> 
     usual = _usual(trained)
     specs = compression.candidates or usual
     if is_private:
-        specs = tuple(spec for spec in specs if not spec.is_smaller)  # what is smaller has learnt from training rows
+        specs = tuple(
+            spec for spec in specs if not spec.changes_network
+        )  # what is smaller has learnt from training rows
     builder = CandidateBuilder(out, trained, parts, compression)
     with resource_usage.measure_usage(on_gpu=select_device(compression.device) == "cuda") as told:
-        wanted = None if is_private else compression.explore
+        wanted = None if is_private else compression.search
         made = build_candidates(builder, specs) if wanted is None else search_candidates(builder, specs, wanted, usual)
-        made = add_extra_formats(out, made, compression.also, parts.test.x)
-        baseline = next(spec.name for spec in specs if spec.is_as_trained)
+        made = add_extra_formats(out, made, compression.extra_formats, parts.test.x)
+        baseline = next(spec.name for spec in specs if spec.is_baseline)
         timed = _time_all(made, parts.test, baseline, compression.latency_rounds)
         candidates = measure_candidates(out, made, parts.test, trained, timed, baseline)
         spent = told()
@@ -96,8 +98,8 @@ def _usual(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:
     return default_candidates(
         config.kind,
         _quantization_for(trained),
-        weights_alone=config.kind == "rnn" and config.cell != "lstm",
-        tiles=has_amx(cpu_flags()),
+        weight_only=config.kind == "rnn" and config.cell != "lstm",
+        amx=has_amx(cpu_flags()),
     )
 
 

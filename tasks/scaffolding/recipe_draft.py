@@ -162,8 +162,8 @@ def _network(plan: DraftPlan) -> tuple[CommentedMap, CommentedMap, CommentedMap]
 def _as_written(spec: CandidateSpec) -> dict[str, Any]:
     """Returns a candidate as a person would write it."""
     options = spec.model_dump(exclude_defaults=True)
-    if spec.prune is not None and options["prune"].keys() == {"share"}:
-        options["prune"] = spec.prune.share
+    if spec.prune is not None and options["prune"].keys() == {"ratio"}:
+        options["prune"] = spec.prune.ratio
     return options
 
 

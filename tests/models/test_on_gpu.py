@@ -128,17 +128,17 @@ def test_bf16_and_compiled_networks_learn_equally_well(name: str) -> None:
 
 
 SMALLER = {
-    "pruned": CandidateSpec(name="pruned", prune=Pruning(share=0.5)),
-    "taylor": CandidateSpec(name="taylor", prune=Pruning(share=0.5, importance="taylor")),
-    "sparse, few values": CandidateSpec(name="coded", sparse=Sparsification(density=0.3, rounds=2), values=8),
+    "pruned": CandidateSpec(name="pruned", prune=Pruning(ratio=0.5)),
+    "taylor": CandidateSpec(name="taylor", prune=Pruning(ratio=0.5, importance="taylor")),
+    "sparse, few values": CandidateSpec(name="coded", sparsify=Sparsification(density=0.3, rounds=2), num_clusters=8),
     "student": CandidateSpec(name="student", student=Student(model=Cnn(kind="cnn", channels=(2, 4), hidden=8))),
-    "aware": CandidateSpec(name="aware", quantize="static", aware=True),
-    "factorised": CandidateSpec(name="thin", factorise=0.5),
+    "aware": CandidateSpec(name="aware", quantize="static", quantization_aware=True),
+    "factorised": CandidateSpec(name="thin", factorize=0.5),
 }
 
 
 @pytest.mark.parametrize("what", SMALLER)
-@pytest.mark.parametrize("how", [Distillation(), Distillation(features=1.0, attention=1.0), None])
+@pytest.mark.parametrize("how", [Distillation(), Distillation(feature_weight=1.0, attention_weight=1.0), None])
 def test_compressed_networks_are_fine_tuned_and_exported(what: str, how: Distillation | None, tmp_path: Path) -> None:
     teacher, _ = trained("cnn", "cuda")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -149,7 +149,7 @@ def test_compressed_networks_are_fine_tuned_and_exported(what: str, how: Distill
     assert {tensor.device.type for one in (smaller, teacher) for tensor in one.state_dict().values()} == {"cpu"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert evaluate(smaller, parts[1])[1] > 0.6
-    if SMALLER[what].aware:
+    if SMALLER[what].quantization_aware:
         return  # its ranges go first
     assert export_onnx(smaller, parts[1].x, tmp_path / "model.onnx") < 1e-3
 

@@ -112,7 +112,7 @@ def _litert() -> Iterator[CheckResult]:
     python = settings().litert_python
     if python is None:
         yield CheckResult(
-            "litert", True, "no Python is configured for it; only `also: [litert]` under compression needs one"
+            "litert", True, "no Python is configured for it; only `extra_formats: [litert]` under compression needs one"
         )
         return
     from bloomery.models.export.litert_exporter import require_litert

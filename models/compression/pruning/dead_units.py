@@ -1,45 +1,44 @@
-"""Channels and hidden units that say nothing any more, taken out of a sparse network."""
+"""Removes channels and hidden units of a sparse network that have no incoming or no outgoing weights."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from bloomery.models.compression.pruning.architectures import ARCHITECTURES
 from bloomery.models.compression.pruning.structured import load_torch_pruning
-from bloomery.models.networks.architecture import PrunableArchitecture
-from bloomery.models.networks.architectures import cnn, lenet, mlp
+from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.blueprint import Blueprint, rebuild_network
 
-_ARCHITECTURES: Mapping[str, PrunableArchitecture[Any, Any]] = {"cnn": cnn, "lenet": lenet, "mlp": mlp}
+_KINDS = ("cnn", "lenet", "mlp")
 
 
 def remove_dead_units(network: nn.Module, blueprint: Blueprint) -> tuple[nn.Module, Blueprint]:
-    """A smaller dense network of the same kind without the units that no weight leads to or from.
+    """A smaller dense network of the same kind without units that have only zero weights before or behind them.
 
-    A unit without weights behind it is read by nobody: the outputs are the same without it. One without weights before
-    it is a constant, which goes too, so fine-tune afterwards. Each layer keeps at least one unit. Where many weights
-    are zero most units are dead, and what is left trains faster. Other kinds of network than cnn, lenet and mlp are
-    given back as they are, and `network` itself is left as it is.
+    A unit without outgoing weights does not affect the outputs. One without incoming weights is a constant and is
+    removed too, so fine-tune afterwards. Each layer keeps at least one unit. A very sparse network trains faster
+    afterwards. Networks other than cnn, lenet and mlp come back unchanged; `network` itself does not change.
 
     Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", section 3.5.
     """
-    architecture = _ARCHITECTURES.get(blueprint.config.kind)
-    if architecture is None:
+    if blueprint.config.kind not in _KINDS:
         return network, blueprint
+    architecture = ARCHITECTURES[blueprint.config.kind]
     smaller = copy.deepcopy(network).eval()
-    while _removed(smaller, architecture.prunable_layers(smaller), torch.zeros(2, *blueprint.layout.shape)):
-        pass  # a unit may die with the last one that it led to
-    found = blueprint.model_copy(update={"config": architecture.pruned_config(smaller, blueprint.config)})
-    return rebuild_network(found, smaller), found
+    while _remove_from_layers(smaller, architecture.prunable_layers(smaller), torch.zeros(2, *blueprint.layout.shape)):
+        pass  # removing a unit can leave the one before it without outgoing weights
+    pruned = blueprint.model_copy(update={"config": architecture.pruned_config(smaller, blueprint.config)})
+    return rebuild_network(pruned, smaller), pruned
 
 
-def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:
-    """Whether any unit of `layers` was dead; afterwards it is gone."""
-    removed = False
+def _remove_from_layers(network: nn.Module, layers: Sequence[PrunableLayer], x: torch.Tensor) -> bool:
+    """Remove the dead units of `layers` in place; returns whether there were any."""
+    has_removed = False
     with load_torch_pruning() as torch_pruning:
         for layer in layers:
             graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=x)
@@ -53,19 +52,19 @@ def _removed(network: nn.Module, layers: list[Any], x: torch.Tensor) -> bool:
             dead = dead[: width - 1]
             if dead:
                 graph.get_pruning_group(layer, remove, dead).prune()
-                removed = True
-    return removed
+                has_removed = True
+    return has_removed
 
 
 def _is_dead(group: Any) -> bool:
-    """Whether all weights that lead to the unit, or all that lead from it, are zero."""
-    before, behind = [], []
-    for dependency, places in group:
+    """Whether all incoming or all outgoing weights of the unit are zero."""
+    incoming, outgoing = [], []
+    for dependency, positions in group:
         module = dependency.target.module
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         if "out_channels" in dependency.handler.__name__:
-            before.append(module.weight[places])
+            incoming.append(module.weight[positions])
         else:
-            behind.append(module.weight[:, places])
-    return any(not any(bool(weight.any()) for weight in weights) for weights in (before, behind))
+            outgoing.append(module.weight[:, positions])
+    return any(not any(bool(weight.any()) for weight in weights) for weights in (incoming, outgoing))

@@ -1,4 +1,4 @@
-"""How much each weight matters to what a network answers."""
+"""Importance of single weights for the outputs of a network."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bloomery.models.training.config import Loop
 from bloomery.models.training.data.batches import Examples, even_sample
 from bloomery.models.training.optimization.loss import build_loss
 
-# Of each single weight of a parameter: float32 of its shape, never below 0. What leaves adds up over what it holds.
+# A parameter -> the importance of each of its weights: float32 of its shape, at least 0. A structure's is their sum.
 ImportanceFunction = Callable[[torch.Tensor], torch.Tensor]
 
-_MOST_ROWS = 1024
-_BATCH = 64
+_MAX_ROWS = 1024
+_BATCH_SIZE = 64
 
 
 def magnitude_importance(weight: torch.Tensor) -> torch.Tensor:
@@ -28,9 +28,9 @@ def magnitude_importance(weight: torch.Tensor) -> torch.Tensor:
 
 
 def taylor_importance(weight: torch.Tensor) -> torch.Tensor:
-    """The square of what the loss would change by without each weight, to first order: (gradient x weight)^2.
+    """First-order estimate of the squared change of the loss without each weight: (gradient x weight)^2.
 
-    `weight` has a gradient, as after `compute_gradients`; one without any does not matter.
+    `weight` needs a gradient, as after `compute_gradients`; without one it has no importance.
 
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8.
     """
@@ -44,15 +44,15 @@ IMPORTANCE_FUNCTIONS: dict[Importance, ImportanceFunction] = {
 
 
 def compute_gradients(network: nn.Module, examples: Examples) -> None:
-    """Afterwards each parameter of `network` holds the gradient of the mean loss over some rows of `examples`."""
-    x, y = (even_sample(part, _MOST_ROWS)[:_MOST_ROWS] for part in (examples.x, examples.y))
+    """Set the gradient of each parameter of `network` to that of the mean loss over a sample of `examples`."""
+    x, y = (even_sample(tensor, _MAX_ROWS)[:_MAX_ROWS] for tensor in (examples.x, examples.y))
     losses = build_loss(Loop(epochs=1), y)
     network.zero_grad(set_to_none=True)
-    # A recurrent layer gives gradients in training mode alone, and then dropout and batch normalisation stand still.
+    # Recurrent layers have gradients in training mode only; dropout and batch normalisation stay in evaluation mode.
     network.train()
     for module in network.modules():
         if not isinstance(module, nn.RNNBase):
             module.training = False
-    for rows, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+    for rows, labels in zip(x.split(_BATCH_SIZE), y.split(_BATCH_SIZE), strict=True):
         (losses(network(rows), labels) / len(y)).backward()
     network.eval()

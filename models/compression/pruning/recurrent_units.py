@@ -1,6 +1,6 @@
-"""Hidden units that leave a recurrent network.
+"""Prunes hidden units of recurrent networks.
 
-Shapes: H hidden units, K outputs of what reads them.
+Shapes: H hidden units, K outputs of the layer behind.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from bloomery.models.networks.architectures.rnn import RecurrentNetwork
 from bloomery.models.networks.config import Rnn
 
 
-def prune_recurrent_units(network: RecurrentNetwork, config: Rnn, share: float, measure: ImportanceFunction) -> Rnn:
-    """Afterwards `network` has lost the `share` of hidden units that matter least, at most all but one.
+def prune_recurrent_units(network: RecurrentNetwork, config: Rnn, ratio: float, importance: ImportanceFunction) -> Rnn:
+    """Remove the `ratio` of least important hidden units from `network` in place, at most all but one.
 
-    Each direction of each layer loses as many, each its own; a unit goes from all gates and from all that reads it.
+    Each direction of each layer loses the same number of its own units. A unit is removed from all gates and from all
+    its readers.
 
     Returns:
         A config that builds a network of this shape.
 
     Source: Wen et al. 2018, "Learning Intrinsic Sparse Structures within Long Short-Term Memory", section 3.2 (all
-    weights of a unit go together).
+    weights of a unit leave together).
     """
-    num_kept = max(config.hidden - round(config.hidden * share), 1)
+    num_kept = max(config.hidden - round(config.hidden * ratio), 1)
     layers = [list(directions.children()) for directions in network.layers.children()]
     kept = [
-        _most_important(layers, number, network.head, config.hidden, num_kept, measure) for number in range(len(layers))
+        _most_important(layers[number], _readers(layers, number, network.head), config.hidden, num_kept, importance)
+        for number in range(len(layers))
     ]
     for number, cells in enumerate(layers):
         for cell, kept_H in zip(cells, kept[number], strict=True):
             _keep_outputs(cell, kept_H)
-        columns = torch.cat([place * config.hidden + kept_H for place, kept_H in enumerate(kept[number])])
+        columns = torch.cat([direction * config.hidden + kept_H for direction, kept_H in enumerate(kept[number])])
         for reader in _readers(layers, number, network.head):
             _keep_inputs(reader, columns)
     return config.model_copy(update={"hidden": num_kept})
@@ -43,21 +45,21 @@ def _readers(layers: list[list[nn.Module]], number: int, head: nn.Module) -> lis
 
 
 def _most_important(
-    layers: list[list[nn.Module]], number: int, head: nn.Module, hidden: int, num: int, measure: ImportanceFunction
+    cells: list[nn.Module], readers: list[nn.Module], hidden: int, num_kept: int, importance: ImportanceFunction
 ) -> list[torch.Tensor]:
-    """Of each direction the `num` units, in order, that matter most: in all gates, in the next step and behind."""
-    read = [dict(reader.named_parameters()) for reader in _readers(layers, number, head)]
-    inputs = [weights.get("weight_ih_l0", weights.get("weight")) for weights in read]
-    outgoing = torch.cat([measure(weight) for weight in inputs if weight is not None]).split(hidden, dim=1)
+    """For each direction the `num_kept` most important units, in order: over all gates, the next step and readers."""
+    reader_weights = [dict(reader.named_parameters()) for reader in readers]
+    inputs = [weights.get("weight_ih_l0", weights.get("weight")) for weights in reader_weights]
+    outgoing = torch.cat([importance(weight) for weight in inputs if weight is not None]).split(hidden, dim=1)
     kept = []
-    for cell, outgoing_KH in zip(layers[number], outgoing, strict=True):
-        matter_H = outgoing_KH.sum(0)
+    for cell, outgoing_KH in zip(cells, outgoing, strict=True):
+        importance_H = outgoing_KH.sum(0)
         for name, weight in cell.named_parameters():
-            measured = measure(weight)
-            matter_H = matter_H + measured.reshape(-1, hidden, measured[0].numel()).sum((0, 2))
+            of_weight = importance(weight)
+            importance_H = importance_H + of_weight.reshape(-1, hidden, of_weight[0].numel()).sum((0, 2))
             if "weight_hh" in name:
-                matter_H = matter_H + measured.sum(0)
-        kept.append(matter_H.topk(num).indices.sort().values)
+                importance_H = importance_H + of_weight.sum(0)
+        kept.append(importance_H.topk(num_kept).indices.sort().values)
     return kept
 
 

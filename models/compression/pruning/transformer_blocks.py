@@ -1,6 +1,6 @@
-"""Hidden units, heads and whole layers that leave a Transformer.
+"""Prunes hidden units, heads and whole layers of a Transformer.
 
-Shapes: N heads, D width of a head, H hidden units of a feed-forward layer.
+Shapes: N heads, H hidden units of a feed-forward layer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ ConfigT = TypeVar("ConfigT", Transformer, Gpt)
 
 
 def prune_transformer_blocks(
-    blocks: nn.ModuleList, config: ConfigT, share: float, measure: ImportanceFunction, parts: Sequence[Structure]
+    blocks: nn.ModuleList,
+    config: ConfigT,
+    ratio: float,
+    importance: ImportanceFunction,
+    structures: Sequence[Structure],
 ) -> ConfigT:
-    """Afterwards `blocks` have lost the `share` of each of the `parts` that matters least, at most all but one.
+    """Remove the `ratio` of the least important of each of the `structures` from `blocks`, at most all but one.
 
-    Layers go first: those whose weights matter least as a whole. Each layer left loses as many heads, each its own, and
-    as many hidden units. What is added to what came in keeps its width.
+    Layers go first, by the importance of all their weights. Each remaining layer loses the same number of its own heads
+    and hidden units. The width of the residual stream stays.
 
     Returns:
         A config that builds blocks of this shape.
@@ -33,43 +37,43 @@ def prune_transformer_blocks(
     Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", section 2 (heads by their importance); Men
     et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect" (whole layers).
     """
-    if "layers" in parts:
-        matter = torch.stack([_of(block, measure) for block in blocks.children()])
-        kept = set(_kept(matter, share).tolist())
+    if "layers" in structures:
+        importances = torch.stack([_total_importance(block, importance) for block in blocks.children()])
+        kept = set(_most_important(importances, ratio).tolist())
         for number in reversed(range(len(blocks))):
             if number not in kept:
                 del blocks[number]
         config = config.model_copy(update={"num_layers": len(blocks)})
-    left = [block for block in blocks.children() if isinstance(block, TransformerBlock)]
-    if "heads" in parts:
+    remaining = [block for block in blocks.children() if isinstance(block, TransformerBlock)]
+    if "heads" in structures:
         heads = attention_heads(config)
-        for block in left:
-            num = _without_heads(block.attention, heads.width, share, measure)
-        config = config.model_copy(update={"num_heads": num, "head_width": heads.width})
-    if "units" in parts:
-        for block in left:
-            num = _without_hidden(block, share, measure)
-        config = config.model_copy(update={"feed_forward": num / config.width})
+        for block in remaining:
+            num_left = _prune_heads(block.attention, heads.width, ratio, importance)
+        config = config.model_copy(update={"num_heads": num_left, "head_width": heads.width})
+    if "units" in structures:
+        for block in remaining:
+            num_left = _prune_hidden(block, ratio, importance)
+        config = config.model_copy(update={"feed_forward": num_left / config.width})
     return config
 
 
-def _of(module: nn.Module, measure: ImportanceFunction) -> torch.Tensor:
-    return torch.stack([measure(weight).sum() for weight in module.parameters()]).sum()
+def _total_importance(module: nn.Module, importance: ImportanceFunction) -> torch.Tensor:
+    return torch.stack([importance(weight).sum() for weight in module.parameters()]).sum()
 
 
-def _kept(matter: torch.Tensor, share: float) -> torch.Tensor:
-    """The places, in order, of what matters most when `share` leaves."""
-    return matter.topk(max(len(matter) - round(len(matter) * share), 1)).indices.sort().values
+def _most_important(importances: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Positions of what stays after `ratio` is removed, in order."""
+    return importances.topk(max(len(importances) - round(len(importances) * ratio), 1)).indices.sort().values
 
 
-def _without_heads(attention: Attention, head_width: int, share: float, measure: ImportanceFunction) -> int:
-    """How many heads are left."""
+def _prune_heads(attention: Attention, head_width: int, ratio: float, importance: ImportanceFunction) -> int:
+    """Remove heads in place; returns how many are left."""
     projections = [layer for layer in (attention.query, attention.key, attention.value) if isinstance(layer, nn.Linear)]
-    matter_N = measure(attention.out.weight).unflatten(1, (-1, head_width)).sum((0, 2))
+    importance_N = importance(attention.out.weight).unflatten(1, (-1, head_width)).sum((0, 2))
     for layer in projections:
-        matter_N = matter_N + measure(layer.weight).unflatten(0, (-1, head_width)).sum((1, 2))
-        matter_N = matter_N + measure(layer.bias).unflatten(0, (-1, head_width)).sum(1)
-    kept_N = _kept(matter_N, share)
+        importance_N = importance_N + importance(layer.weight).unflatten(0, (-1, head_width)).sum((1, 2))
+        importance_N = importance_N + importance(layer.bias).unflatten(0, (-1, head_width)).sum(1)
+    kept_N = _most_important(importance_N, ratio)
     rows = (kept_N[:, None] * head_width + torch.arange(head_width)).flatten()
     for layer in projections:
         _keep_outputs(layer, rows)
@@ -77,11 +81,11 @@ def _without_heads(attention: Attention, head_width: int, share: float, measure:
     return len(kept_N)
 
 
-def _without_hidden(block: TransformerBlock, share: float, measure: ImportanceFunction) -> int:
-    """How many hidden units are left. A unit matters as much as what leads to it and what leads from it together."""
+def _prune_hidden(block: TransformerBlock, ratio: float, importance: ImportanceFunction) -> int:
+    """Remove hidden units in place, by their incoming and outgoing weights; returns how many are left."""
     up, down = block.up, block.down
-    matter_H = measure(up.weight).sum(1) + measure(up.bias) + measure(down.weight).sum(0)
-    kept_H = _kept(matter_H, share)
+    importance_H = importance(up.weight).sum(1) + importance(up.bias) + importance(down.weight).sum(0)
+    kept_H = _most_important(importance_H, ratio)
     _keep_outputs(up, kept_H)
     _keep_inputs(down, kept_H)
     return len(kept_H)

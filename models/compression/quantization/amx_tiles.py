@@ -1,7 +1,7 @@
-"""Convolutions in 8 bits on the matrix tiles of a processor (AMX), which ONNX Runtime passes over of itself.
+"""Makes 8-bit convolutions use the matrix tiles of a processor (AMX), which ONNX Runtime does not do by default.
 
-It has two ways to convolve with 8-bit weights. The one for weights whose zero is 0 multiplies by VNNI instructions and
-takes no tiles; the other, a matrix product, takes them, and is for weights whose zero is anything else.
+It has two 8-bit convolutions. The one for weights with zero point 0 uses VNNI instructions and no tiles; the other, a
+matrix product for any other zero point, uses tiles.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-# Of smaller convolutions, laying rows out for the matrix product costs more than the tiles save: on a processor with
-# AMX, 32 to 64 channels (18,432 weights) took 0.97 to 1.04 of the time, 64 to 64 (36,864) 0.9, 128 to 128 0.7.
-_FEWEST_WEIGHTS = 32_768
+# Below this the matrix product's layout of rows costs more than tiles save: on a processor with AMX, convolutions of 32
+# to 64 channels (18,432 weights) took 0.97 to 1.04 of the time, 64 to 64 (36,864) 0.9, 128 to 128 0.7.
+_MIN_WEIGHTS = 32_768
 
 
 def use_amx_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, which the static route made, with -1 as the zero of the weights of large convolutions.
+    """Change `model`, statically quantized, in place: weights of large convolutions get the zero point -1.
 
-    Weights are symmetric, from -127 to 127, so one less of each fits as well: the network is the same to the last bit.
+    Weights are symmetric, from -127 to 127, so each can be lowered by one as well: outputs keep their bits.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    made_by = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
-        weight = made_by.get(node.input[1]) if node.op_type == "Conv" and _is_whole(node) else None
-        if weight is None or len(weight.input) < 3 or not _is_large(tensors, weight.input):
+        weight = dequantizers.get(node.input[1]) if node.op_type == "Conv" and _is_ungrouped(node) else None
+        if weight is None or len(weight.input) < 3 or not _can_be_lowered(tensors, weight.input):
             continue
         for name in (weight.input[0], weight.input[2]):
             lowered = numpy_helper.to_array(tensors[name]) - np.int8(1)
@@ -34,14 +34,14 @@ def use_amx_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _is_whole(convolution: onnx.NodeProto) -> bool:
-    """Whether every output reads all channels: in groups, each product is too small."""
-    return all(one.i == 1 for one in convolution.attribute if one.name == "group")
+def _is_ungrouped(convolution: onnx.NodeProto) -> bool:
+    """Whether every output reads all channels: the products of groups are too small."""
+    return all(attribute.i == 1 for attribute in convolution.attribute if attribute.name == "group")
 
 
-def _is_large(tensors: dict[str, onnx.TensorProto], names: Sequence[str]) -> bool:
-    """Whether the weights are enough, and of the kind that can be lowered: a second reader finds them so already."""
+def _can_be_lowered(tensors: dict[str, onnx.TensorProto], names: Sequence[str]) -> bool:
+    """Whether the weights are large and not lowered yet, as they are for a second reader of the same tensor."""
     if not {names[0], names[2]} <= set(tensors) or tensors[names[0]].data_type != onnx.TensorProto.INT8:
         return False
-    levels, zeros = (numpy_helper.to_array(tensors[name]) for name in (names[0], names[2]))
-    return levels.size >= _FEWEST_WEIGHTS and levels.min() > -128 and not zeros.any()
+    levels, zero_points = (numpy_helper.to_array(tensors[name]) for name in (names[0], names[2]))
+    return levels.size >= _MIN_WEIGHTS and levels.min() > -128 and not zero_points.any()

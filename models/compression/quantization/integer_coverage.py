@@ -1,4 +1,4 @@
-"""How much of a network ONNX Runtime really computes in integers, which is not what its file says but what runs."""
+"""Measures how much of a network ONNX Runtime computes in integers, from the graph that it runs, not from the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 
 from bloomery.models.inference.runtime import unpack_model
 
-# Operators whose products are of integers, by what they multiply.
+# Operators that multiply integers.
 _INTEGER = {
     "ConvInteger",
     "DynamicQuantizeLSTM",
@@ -36,53 +36,55 @@ _FLOAT = {
     "Gemm",
     "LSTM",
     "MatMul",
-    "MatMulNBits",  # weights of few bits, unpacked and multiplied with floats
+    "MatMulNBits",  # unpacks weights of few bits and multiplies floats
     "MultiHeadAttention",
     "RNN",
 }
 
 
 class IntegerCoverage(NamedTuple):
-    """What runs in integers: as operators, and as a share of all weights that operators multiply with.
+    """Counts of the operators that multiply, by type, and the share of weights that are multiplied as integers.
 
-    `integers` and `floats` count operators that multiply, by kind; `share` is from 0 to 1, and 0 where there are none.
+    `share` is from 0 to 1, and 0 where there are no weights.
     """
 
-    integers: dict[str, int]
-    floats: dict[str, int]
+    integer_operators: dict[str, int]
+    float_operators: dict[str, int]
     share: float
 
 
 def measure_integer_coverage(path: Path) -> IntegerCoverage:
-    """What the operators of the ONNX file at `path` are once ONNX Runtime has optimised it as it will run.
+    """The coverage of the ONNX file at `path` after ONNX Runtime's optimization for this processor.
 
-    A file in a stored form is unpacked first. Products without weights, such as those of attention, count as operators
-    and not in the share.
+    Compressed files are decompressed first. Products without weights, such as those of attention, count as operators
+    but not in the share.
     """
     graph = optimized_graph(path).graph
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    integer: Counter[str] = Counter()
-    floats: Counter[str] = Counter()
-    weights = {True: 0, False: 0}
+    integer_operators: Counter[str] = Counter()
+    float_operators: Counter[str] = Counter()
+    num_weights = {True: 0, False: 0}
     for node in graph.node:
         if node.op_type in _INTEGER | _FLOAT:
             is_integer = node.op_type in _INTEGER
-            (integer if is_integer else floats)[node.op_type] += 1
-            # Scales, zero points and biases are vectors beside weights; the largest two are LSTM's inputs and states.
-            known = sorted((sizes[name] for name in set(node.input) if name in sizes), reverse=True)
-            weights[is_integer] += sum(known[: 2 if "LSTM" in node.op_type else 1])
-    total = sum(weights.values())
+            (integer_operators if is_integer else float_operators)[node.op_type] += 1
+            # Scales, zero points and biases are smaller than the weights; an LSTM has two: for inputs and states.
+            constants = sorted((sizes[name] for name in set(node.input) if name in sizes), reverse=True)
+            num_weights[is_integer] += sum(constants[: 2 if "LSTM" in node.op_type else 1])
+    total = sum(num_weights.values())
     return IntegerCoverage(
-        dict(sorted(integer.items())), dict(sorted(floats.items())), weights[True] / total if total else 0.0
+        dict(sorted(integer_operators.items())),
+        dict(sorted(float_operators.items())),
+        num_weights[True] / total if total else 0.0,
     )
 
 
 def optimized_graph(path: Path) -> onnx.ModelProto:
-    """The graph that ONNX Runtime makes of the file at `path` on this processor, as a session runs it."""
+    """The graph that a session runs for the file at `path`, optimized by ONNX Runtime for this processor."""
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimised.onnx"
+        target = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(written)
-        options.log_severity_level = 3  # it warns that such a file is for this processor alone
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 3  # it warns that such a file is for this processor only
         onnxruntime.InferenceSession(unpack_model(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(written)
+        return onnx.load(target)

@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network learns while its weights and activations are rounded as they will be.
+"""Quantization-aware training: weights and activations are rounded during training as they will be in 8 bits.
 
 Shapes: B rows, K outputs of a layer.
 """
@@ -14,34 +14,33 @@ from torch.func import functional_call
 
 from bloomery.models.training.loop import predict
 
-_MOMENTUM = 0.01  # of the ranges, a new batch against all before
-_ACTIVATION_LEVEL = 255  # the largest of uint8
-_WEIGHT_LEVEL, _REDUCED_LEVEL = 127, 64  # the largest of int8, and of 7 bits, on both sides of 0
+_MOMENTUM = 0.01  # of the ranges: weight of a new batch
+_MAX_ACTIVATION_LEVEL = 255  # uint8
+_MAX_WEIGHT_LEVEL, _MAX_REDUCED_LEVEL = 127, 64  # int8 and 7 bits, symmetric
 
 
 def add_fake_quantization(
     network: nn.Module, *, reduce_range: bool = False, keep_float: Collection[str] = ()
 ) -> nn.Module:
-    """A copy of `network` whose convolutions and linear maps, but for those in `keep_float`, round their weights and
-    what comes in to 8 bits.
+    """A copy of `network` whose convolutions and linear layers, except `keep_float`, round weights and inputs.
 
-    Train it as any other: gradients pass rounding as if it were not there, and are 0 outside a range. Then export what
-    `remove_fake_quantization` returns, and quantize that with `learned_ranges`.
+    Train it like any other network: gradients pass straight through the rounding, and are 0 outside a range. Then
+    export what `remove_fake_quantization` returns, and quantize it with `learned_ranges`.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for
     Conditional Computation" (the straight-through estimator).
     """
-    rounding = copy.deepcopy(network)
-    level = _REDUCED_LEVEL if reduce_range else _WEIGHT_LEVEL
-    for name, layer in list(_layers(rounding)):
+    quantized = copy.deepcopy(network)
+    max_level = _MAX_REDUCED_LEVEL if reduce_range else _MAX_WEIGHT_LEVEL
+    for name, layer in list(_layers(quantized)):
         if name not in keep_float:
-            rounding.set_submodule(name, _Rounding(layer, level))
-    return rounding
+            quantized.set_submodule(name, _FakeQuantized(layer, max_level))
+    return quantized
 
 
 def find_first_called_layer(network: nn.Module, x: torch.Tensor) -> tuple[str, ...]:
-    """For `keep_float` of `add_fake_quantization`: the name of the layer by which rows `x` (B, ...) come in, if any.
+    """The name of the layer that reads the rows `x` (B, ...), for `keep_float`; empty if there is none.
 
     `network` is in evaluation mode afterwards.
     """
@@ -58,67 +57,67 @@ def find_first_called_layer(network: nn.Module, x: torch.Tensor) -> tuple[str, .
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
-    """What can round. Subclasses may be read in other ways than by a call, as in torch's own attention."""
+    """The layers that can be rounded. Subclasses may be used without a call, as in torch's own attention."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and type(layer) in (nn.Conv2d, nn.Linear):
             yield name, layer
 
 
 def learned_ranges(network: nn.Module) -> dict[str, tuple[float, float]]:
-    """What `quantize` takes as `ranges`: by layer, the least and largest value that goes in, as training has seen."""
+    """By layer, the least and largest input seen in training, for `QuantizationOptions.ranges`."""
     return {
         name: (float(module.low), float(module.high))
         for name, module in network.named_modules()
-        if isinstance(module, _Rounding)
+        if isinstance(module, _FakeQuantized)
     }
 
 
 def remove_fake_quantization(network: nn.Module) -> nn.Module:
-    """A copy of what `add_fake_quantization` made, in float and of the structure that it had, with what it learnt."""
-    plain = copy.deepcopy(network)
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, _Rounding):
-            plain.set_submodule(name, module.layer)
-    return plain
+    """A float copy of a network from `add_fake_quantization`, with its trained weights and its original structure."""
+    float_network = copy.deepcopy(network)
+    for name, module in list(float_network.named_modules()):
+        if isinstance(module, _FakeQuantized):
+            float_network.set_submodule(name, module.layer)
+    return float_network
 
 
-class _Rounding(nn.Module):
-    """A layer whose weight has a range of its own for each output, and whose input the range that training has seen.
+class _FakeQuantized(nn.Module):
+    """A layer that rounds its weight, per output channel, and its input, in the range seen in training.
 
-    The range of the input is a mean over batches that moves along, and always holds 0, which must be one of the levels.
+    The input range is a moving average over batches. It always contains 0, which must be one of the levels.
     """
 
     low: torch.Tensor
     high: torch.Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, level: int) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, max_level: int) -> None:
         super().__init__()
-        self.layer, self._level = layer, level
+        self.layer, self._max_level = layer, max_level
         self.register_buffer("low", torch.zeros_like(layer.weight[(0,) * layer.weight.dim()]))
         self.register_buffer("high", torch.zeros_like(self.low))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            self._look_at(x.detach())
-        weights = {"weight": _rounded_weight(self.layer.weight, self._level)}
-        return functional_call(self.layer, weights, (_rounded(x, self.low, self.high),))
+            self._update_range(x.detach())
+        weights = {"weight": _round_weight(self.layer.weight, self._max_level)}
+        return functional_call(self.layer, weights, (_round_activation(x, self.low, self.high),))
 
-    def _look_at(self, x: torch.Tensor) -> None:
+    def _update_range(self, x: torch.Tensor) -> None:
         is_first = (self.high == self.low).float()
-        share = is_first + (1 - is_first) * _MOMENTUM
-        self.low.lerp_(x.amin().clamp(max=0.0), share)
-        self.high.lerp_(x.amax().clamp(min=0.0), share)
+        momentum = is_first + (1 - is_first) * _MOMENTUM
+        self.low.lerp_(x.amin().clamp(max=0.0), momentum)
+        self.high.lerp_(x.amax().clamp(min=0.0), momentum)
 
 
-def _rounded_weight(weight: torch.Tensor, level: int) -> torch.Tensor:
-    # Batch normalisation behind the layer only stretches the range of each output, so it need not be folded in first.
-    scale_K = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / level
+def _round_weight(weight: torch.Tensor, max_level: int) -> torch.Tensor:
+    # Batch normalisation behind the layer only scales the range of each output, so it need not be folded in before.
+    scale_K = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / max_level
     return torch.fake_quantize_per_channel_affine(
-        weight, scale_K, torch.zeros_like(scale_K, dtype=torch.int32), 0, -level, level
+        weight, scale_K, torch.zeros_like(scale_K, dtype=torch.int32), 0, -max_level, max_level
     )
 
 
-def _rounded(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    scale = (high - low).clamp(min=1e-12) / _ACTIVATION_LEVEL
-    zero = (-low / scale).round().to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, _ACTIVATION_LEVEL)
+def _round_activation(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    scale = (high - low).clamp(min=1e-12) / _MAX_ACTIVATION_LEVEL
+    zero_point = (-low / scale).round().to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, _MAX_ACTIVATION_LEVEL)

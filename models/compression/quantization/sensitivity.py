@@ -1,4 +1,4 @@
-"""Which layers 8 bits harm, found by measurement, and how few must stay in float.
+"""Measures how much 8 bits harm each layer, and finds the few layers that must stay in float.
 
 Shapes: B rows, K outputs.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from bloomery.models.compression.config import CalibrationMethod, QuantizationMode
 from bloomery.models.compression.quantization.post_training import (
+    DEFAULT_OPTIONS,
+    QuantizationOptions,
     calibrate_ranges,
     preprocess,
     quantizable_layers,
@@ -25,23 +25,17 @@ from bloomery.models.inference.runtime import create_session, softmax
 
 
 def measure_sensitivities(
-    source: Path,
-    calibration: np.ndarray,
-    *,
-    how: QuantizationMode = "static",
-    calibrate: CalibrationMethod = "minmax",
-    reduce_range: bool = False,
+    source: Path, calibration: np.ndarray, options: QuantizationOptions = DEFAULT_OPTIONS
 ) -> dict[str, float]:
-    """How far the outputs of the ONNX file at `source` move if one layer alone has 8 bits, the worst layer first.
+    """By layer of the ONNX file at `source`, the output divergence if it alone has 8 bits, largest first.
 
-    Both are compared on the rows `calibration` float32 (B, ...), by `output_divergence`. Names are of operators that
-    `quantize` takes as `keep_float`; layers that are alike stay in the order of the network.
+    Outputs are compared on the rows `calibration` float32 (B, ...). Names are those of operators, for `keep_float`;
+    equal layers stay in graph order.
 
     Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section 6.1 (partial quantization).
     """
     with tempfile.TemporaryDirectory() as folder:
-        attempt = _Attempt(source, Path(folder), calibration, how, calibrate, reduce_range)
-        return attempt.divergences()
+        return _Quantizer(source, Path(folder), calibration, options).measure_divergences()
 
 
 def find_float_layers(
@@ -50,85 +44,72 @@ def find_float_layers(
     x: np.ndarray,
     loss: Callable[[np.ndarray], float],
     limit: float,
-    *,
-    how: QuantizationMode = "static",
-    calibrate: CalibrationMethod = "minmax",
-    reduce_range: bool = False,
+    options: QuantizationOptions = DEFAULT_OPTIONS,
 ) -> tuple[str, ...]:
     """The fewest layers, for `keep_float`, with which the loss on the rows `x` rises by at most `limit`.
 
-    The worst join first, by `measure_sensitivities`, until that is reached; then each that turns out not to be needed
-    leaves again. So none of them can leave alone; a smaller set of others might exist.
+    Greedy: the most sensitive layers are added until the limit holds, then each layer that is not needed is removed
+    again. So no layer can be removed alone; a smaller set of other layers might exist.
 
     Args:
         x: validation rows float32 (B, ...).
-        loss: of outputs_BK for all of `x`, such as the share of wrong answers; less is better.
+        loss: of outputs_BK for all of `x`, such as the error rate; less is better.
     """
     with tempfile.TemporaryDirectory() as folder:
-        attempt = _Attempt(source, Path(folder), calibration, how, calibrate, reduce_range)
-        most = loss(compute_outputs(create_session(source), x, is_row_by_row=False)) + limit
+        quantizer = _Quantizer(source, Path(folder), calibration, options)
+        max_loss = loss(compute_outputs(create_session(source), x, is_row_by_row=False)) + limit
 
-        def is_enough(kept: list[str]) -> bool:
-            return loss(attempt.outputs(kept, x)) <= most
+        def is_enough(keep_float: list[str]) -> bool:
+            return loss(quantizer.outputs(keep_float, x)) <= max_loss
 
         if is_enough([]):
             return ()
-        ranked = list(attempt.divergences())
+        ranked = list(quantizer.measure_divergences())
         num = next((num for num in range(1, len(ranked)) if is_enough(ranked[:num])), len(ranked))
         kept = ranked[:num]
-        for name in ranked[: num - 1]:  # without the last one it was not enough
-            fewer = [one for one in kept if one != name]
+        for name in ranked[: num - 1]:  # the last one is needed
+            fewer = [layer for layer in kept if layer != name]
             if is_enough(fewer):
                 kept = fewer
         return tuple(kept)
 
 
-def output_divergence(exact_BK: np.ndarray, given_BK: np.ndarray) -> float:
-    """How far outputs are from exact ones, 0 if not at all.
+def output_divergence(exact_BK: np.ndarray, quantized_BK: np.ndarray) -> float:
+    """Distance of quantized outputs from exact ones, 0 if they are equal.
 
-    Of several outputs, which are logits: the mean Kullback-Leibler divergence of the probabilities, in nats. Of a
-    single one: the mean squared difference as a share of the variance.
+    Several outputs are logits: the mean Kullback-Leibler divergence of their probabilities, in nats. A single output:
+    the mean squared difference as a share of the variance.
     """
     if exact_BK.shape[1] == 1:
-        return float(np.square(exact_BK - given_BK).mean() / max(float(exact_BK.var()), 1e-12))
-    p_BK, q_BK = (np.maximum(softmax(logits_BK), 1e-12) for logits_BK in (exact_BK, given_BK))
+        return float(np.square(exact_BK - quantized_BK).mean() / max(float(exact_BK.var()), 1e-12))
+    p_BK, q_BK = (np.maximum(softmax(logits_BK), 1e-12) for logits_BK in (exact_BK, quantized_BK))
     return float((p_BK * np.log(p_BK / q_BK)).sum(axis=1).mean())
 
 
-class _Attempt:
-    """Quantizes one network in many ways. It is prepared and its activations are looked at once."""
+class _Quantizer:
+    """Quantizes one network with various layers in float. It is preprocessed and calibrated once."""
 
-    def __init__(
-        self,
-        source: Path,
-        folder: Path,
-        calibration: np.ndarray,
-        how: QuantizationMode,
-        calibrate: CalibrationMethod,
-        reduce_range: bool,
-    ) -> None:
-        self._folder, self._calibration, self._source = folder, calibration, source
-        self._ready = preprocess(source, folder)
-        self._is_row_by_row = how == "dynamic"
-        self._settings: dict[str, Any] = {
-            "how": how,
-            "calibrate": calibrate,
-            "reduce_range": reduce_range,
-            "seen": calibrate_ranges(self._ready, calibration, calibrate) if how == "static" else None,
-        }
-        self._layers = quantizable_layers(onnx.load(self._ready), how)
+    def __init__(self, source: Path, folder: Path, calibration: np.ndarray, options: QuantizationOptions) -> None:
+        self._folder, self._calibration, self._source, self._options = folder, calibration, source, options
+        self._preprocessed = preprocess(source, folder)
+        self._is_row_by_row = options.mode == "dynamic"
+        self._range_cache = (
+            calibrate_ranges(self._preprocessed, calibration, options.calibration_method)
+            if options.mode == "static"
+            else None
+        )
+        self._layers = quantizable_layers(onnx.load(self._preprocessed), options.mode)
 
-    def outputs(self, kept: list[str], x: np.ndarray) -> np.ndarray:
-        target = self._folder / "attempt.onnx"
-        quantize_preprocessed(self._ready, target, self._calibration, keep_float=kept, **self._settings)
+    def outputs(self, keep_float: list[str], x: np.ndarray) -> np.ndarray:
+        target = self._folder / "quantized.onnx"
+        options = self._options._replace(keep_float=keep_float)
+        quantize_preprocessed(self._preprocessed, target, self._calibration, options, self._range_cache)
         return compute_outputs(create_session(target), x, is_row_by_row=self._is_row_by_row)
 
-    def divergences(self) -> dict[str, float]:
+    def measure_divergences(self) -> dict[str, float]:
         exact_BK = compute_outputs(create_session(self._source), self._calibration, is_row_by_row=False)
-        moved = {
-            name: output_divergence(
-                exact_BK, self.outputs([one for one in self._layers if one != name], self._calibration)
-            )
-            for name in self._layers
-        }
-        return dict(sorted(moved.items(), key=lambda item: -item[1]))
+        divergences = {}
+        for name in self._layers:
+            rest = [layer for layer in self._layers if layer != name]
+            divergences[name] = output_divergence(exact_BK, self.outputs(rest, self._calibration))
+        return dict(sorted(divergences.items(), key=lambda item: -item[1]))

@@ -82,9 +82,11 @@ def test_an_unknown_key_ends_with_2_before_anything_is_started(bloomery: Bloomer
 def test_a_form_that_nothing_here_can_write_ends_with_1_before_anything_is_started(
     command: str, bloomery: Bloomery, tmp_path: Path
 ) -> None:
-    path = recipe(tmp_path, ("compression:", "compression:\n  also: [litert]"))
+    path = recipe(tmp_path, ("compression:", "compression:\n  extra_formats: [litert]"))
     ended = bloomery(tmp_path / "home", command, path)
-    require_clear(ended, 1, "no file for LiteRT can be made", "BLOOMERY_LITERT_PYTHON", "pip install litert-torch")
+    require_clear(
+        ended, 1, "networks cannot be exported to LiteRT", "BLOOMERY_LITERT_PYTHON", "pip install litert-torch"
+    )
     assert not (tmp_path / "home" / "prefect").exists()
 
 

@@ -79,8 +79,8 @@ def found(
     task: str = "classification",
     training: dict[str, Any] | None = None,
     candidates: list[dict[str, Any]] | None = None,
-    explore: bool = False,
-    also: Sequence[str] = (),
+    search: bool = False,
+    extra_formats: Sequence[str] = (),
     distill: dict[str, float] | None = None,
     unlabelled: str = "refuse",
 ) -> list[str]:
@@ -96,7 +96,7 @@ def found(
     epochs = {} if model == IMPORTED else {"epochs": 1}
     trained = None if training is None else Training.model_validate({**epochs, **training})
     lessons = {} if distill is None else {"distill": distill}
-    stated_of = {"candidates": candidates, "explore": explore, "also": also, **lessons}
+    stated_of = {"candidates": candidates, "search": search, "extra_formats": extra_formats, **lessons}
     compression = Compression.model_validate(stated_of)
     return list(
         find_inconsistencies(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression)
@@ -348,11 +348,15 @@ def test_of_foreign_networks_nothing_is_pruned(model):
 @pytest.mark.parametrize(
     ("model", "candidate", "problem"),
     [
-        (MLP, {"prune": {"share": 0.5, "parts": ["heads"]}}, "a mlp has no heads that could leave"),
+        (MLP, {"prune": {"ratio": 0.5, "structures": ["heads"]}}, "a mlp has no heads to remove"),
         (MLP, {"student": {"model": CNN}}, "one's student: model: a network of kind cnn reads an image"),
         (MLP, {"student": {"model": {"kind": "auto"}}}, "has a student of kind auto"),
-        (MLP, {"student": {"model": RNN}, "prune": {"share": 0.5, "scope": "network"}}, "share widths in its config"),
-        (IMPORTED, {"factorise": 0.5}, "cannot be factorised: an imported network is not changed"),
+        (
+            MLP,
+            {"student": {"model": RNN}, "prune": {"ratio": 0.5, "scope": "global"}},
+            "share their width in the config",
+        ),
+        (IMPORTED, {"factorize": 0.5}, "cannot be factorised: an imported network is not changed"),
     ],
 )
 def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(model, candidate, problem):
@@ -363,29 +367,29 @@ def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(mod
 def test_an_imported_network_can_be_written_in_no_other_form_but_its_student_can():
     student = {"name": "one", "student": {"model": MLP}}
     for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
-        (problem,) = found(NUMBER, model=IMPORTED, also=["pt2"], candidates=candidates)
-        assert "compression.also: an imported network is not a PyTorch network" in problem
-    assert found(NUMBER, model=IMPORTED, also=["pt2"], candidates=[{"name": "fp32"}, student]) == []
-    assert found(NUMBER, model=MLP, also=["pt2", "litert"]) == []
+        (problem,) = found(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=candidates)
+        assert "compression.extra_formats: an imported network is not a PyTorch network" in problem
+    assert found(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=[{"name": "fp32"}, student]) == []
+    assert found(NUMBER, model=MLP, extra_formats=["pt2", "litert"]) == []
 
 
 def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_pruned():
-    (problem,) = found(NUMBER, model=IMPORTED, explore=True)
-    assert "compression.explore: an imported network cannot be pruned" in problem
-    assert found(NUMBER, model=MLP, explore=True) == []
+    (problem,) = found(NUMBER, model=IMPORTED, search=True)
+    assert "compression.search: an imported network cannot be pruned" in problem
+    assert found(NUMBER, model=MLP, search=True) == []
     student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
     assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
 
 
 def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs():
     candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
-    for inner in ("features", "attention"):
+    for inner in ("feature_weight", "attention_weight"):
         (problem,) = found(NUMBER, model=IMPORTED, candidates=candidates, distill={inner: 1})
         assert "compression.distill: one cannot be distilled from the trained network:" in problem
         assert found(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={inner: 1}) == []  # nobody learns
-    (problem,) = found(NUMBER, model=MLP, distill={"attention": 1})
-    assert "a pruned network cannot be distilled from the trained network: a network of kind mlp has no atte" in problem
-    assert found(NUMBER, model=MLP, distill={"features": 1}) == []
+    (problem,) = found(NUMBER, model=MLP, distill={"attention_weight": 1})
+    assert "a pruned network cannot be distilled from the trained network: a network of kind mlp has no know" in problem
+    assert found(NUMBER, model=MLP, distill={"feature_weight": 1}) == []
 
 
 def test_rows_without_a_label_are_asked_for_where_there_can_be_some_and_students_learn():

@@ -41,7 +41,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("epochs: 30", "epochs: 0", "training.epochs: found 0"),
         ("name: digits\n", "name: Digits!\n", "name: found 'Digits!'"),
         ("train: 0.6", "train: 0.7", "add up to 1.1"),
-        ("{name: int8, ", "{name: fp32, ", "candidate named twice: fp32"),
+        ("{name: int8, ", "{name: fp32, ", "duplicate candidate names: fp32"),
         ("    - {name: fp32}\n", "", "must be the network as trained"),
         ("shape: [1, 8, 8]", "shape: [1, 9, 9]", "has 81 values"),
         ("column: image", "column: picture", "no column 'picture'"),

@@ -73,7 +73,7 @@ def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
 SHORT_FORMS = [
     {"model": "auto"},
     {"compression": "auto"},
-    {"compression": {"explore": True}},
+    {"compression": {"search": True}},
     {"compression": {"candidates": [{"name": "fp32"}, {"name": "pruned", "prune": 0.5}]}},
     {"budget": {"accuracy_drop": "0.5pp", "size_bytes": 200_000, "objective": "latency"}},
 ]

@@ -22,9 +22,9 @@ def test_points_and_percent_are_the_shares_that_they_name(hundredths):
 
 
 def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
-    assert Budget(latency_ms=2).latency_ms == LatencyLimit(batch=1, percentile=99, value=2.0)
-    assert Budget(latency_ms={"batch": 8, "percentile": 50, "value": 2}).batch == 8
-    assert Budget().batch == 1
+    assert Budget(latency_ms=2).latency_ms == LatencyLimit(batch_size=1, percentile=99, value=2.0)
+    assert Budget(latency_ms={"batch_size": 8, "percentile": 50, "value": 2}).batch_size == 8
+    assert Budget().batch_size == 1
 
 
 def test_an_objective_by_name_is_a_weight_of_its_own():
@@ -40,7 +40,7 @@ def test_a_short_form_says_all_of_it_also_where_a_run_changes_a_recipe():
     short = Budget(objective="size", latency_ms=2).model_dump(exclude_unset=True)
     assert short == {
         "objective": {"size": 1.0, "latency": 0.0, "energy": 0.0},
-        "latency_ms": {"batch": 1, "percentile": 99, "value": 2.0},
+        "latency_ms": {"batch_size": 1, "percentile": 99, "value": 2.0},
     }
 
 

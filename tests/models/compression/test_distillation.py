@@ -152,7 +152,7 @@ def smaller(trained, parts, **how) -> nn.Module:
 
 
 def test_what_was_pruned_learns_back_what_it_lost(trained, parts):
-    untaught = prune_network(trained.network, trained.blueprint, Pruning(share=0.5)).network
+    untaught = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5)).network
     pruned = smaller(trained, parts, prune=0.5)
     assert num_parameters(pruned) < 0.4 * num_parameters(trained.network)
     assert evaluate(pruned, parts.test)[1] > evaluate(untaught, parts.test)[1] + 0.1
@@ -170,8 +170,8 @@ def test_a_candidate_does_not_depend_on_those_made_before_it(trained, parts):
 def test_a_student_of_another_kind_takes_the_networks_place_and_is_pruned_and_factorised(trained, parts):
     student = {"model": {"kind": "mlp", "hidden": [256, 128], "norm": "none"}}
     whole = smaller(trained, parts, student=student)
-    halved = smaller(trained, parts, student=student, prune=Pruning(share=0.5).model_dump())
-    thin = smaller(trained, parts, student=student, prune=0.5, factorise=0.5)
+    halved = smaller(trained, parts, student=student, prune=Pruning(ratio=0.5).model_dump())
+    thin = smaller(trained, parts, student=student, prune=0.5, factorize=0.5)
     assert num_parameters(thin) < num_parameters(halved) < num_parameters(whole)
     assert isinstance(Cnn(kind="cnn"), type(trained.blueprint.config))
     assert all(evaluate(one, parts.test)[1] > 0.75 for one in (whole, halved, thin))

@@ -16,7 +16,12 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.compressor import FineTuning, compress_network
 from bloomery.models.compression.config import CandidateSpec, Compression, Distillation
 from bloomery.models.compression.distillation import create_distiller
-from bloomery.models.compression.feature_matching import _heeded, attention_map_loss, relation_loss, similarity_loss
+from bloomery.models.compression.feature_matching import (
+    _attention_map,
+    attention_map_loss,
+    relation_loss,
+    similarity_loss,
+)
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, FtTransformer, Gpt, LeNet, Mlp, Model, ResNet, Rnn, Transformer
 from bloomery.models.training.config import Augment, Loop
@@ -127,16 +132,16 @@ def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float
     return {name: weight.grad for name, weight in student.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("of", ["features", "attention"])
+@pytest.mark.parametrize("weight_name", ["feature_weight", "attention_weight"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_student_of_any_kind_learns_of_the_inside_and_its_teacher_does_not(pair: str, of: str) -> None:
+def test_a_student_of_any_kind_learns_of_the_inside_and_its_teacher_does_not(pair: str, weight_name: str) -> None:
     config, taught_config, layout = PAIRS[pair]
     torch.manual_seed(1)
     student, teacher = (
         build_network(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, taught_config)
     )
     x = rows_of(layout)
-    plain, once, twice = (learnt(student, teacher, x, **{of: weight}) for weight in (0.0, 1.0, 1.0))
+    plain, once, twice = (learnt(student, teacher, x, **{weight_name: weight}) for weight in (0.0, 1.0, 1.0))
     assert all(torch.isfinite(gradient).all() for gradient in once.values())
     assert all(torch.equal(once[name], twice[name]) for name in once)
     assert any(not torch.allclose(once[name], plain[name]) for name in once if not name.startswith("head"))
@@ -156,7 +161,7 @@ def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
     assert any(
         not torch.allclose(gradient, plain)
         for gradient, plain in zip(
-            learnt(student, teacher, x, features=1.0).values(), learnt(student, teacher, x).values(), strict=True
+            learnt(student, teacher, x, feature_weight=1.0).values(), learnt(student, teacher, x).values(), strict=True
         )
     )
 
@@ -164,10 +169,10 @@ def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
 def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None:
     """The head and the maps are other modules then, and what was heard in one lesson is not in the way of the next."""
     spec = CandidateSpec.model_validate(
-        {"name": "small", "prune": 0.5, "factorise": 0.5, "quantize": "static", "aware": True}
+        {"name": "small", "prune": 0.5, "factorize": 0.5, "quantize": "static", "quantization_aware": True}
     )
     loop = Loop(epochs=1, batch_size=128, augment=Augment(shift=1))
-    compression = Compression(fine_tune=loop, distill=Distillation(features=1.0, attention=1.0))
+    compression = Compression(fine_tune=loop, distill=Distillation(feature_weight=1.0, attention_weight=1.0))
     lesson = FineTuning(parts.train, parts.val, trained.network, compression)
     small = compress_network(trained.network, trained.blueprint, spec, lesson)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in small.modules())
@@ -176,8 +181,8 @@ def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None
 @pytest.mark.parametrize(
     ("student", "how", "why"),
     [
-        (Mlp(kind="mlp"), {"attention": 0.5}, "a network of kind mlp has no attention"),
-        (ENCODER, {"attention": 0.5}, "a transformer attends to steps or columns and a cnn to places of an image"),
+        (Mlp(kind="mlp"), {"attention_weight": 0.5}, "a network of kind mlp has no known attention"),
+        (ENCODER, {"attention_weight": 0.5}, "a transformer attends to steps or columns and a cnn to image positions"),
     ],
 )
 def test_what_a_student_cannot_have_of_its_teacher_is_refused(trained, parts, student: Model, how, why: str) -> None:
@@ -190,8 +195,10 @@ def test_what_a_student_cannot_have_of_its_teacher_is_refused(trained, parts, st
 def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
     config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # 8 x 8 pixels are halved to one
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": config.model_dump()}})
-    lesson = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(attention=1.0)))
-    with pytest.raises(RecipeInvalid, match="ends in a single place"):
+    lesson = FineTuning(
+        parts.train, parts.val, trained.network, Compression(distill=Distillation(attention_weight=1.0))
+    )
+    with pytest.raises(RecipeInvalid, match="have a single position"):
         compress_network(trained.network, trained.blueprint, spec, lesson)
 
 
@@ -199,4 +206,4 @@ def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
 def test_places_are_averaged_as_adaptive_pooling_does(num: int, fewer: int) -> None:
     x_BCHW = drawn(0, 3, 2, num, num + 1)
     expected = F.adaptive_avg_pool2d(x_BCHW.square().mean(1), (fewer, fewer)).flatten(1)
-    torch.testing.assert_close(_heeded(x_BCHW, (fewer, fewer)), F.normalize(expected, dim=1))
+    torch.testing.assert_close(_attention_map(x_BCHW, (fewer, fewer)), F.normalize(expected, dim=1))

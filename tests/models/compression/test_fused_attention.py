@@ -15,7 +15,12 @@ from bloomery.models.compression.config import Pruning
 from bloomery.models.compression.fused_attention import fuse_attention
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import preprocess, quantizable_layers, quantize
+from bloomery.models.compression.quantization.post_training import (
+    QuantizationOptions,
+    preprocess,
+    quantizable_layers,
+    quantize,
+)
 from bloomery.models.export.onnx_exporter import export_onnx, measure_parity
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -54,7 +59,7 @@ def test_it_answers_as_the_network_and_becomes_integers(
     network, x = build_network(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
         blueprint = Blueprint(config=config, layout=layout, num_outputs=4)
-        network, _ = prune_network(network, blueprint, Pruning(share=0.5, parts=("heads",)))
+        network, _ = prune_network(network, blueprint, Pruning(ratio=0.5, structures=("heads",)))
     export_onnx(network, x, tmp_path / "plain.onnx")
     assert fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
     found, before = operators(tmp_path / "fused.onnx"), operators(tmp_path / "plain.onnx")
@@ -66,8 +71,10 @@ def test_it_answers_as_the_network_and_becomes_integers(
     named = quantizable_layers(onnx.load(preprocess(tmp_path / "fused.onnx", tmp_path)), "dynamic")
     for keep in ((), tuple(named)):
         source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
-        quantize(source, target, x.numpy(), how="dynamic", reduce_range=seven_bits, keep_float=keep)
-        kinds = measure_integer_coverage(tmp_path / "int8.onnx").integers
+        quantize(
+            source, target, x.numpy(), QuantizationOptions(mode="dynamic", reduce_range=seven_bits, keep_float=keep)
+        )
+        kinds = measure_integer_coverage(tmp_path / "int8.onnx").integer_operators
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
         exact_BK = run_session(create_session(tmp_path / "fused.onnx"), x.numpy())
         ours_BK = run_session(create_session(tmp_path / "int8.onnx"), x.numpy())

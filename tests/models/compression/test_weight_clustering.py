@@ -59,7 +59,7 @@ def test_zeros_stay_and_the_rest_takes_few_values_of_16_bits(trained):
     with fixed_masks(network, compute_masks(network, 0.3)):
         pass
     before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    with shared_weights(network, cluster_weights(network, 8, of_biases=4)):
+    with shared_weights(network, cluster_weights(network, 8, num_bias_clusters=4)):
         pass
     assert dict(network.named_parameters()).keys() == before.keys()
     for name, weight in network.named_parameters():
@@ -95,7 +95,7 @@ def test_values_learn_in_training_and_stay_few(trained, parts):
 
 @pytest.mark.parametrize("num_values", [1, 257])
 def test_an_impossible_number_of_values_is_refused(num_values):
-    with pytest.raises(RecipeInvalid, match=f"{num_values} values"):
+    with pytest.raises(RecipeInvalid, match=f"{num_values} clusters"):
         cluster_weights(nn.Linear(2, 2), num_values)
 
 

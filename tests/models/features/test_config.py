@@ -61,7 +61,7 @@ def test_split_fractions_may_sum_to_one_up_to_rounding():
 
 def test_a_candidate_named_twice_is_refused():
     twice = (CandidateSpec(name="fp32"), CandidateSpec(name="a", prune=0.1), CandidateSpec(name="a", prune=0.2))
-    with pytest.raises(ValidationError, match="candidate named twice: a"):
+    with pytest.raises(ValidationError, match="duplicate candidate names: a"):
         Compression(candidates=twice)
 
 
@@ -76,12 +76,12 @@ def test_candidates_without_the_network_as_trained_are_refused(candidates):
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ({}, "either the `density`"),
-        ({"density": 0.5, "pattern": "2:4"}, "either the `density`"),
-        ({"pattern": "4:4"}, "leaves everything"),
+        ({}, "set either `density`"),
+        ({"density": 0.5, "pattern": "2:4"}, "set either `density`"),
+        ({"pattern": "4:4"}, "removes nothing"),
         ({"pattern": "0:4"}, "should match pattern"),
         ({"pattern": yaml.safe_load("2:4")}, "in quotes"),
-        ({"pattern": "2:4", "scope": "layer"}, "`scope` is of a `density`"),
+        ({"pattern": "2:4", "criterion": "layer_magnitude"}, "`criterion` needs a `density`"),
     ],
 )
 def test_zeros_that_cannot_be_meant_are_refused(stated, said):
@@ -176,35 +176,39 @@ def test_how_an_imported_network_is_quantized_says_its_file():
 def test_on_a_processor_without_vnni_weights_have_7_bits_unless_a_candidate_says_otherwise():
     float_, int8 = CandidateSpec(name="pruned", prune=0.5), CandidateSpec(name="int8", prune=0.5, quantize="dynamic")
     for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
-        assert int8.for_processor(flags).reduce_range is reduced
-        assert float_.for_processor(flags) == float_
+        assert int8.resolve_reduce_range(flags).reduce_range is reduced
+        assert float_.resolve_reduce_range(flags) == float_
         # Both are of one smaller network, which is taught once.
-        assert int8.for_processor(flags).in_float == float_.in_float
+        assert int8.resolve_reduce_range(flags).before_quantization == float_.before_quantization
     stated = CandidateSpec(name="int8", quantize="static", reduce_range=False)
-    assert stated.for_processor(("avx2",)) == stated
+    assert stated.resolve_reduce_range(("avx2",)) == stated
 
 
 def test_static_candidates_alone_are_written_for_tiles():
-    assert [spec.tiles for spec in default_candidates("cnn", tiles=True)] == [False, True, False, True]
-    assert not any(spec.tiles for spec in default_candidates("transformer", tiles=True))
-    with pytest.raises(ValidationError, match=r"`tiles` is of a candidate with `quantize: static`"):
-        CandidateSpec(name="int8", quantize="dynamic", tiles=True)
-    in_8_bits = CandidateSpec(name="int8", quantize="static", tiles=True)
-    assert in_8_bits.in_float == CandidateSpec(name="int8", quantize="static").in_float
+    assert [spec.amx for spec in default_candidates("cnn", amx=True)] == [False, True, False, True]
+    assert not any(spec.amx for spec in default_candidates("transformer", amx=True))
+    with pytest.raises(ValidationError, match=r"`amx` needs `quantize: static`"):
+        CandidateSpec(name="int8", quantize="dynamic", amx=True)
+    in_8_bits = CandidateSpec(name="int8", quantize="static", amx=True)
+    assert in_8_bits.before_quantization == CandidateSpec(name="int8", quantize="static").before_quantization
 
 
 def test_candidates_whose_layers_are_not_rounded_alike_while_they_learn_are_made_apart():
     def in_float(**stated: Any) -> CandidateSpec:
-        return CandidateSpec(name="int8", quantize="static", **stated).in_float
+        return CandidateSpec(name="int8", quantize="static", **stated).before_quantization
 
     assert in_float(float_layers="first") == in_float(float_layers=0.1) == in_float()
-    assert in_float(aware=True, float_layers="first") != in_float(aware=True) == in_float(aware=True, float_layers=0.1)
-    assert in_float(aware=True, reduce_range=True) != in_float(aware=True)
+    assert (
+        in_float(quantization_aware=True, float_layers="first")
+        != in_float(quantization_aware=True)
+        == in_float(quantization_aware=True, float_layers=0.1)
+    )
+    assert in_float(quantization_aware=True, reduce_range=True) != in_float(quantization_aware=True)
 
 
 def test_where_there_are_no_8_bit_kernels_weights_are_stored_in_8_bits():
-    specs = default_candidates("rnn", weights_alone=True)
-    assert [(spec.prune is not None, spec.quantize, spec.weights) for spec in specs] == [
+    specs = default_candidates("rnn", weight_only=True)
+    assert [(spec.prune is not None, spec.quantize, spec.weight_only) for spec in specs] == [
         (False, None, None),
         (False, None, "int8"),
         (True, None, None),

@@ -21,7 +21,7 @@ from torch import nn
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import default_candidates
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.explainability.attribution import explain
 from bloomery.models.explainability.baselines import make_baseline
 from bloomery.models.export.onnx_exporter import TOLERANCE, export_onnx
@@ -219,7 +219,7 @@ def test_padding_does_not_affect_the_output(learnt):
 @every_kind
 def test_it_keeps_most_predictions_in_8_bits(learnt, tmp_path: Path):
     how = next(spec.quantize for spec in default_candidates(learnt.blueprint.config.kind) if spec.quantize)
-    quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), how=how)
+    quantize(learnt.path, tmp_path / "int8.onnx", learnt.x.numpy(), QuantizationOptions(mode=how))
     tensors = onnx.load(tmp_path / "int8.onnx").graph.initializer
     assert any(tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) for tensor in tensors)
     answers_BK = run_session(create_session(tmp_path / "int8.onnx"), learnt.x.numpy())

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.onnx_storage.encoder import encode
 from bloomery.models.onnx_storage.sizes import count_nonzero, measure_coded_bytes, measure_zstd_bytes
 from bloomery.models.onnx_storage.zstd_packing import minify
@@ -37,7 +37,9 @@ def test_zeros_are_not_counted_as_floats_or_as_integers(tmp_path, how):
     file = write(tmp_path / "fp32.onnx", weights)
     assert count_nonzero(file) == 15 + 8
     quantized = tmp_path / "int8.onnx"
-    quantize(file, quantized, np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), how=how)
+    quantize(
+        file, quantized, np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), QuantizationOptions(mode=how)
+    )
     assert 15 <= count_nonzero(quantized) <= 15 + 8  # biases may be rounded to zero
 
 

@@ -43,8 +43,11 @@ def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda root: None, "stands still"),
-        (lambda root: [(zone / "name").write_text("core") for zone in root.iterdir()], "no processor tells"),
+        (lambda root: None, "does not advance"),
+        (
+            lambda root: [(zone / "name").write_text("core") for zone in root.iterdir()],
+            "no processor package has a counter",
+        ),
         (lambda root: (root / "intel-rapl:1" / "energy_uj").unlink(), "cannot be read"),
         (lambda root: (root / "intel-rapl:0" / "energy_uj").write_text(""), "cannot be read"),
     ],
@@ -53,11 +56,11 @@ def test_a_machine_that_tells_nothing_is_refused_with_what_was_found(change, sai
     change(root)
     with pytest.raises(EngineMissing, match=f"energy cannot be measured: .*{said}") as told:
         open_energy_counter(root, wait=lambda seconds: None)
-    assert "weigh latency in budget.objective" in told.value.remedy
+    assert "weigh latency instead of energy in budget.objective" in told.value.remedy
 
 
 def test_without_the_folder_nothing_is_told_either(tmp_path: Path):
-    with pytest.raises(EngineMissing, match="no processor tells"):
+    with pytest.raises(EngineMissing, match="no processor package has a counter"):
         open_energy_counter(tmp_path / "powercap")
 
 
@@ -69,7 +72,7 @@ def test_every_file_is_compared_with_the_baseline_in_joules_for_a_batch(exported
         nonlocal taken
         taken += len(x) * (2.0 if is_row_by_row else 1.0)
 
-    monkeypatch.setattr("bloomery.models.profiling.energy.ask", ask)
+    monkeypatch.setattr("bloomery.models.profiling.energy.run_batch", ask)
     files = {"fp32": exported, "int8": quantized, "again": exported}
     x = parts.test.x[:3].numpy()
     found = compare_energy(files, x, lambda: taken, baseline="fp32", rounds=5, row_by_row={"int8"}, turn_s=1e-4)
@@ -90,7 +93,7 @@ def test_turns_are_real_batches_and_a_counter_that_stops_is_noticed(exported, pa
     rising = itertools.count()
     found = compare_energy({"fp32": exported}, x, lambda: float(next(rising)), baseline="fp32", rounds=2, turn_s=1e-4)
     assert 0 < found["fp32"].p50_j <= 1
-    with pytest.raises(EngineMissing, match="stands still"):
+    with pytest.raises(EngineMissing, match="does not advance"):
         compare_energy({"fp32": exported}, x, lambda: 7.0, baseline="fp32", rounds=2, turn_s=1e-4)
 
 

@@ -147,10 +147,10 @@ def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None
 def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
     some = options(candidate("fp32"), candidate("one", ratio=0.5, of_many=2), candidate("many", ratio=2, of_many=0.5))
     for batch, name in ((1, "one"), (32, "many")):
-        best = decide_candidate(some, Budget(objective="latency", latency_ms={"batch": batch, "value": 9})).best
+        best = decide_candidate(some, Budget(objective="latency", latency_ms={"batch_size": batch, "value": 9})).best
         assert best is not None
         assert best.name == name
-    slow = Budget(latency_ms={"batch": 32, "percentile": 50, "value": 0.4})
+    slow = Budget(latency_ms={"batch_size": 32, "percentile": 50, "value": 0.4})
     assert verdict_on("one", some, slow).reasons == ("p50 0.450 ms for 32 rows, limit 0.4 ms",)
 
 
@@ -297,13 +297,13 @@ def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
     error = refusal(of_figures(candidate("fp32", size=900, drop=0.025)), Budget(size_bytes=10))
     assert error.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
     assert "`error_rise: 2.5%` and `size_bytes: 900`" in error.remedy
-    limit = {"batch": 32, "percentile": 95, "value": 0.1}
+    limit = {"batch_size": 32, "percentile": 95, "value": 0.1}
     error = refusal(options(candidate("fp32")), Budget(latency_ms=limit))
-    assert "`latency_ms: {batch: 32, percentile: 95, value: 0.45}`" in error.remedy
+    assert "`latency_ms: {batch_size: 32, percentile: 95, value: 0.45}`" in error.remedy
     assert "fp32 passes" in error.remedy
     several = candidate("fp32")
     several["latencies"] = (*several["latencies"], latency(0.5, 1.0, batch=5))
-    error = refusal(options(several), Budget(latency_ms={"batch": 5, "value": 0.1}))
+    error = refusal(options(several), Budget(latency_ms={"batch_size": 5, "value": 0.1}))
     assert "value: 0.5}`, and fp32 would have passed; it is timed anew, so leave some room;" in error.remedy
     slower = candidate("int8", ratio=1.1, size=1)
     error = refusal(options(candidate("fp32", size=9000), slower), Budget(objective="latency", size_bytes=10))

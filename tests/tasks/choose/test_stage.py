@@ -132,14 +132,14 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
 def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
     options: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch": 32, "value": 9})
+    budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch_size": 32, "value": 9})
     nowhere = functools.partial(rapl.open_energy_counter, Path("nowhere"))
     monkeypatch.setattr(rapl, "open_energy_counter", nowhere)
     with pytest.raises(EngineMissing, match="energy cannot be measured"):
         choose(options, budget)
     counter = types.SimpleNamespace(read=lambda: 10 * time.perf_counter())  # 10 watts, whatever runs
     monkeypatch.setattr(rapl, "open_energy_counter", lambda: counter)
-    monkeypatch.setattr("bloomery.models.profiling.energy._MOST_SECONDS", 0)
+    monkeypatch.setattr("bloomery.models.profiling.energy._MAX_SECONDS", 0)
     chosen = choose(options, budget)
     of_fp32 = next(one for one in chosen.candidates.candidates if one.name == "fp32").energy
     assert of_fp32 is not None
@@ -170,7 +170,7 @@ def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candida
     first = options.trained.dataset.test.model_copy(update={"uri": "test.parquet"})
     dataset = options.trained.dataset.model_copy(update={"test": first})
     options = options.model_copy(update={"trained": options.trained.model_copy(update={"dataset": dataset})})
-    timed = choose(options, Budget(accuracy_drop=0.2, latency_ms={"batch": 4, "percentile": 50, "value": 1e4}))
+    timed = choose(options, Budget(accuracy_drop=0.2, latency_ms={"batch_size": 4, "percentile": 50, "value": 1e4}))
     assert [one.batch_size for one in timed.candidate.latencies] == [1, 32, 4]
     assert timed.candidates.candidates[0].latency_at(4).ratio.value == 1
     assert timed.candidates.digest == options.digest  # times do not count

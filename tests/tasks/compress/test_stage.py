@@ -99,7 +99,7 @@ def trained(dataset: Dataset) -> TrainedNetwork:
 
 
 def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: TrainedNetwork) -> None:
-    wanted = Compression(explore=CandidateSearch(trials=6, keep=3), **FAST)
+    wanted = Compression(search=CandidateSearch(trials=6, keep=3), **FAST)
     options = compress(trained, wanted)
     names = [candidate.name for candidate in options.candidates]
     assert names[:4] == ["fp32", "int8", "pruned", "pruned-int8"]
@@ -122,11 +122,13 @@ def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(
 
 
 def test_a_search_has_8_bits_as_the_named_candidates_do(trained: TrainedNetwork) -> None:
-    named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weights="int8"))
-    wanted = Compression(candidates=named, explore=CandidateSearch(trials=3, worst_drop=0.9), also=("pt2",), **FAST)
+    named = (CandidateSpec(name="fp32"), CandidateSpec(name="small", weight_only="int8"))
+    wanted = Compression(
+        candidates=named, search=CandidateSearch(trials=3, max_drop=0.9), extra_formats=("pt2",), **FAST
+    )
     options = compress(trained, wanted)
     runs = [mlflow_runs.client().get_run(candidate.run_id).data.params for candidate in options.candidates]
-    found = {run["weights"] for run in runs if run["name"].endswith("-int8")}
+    found = {run["weight_only"] for run in runs if run["name"].endswith("-int8")}
     assert found == {"int8"}
     in_float = {one.name for one in options.candidates if not one.name.endswith("-int8")} - {"small"}
     folder = settings().path(options.candidates[0].uri).parent
@@ -145,7 +147,7 @@ def test_students_and_thin_matrices_are_candidates_and_are_made_once_for_float_a
                 CandidateSpec(name="fp32"),
                 CandidateSpec(name="student", student=student),
                 CandidateSpec(name="student-int8", student=student, quantize="static"),
-                CandidateSpec(name="thin", factorise=0.5),
+                CandidateSpec(name="thin", factorize=0.5),
             ),
             **FAST,
         ),
@@ -190,13 +192,13 @@ def test_a_network_that_came_trained_teaches_a_student(dataset: Dataset, tmp_pat
 def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: TrainedNetwork) -> None:
     stated = [
         {"name": "fp32"},
-        {"name": "entropy", "quantize": "static", "calibrate": "entropy"},
-        {"name": "aware", "quantize": "static", "aware": True},
+        {"name": "entropy", "quantize": "static", "calibration_method": "entropy"},
+        {"name": "aware", "quantize": "static", "quantization_aware": True},
         {"name": "none-in-int8", "quantize": "static", "float_layers": 0.0, "reduce_range": True},
         {"name": "first-in-float", "quantize": "static", "float_layers": "first"},
-        {"name": "aware-first", "quantize": "static", "aware": True, "float_layers": "first"},
-        {"name": "int4", "weights": "int4"},
-        {"name": "fp16", "weights": "fp16"},
+        {"name": "aware-first", "quantize": "static", "quantization_aware": True, "float_layers": "first"},
+        {"name": "int4", "weight_only": "int4"},
+        {"name": "fp16", "weight_only": "fp16"},
     ]
     options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
     of = {candidate.name: candidate for candidate in options.candidates}
@@ -254,13 +256,13 @@ def largest_weight(candidate: Candidate) -> int:
 @pytest.mark.parametrize(
     "stated",
     [
-        {"quantize": "dynamic", "aware": True},
-        {"calibrate": "entropy"},
+        {"quantize": "dynamic", "quantization_aware": True},
+        {"calibration_method": "entropy"},
         {"float_layers": 0.1},
         {"float_layers": "first"},
         {"quantize": "static", "float_layers": "last"},
         {"quantize": "static", "float_layers": -0.1},
-        {"quantize": "static", "weights": "int8"},
+        {"quantize": "static", "weight_only": "int8"},
     ],
 )
 def test_what_has_no_meaning_without_8_bits_is_refused(stated):
@@ -273,10 +275,10 @@ def test_candidates_in_float_are_written_for_pytorch_too_and_answer_alike(traine
         {"name": "fp32"},
         {"name": "int8", "quantize": "static"},
         {"name": "pruned", "prune": 0.5},
-        {"name": "zipped", "prune": 0.5, "stored": "zstd"},
-        {"name": "fp16", "weights": "fp16"},
+        {"name": "zipped", "prune": 0.5, "storage": "zstd"},
+        {"name": "fp16", "weight_only": "fp16"},
     ]
-    options = compress(trained, Compression.model_validate({"candidates": stated, "also": ["pt2"], **FAST}))
+    options = compress(trained, Compression.model_validate({"candidates": stated, "extra_formats": ["pt2"], **FAST}))
     folder = settings().path(options.candidates[0].uri).parent
     assert {path.name for path in folder.glob("*.pt2")} == {"fp32.pt2", "pruned.pt2", "zipped.pt2"}
     x = torch.randn(5, 2)
@@ -298,7 +300,7 @@ def test_candidates_in_float_are_written_for_litert(trained: TrainedNetwork, mon
     monkeypatch.setenv(PYTHON_VARIABLE, str(NAMED_PYTHON))
     settings.cache_clear()
     stated = [{"name": "fp32"}, {"name": "int8", "quantize": "static"}]
-    options = compress(trained, Compression.model_validate({"candidates": stated, "also": ["litert"], **FAST}))
+    options = compress(trained, Compression.model_validate({"candidates": stated, "extra_formats": ["litert"], **FAST}))
     fp32 = options.candidates[0]
     assert [path.name for path in settings().path(fp32.uri).parent.glob("*.tflite")] == ["fp32.tflite"]
     figures = mlflow_runs.client().get_run(fp32.run_id).data.metrics
@@ -307,12 +309,12 @@ def test_candidates_in_float_are_written_for_litert(trained: TrainedNetwork, mon
 
 
 def test_sparse_weights_of_few_values_ship_in_few_bytes_and_answer_with_the_same_bits(trained: TrainedNetwork) -> None:
-    small = {"sparse": {"density": 0.2, "rounds": 2}, "values": 7}
+    small = {"sparsify": {"density": 0.2, "rounds": 2}, "num_clusters": 7}
     stated = [
         {"name": "fp32"},
         {"name": "small", **small},
-        {"name": "coded", **small, "stored": "coded"},
-        {"name": "zipped", **small, "stored": "zstd"},
+        {"name": "coded", **small, "storage": "entropy_coded"},
+        {"name": "zipped", **small, "storage": "zstd"},
     ]
     options = compress(trained, Compression.model_validate({"candidates": stated, **FAST}))
     of = {candidate.name: candidate for candidate in options.candidates}

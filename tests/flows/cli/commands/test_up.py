@@ -31,7 +31,7 @@ QUICK: dict[str, Any] = {
     "model": {"channels": [16, 32], "hidden": 64},
     "training": {"epochs": 40, "checkpoints": {"every_steps": 20}},
     "compression": {
-        "candidates": [{"name": "fp32"}, {"name": "pruned", "prune": {"share": 0.5}}],
+        "candidates": [{"name": "fp32"}, {"name": "pruned", "prune": {"ratio": 0.5}}],
         "fine_tune": {"epochs": 10, "learning_rate": 0.002},
         "latency_rounds": 20,
     },

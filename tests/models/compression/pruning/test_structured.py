@@ -1,4 +1,4 @@
-"""Structured pruning: smaller networks of the same kind."""
+"""Structured pruning: smaller dense networks of the same kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.config import Pruning, find_pruning_obstacle
+from bloomery.models.compression.pruning.cost_target import relative_cost
 from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import (
@@ -27,7 +28,7 @@ from bloomery.models.networks.config import (
     Rnn,
     Transformer,
 )
-from bloomery.models.profiling.macs import count_macs, relative_cost
+from bloomery.models.profiling.macs import count_macs
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import evaluate
 
@@ -44,7 +45,7 @@ def blueprint_of(channels: tuple[int, ...], hidden: int, shape: tuple[int, int, 
 
 @pytest.mark.parametrize(("share", "channels", "hidden"), [(0.25, (6, 12), 24), (0.5, (4, 8), 16), (0.75, (2, 4), 8)])
 def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels, hidden):
-    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(share=share))
+    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=share))
     assert (blueprint.config.channels, blueprint.config.hidden) == (channels, hidden)
     assert tuple(block[0].weight.shape[0] for block in network.blocks) == channels
     assert network.head.weight.shape == (10, hidden)
@@ -56,18 +57,18 @@ def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels,
 @pytest.mark.parametrize(
     ("stated", "channels", "hidden"),
     [
-        ({"share": 0.45}, (16, 32, 64), 35),
-        ({"share": 0.3}, (16, 48, 96), 44),
-        ({"share": 0.1}, (32, 64, 112), 57),
-        ({"share": 0.7}, (9, 16, 32), 19),  # below a block it is as stated
-        ({"share": 0.5, "rounds": 3}, (16, 32, 64), 30),  # units, of which each round keeps a whole number
+        ({"ratio": 0.45}, (16, 32, 64), 35),
+        ({"ratio": 0.3}, (16, 48, 96), 44),
+        ({"ratio": 0.1}, (32, 64, 112), 57),
+        ({"ratio": 0.7}, (9, 16, 32), 19),  # widths below 16 are not rounded
+        ({"ratio": 0.5, "rounds": 3}, (16, 32, 64), 30),  # each round keeps a whole number of units
         ({"target": {"macs": 0.3}}, (16, 32, 80), 39),
     ],
 )
 def test_whole_blocks_of_channels_stay_where_it_is_asked_for(stated, importance, channels, hidden):
     blueprint = blueprint_of((32, 64, 128), 64, (1, 16, 16))
     rows = Examples(torch.randn(64, 1, 16, 16), torch.arange(64) % 3, np.arange(64))
-    how = Pruning(**stated, importance=importance, multiple_of=16)
+    how = Pruning(**stated, importance=importance, round_to=16)
     network, pruned = prune_network(build_network(blueprint).eval(), blueprint, how, rows)
     assert pruned.config.channels == channels
     assert abs(pruned.config.hidden - hidden) <= 1
@@ -75,15 +76,15 @@ def test_whole_blocks_of_channels_stay_where_it_is_asked_for(stated, importance,
 
 
 def test_blocks_are_of_channels_that_lose_alike():
-    how = Pruning(share=0.5, multiple_of=16)
+    how = Pruning(ratio=0.5, round_to=16)
     assert find_pruning_obstacle(Cnn(kind="cnn"), how) is None
     assert "a mlp has no channels" in str(find_pruning_obstacle(Mlp(kind="mlp"), how))
-    with pytest.raises(ValidationError, match="leave out `scope: network`"):
-        Pruning(share=0.5, multiple_of=16, scope="network")
+    with pytest.raises(ValidationError, match="`round_to` needs `scope: layer`"):
+        Pruning(ratio=0.5, round_to=16, scope="global")
 
 
 def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
-    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(share=0.5))
+    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
     again = build_network(blueprint).eval()
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
@@ -95,7 +96,7 @@ def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
 def test_the_source_is_left_as_it_is(trained, parts):
     before = copy.deepcopy(trained.network.state_dict())
     blueprint = trained.blueprint.model_dump()
-    network, _ = prune_network(trained.network, trained.blueprint, Pruning(share=0.5))
+    network, _ = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
     with torch.no_grad():
         network.head.bias += 1
     assert all(torch.equal(before[name], value) for name, value in trained.network.state_dict().items())
@@ -106,12 +107,12 @@ def test_the_source_is_left_as_it_is(trained, parts):
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_network_stays_in_its_mode(trained, is_training):
     source = copy.deepcopy(trained.network).train(is_training)
-    prune_network(source, trained.blueprint, Pruning(share=0.5))
+    prune_network(source, trained.blueprint, Pruning(ratio=0.5))
     assert source.training == is_training
 
 
 def test_what_stays_is_a_part_of_what_was(trained):
-    network, _ = prune_network(copy.deepcopy(trained.network).train(), trained.blueprint, Pruning(share=0.5))
+    network, _ = prune_network(copy.deepcopy(trained.network).train(), trained.blueprint, Pruning(ratio=0.5))
     was, now = (one.blocks[0][1] for one in (trained.network, network))
     pairs = list(zip(was.running_mean.tolist(), was.weight.tolist(), strict=True))
     assert set(zip(now.running_mean.tolist(), now.weight.tolist(), strict=True)) < set(pairs)
@@ -131,7 +132,7 @@ def test_the_weakest_leave_first():
         network.hidden.bias[[0, 1, 4, 8, 9]] = 0
         network.hidden.weight.unflatten(1, (8, -1))[:, [1, 2, 3, 7]] = 0
         network.head.weight[:, [0, 1, 4, 8, 9]] = 0
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     x = torch.randn(20, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-5)
@@ -141,28 +142,28 @@ def test_the_weakest_leave_first():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (3, 28, 28)], ids=str)
 def test_networks_for_images_of_any_size_can_be_pruned(shape):
     blueprint = blueprint_of((4, 6, 8), 12, shape)
-    network, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))
+    network, pruned = prune_network(build_network(blueprint), blueprint, Pruning(ratio=0.5))
     assert pruned.config.channels == (2, 3, 4)
     assert network(torch.randn(5, *shape)).shape == (5, 3)
 
 
 def test_a_pruned_network_can_be_pruned_again(trained):
-    once = prune_network(trained.network, trained.blueprint, Pruning(share=0.5))
-    _, twice = prune_network(*once, Pruning(share=0.5))
+    once = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
+    _, twice = prune_network(*once, Pruning(ratio=0.5))
     assert (twice.config.channels, twice.config.hidden) == ((2, 4), 8)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.99])
 def test_however_large_the_share_every_layer_shrinks_and_none_vanishes(share):
     blueprint = blueprint_of((4, 8), 16)
-    _, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=share))
+    _, pruned = prune_network(build_network(blueprint), blueprint, Pruning(ratio=share))
     widths = (*pruned.config.channels, pruned.config.hidden)
     assert all(1 <= now <= max(1, before * 0.6) for now, before in zip(widths, (4, 8, 16), strict=True))
 
 
 def test_a_network_of_single_channels_stays_as_it_is():
     blueprint = blueprint_of((1,), 1)
-    assert prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))[1] == blueprint
+    assert prune_network(build_network(blueprint), blueprint, Pruning(ratio=0.5))[1] == blueprint
 
 
 PRUNABLE = {
@@ -222,7 +223,7 @@ def test_what_gives_nothing_leaves_and_the_answers_stay_whatever_is_coupled(name
     network = build_network(blueprint).eval()
     draw_statistics(network)
     kill_first_half(network, blueprint.config.kind)
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     x = torch.randn(20, *blueprint.layout.shape)
     with torch.no_grad():
         torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-4)
@@ -235,7 +236,7 @@ def test_what_gives_nothing_leaves_and_the_answers_stay_whatever_is_coupled(name
 def test_every_kind_can_be_pruned_twice_and_built_again(name, share):
     blueprint = prunable_blueprint(name)
     network = build_network(blueprint).eval()
-    smaller, pruned = prune_network(*prune_network(network, blueprint, Pruning(share=share)), Pruning(share=share))
+    smaller, pruned = prune_network(*prune_network(network, blueprint, Pruning(ratio=share)), Pruning(ratio=share))
     again = build_network(pruned).eval()
     again.load_state_dict(smaller.state_dict())
     x = torch.randn(5, *blueprint.layout.shape)
@@ -245,9 +246,9 @@ def test_every_kind_can_be_pruned_twice_and_built_again(name, share):
 
 
 def test_what_is_left_has_the_dropout_that_is_stated(trained):
-    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(share=0.5, dropout=0))
+    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5, dropout=0))
     assert (network.dropout.p, blueprint.config.dropout) == (0, 0)
-    as_trained = prune_network(trained.network, trained.blueprint, Pruning(share=0.5))
+    as_trained = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
     assert as_trained.network.dropout.p == trained.blueprint.config.dropout > 0
 
 
@@ -258,7 +259,7 @@ def test_a_kind_that_cannot_be_pruned_is_named():
         num_outputs=3,
     )
     with pytest.raises(RecipeInvalid, match="of kind huggingface"):
-        prune_network(nn.Linear(5, 3), blueprint, Pruning(share=0.5))
+        prune_network(nn.Linear(5, 3), blueprint, Pruning(ratio=0.5))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_a_kind_that_cannot_be_pruned_is_named():
 def test_networks_for_sequences_are_pruned_and_built_again(config: Model):
     blueprint = Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=3)
     network = build_network(blueprint).eval()
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert num_parameters(build_network(pruned)) == num_parameters(smaller) < num_parameters(network)
     assert pruned.layout == blueprint.layout
 
@@ -302,7 +303,7 @@ def test_heads_and_layers_that_give_nothing_leave_and_the_answers_stay(kind):
                 block.attention.out.weight[:, columns] = 0
                 for layer in (block.attention.query, block.attention.key, block.attention.value):
                     layer.weight[columns], layer.bias[columns] = 0, 0
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5, parts=("heads", "layers")))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5, structures=("heads", "layers")))
     assert (pruned.config.num_layers, pruned.config.num_heads, pruned.config.head_width) == (2, 2, 4)
     assert pruned.config.feed_forward == 2.0
     x = torch.randint(1, 20, (5, 9)).float()
@@ -323,8 +324,8 @@ def test_taylor_keeps_what_the_loss_needs_where_the_norm_keeps_what_is_large():
         network.head.weight[:, :4] = 0
     x = torch.randn(200, 6)
     rows = Examples(x, network(x).argmax(1), np.arange(200))
-    by_norm = prune_network(network, blueprint, Pruning(share=0.5), rows).network
-    by_loss = prune_network(network, blueprint, Pruning(share=0.5, importance="taylor"), rows).network
+    by_norm = prune_network(network, blueprint, Pruning(ratio=0.5), rows).network
+    by_loss = prune_network(network, blueprint, Pruning(ratio=0.5, importance="taylor"), rows).network
     first = network.layers[0][0].weight
     assert torch.equal(by_loss.layers[0][0].weight, first[4:])
     assert torch.equal(by_norm.layers[0][0].weight, first[:4])
@@ -338,7 +339,7 @@ def test_gradients_reach_recurrent_and_attending_layers(config):
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=3)
     rows = Examples(torch.randint(1, 20, (40, 9)).float(), torch.arange(40) % 3, np.arange(40))
     smaller, pruned = prune_network(
-        build_network(blueprint).eval(), blueprint, Pruning(share=0.5, importance="taylor"), rows
+        build_network(blueprint).eval(), blueprint, Pruning(ratio=0.5, importance="taylor"), rows
     )
     assert pruned.config.hidden == 4
     assert smaller(rows.x).shape == (40, 3)
@@ -351,7 +352,7 @@ def test_layers_that_matter_less_lose_more_where_the_whole_network_is_looked_at(
     with torch.no_grad():
         network.layers[1][0].weight *= 0.01
         network.head.weight *= 0.01
-    first, second = prune_network(network, blueprint, Pruning(share=0.4, scope="network")).blueprint.config.hidden
+    first, second = prune_network(network, blueprint, Pruning(ratio=0.4, scope="global")).blueprint.config.hidden
     assert second < first
     assert second >= 1
 
@@ -383,9 +384,9 @@ def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 64), hidden=0), layout=IMAGE, num_outputs=3)
     network = build_network(blueprint).eval()
     rows = Examples(torch.randn(8, 1, 24, 24), torch.arange(8) % 3, np.arange(8))
-    for how in ({"share": 0.2}, {"share": 0.3}, {"target": {"parameters": 0.5}}):
+    for how in ({"ratio": 0.2}, {"ratio": 0.3}, {"target": {"parameters": 0.5}}):
         at_once, in_rounds = (
-            prune_network(network, blueprint, Pruning(**how, multiple_of=16, rounds=rounds), rows) for rounds in (1, 3)
+            prune_network(network, blueprint, Pruning(**how, round_to=16, rounds=rounds), rows) for rounds in (1, 3)
         )
         assert in_rounds.blueprint == at_once.blueprint
         assert all(width % 16 == 0 for width in in_rounds.blueprint.config.channels)
@@ -393,7 +394,7 @@ def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead
 
 
 def test_a_target_of_time_is_reached_as_measured(monkeypatch):
-    """By a clock that counts the weights of the network that answers; `benchmarks/` has the real one."""
+    """With a clock that counts the weights of the network that runs; `benchmarks/` measure real time."""
     clock = 0
 
     def answers(path, *_):
@@ -401,7 +402,8 @@ def test_a_target_of_time_is_reached_as_measured(monkeypatch):
         clock += path.stat().st_size
 
     monkeypatch.setattr(
-        "bloomery.models.profiling.macs.export_onnx", lambda network, x, path: path.write_bytes(weights_of(network))
+        "bloomery.models.compression.pruning.cost_target.export_onnx",
+        lambda network, x, path: path.write_bytes(weights_of(network)),
     )
     monkeypatch.setattr("bloomery.models.profiling.latency.create_session", lambda path: path)
     monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", answers)
@@ -428,7 +430,7 @@ def test_the_cost_in_time_is_that_of_the_exported_network():
 def test_a_target_out_of_reach_is_refused():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(4,), norm="none"), layout=FLAT, num_outputs=2)
     rows = Examples(torch.randn(8, 6), torch.arange(8) % 2, np.arange(8))
-    with pytest.raises(RecipeInvalid, match="pruned as far as can be, the macs are"):
+    with pytest.raises(RecipeInvalid, match="pruned as far as possible, the macs are"):
         prune_network(build_network(blueprint).eval(), blueprint, Pruning(target={"macs": 0.01}), rows)
 
 
@@ -437,8 +439,8 @@ def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
     network, blueprint = prune_network(
         trained.network,
         trained.blueprint,
-        Pruning(share=0.75, rounds=2),
-        tune=lambda one, rounds: taught.append(rounds),
+        Pruning(ratio=0.75, rounds=2),
+        fine_tune=lambda one, rounds: taught.append(rounds),
     )
     assert taught == [2, 2]
     assert blueprint.config.channels == (2, 4)
@@ -448,22 +450,22 @@ def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
 @pytest.mark.parametrize(
     ("config", "how", "why"),
     [
-        (Rnn(kind="rnn"), {"parts": ["heads"]}, "a rnn has no heads that could leave"),
-        (ResNet(kind="resnet"), {"scope": "network"}, "say `scope: layer`"),
-        (Cnn(kind="cnn", convolutions=2), {"scope": "network"}, "say `scope: layer`"),
-        (Cnn(kind="cnn", convolutions=(1, 2)), {"scope": "network"}, "say `scope: layer`"),
+        (Rnn(kind="rnn"), {"structures": ["heads"]}, "a rnn has no heads to remove"),
+        (ResNet(kind="resnet"), {"scope": "global"}, "use `scope: layer`"),
+        (Cnn(kind="cnn", convolutions=2), {"scope": "global"}, "use `scope: layer`"),
+        (Cnn(kind="cnn", convolutions=(1, 2)), {"scope": "global"}, "use `scope: layer`"),
         (LeNet(kind="lenet"), {"dropout": 0.1}, "a lenet has no dropout"),
     ],
 )
 def test_what_a_kind_cannot_lose_is_said(config, how, why):
-    prune_how = Pruning.model_validate({"share": 0.5, **how})
+    prune_how = Pruning.model_validate({"ratio": 0.5, **how})
     assert why in (find_pruning_obstacle(config, prune_how) or "")
     blueprint = Blueprint(config=config, layout=IMAGE, num_outputs=3)
     with pytest.raises(RecipeInvalid, match=why.replace("`", ".")):
         prune_network(nn.Linear(2, 2), blueprint, prune_how)
 
 
-@pytest.mark.parametrize("stated", [{}, {"share": 0.5, "target": {"macs": 0.5}}, {"target": {}}])
+@pytest.mark.parametrize("stated", [{}, {"ratio": 0.5, "target": {"macs": 0.5}}, {"target": {}}])
 def test_a_share_or_a_target_is_stated(stated):
     with pytest.raises(ValidationError):
         Pruning.model_validate(stated)

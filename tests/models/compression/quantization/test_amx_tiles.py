@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.profiling.cpu_features import cpu_flags, has_amx, needs_reduced_range
@@ -56,8 +56,8 @@ def zeros_of(path: Path) -> dict[str, set[int]]:
 def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(network_file, tmp_path, reduce_range):
     source, x = network_file
     usual, tiled = tmp_path / "usual.onnx", tmp_path / "tiled.onnx"
-    quantize(source, usual, x, reduce_range=reduce_range)
-    quantize(source, tiled, x, reduce_range=reduce_range, tiles=True)
+    quantize(source, usual, x, QuantizationOptions(reduce_range=reduce_range))
+    quantize(source, tiled, x, QuantizationOptions(reduce_range=reduce_range, amx=True))
     assert zeros_of(usual) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
     assert zeros_of(tiled) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
     assert np.array_equal(run_session(create_session(usual), x), run_session(create_session(tiled), x))
@@ -68,14 +68,14 @@ def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(netw
 def test_what_stays_in_float_is_passed_over(network_file, tmp_path: Path):
     source, x = network_file
     names = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
-    quantize(source, tmp_path / "float.onnx", x, keep_float=names, tiles=True)
+    quantize(source, tmp_path / "float.onnx", x, QuantizationOptions(keep_float=names, amx=True))
     assert zeros_of(tmp_path / "float.onnx") == {"head": {0}}
 
 
 def test_dynamic_files_are_as_they_were(network_file, tmp_path: Path):
     source, x = network_file
     for name, tiles in (("usual", False), ("tiled", True)):
-        quantize(source, tmp_path / name, x, how="dynamic", tiles=tiles)
+        quantize(source, tmp_path / name, x, QuantizationOptions(mode="dynamic", amx=tiles))
     assert (tmp_path / "usual").read_bytes() == (tmp_path / "tiled").read_bytes()
 
 

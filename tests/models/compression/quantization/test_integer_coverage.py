@@ -11,7 +11,7 @@ import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -23,15 +23,15 @@ from bloomery.models.profiling.cpu_features import needs_reduced_range
 
 def test_a_float_file_runs_in_floats(exported):
     covered = measure_integer_coverage(exported)
-    assert covered.integers == {}
+    assert covered.integer_operators == {}
     assert covered.share == 0
-    assert sum(covered.floats.values()) == 4
+    assert sum(covered.float_operators.values()) == 4
 
 
 def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
     covered = measure_integer_coverage(quantized)
-    assert covered.integers == {"QGemm": 2, "QLinearConv": 2}
-    assert (covered.floats, covered.share) == ({}, 1)
+    assert covered.integer_operators == {"QGemm": 2, "QLinearConv": 2}
+    assert (covered.float_operators, covered.share) == ({}, 1)
 
 
 @pytest.mark.parametrize("form", [encode, pack_for_zstd])
@@ -41,9 +41,9 @@ def test_a_file_in_a_stored_form_is_unpacked_first(form, quantized, tmp_path: Pa
 
 
 def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
+    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     covered = measure_integer_coverage(tmp_path / "dynamic.onnx")
-    assert covered.floats == {"Conv": 2}
+    assert covered.float_operators == {"Conv": 2}
     # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
     dense, convolved = 64 * 32 + 32 * 10, 9 * 8 + 9 * 8 * 16
     assert covered.share == pytest.approx(dense / (dense + convolved), abs=0.02)  # channels are filled up to 16
@@ -54,11 +54,11 @@ def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     layout = Layout(kind="sequence", shape=(6, 5))
     network = build_network(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
     export_onnx(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
-    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), how="dynamic")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), QuantizationOptions(mode="dynamic"))
     covered = measure_integer_coverage(tmp_path / "int8.onnx")
     assert covered.share == share
-    assert ("DynamicQuantizeLSTM" in covered.integers) == (cell == "lstm")
-    assert covered.floats == ({} if cell == "lstm" else {"GRU": 1})
+    assert ("DynamicQuantizeLSTM" in covered.integer_operators) == (cell == "lstm")
+    assert covered.float_operators == ({} if cell == "lstm" else {"GRU": 1})
 
 
 def test_logits_are_floats_with_more_than_256_levels(quantized, parts):
@@ -72,7 +72,7 @@ def test_a_rare_large_value_does_not_widen_a_percentiles_range(exported, parts, 
     rows[0, 0, 0, 0] = 100.0
     widths = {}
     for how in ("minmax", "percentile"):
-        quantize(exported, tmp_path / f"{how}.onnx", rows, calibrate=how)
+        quantize(exported, tmp_path / f"{how}.onnx", rows, QuantizationOptions(calibration_method=how))
         scales = {one.name: one for one in onnx.load(tmp_path / f"{how}.onnx").graph.initializer}
         widths[how] = 255 * float(onnx.numpy_helper.to_array(scales["x_scale"]))
     usual = float(parts.train.x.max() - parts.train.x.min())
@@ -81,7 +81,12 @@ def test_a_rare_large_value_does_not_widen_a_percentiles_range(exported, parts, 
 
 
 def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "entropy.onnx", parts.train.x[:200].numpy(), calibrate="entropy")
+    quantize(
+        exported,
+        tmp_path / "entropy.onnx",
+        parts.train.x[:200].numpy(),
+        QuantizationOptions(calibration_method="entropy"),
+    )
     assert (tmp_path / "entropy.onnx").read_bytes() != quantized.read_bytes()
     x = parts.test.x.numpy()
     same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "entropy.onnx")]
@@ -89,7 +94,7 @@ def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path:
 
 
 def test_weights_of_7_bits_where_8_would_saturate(exported, parts, tmp_path: Path):
-    quantize(exported, tmp_path / "reduced.onnx", parts.train.x[:50].numpy(), reduce_range=True)
+    quantize(exported, tmp_path / "reduced.onnx", parts.train.x[:50].numpy(), QuantizationOptions(reduce_range=True))
     levels = [
         onnx.numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "reduced.onnx").graph.initializer

@@ -12,7 +12,7 @@ import torch
 
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import find_first_layer, quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, find_first_layer, quantize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
@@ -115,7 +115,12 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export_onnx(network, x, tmp_path / "float.onnx")
     for name in ("int8.onnx", "again.onnx"):
-        quantize(tmp_path / "float.onnx", tmp_path / name, x[:0].numpy(), how="dynamic", reduce_range=seven_bits)
+        quantize(
+            tmp_path / "float.onnx",
+            tmp_path / name,
+            x[:0].numpy(),
+            QuantizationOptions(mode="dynamic", reduce_range=seven_bits),
+        )
     assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
     model = onnx.load(tmp_path / "int8.onnx")
     operators = [node.op_type for node in model.graph.node]
@@ -136,14 +141,14 @@ def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_
     network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=4))
     x = torch.randint(1, 500, (64, 10)) * (torch.arange(10) < torch.randint(1, 11, (64, 1))).float()
     export_onnx(network, x, tmp_path / "float.onnx")
-    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), how="static")
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", x.numpy(), QuantizationOptions(mode="static"))
     found = measure_integer_coverage(tmp_path / "int8.onnx")
-    assert (found.share, found.floats) == (1.0, {"MultiHeadAttention": 1})
+    assert (found.share, found.float_operators) == (1.0, {"MultiHeadAttention": 1})
 
 
 def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_path: Path):
     (first,) = find_first_layer(exported, "static")
-    quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), keep_float=[first])
+    quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), QuantizationOptions(keep_float=[first]))
     graph = onnx.load(tmp_path / "int8.onnx").graph
     in_float = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
@@ -159,7 +164,7 @@ def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
 
 def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):
     before = exported.read_bytes()
-    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), how="dynamic")
+    quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     assert exported.read_bytes() == before
     x = parts.test.x.numpy()
     same = [run_session(create_session(path), x).argmax(1) for path in (exported, tmp_path / "dynamic.onnx")]

@@ -16,7 +16,7 @@ from torch import nn
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
-from bloomery.models.compression.quantization.post_training import quantize
+from bloomery.models.compression.quantization.post_training import QuantizationOptions, quantize
 from bloomery.models.compression.quantization.quantization_aware import (
     add_fake_quantization,
     find_first_called_layer,
@@ -86,28 +86,28 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
 
     assert len(y) == 200
     kept = find_float_layers(source, rows, x, changed, 0.005)
-    quantize(source, tmp_path / "part.onnx", rows, keep_float=kept)
+    quantize(source, tmp_path / "part.onnx", rows, QuantizationOptions(keep_float=kept))
     quantize(source, tmp_path / "all.onnx", rows)
     assert changed(run_session(create_session(tmp_path / "part.onnx"), x)) <= 0.005
     assert changed(run_session(create_session(tmp_path / "all.onnx"), x)) > 0.005
     assert measure_integer_coverage(tmp_path / "all.onnx").share == 1
     some = measure_integer_coverage(tmp_path / "part.onnx")
     assert 0 < some.share < 1
-    assert sum(some.floats.values()) == len(kept) == 2
+    assert sum(some.float_operators.values()) == len(kept) == 2
     assert find_float_layers(source, rows, x, changed, 1.0) == ()
 
 
 def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, seven_bits, tmp_path: Path):
     uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
     export_onnx(uneven, parts.test.x[:40], source)
-    quantize(source, tmp_path / "static.onnx", rows, reduce_range=seven_bits)
+    quantize(source, tmp_path / "static.onnx", rows, QuantizationOptions(reduce_range=seven_bits))
     rounding = add_fake_quantization(uneven, reduce_range=seven_bits)
     torch.manual_seed(0)  # for dropout
     train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
     learnt = remove_fake_quantization(rounding)
     exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
     export_onnx(learnt, parts.test.x[:40], exported)
-    quantize(exported, quantized, rows, ranges=learned_ranges(rounding), reduce_range=seven_bits)
+    quantize(exported, quantized, rows, QuantizationOptions(ranges=learned_ranges(rounding), reduce_range=seven_bits))
     exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
     assert static < exact - 0.15
     assert aware > static + 0.1
@@ -142,7 +142,9 @@ def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_f
     seen = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(rounding).items()}
     for name, ranges in (("learnt", learned_ranges(rounding)), ("wider", seen)):
         target = tmp_path / f"{name}-int8.onnx"
-        quantize(tmp_path / "learnt.onnx", target, x.numpy(), ranges=ranges, reduce_range=seven_bits)
+        quantize(
+            tmp_path / "learnt.onnx", target, x.numpy(), QuantizationOptions(ranges=ranges, reduce_range=seven_bits)
+        )
         assert measure_integer_coverage(target).share == 1
     with torch.no_grad():
         rounded_BK = rounding(x).numpy()
@@ -197,9 +199,9 @@ def test_the_layer_that_reads_the_inputs_learns_in_float_where_it_stays_so(uneve
 
 def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
     with pytest.raises(RecipeInvalid, match="keep_float names nothing-such"):
-        quantize(source, tmp_path / "x.onnx", rows, keep_float=["nothing-such"])
+        quantize(source, tmp_path / "x.onnx", rows, QuantizationOptions(keep_float=["nothing-such"]))
     with pytest.raises(RecipeInvalid, match="ranges names nothing-such"):
-        quantize(source, tmp_path / "x.onnx", rows, ranges={"nothing-such": (0, 1)})
+        quantize(source, tmp_path / "x.onnx", rows, QuantizationOptions(ranges={"nothing-such": (0, 1)}))
 
 
 @given(

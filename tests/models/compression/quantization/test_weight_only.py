@@ -69,7 +69,7 @@ def _decoded(weight: np.ndarray, stored, block: int, folder: Path) -> np.ndarray
         [numpy_helper.from_array(weight, "w")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "w.onnx")
-    quantize_weights(folder / "w.onnx", folder / "stored.onnx", stored, block=block)
+    quantize_weights(folder / "w.onnx", folder / "stored.onnx", stored, block_size=block)
     return create_session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
 
 

@@ -163,7 +163,7 @@ def test_an_mlp_reads_windows_as_one_vector_and_can_be_pruned_and_exported(tmp_p
     blueprint = Blueprint(
         config=Mlp(kind="mlp", hidden=(16, 8)), layout=Layout(kind="sequence", shape=(LENGTH, 2)), num_outputs=2
     )
-    smaller, pruned = prune_network(build_network(blueprint).eval(), blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(build_network(blueprint).eval(), blueprint, Pruning(ratio=0.5))
     assert pruned.config.hidden == (8, 4)
     x = torch.randn(40, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(smaller(x), smaller(x.flatten(1)))

@@ -85,6 +85,6 @@ def test_networks_that_do_not_fit_the_rows_are_refused_before_training(name, opt
 
 def test_a_network_that_cannot_be_exported_is_refused_with_a_remedy(tmp_path: Path):
     network = build_network(own("looping"))
-    with pytest.raises(ParityBroken, match="cannot write this network as ONNX") as refused:
+    with pytest.raises(ParityBroken, match="cannot export this network to ONNX") as refused:
         export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")
     assert "take no value out of a tensor" in refused.value.remedy

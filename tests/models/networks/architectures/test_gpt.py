@@ -172,7 +172,7 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs():
             block.up.weight[:4] = 0
             block.down.weight[:, :4] = 0
     smaller, blueprint = prune_network(
-        network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Pruning(share=0.5)
+        network, Blueprint(config=config, layout=TOKENS, num_outputs=3), Pruning(ratio=0.5)
     )
     x = tokens_of(3, 16).float()
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)

@@ -46,6 +46,6 @@ def test_rows_that_are_not_images_are_refused():
 def test_half_the_channels_have_a_quarter_of_the_weights():
     layout = Layout(kind="image", shape=(1, 28, 28))
     blueprint = Blueprint(config=LeNet(kind="lenet"), layout=layout, num_outputs=10)
-    smaller, pruned = prune_network(build_network(blueprint), blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(build_network(blueprint), blueprint, Pruning(ratio=0.5))
     assert (pruned.config.channels, pruned.config.hidden) == ((10, 25), 250)
     assert num_parameters(smaller) == 10 * 26 + 25 * (250 + 1) + 250 * (16 * 25 + 1) + 10 * 251

@@ -44,7 +44,7 @@ def test_it_learns_a_nonlinear_function_and_keeps_it_when_pruned_and_quantized(n
     network = build_network(blueprint)
     train(network, rows, rows, Loop(epochs=12), seed=0)
     assert evaluate(network, rows)[1] > 0.85
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert pruned.config.hidden == (16, 8)
     assert num_parameters(smaller) < num_parameters(network)
     train(smaller, rows, rows, Loop(epochs=8), seed=0)
@@ -66,7 +66,7 @@ def test_reading_inverts_writing(norm, rows, tmp_path: Path):
 
 def test_a_layer_with_one_unit_is_not_removed():
     blueprint = blueprint_of(hidden=(1, 4))
-    assert prune_network(build_network(blueprint), blueprint, Pruning(share=0.9))[1].config.hidden == (1, 1)
+    assert prune_network(build_network(blueprint), blueprint, Pruning(ratio=0.9))[1].config.hidden == (1, 1)
 
 
 TABLE = Layout(kind="flat", shape=(4,), categories=((1, 5), (3, 100)))
@@ -132,7 +132,7 @@ def test_every_column_affects_the_output():
 def test_a_pruned_network_keeps_its_embeddings():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 4)), layout=TABLE, num_outputs=2)
     network = build_network(blueprint)
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert pruned.config.hidden == (4, 2)
     for was, now in zip(network.embeddings, smaller.embeddings, strict=True):
         assert torch.equal(was.weight, now.weight)
@@ -150,7 +150,7 @@ def test_periodic_embeddings_have_frequencies_per_column_and_survive_pruning(lay
         waves = network.waves(numbers_BN)
         each = [torch.relu(network.waves.linear(torch.cat([one.sin(), one.cos()], 1))) for one in angles.unbind(1)]
         torch.testing.assert_close(waves, torch.cat(each, 1))
-    smaller, pruned = prune_network(network, blueprint, Pruning(share=0.5))
+    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert (pruned.config.hidden, pruned.config.periodic) == ((4, 2), config.periodic)
     assert torch.equal(smaller.waves.frequencies_NQ, network.waves.frequencies_NQ)
     assert export_onnx(smaller, table_rows(40), tmp_path / "float.onnx") <= TOLERANCE

@@ -178,7 +178,7 @@ def test_pruning_zero_units_does_not_change_the_outputs(cell, is_bidirectional, 
                         weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
         network.head.weight.unflatten(1, (num_directions, 4))[..., [0, 2]] = 0
     smaller, blueprint = prune_network(
-        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(share=0.5)
+        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(ratio=0.5)
     )
     pruned = blueprint.config
     x = rows_of(layout, 4, 5)
@@ -194,7 +194,7 @@ def test_the_configured_share_is_pruned_but_at_least_one_unit_remains(share, kep
     network = build(config_of(), STEPS, 2).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     smaller, pruned = prune_network(
-        network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Pruning(share=share)
+        network, Blueprint(config=config_of(), layout=STEPS, num_outputs=2), Pruning(ratio=share)
     )
     assert pruned.config.hidden == kept
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())

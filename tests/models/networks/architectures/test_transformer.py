@@ -149,7 +149,7 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs(layout):
             block.down.weight[:, [0, 3, 4, 7, 8, 11]] = 0
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     smaller, blueprint = prune_network(
-        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(share=0.5)
+        network, Blueprint(config=config, layout=layout, num_outputs=3), Pruning(ratio=0.5)
     )
     x = rows_of(layout, 4)
     torch.testing.assert_close(smaller(x), network(x), atol=1e-6, rtol=1e-5)
@@ -164,8 +164,8 @@ def test_pruning_zero_hidden_units_does_not_change_the_outputs(layout):
 def test_pruning_any_share_keeps_a_unit_and_updates_the_config(share):
     config = config_of(feed_forward=3.0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=2)
-    once = prune_network(build(config, TOKENS, 2), blueprint, Pruning(share=share))
-    network, pruned = prune_network(*once, Pruning(share=share))
+    once = prune_network(build(config, TOKENS, 2), blueprint, Pruning(ratio=share))
+    network, pruned = prune_network(*once, Pruning(ratio=share))
     assert 1 <= network.blocks[0].up.out_features < 24
     build(pruned.config, TOKENS, 2).load_state_dict(network.state_dict())
 
