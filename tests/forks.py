@@ -96,10 +96,10 @@ def _fill_caches() -> None:
 
     from bloomery.tasks.bentos.environment import code_versions
     from bloomery.tasks.orchestration.code_version import reach
-    from bloomery.tasks.package.stage import _SERVICE
+    from bloomery.tasks.package.bento_builder import SERVICE
 
     code_versions()
-    reach(_SERVICE)
+    reach(SERVICE)
     plt.figure().savefig(io.BytesIO())
     plt.close()
     warn_dependency_requirement_mismatches(["numpy"])

@@ -4,7 +4,7 @@
 
 All train the same networks from the same first weights on the same rows in memory, with the same loss, AdamW, one-cycle
 rate and limit of the gradients. Ours is `bloomery.tasks.train.fit.fit_network` as the train stage calls it, with its
-checks of the loss, its keeper of checkpoints and fixed algorithms, and with a validation part of two rows, which nobody
+checks of the loss, its checkpointer and fixed algorithms, and with a validation part of two rows, which nobody
 else has. Every
 trainer has the quickest settings known of it: rows fetched a batch at a time, no progress bar, no log, no checkpoint.
 Each round every one trains anew; its first epoch is not counted, so that nobody's preparations are.
@@ -94,9 +94,13 @@ def ours(task: Task, times: Times) -> None:
     two = Examples(task.rows.x[:2], task.rows.y[:2], task.rows.key[:2])
     with tempfile.TemporaryDirectory() as folder:
         configure_processor(task.training)
-        keeper = Checkpointer(Path(folder), Checkpoints())
+        checkpointer = Checkpointer(Path(folder), Checkpoints())
         fit.fit_network(
-            fit.TrainingSplits(task.rows, two), task.blueprint, task.training, on_epoch=times.note, keeper=keeper
+            fit.TrainingSplits(task.rows, two),
+            task.blueprint,
+            task.training,
+            on_epoch=times.note,
+            checkpointer=checkpointer,
         )
     torch.use_deterministic_algorithms(False)
 

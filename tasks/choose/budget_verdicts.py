@@ -1,4 +1,4 @@
-"""Whether candidates are within a budget, which of them is best, and why each of the others is not."""
+"""Decides which candidates satisfy a budget, which of them is best, and why each of the others was not chosen."""
 
 from __future__ import annotations
 
@@ -17,78 +17,82 @@ from bloomery.models.evaluation.metrics import Z_95
 from bloomery.models.profiling.latency import TIMED_BATCH_SIZES
 from bloomery.tasks.evaluation.scoring import SliceDegradation
 
-Spent = Literal["time", "energy"]
+Resource = Literal["time", "energy"]
 _OBJECTIVES = {"time": "objective.latency", "energy": "objective.energy"}
-_FEWEST_ROWS = 30  # of a slice of a regression: a bootstrap of fewer rows tells little
+_MIN_ROWS = 30  # of a slice of a regression: a bootstrap of fewer rows says little
 
 
 class SubgroupDegradations(NamedTuple):
-    """How much worse a candidate is in each slice, and among the rows of each class."""
+    """The degradation of a candidate in each slice, and among the rows of each class."""
 
     slices: Sequence[SliceDegradation] = ()
     classes: Sequence[SliceDegradation] = ()
 
 
-_NO_PARTS = SubgroupDegradations()
+_NO_SUBGROUPS = SubgroupDegradations()
 
 
 class Decision(NamedTuple):
-    """The best candidate, if any is within the budget, and a verdict for each in the order of the candidates."""
+    """The best candidate, None if none satisfies the budget, and a verdict for each candidate, in their order."""
 
     best: Candidate | None
     verdicts: tuple[Verdict, ...]
 
 
 def decide_candidate(
-    options: Candidates, budget: Budget, parts: Mapping[str, SubgroupDegradations] | None = None
+    candidates: Candidates, budget: Budget, subgroups: Mapping[str, SubgroupDegradations] | None = None
 ) -> Decision:
-    """The candidate with the least cost within all limits; `parts` by name, where the budget asks for them."""
-    task = options.trained.dataset.task
-    baseline = find_baseline(options)
-    found = {
-        one.name: find_violations(one, budget, task, (parts or {}).get(one.name, _NO_PARTS))
-        for one in options.candidates
+    """Picks the candidate with the least cost that satisfies all limits.
+
+    `subgroups` holds, by candidate name, the degradations that the budget limits by slice and by class.
+    """
+    task = candidates.trained.dataset.task
+    baseline = find_baseline(candidates)
+    violations = {
+        candidate.name: find_violations(candidate, budget, task, (subgroups or {}).get(candidate.name, _NO_SUBGROUPS))
+        for candidate in candidates.candidates
     }
-    passing = [one for one in options.candidates if not found[one.name]]
+    passing = [candidate for candidate in candidates.candidates if not violations[candidate.name]]
     ranked = sorted(
-        passing, key=lambda one: (objective_cost(one, baseline, budget), one.size_bytes, one.latency.ratio.value)
+        passing,
+        key=lambda passed: (objective_cost(passed, baseline, budget), passed.size_bytes, passed.latency.ratio.value),
     )
     best = ranked[0] if ranked else None
-    failing = [one for one in options.candidates if found[one.name]]
-    failing.sort(key=lambda one: _excess(found[one.name]))
-    ranks = {one.name: rank for rank, one in enumerate([*ranked, *failing], 1)}
+    failing = [candidate for candidate in candidates.candidates if violations[candidate.name]]
+    failing.sort(key=lambda candidate: _largest_excess(violations[candidate.name]))
+    ranks = {candidate.name: rank for rank, candidate in enumerate([*ranked, *failing], 1)}
     verdicts = []
-    for one in options.candidates:
-        reasons = [missed.message for missed in found[one.name]]
-        if not reasons and best is not None and one.name != best.name:
-            reasons = [_why_lost(one, best, ranked, baseline, budget, task)]
+    for candidate in candidates.candidates:
+        reasons = [violation.message for violation in violations[candidate.name]]
+        if not reasons and best is not None and candidate.name != best.name:
+            reasons = [_explain_loss(candidate, ranked, baseline, budget, task)]
         verdicts.append(
             Verdict(
-                name=one.name,
-                rank=ranks[one.name],
-                passed=not found[one.name],
-                violations=tuple(found[one.name]),
+                name=candidate.name,
+                rank=ranks[candidate.name],
+                passed=not violations[candidate.name],
+                violations=tuple(violations[candidate.name]),
                 reasons=tuple(reasons),
             )
         )
     return Decision(best, tuple(verdicts))
 
 
-def find_baseline(options: Candidates) -> Candidate:
-    """The network as trained."""
-    return next(one for one in options.candidates if one.name == options.baseline)
+def find_baseline(candidates: Candidates) -> Candidate:
+    """The candidate that is the network as trained."""
+    return next(candidate for candidate in candidates.candidates if candidate.name == candidates.baseline)
 
 
 def objective_cost(candidate: Candidate, baseline: Candidate, budget: Budget) -> float:
-    """The geometric mean of the ratios to `baseline` that the objective weighs; less is better."""
+    """The geometric mean of the ratios to `baseline`, weighted by the objective; less is better."""
     weights = budget.objective
-    weighed = weights.size * math.log(candidate.size_bytes / baseline.size_bytes)
-    weighed += sum(weight * math.log(ratio.value) for _, weight, ratio in _ratios(candidate, budget))
-    return math.exp(weighed / (weights.size + weights.latency + weights.energy))
+    weighted = weights.size * math.log(candidate.size_bytes / baseline.size_bytes)
+    weighted += sum(weight * math.log(ratio.value) for _, weight, ratio in _resource_ratios(candidate, budget))
+    return math.exp(weighted / (weights.size + weights.latency + weights.energy))
 
 
-def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float, Interval]]:
-    """What is spent on an answer, as a ratio to fp32 at the budget's batch, and how much the objective weighs it."""
+def _resource_ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Resource, float, Interval]]:
+    """Each resource of the objective, its weight, and its ratio to fp32 at the budget's batch size."""
     weights = budget.objective
     if weights.latency:
         yield "time", weights.latency, candidate.latency_at(budget.batch_size).ratio
@@ -98,192 +102,207 @@ def _ratios(candidate: Candidate, budget: Budget) -> Iterator[tuple[Spent, float
 
 
 def pareto_costs(candidate: Candidate, budget: Budget, task: Task) -> tuple[float, ...]:
-    """What candidates are compared by, each less where better: score, size, time, and energy if it counts."""
+    """The costs by which candidates are compared, lower is better: score, size, time, and energy if it counts."""
     score = candidate.score.value
     time = candidate.latency_at(budget.batch_size).ratio.value
-    energy = [ratio.value for spent, _, ratio in _ratios(candidate, budget) if spent == "energy"]
+    energy = [ratio.value for resource, _, ratio in _resource_ratios(candidate, budget) if resource == "energy"]
     return (-score if task == "classification" else score), candidate.size_bytes, time, *energy
 
 
 def find_violations(
-    candidate: Candidate, budget: Budget, task: Task, parts: SubgroupDegradations = _NO_PARTS
+    candidate: Candidate, budget: Budget, task: Task, subgroups: SubgroupDegradations = _NO_SUBGROUPS
 ) -> list[BudgetViolation]:
-    """Each limit of `budget` that `candidate` is not within."""
-    missed = []
-    overall, of_slices = _limits_of_score(task)
-    limit = getattr(budget, overall)
-    if candidate.degradation.high > limit:
-        high = format_degradation(task, candidate.degradation.high)
-        words = f"{DEGRADATION_NAMES[task]} up to {high}, limit {format_degradation(task, limit)}"
-        missed.append(_missed(overall, limit, candidate.degradation.high, words))
-    missed += _missed_in(parts.slices, of_slices, getattr(budget, of_slices), task)
-    missed += _missed_in(parts.classes, "class_drop", budget.class_drop, task)
+    """Each limit of `budget` that `candidate` exceeds."""
+    overall, by_slice = _degradation_limits(task)
+    violations = [
+        *_find_degradation_violations(candidate, overall, getattr(budget, overall), task),
+        *_find_subgroup_violations(subgroups.slices, by_slice, getattr(budget, by_slice), task),
+        *_find_subgroup_violations(subgroups.classes, "class_drop", budget.class_drop, task),
+    ]
     if budget.size_bytes is not None and candidate.size_bytes > budget.size_bytes:
-        words = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
-        missed.append(_missed("size_bytes", budget.size_bytes, candidate.size_bytes, words, digits=3))
-    latency = candidate.latency_at(budget.batch_size)
+        message = f"size {candidate.size_bytes / 1000:.1f} kB, limit {budget.size_bytes / 1000:.1f} kB"
+        violations.append(_violation("size_bytes", budget.size_bytes, candidate.size_bytes, message, digits=3))
     if budget.latency_ms is not None:
         limit, percentile = budget.latency_ms.value, budget.latency_ms.percentile
-        measured = latency.percentile_ms(percentile)
+        measured = candidate.latency_at(budget.batch_size).percentile_ms(percentile)
         if measured > limit:
-            words = f"p{percentile} {measured:.3f} ms{_of_batch(budget.batch_size)}, limit {limit:g} ms"
-            missed.append(_missed("latency_ms", limit, measured, words, digits=3))
-    # Who asks for less time or energy must not be given more of it. By the upper limit: to be faster has to be shown,
-    # as to be no worse has to be.
-    for spent, _, ratio in _ratios(candidate, budget):
+            message = f"p{percentile} {measured:.3f} ms{_format_batch(budget.batch_size)}, limit {limit:g} ms"
+            violations.append(_violation("latency_ms", limit, measured, message, digits=3))
+    # An objective of time or energy must not choose a candidate that needs more of it than fp32. The upper limit of
+    # the interval counts: like an equal score, a lower cost has to be shown.
+    for resource, _, ratio in _resource_ratios(candidate, budget):
         if ratio.high > 1:
-            missed.append(_missed(_OBJECTIVES[spent], 1.0, ratio.high, _more_in_words(spent, ratio, budget)))
-    return missed
+            message = _describe_excess_cost(resource, ratio, budget)
+            violations.append(_violation(_OBJECTIVES[resource], 1.0, ratio.high, message))
+    return violations
 
 
-def _more_in_words(spent: Spent, ratio: Interval, budget: Budget) -> str:
-    more, less = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[spent]
-    told = f"{more} than fp32" if ratio.low > 1 else f"not shown to {less} than fp32"
-    limits = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
-    return f"{told}: {ratio.value:.2f}x its {spent}{_of_batch(budget.batch_size)} ({limits})"
+def _find_degradation_violations(
+    candidate: Candidate, name: str, limit: float, task: Task
+) -> Iterator[BudgetViolation]:
+    high = candidate.degradation.high
+    if high > limit:
+        message = (
+            f"{DEGRADATION_NAMES[task]} up to {format_degradation(task, high)}, limit {format_degradation(task, limit)}"
+        )
+        yield _violation(name, limit, high, message)
 
 
-def _of_batch(batch: int) -> str:
-    return "" if batch == 1 else f" for {batch} rows"
+def _describe_excess_cost(resource: Resource, ratio: Interval, budget: Budget) -> str:
+    more, less = {"time": ("slower", "be faster"), "energy": ("takes more energy", "take less energy")}[resource]
+    comparison = f"{more} than fp32" if ratio.low > 1 else f"not shown to {less} than fp32"
+    interval = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{comparison}: {ratio.value:.2f}x its {resource}{_format_batch(budget.batch_size)} ({interval})"
 
 
-def _limits_of_score(task: Task) -> tuple[str, str]:
-    """The names of the limits: over all rows, and in each slice."""
+def _format_batch(batch_size: int) -> str:
+    return "" if batch_size == 1 else f" for {batch_size} rows"
+
+
+def _degradation_limits(task: Task) -> tuple[str, str]:
+    """The names of two limits of the budget: over all rows, and in each slice."""
     return ("accuracy_drop", "slice_drop") if task == "classification" else ("error_rise", "slice_rise")
 
 
-def has_enough_rows(part: SliceDegradation, limit: float, task: Task) -> bool:
-    """Whether `part` has enough rows: one that is answered like fp32 in each of them would be within `limit`.
+def has_enough_rows(subgroup: SliceDegradation, limit: float, task: Task) -> bool:
+    """Whether a candidate that predicts like fp32 in every row of `subgroup` would satisfy `limit`.
 
-    By Tango's interval n rows without a change leave a drop of z² / (n + z²) possible.
+    By Tango's interval, n unchanged rows still allow a drop of z² / (n + z²).
     """
     if task == "regression":
-        return part.num_rows >= _FEWEST_ROWS
-    return Z_95**2 / (part.num_rows + Z_95**2) <= limit
+        return subgroup.num_rows >= _MIN_ROWS
+    return Z_95**2 / (subgroup.num_rows + Z_95**2) <= limit
 
 
-def _missed_in(
-    parts: Sequence[SliceDegradation], name: str, limit: float | None, task: Task
+def _find_subgroup_violations(
+    subgroups: Sequence[SliceDegradation], name: str, limit: float | None, task: Task
 ) -> Iterator[BudgetViolation]:
+    """At most one violation, that of the worst subgroup."""
     if limit is None:
         return
-    over = [part for part in parts if has_enough_rows(part, limit, task) and part.degradation.high > limit]
-    if not over:
+    exceeding = [
+        subgroup
+        for subgroup in subgroups
+        if has_enough_rows(subgroup, limit, task) and subgroup.degradation.high > limit
+    ]
+    if not exceeding:
         return
-    worst = max(over, key=lambda part: part.degradation.high)
-    more = f", and over it in {len(over) - 1} more" if len(over) > 1 else ""
-    words = f"{DEGRADATION_NAMES[task]} in {worst} up to {format_degradation(task, worst.degradation.high)}"
-    words += f", limit {format_degradation(task, limit)}{more}"
+    worst = max(exceeding, key=lambda subgroup: subgroup.degradation.high)
+    others = f"; exceeded in {len(exceeding) - 1} more" if len(exceeding) > 1 else ""
+    message = f"{DEGRADATION_NAMES[task]} in {worst} up to {format_degradation(task, worst.degradation.high)}"
+    message += f", limit {format_degradation(task, limit)}{others}"
     needed = limit
-    while True:  # a wider limit asks for fewer rows, so it may bring slices in that were not judged before
-        highs = [part.degradation.high for part in parts if has_enough_rows(part, needed, task)]
+    while True:  # a wider limit requires fewer rows, so it may include subgroups that were too small before
+        highs = [subgroup.degradation.high for subgroup in subgroups if has_enough_rows(subgroup, needed, task)]
         if max(highs) <= needed:
             break
         needed = round_up(max(highs), 2)
     yield BudgetViolation(
-        limit=name, allowed=limit, measured=worst.degradation.high, needed_limit=needed, message=words
+        limit=name, allowed=limit, measured=worst.degradation.high, needed_limit=needed, message=message
     )
 
 
-def _missed(name: str, limit: float, measured: float, words: str, digits: int = 2) -> BudgetViolation:
-    return BudgetViolation(
-        limit=name, allowed=limit, measured=measured, needed_limit=round_up(measured, digits), message=words
-    )
+def _violation(name: str, limit: float, measured: float, message: str, digits: int = 2) -> BudgetViolation:
+    needed = round_up(measured, digits)
+    return BudgetViolation(limit=name, allowed=limit, measured=measured, needed_limit=needed, message=message)
 
 
 def round_up(value: float, digits: int) -> float:
-    """The least number of `digits` digits that is not below `value`, which is above 0."""
-    exact = Decimal(str(value))  # as it is written: 0.025 is a little more in binary
-    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), rounding=ROUND_CEILING))
+    """The smallest number of `digits` digits that is not below `value`, which is above 0."""
+    decimal = Decimal(str(value))  # the shortest decimal: 0.025 is slightly larger in binary
+    return float(decimal.quantize(Decimal(1).scaleb(decimal.adjusted() - digits + 1), rounding=ROUND_CEILING))
 
 
-def _why_lost(
-    one: Candidate, best: Candidate, ranked: Sequence[Candidate], baseline: Candidate, budget: Budget, task: Task
+def _explain_loss(
+    candidate: Candidate, ranked: Sequence[Candidate], baseline: Candidate, budget: Budget, task: Task
 ) -> str:
-    """Why `one`, which is within the budget, is not the best."""
-    others = [best, *(other for other in ranked if other.name not in (best.name, one.name))]
-    winner = next(
-        (other for other in others if dominates(pareto_costs(other, budget, task), pareto_costs(one, budget, task))),
-        None,
-    )
+    """Why `candidate`, which satisfies the budget, is not `ranked[0]`."""
+    best = ranked[0]
+    rivals = [rival for rival in ranked if rival.name != candidate.name]
+    costs = pareto_costs(candidate, budget, task)
+    winner = next((rival for rival in rivals if dominates(pareto_costs(rival, budget, task), costs)), None)
     if winner is not None:
         compared = "size, time or energy" if budget.objective.energy else "size or time"
         return f"dominated by {winner.name}: no better in {SCORE_NAMES[task]}, {compared}"
-    times = objective_cost(one, baseline, budget) / objective_cost(best, baseline, budget)
+    factor = objective_cost(candidate, baseline, budget) / objective_cost(best, baseline, budget)
     weights = budget.objective
-    words = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
-    counting = [word for word, weight in words if weight]
-    comparison = " and ".join(counting) + (" on the whole" if len(counting) > 1 else "")
-    if times == 1:
+    adjectives = (("larger", weights.size), ("slower", weights.latency), ("of more energy", weights.energy))
+    weighted = [adjective for adjective, weight in adjectives if weight]
+    comparison = " and ".join(weighted) + (" overall" if len(weighted) > 1 else "")
+    if factor == 1:
         return f"within the budget, but no better by the objective than {best.name}"
-    return f"within the budget, but {comparison} than {best.name} ({times:.2f}x)"
+    return f"within the budget, but {comparison} than {best.name} ({factor:.2f}x)"
 
 
-def _excess(missed: Sequence[BudgetViolation]) -> float:
-    """By what share of a limit it is missed, at worst."""
-    return max(one.excess for one in missed)
+def _largest_excess(violations: Sequence[BudgetViolation]) -> float:
+    """The largest share of a limit by which it is exceeded."""
+    return max(violation.excess for violation in violations)
 
 
 def no_candidate_error(decision: Decision, budget: Budget, task: Task, run_id: str) -> NoCandidate:
-    """What each candidate missed, which came closest, and what would have to be relaxed for it."""
-    nearest = min(decision.verdicts, key=lambda verdict: verdict.rank)
-    # Once each: one line of the recipe may mend two.
-    relaxed = " and ".join(dict.fromkeys(f"`{_as_recipe(missed, budget)}`" for missed in nearest.violations))
-    # Times for other batches are taken when the choice is made, so the next ones are others.
-    limits = {missed.limit for missed in nearest.violations}
-    is_taken_anew = budget.batch_size not in TIMED_BATCH_SIZES and "latency_ms" in limits
-    passes = "would have passed; it is timed anew, so leave some room" if is_taken_anew else "passes"
+    """The error that lists the violations of each candidate, the closest candidate, and the limits to relax for it."""
+    closest = min(decision.verdicts, key=lambda verdict: verdict.rank)
+    # Each line once: two violations may need the same line of the recipe.
+    relaxed = " and ".join(
+        dict.fromkeys(f"`{_format_recipe_line(violation, budget)}`" for violation in closest.violations)
+    )
+    # Latencies of other batch sizes are measured by this stage, so the next run measures other values.
+    limits = {violation.limit for violation in closest.violations}
+    is_measured_again = budget.batch_size not in TIMED_BATCH_SIZES and "latency_ms" in limits
+    passes = "would have passed; its latency is measured again, so leave some room" if is_measured_again else "passes"
     return NoCandidate(
         "no candidate is within the budget:\n"
         + "\n".join(f"  {verdict.name}: {'; '.join(verdict.reasons)}" for verdict in decision.verdicts)
-        + f"\nclosest is {nearest.name}, {_excess_in_words(nearest)}",
-        required=_in_words(budget, task),
-        where=f"the recipe's budget; all candidates are in MLflow's run {run_id}, with a picture",
-        remedy=f"relax the budget to {relaxed}, and {nearest.name} {passes}; or add candidates under "
+        + f"\nclosest is {closest.name}, {_describe_excess(closest)}",
+        required=_describe_budget(budget, task),
+        where=f"the recipe's budget; MLflow run {run_id} has all candidates and their plot",
+        remedy=f"relax the budget to {relaxed}, and {closest.name} {passes}; or add candidates under "
         "compression.candidates",
     )
 
 
-def _excess_in_words(verdict: Verdict) -> str:
+def _describe_excess(verdict: Verdict) -> str:
     parts = []
-    for missed in verdict.violations:
-        share = missed.excess
-        told = f"{missed.measured / missed.allowed:.3g} times" if share >= 1 else f"{max(share, 0.001):.1%} over"
-        spent = next((one for one, limit in _OBJECTIVES.items() if limit == missed.limit), None)
-        parts.append(f"{told} {missed.limit if spent is None else f'the {spent} of fp32'}")
+    for violation in verdict.violations:
+        share = violation.excess
+        factor = (
+            f"{violation.measured / violation.allowed:.3g} times" if share >= 1 else f"{max(share, 0.001):.1%} over"
+        )
+        resource = next((resource for resource, limit in _OBJECTIVES.items() if limit == violation.limit), None)
+        parts.append(f"{factor} {violation.limit if resource is None else f'the {resource} of fp32'}")
     return " and ".join(parts)
 
 
-def _as_recipe(missed: BudgetViolation, budget: Budget) -> str:
-    """The line of a recipe's budget under which this limit would hold."""
-    needed = missed.needed_limit
-    if missed.limit in _OBJECTIVES.values():
+def _format_recipe_line(violation: BudgetViolation, budget: Budget) -> str:
+    """The line of the recipe's budget that would remove the violation."""
+    needed = violation.needed_limit
+    if violation.limit in _OBJECTIVES.values():
         return "objective: size"
-    if missed.limit == "size_bytes":
+    if violation.limit == "size_bytes":
         return f"size_bytes: {needed:_.0f}"
-    if missed.limit == "latency_ms":
+    if violation.limit == "latency_ms":
         limit = budget.latency_ms
         assert limit is not None
         if (limit.batch_size, limit.percentile) == (1, 99):
             return f"latency_ms: {needed:g}"
         return f"latency_ms: {{batch_size: {limit.batch_size}, percentile: {limit.percentile}, value: {needed:g}}}"
-    unit = "%" if missed.limit.endswith("rise") else "pp"
-    return f"{missed.limit}: {(Decimal(str(needed)) * 100).normalize():f}{unit}"
+    unit = "%" if violation.limit.endswith("rise") else "pp"
+    return f"{violation.limit}: {(Decimal(str(needed)) * 100).normalize():f}{unit}"
 
 
-def _in_words(budget: Budget, task: Task) -> str:
-    overall, of_slices = _limits_of_score(task)
-    most = format_degradation(task, getattr(budget, overall))
-    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {most} (end of the 95% interval)"]
-    for name, where in ((of_slices, "slice"), ("class_drop", "class")):
+def _describe_budget(budget: Budget, task: Task) -> str:
+    overall, by_slice = _degradation_limits(task)
+    highest = format_degradation(task, getattr(budget, overall))
+    limits = [f"a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of at most {highest} (end of the 95% interval)"]
+    for name, subgroup in ((by_slice, "slice"), ("class_drop", "class")):
         if getattr(budget, name) is not None:
-            limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {where}")
+            limits.append(f"of at most {format_degradation(task, getattr(budget, name))} in each {subgroup}")
     if budget.size_bytes is not None:
         limits.append(f"at most {budget.size_bytes:,} bytes")
     if budget.latency_ms is not None:
         limit = budget.latency_ms
-        limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_of_batch(limit.batch_size)}")
-    for spent, weight in (("time", budget.objective.latency), ("energy", budget.objective.energy)):
+        limits.append(f"at most {limit.value:g} ms at p{limit.percentile}{_format_batch(limit.batch_size)}")
+    for resource, weight in (("time", budget.objective.latency), ("energy", budget.objective.energy)):
         if weight > 0:
-            limits.append(f"no more {spent} than fp32")
+            limits.append(f"no more {resource} than fp32")
     return ", ".join(limits)

@@ -1,4 +1,4 @@
-"""The candidates of a choice in a ranked table and a picture, for MLflow and for Prefect."""
+"""Publishes the ranked candidates of a choice in MLflow and in the Prefect run."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from bloomery.tasks.tracking import mlflow_runs
 TABLE = "candidates.json"
 
 
-def log_ranking(run_id: str, options: Candidates, budget: Budget, decision: Decision, picture: Path) -> None:
-    """Afterwards `picture` is there, and the run has it, the ranked table and the budget."""
+def log_ranking(run_id: str, candidates: Candidates, budget: Budget, decision: Decision, plot: Path) -> None:
+    """Draws `plot` and logs it, the ranked table and the budget to the MLflow run."""
     chosen = decision.best.name if decision.best else None
-    plot_pareto_front(options, budget, decision, picture)
+    plot_pareto_front(candidates, budget, decision, plot)
     mlflow_runs.log_params(run_id, budget.model_dump())
-    mlflow_runs.client().log_artifact(run_id, str(picture))
-    mlflow_runs.client().log_table(run_id, candidate_table.candidate_columns(options, decision.verdicts, chosen), TABLE)
+    mlflow_runs.client().log_artifact(run_id, str(plot))
+    columns = candidate_table.candidate_columns(candidates, decision.verdicts, chosen)
+    mlflow_runs.client().log_table(run_id, columns, TABLE)
 
 
 @log_failures
-def publish_ranking(record: Choice) -> None:
-    """The ranked table and the picture in the Prefect run."""
+def publish_ranking(choice: Choice) -> None:
+    """Puts the ranked table and the plot into the Prefect run."""
     from prefect.artifacts import create_image_artifact, create_table_artifact
 
-    description = f"Chosen: {record.candidate.name}. The same in figures: MLflow run {record.run_id}"
-    create_table_artifact(key="candidates", description=description, table=candidate_table.candidate_rows(record))
-    picture = settings().path(record.plot_uri)
-    create_image_artifact(
-        key="candidates-picture", description=str(picture), image_url=_address_of(picture, record.run_id)
-    )
+    description = f"Chosen: {choice.candidate.name}. The same as numbers: MLflow run {choice.run_id}"
+    create_table_artifact(key="candidates", description=description, table=candidate_table.candidate_rows(choice))
+    plot = settings().path(choice.plot_uri)
+    create_image_artifact(key="candidates-picture", description=str(plot), image_url=_image_url(plot, choice.run_id))
 
 
-def _address_of(picture: Path, run_id: str) -> str:
-    """Where a browser finds the picture: at MLflow's server, else in the address itself, for it opens no local file."""
+def _image_url(plot: Path, run_id: str) -> str:
+    """A URL that a browser can open: on the MLflow server, or else a data URI, since browsers open no local file."""
     tracking_uri = settings().tracking_uri
     if tracking_uri.startswith("http"):
         return f"{tracking_uri.rstrip('/')}/get-artifact?path={candidate_table.PICTURE}&run_uuid={run_id}"
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(plot.read_bytes()).decode()}"

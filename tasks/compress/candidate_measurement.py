@@ -1,4 +1,4 @@
-"""What candidates answer on the test part: figures, a table of answers and an MLflow run for each.
+"""Measures candidates on the test split: metrics, a table of predictions and an MLflow run for each.
 
 Shapes: N rows, K classes.
 """
@@ -18,10 +18,10 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.records.records import Candidate, Dataset, Flips, Interval, Latency, TrainedNetwork
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES
 from bloomery.data_contracts.records.tensor_layout import Task
-from bloomery.models.compression.config import CandidateSpec, ExtraFormat
 from bloomery.models.evaluation import metrics
 from bloomery.models.features.encoder import read_encoder
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
+from bloomery.tasks.compress.built_candidate import SEED, BuiltCandidate
 from bloomery.tasks.evaluation.candidate_table import latency_columns
 from bloomery.tasks.evaluation.scoring import (
     GroundTruth,
@@ -39,227 +39,210 @@ from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bloomery.models.training.data.batches import Examples
 
-SEED = 0  # of all that is drawn for candidates: what they see as they learn, and in which order they are timed
-_PACKAGES = ("onnx", "onnxruntime", "torch")  # on which bits and times depend
-_UNCHANGED = Interval(value=0.0, low=0.0, high=0.0)  # the baseline against itself: nothing is sampled
+_PACKAGES = ("onnx", "onnxruntime", "torch")  # that bits and latencies depend on
+_NO_DEGRADATION = Interval(value=0.0, low=0.0, high=0.0)  # of the baseline, compared with itself
+_COST_FIELDS = frozenset(
+    {"size_bytes", "zstd_bytes", "coded_bytes", "num_parameters", "num_nonzero", "num_macs", "integer_share"}
+)
 
 
-class ExtraFile(NamedTuple):
-    """A candidate in another form than ONNX."""
+class _Predictions(NamedTuple):
+    """Predictions of one candidate for the test rows, and those of the baseline as `point_predictions`."""
 
-    form: ExtraFormat
-    path: Path
-    parity_error: float  # of an output from PyTorch's, at most
-
-
-class BuiltCandidate(NamedTuple):
-    """A candidate's ONNX file, before it is measured."""
-
-    spec: CandidateSpec
-    path: Path
-    num_parameters: int
-    parity_error: float
-    ranges: Mapping[str, tuple[float, float]] | None = None  # of what goes into layers, if they were learnt
-    num_macs: int = 0  # for one row; 0 of a network that came trained
-    calibration: str | None = None  # sha256 of the rows that gave ranges to its activations, where they are fixed
-    coded_bytes: int | None = None  # of what ships as zstd, for which it has to be known before
-    network: nn.Module | None = None  # before it is quantized, if other forms are wanted
-    others: tuple[ExtraFile, ...] = ()
-    fused: Path | None = None  # the same with attention as one operator, if it has any
-
-    @property
-    def is_row_by_row(self) -> bool:
-        return self.spec.quantize == "dynamic"
+    truth: GroundTruth
+    values: np.ndarray  # probabilities (N, K), or numbers (N,)
+    baseline: np.ndarray
 
 
 def measure_candidates(
     out: Output,
-    made: list[BuiltCandidate],
+    built: list[BuiltCandidate],
     test: Examples,
     trained: TrainedNetwork,
-    timed: Mapping[str, tuple[Latency, ...]],
+    latencies: Mapping[str, tuple[Latency, ...]],
     baseline: str,
 ) -> tuple[Candidate, ...]:
-    """Afterwards there is a table of answers and a run for each candidate that was made.
+    """Measures each candidate, writes its table of predictions and logs it as an MLflow run.
 
-    `timed` has each one's latencies by batch size, that of one row first.
+    `latencies` holds the latencies of each candidate by batch size, those of one row first.
     """
-    from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
     from bloomery.models.inference.runtime import create_session
-    from bloomery.models.onnx_storage.sizes import count_nonzero, measure_zstd_bytes
 
     dataset = trained.dataset
     encoder = read_encoder(settings().path(dataset.encoder_uri))
-    rows = build_ground_truth(encoder, dataset, test)
+    truth = build_ground_truth(encoder, dataset, test)
     x = test.x.numpy()
-    given = {
-        one.spec.name: predictions_from(
-            encoder, compute_outputs(create_session(one.path), x, is_row_by_row=one.is_row_by_row)
+    predictions = {
+        candidate.spec.name: predictions_from(
+            encoder, compute_outputs(create_session(candidate.path), x, is_row_by_row=candidate.is_row_by_row)
         )
-        for one in made
+        for candidate in built
     }
-    before = point_predictions(dataset.task, given[baseline])
+    before = point_predictions(dataset.task, predictions[baseline])
     candidates = []
-    for one in made:
-        name, share = one.spec.name, measure_integer_coverage(one.path).share
-        answers_path = out.path(f"{name}-answers.parquet")
-        _write_answers(answers_path, dataset, rows, given[name])
-        after = point_predictions(dataset.task, given[name])
-        candidate = Candidate(
-            name=name,
-            uri=out.uri(one.path.name),
-            sha256=digest_of_file(one.path),
-            run_id="",
-            size_bytes=one.path.stat().st_size,
-            zstd_bytes=measure_zstd_bytes(one.path),
-            coded_bytes=_coded_bytes(one),
-            num_parameters=one.num_parameters,
-            num_nonzero=count_nonzero(one.path),
-            num_macs=one.num_macs or None,
-            integer_share=share,
-            needs_vnni=share > 0 and not one.spec.reduce_range and not needs_reduced_range(cpu_flags()),
-            score=score_rows(dataset.task, rows, given[name]),
-            degradation=_UNCHANGED if name == baseline else measure_degradation(dataset.task, rows, before, after),
-            flips=_flips(rows, before, after) if dataset.task == "classification" else None,
-            latencies=timed[name],
-            parity_error=one.parity_error,
-            predictions_uri=out.uri(answers_path.name),
-            is_row_by_row=one.is_row_by_row,
-        )
-        run_id = _log(candidate, one, out, trained, rows, given[name], before)
-        candidates.append(candidate.model_copy(update={"run_id": run_id}))
+    for candidate in built:
+        name = candidate.spec.name
+        measured = _Predictions(truth, predictions[name], before)
+        record = _measure(out, candidate, dataset, measured, latencies[name], is_baseline=name == baseline)
+        run_id = _log_candidate(record, candidate, out, trained, measured)
+        candidates.append(record.model_copy(update={"run_id": run_id}))
     return tuple(candidates)
 
 
-def _coded_bytes(made: BuiltCandidate) -> int | None:
-    """The size in the fewest bytes, whatever form it ships in."""
+def _measure(
+    out: Output,
+    candidate: BuiltCandidate,
+    dataset: Dataset,
+    predictions: _Predictions,
+    latencies: tuple[Latency, ...],
+    *,
+    is_baseline: bool,
+) -> Candidate:
+    """The record of a candidate, without its run, and its table of predictions."""
+    from bloomery.models.compression.quantization.integer_coverage import measure_integer_coverage
+    from bloomery.models.onnx_storage.sizes import count_nonzero, measure_zstd_bytes
+
+    task, truth, spec, path = dataset.task, predictions.truth, candidate.spec, candidate.path
+    before, after = predictions.baseline, point_predictions(task, predictions.values)
+    table_path = out.path(f"{spec.name}-answers.parquet")
+    _write_predictions(table_path, dataset, truth, predictions.values)
+    integer_share = measure_integer_coverage(path).share
+    return Candidate(
+        name=spec.name,
+        uri=out.uri(path.name),
+        sha256=digest_of_file(path),
+        run_id="",
+        size_bytes=path.stat().st_size,
+        zstd_bytes=measure_zstd_bytes(path),
+        coded_bytes=_find_coded_bytes(candidate),
+        num_parameters=candidate.num_parameters,
+        num_nonzero=count_nonzero(path),
+        num_macs=candidate.num_macs or None,
+        integer_share=integer_share,
+        needs_vnni=integer_share > 0 and not spec.reduce_range and not needs_reduced_range(cpu_flags()),
+        score=score_rows(task, truth, predictions.values),
+        degradation=_NO_DEGRADATION if is_baseline else measure_degradation(task, truth, before, after),
+        flips=_count_flips(truth, before, after) if task == "classification" else None,
+        latencies=latencies,
+        parity_error=candidate.parity_error,
+        predictions_uri=out.uri(table_path.name),
+        is_row_by_row=candidate.is_row_by_row,
+    )
+
+
+def _find_coded_bytes(candidate: BuiltCandidate) -> int | None:
+    """The size after entropy coding, in whatever form the candidate ships."""
     from bloomery.models.onnx_storage.sizes import measure_coded_bytes
 
-    if made.spec.storage == "entropy_coded":
-        return made.path.stat().st_size
-    return measure_coded_bytes(made.path) if made.spec.storage is None else made.coded_bytes
+    if candidate.spec.storage == "entropy_coded":
+        return candidate.path.stat().st_size
+    return measure_coded_bytes(candidate.path) if candidate.spec.storage is None else candidate.coded_bytes
 
 
-def _flips(rows: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
-    right_before, right_after = before == rows.truth, after == rows.truth
-    return Flips(num_lost=int((right_before & ~right_after).sum()), num_gained=int((~right_before & right_after).sum()))
+def _count_flips(truth: GroundTruth, before: np.ndarray, after: np.ndarray) -> Flips:
+    correct_before, correct_after = before == truth.truth, after == truth.truth
+    return Flips(
+        num_lost=int((correct_before & ~correct_after).sum()), num_gained=int((~correct_before & correct_after).sum())
+    )
 
 
-def _write_answers(path: Path, dataset: Dataset, rows: GroundTruth, given: np.ndarray) -> None:
-    """What the candidate answered for each row of the test part: promote asks the bento the same."""
-    columns: dict[str, Any] = {dataset.key: pa.array(rows.key)}
+def _write_predictions(path: Path, dataset: Dataset, truth: GroundTruth, predictions: np.ndarray) -> None:
+    """Writes key, truth and prediction of each test row; `promote` compares the bento's predictions with them."""
+    columns: dict[str, Any] = {dataset.key: pa.array(truth.key)}
     if dataset.task == "classification":
         classes = np.array(dataset.classes, dtype=object)
-        columns["truth"] = pa.array(classes[rows.truth].tolist())
-        columns["answer"] = pa.array(classes[given.argmax(axis=1)].tolist())
-        columns["probabilities"] = pa.array(list(given), pa.list_(pa.float64()))
+        columns["truth"] = pa.array(classes[truth.truth].tolist())
+        columns["answer"] = pa.array(classes[predictions.argmax(axis=1)].tolist())
+        columns["probabilities"] = pa.array(list(predictions), pa.list_(pa.float64()))
     else:
-        columns["truth"] = pa.array(rows.truth)
-        columns["answer"] = pa.array(given)
+        columns["truth"] = pa.array(truth.truth)
+        columns["answer"] = pa.array(predictions)
     pq.write_table(pa.table(columns), path)
 
 
-def _log(
-    candidate: Candidate,
-    made: BuiltCandidate,
-    out: Output,
-    trained: TrainedNetwork,
-    rows: GroundTruth,
-    given: np.ndarray,
-    before: np.ndarray,
+def _log_candidate(
+    record: Candidate, candidate: BuiltCandidate, out: Output, trained: TrainedNetwork, predictions: _Predictions
 ) -> str:
-    """A run for the candidate, below the training run, with its ONNX file and tables as artifacts."""
+    """Logs a run below the training run, with the files and tables of the candidate; returns its id."""
     dataset = trained.dataset
     tags = {
         "mlflow.parentRunId": trained.run_id,
-        "candidate": candidate.name,
-        "onnx.sha256": candidate.sha256,
+        "candidate": record.name,
+        "onnx.sha256": record.sha256,
         "data.digest": dataset.digest,
         "processor.flags": " ".join(cpu_flags()),
         **{f"{package}.version": metadata.version(package) for package in _PACKAGES},
     }
-    if made.calibration is not None:
-        tags["calibration.sha256"] = made.calibration
-    experiment_name = dataset.valid_rows.contract.name
-    with mlflow_runs.logged_run(experiment_name, f"candidate-{candidate.name}", out.key, tags) as run_id:
-        mlflow_runs.log_params(run_id, {**made.spec.model_dump(), "seed": SEED})
+    if candidate.calibration is not None:
+        tags["calibration.sha256"] = candidate.calibration
+    experiment_name, extra_files = dataset.valid_rows.contract.name, candidate.extra_files
+    with mlflow_runs.logged_run(experiment_name, f"candidate-{record.name}", out.key, tags) as run_id:
+        mlflow_runs.log_params(run_id, {**candidate.spec.model_dump(), "seed": SEED})
         mlflow_runs.log_metrics(
             run_id,
             {
-                **_figures(dataset, candidate, rows, given),
-                **_costs(candidate),
-                **{f"latency_{name}": value for name, value in latency_columns(candidate.latencies).items()},
-                "parity_error": candidate.parity_error,
-                **{f"{other.form}_parity_error": other.parity_error for other in made.others},
-                **{f"{other.form}_bytes": other.path.stat().st_size for other in made.others},
+                **_score_metrics(dataset, record, predictions),
+                **_cost_metrics(record),
+                **{f"latency_{name}": value for name, value in latency_columns(record.latencies).items()},
+                "parity_error": record.parity_error,
+                **{f"{extra.format}_parity_error": extra.parity_error for extra in extra_files},
+                **{f"{extra.format}_bytes": extra.path.stat().st_size for extra in extra_files},
             },
         )
-        for form, path in (("onnx", made.path), *((other.form, other.path) for other in made.others)):
-            mlflow_runs.client().log_artifact(run_id, str(path), form)
-        after = point_predictions(dataset.task, given)
-        if dataset.task == "classification":
-            of_class = class_table(dataset.classes, rows, given)
-            drops = {one.value: one.degradation for one in degradation_by_class(dataset, rows, before, after)}
-            of_class |= _in_columns(dataset.task, [drops.get(name) for name in of_class["class"]])
-            mlflow_runs.client().log_table(run_id, of_class, "per_class.json")
-        if trained.slice_columns:
-            of_slice = slice_table(dataset, trained.slice_columns, rows, given)
-            found = degradation_by_slice(dataset, trained.slice_columns, rows, before, after)
-            of_slice |= _in_columns(dataset.task, [one.degradation for one in found])
-            mlflow_runs.client().log_table(run_id, of_slice, "per_slice.json")
+        for folder, path in (("onnx", candidate.path), *((extra.format, extra.path) for extra in extra_files)):
+            mlflow_runs.client().log_artifact(run_id, str(path), folder)
+        _log_tables(run_id, trained, predictions)
     return run_id
 
 
-def _in_columns(task: Task, found: Sequence[Interval | None]) -> dict[str, list[Any]]:
-    """How much worse than fp32, as columns of a table."""
-    loss = DEGRADATION_NAMES[task]
+def _log_tables(run_id: str, trained: TrainedNetwork, predictions: _Predictions) -> None:
+    """Logs the metrics and the degradation of each class and of each slice."""
+    dataset, truth, client = trained.dataset, predictions.truth, mlflow_runs.client()
+    before, after = predictions.baseline, point_predictions(dataset.task, predictions.values)
+    if dataset.task == "classification":
+        table = class_table(dataset.classes, truth, predictions.values)
+        drops = {part.value: part.degradation for part in degradation_by_class(dataset, truth, before, after)}
+        table |= _degradation_columns(dataset.task, [drops.get(name) for name in table["class"]])
+        client.log_table(run_id, table, "per_class.json")
+    if trained.slice_columns:
+        table = slice_table(dataset, trained.slice_columns, truth, predictions.values)
+        slices = degradation_by_slice(dataset, trained.slice_columns, truth, before, after)
+        table |= _degradation_columns(dataset.task, [part.degradation for part in slices])
+        client.log_table(run_id, table, "per_slice.json")
+
+
+def _degradation_columns(task: Task, degradations: Sequence[Interval | None]) -> dict[str, list[Any]]:
+    name = DEGRADATION_NAMES[task]
     return {
-        loss: [None if one is None else one.value for one in found],
-        f"{loss}_low": [None if one is None else one.low for one in found],
-        f"{loss}_high": [None if one is None else one.high for one in found],
+        name: [None if degradation is None else degradation.value for degradation in degradations],
+        f"{name}_low": [None if degradation is None else degradation.low for degradation in degradations],
+        f"{name}_high": [None if degradation is None else degradation.high for degradation in degradations],
     }
 
 
-def _costs(candidate: Candidate) -> dict[str, float]:
-    """What it takes to keep and to ask it, as far as that is known, but for the time."""
-    costs = candidate.model_dump(
-        include={
-            "size_bytes",
-            "zstd_bytes",
-            "coded_bytes",
-            "num_parameters",
-            "num_nonzero",
-            "num_macs",
-            "integer_share",
-        }
-    )
+def _cost_metrics(record: Candidate) -> dict[str, float]:
+    """The known costs of storing and running the candidate, except for latency."""
+    costs = record.model_dump(include=set(_COST_FIELDS))
     return {name: cost for name, cost in costs.items() if cost is not None}
 
 
-def _figures(dataset: Dataset, candidate: Candidate, rows: GroundTruth, given: np.ndarray) -> dict[str, float]:
-    """Every figure of the test part, by the name that it has in MLflow."""
-    is_classes = dataset.task == "classification"
-    name, loss = ("test_accuracy", "accuracy_drop") if is_classes else ("test_rmse", "rmse_rise")
-    told, lost = candidate.score, candidate.degradation
-    figures = {
-        name: told.value,
-        f"{name}_low": told.low,
-        f"{name}_high": told.high,
-        loss: lost.value,
-        f"{loss}_low": lost.low,
-        f"{loss}_high": lost.high,
-    }
-    if candidate.flips is not None:
-        figures |= {"flips_lost": candidate.flips.num_lost, "flips_gained": candidate.flips.num_gained}
-    if not is_classes:
-        figures["test_mae"] = metrics.mean_absolute_error(rows.truth, given)
-        figures["test_r2"] = metrics.r_squared(rows.truth, given)
-        return figures
-    figures["test_log_loss"] = metrics.log_loss(rows.truth, given)
-    area = metrics.roc_auc(rows.truth == 1, given[:, 1]) if len(dataset.classes) == 2 else None
-    return figures if area is None else figures | {"test_auc": area}
+def _score_metrics(dataset: Dataset, record: Candidate, predictions: _Predictions) -> dict[str, float]:
+    """All metrics of the test split, by their names in MLflow."""
+    is_classification = dataset.task == "classification"
+    names = ("test_accuracy", "accuracy_drop") if is_classification else ("test_rmse", "rmse_rise")
+    values: dict[str, float] = {}
+    for name, interval in zip(names, (record.score, record.degradation), strict=True):
+        values |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    if record.flips is not None:
+        values |= {"flips_lost": record.flips.num_lost, "flips_gained": record.flips.num_gained}
+    truth = predictions.truth.truth
+    if not is_classification:
+        values["test_mae"] = metrics.mean_absolute_error(truth, predictions.values)
+        values["test_r2"] = metrics.r_squared(truth, predictions.values)
+        return values
+    values["test_log_loss"] = metrics.log_loss(truth, predictions.values)
+    auc = metrics.roc_auc(truth == 1, predictions.values[:, 1]) if len(dataset.classes) == 2 else None
+    return values if auc is None else values | {"test_auc": auc}

@@ -1,4 +1,4 @@
-"""A search for smaller networks beside those that are named: what leaves, how much of it, by which measure."""
+"""Searches for smaller networks beside the named candidates: what to prune or factorize, and how much."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.models.compression.config import PRUNABLE, CandidateSearch, CandidateSpec, Pruning
 from bloomery.models.compression.pareto_front import pareto_front
+from bloomery.tasks.compress.built_candidate import BuiltCandidate
 from bloomery.tasks.compress.candidate_builder import CandidateBuilder, build_candidate, delete_float_files
-from bloomery.tasks.compress.candidate_measurement import BuiltCandidate
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.events import Progress, emit
 from bloomery.tasks.tracking import mlflow_runs
@@ -22,181 +22,192 @@ if TYPE_CHECKING:
 
     from bloomery.models.training.loop import EpochResult
 
-_LEAST_ROWS = 4096  # of the validation part, on which each trial is judged
-_DRAWN_BLINDLY = 4  # trials before what they came to has a say
-_FAR = 3.0  # times the worst drop that is kept: who is further behind after half of the lessons is given up
+_NUM_SCORING_ROWS = 4096  # validation rows that score each trial
+_NUM_RANDOM_TRIALS = 4  # before earlier trials guide the sampler
+_EARLY_STOPPING_FACTOR = 3.0  # of the largest drop that is kept; a trial beyond it stops after half of its epochs
 
 
 class ScoredCandidate(NamedTuple):
-    """A candidate, and what it came to on the validation part."""
+    """A candidate, its costs, and its degradation on the validation split."""
 
-    made: BuiltCandidate
-    worse: float  # than as trained: the drop of accuracy, or the rise of RMSE as a share
+    built: BuiltCandidate
+    degradation: float  # against the trained network: the drop of accuracy, or the relative rise of RMSE
     size_bytes: int
     macs: int
 
 
 class EarlyStopped(Exception):
-    """A network that will not come near enough to the one as trained."""
+    """A trial stays too far behind the trained network."""
 
 
 def search_candidates(
     builder: CandidateBuilder,
     named: tuple[CandidateSpec, ...],
-    wanted: CandidateSearch,
-    usual: tuple[CandidateSpec, ...],
+    options: CandidateSearch,
+    defaults: tuple[CandidateSpec, ...],
 ) -> list[BuiltCandidate]:
-    """The named candidates, and those of the search that none is better than in score, size and multiplications.
+    """Builds the named candidates, and those of a search on the Pareto front of degradation, size and MACs.
 
-    Each trial is one smaller network, which is made in 8 bits too, as the named candidates or else the `usual` ones
-    are. What is made alike is made once. Optuna's TPE draws them, from figures alone that do not depend on the machine,
-    so the same recipe tries the same. A table of all that was tried is kept with the training run.
+    Each trial is one smaller network, in float and in 8 bits, quantized like the named candidates or else like the
+    `defaults`. Optuna's TPE samples trials from numbers that do not depend on the machine, so equal recipes run equal
+    trials. A table of all trials is logged to the training run.
 
     Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; Ozaki et al. 2022, "Multiobjective
     Tree-Structured Parzen Estimator".
     """
-    made = [build_candidate(builder, spec) for spec in named]
-    fp32 = _score(builder, next(one for one in made if one.spec.is_baseline))
-    tried = [_judged(builder, one, fp32) for one in made]
-    in_8_bits = next(found for spec in (*named, *usual) if (found := _in_8_bits(spec)))
-    _try_all(builder, tried, fp32, wanted, in_8_bits)
-    kept = _kept(tried, len(named), wanted)
-    _log(builder, tried, kept)
-    for one in tried:
-        if one not in kept:
-            one.made.path.unlink()
+    built = [build_candidate(builder, spec) for spec in named]
+    baseline_score = _score(builder, next(candidate for candidate in built if candidate.spec.is_baseline))
+    scored = [_score_candidate(builder, candidate, baseline_score) for candidate in built]
+    quantization = next(fields for spec in (*named, *defaults) if (fields := _quantization_fields(spec)))
+    _run_trials(builder, scored, baseline_score, options, quantization)
+    kept = _select_candidates(scored, len(named), options)
+    _log_trials(builder, scored, kept)
+    for candidate in scored:
+        if candidate not in kept:
+            candidate.built.path.unlink()
     delete_float_files(builder)
-    return [one.made for one in kept]
+    return [candidate.built for candidate in kept]
 
 
-def _try_all(
+def _run_trials(
     builder: CandidateBuilder,
-    tried: list[ScoredCandidate],
-    fp32: float,
-    wanted: CandidateSearch,
-    in_8_bits: Mapping[str, Any],
+    scored: list[ScoredCandidate],
+    baseline_score: float,
+    options: CandidateSearch,
+    quantization: Mapping[str, Any],
 ) -> None:
-    """Afterwards `tried` has grown by what the trials came to."""
+    """Runs the trials and appends their candidates to `scored`."""
     import optuna
 
     from bloomery.models.networks.blueprint import read_blueprint
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_DRAWN_BLINDLY)
+    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=_NUM_RANDOM_TRIALS)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
     kind = read_blueprint(settings().path(builder.trained.network_uri)).config.kind
-    end = None if wanted.timeout_minutes is None else time.monotonic() + 60 * wanted.timeout_minutes
+    deadline = None if options.timeout_minutes is None else time.monotonic() + 60 * options.timeout_minutes
 
-    def hopeless(val_score: float) -> bool:
-        return _worse(builder, val_score, fp32) > _FAR * wanted.max_drop
+    def is_too_far(val_score: float) -> bool:
+        return _degradation(builder, val_score, baseline_score) > _EARLY_STOPPING_FACTOR * options.max_drop
 
-    for number in range(wanted.trials):
-        if end is not None and time.monotonic() > end:
+    for number in range(options.trials):
+        if deadline is not None and time.monotonic() > deadline:
             break
-        emit(Progress("compress", number, wanted.trials, "search"))
+        emit(Progress("compress", number, options.trials, "search"))
         trial = study.ask()
-        spec = _drawn(trial, kind)
-        known = spec is None or any(spec.before_quantization == one.made.spec.before_quantization for one in tried)
+        spec = _suggest_spec(trial, kind)
+        is_new = spec is not None and all(
+            spec.before_quantization != known.built.spec.before_quantization for known in scored
+        )
         try:
-            both = [] if spec is None or known else _both(builder, spec, in_8_bits, hopeless)
+            built = _build_trial(builder, spec, quantization, is_too_far) if spec is not None and is_new else []
         except (EarlyStopped, TrainingDiverged):
-            both = []
-        judged = [_judged(builder, one, fp32) for one in both]
-        tried += judged
-        if judged:
-            least = [min(figures) for figures in zip(*(one[1:] for one in judged), strict=True)]
-            study.tell(trial, [float(figure) for figure in least])
+            built = []
+        results = [_score_candidate(builder, candidate, baseline_score) for candidate in built]
+        scored += results
+        if results:
+            best = [min(costs) for costs in zip(*(result[1:] for result in results), strict=True)]
+            study.tell(trial, [float(cost) for cost in best])
         else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # nothing to learn from
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # gives the sampler nothing to learn from
 
 
-def _in_8_bits(spec: CandidateSpec) -> dict[str, Any]:
-    """What a candidate says of 8 bits, if it has them."""
+def _quantization_fields(spec: CandidateSpec) -> dict[str, Any]:
+    """The fields that quantize a candidate to 8 bits; empty if it is not."""
     if spec.quantize is None and spec.weight_only != "int8":
         return {}
     return spec.model_dump(include={"quantize", "calibration_method", "reduce_range", "amx", "weight_only"})
 
 
-def _drawn(trial: Trial, kind: str) -> CandidateSpec | None:
-    """What a trial makes of a network of this kind, in float; None where that is nothing."""
-    pruned = thin = None
-    words = []
+def _suggest_spec(trial: Trial, kind: str) -> CandidateSpec | None:
+    """The candidate in float that a trial suggests for a network of this kind; None if it changes nothing."""
+    pruning = factorized_share = None
+    name_parts = []
     if kind in PRUNABLE:
-        share = trial.suggest_int("prune", 0, 85, step=5)
+        percent = trial.suggest_int("prune", 0, 85, step=5)
         importance = trial.suggest_categorical("importance", ["magnitude", "taylor"])
-        parts = ["units"]
+        structures = ["units"]
         if kind in ("transformer", "gpt"):
-            parts = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
-        if share:
-            pruned = Pruning(ratio=share / 100, importance=importance, structures=tuple(parts))  # type: ignore[arg-type]
-            words += [f"p{share}", importance[0], *(part[0] for part in parts[1:])]
-    factorised = trial.suggest_int("factorise", 0, 80, step=20)
-    if factorised:
-        thin = factorised / 100
-        words.append(f"f{factorised}")
-    if not words:
+            structures = trial.suggest_categorical("parts", ["units", "units heads", "units heads layers"]).split()
+        if percent:
+            pruning = Pruning(ratio=percent / 100, importance=importance, structures=tuple(structures))  # type: ignore[arg-type]
+            name_parts += [f"p{percent}", importance[0], *(structure[0] for structure in structures[1:])]
+    factorized_percent = trial.suggest_int("factorise", 0, 80, step=20)
+    if factorized_percent:
+        factorized_share = factorized_percent / 100
+        name_parts.append(f"f{factorized_percent}")
+    if not name_parts:
         return None
-    return CandidateSpec(name="-".join(words), prune=pruned, factorize=thin)
+    return CandidateSpec(name="-".join(name_parts), prune=pruning, factorize=factorized_share)
 
 
-def _both(
-    builder: CandidateBuilder, spec: CandidateSpec, in_8_bits: Mapping[str, Any], hopeless: Callable[[float], bool]
+def _build_trial(
+    builder: CandidateBuilder,
+    spec: CandidateSpec,
+    quantization: Mapping[str, Any],
+    is_too_far: Callable[[float], bool],
 ) -> list[BuiltCandidate]:
-    """The network in float and in 8 bits.
+    """The network of a trial in float and in 8 bits.
 
     Raises:
-        Hopeless: half of its lessons over, it is still far behind.
+        EarlyStopped: it is too far behind after half of its epochs.
     """
     half = builder.compression.fine_tune.epochs / 2
 
     def on_epoch(epoch: EpochResult) -> None:
-        if epoch.number >= half and hopeless(epoch.val_score):
+        if epoch.number >= half and is_too_far(epoch.val_score):
             raise EarlyStopped
 
-    quantized = spec.model_copy(update={"name": f"{spec.name}-int8", **in_8_bits})
+    quantized = spec.model_copy(update={"name": f"{spec.name}-int8", **quantization})
     return [build_candidate(builder, spec, on_epoch), build_candidate(builder, quantized)]
 
 
-def _score(builder: CandidateBuilder, made: BuiltCandidate) -> float:
-    """Accuracy, or RMSE in standard units, of the ONNX file on rows of the validation part."""
+def _score(builder: CandidateBuilder, built: BuiltCandidate) -> float:
+    """Accuracy, or RMSE in standard units, of the ONNX file on validation rows."""
     from bloomery.models.inference.outputs import compute_outputs
     from bloomery.models.inference.runtime import create_session
     from bloomery.models.training.data.batches import even_sample
     from bloomery.models.training.optimization.loss import score_outputs
 
-    x, y = (even_sample(part, _LEAST_ROWS) for part in (builder.parts.val.x, builder.parts.val.y))
-    return score_outputs(compute_outputs(create_session(made.path), x.numpy(), is_row_by_row=made.is_row_by_row), y)
+    val = builder.splits.val
+    x, y = (even_sample(tensor, _NUM_SCORING_ROWS) for tensor in (val.x, val.y))
+    outputs = compute_outputs(create_session(built.path), x.numpy(), is_row_by_row=built.is_row_by_row)
+    return score_outputs(outputs, y)
 
 
-def _worse(builder: CandidateBuilder, score: float, fp32: float) -> float:
-    """The drop of accuracy, or the rise of RMSE as a share."""
-    return fp32 - score if builder.trained.dataset.task == "classification" else score / fp32 - 1
+def _degradation(builder: CandidateBuilder, score: float, baseline_score: float) -> float:
+    """The drop of accuracy, or the relative rise of RMSE."""
+    is_classification = builder.trained.dataset.task == "classification"
+    return baseline_score - score if is_classification else score / baseline_score - 1
 
 
-def _judged(builder: CandidateBuilder, made: BuiltCandidate, fp32: float) -> ScoredCandidate:
-    return ScoredCandidate(made, _worse(builder, _score(builder, made), fp32), made.path.stat().st_size, made.num_macs)
+def _score_candidate(builder: CandidateBuilder, built: BuiltCandidate, baseline_score: float) -> ScoredCandidate:
+    degradation = _degradation(builder, _score(builder, built), baseline_score)
+    return ScoredCandidate(built, degradation, built.path.stat().st_size, built.num_macs)
 
 
-def _kept(tried: Sequence[ScoredCandidate], named: int, wanted: CandidateSearch) -> list[ScoredCandidate]:
-    """The first `named`, and of the others those that none is better than, evenly over their sizes if they are many."""
-    costs = [one[1:] for one in tried]
-    unbeaten = [
-        place for place in pareto_front(costs) if costs[place] not in costs[:place]
-    ]  # of equal ones the first counts
-    found = [tried[place] for place in unbeaten if place >= named and tried[place].worse <= wanted.max_drop]
-    found.sort(key=lambda one: one.size_bytes)
-    if len(found) > wanted.keep:
-        places = np.unique(np.linspace(0, len(found) - 1, wanted.keep).round().astype(int))
-        found = [found[place] for place in places]
-    return [*tried[:named], *found]
+def _select_candidates(
+    scored: Sequence[ScoredCandidate], num_named: int, options: CandidateSearch
+) -> list[ScoredCandidate]:
+    """The named candidates, and the others on the Pareto front, evenly spaced by size if there are too many."""
+    costs = [candidate[1:] for candidate in scored]
+    # Of candidates with equal costs the first counts.
+    front = [position for position in pareto_front(costs) if costs[position] not in costs[:position]]
+    new = [scored[position] for position in front if position >= num_named]
+    new = [candidate for candidate in new if candidate.degradation <= options.max_drop]
+    new.sort(key=lambda candidate: candidate.size_bytes)
+    if len(new) > options.keep:
+        positions = np.unique(np.linspace(0, len(new) - 1, options.keep).round().astype(int))
+        new = [new[position] for position in positions]
+    return [*scored[:num_named], *new]
 
 
-def _log(builder: CandidateBuilder, tried: Sequence[ScoredCandidate], kept: Sequence[ScoredCandidate]) -> None:
+def _log_trials(builder: CandidateBuilder, scored: Sequence[ScoredCandidate], kept: Sequence[ScoredCandidate]) -> None:
     columns = {
-        "candidate": [one.made.spec.name for one in tried],
-        "worse_on_validation": [one.worse for one in tried],
-        "size_bytes": [one.size_bytes for one in tried],
-        "num_macs": [one.macs for one in tried],
-        "is_kept": [one in kept for one in tried],
+        "candidate": [candidate.built.spec.name for candidate in scored],
+        "worse_on_validation": [candidate.degradation for candidate in scored],
+        "size_bytes": [candidate.size_bytes for candidate in scored],
+        "num_macs": [candidate.macs for candidate in scored],
+        "is_kept": [candidate in kept for candidate in scored],
     }
     mlflow_runs.client().log_table(builder.trained.run_id, columns, f"explored-{builder.out.key[:12]}.json")

@@ -1,4 +1,4 @@
-"""The rows of the test part as they came, and what the chosen candidate was measured to answer to them."""
+"""The raw rows of the test split, and the predictions of the chosen candidate that were measured on them."""
 
 from __future__ import annotations
 
@@ -13,59 +13,57 @@ from bloomery.data_contracts.records.records import Choice
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
 
-_BACKGROUND_ROWS = 16
-_BACKGROUND_BYTES = 4_000_000  # wider rows are fewer
+_MAX_BACKGROUND_ROWS = 16
+_MAX_BACKGROUND_BYTES = 4_000_000  # fewer rows where they are wide
 
 
-def read_measured_predictions(chosen: Choice) -> pa.Table:
-    """Key, truth and answer for each row of the test part, and for classes their probabilities."""
-    return pq.read_table(settings().path(chosen.candidate.predictions_uri))
+def read_measured_predictions(choice: Choice) -> pa.Table:
+    """Key, truth and prediction (column `answer`) of each test row; for classes also their probabilities."""
+    return pq.read_table(settings().path(choice.candidate.predictions_uri))
 
 
-def read_held_out_rows(chosen: Choice) -> pa.Table:
-    """The raw rows of the test part, in the order of the measured answers."""
-    dataset = chosen.candidates.trained.dataset
-    keys = read_measured_predictions(chosen)[dataset.key]
+def read_held_out_rows(choice: Choice) -> pa.Table:
+    """The raw rows of the test split, in the order of the measured predictions."""
+    dataset = choice.candidates.trained.dataset
+    keys = read_measured_predictions(choice)[dataset.key]
     names = list(dict.fromkeys([dataset.key, *dataset.inputs]))
     rows = pa.Table.from_batches(list(read_batches(settings().path(dataset.test_rows_uri), names)))
     return rows.take(pc.index_in(keys.cast(rows.schema.field(dataset.key).type), rows[dataset.key]))
 
 
-def request_rows(chosen: Choice, num_rows: int) -> list[dict[str, Any]]:
-    """The first rows of the test part as a client would send them: what the model reads, in JSON's types."""
-    rows = (
-        read_held_out_rows(chosen).slice(0, num_rows).select(list(chosen.candidates.trained.dataset.inputs)).to_pylist()
-    )
-    return [{name: _as_sent(value) for name, value in row.items()} for row in rows]
+def request_rows(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
+    """The first test rows as a client would send them: the model's inputs, as JSON values."""
+    rows = read_held_out_rows(choice).slice(0, num_rows).select(list(choice.candidates.trained.dataset.inputs))
+    return [_to_json_row(row) for row in rows.to_pylist()]
 
 
-def background_rows(chosen: Choice) -> list[dict[str, Any]]:
-    """Rows of the test part, spread evenly, as a client would send them: what the endpoint compares a row with.
+def background_rows(choice: Choice) -> list[dict[str, Any]]:
+    """Evenly spaced test rows as a client would send them: the background that `/explain` compares a row with.
 
-    Of the test part, as the examples are: no row that was learnt from lies in a bento, so what private training
-    promises of each still holds.
+    They are test rows, like the examples: a bento holds no training row, so the promise of private training remains.
     """
-    rows = read_held_out_rows(chosen).select(list(chosen.candidates.trained.dataset.inputs))
-    num_rows = min(max(_BACKGROUND_BYTES * rows.num_rows // max(rows.nbytes, 1), 1), _BACKGROUND_ROWS, rows.num_rows)
-    places = [place * rows.num_rows // num_rows for place in range(num_rows)]
-    return [{name: _as_sent(value) for name, value in row.items()} for row in rows.take(places).to_pylist()]
+    rows = read_held_out_rows(choice).select(list(choice.candidates.trained.dataset.inputs))
+    affordable = _MAX_BACKGROUND_BYTES * rows.num_rows // max(rows.nbytes, 1)
+    num_rows = min(max(affordable, 1), _MAX_BACKGROUND_ROWS, rows.num_rows)
+    positions = [number * rows.num_rows // num_rows for number in range(num_rows)]
+    return [_to_json_row(row) for row in rows.take(positions).to_pylist()]
 
 
-def _as_sent(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, date) else value
+def _to_json_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.isoformat() if isinstance(value, date) else value for name, value in row.items()}
 
 
-def example_predictions(chosen: Choice, num_rows: int) -> list[dict[str, Any]]:
-    """Rows as a client would send them, each with the prediction that was measured."""
-    dataset = chosen.candidates.trained.dataset
-    answers = read_measured_predictions(chosen).slice(0, num_rows).to_pylist()
+def example_predictions(choice: Choice, num_rows: int) -> list[dict[str, Any]]:
+    """The first test rows as a client would send them, each with its measured prediction."""
+    dataset = choice.candidates.trained.dataset
+    measured = read_measured_predictions(choice).slice(0, num_rows).to_pylist()
     if dataset.task == "regression":
-        predictions = [{"value": answer["answer"]} for answer in answers]
+        predictions = [{"value": row["answer"]} for row in measured]
     else:
         names = list(map(str, dataset.classes))
         predictions = [
-            {"label": answer["answer"], "probabilities": dict(zip(names, answer["probabilities"], strict=True))}
-            for answer in answers
+            {"label": row["answer"], "probabilities": dict(zip(names, row["probabilities"], strict=True))}
+            for row in measured
         ]
-    rows = request_rows(chosen, num_rows)
-    return [{"row": row, "prediction": given} for row, given in zip(rows, predictions, strict=True)]
+    rows = request_rows(choice, num_rows)
+    return [{"row": row, "prediction": prediction} for row, prediction in zip(rows, predictions, strict=True)]

@@ -1,4 +1,4 @@
-"""What a network's answers to a part of the data come to: over all rows, by class, and by the values of columns.
+"""Scores predictions over all rows, by class, and by slice, and compares the predictions of two models.
 
 Shapes: N rows, K classes.
 """
@@ -19,53 +19,63 @@ from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_
 if TYPE_CHECKING:
     from bloomery.models.training.data.batches import Examples
 
+_ALL_ROWS = slice(None)
+
 
 class GroundTruth(NamedTuple):
-    """A part's keys, what is true (positions of classes int64, or figures float64), and an order for intervals."""
+    """The true labels of a split.
+
+    Attributes:
+        key: the keys of the rows (N,).
+        truth: positions of classes int64 (N,), or numbers float64 (N,).
+        order: positions (N,) in the order in which a bootstrap draws rows, see `bootstrap_order`.
+    """
 
     key: np.ndarray
     truth: np.ndarray
     order: np.ndarray
 
 
-def build_ground_truth(encoder: Encoder, dataset: Dataset, part: Examples) -> GroundTruth:
+def build_ground_truth(encoder: Encoder, dataset: Dataset, split: Examples) -> GroundTruth:
     from bloomery.models.inference.outputs import predictions_from
 
     if dataset.task == "classification":
-        return GroundTruth(part.key, part.y.numpy(), np.arange(len(part.key)))
-    truth_N = predictions_from(encoder, part.y.numpy()[:, None])
-    return GroundTruth(part.key, truth_N, bootstrap_order(dataset, encoder.features, part.key))
+        return GroundTruth(split.key, split.y.numpy(), np.arange(len(split.key)))
+    truth_N = predictions_from(encoder, split.y.numpy()[:, None])
+    return GroundTruth(split.key, truth_N, bootstrap_order(dataset, encoder.features, split.key))
 
 
-def score_rows(task: Task, rows: GroundTruth, given: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Interval:
-    """Of the rows `chosen`, or of all. `given` are probabilities (N, K), or figures (N,)."""
+def score_rows(
+    task: Task, truth: GroundTruth, predictions: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
+) -> Interval:
+    """The score of the rows in `subset`. `predictions` are probabilities (N, K), or numbers (N,)."""
     if task == "classification":
-        return metrics.accuracy(given[chosen].argmax(axis=1) == rows.truth[chosen])
-    order_N = rows.order[chosen]
-    return metrics.rmse(rows.truth[order_N], given[order_N])
+        return metrics.accuracy(predictions[subset].argmax(axis=1) == truth.truth[subset])
+    order_N = truth.order[subset]
+    return metrics.rmse(truth.truth[order_N], predictions[order_N])
 
 
 def measure_degradation(
-    task: Task, rows: GroundTruth, before: np.ndarray, after: np.ndarray, chosen: np.ndarray | slice = slice(None)
+    task: Task, truth: GroundTruth, before: np.ndarray, after: np.ndarray, subset: np.ndarray | slice = _ALL_ROWS
 ) -> Interval:
-    """How much worse `after` is than `before` on the same rows: the drop of accuracy, or the share by which RMSE rises.
+    """The drop of accuracy, or the relative rise of RMSE, from `before` to `after` on the rows in `subset`.
 
-    Of the rows `chosen`, or of all. Both are positions of classes, or figures (N,).
+    Both are positions of classes, or numbers (N,).
     """
     if task == "classification":
-        truth_N = rows.truth[chosen]
-        return metrics.accuracy_drop(before[chosen] == truth_N, after[chosen] == truth_N)
-    order_N = rows.order[chosen]
-    return metrics.rmse_rise(rows.truth[order_N], before[order_N], after[order_N])
+        truth_N = truth.truth[subset]
+        return metrics.accuracy_drop(before[subset] == truth_N, after[subset] == truth_N)
+    order_N = truth.order[subset]
+    return metrics.rmse_rise(truth.truth[order_N], before[order_N], after[order_N])
 
 
-def point_predictions(task: Task, given: np.ndarray) -> np.ndarray:
-    """Positions of classes (N,) of probabilities (N, K); figures (N,) as they are."""
-    return given.argmax(axis=1) if task == "classification" else given
+def point_predictions(task: Task, predictions: np.ndarray) -> np.ndarray:
+    """The positions of the most probable classes (N,) from probabilities (N, K); numbers (N,) stay unchanged."""
+    return predictions.argmax(axis=1) if task == "classification" else predictions
 
 
 class SliceDegradation(NamedTuple):
-    """The rows with one value of a column, and how much worse one model is there than another."""
+    """The rows with one value of a column, and the degradation from one model to another on them."""
 
     column: str
     value: str
@@ -77,58 +87,66 @@ class SliceDegradation(NamedTuple):
 
 
 def degradation_by_slice(
-    dataset: Dataset, columns: Sequence[str], rows: GroundTruth, before: np.ndarray, after: np.ndarray
+    dataset: Dataset, columns: Sequence[str], truth: GroundTruth, before: np.ndarray, after: np.ndarray
 ) -> list[SliceDegradation]:
-    """For each value of each of `columns` that the rows have; arguments as of `measure_degradation`."""
+    """One for each value of each of `columns`; arguments as for `measure_degradation`."""
     return [
-        SliceDegradation(column, value, num, measure_degradation(dataset.task, rows, before, after, chosen))
-        for column, value, num, chosen in _slices(dataset, columns, rows)
+        SliceDegradation(column, value, num_rows, measure_degradation(dataset.task, truth, before, after, subset))
+        for column, value, num_rows, subset in _iterate_slices(dataset, columns, truth)
     ]
 
 
 def degradation_by_class(
-    dataset: Dataset, rows: GroundTruth, before: np.ndarray, after: np.ndarray
+    dataset: Dataset, truth: GroundTruth, before: np.ndarray, after: np.ndarray
 ) -> list[SliceDegradation]:
-    """For the rows of each class, as far as there are any; arguments as of `measure_degradation`."""
-    found = [(str(name), rows.truth == position) for position, name in enumerate(dataset.classes)]
+    """One for each class that has rows; arguments as for `measure_degradation`."""
+    subsets = [(str(name), truth.truth == position) for position, name in enumerate(dataset.classes)]
     return [
-        SliceDegradation("class", name, int(is_in.sum()), measure_degradation(dataset.task, rows, before, after, is_in))
-        for name, is_in in found
-        if is_in.any()
+        SliceDegradation(
+            "class", name, int(subset.sum()), measure_degradation(dataset.task, truth, before, after, subset)
+        )
+        for name, subset in subsets
+        if subset.any()
     ]
 
 
-def class_table(classes: Sequence[object], rows: GroundTruth, shares_NK: np.ndarray) -> dict[str, list[Any]]:
-    """A column of the table for each thing that is said of a class."""
-    told = metrics.class_metrics(metrics.confusion_matrix(rows.truth, shares_NK.argmax(axis=1), len(classes)))
+def class_table(classes: Sequence[object], truth: GroundTruth, probabilities_NK: np.ndarray) -> dict[str, list[Any]]:
+    """Rows, recall and precision of each class, as columns of a table."""
+    counts = metrics.confusion_matrix(truth.truth, probabilities_NK.argmax(axis=1), len(classes))
+    results = metrics.class_metrics(counts)
     return {
         "class": [str(name) for name in classes],
-        "rows": [one.num_rows for one in told],
-        "recall": [one.recall for one in told],
-        "precision": [one.precision for one in told],
+        "rows": [result.num_rows for result in results],
+        "recall": [result.recall for result in results],
+        "precision": [result.precision for result in results],
     }
 
 
-def slice_table(dataset: Dataset, columns: Sequence[str], rows: GroundTruth, given: np.ndarray) -> dict[str, list[Any]]:
-    """A column of the table for each thing that is said of the rows with one value of one of `columns`."""
-    found = [
-        (column, value, num, score_rows(dataset.task, rows, given, chosen))
-        for column, value, num, chosen in _slices(dataset, columns, rows)
+def slice_table(
+    dataset: Dataset, columns: Sequence[str], truth: GroundTruth, predictions: np.ndarray
+) -> dict[str, list[Any]]:
+    """Rows and score of each slice, as columns of a table."""
+    slices = [
+        (column, value, num_rows, score_rows(dataset.task, truth, predictions, subset))
+        for column, value, num_rows, subset in _iterate_slices(dataset, columns, truth)
     ]
     return {
-        "column": [column for column, *_ in found],
-        "value": [value for _, value, *_ in found],
-        "rows": [num for _, _, num, _ in found],
-        "score": [told.value for *_, told in found],
-        "low": [told.low for *_, told in found],
-        "high": [told.high for *_, told in found],
+        "column": [column for column, *_ in slices],
+        "value": [value for _, value, *_ in slices],
+        "rows": [num_rows for _, _, num_rows, _ in slices],
+        "score": [score.value for *_, score in slices],
+        "low": [score.low for *_, score in slices],
+        "high": [score.high for *_, score in slices],
     }
 
 
-def _slices(dataset: Dataset, columns: Sequence[str], rows: GroundTruth) -> Iterator[tuple[str, str, int, np.ndarray]]:
-    """Column, value, number of rows, and which they are (N,): of a regression in the order for intervals."""
-    values = read_slice_values(dataset, rows.key, columns)
+def _iterate_slices(
+    dataset: Dataset, columns: Sequence[str], truth: GroundTruth
+) -> Iterator[tuple[str, str, int, np.ndarray]]:
+    """Column, value, number of rows, and a mask of the rows (N,); of a regression in bootstrap order."""
+    values = read_slice_values(dataset, truth.key, columns)
     for column in columns:
-        for value, is_in in find_slices(values[column]):
-            if is_in.any():
-                yield column, value, int(is_in.sum()), is_in if dataset.task == "classification" else is_in[rows.order]
+        for value, subset in find_slices(values[column]):
+            if subset.any():
+                mask = subset if dataset.task == "classification" else subset[truth.order]
+                yield column, value, int(subset.sum()), mask

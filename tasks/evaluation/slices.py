@@ -1,4 +1,4 @@
-"""Columns of the checked rows beside rows that are known by their key: what figures are told apart by."""
+"""Slices: rows grouped by the values of a column, which scores are reported and limited by."""
 
 from __future__ import annotations
 
@@ -14,63 +14,64 @@ from bloomery.models.features.config import Features
 from bloomery.tasks.infrastructure.parquet import read_batches
 from bloomery.tasks.infrastructure.settings import settings
 
-_MOST_VALUES = 50  # of one column, each with figures of its own
+_MAX_VALUES = 50  # slices of one column
 
 
-def read_slice_values(dataset: Dataset, part_keys: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
-    """The values of `columns` in the checked rows with the keys `part_keys`, in their order."""
+def read_slice_values(dataset: Dataset, keys: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
+    """The values of `columns` in the valid rows with the given keys, in the order of the keys."""
     names = list(dict.fromkeys((dataset.key, *columns)))
-    wanted = part_keys if isinstance(part_keys, pa.Array) else pa.array(part_keys)
-    found = []
+    key_array = keys if isinstance(keys, pa.Array) else pa.array(keys)
+    batches = []
     for batch in read_batches(settings().path(dataset.valid_rows.uri), names):
-        keys = batch[dataset.key]
-        found.append(batch.filter(pc.is_in(keys, wanted.cast(keys.type))))
-    rows = pa.Table.from_batches(found)
-    return rows.take(pc.index_in(wanted.cast(rows[dataset.key].type), rows[dataset.key])).select(list(columns))
+        batch_keys = batch[dataset.key]
+        batches.append(batch.filter(pc.is_in(batch_keys, key_array.cast(batch_keys.type))))
+    rows = pa.Table.from_batches(batches)
+    return rows.take(pc.index_in(key_array.cast(rows[dataset.key].type), rows[dataset.key])).select(list(columns))
 
 
 def find_slices(values: pa.ChunkedArray) -> list[tuple[str, np.ndarray]]:
-    """Each value of a column, as text, and which rows (bool) have it; the most frequent ones where there are many.
+    """Each value of a column as text, with a mask of its rows (bool); at most `_MAX_VALUES`, the most frequent ones.
 
-    Figures of many values are cut at their quartiles.
+    Numeric columns with more values are split at their quartiles.
     """
-    is_figure = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if is_figure and len(pc.unique(values)) > _MOST_VALUES:
-        return _quarters(values.cast(pa.float64()).to_numpy())
-    counted = sorted(pc.value_counts(values).to_pylist(), key=lambda one: (-one["counts"], str(one["values"])))
-    return [(str(one["values"]), _equals(values, one["values"])) for one in counted[:_MOST_VALUES]]
+    is_numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if is_numeric and len(pc.unique(values)) > _MAX_VALUES:
+        return _split_at_quartiles(values.cast(pa.float64()).to_numpy())
+    counts = sorted(pc.value_counts(values).to_pylist(), key=lambda count: (-count["counts"], str(count["values"])))
+    return [(str(count["values"]), _mask_equal(values, count["values"])) for count in counts[:_MAX_VALUES]]
 
 
-def _equals(values: pa.ChunkedArray, value: object) -> np.ndarray:
+def _mask_equal(values: pa.ChunkedArray, value: object) -> np.ndarray:
     if value is None:
         return np.asarray(pc.is_null(values).to_numpy(), dtype=bool)
     return np.asarray(pc.fill_null(pc.equal(values, pa.scalar(value, values.type)), False).to_numpy(), dtype=bool)
 
 
-def _quarters(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Figures in four ranges of about as many rows, and those that are not there."""
-    is_there = np.isfinite(values)
-    edges = np.unique(np.quantile(values[is_there], [0, 0.25, 0.5, 0.75, 1]))
-    places = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    found = [
-        (f"{low:g} to {high:g}", is_there & (places == place))
-        for place, (low, high) in enumerate(itertools.pairwise(edges))
+def _split_at_quartiles(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Four ranges with about as many rows each, and the rows without a number."""
+    is_finite = np.isfinite(values)
+    edges = np.unique(np.quantile(values[is_finite], [0, 0.25, 0.5, 0.75, 1]))
+    ranges = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    slices = [
+        (f"{low:g} to {high:g}", is_finite & (ranges == number))
+        for number, (low, high) in enumerate(itertools.pairwise(edges))
     ]
-    return found if is_there.all() else [*found, ("None", ~is_there)]
+    return slices if is_finite.all() else [*slices, ("None", ~is_finite)]
 
 
-def bootstrap_order(dataset: Dataset, features: Features, part_keys: np.ndarray) -> np.ndarray:
-    """The order, as positions, in which rows that may depend on each other are near each other.
+def bootstrap_order(dataset: Dataset, features: Features, keys: np.ndarray) -> np.ndarray:
+    """Positions of the rows in an order that keeps dependent rows near each other, for a block bootstrap.
 
-    Rows of a series or of a group stand together, in time where the recipe names a time; other rows lie by their key.
+    Rows of a series or of a group are adjacent, ordered in time where the recipe names a time; other rows stay in the
+    order of their keys.
     """
     series, split = features.series, features.split
     if series is not None:
-        stated = [series.group, series.time]
+        names = [series.group, series.time]
     else:
-        stated = [split.column if split.by in ("group", "time") else None, split.in_time]
-    columns = list(dict.fromkeys(name for name in stated if name is not None))
+        names = [split.column if split.by in ("group", "time") else None, split.in_time]
+    columns = list(dict.fromkeys(name for name in names if name is not None))
     if not columns:
-        return np.arange(len(part_keys))
-    rows = read_slice_values(dataset, part_keys, columns)
+        return np.arange(len(keys))
+    rows = read_slice_values(dataset, keys, columns)
     return np.asarray(pc.sort_indices(rows, [(name, "ascending") for name in columns]).to_numpy())

@@ -1,6 +1,6 @@
-"""The card of a version: what it is for, how good it is and where not, what it cost, where it comes from.
+"""Writes the model card of a version from its records and from the files that its stages have kept.
 
-All of it is read from the records and from what the stages have kept.
+Source: Mitchell et al. 2019, "Model Cards for Model Reporting", for the sections.
 """
 
 from __future__ import annotations
@@ -14,296 +14,317 @@ from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import describe_type
 from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage, describe_lineage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import candidate_table, plots
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.model_card.limitations import list_limitations
 from bloomery.tasks.model_card.metrics import CardMetrics, compute_card_metrics
 from bloomery.tasks.model_card.rendering import Card, Section, Table, render_card, shrink_picture
+from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
 
-CARD_FOLDER = "card"  # the folder in a bento's artifacts, and among those of the candidate's run
-_MOST_CLASSES = 30  # of more, those that are found least
-_MOST_COLUMNS = 40
-_OF_CANDIDATES = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "why")
+CARD_FOLDER = "card"  # in a bento's artifacts, and among the artifacts of the candidate's MLflow run
+_MAX_CLASSES = 30  # of more, the card lists those with the lowest recall
+_MAX_COLUMNS = 40
+_MAX_WEIGHTS = 15
+_CANDIDATE_COLUMNS = ("candidate", "verdict", "size", "p50", "time / fp32, 1 row", "why")
 
 
-def write_card(folder: Path, tag: str, chosen: Choice, recipe: Mapping[str, Any]) -> None:
-    """Afterwards `folder` has the card as HTML and as Markdown, and its pictures."""
+def write_card(folder: Path, tag: str, choice: Choice, recipe: Mapping[str, Any]) -> None:
+    """Writes the card as HTML and as Markdown, and its pictures, into the new folder `folder`."""
     folder.mkdir()
-    trained = chosen.candidates.trained
-    figures = compute_card_metrics(chosen)
+    dataset = choice.candidates.trained.dataset
+    metrics = compute_card_metrics(choice)
+    name, version = tag.split(":")
     card = Card(
-        title=tag.split(":")[0],
+        title=name,
         facts=" · ".join(
             [
-                f"version {tag.split(':')[1]}",
-                f"{trained.dataset.task} of {trained.dataset.label}",
-                f"{SCORE_NAMES[trained.dataset.task]} {format_score(trained.dataset.task, figures.score)}",
-                f"{chosen.candidate.size_bytes:,} bytes",
-                f"p50 {chosen.candidate.latency.p50_ms * 1000:.0f} µs",
+                f"version {version}",
+                f"{dataset.task} of {dataset.label}",
+                f"{SCORE_NAMES[dataset.task]} {format_score(dataset.task, metrics.score)}",
+                f"{choice.candidate.size_bytes:,} bytes",
+                f"p50 {choice.candidate.latency.p50_ms * 1000:.0f} µs",
             ]
         ),
         sections=[
-            _purpose(trained.dataset.valid_rows.contract, recipe),
-            _figures(trained.dataset.task, figures),
-            _calibration(folder, figures),
-            _candidates(folder, chosen),
-            _data(chosen),
-            _training(folder, chosen, recipe),
-            _explanations(folder, chosen),
-            _efforts(chosen),
-            _licence(trained.dataset.valid_rows.contract, recipe),
-            Section("Known limits", points=list_limitations(chosen, figures)),
-            _lineage(tag, chosen),
+            _model_details(choice, recipe),
+            _intended_use(dataset.valid_rows.contract, recipe),
+            _evaluation_data(choice),
+            _metrics(dataset.task),
+            _quantitative_analyses(dataset.task, metrics),
+            _calibration(folder, metrics),
+            _candidates(folder, choice),
+            _training_data(choice),
+            _training_procedure(folder, choice),
+            _explanations(folder, choice),
+            _resource_usage(choice),
+            Section("Limitations", points=list_limitations(choice, metrics)),
+            _provenance(tag, choice),
         ],
     )
     render_card(card, folder)
 
 
 def find_licence(contract: Contract) -> str | None:
-    """Of the model, as the contract's custom property `modelLicence` says it, else of the data (`licence`)."""
-    stated = [contract.custom_property(name) for name in ("modelLicence", "modelLicense", "licence", "license")]
-    return next((str(one) for one in stated if one), None)
+    """The licence of the model (custom property `modelLicence` of the contract), else that of the data (`licence`)."""
+    licences = [contract.custom_property(name) for name in ("modelLicence", "modelLicense", "licence", "license")]
+    return next((str(licence) for licence in licences if licence), None)
 
 
-def _purpose(contract: Contract, recipe: Mapping[str, Any]) -> Section:
-    texts = [str(contract.description.get("purpose") or ""), str(recipe.get("description") or "")]
-    return Section("Purpose", texts=[text for text in texts if text] or ["The contract states no purpose."])
-
-
-def _figures(task: Any, figures: CardMetrics) -> Section:
-    rows = (
-        f"Of the chosen candidate, in the form that ships, on {figures.num_rows:,} rows that nothing was learnt from."
+def _model_details(choice: Choice, recipe: Mapping[str, Any]) -> Section:
+    trained, candidate = choice.candidates.trained, choice.candidate
+    contract = trained.dataset.valid_rows.contract
+    kind = recipe.get("model", {}).get("kind", "unknown")
+    text = (
+        f"Network kind {kind}, compressed as candidate {candidate.name}: {trained.num_parameters:,} parameters after "
+        f"training, {candidate.num_parameters:,} in the chosen candidate, {candidate.num_nonzero:,} of them not zero."
     )
-    over_all = Table(
-        ("of all held-out rows", "figure", "95% interval"),
-        [
-            (SCORE_NAMES[task], format_score_value(task, figures.score.value), _limits(task, figures.score)),
-            *((name, f"{value:,.4g}", "") for name, value in figures.others.items()),
-        ],
-        frozenset({"figure"}),
-    )
-    tables = [over_all]
-    texts = [
-        rows,
-        "Limits of shares are Wilson's; those of an RMSE come of a bootstrap that keeps neighbours together.",
+    licence = find_licence(contract)
+    unknown = "not stated (set the custom property `licence` or `modelLicence` in the contract)"
+    points = [f"Licence: {licence or unknown}."]
+    obtained = recipe.get("data", {}).get("obtain")
+    if obtained:
+        points.append(f"How to obtain the data: {obtained}.")
+    points += [
+        ": ".join(str(entry[key]) for key in ("description", "url") if entry.get(key))
+        for entry in (*contract.authoritative_definitions, *contract.table.authoritative_definitions)
     ]
-    if figures.classes:
-        tables.append(_classes(figures))
-    if len(figures.classes) > _MOST_CLASSES:
-        texts.append(f"Of {len(figures.classes)} classes, those {_MOST_CLASSES} that are found least.")
-    if figures.slices:
-        heading = f"{SCORE_NAMES[task]} (95% interval)"
-        tables.append(
-            Table(
-                ("column", "value", "rows", heading),
-                [(one.column, one.value, f"{one.num_rows:,}", format_score(task, one.score)) for one in figures.slices],
-                frozenset({"rows", heading}),
-            )
-        )
+    return Section("Model details", texts=[text], points=points)
+
+
+def _intended_use(contract: Contract, recipe: Mapping[str, Any]) -> Section:
+    texts = [str(contract.description.get("purpose") or ""), str(recipe.get("description") or "")]
+    return Section("Intended use", texts=[text for text in texts if text] or ["The contract states no purpose."])
+
+
+def _evaluation_data(choice: Choice) -> Section:
+    test = choice.candidates.trained.dataset.test
+    return Section(
+        "Evaluation data",
+        texts=[
+            f"The test split: {test.num_rows:,} rows that neither training nor compression has seen. The chosen "
+            "candidate was evaluated in the form that ships."
+        ],
+    )
+
+
+def _metrics(task: Task) -> Section:
+    if task == "classification":
+        texts = [
+            "Accuracy, recall and precision, with Wilson's 95% score intervals; log loss in nats; with two classes "
+            "also the area under the ROC curve (AUC)."
+        ]
     else:
-        texts.append("The recipe tells no slices apart (training.slices).")
-    return Section("Figures", texts=texts, tables=tables)
+        texts = [
+            "Root mean squared error (RMSE) in the units of the label, with a 95% interval from a block bootstrap that "
+            "draws neighbouring rows together; mean absolute error; R²."
+        ]
+    return Section("Metrics", texts=texts)
 
 
-def _classes(figures: CardMetrics) -> Table:
-    shown = list(figures.classes)
-    if len(shown) > _MOST_CLASSES:
-        shown = sorted(shown, key=lambda one: -1 if one.recall is None else one.recall.value)[:_MOST_CLASSES]
+def _quantitative_analyses(task: Task, metrics: CardMetrics) -> Section:
+    overall = Table(
+        ("metric", "value", "95% interval"),
+        [
+            (SCORE_NAMES[task], format_score_value(task, metrics.score.value), _format_interval(task, metrics.score)),
+            *((name, f"{value:,.4g}", "") for name, value in metrics.further.items()),
+        ],
+        frozenset({"value"}),
+    )
+    tables, texts = [overall], []
+    if metrics.classes:
+        tables.append(_class_table(metrics))
+    if len(metrics.classes) > _MAX_CLASSES:
+        texts.append(f"Of {len(metrics.classes)} classes, the {_MAX_CLASSES} with the lowest recall are listed.")
+    if metrics.slices:
+        heading = f"{SCORE_NAMES[task]} (95% interval)"
+        rows = [
+            (part.column, part.value, f"{part.num_rows:,}", format_score(task, part.score)) for part in metrics.slices
+        ]
+        tables.append(Table(("column", "value", "rows", heading), rows, frozenset({"rows", heading})))
+    else:
+        texts.append("No metrics by slice: the recipe names no columns under training.slices.")
+    return Section("Quantitative analyses", texts=texts, tables=tables)
+
+
+def _class_table(metrics: CardMetrics) -> Table:
+    classes = list(metrics.classes)
+    if len(classes) > _MAX_CLASSES:
+        classes = sorted(classes, key=lambda row: -1 if row.recall is None else row.recall.value)[:_MAX_CLASSES]
     headings = ("class", "rows", "recall (95% interval)", "precision (95% interval)")
     return Table(
         headings,
-        [(one.name, f"{one.num_rows:,}", _share(one.recall), _share(one.precision)) for one in shown],
+        [(row.name, f"{row.num_rows:,}", _format_share(row.recall), _format_share(row.precision)) for row in classes],
         frozenset(headings[1:]),
     )
 
 
-def _share(share: Interval | None) -> str:
+def _format_share(share: Interval | None) -> str:
     return "–" if share is None else format_score("classification", share)
 
 
-def _limits(task: Any, score: Interval) -> str:
+def _format_interval(task: Task, score: Interval) -> str:
     return f"{format_score_value(task, score.low)} to {format_score_value(task, score.high)}"
 
 
-def _calibration(folder: Path, figures: CardMetrics) -> Section:
-    if figures.reliability is None or figures.calibration_error is None:
-        return Section("Calibration", texts=["A figure has no probability that could be right or wrong."])
+def _calibration(folder: Path, metrics: CardMetrics) -> Section:
+    if metrics.bins is None or metrics.calibration_error is None:
+        return Section("Calibration", texts=["Not applicable: a regression predicts no probability."])
     drawn = folder / "calibration.drawn.png"
-    plots.plot_calibration(figures.reliability, figures.calibration_error, drawn)
-    shown = shrink_picture(drawn, folder, "calibration.png", "How often answers are right, by their probability.")
+    plots.plot_calibration(metrics.bins, metrics.calibration_error, drawn)
+    caption = "Share of correct predictions by predicted probability."
+    pictures = shrink_picture(drawn, folder, "calibration.png", caption)
     drawn.unlink()
     return Section(
         "Calibration",
         texts=[
-            f"Expected calibration error {figures.calibration_error:.4f} on the held-out rows: the mean distance "
-            "between the probability of an answer and how often such answers are right."
+            f"Expected calibration error {metrics.calibration_error:.4f} on the test split: the mean difference "
+            "between the predicted probability and the share of correct predictions."
         ],
-        pictures=shown,
+        pictures=pictures,
     )
 
 
-def _candidates(folder: Path, chosen: Choice) -> Section:
-    score = f"{SCORE_NAMES[chosen.candidates.trained.dataset.task]} (95% interval)"
-    headings = (*_OF_CANDIDATES[:2], score, *_OF_CANDIDATES[2:])
-    rows = [[row[name] for name in headings] for row in candidate_table.candidate_rows(chosen)]
+def _candidates(folder: Path, choice: Choice) -> Section:
+    score = f"{SCORE_NAMES[choice.candidates.trained.dataset.task]} (95% interval)"
+    headings = (*_CANDIDATE_COLUMNS[:2], score, *_CANDIDATE_COLUMNS[2:])
+    rows = [[row[name] for name in headings] for row in candidate_table.candidate_rows(choice)]
     return Section(
         "Candidates",
         texts=[
-            f"{chosen.candidate.name} was chosen of {len(rows)}; each was measured in the form in which it would ship."
+            f"{choice.candidate.name} was chosen from {len(rows)} candidates; each was measured in the form "
+            "in which it would ship."
         ],
         tables=[Table(headings, rows, frozenset({score, "size", "p50", "time / fp32, 1 row"}))],
         pictures=shrink_picture(
-            settings().path(chosen.plot_uri),
+            settings().path(choice.plot_uri),
             folder,
             candidate_table.PICTURE,
-            "Score against what each candidate costs.",
+            "Score against the costs of each candidate.",
         ),
     )
 
 
-def _data(chosen: Choice) -> Section:
-    dataset = chosen.candidates.trained.dataset
-    checked, contract = dataset.valid_rows, dataset.valid_rows.contract
-    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
-    counts = ", ".join(f"{part.num_rows:,} {name}" for name, part in parts.items() if part is not None)
+def _training_data(choice: Choice) -> Section:
+    dataset = choice.candidates.trained.dataset
+    valid_rows = dataset.valid_rows
+    contract = valid_rows.contract
+    splits = {"train": dataset.train, "validation": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}
+    counts = ", ".join(f"{split.num_rows:,} {name}" for name, split in splits.items() if split is not None)
     names = [*dataset.inputs, *([] if dataset.label in dataset.inputs else [dataset.label])]
-    columns = [(name, column) for name in names[:_MOST_COLUMNS] if (column := contract.column(name)) is not None]
+    columns = [(name, column) for name in names[:_MAX_COLUMNS] if (column := contract.column(name)) is not None]
     texts = [
-        f"Contract {contract.name} {contract.version} ({contract.status}, id {contract.id}), with "
+        f"Contract {contract.name} {contract.version} ({contract.status}, id {contract.id}) with "
         f"{len(contract.rules())} rules.",
-        f"Source: {checked.raw_rows.source}. {checked.raw_rows.num_rows:,} rows came in, {checked.num_rows:,} kept the "
-        f"contract, {checked.num_quarantined:,} are in quarantine. Parts: {counts} rows.",
+        f"Source: {valid_rows.raw_rows.source}. Of {valid_rows.raw_rows.num_rows:,} rows, {valid_rows.num_rows:,} "
+        f"satisfied the contract and {valid_rows.num_quarantined:,} were quarantined. Splits: {counts} rows.",
     ]
     if dataset.classes:
         texts.append(f"The label {dataset.label} has {len(dataset.classes)} classes.")
-    if len(names) > _MOST_COLUMNS:
-        texts.append(f"Of {len(names)} columns, the first {_MOST_COLUMNS}.")
+    if len(names) > _MAX_COLUMNS:
+        texts.append(f"Of {len(names)} columns, the first {_MAX_COLUMNS} are listed.")
     rows = [
         (name, describe_type(column), column.unit or "", column.description or column.business_name or "")
         for name, column in columns
     ]
-    return Section("Data and contract", texts=texts, tables=[Table(("column", "type", "unit", "what it is"), rows)])
+    return Section("Training data", texts=texts, tables=[Table(("column", "type", "unit", "description"), rows)])
 
 
-def _training(folder: Path, chosen: Choice, recipe: Mapping[str, Any]) -> Section:
-    trained, candidate = chosen.candidates.trained, chosen.candidate
+def _training_procedure(folder: Path, choice: Choice) -> Section:
+    trained = choice.candidates.trained
     task = trained.dataset.task
-    kind = recipe.get("model", {}).get("kind", "network")
+    epochs = f"after {trained.epochs} epochs" if trained.epochs else "imported as trained"
     texts = [
-        f"A network of kind {kind}, {trained.num_parameters:,} parameters as trained and {candidate.num_parameters:,} "
-        f"as chosen, {candidate.num_nonzero:,} of them not zero. "
-        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {_epochs(trained.epochs)}.",
+        f"Validation {SCORE_NAMES[task]} {format_score_value(task, trained.val_score)}, {epochs}.",
         f"Processor: {trained.processor}.",
     ]
     if trained.privacy is not None:
-        texts.append("Training was private: its curves, which tell of training rows without noise, are not shown.")
-        return Section("Training", texts=texts)
-    curves = settings().path(trained.uri).parent / "report" / "curves.png"
-    caption = "Loss and validation score over the epochs."
-    return Section("Training", texts=texts, pictures=shrink_picture(curves, folder, "curves.png", caption))
-
-
-def _epochs(num: int) -> str:
-    return f"after {num} epochs" if num else "as it came"
-
-
-def _explanations(folder: Path, chosen: Choice) -> Section:
-    trained = chosen.candidates.trained
-    told = settings().path(trained.uri).parent / "explanations"
-    if not (told / "weights.json").is_file():
-        return Section("Explanations", texts=["The recipe asks for none (training.explain)."])
-    document = json.loads((told / "weights.json").read_text(encoding="utf-8"))
-    shown = [
-        *shrink_picture(told / "importance.png", folder, "importance.png", "What matters over many rows."),
-        *shrink_picture(told / "rows.png", folder, "explained-rows.png", "Why single rows were answered as they were."),
-    ]
-    texts = [f"By {document['method']}, over {document['rows']:,} validation rows."]
-    if not shown:
-        texts.append(f"The texts with the weights of their words: explanations of MLflow run {trained.run_id}.")
-    weights = sorted(document["mean_weights"].items(), key=lambda pair: -abs(pair[1]))[:15]
-    table = Table(
-        ("what", "mean weight"), [(name, f"{value:.4g}") for name, value in weights], frozenset({"mean weight"})
-    )
-    return Section("Explanations", texts=texts, tables=[table] if weights else [], pictures=shown)
-
-
-def _efforts(chosen: Choice) -> Section:
-    stages = {"train": chosen.candidates.trained.resource_usage, "compress": chosen.candidates.resource_usage}
-    known = {name: effort for name, effort in stages.items() if effort is not None}
-    if not known:
-        return Section("Energy and cost", texts=["Not known: the stages were run before it was measured."])
-    headings = ("stage", "seconds", "seconds of processors", "energy", *_prices())
-    rows = [
-        (name, f"{one.seconds:,.1f}", f"{one.cpu_seconds:,.1f}", _energy(one.joules), *_priced(one))
-        for name, one in known.items()
-    ]
-    candidate = chosen.candidate
-    texts = list(dict.fromkeys(_how(one) for one in known.values()))
-    if candidate.energy is not None:
         texts.append(
-            f"An answer to {candidate.energy.batch_size} rows takes {candidate.energy.p50_j * 1000:,.3g} mJ of the "
-            "processors, measured."
+            "Training was differentially private. Training curves are omitted: they reveal training rows without noise."
         )
-    return Section("Energy and cost", texts=texts, tables=[Table(headings, rows, frozenset(headings[1:]))])
+        return Section("Training procedure", texts=texts)
+    curves = settings().path(trained.uri).parent / "report" / "curves.png"
+    pictures = shrink_picture(curves, folder, "curves.png", "Loss and validation score by epoch.")
+    return Section("Training procedure", texts=texts, pictures=pictures)
 
 
-def _how(effort: ResourceUsage) -> str:
-    from bloomery.tasks.tracking.resource_usage import WATTS_PER_CORE
+def _explanations(folder: Path, choice: Choice) -> Section:
+    trained = choice.candidates.trained
+    source = settings().path(trained.uri).parent / "explanations"
+    if not (source / "weights.json").is_file():
+        return Section("Explanations", texts=["None: the recipe does not request them (training.explain)."])
+    document = json.loads((source / "weights.json").read_text(encoding="utf-8"))
+    pictures = [
+        *shrink_picture(source / "importance.png", folder, "importance.png", "Feature importance over many rows."),
+        *shrink_picture(source / "rows.png", folder, "explained-rows.png", "Attributions for single rows."),
+    ]
+    texts = [f"Method: {document['method']}, over {document['rows']:,} validation rows."]
+    if not pictures:
+        texts.append(f"Texts with the weights of their words: artifact `explanations` of MLflow run {trained.run_id}.")
+    weights = sorted(document["mean_weights"].items(), key=lambda pair: -abs(pair[1]))[:_MAX_WEIGHTS]
+    rows = [(name, f"{value:.4g}") for name, value in weights]
+    tables = [Table(("feature", "mean weight"), rows, frozenset({"mean weight"}))] if weights else []
+    return Section("Explanations", texts=texts, tables=tables, pictures=pictures)
 
-    gpu = " What the GPU took is not in it." if effort.used_gpu else ""
-    if effort.is_measured:
-        return f"Energy was counted by the processors themselves, for whatever ran on them in that time.{gpu}"
+
+def _resource_usage(choice: Choice) -> Section:
+    title = "Resource usage"
+    stages = {"train": choice.candidates.trained.resource_usage, "compress": choice.candidates.resource_usage}
+    known = {name: usage for name, usage in stages.items() if usage is not None}
+    if not known:
+        return Section(title, texts=["Unknown: the stages ran before resource usage was recorded."])
+    headings = ("stage", "seconds", "CPU seconds", "energy", *_price_headings())
+    rows = [
+        (name, f"{usage.seconds:,.1f}", f"{usage.cpu_seconds:,.1f}", _format_energy(usage.joules), *_prices(usage))
+        for name, usage in known.items()
+    ]
+    energy = choice.candidate.energy
+    texts = list(dict.fromkeys(_describe_energy_source(usage) for usage in known.values()))
+    if energy is not None:
+        texts.append(
+            f"A prediction for {energy.batch_size} rows takes {energy.p50_j * 1000:,.3g} mJ of CPU energy (measured)."
+        )
+    return Section(title, texts=texts, tables=[Table(headings, rows, frozenset(headings[1:]))])
+
+
+def _describe_energy_source(usage: ResourceUsage) -> str:
+    gpu = " The energy of the GPU is not included." if usage.used_gpu else ""
+    if usage.is_measured:
+        return f"Energy was measured by the CPU's own counter (RAPL); it includes other processes on this machine.{gpu}"
     return (
-        f"Energy is estimated, not measured: seconds of the processors times {WATTS_PER_CORE:g} W for a busy core, "
-        f"within about a factor of two. This machine tells no energy, as most virtual ones.{gpu}"
+        f"Energy is estimated, not measured: CPU seconds times {WATTS_PER_CORE:g} W per busy core, accurate to about a "
+        f"factor of two. This machine has no readable energy counter, like most virtual machines.{gpu}"
     )
 
 
-def _energy(joules: float) -> str:
+def _format_energy(joules: float) -> str:
     return f"{joules / 3.6e6:,.3g} kWh" if joules >= 36_000 else f"{joules / 3600:,.3g} Wh"
 
 
-def _prices() -> Iterator[str]:
+def _price_headings() -> Iterator[str]:
     if settings().grams_per_kwh is not None:
         yield "CO₂e"
     if settings().price_of_hour is not None:
         yield "cost"
 
 
-def _priced(effort: ResourceUsage) -> Iterator[str]:
-    """What the user's own figures make of it, in the order of `_prices`."""
+def _prices(usage: ResourceUsage) -> Iterator[str]:
+    """Emissions and cost by the user's settings, in the order of `_price_headings`."""
     grams, price = settings().grams_per_kwh, settings().price_of_hour
     if grams is not None:
-        yield f"{effort.joules / 3.6e6 * grams:,.3g} g"
+        yield f"{usage.joules / 3.6e6 * grams:,.3g} g"
     if price is not None:
         amount, currency = price
-        yield f"{effort.seconds / 3600 * amount:,.3g} {currency}"
+        yield f"{usage.seconds / 3600 * amount:,.3g} {currency}"
 
 
-def _licence(contract: Contract, recipe: Mapping[str, Any]) -> Section:
-    points = []
-    stated = find_licence(contract)
-    if stated is not None:
-        points.append(f"The contract says: {stated}.")
-    obtained = recipe.get("data", {}).get("obtain")
-    if obtained:
-        points.append(f"The data: {obtained}.")
-    points += [
-        ": ".join(str(entry[key]) for key in ("description", "url") if entry.get(key))
-        for entry in (*contract.authoritative_definitions, *contract.table.authoritative_definitions)
-    ]
-    if points:
-        return Section("Licence", points=points)
-    return Section("Licence", texts=["Not stated: the contract may, as its custom property licence or modelLicence."])
-
-
-def _lineage(tag: str, chosen: Choice) -> Section:
-    rows = [(stage, words, digest[:16]) for stage, digest, words in describe_lineage(chosen)]
+def _provenance(tag: str, choice: Choice) -> Section:
+    rows = [(stage, description, digest[:16]) for stage, digest, description in describe_lineage(choice)]
     return Section(
-        "Where it comes from",
+        "Provenance",
         texts=[
-            f"Bento {tag}. All digests whole, with the recipe, stand in provenance.json above the card's folder, which "
-            "bloomery show draws as a tree."
+            f"Bento {tag}. The complete digests and the recipe are in origin.json in the parent folder of this card; "
+            "bloomery show prints them as a tree."
         ],
-        tables=[Table(("stage", "what", "digest"), rows)],
+        tables=[Table(("stage", "output", "digest"), rows)],
     )

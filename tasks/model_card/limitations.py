@@ -1,4 +1,4 @@
-"""What is known of a version's limits: from its figures, its contract and its records, each a sentence."""
+"""Derives the limitations of a version from its metrics, its contract and its records."""
 
 from __future__ import annotations
 
@@ -16,139 +16,135 @@ from bloomery.data_contracts.records.score_format import (
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.model_card.metrics import CardMetrics
 
-_FEW_ROWS = 1_000  # on fewer an accuracy of 90% is known to two points at best
-_FEW_OF_ONE = 30  # rows of a class or slice, on fewer of which a share says little
-_MOST_NAMED = 12
+_FEW_ROWS = 1_000  # with fewer rows an accuracy of 90% is known to two points at best
+_FEW_SUBGROUP_ROWS = 30  # with fewer rows the score of a class or slice says little
+_MAX_LISTED = 12
+_MAX_LENGTH = 120  # characters of one listed text
 _LARGE_CALIBRATION_ERROR = 0.05
-_LIMITS = ("between", "in_set", "length", "num_items", "pattern")  # kinds of rules that say what a value may be
+_VALUE_RULES = ("between", "in_set", "length", "num_items", "pattern")  # rules that restrict a value
+_PRIVACY_ACTIONS = {"drop": "dropped", "hash": "hashed", "encrypt": "encrypted"}
 
 
-def list_limitations(chosen: Choice, figures: CardMetrics) -> list[str]:
-    """The words of the contract first, then what the figures show."""
-    trained = chosen.candidates.trained
+def list_limitations(choice: Choice, metrics: CardMetrics) -> list[str]:
+    """One sentence per limitation: first those that the contract states, then those that follow from the metrics."""
+    trained = choice.candidates.trained
     contract = trained.dataset.valid_rows.contract
     return [
         *(str(contract.description[name]) for name in ("limitations", "usage") if contract.description.get(name)),
-        *_of_figures(trained.dataset.task, figures),
-        *_of_calibration(figures),
-        *_of_data(chosen, contract),
-        *_of_network(chosen),
+        *_metric_limitations(trained.dataset.task, metrics),
+        *_calibration_limitations(metrics),
+        *_data_limitations(choice, contract),
+        *_network_limitations(choice),
     ]
 
 
-def _of_figures(task: Task, figures: CardMetrics) -> Iterator[str]:
-    score = SCORE_NAMES[task]
-    if figures.num_rows < _FEW_ROWS:
+def _metric_limitations(task: Task, metrics: CardMetrics) -> Iterator[str]:
+    name, overall = SCORE_NAMES[task], format_score_value(task, metrics.score.value)
+    if metrics.num_rows < _FEW_ROWS:
+        low, high = (format_score_value(task, limit) for limit in (metrics.score.low, metrics.score.high))
+        yield (f"The test split has only {metrics.num_rows:,} rows: the 95% interval of {name} is {low} to {high}.")
+    small = [f"{row.name} ({row.num_rows})" for row in metrics.classes if row.num_rows < _FEW_SUBGROUP_ROWS]
+    small += [
+        f"{row.column} = {row.value} ({row.num_rows})" for row in metrics.slices if row.num_rows < _FEW_SUBGROUP_ROWS
+    ]
+    if small:
         yield (
-            f"Only {figures.num_rows:,} rows were held out, so {score} is known no better than "
-            f"{_between(task, figures.score)}."
+            f"Metrics are uncertain for classes and slices with fewer than {_FEW_SUBGROUP_ROWS} test rows: "
+            f"{_join(small)}."
         )
-    few = [f"{one.name} ({one.num_rows})" for one in figures.classes if one.num_rows < _FEW_OF_ONE]
-    few += [f"{one.column} = {one.value} ({one.num_rows})" for one in figures.slices if one.num_rows < _FEW_OF_ONE]
-    if few:
-        yield f"Fewer than {_FEW_OF_ONE} held-out rows, so that little is known of them: {_named(few)}."
-    poor = [
-        f"{one.name} ({format_score('classification', one.recall)})"
-        for one in figures.classes
-        if one.recall is not None and one.recall.high < figures.score.value
+    low_recall = [
+        f"{row.name} ({format_score('classification', row.recall)})"
+        for row in metrics.classes
+        if row.recall is not None and row.recall.high < metrics.score.value
     ]
-    if poor:
-        score = format_score_value(task, figures.score.value)
-        yield f"Surely found less often than {score} of the time: {_named(poor)}."
+    if low_recall:
+        yield f"Recall is significantly below the overall {name} of {overall} for these classes: {_join(low_recall)}."
     worse = [
-        f"{one.column} = {one.value} ({format_score(task, one.score)})"
-        for one in figures.slices
-        if _is_surely_worse(task, one.score, figures.score.value)
+        f"{row.column} = {row.value} ({format_score(task, row.score)})"
+        for row in metrics.slices
+        if _is_significantly_worse(task, row.score, metrics.score.value)
     ]
     if worse:
-        over_all = format_score_value(task, figures.score.value)
-        yield f"Surely worse than {score} {over_all}, that of all rows: {_named(worse)}."
+        yield f"The {name} is significantly worse than the overall {overall} in these slices: {_join(worse)}."
 
 
-def _is_surely_worse(task: Task, score: Interval, of_all: float) -> bool:
-    return score.high < of_all if task == "classification" else score.low > of_all
+def _is_significantly_worse(task: Task, score: Interval, overall: float) -> bool:
+    """Whether the whole 95% interval of `score` lies on the worse side of `overall`."""
+    return score.high < overall if task == "classification" else score.low > overall
 
 
-def _of_calibration(figures: CardMetrics) -> Iterator[str]:
-    if figures.calibration_error is None:
-        yield "An answer is a figure alone: nothing says how sure it is."
+def _calibration_limitations(metrics: CardMetrics) -> Iterator[str]:
+    if metrics.calibration_error is None:
+        yield "A prediction is a single number without an estimate of its uncertainty."
         return
-    error = figures.calibration_error
-    how = "so do not take its probabilities at their word" if error > _LARGE_CALIBRATION_ERROR else "on average"
-    yield f"The probability of an answer and how often it is right lie {error * 100:.1f} points apart, {how}."
+    error = metrics.calibration_error
+    advice = ": recalibrate them before relying on them" if error > _LARGE_CALIBRATION_ERROR else " on average"
+    yield f"Predicted probabilities deviate from the observed accuracy by {error * 100:.1f} points{advice}."
 
 
-def _of_data(chosen: Choice, contract: Contract) -> Iterator[str]:
-    trained = chosen.candidates.trained
-    dataset = trained.dataset
-    read = set(dataset.inputs)
-    people = sorted(name for name in contract.personal_columns)
-    if people:
-        told = [f"{name} ({_become(contract, name)})" for name in people]
-        yield f"Columns about a person: {_named(told)}."
-    rules = [rule for rule in contract.rules() if rule.column in read and rule.kind in _LIMITS]
+def _data_limitations(choice: Choice, contract: Contract) -> Iterator[str]:
+    dataset = choice.candidates.trained.dataset
+    inputs = set(dataset.inputs)
+    personal = [f"{name} ({_privacy_action(contract, name)})" for name in sorted(contract.personal_columns)]
+    if personal:
+        yield f"Columns with personal data: {_join(personal)}."
+    rules = [rule for rule in contract.rules() if rule.column in inputs and rule.kind in _VALUE_RULES]
     errors = [f"{rule.target} {rule.sentence}" for rule in rules if rule.severity == "error"]
     if errors:
-        yield f"What the contract excludes was never seen and is refused: {_named(_short(errors))}."
+        yield f"Values outside the contract were not seen in training and are rejected: {_join(_shorten(errors))}."
     if dataset.valid_rows.num_quarantined:
-        broken = [f"{words} ({count:,})" for words, count in dataset.valid_rows.violations if count]
-        yield (
-            f"{dataset.valid_rows.num_quarantined:,} rows broke the contract and taught nothing"
-            f"{f': {_named(_short(broken))}' if broken else ''}."
-        )
+        violations = [f"{rule} ({count:,})" for rule, count in dataset.valid_rows.violations if count]
+        rules_text = f": {_join(_shorten(violations))}" if violations else ""
+        yield f"{dataset.valid_rows.num_quarantined:,} rows violated the contract and were not used{rules_text}."
     if dataset.num_dropped:
-        yield f"{dataset.num_dropped:,} rows had no whole window or no label, and were left out."
-    fresh = dataset.valid_rows.fresh_until
-    if fresh is not None:
-        yield f"By the contract its data is fresh until {fresh:%Y-%m-%d %H:%M} UTC."
+        yield f"{dataset.num_dropped:,} rows without a complete window or without a label were dropped."
+    fresh_until = dataset.valid_rows.fresh_until
+    if fresh_until is not None:
+        yield f"The contract considers the data fresh until {fresh_until:%Y-%m-%d %H:%M} UTC."
 
 
-def _become(contract: Contract, name: str) -> str:
+def _privacy_action(contract: Contract, name: str) -> str:
     column = contract.column(name)
-    kept = {"drop": "dropped", "hash": "hashed", "encrypt": "encrypted"}
-    return "" if column is None or column.personal is None else f"{kept[column.personal]} before anything was learnt"
+    if column is None or column.personal is None:
+        return ""
+    return f"{_PRIVACY_ACTIONS[column.personal]} before training"
 
 
-def _of_network(chosen: Choice) -> Iterator[str]:
-    candidate, options = chosen.candidate, chosen.candidates
+def _network_limitations(choice: Choice) -> Iterator[str]:
+    candidate, options = choice.candidate, choice.candidates
     trained = options.trained
     task = trained.dataset.task
     if candidate.name != options.baseline:
-        worse = candidate.degradation
-        flips = candidate.flips
-        told = (
+        worse, flips = candidate.degradation, candidate.flips
+        changes = (
             ""
             if flips is None
-            else f"; {flips.num_lost:,} answers went wrong by it and {flips.num_gained:,} became right"
+            else f"; {flips.num_lost:,} predictions became wrong and {flips.num_gained:,} became right"
         )
         yield (
-            f"Compressed as {candidate.name}: against the network as trained a {DEGRADATION_NAMES[task]} of "
-            f"{SCORE_NAMES[task]} of "
-            f"{format_degradation(task, worse.value)} ({format_degradation(task, worse.low)} to "
-            f"{format_degradation(task, worse.high)}, 95%){told}."
+            f"Compression as {candidate.name} costs a {DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} of "
+            f"{format_degradation(task, worse.value)} against the trained network (95% interval "
+            f"{format_degradation(task, worse.low)} to {format_degradation(task, worse.high)}){changes}."
         )
     yield (
-        "Times were measured on one thread of the processor named under Training; on another, and beside other work, "
-        "they differ."
+        "Latency was measured on one thread of the processor named under Training procedure; it differs on other "
+        "processors and under load."
     )
     if trained.initial_weights is not None:
-        yield f"Training began with the weights of {trained.initial_weights.name}, whose limits it inherits."
+        yield f"Training started from the weights of {trained.initial_weights.name} and inherits their limitations."
     if trained.import_error is not None:
-        yield f"The network came trained; here it answers within {trained.import_error:.2g} of the file as it came."
+        error = trained.import_error
+        yield f"The network was imported; its outputs differ from those of the original by at most {error:.2g}."
     if trained.privacy is None:
-        yield "Nothing is promised of single training rows: what was learnt may tell of them."
+        yield "Training was not differentially private: the model may reveal single training rows."
     else:
         yield f"Each training row is {trained.privacy}."
 
 
-def _short(texts: Sequence[str]) -> list[str]:
-    return [text if len(text) <= 120 else f"{text[:117]}…" for text in texts]
+def _shorten(texts: Sequence[str]) -> list[str]:
+    return [text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}…" for text in texts]
 
 
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return "; ".join(names[:_MOST_NAMED]) + (f"; and {more:,} more" if more > 0 else "")
-
-
-def _between(task: Task, score: Interval) -> str:
-    return f"{format_score_value(task, score.low)} to {format_score_value(task, score.high)} (95%)"
+def _join(names: Sequence[str]) -> str:
+    num_more = len(names) - _MAX_LISTED
+    return "; ".join(names[:_MAX_LISTED]) + (f"; and {num_more:,} more" if num_more > 0 else "")

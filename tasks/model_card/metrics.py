@@ -1,4 +1,4 @@
-"""What the chosen candidate, in the form that ships, answered to the held-out rows: figures for its card.
+"""Computes the metrics of the model card from the predictions of the chosen candidate on the test split.
 
 Shapes: N rows, K classes.
 """
@@ -22,7 +22,7 @@ from bloomery.tasks.infrastructure.settings import settings
 
 
 class ClassResult(NamedTuple):
-    """How one class is answered; None is a share of nothing."""
+    """The metrics of one class; None where it has no rows, or is never predicted."""
 
     name: str
     num_rows: int
@@ -40,87 +40,89 @@ class SliceResult(NamedTuple):
 
 
 class CardMetrics(NamedTuple):
-    """Of the held-out rows. `others` are further figures by their names in words."""
+    """Metrics of the test split. `further` holds metrics beside the score, by name."""
 
     score: Interval
     num_rows: int
-    others: dict[str, float]
+    further: dict[str, float]
     classes: tuple[ClassResult, ...]
     slices: tuple[SliceResult, ...]
-    reliability: CalibrationBins | None  # None of a regression
+    bins: CalibrationBins | None  # None of a regression
     calibration_error: float | None
 
 
-def compute_card_metrics(chosen: Choice) -> CardMetrics:
-    """Read from the answers that `compress` has kept; nothing is asked anew."""
-    trained = chosen.candidates.trained
-    dataset = trained.dataset
-    answers = read_measured_predictions(chosen)
-    keys = answers[dataset.key].combine_chunks()
-    found = None
+def compute_card_metrics(choice: Choice) -> CardMetrics:
+    """Computes the metrics from the predictions that `compress` has stored, without running the model."""
+    dataset = choice.candidates.trained.dataset
+    table = read_measured_predictions(choice)
+    keys = table[dataset.key].combine_chunks()
+    bins: CalibrationBins | None = None
+    classes: tuple[ClassResult, ...] = ()
     if dataset.task == "classification":
-        truth_N = _positions(answers["truth"], dataset.classes)
-        given = np.array(answers["probabilities"].to_pylist(), np.float64)
+        truth_N = _class_positions(table["truth"], dataset.classes)
+        predictions = np.array(table["probabilities"].to_pylist(), np.float64)
         order = np.arange(len(keys))
-        found = calibration_bins(truth_N, given)
-        others = _others_of_classes(truth_N, given)
-        classes = _of_classes(truth_N, given, dataset.classes)
+        bins = calibration_bins(truth_N, predictions)
+        further = _classification_metrics(truth_N, predictions)
+        classes = _class_results(truth_N, predictions, dataset.classes)
     else:
-        truth_N, given = answers["truth"].to_numpy(), answers["answer"].to_numpy()
+        truth_N, predictions = table["truth"].to_numpy(), table["answer"].to_numpy()
         order = bootstrap_order(dataset, read_encoder(settings().path(dataset.encoder_uri)).features, keys)
-        others = {
-            "mean absolute error": metrics.mean_absolute_error(truth_N, given),
-            "R²": metrics.r_squared(truth_N, given),
+        further = {
+            "mean absolute error": metrics.mean_absolute_error(truth_N, predictions),
+            "R²": metrics.r_squared(truth_N, predictions),
         }
-        classes = ()
     return CardMetrics(
-        score=chosen.candidate.score,
+        score=choice.candidate.score,
         num_rows=len(keys),
-        others=others,
+        further=further,
         classes=classes,
-        slices=_of_slices(chosen, GroundTruth(keys, truth_N, order), given),
-        reliability=found,
-        calibration_error=None if found is None else expected_calibration_error(found),
+        slices=_slice_results(choice, GroundTruth(keys, truth_N, order), predictions),
+        bins=bins,
+        calibration_error=None if bins is None else expected_calibration_error(bins),
     )
 
 
-def _positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) -> np.ndarray:
-    """Of each label (N,) among the classes."""
+def _class_positions(labels: pa.ChunkedArray, classes: tuple[int | str, ...]) -> np.ndarray:
+    """The position of each label among the classes, int64 (N,)."""
     values = labels.combine_chunks()
-    found = pc.index_in(values, pa.array(list(classes), values.type))
-    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+    positions = pc.index_in(values, pa.array(list(classes), values.type))
+    return np.asarray(positions.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _others_of_classes(truth_N: np.ndarray, shares_NK: np.ndarray) -> dict[str, float]:
-    others = {"log loss": metrics.log_loss(truth_N, shares_NK)}
-    area = metrics.roc_auc(truth_N == 1, shares_NK[:, 1]) if shares_NK.shape[1] == 2 else None
-    return others if area is None else others | {"AUC": area}
+def _classification_metrics(truth_N: np.ndarray, probabilities_NK: np.ndarray) -> dict[str, float]:
+    values = {"log loss": metrics.log_loss(truth_N, probabilities_NK)}
+    if probabilities_NK.shape[1] != 2:
+        return values
+    auc = metrics.roc_auc(truth_N == 1, probabilities_NK[:, 1])
+    return values if auc is None else values | {"AUC": auc}
 
 
-def _of_classes(truth_N: np.ndarray, shares_NK: np.ndarray, classes: tuple[int | str, ...]) -> tuple[ClassResult, ...]:
-    """Shares with Wilson's 95% intervals."""
-    counts_KK = metrics.confusion_matrix(truth_N, shares_NK.argmax(axis=1), len(classes))
-    right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+def _class_results(
+    truth_N: np.ndarray, probabilities_NK: np.ndarray, classes: tuple[int | str, ...]
+) -> tuple[ClassResult, ...]:
+    """Recall and precision of each class, with Wilson's 95% intervals."""
+    counts_KK = metrics.confusion_matrix(truth_N, probabilities_NK.argmax(axis=1), len(classes))
+    correct_K, rows_K, predicted_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    columns = zip(classes, correct_K.tolist(), rows_K.tolist(), predicted_K.tolist(), strict=True)
     return tuple(
         ClassResult(
             str(name),
-            num,
-            metrics.proportion(right, num) if num else None,
-            metrics.proportion(right, answered) if answered else None,
+            num_rows,
+            metrics.proportion(num_correct, num_rows) if num_rows else None,
+            metrics.proportion(num_correct, num_predicted) if num_predicted else None,
         )
-        for name, right, num, answered in zip(
-            classes, right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True
-        )
+        for name, num_correct, num_rows, num_predicted in columns
     )
 
 
-def _of_slices(chosen: Choice, rows: GroundTruth, given: np.ndarray) -> tuple[SliceResult, ...]:
-    trained = chosen.candidates.trained
+def _slice_results(choice: Choice, truth: GroundTruth, predictions: np.ndarray) -> tuple[SliceResult, ...]:
+    trained = choice.candidates.trained
     if not trained.slice_columns:
         return ()
-    told = slice_table(trained.dataset, trained.slice_columns, rows, given)
-    lines = zip(*(told[name] for name in ("column", "value", "rows", "score", "low", "high")), strict=True)
+    table = slice_table(trained.dataset, trained.slice_columns, truth, predictions)
+    rows = zip(*(table[name] for name in ("column", "value", "rows", "score", "low", "high")), strict=True)
     return tuple(
-        SliceResult(column, value, num, Interval(value=score, low=low, high=high))
-        for column, value, num, score, low, high in lines
+        SliceResult(column, value, num_rows, Interval(value=score, low=low, high=high))
+        for column, value, num_rows, score, low, high in rows
     )

@@ -52,6 +52,7 @@ PRESENTATION = (
     "bloomery.tasks.promote.release_report",
     "bloomery.tasks.registry.version_description",
     "bloomery.tasks.train.explanation_plots",
+    "bloomery.tasks.train.run_logging",
     "bloomery.tasks.train.training_curves",
     "bloomery.tasks.train.validation_report",
 )

@@ -1,4 +1,4 @@
-"""What a person reads who is asked to approve a version: its figures beside the champion's, and the candidates."""
+"""Publishes what an approver reads: the metrics of the version and of the champion, and the candidates."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from bloomery.tasks.orchestration.prefect_artifacts import log_failures
 from bloomery.tasks.registry import model_registry
 from bloomery.tasks.tracking import mlflow_runs
 
-_FIGURES = {"classification": "test_accuracy", "regression": "test_rmse"}
+_METRICS = {"classification": "test_accuracy", "regression": "test_rmse"}
 
 
 def format_comparison(bento: Bento, request: ApprovalRequest) -> str:
-    """A table in Markdown: the version that waits, and the champion that it would replace, as each was measured."""
+    """A Markdown table with the measured metrics of the pending version and of the champion that it would replace."""
     task = bento.choice.candidates.trained.dataset.task
-    ours = _figures(bento.choice.candidate.run_id, task)
-    theirs = {} if request.replaces is None else _champions(request, task)
+    pending = _read_metrics(bento.choice.candidate.run_id, task)
+    current = {} if request.replaces is None else _read_champion_metrics(request, task)
     champion = "no champion" if request.replaces is None else f"champion, version {request.replaces}"
     head = f"| | version {request.version} | {champion} |\n| --- | ---: | ---: |\n"
-    return head + "\n".join(f"| {name} | {figure} | {theirs.get(name, '–')} |" for name, figure in ours.items())
+    return head + "\n".join(f"| {name} | {value} | {current.get(name, '–')} |" for name, value in pending.items())
 
 
 def publish_approval_request(bento: Bento, request: ApprovalRequest) -> None:
-    """Afterwards the Prefect run shows what is asked, the figures and the candidates."""
-    _present((bento, request))
+    """Puts the request, the metrics and the candidates into the Prefect run."""
+    _publish((bento, request))
 
 
 @log_failures
-def _present(asked: tuple[Bento, ApprovalRequest]) -> None:
+def _publish(request_of_bento: tuple[Bento, ApprovalRequest]) -> None:
     from prefect.artifacts import create_markdown_artifact
 
-    bento, request = asked
+    bento, request = request_of_bento
     reference = f"{request.name}:{request.version}"
     rows = candidate_table.candidate_rows(bento.choice)
     names = [name for name in rows[0] if name != "rank"]
@@ -46,42 +46,45 @@ def _present(asked: tuple[Bento, ApprovalRequest]) -> None:
         description=f"{request.name} version {request.version} waits until {request.expires_at:%Y-%m-%d %H:%M}Z",
         markdown=(
             f"# May {request.name} version {request.version} become champion?\n\n"
-            f"It passed its gates, and answered over HTTP as it was measured. Without an answer by "
+            "It passed its gates and its smoke test. Without a decision by "
             f"**{request.expires_at:%Y-%m-%d %H:%M}Z** it is refused.\n\n{format_comparison(bento, request)}\n\n"
-            "Each as it was measured when it was made, on the rows that were held out then; the gate asks a champion "
-            "for the rows that are held out today.\n\n"
-            f"Answer by **Resume** above, or on a command line:\n\n"
+            "Each version was measured when it was trained, on its own test split; the gate compares both versions on "
+            "the current test split.\n\n"
+            f"Decide with **Resume** above, or on the command line:\n\n"
             f"    bloomery approve {reference} --reason …\n    bloomery approve {reference} --refuse --reason …\n\n"
             f"## Candidates\n\n{candidates}\n"
         ),
     )
 
 
-def _champions(request: ApprovalRequest, task: Task) -> dict[str, str]:
+def _read_champion_metrics(request: ApprovalRequest, task: Task) -> dict[str, str]:
     champion = model_registry.find_version(f"{request.name}:{request.replaces}")
     run = champion.tags.get("candidate.run")
-    return {} if run is None else {"candidate": champion.tags.get("candidate", "–"), **_figures(run, task)}
+    return {} if run is None else {"candidate": champion.tags.get("candidate", "–"), **_read_metrics(run, task)}
 
 
-def _figures(run_id: str, task: Task) -> dict[str, str]:
-    """Of a candidate, as its MLflow run has them; none where the run is gone."""
+def _read_metrics(run_id: str, task: Task) -> dict[str, str]:
+    """The metrics of a candidate from its MLflow run; empty if the run was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
         run = mlflow_runs.client().get_run(run_id)
     except MlflowException:
         return {}
-    return {"candidate": (run.info.run_name or "").removeprefix("candidate-"), **_in_words(run.data.metrics, task)}
+    return {
+        "candidate": (run.info.run_name or "").removeprefix("candidate-"),
+        **_format_metrics(run.data.metrics, task),
+    }
 
 
-def _in_words(metrics: Mapping[str, float], task: Task) -> dict[str, str]:
-    name = _FIGURES[task]
-    spelt = {
-        f"{SCORE_NAMES[task]} on its held-out rows": (name, lambda value: format_score_value(task, value)),
+def _format_metrics(metrics: Mapping[str, float], task: Task) -> dict[str, str]:
+    name = _METRICS[task]
+    formats = {
+        f"{SCORE_NAMES[task]} on its test split": (name, lambda value: format_score_value(task, value)),
         "95% interval: from": (f"{name}_low", lambda value: format_score_value(task, value)),
         "95% interval: to": (f"{name}_high", lambda value: format_score_value(task, value)),
         "size": ("size_bytes", lambda value: f"{value / 1000:,.1f} kB"),
         "p50 of one row": ("latency_b1_p50_ms", lambda value: f"{value * 1000:.0f} µs"),
         "p99 of one row": ("latency_b1_p99_ms", lambda value: f"{value * 1000:.0f} µs"),
     }
-    return {words: spell(metrics[key]) for words, (key, spell) in spelt.items() if key in metrics}
+    return {label: to_text(metrics[key]) for label, (key, to_text) in formats.items() if key in metrics}

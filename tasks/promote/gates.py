@@ -1,4 +1,4 @@
-"""What a packaged version must reach before it may serve, told by what was measured of it and of the champion."""
+"""The gates of a release: its score, and its degradation against the champion on the test split."""
 
 from __future__ import annotations
 
@@ -22,75 +22,76 @@ from bloomery.tasks.bentos.bento_store import artifacts_folder
 from bloomery.tasks.evaluation.held_out import read_held_out_rows, read_measured_predictions
 from bloomery.tasks.evaluation.slices import bootstrap_order
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.registry import model_registry as registry
+from bloomery.tasks.registry import model_registry
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
 def require_score(bento: Bento, gates: Gates) -> None:
-    """Afterwards it is known that the score is good enough.
+    """Requires the score that the gates ask for.
 
     Raises:
-        ReleaseRefused: the score on the held-out rows is not what the gates ask for.
+        ReleaseRefused: the score on the test split does not reach the gate.
     """
     task = bento.choice.candidates.trained.dataset.task
-    measured = bento.choice.candidate.score.value
+    score = bento.choice.candidate.score.value
     if task == "classification":
-        is_reached, gate, limit = measured >= gates.min_accuracy, "min_accuracy", gates.min_accuracy
+        passes, gate, limit = score >= gates.min_accuracy, "min_accuracy", gates.min_accuracy
     elif gates.max_error is None:
         return
     else:
-        is_reached, gate, limit = measured <= gates.max_error, "max_error", gates.max_error
-    if not is_reached:
+        passes, gate, limit = score <= gates.max_error, "max_error", gates.max_error
+    if not passes:
         raise ReleaseRefused(
-            f"{SCORE_NAMES[task]} is {format_score_value(task, measured)} on the held-out rows",
+            f"{SCORE_NAMES[task]} is {format_score_value(task, score)} on the held-out rows",
             required=f"at {'least' if task == 'classification' else 'most'} {format_score_value(task, limit)}",
             where=f"the recipe's gates.{gate}",
-            remedy="train longer or on more data; or relax the gate, if less will do",
+            remedy="train longer or on more data; or relax the gate, if a lower score is enough",
         )
 
 
-def compare_with_champion(bento: Bento, former: ModelVersion | None) -> Interval | None:
-    """How much worse than the champion `former` on the rows that are held out today, both as packaged.
+def compare_with_champion(bento: Bento, champion: ModelVersion | None) -> Interval | None:
+    """The degradation from `champion` to this version on today's test rows, both as packaged.
 
-    None where there is nothing to compare: no other champion, one that answers another kind of question, that reads
-    other columns, or whose bento cannot be read. Whatever a former version holds, it must not stop the next one.
+    None if they cannot be compared: there is no other champion, or it has another task, reads other columns, or its
+    bento cannot be read. A broken champion must not block its successor.
     """
-    tag = registry.bento_of(former)
+    tag = model_registry.bento_of(champion)
     if tag is None or tag == bento.tag:
         return None
-    champion = read_bento_encoder(tag)
-    if champion is None or champion.features.task != bento.choice.candidates.trained.dataset.task:
+    encoder = read_bento_encoder(tag)
+    if encoder is None or encoder.features.task != bento.choice.candidates.trained.dataset.task:
         return None
-    theirs = predict_with_bento(tag, champion, read_held_out_rows(bento.choice))
-    return None if theirs is None else _compared(bento, theirs)
+    predictions = predict_with_bento(tag, encoder, read_held_out_rows(bento.choice))
+    return None if predictions is None else _measure_degradation(bento, predictions)
 
 
-def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, worse: Interval | None) -> None:
-    """Requires that this version may replace the champion `former`; `worse` comes from `compare_with_champion`.
+def require_not_worse(bento: Bento, gates: Gates, champion: ModelVersion | None, degradation: Interval | None) -> None:
+    """Requires that this version may replace `champion`; `degradation` comes from `compare_with_champion`.
 
     Raises:
-        ReleaseRefused: this version may be worse by more than the gates allow, or answers another kind of question.
+        ReleaseRefused: the degradation may exceed the gate, or the champion has another task.
     """
-    tag = registry.bento_of(former)
+    tag = model_registry.bento_of(champion)
     if tag is None or tag == bento.tag:
         return
     dataset = bento.choice.candidates.trained.dataset
     task = dataset.task
-    champion = read_bento_encoder(tag)
-    if champion is not None and champion.features.task != task:
+    encoder = read_bento_encoder(tag)
+    if encoder is not None and encoder.features.task != task:
         raise ReleaseRefused(
-            f"champion {tag} is a {champion.features.task}, and this version is a {task}",
-            required="a version that answers the question that its name is known for",
+            f"champion {tag} is a {encoder.features.task}, and this version is a {task}",
+            required="a version with the same task as the champion of its name",
             where="the recipe's features.task and name",
-            remedy="give the recipe another name: who asks the champion would not understand the answers",
+            remedy="give the recipe another name: clients of the champion would not understand the predictions",
         )
-    limit, gate = (
-        (gates.champion_drop, "champion_drop") if task == "classification" else (gates.champion_rise, "champion_rise")
-    )
-    if worse is not None and worse.high > limit:
-        value, low, high = (format_degradation(task, one) for one in (worse.value, worse.low, worse.high))
+    gate = "champion_drop" if task == "classification" else "champion_rise"
+    limit = gates.champion_drop if task == "classification" else gates.champion_rise
+    if degradation is not None and degradation.high > limit:
+        value, low, high = (
+            format_degradation(task, number) for number in (degradation.value, degradation.low, degradation.high)
+        )
         raise ReleaseRefused(
             f"against champion {tag} {SCORE_NAMES[task]} has a {DEGRADATION_NAMES[task]} of {value} "
             f"(95% interval {low} to {high})",
@@ -100,23 +101,23 @@ def require_not_worse(bento: Bento, gates: Gates, former: ModelVersion | None, w
         )
 
 
-def _compared(bento: Bento, theirs: np.ndarray) -> Interval:
-    """How much worse this version is than another that gave `theirs`, labels or figures, for the held-out rows."""
+def _measure_degradation(bento: Bento, champion_predictions: np.ndarray) -> Interval:
+    """The degradation from `champion_predictions`, labels or numbers, to the measured ones on the test rows."""
     from bloomery.models.evaluation.metrics import accuracy_drop, rmse_rise
 
     dataset = bento.choice.candidates.trained.dataset
     measured = read_measured_predictions(bento.choice)
     if dataset.task == "classification":
-        truth, ours = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
-        return accuracy_drop(theirs == truth, ours == truth)
+        truth, predictions = (np.array(measured[name].to_pylist(), dtype=object) for name in ("truth", "answer"))
+        return accuracy_drop(champion_predictions == truth, predictions == truth)
     features = read_encoder(settings().path(dataset.encoder_uri)).features
     order = bootstrap_order(dataset, features, measured[dataset.key].combine_chunks())
-    truth, ours = (measured[name].to_numpy() for name in ("truth", "answer"))
-    return rmse_rise(truth[order], theirs[order], ours[order])
+    truth, predictions = (measured[name].to_numpy() for name in ("truth", "answer"))
+    return rmse_rise(truth[order], champion_predictions[order], predictions[order])
 
 
 def read_bento_encoder(tag: str) -> Encoder | None:
-    """The encoder in a bento; None if this code cannot read it."""
+    """The encoder of a bento; None if this code cannot read it."""
     try:
         return read_encoder(artifacts_folder(tag) / "encoder.json")
     except (OSError, ValueError):
@@ -124,7 +125,7 @@ def read_bento_encoder(tag: str) -> Encoder | None:
 
 
 def predict_with_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray | None:
-    """The labels or figures that a bento's own files give for raw rows; None if it cannot read them."""
+    """Predicts raw rows with the files of a bento, as labels or numbers; None if they cannot be used."""
     from bloomery.models.inference.outputs import compute_outputs, predictions_from
     from bloomery.models.inference.runtime import create_session
 
@@ -133,10 +134,10 @@ def predict_with_bento(tag: str, encoder: Encoder, rows: pa.Table) -> np.ndarray
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         x = encode(encoder, rows)
         is_row_by_row = manifest.get("is_row_by_row", False)
-        network = create_session(folder / manifest.get("model", "model.onnx"))
-        given = predictions_from(encoder, compute_outputs(network, x, is_row_by_row=is_row_by_row))
-    except Exception:  # whatever a former version holds, it must not stop the next one
+        session = create_session(folder / manifest.get("model", "model.onnx"))
+        predictions = predictions_from(encoder, compute_outputs(session, x, is_row_by_row=is_row_by_row))
+    except Exception:  # a broken champion must not block its successor
         return None
     if encoder.features.task == "regression":
-        return given
-    return np.array(encoder.classes, dtype=object)[given.argmax(axis=1)]
+        return predictions
+    return np.array(encoder.classes, dtype=object)[predictions.argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""What speaks for a version on the rows of late: those that were logged, and whose labels have come since."""
+"""The gate on recent data: logged requests whose labels have arrived since."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.monitoring import span
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
+from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.data_contracts.serving.prediction_log import SHADOW, read_log
 from bloomery.models.evaluation.gates import Gates
 from bloomery.tasks.infrastructure.settings import settings
@@ -25,86 +26,88 @@ from bloomery.tasks.monitoring.delayed_labels import (
 )
 from bloomery.tasks.promote.gates import predict_with_bento, read_bento_encoder
 
-_MOST_ROWS = 20_000  # the newest
+_MAX_ROWS = 20_000  # the newest
 
 
 def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, gates: Gates) -> str:
-    """Ask the bento `tag` and the champion's the rows of late that have a label. Returns in words what came of it.
+    """Compares the bento `tag` with the champion's bento on recent labelled rows, and describes the result.
 
-    Where there is no champion, or too few such rows, nothing is required, and the words say so.
+    Without a champion, or with too few recent labelled rows, nothing is required and the result says why.
 
     Raises:
-        ReleaseRefused: the bento may be worse on them by more than the gates allow.
-        DataMissing: what the recipe names as labels is none.
+        ReleaseRefused: the bento may be worse on these rows by more than the gates allow.
+        DataMissing: the labels that the recipe names cannot be read.
     """
     if champion is None or champion == tag:
-        return "there was no other champion to compare it with on rows of late"
-    place = locate_labels(name, gates.recent.labels)
-    if place is None:
-        return "no label of a row of late has arrived, so it was not compared on them"
-    ours, theirs = (read_bento_encoder(one) for one in (tag, champion))
-    if ours is None:
-        return "not compared on rows of late: the bento cannot be read"
-    labels, _ = filter_valid_labels(read_bento_contract(tag), ours.features.label, read_labels(place))
-    rows, truth = _labelled(name, labels, datetime.now(UTC) - span(gates.recent.window))
+        return "not compared on recent data: there is no other champion"
+    label_path = locate_labels(name, gates.recent.labels)
+    if label_path is None:
+        return "not compared on recent data: no label has arrived"
+    candidate_encoder, champion_encoder = (read_bento_encoder(bento) for bento in (tag, champion))
+    if candidate_encoder is None:
+        return "not compared on recent data: the bento cannot be read"
+    labels, _ = filter_valid_labels(read_bento_contract(tag), candidate_encoder.features.label, read_labels(label_path))
+    rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - span(gates.recent.window))
     if len(truth) < gates.recent.min_rows:
-        return f"{len(truth):,} rows of late have a label, fewer than {gates.recent.min_rows:,}: not compared on them"
-    given = [
-        None if one is None else predict_with_bento(bento, one, rows)
-        for bento, one in ((tag, ours), (champion, theirs))
-    ]
-    if given[0] is None or given[1] is None:
-        return "not compared on rows of late: the log has not all columns that both versions read"
-    task = ours.features.task
-    worse, limit = (
-        (_drop(truth, given[1], given[0]), gates.champion_drop)
-        if task == "classification"
-        else (_rise(truth, given[1], given[0]), gates.champion_rise)
+        return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"
+    after = predict_with_bento(tag, candidate_encoder, rows)
+    before = None if champion_encoder is None else predict_with_bento(champion, champion_encoder, rows)
+    if before is None or after is None:
+        return "not compared on recent data: the log lacks columns that one of the versions reads"
+    task = candidate_encoder.features.task
+    is_classification = task == "classification"
+    degradation = (_accuracy_drop if is_classification else _rmse_rise)(truth, before, after)
+    limit = gates.champion_drop if is_classification else gates.champion_rise
+    result = _describe_result(task, champion, degradation)
+    if degradation.high > limit:
+        raise ReleaseRefused(
+            f"on {len(truth):,} recent labelled rows the {result}",
+            required=f"an interval that ends below {format_degradation(task, limit)}",
+            where=f"the log of the last {gates.recent.window}, and the labels in {label_path}; the recipe's gates",
+            remedy="train on recent rows too; or wait for more labels, where the interval is wide",
+        )
+    return f"on {len(truth):,} recent labelled rows the {result}"
+
+
+def _describe_result(task: Task, champion: str, degradation: Interval) -> str:
+    value, low, high = (
+        format_degradation(task, number) for number in (degradation.value, degradation.low, degradation.high)
     )
-    value, low, high = (format_degradation(task, one) for one in (worse.value, worse.low, worse.high))
-    told = (
+    return (
         f"{DEGRADATION_NAMES[task]} of {SCORE_NAMES[task]} against {champion} is {value} (95% interval {low} to {high})"
     )
-    if worse.high > limit:
-        raise ReleaseRefused(
-            f"on {len(truth):,} rows of late that have a label the {told}",
-            required=f"an interval that ends below {format_degradation(task, limit)}",
-            where=f"the log of the last {gates.recent.window}, and the labels in {place}; the recipe's gates",
-            remedy="train on rows of late too; or wait for more labels, where the interval is wide",
-        )
-    return f"on {len(truth):,} rows of late that have a label the {told}"
 
 
-def _labelled(name: str, labels: pa.Table, since: datetime) -> tuple[pa.Table, pa.ChunkedArray]:
-    """The rows as they were asked, oldest first, and their labels."""
+def _read_labelled_rows(name: str, labels: pa.Table, since: datetime) -> tuple[pa.Table, pa.ChunkedArray]:
+    """The logged raw rows that have a label, oldest first, and their labels."""
     tables = []
     for table in read_log(settings().home / "predictions" / name, ["at", *ROW_ID, "role", "columns"], since.date()):
         at = table["at"]
-        is_kept = pc.and_(pc.greater_equal(at, pa.scalar(since, at.type)), pc.not_equal(table["role"], SHADOW))
-        found = table.filter(is_kept)
-        # Only what has a label stays in memory.
-        wanted = found.filter(pc.is_in(found["request"], labels["request"]))
-        if wanted.num_rows:
-            tables.append(wanted)
+        is_recent = pc.and_(pc.greater_equal(at, pa.scalar(since, at.type)), pc.not_equal(table["role"], SHADOW))
+        recent = table.filter(is_recent)
+        # Only labelled rows stay in memory.
+        labelled = recent.filter(pc.is_in(recent["request"], labels["request"]))
+        if labelled.num_rows:
+            tables.append(labelled)
     if not tables:
         return pa.table({}), pa.chunked_array([], labels["label"].type)
     logged = keep_last(pa.concat_tables(tables, promote_options="permissive"))
     numbered = logged.select([*ROW_ID, "at"]).append_column("place", pa.array(np.arange(logged.num_rows)))
-    found = numbered.join(labels, ROW_ID, join_type="inner").sort_by([("at", "ascending"), ("place", "ascending")])
-    found = found.slice(max(found.num_rows - _MOST_ROWS, 0))
-    rows = logged["columns"].take(found["place"]).combine_chunks()
-    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]), found["label"]
+    joined = numbered.join(labels, ROW_ID, join_type="inner").sort_by([("at", "ascending"), ("place", "ascending")])
+    joined = joined.slice(max(joined.num_rows - _MAX_ROWS, 0))
+    rows = logged["columns"].take(joined["place"]).combine_chunks()
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]), joined["label"]
 
 
-def _drop(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
+def _accuracy_drop(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
     from bloomery.models.evaluation.metrics import accuracy_drop
 
-    # As text, since a label of 3 may have come as a number or as its name.
+    # Compared as text: the label 3 may arrive as a number or as its name.
     labels = np.array(truth.cast(pa.string()).to_pylist(), dtype=object)
     return accuracy_drop(before.astype(str) == labels.astype(str), after.astype(str) == labels.astype(str))
 
 
-def _rise(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
+def _rmse_rise(truth: pa.ChunkedArray, before: np.ndarray, after: np.ndarray) -> Interval:
     from bloomery.models.evaluation.metrics import rmse_rise
 
     return rmse_rise(truth.cast(pa.float64()).to_numpy(), before, after)

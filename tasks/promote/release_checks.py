@@ -1,4 +1,4 @@
-"""What stands before a release: the version is registered, reaches its gates, and its bento answers as measured."""
+"""The checks of a release: registers the version, applies the gates, and runs a smoke test of the served bento."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from bloomery.tasks.evaluation.held_out import example_predictions, read_measure
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.promote.gates import compare_with_champion, require_not_worse, require_score
 from bloomery.tasks.promote.recent_data_gate import require_not_worse_on_recent_data
-from bloomery.tasks.registry import champion as promotions
-from bloomery.tasks.registry import model_registry as registry
-from bloomery.tasks.registry import period_aliases, version_description
+from bloomery.tasks.registry import champion, model_registry, period_aliases, version_description
 from bloomery.tasks.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -33,69 +31,69 @@ if TYPE_CHECKING:
 
 
 class CheckedRelease(NamedTuple):
-    """A registered version that may serve, as far as figures and answers say."""
+    """A registered version that has passed its checks."""
 
     version: ModelVersion
-    former: ModelVersion | None  # the champion that it was compared with
-    newer: str | None  # the period of that champion, if it is of newer data, so that it stays
-    of_late: str  # how it fares on rows of late whose labels have come, in words
-    num_asked: int
-    example: dict[str, Any]
+    champion: ModelVersion | None  # before this release
+    newer_period: str | None  # of the champion, if it was trained on newer data and stays
+    recent_data_result: str  # of the gate on recent data, as text
+    num_smoke_test_rows: int
+    example: dict[str, Any]  # the first row of the smoke test
 
     @property
     def is_champion(self) -> bool:
-        return self.former is not None and self.former.version == self.version.version
+        return self.champion is not None and self.champion.version == self.version.version
 
 
 def check_release(bento: Bento, gates: Gates, terms: PromotionTerms) -> CheckedRelease:
-    """Afterwards the bento is a registered version that has reached its gates. Call it inside `promotions.changing`.
+    """Registers the version of the bento and checks it. The caller holds `champion_lock`.
 
-    A version of older data than the champion's is not compared with it, for it will not replace it.
+    A version of an older period than the champion's is not compared with it, since it will not replace it.
 
     Raises:
-        ReleaseRefused: a gate is missed, also on labelled rows of late, or the served bento answers otherwise than was
-            measured. The version is registered and tagged as refused.
+        ReleaseRefused: a gate is missed on the test split or on recent data, or a served prediction differs from the
+            measured one. The version is tagged as refused.
     """
     name = bento.tag.split(":")[0]
-    former = registry.find_champion(name)
-    compared = None if former is None or registry.bento_of(former) == bento.tag else former
-    worse = compare_with_champion(bento, compared)
-    version = _register(bento, name, terms.period, compared, worse)
+    current = model_registry.find_champion(name)
+    other = None if current is None or model_registry.bento_of(current) == bento.tag else current
+    degradation = compare_with_champion(bento, other)
+    version = _register(bento, name, terms.period, other, degradation)
     _require_not_rolled_back(version)
-    newer = period_aliases.newer_period(former, terms.period)
+    newer_period = period_aliases.newer_period(current, terms.period)
     try:
         require_score(bento, gates)
-        of_late = "not compared with the champion, which is of newer data"
-        if newer is None:
-            require_not_worse(bento, gates, former, worse)
-            of_late = require_not_worse_on_recent_data(name, bento.tag, registry.bento_of(former), gates)
-        num_asked, example = _ask_held_out_rows(bento, gates.num_rows)
+        result = "not compared with the champion, which was trained on newer data"
+        if newer_period is None:
+            require_not_worse(bento, gates, current, degradation)
+            result = require_not_worse_on_recent_data(name, bento.tag, model_registry.bento_of(current), gates)
+        num_rows, example = _run_smoke_test(bento, gates.num_rows)
     except Exception as refusal:
         mlflow_runs.client().set_model_version_tag(name, version.version, "release", f"refused: {refusal}"[:4000])
         raise
-    return CheckedRelease(version, former, newer, of_late, num_asked, example)
+    return CheckedRelease(version, current, newer_period, result, num_rows, example)
 
 
 def _require_not_rolled_back(version: ModelVersion) -> None:
-    verdict = version.tags.get("release", "")
-    if verdict.startswith(promotions.ROLLED_BACK):
+    status = version.tags.get("release", "")
+    if status.startswith(champion.ROLLED_BACK):
         raise ReleaseRefused(
-            f"{version.name} version {version.version} was {verdict}",
-            required="a version that nobody has taken back",
+            f"{version.name} version {version.version} was {status}",
+            required="a version that was not rolled back",
             where="the version's tag `release` in the registry",
-            remedy=f"make another one; or, if it is good after all, bloomery promote {version.name}:{version.version}",
+            remedy=f"train another version; or promote this one: bloomery promote {version.name}:{version.version}",
         )
 
 
 def _register(
-    bento: Bento, name: str, period: str | None, former: ModelVersion | None, worse: Interval | None
+    bento: Bento, name: str, period: str | None, former: ModelVersion | None, degradation: Interval | None
 ) -> ModelVersion:
     candidate = bento.choice.candidate
     trained = bento.choice.candidates.trained
     task = trained.dataset.task
     contract = trained.dataset.valid_rows.contract
     tags = {
-        registry.BENTO: bento.tag,
+        model_registry.BENTO: bento.tag,
         "bento.digest": bento.digest,
         "candidate": candidate.name,
         "candidate.run": candidate.run_id,
@@ -117,23 +115,23 @@ def _register(
     if trained.privacy is not None:
         tags |= {"privacy.epsilon": f"{trained.privacy.epsilon:.6g}", "privacy.delta": f"{trained.privacy.delta:g}"}
     version_description.log_card(bento)
-    description = version_description.describe_version(bento, former, worse)
-    version = registry.register_version(name, _log_model(bento), candidate.run_id, tags, description)
+    description = version_description.describe_version(bento, former, degradation)
+    version = model_registry.register_version(name, _log_model(bento), candidate.run_id, tags, description)
     version_description.describe_model(name, bento)
     return version
 
 
 def _log_model(bento: Bento) -> str:
-    """The chosen ONNX file as an MLflow model of its candidate's run; returns its address."""
+    """Logs the chosen ONNX file as an MLflow model of the candidate's run, once; returns its uri."""
     import mlflow
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     candidate = bento.choice.candidate
-    kept = mlflow_runs.client().get_run(candidate.run_id).data.tags.get("model")
-    if kept is not None:
-        return kept
+    model_uri = mlflow_runs.client().get_run(candidate.run_id).data.tags.get("model")
+    if model_uri is not None:
+        return model_uri
     model = onnx.load_from_string(decompress(settings().path(candidate.uri).read_bytes()))
     inputs, outputs = (
         Schema([TensorSpec(np.dtype("float32"), _shape(value), value.name) for value in values])
@@ -153,33 +151,33 @@ def _log_model(bento: Bento) -> str:
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The shape that the file states, -1 where it leaves a size free."""
+    """The shape in the file, with -1 for a dynamic size."""
     return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim)
 
 
-def _ask_held_out_rows(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
-    """Start the bento and ask it raw rows, one by one and all at once.
+def _run_smoke_test(bento: Bento, num_rows: int) -> tuple[int, dict[str, Any]]:
+    """Serves the bento and sends it raw test rows, one by one and in one request.
 
     Returns:
-        How many rows it was asked, and the first with its answer.
+        The number of rows, and the first one with its prediction.
 
     Raises:
-        ReleaseRefused: an answer is not the one that was measured for this row.
+        ReleaseRefused: a prediction differs from the measured one.
     """
     from bloomery.models.inference.outputs import TOLERANCE, score_unit
 
     dataset = bento.choice.candidates.trained.dataset
-    shown = example_predictions(bento.choice, num_rows)
-    rows = [one["row"] for one in shown]
+    examples = example_predictions(bento.choice, num_rows)
+    rows = [example["row"] for example in examples]
     with serve_bento(bento.tag) as client:
-        alone = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
-        together = parse_predictions(post_rows(client, rows), bento.tag)
+        single = [parse_predictions(post_rows(client, [row]), bento.tag)[0] for row in rows[:10]]
+        batched = parse_predictions(post_rows(client, rows), bento.tag)
     limit = TOLERANCE * score_unit(read_encoder(settings().path(dataset.encoder_uri)))
-    known = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
-    for position, answered in [*enumerate(alone), *enumerate(together)]:
-        what = f"the row with {dataset.key} {known[position][dataset.key]}"
-        require_same_prediction(answered, shown[position]["prediction"], limit, what, bento.tag)
-    first = alone[0]
+    measured = read_measured_predictions(bento.choice).select([dataset.key, "truth"]).slice(0, num_rows).to_pylist()
+    for position, prediction in [*enumerate(single), *enumerate(batched)]:
+        description = f"the row with {dataset.key} {measured[position][dataset.key]}"
+        require_same_prediction(prediction, examples[position]["prediction"], limit, description, bento.tag)
+    first = single[0]
     if "label" in first:
         first = {"label": first["label"], "probability": max(first["probabilities"].values())}
-    return len(rows), {"key": known[0][dataset.key], "truth": known[0]["truth"], **first}
+    return len(rows), {"key": measured[0][dataset.key], "truth": measured[0]["truth"], **first}

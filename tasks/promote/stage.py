@@ -1,4 +1,4 @@
-"""promote: a registered version becomes champion once its bento has answered held-out rows as measured."""
+"""Stage `promote`: makes a registered version champion, once it has passed its release checks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.promote import release_report
 from bloomery.tasks.promote.release_checks import CheckedRelease, check_release
-from bloomery.tasks.registry import approvals, model_registry, period_aliases
-from bloomery.tasks.registry import champion as promotions
+from bloomery.tasks.registry import approvals, champion, model_registry, period_aliases
 
 
-def _is_in_place(record: Release) -> bool:
+def _is_promoted(record: Release) -> bool:
     current = model_registry.find_by_alias(record.name, record.alias)
     return (
         current is not None
@@ -29,34 +28,34 @@ def _is_in_place(record: Release) -> bool:
     )
 
 
-@stage(is_whole=_is_in_place, present=release_report.publish_release)
+@stage(is_whole=_is_promoted, present=release_report.publish_release)
 def promote(out: Output, bento: Bento, gates: Gates, terms: PromotionTerms) -> Release:
-    """Afterwards the alias `champion` names the version of this bento.
+    """Sets the alias `champion` to the version of this bento.
 
-    If the champion is of newer data it stays, and an alias of the period's own names the version.
+    If the champion was trained on a newer period it stays, and the version gets an alias of its own period.
 
     Raises:
-        ReleaseRefused: a gate is missed, also on labelled rows of late, the served bento answers otherwise than was
-            measured, or a person has refused it or not decided yet, where the recipe asks for that. The version is
-            registered and tagged as refused, or as waiting, and the former champion stands.
+        ReleaseRefused: a gate is missed on the test split or on recent data, a served prediction differs from the
+            measured one, or the recipe requires an approval that is refused or pending. The version is registered and
+            tagged as refused or waiting, and the champion stays.
     """
     name = bento.tag.split(":")[0]
-    with promotions.champion_lock(name):
-        examined = check_release(bento, gates, terms)
-        if examined.newer is not None and terms.period is not None:
+    with champion.champion_lock(name):
+        release = check_release(bento, gates, terms)
+        if release.newer_period is not None and terms.period is not None:
             alias = terms.period
-            period_aliases.mark_older(examined.version, terms.period, examined.newer)
+            period_aliases.mark_older(release.version, terms.period, release.newer_period)
         else:
             alias = model_registry.CHAMPION
-            _make_champion(bento, examined, terms)
-    version, former = examined.version, examined.former
-    is_replaced = alias == model_registry.CHAMPION and former is not None and not examined.is_champion
+            _make_champion(bento, release, terms)
+    version, former = release.version, release.champion
+    is_replaced = alias == model_registry.CHAMPION and former is not None and not release.is_champion
     return Release(
         name=name,
         version=int(version.version),
         alias=alias,
-        num_smoke_test_rows=examined.num_asked,
-        example=json.dumps(examined.example),
+        num_smoke_test_rows=release.num_smoke_test_rows,
+        example=json.dumps(release.example),
         replaced_version=int(former.version) if is_replaced and former is not None else None,
         bento=bento,
         digest=digest_of_document([name, bento.digest]),
@@ -64,40 +63,41 @@ def promote(out: Output, bento: Bento, gates: Gates, terms: PromotionTerms) -> R
 
 
 def submit_for_approval(bento: Bento, gates: Gates, terms: PromotionTerms) -> ApprovalRequest | None:
-    """Afterwards the version waits for a person's decision, if its promotion would change the champion.
+    """Requests approval of the version, if its promotion would change the champion.
 
-    Returns the request, which may be decided already; None if there is nothing to decide.
+    Returns:
+        The request, which may be decided already; None if no approval is needed.
 
     Raises:
-        ReleaseRefused: as `promote`.
+        ReleaseRefused: as in `promote`.
     """
     if terms.approval is None:
         return None
-    with promotions.champion_lock(bento.tag.split(":")[0]):
-        examined = check_release(bento, gates, terms)
-        if examined.is_champion or examined.newer is not None:
+    with champion.champion_lock(bento.tag.split(":")[0]):
+        release = check_release(bento, gates, terms)
+        if release.is_champion or release.newer_period is not None:
             return None
-        standing = approvals.require_not_refused(examined.version)
-        return standing or approvals.request_approval(examined.version, terms.approval, examined.former)
+        request = approvals.require_not_refused(release.version)
+        return request or approvals.request_approval(release.version, terms.approval, release.champion)
 
 
-def _make_champion(bento: Bento, examined: CheckedRelease, terms: PromotionTerms) -> None:
-    version = examined.version
-    run = _run_in_words(bento)
-    if terms.approval is None or examined.is_champion:
-        promotions.make_champion(version, "run", f"passed its gates; {examined.of_late}", by=run)
+def _make_champion(bento: Bento, release: CheckedRelease, terms: PromotionTerms) -> None:
+    version = release.version
+    run = _describe_run(bento)
+    if terms.approval is None or release.is_champion:
+        champion.make_champion(version, "run", f"passed its gates; {release.recent_data_result}", by=run)
     else:
         request = approvals.require_not_refused(version) or approvals.request_approval(
-            version, terms.approval, examined.former
+            version, terms.approval, release.champion
         )
         if request.decision is None:
             raise approvals.approval_pending(request)
-        promotions.make_champion(version, "approve", request.decision.reason, by=f"{request.decision.by}, in {run}")
+        champion.make_champion(version, "approve", request.decision.reason, by=f"{request.decision.by}, in {run}")
     approvals.close_request(version)
     period_aliases.set_period_alias(version)
 
 
-def _run_in_words(bento: Bento) -> str:
+def _describe_run(bento: Bento) -> str:
     from prefect.runtime import flow_run
 
     return f"run {flow_run.name} ({flow_run.id})" if flow_run.id else f"run {bento.choice.candidate.run_id}"

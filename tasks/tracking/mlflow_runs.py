@@ -1,4 +1,4 @@
-"""MLflow: where runs are logged and versions registered."""
+"""Logs MLflow runs: the client, experiments, runs that survive kills, and batches of metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGE_KEY = "bloomery.stage_key"
 
 @functools.cache
 def client() -> MlflowClient:
-    """The client of this process. A local store is made once, under a lock, and set up for several writers."""
+    """The client of this process. A local database is created once, under a lock, and set up for several writers."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -39,42 +39,42 @@ def client() -> MlflowClient:
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_suffix(".lock")):
-        connected = MlflowClient(uri)  # which makes the tables
-        connected.search_experiments(max_results=1)
+        local_client = MlflowClient(uri)  # creates the tables
+        local_client.search_experiments(max_results=1)
         with closing(sqlite3.connect(database, timeout=60)) as connection:
-            # Readers then do not stop a writer, and logging takes half the time.
+            # Readers do not block a writer then, and logging takes half the time.
             connection.execute("PRAGMA journal_mode=WAL")
-    return connected
+    return local_client
 
 
 def ensure_experiment(name: str) -> str:
-    """The id of the experiment of that name, made if need be."""
+    """Returns the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
-    found = client().get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    place = (settings().home / "mlflow" / "artifacts" / name).as_uri() if settings().tracking_is_local else None
+    experiment = client().get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = (settings().home / "mlflow" / "artifacts" / name).as_uri() if settings().tracking_is_local else None
     try:
-        # The tag opens the pages that matter for models trained from scratch.
+        # The tag makes MLflow show the pages for models that are trained from scratch.
         return client().create_experiment(
-            name, artifact_location=place, tags={"mlflow.experimentKind": "custom_model_development"}
+            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
         )
     except MlflowException:
-        found = client().get_experiment_by_name(name)  # another run has made it in the meantime
-        if found is None:
+        experiment = client().get_experiment_by_name(name)  # another run has created it in the meantime
+        if experiment is None:
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 @contextmanager
 def logged_run(
     experiment_name: str, run_name: str, stage_key: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """A run that ends FINISHED, or FAILED on an exception. Yields its id.
+    """Yields the id of a new run, which ends as FINISHED, or as FAILED after an exception.
 
     Runs of the same name that a killed process left RUNNING for `stage_key` are ended first: the caller holds the lock
-    of that key, so nobody works on them.
+    of that key, so no other process works on them.
     """
     experiment_id = ensure_experiment(experiment_name)
     _end_orphans(experiment_id, stage_key, run_name)
@@ -102,38 +102,36 @@ def _end_orphans(experiment_id: str, stage_key: str, run_name: str) -> None:
 
 
 def adopt_runs(experiment_name: str, stage_key: str, run_id: str, *, tag: str) -> None:
-    """Afterwards the runs with `tag` that a killed process left for `stage_key` lie below `run_id`; none goes on.
+    """Moves the runs with `tag` that a killed process left for `stage_key` below `run_id`, and ends those RUNNING.
 
-    The caller holds the lock of that key, so nobody works on them.
+    The caller holds the lock of that key, so no other process works on them.
     """
-    found = client().search_runs([ensure_experiment(experiment_name)], f"tags.`{STAGE_KEY}` = '{stage_key}'")
-    for left in found:
-        if tag not in left.data.tags:
+    runs = client().search_runs([ensure_experiment(experiment_name)], f"tags.`{STAGE_KEY}` = '{stage_key}'")
+    for run in runs:
+        if tag not in run.data.tags:
             continue
-        client().set_tag(left.info.run_id, "mlflow.parentRunId", run_id)
-        if left.info.status == "RUNNING":
-            client().set_terminated(left.info.run_id, "KILLED")
+        client().set_tag(run.info.run_id, "mlflow.parentRunId", run_id)
+        if run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, "KILLED")
 
 
-def log_metrics(run_id: str, figures: Mapping[str, float], step: int = 0) -> None:
-    log_metric_steps(run_id, [(step, figures)])
+def log_metrics(run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+    log_metric_steps(run_id, [(step, values)])
 
 
-def log_resource_usage(run_id: str, effort: ResourceUsage, start: str = "") -> None:
-    """Figures of what a stage took, whose names begin with `start`, and how its energy is known."""
-    log_metrics(
-        run_id, {f"{start}{name}": getattr(effort, name) for name in ("seconds", "processor_seconds", "joules")}
-    )
-    how = "measured" if effort.is_measured else "estimated from the seconds of the processors"
-    client().set_tag(run_id, f"{start}joules", how)
+def log_resource_usage(run_id: str, usage: ResourceUsage, prefix: str = "") -> None:
+    """Logs the resource usage of a stage under names with the given prefix, and a tag with the source of its energy."""
+    log_metrics(run_id, {f"{prefix}{name}": getattr(usage, name) for name in ("seconds", "cpu_seconds", "joules")})
+    how = "measured" if usage.is_measured else "estimated from CPU seconds"
+    client().set_tag(run_id, f"{prefix}joules", how)
 
 
 def log_metric_steps(run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-    """Metrics of many steps in one request."""
+    """Logs the metrics of many steps, up to 1,000 values per request."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, step) for step, figures in steps for name, value in figures.items()]
+    metrics = [Metric(name, value, now, step) for step, values in steps for name, value in values.items()]
     for start in range(0, len(metrics), 1000):
         client().log_batch(run_id, metrics=metrics[start : start + 1000])
 
@@ -145,7 +143,7 @@ def log_params(run_id: str, params: Mapping[str, object]) -> None:
 
 
 def run_exists(run_id: str) -> bool:
-    """Whether the run is in the registry, whole and not deleted."""
+    """Whether the run exists, has finished and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:

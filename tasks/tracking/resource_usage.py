@@ -1,6 +1,6 @@
-"""What a stage took: seconds, seconds of the processors, and their energy, measured where the machine tells it.
+"""Measures the resource usage of a stage: seconds, CPU seconds, and CPU energy, where the machine has a counter.
 
-Nothing is sent anywhere, nothing is written, and the arithmetic of the stage is not touched.
+Sends and writes nothing, and does not change the arithmetic of the stage.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.records.records import ResourceUsage
 
-# A busy core of a server's processor: its thermal design power by its cores is 4 W (280 W, 64 cores) to 12 W.
+# Thermal design power per core of server processors: 4 W (280 W, 64 cores) to 12 W.
 WATTS_PER_CORE = 8.0
-_READ_EVERY_S = 20.0  # a counter comes round after a minute or more
+_READ_INTERVAL_S = 20.0  # a counter overflows after a minute or more
 
 
-class _Watched:
-    """An energy counter that is read often enough while a stage works; `joules` is None once it cannot be read."""
+class _EnergyMeter:
+    """Reads an energy counter often enough to notice overflows; `joules` is None once it cannot be read."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self._read, self._ended = read, threading.Event()
@@ -31,10 +31,10 @@ class _Watched:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_READ_EVERY_S):
-            self._note()
+        while not self._ended.wait(_READ_INTERVAL_S):
+            self._update()
 
-    def _note(self) -> None:
+    def _update(self) -> None:
         try:
             self.joules = None if self.joules is None else self._read() - self._start
         except (OSError, ValueError):
@@ -43,47 +43,47 @@ class _Watched:
     def end(self) -> float | None:
         self._ended.set()
         self._thread.join()
-        self._note()
+        self._update()
         return self.joules
 
 
-def _counter() -> _Watched | None:
+def _start_meter() -> _EnergyMeter | None:
     from bloomery.models.profiling.rapl import open_energy_counter
 
     try:
-        return _Watched(open_energy_counter().read)
+        return _EnergyMeter(open_energy_counter().read)
     except (EngineMissing, OSError, ValueError) as failure:
         logging.getLogger(__name__).info("energy is estimated: %s", failure)
         return None
 
 
 @contextmanager
-def measure_usage(*, on_gpu: bool = False) -> Iterator[Callable[[], ResourceUsage]]:
-    """Yields what tells the effort since the `with` block began; to be asked once, in it or after it.
+def measure_usage(*, use_gpu: bool = False) -> Iterator[Callable[[], ResourceUsage]]:
+    """Yields a function that returns the usage since the `with` block began; call it once, inside or after the block.
 
-    The seconds of the processors are those of this process and of its children that have ended.
+    CPU seconds are those of this process and of its ended children.
     """
-    watched = _counter()
-    began, worked = time.perf_counter(), _processor_seconds()
+    meter = _start_meter()
+    start, start_cpu = time.perf_counter(), _cpu_seconds()
 
-    def told() -> ResourceUsage:
-        seconds, busy = time.perf_counter() - began, _processor_seconds() - worked
-        joules = None if watched is None else watched.end()
+    def read_usage() -> ResourceUsage:
+        seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - start_cpu
+        joules = None if meter is None else meter.end()
         return ResourceUsage(
             seconds=seconds,
-            cpu_seconds=busy,
-            joules=busy * WATTS_PER_CORE if joules is None else joules,
+            cpu_seconds=cpu_seconds,
+            joules=cpu_seconds * WATTS_PER_CORE if joules is None else joules,
             is_measured=joules is not None,
-            used_gpu=on_gpu,
+            used_gpu=use_gpu,
         )
 
     try:
-        yield told
+        yield read_usage
     finally:
-        if watched is not None:
-            watched.end()
+        if meter is not None:
+            meter.end()
 
 
-def _processor_seconds() -> float:
-    """User and system, of this process and its ended children."""
+def _cpu_seconds() -> float:
+    """User and system time of this process and its ended children."""
     return sum(os.times()[:4])

@@ -1,4 +1,4 @@
-"""A network fitted to prepared rows, as the training stage and each trial of a search do it."""
+"""Fits a network to encoded rows, for the train stage and for each trial of a hyperparameter search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bloomery.models.training.loop import EpochResult, Placement, StepProgress
     from bloomery.models.training.transfer_learning import TransferResult
 
-_SHOWN_ROWS = 50_000
+_MAX_REPORTED_ROWS = 50_000
 
 
 class TrainingSplits(NamedTuple):
@@ -35,34 +35,34 @@ class TrainingSplits(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """A trained network in evaluation mode, and what became of it."""
+    """A trained network in evaluation mode, and its history."""
 
     network: nn.Module
     blueprint: Blueprint
     history: list[EpochResult]
-    spent: PrivacySpent | None
+    privacy_spent: PrivacySpent | None
     transfer: TransferResult | None
 
 
 def checkpoint_folder(key: str) -> Path:
-    """Where a training stage keeps its state until it is whole."""
+    """The folder with the checkpoints of a train stage that has not finished."""
     return settings().home / "checkpoints" / key
 
 
 def read_splits(dataset: Dataset) -> TrainingSplits:
     from bloomery.models.training.data.batches import open_examples
 
-    parts = (dataset.train, dataset.val)
-    return TrainingSplits(*(open_examples(settings().path(part.uri), dataset.key, dataset.layout) for part in parts))
+    paths = (settings().path(split.uri) for split in (dataset.train, dataset.val))
+    return TrainingSplits(*(open_examples(path, dataset.key, dataset.layout) for path in paths))
 
 
 def sample_validation_rows(dataset: Dataset, val: ExampleSource) -> Examples:
-    """The validation part as it is reported: an even sample of it, where it does not fit into memory."""
+    """The validation rows to report on: all, or an even sample where they do not fit into memory."""
     from bloomery.models.training.data.batches import Examples, sample_examples
 
     if isinstance(val, Examples):
         return val
-    return sample_examples(settings().path(dataset.val.uri), dataset.key, dataset.layout, _SHOWN_ROWS)
+    return sample_examples(settings().path(dataset.val.uri), dataset.key, dataset.layout, _MAX_REPORTED_ROWS)
 
 
 def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
@@ -73,70 +73,70 @@ def make_blueprint(dataset: Dataset, model: Model) -> Blueprint:
 
 
 def fit_network(
-    parts: TrainingSplits,
+    splits: TrainingSplits,
     blueprint: Blueprint,
     training: Training,
-    start: InitialWeights | None = None,
+    initial_weights: InitialWeights | None = None,
     *,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
     on_step: Callable[[StepProgress], None] = lambda step: None,
-    keeper: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
     placement: Placement | None = None,
 ) -> FitResult:
-    """The same arguments give the same weights, bit for bit, on a processor of the same kind.
+    """Trains the network. The same arguments give the same weights, bit for bit, on a processor of the same kind.
 
-    With a `keeper` a killed training goes on where it was last kept, and ends in the same bits. Private training is not
-    kept: it starts anew, since what was spent of the budget would have to be told of both.
+    With a `checkpointer`, a killed training resumes from its last checkpoint and ends with the same bits. Private
+    training saves no checkpoints: a resumed run would have to account for the privacy budget of both runs.
     """
     from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.differential_privacy import train_privately
     from bloomery.models.training.loop import Placement, TrainingHooks, train
 
     network = build_network(blueprint)
-    transferred = None if start is None else _transfer(network, start, training)
+    transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
     if training.privacy is not None:
         history, spent = train_privately(
             network,
-            _in_memory(parts.train),
-            parts.val,
+            _require_in_memory(splits.train),
+            splits.val,
             training,
             training.privacy,
             seed=training.seed,
             on_epoch=on_epoch,
         )
-        return FitResult(network, blueprint, history, spent, transferred)
+        return FitResult(network, blueprint, history, spent, transfer)
     hooks = TrainingHooks(on_epoch=on_epoch, on_step=on_step)
-    if keeper is not None:
-        hooks = dataclasses.replace(hooks, load=keeper.load, save=keeper.save)
+    if checkpointer is not None:
+        hooks = dataclasses.replace(hooks, load=checkpointer.load, save=checkpointer.save)
     history = train(
         network,
-        *parts,
+        *splits,
         loop=training,
         seed=training.seed,
         placement=placement or Placement(select_device(training.device)),
-        rate_shares=None if transferred is None else transferred.rate_shares,
+        rate_shares=None if transfer is None else transfer.rate_shares,
         hooks=hooks,
     )
-    return FitResult(network, blueprint, history, None, transferred)
+    return FitResult(network, blueprint, history, None, transfer)
 
 
-def _in_memory(part: ExampleSource) -> Examples:
+def _require_in_memory(split: ExampleSource) -> Examples:
     from bloomery.models.training.data.batches import Examples
 
-    if isinstance(part, Examples):
-        return part
+    if isinstance(split, Examples):
+        return split
     raise RecipeInvalid(
-        f"private training draws each row by chance, and {part.num_rows:,} rows of this width are read from disk",
-        required="a training part that fits into memory",
+        f"private training samples rows at random, and the {split.num_rows:,} training rows exceed the memory limit",
+        required="a training split that fits into memory",
         where="the recipe's training.privacy",
-        remedy="take fewer rows, or train without `privacy`",
+        remedy="use fewer rows, or train without `privacy`",
     )
 
 
-def _transfer(network: nn.Module, start: InitialWeights, training: Training) -> TransferResult:
+def _transfer(network: nn.Module, initial_weights: InitialWeights, training: Training) -> TransferResult:
     from safetensors.torch import load_file
 
     from bloomery.models.training.transfer_learning import transfer_weights
 
     assert training.start_from is not None
-    return transfer_weights(network, load_file(settings().path(start.uri)), training.start_from)
+    return transfer_weights(network, load_file(settings().path(initial_weights.uri)), training.start_from)

@@ -1,4 +1,4 @@
-"""The search for a better network: trials by Optuna, each a run of its own in MLflow."""
+"""Searches hyperparameters with Optuna; each trial is an MLflow run."""
 
 from __future__ import annotations
 
@@ -30,68 +30,69 @@ if TYPE_CHECKING:
 
 
 class SearchJob(NamedTuple):
-    """What a trial needs to know."""
+    """The arguments of a search, and of each of its trials."""
 
-    key: str  # of the stage
-    run_id: str  # of the stage's run, under which the trials' lie
+    key: str  # of the train stage
+    run_id: str  # of the stage, the parent of the trials' runs
     dataset: Dataset
     model: Model
     training: Training
-    start: InitialWeights | None
-    unit: float = 1.0  # of a score, in the units of the label
+    initial_weights: InitialWeights | None
+    score_unit: float = 1.0  # converts a score to the units of the label
 
 
 class SearchResult(NamedTuple):
-    """The best trial's network and training, its score on the validation part, and how many trials ended with one."""
+    """Network and training of the best trial, its validation score, and the number of completed trials."""
 
     model: Model
     training: Training
     score: float
     num_trials: int
-    first_score: float  # of the recipe as it stands, or of the first network of `auto`
+    first_score: float  # of the recipe without changes, or of the first network of `auto`
 
 
 def run_search(job: SearchJob) -> SearchResult:
-    """Try what the recipe's space allows and say what was best.
+    """Runs trials in the recipe's search space and returns the best.
 
-    The first trial is the recipe as it stands. Trials are kept in the state folder: a killed search goes on with those
-    that it lacks, and the one that was cut short is tried again. With one trial at a time equal arguments try the same.
+    The first trial is the recipe without changes. Trials are stored in the state folder: a killed search continues
+    with the missing trials and repeats the one that was interrupted. Sequential searches with equal arguments run equal
+    trials.
 
     Raises:
-        TrainingDiverged: no trial has come to a score.
-        RecipeInvalid: a network cannot be built as the space says.
-        EngineMissing: the processes that were to try have died.
+        TrainingDiverged: no trial has a finite score.
+        RecipeInvalid: a network of the space cannot be built.
+        EngineMissing: all processes of the search have died.
     """
-    wanted = _search_of(job.training)
-    study = _study(job)
-    _put_back_the_dead(study)
+    options = _search_options(job.training)
+    study = _open_study(job)
+    _requeue_interrupted(study)
     mlflow_runs.adopt_runs(job.dataset.valid_rows.contract.name, job.key, job.run_id, tag="trial")
     if not study.trials:
         for first in _first_trials(job):
             study.enqueue_trial(first)
-    if wanted.parallel == 1:
-        _work(job)
+    if options.parallel == 1:
+        _run_trials(job)
     else:
-        _work_apart(job, study, wanted)
-    done = _finished(study)
-    if not done:
+        _run_in_processes(job, study, options)
+    completed = _completed_trials(study)
+    if not completed:
         raise TrainingDiverged(
-            f"none of {len(study.trials)} trials came to a score",
-            required="a finite loss in one of them at least",
+            f"none of {len(study.trials)} trials has a finite score",
+            required="a finite loss in at least one trial",
             where="the recipe's training.search",
-            remedy="lower `training.learning_rate` in the space and in the recipe, and look at the data's ranges",
+            remedy="lower `training.learning_rate` in the space and in the recipe, and check the ranges of the data",
         )
-    model, training = _recipe_of(job, study.best_trial.params)
-    return SearchResult(model, training, study.best_value * job.unit, len(done), done[0].value * job.unit)
+    model, training = _apply_parameters(job, study.best_trial.params)
+    return SearchResult(
+        model, training, study.best_value * job.score_unit, len(completed), completed[0].value * job.score_unit
+    )
 
 
-def _work_apart(job: SearchJob, study: Study, wanted: Search) -> None:
-    """Trials in several processes. What one of them cannot do ends all; of those that die the others take the work."""
+def _run_in_processes(job: SearchJob, study: Study, options: Search) -> None:
+    """Runs trials in several processes. An error in one ends all; trials of a process that dies go to the others."""
     context = multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
-    workers = [
-        context.Process(target=_work_as_child, args=(job, number, failures)) for number in range(wanted.parallel)
-    ]
+    workers = [context.Process(target=_run_child, args=(job, number, failures)) for number in range(options.parallel)]
     try:
         for worker in workers:
             worker.start()
@@ -99,7 +100,7 @@ def _work_apart(job: SearchJob, study: Study, wanted: Search) -> None:
             next(worker for worker in workers if worker.is_alive()).join(timeout=2)
             if not failures.empty():
                 raise failures.get()
-            _tell(study, wanted)
+            _report_progress(study, options)
         if not failures.empty():
             raise failures.get()
     finally:
@@ -110,33 +111,32 @@ def _work_apart(job: SearchJob, study: Study, wanted: Search) -> None:
     codes = [worker.exitcode for worker in workers]
     if all(codes):
         raise EngineMissing(
-            f"the processes of the search ended with {', '.join(map(str, codes))}",
-            required="one that runs to the end",
+            f"the processes of the search ended with exit codes {', '.join(map(str, codes))}",
+            required="at least one that finishes",
             where="the recipe's training.search",
-            remedy="run again: the trials that have ended are kept; a code of -9 means too little memory, "
-            "so lower `parallel`",
+            remedy="run again: finished trials are kept; exit code -9 means too little memory, so lower `parallel`",
         )
 
 
-def _work_as_child(job: SearchJob, number: int, failures: SimpleQueue[BloomeryError]) -> None:
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+def _run_child(job: SearchJob, number: int, failures: SimpleQueue[BloomeryError]) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        _work(job, number)
+        _run_trials(job, number)
     except BloomeryError as failure:
         failures.put(failure)
         raise SystemExit(1) from None
 
 
-def _end_with_starter() -> None:
-    """A killed search must not go on unseen beside the one that is started in its place."""
-    starter = multiprocessing.parent_process()
-    if starter is not None:
-        starter.join()
+def _exit_with_parent() -> None:
+    """Ends this process when its parent dies: a killed search must not continue beside its restart."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)
 
 
 def delete_search(key: str) -> None:
-    """Remove what the search of a stage has kept, once the stage is whole."""
+    """Deletes the trials of a stage, once its output is complete."""
     shutil.rmtree(_folder(key), ignore_errors=True)
 
 
@@ -144,11 +144,11 @@ def _folder(key: str) -> Path:
     return settings().home / "searches" / key
 
 
-def _search_of(training: Training) -> Search:
+def _search_options(training: Training) -> Search:
     return training.search or Search(space={})
 
 
-def _study(job: SearchJob, worker: int = 0) -> Study:
+def _open_study(job: SearchJob, worker: int = 0) -> Study:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -163,7 +163,7 @@ def _study(job: SearchJob, worker: int = 0) -> Study:
         direction="maximize" if job.dataset.task == "classification" else "minimize",
         load_if_exists=True,
     )
-    # The seed moves with the trials that are there, or a search that goes on would try the first ones again.
+    # The seed depends on the number of trials, since a resumed search would repeat its first trials otherwise.
     study.sampler = optuna.samplers.TPESampler(
         seed=job.training.seed + len(study.trials) + 7919 * worker, constant_liar=True
     )
@@ -171,8 +171,8 @@ def _study(job: SearchJob, worker: int = 0) -> Study:
     return study
 
 
-def _put_back_the_dead(study: Study) -> None:
-    """What a killed process has left half done is tried again."""
+def _requeue_interrupted(study: Study) -> None:
+    """Fails the trials that a killed process has left running, and queues them again."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -180,84 +180,86 @@ def _put_back_the_dead(study: Study) -> None:
         study.enqueue_trial(trial.params)
 
 
-def _finished(study: Study) -> list[Any]:
+def _completed_trials(study: Study) -> list[Any]:
     from optuna.trial import TrialState
 
     return study.get_trials(states=[TrialState.COMPLETE])
 
 
-def _networks(job: SearchJob) -> tuple[Model, ...]:
+def _candidate_networks(job: SearchJob) -> tuple[Model, ...]:
     return spaces.default_networks(job.dataset.layout) if job.model.kind == "auto" else (job.model,)
 
 
 def _first_trials(job: SearchJob) -> list[dict[str, Any]]:
-    """The recipe as it stands; with `auto`, each sensible network as it stands."""
-    networks = _networks(job)
+    """The recipe without changes; with `auto`, each default network without changes."""
+    networks = _candidate_networks(job)
     if len(networks) == 1:
-        return [_as_stated(job, networks[0])]
-    return [{"network": position, **_as_stated(job, network)} for position, network in enumerate(networks)]
+        return [_recipe_values(job, networks[0])]
+    return [{"network": position, **_recipe_values(job, network)} for position, network in enumerate(networks)]
 
 
-def _as_stated(job: SearchJob, network: Model) -> dict[str, Any]:
-    """The values that the recipe has at the paths of the space, as far as the space holds them."""
+def _recipe_values(job: SearchJob, network: Model) -> dict[str, Any]:
+    """The recipe's values at the paths of the space, where the space contains them."""
     document = {"model": network.model_dump(), "training": job.training.model_dump()}
-    stated: dict[str, Any] = {}
-    for path, choices in spaces.search_space(network, _search_of(job.training).space).items():
+    values: dict[str, Any] = {}
+    for path, choices in spaces.search_space(network, _search_options(job.training).space).items():
         value: Any = document
         for step in path.split("."):
             value = value[step]
         if isinstance(choices, Range):
             if value is not None and choices.low <= value <= choices.high:
-                stated[_name(network, path)] = value
+                values[_parameter_name(network, path)] = value
             continue
         same = [
-            one for one in choices if spaces.apply_values(network, job.training, {path: one}) == (network, job.training)
+            choice
+            for choice in choices
+            if spaces.apply_values(network, job.training, {path: choice}) == (network, job.training)
         ]
-        stated |= {_name(network, path): spaces.encode_choice(one) for one in same[:1]}
-    return stated
+        values |= {_parameter_name(network, path): spaces.encode_choice(choice) for choice in same[:1]}
+    return values
 
 
-def _name(network: Model, path: str) -> str:
-    """Spaces of different networks do not mix: what suits one says nothing of another."""
+def _parameter_name(network: Model, path: str) -> str:
+    """Optuna's name of a parameter; parameters of different networks are kept apart."""
     return f"{network.kind}: {path}" if path.startswith("model.") else path
 
 
-def _work(job: SearchJob, worker: int = 0) -> None:
-    """Trials until there are as many as wanted; several processes may do so at a time."""
+def _run_trials(job: SearchJob, worker: int = 0) -> None:
+    """Runs trials until there are as many as requested; several processes may do so at a time."""
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
-    study, wanted = _study(job, worker), _search_of(job.training)
-    over = (TrialState.COMPLETE, TrialState.PRUNED)
-    if len(study.get_trials(states=over)) >= wanted.trials:
+    study, options = _open_study(job, worker), _search_options(job.training)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    if len(study.get_trials(states=ended)) >= options.trials:
         return
-    parts = fit.read_splits(job.dataset)
+    splits = fit.read_splits(job.dataset)
     study.optimize(
-        lambda trial: _try(trial, job, parts),
-        n_trials=wanted.trials,
+        lambda trial: _run_trial(trial, job, splits),
+        n_trials=options.trials,
         catch=(TrainingDiverged,),
-        callbacks=[MaxTrialsCallback(wanted.trials, states=over), lambda study, _: _tell(study, wanted)],
+        callbacks=[MaxTrialsCallback(options.trials, states=ended), lambda study, _: _report_progress(study, options)],
     )
 
 
-def _tell(study: Study, wanted: Search) -> None:
-    done = _finished(study)
-    best = f"best {study.best_value:.4g}" if done else ""
-    emit(Progress("train", min(len(study.trials), wanted.trials), wanted.trials, f"search, {best}"))
+def _report_progress(study: Study, options: Search) -> None:
+    completed = _completed_trials(study)
+    best = f"best {study.best_value:.4g}" if completed else ""
+    emit(Progress("train", min(len(study.trials), options.trials), options.trials, f"search, {best}"))
 
 
-def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
-    """The trial's score on the validation part.
+def _run_trial(trial: Trial, job: SearchJob, splits: fit.TrainingSplits) -> float:
+    """Trains one trial and returns its validation score.
 
     Raises:
-        TrialPruned: it is behind the others. Its run in MLflow is ended all the same.
+        TrialPruned: the trial is behind the others. Its MLflow run ends as FINISHED.
     """
     import optuna
 
     from bloomery.models.training.loop import best_epoch
 
-    model, training = _recipe_of(job, _suggested(trial, job))
-    epochs = _search_of(job.training).epochs
+    model, training = _apply_parameters(job, _suggest_parameters(trial, job))
+    epochs = _search_options(job.training).epochs
     training = training if epochs is None else training.model_copy(update={"epochs": epochs})
     configure_processor(training)
     blueprint = fit.make_blueprint(job.dataset, model)
@@ -265,7 +267,7 @@ def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
     scores: list[tuple[int, dict[str, float]]] = []
 
     def on_epoch(epoch: EpochResult) -> None:
-        scores.append((epoch.number, {"val_score": epoch.val_score * job.unit, "val_loss": epoch.val_loss}))
+        scores.append((epoch.number, {"val_score": epoch.val_score * job.score_unit, "val_loss": epoch.val_loss}))
         trial.report(epoch.val_score, epoch.number)
         if trial.should_prune():
             raise optuna.TrialPruned
@@ -277,14 +279,14 @@ def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
     with mlflow_runs.logged_run(name, f"trial-{trial.number}", job.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {"kind": model.kind, **trial.params})
         try:
-            fitted = fit.fit_network(parts, blueprint, training, job.start, on_epoch=on_epoch)
-        except optuna.TrialPruned as ended:
-            pruned = ended  # raised below, where it does not make the run a failed one
+            result = fit.fit_network(splits, blueprint, training, job.initial_weights, on_epoch=on_epoch)
+        except optuna.TrialPruned as failure:
+            pruned = failure  # raised after the run has ended, so that the run does not fail
             mlflow_runs.client().set_tag(run_id, "pruned", "true")
         else:
-            best = best_epoch(fitted.history, training, is_error=job.dataset.task == "regression")
+            best = best_epoch(result.history, training, is_error=job.dataset.task == "regression")
             score = best.val_score
-            mlflow_runs.log_metrics(run_id, {"best_val_score": score * job.unit}, step=best.number)
+            mlflow_runs.log_metrics(run_id, {"best_val_score": score * job.score_unit}, step=best.number)
         finally:
             mlflow_runs.log_metric_steps(run_id, scores)
     if pruned is not None:
@@ -292,14 +294,14 @@ def _try(trial: Trial, job: SearchJob, parts: fit.TrainingSplits) -> float:
     return score
 
 
-def _suggested(trial: Trial, job: SearchJob) -> dict[str, Any]:
-    networks = _networks(job)
-    at = trial.suggest_categorical("network", range(len(networks))) if len(networks) > 1 else 0
-    network = networks[at]
-    for path, choices in spaces.search_space(network, _search_of(job.training).space).items():
-        name = _name(network, path)
+def _suggest_parameters(trial: Trial, job: SearchJob) -> dict[str, Any]:
+    networks = _candidate_networks(job)
+    position = trial.suggest_categorical("network", range(len(networks))) if len(networks) > 1 else 0
+    network = networks[position]
+    for path, choices in spaces.search_space(network, _search_options(job.training).space).items():
+        name = _parameter_name(network, path)
         if not isinstance(choices, Range):
-            trial.suggest_categorical(name, [spaces.encode_choice(one) for one in choices])
+            trial.suggest_categorical(name, [spaces.encode_choice(choice) for choice in choices])
         elif isinstance(choices.low, int) and isinstance(choices.high, int):
             trial.suggest_int(name, choices.low, choices.high, log=choices.log)
         else:
@@ -307,9 +309,9 @@ def _suggested(trial: Trial, job: SearchJob) -> dict[str, Any]:
     return trial.params
 
 
-def _recipe_of(job: SearchJob, params: dict[str, Any]) -> tuple[Model, Training]:
-    """Network and training with a trial's values in place, and no search."""
-    network = _networks(job)[params.get("network", 0)]
+def _apply_parameters(job: SearchJob, params: dict[str, Any]) -> tuple[Model, Training]:
+    """Network and training with the values of a trial, without a search."""
+    network = _candidate_networks(job)[params.get("network", 0)]
     values = {
         name.rpartition(": ")[2]: json.loads(value) if isinstance(value, str) else value
         for name, value in params.items()

@@ -1,4 +1,4 @@
-"""A network that comes trained: its file adapted, judged on the validation part, and all told in the run."""
+"""Imports a trained ONNX network: adapts its file, evaluates it on the validation split, and logs the result."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import OutputCorrupt
 from bloomery.data_contracts.records.records import Dataset
 from bloomery.models.networks.config import Imported
-from bloomery.models.training.config import Training
 from bloomery.tasks.orchestration.stage_store import Output
 from bloomery.tasks.tracking import mlflow_runs
-from bloomery.tasks.train import fit
+from bloomery.tasks.train import fit, run_logging
+from bloomery.tasks.train.explanations import log_run_explanations
+from bloomery.tasks.train.training_run import TrainingRun
 
 if TYPE_CHECKING:
-    from bloomery.models.features.encoder import Encoder
     from bloomery.models.onnx_import.importer import SessionModule
     from bloomery.models.training.data.batches import Examples
 
-_ROWS = 32  # on which the adapted file is compared with the file as it came
+_NUM_COMPARED_ROWS = 32  # on which the outputs of the adapted file are compared with those of the original
 
 
 class AdaptedNetwork(NamedTuple):
-    """The file as it was written. `error` is how far it answers from the file as it came."""
+    """The adapted network. `error` is the largest difference of an output from the original's."""
 
     network: SessionModule
     digest: str
@@ -34,13 +34,13 @@ class AdaptedNetwork(NamedTuple):
 
 
 def adapt_network(
-    model: Imported, dataset: Dataset, parts: fit.TrainingSplits, path: Path, blueprint_path: Path
+    model: Imported, dataset: Dataset, splits: fit.TrainingSplits, path: Path, blueprint_path: Path
 ) -> AdaptedNetwork:
-    """Write the network as a file that answers as our own do, and its blueprint beside.
+    """Writes the network with the inputs and outputs that Bloomery expects to `path`, and its blueprint.
 
     Raises:
-        OutputCorrupt: the file is not the one that the recipe was read with.
-        RecipeInvalid: it is no network for these rows.
+        OutputCorrupt: the file has changed since the recipe was read.
+        RecipeInvalid: the network does not fit these rows.
     """
     import onnx
 
@@ -57,55 +57,36 @@ def adapt_network(
             remedy="run the recipe again",
         )
     blueprint = fit.make_blueprint(dataset, model.model_copy(update={"path": source.name}))
-    x = fit.sample_validation_rows(dataset, parts.val).x[:_ROWS].numpy()
-    made = import_network(source, blueprint.layout, blueprint.task, blueprint.num_outputs, x, model.channels)
-    onnx.save(made.model, path)
+    x = fit.sample_validation_rows(dataset, splits.val).x[:_NUM_COMPARED_ROWS].numpy()
+    imported = import_network(source, blueprint.layout, blueprint.task, blueprint.num_outputs, x, model.channels)
+    onnx.save(imported.model, path)
     blueprint_path.write_text(blueprint.model_dump_json(indent=2), encoding="utf-8")
     network = SessionModule(create_session(path)).eval()
-    return AdaptedNetwork(network, digest_of_file(path), count_weights(made.model), made.error, made.changes)
+    return AdaptedNetwork(
+        network, digest_of_file(path), count_weights(imported.model), imported.error, imported.changes
+    )
 
 
-def log_adapted_network(
-    run_id: str,
-    out: Output,
-    path: Path,
-    adapted: AdaptedNetwork,
-    parts: fit.TrainingSplits,
-    dataset: Dataset,
-    encoder: Encoder,
-    training: Training,
-) -> None:
-    """Afterwards the run has what it has of a network that was trained here, as far as that can be known."""
-    from bloomery.tasks.evaluation.slices import read_slice_values
-    from bloomery.tasks.train.explanations import log_explanations
-    from bloomery.tasks.train.validation_report import log_validation_report
-
-    shown = fit.sample_validation_rows(dataset, parts.val)
-    figures = {"num_parameters": adapted.num_parameters, "import_error": adapted.error}
-    mlflow_runs.log_metrics(run_id, figures | {"rows_per_second": _pace(adapted.network, shown)})
-    client = mlflow_runs.client()
+def log_adapted_network(run: TrainingRun, out: Output, path: Path, adapted: AdaptedNetwork) -> None:
+    """Logs what a trained network logs, as far as it is known without training."""
+    run_id, client = run.run_id, mlflow_runs.client()
+    sample = fit.sample_validation_rows(run.dataset, run.splits.val)
+    metrics = {
+        "num_parameters": adapted.num_parameters,
+        "import_error": adapted.error,
+        "rows_per_second": _measure_rows_per_second(adapted.network, sample),
+    }
+    mlflow_runs.log_metrics(run_id, metrics)
     client.set_tag(run_id, "imported.changes", "; ".join(adapted.changes) or "none")
-    client.set_tag(run_id, "reported_rows", f"{shown.num_rows} of {parts.val.num_rows}, validation part")
     client.log_artifact(run_id, str(path), "network")
     folder = out.path("report")
     folder.mkdir()
-    log_validation_report(run_id, folder, adapted.network, shown, dataset, encoder, training.slices)
-    if training.explain is not None:
-        log_explanations(
-            run_id,
-            out.path("explanations"),
-            adapted.network.forward,  # a function, which has no gradients
-            dataset.layout,
-            encoder,
-            shown,
-            training.explain,
-            raw=lambda keys: read_slice_values(dataset, keys, encoder.columns),
-            seed=training.seed,
-        )
+    run_logging.log_validation(run, folder, adapted.network)
+    # As a function, since the session has no gradients.
+    log_run_explanations(run, out.path("explanations"), adapted.network.forward, sample)
 
 
-def _pace(network: SessionModule, shown: Examples) -> float:
-    """Rows answered a second."""
+def _measure_rows_per_second(network: SessionModule, sample: Examples) -> float:
     start = time.perf_counter()
-    network(shown.x)
-    return shown.num_rows / (time.perf_counter() - start)
+    network(sample.x)
+    return sample.num_rows / (time.perf_counter() - start)

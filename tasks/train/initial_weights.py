@@ -1,4 +1,4 @@
-"""The weights that training begins with, found before the run, so that they count in the stage's key."""
+"""Locates the weights that training starts from before the run, so that they are part of the stage's key."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from bloomery.data_contracts.records.records import InitialWeights
 from bloomery.models.training.config import StartFrom
 from bloomery.tasks.infrastructure.settings import settings
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 
 
 def locate_initial_weights(start: StartFrom | None) -> InitialWeights | None:
-    """The weights that `start` names now: those of a folder, or of a registered version.
+    """The weights that `start` refers to now: in a folder, or of a registered version.
 
     Raises:
-        DataMissing: there are none.
-        RecipeInvalid: the version came trained, as an ONNX file.
+        DataMissing: the weights do not exist or cannot be read.
+        RecipeInvalid: the version is an imported ONNX network.
     """
     if start is None:
         return None
     if start.is_folder:
         name = start.network
-        uri = str((Path(name).expanduser() / WEIGHTS).absolute())
+        uri = str((Path(name).expanduser() / WEIGHTS_FILE).absolute())
     else:
-        name, uri = _registered(start.network)
+        name, uri = _find_registered_weights(start.network)
     path = settings().path(uri)
     if not path.is_file():
         raise DataMissing(
-            f"the weights of {name} are not there",
-            required="a file of weights",
+            f"there are no weights of {name}",
+            required="a file with weights",
             where=str(path),
-            remedy="mend training.start_from.network in the recipe: a version that was trained in this state folder "
-            "(`bloomery show` lists them), or a folder with `weights.safetensors`",
+            remedy="set training.start_from.network in the recipe to a version that was trained in this state folder "
+            "(`bloomery show` lists them), or to a folder with `weights.safetensors`",
         )
     if path.suffix == ".onnx":
         raise RecipeInvalid(
-            f"{name} is an imported network, which has no weights by name",
-            required="a network that was trained here",
+            f"{name} is an imported network, which has no named weights",
+            required="a network that Bloomery has trained",
             where="training.start_from in the recipe",
-            remedy="name another version, or train the network where it came from",
+            remedy="name another version, or train the network before importing it",
         )
     _require_weights(path)
     return InitialWeights(uri=uri, name=name, digest=digest_of_file(path))
 
 
-def _registered(reference: str) -> tuple[str, str]:
-    """The version by its number, and where its weights lie."""
+def _find_registered_weights(reference: str) -> tuple[str, str]:
+    """The version with its number, and the uri of its weights."""
     from bloomery.tasks.registry import model_registry
 
     version = model_registry.find_version(reference)
@@ -64,8 +64,8 @@ def _require_weights(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as failure:
         raise DataMissing(
-            f"the weights that training begins with cannot be read: {failure}",
-            required="tensors by name, as safetensors",
+            f"the initial weights cannot be read: {failure}",
+            required="named tensors in safetensors format",
             where=str(path),
-            remedy="write the file again, or mend training.start_from.network in the recipe",
+            remedy="write the file again, or change training.start_from.network in the recipe",
         ) from failure

@@ -1,7 +1,7 @@
-"""What a recipe's network brings along: own code, a checkpoint. Read before the run, so that it counts.
+"""Bundles what a recipe's network refers to: user code, a checkpoint, an ONNX file. Runs before the stages.
 
-The code itself goes into the recipe as it was read, and of files their digest. So a stage is found again for equal code
-and equal files, wherever they lie, and a trained network can be built without the folder that its code came from.
+The recipe takes in the text of the code and the digest of each file. So equal code and files give the same stage keys,
+wherever they are stored, and a trained network can be built without the folder that its code came from.
 """
 
 from __future__ import annotations
@@ -19,67 +19,69 @@ from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
 from bloomery.models.networks.config import Custom, HuggingFace, Imported, Model
 from bloomery.tasks.orchestration.code_version import PACKAGE, versions
 
-_TAKEN = frozenset({PACKAGE, *sys.stdlib_module_names})
+_RESERVED = frozenset({PACKAGE, *sys.stdlib_module_names})
 
 
 def bundle_user_code(model: Model, folder: Path) -> Model:
-    """`model` with what it names in `folder`, the recipe's: the text of its code, or absolute paths and digests.
+    """Returns `model` with the text of its code, or with absolute paths and digests; paths are relative to `folder`.
 
     Raises:
-        DataMissing: there is no such module, checkpoint or file.
-        RecipeInvalid: a module has the name of another one, or is no Python; a checkpoint cannot be used.
+        DataMissing: a module, checkpoint or file does not exist.
+        RecipeInvalid: a module hides another one or is not valid Python; a checkpoint cannot be used.
     """
     match model:
         case Custom():
-            return _with_code(model, folder)
-        case HuggingFace(checkpoint=str(stated)):
-            return _with_checkpoint(model, (folder / Path(stated).expanduser()).resolve())
+            return _bundle_code(model, folder)
+        case HuggingFace(checkpoint=str(checkpoint)):
+            return _bundle_checkpoint(model, (folder / Path(checkpoint).expanduser()).resolve())
         case Imported():
-            return _with_file(model, (folder / Path(model.path).expanduser()).resolve())
+            return _bundle_file(model, (folder / Path(model.path).expanduser()).resolve())
     return model
 
 
-def _with_code(model: Custom, folder: Path) -> Custom:
-    """The modules are found in the folder by their import statements; what is not there must be installed."""
+def _bundle_code(model: Custom, folder: Path) -> Custom:
+    """Follows import statements through the modules in `folder`; all other modules must be installed."""
     top = model.function.partition(":")[0].split(".")[0]
     code: dict[str, str] = {}
-    foreign: set[str] = set()
+    installed: set[str] = set()
     waiting = [top]
     while waiting:
         name = waiting.pop()
-        paths = _files_of(folder, name)
-        if name in foreign or any(str(path.relative_to(folder)) in code for path in paths):
+        paths = _find_files(folder, name)
+        if name in installed or any(str(path.relative_to(folder)) in code for path in paths):
             continue
         if not paths:
-            foreign.add(name)
+            installed.add(name)
             continue
-        _refuse_taken(name, folder, paths)
+        _require_free_name(name, folder, paths)
         for path in paths:
-            text = _text(path)
+            text = _read_text(path)
             code[path.relative_to(folder).as_posix()] = text
-            waiting += sorted(_imported(text, path))
-    if top in foreign and importlib.util.find_spec(top) is None:
-        raise _missing(folder / f"{top}.py", "a module beside the recipe, or an installed package", "model.function")
-    return model.model_copy(update={"code": dict(sorted(code.items())), "packages": versions(foreign)})
+            waiting += sorted(_find_imports(text, path))
+    if top in installed and importlib.util.find_spec(top) is None:
+        raise _missing_error(
+            folder / f"{top}.py", "a module beside the recipe, or an installed package", "model.function"
+        )
+    return model.model_copy(update={"code": dict(sorted(code.items())), "packages": versions(installed)})
 
 
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """The files of the module or package `name` in `folder`; none if it is not there."""
+def _find_files(folder: Path, name: str) -> list[Path]:
+    """The files of the module or package `name` in `folder`; empty if it does not exist."""
     if (folder / f"{name}.py").is_file():
         return [folder / f"{name}.py"]
     return sorted((folder / name).rglob("*.py"))
 
 
-def _imported(text: str, path: Path) -> Iterator[str]:
-    """The first part of each name that is imported; imports inside a package stay inside it."""
+def _find_imports(text: str, path: Path) -> Iterator[str]:
+    """The top-level name of each absolute import."""
     try:
         tree = ast.parse(text)
     except SyntaxError as failure:
         raise RecipeInvalid(
-            f"{path.name} is not Python: {failure.msg}",
+            f"{path.name} is not valid Python: {failure.msg}",
             required="a module that can be imported",
             where=f"{path}:{failure.lineno}",
-            remedy="mend the line",
+            remedy="correct the line",
         ) from failure
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -88,30 +90,30 @@ def _imported(text: str, path: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-def _refuse_taken(name: str, folder: Path, paths: list[Path]) -> None:
-    """A module beside the recipe may not hide one that others import."""
-    spec = None if name in _TAKEN or name in sys.builtin_module_names else importlib.util.find_spec(name)
-    others = spec is not None and spec.origin is not None and Path(spec.origin).resolve() not in paths
-    if name in _TAKEN or others:
+def _require_free_name(name: str, folder: Path, paths: list[Path]) -> None:
+    """Raises RecipeInvalid if a module beside the recipe would hide one that other code imports."""
+    spec = None if name in _RESERVED or name in sys.builtin_module_names else importlib.util.find_spec(name)
+    hides_installed = spec is not None and spec.origin is not None and Path(spec.origin).resolve() not in paths
+    if name in _RESERVED or hides_installed:
         raise RecipeInvalid(
-            f"{paths[0].relative_to(folder)} has the name of a module that is imported elsewhere",
-            required="a name of its own",
+            f"{paths[0].relative_to(folder)} has the name of another importable module",
+            required="a unique module name",
             where=str(paths[0]),
-            remedy="rename the file, and what imports it",
+            remedy="rename the file, and change its imports",
         )
 
 
-def _with_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
+def _bundle_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
     config = folder / "config.json"
     weights = sorted(folder.glob("*.safetensors"))
-    for there, lacking in ((config.is_file(), config), (bool(weights), folder / "model.safetensors")):
-        if not there:
-            raise _missing(lacking, "a folder with config.json and weights as safetensors", "model.checkpoint")
+    for exists, path in ((config.is_file(), config), (bool(weights), folder / "model.safetensors")):
+        if not exists:
+            raise _missing_error(path, "a folder with config.json and weights as safetensors", "model.checkpoint")
     try:
-        stated: Any = json.loads(_text(config))
+        document: Any = json.loads(_read_text(config))
     except json.JSONDecodeError:
-        stated = None
-    if not isinstance(stated, dict) or not isinstance(stated.get("model_type"), str):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("model_type"), str):
         raise RecipeInvalid(
             "config.json names no model_type",
             required="a JSON object as `transformers` writes it with save_pretrained",
@@ -120,26 +122,26 @@ def _with_checkpoint(model: HuggingFace, folder: Path) -> HuggingFace:
         )
     index = sorted(folder.glob("*.safetensors.index.json"))
     digest = digest_of_document({path.name: digest_of_file(path) for path in (config, *weights, *index)})
-    return HuggingFace(kind="huggingface", checkpoint=str(folder), config=stated, sha256=digest)
+    return HuggingFace(kind="huggingface", checkpoint=str(folder), config=document, sha256=digest)
 
 
-def _with_file(model: Imported, path: Path) -> Imported:
+def _bundle_file(model: Imported, path: Path) -> Imported:
     if not path.is_file():
-        raise _missing(path, "an ONNX file, as Keras writes with model.export(path, format='onnx')", "model.path")
+        raise _missing_error(path, "an ONNX file, as Keras writes with model.export(path, format='onnx')", "model.path")
     return model.model_copy(update={"path": str(path), "sha256": digest_of_file(path)})
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as failure:
-        raise _missing(path, "a file in UTF-8", "model") from failure
+        raise _missing_error(path, "a file in UTF-8", "model") from failure
 
 
-def _missing(path: Path, required: str, key: str) -> DataMissing:
+def _missing_error(path: Path, required: str, key: str) -> DataMissing:
     return DataMissing(
-        f"of the recipe's network there is no {path}",
+        f"the recipe's network refers to {path}, which does not exist",
         required=required,
         where=f"{key} in the recipe",
-        remedy="mend the name; a relative one starts at the recipe's folder",
+        remedy="correct the name; relative paths start at the recipe's folder",
     )

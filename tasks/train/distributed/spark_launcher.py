@@ -1,9 +1,9 @@
-"""Processes that train together, as tasks of a barrier stage of Spark.
+"""Runs training processes as tasks of a Spark barrier stage.
 
 `python -m bloomery.tasks.train.distributed.spark_launcher JOB.json`
 
-TorchDistributor starts a torchrun in each task, and that a worker. This is a process of its own: it prints what workers
-print, and is ended as torchrun's agent is. When a worker dies the stage fails, and is started again.
+TorchDistributor starts torchrun in each task, and torchrun starts a worker. The launcher is a separate process, like
+torchrun's agent. When a worker dies, the barrier stage fails and is started again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 MAX_RESTARTS = 3
 _SLOTS_TIMEOUT_S = 120
-_ASK_EVERY_S = 5
+_SLOT_CHECK_INTERVAL_S = 5
 _ROOMS = ("data_contracts", "models", "tasks")
-_TOO_FEW_SLOTS = "SPARK-24819"  # the beginning of what Spark says then
+_TOO_FEW_SLOTS_CODE = "SPARK-24819"  # at the start of Spark's message
 
 
 def require_slots(training: Training, means: SparkConfig | None) -> None:
     """Raises RecipeInvalid if the Spark of `means` could never start so many processes."""
-    master, wanted = spark_session.spark_master(means), training.devices * training.nodes
-    slots = _local_slots(master)
+    master, num_processes = spark_session.spark_master(means), training.devices * training.nodes
+    slots = _count_local_slots(master)
     if master.startswith("sc://"):
-        found, required = f"`launcher: spark` on {master}", "a master on which a session of its own can be started"
-        remedy = "name the cluster's own master, or use `launcher: torchrun`"
-    elif slots is not None and slots < wanted:
-        found, required = f"{wanted} processes on Spark's master {master}", f"{wanted} tasks at a time"
-        remedy = f"use the master local[{wanted}], or change devices or nodes"
+        found, required = f"`launcher: spark` on {master}", "a master that accepts a separate session"
+        remedy = "use the cluster's own master, or `launcher: torchrun`"
+    elif slots is not None and slots < num_processes:
+        found, required = f"{num_processes} processes on Spark's master {master}", f"{num_processes} tasks at a time"
+        remedy = f"use the master local[{num_processes}], or change devices or nodes"
     else:
         return
     raise RecipeInvalid(
@@ -50,25 +50,25 @@ def require_slots(training: Training, means: SparkConfig | None) -> None:
     )
 
 
-def _local_slots(master: str) -> int | None:
-    """How many tasks run at a time on this machine; None on a cluster, where only Spark can tell."""
+def _count_local_slots(master: str) -> int | None:
+    """The number of tasks that run at a time on this machine; None on a cluster, where only Spark knows it."""
     if master == "local":
         return 1
-    stated = re.fullmatch(r"local\[(\*|\d+)(,\s*\d+)?\]", master)
-    if stated is None:
+    match = re.fullmatch(r"local\[(\*|\d+)(,\s*\d+)?\]", master)
+    if match is None:
         return None
-    return os.cpu_count() or 1 if stated[1] == "*" else int(stated[1])
+    return os.cpu_count() or 1 if match[1] == "*" else int(match[1])
 
 
 def run_on_spark(path: Path) -> None:
-    """Train as the job in the file says, on Spark. Returns once all processes have ended.
+    """Runs the training job in the file on Spark, and returns when all processes have ended.
 
     Raises:
-        EngineMissing: Spark does not start, has too few slots or gives no GPU; or a process died again and again.
+        EngineMissing: Spark does not start, has too few slots or grants no GPU; or processes died repeatedly.
     """
     job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
     code = spark_session.write_code_archive(path.parent / "code.zip", _ROOMS)
-    # Spark on this machine hands its environment on; a cluster's executors are told theirs.
+    # Local Spark inherits this environment; a cluster's executors get theirs from the settings.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
     session = spark_session.get_session(
         SparkConfig(master=job.spark.master, settings=_settings(code) | job.spark.settings)
@@ -79,41 +79,41 @@ def run_on_spark(path: Path) -> None:
 
     num_processes = job.training.devices * job.training.nodes
     distributor = TorchDistributor(num_processes, local_mode=False, use_gpu=use_gpu)
-    # Spark starts no stage again that gives a result, once one of its barrier tasks has failed.
+    # Spark does not retry a barrier stage that returns a result.
     for restarts_left in range(MAX_RESTARTS, -1, -1):
         try:
-            distributor.run(run_worker, path)  # given a file instead, it does not see that torchrun has failed
+            distributor.run(run_worker, path)  # a script file would hide torchrun's exit code
             return
         except Exception as failure:
-            told = str(failure)  # while Java is there to be asked
-            if _TOO_FEW_SLOTS in told:
-                raise _too_few_slots(job, num_processes) from failure
+            message = str(failure)  # read while the JVM still runs
+            if _TOO_FEW_SLOTS_CODE in message:
+                raise _too_few_slots_error(job, num_processes) from failure
             if not restarts_left or (path.parent / FAILURE).is_file():
-                raise _died(told) from failure
+                raise _died_error(message) from failure
 
 
-def _too_few_slots(job: TrainingJob, num_processes: int) -> EngineMissing:
+def _too_few_slots_error(job: TrainingJob, num_processes: int) -> EngineMissing:
     return EngineMissing(
-        f"Spark's master {spark_session.spark_master(job.spark)} did not give {num_processes} slots at one time",
+        f"Spark's master {spark_session.spark_master(job.spark)} did not grant {num_processes} slots at one time",
         required=f"{num_processes} free cores, or GPUs, of executors",
         where="the cluster",
         remedy="wait for other applications to end, add workers, or change devices or nodes",
     )
 
 
-def _died(told: str) -> EngineMissing:
+def _died_error(message: str) -> EngineMissing:
     return EngineMissing(
-        f"processes that train on Spark died, and again after {MAX_RESTARTS} restarts: {told[:500]}",
-        required="processes that run to the end",
+        f"training processes on Spark died, also after {MAX_RESTARTS} restarts: {message[:500]}",
+        required="processes that finish",
         where="torchrun.log beside the job's file, and the executors' logs",
-        remedy="read the log; docs/distributed.md says what the machines must share",
+        remedy="read the log; docs/distributed.md lists what the machines must share",
     )
 
 
 def _settings(code: Path) -> dict[str, str]:
     return {
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": f"{_ASK_EVERY_S}s",
-        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": str(_SLOTS_TIMEOUT_S // _ASK_EVERY_S),
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": f"{_SLOT_CHECK_INTERVAL_S}s",
+        "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": str(_SLOTS_TIMEOUT_S // _SLOT_CHECK_INTERVAL_S),
         "spark.dynamicAllocation.enabled": "false",  # Spark refuses barrier stages with it
         "spark.executorEnv.BLOOMERY_HOME": str(settings().home),
         "spark.executorEnv.PYTHONPATH": str(code),
@@ -121,17 +121,17 @@ def _settings(code: Path) -> dict[str, str]:
 
 
 def _has_gpus(session: SparkSession, training: Training) -> bool:
-    """Whether each task is given GPUs. Without, a worker sees none, also where its machine has some."""
+    """Whether Spark grants GPUs to each task; without a grant a worker sees none, even if its machine has some."""
     amount = float(session.conf.get("spark.task.resource.gpu.amount", "0") or 0)
     if training.device == "cpu" or (amount < 1 and select_device(training.device) == "cpu"):
         return False
     if amount >= 1:
         return True
     raise EngineMissing(
-        f"the network is to be trained on GPUs, and Spark's tasks are given {amount:g} of them",
+        f"training on GPUs is requested, and Spark grants {amount:g} GPUs to a task",
         required="spark.task.resource.gpu.amount of 1 or more",
         where="the recipe's spark.settings, or the cluster's",
-        remedy="state Spark's settings for GPUs, or `device: cpu`, or `launcher: torchrun`",
+        remedy="set Spark's settings for GPUs, or use `device: cpu` or `launcher: torchrun`",
     )
 
 
@@ -141,7 +141,7 @@ def main(path: Path) -> None:
     try:
         run_on_spark(path)
     except BloomeryError as failure:
-        if not (path.parent / FAILURE).is_file():  # what a worker has told is nearer to the cause
+        if not (path.parent / FAILURE).is_file():  # a failure reported by a worker is closer to the cause
             write_document(path.parent / FAILURE, to_failure(failure))
         raise
     finally:

@@ -1,8 +1,8 @@
-"""One of several processes that train a network together. torchrun starts it:
+"""One of several processes that train a network together, started by torchrun:
 
 `torchrun … -m bloomery.tasks.train.distributed.worker JOB.json`
 
-On Spark a torchrun in each task does.
+On Spark, each task starts torchrun.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ WEIGHTS, BLUEPRINT, PROGRESS, RESULT, FAILURE = (
 
 
 class TrainingJob(Document):
-    """What the processes are to do. They write into the folder that the job's file lies in."""
+    """What the processes train. They write into the folder of the job's file."""
 
-    key: str  # of the stage
+    key: str  # of the train stage
     dataset: Dataset
     model: Model
     training: Training
-    start: InitialWeights | None
-    spark: SparkConfig = SparkConfig()  # where the launcher `spark` starts them
+    initial_weights: InitialWeights | None = None
+    spark: SparkConfig = SparkConfig()  # of the launcher `spark`
 
 
 class ProgressLine(Document):
-    """A line of progress: an epoch that has ended, or a step."""
+    """A line of progress: a finished epoch or a step."""
 
     epoch: tuple[float, ...] | None = None
     step: tuple[float, ...] | None = None
 
 
 class TrainingResult(Document):
-    """What the first process leaves behind beside the weights."""
+    """What the first process writes beside the weights."""
 
     history: tuple[tuple[float, ...], ...]
-    taken: tuple[str, ...] | None  # weights that another network gave
+    loaded: tuple[str, ...] | None  # names of the initial weights that were used
 
 
 class WorkerFailure(Document):
-    """An error of ours, as the first process that met it tells it."""
+    """A `BloomeryError` that a process reports to the launcher."""
 
     kind: str
     found: str
@@ -70,13 +70,13 @@ class WorkerFailure(Document):
     remedy: str
 
 
-class _Place(NamedTuple):
+class _WorkerContext(NamedTuple):
     folder: Path
     rank: int
 
 
 def run_worker(path: Path) -> None:
-    """Train as the job says, together with the other processes of the group."""
+    """Trains the job together with the other processes of the group."""
     apply_engine_environment()  # first: an executor's environment does not fix the processor's instructions
     require_state_folder()
 
@@ -89,20 +89,20 @@ def run_worker(path: Path) -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    place = _Place(path.parent, dist.get_rank())
+    context = _WorkerContext(path.parent, dist.get_rank())
     try:
-        _train(job, place, str(device))
+        _train(job, context, str(device))
     except ConnectionError:
-        raise  # another process has died: all are started again
+        raise  # another process has died: torchrun restarts all
     except (BloomeryError, OSError, ValueError, TypeError, LookupError) as failure:
-        # It would come again, so the starter is told and ends the group.
-        write_document(place.folder / FAILURE, to_failure(failure))
+        # A restart would fail again, so the launcher is informed and ends the group.
+        write_document(context.folder / FAILURE, to_failure(failure))
         raise
     finally:
         dist.destroy_process_group()
 
 
-def _train(job: TrainingJob, place: _Place, device: str) -> None:
+def _train(job: TrainingJob, context: _WorkerContext, device: str) -> None:
     import torch
     from safetensors.torch import save
 
@@ -112,11 +112,11 @@ def _train(job: TrainingJob, place: _Place, device: str) -> None:
 
     configure_processor(job.training)
     strategy = job.training.strategy
-    fitted = fit.fit_network(
+    result = fit.fit_network(
         fit.read_splits(job.dataset),
         fit.make_blueprint(job.dataset, job.model),
         job.training,
-        job.start,
+        job.initial_weights,
         placement=Placement(
             device=device,
             group=parallelize.data_parallel_group(strategy),
@@ -124,42 +124,43 @@ def _train(job: TrainingJob, place: _Place, device: str) -> None:
                 network, loop, strategy, torch.device(device), job.training.microbatches
             ),
         ),
-        keeper=Checkpointer(fit.checkpoint_folder(job.key), job.training.checkpoints),
-        on_epoch=lambda epoch: _tell_epoch(place, epoch),
-        on_step=lambda step: _tell_step(place, step),
+        checkpointer=Checkpointer(fit.checkpoint_folder(job.key), job.training.checkpoints),
+        on_epoch=lambda epoch: _report_epoch(context, epoch),
+        on_step=lambda step: _report_step(context, step),
     )
-    weights = parallelize.gather_weights(fitted.network)
-    if place.rank == 0:
-        beside = place.folder / f".{WEIGHTS}"
-        beside.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
-        beside.rename(place.folder / WEIGHTS)
-        taken = None if fitted.transfer is None else fitted.transfer.loaded
-        write_document(place.folder / RESULT, TrainingResult(history=tuple(map(tuple, fitted.history)), taken=taken))
+    weights = parallelize.gather_weights(result.network)
+    if context.rank == 0:
+        temporary = context.folder / f".{WEIGHTS}"
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        temporary.rename(context.folder / WEIGHTS)
+        loaded = None if result.transfer is None else result.transfer.loaded
+        history = tuple(map(tuple, result.history))
+        write_document(context.folder / RESULT, TrainingResult(history=history, loaded=loaded))
 
 
-def _tell_epoch(place: _Place, epoch: EpochResult) -> None:
-    _tell(place, ProgressLine(epoch=tuple(epoch)))
+def _report_epoch(context: _WorkerContext, epoch: EpochResult) -> None:
+    _append_line(context, ProgressLine(epoch=tuple(epoch)))
 
 
-def _tell_step(place: _Place, step: StepProgress) -> None:
-    _tell(place, ProgressLine(step=tuple(step)))
+def _report_step(context: _WorkerContext, step: StepProgress) -> None:
+    _append_line(context, ProgressLine(step=tuple(step)))
 
 
-def _tell(place: _Place, told: ProgressLine) -> None:
-    if place.rank == 0:
-        with (place.folder / PROGRESS).open("a", encoding="utf-8") as stream:
-            stream.write(told.model_dump_json() + "\n")
+def _append_line(context: _WorkerContext, line: ProgressLine) -> None:
+    if context.rank == 0:
+        with (context.folder / PROGRESS).open("a", encoding="utf-8") as stream:
+            stream.write(line.model_dump_json() + "\n")
 
 
 def to_failure(failure: Exception) -> WorkerFailure:
-    """An error as it is told to the starter; one that is not ours as EngineMissing."""
+    """The error as the launcher raises it again; an error of another library becomes EngineMissing."""
     if not isinstance(failure, BloomeryError):
         return WorkerFailure(
             kind="EngineMissing",
-            found=f"a process that trains ended with {type(failure).__name__}: {failure}",
-            required="processes that run to the end",
+            found=f"a training process ended with {type(failure).__name__}: {failure}",
+            required="processes that finish",
             where="torchrun.log beside the job's file",
-            remedy="read the log; docs/distributed.md says what the machines must share",
+            remedy="read the log; docs/distributed.md lists what the machines must share",
         )
     return WorkerFailure(
         kind=type(failure).__name__,
@@ -171,10 +172,10 @@ def to_failure(failure: Exception) -> WorkerFailure:
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Afterwards the file holds the document, whole."""
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
-    beside.write_text(document.model_dump_json(), encoding="utf-8")
-    beside.replace(path)
+    """Writes the document in one rename, so that readers never see half of it."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(document.model_dump_json(), encoding="utf-8")
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: 
     mixed = Budget(objective={"energy": 1, "size": 1})
     assert (decide_candidate(some, mixed).best or some.candidates[0]).name == "frugal"
     assert verdict_on("small", some, mixed).reasons == (
-        "within the budget, but larger and of more energy on the whole than frugal (1.41x)",
+        "within the budget, but larger and of more energy overall than frugal (1.41x)",
     )
     assert verdict_on("neither", some, mixed).reasons == (
         "dominated by frugal: no better in accuracy, size, time or energy",
@@ -240,7 +240,7 @@ def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: M
     bad = {"int8": SubgroupDegradations([part("A", 500, 0.06), part("B", 500, 0.07)], [part("x", 500, 0.08)])}
     missed = verdict_on("int8", some, budget, bad)
     assert missed.reasons == (
-        "drop in town=B up to 7.00 pp, limit 5.00 pp, and over it in 1 more",
+        "drop in town=B up to 7.00 pp, limit 5.00 pp; exceeded in 1 more",
         "drop in town=x up to 8.00 pp, limit 5.00 pp",
     )
     assert [one.limit for one in missed.violations] == ["slice_drop", "class_drop"]
@@ -287,7 +287,7 @@ def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeO
     assert error.found.endswith("closest is int8, 23.0% over accuracy_drop and 50.0% over latency_ms")
     assert "`accuracy_drop: 1.3pp` and `latency_ms: 1.5`, and int8 passes" in error.remedy
     assert "leave some room" not in error.remedy
-    assert "MLflow's run r1" in error.where
+    assert "MLflow run r1" in error.where
     assert error.exit_code == 4
 
 
@@ -304,7 +304,9 @@ def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
     several = candidate("fp32")
     several["latencies"] = (*several["latencies"], latency(0.5, 1.0, batch=5))
     error = refusal(options(several), Budget(latency_ms={"batch_size": 5, "value": 0.1}))
-    assert "value: 0.5}`, and fp32 would have passed; it is timed anew, so leave some room;" in error.remedy
+    assert (
+        "value: 0.5}`, and fp32 would have passed; its latency is measured again, so leave some room;" in error.remedy
+    )
     slower = candidate("int8", ratio=1.1, size=1)
     error = refusal(options(candidate("fp32", size=9000), slower), Budget(objective="latency", size_bytes=10))
     assert "closest is int8, 10.0% over the time of fp32" in error.found

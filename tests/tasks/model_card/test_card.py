@@ -1,4 +1,4 @@
-"""Model cards: what they say is what the records say, whatever names the data brings."""
+"""Model cards: their content comes from the records, and names from the data are escaped."""
 
 import re
 from html.parser import HTMLParser
@@ -36,24 +36,26 @@ from bloomery.tasks.tracking import resource_usage
 HOSTILE = '<script>alert("x")</script>|`[a](javascript:b)`\n# c'
 
 
-class Seen(HTMLParser):
-    """The text of a page, its elements, and the addresses that it names."""
+class ParsedPage(HTMLParser):
+    """The text, the elements and the URLs of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.text, self.elements, self.addresses = "", set[str](), list[str]()
+        self.text, self.elements, self.urls = "", set[str](), list[str]()
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.add(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
+        self.urls += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("a", HOSTILE), **trained: Any) -> Any:
-    """A card of made-up answers to six rows, in `home / "card"`, and the choice that it is of."""
+def write_example_card(
+    home: Path, release: Release, task: str, names: tuple[str, ...] = ("a", HOSTILE), **trained: Any
+) -> Any:
+    """Writes a card of made-up predictions for six rows to `home / "card"`, and returns its choice."""
     place = home / "made"
     place.mkdir(parents=True)
     chosen = release.bento.choice
@@ -97,61 +99,61 @@ def written(home: Path, release: Release, task: str, names: tuple[str, ...] = ("
     return made
 
 
-def test_a_card_of_classes_says_what_was_measured(home: Path, release: Release) -> None:
-    made = written(home, release, "classification")
+def test_a_card_of_a_classification_reports_what_was_measured(home: Path, release: Release) -> None:
+    made = write_example_card(home, release, "classification")
     found = metrics.compute_card_metrics(made)
     assert [one.num_rows for one in found.classes] == [3, 3]
     assert [one.recall for one in found.classes] == [proportion(3, 3), proportion(2, 3)]
     assert [one.precision for one in found.classes] == [proportion(3, 4), proportion(2, 2)]
     assert found.calibration_error == pytest.approx(abs((4 * 0.9 - 3) / 6) + abs((2 * 0.8 - 2) / 6))
-    text = Seen((home / "card" / "card.html").read_text()).text
-    for told in (
+    text = ParsedPage((home / "card" / "card.html").read_text()).text
+    for expected in (
         "100.0% (43.9–100.0)",  # recall of `a`
-        "Only 6 rows were held out",
+        "The test split has only 6 rows",
         "of a friend",
         "Tell which digit a person wrote",
         "Energy is estimated, not measured",
-        "counted by the processors themselves",
+        "measured by the CPU's own counter",
         "0.02 kWh",
         "1,797 digits by 13 people",  # the contract's own words
         "CC BY 4.0",
-        "A network of kind mlp",
+        "Network kind mlp",
     ):
-        assert told in text
+        assert expected in text
     assert {path.name for path in (home / "card").iterdir()} == {
         *("card.html", "card.md", "calibration.png", "candidates.png")
     }
 
 
-def test_names_from_the_data_run_nothing_on_either_page(home: Path, release: Release) -> None:
-    written(home, release, "classification")
-    page = Seen((home / "card" / "card.html").read_text())
+def test_names_from_the_data_inject_nothing_into_either_page(home: Path, release: Release) -> None:
+    write_example_card(home, release, "classification")
+    page = ParsedPage((home / "card" / "card.html").read_text())
     assert HOSTILE in page.text
     assert not {"script", "iframe", "object", "link", "form", "a"} & page.elements
-    assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    shown = Seen(MarkdownIt().enable("table").render((home / "card" / "card.md").read_text()))
+    assert page.urls
+    assert all(address.startswith("data:image/png;base64,") for address in page.urls)
+    shown = ParsedPage(MarkdownIt().enable("table").render((home / "card" / "card.md").read_text()))
     assert " ".join(HOSTILE.split()) in shown.text
     assert not {"script", "a", "code"} & shown.elements
-    assert shown.addresses == ["calibration.png", "candidates.png"]
+    assert shown.urls == ["calibration.png", "candidates.png"]
 
 
-def test_a_card_of_figures_needs_no_classes(home: Path, release: Release) -> None:
-    written(home, release, "regression", privacy=Privacy(epsilon=1.0, delta=1e-5))
-    text = Seen((home / "card" / "card.html").read_text()).text
+def test_a_card_of_a_regression_has_no_classes(home: Path, release: Release) -> None:
+    write_example_card(home, release, "regression", privacy=Privacy(epsilon=1.0, delta=1e-5))
+    text = ParsedPage((home / "card" / "card.html").read_text()).text
     assert "mean absolute error" in text
-    assert "An answer is a figure alone" in text
-    assert "are not shown" in text  # curves of private training
+    assert "without an estimate of its uncertainty" in text
+    assert "Training curves are omitted" in text  # curves of private training
     assert "recall" not in text
 
 
 @pytest.mark.parametrize(
     "text", ["a|b", "1. x", "# x", "- x", "<b>", "&amp;", "*x*", "_x_", "[x](y)", "`x`", "\\|", "~x~"]
 )
-def test_text_stands_in_markdown_as_it_is(text: str) -> None:
+def test_text_is_rendered_literally_in_markdown(text: str) -> None:
     page = MarkdownIt().enable(["table", "strikethrough"]).render(f"| h |\n| --- |\n| {escape_markdown(text)} |\n")
-    assert Seen(page).text.split() == ["h", *text.split()]
-    alone = Seen(MarkdownIt().render(escape_markdown(text)))
+    assert ParsedPage(page).text.split() == ["h", *text.split()]
+    alone = ParsedPage(MarkdownIt().render(escape_markdown(text)))
     assert (alone.text.strip(), alone.elements) == (text, {"p"})
 
 
@@ -175,25 +177,25 @@ def test_a_large_picture_is_made_small_and_one_that_is_missing_is_left_out(tmp_p
     assert "| x | n |\n| --- | ---: |\n| a | 1 |\n" in (tmp_path / "card" / "card.md").read_text()
 
 
-def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one(
+def test_resource_usage_counts_cpu_seconds_and_reads_the_energy_counter_where_there_is_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def work() -> None:
-        start = resource_usage._processor_seconds()
-        while resource_usage._processor_seconds() - start < 0.2:
+        start = resource_usage._cpu_seconds()
+        while resource_usage._cpu_seconds() - start < 0.2:
             pass
 
-    monkeypatch.setattr(resource_usage, "_counter", lambda: None)
-    with resource_usage.measure_usage(on_gpu=True) as told:
+    monkeypatch.setattr(resource_usage, "_start_meter", lambda: None)
+    with resource_usage.measure_usage(use_gpu=True) as read_usage:
         work()
-        found = told()
-    assert 0.2 <= found.cpu_seconds < 5
-    assert (found.joules, found.is_measured) == (found.cpu_seconds * resource_usage.WATTS_PER_CORE, False)
+        usage = read_usage()
+    assert 0.2 <= usage.cpu_seconds < 5
+    assert (usage.joules, usage.is_measured) == (usage.cpu_seconds * resource_usage.WATTS_PER_CORE, False)
     readings = iter([100.0, 130.0, 130.0])
-    monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(lambda: next(readings)))
-    with resource_usage.measure_usage() as told:
-        found = told()
-    assert (found.joules, found.is_measured) == (30.0, True)
+    monkeypatch.setattr(resource_usage, "_start_meter", lambda: resource_usage._EnergyMeter(lambda: next(readings)))
+    with resource_usage.measure_usage() as read_usage:
+        usage = read_usage()
+    assert (usage.joules, usage.is_measured) == (30.0, True)
 
     def breaks() -> float:
         return next(once)
@@ -203,16 +205,16 @@ def test_effort_counts_the_processors_and_takes_their_counter_where_there_is_one
         raise OSError
 
     once = readings_that_break()
-    monkeypatch.setattr(resource_usage, "_counter", lambda: resource_usage._Watched(breaks))
-    with resource_usage.measure_usage() as told:
-        assert not told().is_measured
+    monkeypatch.setattr(resource_usage, "_start_meter", lambda: resource_usage._EnergyMeter(breaks))
+    with resource_usage.measure_usage() as read_usage:
+        assert not read_usage().is_measured
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("BLOOMERY_GRAMS_PER_KWH", "much"), ("BLOOMERY_PRICE_OF_HOUR", "0.35"), ("BLOOMERY_PRICE_OF_HOUR", "nan EUR")],
 )
-def test_a_price_that_is_none_is_refused_at_the_door(
+def test_an_invalid_price_is_rejected_when_settings_are_read(
     name: str, value: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -223,28 +225,28 @@ def test_a_price_that_is_none_is_refused_at_the_door(
     settings.cache_clear()
 
 
-def test_prices_stand_on_the_card(home: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_shows_prices(home: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLOOMERY_GRAMS_PER_KWH", "380")
     monkeypatch.setenv("BLOOMERY_PRICE_OF_HOUR", "3600 EUR")
     settings.cache_clear()
-    written(home, release, "classification")
-    text = re.sub(r"\s+", " ", Seen((home / "card" / "card.html").read_text()).text)
+    write_example_card(home, release, "classification")
+    text = re.sub(r"\s+", " ", ParsedPage((home / "card" / "card.html").read_text()).text)
     assert "7.0 5.0 0.02 kWh 7.6 g 7 EUR" in text
 
 
-def test_a_version_is_told_against_the_champion_before(release: Release) -> None:
+def test_a_version_is_compared_with_the_previous_champion(release: Release) -> None:
     former: Any = SimpleNamespace(version="2", tags={"size_bytes": "4", "p50_ms": "2.5"})
     worse = Interval(value=-0.002, low=-0.005, high=0.001)
-    assert version_description._against(release.bento, former, worse) == (
+    assert version_description._compare_with_champion(release.bento, former, worse) == (
         "Against version 2, the champion when this one was registered: −75% size, 2.5x as fast (each measured in its "
         "own run), +0.20 points of accuracy [−0.10, +0.50]."
     )
-    assert version_description._gain("regression", worse) == "−0.20% RMSE [−0.50, +0.10]"  # less is better
-    assert version_description._gain("classification", Interval(value=0.0, low=-1e-9, high=0.0)).startswith(
+    assert version_description._format_gain("regression", worse) == "−0.20% RMSE [−0.50, +0.10]"  # less is better
+    assert version_description._format_gain("classification", Interval(value=0.0, low=-1e-9, high=0.0)).startswith(
         "+0.00 points"
     )
     unknown: Any = SimpleNamespace(version="1", tags={})
-    assert "not to be compared" in version_description._against(release.bento, unknown, None)
+    assert "not to be compared" in version_description._compare_with_champion(release.bento, unknown, None)
 
 
 @pytest.mark.parametrize(

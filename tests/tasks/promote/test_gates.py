@@ -1,4 +1,4 @@
-"""A version must reach its gates and be no worse than the champion, whatever it is asked for."""
+"""Gates: a version must reach its score and be no worse than the champion, also on recent data."""
 
 import json
 import os
@@ -118,12 +118,12 @@ def former(bento: Bento) -> Any:
     return SimpleNamespace(tags={"bento": bento.tag})
 
 
-def judge(bento: Bento, gates: Gates, champion: Any) -> None:
+def check(bento: Bento, gates: Gates, champion: Any) -> None:
     require_not_worse(bento, gates, champion, compare_with_champion(bento, champion))
 
 
-def test_held_out_rows_come_in_the_order_of_the_answers(packaged: Any) -> None:
-    rows = read_held_out_rows(packaged("m:one", "regression", 0.0).chosen)
+def test_held_out_rows_have_the_order_of_the_predictions(packaged: Any) -> None:
+    rows = read_held_out_rows(packaged("m:one", "regression", 0.0).choice)
     assert (rows.column_names, rows["x"].to_pylist()) == (["id", "x"], X.tolist())
 
 
@@ -132,33 +132,33 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_and_one_that_is_no
     task: Task, gate: str, packaged: Any
 ) -> None:
     good, same, bad = (packaged(f"m:{name}", task, shift) for name, shift in (("a", 0.1), ("b", 0.1), ("c", 0.6)))
-    judge(same, Gates(champion_drop=0.05), former(good))
-    judge(good, Gates(champion_drop=0.05), former(bad))
-    judge(bad, Gates(), None)
-    judge(bad, Gates(), former(bad))
+    check(same, Gates(champion_drop=0.05), former(good))
+    check(good, Gates(champion_drop=0.05), former(bad))
+    check(bad, Gates(), None)
+    check(bad, Gates(), former(bad))
     with pytest.raises(ReleaseRefused, match="against champion m:a") as refused:
-        judge(bad, Gates(champion_drop=0.05), former(good))
+        check(bad, Gates(champion_drop=0.05), former(good))
     assert gate in refused.value.where
-    judge(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
+    check(bad, Gates(champion_drop=1.0, champion_rise=99.0), former(good))
 
 
-def test_a_champion_that_answers_another_kind_of_question_is_not_replaced(packaged: Any) -> None:
+def test_a_champion_with_another_task_is_not_replaced(packaged: Any) -> None:
     figures, classes = packaged("m:f", "regression", 0.0), packaged("m:c", "classification", 0.0)
     with pytest.raises(ReleaseRefused, match="champion m:c is a classification, and this version is a regression"):
-        judge(figures, Gates(), former(classes))
+        check(figures, Gates(), former(classes))
 
 
-def test_a_champion_that_cannot_be_read_stops_nobody(packaged: Any) -> None:
+def test_a_champion_that_cannot_be_read_blocks_no_successor(packaged: Any) -> None:
     good, broken = packaged("m:a", "regression", 1.0), packaged("m:b", "regression", 0.0)
     folder = Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "b" / "src" / "artifacts"
     (folder / "model.onnx").write_bytes(b"no network")
-    judge(good, Gates(), former(broken))
+    check(good, Gates(), former(broken))
     (folder / "encoder.json").write_text("{}")
-    judge(good, Gates(), former(broken))
+    check(good, Gates(), former(broken))
 
 
 @pytest.mark.parametrize(
-    ("task", "score", "gates", "said"),
+    ("task", "score", "gates", "message"),
     [
         ("classification", 0.8, Gates(min_accuracy=0.9), "accuracy is 80.00%"),
         ("classification", 0.9, Gates(min_accuracy=0.9), None),
@@ -168,20 +168,20 @@ def test_a_champion_that_cannot_be_read_stops_nobody(packaged: Any) -> None:
     ],
 )
 def test_the_score_must_reach_the_gate(
-    task: Task, score: float, gates: Gates, said: str | None, release: Release, home: Path
+    task: Task, score: float, gates: Gates, message: str | None, release: Release, home: Path
 ) -> None:
     bento = recorded(release, "m:x", task, "nowhere", encoder_for(task))
     candidate = bento.choice.candidate.model_copy(update={"score": Interval(value=score, low=score, high=score)})
     bento = bento.model_copy(update={"choice": bento.choice.model_copy(update={"candidate": candidate})})
-    if said is None:
+    if message is None:
         require_score(bento, gates)
     else:
-        with pytest.raises(ReleaseRefused, match=said):
+        with pytest.raises(ReleaseRefused, match=message):
             require_score(bento, gates)
 
 
-def asked_of_late(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "champion") -> list[str]:
-    """Logs rows that were asked, and returns their requests."""
+def log_requests(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "champion") -> list[str]:
+    """Writes rows to the prediction log and returns the ids of their requests."""
     at = datetime.now(UTC) - timedelta(days=days_ago)
     requests = [f"{role}-{days_ago}-{place}" for place in range(len(x))]
     folder = home / "predictions" / "m" / f"day={at:%Y-%m-%d}"
@@ -199,7 +199,7 @@ def asked_of_late(home: Path, x: np.ndarray, days_ago: float = 1, role: str = "c
     return requests
 
 
-def labels_come(home: Path, requests: list[str], labels: Any) -> Path:
+def write_labels(home: Path, requests: list[str], labels: Any) -> Path:
     place = home / "labels" / "m"
     place.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"request": requests, "label": labels}), place / "labels.parquet")
@@ -207,41 +207,45 @@ def labels_come(home: Path, requests: list[str], labels: Any) -> Path:
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_on_rows_of_late_the_new_version_must_not_be_worse(task: Task, packaged: Any, home: Path) -> None:
-    """The held-out rows are as they were; since then everything has moved by one, which one of the two has learnt."""
+def test_a_version_that_is_worse_on_recent_data_is_refused(task: Task, packaged: Any, home: Path) -> None:
+    """Since the test split was made every row has shifted by one, which only the new version has learned."""
     packaged("m:old", task, 0.0)
     packaged("m:new", task, 1.0)
     gates = Gates(champion_drop=0.02, champion_rise=0.02)
     x = np.random.default_rng(1).normal(size=400)
-    requests = asked_of_late(home, x)
-    # A step is five units: what a regression's `shift` of one standard unit comes to is told by the encoder.
+    requests = log_requests(home, x)
+    # A shift of one standard unit is five units of the label.
     unit = float(np.std(FIGURES)) if task == "regression" else 0.0
     moved = FIGURES.mean() + unit * (x + 1) if task == "regression" else np.where(2 * x + 1 > 0, "up", "down")
-    labels_come(home, requests, moved)
-    told = require_not_worse_on_recent_data("m", "m:new", "m:old", gates)
-    assert told.startswith("on 400 rows of late that have a label the ")
-    with pytest.raises(ReleaseRefused, match="on 400 rows of late that have a label") as refused:
+    write_labels(home, requests, moved)
+    describe = require_not_worse_on_recent_data("m", "m:new", "m:old", gates)
+    assert describe.startswith("on 400 recent labelled rows the ")
+    with pytest.raises(ReleaseRefused, match="on 400 recent labelled rows") as refused:
         require_not_worse_on_recent_data("m", "m:old", "m:new", gates)
     assert "labels" in refused.value.where
 
 
-def test_what_is_not_there_of_late_is_told_and_refuses_nobody(packaged: Any, home: Path, tmp_path: Path) -> None:
+def test_missing_recent_data_refuses_nobody_and_is_described(packaged: Any, home: Path, tmp_path: Path) -> None:
     packaged("m:a", "classification", 0.0)
     packaged("m:b", "classification", 0.0)
 
-    def told(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
+    def describe(gates: Gates = Gates(), champion: str | None = "m:a") -> str:  # noqa: B008
         return require_not_worse_on_recent_data("m", "m:b", champion, gates)
 
-    assert "no other champion" in told(champion=None)
-    assert "no other champion" in told(champion="m:b")
-    assert "no label of a row of late has arrived" in told()
-    requests = asked_of_late(home, X[:150])
-    old, shadow = asked_of_late(home, X, days_ago=40), asked_of_late(home, X, role="shadow")
-    labels_come(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
-    assert "150 rows of late have a label, fewer than 200" in told()
-    assert told(Gates(recent=RecentData(min_rows=100), champion_drop=0.05)).startswith("on 150 rows of late")
-    assert told(Gates(recent=RecentData(min_rows=100, window="60d"), champion_drop=0.05)).startswith("on 450 rows")
+    assert "no other champion" in describe(champion=None)
+    assert "no other champion" in describe(champion="m:b")
+    assert "no label has arrived" in describe()
+    requests = log_requests(home, X[:150])
+    old, shadow = log_requests(home, X, days_ago=40), log_requests(home, X, role="shadow")
+    write_labels(home, [*requests, *old, *shadow], [*CLASSES[:150], *CLASSES, *CLASSES])
+    assert "150 labelled rows, fewer than 200" in describe()
+    assert describe(Gates(recent=RecentData(min_rows=100), champion_drop=0.05)).startswith(
+        "on 150 recent labelled rows"
+    )
+    assert describe(Gates(recent=RecentData(min_rows=100, window="60d"), champion_drop=0.05)).startswith(
+        "on 450 recent labelled rows"
+    )
     (Path(os.environ["BENTOML_HOME"]) / "bentos" / "m" / "a" / "src" / "artifacts" / "model.onnx").write_bytes(b"none")
-    assert "not all columns that both versions read" in told(Gates(recent=RecentData(min_rows=100)))
+    assert "the log lacks columns that one of the versions reads" in describe(Gates(recent=RecentData(min_rows=100)))
     with pytest.raises(DataMissing, match="cannot be read"):
-        told(Gates(recent=RecentData(labels=str(tmp_path / "none.parquet"))))
+        describe(Gates(recent=RecentData(labels=str(tmp_path / "none.parquet"))))

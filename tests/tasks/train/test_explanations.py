@@ -22,7 +22,13 @@ from bloomery.models.training.config import Explain
 from bloomery.models.training.data.batches import Examples
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train.explanation_plots import plot_importance
-from bloomery.tasks.train.explanations import FOLDER, log_explanations, select_varied_rows, write_explanations
+from bloomery.tasks.train.explanations import (
+    FOLDER,
+    ExplanationJob,
+    log_explanations,
+    select_varied_rows,
+    write_explanations,
+)
 
 NUM = 24
 TEXTS = ["buy <b>now</b> and save", "your invoice is here", "gemütlich 今日は", "see you at noon"]
@@ -67,9 +73,9 @@ def test_single_rows_are_shown_and_what_matters_over_many(tmp_path: Path, kind: 
     network, layout, encoder, examples, table = made(kind)
     state = torch.get_rng_state()
     wanted = Explain(rows=3, sample=10)
-    gap = write_explanations(
-        tmp_path, network, layout, encoder, examples, wanted, raw=lambda keys: table.take(keys.tolist())
-    )
+    read_raw_rows = lambda keys: table.take(keys.tolist())  # noqa: E731
+    job = ExplanationJob(network, layout, encoder, examples, wanted, read_raw_rows)
+    gap = write_explanations(tmp_path, job)
     assert gap < 0.1
     assert torch.equal(torch.get_rng_state(), state)
     shown = {"rows.html"} if kind == "text" else {"rows.png", "importance.png"}
@@ -94,24 +100,26 @@ def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
     network = build_network(Blueprint(config=config, layout=encoder.layout, task="regression", num_outputs=1)).eval()
     y = torch.from_numpy(encode_labels(encoder, table["pay"]).to_numpy().copy())
     examples = Examples(torch.from_numpy(encode(encoder, table)), y, table["id"].to_numpy())
-    write_explanations(tmp_path, network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
+    job = ExplanationJob(network, encoder.layout, encoder, examples, Explain(rows=2, sample=NUM))
+    write_explanations(tmp_path, job)
     told = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
     assert [one["key"] for one in told["shown"]] == ["0", str(NUM - 1)]
-    assert told["shown"][1]["row"].startswith("truth 2300, answer ")
+    assert told["shown"][1]["row"].startswith("truth 2300, prediction ")
 
 
 def test_a_run_has_the_pictures_and_the_gap(home: Path, tmp_path: Path) -> None:
     network, layout, encoder, examples, _ = made("flat")
     with mlflow_runs.logged_run("explained", "train", "key") as run_id:
-        log_explanations(run_id, tmp_path / "told", network, layout, encoder, examples, Explain(rows=2, sample=4))
+        job = ExplanationJob(network, layout, encoder, examples, Explain(rows=2, sample=4))
+        log_explanations(run_id, tmp_path / "explained", job)
     logged = {Path(one.path).name for one in mlflow_runs.client().list_artifacts(run_id, FOLDER)}
-    assert logged == {path.name for path in (tmp_path / "told").iterdir()} != set()
+    assert logged == {path.name for path in (tmp_path / "explained").iterdir()} != set()
     assert mlflow_runs.client().get_run(run_id).data.metrics["explanation_gap"] < 0.1
 
 
 def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
     network, layout, encoder, examples, _ = made("text")
-    write_explanations(tmp_path, network, layout, encoder, examples, Explain(rows=4, sample=NUM))
+    write_explanations(tmp_path, ExplanationJob(network, layout, encoder, examples, Explain(rows=4, sample=NUM)))
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
     assert "<b>" not in page
     plain = html.unescape("".join(part.rpartition(">")[2] for part in page.split("</span>")))

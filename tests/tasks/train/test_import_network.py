@@ -110,6 +110,8 @@ def test_a_network_for_other_rows_fails_its_run_and_leaves_nothing(dataset: Data
 def test_nothing_can_start_from_an_imported_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "network.onnx"
     path.write_bytes(b"")
-    monkeypatch.setattr("bloomery.tasks.train.initial_weights._registered", lambda reference: (reference, str(path)))
+    monkeypatch.setattr(
+        "bloomery.tasks.train.initial_weights._find_registered_weights", lambda reference: (reference, str(path))
+    )
     with pytest.raises(RecipeInvalid, match="mine:3 is an imported network"):
         locate_initial_weights(StartFrom(network="mine:3"))

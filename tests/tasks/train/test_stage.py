@@ -161,7 +161,7 @@ def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Pa
     with pytest.raises(DataMissing, match="no begin"):
         locate_initial_weights(stated)
     (tmp_path / "begin").mkdir()
-    with pytest.raises(DataMissing, match="are not there") as missing:
+    with pytest.raises(DataMissing, match="there are no weights of") as missing:
         locate_initial_weights(StartFrom(network="./begin").absolute(tmp_path))
     assert missing.value.where == str(tmp_path / "begin" / "weights.safetensors")
     (tmp_path / "begin" / "weights.safetensors").write_text("no tensors")

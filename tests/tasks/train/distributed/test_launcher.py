@@ -23,8 +23,8 @@ from bloomery.models.training.config import Checkpoints, Training
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.train import fit
-from bloomery.tasks.train.distributed.launcher import _failure, fit_distributed, launch_command
-from bloomery.tasks.train.distributed.worker import FAILURE, to_failure, write_document
+from bloomery.tasks.train.distributed.launcher import _read_failure, fit_distributed, launch_command
+from bloomery.tasks.train.distributed.worker import FAILURE, TrainingJob, to_failure, write_document
 from bloomery.tasks.train.stage import train
 
 MLP = Mlp(kind="mlp", hidden=(16,), norm="none", dropout=0.0)
@@ -97,7 +97,7 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
     elsewhere.mkdir()
     monkeypatch.setenv("TMPDIR", str(elsewhere))
     alone = fit.fit_network(fit.read_splits(dataset), fit.make_blueprint(dataset, MLP), training)
-    wanted = fit_distributed("undisturbed", dataset, MLP, training, None)
+    wanted = fit_distributed(TrainingJob(key="undisturbed", dataset=dataset, model=MLP, training=training))
     for name, weight in weights_of(alone).items():
         torch.testing.assert_close(weights_of(wanted)[name], weight, atol=1e-5, rtol=1e-5)
     assert [epoch.val_score for epoch in wanted.history] == [epoch.val_score for epoch in alone.history]
@@ -106,9 +106,8 @@ def test_processes_agree_with_one_and_a_killed_one_changes_nothing_whoever_start
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder(key), killed))
     killer.start()
-    disturbed = fit_distributed(
-        key, dataset, MLP, training.model_copy(update={"launcher": launcher}), None, means=LOCAL_2
-    )
+    launched = training.model_copy(update={"launcher": launcher})
+    disturbed = fit_distributed(TrainingJob(key=key, dataset=dataset, model=MLP, training=launched, spark=LOCAL_2))
     killer.join()
     assert killed
     for name, weight in weights_of(wanted).items():
@@ -126,7 +125,7 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker, args=(fit.checkpoint_folder("pipeline"), killed))
     killer.start()
-    together = fit_distributed("pipeline", texts, network, training, None)
+    together = fit_distributed(TrainingJob(key="pipeline", dataset=texts, model=network, training=training))
     killer.join()
     assert killed
     for name, weight in weights_of(alone).items():
@@ -140,13 +139,13 @@ def test_a_killed_process_of_a_pipeline_is_started_again_with_its_part(texts, ho
 def test_what_goes_wrong_in_a_process_is_told_here(dataset, home):
     lost = dataset.model_copy(update={"train": dataset.train.model_copy(update={"uri": "nowhere.parquet"})})
     with pytest.raises(EngineMissing, match="nowhere"):
-        fit_distributed("lost", lost, MLP, TRAINING, None)
+        fit_distributed(TrainingJob(key="lost", dataset=lost, model=MLP, training=TRAINING))
 
 
 def test_an_error_of_a_process_is_raised_as_what_it_was(tmp_path):
     error = TrainingDiverged("the loss is nan", required="a number", where="epoch 1", remedy="lower the learning rate")
     write_document(tmp_path / FAILURE, to_failure(error))
-    raised = _failure(tmp_path, 1)
+    raised = _read_failure(tmp_path, 1)
     assert type(raised) is TrainingDiverged
     assert (raised.found, raised.required, raised.where, raised.remedy) == (
         error.found,
@@ -161,27 +160,29 @@ def test_an_error_of_a_process_is_raised_as_what_it_was(tmp_path):
 def test_what_goes_wrong_in_a_process_that_spark_has_started_is_told_here(dataset, home):
     training = TRAINING.model_copy(update={"learning_rate": 1e30, "launcher": "spark"})
     with pytest.raises(TrainingDiverged, match="learning rate"):
-        fit_distributed("diverges", dataset, MLP, training, None, means=LOCAL_2)
+        fit_distributed(TrainingJob(key="diverges", dataset=dataset, model=MLP, training=training, spark=LOCAL_2))
 
 
 @pytest.mark.slow
 def test_a_spark_that_gives_no_slots_is_not_waited_for_without_end(dataset, home):
     ask_once = {f"spark.scheduler.barrier.maxConcurrentTasksCheck.{name}": "1" for name in ("interval", "maxFailures")}
     busy = LOCAL_2.model_copy(update={"settings": {**LOCAL_2.settings, **ask_once, "spark.task.cpus": "2"}})
-    with pytest.raises(EngineMissing, match="did not give 2 slots"):
-        fit_distributed("busy", dataset, MLP, TRAINING.model_copy(update={"launcher": "spark"}), None, means=busy)
+    training = TRAINING.model_copy(update={"launcher": "spark"})
+    with pytest.raises(EngineMissing, match="did not grant 2 slots"):
+        fit_distributed(TrainingJob(key="busy", dataset=dataset, model=MLP, training=training, spark=busy))
 
 
 @pytest.mark.parametrize("master", ["local", "local[1]", "local[1, 4]", "sc://far:15002"])
 def test_a_spark_that_never_could_start_the_processes_is_refused(dataset, master):
     training = TRAINING.model_copy(update={"launcher": "spark"})
+    spark = SparkConfig(master=master)
     with pytest.raises(RecipeInvalid, match=r"Spark's master|on sc://"):
-        fit_distributed("refused", dataset, MLP, training, None, means=SparkConfig(master=master))
+        fit_distributed(TrainingJob(key="refused", dataset=dataset, model=MLP, training=training, spark=spark))
 
 
 @pytest.mark.slow
 def test_the_stage_trains_on_the_spark_of_its_means(dataset, home):
-    (home / dataset.checked.report_uri).write_text("made for a test")
+    (home / dataset.valid_rows.report_uri).write_text("made for a test")
     training = TRAINING.model_copy(update={"launcher": "spark"})
     with pytest.raises(RecipeInvalid, match=r"local\[1\]"):
         train(dataset, MLP, training, None, Engine(spark=SparkConfig(master="local[1]")))

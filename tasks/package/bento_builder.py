@@ -1,0 +1,170 @@
+"""Builds a bento from its build context: the files that are served, their manifest and provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from bloomery.data_contracts.documents.digests import digest_of_file
+from bloomery.data_contracts.errors import EngineMissing
+from bloomery.data_contracts.monitoring import REFERENCE_FILE
+from bloomery.data_contracts.odcs.windowed_contract import with_windows
+from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, StatedRecipe
+from bloomery.data_contracts.records.records import Choice, describe_lineage
+from bloomery.data_contracts.records.score_format import SCORE_NAMES
+from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
+from bloomery.models.features.encoder import read_encoder
+from bloomery.tasks.bentos.bento_store import bento_folder
+from bloomery.tasks.bentos.environment import code_versions, describe_environment
+from bloomery.tasks.bentos.requirements import pin_requirements
+from bloomery.tasks.evaluation.held_out import background_rows, example_predictions
+from bloomery.tasks.infrastructure.settings import settings
+from bloomery.tasks.monitoring.reference_profile import build_reference
+from bloomery.tasks.orchestration.code_version import packages_of, reach, templates_of
+
+SERVICE = "bloomery.deployments.service"
+ARTIFACTS = "artifacts"  # the folder in a build context and in a bento
+_NUM_EXAMPLES = 4  # with measured predictions, on which a version tests itself before it serves
+
+
+def write_context(context: Path, choice: Choice) -> dict[str, Path]:
+    """Copies what is served into `context`: the service with all modules that it reaches, and the artifacts.
+
+    Returns:
+        The source file of each module, by dotted name.
+    """
+    modules = reach(SERVICE)
+    for dotted, source in modules.items():
+        target = context.joinpath(*dotted.split(".")).with_suffix(".py")
+        if source.name == "__init__.py":
+            target = context.joinpath(*dotted.split("."), "__init__.py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        for template in templates_of(source):
+            shutil.copyfile(template, target.parent / template.name)
+        (target.parent / "__init__.py").touch()
+    _write_artifacts(context / ARTIFACTS, choice)
+    return modules
+
+
+def _write_artifacts(folder: Path, choice: Choice) -> None:
+    folder.mkdir()
+    dataset = choice.candidates.trained.dataset
+    shutil.copyfile(settings().path(choice.candidate.uri), folder / _model_file(choice))
+    shutil.copyfile(settings().path(dataset.encoder_uri), folder / "encoder.json")
+    window_lengths = read_encoder(folder / "encoder.json").features.window_lengths
+    contract = with_windows(dataset.valid_rows.contract, window_lengths)
+    texts = {
+        "contract.json": contract.model_dump_json(by_alias=True, indent=1, exclude_defaults=True),
+        "examples.json": json.dumps(example_predictions(choice, _NUM_EXAMPLES), indent=1),
+        "background.json": json.dumps(background_rows(choice)),
+        REFERENCE_FILE: build_reference(choice).model_dump_json(by_alias=True, exclude_defaults=True),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _model_file(choice: Choice) -> str:
+    """The name of the model in the bento; its suffixes tell its storage format."""
+    return "model" + "".join(Path(choice.candidate.uri).suffixes)
+
+
+def digest_files(context: Path) -> dict[str, str]:
+    """The sha256 of every file in `context`, by its relative path."""
+    return {
+        str(path.relative_to(context)): digest_of_file(path) for path in sorted(context.rglob("*")) if path.is_file()
+    }
+
+
+def write_provenance(context: Path, tag: str, digest: str, choice: Choice, stated: StatedRecipe) -> None:
+    """Writes the records and the recipe of the version. They hold times and run ids, so no digest counts them."""
+    provenance = Provenance(
+        tag=tag,
+        digest=digest,
+        recipe=stated.recipe,
+        choice=choice,
+        code=code_versions(),
+        environment=describe_environment(choice.candidates.trained.processor),
+    )
+    text = provenance.model_dump_json(by_alias=True, indent=1, exclude_defaults=True)
+    (context / ARTIFACTS / PROVENANCE_FILE).write_text(text, encoding="utf-8")
+
+
+def write_manifest(context: Path, tag: str, choice: Choice) -> None:
+    """Writes the manifest, with the sha256 of every file that is in `context` now."""
+    dataset, candidate = choice.candidates.trained.dataset, choice.candidate
+    prefix, files = f"{ARTIFACTS}/", digest_files(context)
+    manifest = {
+        "tag": tag,
+        "files": {path.removeprefix(prefix): sha256 for path, sha256 in files.items() if path.startswith(prefix)},
+        "code": {path: sha256 for path, sha256 in files.items() if not path.startswith(prefix)},
+        "model": _model_file(choice),
+        "columns": dataset.inputs,
+        "candidate": candidate.name,
+        "is_row_by_row": candidate.is_row_by_row,
+        "needs_vnni": candidate.needs_vnni,
+        "test_score": {"name": SCORE_NAMES[dataset.task], **candidate.score.model_dump()},
+        "parents": [{"stage": stage, "digest": digest} for stage, digest, _ in describe_lineage(choice)],
+    }
+    (context / ARTIFACTS / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def build_bento(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> None:
+    """Builds in a temporary store, then moves the bento into BentoML's store, so that it is never incomplete there.
+
+    Raises:
+        EngineMissing: a package is not installed, or BentoML cannot build the bento.
+    """
+    options = _build_options(context, tag, modules, labels)
+    name, version = tag.split(":")
+    final = bento_folder(tag)
+    store = Path(os.environ["BENTOML_HOME"])
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.parent / ".lock"):
+        temporary = store / ".building" / tag.replace(":", "-")
+        shutil.rmtree(temporary, ignore_errors=True)
+        # A separate process, whose working folder is the context, imports the bento's modules and not ours.
+        process = subprocess.run(
+            [sys.executable, "-c", "import bentoml, json, sys; bentoml.bentos.build(**json.load(sys.stdin))"],
+            input=json.dumps(options),
+            cwd=options["build_ctx"],
+            env={**os.environ, "BENTOML_HOME": str(temporary)},
+            capture_output=True,
+            text=True,
+        )
+        source = temporary / "bentos" / name / version
+        if process.returncode != 0 or not source.is_dir():
+            raise EngineMissing(
+                f"BentoML could not build {tag}: {(process.stderr or process.stdout)[-1500:]}",
+                required="a bento in BentoML's store",
+                where=options["build_ctx"],
+                remedy="run `bloomery doctor`; the lines above show what BentoML lacks",
+            )
+        shutil.rmtree(final, ignore_errors=True)
+        source.rename(final)
+        (final.parent / "latest").write_text(version, encoding="utf-8")
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build_options(context: Path, tag: str, modules: dict[str, Path], labels: dict[str, str]) -> dict[str, Any]:
+    """The arguments of `bentoml.bentos.build`; the requirements are the imported packages and their dependencies."""
+    name, version = tag.split(":")
+    return {
+        "service": f"{SERVICE}:Endpoint",
+        "name": name,
+        "version": version,
+        "build_ctx": str(context),
+        "labels": labels,
+        "include": [str(path.relative_to(context)) for path in sorted(context.rglob("*")) if path.is_file()],
+        "python": {
+            "packages": pin_requirements(packages_of(modules.values())),
+            "lock_packages": False,
+        },
+    }
