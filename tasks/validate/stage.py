@@ -1,4 +1,4 @@
-"""validate: which rows keep the contract, and which go to quarantine."""
+"""validate: checks rows against the contract; those that break it go to quarantine."""
 
 from __future__ import annotations
 
@@ -28,56 +28,52 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration import prefect_artifacts
 from bloomery.tasks.orchestration.stage import stage
 from bloomery.tasks.orchestration.stage_store import Output
-from bloomery.tasks.validate.row_filter import (
-    FilterResult,
-    QuarantineWriter,
-    TableViolation,
-    drop_rows,
-    filter_rows,
-    quarantine_rows,
-)
+from bloomery.tasks.validate.quarantine import QuarantineWriter
+from bloomery.tasks.validate.row_filter import FilterResult, TableViolation, drop_rows, filter_rows, quarantine_rows
 from bloomery.tasks.validate.row_mask import RowMask
 from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
 
 
 def _is_fresh(record: ValidRows) -> bool:
-    """A contract that asks for fresh data is asked again once it would be broken: time passes while the data stays."""
+    """Whether the contract's limits of age still hold: a stored result expires while the data stays the same."""
     return record.fresh_until is None or datetime.now(UTC) <= record.fresh_until
 
 
 @stage(is_whole=_is_fresh, present=prefect_artifacts.publish_contract_report)
 def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
-    """Afterwards `rows.parquet` holds the rows that keep the contract, in its types, and `quarantine.parquet` the rest.
+    """Writes the rows that keep the contract to `rows.parquet`, in its types, and the others to `quarantine.parquet`.
 
-    Columns about people are dropped, hashed or encrypted there; the quarantine has them encrypted.
-    `report.html` is Great Expectations' page about every rule. The rules about one row come first; those about the
-    table are asked of the rows that keep them.
+    Personal columns are dropped, hashed or encrypted in the first, and encrypted in the second. `report.html` is Great
+    Expectations' page about every rule. Rules about one row are checked first; the rows that pass them are then checked
+    against the rules about the table.
 
     Raises:
         ContractBroken: a column is missing or of another type, a rule about the table is broken, or more rows break the
-            contract than it tolerates. The breaking rows then lie in the state folder's `quarantine`.
+            contract than it tolerates. The state folder's `quarantine` then holds the rows that break it.
         DataUnfit: there are no rows.
     """
     where = f"{rows.source}, against contract {contract.name} {contract.version}"
     source = settings().path(rows.uri)
     schema = pq.read_schema(source)
-    require_columns(_as_the_contract_reads(schema, contract) if rows.is_text else schema, contract, where)
+    require_columns(_schema_after_casting(schema, contract) if rows.is_text else schema, contract, where)
     if rows.num_rows == 0:
         raise DataUnfit("the data has no rows", required="at least one row", where=where, remedy="check the source")
-    passed, aside = out.path("rows.parquet"), out.path("quarantine.parquet")
-    with QuarantineWriter(aside, schema, contract.personal_columns, row_group_size_of(source)) as quarantine:
-        sifted = filter_rows(source, contract, passed, quarantine)
-        table = list(check_table_rules(passed, contract, where))
-        table, num_more = _set_aside(source, passed, contract, sifted, table, quarantine)
-    counts = _in_contract_order(contract, rows, sifted, table)
+    passed, quarantined = out.path("rows.parquet"), out.path("quarantine.parquet")
+    with QuarantineWriter(quarantined, schema, contract.personal_columns, row_group_size_of(source)) as quarantine:
+        filtered = filter_rows(source, contract, passed, quarantine)
+        table_checks = list(check_table_rules(passed, contract, where))
+        table_checks, num_more = _quarantine_table_violations(
+            source, passed, contract, filtered, table_checks, quarantine
+        )
+    counts = _order_counts(contract, rows, filtered, table_checks)
     result = build_suite_result(contract.name, rows.source, rows.num_rows, counts)
     out.path("report.html").write_text(render_data_docs(result), encoding="utf-8")
-    num_passed = _passed(passed, aside, rows)
-    failed = [count for count, is_kept in zip(counts, rule_successes(result), strict=True) if not is_kept]
-    num_breaking = sifted.num_untolerated + num_more + rows.num_malformed
-    _require_unbroken(contract, failed, num_breaking, rows, out, where)
+    num_passed = _count_passed(passed, quarantined, rows)
+    failed = [count for count, has_passed in zip(counts, rule_successes(result), strict=True) if not has_passed]
+    num_violating = filtered.num_untolerated + num_more + rows.num_malformed
+    _require_kept(contract, failed, num_violating, rows, out, where)
     fresh_until = _fresh_until(passed, contract)
-    digest_of_rows = _without_persons(passed, contract)
+    digest_of_rows = _protect_personal_columns(passed, contract)
     return ValidRows(
         uri=out.uri("rows.parquet"),
         quarantine_uri=out.uri("quarantine.parquet"),
@@ -88,141 +84,150 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
         fresh_until=fresh_until,
         contract=contract,
         raw_rows=rows,
-        # The contract is part of it: the endpoint enforces it, so another contract makes another bento.
+        # Includes the contract, since the endpoint enforces it: another contract makes another bento.
         digest=digest_of_document(
             [digest_of_rows, contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)]
         ),
     )
 
 
-def _as_the_contract_reads(schema: pa.Schema, contract: Contract) -> pa.Schema:
-    """The columns of a source without types as the contract reads them. No text is read as an array."""
-    wanted = arrow_schema(contract)
+def _schema_after_casting(schema: pa.Schema, contract: Contract) -> pa.Schema:
+    """Returns the schema of a source without types after its text is cast. No text is cast to an array."""
+    target = arrow_schema(contract)
     return pa.schema(
         [
-            wanted.field(field.name)
-            if field.name in wanted.names and not pa.types.is_nested(wanted.field(field.name).type)
+            target.field(field.name)
+            if field.name in target.names and not pa.types.is_nested(target.field(field.name).type)
             else field
             for field in schema
         ]
     )
 
 
-def _without_persons(passed: Path, contract: Contract) -> str:
-    """Afterwards columns about people are in `passed` as the contract says they are kept; returns the rows' digest."""
+def _protect_personal_columns(passed: Path, contract: Contract) -> str:
+    """Drops, hashes or encrypts personal columns in `passed` as the contract says, and returns the rows' digest."""
     if not contract.personal_columns:
         return digest_of_file(passed)
-    beside = passed.with_suffix(".kept")
+    temporary = passed.with_suffix(".kept")
     encrypted = [column.name for column in contract.columns if column.personal == "encrypt"]
-    with RowWriter(beside, protected_schema(contract), row_group_size_of(passed), encrypted) as writer:
+    with RowWriter(temporary, protected_schema(contract), row_group_size_of(passed), encrypted) as writer:
         for batch in read_batches(passed):
             writer.write(protect_batch(batch, contract))
     digest = writer.digest()
-    beside.replace(passed)
+    temporary.replace(passed)
     return digest
 
 
-def _set_aside(
+def _quarantine_table_violations(
     source: Path,
     passed: Path,
     contract: Contract,
-    sifted: FilterResult,
-    table: list[TableCheck],
+    filtered: FilterResult,
+    checks: list[TableCheck],
     quarantine: QuarantineWriter,
 ) -> tuple[list[TableCheck], int]:
-    """Take the rows that break a rule about the table out of `passed`.
+    """Moves the rows that break a rule about the table from `passed` to `quarantine`.
 
     Returns:
-        The counts with examples, and how many rows break a rule that has no tolerance of its own.
+        The checks with examples, and how many rows break a rule that has no tolerance of its own.
     """
-    broken = [found for found in table if found.rows is not None and found.result.num_violations]
-    if not broken:
-        return table, 0
-    marked = [TableViolation(found.result.rule, found.rows) for found in broken if found.rows is not None]
-    examples = quarantine_rows(source, contract, sifted.set_aside, marked, quarantine)
-    shown = {found.result.rule: some for found, some in zip(broken, examples, strict=True)}
-    table = [found._replace(result=found.result._replace(examples=shown.get(found.result.rule, ()))) for found in table]
-    serious = [rows for rule, rows in marked if rule.severity == "error"]
-    untolerated = [rows for rule, rows in marked if rule.severity == "error" and rule.tolerance is None]
+    violations = [
+        TableViolation(check.result.rule, check.rows)
+        for check in checks
+        if check.rows is not None and check.result.num_violations
+    ]
+    if not violations:
+        return checks, 0
+    examples = quarantine_rows(source, contract, filtered.quarantined, violations, quarantine)
+    by_rule = {violation.rule: shown for violation, shown in zip(violations, examples, strict=True)}
+    checks = [
+        check._replace(result=check.result._replace(examples=by_rule.get(check.result.rule, ()))) for check in checks
+    ]
+    errors = [violation for violation in violations if violation.rule.severity == "error"]
+    untolerated = [violation.rows for violation in errors if violation.rule.tolerance is None]
     num_rows = pq.read_metadata(passed).num_rows
-    if serious:
-        drop_rows(passed, _any(serious, num_rows))
-    return table, _any(untolerated, num_rows).num
+    if errors:
+        drop_rows(passed, _union([violation.rows for violation in errors], num_rows))
+    return checks, _union(untolerated, num_rows).num_set
 
 
-def _any(marks: Sequence[RowMask], num_rows: int) -> RowMask:
-    whole = RowMask(num_rows)
-    for one in marks:
-        whole.merge(one)
-    return whole
+def _union(masks: Sequence[RowMask], num_rows: int) -> RowMask:
+    union = RowMask(num_rows)
+    for mask in masks:
+        union.merge(mask)
+    return union
 
 
-def _in_contract_order(
-    contract: Contract, rows: RawRows, sifted: FilterResult, table: list[TableCheck]
+def _order_counts(
+    contract: Contract, rows: RawRows, filtered: FilterResult, checks: list[TableCheck]
 ) -> list[RuleCount]:
-    counted = {count.rule: count for count in (*sifted.counts, *(found.result for found in table))}
+    """Returns the counts of all rules, in the contract's order."""
+    counts = {count.rule: count for count in (*filtered.counts, *(check.result for check in checks))}
     for rule in contract.rules():
         if rule.kind == "num_rows":
-            counted[rule] = RuleCount(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
-    stated = [counted.pop(rule) for rule in dict.fromkeys(contract.rules())]
-    return [*stated, *counted.values()]
+            counts[rule] = RuleCount(rule, int(not rule.allows(rows.num_rows)), 1, (), str(rows.num_rows))
+    ordered = [counts.pop(rule) for rule in dict.fromkeys(contract.rules())]
+    return [*ordered, *counts.values()]
 
 
-def _passed(passed: Path, quarantine: Path, rows: RawRows) -> int:
-    """The number of rows that passed. What came in has passed or lies in quarantine, by the files themselves."""
+def _count_passed(passed: Path, quarantine: Path, rows: RawRows) -> int:
+    """Returns the number of rows that passed, and checks that the two files together hold all rows."""
     num_passed, num_quarantined = (pq.read_metadata(path).num_rows for path in (passed, quarantine))
     if num_passed + num_quarantined != rows.num_rows:
-        raise RuntimeError(f"{num_passed} rows passed and {num_quarantined} quarantined came out of {rows.num_rows}")
+        raise RuntimeError(f"{num_passed} rows passed and {num_quarantined} were quarantined, out of {rows.num_rows}")
     return num_passed
 
 
-def _require_unbroken(
-    contract: Contract, failed: list[RuleCount], num_breaking: int, rows: RawRows, out: Output, where: str
+def _require_kept(
+    contract: Contract, failed: list[RuleCount], num_violating: int, rows: RawRows, out: Output, where: str
 ) -> None:
-    """A rule about the table must hold, a tolerance must not be passed, nor the contract's limit for all other rows."""
+    """Raises ContractBroken if a rule about the table is broken, or a tolerance or the quarantine limit is exceeded."""
     errors = [count for count in failed if count.rule.severity == "error"]
-    found = [
+    problems = [
         f"{count.rule.target or 'the table'}: found {count.observed}, {count.rule.sentence}"
         for count in errors
         if count.observed is not None
     ]
-    beyond = [count for count in errors if count.observed is None and count.rule.tolerance is not None]
-    found += [
-        f"{_share(count.num_violations, count.num_checked, 'values')} break {describe_rule(count.rule)}"
-        for count in beyond
+    untolerated = [count for count in errors if count.observed is None and count.rule.tolerance is not None]
+    problems += [
+        f"{_format_share(count.num_violations, count.num_checked, 'values')} break {describe_rule(count.rule)}"
+        for count in untolerated
     ]
     num_rows = rows.num_rows + rows.num_malformed
-    is_beyond_limit = num_breaking / num_rows > contract.quarantine_limit
-    if is_beyond_limit:
-        found.append(f"{_share(num_breaking, num_rows, 'rows')} break the contract")
-    if not found:
+    exceeds_limit = num_violating / num_rows > contract.quarantine_limit
+    if exceeds_limit:
+        problems.append(f"{_format_share(num_violating, num_rows, 'rows')} break the contract")
+    if not problems:
         return
-    if beyond or is_beyond_limit:
-        if rows.num_malformed:
-            found.append(f"  {rows.num_malformed} x a line that is no row")
-        for count in sorted((one for one in errors if one.examples), key=lambda one: -one.num_violations)[:5]:
-            first = count.examples[0]
-            found.append(
-                f"  {count.num_violations} x {describe_rule(count.rule)} (row {first.row}: found {first.value})"
-            )
-    place = settings().home / "quarantine" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', contract.name)}-{out.key[:12]}"
-    place.mkdir(parents=True, exist_ok=True)
+    if untolerated or exceeds_limit:
+        problems += _describe_most_frequent(errors, rows)
+    folder = settings().home / "quarantine" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', contract.name)}-{out.key[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("quarantine.parquet", "report.html"):
-        out.path(name).rename(place / name)
+        out.path(name).rename(folder / name)
     raise ContractBroken(
-        "\n".join(found),
-        required=f"every rule of the contract, with at most {contract.quarantine_limit:.1%} of the rows set aside",
-        where=f"{where}; the breaking rows and the report are in {place}",
-        remedy="mend the data at its source; or, if the rows are right, release a new version of the contract",
+        "\n".join(problems),
+        required=f"every rule of the contract, with at most {contract.quarantine_limit:.1%} of the rows quarantined",
+        where=f"{where}; the quarantined rows and the report are in {folder}",
+        remedy="correct the data at its source; or, if the rows are right, release a new version of the contract",
     )
 
 
-def _share(num: int, num_all: int, what: str) -> str:
+def _describe_most_frequent(errors: list[RuleCount], rows: RawRows) -> list[str]:
+    """Returns lines about malformed lines and the five rules that most rows break, each with its first example."""
+    lines = [f"  {rows.num_malformed} x a malformed line"] if rows.num_malformed else []
+    for count in sorted((count for count in errors if count.examples), key=lambda count: -count.num_violations)[:5]:
+        first = count.examples[0]
+        lines.append(f"  {count.num_violations} x {describe_rule(count.rule)} (row {first.row}: found {first.value})")
+    return lines
+
+
+def _format_share(num: int, num_all: int, what: str) -> str:
     return f"{num} of {num_all} {what} ({num / max(num_all, 1):.1%})"
 
 
 def _fresh_until(passed: Path, contract: Contract) -> datetime | None:
-    """When the first of the limits of age is passed. The rules hold, so that each column has a newest moment."""
+    """Returns when the data exceeds its first limit of age. The rules hold, so each column has a latest moment."""
     limits = [(rule.target, rule.high or 0) for rule in contract.rules() if rule.kind == "fresh"]
     moments = [(latest_moment(passed, column), timedelta(seconds=age_s)) for column, age_s in limits]
     return min((moment + age for moment, age in moments if moment is not None), default=None)

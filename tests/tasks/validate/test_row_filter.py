@@ -18,7 +18,8 @@ from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, require_colu
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
 from bloomery.flows.recipe.recipe import CONTRACTS
 from bloomery.tasks.infrastructure.personal_data import decryption_properties
-from bloomery.tasks.validate.row_filter import FilterResult, QuarantineWriter, filter_rows
+from bloomery.tasks.validate.quarantine import QuarantineWriter
+from bloomery.tasks.validate.row_filter import FilterResult, filter_rows
 
 UINT8_ARRAY = {
     "name": "v",
@@ -157,7 +158,7 @@ def test_rows_that_only_a_rule_with_a_tolerance_sets_aside_are_told_apart(contra
     check = {"metric": "nullValues", "mustBeLessOrEqualTo": 50, "unit": "percent"}
     column = {"name": "v", "logicalType": "integer", "logicalTypeOptions": {"minimum": 0}, "quality": [check]}
     result, passed, aside = sifted(pa.table({"v": pa.array([None, 1, -1])}), contract_of(column))
-    assert (passed.num_rows, len(aside), result.num_untolerated, result.set_aside.num) == (1, 2, 1, 2)
+    assert (passed.num_rows, len(aside), result.num_untolerated, result.quarantined.num_set) == (1, 2, 1, 2)
 
 
 @settings(
@@ -181,7 +182,7 @@ def test_the_numbers_add_up_and_positions_are_true_however_the_rows_come(
     wrong = [place for place, cell in enumerate(cells) if cell is None or cell < 0]
     assert [row["_row"] for row in aside] == [row["place"] for row in aside] == wrong
     assert passed["place"].to_pylist() == [place for place in range(len(cells)) if place not in wrong]
-    assert result.set_aside.between(0, len(cells)).nonzero()[0].tolist() == wrong
+    assert result.quarantined.between(0, len(cells)).nonzero()[0].tolist() == wrong
     assert sum(count.num_violations for count in result.counts) == sum(len(row["_reasons"]) for row in aside)
 
 
