@@ -1,4 +1,4 @@
-"""The team's manifests keep their schemas, and agree with our code, with the lock and with each other."""
+"""The manifests match their schemas, and agree with our code, with the lock file and with each other."""
 
 import copy
 import importlib.resources
@@ -31,7 +31,7 @@ KUBERNETES = DEPLOYMENTS / "kubernetes"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
-    one for name in KUSTOMIZATION["resources"] for one in yaml.safe_load_all((KUBERNETES / name).read_text())
+    item for name in KUSTOMIZATION["resources"] for item in yaml.safe_load_all((KUBERNETES / name).read_text())
 ]
 DOCKERFILE = (DEPLOYMENTS / "Dockerfile").read_text()
 LOCK = {
@@ -41,7 +41,7 @@ LOCK = {
 }
 LIMITS = {f"{PREFIX}{name.upper()}" for name in Limits._fields}
 OPTIONS = {f"{PREFIX}{name.upper()}" for name in ServingOptions._fields}
-# Of our own: the endpoint's, the worker's settings, and of its recipes' paths.
+# Our own: of the endpoint, of the worker's settings, and of the recipes' paths.
 OURS = {
     *LIMITS,
     *OPTIONS,
@@ -64,8 +64,8 @@ PLAIN = {
 SECRET = re.compile(r"PASSWORD$|TOKEN$|SECRET$|API_KEY$")
 
 
-def filled(text: str, **values: str) -> str:
-    """As compose fills in its variables."""
+def fill_variables(text: str, **values: str) -> str:
+    """Substitute variables as compose does."""
 
     def value(match: re.Match[str]) -> str:
         name, _, rest = match.group(1).partition(":")
@@ -75,16 +75,16 @@ def filled(text: str, **values: str) -> str:
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
-    for one in OBJECTS:
-        if "template" in one.get("spec", {}):
-            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+    for item in OBJECTS:
+        if "template" in item.get("spec", {}):
+            yield item["metadata"]["name"], item["spec"]["template"]["spec"]
 
 
 CONTAINERS = {name: pod["containers"][0] for name, pod in pods()}
 
 
-def named(kind: str) -> dict[str, dict[str, Any]]:
-    return {one["metadata"]["name"]: one for one in OBJECTS if one["kind"] == kind}
+def objects_by_name(kind: str) -> dict[str, dict[str, Any]]:
+    return {item["metadata"]["name"]: item for item in OBJECTS if item["kind"] == kind}
 
 
 def compose_schema() -> dict[str, Any]:
@@ -93,7 +93,7 @@ def compose_schema() -> dict[str, Any]:
     return schema
 
 
-def test_compose_keeps_the_compose_specification() -> None:
+def test_compose_matches_the_compose_specification() -> None:
     jsonschema.validate(COMPOSE, compose_schema())
     for place, wrong in (("restart", 3), ("portz", []), ("healthcheck", {"test": 3})):
         broken = copy.deepcopy(COMPOSE)
@@ -103,25 +103,25 @@ def test_compose_keeps_the_compose_specification() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_every_object_keeps_kubernetes_schemas(version: str) -> None:
-    for one in OBJECTS:
-        kubernetes_validate.validate(one, version, strict=True)
-    broken = copy.deepcopy(named("Deployment")["endpoint"])
+def test_every_object_matches_kubernetes_schemas(version: str) -> None:
+    for item in OBJECTS:
+        kubernetes_validate.validate(item, version, strict=True)
+    broken = copy.deepcopy(objects_by_name("Deployment")["endpoint"])
     broken["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, version, strict=True)
 
 
-def test_kustomization_names_every_file() -> None:
-    there = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
-    assert set(KUSTOMIZATION["resources"]) == there
-    for one in KUSTOMIZATION["configMapGenerator"]:
-        assert all((KUBERNETES / path).is_file() for path in one["files"])
+def test_kustomization_lists_every_file() -> None:
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(KUSTOMIZATION["resources"]) == files
+    for item in KUSTOMIZATION["configMapGenerator"]:
+        assert all((KUBERNETES / path).is_file() for path in item["files"])
 
 
 def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not here")
+        pytest.skip("kubectl is not installed")
     shutil.copytree(KUBERNETES, tmp_path / "k", ignore=shutil.ignore_patterns("secrets"))
     (tmp_path / "k" / "secrets").mkdir()
     for name in ("postgres_password", "clients.json", "trusted.pem"):
@@ -130,16 +130,16 @@ def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     built = list(yaml.safe_load_all(ended.stdout))
     assert len(built) == len(OBJECTS) + 3  # a config map and two secrets
-    assert {one["metadata"].get("namespace", "bloomery") for one in built} == {"bloomery"}
+    assert {item["metadata"].get("namespace", "bloomery") for item in built} == {"bloomery"}
 
 
-def test_whatever_compose_refers_to_is_defined() -> None:
+def test_references_of_compose_are_defined() -> None:
     services = COMPOSE["services"]
     for name, service in services.items():
         assert set(service["networks"]) <= set(COMPOSE["networks"]), name
         assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"]), name
-        assert {one["source"] for one in service.get("configs", ())} <= set(COMPOSE["configs"]), name
-        sources = [filled(volume).split(":")[0] for volume in service.get("volumes", ())]
+        assert {item["source"] for item in service.get("configs", ())} <= set(COMPOSE["configs"]), name
+        sources = [fill_variables(volume).split(":")[0] for volume in service.get("volumes", ())]
         assert {source for source in sources if "/" not in source} <= set(COMPOSE["volumes"]), name
         for needed, how in service.get("depends_on", {}).items():
             assert how["condition"] == "service_healthy", name
@@ -149,52 +149,54 @@ def test_whatever_compose_refers_to_is_defined() -> None:
         if "dockerfile" in build:
             assert (DEPLOYMENTS / build["context"] / build["dockerfile"]).is_file()
             assert f"AS {build['target']}\n" in DOCKERFILE
-    assert all((DEPLOYMENTS / one["file"]).is_file() for one in COMPOSE["configs"].values())
+    assert all((DEPLOYMENTS / item["file"]).is_file() for item in COMPOSE["configs"].values())
 
 
-def test_whatever_a_pod_refers_to_is_defined() -> None:
-    secrets = {(one["name"], file.split("=")[0]) for one in KUSTOMIZATION["secretGenerator"] for file in one["files"]}
-    config_maps = {one["name"] for one in KUSTOMIZATION["configMapGenerator"]}
+def test_references_of_pods_are_defined() -> None:
+    secrets = {
+        (item["name"], file.split("=")[0]) for item in KUSTOMIZATION["secretGenerator"] for file in item["files"]
+    }
+    config_maps = {item["name"] for item in KUSTOMIZATION["configMapGenerator"]}
     for name, pod in pods():
         container = pod["containers"][0]
-        for one in container.get("env", ()):
-            if "valueFrom" in one:
-                reference = one["valueFrom"]["secretKeyRef"]
+        for item in container.get("env", ()):
+            if "valueFrom" in item:
+                reference = item["valueFrom"]["secretKeyRef"]
                 assert (reference["name"], reference["key"]) in secrets, name
         claims = {
-            one["metadata"]["name"]
-            for one in named("StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", ())
+            item["metadata"]["name"]
+            for item in objects_by_name("StatefulSet").get(name, {}).get("spec", {}).get("volumeClaimTemplates", ())
         }
-        volumes = {one["name"]: one for one in pod["volumes"]}
+        volumes = {item["name"]: item for item in pod["volumes"]}
         for mount in container["volumeMounts"]:
             assert mount["name"] in {*volumes, *claims}, name
         for volume in volumes.values():
             assert volume.get("configMap", {}).get("name", "databases") in config_maps, name
             assert volume.get("secret", {}).get("secretName", "postgres") in {secret for secret, _ in secrets}, name
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            assert claim is None or claim in named("PersistentVolumeClaim"), name
+            assert claim is None or claim in objects_by_name("PersistentVolumeClaim"), name
     ports = {name: {port["name"] for port in container.get("ports", ())} for name, container in CONTAINERS.items()}
-    for name, service in named("Service").items():
+    for name, service in objects_by_name("Service").items():
         app = service["spec"]["selector"]["app"]
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[app], name
-    for policy in named("NetworkPolicy").values():
-        told = json.dumps(policy["spec"])
-        assert set(re.findall(r'"port": "(\w+)"', told)) <= {port for some in ports.values() for port in some}
-        for value in re.findall(r'"app": "(\w+)"|"values": \[([^\]]+)\]', told):
+    for policy in objects_by_name("NetworkPolicy").values():
+        text = json.dumps(policy["spec"])
+        assert set(re.findall(r'"port": "(\w+)"', text)) <= {port for some in ports.values() for port in some}
+        for value in re.findall(r'"app": "(\w+)"|"values": \[([^\]]+)\]', text):
             assert set(re.findall(r"\w+", " ".join(value))) <= set(CONTAINERS)
     for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget"):
-        assert set(named(kind)) == {"endpoint"}
-    assert "replicas" not in named("Deployment")["endpoint"]["spec"]  # the autoscaler's to say
+        assert set(objects_by_name(kind)) == {"endpoint"}
+    assert "replicas" not in objects_by_name("Deployment")["endpoint"]["spec"]  # set by the autoscaler
 
 
-def test_secrets_lie_where_they_are_looked_for() -> None:
+def test_secrets_are_mounted_where_they_are_read() -> None:
     endpoint = CONTAINERS["endpoint"]
-    files = {file.split("=")[0].split("/")[-1] for one in KUSTOMIZATION["secretGenerator"] for file in one["files"]}
-    (mounted,) = [one["mountPath"] for one in endpoint["volumeMounts"] if one["name"] == "secrets"]
-    told = {one["name"]: one["value"] for one in endpoint["env"]}
+    files = {file.split("=")[0].split("/")[-1] for item in KUSTOMIZATION["secretGenerator"] for file in item["files"]}
+    (mounted,) = [item["mountPath"] for item in endpoint["volumeMounts"] if item["name"] == "secrets"]
+    text = {item["name"]: item["value"] for item in endpoint["env"]}
     for key in (KEYS_FILE_VARIABLE, TRUSTED_KEY_VARIABLE):
-        assert told[key].rpartition("/")[0] == mounted
-        assert told[key].rpartition("/")[2] in files
+        assert text[key].rpartition("/")[0] == mounted
+        assert text[key].rpartition("/")[2] in files
         named_by_compose = COMPOSE["services"]["endpoint"]["environment"][key].removeprefix("/run/secrets/")
         assert named_by_compose in COMPOSE["services"]["endpoint"]["secrets"]
     for service in COMPOSE["services"].values():
@@ -206,17 +208,17 @@ def hosts(text: str) -> set[str]:
     return set(re.findall(r"(?:http://|@)([a-z]+):(?:\d+)", text))
 
 
-def test_servers_are_asked_by_names_that_are_there() -> None:
+def test_host_names_exist() -> None:
     for service in COMPOSE["services"].values():
         assert hosts(json.dumps([service.get("command"), service.get("environment")])) <= set(COMPOSE["services"])
     for container in CONTAINERS.values():
-        assert hosts(json.dumps([container.get("command"), container.get("env")])) <= set(named("Service"))
+        assert hosts(json.dumps([container.get("command"), container.get("env")])) <= set(objects_by_name("Service"))
 
 
-def test_images_are_pinned_and_are_those_that_we_build() -> None:
+def test_images_are_pinned_or_built_here() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert version is not None
-    tags = {one["name"]: one for one in KUSTOMIZATION["images"]}
+    tags = {item["name"]: item for item in KUSTOMIZATION["images"]}
     for name, service in COMPOSE["services"].items():
         image = service["image"]
         if image.startswith("bloomery-"):
@@ -224,8 +226,8 @@ def test_images_are_pinned_and_are_those_that_we_build() -> None:
             assert tags[image.split(":")[0]]["newTag"] == version.group(1)
             assert service["build"]["target"] == image.removeprefix("bloomery-").split(":")[0]
         elif name == "endpoint":
-            assert filled(image, BLOOMERY_IMAGE="digits:37f915b31d78a0f7") == "digits:37f915b31d78a0f7"
-            assert ":?" in image  # none is meant where none is stated
+            assert fill_variables(image, BLOOMERY_IMAGE="digits:37f915b31d78a0f7") == "digits:37f915b31d78a0f7"
+            assert ":?" in image  # there is no default
         else:
             assert re.search(r":\d+\.\d+-", image), name
             assert image == CONTAINERS[name]["image"]
@@ -257,13 +259,13 @@ def test_the_servers_have_the_versions_of_the_lock() -> None:
 
 
 def commands() -> dict[str, list[str]]:
-    """Of both manifests, which must not differ."""
-    told = {name: service["command"] for name, service in COMPOSE["services"].items() if "command" in service}
-    assert told == {name: container["command"] for name, container in CONTAINERS.items() if name in told}
-    return told
+    """The commands of both manifests, which must not differ."""
+    text = {name: service["command"] for name, service in COMPOSE["services"].items() if "command" in service}
+    assert text == {name: container["command"] for name, container in CONTAINERS.items() if name in text}
+    return text
 
 
-def test_every_command_is_one_that_its_program_takes() -> None:
+def test_every_command_is_valid_for_its_program() -> None:
     from mlflow.cli import cli as mlflow
     from prefect.cli._app import _app as prefect
 
@@ -273,24 +275,24 @@ def test_every_command_is_one_that_its_program_takes() -> None:
         if program == "mlflow":
             mlflow.commands[arguments[0]].make_context(name, arguments[1:])
         elif program == "python":
-            assert arguments == ["-m", prefect_deployments.__name__], name  # no recipe is named: it registers every one
+            assert arguments == ["-m", prefect_deployments.__name__], name  # without names it registers every recipe
         else:
             _, session, _ = prefect.meta.parse_args(arguments, exit_on_error=False, print_error=False)
             prefect.parse_args(session.arguments["tokens"], exit_on_error=False, print_error=False)
             assert program == "prefect"
-    told = commands()["mlflow"]
-    assert "--workers=1" in told  # else it has a process for each of several jobs
-    assert any(one.startswith("--allowed-hosts=mlflow:5000,") for one in told)
+    text = commands()["mlflow"]
+    assert "--workers=1" in text  # the default has a process for each of several jobs
+    assert any(item.startswith("--allowed-hosts=mlflow:5000,") for item in text)
 
 
 def environments() -> Iterator[tuple[str, str, str]]:
     for name, service in COMPOSE["services"].items():
         yield from ((name, key, str(value)) for key, value in service.get("environment", {}).items())
     for name, container in CONTAINERS.items():
-        yield from ((name, one["name"], one.get("value", "")) for one in container.get("env", ()))
+        yield from ((name, item["name"], item.get("value", "")) for item in container.get("env", ()))
 
 
-def test_every_variable_is_one_that_somebody_reads() -> None:
+def test_every_variable_is_read() -> None:
     import mlflow.environment_variables
     from prefect.settings import Settings
     from prefect.settings.legacy import _get_settings_fields
@@ -299,13 +301,13 @@ def test_every_variable_is_one_that_somebody_reads() -> None:
     for name, key, value in environments():
         assert key in known or hasattr(mlflow.environment_variables, key), (name, key)
         assert not SECRET.search(key) or value == "", (name, key)
-    asked = COMPOSE["services"]["endpoint"]["environment"]
-    assert {key for key in LIMITS if filled(asked[key]) == ""} == LIMITS  # whoever sets none means the default
-    assert asked["BLOOMERY_SERVE_LOG"].startswith(f"{STATE_FOLDER}/")
+    variables = COMPOSE["services"]["endpoint"]["environment"]
+    assert {key for key in LIMITS if fill_variables(variables[key]) == ""} == LIMITS  # unset means the default
+    assert variables["BLOOMERY_SERVE_LOG"].startswith(f"{STATE_FOLDER}/")
     assert f"predictions:{STATE_FOLDER}" in COMPOSE["services"]["endpoint"]["volumes"]
 
 
-def test_probes_ask_what_the_servers_answer() -> None:
+def test_probes_use_paths_of_the_servers() -> None:
     from mlflow.server.security_utils import HEALTH_ENDPOINTS
 
     paths = {
@@ -316,13 +318,13 @@ def test_probes_ask_what_the_servers_answer() -> None:
     }
     for name, (port, known) in paths.items():
         container = CONTAINERS[name]
-        assert [one["containerPort"] for one in container["ports"]] == [port]
+        assert [item["containerPort"] for item in container["ports"]] == [port]
         probes = [container[probe] for probe in container if probe.endswith("Probe")]
         assert len(probes) >= 2
         assert {probe["httpGet"]["path"] for probe in probes} <= known, name
-        asked = COMPOSE["services"][name]["healthcheck"]["test"][-1]
-        assert any(f"http://127.0.0.1:{port}{path}'" in asked for path in known), name
-        compile(asked, name, "exec")
+        variables = COMPOSE["services"][name]["healthcheck"]["test"][-1]
+        assert any(f"http://127.0.0.1:{port}{path}'" in variables for path in known), name
+        compile(variables, name, "exec")
         arguments = " ".join(container.get("command", ()))
         assert "--port" not in arguments or f"--port={port}" in arguments
     endpoint = CONTAINERS["endpoint"]
@@ -330,24 +332,26 @@ def test_probes_ask_what_the_servers_answer() -> None:
     assert endpoint["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
-def test_ports_are_open_on_loopback_alone_and_the_databases_are_not() -> None:
+def test_ports_are_open_on_loopback_only_and_databases_are_not() -> None:
     for name, service in COMPOSE["services"].items():
         for port in service.get("ports", ()):
-            assert filled(port).startswith("127.0.0.1:"), name
+            assert fill_variables(port).startswith("127.0.0.1:"), name
     assert "ports" not in COMPOSE["services"]["postgres"]
     assert COMPOSE["networks"]["database"] == {"internal": True}
-    assert all(service["spec"].get("type", "ClusterIP") == "ClusterIP" for service in named("Service").values())
-    assert named("NetworkPolicy")["nobody"]["spec"]["podSelector"] == {}
+    assert all(
+        service["spec"].get("type", "ClusterIP") == "ClusterIP" for service in objects_by_name("Service").values()
+    )
+    assert objects_by_name("NetworkPolicy")["nobody"]["spec"]["podSelector"] == {}
 
 
-def test_no_container_can_do_more_than_it_needs() -> None:
+def test_containers_have_minimal_privileges() -> None:
     from bentoml._internal.container.generate import BENTO_UID_GID
 
     for name, service in COMPOSE["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert any(one.startswith("/tmp") for one in service["tmpfs"]), name
+        assert any(item.startswith("/tmp") for item in service["tmpfs"]), name
         assert service["restart"] in ("unless-stopped", "on-failure:3"), name
     for name, pod in pods():
         container = pod["containers"][0]
@@ -367,7 +371,7 @@ def test_no_container_can_do_more_than_it_needs() -> None:
     assert DOCKERFILE.rstrip().endswith(f"USER {BENTO_UID_GID}:{BENTO_UID_GID}")
 
 
-def test_both_databases_are_made() -> None:
-    made = set(re.findall(r"CREATE DATABASE (\w+);", (KUBERNETES / "databases.sql").read_text()))
-    told = json.dumps([COMPOSE["services"], OBJECTS])
-    assert set(re.findall(r"@postgres:5432/(\w+)", told)) == made
+def test_both_databases_are_created() -> None:
+    databases = set(re.findall(r"CREATE DATABASE (\w+);", (KUBERNETES / "databases.sql").read_text()))
+    text = json.dumps([COMPOSE["services"], OBJECTS])
+    assert set(re.findall(r"@postgres:5432/(\w+)", text)) == databases

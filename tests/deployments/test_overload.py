@@ -1,4 +1,4 @@
-"""A real endpoint that is asked more than it has room for, and one that is ended while it answers."""
+"""A real endpoint beyond its limit of waiting requests, and one that ends while it serves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONNECTIONS = 64
 
 @pytest.fixture(scope="module")
 def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished state folder, whose version may be broken."""
+    """A copy of the finished state folder, whose version may be damaged."""
     home = tmp_path_factory.mktemp("strain") / ".bloomery"
     shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
     return home
@@ -40,7 +40,7 @@ def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPat
 def served(
     home: Path, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The champion behind `bloomery serve` with room for two requests, and its port."""
+    """The champion behind `bloomery serve` with a limit of two waiting requests, and its port."""
     port = find_free_port()
     log = (tmp_path / "log").open("wb")
     server = subprocess.Popen(
@@ -63,16 +63,16 @@ def served(
         server.wait(timeout=30)
 
 
-def example_of(port: int) -> tuple[bytes, list[dict[str, Any]]]:
-    """A request as the endpoint's page has it, and what it is answered when nobody else asks."""
+def read_example(port: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """The example request of the OpenAPI document, and its predictions without load."""
     url = f"http://127.0.0.1:{port}"
     page = httpx.get(f"{url}/openapi.json", trust_env=False).json()
     body = page["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
     return json.dumps(body).encode(), httpx.post(f"{url}/predict", json=body, trust_env=False).json()["predictions"]
 
 
-async def strain(port: int, body: bytes, num_each: int) -> list[httpx.Response]:
-    """What `CONNECTIONS` clients at once are answered, each of which asks `num_each` times."""
+async def send_load(port: int, body: bytes, num_each: int) -> list[httpx.Response]:
+    """The responses to `CONNECTIONS` simultaneous clients, each of which sends `num_each` requests."""
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     url, headers = f"http://127.0.0.1:{port}/predict", {"content-type": "application/json"}
     async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=30) as client:
@@ -83,12 +83,12 @@ async def strain(port: int, body: bytes, num_each: int) -> list[httpx.Response]:
         return [one for answers in await asyncio.gather(*(ask() for _ in range(CONNECTIONS))) for one in answers]
 
 
-def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what_has_begun(
+def test_excess_requests_get_503_and_sigterm_completes_pending_ones(
     served: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     server, port = served
-    body, expected = example_of(port)
-    replies = asyncio.run(strain(port, body, num_each=10))
+    body, expected = read_example(port)
+    replies = asyncio.run(send_load(port, body, num_each=10))
     statuses = {one.status_code for one in replies}
     assert statuses == {200, 503}, statuses
     for one in replies:
@@ -97,7 +97,7 @@ def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what
         else:
             assert int(one.headers["retry-after"]) >= 1
             assert one.json()["error"]
-    assert answers(f"http://127.0.0.1:{port}/readyz")  # the strain is over
+    assert answers(f"http://127.0.0.1:{port}/readyz")  # the load is over
 
     explained: list[httpx.Response] = []
     url, headers = f"http://127.0.0.1:{port}/explain", {"content-type": "application/json"}
@@ -115,19 +115,19 @@ def test_beyond_its_room_clients_are_told_to_come_again_and_sigterm_answers_what
         time.sleep(1)
         connection.sendall(body[50:])
         connection.settimeout(30)
-        told = b""
+        received = b""
         while more := connection.recv(65_536):
-            told += more
+            received += more
     slow.join(timeout=60)
-    assert told.startswith(b"HTTP/1.1 200"), told[:200]
-    assert json.loads(told.partition(b"\r\n\r\n")[2])["predictions"] == expected
+    assert received.startswith(b"HTTP/1.1 200"), received[:200]
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["predictions"] == expected
     assert [one.status_code for one in explained] == [200]
     assert server.wait(timeout=30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_server_that_is_killed_leaves_no_worker_and_its_port_is_free(
+def test_a_killed_server_leaves_no_worker_and_a_free_port(
     served: tuple[subprocess.Popen[bytes], int],
 ) -> None:
     server, port = served
@@ -138,10 +138,10 @@ def test_a_server_that_is_killed_leaves_no_worker_and_its_port_is_free(
     require_free_port("127.0.0.1", port)
 
 
-def test_a_version_that_answers_otherwise_than_measured_ends_the_start_with_an_error(
+def test_a_version_that_fails_its_self_test_does_not_start(
     home: Path, finished: tuple[Path, dict[str, Any]], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    """Signed and whole, so that only its held-out rows tell: no worker is started again and again."""
+    """It is signed and complete, so only the self-test fails; no worker is restarted again and again."""
     tag = finished[1]["bento"]["tag"]
     artifacts = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src" / "artifacts"
     code = (

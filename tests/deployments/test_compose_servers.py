@@ -1,4 +1,4 @@
-"""The commands of compose.yaml with their own environments, on a real PostgreSQL: a recipe goes through all of them."""
+"""The commands of compose.yaml, with their own environments, run a recipe on a real PostgreSQL."""
 
 import contextlib
 import json
@@ -30,25 +30,25 @@ PASSWORD = "as in the secret's file"
 
 
 def program(name: str) -> str:
-    """One of PostgreSQL's, which Debian does not put on the path."""
-    there = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), *filter(None, [shutil.which(name)])]
-    if not there:
+    """A program of PostgreSQL, which Debian does not put on the path."""
+    programs = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), *filter(None, [shutil.which(name)])]
+    if not programs:
         pytest.skip("PostgreSQL is not installed")
-    return str(there[0])
+    return str(programs[0])
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[int]:
-    """The port of a PostgreSQL that was made as its image makes one: one user, a password, our databases."""
+    """The port of a PostgreSQL server set up as its image does: one user, a password, our databases."""
     initdb, server, psql = program("initdb"), program("postgres"), program("psql")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        # It does not run as root.
+        # PostgreSQL does not run as root.
         user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
         if user:
             shutil.chown(folder, "postgres")
         (Path(folder) / "password").write_text(PASSWORD)
         os.chmod(Path(folder) / "password", 0o644)
-        made = [
+        initdb_command = [
             initdb,
             "-D",
             f"{folder}/data",
@@ -56,19 +56,19 @@ def postgres() -> Iterator[int]:
             f"--pwfile={folder}/password",
             "--auth=scram-sha-256",
         ]
-        subprocess.run(made, check=True, capture_output=True, cwd=folder, **user)
+        subprocess.run(initdb_command, check=True, capture_output=True, cwd=folder, **user)
         port = find_free_port()
         command = [server, "-D", f"{folder}/data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", folder]
         log = stack.enter_context(open(f"{folder}/log", "wb"))
         running = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **user)
         try:
-            asking = [psql, "-h", "127.0.0.1", "-p", str(port), "-U", "bloomery", "-d", "postgres"]
+            psql_command = [psql, "-h", "127.0.0.1", "-p", str(port), "-U", "bloomery", "-d", "postgres"]
             environment = {**os.environ, "PGPASSWORD": PASSWORD}
             for _ in range(100):
-                asked = subprocess.run([*asking, "-c", "select 1"], env=environment, capture_output=True)
-                if asked.returncode == 0:
+                probe = subprocess.run([*psql_command, "-c", "select 1"], env=environment, capture_output=True)
+                if probe.returncode == 0:
                     break
-            subprocess.run([*asking, "-f", str(DATABASES)], env=environment, check=True, capture_output=True)
+            subprocess.run([*psql_command, "-f", str(DATABASES)], env=environment, check=True, capture_output=True)
             yield port
         finally:
             running.terminate()
@@ -79,7 +79,7 @@ Moved = Callable[[str], tuple[list[str], dict[str, str]]]
 
 
 @pytest.fixture
-def moved(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Moved:
+def localize(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Moved:
     """A service's command and environment, with hosts, ports and folders of this machine instead of a container's."""
     ports = {"mlflow:5000": find_free_port(), "prefect:4200": find_free_port(), "postgres:5432": postgres}
     paths = {"/var/lib/mlflow": tmp_path / "artifacts", "/var/lib/bloomery": tmp_path / ".bloomery", "/tmp": tmp_path}
@@ -91,11 +91,18 @@ def moved(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[s
         return text.replace("0.0.0.0", "127.0.0.1")
 
     def make(name: str) -> tuple[list[str], dict[str, str]]:
-        told = {key: here(str(value)) for key, value in SERVICES[name]["environment"].items() if "${" not in str(value)}
-        told |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PREFECT_HOME": str(tmp_path / name)}
+        variables = {
+            key: here(str(value)) for key, value in SERVICES[name]["environment"].items() if "${" not in str(value)
+        }
+        variables |= {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PREFECT_HOME": str(tmp_path / name),
+        }
         if "postgres_password" in SERVICES[name].get("secrets", ()):
-            told["PGPASSWORD"] = PASSWORD
-        return [here(word) for word in SERVICES[name]["command"]], clean_environment(tmp_path / ".bloomery", **told)
+            variables["PGPASSWORD"] = PASSWORD
+        return [here(word) for word in SERVICES[name]["command"]], clean_environment(
+            tmp_path / ".bloomery", **variables
+        )
 
     return make
 
@@ -105,17 +112,17 @@ def address(command: list[str], path: str) -> str:
     return f"http://127.0.0.1:{port}{path}"
 
 
-def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Moved, tmp_path: Path) -> None:
+def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Moved, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
 
         def start(name: str, *more: str, is_ready: Callable[[], bool]) -> Callable[[], None]:
-            command, environment = moved(name)
+            command, environment = localize(name)
             log = tmp_path / f"{name}.log"
-            # `starting` adds to this process's environment, of which a container would have nothing.
+            # `starting` adds to this process's environment, which a container does not have.
             cleared = ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command, *more]
             return stack.enter_context(tethered_server(cleared, is_ready=is_ready, log=log, timeout_s=180))
 
-        mlflow, api = moved("mlflow")[0], moved("prefect")[0]
+        mlflow, api = localize("mlflow")[0], localize("prefect")[0]
         waits = [
             start("mlflow", is_ready=partial(answers, address(mlflow, "/health"))),
             start("prefect", is_ready=partial(answers, address(api, "/api/ready"))),
@@ -125,12 +132,12 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
         start("worker", is_ready=partial(answers, address(api, "/api/work_pools/bloomery")))()
 
         def call(*command: str) -> str:
-            _, environment = moved("deployments")
+            _, environment = localize("deployments")
             ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
             assert ended.returncode == 0, ended.stdout + ended.stderr + (tmp_path / "worker.log").read_text()[-2000:]
             return ended.stdout
 
-        call(*moved("deployments")[0])
+        call(*localize("deployments")[0])
         sections = yaml.safe_load(QUICK.read_text())
         parameters = [
             f"{name}={json.dumps(sections[name])}" for name in ("model", "training", "compression", "budget", "gates")
@@ -155,6 +162,6 @@ def test_a_recipe_goes_from_the_worker_through_servers_on_postgresql(moved: Move
                 params={"name": "digits", "alias": "champion"},
             ).json()
             assert versions["model_version"]["version"] == "1"
-        # Nothing of it went into a file beside the worker.
+        # No database file lies beside the worker.
         assert not [path for name in ("mlflow.db", "prefect.db") for path in tmp_path.rglob(name)]
         assert list((tmp_path / "artifacts").rglob("*"))

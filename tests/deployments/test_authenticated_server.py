@@ -1,5 +1,4 @@
-"""A real bento on an address that strangers reach: what they are told, and that a version with a broken signature does
-not start."""
+"""A real bento on a public address: authentication, limits of connections, and versions with a broken signature."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"BLOOMERY_SERVE_HEAD_SECONDS": "1", "BLOOMERY_SERVE_BODY_SECONDS": "1"}
-# Put before everything else in each process of the server: it notes what is unpickled, and by whom.
+# Imported first in each process of the server: it records what is unpickled, and by which process.
 NOTES_PICKLE = """
 import os, sys
 def note(event, arguments):
@@ -40,7 +39,7 @@ with open(os.environ["PICKLE_NOTES"] + ".processes", "a") as processes:
 """
 
 
-def open_address() -> str:
+def public_address() -> str:
     """An address of this machine that is not loopback."""
     for addresses in psutil.net_if_addrs().values():
         for one in addresses:
@@ -51,7 +50,7 @@ def open_address() -> str:
 
 @pytest.fixture(scope="module")
 def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished state folder: keys are made in it, and a bento is broken."""
+    """A copy of the finished state folder, in which keys are created and a bento is damaged."""
     home = tmp_path_factory.mktemp("closed") / ".bloomery"
     shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
     return home
@@ -74,8 +73,8 @@ def served(
     tmp_path_factory: pytest.TempPathFactory,
     clean_environment: Callable[..., dict[str, str]],
 ) -> Iterator[tuple[str, int, Path]]:
-    """The champion behind `bloomery serve --host 0.0.0.0`: an open address, its port, and what was unpickled."""
-    address, port = open_address(), find_free_port()
+    """The champion behind `bloomery serve --host 0.0.0.0`: a public address, its port, and the record of unpickling."""
+    address, port = public_address(), find_free_port()
     key("create", "first")
     hook = tmp_path_factory.mktemp("hook")
     (hook / "sitecustomize.py").write_text(NOTES_PICKLE)
@@ -106,87 +105,87 @@ def client(address: str, port: int, key: str = "") -> httpx.Client:
     return httpx.Client(base_url=f"http://{address}:{port}", headers=headers, trust_env=False, timeout=10)
 
 
-def test_strangers_are_refused_clients_are_answered_and_a_revoked_key_opens_nothing(served, key) -> None:
+def test_only_requests_with_a_valid_key_are_served(served, key) -> None:
     address, port, _ = served
-    with client("127.0.0.1", port) as here, client(address, port) as stranger:
-        example = here.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"][
+    with client("127.0.0.1", port) as local, client(address, port) as stranger:
+        example = local.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"][
             "application/json"
         ]["example"]
-        assert here.post("/predict", json=example).status_code == 200
+        assert local.post("/predict", json=example).status_code == 200
         for page in ("/info", "/docs", "/openapi.json", "/metrics", "/schema.json"):
             assert stranger.get(page).status_code == 401, page
-        told = stranger.post("/predict", json=example, headers={"x-forwarded-for": "127.0.0.1"})
-        assert (told.status_code, told.headers["www-authenticate"]) == (401, 'Bearer realm="bloomery"')
+        response = stranger.post("/predict", json=example, headers={"x-forwarded-for": "127.0.0.1"})
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="bloomery"')
         assert [stranger.get(page).status_code for page in ("/livez", "/readyz")] == [200, 200]
 
     shown = key("create", "shop", "--rate", "2")["key"]
     time.sleep(1)
     with client(address, port, shown) as shop:
-        told = [shop.post("/predict", json=example) for _ in range(6)]
-        assert [one.status_code for one in told[:2]] == [200, 200]
-        assert told[-1].status_code == 429
-        assert int(told[-1].headers["retry-after"]) >= 1
-        with client("127.0.0.1", port) as here:
-            counted = here.get("/metrics").text
-        assert 'bloomery_key_requests_total{key="shop",outcome="admitted"} 2.0' in counted
-        assert 'bloomery_requests_total{status="401"}' in counted
+        responses = [shop.post("/predict", json=example) for _ in range(6)]
+        assert [response.status_code for response in responses[:2]] == [200, 200]
+        assert responses[-1].status_code == 429
+        assert int(responses[-1].headers["retry-after"]) >= 1
+        with client("127.0.0.1", port) as local:
+            metrics = local.get("/metrics").text
+        assert 'bloomery_key_requests_total{key="shop",outcome="admitted"} 2.0' in metrics
+        assert 'bloomery_requests_total{status="401"}' in metrics
         key("revoke", "shop")
         time.sleep(1)
         assert shop.post("/predict", json=example).status_code == 403
 
 
-def test_no_process_of_the_server_has_unpickled_anything(served) -> None:
+def test_no_process_of_the_server_unpickles_anything(served) -> None:
     _, port, notes = served
-    with client("127.0.0.1", port) as here:
+    with client("127.0.0.1", port) as local:
         content = b"\x80\x04cos\nsystem\n."
-        told = here.post("/predict", content=content, headers={"content-type": "application/vnd.bentoml+pickle"})
-        assert told.status_code == 415
+        response = local.post("/predict", content=content, headers={"content-type": "application/vnd.bentoml+pickle"})
+        assert response.status_code == 415
     assert not notes.exists(), notes.read_text()
-    assert len(notes.with_name("notes.processes").read_text().split()) >= 2  # the parent and its worker were watched
+    assert len(notes.with_name("notes.processes").read_text().split()) >= 2  # the parent and its worker were recorded
 
 
-def said(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
-    """What a connection is told that sends a piece each 0.3 s, so none at the limit of 1 s, and when it ends, in s."""
+def send_slowly(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
+    """Send a piece each 0.3 s. Returns the response and the seconds until the connection ends."""
     began = time.monotonic()
-    told = b""
+    received = b""
     with socket.create_connection((address, port)) as connection:
         for piece in pieces:
             connection.sendall(piece)
             connection.settimeout(0.3)
             with contextlib.suppress(TimeoutError):
-                told = connection.recv(4096)
-                break  # whoever goes on sending now is cut off before the answer is read
+                received = connection.recv(4096)
+                break  # sending more now would reset the connection before the response is read
         connection.settimeout(10)
-        with contextlib.suppress(ConnectionResetError):  # a piece came as it was cut off: what was told is read by now
+        with contextlib.suppress(ConnectionResetError):  # a piece arrived after the end: the response is read by now
             while more := connection.recv(4096):
-                told += more
-    return told.decode(), time.monotonic() - began
+                received += more
+    return received.decode(), time.monotonic() - began
 
 
-def test_who_takes_too_long_or_says_too_much_is_cut_off(served) -> None:
+def test_slow_and_oversized_requests_are_ended(served) -> None:
     address, port, _ = served
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    assert said(address, port)[1] < 4  # said nothing
-    told, seconds = said(address, port, head, *[b"x-more: 1\r\n"] * 6)
-    assert "408 Request Timeout" in told
-    assert "the head was not complete within 1 s" in told
+    assert send_slowly(address, port)[1] < 4  # sends nothing
+    response, seconds = send_slowly(address, port, head, *[b"x-more: 1\r\n"] * 6)
+    assert "408 Request Timeout" in response
+    assert "the head was not complete within 1 s" in response
     assert seconds < 4
-    told, seconds = said("127.0.0.1", port, head + b"content-length: 100\r\n\r\n", *[b" "] * 6)
-    assert "the body was not complete within 1 s" in told
-    assert said(address, port, *[b"\r\n"] * 6)[1] < 4  # empty lines for ever
-    told, _ = said(address, port, head, *[b"x-more: " + b"y" * 40_000] * 2)
-    assert "431" in told
+    response, seconds = send_slowly("127.0.0.1", port, head + b"content-length: 100\r\n\r\n", *[b" "] * 6)
+    assert "the body was not complete within 1 s" in response
+    assert send_slowly(address, port, *[b"\r\n"] * 6)[1] < 4  # endless empty lines
+    response, _ = send_slowly(address, port, head, *[b"x-more: " + b"y" * 40_000] * 2)
+    assert "431" in response
 
 
-def by_hand(home: Path, tag: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`bentoml serve`, with nothing set but where its store is."""
+def serve_by_hand(home: Path, tag: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`bentoml serve`, with no variable but the store's folder."""
     environment = {**environment, "BENTOML_HOME": str(home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     del environment["BLOOMERY_HOME"]
     command = [sys.executable, "-m", "bentoml", "serve", tag, "--port", str(find_free_port())]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
 
 
-def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bloomery, clean_environment) -> None:
+def test_a_version_with_a_broken_signature_does_not_start(home, finished, bloomery, clean_environment) -> None:
     tag = finished[1]["bento"]["tag"]
     source = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
     manifest = source / "artifacts" / "manifest.json"
@@ -195,7 +194,7 @@ def test_a_version_with_a_broken_signature_ends_with_an_error(home, finished, bl
         manifest.write_bytes(good.replace(b'"candidate"', b'"Candidate"'))
         ended = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
         assert (ended.returncode, json.loads(ended.stdout)["error"]) == (1, "SignatureRefused")
-        ended = by_hand(home, tag, clean_environment(home))
+        ended = serve_by_hand(home, tag, clean_environment(home))
         assert ended.returncode != 0
         assert "does not fit the manifest" in ended.stdout + ended.stderr
     finally:
