@@ -131,8 +131,8 @@ def print_table(found: dict[str, MonitoringReport]) -> None:
     for month, one in found.items():
         drifts = [_of(one, name) for name in names]
         cells = [f"**{drift.psi:.3f}**" if drift.is_drifted else f"{drift.psi:.3f}" for drift in drifts]
-        refused = "" if one.door.refused is None else f"{one.door.refused.value:.1%}"
-        kinds = Counter(alarm.kind for alarm in one.alarms)
+        refused = "" if one.requests.refused is None else f"{one.requests.refused.value:.1%}"
+        kinds = Counter(alarm.kind for alarm in one.alerts)
         counts = ", ".join(f"{kind} {num}" for kind, num in kinds.items()) or "none"
         print(f"| {month} | {one.num_rows:,} |", " | ".join(cells), f"| {refused} | {counts} |")
 
@@ -157,7 +157,7 @@ def find_alerts(
         found[name] = measure_divergence(reference, before.num_rows, count_into_bins(one, after[name]))
     corrected = dict(zip(found, holm_correction([one.p_value for one in found.values()]), strict=True))
     significant = [name for name in found if corrected[name] < monitor.significance]
-    return [name for name in significant if found[name].psi - found[name].noise >= monitor.psi], significant
+    return [name for name in significant if found[name].psi - found[name].noise_psi >= monitor.psi], significant
 
 
 def measure_false_alerts(folder: Path, usual: VersionReference, monitor: Monitor, num_halves: int) -> None:
@@ -202,15 +202,15 @@ def main() -> None:
     write_labels(folder, options.rows)
     print("\n| month | labels | RMSE (95%) | held out | alert |\n| --- | ---: | --- | --- | --- |")
     for month, window in windows.items():
-        labelled = monitor_window(champion, recipe.monitor, *window).judged
+        labelled = monitor_window(champion, recipe.monitor, *window).labelled
         assert labelled is not None
-        score, usual_score = labelled.score, labelled.held_out
+        score, usual_score = labelled.score, labelled.held_out_score
         is_alarm = score.low > usual_score.high and score.value >= usual_score.value * (1 + recipe.monitor.error_rise)
         print(
             f"| {month} | {labelled.num_labelled:,} | {score.value:.2f} ({score.low:.2f}–{score.high:.2f}) | "
             f"{usual_score.value:.2f} | {'yes' if is_alarm else 'no'} |"
         )
-    print(f"\nservice: {[one.door.p50_ms for one in found.values()]} ms p50")
+    print(f"\nservice: {[one.requests.p50_ms for one in found.values()]} ms p50")
 
 
 if __name__ == "__main__":

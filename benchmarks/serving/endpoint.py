@@ -223,7 +223,7 @@ def bento_of(tag: str) -> Bento:
 def make_plans(tag: str, bento: Bento, x: np.ndarray, model: Path, peers: dict[str, str]) -> list[ServerPlan]:
     """Our server and each peer, with the Python it runs in."""
     port = find_free_port()
-    raw = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.chosen, NUM_ROWS)]
+    raw = [json.dumps({"rows": [row]}).encode() for row in request_rows(bento.choice, NUM_ROWS)]
     # As `bloomery serve` starts it, with the prediction log.
     logging = {**serve_environment(), "BLOOMERY_SERVE_LOG": str(model.parent / "predictions")}
     found = [ServerPlan("ours", serve_command(tag, "127.0.0.1", port), port, "/predict", raw, logging)]
@@ -256,7 +256,7 @@ def main() -> None:
     artifacts = artifacts_folder(tag)
     manifest = json.loads((artifacts / "manifest.json").read_text())
     encoder = read_encoder(artifacts / "encoder.json")
-    x = encode(encoder, read_held_out_rows(bento.chosen).slice(0, NUM_ROWS))
+    x = encode(encoder, read_held_out_rows(bento.choice).slice(0, NUM_ROWS))
     model = decompress((artifacts / manifest["model"]).read_bytes())
     peers = dict.fromkeys(options.peers, sys.executable) | ({"litserve": options.litserve} if options.litserve else {})
     with tempfile.TemporaryDirectory() as folder:

@@ -138,7 +138,7 @@ async def change(name: str, one: str, two: str, changes: int, folder: Path) -> l
             before = point_at_damaged(name, folder / "damaged")
             await asyncio.sleep(2)
             (refusal,) = promotions.list_followers(name)
-            changes_made.append(("the pointer at a damaged version", f"refused: {refusal.why}"[:150], 0))
+            changes_made.append(("the pointer at a damaged version", f"refused: {refusal.refusal_reason}"[:150], 0))
             write_pointer(promotions.pointer_folder(name) / POINTER_FILE, before)
             continue
         elif number % 2:
@@ -157,7 +157,7 @@ async def measure(name: str, one: str, two: str, changes: int, connections: int)
     expected, limit = {}, 0.0
     for tag in tags.values():
         version = LoadedVersion(artifacts_folder(tag))
-        expected[tag] = version.format_predictions(version.predict(version.row_check.table(rows).to_batches()[0]))
+        expected[tag] = version.format_predictions(version.predict(version.row_check.parse_table(rows).to_batches()[0]))
         limit = TOLERANCE * score_unit(version.encoder)
     checker = ResponseChecker(expected, limit)
     port = find_free_port()

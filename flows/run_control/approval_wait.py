@@ -79,7 +79,7 @@ def _wait_for_decision(request: ApprovalRequest, figures: str) -> None:
     if not is_deployed and settings().prefect_api_url is None and not sys.stdin.isatty():
         raise approvals.approval_pending(request)
     waiter = None if is_deployed else _this_process()
-    waiting = {"flow_run": flow_run.id, "api": os.environ.get("PREFECT_API_URL"), "waiter": waiter}
+    waiting = {"flow_run": flow_run.id, "prefect_api": os.environ.get("PREFECT_API_URL"), "waiting_process": waiter}
     approvals.save_request(request.model_copy(update=waiting))
     emit(
         Waiting(

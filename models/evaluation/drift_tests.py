@@ -30,11 +30,11 @@ class HypothesisTest(NamedTuple):
 class Divergence(NamedTuple):
     """The divergence of observed rows from a reference.
 
-    `noise` is the expected PSI of so many rows without drift.
+    `noise_psi` is the expected PSI of so many rows without drift.
     """
 
     psi: float
-    noise: float
+    noise_psi: float
     test: DriftTest
     statistic: float
     p_value: float

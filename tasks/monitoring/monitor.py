@@ -215,7 +215,7 @@ def _measure_drifts(
     drifts = []
     for name, measured in divergences.items():
         can_alert = monitor.columns is None or name in (*monitor.columns, ANSWER, CONFIDENCE)
-        is_large = measured.psi - measured.noise >= monitor.psi and corrected[name] < monitor.significance
+        is_large = measured.psi - measured.noise_psi >= monitor.psi and corrected[name] < monitor.significance
         drifts.append(
             Drift(
                 name=name,

@@ -82,7 +82,7 @@ def revoke_key(name: str) -> ApiKey:
                 where=str(path),
                 remedy="see `bloomery key list`",
             )
-        revoked = entry.model_copy(update={"revoked": _timestamp()})
+        revoked = entry.model_copy(update={"revoked_at": _timestamp()})
         _write_keys(path, ApiKeys(keys=tuple(revoked if key is entry else key for key in keys.keys)))
     return revoked
 

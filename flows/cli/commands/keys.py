@@ -34,7 +34,7 @@ def create(
         require_state_folder()
         secret, key = api_keys.create_key(name, rate)
         if as_json:
-            typer.echo(json.dumps({"name": key.name, "rate": key.rate, "made": key.created_at, "key": secret}))
+            typer.echo(json.dumps({"name": key.name, "rate": key.rate, "created_at": key.created_at, "key": secret}))
         else:
             typer.echo(secret)
             typer.echo(f"This is the key of {name}. It is not stored: pass it to {name} now.", err=True)
@@ -50,7 +50,7 @@ def list_keys(as_json: AsJson = False) -> None:
         require_state_folder()
         stored = api_keys.list_keys()
         if as_json:
-            document = [key.model_dump(include={"name", "rate", "made", "revoked"}) for key in stored]
+            document = [key.model_dump(include={"name", "rate", "created_at", "revoked_at"}) for key in stored]
             typer.echo(json.dumps({"keys": document}))
             return
         from rich.console import Console
@@ -72,7 +72,7 @@ def revoke(name: KeyName, as_json: AsJson = False) -> None:
 
         require_state_folder()
         key = api_keys.revoke_key(name)
-        document = {"name": key.name, "revoked": key.revoked_at}
+        document = {"name": key.name, "revoked_at": key.revoked_at}
         typer.echo(json.dumps(document) if as_json else f"{name} was revoked at {key.revoked_at}")
 
 

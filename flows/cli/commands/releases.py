@@ -79,7 +79,7 @@ def approve(
         request = approvals.find_pending(version)
         by = f"{getpass.getuser()}@{socket.gethostname()}"
         verdict = "refuse" if refuse else "approve"
-        decision = Decision.model_validate({"decision": verdict, "by": by, "why": reason, "at": datetime.now(UTC)})
+        decision = Decision.model_validate({"decision": verdict, "by": by, "reason": reason, "at": datetime.now(UTC)})
         with promotions.champion_lock(request.name):
             request = approvals.record_decision(request, decision)
         if request.decision is None or request.decision.decision != verdict:

@@ -59,7 +59,7 @@ def test_every_candidate_is_told_by_class_and_by_slice(home: Path, release: Rele
     encoder = fit(features, next(iter(partial_statistics(features, rows.to_batches())))["statistics"].to_pylist())
     (root / "encoder.json").write_text(encoder.model_dump_json())
     trained = release.bento.choice.candidates.trained
-    checked = trained.dataset.checked.model_copy(update={"uri": "rows.parquet"})
+    checked = trained.dataset.valid_rows.model_copy(update={"uri": "rows.parquet"})
     dataset = trained.dataset.model_copy(
         update={"valid_rows": checked, "classes": ("down", "up"), "encoder_uri": "encoder.json"}
     )

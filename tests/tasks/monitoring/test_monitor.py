@@ -171,7 +171,7 @@ def test_predictions_are_scored_once_there_are_enough_labels(
     csv.write_text("request,label\n" + "".join(f"{name},old\n" for name in names[:300]))
     named = run_monitor(MONITOR.model_copy(update={"labels": str(csv)}))
     assert named.labelled is not None
-    assert (named.labelled.score.value, named.labelled.covered, named.alerts) == (1.0, 0.5, ())
+    assert (named.labelled.score.value, named.labelled.coverage, named.alerts) == (1.0, 0.5, ())
 
 
 def test_unreadable_labels_are_reported(packaged: Any, log: Any, tmp_path: Path) -> None:

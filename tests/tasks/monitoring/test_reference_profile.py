@@ -73,7 +73,9 @@ def chosen(home: Path, release: Release, contract_of: Callable[..., Contract]) -
     place = str(folder.relative_to(settings().home))
     choice = release.bento.choice
     dataset = choice.candidates.trained.dataset
-    checked = dataset.checked.model_copy(update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)})
+    checked = dataset.valid_rows.model_copy(
+        update={"uri": f"{place}/rows.parquet", "contract": contract_of(*PROPERTIES)}
+    )
     dataset = dataset.model_copy(
         update={
             "valid_rows": checked,

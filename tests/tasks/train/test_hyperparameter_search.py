@@ -114,7 +114,7 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     dataset, home: Path, tmp_path: Path
 ):
     training = training_of(trials=8, epochs=60, parallel=2)
-    mlflow_runs.ensure_experiment(dataset.checked.contract.name)
+    mlflow_runs.ensure_experiment(dataset.valid_rows.contract.name)
     (tmp_path / "dataset").write_text(dataset.model_dump_json(by_alias=True))
     script = tmp_path / "killed.py"
     script.write_text(CHILD)
@@ -133,7 +133,8 @@ def test_a_killed_search_ends_with_its_processes_and_goes_on_with_the_trials_tha
     before = {trial.info.run_id for trial in trials_of(dataset) if trial.info.status == "FINISHED"}
     assert 1 <= len(before) < 8
 
-    run_id = mlflow_runs.client().create_run(mlflow_runs.ensure_experiment(dataset.checked.contract.name)).info.run_id
+    experiment = mlflow_runs.ensure_experiment(dataset.valid_rows.contract.name)
+    run_id = mlflow_runs.client().create_run(experiment).info.run_id
     alone = training.model_copy(update={"search": training.search.model_copy(update={"parallel": 1})})
     hyperparameter_search.run_search(hyperparameter_search.SearchJob("key", run_id, dataset, MLP, alone, None))
     trials = trials_of(dataset)
