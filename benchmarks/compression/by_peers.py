@@ -1,10 +1,10 @@
-"""What Olive and Neural Compressor make of a network in 8 bits. Run by `peers.py` with a Python that has them.
+"""Quantizes a network to 8 bits with Olive or Neural Compressor. Run by `peers.py` in a Python that has them.
 
     PEERS_PYTHON by_peers.py WAY FOLDER
 
-FOLDER holds fp32.onnx, network.pt (the same network, pickled by PyTorch) and rows.npy, float32 (B, ...), to calibrate
-on; the answer is FOLDER/WAY.onnx. Everything has the settings that its makers give it where none is stated. Of ours
-only the network's own module is imported, where the pickle names it.
+FOLDER has fp32.onnx, network.pt (the same network, pickled by PyTorch) and rows.npy, float32 (B, ...), for calibration;
+the result is FOLDER/WAY.onnx. All settings are the tools' defaults. Of our code only the network's own module is
+imported, which the pickle names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = "x"  # of the networks' input
 
 
 def olive(quantization: dict[str, Any], folder: Path, target: Path) -> None:
-    """A workflow of that one pass, as Olive's documentation has it."""
+    """A workflow with this one pass, as in Olive's documentation."""
     from olive.data.registry import Registry
     from olive.workflows import run
 
@@ -56,7 +56,7 @@ def olive_optimize(folder: Path, target: Path) -> None:
 
 
 def neural_compressor(folder: Path, target: Path) -> None:
-    """Neural Compressor 3 quantizes PyTorch networks alone, for `torch.compile`; its answer is exported as ONNX."""
+    """Neural Compressor 3 quantizes PyTorch networks for `torch.compile` only; the result is exported to ONNX."""
     import torch
     from neural_compressor.torch import export, quantization
 
@@ -69,17 +69,17 @@ def neural_compressor(folder: Path, target: Path) -> None:
         prepared(rows[start : start + 32])
     quantized = quantization.convert(prepared)
     names: dict[str, Any] = {"input_names": [NAME], "output_names": ["logits"]}
-    # Not optimised: that would turn the rounded weights back into floats.
+    # Not optimized: that would turn the rounded weights back into floats.
     program = torch.onnx.export(quantized, (rows[:2],), dynamo=True, optimize=False, dynamic_shapes=free, **names)
     assert program is not None
     exported_file, folded_once = (folder / f"neural-compressor-{word}.onnx" for word in ("exported", "folded"))
     program.save(str(exported_file))
     _fold(exported_file, folded_once)
-    _fold(folded_once, target)  # what is made of functions the first time, such as CastLike, is folded the second
+    _fold(folded_once, target)  # the second pass folds what functions such as CastLike become in the first
 
 
 def _fold(source: Path, target: Path) -> None:
-    """Has ONNX Runtime round the weights, which PyTorch leaves as floats that are rounded when a session is opened."""
+    """Folds the rounding of weights with ONNX Runtime, since PyTorch leaves it to the session."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -95,7 +95,7 @@ def _fold(source: Path, target: Path) -> None:
 
 
 def onnx_neural_compressor(how: str, folder: Path, target: Path) -> None:
-    """Where Neural Compressor's quantization of ONNX files went."""
+    """The successor of Neural Compressor for ONNX files."""
     from onnx_neural_compressor import data_reader
     from onnx_neural_compressor.quantization import config, quantize
 
@@ -129,4 +129,4 @@ if __name__ == "__main__":
     way, given = sys.argv[1], Path(sys.argv[2])
     made = given / f"{way}.onnx"
     WAYS[way](given, made)
-    onnx.save(onnx.load(made), made)  # one file, where weights were put beside it
+    onnx.save(onnx.load(made), made)  # one file, without external weights

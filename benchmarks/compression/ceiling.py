@@ -1,16 +1,16 @@
-"""How much of what 8 bits can gain on this machine our 8-bit networks gain.
+"""Measures how much of the possible speed-up by 8 bits our networks reach on this machine.
 
     python benchmarks/compression/ceiling.py [--rounds 200] [--batches 1 32 128 512] [--networks mlp transformer cnn]
         [--profile]
 
-The ceiling is that of ONNX Runtime's own kernels: one square matrix product in fp32, and the same product as our
-`quantize` writes it, static (uint8 rows, int8 weights per channel) and dynamic, for several sizes; the best ratio of
-each batch counts. It depends on the batch, for one row is bound by how quickly weights come from memory and many by
-arithmetic, so a network's share is told twice: of the ceiling at its own batch, and of the best at any batch. A share
-may lie above 1: a network has products of several shapes, and float kernels are not equally good at all.
+The ceiling is that of ONNX Runtime's own kernels: a square matrix product in fp32, and the same product quantized by
+our `quantize`, static and dynamic, for several sizes; the best ratio of each batch size counts. It depends on the batch
+size, since memory bandwidth limits a single row and arithmetic limits many. So a network's share is printed twice: of
+the ceiling at its own batch size, and of the highest at any. It may exceed 1: a network has products of several
+shapes, and float kernels are not equally good for all.
 
-Networks are wide and have random weights, which no time depends on. Files are timed in turns on one thread; a ratio
-is the median over the rounds of the ratio within a round. `--profile` tells where the time of each file goes.
+Networks are wide and have random weights, which do not affect latencies. Files run in turns on one thread; a ratio is
+the median over the rounds of the ratio within a round. `--profile` prints the time of each operator.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Wide(NamedTuple):
     config: Model
     layout: Layout
     route: QuantizationMode
-    most_rows: int  # at once: more would take seconds a round
+    most_rows: int  # more would take seconds a round
 
 
 NETWORKS: dict[str, Wide] = {
@@ -70,7 +70,7 @@ NETWORKS: dict[str, Wide] = {
 
 
 def product(size: int, path: Path) -> None:
-    """One matrix product of `size` x `size` weights, as a file."""
+    """A single product with a `size` x `size` weight, as an ONNX file."""
     weights = np.random.default_rng(0).standard_normal((size, size), np.float32) / np.float32(size) ** 0.5
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name in (INPUT, OUTPUT)]
     node = helper.make_node("MatMul", [INPUT, "weights"], [OUTPUT], name="product")
@@ -79,7 +79,7 @@ def product(size: int, path: Path) -> None:
 
 
 def ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int, float]:
-    """By batch, how many times faster the best of our 8-bit forms of a product is than the product in fp32."""
+    """By batch size, the highest speed-up of a product by 8 bits over fp32."""
     best = dict.fromkeys(batches, 0.0)
     for size in SIZES:
         files = {name: folder / f"product-{name}.onnx" for name in ("fp32", *ROUTES)}
@@ -97,7 +97,7 @@ def ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int, float]:
 
 
 def _gain(one: Latency) -> str:
-    """Times faster than fp32, with its limits."""
+    """The speed-up over fp32, with its limits."""
     return f"{1 / one.ratio.value:.2f}x ({1 / one.ratio.high:.2f} to {1 / one.ratio.low:.2f})"
 
 
@@ -108,7 +108,7 @@ def rows_of(layout: Layout, num: int) -> torch.Tensor:
 
 
 def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
-    """The network in fp32 and as our `quantize` makes it, and rows for it."""
+    """The network in fp32 and quantized by `quantize`, and rows for it."""
     config, layout, route, most_rows = NETWORKS[name]
     torch.manual_seed(0)
     examples = rows_of(layout, max(most_rows, CALIBRATION_ROWS))
@@ -135,7 +135,7 @@ def judge(name: str, best: dict[int, float], rounds: int, files: dict[str, Path]
 
 
 def profile(name: str, files: dict[str, Path], x: np.ndarray, times: int = 20) -> None:
-    """Prints which operators each file's time goes to, in microseconds a batch."""
+    """Prints the time of each operator of each file, in microseconds a batch."""
     for kind, path in files.items():
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 3

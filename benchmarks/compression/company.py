@@ -1,11 +1,11 @@
-"""What a file's time owes to what was asked before it.
+"""Measures how the latency of a file depends on what ran before it.
 
     python benchmarks/compression/company.py [--rounds 300]
 
-A wide network in fp32 and a student of it in 8 bits, both with random weights, are asked for one row in turns: alone
-with each other and beside four more files. Each is timed right after another file; right after itself, as `compare`
-times it; and as an endpoint asks, which has one file and reads a request as JSON before each answer. Printed is how
-many times as fast the student is, and its median time.
+A wide network in fp32 and a student of it in 8 bits, both with random weights, run one row in turns: alone with each
+other, and beside four more files. Each is timed right after another file; right after itself, as `compare_latency`
+does; and as in an endpoint, which has one file and parses a JSON request before each prediction. Prints the speed-up of
+the student and its median time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What a small network learns of MNIST from a tenth of the labels: alone, by a teacher, and by rows without a label.
+"""Measures the accuracy of small networks on MNIST with a tenth of the labels: with labels only, by distillation, and
+by distillation with unlabelled rows.
 
     BLOOMERY_DATA=… .venv/bin/python benchmarks/compression/distilled.py [--student mlp] [--part val]
 
-All that is drawn differs with the seed: which rows keep their labels, the first weights, the order and the shifts. One
-teacher has seen the same tenth of the labels as its student, another, which all seeds share, all of them. Settings were
-chosen on the validation part (`--part val`); a tenth of it tells which epoch of a training was the best.
+The seed determines which rows keep their labels, the initial weights, the order and the shifts. One teacher has the
+same tenth of the labels as its student; another, which all seeds share, has all of them. Settings were chosen on the
+validation split (`--part val`); a tenth of it selects the best epoch of each training.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ _TEACHERS_EPOCHS = {"few": 50, "all": 10}
 
 
 class Rows(NamedTuple):
-    """What one seed learns from."""
+    """The training rows of one seed."""
 
     few: Examples
-    with_others: Examples  # behind the few, those whose labels are not told
+    with_others: Examples  # the labelled rows first, then those without labels
     val: Examples
 
 
@@ -88,7 +89,7 @@ def taught(asked: Asked, rows: Examples, val: Examples, seed: int, teacher: nn.M
 
 
 def teacher_of(name: str, seed: int, asked: Asked, rows: Examples, val: Examples) -> nn.Module:
-    """LeNet-5, trained on shifted images from labels alone; kept, since it takes longest."""
+    """LeNet-5, trained on shifted images and labels; cached, since it takes longest."""
     path = settings().home / f"distilled-{name}-{seed}.safetensors"
     if path.exists():
         network = build_network(Blueprint(config=TEACHER, layout=asked.layout, num_outputs=10))
@@ -130,12 +131,12 @@ def main() -> None:
     parser.add_argument("--student", choices=STUDENTS, default="mlp")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", choices=("val", "test"), default="test")
-    parser.add_argument("--shift", type=int, default=1, help="of what students see")
+    parser.add_argument("--shift", type=int, default=1, help="of the students' augmentation")
     parser.add_argument("--temperature", type=float, default=LESSON.temperature)
     parser.add_argument("--weight", type=float, default=LESSON.weight)
     parser.add_argument("--epochs", type=int, nargs=2, default=[40, 10], metavar=("FEW", "ALL"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prepared", type=Path, help="the rows that `on_gpu.py mnist --prepare` has left there")
+    parser.add_argument("--prepared", type=Path, help="a folder from `on_gpu.py mnist --prepare`")
     stated = parser.parse_args()
     apply_engine_environment()
     require_state_folder()

@@ -1,8 +1,8 @@
-"""Whether a network of 8 bits is quicker if the layer that reads the inputs stays in float.
+"""Measures whether a quantized network is faster with its first layer in float.
 
     python benchmarks/compression/first_layer.py [--rounds 300]
 
-Networks have random weights, on which times do not depend. The three files of each are timed in turns.
+Networks have random weights, which do not affect latencies. The three files of each run in turns.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCHES = (1, 32)
 
 
 def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Path]:
-    """A network of random weights in fp32, in 8 bits, and with its first layer in float, in files of `folder`."""
+    """Writes a network with random weights in fp32, in 8 bits, and with its first layer in float to `folder`."""
     torch.manual_seed(0)
     network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=shape), num_outputs=10)).eval()
     x = torch.rand(64, *shape)
@@ -59,7 +59,7 @@ def written(config: Model, shape: tuple[int, ...], folder: Path) -> dict[str, Pa
 
 
 def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, list[Interval]]:
-    """The time of each of the three files, of fp32's, by batch."""
+    """The time of each of the three files relative to fp32, by batch size."""
     with tempfile.TemporaryDirectory() as place:
         files = written(config, shape, Path(place))
         batches = [torch.rand(size, *shape).numpy() for size in BATCHES]

@@ -1,11 +1,11 @@
-"""What compression makes of the recipes' networks: size, time, and what it costs, on the official test parts.
+"""Measures the recipes' compressed networks: size, latency and loss of accuracy on the official test splits.
 
     BLOOMERY_DATA=… python benchmarks/compression/goals.py [--seeds 0] [recipe …]
 
-For each recipe the network is trained as it says (a kept training is found again) and the compress stage makes the
-candidates of `wanted.py`, beside ONNX Runtime's own defaults (`quantize_dynamic` and `quantize_static` with nothing
-stated) on the same float file. All are timed in one run, in turns, on one thread. Ratios are to the network as trained,
-in fp32; the drop is that on the official test part, with the upper end of its 95% interval.
+For each recipe the network is trained as configured (a finished training is reused) and the compress stage builds the
+candidates of `wanted.py`; ONNX Runtime's `quantize_dynamic` and `quantize_static` with default settings quantize the
+same float file. All files run in turns in one process, on one thread. Ratios are to the trained network in fp32; the
+drop is on the official test split, with the upper end of its 95% interval.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def of_candidates(options: Candidates) -> list[str]:
 
 
 def of_defaults(options: Candidates) -> list[str]:
-    """ONNX Runtime's own, with nothing stated, of the float file of the candidates."""
+    """ONNX Runtime's quantization with default settings, of the candidates' float file."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

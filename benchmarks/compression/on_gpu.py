@@ -1,12 +1,12 @@
-"""A recipe's network trained and made smaller on a GPU, several seeds, judged on the official test part.
+"""Trains and compresses a recipe's network on a GPU with several seeds, and evaluates it on the official test split.
 
     BLOOMERY_DATA=… python benchmarks/compression/on_gpu.py NAME --prepare FOLDER
     python benchmarks/compression/on_gpu.py NAME --prepared FOLDER [--seeds 0 1 2] [--rounds 100] [--device cuda]
 
-The first line prepares the rows as the pipeline does and puts them into FOLDER, which may then travel to a machine with
-a GPU. There the second line needs torch, ONNX Runtime, pyarrow and pydantic, and neither Spark nor Prefect: it trains
-as the recipe says and makes the candidates of `wanted.py` with the functions that the stages call. Times are those of
-that machine's processor, one thread, in turns; drops are on the test part, with the upper end of the 95% interval.
+The first command prepares the rows as the pipeline does and writes them to FOLDER, which can be copied to a machine
+with a GPU. The second needs torch, ONNX Runtime, pyarrow and pydantic there, and neither Spark nor Prefect: it trains
+as the recipe says and builds the candidates of `wanted.py` with the functions of the stages. Latencies are those of
+that machine's CPU, one thread, in turns; drops are on the test split, with the upper end of the 95% interval.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def made(
 
 
 def judged(candidates: list[BuiltCandidate], test: Examples, rounds: int) -> dict[str, tuple[float, ...]]:
-    """Of each but the first: size, time at each batch, score, drop, and its upper end."""
+    """For each file except the first: size, time by batch size, score, drop, and its upper end."""
     files = {one.spec.name: one.path for one in candidates}
     first, *others = candidates
     x, y = test.x.numpy(), test.y.numpy()
@@ -121,13 +121,13 @@ def judged(candidates: list[BuiltCandidate], test: Examples, rounds: int) -> dic
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("name", help="a recipe; without --prepare one of wanted.py's")
+    asked.add_argument("name", help="a recipe; without --prepare one of wanted.py")
     asked.add_argument("--prepare", type=Path)
     asked.add_argument("--prepared", type=Path)
     asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     asked.add_argument("--rounds", type=int, default=100)
     asked.add_argument("--device", default="cuda")
-    asked.add_argument("--rows", type=int, help="of each part, to try the script")
+    asked.add_argument("--rows", type=int, help="of each split, to try the script")
     stated = asked.parse_args()
     apply_engine_environment()
     require_state_folder()

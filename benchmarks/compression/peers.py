@@ -1,4 +1,4 @@
-"""Our candidates beside what ONNX Runtime, Olive and Neural Compressor make of the same networks, in one run.
+"""Compares our candidates with ONNX Runtime's, Olive's and Neural Compressor's files of the same networks, in one run.
 
     python -m venv PEERS
     PEERS/bin/pip install torch==2.13.0 onnxruntime==1.31.1 olive-ai neural-compressor requests py-cpuinfo psutil \
@@ -6,16 +6,15 @@
     PEERS/bin/pip install --no-deps torchao onnx-neural-compressor
     BLOOMERY_DATA=… python benchmarks/compression/peers.py --peers PEERS/bin/python [--rounds 300] [recipe …]
 
-For each recipe the network is trained as it says (a kept training is found again), and the compress stage makes the
-candidates of `goals.py`, or where it has none those of the recipe. From a float file of the same network as PyTorch's
-exporter writes it (`plain`), and rows of the training part to calibrate on, come ONNX Runtime's defaults, and by a
-process each in the peers' Python (`by_peers.py`) the others'; who fails is a row that says how. All files are then
-timed in turns in one run on one thread, each asked whole batches, and judged on the official test part: those with
-ranges found as rows come row by row, as an endpoint asks.
+For each recipe the network is trained as configured (a finished training is reused), and the compress stage builds the
+candidates of `goals.py`, or else those of the recipe. From a float file as PyTorch's exporter writes it, and
+calibration rows of the training split, come ONNX Runtime's defaults, and the others' files, each in a process of the
+peers' Python (`by_peers.py`); a failure is a row of the table. All files then run in turns in one process on one
+thread, on whole batches, and are evaluated on the official test split; dynamic ones run row by row, as in an endpoint.
 
 Ratios are to fp32; *worse* is the paired drop of accuracy, or the rise of RMSE, with the upper end of its 95% interval.
-The last column has those of ours that are ahead of a peer: smaller, faster for one row and for 32, and on the same
-rows not shown to be worse than it.
+The last column has our files that beat a peer's: smaller, faster for one row and for 32, and on the same rows not shown
+to be worse.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Judged(NamedTuple):
 
 
 def of_onnx_runtime(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files that its two functions make with nothing stated, and how those failed that did."""
+    """The files of its two functions with default settings, and the errors of those that fail."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -99,13 +98,13 @@ def of_onnx_runtime(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
                 quantize_static(str(ready), str(path), Rows())
             create_session(path)
             files[name] = path
-        except Exception as failure:  # what a peer cannot do is a result too
+        except Exception as failure:  # a failure of a peer is a result too
             failed[name] = str(failure).strip().splitlines()[0]
     return files, failed
 
 
 def of_peers(python: Path, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The same of the others, each by a process of its own that is cut off from the network."""
+    """The files of the other tools, each made by a process without network access, and the errors."""
     surroundings = os.environ | {
         "PYTHONPATH": str(HERE.parents[2]),
         "OLIVE_DISABLE_TELEMETRY": "1",
@@ -127,13 +126,13 @@ def of_peers(python: Path, folder: Path) -> tuple[dict[str, Path], dict[str, str
             files[way] = folder / f"{way}.onnx"
         except subprocess.TimeoutExpired:
             failed[way] = f"not done after {_MOST_SECONDS} s"
-        except Exception as failure:  # ONNX Runtime does not open what was made
+        except Exception as failure:  # ONNX Runtime does not open the file
             failed[way] = str(failure).strip().splitlines()[0]
     return files, failed
 
 
 def _why(said: str) -> str:
-    """The error that was raised first: what follows often only says that there is no result."""
+    """The first error of a process, since later ones often only report a missing result."""
     raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Iteration)\b.*", said, re.MULTILINE)
     return str(raised[0] if raised else (said.strip().splitlines() or ["no word"])[-1])
 
@@ -150,7 +149,7 @@ def compare(options: Candidates, python: Path, rounds: int) -> list[str]:
         np.save(folder / "rows.npy", even_sample(train.x, CALIBRATION_ROWS)[:CALIBRATION_ROWS].numpy())
         network, _ = read_network(settings().path(options.trained.uri), settings().path(options.trained.network_uri))
         torch.save(network.eval(), folder / "network.pt")
-        # Attention is an operator of ONNX Runtime's in our files, which none of the quantizers can see behind.
+        # Our files have ONNX Runtime's attention operator, which none of the quantizers supports.
         with patch("torch.onnx.is_in_onnx_export", return_value=False):
             export_onnx(network, test.x, folder / "fp32.onnx")
         theirs, failed = of_onnx_runtime(folder)
@@ -188,9 +187,9 @@ def judge(files: Mapping[str, Path], options: Candidates, test: Examples, rounds
 
 
 def _is_row_by_row(path: Path) -> bool:
-    """Whether ranges are found as rows come, so that a row's answer depends on those beside it."""
+    """Whether activation ranges are dynamic, so that the output for a row depends on its batch."""
     if path.suffix != ".onnx":
-        return False  # a stored form, which none of these has
+        return False  # compressed storage, which the peers do not have
     return any(node.op_type in _IN_RANGES_AS_THEY_COME for node in onnx.load(path).graph.node)
 
 
@@ -209,7 +208,7 @@ def _worse(options: Candidates, before_BK: np.ndarray, after_BK: np.ndarray, tes
 
 
 def ahead_of(peer: Judged, ours: Mapping[str, Judged], options: Candidates, test: Examples) -> str:
-    """Names of those of ours that beat the peer in size and in both times, and are not shown to be worse than it."""
+    """Names of our files that beat the peer's in size and both latencies, and are not shown to be worse."""
     names = [
         name
         for name, one in ours.items()
@@ -226,7 +225,7 @@ def _ratios(one: Judged) -> list[float]:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--peers", type=Path, required=True, help="the Python of an environment that has them")
+    asked.add_argument("--peers", type=Path, required=True, help="the Python of an environment with the peers")
     asked.add_argument("--rounds", type=int, default=300)
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("recipes", nargs="*", default=["mnist", "fashion-mnist", "pendigits", "clinc150"])

@@ -1,10 +1,10 @@
-"""Our 8-bit route for each family beside ONNX Runtime's own defaults, on the same networks in one run.
+"""Compares our quantization of each kind of network with ONNX Runtime's defaults, on the same networks in one run.
 
     python benchmarks/compression/quantization.py [--rounds 100] [--families cnn lstm ...]
 
-Networks have random weights: times and sizes do not depend on them, and errors are those of rounding alone. Files are
-timed in turns. A time is told as the least of all rounds, which is what other work on the machine disturbs least, and
-as a ratio to the float file.
+Networks have random weights: latencies and sizes do not depend on them, and errors are those of rounding only. Files
+run in turns. A latency is the least of all rounds, which other work on the machine disturbs least, as a ratio to the
+float file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGE = Layout(kind="image", shape=(1, 28, 28))
 FLAT = Layout(kind="flat", shape=(64,))
 STEPS = Layout(kind="sequence", shape=(24, 11))
 TOKENS = Layout(kind="tokens", shape=(24,), num_tokens=2000)
-# Network, layout, and how it is quantized here; None: weights alone.
+# Network, layout, and quantization mode; None: weight-only.
 FAMILIES: dict[str, tuple[Model, Layout, str | None]] = {
     "lenet": (LeNet(kind="lenet"), IMAGE, "static"),
     "cnn": (Cnn(kind="cnn", channels=(32, 64), hidden=128), IMAGE, "static"),
@@ -98,7 +98,7 @@ def compare(family: str, folder: Path, rounds: int) -> None:
             make(target)
             create_session(target)
             files[name] = target
-        except Exception as failure:  # what a peer cannot do is a result too
+        except Exception as failure:  # a failure of a peer is a result too
             failed[name] = str(failure).splitlines()[0][:120]
     exact = run_session(create_session(source), x)
     times = {batch: least_ms(files, x[:batch], rounds) for batch in (1, 32)}

@@ -1,10 +1,10 @@
-"""How few bytes LeNet-5 and LeNet-300-100 can be stored in, judged on MNIST's official test part.
+"""Measures how few bytes LeNet-5 and LeNet-300-100 need, with their error on MNIST's official test split.
 
     BLOOMERY_DATA=… .venv/bin/python benchmarks/compression/stored.py [--networks lenet-5 lenet-300-100] [--seeds 0 1 2]
 
-Trains each network on shifted images, makes it sparse in rounds (LAMP), drops units that died, shares what values are
-left, and lets those learn; all of it distilled from the network as it was trained. Stores it both ways, decodes it, and
-judges what was decoded. The test part is read once for each, when all that is decided has been.
+Trains each network on shifted images, prunes it in rounds (LAMP), removes dead units, clusters the weights and trains
+the centroids, all by distillation from the trained network. Stores it in both formats, decodes it, and evaluates the
+decoded network. The test split is read once for each, after all decisions.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ SHIFTED = Augment(shift=2)
 
 
 class Plan(NamedTuple):
-    """What is done to one of the networks."""
+    """The compression of one network."""
 
     config: LeNet | Mlp
     dense_epochs: int
-    augment: Augment  # after the dense training; what is small has no room for much of it
-    narrowed: float  # the share of units that goes as a whole, before single weights do
-    num_rounds: int  # of an epoch each, in which weights go
-    first: float  # the share of weights that the rounds begin with
-    num_weights: int  # that are left in the end
+    augment: Augment  # after the dense training; a small network needs little
+    narrowed: float  # the ratio of structured pruning, before single weights are pruned
+    num_rounds: int  # of pruning, of one epoch each
+    first: float  # the density of the first round
+    num_weights: int  # nonzero in the end
     epochs: int  # of the last round
     learning_rate: float
     lesson: Distillation
@@ -95,7 +95,9 @@ class Parts(NamedTuple):
 
 
 def read_splits() -> tuple[Parts, Layout]:
-    from bloomery.flows.pipeline import PLAIN_STAGES  # late: `distilled.py --prepared` needs neither Spark nor Prefect
+    from bloomery.flows.pipeline import (
+        PLAIN_STAGES,
+    )  # imported here, since `distilled.py --prepared` needs neither Spark nor Prefect
     from bloomery.tasks.ingest.stage import locate_source
 
     recipe = read_recipe("mnist")
@@ -109,7 +111,7 @@ def read_splits() -> tuple[Parts, Layout]:
 
 
 def dense(name: str, seed: int, parts: Parts, blueprint: Blueprint) -> nn.Module:
-    """The network as it is trained before anything goes; kept, since it takes longest."""
+    """The network before compression; cached, since it takes longest."""
     path = settings().home / f"{name}-{seed}.safetensors"
     set_deterministic(seed, num_threads=1)
     network = build_network(blueprint)
@@ -136,13 +138,13 @@ def loop_of(plan: Plan, epochs: int, learning_rate: float) -> Loop:
 def sparsified(
     plan: Plan, teacher: nn.Module, blueprint: Blueprint, parts: Parts, seed: int
 ) -> tuple[nn.Module, Blueprint]:
-    """`plan.num_weights` of the teacher's weights, in what is left of its units."""
+    """Prunes the teacher to `plan.num_weights` weights in its remaining units."""
     placement = Placement(parallelize=create_distiller(teacher, plan.lesson))
     total = sum(weight.numel() for weight in maskable_weights(teacher).values())
     network, found = prune_network(teacher, blueprint, Pruning(ratio=plan.narrowed))
     for number in range(1, plan.num_rounds + 1):
         num_left = scheduled_density(number, plan.num_rounds, last=plan.num_weights / total, first=plan.first) * total
-        network, found = remove_dead_units(network, found)  # so that the share is one of what is left
+        network, found = remove_dead_units(network, found)  # so that the density refers to the remaining weights
         here = sum(weight.numel() for weight in maskable_weights(network).values())
         loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
         with fixed_masks(network, compute_masks(network, min(num_left / here, 1.0))):
@@ -152,7 +154,7 @@ def sparsified(
 
 
 def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts, seed: int) -> nn.Module:
-    """`network` with `plan.num_values` values a layer. First they follow the weights, then the weights follow them."""
+    """Clusters `network` to `plan.num_values` values a layer: first centroids follow weights, then they are trained."""
     placement = Placement(parallelize=create_distiller(teacher, plan.lesson))
     network = copy.deepcopy(network)
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
@@ -168,7 +170,7 @@ def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts,
 
 
 class Reached(NamedTuple):
-    """What one seed came to. Errors are shares of the test part, sizes bytes."""
+    """The result of one seed. Errors are shares of the test split, sizes are bytes."""
 
     dense_error: float
     error: float
@@ -178,7 +180,7 @@ class Reached(NamedTuple):
 
 
 def reach(name: str, seed: int, parts: Parts, layout: Layout) -> Reached:
-    """Both stored forms of the network, judged as ONNX Runtime answers from what is decoded of them."""
+    """Both storage formats of the network, evaluated from the decoded file by ONNX Runtime."""
     plan = PLANS[name]
     blueprint = Blueprint(config=plan.config, layout=layout, num_outputs=10)
     teacher = dense(name, seed, parts, blueprint)
@@ -221,7 +223,7 @@ def main() -> None:
     for name in stated.networks:
         config = PLANS[name].config
         network = build_network(Blueprint(config=config, layout=layout, num_outputs=10))
-        num_bytes = 4 * num_parameters(network)  # what the papers on compression compare with
+        num_bytes = 4 * num_parameters(network)  # as the papers on compression do
         all_reached = []
         for seed in stated.seeds:
             all_reached.append(reach(name, seed, parts, layout))

@@ -1,4 +1,4 @@
-"""The candidates by which the recipes are to reach their goals."""
+"""The candidates with which the recipes should reach their compression goals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bloomery.models.profiling.cpu_features import cpu_flags, has_amx
 
 FLOAT = {"name": "fp32"}
 STATIC = {"quantize": "static", "amx": has_amx(cpu_flags())}
-# Of students of images, which only ever get nearer to their teacher.
+# For students of images, which keep improving with more epochs.
 PATIENT = {
     "epochs": 60,
     "batch_size": 128,
@@ -21,7 +21,7 @@ PATIENT = {
 
 
 def strided(channels: list[int], hidden: int) -> dict[str, Any]:
-    """A network whose first convolution halves the image, as 8 bits are quickest; that one stays in float."""
+    """A network whose first convolution has a stride of two, which suits 8 bits; it stays in float."""
     return {
         "kind": "cnn",
         "channels": channels,

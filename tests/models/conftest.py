@@ -46,7 +46,7 @@ def _repeatable() -> None:
 
 
 @pytest.fixture(scope="session")
-def seven_bits() -> bool:
+def reduce_range() -> bool:
     """What `reduce_range` is to be on this processor, where files are asked for answers near those in float."""
     return needs_reduced_range(cpu_flags())
 

@@ -1,4 +1,4 @@
-"""What a budget may say, in the forms in which people say it."""
+"""The budget section of a recipe and its short forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bloomery.models.compression.budget import Budget, LatencyLimit, ObjectiveWe
 
 
 @given(st.integers(1, 10_000))
-def test_points_and_percent_are_the_shares_that_they_name(hundredths):
+def test_points_and_percent_are_parsed_as_shares(hundredths):
     share = float(Decimal(hundredths) / 10_000)
     text = f"{Decimal(hundredths) / 100:f}"
     budget = Budget(accuracy_drop=f"{text}pp", error_rise=f"{text} %")
@@ -27,7 +27,7 @@ def test_a_number_of_milliseconds_is_the_99th_percentile_for_one_row():
     assert Budget().batch_size == 1
 
 
-def test_an_objective_by_name_is_a_weight_of_its_own():
+def test_a_named_objective_has_all_the_weight():
     assert Budget().objective == Budget(objective="size").objective == ObjectiveWeights(size=1)
     assert Budget(objective="latency").objective == ObjectiveWeights(latency=1)
     assert Budget(objective="energy").objective == ObjectiveWeights(energy=1)
@@ -35,8 +35,8 @@ def test_an_objective_by_name_is_a_weight_of_its_own():
     assert Budget.model_validate(mixed.model_dump(mode="json")) == mixed
 
 
-def test_a_short_form_says_all_of_it_also_where_a_run_changes_a_recipe():
-    """What a run leaves unsaid stays as the recipe has it, so `size` must say that `latency` weighs nothing."""
+def test_a_short_form_overrides_all_fields_of_the_recipe():
+    """A run overrides the recipe field by field, so `size` must set the weight of `latency` to 0."""
     short = Budget(objective="size", latency_ms=2).model_dump(exclude_unset=True)
     assert short == {
         "objective": {"size": 1.0, "latency": 0.0, "energy": 0.0},
@@ -61,12 +61,12 @@ def test_a_short_form_says_all_of_it_also_where_a_run_changes_a_recipe():
         ({"objective": {"energy": 0}}, "must weigh more than 0"),
     ],
 )
-def test_what_no_budget_can_mean_is_refused_with_what_could_be_said(stated, said):
+def test_an_invalid_budget_is_refused_with_the_valid_forms(stated, said):
     with pytest.raises(ValidationError, match=said):
         Budget(**stated)
 
 
-def test_the_json_schema_has_every_form_that_is_read():
+def test_the_json_schema_has_all_short_forms():
     schema = Budget.model_json_schema()
     forms = {name: schema["properties"][name].get("anyOf") for name in schema["properties"]}
     number, text = forms["accuracy_drop"]

@@ -1,4 +1,4 @@
-"""A network that learns from another: what its loss is, and that the answers alone can teach."""
+"""Knowledge distillation: its loss, and learning from soft targets only."""
 
 from __future__ import annotations
 
@@ -25,38 +25,42 @@ def logits(seed: int, classes: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_distance_is_the_divergence_at_the_temperature_and_none_from_itself(temperature):
-    mine, taught = logits(0), logits(1)
-    shares = (taught / temperature).softmax(1)
-    expected = temperature**2 * (shares * (shares.log() - (mine / temperature).log_softmax(1))).sum()
-    torch.testing.assert_close(soft_target_loss(mine, taught, temperature), expected)
-    torch.testing.assert_close(soft_target_loss(mine, mine, temperature), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(soft_target_loss(mine, mine + 3, temperature), torch.tensor(0.0), atol=1e-4, rtol=0)
+def test_the_loss_is_the_divergence_at_the_temperature_and_zero_for_equal_outputs(temperature):
+    student_BK, teacher_BK = logits(0), logits(1)
+    shares = (teacher_BK / temperature).softmax(1)
+    expected = temperature**2 * (shares * (shares.log() - (student_BK / temperature).log_softmax(1))).sum()
+    torch.testing.assert_close(soft_target_loss(student_BK, teacher_BK, temperature), expected)
+    torch.testing.assert_close(
+        soft_target_loss(student_BK, student_BK, temperature), torch.tensor(0.0), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        soft_target_loss(student_BK, student_BK + 3, temperature), torch.tensor(0.0), atol=1e-4, rtol=0
+    )
 
 
-def test_of_figures_the_distance_is_the_squared_difference():
-    mine, taught = logits(0, 1), logits(1, 1)
-    torch.testing.assert_close(soft_target_loss(mine, taught, 4.0), (mine - taught).square().sum())
+def test_the_loss_of_a_regression_is_the_squared_difference():
+    student_BK, teacher_BK = logits(0, 1), logits(1, 1)
+    torch.testing.assert_close(soft_target_loss(student_BK, teacher_BK, 4.0), (student_BK - teacher_BK).square().sum())
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_labels_and_answers_share_the_gradient_as_the_weight_says(weight):
+def test_the_weight_divides_the_gradient_between_labels_and_soft_targets(weight):
     teacher, student = nn.Linear(3, 4), nn.Linear(3, 4)
     x, y = torch.randn(6, 3), torch.arange(6) % 4
     learn = create_distiller(teacher, Distillation(weight=weight, temperature=2.0))(student, Loop(epochs=1))
     learn(x, lambda outputs, rows: F.cross_entropy(outputs, y[rows], reduction="sum"), 6.0)
-    learnt = student.weight.grad.clone()
+    gradient = student.weight.grad.clone()
     student.zero_grad()
     outputs = student(x)
     loss = (1 - weight) * F.cross_entropy(outputs, y, reduction="sum")
     loss = loss + weight * soft_target_loss(outputs, teacher(x).detach(), 2.0)
     (loss / 6).backward()
-    torch.testing.assert_close(learnt, student.weight.grad)
+    torch.testing.assert_close(gradient, student.weight.grad)
     assert teacher.weight.grad is None
 
 
-def test_rows_without_labels_teach_through_the_teacher_alone(trained, parts):
-    """A student of few labels makes fewer errors when the teacher answers to all the other rows too."""
+def test_unlabelled_rows_teach_by_the_teachers_outputs(trained, parts):
+    """A student with few labels makes fewer errors with the teacher's outputs for unlabelled rows."""
     few = Examples(parts.train.x[:60], parts.train.y[:60], parts.train.key[:60])
     loop = Loop(epochs=12, batch_size=32, learning_rate=3e-3)
     blueprint = trained.blueprint.model_copy(update={"config": Mlp(kind="mlp", hidden=(32,))})
@@ -72,78 +76,80 @@ def test_rows_without_labels_teach_through_the_teacher_alone(trained, parts):
     assert errors[1] < errors[0] / 2
 
 
-def test_no_figure_can_stand_for_a_missing_one():
+def test_unlabelled_rows_need_a_classification():
     rows = Examples(torch.zeros(2, 3), torch.zeros(2), np.arange(2))
     with pytest.raises(ValueError, match="need a classification"):
         add_unlabelled(rows, torch.zeros(1, 3))
 
 
-def test_a_student_sees_each_row_as_its_teacher_does(parts):
-    """Both have the same mixture of two images: the teacher's answer is to what the student saw."""
-    seen: list[torch.Tensor] = []
+def test_student_and_teacher_see_the_same_augmented_rows(parts):
+    """Both get the same mixture of two images."""
+    inputs: list[torch.Tensor] = []
 
-    class Watching(nn.Module):
+    class RecordingNetwork(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(64, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if torch.is_grad_enabled() or not self.training:
-                seen.append(x.detach().clone())
+                inputs.append(x.detach().clone())
             return self.linear(x.flatten(1))
 
-    rows = Examples(*(one[:64] for one in parts.train))
+    rows = Examples(*(module[:64] for module in parts.train))
     loop = Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4))
     train(
-        Watching(),
+        RecordingNetwork(),
         rows,
         rows,
         loop,
         seed=0,
-        placement=Placement(parallelize=create_distiller(Watching(), Distillation())),
+        placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
     )
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], rows.x)
+    assert torch.equal(inputs[0], inputs[1])
+    assert not torch.equal(inputs[0], rows.x)
 
 
-def test_student_and_teacher_multiply_in_the_precision_that_the_loop_says(parts):
-    """Both were float32 whatever was said, which costs a processor with matrix tiles half of its pace."""
-    answered: list[torch.dtype] = []
+def test_student_and_teacher_run_in_the_precision_of_the_loop(parts):
+    """Regression test: both ran in float32, which halves the speed of processors with AMX."""
+    dtypes: list[torch.dtype] = []
 
-    class Watching(nn.Module):
+    class RecordingNetwork(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(64, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             outputs_BK = self.linear(x.flatten(1))
-            answered.append(outputs_BK.dtype)
+            dtypes.append(outputs_BK.dtype)
             return outputs_BK
 
-    rows = Examples(*(one[:64] for one in parts.train))
+    rows = Examples(*(module[:64] for module in parts.train))
     loop = Loop(epochs=1, batch_size=64, precision="bf16")
     train(
-        Watching(),
+        RecordingNetwork(),
         rows,
         rows,
         loop,
         seed=0,
-        placement=Placement(parallelize=create_distiller(Watching(), Distillation())),
+        placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
     )
-    assert answered == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one judges
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one is the evaluation
 
 
-def test_a_teacher_is_laid_out_for_convolutions_while_it_teaches_and_not_afterwards(trained, parts):
+def test_a_teacher_is_channels_last_during_distillation_only(trained, parts):
     strides: list[bool] = []
-    first = next(one for one in trained.network.modules() if isinstance(one, nn.Conv2d) and one.in_channels > 1)
+    first = next(
+        module for module in trained.network.modules() if isinstance(module, nn.Conv2d) and module.in_channels > 1
+    )
     hook = first.register_forward_hook(lambda *_: strides.append(first.weight.is_contiguous()))
-    smaller(trained, parts, prune=0.5)
+    compress(trained, parts, prune=0.5)
     hook.remove()
     assert not strides[-1]
     assert first.weight.is_contiguous()
 
 
-def smaller(trained, parts, **how) -> nn.Module:
+def compress(trained, parts, **how) -> nn.Module:
     compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **how.pop("compression", {}))
     spec = CandidateSpec.model_validate({"name": "small", **how})
     return compress_network(
@@ -151,27 +157,27 @@ def smaller(trained, parts, **how) -> nn.Module:
     )
 
 
-def test_what_was_pruned_learns_back_what_it_lost(trained, parts):
-    untaught = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5)).network
-    pruned = smaller(trained, parts, prune=0.5)
+def test_a_pruned_network_recovers_its_accuracy(trained, parts):
+    before_fine_tuning = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5)).network
+    pruned = compress(trained, parts, prune=0.5)
     assert num_parameters(pruned) < 0.4 * num_parameters(trained.network)
-    assert evaluate(pruned, parts.test)[1] > evaluate(untaught, parts.test)[1] + 0.1
+    assert evaluate(pruned, parts.test)[1] > evaluate(before_fine_tuning, parts.test)[1] + 0.1
     assert not pruned.training
 
 
-def test_a_candidate_does_not_depend_on_those_made_before_it(trained, parts):
+def test_a_candidate_does_not_depend_on_those_built_before_it(trained, parts):
     x = parts.test.x
-    once = predict(smaller(trained, parts, prune=0.5), x)
+    once = predict(compress(trained, parts, prune=0.5), x)
     torch.rand(7)
-    smaller(trained, parts, student={"model": {"kind": "mlp", "hidden": [4]}})
-    assert torch.equal(predict(smaller(trained, parts, prune=0.5), x), once)
+    compress(trained, parts, student={"model": {"kind": "mlp", "hidden": [4]}})
+    assert torch.equal(predict(compress(trained, parts, prune=0.5), x), once)
 
 
-def test_a_student_of_another_kind_takes_the_networks_place_and_is_pruned_and_factorised(trained, parts):
+def test_a_student_replaces_the_network_and_is_pruned_and_factorized(trained, parts):
     student = {"model": {"kind": "mlp", "hidden": [256, 128], "norm": "none"}}
-    whole = smaller(trained, parts, student=student)
-    halved = smaller(trained, parts, student=student, prune=Pruning(ratio=0.5).model_dump())
-    thin = smaller(trained, parts, student=student, prune=0.5, factorize=0.5)
-    assert num_parameters(thin) < num_parameters(halved) < num_parameters(whole)
+    full = compress(trained, parts, student=student)
+    halved = compress(trained, parts, student=student, prune=Pruning(ratio=0.5).model_dump())
+    thin = compress(trained, parts, student=student, prune=0.5, factorize=0.5)
+    assert num_parameters(thin) < num_parameters(halved) < num_parameters(full)
     assert isinstance(Cnn(kind="cnn"), type(trained.blueprint.config))
-    assert all(evaluate(one, parts.test)[1] > 0.75 for one in (whole, halved, thin))
+    assert all(evaluate(module, parts.test)[1] > 0.75 for module in (full, halved, thin))

@@ -1,4 +1,4 @@
-"""What a student learns of the inside of its teacher: the distances, and how networks tell what they hold."""
+"""Feature matching: its losses, and the activations that they compare."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LENET = LeNet(kind="lenet", channels=(3, 5), hidden=7)
 GPT = Gpt(kind="gpt", width=8, num_heads=2)
 ENCODER = Transformer(kind="transformer", width=12, num_layers=1, num_heads=3)
 TABLE = FtTransformer(kind="ft_transformer", width=8, num_heads=2, num_layers=2)
-# Student, teacher, rows: other widths, other kinds, and the same kind where no other attends to the same.
+# Student, teacher, rows: of different widths, and of different kinds where two kinds have comparable attention.
 PAIRS: dict[str, tuple[Model, Model, Layout]] = {
     "cnn": (CNN, CNN.model_copy(update={"channels": (8,), "hidden": 0}), IMAGE),
     "lenet": (LENET, CNN, IMAGE),
@@ -59,7 +59,7 @@ def turn(seed: int, size: int) -> torch.Tensor:
 def rows_of(layout: Layout) -> torch.Tensor:
     if layout.kind == "tokens":
         x = torch.randint(1, 20, (6, *layout.shape), generator=torch.Generator().manual_seed(0)).float()
-        x[:, -2:] = 0  # padding in every row, which a student that learns leaves out
+        x[:, -2:] = 0  # padding in every row, which a student in training mode drops
         x[0, 3:] = 0
         return x
     x = drawn(0, 6, *layout.shape)
@@ -70,7 +70,7 @@ def rows_of(layout: Layout) -> torch.Tensor:
 
 
 @given(SEEDS, st.integers(2, 9), st.integers(1, 7), st.floats(0.1, 10))
-def test_turned_and_stretched_features_are_the_same(seed: int, num: int, width: int, stretch: float) -> None:
+def test_rotated_and_scaled_features_have_no_loss(seed: int, num: int, width: int, stretch: float) -> None:
     x_BF = drawn(seed, num, width)
     torch.testing.assert_close(similarity_loss(stretch * x_BF @ turn(seed, width), x_BF), torch.tensor(0.0))
     wider_BF = torch.cat([x_BF, torch.zeros(num, 3)], dim=1)
@@ -78,8 +78,8 @@ def test_turned_and_stretched_features_are_the_same(seed: int, num: int, width: 
     assert 0 <= similarity_loss(x_BF, drawn(seed + 1, num, 4)) <= 4 * num
 
 
-def test_features_of_rows_that_are_otherwise_alike_are_apart() -> None:
-    """By hand: the first two rows are alike, or the last two."""
+def test_different_similarities_have_a_loss() -> None:
+    """Computed by hand: the first two rows are equal, or the last two."""
     mine_BF, taught_BF = torch.eye(2)[[0, 0, 1]], torch.eye(2)[[0, 1, 1]]
     same = 0.5**0.5
     first, middle = (same - 1) ** 2 + same**2, 2 * same**2
@@ -87,14 +87,14 @@ def test_features_of_rows_that_are_otherwise_alike_are_apart() -> None:
 
 
 @given(SEEDS, st.floats(0.1, 10))
-def test_channels_that_are_turned_and_stretched_heed_the_same_places(seed: int, stretch: float) -> None:
+def test_rotated_and_scaled_channels_have_the_same_attention_map(seed: int, stretch: float) -> None:
     x_BCHW = drawn(seed, 3, 4, 5, 2)
     turned_BCHW = torch.einsum("bchw,cd->bdhw", stretch * x_BCHW, turn(seed, 4))
     torch.testing.assert_close(attention_map_loss(turned_BCHW, x_BCHW), torch.tensor(0.0))
     assert 0 <= attention_map_loss(x_BCHW, drawn(seed + 1, 3, 1, 5, 2)) <= 2 * 3
 
 
-def test_of_two_resolutions_the_lower_is_compared() -> None:
+def test_attention_maps_are_compared_at_the_lower_resolution() -> None:
     coarse_BCHW = drawn(0, 2, 3, 2, 2)
     fine_BCHW = coarse_BCHW.repeat_interleave(3, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(attention_map_loss(fine_BCHW, coarse_BCHW), torch.tensor(0.0))
@@ -102,7 +102,7 @@ def test_of_two_resolutions_the_lower_is_compared() -> None:
 
 
 @given(SEEDS)
-def test_steps_that_are_turned_relate_alike_and_padding_has_no_part(seed: int) -> None:
+def test_rotated_steps_have_the_same_relations_and_padding_is_ignored(seed: int) -> None:
     x_BTD, there_BT = drawn(seed, 2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
     there_BT[0, 3:] = False
     padded_BTD = x_BTD.clone()
@@ -114,18 +114,18 @@ def test_steps_that_are_turned_relate_alike_and_padding_has_no_part(seed: int) -
     torch.testing.assert_close(relation_loss(other_BTD, padded_BTD, there_BT), apart)
 
 
-def test_relations_are_apart_by_the_mean_divergence_of_a_step() -> None:
+def test_the_relation_loss_is_the_mean_divergence_of_a_step() -> None:
     mine_BTD, taught_BTD = drawn(0, 1, 3, 2), drawn(1, 1, 3, 5)
     mine, taught = ((x[0] @ x[0].T / x.shape[2] ** 0.5).softmax(1) for x in (mine_BTD, taught_BTD))
     expected = (taught * (taught.log() - mine.log())).sum(1).mean()
     torch.testing.assert_close(relation_loss(mine_BTD, taught_BTD, torch.ones(1, 3, dtype=torch.bool)), expected)
 
 
-def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float) -> dict[str, torch.Tensor]:
-    """The gradients of a copy of `student` after one lesson."""
+def gradients_of(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **weights: float) -> dict[str, torch.Tensor]:
+    """The gradients of a copy of `student` after one batch."""
     student = copy.deepcopy(student).train()
     torch.manual_seed(0)  # of dropout
-    learn = create_distiller(teacher, Distillation(weight=0.5, **how))(student, Loop(epochs=1))
+    learn = create_distiller(teacher, Distillation(weight=0.5, **weights))(student, Loop(epochs=1))
     y = torch.zeros(len(x), dtype=torch.int64)
     learn(x, lambda outputs, rows: F.cross_entropy(outputs, y[rows], reduction="sum"), float(len(x)))
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*student.modules(), *teacher.modules()))
@@ -134,23 +134,25 @@ def learnt(student: nn.Module, teacher: nn.Module, x: torch.Tensor, **how: float
 
 @pytest.mark.parametrize("weight_name", ["feature_weight", "attention_weight"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_student_of_any_kind_learns_of_the_inside_and_its_teacher_does_not(pair: str, weight_name: str) -> None:
-    config, taught_config, layout = PAIRS[pair]
+def test_feature_matching_changes_gradients_of_the_student_only(pair: str, weight_name: str) -> None:
+    config, teacher_config, layout = PAIRS[pair]
     torch.manual_seed(1)
     student, teacher = (
-        build_network(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, taught_config)
+        build_network(Blueprint(config=one, layout=layout, num_outputs=3)) for one in (config, teacher_config)
     )
     x = rows_of(layout)
-    plain, once, twice = (learnt(student, teacher, x, **{weight_name: weight}) for weight in (0.0, 1.0, 1.0))
+    without_loss, once, twice = (
+        gradients_of(student, teacher, x, **{weight_name: weight}) for weight in (0.0, 1.0, 1.0)
+    )
     assert all(torch.isfinite(gradient).all() for gradient in once.values())
     assert all(torch.equal(once[name], twice[name]) for name in once)
-    assert any(not torch.allclose(once[name], plain[name]) for name in once if not name.startswith("head"))
-    assert all(torch.equal(once[name], plain[name]) for name in once if name.startswith("head"))
+    assert any(not torch.allclose(once[name], without_loss[name]) for name in once if not name.startswith("head"))
+    assert all(torch.equal(once[name], without_loss[name]) for name in once if name.startswith("head"))
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "rnn"])
-def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
+def test_networks_without_attention_match_features(kind: str) -> None:
     layout = FLAT if kind == "mlp" else STEPS
     configs = {"mlp": Mlp(kind="mlp", hidden=(5,)), "rnn": Rnn(kind="rnn", hidden=5)}
     student, teacher = (
@@ -159,51 +161,53 @@ def test_features_of_what_attends_to_nothing_are_learnt(kind: str) -> None:
     )
     x = rows_of(layout)
     assert any(
-        not torch.allclose(gradient, plain)
-        for gradient, plain in zip(
-            learnt(student, teacher, x, feature_weight=1.0).values(), learnt(student, teacher, x).values(), strict=True
+        not torch.allclose(gradient, without_loss)
+        for gradient, without_loss in zip(
+            gradients_of(student, teacher, x, feature_weight=1.0).values(),
+            gradients_of(student, teacher, x).values(),
+            strict=True,
         )
     )
 
 
-def test_what_is_pruned_and_rounded_learns_of_the_inside(trained, parts) -> None:
-    """The head and the maps are other modules then, and what was heard in one lesson is not in the way of the next."""
+def test_pruned_and_rounded_networks_match_features(trained, parts) -> None:
+    """Pruning and rounding replace the head and the maps; hooks of one step do not affect the next."""
     spec = CandidateSpec.model_validate(
         {"name": "small", "prune": 0.5, "factorize": 0.5, "quantize": "static", "quantization_aware": True}
     )
     loop = Loop(epochs=1, batch_size=128, augment=Augment(shift=1))
     compression = Compression(fine_tune=loop, distill=Distillation(feature_weight=1.0, attention_weight=1.0))
-    lesson = FineTuning(parts.train, parts.val, trained.network, compression)
-    small = compress_network(trained.network, trained.blueprint, spec, lesson)
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in small.modules())
+    fine_tuning = FineTuning(parts.train, parts.val, trained.network, compression)
+    compressed = compress_network(trained.network, trained.blueprint, spec, fine_tuning)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in compressed.modules())
 
 
 @pytest.mark.parametrize(
-    ("student", "how", "why"),
+    ("student", "weights", "message"),
     [
         (Mlp(kind="mlp"), {"attention_weight": 0.5}, "a network of kind mlp has no known attention"),
         (ENCODER, {"attention_weight": 0.5}, "a transformer attends to steps or columns and a cnn to image positions"),
     ],
 )
-def test_what_a_student_cannot_have_of_its_teacher_is_refused(trained, parts, student: Model, how, why: str) -> None:
+def test_impossible_attention_transfer_is_refused(trained, parts, student: Model, weights, message: str) -> None:
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": student.model_dump()}})
-    lesson = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(**how)))
-    with pytest.raises(RecipeInvalid, match=why):
-        compress_network(trained.network, trained.blueprint, spec, lesson)
+    fine_tuning = FineTuning(parts.train, parts.val, trained.network, Compression(distill=Distillation(**weights)))
+    with pytest.raises(RecipeInvalid, match=message):
+        compress_network(trained.network, trained.blueprint, spec, fine_tuning)
 
 
-def test_one_place_alone_is_nothing_to_attend_to(trained, parts) -> None:
-    config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # 8 x 8 pixels are halved to one
+def test_a_map_of_one_position_has_no_attention(trained, parts) -> None:
+    config = Cnn(kind="cnn", channels=(4, 4, 4), hidden=0)  # three blocks halve 8 x 8 pixels to one
     spec = CandidateSpec.model_validate({"name": "student", "student": {"model": config.model_dump()}})
-    lesson = FineTuning(
+    fine_tuning = FineTuning(
         parts.train, parts.val, trained.network, Compression(distill=Distillation(attention_weight=1.0))
     )
     with pytest.raises(RecipeInvalid, match="have a single position"):
-        compress_network(trained.network, trained.blueprint, spec, lesson)
+        compress_network(trained.network, trained.blueprint, spec, fine_tuning)
 
 
 @pytest.mark.parametrize(("num", "fewer"), [(5, 5), (7, 3), (8, 4), (9, 2), (4, 1)])
-def test_places_are_averaged_as_adaptive_pooling_does(num: int, fewer: int) -> None:
+def test_attention_maps_are_pooled_like_adaptive_pooling(num: int, fewer: int) -> None:
     x_BCHW = drawn(0, 3, 2, num, num + 1)
     expected = F.adaptive_avg_pool2d(x_BCHW.square().mean(1), (fewer, fewer)).flatten(1)
     torch.testing.assert_close(_attention_map(x_BCHW, (fewer, fewer)), F.normalize(expected, dim=1))

@@ -1,4 +1,4 @@
-"""Attention with its linear maps as one operator: the same answers, and 8 bits of it."""
+"""Fused attention: the same outputs, in float and in 8 bits."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def operators(path: Path) -> Counter[str]:
     [
         (Transformer(kind="transformer", width=32, num_layers=2, num_heads=2, wide=True), TOKENS, 2, 0),
         (Gpt(kind="gpt", width=32, num_layers=1), TOKENS, 1, 0),
-        # Of its last block only one token asks, so not all three are of the same steps.
+        # In its last block only one token has a query, so queries, keys and values are not maps of the same tensor.
         (FtTransformer(kind="ft_transformer", width=16, num_layers=2, num_heads=2), FLAT, 1, 1),
     ],
     ids=lambda one: getattr(one, "kind", ""),
 )
-def test_it_answers_as_the_network_and_becomes_integers(
-    config: Model, layout: Layout, fused: int, left: int, seven_bits: bool, tmp_path: Path
+def test_fused_attention_has_the_same_outputs_and_can_be_quantized(
+    config: Model, layout: Layout, fused: int, left: int, reduce_range: bool, tmp_path: Path
 ) -> None:
     network, x = build_network(Blueprint(config=config, layout=layout, num_outputs=4)).eval(), rows_of(layout)
     if isinstance(config, Transformer):
@@ -72,7 +72,7 @@ def test_it_answers_as_the_network_and_becomes_integers(
     for keep in ((), tuple(named)):
         source, target = tmp_path / "fused.onnx", tmp_path / "int8.onnx"
         quantize(
-            source, target, x.numpy(), QuantizationOptions(mode="dynamic", reduce_range=seven_bits, keep_float=keep)
+            source, target, x.numpy(), QuantizationOptions(mode="dynamic", reduce_range=reduce_range, keep_float=keep)
         )
         kinds = measure_integer_coverage(tmp_path / "int8.onnx").integer_operators
         assert kinds.get("QAttention", 0) == (0 if keep else fused)
@@ -81,7 +81,7 @@ def test_it_answers_as_the_network_and_becomes_integers(
         np.testing.assert_allclose(ours_BK, exact_BK, atol=0.1 * np.abs(exact_BK).max())
 
 
-def test_a_network_without_attention_is_left_alone(tmp_path: Path) -> None:
+def test_a_network_without_attention_is_not_written(tmp_path: Path) -> None:
     network = build_network(Blueprint(config=Mlp(kind="mlp", hidden=(8,)), layout=FLAT, num_outputs=4)).eval()
     export_onnx(network, rows_of(FLAT), tmp_path / "plain.onnx")
     assert not fuse_attention(tmp_path / "plain.onnx", tmp_path / "fused.onnx")

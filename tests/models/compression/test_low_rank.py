@@ -1,4 +1,4 @@
-"""Large matrices become thin ones: the best of their rank, and never larger."""
+"""Low-rank factorization: the best approximation of its rank, and never larger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bloomery.models.networks.config import Mlp, Rnn, Transformer
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(16, 200), columns=st.integers(16, 200), share=st.floats(0.05, 0.95), seed=st.integers(0, 9))
-def test_the_product_is_the_best_of_its_rank_and_has_lost_the_share(rows, columns, share, seed):
+def test_the_product_is_the_best_of_its_rank_and_loses_the_share_of_parameters(rows, columns, share, seed):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(columns, rows))
     thin = factorize(network, share)
@@ -34,7 +34,7 @@ def test_the_product_is_the_best_of_its_rank_and_has_lost_the_share(rows, column
     assert torch.equal(thin[0][1].bias, network[0].bias)
 
 
-def test_a_matrix_of_low_rank_loses_nothing():
+def test_a_low_rank_matrix_is_factorized_exactly():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(100, 120))
     network[0].weight.data = torch.randn(120, 5) @ torch.randn(5, 100) / 10
@@ -51,7 +51,7 @@ def test_a_matrix_of_low_rank_loses_nothing():
     ],
     ids=lambda one: one.kind,
 )
-def test_networks_answer_and_are_exported_with_thin_layers(config, layout, tmp_path):
+def test_factorized_networks_run_and_are_exported(config, layout, tmp_path):
     torch.manual_seed(0)
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=3)).eval()
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
@@ -60,7 +60,7 @@ def test_networks_answer_and_are_exported_with_thin_layers(config, layout, tmp_p
     assert not any(module.training for module in thin.modules())
     x = torch.randint(1, 200, (40, *layout.shape)).float()
     if layout.kind == "tokens":
-        x[0, 4:] = 0  # padding stays nothing: a padded row answers as a short one
+        x[0, 4:] = 0  # a padded row has the outputs of a short one
         torch.testing.assert_close(thin(x[:1]), thin(x[:1, :4]), atol=1e-5, rtol=1e-4)
     assert export_onnx(thin, x, tmp_path / "thin.onnx") < 1e-4
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())

@@ -1,4 +1,4 @@
-"""Weights that share a few values, and values that learn."""
+"""Weight clustering: shared values, and training of the centroids."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from bloomery.models.compression.weight_clustering import (
 from bloomery.models.training.config import Loop
 from bloomery.models.training.loop import evaluate, train
 
-FIGURES = st.lists(st.floats(-100, 100), max_size=60).map(np.array)
+VALUES = st.lists(st.floats(-100, 100), max_size=60).map(np.array)
 
 
-@given(FIGURES, st.integers(2, 9))
-def test_each_figure_has_the_nearest_value_and_each_value_is_its_figures_mean(figures, num_values):
-    values, codes = kmeans(figures, num_values)
-    assert len(values) <= num_values
-    assert np.all(np.diff(values) > 0)
-    apart = np.abs(figures[:, None] - values[None])
-    assert np.allclose(apart[np.arange(len(figures)), codes], apart.min(axis=1, initial=np.inf), atol=1e-9)
-    for code in range(len(values)):
-        assert abs(figures[codes == code].mean() - values[code]) < 1e-6
+@given(VALUES, st.integers(2, 9))
+def test_each_value_has_the_nearest_centroid_and_each_centroid_is_a_mean(values, num_clusters):
+    centroids, indices = kmeans(values, num_clusters)
+    assert len(centroids) <= num_clusters
+    assert np.all(np.diff(centroids) > 0)
+    distances = np.abs(values[:, None] - centroids[None])
+    assert np.allclose(distances[np.arange(len(values)), indices], distances.min(axis=1, initial=np.inf), atol=1e-9)
+    for index in range(len(centroids)):
+        assert abs(values[indices == index].mean() - centroids[index]) < 1e-6
 
 
 @given(st.lists(st.sampled_from([-3.0, -1.0, 2.0, 7.0]), min_size=1), st.integers(4, 9))
-def test_figures_of_few_values_are_kept_if_there_is_room(figures, num_values):
-    assume_room = max(num_values, 30)  # evenly spaced beginnings find them all
-    values, codes = kmeans(np.array(figures), assume_room)
-    assert np.allclose(values[codes], figures)
+def test_few_distinct_values_are_kept_exactly(values, num_clusters):
+    assume_room = max(num_clusters, 30)  # enough evenly spaced initial centroids to find all values
+    centroids, indices = kmeans(np.array(values), assume_room)
+    assert np.allclose(centroids[indices], values)
 
 
-def test_values_are_as_close_as_those_of_scikit_learn():
+def test_the_inertia_is_that_of_scikit_learn():
     from sklearn.cluster import KMeans
 
-    figures = np.random.default_rng(0).normal(size=500)
-    values, codes = kmeans(figures, 8)
-    start = np.linspace(figures.min(), figures.max(), 8)[:, None]
-    theirs = KMeans(8, init=start, n_init=1, max_iter=500, tol=0).fit(figures[:, None])
-    assert ((figures - values[codes]) ** 2).sum() == pytest.approx(theirs.inertia_, rel=1e-6)
+    values = np.random.default_rng(0).normal(size=500)
+    centroids, indices = kmeans(values, 8)
+    start = np.linspace(values.min(), values.max(), 8)[:, None]
+    reference = KMeans(8, init=start, n_init=1, max_iter=500, tol=0).fit(values[:, None])
+    assert ((values - centroids[indices]) ** 2).sum() == pytest.approx(reference.inertia_, rel=1e-6)
 
 
-def test_zeros_stay_and_the_rest_takes_few_values_of_16_bits(trained):
+def test_zeros_stay_and_other_weights_take_few_bfloat16_values(trained):
     network = copy.deepcopy(trained.network)
     with fixed_masks(network, compute_masks(network, 0.3)):
         pass
@@ -69,37 +69,37 @@ def test_zeros_stay_and_the_rest_takes_few_values_of_16_bits(trained):
         assert (weight - before[name]).abs().max() < before[name].abs().max() / 2
 
 
-def test_a_value_learns_by_the_gradients_of_all_that_share_it():
+def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
     layer = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.0, -2.0]]))
-    books = {"weight": fit_codebook(layer.weight, 2)}
-    with shared_weights(layer, books):
+    codebooks = {"weight": fit_codebook(layer.weight, 2)}
+    with shared_weights(layer, codebooks):
         layer(torch.tensor([[1.0, 10.0, 100.0]])).backward()
-        (values,) = layer.parameters()
-        assert values.tolist() == [-2.0, 1.0]
-        assert values.grad.tolist() == [100.0, 11.0]
+        (centroids,) = layer.parameters()
+        assert centroids.tolist() == [-2.0, 1.0]
+        assert centroids.grad.tolist() == [100.0, 11.0]
 
 
-def test_values_learn_in_training_and_stay_few(trained, parts):
+def test_centroids_are_trained_and_weights_stay_clustered(trained, parts):
     network = copy.deepcopy(trained.network)
     with shared_weights(network, cluster_weights(network, 2)):
-        coarse, _ = evaluate(network, parts.val)
-        values = [parameter.detach().clone() for parameter in network.parameters()]
+        initial_loss, _ = evaluate(network, parts.val)
+        centroids = [parameter.detach().clone() for parameter in network.parameters()]
         train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3, batch_size=32), seed=0)
-        assert any(not torch.equal(*pair) for pair in zip(values, network.parameters(), strict=True))
-    learnt, _ = evaluate(network, parts.val)
-    assert learnt < coarse
+        assert any(not torch.equal(*pair) for pair in zip(centroids, network.parameters(), strict=True))
+    trained_loss, _ = evaluate(network, parts.val)
+    assert trained_loss < initial_loss
     assert all(len(weight[weight != 0].unique()) <= 2 for weight in network.parameters())
 
 
-@pytest.mark.parametrize("num_values", [1, 257])
-def test_an_impossible_number_of_values_is_refused(num_values):
-    with pytest.raises(RecipeInvalid, match=f"{num_values} clusters"):
-        cluster_weights(nn.Linear(2, 2), num_values)
+@pytest.mark.parametrize("num_clusters", [1, 257])
+def test_an_impossible_number_of_clusters_is_refused(num_clusters):
+    with pytest.raises(RecipeInvalid, match=f"{num_clusters} clusters"):
+        cluster_weights(nn.Linear(2, 2), num_clusters)
 
 
-def test_a_network_answers_with_few_values_while_its_weights_learn(trained, parts):
+def test_the_forward_pass_uses_centroids_while_weights_are_trained(trained, parts):
     network = copy.deepcopy(trained.network)
     masks = compute_masks(network, 0.3)
     before = copy.deepcopy(network)
@@ -107,11 +107,11 @@ def test_a_network_answers_with_few_values_while_its_weights_learn(trained, part
         with straight_through_clusters(network, 3):
             network.eval()
             assert len(network.head.weight.unique()) <= 4
-            answered, _ = evaluate(network, parts.val)
+            loss_before, _ = evaluate(network, parts.val)
             train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3), seed=0)
         assert len(network.head.weight.unique()) > 4
         assert not network.head.weight[~masks["head.weight"]].any()
     assert not torch.equal(network.head.weight, before.head.weight)
     with shared_weights(network, cluster_weights(network, 3)):
-        learnt, _ = evaluate(network, parts.val)
-    assert learnt < answered
+        trained_loss, _ = evaluate(network, parts.val)
+    assert trained_loss < loss_before

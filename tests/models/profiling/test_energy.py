@@ -1,4 +1,4 @@
-"""Energy as the processor counts it, here by files and figures that are made up: few machines let it be read."""
+"""Energy counters, simulated by files, since few machines let them be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 1_000_000
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two processors, a part of one of them, and what counts the whole board."""
+    """Two packages, a zone within one of them, and the counter of the whole board."""
     for name, zone in {"0": "package-0", "0:0": "core", "1": "package-1", "2": "psys"}.items():
         folder = tmp_path / f"intel-rapl:{name}"
         folder.mkdir()
@@ -32,7 +32,7 @@ def count(root: Path, *energies_uj: int) -> None:
         (root / f"intel-rapl:{name}" / "energy_uj").write_text(f"{energy_uj}\n")
 
 
-def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
+def test_packages_are_summed_also_after_a_wraparound(root: Path):
     counter = open_energy_counter(root, wait=lambda seconds: count(root, 950_000, 100, 0, 0))
     before = counter.read()
     count(root, 50_000, 300_100, 7, 7)
@@ -41,7 +41,7 @@ def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda root: None, "does not advance"),
         (
@@ -52,52 +52,54 @@ def test_packages_are_added_up_also_when_a_counter_begins_again(root: Path):
         (lambda root: (root / "intel-rapl:0" / "energy_uj").write_text(""), "cannot be read"),
     ],
 )
-def test_a_machine_that_tells_nothing_is_refused_with_what_was_found(change, said, root: Path):
+def test_a_machine_without_a_usable_counter_is_refused(change, message, root: Path):
     change(root)
-    with pytest.raises(EngineMissing, match=f"energy cannot be measured: .*{said}") as told:
+    with pytest.raises(EngineMissing, match=f"energy cannot be measured: .*{message}") as caught:
         open_energy_counter(root, wait=lambda seconds: None)
-    assert "weigh latency instead of energy in budget.objective" in told.value.remedy
+    assert "weigh latency instead of energy in budget.objective" in caught.value.remedy
 
 
-def test_without_the_folder_nothing_is_told_either(tmp_path: Path):
+def test_a_machine_without_the_folder_is_refused(tmp_path: Path):
     with pytest.raises(EngineMissing, match="no processor package has a counter"):
         open_energy_counter(tmp_path / "powercap")
 
 
-def test_every_file_is_compared_with_the_baseline_in_joules_for_a_batch(exported, quantized, parts, monkeypatch):
-    """A processor that takes a joule for each row of the one, and two for each row of the other."""
-    taken = 0.0
+def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, parts, monkeypatch):
+    """A simulated processor that takes one joule per row, and two if rows run one by one."""
+    total_j = 0.0
 
-    def ask(runtime, x, is_row_by_row):
-        nonlocal taken
-        taken += len(x) * (2.0 if is_row_by_row else 1.0)
+    def run_batch(runtime, x, is_row_by_row):
+        nonlocal total_j
+        total_j += len(x) * (2.0 if is_row_by_row else 1.0)
 
-    monkeypatch.setattr("bloomery.models.profiling.energy.run_batch", ask)
+    monkeypatch.setattr("bloomery.models.profiling.energy.run_batch", run_batch)
     files = {"fp32": exported, "int8": quantized, "again": exported}
     x = parts.test.x[:3].numpy()
-    found = compare_energy(files, x, lambda: taken, baseline="fp32", rounds=5, row_by_row={"int8"}, turn_s=1e-4)
-    assert {name: (one.batch_size, one.num_rounds, one.p50_j) for name, one in found.items()} == {
+    energies = compare_energy(files, x, lambda: total_j, baseline="fp32", rounds=5, row_by_row={"int8"}, turn_s=1e-4)
+    assert {name: (energy.batch_size, energy.num_rounds, energy.p50_j) for name, energy in energies.items()} == {
         "fp32": (3, 5, 3.0),
         "int8": (3, 5, 6.0),
         "again": (3, 5, 3.0),
     }
-    assert [(one.ratio.low, one.ratio.value, one.ratio.high) for one in found.values()] == [
+    assert [(energy.ratio.low, energy.ratio.value, energy.ratio.high) for energy in energies.values()] == [
         (1,) * 3,
         (2,) * 3,
         (1,) * 3,
     ]
 
 
-def test_turns_are_real_batches_and_a_counter_that_stops_is_noticed(exported, parts):
+def test_a_counter_that_stops_is_detected(exported, parts):
     x = parts.test.x[:1].numpy()
     rising = itertools.count()
-    found = compare_energy({"fp32": exported}, x, lambda: float(next(rising)), baseline="fp32", rounds=2, turn_s=1e-4)
-    assert 0 < found["fp32"].p50_j <= 1
+    energies = compare_energy(
+        {"fp32": exported}, x, lambda: float(next(rising)), baseline="fp32", rounds=2, turn_s=1e-4
+    )
+    assert 0 < energies["fp32"].p50_j <= 1
     with pytest.raises(EngineMissing, match="does not advance"):
         compare_energy({"fp32": exported}, x, lambda: 7.0, baseline="fp32", rounds=2, turn_s=1e-4)
 
 
-def test_a_counter_starts_at_nothing(root: Path):
+def test_a_counter_starts_at_zero(root: Path):
     zones = [root / "intel-rapl:0"]
     assert EnergyCounter(zones).read() == 0
     assert np.isfinite(EnergyCounter(zones).read())

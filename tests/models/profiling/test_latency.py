@@ -1,4 +1,4 @@
-"""Files timed side by side. No test asks how long anything took."""
+"""Latency measurement. No test asserts a duration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_any_file_can_be_the_baseline(exported, quantized, parts):
     assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
 
-def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quantized, parts, monkeypatch):
+def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeypatch):
     clock, last = 0.0, None
 
     def answers(runtime: object, *_: object) -> None:
@@ -50,7 +50,7 @@ def test_what_another_file_leaves_of_the_caches_counts_for_none(exported, quanti
 
 @settings(max_examples=10, deadline=None)
 @given(st.floats(0.1, 10), st.integers(0, 100))
-def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_the_noise(times, seed):
+def test_a_constant_ratio_is_measured_in_any_noise(times, seed):
     theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)
     latency = summarise(times * theirs, theirs, 1)
     for ratio in (latency.ratio, latency.tail_ratio):
@@ -59,7 +59,7 @@ def test_a_file_that_always_takes_so_many_times_as_long_has_that_ratio_whatever_
     assert latency.percentile_ms(50) == latency.p50_ms
 
 
-def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last():
+def test_intervals_narrow_with_more_rounds_and_widen_with_long_disturbances():
     random = np.random.default_rng(0)
 
     def width(ours, theirs):
@@ -71,17 +71,17 @@ def test_limits_get_narrower_with_more_rounds_and_wider_where_disturbances_last(
 
     few, many = width(noise(50), noise(50)), width(noise(1000), noise(1000))
     assert many < 0.5 * few
-    lasting = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts for 100 rounds
+    lasting = np.repeat(random.lognormal(0, 0.2, 10), 100)  # each disturbance lasts 100 rounds
     assert width(lasting, np.ones(1000)) > 2 * many
 
 
-def test_the_same_times_have_the_same_limits():
+def test_equal_times_have_equal_intervals():
     random = np.random.default_rng(1)
     ours, theirs = random.lognormal(size=(2, 100))
     assert summarise(ours, theirs, 1) == summarise(ours, theirs, 1)
 
 
-def test_the_limits_hold_the_ratio_nearly_always():
+def test_the_interval_contains_the_ratio_nearly_always():
     random = np.random.default_rng(2)
     hits = 0
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Units that no weight leads to or from leave a sparse network."""
+"""Removal of units without incoming or outgoing weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE = Layout(kind="image", shape=(1, 16, 16))
         Cnn(kind="cnn", channels=(8, 8), hidden=20),
     ],
 )
-def test_units_that_nothing_reads_go_and_the_answers_stay(config):
+def test_units_without_outgoing_weights_are_removed_and_outputs_stay(config):
     torch.manual_seed(0)
     blueprint = Blueprint(config=config, layout=IMAGE, num_outputs=5)
     network = build_network(blueprint).eval()
@@ -36,18 +36,20 @@ def test_units_that_nothing_reads_go_and_the_answers_stay(config):
     build_network(found).load_state_dict(smaller.state_dict())
 
 
-def test_a_unit_dies_with_those_that_it_led_to():
+def test_a_unit_is_removed_after_its_last_reader():
     blueprint = Blueprint(config=LeNet(kind="lenet", channels=(4, 6), hidden=10), layout=IMAGE, num_outputs=5)
     network = build_network(blueprint).eval()
     with torch.no_grad():
-        network.head.weight[:, 3:] = 0  # hidden units 3 to 9 lead nowhere, and they alone read channel 2 and up
+        network.head.weight[:, 3:] = (
+            0  # hidden units 3 to 9 have no outgoing weights, and only they read channels from 2 on
+        )
         network.hidden.weight[:3, 2:] = 0
         network.second.weight[:2, 1:] = 0
     _, found = remove_dead_units(network, blueprint)
     assert found.config == LeNet(kind="lenet", channels=(1, 2), hidden=3)
 
 
-def test_a_layer_keeps_a_unit_and_the_source_stays():
+def test_a_layer_keeps_one_unit_and_the_network_does_not_change():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none"), layout=IMAGE, num_outputs=5)
     network = build_network(blueprint).eval()
     with fixed_masks(network, {"head.weight": torch.zeros(5, 8, dtype=torch.bool)}):
@@ -57,7 +59,7 @@ def test_a_layer_keeps_a_unit_and_the_source_stays():
     assert torch.allclose(smaller(torch.ones(1, 1, 16, 16)), network.head.bias)
 
 
-def test_a_network_without_dead_units_or_of_another_kind_stays_as_it_is():
+def test_networks_without_dead_units_and_other_kinds_do_not_change():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8, 6)), layout=IMAGE, num_outputs=5)
     network = build_network(blueprint)
     assert remove_dead_units(network, blueprint)[1] == blueprint

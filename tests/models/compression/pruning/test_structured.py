@@ -43,9 +43,9 @@ def blueprint_of(channels: tuple[int, ...], hidden: int, shape: tuple[int, int, 
     )
 
 
-@pytest.mark.parametrize(("share", "channels", "hidden"), [(0.25, (6, 12), 24), (0.5, (4, 8), 16), (0.75, (2, 4), 8)])
-def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels, hidden):
-    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=share))
+@pytest.mark.parametrize(("ratio", "channels", "hidden"), [(0.25, (6, 12), 24), (0.5, (4, 8), 16), (0.75, (2, 4), 8)])
+def test_the_ratio_of_channels_and_hidden_units_is_removed(trained, ratio, channels, hidden):
+    network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=ratio))
     assert (blueprint.config.channels, blueprint.config.hidden) == (channels, hidden)
     assert tuple(block[0].weight.shape[0] for block in network.blocks) == channels
     assert network.head.weight.shape == (10, hidden)
@@ -55,7 +55,7 @@ def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels,
 
 @pytest.mark.parametrize("importance", ["magnitude", "taylor"])
 @pytest.mark.parametrize(
-    ("stated", "channels", "hidden"),
+    ("fields", "channels", "hidden"),
     [
         ({"ratio": 0.45}, (16, 32, 64), 35),
         ({"ratio": 0.3}, (16, 48, 96), 44),
@@ -65,35 +65,35 @@ def test_the_share_of_channels_and_hidden_units_leaves(trained, share, channels,
         ({"target": {"macs": 0.3}}, (16, 32, 80), 39),
     ],
 )
-def test_whole_blocks_of_channels_stay_where_it_is_asked_for(stated, importance, channels, hidden):
+def test_round_to_keeps_multiples_of_channels(fields, importance, channels, hidden):
     blueprint = blueprint_of((32, 64, 128), 64, (1, 16, 16))
     rows = Examples(torch.randn(64, 1, 16, 16), torch.arange(64) % 3, np.arange(64))
-    how = Pruning(**stated, importance=importance, round_to=16)
-    network, pruned = prune_network(build_network(blueprint).eval(), blueprint, how, rows)
+    pruning = Pruning(**fields, importance=importance, round_to=16)
+    network, pruned = prune_network(build_network(blueprint).eval(), blueprint, pruning, rows)
     assert pruned.config.channels == channels
     assert abs(pruned.config.hidden - hidden) <= 1
     build_network(pruned).load_state_dict(network.state_dict())
 
 
-def test_blocks_are_of_channels_that_lose_alike():
-    how = Pruning(ratio=0.5, round_to=16)
-    assert find_pruning_obstacle(Cnn(kind="cnn"), how) is None
-    assert "a mlp has no channels" in str(find_pruning_obstacle(Mlp(kind="mlp"), how))
+def test_round_to_needs_channels_and_local_scope():
+    pruning = Pruning(ratio=0.5, round_to=16)
+    assert find_pruning_obstacle(Cnn(kind="cnn"), pruning) is None
+    assert "a mlp has no channels" in str(find_pruning_obstacle(Mlp(kind="mlp"), pruning))
     with pytest.raises(ValidationError, match="`round_to` needs `scope: layer`"):
         Pruning(ratio=0.5, round_to=16, scope="global")
 
 
 def test_a_pruned_network_can_be_built_again_from_its_blueprint(trained, parts):
     network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
-    again = build_network(blueprint).eval()
-    again.load_state_dict(network.state_dict())
+    rebuilt_network = build_network(blueprint).eval()
+    rebuilt_network.load_state_dict(network.state_dict())
     with torch.no_grad():
-        assert torch.equal(again(parts.test.x), network(parts.test.x))
+        assert torch.equal(rebuilt_network(parts.test.x), network(parts.test.x))
     assert blueprint.layout == trained.blueprint.layout
     assert blueprint.config.dropout == trained.blueprint.config.dropout
 
 
-def test_the_source_is_left_as_it_is(trained, parts):
+def test_the_original_network_does_not_change(trained, parts):
     before = copy.deepcopy(trained.network.state_dict())
     blueprint = trained.blueprint.model_dump()
     network, _ = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
@@ -111,14 +111,14 @@ def test_the_network_stays_in_its_mode(trained, is_training):
     assert source.training == is_training
 
 
-def test_what_stays_is_a_part_of_what_was(trained):
+def test_the_remaining_weights_are_those_of_the_original(trained):
     network, _ = prune_network(copy.deepcopy(trained.network).train(), trained.blueprint, Pruning(ratio=0.5))
-    was, now = (one.blocks[0][1] for one in (trained.network, network))
-    pairs = list(zip(was.running_mean.tolist(), was.weight.tolist(), strict=True))
-    assert set(zip(now.running_mean.tolist(), now.weight.tolist(), strict=True)) < set(pairs)
+    before_norm, after_norm = (one.blocks[0][1] for one in (trained.network, network))
+    pairs = list(zip(before_norm.running_mean.tolist(), before_norm.weight.tolist(), strict=True))
+    assert set(zip(after_norm.running_mean.tolist(), after_norm.weight.tolist(), strict=True)) < set(pairs)
 
 
-def test_the_weakest_leave_first():
+def test_the_least_important_are_removed_first():
     torch.manual_seed(0)
     blueprint = blueprint_of((6, 8), 10)
     network = build_network(blueprint).eval()
@@ -132,10 +132,10 @@ def test_the_weakest_leave_first():
         network.hidden.bias[[0, 1, 4, 8, 9]] = 0
         network.hidden.weight.unflatten(1, (8, -1))[:, [1, 2, 3, 7]] = 0
         network.head.weight[:, [0, 1, 4, 8, 9]] = 0
-    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
+    pruned_network, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     x = torch.randn(20, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(pruned_network(x), network(x), atol=1e-5, rtol=1e-5)
     assert (pruned.config.channels, pruned.config.hidden) == ((3, 4), 5)
 
 
@@ -153,15 +153,15 @@ def test_a_pruned_network_can_be_pruned_again(trained):
     assert (twice.config.channels, twice.config.hidden) == ((2, 4), 8)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.99])
-def test_however_large_the_share_every_layer_shrinks_and_none_vanishes(share):
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 0.9, 0.99])
+def test_every_layer_shrinks_and_none_vanishes_with_a_large_ratio(ratio):
     blueprint = blueprint_of((4, 8), 16)
-    _, pruned = prune_network(build_network(blueprint), blueprint, Pruning(ratio=share))
+    _, pruned = prune_network(build_network(blueprint), blueprint, Pruning(ratio=ratio))
     widths = (*pruned.config.channels, pruned.config.hidden)
-    assert all(1 <= now <= max(1, before * 0.6) for now, before in zip(widths, (4, 8, 16), strict=True))
+    assert all(1 <= after_norm <= max(1, before * 0.6) for after_norm, before in zip(widths, (4, 8, 16), strict=True))
 
 
-def test_a_network_of_single_channels_stays_as_it_is():
+def test_a_network_of_single_channels_does_not_change():
     blueprint = blueprint_of((1,), 1)
     assert prune_network(build_network(blueprint), blueprint, Pruning(ratio=0.5))[1] == blueprint
 
@@ -186,7 +186,7 @@ def prunable_blueprint(name: str) -> Blueprint:
 
 @torch.no_grad()
 def kill_first_half(network: nn.Module, kind: str) -> None:
-    """The first half of what may leave gives 0, and nothing reads it."""
+    """Zeroes the first half of the prunable outputs and the weights that read them."""
     if kind == "ft_transformer":
         for block in network.blocks:
             for layer in (block.up, block.gate):
@@ -207,7 +207,7 @@ def kill_first_half(network: nn.Module, kind: str) -> None:
 
 
 def draw_statistics(network: nn.Module) -> None:
-    """Batch normalisation as after some training, with a different scale for every channel."""
+    """Gives batch normalisation statistics as after training, with a different scale for every channel."""
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             for values in (layer.weight.data, layer.running_var):
@@ -217,42 +217,44 @@ def draw_statistics(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
-def test_what_gives_nothing_leaves_and_the_answers_stay_whatever_is_coupled(name):
+def test_removing_zero_outputs_keeps_the_outputs_of_coupled_layers(name):
     torch.manual_seed(0)
     blueprint = prunable_blueprint(name)
     network = build_network(blueprint).eval()
     draw_statistics(network)
     kill_first_half(network, blueprint.config.kind)
-    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
+    pruned_network, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     x = torch.randn(20, *blueprint.layout.shape)
     with torch.no_grad():
-        torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-4)
-    assert num_parameters(smaller) < 0.8 * num_parameters(network)
-    assert num_parameters(build_network(pruned)) == num_parameters(smaller)
+        torch.testing.assert_close(pruned_network(x), network(x), atol=1e-5, rtol=1e-4)
+    assert num_parameters(pruned_network) < 0.8 * num_parameters(network)
+    assert num_parameters(build_network(pruned)) == num_parameters(pruned_network)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("ratio", [0.3, 0.9])
 @pytest.mark.parametrize("name", PRUNABLE)
-def test_every_kind_can_be_pruned_twice_and_built_again(name, share):
+def test_every_kind_can_be_pruned_twice_and_rebuilt(name, ratio):
     blueprint = prunable_blueprint(name)
     network = build_network(blueprint).eval()
-    smaller, pruned = prune_network(*prune_network(network, blueprint, Pruning(ratio=share)), Pruning(ratio=share))
-    again = build_network(pruned).eval()
-    again.load_state_dict(smaller.state_dict())
+    pruned_network, pruned = prune_network(
+        *prune_network(network, blueprint, Pruning(ratio=ratio)), Pruning(ratio=ratio)
+    )
+    rebuilt_network = build_network(pruned).eval()
+    rebuilt_network.load_state_dict(pruned_network.state_dict())
     x = torch.randn(5, *blueprint.layout.shape)
     with torch.no_grad():
-        assert torch.equal(again(x), smaller(x))
-    assert num_parameters(smaller) < num_parameters(network)
+        assert torch.equal(rebuilt_network(x), pruned_network(x))
+    assert num_parameters(pruned_network) < num_parameters(network)
 
 
-def test_what_is_left_has_the_dropout_that_is_stated(trained):
+def test_the_pruned_network_has_the_configured_dropout(trained):
     network, blueprint = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5, dropout=0))
     assert (network.dropout.p, blueprint.config.dropout) == (0, 0)
-    as_trained = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
-    assert as_trained.network.dropout.p == trained.blueprint.config.dropout > 0
+    unchanged = prune_network(trained.network, trained.blueprint, Pruning(ratio=0.5))
+    assert unchanged.network.dropout.p == trained.blueprint.config.dropout > 0
 
 
-def test_a_kind_that_cannot_be_pruned_is_named():
+def test_a_kind_that_cannot_be_pruned_is_refused():
     blueprint = Blueprint(
         config=HuggingFace(kind="huggingface", config={"model_type": "bert"}),
         layout=Layout(kind="tokens", shape=(5,), num_tokens=9),
@@ -271,11 +273,11 @@ def test_a_kind_that_cannot_be_pruned_is_named():
     ],
     ids=lambda config: config.kind,
 )
-def test_networks_for_sequences_are_pruned_and_built_again(config: Model):
+def test_networks_for_sequences_are_pruned_and_rebuilt(config: Model):
     blueprint = Blueprint(config=config, layout=Layout(kind="tokens", shape=(5,), num_tokens=9), num_outputs=3)
     network = build_network(blueprint).eval()
-    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
-    assert num_parameters(build_network(pruned)) == num_parameters(smaller) < num_parameters(network)
+    pruned_network, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
+    assert num_parameters(build_network(pruned)) == num_parameters(pruned_network) < num_parameters(network)
     assert pruned.layout == blueprint.layout
 
 
@@ -291,11 +293,11 @@ def deep(kind: type[Transformer] | type[Gpt]) -> tuple[nn.Module, Blueprint]:
 
 
 @pytest.mark.parametrize("kind", [Transformer, Gpt])
-def test_heads_and_layers_that_give_nothing_leave_and_the_answers_stay(kind):
+def test_removing_heads_and_layers_without_effect_keeps_the_outputs(kind):
     network, blueprint = deep(kind)
     with torch.no_grad():
         for number, block in enumerate(network.blocks):
-            if number in (0, 2):  # whole layers that add nothing
+            if number in (0, 2):  # layers that add nothing
                 for weight in block.parameters():
                     weight.zero_()
             for head in (1, 3):
@@ -303,19 +305,19 @@ def test_heads_and_layers_that_give_nothing_leave_and_the_answers_stay(kind):
                 block.attention.out.weight[:, columns] = 0
                 for layer in (block.attention.query, block.attention.key, block.attention.value):
                     layer.weight[columns], layer.bias[columns] = 0, 0
-    smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5, structures=("heads", "layers")))
+    pruned_network, pruned = prune_network(network, blueprint, Pruning(ratio=0.5, structures=("heads", "layers")))
     assert (pruned.config.num_layers, pruned.config.num_heads, pruned.config.head_width) == (2, 2, 4)
     assert pruned.config.feed_forward == 2.0
     x = torch.randint(1, 20, (5, 9)).float()
-    torch.testing.assert_close(smaller(x), network(x), atol=1e-5, rtol=1e-4)
-    again = build_network(pruned).eval()
-    again.load_state_dict(smaller.state_dict())
-    assert torch.equal(again(x), smaller(x))
+    torch.testing.assert_close(pruned_network(x), network(x), atol=1e-5, rtol=1e-4)
+    rebuilt_network = build_network(pruned).eval()
+    rebuilt_network.load_state_dict(pruned_network.state_dict())
+    assert torch.equal(rebuilt_network(x), pruned_network(x))
     assert len(network.blocks) == 4
 
 
-def test_taylor_keeps_what_the_loss_needs_where_the_norm_keeps_what_is_large():
-    """Large weights behind which nothing follows are worth nothing: only the gradient knows."""
+def test_taylor_importance_follows_the_loss_and_magnitude_the_norm():
+    """Large weights without effect on the output: only the gradient shows it."""
     torch.manual_seed(0)
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(8,), norm="none", dropout=0.0), layout=FLAT, num_outputs=2)
     network = build_network(blueprint).eval()
@@ -334,18 +336,18 @@ def test_taylor_keeps_what_the_loss_needs_where_the_norm_keeps_what_is_large():
 
 
 @pytest.mark.parametrize("config", [Rnn(kind="rnn", cell="gru", hidden=8), Rnn(kind="rnn", cell="elman", hidden=8)])
-def test_gradients_reach_recurrent_and_attending_layers(config):
+def test_gradients_reach_recurrent_and_attention_layers(config):
     torch.manual_seed(0)
     blueprint = Blueprint(config=config, layout=TOKENS, num_outputs=3)
     rows = Examples(torch.randint(1, 20, (40, 9)).float(), torch.arange(40) % 3, np.arange(40))
-    smaller, pruned = prune_network(
+    pruned_network, pruned = prune_network(
         build_network(blueprint).eval(), blueprint, Pruning(ratio=0.5, importance="taylor"), rows
     )
     assert pruned.config.hidden == 4
-    assert smaller(rows.x).shape == (40, 3)
+    assert pruned_network(rows.x).shape == (40, 3)
 
 
-def test_layers_that_matter_less_lose_more_where_the_whole_network_is_looked_at():
+def test_global_scope_prunes_less_important_layers_more():
     torch.manual_seed(0)
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(16, 16), norm="none"), layout=FLAT, num_outputs=2)
     network = build_network(blueprint).eval()
@@ -359,20 +361,20 @@ def test_layers_that_matter_less_lose_more_where_the_whole_network_is_looked_at(
 
 @pytest.mark.parametrize("target", [{"macs": 0.3}, {"parameters": 0.4}])
 @pytest.mark.parametrize("config", [Rnn(kind="rnn", hidden=32), Mlp(kind="mlp", hidden=(64, 64))], ids=lambda c: c.kind)
-def test_as_much_leaves_as_reaches_the_target(config, target):
+def test_the_ratio_reaches_the_cost_target(config, target):
     layout = TOKENS if config.kind == "rnn" else FLAT
     blueprint = Blueprint(config=config, layout=layout, num_outputs=3)
     network = build_network(blueprint).eval()
     x = torch.randint(1, 20, (8, *layout.shape)).float()
     rows = Examples(x, torch.arange(8) % 3, np.arange(8))
-    smaller = prune_network(network, blueprint, Pruning(target=target), rows).network
+    pruned_network = prune_network(network, blueprint, Pruning(target=target), rows).network
     ((cost, wanted),) = target.items()
     with relative_cost(cost, network, x) as share_of_cost:
-        assert wanted - 0.1 < share_of_cost(smaller) <= wanted
+        assert wanted - 0.1 < share_of_cost(pruned_network) <= wanted
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
-def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a_step_is(cell):
+def test_macs_of_a_recurrent_layer_count_every_step(cell):
     config = Rnn(kind="rnn", cell=cell, hidden=32, embedding=48, num_layers=2, bidirectional=True)
     network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=3))
     weights = sum(weight.numel() for name, weight in network.layers.named_parameters() if "weight" in name)
@@ -380,20 +382,20 @@ def test_a_recurrent_layer_multiplies_by_its_weights_at_each_step_however_wide_a
     assert 1 < count_macs(network, torch.ones(2, 9)) / (9 * weights) < 1.1
 
 
-def test_blocks_of_channels_and_the_target_are_the_same_however_many_rounds_lead_there():
+def test_the_number_of_rounds_changes_neither_rounded_widths_nor_the_target():
     blueprint = Blueprint(config=Cnn(kind="cnn", channels=(32, 64), hidden=0), layout=IMAGE, num_outputs=3)
     network = build_network(blueprint).eval()
     rows = Examples(torch.randn(8, 1, 24, 24), torch.arange(8) % 3, np.arange(8))
-    for how in ({"ratio": 0.2}, {"ratio": 0.3}, {"target": {"parameters": 0.5}}):
+    for pruning in ({"ratio": 0.2}, {"ratio": 0.3}, {"target": {"parameters": 0.5}}):
         at_once, in_rounds = (
-            prune_network(network, blueprint, Pruning(**how, round_to=16, rounds=rounds), rows) for rounds in (1, 3)
+            prune_network(network, blueprint, Pruning(**pruning, round_to=16, rounds=rounds), rows) for rounds in (1, 3)
         )
         assert in_rounds.blueprint == at_once.blueprint
         assert all(width % 16 == 0 for width in in_rounds.blueprint.config.channels)
     assert num_parameters(in_rounds.network) <= 0.5 * num_parameters(network)
 
 
-def test_a_target_of_time_is_reached_as_measured(monkeypatch):
+def test_a_latency_target_is_reached_as_measured(monkeypatch):
     """With a clock that counts the weights of the network that runs; `benchmarks/` measure real time."""
     clock = 0
 
@@ -419,7 +421,7 @@ def weights_of(network):
     return bytes(num_parameters(network))
 
 
-def test_the_cost_in_time_is_that_of_the_exported_network():
+def test_the_latency_is_that_of_the_exported_network():
     network = build_network(
         Blueprint(config=Mlp(kind="mlp", hidden=(4,), norm="none"), layout=FLAT, num_outputs=2)
     ).eval()
@@ -427,28 +429,28 @@ def test_the_cost_in_time_is_that_of_the_exported_network():
         assert cost(network) > 0
 
 
-def test_a_target_out_of_reach_is_refused():
+def test_an_unreachable_target_is_refused():
     blueprint = Blueprint(config=Mlp(kind="mlp", hidden=(4,), norm="none"), layout=FLAT, num_outputs=2)
     rows = Examples(torch.randn(8, 6), torch.arange(8) % 2, np.arange(8))
     with pytest.raises(RecipeInvalid, match="pruned as far as possible, the macs are"):
         prune_network(build_network(blueprint).eval(), blueprint, Pruning(target={"macs": 0.01}), rows)
 
 
-def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
-    taught = []
+def test_several_rounds_remove_the_same_and_fine_tune_after_each(trained):
+    round_counts = []
     network, blueprint = prune_network(
         trained.network,
         trained.blueprint,
         Pruning(ratio=0.75, rounds=2),
-        fine_tune=lambda one, rounds: taught.append(rounds),
+        fine_tune=lambda one, rounds: round_counts.append(rounds),
     )
-    assert taught == [2, 2]
+    assert round_counts == [2, 2]
     assert blueprint.config.channels == (2, 4)
     assert network.training is False
 
 
 @pytest.mark.parametrize(
-    ("config", "how", "why"),
+    ("config", "pruning", "message"),
     [
         (Rnn(kind="rnn"), {"structures": ["heads"]}, "a rnn has no heads to remove"),
         (ResNet(kind="resnet"), {"scope": "global"}, "use `scope: layer`"),
@@ -457,15 +459,15 @@ def test_in_rounds_the_same_leaves_and_the_network_learns_after_each(trained):
         (LeNet(kind="lenet"), {"dropout": 0.1}, "a lenet has no dropout"),
     ],
 )
-def test_what_a_kind_cannot_lose_is_said(config, how, why):
-    prune_how = Pruning.model_validate({"ratio": 0.5, **how})
-    assert why in (find_pruning_obstacle(config, prune_how) or "")
+def test_structures_that_a_kind_lacks_are_refused(config, pruning, message):
+    full_pruning = Pruning.model_validate({"ratio": 0.5, **pruning})
+    assert message in (find_pruning_obstacle(config, full_pruning) or "")
     blueprint = Blueprint(config=config, layout=IMAGE, num_outputs=3)
-    with pytest.raises(RecipeInvalid, match=why.replace("`", ".")):
-        prune_network(nn.Linear(2, 2), blueprint, prune_how)
+    with pytest.raises(RecipeInvalid, match=message.replace("`", ".")):
+        prune_network(nn.Linear(2, 2), blueprint, full_pruning)
 
 
-@pytest.mark.parametrize("stated", [{}, {"ratio": 0.5, "target": {"macs": 0.5}}, {"target": {}}])
-def test_a_share_or_a_target_is_stated(stated):
+@pytest.mark.parametrize("fields", [{}, {"ratio": 0.5, "target": {"macs": 0.5}}, {"target": {}}])
+def test_a_ratio_or_a_target_is_required(fields):
     with pytest.raises(ValidationError):
-        Pruning.model_validate(stated)
+        Pruning.model_validate(fields)

@@ -1,4 +1,4 @@
-"""Weights that go by their scores, and stay away while others learn."""
+"""Unstructured pruning: scores, masks, and training with fixed masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pair() -> nn.Module:
 
 
 @given(num_steps=st.integers(1, 50), last=st.floats(0.001, 1))
-def test_the_share_that_stays_falls_to_the_last_one_and_quickly_at_first(num_steps, last):
+def test_the_density_falls_to_the_final_one_quickly_at_first(num_steps, last):
     shares = [scheduled_density(step, num_steps, last=last) for step in range(num_steps + 1)]
     assert (shares[0], shares[-1]) == (1.0, last)
     falls = [before - after for before, after in itertools.pairwise(shares)]
@@ -46,7 +46,7 @@ def test_the_share_that_stays_falls_to_the_last_one_and_quickly_at_first(num_ste
 
 
 @given(FIGURES)
-def test_a_score_is_the_share_of_the_squares_from_there_on(figures):
+def test_a_lamp_score_is_a_share_of_the_larger_squares(figures):
     weight = torch.tensor(figures).reshape(1, -1)
     scores = lamp_scores(weight).flatten()
     squares = weight.double().flatten().square()
@@ -55,7 +55,7 @@ def test_a_score_is_the_share_of_the_squares_from_there_on(figures):
         alike = squares[squares == squares[place]]
         if squares[place] == 0:
             assert scores[place] == 0
-        else:  # of equal weights each comes at its turn
+        else:  # equal weights are ordered by position
             possible = squares[place] / (larger + torch.arange(1, len(alike) + 1) * squares[place])
             assert (possible - scores[place]).abs().min() < 1e-9
     if squares.max() > 0:
@@ -64,7 +64,7 @@ def test_a_score_is_the_share_of_the_squares_from_there_on(figures):
 
 @pytest.mark.parametrize("criterion", ["lamp", "global_magnitude", "layer_magnitude"])
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
-def test_the_share_of_weights_that_is_asked_for_stays(criterion, density):
+def test_masks_have_the_requested_density(criterion, density):
     masks = compute_masks(pair(), density, criterion)
     assert {name: mask.shape for name, mask in masks.items()} == {"0.weight": (30, 20), "1.weight": (2, 30)}
     num_kept = sum(int(mask.sum()) for mask in masks.values())
@@ -74,7 +74,7 @@ def test_the_share_of_weights_that_is_asked_for_stays(criterion, density):
         assert num_kept == round(density * 660)
 
 
-def test_a_layer_of_small_weights_is_lost_by_magnitude_and_not_by_lamp():
+def test_global_magnitude_can_remove_a_layer_and_lamp_cannot():
     network = pair()
     with torch.no_grad():
         network[1].weight.mul_(1e-3)
@@ -83,7 +83,7 @@ def test_a_layer_of_small_weights_is_lost_by_magnitude_and_not_by_lamp():
 
 
 @pytest.mark.parametrize("criterion", ["lamp", "global_magnitude", "layer_magnitude"])
-def test_what_is_gone_stays_gone_from_round_to_round(criterion):
+def test_masks_only_shrink_from_round_to_round(criterion):
     network = pair()
     before = compute_masks(network, 0.3, criterion)
     with fixed_masks(network, before):
@@ -93,7 +93,7 @@ def test_what_is_gone_stays_gone_from_round_to_round(criterion):
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1])
-def test_an_impossible_share_is_refused(density):
+def test_an_impossible_density_is_refused(density):
     with pytest.raises(RecipeInvalid, match="the density is"):
         compute_masks(pair(), density)
 
@@ -106,7 +106,7 @@ def test_an_impossible_share_is_refused(density):
     n=st.integers(1, 4),
     more=st.integers(0, 4),
 )
-def test_of_each_group_of_inputs_the_largest_stay(outputs, inputs, kernel, n, more):
+def test_the_largest_inputs_of_each_group_stay(outputs, inputs, kernel, n, more):
     m = n + more
     weight = torch.randn(outputs, inputs, *kernel, generator=torch.Generator().manual_seed(outputs * 31 + inputs))
     mask = n_of_m_mask(weight, n, m)
@@ -124,7 +124,7 @@ def test_an_impossible_pattern_is_refused(n, m):
         n_of_m_mask(torch.ones(2, 8), n, m)
 
 
-def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
+def test_a_pattern_applies_to_layers_that_multiply_adjacent_inputs():
     network = nn.ModuleDict(
         {
             "embedding": nn.Embedding(9, 8),
@@ -139,13 +139,13 @@ def test_a_pattern_is_of_layers_that_multiply_inputs_side_by_side():
         "gru.weight_ih_l0": 0.25,
         "gru.weight_hh_l0": 0.25,
         "conv.weight": 0.25,
-        "of_one.weight": 1.0,  # fewer inputs than four
-        "linear.weight": 0.5,  # of six the last two are no whole group
+        "of_one.weight": 1.0,  # fewer than four inputs
+        "linear.weight": 0.5,  # the last two of six inputs are an incomplete group
     }
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_a_candidate_of_a_pattern_has_it_after_all_that_it_learns(rounds, trained, parts):
+def test_a_candidate_keeps_its_pattern_after_training(rounds, trained, parts):
     compression = Compression(fine_tune=Loop(epochs=2, learning_rate=1e-3))
     spec = CandidateSpec(name="pattern", sparsify=Sparsification(pattern="2:4", rounds=rounds))
     network = compress_network(
@@ -161,7 +161,7 @@ def test_a_candidate_of_a_pattern_has_it_after_all_that_it_learns(rounds, traine
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_zeros_stay_zero_while_the_rest_learns(trained, parts, ema):
+def test_zeros_stay_zero_during_training(trained, parts, ema):
     network = copy.deepcopy(trained.network)
     masks = compute_masks(network, 0.2)
     loss, _ = evaluate(network, parts.val)
@@ -171,14 +171,14 @@ def test_zeros_stay_zero_while_the_rest_learns(trained, parts, ema):
         history = train(network, parts.train, parts.val, loop, seed=0)
     assert measure_density(network) <= 0.2 + 1e-3
     for name, weight in maskable_weights(network).items():
-        assert not weight.view(torch.int32)[~masks[name]].any()  # no sign either
+        assert not weight.view(torch.int32)[~masks[name]].any()  # no negative zeros
         assert bool((weight[masks[name]] != before[name][masks[name]]).any())
     assert min(epoch.val_loss for epoch in history) < loss * 3
     with torch.no_grad():
         assert not any(parameter._backward_hooks for parameter in network.parameters())
 
 
-def test_zeros_are_zero_after_a_failure():
+def test_weights_are_masked_after_a_failure():
     network = pair()
     masks = compute_masks(network, 0.1)
 

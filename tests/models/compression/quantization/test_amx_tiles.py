@@ -1,4 +1,4 @@
-"""Convolutions that are written for matrix tiles."""
+"""Convolutions with AMX tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bloomery.models.profiling.cpu_features import cpu_flags, has_amx, needs_red
 
 
 class Convolutions(nn.Module):
-    """A small one, a large one, a large one in groups, and a dense layer."""
+    """A small, a large and a grouped convolution, and a dense layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def network_file(tmp_path_factory) -> tuple[Path, np.ndarray]:
 
 
 def zeros_of(path: Path) -> dict[str, set[int]]:
-    """By weight: its zero."""
+    """The zero point of each weight."""
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
     ending = "weight_zero_point"
     return {
@@ -53,26 +53,26 @@ def zeros_of(path: Path) -> dict[str, set[int]]:
 
 @pytest.mark.skipif(needs_reduced_range(cpu_flags()), reason="sums of products saturate on this processor")
 @pytest.mark.parametrize("reduce_range", [False, True])
-def test_large_convolutions_have_another_zero_and_the_answers_the_same_bits(network_file, tmp_path, reduce_range):
+def test_large_convolutions_get_another_zero_point_and_outputs_keep_their_bits(network_file, tmp_path, reduce_range):
     source, x = network_file
-    usual, tiled = tmp_path / "usual.onnx", tmp_path / "tiled.onnx"
-    quantize(source, usual, x, QuantizationOptions(reduce_range=reduce_range))
-    quantize(source, tiled, x, QuantizationOptions(reduce_range=reduce_range, amx=True))
-    assert zeros_of(usual) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
-    assert zeros_of(tiled) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
-    assert np.array_equal(run_session(create_session(usual), x), run_session(create_session(tiled), x))
-    assert measure_integer_coverage(tiled) == measure_integer_coverage(usual)
-    onnx.checker.check_model(onnx.load(tiled))
+    without_amx, with_amx = tmp_path / "usual.onnx", tmp_path / "tiled.onnx"
+    quantize(source, without_amx, x, QuantizationOptions(reduce_range=reduce_range))
+    quantize(source, with_amx, x, QuantizationOptions(reduce_range=reduce_range, amx=True))
+    assert zeros_of(without_amx) == {"small": {0}, "large": {0}, "grouped": {0}, "head": {0}}
+    assert zeros_of(with_amx) == {"small": {0}, "large": {-1}, "grouped": {0}, "head": {0}}
+    assert np.array_equal(run_session(create_session(without_amx), x), run_session(create_session(with_amx), x))
+    assert measure_integer_coverage(with_amx) == measure_integer_coverage(without_amx)
+    onnx.checker.check_model(onnx.load(with_amx))
 
 
-def test_what_stays_in_float_is_passed_over(network_file, tmp_path: Path):
+def test_float_layers_do_not_change(network_file, tmp_path: Path):
     source, x = network_file
     names = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
     quantize(source, tmp_path / "float.onnx", x, QuantizationOptions(keep_float=names, amx=True))
     assert zeros_of(tmp_path / "float.onnx") == {"head": {0}}
 
 
-def test_dynamic_files_are_as_they_were(network_file, tmp_path: Path):
+def test_dynamic_files_do_not_change(network_file, tmp_path: Path):
     source, x = network_file
     for name, tiles in (("usual", False), ("tiled", True)):
         quantize(source, tmp_path / name, x, QuantizationOptions(mode="dynamic", amx=tiles))
@@ -80,7 +80,7 @@ def test_dynamic_files_are_as_they_were(network_file, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "are_there"), [(("avx512_vnni", "amx_tile", "amx_int8"), True), (("avx512_vnni", "amx_bf16"), False)]
+    ("flags", "expected"), [(("avx512_vnni", "amx_tile", "amx_int8"), True), (("avx512_vnni", "amx_bf16"), False)]
 )
-def test_which_processors_have_tiles(flags, are_there):
-    assert has_amx(flags) == are_there
+def test_which_processors_have_amx(flags, expected):
+    assert has_amx(flags) == expected

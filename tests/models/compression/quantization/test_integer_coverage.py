@@ -1,4 +1,4 @@
-"""What really runs in integers, and on which processors weights need 7 bits."""
+"""Integer coverage of quantized files, and 7-bit weights."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from bloomery.models.profiling.cpu_features import needs_reduced_range
 
 
 def test_a_float_file_runs_in_floats(exported):
-    covered = measure_integer_coverage(exported)
-    assert covered.integer_operators == {}
-    assert covered.share == 0
-    assert sum(covered.float_operators.values()) == 4
+    coverage = measure_integer_coverage(exported)
+    assert coverage.integer_operators == {}
+    assert coverage.share == 0
+    assert sum(coverage.float_operators.values()) == 4
 
 
-def test_a_static_file_of_convolutions_runs_in_integers_alone(quantized):
-    covered = measure_integer_coverage(quantized)
-    assert covered.integer_operators == {"QGemm": 2, "QLinearConv": 2}
-    assert (covered.float_operators, covered.share) == ({}, 1)
+def test_a_static_convolutional_file_runs_in_integers_only(quantized):
+    coverage = measure_integer_coverage(quantized)
+    assert coverage.integer_operators == {"QGemm": 2, "QLinearConv": 2}
+    assert (coverage.float_operators, coverage.share) == ({}, 1)
 
 
-@pytest.mark.parametrize("form", [encode, pack_for_zstd])
-def test_a_file_in_a_stored_form_is_unpacked_first(form, quantized, tmp_path: Path):
-    (tmp_path / "stored").write_bytes(form(quantized.read_bytes()))
+@pytest.mark.parametrize("compress", [encode, pack_for_zstd])
+def test_a_compressed_file_is_decompressed_first(compress, quantized, tmp_path: Path):
+    (tmp_path / "stored").write_bytes(compress(quantized.read_bytes()))
     assert measure_integer_coverage(tmp_path / "stored") == measure_integer_coverage(quantized)
 
 
-def test_what_stays_in_float_counts_by_its_weights(exported, parts, tmp_path: Path):
+def test_float_layers_count_by_their_weights(exported, parts, tmp_path: Path):
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
-    covered = measure_integer_coverage(tmp_path / "dynamic.onnx")
-    assert covered.float_operators == {"Conv": 2}
+    coverage = measure_integer_coverage(tmp_path / "dynamic.onnx")
+    assert coverage.float_operators == {"Conv": 2}
     # Convolutions of 1 x 8 and 8 x 16 channels, dense layers of 64 x 32 and 32 x 10.
     dense, convolved = 64 * 32 + 32 * 10, 9 * 8 + 9 * 8 * 16
-    assert covered.share == pytest.approx(dense / (dense + convolved), abs=0.02)  # channels are filled up to 16
+    assert coverage.share == pytest.approx(dense / (dense + convolved), abs=0.02)  # channels are padded to 16
 
 
 @pytest.mark.parametrize(("cell", "share"), [("lstm", 1.0), ("gru", pytest.approx(0.02, abs=0.02))])
@@ -55,19 +55,19 @@ def test_lstms_run_in_integers_and_grus_do_not(cell, share, tmp_path: Path):
     network = build_network(Blueprint(config=Rnn(kind="rnn", cell=cell, hidden=32), layout=layout, num_outputs=3))
     export_onnx(network, torch.randn(4, 6, 5), tmp_path / "float.onnx")
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", np.empty(0), QuantizationOptions(mode="dynamic"))
-    covered = measure_integer_coverage(tmp_path / "int8.onnx")
-    assert covered.share == share
-    assert ("DynamicQuantizeLSTM" in covered.integer_operators) == (cell == "lstm")
-    assert covered.float_operators == ({} if cell == "lstm" else {"GRU": 1})
+    coverage = measure_integer_coverage(tmp_path / "int8.onnx")
+    assert coverage.share == share
+    assert ("DynamicQuantizeLSTM" in coverage.integer_operators) == (cell == "lstm")
+    assert coverage.float_operators == ({} if cell == "lstm" else {"GRU": 1})
 
 
-def test_logits_are_floats_with_more_than_256_levels(quantized, parts):
+def test_logits_have_more_than_256_levels(quantized, parts):
     assert "DequantizeLinear" not in {node.op_type for node in onnx.load(quantized).graph.node[-1:]}
     logits_BK = run_session(create_session(quantized), parts.test.x.numpy())
     assert len(np.unique(logits_BK)) > 1000
 
 
-def test_a_rare_large_value_does_not_widen_a_percentiles_range(exported, parts, tmp_path: Path):
+def test_an_outlier_does_not_widen_the_range_of_percentile(exported, parts, tmp_path: Path):
     rows = parts.train.x.numpy().copy()
     rows[0, 0, 0, 0] = 100.0
     widths = {}
@@ -80,7 +80,7 @@ def test_a_rare_large_value_does_not_widen_a_percentiles_range(exported, parts, 
     assert widths["percentile"] < 1.2 * usual
 
 
-def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path: Path):
+def test_entropy_chooses_other_ranges_than_minmax(exported, quantized, parts, tmp_path: Path):
     quantize(
         exported,
         tmp_path / "entropy.onnx",
@@ -93,7 +93,7 @@ def test_entropy_chooses_ranges_of_its_own(exported, quantized, parts, tmp_path:
     assert (same[0] == same[1]).mean() > 0.95
 
 
-def test_weights_of_7_bits_where_8_would_saturate(exported, parts, tmp_path: Path):
+def test_reduce_range_gives_7_bit_weights(exported, parts, tmp_path: Path):
     quantize(exported, tmp_path / "reduced.onnx", parts.train.x[:50].numpy(), QuantizationOptions(reduce_range=True))
     levels = [
         onnx.numpy_helper.to_array(tensor)

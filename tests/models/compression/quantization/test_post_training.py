@@ -1,4 +1,4 @@
-"""Quantization to 8 bits, static and dynamic."""
+"""Static and dynamic quantization to 8 bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Gpt, Model, Rnn, Transformer
 
 
-def test_the_arithmetic_is_in_8_bits(quantized):
+def test_the_arithmetic_has_8_bits(quantized):
     graph = onnx.load(quantized).graph
     operators = {node.op_type for node in graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
@@ -30,14 +30,14 @@ def test_the_arithmetic_is_in_8_bits(quantized):
     for name in weights:
         values, scales, _ = (kinds[part] for part in dequantized[name].input)
         assert values.data_type == onnx.TensorProto.INT8
-        assert list(scales.dims) == [values.dims[0]]  # a scale for each channel
+        assert list(scales.dims) == [values.dims[0]]  # one scale per channel
 
 
-def test_batch_normalisation_is_folded_away(quantized):
+def test_batch_normalisation_is_folded(quantized):
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(quantized).graph.node}
 
 
-def test_most_answers_stay(exported, quantized, parts):
+def test_most_predictions_stay(exported, quantized, parts):
     x, truth = parts.test.x.numpy(), parts.test.y.numpy()
     before, after = (run_session(create_session(path), x).argmax(1) for path in (exported, quantized))
     assert (before == truth).mean() > 0.85
@@ -48,19 +48,19 @@ def test_the_file_is_smaller(exported, quantized):
     assert quantized.stat().st_size < exported.stat().st_size
 
 
-def test_the_same_network_becomes_the_same_bytes_anywhere(exported, quantized, parts, tmp_path: Path):
+def test_quantization_is_deterministic(exported, quantized, parts, tmp_path: Path):
     quantize(exported, tmp_path / "another name.onnx", parts.train.x[:200].numpy())
     assert (tmp_path / "another name.onnx").read_bytes() == quantized.read_bytes()
 
 
-def test_the_file_is_valid_and_says_nothing_of_the_machine_it_was_made_on(quantized):
+def test_the_file_is_valid_and_has_nothing_of_the_machine(quantized):
     model = onnx.load(quantized)
     onnx.checker.check_model(model)
     assert not model.metadata_props
     assert b"/tmp" not in quantized.read_bytes()
 
 
-def test_biases_have_no_zeros_of_their_own(quantized):
+def test_biases_have_no_zero_points(quantized):
     graph = onnx.load(quantized).graph
     integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT32}
     biases = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in integers]
@@ -74,12 +74,12 @@ def test_ranges_come_from_the_calibration_rows(exported, quantized, parts, tmp_p
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 65])
-def test_any_number_of_calibration_rows_will_do(exported, parts, tmp_path: Path, num_rows):
+def test_any_number_of_calibration_rows_is_possible(exported, parts, tmp_path: Path, num_rows):
     quantize(exported, tmp_path / "few.onnx", parts.train.x[:num_rows].numpy())
     assert np.isfinite(run_session(create_session(tmp_path / "few.onnx"), parts.test.x[:3].numpy())).all()
 
 
-def test_the_source_and_the_level_of_logging_are_left_as_they_were(exported, parts, tmp_path: Path):
+def test_the_source_and_the_log_level_do_not_change(exported, parts, tmp_path: Path):
     before, level = exported.read_bytes(), logging.root.level
     quantize(exported, tmp_path / "again.onnx", parts.train.x[:8].numpy())
     assert (exported.read_bytes(), logging.root.level) == (before, level)
@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[Model, dict[str, int]]] = {
     ),
     "gru": (Rnn(kind="rnn", cell="gru", hidden=32, embedding=32), {"GRU": 1, "MatMulInteger": 1}),
     "elman": (Rnn(kind="rnn", cell="elman", hidden=32, embedding=32), {"RNN": 1, "MatMulInteger": 1}),
-    # Of each block 6 linear maps, and attention's products of activations, which stay in float.
+    # Each block has 6 linear maps, and attention's products of activations, which stay in float.
     "transformer": (
         Transformer(kind="transformer", width=32, num_layers=1),
         {"MatMulInteger": 7, "MatMul": 0, "Gemm": 0, "MultiHeadAttention": 1},
@@ -108,7 +108,7 @@ KINDS: dict[str, tuple[Model, dict[str, int]]] = {
 @pytest.mark.parametrize(
     "kind", ["lstm", "gru", "elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "gpt"))]
 )
-def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_path: Path):
+def test_networks_for_sequences_are_quantized_dynamically(kind, reduce_range, tmp_path: Path):
     torch.manual_seed(0)
     config, expected = KINDS[kind]
     network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=4))
@@ -119,7 +119,7 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_
             tmp_path / "float.onnx",
             tmp_path / name,
             x[:0].numpy(),
-            QuantizationOptions(mode="dynamic", reduce_range=seven_bits),
+            QuantizationOptions(mode="dynamic", reduce_range=reduce_range),
         )
     assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
     model = onnx.load(tmp_path / "int8.onnx")
@@ -134,8 +134,8 @@ def test_networks_for_sequences_are_quantized_dynamically(kind, seven_bits, tmp_
 
 
 @pytest.mark.slow
-def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_path: Path):
-    """Also of what comes behind attention, whose type nobody infers."""
+def test_static_quantization_covers_all_weights_of_a_transformer(tmp_path: Path):
+    """Including layers behind attention, whose type is not inferred."""
     torch.manual_seed(0)
     config = Transformer(kind="transformer", width=32, num_layers=1)
     network = build_network(Blueprint(config=config, layout=TOKENS, num_outputs=4))
@@ -146,7 +146,7 @@ def test_all_weights_of_a_transformer_are_in_8_bits_if_its_ranges_are_fixed(tmp_
     assert (found.share, found.float_operators) == (1.0, {"MultiHeadAttention": 1})
 
 
-def test_the_layer_that_reads_the_images_may_stay_in_float(exported, parts, tmp_path: Path):
+def test_the_first_layer_can_stay_in_float(exported, parts, tmp_path: Path):
     (first,) = find_first_layer(exported, "static")
     quantize(exported, tmp_path / "int8.onnx", parts.train.x[:200].numpy(), QuantizationOptions(keep_float=[first]))
     graph = onnx.load(tmp_path / "int8.onnx").graph
@@ -162,7 +162,7 @@ def test_a_network_without_weights_has_no_first_layer(how, tmp_path: Path):
     assert find_first_layer(tmp_path / "tanh.onnx", how) == ()
 
 
-def test_dynamic_ranges_need_no_calibration_rows_and_leave_the_source_as_it_was(exported, parts, tmp_path: Path):
+def test_dynamic_quantization_needs_no_calibration_rows(exported, parts, tmp_path: Path):
     before = exported.read_bytes()
     quantize(exported, tmp_path / "dynamic.onnx", parts.train.x[:0].numpy(), QuantizationOptions(mode="dynamic"))
     assert exported.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Layers that 8 bits harm, found by measurement, and what training with rounding wins back."""
+"""Sensitivity of layers to 8 bits, and quantization-aware training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from bloomery.models.training.loop import train
 
 
 def with_large_channel(network: nn.Module, times: float) -> nn.Module:
-    """The same function, one of whose channels has values so many times as large: 8 bits are spent on it alone."""
+    """The same function with one channel scaled up, so that 8 bits resolve only that channel."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         norm, following = network.blocks[0][1], network.blocks[1][0]
@@ -48,14 +48,14 @@ def with_large_channel(network: nn.Module, times: float) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def uneven(trained) -> nn.Module:
+def uneven_network(trained) -> nn.Module:
     return with_large_channel(trained.network, 100)
 
 
 @pytest.fixture(scope="module")
-def source(uneven, parts, tmp_path_factory) -> Path:
+def source(uneven_network, parts, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("uneven") / "float.onnx"
-    export_onnx(uneven, parts.test.x[:40], path)
+    export_onnx(uneven_network, parts.test.x[:40], path)
     return path
 
 
@@ -68,16 +68,16 @@ def accuracy(path: Path, parts) -> float:
     return float((run_session(create_session(path), parts.test.x.numpy()).argmax(1) == parts.test.y.numpy()).mean())
 
 
-def test_the_layers_around_uneven_channels_are_the_worst(source, rows):
-    moved = measure_sensitivities(source, rows)
+def test_layers_around_uneven_channels_are_the_most_sensitive(source, rows):
+    divergences = measure_sensitivities(source, rows)
     convolutions = {node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"}
-    assert set(list(moved)[:2]) == convolutions
-    worst, _, third, *_ = moved.values()
+    assert set(list(divergences)[:2]) == convolutions
+    worst, _, third, *_ = divergences.values()
     assert worst > 100 * third
-    assert list(moved.values()) == sorted(moved.values(), reverse=True)
+    assert list(divergences.values()) == sorted(divergences.values(), reverse=True)
 
 
-def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, tmp_path: Path):
+def test_only_as_many_layers_stay_in_float_as_the_limit_needs(source, rows, parts, tmp_path: Path):
     x, y = parts.val.x.numpy(), parts.val.y.numpy()
     exact = run_session(create_session(source), x).argmax(1)
 
@@ -97,24 +97,26 @@ def test_only_as_many_layers_stay_in_float_as_a_limit_asks(source, rows, parts, 
     assert find_float_layers(source, rows, x, changed, 1.0) == ()
 
 
-def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts, seven_bits, tmp_path: Path):
-    uneven, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
-    export_onnx(uneven, parts.test.x[:40], source)
-    quantize(source, tmp_path / "static.onnx", rows, QuantizationOptions(reduce_range=seven_bits))
-    rounding = add_fake_quantization(uneven, reduce_range=seven_bits)
+def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts, reduce_range, tmp_path: Path):
+    uneven_network, source = with_large_channel(trained.network, 300), tmp_path / "float.onnx"
+    export_onnx(uneven_network, parts.test.x[:40], source)
+    quantize(source, tmp_path / "static.onnx", rows, QuantizationOptions(reduce_range=reduce_range))
+    fake_quantized = add_fake_quantization(uneven_network, reduce_range=reduce_range)
     torch.manual_seed(0)  # for dropout
-    train(rounding, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
-    learnt = remove_fake_quantization(rounding)
+    train(fake_quantized, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
+    learnt = remove_fake_quantization(fake_quantized)
     exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
     export_onnx(learnt, parts.test.x[:40], exported)
-    quantize(exported, quantized, rows, QuantizationOptions(ranges=learned_ranges(rounding), reduce_range=seven_bits))
+    quantize(
+        exported, quantized, rows, QuantizationOptions(ranges=learned_ranges(fake_quantized), reduce_range=reduce_range)
+    )
     exact, static, aware = (accuracy(path, parts) for path in (source, tmp_path / "static.onnx", quantized))
     assert static < exact - 0.15
     assert aware > static + 0.1
-    # It was trained as what runs: the file answers as the network that rounds.
+    # The file has the outputs of the network with fake quantization.
     x = parts.test.x
     with torch.no_grad():
-        rounded_BK = rounding(x).numpy()
+        rounded_BK = fake_quantized(x).numpy()
     given_BK = run_session(create_session(quantized), x.numpy())
     assert (rounded_BK.argmax(1) == given_BK.argmax(1)).mean() > 0.98
     assert measure_integer_coverage(quantized).share == 1
@@ -128,52 +130,50 @@ def test_training_with_rounding_wins_back_what_8_bits_lose(trained, rows, parts,
     ],
     ids=lambda one: one.kind,
 )
-def test_ranges_that_linear_layers_over_steps_or_columns_have_learnt_reach_the_file(
-    config, layout, seven_bits, tmp_path: Path
-):
-    """Their weights have lost their names where the exporter turned them."""
+def test_learned_ranges_of_linear_layers_over_steps_reach_the_file(config, layout, reduce_range, tmp_path: Path):
+    """The exporter transposes their weights, which then have no names."""
     torch.manual_seed(0)
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
-    rounding = add_fake_quantization(network, reduce_range=seven_bits)
+    fake_quantized = add_fake_quantization(network, reduce_range=reduce_range)
     x = torch.randn(32, *layout.shape)
-    rounding(x)  # in training mode: ranges are seen
-    rounding.eval()
-    export_onnx(remove_fake_quantization(rounding), x, tmp_path / "learnt.onnx", keep_names=True)
-    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(rounding).items()}
-    for name, ranges in (("learnt", learned_ranges(rounding)), ("wider", seen)):
+    fake_quantized(x)  # in training mode: updates the ranges
+    fake_quantized.eval()
+    export_onnx(remove_fake_quantization(fake_quantized), x, tmp_path / "learnt.onnx", keep_names=True)
+    seen = {layer: (20 * low, 20 * high) for layer, (low, high) in learned_ranges(fake_quantized).items()}
+    for name, ranges in (("learnt", learned_ranges(fake_quantized)), ("wider", seen)):
         target = tmp_path / f"{name}-int8.onnx"
         quantize(
-            tmp_path / "learnt.onnx", target, x.numpy(), QuantizationOptions(ranges=ranges, reduce_range=seven_bits)
+            tmp_path / "learnt.onnx", target, x.numpy(), QuantizationOptions(ranges=ranges, reduce_range=reduce_range)
         )
         assert measure_integer_coverage(target).share == 1
     with torch.no_grad():
-        rounded_BK = rounding(x).numpy()
+        rounded_BK = fake_quantized(x).numpy()
     learnt, wider = (
         np.abs(run_session(create_session(tmp_path / f"{name}-int8.onnx"), x.numpy()) - rounded_BK).max()
         for name in ("learnt", "wider")
     )
-    assert learnt < (0.06 if seven_bits else 0.05) * np.abs(rounded_BK).max()
+    assert learnt < (0.06 if reduce_range else 0.05) * np.abs(rounded_BK).max()
     assert learnt < 0.5 * wider
 
 
-def test_rounding_leaves_the_network_as_it_was_and_can_be_taken_away(uneven, parts):
-    before = copy.deepcopy(uneven.state_dict())
-    back = remove_fake_quantization(add_fake_quantization(uneven))
+def test_fake_quantization_copies_the_network_and_can_be_removed(uneven_network, parts):
+    before = copy.deepcopy(uneven_network.state_dict())
+    back = remove_fake_quantization(add_fake_quantization(uneven_network))
     assert list(back.state_dict()) == list(before)
-    for state in (back.state_dict(), uneven.state_dict()):
+    for state in (back.state_dict(), uneven_network.state_dict()):
         assert all(torch.equal(state[name], weight) for name, weight in before.items())
 
 
-def test_the_output_layer_inside_of_torchs_own_attention_which_is_never_called_stays_as_it_is():
+def test_the_output_layer_of_torchs_attention_is_not_rounded():
     network = nn.TransformerDecoderLayer(8, 2, dim_feedforward=16, batch_first=True)
-    rounding = add_fake_quantization(network)
+    fake_quantized = add_fake_quantization(network)
     x = torch.randn(4, 5, 8)
-    assert rounding(x, x).shape == x.shape
-    assert set(learned_ranges(rounding)) == {"linear1", "linear2"}
+    assert fake_quantized(x, x).shape == x.shape
+    assert set(learned_ranges(fake_quantized)) == {"linear1", "linear2"}
 
 
 class _LastFirst(nn.Module):
-    """Holds its layers in the other order than it calls them."""
+    """Calls its layers in another order than it defines them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,20 +184,20 @@ class _LastFirst(nn.Module):
         return outputs
 
 
-def test_the_layer_that_reads_the_inputs_learns_in_float_where_it_stays_so(uneven, parts):
+def test_a_first_layer_in_float_is_not_rounded_in_training(uneven_network, parts):
     network, x = _LastFirst(), torch.randn(8, 3)
     assert find_first_called_layer(network, x) == ("inputs",)
-    rounding = add_fake_quantization(network, keep_float=find_first_called_layer(network, x))
-    assert list(learned_ranges(rounding)) == ["outputs"]
-    rounding(x)  # in training mode: ranges are seen
+    fake_quantized = add_fake_quantization(network, keep_float=find_first_called_layer(network, x))
+    assert list(learned_ranges(fake_quantized)) == ["outputs"]
+    fake_quantized(x)  # in training mode: updates the ranges
     half_B3 = x / 2 + 0.001 * torch.randn(8, 3)
-    # Nothing that comes in is cut or rounded: what is between is as before.
-    assert torch.equal(rounding.inputs(half_B3), network.inputs(half_B3))
-    assert find_first_called_layer(uneven, parts.test.x[:1]) == ("blocks.0.0",)
+    # Inputs are neither clipped nor rounded.
+    assert torch.equal(fake_quantized.inputs(half_B3), network.inputs(half_B3))
+    assert find_first_called_layer(uneven_network, parts.test.x[:1]) == ("blocks.0.0",)
     assert find_first_called_layer(nn.Flatten(), x) == ()
 
 
-def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
+def test_an_unknown_layer_name_is_refused(source, rows, tmp_path: Path):
     with pytest.raises(RecipeInvalid, match="keep_float names nothing-such"):
         quantize(source, tmp_path / "x.onnx", rows, QuantizationOptions(keep_float=["nothing-such"]))
     with pytest.raises(RecipeInvalid, match="ranges names nothing-such"):
@@ -207,12 +207,12 @@ def test_a_name_that_no_operator_has_is_refused(source, rows, tmp_path: Path):
 @given(
     st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(-9, 9)
 )
-def test_divergence_is_0_of_the_same_probabilities_and_never_below(logits, shift):
+def test_the_divergence_is_0_for_equal_probabilities_and_never_negative(logits, shift):
     logits_BK = np.array(logits, np.float32)
     assert output_divergence(logits_BK, logits_BK + np.float32(shift)) == pytest.approx(0, abs=1e-4)
     assert output_divergence(logits_BK, logits_BK[:, ::-1]) >= -1e-6
 
 
-def test_divergence_of_figures_is_a_share_of_their_variance():
+def test_the_divergence_of_a_regression_is_a_share_of_the_variance():
     exact_B1 = np.array([[-1.0], [1.0]])
     assert output_divergence(exact_B1, exact_B1 + 0.5) == pytest.approx(0.25)
