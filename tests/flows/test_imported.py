@@ -1,4 +1,4 @@
-"""A network that comes trained, as ONNX, all the way to a champion that answers over HTTP."""
+"""An imported ONNX network becomes a champion that predicts over HTTP."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def ended(recipe: Path, sharing: Bloomery) -> dict[str, Any]:
     return release
 
 
-def test_it_answers_over_http_as_the_network_that_it_was(ended: dict[str, Any], finished: Finished) -> None:
+def test_its_predictions_over_http_equal_those_of_the_original_network(
+    ended: dict[str, Any], finished: Finished
+) -> None:
     here, there = (one["bento"]["choice"]["candidates"]["candidates"] for one in (ended, finished[1]))
     assert [candidate["name"] for candidate in here] == ["fp32", "int8"]
     assert here[0]["score"] == there[0]["score"]  # nothing was lost on the way
@@ -85,7 +87,7 @@ def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended
     assert options["trained"]["uri"].endswith("network.onnx")
 
 
-def test_its_run_has_figures_pictures_and_explanations(ended: dict[str, Any], recipe: Path) -> None:
+def test_its_run_has_metrics_plots_and_explanations(ended: dict[str, Any], recipe: Path) -> None:
     home, trained = recipe.parent / "home", ended["bento"]["choice"]["candidates"]["trained"]
     (found,) = (home / "mlflow").glob(f"**/{trained['run_id']}/artifacts")
     names = {path.relative_to(found).as_posix() for path in found.rglob("*")}

@@ -1,4 +1,4 @@
-"""A CNN, an RNN and a Transformer of Keras, each from a file of its own to a champion.
+"""A CNN, an RNN and a Transformer from Keras files become champions.
 
 TensorFlow is a gigabyte and more, so it may be installed for another interpreter, which `BLOOMERY_TENSORFLOW_PYTHON`
 names.

@@ -1,4 +1,4 @@
-"""Runs that are killed in each stage, and runs at once in one state folder: nothing is lost, and nothing is torn."""
+"""Killed and concurrent runs in one state folder: nothing is lost, and no output is partial."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Finished = tuple[Path, dict[str, Any]]
 
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
-    """Everything that must be equal between two runs of one recipe on one machine."""
+    """Returns everything that must be equal between two runs of a recipe on one machine."""
     chosen = release["bento"]["choice"]
     trained = chosen["candidates"]["trained"]
     dataset = trained["dataset"]
@@ -54,7 +54,7 @@ def digests(release: dict[str, Any]) -> dict[str, Any]:
 
 
 def released(home: Path, name: str = "digits") -> dict[str, Any]:
-    """The one release of that name, from its stage's record."""
+    """Returns the only release of that name, from its record."""
     records = [json.loads(path.read_text())["record"] for path in home.glob("stages/promote/*/record.json")]
     (found,) = [record for record in records if record["name"] == name]
     return found
@@ -91,7 +91,7 @@ def runs(forks: Forks, prefect: str, fresh: Fresh, tmp_path: Path, clean_environ
     return Runs(forks, clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
 
 
-def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
+def test_a_run_killed_in_every_stage_continues_and_ends_like_an_undisturbed_one(
     quick: Finished, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
     home = tmp_path / ".bloomery"
@@ -107,7 +107,7 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
         wait_for(is_reached, step_s=0.001)
         os.kill(run, signal.SIGKILL)
         assert runs.wait(run) == -signal.SIGKILL
-        # A stage of a few milliseconds may have ended before the blow fell; what lies there is whole then.
+        # A stage of a few milliseconds may end before the kill; then its output is complete.
         if not folder.exists():
             in_the_middle.add(stage)
         assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
@@ -120,7 +120,7 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_like_an_undisturbed_one(
     killed = [note.stem for note in (home / "runs").glob("*.json")]
     assert len(killed) == len(STAGES)
     with httpx.Client(base_url=prefect, trust_env=False) as api:
-        reap_dead_runs(api, home)  # as `bloomery up` does; others' runs on this server are none of ours
+        reap_dead_runs(api, home)  # as `bloomery up` does; runs of other state folders are not affected
         states = [api.get(f"/flow_runs/{run}").json()["state_type"] for run in killed]
     assert states == ["CRASHED"] * len(STAGES)
 
@@ -136,7 +136,7 @@ def edited(folder: Path, name: str, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_runs_at_once_all_end_and_leave_a_whole_registry(
+def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
     num: int, quick: Finished, tmp_path: Path, sharing: Callable[..., Any], clean_environment: Environment
 ) -> None:
     """Each with a Prefect server of its own, and all with one database; of four, two are of one recipe."""
@@ -175,7 +175,7 @@ def test_runs_at_once_all_end_and_leave_a_whole_registry(
 def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
     quick: Finished, tmp_path: Path, forks: Forks, prefect: str, databases: Path, clean_environment: Environment
 ) -> None:
-    """A server of the user's own, as a team has it: `bloomery up` has none between the run and the database."""
+    """The user's own MLflow server; under `bloomery up`, runs write to the database directly."""
     port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
     folder.mkdir()
     shutil.copyfile(databases / "mlflow.db", folder / "mlflow.db")
@@ -219,7 +219,7 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
 
 @pytest.fixture
 def disk(tmp_path: Path, quick: Finished) -> Iterator[Path]:
-    """A small disk of its own, with a finished state folder that is mounted at `tmp_path / ".bloomery"`."""
+    """A small disk with a finished state folder, mounted at `tmp_path / ".bloomery"`."""
     disk, home = tmp_path / "disk", copy_of(quick[0], tmp_path)
     disk.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)):
@@ -237,7 +237,7 @@ def disk(tmp_path: Path, quick: Finished) -> Iterator[Path]:
 
 @pytest.fixture
 def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iterator[Callable[[], str]]:
-    """Asks the served champion for a prediction, and gives the bento that answered."""
+    """Requests a prediction of the served champion, and returns the bento that responded."""
     port = find_free_port()
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
@@ -257,7 +257,7 @@ def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iter
 
 
 def fill(disk: Path) -> Path:
-    """Afterwards the disk has no room for anything; the file that takes it."""
+    """Fills the disk completely. Returns the file that does."""
     with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(100_000))
@@ -267,7 +267,7 @@ def fill(disk: Path) -> Path:
     return disk / "filler"
 
 
-def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is_lost(
+def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_reported_and_nothing_is_lost(
     quick: Finished,
     disk: Path,
     tmp_path: Path,
@@ -277,7 +277,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
 ) -> None:
     home, tag = tmp_path / ".bloomery", quick[1]["bento"]["tag"]
     document = yaml.safe_load(QUICK.read_text())
-    document["training"]["checkpoints"] = {"every_steps": 20}  # which changes no weight, and begins the training anew
+    document["training"]["checkpoints"] = {"every_steps": 20}  # changes no weight, but starts the training anew
     recipe = tmp_path / "digits.yaml"
     recipe.write_text(yaml.safe_dump(document))
     before = set(home.glob("stages/*/*/record.json"))
@@ -285,7 +285,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     def steps() -> list[Path]:
         return sorted(home.glob("checkpoints/*/step-*"))
 
-    # The disk fills up while a training is under way.
+    # The disk becomes full during a training.
     command = [sys.executable, "-m", "bloomery.flows.cli", "run", str(recipe)]
     run = subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(steps, step_s=0.01)
@@ -294,13 +294,13 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     assert run.returncode == 1, told
     for words in ("StateUnwritable: ", "free some space", "finished stages are reused"):
         assert words in told, told
-    assert re.search(r"\(\d MB free\)", told), told  # what the broken stage had written is gone again by then
+    assert re.search(r"\(\d MB free\)", told), told  # the partial output has been removed by then
     assert champion() == tag
     assert not list((home / "stages" / ".tmp").iterdir())
     assert [path.name for path in home.glob("checkpoints/*/*")] == [steps()[0].name]
     filler.unlink()
 
-    # The folder may not be written.
+    # The folder is read-only.
     elsewhere = tmp_path / "read-only"
     elsewhere.mkdir()
     assert mount("--bind", str(disk / "state"), str(elsewhere))
@@ -312,7 +312,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     assert ended.returncode == 1, ended.stderr
     assert "StateUnwritable: the state folder cannot be written: Read-only file system" in ended.stderr
 
-    # The share is lost in the middle of a training, and comes back.
+    # The share is lost during a training, and comes back.
     reached = steps()[0].name
     run_id = runs.start("run", str(recipe))
     wait_for(lambda: steps()[0].name > reached, step_s=0.01)
@@ -323,7 +323,7 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_told_and_nothing_is
     assert champion() == tag
     assert mount("--bind", str(disk / "state"), str(home))
 
-    # What was there before is there, and the run ends as if nothing had been.
+    # Earlier outputs are still there, and the run ends like an undisturbed one.
     assert before <= set(home.glob("stages/*/*/record.json"))
     assert runs.wait(runs.start("run", str(recipe))) == 0, runs.told
     assert digests(released(home)) == digests(quick[1])

@@ -1,4 +1,4 @@
-"""From a log of requests that drift to a training that Prefect starts, with a real server, as a user would see it."""
+"""Drift in the prediction log starts a retraining, with a real Prefect server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetime) -> None:
-    """As the endpoint would log that it was asked `images` one by one, and gave `answers`."""
+    """Writes the prediction log of requests with `images`, one by one, and these predictions."""
     num = len(images)
     folder = home / "predictions" / "digits" / f"day={at:%Y-%m-%d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetim
 
 @pytest.fixture
 def server(home: Path, databases: Path) -> Iterator[str]:
-    """The address of a standing Prefect server."""
+    """Returns the address of a running Prefect server."""
     port = find_free_port()
     api = f"http://127.0.0.1:{port}/api"
 
@@ -84,7 +84,7 @@ def runs(deployment: UUID) -> list[Any]:
         return client.read_flow_runs(flow_run_filter=of_it)
 
 
-def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
+def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
     copy: Path, server: str, sharing: Bloomery, finished: Any
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -124,7 +124,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
     assert shifted.returncode == 3, shifted.stdout + shifted.stderr
     for words in ("image has drifted", "(answer) has drifted", "no labels have arrived"):
         assert words in shifted.stdout
-    # As the next look would, while the first training may still run.
+    # As the next check would, while the first training may still run.
     event = Event(event="bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})
     httpx.post(f"{server}/events", json=[event.model_dump(mode="json")], trust_env=False).raise_for_status()
     deadline = time.monotonic() + 30
@@ -147,7 +147,7 @@ def test_drift_starts_one_training_and_neither_the_usual_nor_a_second_look_does(
         assert client.read_automations_by_name("retrain digits") == []
 
 
-def test_a_time_that_is_none_and_a_window_that_is_empty_are_told(tmp_path: Path, sharing: Bloomery) -> None:
+def test_an_invalid_time_and_an_empty_window_are_reported(tmp_path: Path, sharing: Bloomery) -> None:
     ended = sharing(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "SettingInvalid")
     ended = sharing(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")

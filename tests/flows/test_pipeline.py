@@ -1,4 +1,4 @@
-"""The whole pipeline with its real engines: from rows to an answering bento, killed and changed on the way."""
+"""The complete pipeline with its real engines, from rows to a served bento."""
 
 import json
 import re
@@ -30,7 +30,7 @@ Finished = tuple[Path, dict[str, Any]]
 
 
 def edited(folder: Path, **changes: Any) -> str:
-    """The recipe `digits` with some values changed, given as `training__epochs=3`."""
+    """Writes the recipe `digits` with changed values, given as `training__epochs=3`."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     for place, value in changes.items():
         inside = document
@@ -78,7 +78,7 @@ def test_a_second_run_finds_every_stage_and_starts_no_server(
     finished: Finished, bloomery: Bloomery, sharing: Bloomery
 ) -> None:
     home, release = finished
-    with FileLock(home / "prefect.lock"):  # for which a run that starts a server would wait
+    with FileLock(home / "prefect.lock"):  # a run that starts a server would wait for it
         again = bloomery(home, "run", "digits")
     assert outcomes(again) == dict.fromkeys(STAGES, "found"), again.stdout
     assert json.loads(sharing(home, "run", "digits", "--json").stdout) == release
@@ -140,7 +140,7 @@ def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
 
 
 def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, sharing: Bloomery, tmp_path: Path) -> None:
-    # Another candidate is chosen, so there is a second version to refuse.
+    # Another candidate is chosen, so a second version is refused.
     mine = edited(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
     ended = sharing(copy, "run", mine)
     assert ended.returncode == 4, ended.stderr
@@ -150,8 +150,8 @@ def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, sharing: 
     assert versions[0]["release"].startswith("refused: accuracy is")
 
 
-def test_a_bento_that_answers_otherwise_than_measured_is_refused(copy: Path, sharing: Bloomery) -> None:
-    """The measured answers are changed, with a record to match: then the bento's answers are the wrong ones."""
+def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(copy: Path, sharing: Bloomery) -> None:
+    """The measured predictions are changed, with a matching record, so the bento's predictions differ."""
     found = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
     (answers,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
     table = pq.read_table(answers)
@@ -187,7 +187,7 @@ def test_a_damaged_bento_is_packaged_again(copy: Path, sharing: Bloomery) -> Non
 
 @pytest.fixture(scope="module")
 def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx.Client]:
-    """The champion behind `bloomery serve`."""
+    """A client of the champion behind `bloomery serve`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -209,7 +209,9 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
         server.wait(timeout=30)
 
 
-def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: httpx.Client, finished: Finished) -> None:
+def test_the_served_champion_predicts_valid_rows_and_rejects_invalid_ones(
+    served: httpx.Client, finished: Finished
+) -> None:
     home, release = finished
     chosen = release["bento"]["choice"]
     checked = pq.read_table(home / chosen["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
@@ -220,7 +222,7 @@ def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: http
     assert answered.status_code == 200
     assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in answers]
     assert answered.json()["model"] == release["bento"]["tag"]
-    explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # shap is imported meanwhile
+    explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # includes the import of shap
     assert explained["model"] == answered.json()["model"]
     for one, given in zip(explained["explanations"], answered.json()["predictions"], strict=False):
         assert one["output"] == pytest.approx(given["probabilities"][str(one["label"])], abs=1e-3)
@@ -253,7 +255,7 @@ def test_the_served_champion_answers_good_rows_and_refuses_bad_ones(served: http
         assert 400 <= answered.status_code < 500, (body, answered.text)
 
 
-def test_the_served_champion_tells_of_itself_and_counts_no_strangers_paths(served: httpx.Client) -> None:
+def test_the_served_champion_describes_itself_and_does_not_count_unknown_paths(served: httpx.Client) -> None:
     card, document = served.get("/info").json(), served.get("/openapi.json").json()
     assert card["model"] == document["info"]["version"]
     example = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
@@ -271,7 +273,7 @@ def test_the_served_champion_tells_of_itself_and_counts_no_strangers_paths(serve
     assert len(after.splitlines()) <= len(before.splitlines()) + 4  # /metrics itself is counted from its second time on
 
 
-def test_a_body_beyond_the_limit_is_refused_whether_its_length_is_told_or_not(served: httpx.Client) -> None:
+def test_a_body_beyond_the_limit_is_rejected_with_and_without_content_length(served: httpx.Client) -> None:
     long = b" " * 17_000_000
     headers = {"content-type": "application/json"}
     told = served.post("/predict", content=long, headers=headers)
@@ -280,7 +282,7 @@ def test_a_body_beyond_the_limit_is_refused_whether_its_length_is_told_or_not(se
     assert served.get("/livez").is_success
 
 
-def test_what_the_endpoint_relies_on_in_bentoml_is_there() -> None:
+def test_bentoml_has_what_the_endpoint_relies_on() -> None:
     """`EndpointService` relies on undocumented behaviour of BentoML: an upgrade that removes it fails here."""
     import inspect
 

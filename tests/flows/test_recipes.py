@@ -26,7 +26,7 @@ class Reached(NamedTuple):
     home: Path
 
     def column(self, part: str, name: str) -> list[Any]:
-        """The values of a column in a part, as the checked rows have them."""
+        """Returns the values of a column in a split, as in the valid rows."""
         keys = pq.read_table(self.home / getattr(self.dataset, part).uri)[self.dataset.key].to_pylist()
         rows = pq.read_table(self.home / self.dataset.valid_rows.uri, columns=[self.dataset.key, name])
         told = dict(zip(rows[self.dataset.key].to_pylist(), rows[name].to_pylist(), strict=True))
@@ -34,7 +34,7 @@ class Reached(NamedTuple):
 
 
 def reached(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Reached:
-    """The recipe's data ingested, validated and prepared, with no row set aside."""
+    """Ingests, validates and prepares the recipe's data, with no row quarantined."""
     monkeypatch.setenv(FOLDER, str(datasets))
     recipe = read_recipe(name)
     checked = validate(ingest(locate_source(recipe.data, recipe.contract.personal_columns)), recipe.contract)
@@ -59,7 +59,7 @@ def test_a_recipe_is_read_from_any_folder_without_its_data(
 
 
 @pytest.mark.parametrize("name", [name for name in bundled_recipes() if name != "digits"])
-def test_a_recipe_without_its_data_tells_where_it_comes_from(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_without_its_data_reports_where_to_obtain_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER, raising=False)
     data = read_recipe(name).data
     assert {path_variable(origin.source) for origin in data.source_files} == {FOLDER}
@@ -84,12 +84,12 @@ def test_pen_digits_keep_the_published_writers_apart(
 
 
 @pytest.mark.slow
-def test_intents_and_what_is_out_of_scope_stand_in_the_published_parts(
+def test_intents_and_out_of_scope_requests_keep_the_published_splits(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = reached("clinc150", datasets, home, monkeypatch)
     train, val, test = sizes(found.dataset)
-    assert (train + val, test) == (18_199, 5_500)  # one text is in both lists that are learnt from
+    assert (train + val, test) == (18_199, 5_500)  # one text is in both training lists
     assert 800 < val < 1_000
     assert len(found.dataset.classes) == 151
     assert Counter(found.column("test", "scope")) == {"in": 4_500, "out": 1_000}
@@ -107,7 +107,7 @@ def test_spoken_digits_are_tested_with_the_first_five_takes(
 
 
 @pytest.mark.slow
-def test_fine_dust_is_learnt_until_the_summer_of_2013_and_tested_in_2014(
+def test_fine_dust_is_trained_until_the_summer_of_2013_and_tested_in_2014(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = reached("beijing-pm25", datasets, home, monkeypatch)
@@ -115,7 +115,7 @@ def test_fine_dust_is_learnt_until_the_summer_of_2013_and_tested_in_2014(
     assert set(zip(found.column("val", "year"), found.column("val", "month"), strict=True)) == {
         (2013, month) for month in range(7, 13)
     }
-    # Hours without a measurement, and the first 24 of each part, of which those of train are among them.
+    # Hours without a measurement, and the first 24 of each split; those of train have none.
     assert found.dataset.num_dropped == 2_067 + 2 * 24
     assert sum(sizes(found.dataset)) == 43_824 - found.dataset.num_dropped
 
@@ -131,7 +131,7 @@ def test_all_people_of_the_census_are_counted_in_two_classes(
 
 
 @pytest.mark.slow
-def test_speakers_can_be_left_out_as_the_recipe_says(
+def test_a_speaker_can_be_left_out_as_the_recipe_describes(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER, str(datasets))

@@ -1,4 +1,4 @@
-"""A label of figures all the way: drafted, trained, compressed, promoted, served and shown."""
+"""A regression from draft to release: trained, compressed, promoted, served and shown."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def drafted(tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> Path:
-    """A recipe that `bloomery init` has drafted, with a column to tell figures apart by."""
+    """A recipe that `bloomery init` has drafted, with a slice column."""
     folder = tmp_path_factory.mktemp("diabetes")
     named = ("--data", "sklearn:diabetes", "--label", "target", "--output", str(folder))
     made = sharing(folder / "home", "init", "diabetes", *named, "--json")
@@ -60,7 +60,7 @@ def ended(table: str, drafted: Path, sharing: Bloomery) -> dict[str, Any]:
     return release
 
 
-def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
+def test_the_error_is_far_below_that_of_the_mean_and_metrics_are_consistent(
     ended: dict[str, Any], drafted: Path, sharing: Bloomery
 ) -> None:
     home, chosen = drafted.parent / "home", ended["bento"]["choice"]
@@ -82,7 +82,7 @@ def test_the_error_is_far_below_that_of_the_mean_and_figures_are_of_one_piece(
     assert f"RMSE {error:.1f} (" in shown["description"]
 
 
-def test_rows_are_answered_over_http_as_they_were_measured(
+def test_predictions_over_http_equal_the_measured_ones(
     ended: dict[str, Any], drafted: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     home, chosen = drafted.parent / "home", ended["bento"]["choice"]
@@ -106,7 +106,7 @@ def test_rows_are_answered_over_http_as_they_were_measured(
     assert values == pytest.approx(answers["answer"].to_pylist(), abs=1e-3 * float(np.std(answers["truth"])))
 
 
-def test_the_table_tells_the_error_and_its_rise(table: str) -> None:
+def test_the_table_shows_the_error_and_its_increase(table: str) -> None:
     for words in ("RMSE (95%)", "rise", "the truth is", "of 83 rows"):
         assert words in table
 

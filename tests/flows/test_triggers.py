@@ -1,4 +1,4 @@
-"""What starts a run and what holds it: a person's word, new data; with a real Prefect server and worker."""
+"""Approvals and new data, with a real Prefect server and worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.living import answers, wait_for
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKEST = {"accuracy_drop": 0.02, "objective": "latency"}  # by which another candidate is chosen than by the recipe's
+QUICKEST = {"accuracy_drop": 0.02, "objective": "latency"}  # chooses another candidate than the recipe's budget
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 DEPLOY = """
 import sys
@@ -51,7 +51,7 @@ for _ in sys.stdin:
 
 
 class Standing(NamedTuple):
-    """A Prefect server with a worker, and the state folder that they work in."""
+    """A Prefect server with a worker, and their state folder."""
 
     api: str
     home: Path
@@ -59,7 +59,7 @@ class Standing(NamedTuple):
     client: httpx.Client
 
     def post(self, path: str, **body: Any) -> Any:
-        """The answer, asked for again while the server is too busy, as Prefect's own client does."""
+        """Returns the response; retries while the server is busy, as Prefect's own client does."""
 
         def answered() -> httpx.Response | None:
             response = self.client.post(f"/{path}", json=body)
@@ -107,7 +107,7 @@ def standing(
 
     def start(*command: str) -> None:
         log = (folder / "log").open("ab")
-        ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the worker ends its children
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # the worker stops its children on it
         started.append(
             subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         )
@@ -129,7 +129,7 @@ def standing(
 
 
 def recipe_in(folder: Path, name: str, **changes: Any) -> Path:
-    """The recipe `digits`, with these parts in place of its own."""
+    """Writes the recipe `digits` with replaced sections."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**document, **changes}))
@@ -141,7 +141,7 @@ def versions(sharing: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
     return {one["version"]: (one["aliases"], one["release"]) for one in told}
 
 
-def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
+def test_a_deployed_run_is_suspended_until_a_person_decides(
     standing: Standing, tmp_path: Path, sharing: Bloomery
 ) -> None:
     recipe = recipe_in(tmp_path, "asks", budget=QUICKEST, approval={"timeout": "1h"})
@@ -164,7 +164,7 @@ def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
     refused = sharing(standing.home, "promote", "digits:2", PREFECT_API_URL=standing.api)
     assert refused.returncode == 4
     assert "bloomery approve digits:2" in refused.stderr
-    # The page asks for who and why, and the server takes no answer without them.
+    # The form requires name and reason, and the server rejects an answer without them.
     answered = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
     assert (answered["status"], state()) == ("REJECT", "Suspended")
     approved = sharing(
@@ -184,10 +184,10 @@ def test_a_deployed_run_gives_its_worker_back_until_a_person_decides(
     assert "no version of digits waits" in again.stderr
 
 
-def test_a_deployed_run_that_nobody_answers_in_time_fails_and_the_champion_stands(
+def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
     standing: Standing, tmp_path: Path, sharing: Bloomery
 ) -> None:
-    """Nothing of ours runs when the time is over, so the server ends the run."""
+    """No process of ours runs when the approval expires, so the server ends the run."""
     (champion,) = (number for number, (aliases, _) in versions(sharing, standing.home).items() if aliases)
     changes: dict[str, Any] = {} if champion == 2 else {"budget": QUICKEST}
     recipe = recipe_in(tmp_path, "lapses", approval={"timeout": "3s"}, **changes)
@@ -212,7 +212,7 @@ def test_a_deployed_run_that_nobody_answers_in_time_fails_and_the_champion_stand
     assert versions(sharing, standing.home) == found
 
 
-def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the_next(
+def test_a_run_that_can_ask_nobody_ends_with_4_and_the_decision_counts_for_the_next(
     copy: Path, tmp_path: Path, bloomery: Bloomery, sharing: Bloomery
 ) -> None:
     recipe = str(recipe_in(tmp_path, "asks", budget=QUICKEST, approval="required"))
@@ -235,7 +235,7 @@ def test_a_run_without_anyone_to_ask_ends_with_4_and_the_decision_counts_for_the
     assert versions(sharing, copy)[1][0] == ["champion"]
 
 
-def test_without_a_decision_in_time_the_version_is_refused_and_the_champion_stands(
+def test_an_expired_approval_refuses_the_version_and_the_champion_stays(
     standing: Standing, copy: Path, tmp_path: Path, sharing: Bloomery
 ) -> None:
     recipe = str(recipe_in(tmp_path, "lapses", budget=QUICKEST, approval={"timeout": "3s"}))
@@ -257,7 +257,7 @@ def test_without_a_decision_in_time_the_version_is_refused_and_the_champion_stan
     assert "no version of digits:2 waits" in late.stderr
 
 
-def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, tmp_path: Path) -> None:
+def test_new_data_starts_the_pipeline_once_after_it_stops_changing(standing: Standing, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("id,x\n1,2\n")
     contract = {
@@ -321,7 +321,7 @@ def test_new_data_starts_the_pipeline_once_when_it_is_still(standing: Standing, 
 
     assert [look(), look(), runs()] == ["Changing", "New data", 1]
     assert [look(), runs()] == ["Unchanged", 1]
-    source.write_text("id,x\n1,2\n2,")  # a writer that has not ended
+    source.write_text("id,x\n1,2\n2,")  # an incomplete write
     assert look() == "Changing"
     source.write_text("id,x\n1,2\n2,3\n")
     assert [look(), runs()] == ["Changing", 1]

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal after a run."""
+"""The table of candidates in a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def candidate(name: str) -> Any:
     return SimpleNamespace(name=name, size_bytes=213_700, score=score, worse=worse, latency=latency)
 
 
-def test_a_long_name_breaks_and_no_figure_is_cut_off():
+def test_a_long_name_wraps_and_no_number_is_cut_off():
     candidates = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
     options = SimpleNamespace(
         candidates=candidates, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))

@@ -1,4 +1,4 @@
-"""The command line as a user calls it: exit codes, JSON, errors that say what to do."""
+"""The command line as a user calls it: exit codes, JSON and error messages."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def recipe(folder: Path, *edits: tuple[str, str]) -> str:
 
 
 def data(folder: Path, num_rows: int, label: Callable[[int], int]) -> tuple[str, str]:
-    """An edit of the recipe that names a Parquet file of `num_rows` images."""
+    """Returns an edit of the recipe that names a Parquet file of `num_rows` images."""
     rows = [{"id": n, "image": [n % 17, n // 17 % 17] * 32, "label": label(n)} for n in range(num_rows)]
     schema = pa.schema([("id", pa.int64()), ("image", pa.list_(pa.uint8())), ("label", pa.int64())])
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "rows.parquet")
@@ -41,7 +41,7 @@ def data(folder: Path, num_rows: int, label: Callable[[int], int]) -> tuple[str,
 
 
 def require_clear(ended: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
-    """The exit code, and an error that says what was found, required, where, and what to do."""
+    """Checks the exit code, and that the error has all its parts."""
     assert ended.returncode == code, ended.stdout + ended.stderr
     for words in (*said, "required:", "where:", "do:"):
         assert words in ended.stderr
@@ -79,7 +79,7 @@ def test_an_unknown_key_ends_with_2_before_anything_is_started(bloomery: Bloomer
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_a_form_that_nothing_here_can_write_ends_with_1_before_anything_is_started(
+def test_a_missing_exporter_ends_with_1_before_anything_starts(
     command: str, bloomery: Bloomery, tmp_path: Path
 ) -> None:
     path = recipe(tmp_path, ("compression:", "compression:\n  extra_formats: [litert]"))
@@ -120,13 +120,13 @@ def test_missing_data_ends_with_2(bloomery: Bloomery, sharing: Bloomery, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_broken_contract_ends_with_3_and_shows_the_rows(sharing: Bloomery, tmp_path: Path) -> None:
+def test_a_violated_contract_ends_with_3_and_shows_the_rows(sharing: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: n % 12))
     ended = sharing(tmp_path / "home", "run", path)
     require_clear(ended, 3, "ContractBroken", "label: must be one of", "quarantine")
     assert "✗ validate" in ended.stdout
     assert not list((tmp_path / "home" / "stages" / ".tmp").iterdir())
-    # What went before is kept, and found by the next run.
+    # Outputs of earlier stages are kept, and found by the next run.
     assert "= ingest    found" in sharing(tmp_path / "home", "run", path).stdout
 
 
@@ -155,7 +155,7 @@ def test_show_and_serve_of_an_unknown_name_end_with_2(sharing: Bloomery, tmp_pat
 
 
 @pytest.mark.slow
-def test_doctor_finds_this_machine_fit(bloomery: Bloomery, tmp_path: Path) -> None:
+def test_doctor_passes_on_this_machine(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(ended.stdout)}
     assert ended.returncode == 0
@@ -171,13 +171,13 @@ def test_doctor_ends_with_1_where_a_run_would_fail(bloomery: Bloomery, tmp_path:
     assert not {f["name"]: f["passed"] for f in json.loads(ended.stdout)}["state folder"]
 
 
-def test_an_error_does_not_tell_of_our_own_files(bloomery: Bloomery, tmp_path: Path) -> None:
+def test_an_error_message_has_no_traceback(bloomery: Bloomery, tmp_path: Path) -> None:
     ended = bloomery(tmp_path / "home", "check", "nope")
     assert not re.search(r'File ".*\.py", line', ended.stderr)
 
 
-def test_what_to_type_next_names_the_recipe_as_it_was_asked_for_and_labels_may_hold_brackets(release: Release) -> None:
-    """A recipe that lies elsewhere is not found by its name; and `[/]` would be markup of the terminal's."""
+def test_next_commands_repeat_the_recipe_argument_and_labels_may_contain_brackets(release: Release) -> None:
+    """A recipe elsewhere is not found by its name, and `[/]` would be terminal markup."""
     example = json.dumps({"key": "[k]", "label": "[/x]", "probability": 0.9, "truth": "[b]"})
     out = io.StringIO()
     told = release.model_copy(update={"example": example})

@@ -1,4 +1,4 @@
-"""`docs/cli.md` is the command line's own help, and every line of it is short."""
+"""`docs/cli.md` is up to date, and every help line is short."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What features, network and contract ask of each other."""
+"""Features, network, training and contract of a recipe are consistent."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def found(
     ],
     ids=str,
 )
-def test_what_fits_is_not_complained_about(source, model):
+def test_consistent_inputs_have_no_problems(source, model):
     assert found(source, model=model) == []
 
 
@@ -163,12 +163,12 @@ def test_what_fits_is_not_complained_about(source, model):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_does_not_fit_is_named(source, model, sentence):
+def test_inconsistent_inputs_are_reported(source, model, sentence):
     (problem,) = found(source, model=model)
     assert sentence in problem
 
 
-def test_key_and_label_must_be_what_they_are_used_for():
+def test_key_and_label_must_suit_their_roles():
     assert "is not a primaryKey" in found(NUMBER, key="kind", label="city")[0]
     assert "classes are integers or strings, but column 'born' is date" in "\n".join(found(NUMBER, label="born"))
     assert "features.label: column 'note' is not required" in "\n".join(found(NUMBER, label="note"))
@@ -193,7 +193,7 @@ def test_a_split_needs_columns_that_every_row_has(split, sentence):
     assert found(NUMBER, split=BY_TIME) == []
 
 
-def test_what_is_not_kept_of_people_is_neither_key_nor_label():
+def test_personal_columns_are_neither_key_nor_label():
     assert "column 'email' is not stored in plain form (drop)" in found(NUMBER, key="email")[-1]
     assert "column 'email' is marked personal" in found(NUMBER, label="email")[0]
 
@@ -212,7 +212,7 @@ def series(**stated: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_series_that_fits_is_not_complained_about(source):
+def test_a_consistent_series_has_no_problems(source):
     assert found(source, split=BY_TIME) == []
 
 
@@ -231,7 +231,7 @@ def test_a_series_that_fits_is_not_complained_about(source):
     ],
     ids=str,
 )
-def test_what_a_series_lacks_is_named(source, sentence):
+def test_problems_of_a_series_are_reported(source, sentence):
     (problem,) = found(source, split=BY_TIME)
     assert sentence in problem
 
@@ -242,7 +242,7 @@ def test_a_series_is_not_split_by_key_nor_read_by_a_cnn():
     assert "is personal (drop)" in "\n".join(found(series(group="email"), split=BY_TIME))
 
 
-def test_a_regression_learns_numbers_that_every_row_has():
+def test_a_regression_needs_a_required_numeric_label():
     assert found(NUMBER, label="price", task="regression") == []
     assert found({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []
     assert "use `task: regression`" in found(NUMBER, label="price")[0]
@@ -250,7 +250,7 @@ def test_a_regression_learns_numbers_that_every_row_has():
     assert "column 'income' is not required" in found(NUMBER, label="income", task="regression")[0]
 
 
-def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
+def test_a_forecast_may_use_its_label_as_input_and_miss_it_in_some_rows():
     source = series(columns=["income", "age"], missing="previous", horizon=1)
     assert found(source, label="income", task="regression", split=BY_TIME) == []
 
@@ -283,7 +283,7 @@ def test_a_forecast_may_read_its_label_and_lack_it_in_some_rows():
     ],
     ids=str,
 )  # fmt: skip
-def test_training_that_does_not_fit_is_named(source, model, task, training, sentence):
+def test_inconsistent_training_options_are_reported(source, model, task, training, sentence):
     label = "city" if task == "classification" else "price"
     about_label = found(source, model=model, label=label, task=task)
     (problem,) = [one for one in found(source, model=model, label=label, task=task, training=training)
@@ -301,7 +301,7 @@ def test_training_that_does_not_fit_is_named(source, model, task, training, sent
     ],
     ids=str,
 )
-def test_training_that_fits_is_not_complained_about(source, model, training):
+def test_consistent_training_options_have_no_problems(source, model, training):
     assert found(source, model=model, training=training) == []
 
 
@@ -326,7 +326,7 @@ def test_an_imported_network_is_not_trained(training):
     assert all("an imported network is already trained" in problem for problem in problems)
 
 
-def test_how_an_imported_network_is_judged_may_be_said():
+def test_evaluation_options_apply_to_an_imported_network():
     judging = {"slices": ["city"], "seed": 3, "num_threads": 2, "explain": {"rows": 2, "method": "lime"}}
     assert found(NUMBER, model=IMPORTED, training=judging) == []
     assert found(NUMBER, model=IMPORTED, training={"explain": None}) == []
@@ -337,7 +337,7 @@ def test_how_an_imported_network_is_judged_may_be_said():
 
 
 @pytest.mark.parametrize("model", [IMPORTED, {"kind": "custom", "function": "mine:network"}], ids=str)
-def test_of_foreign_networks_nothing_is_pruned(model):
+def test_imported_and_custom_networks_are_not_pruned(model):
     candidates = [{"name": "fp32"}, {"name": "small", "prune": 0.5}]
     (problem,) = found(NUMBER, model=model, candidates=candidates)
     assert "compression.candidates: small cannot be pruned" in problem
@@ -359,12 +359,12 @@ def test_of_foreign_networks_nothing_is_pruned(model):
         (IMPORTED, {"factorize": 0.5}, "cannot be factorised: an imported network is not changed"),
     ],
 )
-def test_what_a_candidate_cannot_lose_or_become_is_told_before_anything_runs(model, candidate, problem):
+def test_impossible_candidates_are_reported_before_anything_runs(model, candidate, problem):
     told = found(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
     assert any(problem in one for one in told), told
 
 
-def test_an_imported_network_can_be_written_in_no_other_form_but_its_student_can():
+def test_an_imported_network_has_no_extra_formats_but_its_student_has():
     student = {"name": "one", "student": {"model": MLP}}
     for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
         (problem,) = found(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=candidates)
@@ -373,7 +373,7 @@ def test_an_imported_network_can_be_written_in_no_other_form_but_its_student_can
     assert found(NUMBER, model=MLP, extra_formats=["pt2", "litert"]) == []
 
 
-def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_pruned():
+def test_an_imported_network_has_no_candidate_search_but_its_student_may_be_pruned():
     (problem,) = found(NUMBER, model=IMPORTED, search=True)
     assert "compression.search: an imported network cannot be pruned" in problem
     assert found(NUMBER, model=MLP, search=True) == []
@@ -381,7 +381,7 @@ def test_of_an_imported_network_nothing_is_searched_and_a_student_of_it_may_be_p
     assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
 
 
-def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs():
+def test_impossible_distillation_is_reported_before_anything_runs():
     candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
     for inner in ("feature_weight", "attention_weight"):
         (problem,) = found(NUMBER, model=IMPORTED, candidates=candidates, distill={inner: 1})
@@ -392,7 +392,7 @@ def test_what_a_student_cannot_have_of_its_teacher_is_told_before_anything_runs(
     assert found(NUMBER, model=MLP, distill={"feature_weight": 1}) == []
 
 
-def test_rows_without_a_label_are_asked_for_where_there_can_be_some_and_students_learn():
+def test_unlabelled_rows_need_an_optional_label_and_students():
     assert found(NUMBER, label="note", unlabelled="teach") == []
     (problem,) = found(NUMBER, label="kind", unlabelled="teach")
     assert "column 'kind' is required in the contract, so every row has a label" in problem

@@ -1,4 +1,4 @@
-"""A recipe says what it means, or is refused with the line and a hint."""
+"""A recipe is read, or refused with the line and a hint."""
 
 from pathlib import Path
 
@@ -73,24 +73,24 @@ def test_a_contract_beside_the_recipe_comes_first(tmp_path: Path) -> None:
     assert read_recipe(str(write(tmp_path))).contract.version == "7.0.0"
 
 
-def test_a_broken_contract_file_is_named_as_the_contract(tmp_path: Path) -> None:
+def test_an_invalid_contract_file_is_reported_as_the_contract(tmp_path: Path) -> None:
     (tmp_path / "digits.odcs.yaml").write_text("apiVersion: v3.1.0\n")
     with pytest.raises(ContractInvalid, match=r"digits\.odcs\.yaml:1: .*: missing"):
         read_recipe(str(write(tmp_path)))
 
 
 @pytest.mark.parametrize("reference", ["nope", "nope.yaml", "prefect", "digits.yml", "../digits"])
-def test_a_recipe_that_is_not_there_is_named(reference: str) -> None:
+def test_a_missing_recipe_is_reported(reference: str) -> None:
     with pytest.raises(DataMissing, match="there is no recipe"):
         read_recipe(reference)
 
 
-def test_a_missing_contract_is_named(tmp_path: Path) -> None:
+def test_a_missing_contract_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match=r"no contract 'other\.odcs\.yaml'"):
         read_recipe(str(write(tmp_path, "contract: digits.odcs.yaml", "contract: other.odcs.yaml")))
 
 
-def test_a_relative_source_starts_at_the_recipe(tmp_path: Path) -> None:
+def test_a_relative_source_is_relative_to_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(str(write(tmp_path, "source: sklearn:digits", "source: rows.parquet")))
     assert recipe.data.source == str(tmp_path / "rows.parquet")
 
@@ -101,7 +101,7 @@ def test_the_digest_of_a_recipe_ignores_comments_and_counts_every_value(tmp_path
     assert read_recipe(str(write(tmp_path, "epochs: 30", "epochs: 31"))).digest != digest
 
 
-def test_a_file_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: digits\n  data: [\n")
     with pytest.raises(RecipeInvalid, match=r"is not YAML") as caught:
@@ -120,7 +120,7 @@ IMPORTED = (
 )
 
 
-def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_file(tmp_path: Path) -> None:
+def test_an_imported_network_needs_no_training_and_is_identified_by_its_bytes(tmp_path: Path) -> None:
     plain = DIGITS.replace("    - {name: pruned, prune: 0.5}\n", "")
     assert IMPORTED[0] in plain
     plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
@@ -141,13 +141,13 @@ def test_an_imported_network_needs_no_training_and_counts_by_the_bytes_of_its_fi
         read_recipe(str(path))
 
 
-def test_a_space_that_leads_nowhere_is_refused_as_the_recipe_is_read(tmp_path: Path) -> None:
+def test_an_invalid_search_space_is_refused_when_the_recipe_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "epochs: 30", "epochs: 30\n  search: {space: {model.hiden: [16, 32]}}")
     with pytest.raises(RecipeInvalid, match=r"did you mean 'model\.hidden'"):
         read_recipe(str(path))
 
 
-def test_weights_to_begin_with_are_found_beside_the_recipe(tmp_path: Path) -> None:
+def test_initial_weights_are_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "weights.safetensors").write_bytes(b"")
     for stated in ("before", "./before"):
@@ -159,7 +159,7 @@ def test_weights_to_begin_with_are_found_beside_the_recipe(tmp_path: Path) -> No
     assert start.network == "digits@champion"
 
 
-def test_candidates_that_would_break_the_promise_of_private_training_are_refused(tmp_path: Path) -> None:
+def test_candidates_that_would_break_private_training_are_refused(tmp_path: Path) -> None:
     private = "training:\n  privacy: {epsilon: 3, delta: 0.0001}"
     path = write(tmp_path, "training:", private)
     path.write_text(path.read_text().replace("kind: cnn\n  channels: [32, 64]\n  hidden: 128", "kind: lenet"))
@@ -167,7 +167,7 @@ def test_candidates_that_would_break_the_promise_of_private_training_are_refused
         read_recipe(str(path))
 
 
-def test_what_is_watched_decides_nothing_that_a_run_makes(tmp_path: Path) -> None:
+def test_monitor_settings_do_not_change_the_digest_of_a_recipe(tmp_path: Path) -> None:
     watched = read_recipe(str(write(tmp_path, "gates:\n", "monitor: {psi: 0.5, labels: come/here.csv}\ngates:\n")))
     assert watched.digest == read_recipe("digits").digest
     assert watched.monitor.labels == str(tmp_path / "come" / "here.csv")

@@ -1,4 +1,4 @@
-"""When a recipe runs by itself, with which single values changed, and on how many cards."""
+"""Schedules, overrides and GPU slots of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bloomery.flows.run_control.gpu_slots import count_gpu_slots
 from bloomery.models.training.config import Training
 
 
-def test_a_schedule_is_a_cron_line_or_a_span() -> None:
+def test_a_schedule_is_a_cron_expression_or_an_interval() -> None:
     nightly = Schedule.model_validate({"cron": "0 3 * * *", "timezone": "Europe/Berlin"})
     assert (nightly.cron, nightly.interval, nightly.timezone, nightly.active) == (
         "0 3 * * *",
@@ -40,12 +40,12 @@ def test_a_schedule_is_a_cron_line_or_a_span() -> None:
         ({"cron": "0 3 * * *", "timezone": "Berlin"}, "'Berlin' is not a time zone"),
     ],
 )
-def test_what_is_no_schedule_is_told(stated: dict[str, Any], said: str) -> None:
+def test_invalid_schedules_are_reported(stated: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Schedule.model_validate(stated)
 
 
-def test_prefects_own_file_says_what_the_recipes_say() -> None:
+def test_prefect_yaml_has_the_schedules_of_the_recipes() -> None:
     for deployment in yaml.safe_load((RECIPES.parent / "prefect.yaml").read_text())["deployments"]:
         recipe = read_recipe(deployment["parameters"]["recipe"])
         assert recipe.schedule is not None
@@ -55,12 +55,12 @@ def test_prefects_own_file_says_what_the_recipes_say() -> None:
         ]
 
 
-def test_a_run_changes_single_values_as_if_the_file_said_so(tmp_path: Path) -> None:
+def test_overrides_equal_a_recipe_file_with_the_same_values(tmp_path: Path) -> None:
     changes = {"training": {"epochs": 3}, "gates": {"min_accuracy": 0.5}, "model": {"kind": "resnet"}}
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     document["training"]["epochs"] = 3
     document["gates"]["min_accuracy"] = 0.5
-    document["model"] = {"kind": "resnet"}  # another kind has none of the former's values
+    document["model"] = {"kind": "resnet"}  # another kind inherits no values
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(document))
     changed = read_recipe("digits", overrides=changes)
     assert changed == read_recipe(str(tmp_path / "same.yaml"))
@@ -69,7 +69,7 @@ def test_a_run_changes_single_values_as_if_the_file_said_so(tmp_path: Path) -> N
     assert read_recipe("digits", overrides={}) == read_recipe("digits")
 
 
-def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
+def test_invalid_overrides_are_reported(tmp_path: Path) -> None:
     with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as told:
         read_recipe("digits", overrides={"budget": {"size_bytes": "much"}})
     assert told.value.where == "the parameters of the run: budget"
@@ -85,5 +85,5 @@ def test_a_change_that_makes_no_recipe_is_told(tmp_path: Path) -> None:
         ({"device": "cuda", "devices": 4}, 0, 0),
     ],
 )
-def test_a_training_takes_a_slot_for_each_of_its_cards(training: dict[str, Any], stated: int, slots: int) -> None:
+def test_a_training_takes_a_slot_for_each_of_its_gpus(training: dict[str, Any], stated: int, slots: int) -> None:
     assert count_gpu_slots(Training.model_validate(training), stated) == slots

@@ -1,4 +1,4 @@
-"""Recipes are told to Prefect, or it is told why not, and tried again."""
+"""Registration of recipes with Prefect, and its failures."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def refused(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_refused_recipe_is_named_and_the_process_ends_with_its_exit_code(
+def test_an_invalid_recipe_is_reported_and_the_process_ends_with_its_exit_code(
     home: Path, refused: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No server is needed for it: recipes are read before any is asked."""
+    """Needs no server: recipes are read first."""
     monkeypatch.setattr(sys, "argv", ["registration", "digits", str(refused)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -41,10 +41,10 @@ def test_a_refused_recipe_is_named_and_the_process_ends_with_its_exit_code(
     assert failure_reason("") == "no output"
 
 
-def test_a_failed_registration_is_told_and_tried_again_until_it_ends_well(
+def test_a_failed_registration_is_reported_and_repeated_until_it_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes of its own; what they are is put in their place: one that fails twice, then ends well."""
+    """The registration process is replaced by one that fails twice, then succeeds."""
     tries = tmp_path / "tries"
     code = (
         f"import pathlib, sys; p = pathlib.Path({str(tries)!r}); p.open('a').write('x');"
@@ -80,7 +80,7 @@ SHORT_FORMS = [
 
 
 def what_the_server_says(parameters: dict[str, Any]) -> Any:
-    """Its own check of a run's parameters, by the schema that the deployments have."""
+    """Validates run parameters by the schema of the deployments, as the server does."""
     from prefect.utilities.callables import parameter_schema
     from prefect.utilities.schema_tools import validate
 
@@ -90,7 +90,7 @@ def what_the_server_says(parameters: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("stated", [*SHORT_FORMS, *bundled_recipes()], ids=str)
-def test_a_run_may_be_given_whatever_a_recipe_may_say_in_the_form_in_which_it_says_it(
+def test_run_parameters_accept_every_form_that_a_recipe_accepts(
     stated: dict[str, Any] | str,
 ) -> None:
     if isinstance(stated, str):
@@ -100,6 +100,6 @@ def test_a_run_may_be_given_whatever_a_recipe_may_say_in_the_form_in_which_it_sa
     assert what_the_server_says(stated) == []
 
 
-def test_what_no_recipe_may_say_is_refused_before_a_run_is_made() -> None:
+def test_invalid_run_parameters_are_refused_before_a_run_is_created() -> None:
     for stated in ({"model": "car"}, {"compression": {"candidates": [{"name": "a", "prune": 1.5}]}}):
         assert what_the_server_says(stated)

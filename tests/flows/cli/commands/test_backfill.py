@@ -1,4 +1,4 @@
-"""Dated recipes: run by period, filled in from the oldest on, and no older one replaces a newer."""
+"""Dated recipes: runs by period, backfills, and no older version that replaces a newer one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ gates: {champion_rise: 99, num_rows: 10}
 
 @pytest.fixture
 def dated(tmp_path: Path) -> Path:
-    """A dated recipe, with the data of three months."""
+    """Writes a dated recipe, with the data of three months."""
     (tmp_path / "trips.odcs.yaml").write_text(CONTRACT)
     path = tmp_path / "trips.yaml"
     path.write_text(RECIPE)
@@ -87,14 +87,16 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
         ({"data": {"source": "trips-{period}.csv"}}, "a period is written as in {period:%Y-%m}"),
     ],
 )
-def test_a_period_is_named_and_has_a_length(dated: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_dated_source_and_its_period_length_require_each_other(
+    dated: Path, changes: dict[str, Any], said: str
+) -> None:
     dated.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), **changes}))
     with pytest.raises(RecipeInvalid) as caught:
         read_recipe(str(dated), "2019-02")
     assert said in caught.value.found
 
 
-def test_nothing_runs_before_every_period_has_data(dated: Path, home: Path) -> None:
+def test_a_backfill_requires_the_data_of_every_period(dated: Path, home: Path) -> None:
     with pytest.raises(DataMissing) as caught:
         _require_data(_recipes(str(dated), "2019-01", "2019-04"))
     assert caught.value.exit_code == 2
@@ -102,7 +104,7 @@ def test_nothing_runs_before_every_period_has_data(dated: Path, home: Path) -> N
 
 
 @pytest.mark.slow
-def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
+def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
     dated: Path, home: Path, prefect: str, sharing: Bloomery, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
@@ -114,11 +116,11 @@ def test_periods_are_filled_in_and_no_older_one_replaces_a_newer(
     second = dated.parent / "trips-2019-02.csv"
     good = second.read_text()
     second.write_text("id,miles\n1,2\n")
-    # Nothing is lost by a failure: the newest runs beside it, and is champion.
+    # A failure affects no other period: the newest runs at the same time and becomes champion.
     code, told = fill("2019-02", "--concurrency", "2", "--keep-going")
     assert told == [("failed", None, None), ("released", 1, "champion")]
     assert code == 3
-    # Without --keep-going no other begins.
+    # Without --keep-going no further period starts.
     code, told = fill("2019-02")
     assert (code, told) == (3, [("failed", None, None), ("not run", None, None)])
     second.write_text(good)

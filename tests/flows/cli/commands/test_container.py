@@ -1,4 +1,4 @@
-"""A packaged champion outside of its store: in BentoML's commands, in another store, and as a container's context."""
+"""A packaged champion in BentoML's commands, in another store, and as a container build context."""
 
 import json
 import os
@@ -32,7 +32,7 @@ esac
 
 @pytest.fixture
 def bentoml(finished: Finished, clean_environment: Environment) -> Bloomery:
-    """BentoML's command line on a store: the finished one unless another is named."""
+    """Calls BentoML's command line on a store, by default the finished one."""
 
     def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         own = {"BENTOML_HOME": str(finished[0] / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **more}
@@ -54,7 +54,7 @@ def context(finished: Finished, sharing: Bloomery, tmp_path: Path) -> Path:
     return tmp_path / "image"
 
 
-def test_the_champion_becomes_a_context_whose_packages_are_all_pinned(context: Path) -> None:
+def test_the_build_context_of_the_champion_has_pinned_packages(context: Path) -> None:
     lines = (context / "env" / "python" / "requirements.txt").read_text().splitlines()
     versions = {Requirement(line).name: str(Requirement(line).specifier) for line in lines}
     assert all(version.startswith("==") for version in versions.values())
@@ -68,7 +68,7 @@ def test_the_champion_becomes_a_context_whose_packages_are_all_pinned(context: P
 def test_bentoml_containerize_builds_from_the_same(
     finished: Finished, bentoml: Bloomery, context: Path, tmp_path: Path
 ) -> None:
-    """Docker is a script here that keeps what it is given."""
+    """A script replaces Docker and keeps its build context."""
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
     docker.write_text(TEST_DOCKER)
@@ -79,7 +79,7 @@ def test_bentoml_containerize_builds_from_the_same(
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"--tag {tag} " in (tmp_path / "called").read_text()
     given = tmp_path / "context"
-    # What Python has compiled when the bento was asked lies in BentoML's store, and goes with it.
+    # Python's compiled files in BentoML's store become part of its build context.
     files = [path.relative_to(given) for path in given.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     ours = {path: (context / path).read_bytes() for path in files if path.name != "Dockerfile"}
     assert len(ours) > 50
@@ -92,7 +92,7 @@ def test_bentoml_containerize_builds_from_the_same(
     assert instructions(context / "Dockerfile")[-1].startswith("HEALTHCHECK ")
 
 
-def test_a_bento_is_listed_exported_and_answers_from_another_store(
+def test_a_bento_is_listed_exported_and_served_from_another_store(
     finished: Finished, bentoml: Bloomery, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, release = finished
@@ -106,7 +106,7 @@ def test_a_bento_is_listed_exported_and_answers_from_another_store(
     assert imported.returncode == 0, imported.stdout + imported.stderr
     assert [one["tag"] for one in json.loads(bentoml("list", "--output", "json", BENTOML_HOME=store).stdout)] == [tag]
     assert bento_folder(tag).is_relative_to(home)
-    # Where the bento goes, the key that vouches for it is not known by itself.
+    # Another state folder does not trust the key that signed the bento.
     monkeypatch.setenv(TRUSTED_KEY_VARIABLE, str(first / OWN_KEYS_FILE))
     chosen = release["bento"]["choice"]
     answers = pq.read_table(first / chosen["candidate"]["predictions_uri"]).slice(0, 20).to_pylist()

@@ -1,4 +1,4 @@
-"""`bloomery contract`: what it prints, writes and ends with."""
+"""`bloomery contract`: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def call() -> Callable[..., Result]:
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Callable[..., Path]:
-    """The digits' contract with pieces of its text replaced."""
+    """Writes the contract of digits with text replaced."""
 
     def write(*pairs: tuple[str, str]) -> Path:
         text = DIGITS.read_text(encoding="utf-8")
@@ -97,14 +97,14 @@ def test_changes_are_printed_even_where_the_version_is_too_low(call, edited):
     assert "VersionTooLow" in ended.stderr
 
 
-def test_a_page_is_written_whole(call, tmp_path):
+def test_a_page_is_written_completely(call, tmp_path):
     output = tmp_path / "new" / "digits.html"
     assert call("page", "digits", "--output", output).exit_code == 0
     assert output.read_text(encoding="utf-8").endswith("</html>\n")
     assert [path.name for path in output.parent.iterdir()] == ["digits.html"]
 
 
-def test_a_page_that_cannot_be_written_is_told_in_words(call, tmp_path):
+def test_a_page_that_cannot_be_written_is_reported(call, tmp_path):
     (tmp_path / "file").write_text("")
     ended = call("page", "digits", "--output", tmp_path / "file" / "digits.html")
     assert ended.exit_code == 1
@@ -112,14 +112,14 @@ def test_a_page_that_cannot_be_written_is_told_in_words(call, tmp_path):
 
 
 @pytest.mark.parametrize("command", [("show", "nix"), ("page", "nix", "-o", "nix.html"), ("diff", "nix", "digits")])
-def test_a_contract_that_is_not_there_is_told_with_those_that_are(call, command):
+def test_a_missing_contract_is_reported_with_the_known_names(call, command):
     ended = call(*command)
     assert ended.exit_code == 2
     assert "required: one of " in ended.stderr
     assert "digits" in ended.stderr
 
 
-def test_a_wrong_contract_is_told_with_its_line(call, edited):
+def test_an_invalid_contract_is_reported_with_its_line(call, edited):
     ended = call("show", edited(("maxItems: 64}", "maxItems: 64, maxItem: 3}")))
     assert ended.exit_code == 2
     assert "did you mean 'maxItems'" in ended.stderr

@@ -1,4 +1,4 @@
-"""What `bloomery gc` frees, and what it never touches."""
+"""What `bloomery gc` removes, and what it keeps."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[4]
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
-# A gc that is killed after its second piece.
+# Garbage collection that is killed after its second removal.
 _KILLED = """
 import os
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
@@ -76,7 +76,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
         assert beside["versions_freed"] == []
         assert [one["why"] for one in beside["versions_kept"] if one["version"] == 2] == ["in use"]
 
-    note = copy / "runs" / "a.json"  # of a run on another machine
+    note = copy / "runs" / "a.json"  # a run on another machine
     note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
     busy = json.loads(sharing(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
     assert (busy["running_pids"], busy["removals"]) == ([1], [])
@@ -105,7 +105,7 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     assert kept.returncode == 0, kept.stderr
     assert sharing(copy, "rollback", "digits").returncode == 0
 
-    refused(tmp_path, copy, sharing, **once)  # the recipe of the freed version, which brings it back
+    refused(tmp_path, copy, sharing, **once)  # the recipe of the freed version restores it
     shown = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
     assert {one["version"] for one in shown} == {1, 2, 3}
     assert [one["version"] for one in shown if one["freed"] is not None] == []

@@ -1,4 +1,4 @@
-"""Whatever data comes, the drafts read back as contract and recipe, and the data keeps the contract drafted from it."""
+"""Drafts of any data are a valid contract and recipe, and the data passes the contract."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ ADULT = (
 
 
 def drafted(folder: Path, source: Path | str, label: str, stated: UserOptions | None = None, **more: Any) -> Recipe:
-    """The recipe that is drafted for `source`, read back."""
+    """Drafts a recipe for `source` and reads it."""
     made = write_drafts("mine", [str(source)], label, stated or UserOptions(), output=folder, force=True, **more)
     return read_recipe(str(made.recipe))
 
@@ -102,7 +102,7 @@ def test_every_type_becomes_an_input_that_fits_it(home: Path, tmp_path: Path) ->
     rows = checked(recipe)
     assert (rows.num_rows, rows.num_quarantined) == (900, 1)
     text = (tmp_path / "mine.yaml").read_text()
-    assert "source: shop.csv" in text  # relative, so that both can move
+    assert "source: shop.csv" in text  # relative, so that both files can be moved
     assert "email: its name suggests personal data" in text
     assert "personal, value: drop" in (tmp_path / "mine.odcs.yaml").read_text()
 
@@ -120,9 +120,7 @@ CELLS = {
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), names=st.lists(st.text(min_size=1, max_size=5), unique=True, min_size=2, max_size=4))
-def test_whatever_a_csv_holds_keeps_the_contract_drafted_from_it(
-    home: Path, data: st.DataObject, names: list[str]
-) -> None:
+def test_any_csv_file_passes_the_contract_drafted_from_it(home: Path, data: st.DataObject, names: list[str]) -> None:
     kinds = data.draw(st.lists(st.sampled_from([*CELLS]), min_size=len(names), max_size=len(names)))
     pools = [data.draw(st.lists(CELLS[kind], min_size=1, max_size=30)) for kind in kinds]
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +141,7 @@ def test_whatever_a_csv_holds_keeps_the_contract_drafted_from_it(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_whatever_a_parquet_file_holds_keeps_the_contract_drafted_from_it(home: Path, data: st.DataObject) -> None:
+def test_any_parquet_file_passes_the_contract_drafted_from_it(home: Path, data: st.DataObject) -> None:
     kinds = {
         pa.int8(): st.integers(-128, 127),
         pa.uint32(): st.integers(0, 2**32 - 1),
@@ -171,7 +169,7 @@ def test_whatever_a_parquet_file_holds_keeps_the_contract_drafted_from_it(home: 
         assert checked(recipe).num_rows == 60
 
 
-def test_rows_without_a_label_and_of_rare_classes_are_set_aside(home: Path, tmp_path: Path) -> None:
+def test_rows_without_a_label_and_of_rare_classes_are_quarantined(home: Path, tmp_path: Path) -> None:
     labels = ["yes", "no", "yes", "no", ""] * 20 + ["odd"] * 3
     lines = "".join(f"{number % 7},{label}\n" for number, label in enumerate(labels))
     (tmp_path / "rows.csv").write_text(f"a,label\n{lines}")
@@ -183,7 +181,7 @@ def test_rows_without_a_label_and_of_rare_classes_are_set_aside(home: Path, tmp_
     assert "20 rows without a label, 3 rows of classes that are too rare" in text
 
 
-def test_a_key_of_the_data_is_found_and_else_rows_are_numbered(home: Path, tmp_path: Path) -> None:
+def test_a_key_column_is_detected_or_else_rows_are_numbered(home: Path, tmp_path: Path) -> None:
     table = pa.table({"a": [number % 9 for number in range(60)], "label": [number % 2 for number in range(60)]})
     pq.write_table(table, tmp_path / "without.parquet")
     numbered = drafted(tmp_path, tmp_path / "without.parquet", "label")
@@ -199,7 +197,7 @@ def test_a_key_of_the_data_is_found_and_else_rows_are_numbered(home: Path, tmp_p
         drafted(tmp_path, tmp_path / "with.parquet", "label", key="a")
 
 
-def test_parts_are_kept_as_they_are_given(home: Path, tmp_path: Path) -> None:
+def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
     for part, num in (("train", 80), ("test", 40)):
         lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
@@ -213,7 +211,7 @@ def test_parts_are_kept_as_they_are_given(home: Path, tmp_path: Path) -> None:
         write_drafts("mine", [sources[0]], "label", UserOptions(), output=tmp_path, force=True)
 
 
-def test_test_labels_that_train_does_not_have_are_named(home: Path, tmp_path: Path) -> None:
+def test_test_labels_missing_from_train_are_reported(home: Path, tmp_path: Path) -> None:
     for part, end in (("train", ""), ("test", ".")):
         lines = "".join(f"{number % 9},c{number % 2}{end}\n" for number in range(80))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
@@ -256,7 +254,7 @@ def test_folders_of_pictures_and_recordings_become_a_cnn(home: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "label"), [("iris", "label"), ("wine", "label"), ("digits", "label")])
-def test_the_sets_that_scikit_learn_carries_are_drafted(name: str, label: str, home: Path, tmp_path: Path) -> None:
+def test_data_sets_of_scikit_learn_are_drafted(name: str, label: str, home: Path, tmp_path: Path) -> None:
     recipe = drafted(tmp_path, f"sklearn:{name}", label)
     assert recipe.features.key == "id"
     assert checked(recipe).num_quarantined == 0
@@ -270,7 +268,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("case", FIGURES)
-def test_a_label_of_figures_becomes_a_regression(case: str, home: Path, tmp_path: Path) -> None:
+def test_a_numeric_label_becomes_a_regression(case: str, home: Path, tmp_path: Path) -> None:
     lines = "".join(f"{n % 7},{n % 5},{figure}\n" for n, figure in enumerate(FIGURES[case]))
     (tmp_path / "rows.csv").write_text(f"a,b,label\n{lines}")
     recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
@@ -335,9 +333,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_data_that_cannot_be_learnt_from_is_refused_and_nothing_is_written(
-    case: str, home: Path, tmp_path: Path
-) -> None:
+def test_unusable_data_is_refused_and_nothing_is_written(case: str, home: Path, tmp_path: Path) -> None:
     content, label, kind, said = BROKEN[case]
     (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
     with pytest.raises(kind, match=said):
@@ -350,7 +346,7 @@ def test_data_that_cannot_be_learnt_from_is_refused_and_nothing_is_written(
     ("header", "said"),
     [("a,a,label", ("a", "a_2", "label")), (",b,label", ("column_1", "b", "label"))],
 )
-def test_a_header_that_names_columns_twice_or_not_is_passed_over(
+def test_a_header_with_duplicate_or_missing_names_is_skipped(
     header: str, said: tuple[str, ...], home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.csv").write_text(f"{header}\n{HALVES}")
@@ -369,7 +365,7 @@ def test_rows_too_wide_to_be_compared_stay(home: Path, tmp_path: Path, monkeypat
     assert (len(options_of(recipe)), recipe.features.deduplicate) == (60, False)
 
 
-def test_files_that_are_there_are_not_replaced_unless_asked(home: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_replaced_without_force(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("edited")
     with pytest.raises(StateUnwritable, match=r"mine\.yaml exists already"):
         write_drafts("mine", ["sklearn:iris"], "label", UserOptions(), output=tmp_path)
@@ -401,7 +397,7 @@ Bloomery = Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Path, sharing: Bloomery) -> None:
+def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, sharing: Bloomery) -> None:
     write_shop(tmp_path / "shop.csv")
     made = sharing(
         *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
@@ -418,7 +414,7 @@ def test_a_file_of_ones_own_goes_to_a_served_model_without_editing(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.nightly  # as the file above
-def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: Path, sharing: Bloomery) -> None:
+def test_adult_becomes_a_released_model_without_edits(tmp_path: Path, datasets: Path, sharing: Bloomery) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
     named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
     made = sharing(tmp_path / "home", *named, "--json")
@@ -429,7 +425,7 @@ def test_adult_goes_to_a_served_model_without_editing(tmp_path: Path, datasets: 
     assert release["bento"]["choice"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
 
 
-def test_the_command_tells_an_error_by_its_exit_code(tmp_path: Path, sharing: Bloomery) -> None:
+def test_the_command_ends_with_the_exit_code_of_the_error(tmp_path: Path, sharing: Bloomery) -> None:
     ended = sharing(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "DataMissing")
     assert issubclass(DataMissing, BloomeryError)

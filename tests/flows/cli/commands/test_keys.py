@@ -1,4 +1,4 @@
-"""`bloomery key`: made, listed and revoked; and what `bloomery serve` says to an open address without keys."""
+"""`bloomery key`: create, list, revoke; and `bloomery serve` on an open address without keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def call(home: Path) -> Callable[..., Result]:
     return lambda *arguments: CliRunner().invoke(app, ["key", *map(str, arguments)])
 
 
-def test_a_key_is_shown_once_and_kept_as_a_digest_in_a_file_of_its_owner(call, home) -> None:
+def test_a_key_is_shown_once_and_stored_as_a_digest_in_a_private_file(call, home) -> None:
     ended = call("create", "shop", "--rate", "2.5")
     assert ended.exit_code == 0, ended.output
     shown = ended.stdout.strip()
@@ -47,7 +47,7 @@ def test_no_two_keys_are_equal(call) -> None:
     assert len({json.loads(call("create", f"k{number}", "--json").stdout)["key"] for number in range(5)}) == 5
 
 
-def test_a_revoked_key_is_listed_and_its_name_may_be_given_again(call) -> None:
+def test_a_revoked_key_is_listed_and_its_name_may_be_reused(call) -> None:
     call("create", "shop")
     assert json.loads(call("revoke", "shop", "--json").stdout)["name"] == "shop"
     assert call("create", "shop").exit_code == 0
@@ -69,7 +69,7 @@ def test_a_revoked_key_is_listed_and_its_name_may_be_given_again(call) -> None:
         (("revoke", "nobody"), 2, "one of there"),
     ],
 )
-def test_what_names_no_key_is_refused(call, arguments, code, said) -> None:
+def test_invalid_key_names_and_rates_are_refused(call, arguments, code, said) -> None:
     call("create", "there")
     ended = call(*arguments, "--json")
     assert ended.exit_code == code
@@ -77,7 +77,7 @@ def test_what_names_no_key_is_refused(call, arguments, code, said) -> None:
     assert said in f"{document['found']} {document['required']}"
 
 
-def test_a_file_that_is_no_file_of_keys_is_told_of_without_what_is_in_it(call, home) -> None:
+def test_an_invalid_key_file_is_reported_without_its_content(call, home) -> None:
     call("create", "shop")
     path = home / "keys" / "clients.json"
     path.write_text('{"keys": [{"name": "shop", "key": "bloomery_in-the-clear"}]}')
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_file_of_keys_is_told_of_without_what_is_in_it(call, h
     assert "in-the-clear" not in ended.output
 
 
-def test_keys_that_are_made_at_once_are_all_kept(home) -> None:
+def test_keys_that_are_created_concurrently_are_all_kept(home) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: api_keys.create_key(f"k{number}"), range(24)))
     assert len(api_keys.list_keys()) == 24
@@ -112,7 +112,7 @@ def test_the_environment_may_name_another_file(call, home, tmp_path, monkeypatch
         ("127.0.0.1", "required", True),
     ],
 )
-def test_an_address_that_demands_keys_is_not_served_without_one(home, monkeypatch, host, demanded, is_refused) -> None:
+def test_an_address_that_requires_keys_is_not_served_without_one(home, monkeypatch, host, demanded, is_refused) -> None:
     monkeypatch.setenv("BLOOMERY_SERVE_KEYS", demanded)
     if is_refused:
         with pytest.raises(SecretMissing, match="bloomery key create"):
@@ -134,7 +134,7 @@ def test_serve_on_an_open_address_without_keys_ends_and_says_what_to_do(bloomery
     assert "bloomery key create" in document["remedy"]
 
 
-def test_the_signing_key_is_made_once_and_only_its_public_part_is_shown(call, home, tmp_path) -> None:
+def test_the_signing_key_is_created_once_and_only_its_public_part_is_shown(call, home, tmp_path) -> None:
     shown = json.loads(call("signing", "--json").stdout)
     assert json.loads(call("signing", "--json").stdout) == shown
     private = home / "keys" / "signing.pem"
@@ -146,7 +146,7 @@ def test_the_signing_key_is_made_once_and_only_its_public_part_is_shown(call, ho
     assert serve_environment()["BLOOMERY_SERVE_TRUSTED_KEY"] == str(home / "keys" / "trusted.pem")
 
 
-def test_a_users_own_signing_key_is_taken_and_earlier_ones_stay_trusted(call, home, tmp_path, monkeypatch) -> None:
+def test_the_users_own_signing_key_is_used_and_earlier_ones_stay_trusted(call, home, tmp_path, monkeypatch) -> None:
     first = json.loads(call("signing", "--json").stdout)["public"]
     own = tmp_path / "own.pem"
     own.write_bytes((home / "keys" / "signing.pem").read_bytes())
@@ -160,7 +160,7 @@ def test_a_users_own_signing_key_is_taken_and_earlier_ones_stay_trusted(call, ho
 
 
 @pytest.mark.parametrize("content", [None, b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_a_signing_key_that_is_none_is_refused(home, tmp_path, monkeypatch, content) -> None:
+def test_an_invalid_signing_key_is_refused(home, tmp_path, monkeypatch, content) -> None:
     path = tmp_path / "own.pem"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A version is made again from what its bento carries, and the first digest that differs is told with its cause."""
+"""A version is reproduced from its bento, and the first digest that differs is reported with its cause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Finished = tuple[Path, dict[str, Any]]
 
 @pytest.fixture
 def bento(finished: Finished, tmp_path: Path) -> Path:
-    """A copy of the finished version's bento, by itself."""
+    """Returns a copy of the finished version's bento."""
     return bento_in(finished, tmp_path)
 
 
@@ -43,7 +43,7 @@ def origin(bento: Path) -> Provenance:
 
 
 @pytest.mark.slow
-def test_a_version_is_made_again_bit_for_bit(quick: Finished, sharing: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_version_is_reproduced_bit_for_bit(quick: Finished, sharing: Callable[..., Any], tmp_path: Path) -> None:
     home, release = quick
     ended = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -60,10 +60,10 @@ def test_a_version_is_made_again_bit_for_bit(quick: Finished, sharing: Callable[
 
 
 @pytest.mark.slow
-def test_the_first_stage_that_differs_is_told_with_its_cause(
+def test_the_first_stage_that_differs_is_reported_with_its_cause(
     quick: Finished, sharing: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The bento says of other weights, which another number of threads made; there is nothing of it but the folder."""
+    """The bento's folder records other weights, from another number of threads; there is no registry."""
     bento = bento_in(quick, tmp_path)
     place = bento / "src" / "artifacts" / "provenance.json"
     document = json.loads(place.read_text())
@@ -118,10 +118,10 @@ NETWORKS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("rnn", marks=pytest.mark.nightly), "transformer"])
-def test_other_networks_are_made_again_and_a_changed_source_is_named(
+def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
     kind: str, home: Path, sharing: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Made stage by stage in this process, and again in one of its own."""
+    """Built stage by stage in this process, then reproduced in another."""
     from bloomery.flows.pipeline import PLAIN_STAGES
     from bloomery.tasks.bentos.bento_store import bento_folder
     from bloomery.tasks.ingest.stage import locate_source
@@ -147,7 +147,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["verdict"]) == (0, "identical"), told
     assert told["steps"][-1]["found"] == made.digest
-    if kind == "transformer":  # of the source, the network knows nothing
+    if kind == "transformer":  # the network does not depend on the source
         (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
         ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
         told = json.loads(ended.stdout)
@@ -156,7 +156,7 @@ def test_other_networks_are_made_again_and_a_changed_source_is_named(
         assert "likely causes: the source has changed" in told["where"]
 
 
-def test_a_bento_carries_its_recipe_and_every_record(origin: Provenance, finished: Finished) -> None:
+def test_a_bento_contains_its_recipe_and_every_record(origin: Provenance, finished: Finished) -> None:
     assert Recipe.model_validate(origin.recipe) == read_recipe("digits")
     assert origin.choice.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["choice"]
     assert origin.digest == finished[1]["bento"]["digest"]
@@ -165,7 +165,7 @@ def test_a_bento_carries_its_recipe_and_every_record(origin: Provenance, finishe
     assert origin.environment.lock_sha256 is not None
 
 
-def test_an_exported_bento_tells_its_origin(bento: Path, origin: Provenance, tmp_path: Path) -> None:
+def test_an_exported_bento_contains_its_provenance(bento: Path, origin: Provenance, tmp_path: Path) -> None:
     from bloomery.tasks.registry.bento_provenance import read_provenance
 
     subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
@@ -178,7 +178,7 @@ def test_an_exported_bento_tells_its_origin(bento: Path, origin: Provenance, tmp
             read_provenance(str(tmp_path / "broken.bento"))
 
 
-def test_causes_are_named_in_the_order_in_which_they_matter(origin: Provenance) -> None:
+def test_likely_causes_are_ordered_by_likelihood(origin: Provenance) -> None:
     then = origin.environment
     alike = likely_causes(origin, origin.code, then, "train")
     assert alike == ["none known: code, packages, threads and processor are unchanged"]
@@ -192,7 +192,7 @@ def test_causes_are_named_in_the_order_in_which_they_matter(origin: Provenance) 
     ]
 
 
-def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_processor(origin: Provenance) -> None:
+def test_candidates_keep_the_weight_bits_of_their_original_processor(origin: Provenance) -> None:
     recipe = Recipe.model_validate(origin.recipe)
     for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
         there = pin_weight_bits(origin.environment.model_copy(update={"vector_flags": flags}), recipe).compression
@@ -202,7 +202,7 @@ def test_candidates_have_the_bits_of_a_weight_that_they_had_on_their_own_process
     assert pin_weight_bits(origin.environment, unnamed) == unnamed
 
 
-def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Provenance) -> None:
+def test_the_guarantee_depends_on_cpu_or_gpu(origin: Provenance) -> None:
     assert "same lock file, threads and instruction set" in describe_guarantee(origin)
     around = origin.environment.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
     assert "same GPUs" in describe_guarantee(origin.model_copy(update={"surroundings": around}))
@@ -211,7 +211,9 @@ def test_what_may_be_expected_is_told_of_processors_and_cards(origin: Provenance
     assert "same GPUs" not in describe_guarantee(on_none)
 
 
-def test_a_bento_alone_draws_the_whole_tree(bento: Path, sharing: Callable[..., Any], tmp_path: Path) -> None:
+def test_show_draws_the_lineage_of_a_bento_without_a_registry(
+    bento: Path, sharing: Callable[..., Any], tmp_path: Path
+) -> None:
     printed = sharing(tmp_path / "home", "show", str(bento)).stdout
     for words in (
         "sklearn:digits",

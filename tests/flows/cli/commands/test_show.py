@@ -1,4 +1,4 @@
-"""What `bloomery show` says of versions."""
+"""Output of `bloomery show`."""
 
 import io
 from datetime import timedelta
@@ -14,8 +14,8 @@ from bloomery.tasks.tracking import mlflow_runs
 
 
 @pytest.mark.parametrize("is_marked", [True, False])
-def test_a_version_for_which_nobody_decided_in_time_is_shown_as_refused(is_marked: bool, home: Path) -> None:
-    """Also where the process that asked was killed before it had marked the version as one that waits."""
+def test_a_version_whose_approval_expired_is_shown_as_refused(is_marked: bool, home: Path) -> None:
+    """Also if the process that asked was killed before it marked the version as waiting."""
     client = mlflow_runs.client()
     client.create_registered_model("digits")
     version = client.create_model_version("digits", source=str(home), tags={model_registry.BENTO: "digits:abc"})

@@ -1,4 +1,4 @@
-"""`bloomery up`: servers, worker and endpoints that stand, are killed, stand again, and leave nothing behind."""
+"""`bloomery up`: servers, worker and endpoints start, survive kills, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ports() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def call(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """A command's JSON document."""
+    """Returns a command's JSON document."""
 
     def call(*arguments: str) -> dict[str, Any]:
         ended = bloomery(home, *arguments, "--json")
@@ -74,7 +74,7 @@ def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> It
 def undisturbed(
     copied: Callable[[Path], Path], sharing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], dict[str, Any]]:
-    """What a run of `QUICK` makes in a state folder where nothing is killed."""
+    """Runs `QUICK` in a state folder where nothing is killed."""
     home = copied(tmp_path_factory.mktemp("undisturbed"))
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     for section, stated in QUICK.items():
@@ -91,7 +91,7 @@ def undisturbed(
 
 
 class Asked:
-    """Asks an endpoint again and again: which models answered, and what was no answer."""
+    """Sends requests repeatedly; records which models responded, and failures."""
 
     def __init__(self, url: str) -> None:
         self.models: list[str] = []
@@ -128,7 +128,7 @@ def asked(standing: dict[str, Any]) -> Iterator[Asked]:
 
 
 def look(home: Path) -> dict[str, Any]:
-    """What stands, without a process of its own that asks."""
+    """Returns the status of all services, without starting a process."""
     standing = read_standing(home)
     assert standing is not None
     return servers({"is_up": True, **standing.model_dump()})
@@ -143,7 +143,9 @@ def client(document: dict[str, Any]) -> httpx.Client:
     return httpx.Client(base_url=f"{servers(document)['prefect']['url']}/api", trust_env=False, timeout=30)
 
 
-def test_servers_worker_and_endpoints_stand_and_know_the_recipes(standing, call, bloomery, ports, tmp_path) -> None:
+def test_servers_worker_and_endpoints_are_up_and_recipes_are_registered(
+    standing, call, bloomery, ports, tmp_path
+) -> None:
     found = servers(standing)
     assert {name: server["state"] for name, server in found.items()} == dict.fromkeys(found, "up")
     assert set(found) == {"prefect", "mlflow", "worker", "digits"}
@@ -172,8 +174,8 @@ def test_servers_worker_and_endpoints_stand_and_know_the_recipes(standing, call,
     assert f"pid {found['prefect']['pid']}" in told["where"] or "python" in told["where"]
 
 
-def test_prefect_s_own_commands_deploy_the_recipes_and_run_one(standing, home, call, clean_environment) -> None:
-    """The README's way for teams, with the server and the worker that stand here. Meanwhile the endpoint is killed."""
+def test_prefect_commands_deploy_the_recipes_and_run_one(standing, home, call, clean_environment) -> None:
+    """Uses the running server and worker. Meanwhile the endpoint is killed."""
     endpoint = servers(standing)["digits"]
     os.kill(endpoint["pid"], signal.SIGKILL)
     environment = clean_environment(
@@ -202,9 +204,7 @@ def test_prefect_s_own_commands_deploy_the_recipes_and_run_one(standing, home, c
     assert again["pid"] != endpoint["pid"]
 
 
-def test_a_run_goes_on_whatever_is_killed_and_ends_like_an_undisturbed_one(
-    standing, home, call, undisturbed, asked
-) -> None:
+def test_a_run_survives_kills_and_ends_like_an_undisturbed_one(standing, home, call, undisturbed, asked) -> None:
     with client(standing) as api:
         named = api.get("/deployments/name/pipeline/digits").json()
         started = api.post(f"/deployments/{named['id']}/create_flow_run", json={"parameters": QUICK})
@@ -238,11 +238,11 @@ def test_a_run_goes_on_whatever_is_killed_and_ends_like_an_undisturbed_one(
     version = call("show", "digits@champion")
     assert version["version"] == 2
     assert found["name"].startswith("digits v2 r"), found["name"]
-    # What was killed on the way leaves no trace in what came of it.
+    # The kills leave no trace in the result.
     wanted = undisturbed()
     assert version["bento"] == wanted["bento"]
     assert {name: version["tags"][name] for name in DIGESTS} == {name: wanted["tags"][name] for name in DIGESTS}
-    # The endpoint followed, and until then the champion before it has answered whoever asked.
+    # The endpoint switched to the new champion, and the previous one served until then.
     wait_for(lambda: asked.models[-1] == version["bento"], what="an endpoint that follows", timeout_s=30)
     assert asked.failures == []
     assert len(set(asked.models)) == 2
@@ -279,7 +279,7 @@ def all_up(home: Path, before: dict[str, Any]) -> bool:
     return all(found[name]["state"] == "up" and found[name]["pid"] != before[name]["pid"] for name in killed)
 
 
-def test_a_killed_supervisor_leaves_nothing_and_down_ends_everything(standing, home, call, ports) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_down_stops_everything(standing, home, call, ports) -> None:
     os.kill(json.loads((home / "up" / "status.json").read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: not find_processes(home), what="the end of what it had started", timeout_s=60)
     assert call("status") == {"is_up": False, "servers": []}
