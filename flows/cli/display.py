@@ -118,14 +118,14 @@ def print_release(console: Console, release: Release, seconds: float, reference:
 
     `reference` and `period` are the arguments of the run: its recipe may be a path, which the release does not contain.
     """
-    chosen = release.bento.choice
+    choice = release.bento.choice
     console.print()
     console.print(_candidates(release))
-    loss = DEGRADATION_NAMES[chosen.candidates.trained.dataset.task]
+    loss = DEGRADATION_NAMES[choice.candidates.trained.dataset.task]
     console.print(
         f"[dim]{loss}: upper end of the 95% interval of the paired {loss} against fp32; time: relative to fp32[/]"
     )
-    for verdict in chosen.verdicts:
+    for verdict in choice.verdicts:
         if verdict.reasons:
             state = "" if verdict.passed else "over budget: "
             console.print(f"[dim]{verdict.name} is {state}{escape('; '.join(verdict.reasons))}[/]")
@@ -142,7 +142,7 @@ def print_release(console: Console, release: Release, seconds: float, reference:
         f"over HTTP, held-out row {escape(str(example['key']))}: {_describe_prediction(example)} "
         f"({release.num_smoke_test_rows} of {release.num_smoke_test_rows} rows equal the measured predictions)",
     )
-    trained = chosen.candidates.trained
+    trained = choice.candidates.trained
     rows = trained.dataset
     facts.add_row(
         "data",
@@ -179,9 +179,9 @@ def _describe_prediction(example: dict[str, Any]) -> str:
 
 
 def _candidates(release: Release) -> Table:
-    chosen = release.bento.choice
-    task = chosen.candidates.trained.dataset.task
-    verdicts = {verdict.name: verdict for verdict in chosen.verdicts}
+    choice = release.bento.choice
+    task = choice.candidates.trained.dataset.task
+    verdicts = {verdict.name: verdict for verdict in choice.verdicts}
     table = Table(
         title=f"{release.name}: candidates on the held-out rows",
         title_justify="left",
@@ -191,8 +191,8 @@ def _candidates(release: Release) -> Table:
     table.add_column("candidate", overflow="fold")  # in a narrow terminal names wrap and no number is cut off
     for heading in (f"{SCORE_NAMES[task]} (95%)", DEGRADATION_NAMES[task], "size", "p50", "time", "verdict"):
         table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
-    for candidate in chosen.candidates.candidates:
-        is_chosen, passed = candidate.name == chosen.candidate.name, verdicts[candidate.name].passed
+    for candidate in choice.candidates.candidates:
+        is_chosen, passed = candidate.name == choice.candidate.name, verdicts[candidate.name].passed
         table.add_row(
             candidate.name,
             format_score(task, candidate.score),

@@ -34,7 +34,7 @@ class Reproduction(Document):
     kind: Literal["reproduced"] = "reproduced"
     steps: tuple[StageDigest, ...]
     code: dict[str, str]
-    surroundings: Environment
+    environment: Environment
 
 
 class FailedReproduction(Document):
@@ -66,7 +66,7 @@ def read_outcome(outcome: Path, log: Path) -> Reproduction | FailedReproduction:
 _OUTCOME: TypeAdapter[Reproduction | FailedReproduction] = TypeAdapter(Reproduction | FailedReproduction)
 
 
-def reproduce_bento(origin: Provenance) -> Reproduction:
+def reproduce_bento(provenance: Provenance) -> Reproduction:
     """Runs every stage from the source to the bento, in this process's state folder.
 
     The candidate that was chosen originally is chosen again, since the choice depends on measured latencies.
@@ -78,17 +78,17 @@ def reproduce_bento(origin: Provenance) -> Reproduction:
     from bloomery.tasks.bentos.environment import code_versions, describe_environment
     from bloomery.tasks.ingest.stage import locate_source
 
-    recipe = pin_weight_bits(origin.environment, Recipe.model_validate(origin.recipe))
-    if origin.choice.candidates.trained.initial_weights is not None:
+    recipe = pin_weight_bits(provenance.environment, Recipe.model_validate(provenance.recipe))
+    if provenance.choice.candidates.trained.initial_weights is not None:
         raise DataMissing(
-            f"its training started from the weights of {origin.choice.candidates.trained.initial_weights.name}",
+            f"its training started from the weights of {provenance.choice.candidates.trained.initial_weights.name}",
             required="a version that was trained from its own data alone",
             where="the recipe's training.start_from",
             remedy="reproduce that version instead",
         )
 
     def choose_as_before(options: Candidates, _: Budget) -> Choice:
-        return _choose_as_before(options, origin)
+        return _choose_as_before(options, provenance)
 
     def stop_before_promotion(bento: Bento, _: Gates, __: PromotionTerms) -> Release:
         raise _Packaged(bento)
@@ -105,7 +105,7 @@ def reproduce_bento(origin: Provenance) -> Reproduction:
             StageDigest(stage="package", content="content of the bento", digest=bento.digest),
         ),
         code=code_versions(),
-        surroundings=describe_environment(bento.choice.candidates.trained.processor),
+        environment=describe_environment(bento.choice.candidates.trained.processor),
     )
 
 
@@ -118,8 +118,8 @@ def pin_weight_bits(original: Environment, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"compression": recipe.compression.model_copy(update={"candidates": pinned})})
 
 
-def _choose_as_before(options: Candidates, origin: Provenance) -> Choice:
-    original = origin.choice
+def _choose_as_before(options: Candidates, provenance: Provenance) -> Choice:
+    original = provenance.choice
     candidate = next((one for one in options.candidates if one.name == original.candidate.name), None)
     if candidate is None:
         raise DataMissing(
@@ -134,12 +134,12 @@ def _choose_as_before(options: Candidates, origin: Provenance) -> Choice:
 
 def main() -> None:
     require_state_folder()
-    origin = Provenance.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    provenance = Provenance.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     stages: list[str] = []
     subscribe(lambda event: stages.append(event.name) if isinstance(event, StageStarted) else None)
     outcome: Reproduction | FailedReproduction
     try:
-        outcome = reproduce_bento(origin)
+        outcome = reproduce_bento(provenance)
     except BloomeryError as error:
         outcome = FailedReproduction(stage=stages[-1] if stages else "", error=error.as_document())
     replace_text(Path(sys.argv[2]), outcome.model_dump_json())

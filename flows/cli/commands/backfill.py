@@ -203,8 +203,8 @@ def _read_result(run: _Running) -> PeriodResult:
     if "error" in document:
         return PeriodResult(run.period, "failed", seconds=seconds, error={"exit_code": 1, **document})
     release = Release.model_validate(document)
-    chosen = release.bento.choice
-    score = format_score_value(chosen.candidates.trained.dataset.task, chosen.candidate.score.value)
+    choice = release.bento.choice
+    score = format_score_value(choice.candidates.trained.dataset.task, choice.candidate.score.value)
     run.out.unlink()
     return PeriodResult(run.period, "released", release.version, score=score, seconds=seconds)
 

@@ -30,47 +30,47 @@ def reproduce(
     with command_session(as_json, "reproduce") as out:
         from bloomery.tasks.registry.bento_provenance import read_provenance
 
-        origin = read_provenance(version)
+        provenance = read_provenance(version)
         work_folder = _empty_folder(folder)
         try:
-            outcome = _reproduce(origin, work_folder)
+            outcome = _reproduce(provenance, work_folder)
         finally:
             if folder is None:
                 shutil.rmtree(work_folder, ignore_errors=True)
-        lines = [] if outcome.kind == "failed" else list(compare_digests(origin, outcome.steps))
+        lines = [] if outcome.kind == "failed" else list(compare_digests(provenance, outcome.steps))
         difference = next((line for line in lines if not line["is_equal"]), None)
         if not as_json:
             for line in lines:
                 symbol = "[green]=[/]" if line["is_equal"] else "[red]≠[/]"
-                out.print(f"{symbol} {line['stage']:<9} {line['what']:<32} {line['digest'][:16]}")
+                out.print(f"{symbol} {line['stage']:<9} {line['content']:<32} {line['digest'][:16]}")
         if difference is not None or outcome.kind == "failed":
-            raise _difference_error(origin, outcome, difference)
-        guarantee = describe_guarantee(origin)
+            raise _difference_error(provenance, outcome, difference)
+        guarantee = describe_guarantee(provenance)
         if as_json:
-            document = {"version": origin.tag, "verdict": "identical", "guarantee": guarantee, "steps": lines}
+            document = {"version": provenance.tag, "verdict": "identical", "guarantee": guarantee, "steps": lines}
             out.file.write(json.dumps(document) + "\n")
         else:
-            out.print(f"[bold]{origin.tag}: identical[/]\n{guarantee}")
+            out.print(f"[bold]{provenance.tag}: identical[/]\n{guarantee}")
 
 
-def compare_digests(origin: Provenance, reproduced: tuple[StageDigest, ...]) -> Iterator[dict[str, Any]]:
+def compare_digests(provenance: Provenance, reproduced: tuple[StageDigest, ...]) -> Iterator[dict[str, Any]]:
     """Yields each digest of the version and whether it was reproduced, up to the first that is missing."""
     from bloomery.data_contracts.records.provenance import StageDigest, digest_chain
 
-    content = StageDigest(stage="package", content="content of the bento", digest=origin.digest)
+    content = StageDigest(stage="package", content="content of the bento", digest=provenance.digest)
     digests = {(step.stage, step.content): step.digest for step in reproduced}
-    for step in (*digest_chain(origin.choice), content):
+    for step in (*digest_chain(provenance.choice), content):
         digest = digests.get((step.stage, step.content))
         yield {**step.model_dump(), "found": digest, "is_equal": digest == step.digest}
         if digest is None:
             return
 
 
-def describe_guarantee(origin: Provenance) -> str:
+def describe_guarantee(provenance: Provenance) -> str:
     """Returns which conditions make another run produce equal bits."""
-    training = origin.recipe["training"]
+    training = provenance.recipe["training"]
     # If the recipe allows a GPU, only a torch without CUDA shows that none was used.
-    may_use_gpu = training["device"] != "cpu" and "+cpu" not in origin.environment.processor
+    may_use_gpu = training["device"] != "cpu" and "+cpu" not in provenance.environment.processor
     if may_use_gpu or training["devices"] * training.get("nodes", 1) > 1:
         return (
             "Trained by several processes or possibly on a GPU: expect equal bits on the same GPUs, in the same "
@@ -95,16 +95,16 @@ def _empty_folder(folder: Path | None) -> Path:
     return folder.absolute()
 
 
-def _reproduce(origin: Provenance, folder: Path) -> Reproduction | FailedReproduction:
+def _reproduce(provenance: Provenance, folder: Path) -> Reproduction | FailedReproduction:
     """Runs the reproduction in a process with its own settings, without the user's servers."""
     from bloomery.flows.execution import reproduction
     from bloomery.tasks.infrastructure.tethered_process import start_tethered, stop_tethered
 
-    provenance, outcome, log = folder / "provenance.json", folder / "outcome.json", folder / "log"
-    provenance.write_text(origin.model_dump_json(by_alias=True), encoding="utf-8")
+    provenance_path, outcome, log = folder / "provenance.json", folder / "outcome.json", folder / "log"
+    provenance_path.write_text(provenance.model_dump_json(by_alias=True), encoding="utf-8")
     prefixes = ("PREFECT_", "MLFLOW_", "BENTOML_", "ATEN_", "ONEDNN_", "MKL_CBWR")
     unset = [word for name in os.environ if name.startswith(prefixes) for word in ("-u", name)]
-    command = ["env", *unset, sys.executable, "-m", reproduction.__name__, str(provenance), str(outcome)]
+    command = ["env", *unset, sys.executable, "-m", reproduction.__name__, str(provenance_path), str(outcome)]
     with log.open("wb") as stream:
         process = start_tethered(command, stream, {"BLOOMERY_HOME": str(folder / "state")})
     try:
@@ -115,29 +115,29 @@ def _reproduce(origin: Provenance, folder: Path) -> Reproduction | FailedReprodu
 
 
 def _difference_error(
-    origin: Provenance, outcome: Reproduction | FailedReproduction, line: dict[str, Any] | None
+    provenance: Provenance, outcome: Reproduction | FailedReproduction, line: dict[str, Any] | None
 ) -> OutputDiffers:
     if outcome.kind == "failed":
         return OutputDiffers(
-            f"{origin.tag} could not be reproduced: {outcome.error['found']}",
+            f"{provenance.tag} could not be reproduced: {outcome.error['found']}",
             required="a run that completes, as the original one did",
             where=f"stage {outcome.stage}" if outcome.stage else "before the first stage",
             remedy=str(outcome.error.get("remedy") or "read the message above"),
         )
     assert line is not None
-    causes = likely_causes(origin, outcome.code, outcome.surroundings, line["stage"])
+    causes = likely_causes(provenance, outcome.code, outcome.environment, line["stage"])
     return OutputDiffers(
-        f"{line['stage']} is the first stage that differs: {line['what']} was {line['digest'][:16]}, and is now "
+        f"{line['stage']} is the first stage that differs: {line['content']} was {line['digest'][:16]}, and is now "
         f"{str(line['found'])[:16]}",
-        required=f"the digests of {origin.tag}",
+        required=f"the digests of {provenance.tag}",
         where=f"stage {line['stage']}; likely causes: {'; '.join(causes)}",
         remedy="reproduce it where these are as before; or, if none is named, inspect the outputs with --folder",
     )
 
 
-def likely_causes(origin: Provenance, code: dict[str, str], current: Environment, stage: str) -> list[str]:
+def likely_causes(provenance: Provenance, code: dict[str, str], current: Environment, stage: str) -> list[str]:
     """Returns what has changed since the original run, the most likely cause first."""
-    original = origin.environment
+    original = provenance.environment
     causes = ["the source has changed"] if stage == "ingest" else []
     if original.processor != current.processor:
         causes.append(f"threads or instruction set: {original.processor} then, {current.processor} now")
@@ -156,6 +156,6 @@ def likely_causes(origin: Provenance, code: dict[str, str], current: Environment
         causes.append("another kind of processor")
     if stage == "package":
         causes.append("the code of the endpoint, which is part of the bento")
-    elif origin.code.get(stage) != code.get(stage) and not packages:
+    elif provenance.code.get(stage) != code.get(stage) and not packages:
         causes.append(f"the code of the stage {stage}")
     return causes or ["none known: code, packages, threads and processor are unchanged"]

@@ -77,27 +77,30 @@ def bento_document(reference: str) -> dict[str, Any]:
     """
     from bloomery.tasks.registry.bento_provenance import read_provenance
 
-    origin = read_provenance(reference)
-    return {"bento": origin.tag, "provenance": provenance_document(origin)}
+    provenance = read_provenance(reference)
+    return {"bento": provenance.tag, "provenance": provenance_document(provenance)}
 
 
-def provenance_document(origin: Provenance) -> list[dict[str, Any]]:
+def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
     """Returns each stage from the source to the bento, with its digests and what it depends on."""
     from bloomery.data_contracts.records.provenance import digest_chain
     from bloomery.data_contracts.records.records import describe_lineage
 
-    descriptions = {stage: what for stage, _, what in describe_lineage(origin.choice)}
+    descriptions = {stage: what for stage, _, what in describe_lineage(provenance.choice)}
     stages: dict[str, dict[str, Any]] = {}
-    for step in digest_chain(origin.choice):
+    for step in digest_chain(provenance.choice):
         entry = {"stage": step.stage, "what": descriptions[step.stage], "digests": {}}
         stage = stages.setdefault(step.stage, entry)
         stage["digests"][step.content] = step.digest
-        stage["code"] = origin.code[step.stage]
-    trained, verdicts = origin.choice.candidates.trained, {verdict.name: verdict for verdict in origin.choice.verdicts}
+        stage["code"] = provenance.code[step.stage]
+    trained, verdicts = (
+        provenance.choice.candidates.trained,
+        {verdict.name: verdict for verdict in provenance.choice.verdicts},
+    )
     stages["validate"]["report"] = trained.dataset.valid_rows.report_uri
-    environment = origin.environment
+    environment = provenance.environment
     stages["train"] |= {
-        "seed": origin.recipe["training"]["seed"],
+        "seed": provenance.recipe["training"]["seed"],
         "processor": environment.processor,
         "machine": f"{environment.machine}, Python {environment.python}",
         "lock": environment.lock_sha256,
@@ -109,9 +112,9 @@ def provenance_document(origin: Provenance) -> list[dict[str, Any]]:
             f"{format_score(trained.dataset.task, candidate.score)}",
             "verdict": "; ".join(verdicts[candidate.name].reasons) or "chosen",
         }
-        for candidate in origin.choice.candidates.candidates
+        for candidate in provenance.choice.candidates.candidates
     ]
-    bento = {"stage": "package", "what": f"bento {origin.tag}", "digests": {"content": origin.digest}}
+    bento = {"stage": "package", "what": f"bento {provenance.tag}", "digests": {"content": provenance.digest}}
     return [*stages.values(), bento]
 
 

@@ -14,18 +14,18 @@ from bloomery.flows.cli.display import _candidates
 def candidate(name: str) -> Any:
     latency = SimpleNamespace(p50_ms=0.051, ratio=Interval(value=3.16, low=3.16, high=3.17))
     score = Interval(value=0.82, low=0.786, high=0.85)
-    worse = Interval(value=0.168, low=0.13, high=0.201)
-    return SimpleNamespace(name=name, size_bytes=213_700, score=score, worse=worse, latency=latency)
+    degradation = Interval(value=0.168, low=0.13, high=0.201)
+    return SimpleNamespace(name=name, size_bytes=213_700, score=score, degradation=degradation, latency=latency)
 
 
 def test_a_long_name_wraps_and_no_number_is_cut_off():
-    candidates = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
-    options = SimpleNamespace(
-        candidates=candidates, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))
+    built = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
+    candidates = SimpleNamespace(
+        candidates=built, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))
     )
-    verdicts = [SimpleNamespace(name=one.name, passed=False) for one in candidates]
-    chosen = SimpleNamespace(options=options, verdicts=verdicts, candidate=candidates[0])
-    release = SimpleNamespace(name="digits", bento=SimpleNamespace(chosen=chosen))
+    verdicts = [SimpleNamespace(name=one.name, passed=False) for one in built]
+    choice = SimpleNamespace(candidates=candidates, verdicts=verdicts, candidate=built[0])
+    release = SimpleNamespace(name="digits", bento=SimpleNamespace(choice=choice))
     console = Console(width=80, record=True)
     console.print(_candidates(cast(Release, release)))
     shown = console.export_text()

@@ -68,8 +68,8 @@ def test_the_first_stage_that_differs_is_reported_with_its_cause(
     place = bento / "src" / "artifacts" / "provenance.json"
     document = json.loads(place.read_text())
     document["choice"]["candidates"]["trained"]["digest"] = "0" * 64
-    document["surroundings"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
-    document["surroundings"]["packages"]["torch"] = "0.4.1"
+    document["environment"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
+    document["environment"]["packages"]["torch"] = "0.4.1"
     place.write_text(json.dumps(document))
     ended = sharing(tmp_path / "home", "reproduce", str(bento), "--json")
     told = json.loads(ended.stdout)
@@ -205,9 +205,9 @@ def test_candidates_keep_the_weight_bits_of_their_original_processor(origin: Pro
 def test_the_guarantee_depends_on_cpu_or_gpu(origin: Provenance) -> None:
     assert "same lock file, threads and instruction set" in describe_guarantee(origin)
     around = origin.environment.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
-    assert "same GPUs" in describe_guarantee(origin.model_copy(update={"surroundings": around}))
+    assert "same GPUs" in describe_guarantee(origin.model_copy(update={"environment": around}))
     training = {**origin.recipe["training"], "device": "cpu"}
-    on_none = origin.model_copy(update={"surroundings": around, "recipe": {**origin.recipe, "training": training}})
+    on_none = origin.model_copy(update={"environment": around, "recipe": {**origin.recipe, "training": training}})
     assert "same GPUs" not in describe_guarantee(on_none)
 
 
