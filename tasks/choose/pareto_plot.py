@@ -1,4 +1,4 @@
-"""Candidates in a picture: their score against each thing that they cost, with the front and the budget."""
+"""Plots the score of candidates against each of their costs, with the Pareto front and the budget."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _CHOSEN, _PASSED, _OVER = "#1a7f37", "#1f5fa8", "#8c8c8c"
 _LIMIT, _INK = "#c62828", "#333333"
-_FARTHEST = 3  # times the largest figure: a limit beyond is told at the edge, and not drawn
-_WIDE = 4  # times the least figure: on a shorter axis coarse ticks may be one
-_COARSE, _FINE = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-_DEEPEST = 6  # times the limit of the score: what is worse is drawn at the edge
-# Where a label may stand beside its point: points to the right and up.
-_PLACES = [
+_MAX_LIMIT_FACTOR = 3  # times the largest value: a limit beyond it is written at the edge
+_WIDE_AXIS_FACTOR = 4  # times the smallest value: a narrower axis needs fine ticks
+_COARSE_TICKS, _FINE_TICKS = (1, 2, 5), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_MAX_DEPTH_FACTOR = 6  # times the limit of the degradation: worse candidates are drawn at the edge
+# Offsets of a label from its point, in points to the right and up.
+_LABEL_OFFSETS = [
     (sign * right, up)
     for up in (8, -8, 22, -22, 38, -38, 56, -56, 76, -76)
     for sign, right in ((1, 9), (-1, 9), (1, 40), (-1, 40))
@@ -33,7 +33,7 @@ _PLACES = [
 
 
 class _Point(NamedTuple):
-    """A candidate in one of the panels; `y` is in hundredths and counts upwards as better."""
+    """A candidate in one panel; `y` is in hundredths, and higher is better."""
 
     name: str
     label: str
@@ -47,7 +47,7 @@ class _Point(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    """Candidates by one of their costs, of which less is better."""
+    """The candidates by one of their costs; lower is better."""
 
     cost: str
     unit: str
@@ -56,11 +56,10 @@ class _Panel(NamedTuple):
 
 
 def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, path: Path) -> None:
-    """PNG with a panel for size, one for time and, where it was measured, one for energy, all on a log scale; up is
-    better, left is better.
+    """Plots a PNG with panels for size, time and, where it was measured, energy, on log scales; up and left are better.
 
-    A bar must not cross a line of the budget: upright ones are 95% intervals of the paired difference from fp32, level
-    ones reach from the median to the percentile that the budget limits.
+    A bar must not cross a limit of the budget: vertical bars are 95% intervals of the paired difference from fp32,
+    horizontal ones reach from the median to the percentile that the budget limits.
     """
     from matplotlib.figure import Figure
 
@@ -89,7 +88,7 @@ def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, p
 
 
 def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Panel]:
-    """What candidates cost, each thing in a panel of its own."""
+    """One panel for each cost."""
     candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
 
     def points(costs: list[float], ends: list[float]) -> list[_Point]:
@@ -133,8 +132,8 @@ def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end
 
 
 def _set_height(axes: Axes, points: Sequence[_Point], most: float) -> None:
-    """The axis reaches over all bars, and not much deeper than the limit."""
-    floor = -_DEEPEST * most
+    """Fits the axis to all bars, but not much deeper than the limit."""
+    floor = -_MAX_DEPTH_FACTOR * most
     low = min(min(max(point.y_low, floor) for point in points), -most)
     high = max(0.0, *(point.y_high for point in points))
     room = 0.14 * (high - low)
@@ -149,13 +148,13 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
     axes.set_xlabel(panel.cost, color=_INK)
     bottom, _ = axes.get_ylim()
     ends = [end for point in points for end in (point.x, point.x_end)]
-    if limit is not None and max(ends) / _FARTHEST < limit < max(ends) * _FARTHEST:
+    if limit is not None and max(ends) / _MAX_LIMIT_FACTOR < limit < max(ends) * _MAX_LIMIT_FACTOR:
         ends.append(limit)
     least, largest = min(ends), max(ends)
     margin = max((largest / least) ** 0.16, 1.25)
     axes.set_xscale("log")
     axes.set_xlim(least / margin, largest * margin)
-    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE if largest / least > _WIDE else _FINE))
+    axes.xaxis.set_major_locator(LogLocator(subs=_COARSE_TICKS if largest / least > _WIDE_AXIS_FACTOR else _FINE_TICKS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#e6e6e6", lw=0.7)
@@ -169,11 +168,11 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
         shown = min(max(limit, start), end)
         axes.axvspan(shown, end, color=_LIMIT, alpha=0.05, lw=0)
         axes.axvline(shown, color=_LIMIT, lw=1.1, ls=(0, (5, 3)))
-        told = f"limit: {limit:g} {panel.unit}"
+        text = f"limit: {limit:g} {panel.unit}"
         if shown != limit:
-            told += f", far to the {'left' if limit < start else 'right'}"
+            text += f", far to the {'left' if limit < start else 'right'}"
         axes.annotate(
-            told, (shown, 1), (4 if limit < start else -4, -3), xycoords=("data", "axes fraction"),
+            text, (shown, 1), (4 if limit < start else -4, -3), xycoords=("data", "axes fraction"),
             textcoords="offset points", color=_LIMIT, fontsize=8, rotation=90,
             ha="left" if limit < start else "right", va="top",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
@@ -193,7 +192,7 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
 
 
 def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
-    """The front: below its line every point is beaten by one to its left."""
+    """Draws the Pareto front: every point below its line is dominated by one to its left."""
     best = sorted(
         (points[place] for place in pareto_front([(point.x, -point.y) for point in points])), key=lambda one: one.x
     )
@@ -204,9 +203,9 @@ def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
-    """The scores themselves on the right, beside the differences on the left."""
+    """Adds an axis with absolute scores on the right, beside the differences on the left."""
     is_classes = task == "classification"
-    # The score is a straight line over the difference; an RMSE of 0 has none, and any slope will do.
+    # The score is linear in the difference; for an RMSE of 0 any slope will do.
     start, slope = (100 * of_fp32, 1.0) if is_classes else (of_fp32, -(of_fp32 or 1.0) / 100)
 
     def there(difference: Any) -> Any:
@@ -230,18 +229,18 @@ def _draw_legend(figure: Figure, decision: Decision) -> None:
         *([dot(_CHOSEN, "*", "chosen", 15)] if decision.best is not None else []),
         *([dot(_PASSED, "o", "within the budget", 8)] if any(one.passed for one in decision.verdicts) else []),
         *([dot(_OVER, "o", "over the budget", 8)] if not all(one.passed for one in decision.verdicts) else []),
-        Line2D([], [], color=_PASSED, lw=2, alpha=0.3, label="front: nothing is better in both"),
-        Line2D([], [], color=_LIMIT, lw=1.1, ls=(0, (5, 3)), label="limit, which no bar may cross"),
+        Line2D([], [], color=_PASSED, lw=2, alpha=0.3, label="Pareto front: nothing is better in both"),
+        Line2D([], [], color=_LIMIT, lw=1.1, ls=(0, (5, 3)), label="limit of the budget"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]]) -> None:
-    """Write each name and score beside its point, where it covers least of what is there already."""
+    """Places each label beside its point, where it covers least of what is already drawn."""
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what was measured must stay where it is
+    figure.set_layout_engine("none")  # measured positions must not move any more
     for axes, points in panels:
         bottom, _ = axes.get_ylim()
         taken = [box for point in points for box in _boxes(axes, point)]
@@ -255,19 +254,19 @@ def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]
             )  # fmt: skip
             start = axes.transData.transform(at)
             size = label.get_window_extent().size
-            boxes = {place: _box_at(place, start, size, figure.dpi) for place in _PLACES}
-            best = min(_PLACES, key=lambda place: _covered(boxes[place], place, axes.bbox, taken))
+            boxes = {place: _box_at(place, start, size, figure.dpi) for place in _LABEL_OFFSETS}
+            best = min(_LABEL_OFFSETS, key=lambda place: _covered(boxes[place], place, axes.bbox, taken))
             label.set_position(best)
             label.set_ha("left" if best[0] > 0 else "right")
             label.set_va("bottom" if best[1] > 0 else "top")
-            if max(abs(best[0]), abs(best[1])) > 20:  # far enough to ask which point is meant
+            if max(abs(best[0]), abs(best[1])) > 20:  # far enough to need a line to its point
                 arrow = {"arrowstyle": "-", "color": "#a0a0a0", "lw": 0.7, "shrinkA": 0, "shrinkB": 5}
                 axes.annotate("", at, best, textcoords="offset points", arrowprops=arrow)
             taken.append(boxes[best].padded(2))
 
 
 def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
-    """What a point and its two bars cover, in pixels."""
+    """The boxes that a point and its two bars cover, in pixels."""
     from matplotlib.transforms import Bbox
 
     bottom, _ = axes.get_ylim()
@@ -285,7 +284,7 @@ def _boxes(axes: Axes, point: _Point) -> list[Bbox]:
 
 
 def _box_at(place: tuple[float, float], start: Any, size: Any, dpi: float) -> Bbox:
-    """Where a label of `size` would stand: `place` is in points from `start`, all else in pixels."""
+    """The box of a label of `size` at the offset `place` (points) from `start`; all else is in pixels."""
     from matplotlib.transforms import Bbox
 
     right, up = (value * dpi / 72 for value in place)
@@ -294,7 +293,7 @@ def _box_at(place: tuple[float, float], start: Any, size: Any, dpi: float) -> Bb
 
 
 def _covered(box: Bbox, place: tuple[float, float], inside: Bbox, taken: Sequence[Bbox]) -> float:
-    """How much a label in `box` would cover of what is there, with what would stand outside, and its distance."""
+    """The cost of a label in `box`: the area that it covers, the area outside the axes, and its distance."""
     from matplotlib.transforms import Bbox
 
     covered = 0.0

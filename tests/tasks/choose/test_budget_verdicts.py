@@ -1,4 +1,4 @@
-"""Which candidates are within a budget, which is best, and what is said of the others."""
+"""Budget verdicts: which candidates satisfy a budget, which is best, and the reasons for the others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def candidate(
     of_many: float = 1.0,
     energy: float | None = None,
 ) -> Figures:
-    """What `candidate_of` is to be told of one."""
+    """The arguments of `candidate_of` for one candidate."""
     return {
         "name": name,
         "size_bytes": size,
@@ -117,7 +117,7 @@ def test_the_smallest_that_passes_is_chosen(options: MakeOptions) -> None:
         ),
     ],
 )
-def test_the_one_of_least_cost_is_chosen_and_one_that_costs_more_than_fp32_never(
+def test_the_cheapest_is_chosen_and_one_that_may_cost_more_than_fp32_never(
     options: MakeOptions, cost: str, figure: str, more: str, perhaps: str, behind: str
 ) -> None:
     some = options(
@@ -136,7 +136,7 @@ def test_the_one_of_least_cost_is_chosen_and_one_that_costs_more_than_fp32_never
     ]
 
 
-def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None:
+def test_a_cost_without_weight_rejects_nobody(options: MakeOptions) -> None:
     some = options(candidate("fp32", energy=1.0), candidate("frugal", size=900, ratio=1.5, energy=0.6))
     for objective in ("size", "energy"):
         assert verdict_on("frugal", some, Budget(objective=objective)).passed
@@ -144,7 +144,7 @@ def test_a_cost_that_is_not_weighed_refuses_nobody(options: MakeOptions) -> None
     assert verdict_on("frugal", some, both).reasons == ("slower than fp32: 1.50x its time (95% interval 1.50 to 1.50)",)
 
 
-def test_the_time_that_counts_is_that_of_the_budgets_batch(options: MakeOptions) -> None:
+def test_latency_counts_at_the_batch_size_of_the_budget(options: MakeOptions) -> None:
     some = options(candidate("fp32"), candidate("one", ratio=0.5, of_many=2), candidate("many", ratio=2, of_many=0.5))
     for batch, name in ((1, "one"), (32, "many")):
         best = decide_candidate(some, Budget(objective="latency", latency_ms={"batch_size": batch, "value": 9})).best
@@ -172,7 +172,7 @@ def test_energy_is_weighed_with_size_and_compared_only_where_it_counts(options: 
     assert verdict_on("frugal", some, Budget()).reasons == ("dominated by small: no better in accuracy, size or time",)
 
 
-def test_what_takes_more_energy_and_time_is_told_once_what_to_relax(options: MakeOptions) -> None:
+def test_the_same_line_to_relax_is_named_once(options: MakeOptions) -> None:
     budget = Budget(objective={"energy": 1, "latency": 1}, size_bytes=100)
     some = options(candidate("fp32", energy=1.0), candidate("int8", size=101, ratio=1.3, energy=1.3))
     error = refusal(some, budget)
@@ -193,7 +193,7 @@ def test_a_mixed_objective_weighs_ratios_by_their_exponents(options: MakeOptions
     assert chosen == {0.1: "small", 0.5: "fast", 0.9: "fast"}  # 0.1 * 0.9 > 0.5 * 0.1
 
 
-def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: MakeOptions) -> None:
+def test_each_loser_gets_a_reason(options: MakeOptions) -> None:
     some = options(
         candidate("fp32", size=900),
         candidate("best", size=300, score=0.88, ratio=0.9),
@@ -211,13 +211,13 @@ def test_of_each_loser_it_is_said_what_beats_it_or_where_it_is_behind(options: M
     assert fast.reasons == ("within the budget, but slower than better (1.12x)",)
 
 
-def test_a_limit_that_is_just_reached_holds(options: MakeOptions) -> None:
+def test_a_limit_that_is_just_reached_is_satisfied(options: MakeOptions) -> None:
     (exact,) = options(candidate("exact", size=2000, drop=0.01, p99=1.0)).candidates
     budget = Budget(accuracy_drop=0.01, size_bytes=2000, latency_ms=1.0)
     assert find_violations(exact, budget, "classification") == []
 
 
-def test_a_regression_is_judged_by_the_rise_of_its_error(of_figures: MakeOptions) -> None:
+def test_a_regression_is_limited_by_the_rise_of_its_error(of_figures: MakeOptions) -> None:
     some = of_figures(
         candidate("fp32", size=900), candidate("tiny", size=10, drop=0.2), candidate("int8", size=300, score=0.95)
     )
@@ -232,7 +232,7 @@ def part(value: str, num_rows: int, high: float) -> SliceDegradation:
     return SliceDegradation("town", value, num_rows, Interval(value=0.0, low=-high, high=high))
 
 
-def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: MakeOptions) -> None:
+def test_slices_and_classes_with_enough_rows_are_limited_too(options: MakeOptions) -> None:
     some = options(candidate("fp32"), candidate("int8", size=10))
     budget = Budget(slice_drop=0.05, class_drop=0.05)
     fine = {"int8": SubgroupDegradations([part("A", 500, 0.04), part("few", 20, 0.9)], [part("x", 500, 0.05)])}
@@ -249,14 +249,14 @@ def test_slices_and_classes_must_hold_too_where_they_have_rows_enough(options: M
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.floats(0.001, 0.9))
-def test_rows_are_enough_where_an_unchanged_candidate_would_pass(num_rows: int, limit: float) -> None:
+def test_a_slice_has_enough_rows_where_an_unchanged_candidate_would_pass(num_rows: int, limit: float) -> None:
     right = np.ones(num_rows, dtype=bool)
     high = accuracy_drop(right, right).high
     if abs(high - limit) > 1e-9:
         assert has_enough_rows(part("A", num_rows, 0.0), limit, "classification") == (high <= limit)
 
 
-def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOptions) -> None:
+def test_the_needed_limit_covers_slices_that_it_newly_includes(options: MakeOptions) -> None:
     """Below 5 points 60 rows are too few; the limit that 500 rows need brings them in, and they need more."""
     some = options(candidate("fp32", drop=0.9), candidate("int8", size=10))
     parts = {"int8": SubgroupDegradations([part("A", 500, 0.0712), part("B", 60, 0.1234)])}
@@ -267,7 +267,7 @@ def test_a_wider_limit_takes_in_the_slices_that_it_brings_along(options: MakeOpt
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e9), st.integers(1, 4))
-def test_rounding_up_gives_few_digits_and_is_never_below(value: float, digits: int) -> None:
+def test_round_up_gives_few_digits_and_is_never_below(value: float, digits: int) -> None:
     rounded = round_up(value, digits)
     assert value <= rounded <= value * (1 + 10 ** (1 - digits)) * (1 + 1e-9)
     assert float(f"{rounded:.{digits}g}") == rounded
@@ -279,7 +279,7 @@ def refusal(options: Candidates, budget: Budget) -> NoCandidate:
     return no_candidate_error(decision, budget, options.trained.dataset.task, "r1")
 
 
-def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeOptions) -> None:
+def test_if_none_passes_the_error_lists_all_violations_and_the_closest_candidate(options: MakeOptions) -> None:
     some = options(candidate("fp32", size=5000), candidate("int8", size=1000, drop=0.0123, p99=1.5))
     error = refusal(some, Budget(size_bytes=2000, latency_ms=1.0))
     assert "fp32: size 5.0 kB, limit 2.0 kB" in error.found
@@ -291,9 +291,7 @@ def test_if_none_passes_each_reason_is_said_and_what_came_closest(options: MakeO
     assert error.exit_code == 4
 
 
-def test_the_limit_is_said_in_the_words_of_its_task_and_of_the_recipe(
-    options: MakeOptions, of_figures: MakeOptions
-) -> None:
+def test_limits_to_relax_are_written_as_recipe_lines(options: MakeOptions, of_figures: MakeOptions) -> None:
     error = refusal(of_figures(candidate("fp32", size=900, drop=0.025)), Budget(size_bytes=10))
     assert error.required.startswith("a rise of RMSE of at most 1.00% (end of the 95% interval)")
     assert "`error_rise: 2.5%` and `size_bytes: 900`" in error.remedy
@@ -338,7 +336,7 @@ CANDIDATES = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(LIMITS, CANDIDATES)
-def test_what_is_chosen_is_within_every_limit_and_what_is_to_be_relaxed_suffices(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
+def test_the_choice_satisfies_every_limit_and_the_relaxed_limits_suffice(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
     some, budget = options(*candidates), Budget(**limits)
     best, verdicts = decide_candidate(some, budget)
     assert sorted(one.rank for one in verdicts) == list(range(1, len(candidates) + 1))

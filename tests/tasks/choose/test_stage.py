@@ -1,4 +1,4 @@
-"""The stage: what it reads of the candidates' files, and what it leaves in MLflow and in its folder."""
+"""The stage `choose`: what it reads from the candidates' files, and what it logs and writes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def table_of(run_id: str) -> list[dict[str, object]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
-def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_passes(options: Candidates) -> None:
+def test_the_choice_is_logged_with_a_ranked_table_and_a_plot_even_if_none_passes(options: Candidates) -> None:
     budget = Budget(accuracy_drop=0.1)
     chosen = choose(options, budget)
     assert chosen.candidate.name == "local"
@@ -129,7 +129,7 @@ def test_the_choice_is_logged_with_a_ranked_table_and_a_picture_also_if_none_pas
     assert choose.lookup(options, budget) is None  # what a person would look at is gone
 
 
-def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
+def test_energy_is_measured_where_the_objective_weighs_it_and_is_in_the_table(
     options: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(accuracy_drop=0.1, objective={"energy": 1, "size": 1}, latency_ms={"batch_size": 32, "value": 9})
@@ -154,7 +154,7 @@ def test_energy_is_measured_where_the_objective_weighs_it_and_told_in_the_table(
     assert all(one.energy is None for one in choose(options, Budget(accuracy_drop=0.1)).candidates.candidates)
 
 
-def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candidates_files(
+def test_slices_classes_and_other_batch_sizes_are_measured_from_the_candidates_files(
     options: Candidates,
 ) -> None:
     def chosen(**limits: object) -> Choice:
@@ -176,7 +176,7 @@ def test_slices_classes_and_a_batch_of_the_budgets_own_are_judged_by_the_candida
     assert timed.candidates.digest == options.digest  # times do not count
 
 
-def test_the_digest_of_a_choice_leaves_times_out(options: Candidates) -> None:
+def test_the_digest_of_a_choice_does_not_count_latencies(options: Candidates) -> None:
     slower = tuple(
         one.model_copy(update={"latencies": tuple(summarise(2e-3 * np.ones(9), 4e-3 * np.ones(9), b) for b in (1, 32))})
         for one in options.candidates
@@ -187,12 +187,12 @@ def test_the_digest_of_a_choice_leaves_times_out(options: Candidates) -> None:
     assert first.digest == again.digest
 
 
-def test_the_picture_is_addressed_where_a_browser_finds_it(
+def test_the_plot_has_a_url_that_a_browser_can_open(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = tmp_path / "candidates.png"
     picture.write_bytes(b"png")
-    assert ranking._address_of(picture, "r1") == "data:image/png;base64,cG5n"
+    assert ranking._image_url(picture, "r1") == "data:image/png;base64,cG5n"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000/")
     settings.cache_clear()
-    assert ranking._address_of(picture, "r1") == ("http://tracking:5000/get-artifact?path=candidates.png&run_uuid=r1")
+    assert ranking._image_url(picture, "r1") == ("http://tracking:5000/get-artifact?path=candidates.png&run_uuid=r1")

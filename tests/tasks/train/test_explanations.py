@@ -88,7 +88,7 @@ def test_single_rows_are_shown_and_what_matters_over_many(tmp_path: Path, kind: 
         assert list(told["mean_weights"]) == names[kind]
 
 
-def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
+def test_titles_of_a_regression_are_in_the_units_of_the_label(tmp_path: Path) -> None:
     table = pa.table(
         {"id": range(NUM), "age": [row % 7 + 0.5 for row in range(NUM)], "pay": [100.0 * row for row in range(NUM)]}
     )
@@ -107,7 +107,7 @@ def test_figures_are_told_in_the_units_of_the_label(tmp_path: Path) -> None:
     assert told["shown"][1]["row"].startswith("truth 2300, prediction ")
 
 
-def test_a_run_has_the_pictures_and_the_gap(home: Path, tmp_path: Path) -> None:
+def test_a_run_has_the_plots_and_the_gap(home: Path, tmp_path: Path) -> None:
     network, layout, encoder, examples, _ = made("flat")
     with mlflow_runs.logged_run("explained", "train", "key") as run_id:
         job = ExplanationJob(network, layout, encoder, examples, Explain(rows=2, sample=4))
@@ -117,7 +117,7 @@ def test_a_run_has_the_pictures_and_the_gap(home: Path, tmp_path: Path) -> None:
     assert mlflow_runs.client().get_run(run_id).data.metrics["explanation_gap"] < 0.1
 
 
-def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
+def test_a_text_is_shown_completely_and_escaped(tmp_path: Path) -> None:
     network, layout, encoder, examples, _ = made("text")
     write_explanations(tmp_path, ExplanationJob(network, layout, encoder, examples, Explain(rows=4, sample=NUM)))
     page = (tmp_path / "rows.html").read_text(encoding="utf-8")
@@ -126,7 +126,7 @@ def test_a_text_is_shown_whole_and_harmless(tmp_path: Path) -> None:
     assert [text[:12] in plain for text in TEXTS[:2]] == [True, True]
 
 
-def test_rows_are_shown_class_by_class_and_figures_from_low_to_high() -> None:
+def test_rows_are_selected_class_by_class_and_numbers_from_low_to_high() -> None:
     assert select_varied_rows(np.array([1, 1, 1, 0, 2]), 4).tolist() == [3, 0, 4, 1]
     assert select_varied_rows(np.array([0.5, -1.0, 3.0, 2.0], np.float32), 3).tolist() == [1, 0, 2]
     assert len(select_varied_rows(np.array([1, 1]), 8)) == 2

@@ -85,7 +85,7 @@ def table_of(trained: TrainedNetwork, name: str, folder: Path) -> list[dict[str,
     return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
 
 
-def test_the_run_tells_all_of_a_classification(dataset_of, tmp_path: Path):
+def test_the_run_of_a_classification_logs_everything(dataset_of, tmp_path: Path):
     told: list[events.Event] = []
     unwatch = events.subscribe(told.append)
     trained = train(dataset_of(), MLP, QUICK)
@@ -114,7 +114,7 @@ def test_the_run_tells_all_of_a_classification(dataset_of, tmp_path: Path):
     assert any("loss" in note and "rate" in note and "left" in note for note in notes)
 
 
-def test_a_regression_is_told_in_the_units_of_its_label(dataset_of, tmp_path: Path):
+def test_a_regression_is_logged_in_the_units_of_its_label(dataset_of, tmp_path: Path):
     trained = train(dataset_of(is_regression=True), MLP, QUICK)
     figures = mlflow_runs.client().get_run(trained.run_id).data.metrics
     assert trained.val_score == pytest.approx(figures["best_val_rmse"], rel=1e-4)
@@ -125,14 +125,14 @@ def test_a_regression_is_told_in_the_units_of_its_label(dataset_of, tmp_path: Pa
     assert errors == sorted(errors, reverse=True)
 
 
-def test_a_training_part_that_is_large_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_training_split_is_read_from_disk(dataset_of, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(batches, "_MAX_BYTES", 1000)
     trained = train(dataset_of(), MLP, QUICK)
     assert trained.val_score > 0.8
     assert "val_per_class.json" in artifacts_of(trained)
 
 
-def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_comes_of_it(dataset_of, home: Path):
+def test_privacy_and_initial_weights_of_a_training_are_recorded_downstream(dataset_of, home: Path):
     dataset, model = dataset_of(), MLP.model_copy(update={"norm": "none"})
     first = train(dataset, model, QUICK.model_copy(update={"explain": None, "slices": ()}))
     folder = settings().path(first.uri).parent
@@ -155,7 +155,7 @@ def test_what_a_private_training_promised_and_began_with_is_told_of_all_that_com
     assert [candidate.name for candidate in options.candidates] == ["fp32", "int8"]
 
 
-def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Path, tmp_path: Path):
+def test_missing_or_damaged_initial_weights_are_reported_before_the_run(home: Path, tmp_path: Path):
     stated = StartFrom(network="begin")
     assert stated.absolute(tmp_path) == stated  # a name in the registry
     with pytest.raises(DataMissing, match="no begin"):
@@ -173,7 +173,7 @@ def test_weights_that_are_not_there_or_damaged_are_named_before_the_run(home: Pa
     assert unknown.value.required == "a version of kept; it has none"
 
 
-def test_a_stage_killed_in_the_middle_of_training_ends_in_the_same_weights(dataset_of, home: Path, tmp_path: Path):
+def test_a_stage_killed_during_training_ends_with_the_same_weights(dataset_of, home: Path, tmp_path: Path):
     dataset = dataset_of()
     files = [tmp_path / name for name in ("dataset", "model", "training")]
     for path, document in zip(files, (dataset, MLP, LONG), strict=True):
