@@ -1,8 +1,8 @@
-"""The eight stages as Kedro's nodes, in a project of its smallest form, which `kedro run` runs.
+"""The eight stages as Kedro nodes, in a minimal project for `kedro run`.
 
-    python by_kedro.py FOLDER    makes the project
+    python by_kedro.py FOLDER    creates the project
 
-What a node returns is held in memory, as Kedro does by default.
+Kedro keeps what a node returns in memory by default.
 """
 
 from __future__ import annotations

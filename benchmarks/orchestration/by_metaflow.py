@@ -1,6 +1,6 @@
-"""The eight stages as Metaflow's steps: `python by_metaflow.py run`. Each step is a process, as Metaflow runs them.
+"""The eight stages as Metaflow's steps: `python by_metaflow.py run`. Metaflow runs each step in a process.
 
-Its first step has to be named `start` and its last `end`: they are our first and our last stage.
+Metaflow requires the names `start` and `end`, which are our first and last stage.
 """
 
 from __future__ import annotations

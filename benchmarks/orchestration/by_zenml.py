@@ -1,7 +1,6 @@
-"""The eight stages as ZenML's steps, on its default stack: `python by_zenml.py [--no-cache]`.
+"""The eight stages as ZenML steps on its default stack: `python by_zenml.py [--no-cache]`.
 
-What a step returns is kept by its pickling materializer. Its cache, which is on by default, skips steps whose inputs
-and code are as before.
+A pickling materializer stores what a step returns. The cache, on by default, skips unchanged steps.
 """
 
 from __future__ import annotations

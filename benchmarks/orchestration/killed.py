@@ -1,10 +1,10 @@
-"""A run killed again and again in the middle of its training, beside one that nobody disturbs: do both end alike?
+"""Compares a run that is killed repeatedly during training with an undisturbed one.
 
     BLOOMERY_DATA=… python benchmarks/orchestration/killed.py [--kills 3] [--epochs 3] [--every-steps 20] [recipe …]
 
-`bloomery run` gets SIGKILL whenever it has kept another checkpoint, `--kills` times, and is started again each time;
-nothing is set aside for it. Then both runs' digests are compared stage by stage: rows, encoded parts, weights, every
-ONNX file, bento. It prints a Markdown table, and ends with 1 if any digest differs.
+`bloomery run` gets SIGKILL after each new checkpoint, `--kills` times, and is restarted each time. Then the digests of
+both runs are compared stage by stage: rows, encoded splits, weights, every ONNX file, bento. It prints a Markdown
+table, and ends with 1 if any digest differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA = {"BLOOMERY_DATA": os.environ.get("BLOOMERY_DATA", "")}
 
 
 def shortened(name: str, folder: Path, epochs: int, every_steps: int) -> Path:
-    """A recipe as it stands but for a short training whose champion need not be good."""
+    """Returns the recipe with a short training and loose gates."""
     recipe = yaml.safe_load((ROOT / "deployments" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
     recipe["contract"] = str(ROOT / "data_contracts" / "contracts" / recipe["contract"])
     recipe["training"] |= {"epochs": epochs, "checkpoints": {"every_steps": every_steps}}
@@ -52,7 +52,7 @@ def started(recipe: Path, home: Path) -> subprocess.Popen[str]:
 
 
 def killed(recipe: Path, home: Path, kills: int) -> list[int]:
-    """The steps at which the run was killed; each kill waits for a checkpoint that was not there before."""
+    """Kills the run after each new checkpoint. Returns the steps at which it was killed."""
     seen: set[str] = set()
     steps: list[int] = []
     for _ in range(kills):

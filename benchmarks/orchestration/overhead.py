@@ -1,24 +1,24 @@
-"""What orchestration costs: `bloomery run` against the same stage functions in plain Python, in turns.
+"""Measures the overhead of orchestration: `bloomery run` and the same stages in plain Python, in turns.
 
     python benchmarks/orchestration/overhead.py [--rounds 1] [--server off on postgres] [--epochs N | --recipe NAME]
 
 `--epochs 400` trains `digits` for that many epochs, so that the run takes a minute or more; `--recipe pendigits` runs a
-recipe with data of its own, which BLOOMERY_DATA names. `--server` says which of them to measure:
+recipe whose data is in BLOOMERY_DATA. `--server` selects the servers:
 
-- off: no standing server. `bloomery run` starts its own for a run; MLflow keeps to a file of the state folder;
-- on: a Prefect server and an MLflow server, each on its SQLite file, which both forms use as far as they need them;
+- off: no permanent server. `bloomery run` starts its own for a run; MLflow uses a file of the state folder;
+- on: a Prefect server and an MLflow server, each on its SQLite file, used by both forms;
 - postgres: both servers on one PostgreSQL.
 
 Each round runs both forms from the start of the process to its end:
 
-- cold: an empty state folder. With the server off Prefect's and MLflow's databases are made too (plain Python makes
-  MLflow's alone); standing servers have made theirs before;
+- cold: an empty state folder. With the server off Prefect's and MLflow's databases are created too (plain Python
+  creates MLflow's only); permanent servers have theirs already;
 - warm (server off): a state folder with both databases, without any stage output;
 - again: nothing changed, every stage found.
 
-It prints Markdown: wall-clock and processor seconds (of all processes, the standing servers' own beside them), what a
-no-change re-run takes beyond a process that imports the same modules, the seconds of each stage, and whether all runs
-gave the same digests.
+It prints Markdown: wall-clock and processor seconds (of all processes, with those of permanent servers listed
+separately), what a no-change re-run takes beyond importing the same modules, the seconds of each stage, and
+whether all runs produced the same digests.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Taken(NamedTuple):
 
 
 class Measuring(NamedTuple):
-    """What all runs of one `--server` share."""
+    """Settings that all runs of one `--server` share."""
 
     recipe: str
     folder: Path
@@ -118,7 +118,7 @@ class Measuring(NamedTuple):
         return Taken(spent, servers_s, result["release"], result["stages"])
 
     def imports(self, home: Path) -> Spent:
-        """A process that imports what a no-change re-run imports, and does nothing with it."""
+        """Runs a process that only imports what a no-change re-run imports."""
         names = str(self.folder / "modules.json")
         traced = [sys.executable, self.script("traced", TRACED), names, "run", self.recipe, "--json"]
         spend(traced, self.environment(home))
@@ -126,7 +126,7 @@ class Measuring(NamedTuple):
 
 
 def without_outputs(home: Path) -> None:
-    """Leave the databases, remove every stage output and bento: the next run computes all."""
+    """Removes every stage output and bento but not the databases, so the next run computes all stages."""
     for folder in ("stages", "bentoml"):
         shutil.rmtree(home / folder)
 
@@ -144,7 +144,7 @@ def temperatures(server: str) -> tuple[str, ...]:
 
 
 def one_round(measuring: Measuring, server: str, number: int) -> dict[str, Any]:
-    """Both forms at every temperature; which of them goes first changes from round to round."""
+    """Runs both forms in every state; the order alternates between rounds."""
     homes = {form: measuring.folder / f"{form}-{number}" for form in FORMS}
     result: dict[str, Any] = {}
     for temperature in temperatures(server):
@@ -180,7 +180,7 @@ def measured_with(server: str, recipe: str, folder: Path) -> Iterator[Measuring]
 
 
 def lengthened(epochs: int, folder: Path) -> str:
-    """`digits` with so many epochs, as a recipe of its own."""
+    """Writes the recipe `digits` with this number of epochs."""
     recipe = yaml.safe_load((ROOT / "deployments" / "recipes" / "digits.yaml").read_text(encoding="utf-8"))
     recipe["contract"] = str(ROOT / "data_contracts" / "contracts" / recipe["contract"])
     recipe["training"] |= {"epochs": epochs}

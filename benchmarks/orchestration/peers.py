@@ -1,9 +1,9 @@
-"""The same eight stages on `digits` run by `bloomery run`, Kedro, Metaflow and ZenML, in turns.
+"""Runs the same eight stages on `digits` with `bloomery run`, Kedro, Metaflow and ZenML, in turns.
 
     python benchmarks/orchestration/peers.py --kedro …/kedro/bin/python --metaflow …/metaflow/bin/python \
         --zenml …/zenml/bin/python [--rounds 1] [--warm]
 
-Each peer has an environment of its own, for their requirements contradict each other's, which finds ours behind it:
+Each peer has its own environment, since their requirements conflict; it falls back to ours:
 
     for peer in kedro==1.7.0 metaflow==2.19.39 "zenml[local]==0.98.0"; do
         folder=/tmp/peers/$(echo $peer | cut -d= -f1 | cut -d[ -f1); python -m venv $folder
@@ -11,14 +11,14 @@ Each peer has an environment of its own, for their requirements contradict each 
         python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $folder/lib/python3.11/site-packages/zz.pth
     done
 
-(where `python` is the one that Bloomery is installed for). A peer that is not given, or that fails, is left out, and
-the output says so.
+(`python` is the interpreter with Bloomery). A peer that is not given, or that fails, is left out, and the output says
+so.
 
-- cold: nothing is there: no stage output, no database, neither ours nor the peer's (its own set-up command has run);
-- warm, with --warm: all databases are there, no stage output, nothing is taken from a peer's cache;
+- cold: no stage outputs and no databases, neither ours nor the peer's (its own set-up command has run);
+- warm, with --warm: all databases exist, no stage outputs, and nothing comes from a peer's cache;
 - again: nothing changed.
 
-Nothing needs a network, and nobody's telemetry is on. It prints Markdown.
+It needs no network, and all telemetry is off. It prints Markdown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HOW_AGAIN = {
 
 
 class Form(NamedTuple):
-    """One way of running the stages. `set_up` runs once in the empty folder; `warm` where `run` would take a cache."""
+    """One way of running the stages. `set_up` runs once in the empty folder; `warm` replaces `run` if it caches."""
 
     name: str
     python: str
@@ -69,7 +69,7 @@ def forms(kedro: str | None, metaflow: str | None, zenml: str | None) -> list[Fo
 
 
 def told(folder: Path) -> dict[str, str]:
-    """The environment of every form: its own folders, no telemetry, our modules on the path."""
+    """Returns the environment of a form: its own folders, no telemetry, our modules on the path."""
     return environment(
         folder / ".bloomery",
         PYTHONPATH=f"{ROOT}:{HERE}",
@@ -88,7 +88,7 @@ def told(folder: Path) -> dict[str, str]:
 
 
 def one_form(form: Form, folder: Path, temperatures: list[str]) -> dict[str, Spent]:
-    """Every temperature of one form, in an empty folder that is removed afterwards.
+    """Runs one form in every state, in an empty folder that is removed afterwards.
 
     Raises:
         Failed: a command of it did, or a first run has left no champion's record.
@@ -114,7 +114,7 @@ def one_form(form: Form, folder: Path, temperatures: list[str]) -> dict[str, Spe
 
 
 def prefect_import_s(python: str) -> float:
-    """Processor seconds that a process takes more for importing what our stages import of Prefect."""
+    """Returns the extra processor seconds for importing what our stages import of Prefect."""
     imports = "from prefect import Task; import prefect.context, prefect.states"
     with tempfile.TemporaryDirectory() as folder:
         variables = told(Path(folder))

@@ -1,4 +1,4 @@
-"""Standing servers for a benchmark: Prefect's and MLflow's, on their own SQLite files or on a real PostgreSQL.
+"""Permanent Prefect and MLflow servers for a benchmark, on SQLite files or on PostgreSQL.
 
 They are started with the commands of `deployments/compose.yaml`, and end with the `with` block.
 """
@@ -26,13 +26,13 @@ _PATIENCE_S = 180
 
 
 class Servers(NamedTuple):
-    """Where they answer, as an engine's variables, and the processes whose seconds count."""
+    """The addresses as environment variables, and the processes whose seconds count."""
 
     variables: dict[str, str]
     pids: tuple[int, ...]
 
     def processor_s(self) -> float:
-        """Processor seconds of the servers and all their processes until now."""
+        """Returns the processor seconds of the servers and all their processes so far."""
         total = 0.0
         for pid in self.pids:
             with contextlib.suppress(psutil.Error):
@@ -45,14 +45,14 @@ class Servers(NamedTuple):
 
 
 def postgres_program(name: str) -> str | None:
-    """One of PostgreSQL's programs, which Debian does not put on the path; None where it is not installed."""
+    """Finds one of PostgreSQL's programs, which Debian does not put on the path; None if it is not installed."""
     there = [*map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), shutil.which(name)]
     return next(filter(None, there), None)
 
 
 @contextlib.contextmanager
 def standing(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
-    """Both servers, ready to answer, with everything that they keep in `folder`."""
+    """Starts both servers with their files in `folder`, and yields them once they respond."""
     with contextlib.ExitStack() as stack:
         prefect_store, mlflow_store = {}, f"sqlite:///{folder}/mlflow.db"
         database = None
@@ -100,7 +100,7 @@ def standing(folder: Path, *, on_postgres: bool) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def _postgres() -> Iterator[tuple[int, int]]:
-    """Process id and port of a PostgreSQL with our two databases. It keeps its files as it does by default, synced."""
+    """Yields process id and port of a PostgreSQL with both databases and default durability."""
     initdb, server, psql = (postgres_program(name) for name in ("initdb", "postgres", "psql"))
     if initdb is None or server is None or psql is None:
         raise SystemExit("PostgreSQL is not installed")

@@ -1,6 +1,6 @@
-"""Seconds and processor seconds of a command with all processes that it leaves behind, and tables of them.
+"""Measures wall and processor seconds of a command and all processes that it leaves behind, and formats tables.
 
-Linux alone: orphans are handed to this module's process, which waits for them, so that the system counts every one.
+Linux only: this module's process adopts orphans and waits for them, so that the system counts all of them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Spent(NamedTuple):
 
 
 class Failed(Exception):
-    """A command ended otherwise than well; says how it ended and what it printed last."""
+    """A command failed; the message has its exit code and last output."""
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without what would move an engine elsewhere; the state folder is `home`."""
+    """Returns this process's environment without variables that redirect an engine; the state folder is `home`."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) or name == "BLOOMERY_DATA"
     }
@@ -44,7 +44,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def spend(command: Sequence[str], told: Mapping[str, str], *, cwd: Path = ROOT, timeout_s: float = 900) -> Spent:
-    """Run `command` to its end and to that of every process that it has started.
+    """Runs `command` until it and every process that it started have ended.
 
     Raises:
         Failed: it ended with anything but 0, or ran past `timeout_s`.
@@ -83,7 +83,7 @@ def _end_group(group: int) -> None:
 
 
 def _wait_for_all(figures: str, command: Sequence[str]) -> int:
-    """Start `command`, wait for it and its orphans, write `[wall, processor seconds]`; returns how it ended."""
+    """Runs `command`, waits for it and its orphans, and writes `[wall, processor seconds]`. Returns the exit code."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     start = time.perf_counter()
     first = subprocess.Popen(command)
@@ -113,17 +113,17 @@ def machine(num_rounds: int) -> str:
 
 
 def listed(figures: Sequence[float], digits: int = 1) -> str:
-    """`48.5 / 52.2`: every round, for one machine's rounds differ."""
+    """Formats every round, since rounds differ: `48.5 / 52.2`."""
     return " / ".join(f"{figure:.{digits}f}" for figure in figures)
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over rounds of what one took by what the other took in the same round."""
+    """Returns the median over rounds of the ratio of two measurements."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table, whose first column is text and whose others are figures."""
+    """Formats a Markdown table whose first column is text and whose others are numbers."""
     lines = [heads, ["---", *(["---:"] * (len(heads) - 1))], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

@@ -1,6 +1,6 @@
-"""The eight stages on `digits` as plain functions of what a peer hands on: each takes records and returns one.
+"""The eight stages on `digits` as plain functions for the peers: each takes records and returns one.
 
-They are the stages of `bloomery run`, so a peer's run computes and writes the same, tracker and registry included.
+They are the stages of `bloomery run`, so a peer's run computes and writes the same, including tracker and registry.
 """
 
 from __future__ import annotations

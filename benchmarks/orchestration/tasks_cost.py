@@ -1,12 +1,12 @@
-"""What one task costs: N trivial stages, made as ours are, called plainly and as Prefect tasks of one flow.
+"""Measures the cost of one task: N trivial stages, called directly and as Prefect tasks of one flow.
 
     python benchmarks/orchestration/tasks_cost.py [--tasks 100] [--rounds 3] [--server off on postgres]
 
-`--server` is as in `overhead.py`: the server that `bloomery run` starts for itself, a standing one, one on PostgreSQL.
-N stages are called in each of three ways in one process, always with outputs that are not there yet: the bare function,
-the stage called plainly (which writes its output whole, with fsync), and the stage as a task. It prints milliseconds
-per call, and processor milliseconds of the process and of the servers behind it, as a Markdown table. Those of standing
-servers hold all that they did from the process's start to its end, the flow's own and idle services included.
+`--server` is as in `overhead.py`: the server that `bloomery run` starts, a permanent one, or one on PostgreSQL. N
+stages are called in each of three ways in one process, always with new outputs: the bare function, the stage called
+directly (which writes its output atomically, with fsync), and the stage as a task. It prints milliseconds per call, and
+processor milliseconds of the process and of its servers, as a Markdown table. Those of permanent servers include
+everything from the process's start to its end, also the flow itself and idle services.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CALLS = ("function", "stage", "task")
 
 
 def inner(num_tasks: int) -> dict[str, list[float]]:
-    """Milliseconds, processor milliseconds here and those of a server of our own, per call, for each way of calling."""
+    """Returns wall, own and server processor milliseconds per call, for each way of calling."""
     import psutil
 
     from bloomery.flows.execution.ephemeral_server import ephemeral_prefect_api
