@@ -259,9 +259,20 @@ _MOVE = (
 def copy_of(home: Path, folder: Path) -> Path:
     """A state folder below `folder` like the one at `home`, MLflow's absolute paths moved with it."""
     copy = folder / ".bloomery"  # hidden, like the default
-    shutil.copytree(home, copy)
-    subprocess.run([sys.executable, "-c", _MOVE, copy / "mlflow" / "mlflow.db", str(home), str(copy)], check=True)
+    copy_state(home, copy)
     return copy
+
+
+def copy_state(home: Path, copy: Path) -> None:
+    """Puts all that the state folder `home` holds into `copy`, MLflow's absolute paths moved with it."""
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns("mlflow.db*"), dirs_exist_ok=True)
+    database = copy / "mlflow" / "mlflow.db"
+    with (
+        closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as source,
+        closing(sqlite3.connect(database)) as target,
+    ):
+        source.backup(target)
+    subprocess.run([sys.executable, "-c", _MOVE, database, str(home), str(copy)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.tracking import mlflow_runs
 from bloomery.tasks.train.stage import train
+from tests.conftest import copy_state
 
 pytestmark = pytest.mark.slow
 
@@ -92,10 +93,22 @@ def test_rows_without_a_label_teach_students_and_nothing_else(checked_rows_of, h
     assert taught > untaught + 0.1
 
 
+@pytest.fixture(scope="module")
+def trained_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder in which the network of these tests was trained, once the first of them has done so."""
+    return tmp_path_factory.mktemp("trained") / "home"
+
+
 @pytest.fixture
-def trained(dataset: Dataset) -> TrainedNetwork:
+def trained(dataset: Dataset, trained_state: Path, home: Path) -> TrainedNetwork:
     model = Mlp(kind="mlp", hidden=(64, 64), norm="none", dropout=0.0)
-    return train(dataset, model, Training(epochs=12, learning_rate=1e-2, explain=None))
+    is_first = not trained_state.exists()
+    if not is_first:
+        copy_state(trained_state, home)  # in which the stage is found
+    network = train(dataset, model, Training(epochs=12, learning_rate=1e-2, explain=None))
+    if is_first:
+        copy_state(home, trained_state)
+    return network
 
 
 def test_a_search_keeps_what_none_is_better_than_and_tells_of_all_that_it_tried(trained: TrainedNetwork) -> None:

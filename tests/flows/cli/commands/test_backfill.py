@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid, SettingInvalid
-from bloomery.flows.cli.commands.backfill import _recipes, _require_data
+from bloomery.flows.cli.commands.backfill import _recipes, _require_data, _run_all, _Running
 from bloomery.flows.recipe.recipe import read_recipe
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,7 +47,7 @@ features:
   inputs: [{kind: number, columns: [miles]}]
   split: {train: 0.6, val: 0.1, test: 0.3, salt: trips}
 model: {kind: mlp, hidden: [4]}
-training: {epochs: 1, seed: 0}
+training: {epochs: 1, seed: 0, explain: null}
 compression: {candidates: [{name: fp32}]}
 gates: {champion_rise: 99, num_rows: 10}
 """
@@ -103,6 +103,25 @@ def test_a_backfill_requires_the_data_of_every_period(dated: Path, home: Path) -
     assert "1 of 4 periods have no data:\n  2019-04: there is no csv file" in caught.value.found
 
 
+@pytest.mark.parametrize(("keep_going", "last"), [(False, "not run"), (True, "failed")])
+def test_after_a_failure_no_period_starts_unless_told_to_keep_going(
+    dated: Path, home: Path, monkeypatch: pytest.MonkeyPatch, keep_going: bool, last: str
+) -> None:
+    """With a process that fails at once in the place of each run."""
+    error = {"error": "ContractBroken", "found": "a column is missing", "exit_code": 3}
+
+    def fail(reference: str, period: str) -> _Running:
+        out = dated.parent / f"{period}.json"
+        out.write_text(json.dumps(error))
+        return _Running(period, time.monotonic(), subprocess.Popen(["false"], stdin=subprocess.DEVNULL), out)
+
+    monkeypatch.setattr("bloomery.flows.cli.commands.backfill._start", fail)
+    recipes = _recipes(str(dated), "2019-01", "2019-02")
+    results = list(_run_all(str(dated), recipes, 1, keep_going, lambda line: None))
+    assert [result.outcome for result in results] == ["failed", last]
+    assert results[0].error == error
+
+
 @pytest.mark.slow
 def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
     dated: Path, home: Path, prefect: str, sharing: Bloomery, clean_environment: Callable[..., dict[str, str]]
@@ -120,9 +139,6 @@ def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
     code, told = fill("2019-02", "--concurrency", "2", "--keep-going")
     assert told == [("failed", None, None), ("released", 1, "champion")]
     assert code == 3
-    # Without --keep-going no further period starts.
-    code, told = fill("2019-02")
-    assert (code, told) == (3, [("failed", None, None), ("not run", None, None)])
     second.write_text(good)
 
     killed = subprocess.Popen(
