@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file, digest_of_table
+from tests.examples import examples
 
 DOCUMENTS = st.recursive(
     st.none()
@@ -56,14 +57,14 @@ def cut(table: pa.Table, at: list[int]) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
 def test_a_table_has_one_digest_however_it_is_cut_into_chunks(data, table):
     edges = data.draw(st.lists(st.integers(0, table.num_rows), max_size=4))
     assert digest_of_table(cut(table, edges)) == digest_of_table(table)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
 def test_a_slice_has_the_digest_of_the_same_rows_alone(data, table):
     start = data.draw(st.integers(0, table.num_rows))
@@ -72,13 +73,13 @@ def test_a_slice_has_the_digest_of_the_same_rows_alone(data, table):
     assert digest_of_table(table.slice(start, length)) == digest_of_table(alone)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(one=tables(max_columns=1, max_rows=2), other=tables(max_columns=1, max_rows=2))
 def test_two_tables_have_one_digest_exactly_if_they_are_equal(one, other):
     assert (digest_of_table(one) == digest_of_table(other)) == one.equals(other)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), table=tables())
 def test_changing_any_one_cell_changes_the_digest(data, table):
     assume(table.num_rows)
@@ -143,7 +144,7 @@ def test_the_words_of_a_dictionary_column_count():
     assert digest_of_table(one) != digest_of_table(other)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(document=DOCUMENTS, seed=st.integers(0, 9))
 def test_a_document_has_one_digest_whatever_the_order_of_its_keys(document, seed):
     assert digest_of_document(_shuffled(document, random.Random(seed))) == digest_of_document(document)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bloomery.data_contracts.expressions.parser import find_violations, parse_condition, referenced_columns
 from bloomery.data_contracts.expressions.row_evaluator import FallBackToArrow, compile_for_row
+from tests.examples import examples
 
 SCHEMA = pa.schema(
     [
@@ -135,7 +136,7 @@ def broken(text: str, table: pa.Table) -> list[bool]:
     return found
 
 
-@settings(deadline=None, max_examples=250, phases=set(Phase) - {Phase.shrink})
+@settings(deadline=None, max_examples=examples(250), phases=set(Phase) - {Phase.shrink})
 @given(text=CONDITION.map(lambda text: f"({text}) OR (b AND d IS NULL)"), rows=st.lists(ROW, min_size=1, max_size=12))
 def test_a_condition_means_what_duckdb_says(engine, text, rows):
     schema = SCHEMA.remove(SCHEMA.get_field_index("a"))
@@ -187,7 +188,7 @@ def whole_expression(draw: st.DrawFn, depth: int = 2) -> tuple[str, Any]:
     return f"({left} {kind} {right})", lambda x, y: combine(left_of(x, y), right_of(x, y))
 
 
-@settings(deadline=None, max_examples=250, phases=set(Phase) - {Phase.shrink})
+@settings(deadline=None, max_examples=examples(250), phases=set(Phase) - {Phase.shrink})
 @given(
     left=whole_expression(),
     right=whole_expression(),
@@ -206,7 +207,7 @@ def test_whole_numbers_are_exact_however_large(left, right, comparison, rows):
     assert found == [not COMPARISONS[comparison](left[1](x, y), right[1](x, y)) for x, y in rows]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     whole=whole_expression(1),
     comparison=st.sampled_from(list(COMPARISONS)),
@@ -221,7 +222,7 @@ def test_a_whole_number_beside_a_real_one_is_not_rounded(whole, comparison, rows
     assert broken(f"f {comparison} {whole[0]}", table) == mirrored
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(text=CONDITION, rows=st.lists(ROW, min_size=2, max_size=12), cut=st.integers(0, 12))
 def test_batches_are_asked_as_the_whole_is(text, rows, cut):
     schema = SCHEMA.remove(SCHEMA.get_field_index("a"))

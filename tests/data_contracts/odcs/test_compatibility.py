@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.odcs.compatibility import diff_contracts, is_at_least, required_version
 from bloomery.data_contracts.odcs.contract import Contract
+from tests.examples import examples
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "id", "logicalType": "integer", "physicalType": "int32", "primaryKey": True},
@@ -164,7 +165,7 @@ EDITS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(edits=st.lists(EDITS, max_size=4))
 def test_nothing_is_told_of_equal_contracts_and_something_of_all_others(contract_of, edits):
     columns = copy.deepcopy(COLUMNS)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import ContractInvalid, DataMissing
 from bloomery.data_contracts.odcs.contract import Contract, read_contract
 from bloomery.data_contracts.odcs.rules import Rule
+from tests.examples import examples
 
 NUMBER = {"name": "v", "logicalType": "integer", "required": True}
 
@@ -71,7 +72,7 @@ def test_a_rule_about_elements_belongs_to_their_column():
     assert Rule(target="image", kind="required").column == "image"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     options=st.dictionaries(
         st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]), st.integers(-3, 3), min_size=1

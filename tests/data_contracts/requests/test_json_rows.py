@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
+from tests.examples import examples
 
 SMALL = st.integers(-4, 4)
 WIDTHS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
@@ -153,7 +154,7 @@ def problems(check: JsonRowParser, rows: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", COLUMNS)
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=examples(60),
     phases=set(Phase) - {Phase.shrink},  # the cells say enough, and far sooner
     suppress_health_check=[HealthCheck.filter_too_much],
 )
@@ -398,7 +399,7 @@ def test_the_endpoint_documents_the_limits(image_check):
     assert image["items"] == {"type": "integer", "minimum": 0, "maximum": 16}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     rows=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -426,7 +427,7 @@ def expression(text: str, **keys: Any) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     text=st.sampled_from(["a <= b", "a < b OR c = 'x'", "c IS NOT NULL AND a + 1 > b", "length(c) = a", "a / b > 1"]),
     rows=st.lists(

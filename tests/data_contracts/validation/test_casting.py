@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
+from tests.examples import examples
 
 TIME = pa.timestamp("us", "UTC")
 INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32()]
@@ -52,7 +53,7 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data())
 def test_the_text_of_any_value_gives_it_back(kind, data):
     value, text = data.draw(values_of(kind))
@@ -68,7 +69,7 @@ NEARLY = st.text(LIKELY, max_size=12) | st.text(max_size=6) | st.from_regex(r"\A
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(texts=st.lists(st.none() | NEARLY, max_size=8))
 def test_whatever_the_text_it_is_read_or_unfit_and_its_neighbours_do_not_matter(kind, texts):
     together, unfit = cast_column(pa.array(texts, pa.string()), kind)

@@ -24,6 +24,7 @@ from bloomery.data_contracts.validation.expectation_suite import (
     describe_rule,
     rule_successes,
 )
+from tests.examples import examples
 
 NASTY = "<script>alert(1)</script>"
 ODD = "$column ${rule} $$x {{7*7}} {% raw %} %s \\1 & \"q\" 'p' &lt; \U0001f600"
@@ -132,7 +133,7 @@ def test_great_expectations_decides_as_the_counts_do():
 MAP_RULES = [rule for rule in RULES if rule.kind not in TABLE_NUMBERS]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(rule=st.sampled_from(MAP_RULES), data=st.data())
 def test_the_tolerance_is_kept_to_the_last_row(rule, data):
     percent = data.draw(st.integers(0, 99) | st.sampled_from([0.1, 0.3, 12.5, 33.3]))

@@ -26,6 +26,7 @@ from bloomery.data_contracts.validation.row_checks import (
     require_valid_text,
     row_rules,
 )
+from tests.examples import examples
 
 LIMITS = st.integers(-3, 3) | st.sampled_from([-0.5, 0.5, 2.5, -200, 300, 70_000, -1e9, 1e300])
 WHOLE = st.integers(-4, 4) | st.sampled_from(
@@ -157,7 +158,7 @@ def is_taken(check: JsonRowParser, row: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=examples(40),
     phases=set(Phase) - {Phase.shrink},
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )

@@ -13,9 +13,10 @@ from bloomery.models.compression.low_rank import factorize
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters
 from bloomery.models.networks.config import Mlp, Rnn, Transformer
+from tests.examples import examples
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(rows=st.integers(16, 200), columns=st.integers(16, 200), share=st.floats(0.05, 0.95), seed=st.integers(0, 9))
 def test_the_product_is_the_best_of_its_rank_and_loses_the_share_of_parameters(rows, columns, share, seed):
     torch.manual_seed(seed)

@@ -27,6 +27,7 @@ from bloomery.models.evaluation.metrics import (
     rmse_rise,
     roc_auc,
 )
+from tests.examples import examples
 
 
 def right(num_right: int, num_rows: int) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_wilson_interval_equals_published_values(num_right, num_rows, low, high)
     assert interval.value == num_right / num_rows
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(num_rows=st.integers(1, 500), data=st.data())
 def test_wilson_interval_contains_the_proportion_and_is_within_zero_and_one(num_rows, data):
     interval = accuracy(right(data.draw(st.integers(0, num_rows)), num_rows))
@@ -83,7 +84,7 @@ def test_wilson_interval_covers_the_true_proportion_in_95_percent(num_rows):
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(rows=st.lists(st.booleans(), min_size=1, max_size=50), seed=st.integers(0, 9))
 def test_accuracy_is_independent_of_the_order_of_rows(rows, seed):
     correct = np.array(rows)
@@ -97,7 +98,7 @@ def test_tango_interval_equals_published_values():
     assert (interval.value, interval.low, interval.high) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(COUNTS)
 def test_tango_limits_are_where_the_score_leaves_the_band(counts):
     before, after = pairs(*counts)
@@ -121,7 +122,7 @@ def score(lost: int, gained: int, num_rows: int, drop: float) -> float:
     return (lost - gained - num_rows * drop) / math.sqrt(num_rows * (2 * share + drop * (1 - drop)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(COUNTS)
 def test_tango_interval_contains_the_drop(counts):
     before, after = pairs(*counts)
@@ -130,7 +131,7 @@ def test_tango_interval_contains_the_drop(counts):
     assert -1 <= interval.low <= interval.value <= interval.high <= 1
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(COUNTS)
 def test_swapping_the_models_negates_the_interval(counts):
     before, after = pairs(*counts)
@@ -138,7 +139,7 @@ def test_swapping_the_models_negates_the_interval(counts):
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(num_rows=st.integers(1, 5000), num_right=st.integers(0, 5000))
 def test_the_interval_of_identical_predictions_depends_on_the_number_of_rows(num_rows, num_right):
     correct = right(num_right, num_rows)
@@ -147,7 +148,7 @@ def test_the_interval_of_identical_predictions_depends_on_the_number_of_rows(num
     assert (interval.value, interval.low, interval.high) == pytest.approx((0, -width, width), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(COUNTS, st.integers(0, 9))
 def test_the_accuracy_drop_is_independent_of_the_order_of_rows(counts, seed):
     before, after = pairs(*counts)
@@ -170,7 +171,7 @@ def test_tango_interval_covers_the_true_drop_in_at_least_93_percent(num_rows, sh
     assert sum(chance for chance, interval in likely if interval.low <= drop <= interval.high) >= 0.93
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=60))
 def test_the_confusion_matrix_counts_pairs(rows):
     truth, answers = (np.array([row[side] for row in rows], dtype=np.int64) for side in (0, 1))
@@ -179,7 +180,7 @@ def test_the_confusion_matrix_counts_pairs(rows):
     assert all(counts[one, other] == rows.count((one, other)) for one in range(5) for other in range(5))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.integers(2, 60), st.integers(0, 999), st.floats(0.01, 1e6), st.floats(-1e6, 1e6))
 def test_rmse_scales_with_the_label_and_ignores_its_offset(num_rows, seed, unit, origin):
     truth, answers = np.random.default_rng(seed).normal(size=(2, num_rows))
@@ -249,7 +250,7 @@ def test_block_length_grows_with_autocorrelation():
     assert block_length(np.ones(100)) == block_length(np.arange(5.0)) == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=40))
 def test_roc_auc_is_the_fraction_of_correctly_ordered_pairs(rows):
     positive, scores = (np.array([row[side] for row in rows]) for side in (0, 1))

@@ -41,6 +41,7 @@ from bloomery.models.networks.config import Cnn, Mlp, Model, Rnn, Transformer
 from bloomery.models.training.config import AttributionMethod, Loop
 from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import evaluate, train
+from tests.examples import examples
 
 METHODS = get_args(AttributionMethod)
 LAYOUTS = {
@@ -232,7 +233,7 @@ def test_padding_has_no_weight(trained_network: Callable[..., nn.Module], kind: 
 
 
 @given(weights=st.lists(st.floats(-3, 3), min_size=6, max_size=6), seed=st.integers(0, 100))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_the_weights_of_a_linear_network_are_its_terms(weights: list[float], seed: int) -> None:
     layout = Layout(kind="flat", shape=(6,))
     network = nn.Linear(6, 1)

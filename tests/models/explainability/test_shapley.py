@@ -17,6 +17,7 @@ from bloomery.models.explainability.raw_columns import group_row, locate_groups,
 from bloomery.models.explainability.shapley import compute_shap_values, select_background
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import Encoder, encode, fit, partial_statistics
+from tests.examples import examples
 
 FEW, MANY = 100, 4096
 
@@ -43,7 +44,7 @@ def shapley_by_definition(x: np.ndarray, background: np.ndarray, group_index: np
     return shap_values
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(
     seed=st.integers(0, 1000),
     num_groups=st.integers(1, 5),

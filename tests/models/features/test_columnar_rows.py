@@ -16,6 +16,7 @@ from bloomery.data_contracts.requests.columnar_rows import ColumnarRows, ColumnK
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 from bloomery.models.features.statistics.arrow_arrays import column_elements, number_matrix
+from tests.examples import examples
 
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 KINDS = {name: getattr(pa, name)() for name in (*WHOLE, "float32", "float64", "bool_")}
@@ -42,7 +43,7 @@ def trained(source: dict[str, Any], table: pa.Table) -> Encoder:
     return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, labelled.to_batches())])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4))
 def test_numbers_are_read_like_arrow_columns(data, kinds):
     num_rows = data.draw(st.integers(1, 5))
@@ -56,7 +57,7 @@ def test_numbers_are_read_like_arrow_columns(data, kinds):
     assert found.tobytes() == number_matrix(rows.batch, list(columns)).tobytes()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), name=st.sampled_from(list(KINDS)), size=st.integers(0, 5))
 def test_list_elements_are_read_like_arrow_columns(data, name, size):
     kind = KINDS[name]
@@ -105,7 +106,7 @@ SHAPED: list[tuple[dict[str, Any], pa.DataType, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("source", "kind", "cells"), SHAPED)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(data=st.data())
 def test_shaped_inputs_are_encoded_like_arrow_columns(source, kind, cells, data):
     rows = rows_of(

@@ -36,6 +36,7 @@ from bloomery.models.features.encoder import (
     partial_statistics,
     read_encoder,
 )
+from tests.examples import examples
 
 COLUMNS = {
     "id": ("integer", None, True),
@@ -161,7 +162,7 @@ def fitted(table: pa.Table, features: Features = FEATURES) -> Encoder:
     return fit(features, summaries(features, table.to_batches()))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(table=TABLES, data=st.data())
 def test_the_encoder_is_independent_of_batches_partitions_and_order(table, data):
     batches = data.draw(st.permutations(cut(table, data)))
@@ -170,7 +171,7 @@ def test_the_encoder_is_independent_of_batches_partitions_and_order(table, data)
     assert fit(FEATURES, parted).model_dump_json() == fitted(table).model_dump_json()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(table=TABLES, other=TABLES, data=st.data(), is_training=st.booleans())
 def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, other, data, is_training):
     encoder = fitted(other)
@@ -182,7 +183,7 @@ def test_encoding_is_equal_for_all_rows_batches_and_single_rows(table, other, da
     assert encode(encoder, chunked, is_training=is_training).tobytes() == whole.tobytes()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(table=TABLES, other=TABLES, is_training=st.booleans())
 def test_valid_rows_are_encoded_as_finite_numbers(table, other, is_training):
     encoder = fitted(other)
@@ -196,7 +197,7 @@ def as_json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date) else value
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(table=TABLES, other=TABLES)
 def test_a_request_is_encoded_like_the_training_row(table, other):
     encoder = fitted(other)
@@ -252,7 +253,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
 
     rows: list[dict[str, Any]] = [FULL, {**FULL, "label": "y", "number": 7.0}]
 
-    @settings(max_examples=300, deadline=None, phases=[Phase.generate])
+    @settings(max_examples=examples(300), deadline=None, phases=[Phase.generate])
     @given(ROW)
     def draw(row: dict[str, Any]) -> None:
         rows.append(row)

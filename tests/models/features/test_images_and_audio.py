@@ -23,6 +23,7 @@ from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, p
 from bloomery.models.features.input_config import AudioInput
 from bloomery.models.features.kinds.audio import log_mel_spectrogram, power_spectrogram
 from bloomery.models.features.kinds.image import resize
+from tests.examples import examples
 
 KINDS = [pa.list_(pa.uint8()), pa.list_(pa.int64()), pa.large_list(pa.uint16()), pa.list_(pa.uint8(), 12)]
 PIXELS = st.lists(st.lists(st.integers(0, 255), min_size=12, max_size=12), min_size=2, max_size=8)
@@ -39,7 +40,7 @@ def image(**settings: Any) -> dict[str, Any]:
     return {"kind": "image", "column": "a", "shape": [3, 2, 2], **settings}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(rows=PIXELS, kind=st.sampled_from(KINDS), normalise=st.sampled_from(["standard", "per_channel", "unit", "none"]))
 def test_pixels_are_scaled_equally_for_every_type_and_batch(rows, kind, normalise):
     encoder, table = fitted(image(normalise=normalise), pa.array(rows, kind))
@@ -162,7 +163,7 @@ def test_a_text_becomes_its_token_ids():
     assert tokenizer.get_vocab_size() == 270
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
 def test_byte_pairs_are_independent_of_order_and_batches(texts, order):
     shuffled = order.sample(texts, len(texts))
@@ -180,7 +181,7 @@ def test_words_are_numbered_by_frequency_and_others_are_unknown():
     assert encode(encoder, read).tolist() == signs
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(texts=st.lists(st.none() | st.text(max_size=30), min_size=2, max_size=8), order=st.randoms())
 def test_words_are_independent_of_order_and_batches(texts, order):
     source = text(tokenizer="words", vocabulary_size=9, missing="empty")

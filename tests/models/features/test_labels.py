@@ -28,6 +28,7 @@ from bloomery.models.features.encoder import (
 from bloomery.models.features.kinds.category import fold_hashes
 from bloomery.models.features.kinds.target_encoding import exact_group_sums
 from bloomery.models.features.statistics.moments import UNIT_BITS
+from tests.examples import examples
 
 NUM_FOLDS = 3
 FIGURES = st.floats(-1e6, 1e6) | st.integers(-1000, 1000).map(float)
@@ -47,7 +48,7 @@ def fitted(labels: Any, words: list[Any] | None = None, size: int = 10**6, **cat
     return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(labels=LABELS)
 def test_decoding_inverts_standardising(labels):
     encoder, table = fitted(labels)
@@ -61,7 +62,7 @@ def test_decoding_inverts_standardising(labels):
     assert encoder.classes == ()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(labels=LABELS, order=st.randoms())
 def test_the_label_units_are_independent_of_order_and_batches(labels, order):
     assert fitted(order.sample(labels, len(labels)), size=1)[0].units == fitted(labels)[0].units
@@ -108,7 +109,7 @@ def test_outputs_of_a_classification_cannot_be_decoded():
         decode(encoder, np.zeros((2, 1), np.float32))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(allow_nan=False, allow_infinity=False)), max_size=20))
 def test_group_sums_are_exact(pairs):
     groups = np.array([group for group, _ in pairs], np.int64)
@@ -124,7 +125,7 @@ def target(rows: list[tuple[Any, float]], size: int = 10**6) -> tuple[Encoder, p
     return fitted(labels, words, size, encoding="target", num_folds=NUM_FOLDS, smoothing=2.0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(rows=ROWS, data=st.data())
 def test_regression_target_encoding_excludes_the_rows_own_label(rows, data):
     rows = [("a", 0.0), ("b", 1.0), *rows]
@@ -137,7 +138,7 @@ def test_regression_target_encoding_excludes_the_rows_own_label(rows, data):
     assert np.isfinite(x).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(rows=ROWS, order=st.randoms(), size=st.integers(1, 5))
 def test_regression_target_encoding_is_the_mean_label_shrunk_towards_0(rows, order, size):
     rows = [("a", 0.0), ("b", 1.0), *rows]

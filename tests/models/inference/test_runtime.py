@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bloomery.models.inference.runtime import create_session, run_session, softmax
+from tests.examples import examples
 
 LOGITS = arrays(
     np.float32,
@@ -17,7 +18,7 @@ LOGITS = arrays(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(LOGITS)
 def test_probabilities_sum_to_one_for_any_logits(logits_BK):
     shares_BK = softmax(logits_BK)
@@ -26,7 +27,7 @@ def test_probabilities_sum_to_one_for_any_logits(logits_BK):
     assert shares_BK.sum(axis=1) == pytest.approx(1, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(LOGITS)
 def test_a_larger_logit_never_has_a_smaller_probability(logits_BK):
     for logits_K, shares_K in zip(logits_BK, softmax(logits_BK), strict=True):

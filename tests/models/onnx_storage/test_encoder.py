@@ -21,6 +21,7 @@ from bloomery.models.onnx_storage.arithmetic_coder import ArithmeticDecoder, Ari
 from bloomery.models.onnx_storage.context_model import code_matrix, count_decisions, describe_matrix
 from bloomery.models.onnx_storage.decoder import decode
 from bloomery.models.onnx_storage.encoder import encode
+from tests.examples import examples
 
 TYPES = st.sampled_from(["float32", "float16", "float64", "int64", "int8", "uint8", "bool"])
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
@@ -51,7 +52,7 @@ def test_any_tensors_decode_to_the_last_bit(data):
     assert decode(encode(model)) == model
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(
     num_rows=st.integers(1, 20),
     num_columns=st.integers(1, 40),
@@ -68,7 +69,7 @@ def test_matrices_of_few_values_decode(num_rows, num_columns, density, values, s
 
 
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(1, 9), st.floats(0, 1), st.integers(0, 99))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 def test_a_coded_matrix_decodes(num_rows, num_columns, num_values, density, seed):
     random = np.random.default_rng(seed)
     codes = random.integers(1, num_values + 1, (num_rows, num_columns))

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.onnx_storage.decoder import decompress
 from bloomery.models.onnx_storage.zstd_packing import compress_zstd, minify, pack_for_zstd, pack_sparse_tensors
+from tests.examples import examples
 
 
 def model_of(weights: list[np.ndarray], opset: int = 18) -> bytes:
@@ -43,7 +44,7 @@ def sparse(num_rows: int, num_columns: int, density: float, seed: int = 0) -> np
     return np.where(random.random((num_rows, num_columns)) < density, values, np.float32(0))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     widths=st.lists(st.integers(1, 60), min_size=2, max_size=4),
     density=st.sampled_from([0.0, 0.003, 0.05, 0.5]),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.models.profiling.latency import compare_latency, summarise
+from tests.examples import examples
 
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
@@ -48,7 +49,7 @@ def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeyp
     assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(st.floats(0.1, 10), st.integers(0, 100))
 def test_a_constant_ratio_is_measured_in_any_noise(times, seed):
     theirs = np.random.default_rng(seed).lognormal(-9, 1, size=60)

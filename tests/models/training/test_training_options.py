@@ -21,6 +21,7 @@ from bloomery.models.training.data.batches import Examples
 from bloomery.models.training.loop import EpochResult, best_epoch, evaluate, predict, train
 from bloomery.models.training.optimization.loss import build_loss, class_weights, loss_and_metric_sums, loss_and_score
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
+from tests.examples import examples
 
 CLASSES = torch.tensor([0, 0, 0, 1, 2, 2])
 LOGITS = torch.tensor([[2.0, 0, 1], [0, 3, 0], [1, 1, 1], [0, 2, 0], [0, 0, 1], [4, 0, 0]])
@@ -106,7 +107,7 @@ def test_without_warm_up_the_first_rate_is_the_configured_one():
     assert rates(schedule="cosine", warmup=0)[0] == rates(schedule="constant")[0] == 1.0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(scale=st.floats(1e-3, 1e3), largest=st.floats(0.1, 10))
 def test_clipped_gradients_have_at_most_the_configured_norm(scale, largest):
     network = linear()
@@ -259,7 +260,7 @@ def test_erased_images_lose_one_rectangle():
         assert torch.equal(hole, hole.amax(1, keepdim=True) * hole.amax(0, keepdim=True))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=8), share=st.floats(0, 0.9), seed=st.integers(0, 99))
 def test_remaining_tokens_keep_their_order_and_padding_stays_at_the_end(lengths, share, seed):
     x = torch.zeros(len(lengths), 9)

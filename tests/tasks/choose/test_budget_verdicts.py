@@ -23,6 +23,7 @@ from bloomery.tasks.choose.budget_verdicts import (
     round_up,
 )
 from bloomery.tasks.evaluation.scoring import SliceDegradation
+from tests.examples import examples
 
 MakeOptions = Callable[..., Candidates]
 Figures = dict[str, Any]
@@ -334,7 +335,7 @@ CANDIDATES = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(50))
 @given(LIMITS, CANDIDATES)
 def test_the_choice_satisfies_every_limit_and_the_relaxed_limits_suffice(options, limits, candidates) -> None:  # type: ignore[no-untyped-def]
     some, budget = options(*candidates), Budget(**limits)

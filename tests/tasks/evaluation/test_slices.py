@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.records import Dataset, Release
 from bloomery.models.features.config import Features
 from bloomery.tasks.evaluation.slices import bootstrap_order, find_slices, read_slice_values
 from bloomery.tasks.infrastructure.settings import settings
+from tests.examples import examples
 
 ROWS = pa.table(
     {
@@ -74,7 +75,7 @@ def test_each_value_has_its_rows_the_frequent_ones_first() -> None:
     ]
 
 
-@tried(deadline=None, max_examples=50)
+@tried(deadline=None, max_examples=examples(50))
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), min_size=60, max_size=200))
 def test_many_figures_are_cut_into_ranges_that_have_each_row_once(values: list[float | None]) -> None:
     found = find_slices(pa.chunked_array([pa.array(values, pa.float64())]))

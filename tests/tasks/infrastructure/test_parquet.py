@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bloomery.tasks.infrastructure.parquet import ROW_GROUP_SIZE, RowWriter, read_batches, row_group_size_of, write_rows
 from bloomery.tasks.validate.row_mask import RowMask
+from tests.examples import examples
 
 SCHEMA = pa.schema([("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.float32()))])
 
@@ -23,7 +24,7 @@ def rows(num: int) -> pa.Table:
     return pa.table({"n": range(num), "s": words, "l": lists}, schema=SCHEMA)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 200), max_size=12), group_rows=st.integers(1, 250))
 def test_the_bytes_do_not_depend_on_where_batches_end(tmp_path: Path, cuts, group_rows):
     table = rows(200)

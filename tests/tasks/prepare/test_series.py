@@ -32,6 +32,7 @@ from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decod
 from bloomery.tasks.prepare.duckdb_engine import DUCKDB_FUNCTIONS
 from bloomery.tasks.prepare.split_sql import split_query
 from bloomery.tasks.prepare.stage import prepare
+from tests.examples import examples
 
 LOCAL, SPARK = Engine(kind="local"), Engine(kind="spark")
 PARTS = ("train", "val", "test")
@@ -96,7 +97,7 @@ def windows(rows: list[dict[str, Any]], length: int, step: int | None, *, in_gro
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     drawn=ROWS,
     kind=st.sampled_from(sorted(TIMES)),
@@ -150,7 +151,7 @@ def ahead(rows: list[dict[str, Any]], step: int | None, horizon: int, *, in_grou
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     drawn=ROWS,
     dust=st.lists(st.none() | st.integers(-3, 3), min_size=41, max_size=41),

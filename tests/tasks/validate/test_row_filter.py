@@ -20,6 +20,7 @@ from bloomery.flows.recipe.recipe import CONTRACTS
 from bloomery.tasks.infrastructure.personal_data import decryption_properties
 from bloomery.tasks.validate.quarantine import QuarantineWriter
 from bloomery.tasks.validate.row_filter import FilterResult, filter_rows
+from tests.examples import examples
 
 UINT8_ARRAY = {
     "name": "v",
@@ -162,7 +163,9 @@ def test_rows_that_only_a_rule_with_a_tolerance_sets_aside_are_told_apart(contra
 
 
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(40),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     cells=st.lists(st.sampled_from([1, 2, 3, -1, None]), min_size=1, max_size=40),

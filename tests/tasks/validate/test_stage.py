@@ -23,6 +23,7 @@ from bloomery.tasks.infrastructure import duckdb_session, parquet
 from bloomery.tasks.infrastructure.personal_data import decryption_properties
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.validate.stage import _is_fresh, validate
+from tests.examples import examples
 
 IMAGE = [0, 4, 16, 1] * 16
 ID = {"name": "id", "logicalType": "integer", "primaryKey": True}
@@ -169,7 +170,9 @@ CELLS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, -1, None]), st.sampled_f
 
 
 @settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(25),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(cells=CELLS, read_rows=st.integers(1, 9), num_malformed=st.integers(0, 2))
 def test_all_rows_are_accounted_for_and_their_positions_are_true(

@@ -20,6 +20,7 @@ from bloomery.data_contracts.odcs.distributions import Reference
 from bloomery.data_contracts.validation.expectation_suite import RuleCount
 from bloomery.tasks.infrastructure.parquet import write_rows
 from bloomery.tasks.validate.table_checks import TableCheck, check_table_rules, latest_moment
+from tests.examples import examples
 
 Ask = Callable[..., list[TableCheck]]
 
@@ -110,7 +111,9 @@ def cells(kind: str, num: int) -> st.SearchStrategy[list[Any]]:
 
 @pytest.mark.parametrize("kind", VALUES)
 @settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(12),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_uniqueness_and_dependencies_are_those_of_plain_python(contract_of, asked, kind, data):

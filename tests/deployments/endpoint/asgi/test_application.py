@@ -25,6 +25,7 @@ from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
 from bloomery.deployments.endpoint.telemetry.metrics import Metrics
 from bloomery.models.features.encoder import encode
 from bloomery.models.inference.runtime import create_session, softmax
+from tests.examples import examples
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 JSON = {"content-type": "application/json"}
@@ -220,7 +221,7 @@ def test_an_invalid_arrow_stream_gets_an_error_with_its_problems(application, ca
     assert message in response.json()["error"]
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=300), start=st.integers(0, 400), is_arrow=st.booleans())
 def test_no_body_causes_an_internal_error(application, body, start, is_arrow) -> None:
     valid = stream_of(TABLE) if is_arrow else json.dumps({"rows": [ROW]}).encode()
@@ -334,7 +335,7 @@ ANY_ROW = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ANY_ROW, min_size=1, max_size=5))
 def test_predictions_equal_those_of_the_network_in_this_process(application, version, rows) -> None:
     table = pa.Table.from_pylist(rows, schema=version.row_check.schema)

@@ -26,6 +26,7 @@ from bloomery.deployments.endpoint.http.errors import HTTPError
 from bloomery.deployments.endpoint.http.limits import Limits
 from bloomery.deployments.endpoint.inference.explain import Explainer
 from bloomery.deployments.endpoint.inference.model_version import LoadedVersion
+from tests.examples import examples
 
 ROW = {"age": 30, "height": 1.7, "town": "york"}
 COLUMNS = ("age", "height", "town")
@@ -154,7 +155,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, min_size=1, max_size=3), evaluations=st.sampled_from([1, 20, 100]))
 def test_base_value_and_contributions_add_up_to_the_output(version, rows, evaluations) -> None:
     application = serving(version, Limits(explain_evaluations=evaluations))

@@ -24,6 +24,7 @@ from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.scaffolding.reader_options import UserOptions
 from bloomery.tasks.validate.stage import validate
+from tests.examples import examples
 
 ADULT = (
     "age,workclass,fnlwgt,education,education-num,marital-status,occupation,relationship,race,sex,capital-gain,"
@@ -118,7 +119,7 @@ CELLS = {
 }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), names=st.lists(st.text(min_size=1, max_size=5), unique=True, min_size=2, max_size=4))
 def test_any_csv_file_passes_the_contract_drafted_from_it(home: Path, data: st.DataObject, names: list[str]) -> None:
     kinds = data.draw(st.lists(st.sampled_from([*CELLS]), min_size=len(names), max_size=len(names)))
@@ -139,7 +140,7 @@ def test_any_csv_file_passes_the_contract_drafted_from_it(home: Path, data: st.D
         assert rows_kept.num_rows + rows_kept.num_quarantined >= 1
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_parquet_file_passes_the_contract_drafted_from_it(home: Path, data: st.DataObject) -> None:
     kinds = {

@@ -19,6 +19,7 @@ from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Rnn
+from tests.examples import examples
 
 # The ratio of file sizes, and the error relative to the spread of the logits.
 EXPECTED = {"fp16": (0.53, 1e-3), "bf16": (0.53, 0.01), "int8": (0.31, 0.02), "int4": (0.2, 0.2)}
@@ -73,7 +74,7 @@ def _decoded(weight: np.ndarray, weight_type, block: int, folder: Path) -> np.nd
     return create_session(folder / "stored.onnx").run(["y"], {"x": np.zeros(1, np.float32)})[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from([(256,), (7, 37), (3, 10, 11), (16, 16)]),

@@ -15,6 +15,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics
 from bloomery.models.features.kinds import category
 from bloomery.models.features.kinds.category import fold_hashes
+from tests.examples import examples
 
 
 def fitted(words: list[Any], labels: list[int] | None = None, **settings: Any) -> tuple[Encoder, pa.Table]:
@@ -48,7 +49,7 @@ def test_rare_categories_and_those_beyond_the_maximum_become_other():
     assert encoded(fitted(words, encoding="index", max_categories=2)[0], list("abcd")) == [[2], [3], [1], [1]]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(st.none() | st.integers(0, 300), min_size=1, max_size=400))
 def test_lookup_of_many_values_equals_lookup_of_few(codes):
     encoder, _ = fitted([*range(250), *range(100)], encoding="index", max_categories=150)
@@ -95,7 +96,7 @@ def test_too_many_categories_are_refused_for_any_batches(monkeypatch: pytest.Mon
 WORDS = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2)), min_size=6, max_size=40)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(rows=WORDS, data=st.data())
 def test_target_encoding_of_a_training_row_excludes_its_own_label(rows, data):
     words, labels = [word for word, _ in rows], [label for _, label in rows]

@@ -28,6 +28,7 @@ from bloomery.models.features.encoder import (
     fit,
     partial_statistics,
 )
+from tests.examples import examples
 
 STEPS = [["x1", "y1"], ["x2", "y2"], ["x3", "y3"]]
 NAMES = [name for step in STEPS for name in step]
@@ -66,7 +67,7 @@ def alone(encoder: Encoder, table: pa.Table) -> bytes:
     return b"".join(encode(encoder, table.slice(row, 1)).tobytes() for row in range(table.num_rows))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(rows=WIDE, scale=SCALES)
 def test_steps_in_wide_columns_are_scaled_per_position(rows, scale):
     columns = {name: [row[at] for row in rows] for at, name in enumerate(NAMES)}
@@ -79,7 +80,7 @@ def test_steps_in_wide_columns_are_scaled_per_position(rows, scale):
     assert Encoder.model_validate_json(encoder.model_dump_json()) == encoder
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(rows=POINTS, kind=st.sampled_from(ARRAYS), scale=SCALES)
 def test_arrays_are_truncated_or_padded_and_mark_real_steps(rows, kind, scale):
     encoder, table = points(rows, kind, scale=scale)

@@ -22,6 +22,7 @@ from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import STATISTICS, Encoder, encode, fit, partial_statistics, read_encoder
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Mlp
+from tests.examples import examples
 
 LENGTH = 3
 KINDS = [pa.list_(pa.int64()), pa.list_(pa.int16()), pa.large_list(pa.float64()), pa.list_(pa.int8(), LENGTH)]
@@ -36,7 +37,7 @@ def fitted(a: pa.Array, b: pa.Array, size: int = 10**6, **more: Any) -> tuple[En
     return fit(features, [one[STATISTICS][0].as_py() for one in partial_statistics(features, batches)]), table
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(rows=WINDOWS, kind=st.sampled_from(KINDS), scale=st.sampled_from(["standard", "none"]))
 def test_windows_are_scaled_per_column_for_every_type_and_batch(rows, kind, scale):
     other = pa.array([[value / 3 for value in row] for row in rows], pa.list_(pa.float64()))
@@ -66,7 +67,7 @@ def filled(row: list[int | None], how: str, mean: float) -> list[float]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     rows=GAPS,
     missing=st.sampled_from(["previous", "mean", "zero"]),

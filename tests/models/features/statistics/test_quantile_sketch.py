@@ -19,6 +19,7 @@ from bloomery.models.features.statistics.quantile_sketch import (
     quantiles,
     sketch_moments,
 )
+from tests.examples import examples
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.lists(FINITE | st.floats(-100, 100) | st.integers(-5, 5).map(float), min_size=1, max_size=60)
@@ -29,13 +30,13 @@ def exact(values: list[float]) -> Moments:
     return Moments(count=len(units), total=sum(units), total_of_squares=sum(unit * unit for unit in units))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(values=VALUES)
 def test_moments_are_exact_for_all_finite_values(values):
     assert sketch_moments(build_sketch(np.array(values))) == exact(values)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(data=st.data(), values=VALUES)
 def test_merged_sketches_equal_the_sketch_of_all_values(data, values):
     whole = build_sketch(np.array(values))
@@ -45,7 +46,7 @@ def test_merged_sketches_equal_the_sketch_of_all_values(data, values):
     assert parse_sketch(whole.to_text()) == whole
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(values=VALUES, shares=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
 def test_moments_after_clipping_at_quantiles_are_exact(values, shares):
     sketch = build_sketch(np.array(values))
@@ -56,7 +57,7 @@ def test_moments_after_clipping_at_quantiles_are_exact(values, shares):
     assert clipped_moments(sketch, low, None) == exact(np.maximum(values, low).tolist())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(values=VALUES, share=st.floats(0, 1))
 def test_a_quantile_is_an_observed_value_within_a_thousandth(values, share):
     (found,) = quantiles(build_sketch(np.array(values)), [share])

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomery.models.features.statistics.stable_hash import stable_hashes
+from tests.examples import examples
 
 YESTERDAY_TEXT = [0, 8777055843625058441, 10938623901924293678]
 YESTERDAY_NUMBERS = [16294208416658607535, 16490336266968443936, 47939714376772075]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(words=st.lists(st.text(max_size=20), min_size=1, max_size=20, unique=True), data=st.data())
 def test_a_hash_depends_only_on_the_text(words, data):
     whole = stable_hashes(pa.array(words))

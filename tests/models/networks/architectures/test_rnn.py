@@ -16,6 +16,7 @@ from bloomery.models.networks.architectures.rnn import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Rnn
 from bloomery.models.networks.layers.padding import StepEmbedding, pool, reverse_steps
+from tests.examples import examples
 
 STEPS = Layout(kind="sequence", shape=(6, 3))
 PADDED = Layout(kind="sequence", shape=(6, 3), is_padded=True)
@@ -125,7 +126,7 @@ def test_rows_that_are_not_sequences_are_refused(layout):
         build(config_of(), layout, 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 3))
 def test_reversing_is_its_own_inverse_and_keeps_padding(lengths, seed):
     x_BTW = torch.randn(len(lengths), 5, 2, generator=torch.Generator().manual_seed(seed))
@@ -137,7 +138,7 @@ def test_reversing_is_its_own_inverse_and_keeps_padding(lengths, seed):
         assert torch.equal(turned_row[length:], row[length:])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_pooling_uses_only_real_steps(lengths):
     h_BTW = torch.randn(len(lengths), 5, 3, generator=torch.Generator().manual_seed(0))

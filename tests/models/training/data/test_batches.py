@@ -15,6 +15,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.features.encoder import encode, encode_rows
 from bloomery.models.training.data.batches import Examples, iterate_batches, read_examples
 from bloomery.models.training.process_group import ProcessGroup
+from tests.examples import examples
 
 
 def numbered(num_rows: int) -> Examples:
@@ -27,14 +28,14 @@ def order(examples: Examples, batch_size: int, *, seed: int, epoch: int) -> list
     return [int(row) for _, y in iterate_batches(examples, batch_size, seed=seed, epoch=epoch) for row in y]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(num_rows=st.integers(0, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 10**6), epoch=st.integers(1, 99))
 def test_every_row_occurs_once_except_in_a_last_batch_of_one(num_rows, batch_size, seed, epoch):
     seen = order(numbered(num_rows), batch_size, seed=seed, epoch=epoch)
     assert len(seen) == len(set(seen)) == num_rows - (num_rows % batch_size == 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(2, 40), batch_size=st.integers(2, 12), seed=st.integers(0, 99))
 def test_all_batches_but_the_last_are_full_and_pair_inputs_with_classes(num_rows, batch_size, seed):
     found = list(iterate_batches(numbered(num_rows), batch_size, seed=seed, epoch=1))
@@ -42,7 +43,7 @@ def test_all_batches_but_the_last_are_full_and_pair_inputs_with_classes(num_rows
     assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), data=st.data())
 def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(num_rows, batch_size, data):
     whole = [y.tolist() for _, y in iterate_batches(numbered(num_rows), batch_size, seed=1, epoch=1)]
@@ -51,7 +52,7 @@ def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(num_rows, batch_siz
     assert tail == whole[start:]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(num_rows=st.integers(0, 60), batch_size=st.integers(2, 12), size=st.integers(2, 4))
 def test_processes_divide_every_batch(num_rows, batch_size, size):
     rows = numbered(num_rows)

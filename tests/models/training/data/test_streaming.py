@@ -28,6 +28,7 @@ from bloomery.models.training.data.batches import (
 from bloomery.models.training.data.streaming import ExampleStream, open_stream
 from bloomery.models.training.loop import evaluate, train
 from bloomery.models.training.process_group import ProcessGroup
+from tests.examples import examples
 
 WIDTH = 3
 LAYOUT = Layout(kind="flat", shape=(WIDTH,))
@@ -63,7 +64,7 @@ FILES = {"num_rows": st.integers(2, 300), "group_rows": st.sampled_from([1, 7, 4
 READING = {"window_rows": st.integers(1, 400), "batch_size": st.integers(2, 33)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(**FILES, **READING, seed=st.integers(0, 99), epoch=st.integers(1, 9))
 def test_every_row_occurs_once_in_full_batches(folder, num_rows, group_rows, window_rows, batch_size, seed, epoch):
     stream = stream_of(folder, num_rows, group_rows, window_rows)
@@ -75,7 +76,7 @@ def test_every_row_occurs_once_in_full_batches(folder, num_rows, group_rows, win
     assert all(torch.equal(x[:, 0], y.float()) for x, y in found)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(**FILES, **READING, data=st.data())
 def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(
     folder, num_rows, group_rows, window_rows, batch_size, data
@@ -86,7 +87,7 @@ def test_a_resumed_epoch_is_the_tail_of_an_uninterrupted_one(
     assert [y.tolist() for _, y in iterate_batches(stream, batch_size, seed=1, epoch=2, start=start)] == whole[start:]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(**FILES, **READING, size=st.integers(2, 4))
 def test_processes_divide_every_batch(folder, num_rows, group_rows, window_rows, batch_size, size):
     stream = stream_of(folder, num_rows, group_rows, window_rows)

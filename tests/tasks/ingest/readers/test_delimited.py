@@ -21,6 +21,7 @@ from bloomery.tasks.ingest.readers import delimited
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.readers.csv_lexer import Lexer, split_records
 from bloomery.tasks.ingest.stage import locate_source
+from tests.examples import examples
 
 
 def test_cells_are_text_and_missing_ones_are_null(read, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_the_bytes_do_not_depend_on_how_the_file_is_cut(home: Path, read, tmp_pa
 cells = st.text(st.sampled_from("ab ,\"\n\r'ä"), max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(cells, cells.map("x".__add__)), max_size=8), st.sampled_from(["\n", "\r\n"]))
 def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
     path = tmp_path / "rows.csv"
@@ -184,7 +185,7 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path: Path, rows: list[tuple[str
     assert back == rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.sampled_from(["a,b", '"x', 'y",z', '"q""', ',""', 'b"c', "", '"a",b', "'", "a\rb", "\r"]), max_size=10)
 )

@@ -17,6 +17,7 @@ from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import json_documents
 from bloomery.tasks.ingest.readers.base import MalformedWriter
 from bloomery.tasks.ingest.stage import locate_source
+from tests.examples import examples
 
 
 def write(folder: Path, document: Any, name: str = "rows.json") -> str:
@@ -109,7 +110,7 @@ def test_another_list_of_the_same_file_is_another_source(home: Path, tmp_path: P
     )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.fixed_dictionaries(

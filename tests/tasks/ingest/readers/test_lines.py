@@ -15,6 +15,7 @@ from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.ingest.readers import jsonlines
 from bloomery.tasks.ingest.readers.base import MalformedWriter
+from tests.examples import examples
 
 
 def test_json_lines_have_the_union_of_all_keys_and_the_wider_type(read, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_files_of_json_lines_may_lack_each_others_keys(read, tmp_path: Path) -> 
     assert read(source=str(tmp_path / "*.jsonl")).rows == [{"a": 1.0, "b": None}, {"a": 0.5, "b": "x"}]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.fixed_dictionaries(
