@@ -32,7 +32,7 @@ def monitor(
             raise _invalid("--since", since, "a time before --until")
         report = _run_flow(recipe, start, end)
         if as_json:
-            out.file.write(report.model_dump_json(exclude={"drifts": {"__all__": {"usual", "found"}}}) + "\n")
+            out.file.write(report.model_dump_json(exclude={"drifts": {"__all__": {"reference", "observed"}}}) + "\n")
         else:
             from bloomery.tasks.monitoring.publishing import describe_report
 
