@@ -1,4 +1,4 @@
-"""Dividing and encoding rows on this machine: DuckDB sorts, Arrow encodes. Memory is bounded; the rest spills."""
+"""Splits and encodes rows on one machine: DuckDB sorts, Arrow encodes. Memory is bounded, and DuckDB spills to disk."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ from bloomery.tasks.prepare.split_sql import (
 )
 
 DUCKDB_FUNCTIONS = EngineFunctions(collect="list({value}) {window}", microseconds="epoch_us")
-_GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold whole
-_LEAST_GROUP_ROWS = 2048
+_ROW_GROUP_VALUES = 8_000_000  # of windows in a row group, which DuckDB and the encoder hold in memory
+_MIN_ROW_GROUP_SIZE = 2048
 
 
 class DuckdbSplits:
-    """Divided rows in one Parquet file, sorted by part and key. `places` has the first row of each part and the end.
+    """Split rows in one Parquet file, sorted by split and key. `ranges` has the first row and the end of each split.
 
-    `num_dropped` rows had no whole window, or no label of a forecast.
+    `num_dropped` rows had no complete window, or no label of a forecast.
     """
 
-    def __init__(self, path: Path, features: Features, places: dict[str, tuple[int, int]], num_dropped: int) -> None:
+    def __init__(self, path: Path, features: Features, ranges: dict[str, tuple[int, int]], num_dropped: int) -> None:
         self._path = path
         self._features = features
-        self._places = places
+        self._ranges = ranges
         self.num_dropped = num_dropped
 
-    def summaries(self) -> Iterator[str]:
-        """What `fit` learns from, of the training part."""
-        for batch in partial_statistics(self._features, self._part("train")):
+    def training_statistics(self) -> Iterator[str]:
+        """Yields the statistics of the training split, for `fit`."""
+        for batch in partial_statistics(self._features, self._batches("train")):
             yield from batch.column(0).to_pylist()
 
-    def encoded(self, part: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
-        """The encoded rows of one part in the order of their keys."""
-        return encode_batches(encoder, self._part(part), is_training=part == "train")
+    def encode_split(self, split: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
+        """Yields the encoded rows of one split, sorted by key."""
+        return encode_batches(encoder, self._batches(split), is_training=split == "train")
 
-    def raw(self, part: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The columns `names` of the divided rows of one part, in the order of their keys."""
-        return (batch.select(list(names)) for batch in self._part(part))
+    def read_split(self, split: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields the columns `names` of one split without encoding, sorted by key."""
+        return (batch.select(list(names)) for batch in self._batches(split))
 
-    def _part(self, part: str) -> Iterator[pa.RecordBatch]:
-        start, stop = self._places.get(part, (0, 0))
+    def _batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        start, stop = self._ranges.get(split, (0, 0))
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
             first = 0
             for group in range(file.num_row_groups):
@@ -69,42 +69,43 @@ class DuckdbSplits:
 
 
 @contextlib.contextmanager
-def split_with_duckdb(checked: ValidRows, features: Features, scratch: Path) -> Iterator[DuckdbSplits]:
-    """The checked rows divided as `features` say. `scratch` is a folder that holds them until the block ends.
+def split_with_duckdb(valid_rows: ValidRows, features: Features, scratch: Path) -> Iterator[DuckdbSplits]:
+    """Yields the validated rows in the splits of `features`. The folder `scratch` holds them until the block ends.
 
     Raises:
-        DataUnfit: the parts share what they must not, or one is empty.
+        DataUnfit: two splits share what they must not, or one is empty.
     """
-    path = scratch / "divided.parquet"
+    path = scratch / "split.parquet"
     with duckdb_session.open_session() as engine:
 
-        def ask(query: str) -> Sequence[Sequence[Any]]:
+        def run_query(query: str) -> Sequence[Sequence[Any]]:
             return engine.sql(query).fetchall()
 
-        source = duckdb_session.parquet_path_sql(settings().path(checked.uri))
+        source = duckdb_session.parquet_path_sql(settings().path(valid_rows.uri))
         engine.execute(f"create view checked as select * from read_parquet({source})")
+        split = split_query(features, valid_rows.contract, "checked", run_query, DUCKDB_FUNCTIONS)
+        options = f"format parquet, compression snappy, row_group_size {_row_group_size(features)}"
         engine.execute(
-            f"copy (select * from ({split_query(features, checked.contract, 'checked', ask, DUCKDB_FUNCTIONS)}) "
-            f"order by {SPLIT_COLUMN}, {quote_name(features.key)}) "
-            f"to {quote_text(str(path))} (format parquet, compression snappy, row_group_size {_group_rows(features)})"
+            f"copy (select * from ({split}) order by {SPLIT_COLUMN}, {quote_name(features.key)}) "
+            f"to {quote_text(str(path))} ({options})"
         )
         engine.execute(f"create view divided as select * from read_parquet({duckdb_session.parquet_path_sql(path)})")
-        require_no_leakage(features, "divided", ask)
-        counts = ask(f"select {SPLIT_COLUMN}, count(*) from divided group by 1 order by 1")
-        dropped = count_dropped_rows(features, checked.contract, "checked", "divided", ask)
-    places, start = {}, 0
-    for part, num_rows in counts:
-        places[part] = (start, start + num_rows)
+        require_no_leakage(features, "divided", run_query)
+        counts = run_query(f"select {SPLIT_COLUMN}, count(*) from divided group by 1 order by 1")
+        dropped = count_dropped_rows(features, valid_rows.contract, "checked", "divided", run_query)
+    ranges, start = {}, 0
+    for name, num_rows in counts:
+        ranges[name] = (start, start + num_rows)
         start += num_rows
     try:
-        yield DuckdbSplits(path, features, places, dropped)
+        yield DuckdbSplits(path, features, ranges, dropped)
     finally:
         path.unlink()
 
 
-def _group_rows(features: Features) -> int:
-    """Rows in a row group: fewer where each holds windows."""
+def _row_group_size(features: Features) -> int:
+    """Returns the number of rows in a row group, which is smaller if each row holds windows."""
     if features.series is None:
         return ROW_GROUP_SIZE
     num_values = features.series.length * len(features.series.columns)
-    return min(max(_GROUP_VALUES // num_values, _LEAST_GROUP_ROWS), ROW_GROUP_SIZE)
+    return min(max(_ROW_GROUP_VALUES // num_values, _MIN_ROW_GROUP_SIZE), ROW_GROUP_SIZE)

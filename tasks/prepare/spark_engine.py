@@ -1,4 +1,4 @@
-"""Dividing and encoding rows on Spark, for data that has outgrown one machine."""
+"""Splits and encodes rows on Spark, for data that is too large for one machine."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _PARTITION = "_partition"
-_MOST_PARTITIONS = 1000
-_KEYS_OF_PARTITION = 200  # looked at, to cut the keys into ranges
-_BYTES_OF_PARTITION = 32_000_000  # of Parquet: some hundred megabytes as rows, which an executor sorts in memory
+_MAX_PARTITIONS = 1000
+_KEYS_PER_PARTITION = 200  # sampled, to divide the keys into ranges
+_BYTES_PER_PARTITION = 32_000_000  # of Parquet: some hundred megabytes of rows, which an executor sorts in memory
 SPARK_FUNCTIONS = EngineFunctions(
-    # Spark leaves out nulls, but not a struct that holds one.
-    collect="transform(collect_list(named_struct('value', {value})) {window}, one -> one.value)",
+    # Spark skips nulls, but not a struct that contains one.
+    collect="transform(collect_list(named_struct('value', {value})) {window}, item -> item.value)",
     microseconds="unix_micros",
 )
 
 
 class SparkSplits:
-    """Divided rows in a data frame whose partitions follow each other by key, each sorted by part and key.
+    """Split rows in a data frame whose partitions follow each other by key, each sorted by split and key.
 
-    `num_dropped` rows had no whole window, or no label of a forecast.
+    `num_dropped` rows had no complete window, or no label of a forecast.
     """
 
     def __init__(self, rows: DataFrame, features: Features, scratch: Path, num_dropped: int) -> None:
@@ -59,58 +59,58 @@ class SparkSplits:
         self._folder = scratch / "encoded"
         self.num_dropped = num_dropped
 
-    def summaries(self) -> Iterator[str]:
-        """What `fit` learns from, of the training part."""
+    def training_statistics(self) -> Iterator[str]:
+        """Yields the statistics of the training split, for `fit`."""
         train = self._rows.where(f"{SPLIT_COLUMN} = 'train'").drop(SPLIT_COLUMN, _PARTITION)
-        found = train.mapInArrow(partial(partial_statistics, self._features), f"{STATISTICS} string").collect()
-        return (row[STATISTICS] for row in found)
+        statistics = train.mapInArrow(partial(partial_statistics, self._features), f"{STATISTICS} string").collect()
+        return (row[STATISTICS] for row in statistics)
 
-    def encoded(self, part: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
-        """The encoded rows of one part in the order of their keys."""
+    def encode_split(self, split: str, encoder: Encoder) -> Iterator[pa.RecordBatch]:
+        """Yields the encoded rows of one split, sorted by key."""
         if not self._folder.exists():
             write = partial(write_partition, encoder, SPLIT_COLUMN, _PARTITION, self._folder)
             self._rows.mapInArrow(write, f"{NUM_ROWS} bigint").collect()
-        for path in sorted((self._folder / part).glob("[0-9]*.parquet")):
+        for path in sorted((self._folder / split).glob("[0-9]*.parquet")):
             yield from read_batches(path)
 
-    def raw(self, part: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The columns `names` of the divided rows of one part, in the order of their keys."""
+    def read_split(self, split: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields the columns `names` of one split without encoding, sorted by key."""
         folder = self._scratch / "raw"
-        rows = self._rows.where(f"{SPLIT_COLUMN} = {quote_text(part)}")
+        rows = self._rows.where(f"{SPLIT_COLUMN} = {quote_text(split)}")
         rows = rows.select(*map(quote_for_spark, (*names, SPLIT_COLUMN, _PARTITION)))
         rows.mapInArrow(
             partial(write_partition, None, SPLIT_COLUMN, _PARTITION, folder), f"{NUM_ROWS} bigint"
         ).collect()
-        for path in sorted((folder / part).glob("[0-9]*.parquet")):
+        for path in sorted((folder / split).glob("[0-9]*.parquet")):
             yield from read_batches(path)
 
 
 @contextlib.contextmanager
 def split_with_spark(
-    checked: ValidRows, features: Features, means: SparkConfig, scratch: Path
+    valid_rows: ValidRows, features: Features, config: SparkConfig, scratch: Path
 ) -> Iterator[SparkSplits]:
-    """The checked rows divided as `features` say. `scratch` is a folder that all executors can write.
+    """Yields the validated rows in the splits of `features`. All executors write to the folder `scratch`.
 
     Raises:
-        DataUnfit: the parts share what they must not, or one is empty.
+        DataUnfit: two splits share what they must not, or one is empty.
         EngineMissing: Spark does not start.
     """
     from pyspark import StorageLevel
     from pyspark.sql import functions as f
     from pyspark.sql.types import StructType
 
-    engine = spark_session.get_session(means)
+    engine = spark_session.get_session(config)
 
-    def ask(query: str) -> Sequence[Sequence[Any]]:
+    def run_query(query: str) -> Sequence[Sequence[Any]]:
         return engine.sql(query).collect()
 
-    path = settings().path(checked.uri)
-    source = engine.read.schema(StructType.fromJson(_schema(checked.contract))).parquet(str(path))
+    path = settings().path(valid_rows.uri)
+    source = engine.read.schema(StructType.fromJson(_schema(valid_rows.contract))).parquet(str(path))
     source.createOrReplaceTempView("checked")
-    num_partitions = min(max(2, -(-path.stat().st_size // _BYTES_OF_PARTITION)), _MOST_PARTITIONS)
-    bounds = _bounds(features.key, checked.num_rows, num_partitions, ask)
+    num_partitions = min(max(2, -(-path.stat().st_size // _BYTES_PER_PARTITION)), _MAX_PARTITIONS)
+    bounds = _bounds(features.key, valid_rows.num_rows, num_partitions, run_query)
     rows = (
-        engine.sql(split_query(features, checked.contract, "checked", ask, SPARK_FUNCTIONS))
+        engine.sql(split_query(features, valid_rows.contract, "checked", run_query, SPARK_FUNCTIONS))
         .withColumn(_PARTITION, f.expr(_partition(features.key, bounds)))
         .repartitionById(num_partitions, f.col(_PARTITION))
         .sortWithinPartitions(SPLIT_COLUMN, f.col(quote_for_spark(features.key)))
@@ -118,46 +118,46 @@ def split_with_spark(
     )
     try:
         rows.createOrReplaceTempView("divided")
-        require_no_leakage(features, "divided", ask)
-        dropped = count_dropped_rows(features, checked.contract, "checked", "divided", ask)
+        require_no_leakage(features, "divided", run_query)
+        dropped = count_dropped_rows(features, valid_rows.contract, "checked", "divided", run_query)
         yield SparkSplits(rows, features, scratch, dropped)
     finally:
         rows.unpersist()
 
 
 def _schema(contract: Contract) -> dict[str, Any]:
-    """The columns of checked rows for Spark: without those about people that are dropped, and text where hashed."""
+    """Returns Spark's schema of validated rows: without dropped personal columns, and with text for hashed ones."""
     kept = protected_schema(contract)
-    whole = spark_schema(contract)
-    fields = [field for field in whole["fields"] if field["name"] in kept.names]
+    schema = spark_schema(contract)
+    fields = [field for field in schema["fields"] if field["name"] in kept.names]
     texts = {field.name for field in kept if pa.types.is_string(field.type)}
-    return {**whole, "fields": [{**field, "type": "string"} if field["name"] in texts else field for field in fields]}
+    return {**schema, "fields": [{**field, "type": "string"} if field["name"] in texts else field for field in fields]}
 
 
 def quote_for_spark(name: str) -> str:
-    """A column's name as Spark's own functions take it."""
+    """Returns a column's name as an identifier for Spark's own functions."""
     return "`" + name.replace("`", "``") + "`"
 
 
-def _bounds(key: str, num_rows: int, num_partitions: int, ask: RunQuery) -> list[Any]:
-    """Keys that cut all keys into ranges of about equal length. Where they lie decides nothing but the work's division.
+def _bounds(key: str, num_rows: int, num_partitions: int, run_query: RunQuery) -> list[Any]:
+    """Returns keys that divide all keys into ranges of about equal size. They decide only how the work is distributed.
 
-    Taken from the keys themselves, since Spark's own sampling would compute all that comes before once more.
+    They are sampled from the keys, since Spark's own sampling would compute all previous steps again.
     """
-    share = min(_KEYS_OF_PARTITION * num_partitions / max(num_rows, 1), 1.0)
+    share = min(_KEYS_PER_PARTITION * num_partitions / max(num_rows, 1), 1.0)
     text = f"cast({quote_name(key)} as string)"
-    found = sorted(
+    sampled = sorted(
         row[0]
-        for row in ask(
+        for row in run_query(
             f"select {quote_name(key)} from checked where md5({text}) <= {quote_text(hash_threshold(share))}"
         )
     )
-    places = {len(found) * position // num_partitions for position in range(1, num_partitions)}
-    return [found[place] for place in sorted(places) if place < len(found)]
+    indices = {len(sampled) * position // num_partitions for position in range(1, num_partitions)}
+    return [sampled[index] for index in sorted(indices) if index < len(sampled)]
 
 
 def _partition(key: str, bounds: list[Any]) -> str:
-    """The number of a key's partition as an expression."""
+    """Returns the number of a key's partition as an expression."""
     limits = [quote_text(bound) if isinstance(bound, str) else str(bound) for bound in bounds]
     cases = " ".join(f"when {quote_name(key)} < {limit} then {number}" for number, limit in enumerate(limits))
     return f"case {cases} else {len(limits)} end" if cases else "0"

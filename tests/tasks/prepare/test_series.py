@@ -327,7 +327,7 @@ def test_a_forecast_learns_what_the_later_row_has(home: Path, weather: pa.Table,
 
 def test_a_series_without_a_whole_window_is_refused(weather: pa.Table, checked_rows_of: Any) -> None:
     features = features_of(BY_TIME, spacing=1799)
-    with pytest.raises(DataUnfit, match="0 train, 0 val, 0 test rows with a whole window of 3"):
+    with pytest.raises(DataUnfit, match="0 train, 0 val, 0 test rows with a complete window of 3"):
         prepare.task.fn(checked_rows_of(weather), features, LOCAL)
 
 
@@ -341,13 +341,13 @@ def test_a_place_that_is_a_copy_of_another_in_another_part_is_refused(
     columns = [copied.get(name, trained[name]) for name in trained.column_names]
     both = pa.concat_tables([weather, pa.table(dict(zip(trained.column_names, columns, strict=True)))])
     features = stated("group").model_copy(update={"deduplicate": deduplicate})
-    with pytest.raises(DataUnfit, match="rows with equal inputs and label stand in two parts"):
+    with pytest.raises(DataUnfit, match="rows with equal inputs and label are in two splits"):
         prepare.task.fn(checked_rows_of(both), features, LOCAL)
 
 
 def test_val_is_not_taken_out_of_the_midst_of_a_series(weather: pa.Table, checked_rows_of: Any) -> None:
     without = weather.filter(pc.not_equal(weather["given"], "val"))
-    with pytest.raises(DataUnfit, match="gives no row to val"):
+    with pytest.raises(DataUnfit, match="puts no row into val"):
         prepare.task.fn(checked_rows_of(without), stated("group"), LOCAL)
 
 
@@ -362,8 +362,8 @@ def bytes_of(home: Path, dataset: Dataset) -> list[str | int]:
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, weather: pa.Table, checked_rows_of: Any, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_OF_PARTITION", 10_000)  # several partitions
-    monkeypatch.setattr("bloomery.tasks.prepare.duckdb_engine._GROUP_VALUES", 1)  # several row groups
+    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
+    monkeypatch.setattr("bloomery.tasks.prepare.duckdb_engine._ROW_GROUP_VALUES", 1)  # several row groups
     checked = checked_rows_of(weather)
     with_spark = bytes_of(home, prepare.task.fn(checked, stated(case), SPARK))
     (home / "stages").rename(home / "by-spark")

@@ -190,7 +190,7 @@ def test_figures_are_learnt_in_standard_units_and_decoded(home: Path, people: pa
 
 
 def test_copies_with_equal_figures_in_two_parts_are_refused(people: pa.Table, checked_rows_of: Any) -> None:
-    with pytest.raises(DataUnfit, match="rows with equal inputs and label stand in two parts"):
+    with pytest.raises(DataUnfit, match="rows with equal inputs and label are in two splits"):
         prepare.task.fn(checked_rows_of(with_heights(people)), regression_of({}, deduplicate=False), LOCAL)
 
 
@@ -201,12 +201,12 @@ def test_a_part_of_another_name_is_refused(people: pa.Table, checked_rows_of: An
 
 
 def test_copies_in_two_parts_are_refused(people: pa.Table, checked_rows_of: Any) -> None:
-    with pytest.raises(DataUnfit, match="rows with equal inputs and label stand in two parts"):
+    with pytest.raises(DataUnfit, match="rows with equal inputs and label are in two splits"):
         prepare.task.fn(checked_rows_of(people), features_of({}, deduplicate=False), LOCAL)
 
 
 def test_a_group_in_two_parts_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
-    with pytest.raises(DataUnfit, match="values of family stand in two parts"):
+    with pytest.raises(DataUnfit, match="values of family are in two splits"):
         prepare.task.fn(checked_rows_of(people), features_of({**SPLITS["given"], "apart": ["family"]}), LOCAL)
 
 
@@ -216,7 +216,7 @@ def test_parts_that_overlap_in_time_are_refused(people: pa.Table, checked_rows_o
 
 
 def test_an_empty_part_is_refused(people: pa.Table, checked_rows_of: Any) -> None:
-    with pytest.raises(DataUnfit, match="the parts have"):
+    with pytest.raises(DataUnfit, match="the splits have"):
         prepare.task.fn(checked_rows_of(people.slice(0, 3)), features_of({}), LOCAL)
 
 
@@ -264,7 +264,7 @@ def digests_of(home: Path, dataset: Dataset) -> list[str]:
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_OF_PARTITION", 10_000)  # several partitions
+    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
     checked, features = checked_rows_of(people), features_of(SPLITS[split])
     with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # or it would be found
@@ -277,7 +277,7 @@ def test_spark_writes_the_bytes_that_this_machine_writes_alone(
 def test_spark_writes_the_unlabelled_rows_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_OF_PARTITION", 10_000)  # several partitions
+    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
     checked = checked_rows_of(with_few_labels(people))
     features = features_of(SPLITS[split], unlabelled="teach")
     with_spark = prepare.task.fn(checked, features, SPARK)
@@ -292,7 +292,7 @@ def test_spark_writes_the_unlabelled_rows_that_this_machine_writes_alone(
 def test_spark_writes_the_figures_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_OF_PARTITION", 10_000)  # several partitions
+    monkeypatch.setattr("bloomery.tasks.prepare.spark_engine._BYTES_PER_PARTITION", 10_000)  # several partitions
     checked, features = checked_rows_of(with_heights(people)), regression_of({"salt": "s"})
     with_spark = digests_of(home, prepare.task.fn(checked, features, SPARK))
     (home / "stages").rename(home / "by-spark")  # or it would be found
@@ -311,7 +311,7 @@ from bloomery.tasks.prepare import spark_engine as rows_spark
 from bloomery.tasks.prepare.stage import prepare
 apply_engine_environment()
 settings.require_state_folder()
-rows_spark._BYTES_OF_PARTITION = 40_000
+rows_spark._BYTES_PER_PARTITION = 40_000
 folder = Path(sys.argv[1])
 checked = ValidRows.model_validate_json((folder / "checked.json").read_text())
 features = Features.model_validate_json((folder / "features.json").read_text())
