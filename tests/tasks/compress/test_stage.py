@@ -234,8 +234,8 @@ def test_every_way_to_8_bits_and_fewer_is_a_candidate(trained: TrainedNetwork) -
 def test_weights_have_7_bits_where_sums_of_8_saturate_and_smaller_networks_are_still_taught_once(
     trained: TrainedNetwork, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int
 ) -> None:
-    for module in ("making", "candidates"):
-        monkeypatch.setattr(f"tasks.{module}.processor_flags", lambda: flags)
+    for module in ("candidate_builder", "candidate_measurement"):
+        monkeypatch.setattr(f"bloomery.tasks.compress.{module}.cpu_flags", lambda: flags)
     taught = []
 
     def counted(network: nn.Module, blueprint: Blueprint, spec: CandidateSpec, lesson: FineTuning) -> nn.Module:
