@@ -71,8 +71,8 @@ def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, p
     axes = figure.subplots(1, len(panels), sharey=True)
     first, last = axes[0], axes[-1]
     _set_height(first, panels[0].points, most)
-    for one, panel in zip(axes, panels, strict=True):
-        _draw_panel(one, panel, most)
+    for panel_axes, panel in zip(axes, panels, strict=True):
+        _draw_panel(panel_axes, panel, most)
     first.set_ylabel(f"{SCORE_NAMES[task]} against fp32 ({'points' if is_classes else '%; up is lower'})", color=_INK)
     if not is_classes:  # an error that rises is drawn downwards
         first.yaxis.set_major_formatter(lambda y, _: f"{-y:+.4g}" if y else "0")
@@ -83,7 +83,7 @@ def plot_pareto_front(options: Candidates, budget: Budget, decision: Decision, p
     )  # fmt: skip
     _add_scores(last, find_baseline(options).score.value, task)
     _draw_legend(figure, decision)
-    _place_labels(figure, [(one, panel.points) for one, panel in zip(axes, panels, strict=True)])
+    _place_labels(figure, [(panel_axes, panel.points) for panel_axes, panel in zip(axes, panels, strict=True)])
     figure.savefig(path)
 
 
@@ -92,13 +92,13 @@ def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Pa
     candidates, task, limit = options.candidates, options.trained.dataset.task, budget.latency_ms
 
     def points(costs: list[float], ends: list[float]) -> list[_Point]:
-        found = zip(candidates, costs, ends, strict=True)
-        return [_point(one, decision, task, cost, end) for one, cost, end in found]
+        rows = zip(candidates, costs, ends, strict=True)
+        return [_point(candidate, decision, task, cost, end) for candidate, cost, end in rows]
 
-    sizes = [one.size_bytes / 1000 for one in candidates]
+    sizes = [candidate.size_bytes / 1000 for candidate in candidates]
     most_bytes = None if budget.size_bytes is None else budget.size_bytes / 1000
     percentile = 50 if limit is None else limit.percentile
-    latencies = [one.latency_at(budget.batch_size) for one in candidates]
+    latencies = [candidate.latency_at(budget.batch_size) for candidate in candidates]
     unit, scale = ("ms", 1) if max(latency.p50_ms for latency in latencies) >= 1 else ("µs", 1000)
     medians, ends = ([latency.percentile_ms(one) * scale for latency in latencies] for one in (50, percentile))
     longest = None if limit is None else limit.value * scale
@@ -116,7 +116,7 @@ def _panels(options: Candidates, budget: Budget, decision: Decision) -> list[_Pa
 
 def _point(candidate: Candidate, decision: Decision, task: Task, x: float, x_end: float) -> _Point:
     is_chosen = decision.best is not None and candidate.name == decision.best.name
-    passed = next(one.passed for one in decision.verdicts if one.name == candidate.name)
+    passed = next(verdict.passed for verdict in decision.verdicts if verdict.name == candidate.name)
     worse = candidate.degradation
     return _Point(
         name=candidate.name,
@@ -194,12 +194,12 @@ def _draw_panel(axes: Axes, panel: _Panel, most: float) -> None:
 def _draw_steps(axes: Axes, points: Sequence[_Point]) -> None:
     """Draws the Pareto front: every point below its line is dominated by one to its left."""
     best = sorted(
-        (points[place] for place in pareto_front([(point.x, -point.y) for point in points])), key=lambda one: one.x
+        (points[place] for place in pareto_front([(point.x, -point.y) for point in points])), key=lambda point: point.x
     )
     _, right = axes.get_xlim()
     bottom, _ = axes.get_ylim()
-    ys = [max(one.y, bottom) for one in best]
-    axes.step([*(one.x for one in best), right], [*ys, ys[-1]], where="post", color=_PASSED, lw=2, alpha=0.3)
+    ys = [max(point.y, bottom) for point in best]
+    axes.step([*(point.x for point in best), right], [*ys, ys[-1]], where="post", color=_PASSED, lw=2, alpha=0.3)
 
 
 def _add_scores(axes: Axes, of_fp32: float, task: Task) -> None:
@@ -227,8 +227,8 @@ def _draw_legend(figure: Figure, decision: Decision) -> None:
 
     handles = [
         *([dot(_CHOSEN, "*", "chosen", 15)] if decision.best is not None else []),
-        *([dot(_PASSED, "o", "within the budget", 8)] if any(one.passed for one in decision.verdicts) else []),
-        *([dot(_OVER, "o", "over the budget", 8)] if not all(one.passed for one in decision.verdicts) else []),
+        *([dot(_PASSED, "o", "within the budget", 8)] if any(verdict.passed for verdict in decision.verdicts) else []),
+        *([dot(_OVER, "o", "over the budget", 8)] if not all(verdict.passed for verdict in decision.verdicts) else []),
         Line2D([], [], color=_PASSED, lw=2, alpha=0.3, label="Pareto front: nothing is better in both"),
         Line2D([], [], color=_LIMIT, lw=1.1, ls=(0, (5, 3)), label="limit of the budget"),
     ]
@@ -245,7 +245,7 @@ def _place_labels(figure: Figure, panels: Sequence[tuple[Axes, Sequence[_Point]]
         bottom, _ = axes.get_ylim()
         taken = [box for point in points for box in _boxes(axes, point)]
         taken += [line.get_window_extent().padded(2) for line in axes.lines if line.get_linestyle() == "--"]
-        for point in sorted(points, key=lambda one: (not one.is_chosen, one.x)):
+        for point in sorted(points, key=lambda point: (not point.is_chosen, point.x)):
             at = (point.x, max(point.y, bottom))
             label: Any = axes.annotate(
                 point.label, at, (0, 0), textcoords="offset points", fontsize=8.5, linespacing=1.15, parse_math=False,
