@@ -28,6 +28,13 @@ class Document(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
+class NotPartOfKey(Document):
+    """Marks an argument of a stage that does not change the stage's output, such as the engine that computes it.
+
+    The key by which the output of an earlier run is found leaves it out.
+    """
+
+
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 

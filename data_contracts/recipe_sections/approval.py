@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, NotPartOfKey
 from bloomery.data_contracts.documents.durations import Duration, format_duration
-from bloomery.data_contracts.recipe_sections.engine import Means
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -30,7 +29,7 @@ ApprovalSetting = Annotated[
 ]
 
 
-class PromotionTerms(Means):
+class PromotionTerms(NotPartOfKey):
     """On what terms a version that passed its gates becomes champion."""
 
     approval: Approval | None = None

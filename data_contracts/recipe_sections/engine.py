@@ -1,4 +1,4 @@
-"""Parts of a recipe that say by what means something is done, and not what comes out of it."""
+"""A recipe's `engine`: what prepares the data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bloomery.data_contracts.documents.documents import Document
-
-
-class Means(Document):
-    """Does not count when the output of an earlier run is looked for: whatever it says, the output is the same."""
+from bloomery.data_contracts.documents.documents import Document, NotPartOfKey
 
 
 class SparkConfig(Document):
-    """Where Spark runs, and its own settings."""
+    """The Spark master and Spark's own settings."""
 
     master: Annotated[
         str | None, Field(description="local[N], spark://…, yarn, k8s://… or sc://…; else BLOOMERY_SPARK_MASTER")
@@ -22,8 +18,11 @@ class SparkConfig(Document):
     settings: dict[str, str] = Field(default_factory=dict)
 
 
-class Engine(Means):
-    """What prepares the data: this machine alone, or Spark. `auto` takes Spark where a cluster is named and needed."""
+class Engine(NotPartOfKey):
+    """The engine that prepares the data: DuckDB on this machine, or Spark. The output is the same.
+
+    `auto` uses Spark if a cluster is configured and the data is large.
+    """
 
     kind: Literal["auto", "local", "spark"] = "auto"
     spark: SparkConfig = SparkConfig()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.recipe_sections.engine import Means
+from bloomery.data_contracts.documents.documents import Document, NotPartOfKey
 from bloomery.data_contracts.records.records import Candidates, Choice
 
 PROVENANCE_FILE = "provenance.json"  # in a bento, beside the model
 
 
-class StatedRecipe(Means):
+class StatedRecipe(NotPartOfKey):
     """The recipe of a run, as it was read. A version remembers it; what of it decides is in the stages' own slices."""
 
     recipe: dict[str, Any]

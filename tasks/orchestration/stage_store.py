@@ -21,9 +21,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
-from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.documents import Document, NotPartOfKey
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.recipe_sections.engine import Means
 from bloomery.data_contracts.records.records import Record
 from bloomery.tasks.infrastructure.disk_errors import disk_full_error
 from bloomery.tasks.infrastructure.settings import settings
@@ -71,9 +70,9 @@ class Outcome(Generic[RecordT]):
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
     """The key of what `stage` makes of `arguments`: a digest of the stage's name, its code version and the arguments.
 
-    A document counts by its `identity`, such as a record by its digest. An engine does not count.
+    A document counts by its `identity`, such as a record by its digest. An argument marked `NotPartOfKey` does not count.
     """
-    counting = [_identity(argument) for argument in arguments if not isinstance(argument, Means)]
+    counting = [_identity(argument) for argument in arguments if not isinstance(argument, NotPartOfKey)]
     return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]
 
 
