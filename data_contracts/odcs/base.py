@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from bloomery.data_contracts.documents.documents import Document
+
+LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
 
 # Our custom properties, and the part of a contract that each belongs to. All others are descriptive.
 CUSTOM_PROPERTIES = {

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from bloomery.data_contracts.documents.documents import Location
 from bloomery.data_contracts.expressions.parser import referenced_columns
 from bloomery.data_contracts.expressions.table_queries import normalize_placeholder
 from bloomery.data_contracts.odcs.base import (
     CamelModel,
     Element,
+    LogicalType,
     PlainValue,
     Problem,
     find_custom_property_problems,
@@ -28,9 +30,6 @@ from bloomery.data_contracts.odcs.consistency import (
 )
 from bloomery.data_contracts.odcs.quality import Distribution, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits, tighter_bound
-
-LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
-Place = tuple[str | int, ...]
 
 # physicalType is free text in the standard; here it is the name of an Arrow type.
 PHYSICAL_TYPES: dict[LogicalType, tuple[str, ...]] = {
@@ -89,7 +88,7 @@ class TypedElement(Element):
                 raise ValueError(f"{to_camel(name)} has no meaning for {self.logical_type}")
         if options.pattern is not None:
             require_regular_expression(options.pattern)
-        require_exact_bounds(options)
+        require_exact_bounds(options.minimum, options.maximum, options.exclusive_minimum, options.exclusive_maximum)
         low_limit, high_limit = self.value_range()
         for low, high in (
             (low_limit, high_limit),
@@ -152,14 +151,20 @@ class Column(TypedElement):
                 *(
                     Problem(sentence, "quality", position)
                     for position, check in enumerate(self.quality)
-                    for sentence in find_misuses(self, check)
+                    for sentence in find_misuses(self.name, self.logical_type, check)
                 ),
                 *self._misstated(),
             ],
             self.name,
         )
         rules = tuple(rule for rule, _ in self.located_rules(is_key=self.primary_key) if rule.severity == "error")
-        raise_problems([Problem(sentence) for sentence in find_contradictions(self, rules)], self.name)
+        raise_problems(
+            [
+                Problem(sentence)
+                for sentence in find_contradictions(self.name, self.logical_type, self.arrow_type, rules)
+            ],
+            self.name,
+        )
         return self
 
     def _misstated(self) -> Iterator[Problem]:
@@ -202,12 +207,12 @@ class Column(TypedElement):
         stated: Literal["refuse", "other"] = self.custom_property("unknownCategory", "refuse")
         return stated
 
-    def located_rules(self, *, is_key: bool) -> list[tuple[Rule, Place]]:
+    def located_rules(self, *, is_key: bool) -> list[tuple[Rule, Location]]:
         """The column's rules in the order of the file, and where in the column each is stated.
 
         `is_key` says that the column alone tells rows apart.
         """
-        found: list[tuple[Rule, Place]] = []
+        found: list[tuple[Rule, Location]] = []
         if self.required or self.primary_key:
             found.append((Rule(target=self.name, kind="required"), ("required",)))
         if self.unique or is_key:

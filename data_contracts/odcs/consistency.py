@@ -1,4 +1,4 @@
-"""What no column can be: checks that do not fit its type, and rules that no value can keep together."""
+"""Consistency of one column: quality checks that do not fit its type, and rules that no value can satisfy together."""
 
 from __future__ import annotations
 
@@ -6,83 +6,89 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bloomery.data_contracts.expressions.parser import referenced_columns
+from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.odcs.quality import Arguments, Dependency, LengthLimits, Quality, RowCondition, ValueLimits
 from bloomery.data_contracts.odcs.rules import Bound, Rule, integer_limits
 
-if TYPE_CHECKING:
-    from bloomery.data_contracts.odcs.columns import Column, LogicalType, TypeOptions
 
-
-def find_misuses(column: Column, check: Quality) -> Iterator[str]:
-    """Why a quality check cannot be asked of a column."""
-    logical_type, arguments, own = column.logical_type, check.arguments, check.implementation
-    fitting = _FITTING.get(check.check_name)
-    if check.metric == "rowCount" or isinstance(own, Dependency):
-        yield f"a column's quality can be invalidValues; {check.check_name} belongs to the schema object"
-    elif fitting is not None and logical_type not in fitting:
-        yield f"{check.check_name} is for {', '.join(fitting)}, not for {logical_type}"
-    elif isinstance(own, RowCondition):
-        try:
-            read = referenced_columns(own.expression)
-        except ValueError as failure:
-            yield str(failure)
-            return
-        if column.name not in read:
-            yield f"the expression of column {column.name} does not read it; state it at the schema object"
-    elif isinstance(own, ValueLimits):
-        try:
-            require_exact_bounds(own)
-        except ValueError as failure:
-            yield str(failure)
-        limits = own.limits()
-        low, high = limits["low"], limits["high"]
-        if low is None and high is None:
-            yield "between needs minimum, maximum, exclusiveMinimum or exclusiveMaximum"
-        elif low is not None and high is not None and low > high:
-            yield f"no value can be at least {low} and at most {high}"
-    elif isinstance(own, LengthLimits):
-        if own.min_length is None and own.max_length is None:
+def find_misuses(name: str, logical_type: LogicalType, check: Quality) -> Iterator[str]:
+    """Why the quality check does not apply to the column `name` of that type."""
+    implementation = check.implementation
+    supported = _SUPPORTED_TYPES.get(check.check_name)
+    if check.metric == "rowCount" or isinstance(implementation, Dependency):
+        yield f"{check.check_name} belongs to the schema object, not to a column"
+    elif supported is not None and logical_type not in supported:
+        yield f"{check.check_name} is for {', '.join(supported)}, not for {logical_type}"
+    elif isinstance(implementation, RowCondition):
+        yield from _misused_condition(name, implementation)
+    elif isinstance(implementation, ValueLimits):
+        yield from _misused_limits(implementation)
+    elif isinstance(implementation, LengthLimits):
+        if implementation.min_length is None and implementation.max_length is None:
             yield "length needs minLength or maxLength"
-        elif own.max_length is not None and (own.min_length or 0) > own.max_length:
-            yield f"no value can be at least {own.min_length} and at most {own.max_length}"
-    elif arguments is not None:
-        yield from _misused_arguments(column, arguments)
+        elif implementation.max_length is not None and (implementation.min_length or 0) > implementation.max_length:
+            yield f"no value can be at least {implementation.min_length} and at most {implementation.max_length}"
+    elif check.arguments is not None:
+        yield from _misused_arguments(logical_type, check.arguments)
 
 
-_SINGLE: tuple[LogicalType, ...] = ("integer", "number", "string", "boolean", "date")
-_FITTING: dict[str, tuple[LogicalType, ...]] = {
-    "invalidValues": _SINGLE,
-    "missingValues": _SINGLE,
-    "duplicateValues": (*_SINGLE, "timestamp"),
+_SCALARS: tuple[LogicalType, ...] = ("integer", "number", "string", "boolean", "date")
+_SUPPORTED_TYPES: dict[str, tuple[LogicalType, ...]] = {
+    "invalidValues": _SCALARS,
+    "missingValues": _SCALARS,
+    "duplicateValues": (*_SCALARS, "timestamp"),
     "between": ("integer", "number"),
     "length": ("string",),
     "distribution": ("integer", "number", "string", "boolean"),
 }
 
 
-def _misused_arguments(column: Column, arguments: Arguments) -> Iterator[str]:
+def _misused_condition(name: str, condition: RowCondition) -> Iterator[str]:
+    try:
+        columns = referenced_columns(condition.expression)
+    except ValueError as failure:
+        yield str(failure)
+        return
+    if name not in columns:
+        yield f"the expression of column {name} does not read the column; state it at the schema object"
+
+
+def _misused_limits(limits: ValueLimits) -> Iterator[str]:
+    try:
+        require_exact_bounds(limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum)
+    except ValueError as failure:
+        yield str(failure)
+    fields = limits.limits()
+    low, high = fields["low"], fields["high"]
+    if low is None and high is None:
+        yield "between needs minimum, maximum, exclusiveMinimum or exclusiveMaximum"
+    elif low is not None and high is not None and low > high:
+        yield f"no value can be at least {low} and at most {high}"
+
+
+def _misused_arguments(logical_type: LogicalType, arguments: Arguments) -> Iterator[str]:
     if arguments.properties is not None:
         yield "arguments.properties names columns that are unique together; it belongs to the schema object"
     if arguments.pattern is not None:
-        if column.logical_type != "string":
-            yield f"pattern has no meaning for {column.logical_type}"
+        if logical_type != "string":
+            yield f"pattern has no meaning for {logical_type}"
         try:
             require_regular_expression(arguments.pattern)
         except ValueError as failure:
             yield str(failure)
     for value in arguments.valid_values or ():
-        if not _is_of(value, column.logical_type):
-            yield f"{value!r} is no valid value of type {column.logical_type}"
+        if not _has_type(value, logical_type):
+            yield f"{value!r} is no valid value of type {logical_type}"
     for value in arguments.missing_values or ():
-        if value is not None and not _is_of(value, column.logical_type):
-            yield f"{value!r} can be no value of type {column.logical_type}, so it need not be named as missing"
+        if value is not None and not _has_type(value, logical_type):
+            yield f"{value!r} can be no value of type {logical_type}, so it need not be named as missing"
 
 
-def _is_of(value: Any, logical_type: LogicalType) -> bool:
-    """Whether a value of a contract file is of a column's type. YAML reads `no` as false and `1.0` as a real number."""
+def _has_type(value: Any, logical_type: LogicalType) -> bool:
+    """Whether a value of a contract file has the column's type. YAML reads `no` as false and `1.0` as a real number."""
     match logical_type:
         case "integer":
             return isinstance(value, int) and not isinstance(value, bool)
@@ -101,68 +107,77 @@ def _is_of(value: Any, logical_type: LogicalType) -> bool:
     return isinstance(value, str)
 
 
-def find_contradictions(column: Column, rules: tuple[Rule, ...]) -> Iterator[str]:
-    """Why no value of the column can keep all of its rules."""
-    own = tuple(rule for rule in rules if rule.target == column.name)
-    sets = [rule.values for rule in own if rule.kind == "in_set"]
-    others = [frozenset(values) for values in sets[1:]]
-    least, most = integer_limits((), column.arrow_type)
-    is_whole = column.logical_type == "integer"
-    if sets and not any(
-        all(value in other for other in others)
-        and (not is_whole or least <= value <= most)
-        and all(_keeps(rule, value) for rule in own)
-        for value in sets[0]
-    ):
-        yield f"no valid value keeps the other rules: {'; '.join(rule.sentence for rule in own)}"
+def find_contradictions(
+    name: str, logical_type: LogicalType, arrow_type: str, rules: tuple[Rule, ...]
+) -> Iterator[str]:
+    """Why no value of the column `name` can satisfy all of its `rules`."""
+    column_rules = tuple(rule for rule in rules if rule.target == name)
+    is_integer = logical_type == "integer"
+    if not _some_value_is_valid(column_rules, is_integer, arrow_type):
+        yield f"no valid value satisfies the other rules: {'; '.join(rule.sentence for rule in column_rules)}"
     for kind in ("between", "length"):
-        limits = [rule for rule in own if rule.kind == kind]
-        low: tuple[Bound | None, bool] = (None, False)
-        high: tuple[Bound | None, bool] = (None, False)
-        for rule in limits:
-            low = _narrower(low, (rule.low, rule.strict_low), largest=True)
-            high = _narrower(high, (rule.high, rule.strict_high), largest=False)
-        fewest, greatest = low[0], high[0]
-        if is_whole and kind == "between":
-            fewest, greatest = integer_limits(tuple(limits), column.arrow_type)
-        is_empty = (
-            fewest is not None
-            and greatest is not None
-            and (fewest > greatest or (fewest == greatest and not is_whole and (low[1] or high[1])))
-        )
-        if is_empty:
-            yield f"no value can keep all of: {'; '.join(rule.sentence for rule in limits)}"
+        limits = tuple(rule for rule in column_rules if rule.kind == kind)
+        if _are_disjoint(limits, is_integer and kind == "between", arrow_type):
+            yield f"no value can satisfy all of: {'; '.join(rule.sentence for rule in limits)}"
 
 
-def _narrower(
-    one: tuple[Bound | None, bool], other: tuple[Bound | None, bool], *, largest: bool
+def _some_value_is_valid(rules: tuple[Rule, ...], is_integer: bool, arrow_type: str) -> bool:
+    """Whether a value of the first set of valid values satisfies all rules; true where no rule states a set."""
+    sets = [rule.values for rule in rules if rule.kind == "in_set"]
+    if not sets:
+        return True
+    others = [frozenset(values) for values in sets[1:]]
+    least, most = integer_limits((), arrow_type)
+    return any(
+        all(value in values for values in others)
+        and (not is_integer or least <= value <= most)
+        and all(_satisfies(value, rule) for rule in rules)
+        for value in sets[0]
+    )
+
+
+def _are_disjoint(limits: tuple[Rule, ...], is_integer: bool, arrow_type: str) -> bool:
+    """Whether no number lies within all of the limits."""
+    low: tuple[Bound | None, bool] = (None, False)
+    high: tuple[Bound | None, bool] = (None, False)
+    for rule in limits:
+        low = _tighter(low, (rule.low, rule.strict_low), largest=True)
+        high = _tighter(high, (rule.high, rule.strict_high), largest=False)
+    least, most = integer_limits(limits, arrow_type) if is_integer else (low[0], high[0])
+    if least is None or most is None:
+        return False
+    return least > most or (least == most and not is_integer and (low[1] or high[1]))
+
+
+def _tighter(
+    first: tuple[Bound | None, bool], second: tuple[Bound | None, bool], *, largest: bool
 ) -> tuple[Bound | None, bool]:
-    if one[0] is None or other[0] is None:
-        return other if one[0] is None else one
-    if one[0] == other[0]:
-        return one[0], one[1] or other[1]
-    return one if (one[0] > other[0]) == largest else other
+    """The tighter of two bounds, each with whether it is strict."""
+    if first[0] is None or second[0] is None:
+        return second if first[0] is None else first
+    if first[0] == second[0]:
+        return first[0], first[1] or second[1]
+    return first if (first[0] > second[0]) == largest else second
 
 
-def _keeps(rule: Rule, value: Any) -> bool:
+def _satisfies(value: Any, rule: Rule) -> bool:
     match rule.kind:
         case "pattern":
             return re.search(rule.pattern or "", value) is not None
         case "between" | "length":
-            size = len(value) if rule.kind == "length" else value
-            above = rule.low is None or size > rule.low or (size == rule.low and not rule.strict_low)
-            return above and (rule.high is None or size < rule.high or (size == rule.high and not rule.strict_high))
+            return rule.allows(len(value) if rule.kind == "length" else value)
     return True
 
 
 def require_regular_expression(pattern: str) -> None:
+    """Raises ValueError where Python cannot compile `pattern`."""
     try:
         re.compile(pattern)
     except re.error as failure:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {failure}") from failure
 
 
-def require_exact_bounds(limits: TypeOptions | ValueLimits) -> None:
-    bounds = (limits.minimum, limits.maximum, limits.exclusive_minimum, limits.exclusive_maximum)
+def require_exact_bounds(*bounds: Bound | None) -> None:
+    """Raises ValueError where a bound is too large for a float64 to hold every whole number up to it."""
     if any(bound is not None and abs(bound) >= 2**53 for bound in bounds):
         raise ValueError("a limit of 2**53 or more cannot be compared to the last digit; use a smaller one")

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bloomery.data_contracts.documents.documents import read_document
+from bloomery.data_contracts.documents.documents import Location, read_document
 from bloomery.data_contracts.errors import ContractInvalid
 from bloomery.data_contracts.expressions.parser import parse_condition, referenced_columns
 from bloomery.data_contracts.expressions.table_queries import normalize_placeholder, require_scalar_query
-from bloomery.data_contracts.odcs.arrow_schema import schema_of
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.base import (
     Element,
     PlainValue,
@@ -26,7 +26,7 @@ from bloomery.data_contracts.odcs.base import (
     find_custom_property_problems,
     raise_problems,
 )
-from bloomery.data_contracts.odcs.columns import Column, Place
+from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.distributions import Reference, require_reference
 from bloomery.data_contracts.odcs.quality import Dependency, Quality, RowCondition
 from bloomery.data_contracts.odcs.rules import Rule
@@ -62,7 +62,7 @@ class Table(Element):
 
     def _impossible(self) -> Iterator[Problem]:
         """The expressions and queries that the columns do not allow, and the rules that are stated twice."""
-        schema = schema_of(self.properties)
+        schema = arrow_schema(self.properties)
         seen: set[Rule] = set()
         for rule, place in self.located_rules():
             try:
@@ -90,9 +90,9 @@ class Table(Element):
         found = [column for column in self.properties if column.primary_key]
         return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
 
-    def located_rules(self) -> list[tuple[Rule, Place]]:
+    def located_rules(self) -> list[tuple[Rule, Location]]:
         """The table's rules and then its columns', in the order of the file, and where in the table each is stated."""
-        found: list[tuple[Rule, Place]] = []
+        found: list[tuple[Rule, Location]] = []
         for position, check in enumerate(self.quality):
             rule = _rule_of(check)
             if rule is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,8 @@ from pydantic import Field, model_validator
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.odcs.base import CamelModel
+from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.rules import Divergence
-
-if TYPE_CHECKING:
-    from bloomery.data_contracts.odcs.columns import Column
 
 SMALLEST_SHARE = 1e-4  # an emptier cell counts as this full, since the logarithm of nothing has no value
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -28,7 +28,7 @@ class ArrowRowParser:
     """Turns an Arrow stream into rows of the contract's types, or says what is wrong with it."""
 
     def __init__(self, contract: Contract, columns: Sequence[str]) -> None:
-        whole = arrow_schema(contract)
+        whole = arrow_schema(contract.columns)
         self.schema = pa.schema([field for field in whole if field.name in columns])
         self._required = {column.name for column in contract.columns if column.is_required}
         self._rules = tuple(

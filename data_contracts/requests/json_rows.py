@@ -73,7 +73,7 @@ class JsonRowParser:
         self._body: TypeAdapter[dict[str, list[dict[str, Any]]]] = TypeAdapter(_document("Body", {"rows": rows}))
         self._asked, self._rules, self._title = asked, rules, contract.name
         self._columns = [column.name for column in asked]
-        whole = arrow_schema(contract)
+        whole = arrow_schema(contract.columns)
         self.schema = pa.schema([whole.field(name) for name in self._columns])
         self._kinds = ColumnKinds(self.schema)
         # A condition that reads another column cannot be asked: the model does not read that column.

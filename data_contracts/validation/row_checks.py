@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloomery.data_contracts.errors import DataUnfit
+from bloomery.data_contracts.errors import ContractBroken, DataUnfit
 from bloomery.data_contracts.expressions import parser
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, value_range
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, is_compatible, value_range
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
@@ -41,6 +41,33 @@ def cast_batch(found: pa.RecordBatch, schema: pa.Schema) -> CastBatch:
     return CastBatch(found, pa.RecordBatch.from_arrays(arrays, schema=schema), unfit)
 
 
+def require_columns(schema: pa.Schema, contract: Contract, where: str) -> None:
+    """Raises ContractBroken unless `schema` has exactly the contract's columns, each of a compatible type.
+
+    A float may stand where an integer is required, and an integer of any width for any other: whether each value fits
+    is checked row by row. Text in place of a number breaks the contract as a whole.
+    """
+    required = arrow_schema(contract.columns)
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    problems = [
+        *(f"column {name} is there twice" for name in repeated),
+        *(f"column {name} is missing" for name in required.names if name not in schema.names),
+        *(f"column {name} is not in the contract" for name in schema.names if name not in required.names),
+        *(
+            f"column {name} is {schema.field(name).type}, not {required.field(name).type}"
+            for name in required.names
+            if schema.names.count(name) == 1 and not is_compatible(schema.field(name).type, required.field(name).type)
+        ),
+    ]
+    if problems:
+        raise ContractBroken(
+            "; ".join(problems),
+            required=f"the columns {', '.join(required.names)} of contract {contract.name} {contract.version}",
+            where=where,
+            remedy="correct the data at its source, or release a new version of the contract",
+        )
+
+
 def require_valid_text(found: pa.RecordBatch, start: int) -> None:
     """Raises DataUnfit where text is no UTF-8, which no file that keeps its format holds; `start` is the first row."""
     for field, column in zip(found.schema, found.columns, strict=True):
@@ -61,7 +88,7 @@ def row_rules(contract: Contract) -> tuple[Rule, ...]:
     That each value fits its column's type is a rule too, though no line of the contract states it as one.
     """
     stated = tuple(rule for rule in contract.rules() if rule.is_about_rows)
-    return (*stated, *(rule for field in arrow_schema(contract) if (rule := _type_rule(field)) is not None))
+    return (*stated, *(rule for field in arrow_schema(contract.columns) if (rule := _type_rule(field)) is not None))
 
 
 def _type_rule(field: pa.Field) -> Rule | None:

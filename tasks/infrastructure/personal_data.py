@@ -30,7 +30,7 @@ def protected_schema(contract: Contract) -> pa.Schema:
     return pa.schema(
         [
             field.with_type(pa.string()) if treatments[field.name] == "hash" else field
-            for field in arrow_schema(contract)
+            for field in arrow_schema(contract.columns)
             if treatments[field.name] != "drop"
         ]
     )

@@ -55,7 +55,7 @@ def filter_valid_labels(contract: Contract, column: str, labels: pa.Table) -> tu
     Rows with an invalid label were quarantined before training, too; a single one may outweigh a thousand others.
     Nothing is checked if the column is served as windows.
     """
-    schema = arrow_schema(contract)
+    schema = arrow_schema(contract.columns)
     if column not in schema.names or pa.types.is_list(schema.field(column).type):
         return labels, 0
     raw = pa.RecordBatch.from_arrays([labels["label"].combine_chunks()], names=[column])

@@ -70,7 +70,7 @@ class Outcome(Generic[RecordT]):
 def key_of(stage: str, code: str, arguments: Sequence[Any]) -> str:
     """The key of what `stage` makes of `arguments`: a digest of the stage's name, its code version and the arguments.
 
-    A document counts by its `identity`, such as a record by its digest. An argument marked `NotPartOfKey` does not count.
+    A document counts by its `identity`, such as a record by its digest. A `NotPartOfKey` does not count.
     """
     counting = [_identity(argument) for argument in arguments if not isinstance(argument, NotPartOfKey)]
     return digest_of_document({"stage": stage, "code": code, "arguments": counting})[:32]

@@ -128,7 +128,7 @@ def split_with_spark(
 def _schema(contract: Contract) -> dict[str, Any]:
     """Returns Spark's schema of validated rows: without dropped personal columns, and with text for hashed ones."""
     kept = protected_schema(contract)
-    schema = spark_schema(contract)
+    schema = spark_schema(contract.columns)
     fields = [field for field in schema["fields"] if field["name"] in kept.names]
     texts = {field.name for field in kept if pa.types.is_string(field.type)}
     return {**schema, "fields": [{**field, "type": "string"} if field["name"] in texts else field for field in fields]}

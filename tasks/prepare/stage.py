@@ -95,7 +95,7 @@ def prepare(out: Output, checked: ValidRows, features: Features, engine: Engine)
 def _write_test_windows(out: Output, checked: ValidRows, features: Features, rows: SplitRows) -> str:
     """Writes the raw windows of the test split, as a client would send them to the endpoint, and returns their URI."""
     inputs = (column for source in features.inputs for column in source.columns)
-    windows = arrow_schema(with_windows(checked.contract, features.window_lengths))
+    windows = arrow_schema(with_windows(checked.contract, features.window_lengths).columns)
     key = protected_schema(checked.contract).field(features.key)
     schema = pa.schema([key, *(windows.field(name) for name in inputs)])
     path = out.path("test_rows.parquet")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bloomery.data_contracts.odcs.columns import LogicalType
+from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.validation.casting import cast_column, find_uncastable
 
 MAX_COUNTED_VALUES = 2_000  # distinct values of a column that are counted one by one

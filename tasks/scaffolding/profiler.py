@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.errors import DataUnfit
-from bloomery.data_contracts.odcs.columns import LogicalType
+from bloomery.data_contracts.odcs.base import LogicalType
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.tasks.infrastructure import duckdb_session
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches

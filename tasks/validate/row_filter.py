@@ -55,7 +55,7 @@ def filter_rows(source: Path, contract: Contract, passed: Path, quarantine: Quar
     Raises:
         DataUnfit: a column of text holds bytes that are not UTF-8.
     """
-    schema = arrow_schema(contract)
+    schema = arrow_schema(contract.columns)
     rules = row_rules(contract)
     conditions = parse_conditions(rules, schema)
     counters = [_ViolationCounter(rule, contract.personal_columns) for rule in rules]
@@ -124,7 +124,7 @@ def quarantine_rows(
     Returns:
         Examples for each rule, by their position in `source`.
     """
-    schema, personal = arrow_schema(contract), contract.personal_columns
+    schema, personal = arrow_schema(contract.columns), contract.personal_columns
     examples: list[list[ViolationExample]] = [[] for _ in table_violations]
     start = num_passed = 0
     for raw in read_batches(source):

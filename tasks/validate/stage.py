@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bloomery.data_contracts.documents.digests import digest_of_document, digest_of_file
 from bloomery.data_contracts.errors import ContractBroken, DataUnfit
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, require_columns
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.records.records import RawRows, ValidRows
 from bloomery.data_contracts.validation.data_docs import render_data_docs
@@ -22,6 +22,7 @@ from bloomery.data_contracts.validation.expectation_suite import (
     describe_rule,
     rule_successes,
 )
+from bloomery.data_contracts.validation.row_checks import require_columns
 from bloomery.tasks.infrastructure.parquet import RowWriter, read_batches, row_group_size_of
 from bloomery.tasks.infrastructure.personal_data import protect_batch, protected_schema
 from bloomery.tasks.infrastructure.settings import settings
@@ -93,7 +94,7 @@ def validate(out: Output, rows: RawRows, contract: Contract) -> ValidRows:
 
 def _schema_after_casting(schema: pa.Schema, contract: Contract) -> pa.Schema:
     """Returns the schema of a source without types after its text is cast. No text is cast to an array."""
-    target = arrow_schema(contract)
+    target = arrow_schema(contract.columns)
     return pa.schema(
         [
             target.field(field.name)

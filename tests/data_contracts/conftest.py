@@ -41,7 +41,7 @@ def set_aside() -> Callable[[pa.Table, Contract], set[int]]:
     """The rows of a table that training sets aside: those that break a rule of severity error."""
 
     def find(table: pa.Table, contract: Contract) -> set[int]:
-        schema = arrow_schema(contract)
+        schema = arrow_schema(contract.columns)
         rules = tuple(rule for rule in row_rules(contract) if rule.severity == "error")
         (found,) = table.combine_chunks().to_batches()
         batch, read = cast_batch(found, schema), parse_conditions(rules, schema)

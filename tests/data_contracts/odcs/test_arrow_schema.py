@@ -8,8 +8,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, require_columns, spark_schema
+from bloomery.data_contracts.odcs.arrow_schema import arrow_schema, spark_schema
 from bloomery.data_contracts.odcs.columns import PHYSICAL_TYPES
+from bloomery.data_contracts.validation.row_checks import require_columns
 
 EVERY_TYPE = [
     {"name": f"{logical}_{position}", "logicalType": logical, "physicalType": physical, "required": True}
@@ -21,13 +22,13 @@ ARRAY = {"name": "v", "logicalType": "array", "items": {"logicalType": "integer"
 
 
 def test_the_digits_have_the_types_of_their_contract(digits_contract):
-    assert arrow_schema(digits_contract) == pa.schema(
+    assert arrow_schema(digits_contract.columns) == pa.schema(
         [("id", pa.int64()), ("image", pa.list_(pa.uint8())), ("label", pa.int64())]
     )
 
 
 def test_every_physical_type_is_an_arrow_type(contract_of):
-    schema = arrow_schema(contract_of(*EVERY_TYPE))
+    schema = arrow_schema(contract_of(*EVERY_TYPE).columns)
     # What Arrow calls otherwise when it prints it.
     shown = {
         "float": "float32",
@@ -44,7 +45,9 @@ def test_the_first_physical_type_is_the_default(contract_of):
     for logical, (default, *_) in PHYSICAL_TYPES.items():
         if logical != "array":
             column = {"name": "v", "logicalType": logical, "required": True}
-            assert arrow_schema(contract_of(column)) == arrow_schema(contract_of({**column, "physicalType": default}))
+            assert arrow_schema(contract_of(column).columns) == arrow_schema(
+                contract_of({**column, "physicalType": default}).columns
+            )
 
 
 def test_spark_reads_the_schema_and_loses_no_value(contract_of):
@@ -57,9 +60,9 @@ def test_spark_reads_the_schema_and_loses_no_value(contract_of):
         for column in EVERY_TYPE
     ]
     contract = contract_of(*EVERY_TYPE, *arrays)
-    in_spark = to_arrow_schema(StructType.fromJson(spark_schema(contract)), timezone="UTC")
-    assert in_spark.names == arrow_schema(contract).names
-    for here, there in zip(arrow_schema(contract), in_spark, strict=True):
+    in_spark = to_arrow_schema(StructType.fromJson(spark_schema(contract.columns)), timezone="UTC")
+    assert in_spark.names == arrow_schema(contract.columns).names
+    for here, there in zip(arrow_schema(contract.columns), in_spark, strict=True):
         mine, sparks = (
             (here.type.value_type, there.type.value_type) if pa.types.is_list(here.type) else (here.type, there.type)
         )
@@ -113,7 +116,7 @@ def test_a_type_of_another_family_breaks_the_contract(contract_of, column, found
     contract = contract_of({**column, "required": True})
     with pytest.raises(ContractBroken) as caught:
         require_columns(pa.schema([("v", found)]), contract, where="here")
-    assert caught.value.found == f"column v is {found}, not {arrow_schema(contract).field('v').type}"
+    assert caught.value.found == f"column v is {found}, not {arrow_schema(contract.columns).field('v').type}"
     assert caught.value.where == "here"
 
 
@@ -127,7 +130,7 @@ def test_all_that_is_wrong_with_the_columns_is_said_at_once(digits_contract):
 
 
 def test_columns_may_come_in_any_order(digits_contract):
-    schema = arrow_schema(digits_contract)
+    schema = arrow_schema(digits_contract.columns)
     require_columns(pa.schema([schema.field(name) for name in reversed(schema.names)]), digits_contract, where="here")
 
 

@@ -225,7 +225,7 @@ def test_a_share_just_below_a_limit_is_below_it(contract_with):
         ("s", own("length"), "length needs"),
         ("s", own("length", minLength=2, maxLength=1), "no value can be"),
         ("i", own("betwen", minimum=1), "betwen"),
-        ("i", own("expression", expression="f > 1"), "does not read it"),
+        ("i", own("expression", expression="f > 1"), "does not read the column"),
         ("i", own("expression", expression="i > s"), "compares i, a whole number, with s, text"),
         ("m", own("distribution", divergence="psi", reference="r", mustBeLessThan=1), "not for timestamp"),
         ("i", own("distribution", divergence="js", reference="r", mustBeLessThan=1), "'psi' or 'kl'"),
@@ -281,7 +281,7 @@ def stated(**keys: Any) -> dict[str, Any]:
                 logicalTypeOptions={"minimum": 5},
                 quality=[library("invalidValues", {"validValues": [1, 2]}, **NONE)],
             ),
-            "no valid value keeps the other rules",
+            "no valid value satisfies the other rules",
         ),
         (
             stated(
@@ -289,7 +289,7 @@ def stated(**keys: Any) -> dict[str, Any]:
                 logicalTypeOptions={"maxLength": 2},
                 quality=[library("invalidValues", {"validValues": ["abc"]}, **NONE)],
             ),
-            "no valid value keeps the other rules",
+            "no valid value satisfies the other rules",
         ),
         (
             stated(
@@ -315,11 +315,11 @@ def stated(**keys: Any) -> dict[str, Any]:
                 logicalTypeOptions={"minimum": 5},
                 quality=[own("between", maximum=4)],
             ),
-            "no value can keep all of",
+            "no value can satisfy all of",
         ),
         (
             stated(logicalType="number", quality=[own("between", minimum=5), own("between", exclusiveMaximum=5)]),
-            "no value can keep all of",
+            "no value can satisfy all of",
         ),
         (
             stated(
@@ -327,7 +327,7 @@ def stated(**keys: Any) -> dict[str, Any]:
                 logicalTypeOptions={"minLength": 5},
                 quality=[own("length", maxLength=4)],
             ),
-            "no value can keep all of",
+            "no value can satisfy all of",
         ),
         (
             stated(logicalType="string", required=True, quality=[library("nullValues", **NONE)]),

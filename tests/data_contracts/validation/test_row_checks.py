@@ -185,19 +185,19 @@ def test_a_row_passes_exactly_where_a_request_with_it_is_taken(contract_of, set_
         (batch,) = table.take(pa.array(taken)).combine_chunks().to_batches()
         assert (
             check.parse_table([rows[row] for row in taken]).to_batches()[0]
-            == cast_batch(batch, arrow_schema(contract)).rows
+            == cast_batch(batch, arrow_schema(contract.columns)).rows
         )
 
 
 def batch_of(table: pa.Table, contract: Contract) -> CastBatch:
     (found,) = table.combine_chunks().to_batches()
-    return cast_batch(found, arrow_schema(contract))
+    return cast_batch(found, arrow_schema(contract.columns))
 
 
 def told(table: pa.Table, contract: Contract) -> dict[str, list[str]]:
     """The values that break each rule, as they are shown."""
     batch, rules = batch_of(table, contract), row_rules(contract)
-    read = parse_conditions(rules, arrow_schema(contract))
+    read = parse_conditions(rules, arrow_schema(contract.columns))
     masks = {rule: find_violations(rule, batch, read).to_numpy(zero_copy_only=False) for rule in rules}
     return {
         f"{rule.target}: {rule.kind}": describe_values(rule, batch, np.flatnonzero(mask)).to_pylist()

@@ -76,7 +76,7 @@ CONTRACT = Contract.model_validate(
         ],
     }
 )
-SCHEMA = arrow_schema(CONTRACT)
+SCHEMA = arrow_schema(CONTRACT.columns)
 NUMBERS = ["number", "short", "whole", "byte"]
 INPUTS: list[dict[str, Any]] = [
     {"kind": "number", "columns": NUMBERS, "missing": "mean"},

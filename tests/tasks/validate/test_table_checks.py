@@ -32,7 +32,7 @@ def asked(home: Path) -> Ask:
     def ask(contract: Contract, **columns: Any) -> list[TableCheck]:
         path = home / "rows.parquet"
         home.mkdir(exist_ok=True)
-        schema = arrow_schema(contract)
+        schema = arrow_schema(contract.columns)
         arrays = [pa.array(columns[field.name], field.type) for field in schema]
         write_rows(path, schema, [pa.RecordBatch.from_arrays(arrays, schema=schema)])
         return list(check_table_rules(path, contract, "a test"))
@@ -297,7 +297,7 @@ def test_a_distribution_is_compared_with_its_reference(contract_of, asked):
 
 def test_a_path_may_hold_what_duckdb_takes_for_a_pattern(contract_of, tmp_path, home):
     contract = contract_of(column("v", "integer", unique=True))
-    schema = arrow_schema(contract)
+    schema = arrow_schema(contract.columns)
     path = tmp_path / "a[1]*?'x" / "rows.parquet"
     path.parent.mkdir()
     write_rows(path, schema, [pa.RecordBatch.from_arrays([pa.array([1, 1])], schema=schema)])
