@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -37,6 +38,11 @@ if not hasattr(sys.modules["__main__"], "__file__"):
 
 # Spark's Java lives for seconds here, in which to optimise what it runs costs more than it gains.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# The package of flows names this folder's state folder to the engines. No test may write there, nor its processes.
+_before = dict(os.environ)
+importlib.import_module("bloomery.flows")
+os.environ.clear()
+os.environ.update(_before)
 # Engines ask for these once, at their first arithmetic. Set later, tests would compare bits of two instruction sets.
 for name, value in instruction_set().items():
     os.environ.setdefault(name, value)

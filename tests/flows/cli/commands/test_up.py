@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
-from bloomery.tasks.infrastructure.service_status import find_processes, read_standing
+from bloomery.tasks.infrastructure.service_status import find_processes, read_service_status
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
 from tests.living import wait_for
 
@@ -129,7 +129,7 @@ def asked(standing: dict[str, Any]) -> Iterator[Asked]:
 
 def look(home: Path) -> dict[str, Any]:
     """Returns the status of all services, without starting a process."""
-    standing = read_standing(home)
+    standing = read_service_status(home)
     assert standing is not None
     return servers({"is_up": True, **standing.model_dump()})
 
