@@ -16,8 +16,8 @@ from prefect.states import Completed
 from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import DataMissing, RecipeInvalid
-from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.recipe.handover import recipe_for_run, take_recipe
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
@@ -131,4 +131,4 @@ def _read(path: Path) -> WatchState | None:
 
 
 def _write(path: Path, state: WatchState) -> None:
-    replace_text(path, state.model_dump_json(indent=1))
+    write_text(path, state.model_dump_json(indent=1), mode=0o600)

@@ -6,13 +6,12 @@ The folder of a name has `pointer.json`, and for each process that answers a not
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import OutputCorrupt
 
 POINTER_FILE, FOLLOWERS_FOLDER = "pointer.json", "followers"
@@ -54,13 +53,13 @@ def read_pointer(path: Path) -> ChampionPointer:
 
 def write_pointer(path: Path, pointer: ChampionPointer) -> None:
     """Afterwards the file says so. Whoever reads meanwhile has the one or the other, whole."""
-    replace_text(path, pointer.model_dump_json(indent=1))
+    write_text(path, pointer.model_dump_json(indent=1), mode=0o600)
 
 
 def write_follower_status(folder: Path, following: FollowerStatus) -> Path:
     """Leave in the name's folder what this process does; it is removed by whoever finds that the process has ended."""
     path = folder / FOLLOWERS_FOLDER / f"{following.host}-{following.pid}.json"
-    replace_text(path, following.model_dump_json())
+    write_text(path, following.model_dump_json(), mode=0o600)
     return path
 
 
@@ -71,18 +70,3 @@ def read_follower_statuses(folder: Path) -> dict[Path, FollowerStatus]:
         with contextlib.suppress(OSError, UnicodeDecodeError, ValidationError):
             found[path] = FollowerStatus.model_validate_json(path.read_text(encoding="utf-8"))
     return found
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Afterwards the file holds `text`, and not before all of it lies on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.files import atomic_path
 
 STREAM_SUFFIX, PARQUET_SUFFIX, OUTCOMES_SUFFIX = ".arrows", ".parquet", ".outcomes.jsonl"
 CHAMPION, CANARY, SHADOW = "champion", "canary", "shadow"
@@ -87,7 +88,6 @@ def convert_to_parquet(stream: Path) -> None:
     """Afterwards a Parquet file stands in the stream's place; none if it has no whole batch."""
     batches = read_stream(stream)
     if batches:
-        beside = stream.with_suffix(".tmp")
-        pq.write_table(pa.Table.from_batches(batches), beside, compression="zstd")
-        beside.replace(stream.with_suffix(PARQUET_SUFFIX))
+        with atomic_path(stream.with_suffix(PARQUET_SUFFIX)) as temporary:
+            pq.write_table(pa.Table.from_batches(batches), temporary, compression="zstd")
     stream.unlink()

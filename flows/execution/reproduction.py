@@ -15,11 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import BloomeryError, DataMissing
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
 from bloomery.data_contracts.records.provenance import Environment, Provenance, StageDigest, digest_chain
 from bloomery.data_contracts.records.records import Bento, Candidates, Choice, Release
-from bloomery.data_contracts.serving.champion_pointer import replace_text
 from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe
 from bloomery.models.compression.budget import Budget
@@ -142,7 +142,7 @@ def main() -> None:
         outcome = reproduce_bento(provenance)
     except BloomeryError as error:
         outcome = FailedReproduction(stage=stages[-1] if stages else "", error=error.as_document())
-    replace_text(Path(sys.argv[2]), outcome.model_dump_json())
+    write_text(Path(sys.argv[2]), outcome.model_dump_json(), mode=0o600)
 
 
 if __name__ == "__main__":

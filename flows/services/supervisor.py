@@ -23,7 +23,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE, replace_text
+from bloomery.data_contracts.documents.files import write_text
+from bloomery.data_contracts.serving.champion_pointer import POINTER_FILE
 from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.flows.services.prefect_automations import HEARTBEAT_S
 from bloomery.flows.services.prefect_deployments import ROOT, WORK_POOL, failure_reason
@@ -187,7 +188,7 @@ class Supervisor:
             ports[name] = next(
                 port for port in range(self._plan.first_endpoint_port, 65_536) if port not in taken and _is_free(port)
             )
-            replace_text(self._ports, json.dumps(ports))
+            write_text(self._ports, json.dumps(ports), mode=0o600)
         return ports[name]
 
     def _reap(self, *, none_is_pending: bool = False) -> None:
@@ -213,7 +214,7 @@ class Supervisor:
         text = status.model_dump_json(indent=1)
         if text != self._written:
             with contextlib.suppress(OSError):  # a full disk must not stop the servers
-                replace_text(self._settings.home / STATUS_FOLDER / STATUS_FILE, text)
+                write_text(self._settings.home / STATUS_FOLDER / STATUS_FILE, text, mode=0o600)
                 self._written = text
 
 

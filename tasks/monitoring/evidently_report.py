@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.data_contracts.documents.files import atomic_path
 from bloomery.data_contracts.monitoring import MonitoringReport
 from bloomery.data_contracts.odcs.distributions import Bins, reference_column
 
@@ -111,9 +112,8 @@ def _write_page(report: MonitoringReport, limit: float, path: Path) -> None:
     snapshot = Report([preset]).run(
         Dataset.from_pandas(current, definition), Dataset.from_pandas(reference, definition)
     )
-    temporary = path.with_suffix(".tmp.html")
-    snapshot.save_html(str(temporary))
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        snapshot.save_html(str(temporary))
 
 
 if __name__ == "__main__":

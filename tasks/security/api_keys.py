@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bloomery.data_contracts.documents.files import write_bytes
 from bloomery.data_contracts.errors import DataMissing, SettingInvalid
 from bloomery.data_contracts.serving.api_keys import (
     KEY_PREFIX,
@@ -19,7 +20,7 @@ from bloomery.data_contracts.serving.api_keys import (
     read_keys,
 )
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.security.private_files import lock_folder, write_private_file
+from bloomery.tasks.security.private_files import lock_folder
 
 _NUM_BYTES = 32
 
@@ -93,7 +94,7 @@ def list_keys() -> tuple[ApiKey, ...]:
 
 
 def _write_keys(path: Path, keys: ApiKeys) -> None:
-    write_private_file(path, keys.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
+    write_bytes(path, keys.model_dump_json(indent=1, exclude_none=True).encode() + b"\n", mode=0o600)
 
 
 def _timestamp() -> str:

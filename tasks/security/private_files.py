@@ -1,9 +1,8 @@
-"""Files that only their owner may read, written atomically and by one process at a time."""
+"""A lock on a folder of private files, so that one process at a time changes them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,17 +29,3 @@ def lock_folder(folder: Path) -> Iterator[None]:
             where=str(failure.filename or folder),
             remedy="correct its permissions, or set BLOOMERY_HOME to another folder",
         ) from failure
-
-
-def write_private_file(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write the file atomically, with `mode`. Call it inside `lock_folder`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    # Created with its mode, so that others can read it at no time.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-    temporary.replace(path)

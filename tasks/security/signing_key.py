@@ -8,6 +8,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from bloomery.data_contracts.documents.files import write_bytes
 from bloomery.data_contracts.errors import SettingInvalid
 from bloomery.data_contracts.serving.signatures import (
     MANIFEST_FILE,
@@ -17,7 +18,7 @@ from bloomery.data_contracts.serving.signatures import (
     sign_bytes,
 )
 from bloomery.tasks.infrastructure.settings import settings
-from bloomery.tasks.security.private_files import lock_folder, write_private_file
+from bloomery.tasks.security.private_files import lock_folder
 
 
 def load_signing_key() -> Ed25519PrivateKey:
@@ -33,12 +34,12 @@ def load_signing_key() -> Ed25519PrivateKey:
     with lock_folder(settings().keys):
         if configured is None and not path.is_file():
             generated = Ed25519PrivateKey.generate()
-            write_private_file(path, generated.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            write_bytes(path, generated.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
         key = _read_key(path)
         trusted = trusted_keys_file().read_bytes() if trusted_keys_file().is_file() else b""
         public = encode_public_key(key.public_key())
         if public not in trusted:
-            write_private_file(trusted_keys_file(), trusted + public, mode=0o644)
+            write_bytes(trusted_keys_file(), trusted + public, mode=0o644)
     return key
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -207,16 +206,12 @@ def _print_changes(old: Contract, new: Contract, changes: list[Change]) -> None:
 
 def write_output(output: Path, content: str) -> None:
     """Writes the file atomically. Raises StateUnwritable."""
+    from bloomery.data_contracts.documents.files import write_text
     from bloomery.data_contracts.errors import StateUnwritable
 
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(output)
+        write_text(output, content)
     except OSError as failure:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise StateUnwritable(
             f"{output} cannot be written: {failure.strerror}",
             required="a writable path",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import BloomeryError
 from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
@@ -173,9 +174,7 @@ def to_failure(failure: Exception) -> WorkerFailure:
 
 def write_document(path: Path, document: Document) -> None:
     """Writes the document in one rename, so that readers never see half of it."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(document.model_dump_json(), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, document.model_dump_json())
 
 
 if __name__ == "__main__":
