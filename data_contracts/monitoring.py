@@ -1,4 +1,4 @@
-"""What is watched of a version that answers: what is usual for it, what was found in a window, and what is an alarm."""
+"""What monitoring compares: a version's reference profile, the requests of a window, and the alerts that follow."""
 
 from __future__ import annotations
 
@@ -7,69 +7,66 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bloomery.data_contracts.documents.cron import CronExpression
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.durations import Duration
 from bloomery.data_contracts.odcs.distributions import Histogram, ReferenceColumn
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.tensor_layout import Task
 
 REFERENCE_FILE = "reference.json"  # in a bento, beside the model
 Measure = Literal["value", "last", "mean", "length"]
-Span = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[mhd]$", description="minutes, hours or days, such as 1d")]
 Proportion = Annotated[float, Field(ge=0, le=1)]
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
-
-def span(text: str) -> timedelta:
-    """The time that a `Span` says."""
-    return timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
 
 
 class Monitor(Document):
-    """A recipe's `monitor`: which rows are looked at, and from where on something is an alarm.
+    """A recipe's `monitor`: which requests are compared with the reference, and the limits of alerts.
 
-    No part of it decides what a run makes.
+    It does not change what a run produces.
     """
 
-    window: Annotated[Span, Field(description="which requests are looked at: those of the last so many days")] = "1d"
-    min_rows: Annotated[int, Field(ge=50, description="fewer rows in the window tell nothing")] = 500
+    window: Annotated[Duration, Field(description="how far back requests are compared")] = timedelta(days=1)
+    min_rows: Annotated[int, Field(ge=50, description="with fewer rows in the window drift is not tested")] = 500
     columns: Annotated[
-        tuple[str, ...] | None, Field(min_length=1, description="whose drift counts; left out, all that are asked")
+        tuple[str, ...] | None, Field(min_length=1, description="columns whose drift raises an alert (default all)")
     ] = None
-    psi: Annotated[float, Field(gt=0, description="a distribution is as far from the reference, and not less")] = 0.2
+    psi: Annotated[float, Field(gt=0, description="smallest PSI, beyond that of chance, that counts as drift")] = 0.2
     significance: Annotated[
-        float, Field(gt=0, lt=1, description="the chance of a false alarm, of all columns together, is no larger")
+        float, Field(gt=0, lt=1, description="largest chance of a false alert, over all columns together")
     ] = 0.01
     labels: Annotated[
         str | None,
         Field(
-            description="a Parquet or CSV file, or a folder of them, with `request`, `label`, and `row` where requests "
-            "have several; left out, the folder labels/NAME of the state folder"
+            description="a Parquet or CSV file, or a folder of them, with columns `request`, `label`, and `row` where "
+            "requests have several rows (default the folder labels/NAME of the state folder)"
         ),
     ] = None
-    min_labels: Annotated[int, Field(ge=10, description="fewer labelled rows tell nothing")] = 100
+    min_labels: Annotated[int, Field(ge=10, description="with fewer labelled rows the score is not compared")] = 100
     score_drop: Annotated[
-        float, Field(gt=0, lt=1, description="the accuracy is as much lower than on the held-out rows")
+        float, Field(gt=0, lt=1, description="drop of accuracy, against the held-out rows, that raises an alert")
     ] = 0.05
-    error_rise: Annotated[float, Field(gt=0, description="of a regression: the RMSE is as much higher, as a share")] = (
-        0.2
-    )
+    error_rise: Annotated[
+        float,
+        Field(gt=0, description="rise of a regression's RMSE that raises an alert, as a share of the RMSE"),
+    ] = 0.2
     latency_ms: Annotated[float, Field(gt=0, description="a request that takes longer is slow")] = 100.0
-    slow_share: Annotated[Proportion, Field(description="of the requests, that may be slow")] = 0.01
-    failed_share: Annotated[Proportion, Field(description="of the requests, that may be answered with 5xx")] = 0.001
+    slow_share: Annotated[Proportion, Field(description="share of the requests that may be slow")] = 0.01
+    failed_share: Annotated[Proportion, Field(description="share of the requests that may be answered with 5xx")] = (
+        0.001
+    )
     refused_share: Annotated[
-        Proportion, Field(description="of the requests, that may be refused since they break the contract")
+        Proportion, Field(description="share of the requests that may be refused because they break the contract")
     ] = 0.05
-    schedule: Annotated[
-        str | None, Field(pattern=r"^\S+( \S+){4}$", description="when to look, as cron says it, in UTC")
-    ] = None
+    schedule: Annotated[CronExpression | None, Field(description="when to monitor, as a cron expression in UTC")] = None
     retrain: Annotated[bool, Field(description="whether drift starts the recipe's deployment")] = True
-    pause: Annotated[Span, Field(description="at least so long from one retraining to the next")] = "6h"
+    pause: Annotated[Duration, Field(description="shortest time between two retrainings")] = timedelta(hours=6)
 
 
 class ReferenceProfile(Document):
-    """How what is measured of a column is distributed over `num_rows` rows.
+    """The distribution of one measure of a column over `num_rows` rows.
 
-    An array counts by its mean, a window over time by its last value, a text of many values by its number of letters.
+    `measure` is the value itself; the mean of an array; the last value of a window over time; or the length of a text
+    that takes many values.
     """
 
     measure: Measure = "value"
@@ -78,10 +75,10 @@ class ReferenceProfile(Document):
 
 
 class VersionReference(Document):
-    """What is usual for a version: the columns of the rows that it learnt from, and its own answers to held-out rows.
+    """The reference of a version: its training rows by column, and its own predictions of held-out rows.
 
-    `part` is `test` where training was private: then no row that was learnt from counts here. `answers` are labels or
-    figures, and `confidence` is the probability of the label that is answered; there is none of a regression.
+    `split` is `test` where training was private, so that no training row is described. `predictions` are labels or
+    numbers; `confidence` is the probability of the predicted label, and None for a regression.
     """
 
     split: Literal["train", "test"]
@@ -94,9 +91,10 @@ class VersionReference(Document):
 
 
 class Drift(Document):
-    """How far a distribution in the window is from what is usual.
+    """The distance between a distribution in the window and its reference.
 
-    `noise` is the PSI that so many rows have by chance, and `corrected` the chance with all distributions in mind.
+    `noise_psi` is the expected PSI of so many rows without drift; `corrected_p_value` accounts for all distributions
+    that are tested together.
     """
 
     name: str
@@ -108,19 +106,19 @@ class Drift(Document):
     statistic: float
     p_value: float
     corrected_p_value: float
-    can_alert: bool  # in alarms
+    can_alert: bool  # whether drift of this column raises an alert
     is_drifted: bool
     reference: ReferenceColumn
     observed: Histogram
 
 
 class RequestStats(Document):
-    """What became of requests in the window, and how long those that were answered took."""
+    """Outcomes of the requests in the window, and the latency of those that were answered."""
 
     num_requests: int
-    refused: Interval | None  # shares of them; None where there was none
+    refused: Interval | None  # as a share of the requests; None without a request
     failed: Interval | None
-    violations: tuple[tuple[str, int], ...]  # rules of the contract, and the rows that broke them, most first
+    violations: tuple[tuple[str, int], ...]  # rules with the number of rows that broke them, largest first
     num_timed: int
     p50_ms: float | None
     p99_ms: float | None
@@ -128,27 +126,28 @@ class RequestStats(Document):
 
 
 class LabelledScore(Document):
-    """How right the answers were, as far as labels have come.
+    """The score of the predictions whose labels have arrived.
 
-    `weighted` counts each answer as often as it was given, whichever labels came; there is none of a regression.
+    `weighted_score` weights each predicted label by how often it was predicted in the window, since labels may arrive
+    for some more than for others; None for a regression.
     """
 
     num_labelled: int
     score: Interval
     weighted_score: Interval | None
-    coverage: float  # the share of rows whose answer has labelled ones
+    coverage: float  # share of the rows whose predicted label has labelled rows
     held_out_score: Interval
 
 
 class Alert(Document):
-    """`kind` is `drift` where another training may help, and `service` where it does not."""
+    """`kind` is `drift` where retraining may help, and `service` where it does not."""
 
     kind: Literal["drift", "service"]
     message: str
 
 
 class MonitoringReport(Document):
-    """One look at a window of a version's requests."""
+    """One comparison of a window of a version's requests with its reference."""
 
     name: str
     version: int
@@ -158,12 +157,12 @@ class MonitoringReport(Document):
     until: datetime
     num_rows: int
     split: Literal["train", "test"]
-    drifts: tuple[Drift, ...]  # none where there are too few rows
+    drifts: tuple[Drift, ...]  # empty if there are too few rows
     requests: RequestStats
     labelled: LabelledScore | None
-    notes: tuple[str, ...]  # what could not be told, and why
+    notes: tuple[str, ...]  # what could not be compared, and why
     alerts: tuple[Alert, ...]
 
     @property
     def has_drifted(self) -> bool:
-        return any(alarm.kind == "drift" for alarm in self.alerts)
+        return any(alert.kind == "drift" for alert in self.alerts)

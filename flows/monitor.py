@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from bloomery.data_contracts.monitoring import Monitor, MonitoringReport, span
+from bloomery.data_contracts.monitoring import Monitor, MonitoringReport
 from bloomery.flows.recipe.handover import take_recipe
 from bloomery.tasks.infrastructure.settings import require_state_folder
 from bloomery.tasks.monitoring import publishing
@@ -47,7 +47,7 @@ def monitor(recipe: str = "digits", since: datetime | None = None, until: dateti
     require_state_folder()
     spec = take_recipe(recipe).recipe
     end = until or datetime.now(UTC)
-    report = _compare(spec.name, spec.monitor, since or end - span(spec.monitor.window), end)
+    report = _compare(spec.name, spec.monitor, since or end - spec.monitor.window, end)
     run_id = _publish(report, spec.monitor)
     publishing.emit_alert_events(report)
     _add_evidently_report(report, spec.monitor, run_id)  # last, since it is slow and nothing depends on it

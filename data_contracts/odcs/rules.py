@@ -7,6 +7,7 @@ import re
 from typing import Any, Literal
 
 from bloomery.data_contracts.documents.documents import Document
+from bloomery.data_contracts.documents.durations import spell_duration
 
 Bound = int | float
 Severity = Literal["error", "warning"]
@@ -84,7 +85,7 @@ class Rule(Document):
             case "determined":
                 return f"must be determined by {' and '.join(self.columns)}"
             case "fresh":
-                return f"newest value must be at most {duration(self.high or 0)} old"
+                return f"newest value must be at most {spell_duration(self.high or 0)} old"
             case "fits":
                 if self.low is None:
                     return "must be a value that the column's type can hold"
@@ -104,18 +105,10 @@ class Rule(Document):
 
 
 ROW_KINDS = frozenset({"required", "between", "in_set", "pattern", "length", "num_items", "fits", "expression"})
-_UNITS_S = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
 
 
 def _on_one_line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def duration(seconds: Bound) -> str:
-    """A length of time in the largest unit that gives a whole number: `4 days`, `90 minutes`."""
-    unit = next((name for name, size in _UNITS_S.items() if seconds % size == 0), "second")
-    count = seconds / _UNITS_S[unit]
-    return f"{count:g} {unit}{'' if count == 1 else 's'}"
 
 
 def tighter_bound(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo, available_timezones
 
-from croniter import croniter
 from pydantic import Field, field_validator, model_validator
 
+from bloomery.data_contracts.documents.cron import CronExpression
 from bloomery.data_contracts.documents.documents import Document
 from bloomery.data_contracts.documents.durations import Duration
 
@@ -16,17 +16,10 @@ from bloomery.data_contracts.documents.durations import Duration
 class Schedule(Document):
     """A cron expression or an interval. Both follow daylight saving time in the time zone."""
 
-    cron: Annotated[str | None, Field(description="minute, hour, day of month, month, day of week")] = None
+    cron: Annotated[CronExpression | None, Field(description="minute, hour, day of month, month, day of week")] = None
     interval: Annotated[Duration | None, Field(description="such as 6h")] = None
     timezone: Annotated[str, Field(description="such as Europe/Berlin")] = "UTC"
     active: Annotated[bool, Field(description="false keeps the schedule but starts no runs")] = True
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, line: str | None) -> str | None:
-        if line is not None and (len(line.split()) != 5 or not croniter.is_valid(line)):
-            raise ValueError(f"{line!r} is not a cron expression of five fields, such as '0 3 * * *' for 03:00 daily")
-        return line
 
     @field_validator("interval")
     @classmethod

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloomery.data_contracts.errors import BloomeryError
-from bloomery.data_contracts.monitoring import span
 from bloomery.flows.recipe.recipe import Recipe, bundled_recipes, read_recipe
 from bloomery.flows.recipe.schedule import Schedule
 from bloomery.flows.run_control.gpu_slots import GPU_LIMIT
@@ -71,7 +70,7 @@ def register_recipes(references: Sequence[str]) -> list[str]:
                 _delete_deployment(client, f"watch/{recipe.name}")
     for recipe in recipes.values():
         is_wanted = recipe.monitor.retrain and recipe.monitor.schedule is not None
-        ensure_retraining(recipe.name, span(recipe.monitor.pause), is_wanted=is_wanted)
+        ensure_retraining(recipe.name, recipe.monitor.pause, is_wanted=is_wanted)
     return deployments
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import Field
 
 from bloomery.data_contracts.documents.documents import Document
-from bloomery.data_contracts.monitoring import Span
+from bloomery.data_contracts.documents.durations import Duration
 
 
 class RecentData(Document):
     """The recent logged rows, of the last `window`, that both versions predict once their labels have arrived."""
 
-    window: Span = "30d"
+    window: Duration = timedelta(days=30)
     min_rows: Annotated[int, Field(ge=10, description="with fewer labelled rows, nothing is compared")] = 200
     labels: Annotated[
         str | None, Field(description="where labels arrive, as in `monitor`; default: labels/NAME in the state folder")

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bloomery.data_contracts.documents.durations import format_duration
 from bloomery.data_contracts.errors import ReleaseRefused
-from bloomery.data_contracts.monitoring import span
 from bloomery.data_contracts.records.records import Interval
 from bloomery.data_contracts.records.score_format import DEGRADATION_NAMES, SCORE_NAMES, format_degradation
 from bloomery.data_contracts.records.tensor_layout import Task
@@ -47,7 +47,7 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
     if candidate_encoder is None:
         return "not compared on recent data: the bento cannot be read"
     labels, _ = filter_valid_labels(read_bento_contract(tag), candidate_encoder.features.label, read_labels(label_path))
-    rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - span(gates.recent.window))
+    rows, truth = _read_labelled_rows(name, labels, datetime.now(UTC) - gates.recent.window)
     if len(truth) < gates.recent.min_rows:
         return f"not compared on recent data: {len(truth):,} labelled rows, fewer than {gates.recent.min_rows:,}"
     after = predict_with_bento(tag, candidate_encoder, rows)
@@ -63,7 +63,8 @@ def require_not_worse_on_recent_data(name: str, tag: str, champion: str | None, 
         raise ReleaseRefused(
             f"on {len(truth):,} recent labelled rows the {result}",
             required=f"an interval that ends below {format_degradation(task, limit)}",
-            where=f"the log of the last {gates.recent.window}, and the labels in {label_path}; the recipe's gates",
+            where=f"the log of the last {format_duration(gates.recent.window)}, and the labels in {label_path}; "
+            "the recipe's gates",
             remedy="train on recent rows too; or wait for more labels, where the interval is wide",
         )
     return f"on {len(truth):,} recent labelled rows the {result}"

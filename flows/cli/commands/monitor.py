@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,12 +59,12 @@ def _run_flow(recipe: str, since: datetime | None, until: datetime | None) -> Mo
 
 
 def _parse_time(text: str, option: str, now: datetime) -> datetime | None:
-    from bloomery.data_contracts.monitoring import span
+    from bloomery.data_contracts.documents.durations import parse_duration
 
     if not text:
         return None
-    if re.fullmatch(r"[1-9][0-9]{0,4}[mhd]", text):
-        return now - span(text)
+    with contextlib.suppress(ValueError):  # a time, parsed below
+        return now - parse_duration(text)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
