@@ -40,7 +40,7 @@ from spent import ROOT, Failed, Spent, environment, listed, machine, median_rati
 
 PLAIN = """
 import json, sys
-from bloomery.flows.pipeline import PLAIN_STAGES, locate
+from bloomery.flows.pipeline import PLAIN_STAGES, locate_source
 from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import read_recipe
 from bloomery.tasks.infrastructure import spark_session as spark
@@ -49,7 +49,7 @@ from bloomery.tasks.train.initial_weights import locate_initial_weights
 stages = {}
 events.watch(lambda event: stages.update({event.name: event.seconds}) if isinstance(event, events.StageEnded) else None)
 recipe = read_recipe(sys.argv[1])
-source = locate(recipe.data, recipe.contract.personal_columns)
+source = locate_source(recipe.data, recipe.contract.personal_columns)
 release = run_stages(PLAIN_STAGES, recipe, source, locate_initial_weights(recipe.training.start_from))
 spark.stop()
 print("RESULT", json.dumps({"release": json.loads(release.model_dump_json(by_alias=True)), "stages": stages}))

@@ -1,4 +1,4 @@
-"""Where a version comes from, whole: what it carries with it, so that it can be made again without a registry."""
+"""The provenance of a version: what a bento carries so that the version can be reproduced without a registry."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ PROVENANCE_FILE = "provenance.json"  # in a bento, beside the model
 
 
 class StatedRecipe(NotPartOfKey):
-    """The recipe of a run, as it was read. A version remembers it; what of it decides is in the stages' own slices."""
+    """The recipe of a run as it was read. It is stored with the version; each stage's key covers its own sections."""
 
     recipe: dict[str, Any]
 
 
 class Environment(Document):
-    """What the bits depend on beside recipe, data and code."""
+    """What the bits of a version depend on beside recipe, data and code."""
 
     python: str
-    packages: dict[str, str]  # those that the stages import, by distribution name
-    lock_sha256: str | None  # of requirements.lock; None where Bloomery was installed without it
-    processor: str  # threads and instruction set of the training
+    packages: dict[str, str]  # that the stages import, by distribution name
+    lock_sha256: str | None  # of requirements.lock; None if Bloomery was installed without it
+    processor: str  # the threads and instruction set of the training
     machine: str
     vector_flags: tuple[str, ...]  # of the processor
 
 
 class Provenance(Document):
-    """All that a version was made from and with. Times and run ids of the records are those of its own run."""
+    """The inputs and the environment of a version. Times and run ids in the records are those of its own run."""
 
     tag: str
     digest: str  # of the bento's content and name
@@ -39,7 +39,7 @@ class Provenance(Document):
 
 
 class StageDigest(Document):
-    """A digest on the way from the source to the bento."""
+    """One digest of the chain from the source to the bento."""
 
     stage: str
     content: str
@@ -47,7 +47,7 @@ class StageDigest(Document):
 
 
 def digest_chain(chosen: Choice) -> list[StageDigest]:
-    """The digests that a run must repeat, from the source up to the candidates, in their order."""
+    """The digests that a reproduction must repeat, in order from the source to the candidates."""
     trained = chosen.candidates.trained
     dataset = trained.dataset
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test, "unlabelled": dataset.unlabelled}

@@ -1,9 +1,9 @@
-"""The records that travel between the stages.
+"""The records that stages pass on.
 
-A record is small and frozen: where an output lies, its digest, what was counted, and the record it was made from. The
-data itself stays where it is. Lineage is read backwards, from a release to the raw rows.
+A record is small and frozen: the URI and digest of an output, its counts, and the record that it was computed from. The
+data stays in the state folder. Lineage is read backwards, from a release to the raw rows.
 
-A `uri` is relative to the storage root, so that a state folder can be moved.
+A `uri` is relative to the state folder, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout, Task
 
 
 class Record(Document):
-    """What every record has. `digest` names the content of the stage's output."""
+    """The base of all records. `digest` identifies the content of the stage's output."""
 
     digest: str
 
@@ -26,9 +26,9 @@ class Record(Document):
 
 
 class RawRows(Record):
-    """Rows as they came from their source, in one Parquet file, and the lines that are no rows in another.
+    """The rows as their source has them, in one Parquet file, and the lines that could not be read, in another.
 
-    `is_text` says that the source has no types, so that every column is text which the contract reads.
+    With `is_text` the source has no types: every column is text, which is cast to the contract's types.
     """
 
     uri: str
@@ -40,21 +40,21 @@ class RawRows(Record):
 
 
 class ValidRows(Record):
-    """The rows that keep the contract; those that do not lie in quarantine, with the reason."""
+    """The rows that keep the contract. The others are in quarantine, each with its reasons."""
 
     uri: str
     quarantine_uri: str
-    report_uri: str  # Great Expectations' page about every rule
+    report_uri: str  # the Data Docs page of Great Expectations
     num_rows: int
     num_quarantined: int
-    violations: tuple[tuple[str, int], ...]  # each rule in words, and how many rows broke it
-    fresh_until: datetime | None  # when the first of the contract's limits of age is passed; None if it has none
+    violations: tuple[tuple[str, int], ...]  # each rule's description, and the number of rows that broke it
+    fresh_until: datetime | None  # when the first freshness rule would fail; None without such a rule
     contract: Contract
     raw_rows: RawRows
 
 
 class EncodedSplit(Document):
-    """One part of the split: encoded rows in one Parquet file, sorted by key."""
+    """One split: its encoded rows in one Parquet file, sorted by key."""
 
     uri: str
     sha256: str
@@ -62,10 +62,10 @@ class EncodedSplit(Document):
 
 
 class Dataset(Record):
-    """Encoded rows in three parts, and the encoder that was fitted on the training part alone.
+    """The encoded rows of the three splits, and the encoder that was fitted on the training split alone.
 
-    Rows without a label are a fourth part, where the features have a use for them.
-    At `test_rows_uri` lie the raw rows, among others those of the test part, as the endpoint is asked them.
+    Rows without a label are a fourth split if the features use them.
+    `test_rows_uri` has the rows before encoding, those of the test split among them, as a client sends them.
     """
 
     train: EncodedSplit
@@ -78,23 +78,23 @@ class Dataset(Record):
     inputs: tuple[str, ...]
     task: Task
     layout: Layout
-    classes: tuple[int | str, ...]  # none for a regression
+    classes: tuple[int | str, ...]  # empty for a regression
     test_rows_uri: str
-    num_dropped: int  # rows that a series has no whole window for, or without a label where they cannot teach
+    num_dropped: int  # rows without a complete window, or without a label outside of training
     valid_rows: ValidRows
 
 
 class InitialWeights(Record):
-    """Weights of another network that training begins with. `digest` is that of the weights."""
+    """The weights of another network that training starts from. `digest` is that of the weights."""
 
     uri: str
-    name: str  # the version that the recipe's words meant when the run began, or the folder
+    name: str  # the version that the recipe's reference resolved to when the run began, or the folder
 
 
 class Privacy(Document):
-    """What was promised of each training row: an outsider learns of it within epsilon and delta."""
+    """The guarantee of differential privacy for each training row."""
 
-    epsilon: float  # that was spent
+    epsilon: float  # spent by the training
     delta: float
 
     def __str__(self) -> str:
@@ -102,28 +102,28 @@ class Privacy(Document):
 
 
 class ResourceUsage(Document):
-    """What a stage took. It differs from run to run, so no digest counts it."""
+    """The time and energy that a stage used. It differs from run to run, so no digest includes it."""
 
     seconds: float
-    cpu_seconds: float  # of all its processes together
-    joules: float  # of the processors; of whatever else ran on them, too, if it is measured
-    is_measured: bool  # by the processor's own counter; else it follows from the seconds of the processors
-    used_gpu: bool  # whose energy is not in it
+    cpu_seconds: float  # summed over its processes
+    joules: float  # of the CPUs; if measured, including whatever else ran on them
+    is_measured: bool  # by the CPU's energy counter; else estimated from `cpu_seconds`
+    used_gpu: bool  # whose energy is not included
 
 
 class TrainedNetwork(Record):
     """A trained network. `digest` is that of its weights."""
 
-    uri: str  # weights, as safetensors; of a network that came trained, its ONNX file
+    uri: str  # the weights as safetensors; of an imported network its ONNX file
     network_uri: str  # the network's configuration, as JSON
     run_id: str
     num_parameters: int
     epochs: int
     val_score: float  # accuracy, or RMSE in the units of the label
-    slice_columns: tuple[str, ...] = ()  # columns for each of whose values the figures are told apart
-    processor: str  # threads and instruction set that the weights' bits depend on
-    import_error: float | None = None  # of a network that came trained: how far it answers from the file as it came
-    initial_weights: InitialWeights | None = None  # the weights that training began with
+    slice_columns: tuple[str, ...] = ()  # columns whose values have metrics of their own
+    processor: str  # the threads and instruction set that the bits of the weights depend on
+    import_error: float | None = None  # of an imported network: largest difference from the original file's outputs
+    initial_weights: InitialWeights | None = None  # that training started from
 
     def identity(self) -> dict[str, str]:
         """The digests of weights and data set.
@@ -132,7 +132,7 @@ class TrainedNetwork(Record):
         """
         return {"digest": self.digest, "dataset": self.dataset.digest}
 
-    privacy: Privacy | None = None  # None: nothing is promised
+    privacy: Privacy | None = None  # None without a guarantee
     resource_usage: ResourceUsage | None = None
     dataset: Dataset
 
@@ -148,7 +148,7 @@ class Interval(Document):
 class Latency(Document):
     """Milliseconds for one batch in ONNX Runtime, and ratios to the fp32 candidate's in the same rounds.
 
-    Below 1 is faster; the limits of a ratio are those of 95%.
+    A ratio below 1 is faster, and has a 95% interval.
     """
 
     batch_size: int
@@ -161,109 +161,109 @@ class Latency(Document):
     tail_ratio: Interval  # of the 99th percentiles
 
     def percentile_ms(self, percentile: int) -> float:
-        """Milliseconds; of the percentiles that are kept."""
+        """The latency at a percentile: 50, 90, 95 or 99."""
         return {50: self.p50_ms, 90: self.p90_ms, 95: self.p95_ms, 99: self.p99_ms}[percentile]
 
 
 class Energy(Document):
-    """Joules of the processors for one batch in ONNX Runtime, and the ratio to the fp32 candidate's in the same rounds.
+    """Joules of the CPUs for one batch in ONNX Runtime, and the ratio to the fp32 candidate's in the same rounds.
 
-    They count for whatever else runs there, and at rest.
+    They include the idle power and whatever else runs on the CPUs.
     """
 
     batch_size: int
     num_rounds: int
     p50_j: float
-    ratio: Interval  # the median over rounds, with the limits of 95%
+    ratio: Interval  # the median over rounds, with its 95% interval
 
 
 class Flips(Document):
-    """Rows that a candidate answers otherwise than fp32, as far as one of them is right."""
+    """Rows that the candidate and fp32 classify differently, where one of the two is right."""
 
     num_lost: int  # fp32 was right
     num_gained: int  # fp32 was wrong
 
 
 class Candidate(Document):
-    """One compressed form of the trained network, measured in the form in which it ships."""
+    """One compressed form of the trained network, measured in the form that is served."""
 
     name: str
     uri: str  # ONNX
     sha256: str
     run_id: str
     size_bytes: int
-    zstd_bytes: int  # of the same file, compressed as it would be for a download
-    coded_bytes: int | None = None  # in the fewest bytes; None of a file too large to try it
+    zstd_bytes: int  # of the same file compressed by zstd, as for a download
+    coded_bytes: int | None = None  # of the smallest encoding; None of a file too large to try it
     num_parameters: int
     num_nonzero: int  # of the weights in the file
-    num_macs: int | None = None  # multiplications with an addition for one row; None of a network that came trained
-    integer_share: float  # of the weights, those that ONNX Runtime multiplies as integers on this processor
-    score: Interval  # on the test part: accuracy, or RMSE in the units of the label
-    degradation: Interval  # than fp32 on the same rows: the drop of accuracy, or the rise of RMSE as a share of fp32's
-    flips: Flips | None = None  # of classes
-    latencies: tuple[Latency, ...]  # one row at a time first, then more
-    energy: Energy | None = None  # of the budget's batch, if its objective weighs it
-    parity_error: float  # of an output from PyTorch's, or an imported network's own, at most, before quantization
-    predictions_uri: str  # Parquet of the test part: key, truth, answer, and for classes their probabilities
+    num_macs: int | None = None  # multiply-accumulate operations for one row; None of an imported network
+    integer_share: float  # share of the weights that ONNX Runtime multiplies as integers on this processor
+    score: Interval  # on the test split: accuracy, or RMSE in the units of the label
+    degradation: Interval  # against fp32 on the same rows: drop of accuracy, or rise of RMSE as a share of fp32's
+    flips: Flips | None = None  # of a classification
+    latencies: tuple[Latency, ...]  # of single rows first, then of larger batches
+    energy: Energy | None = None  # of the budget's batch size, if its objective weighs energy
+    parity_error: float  # largest difference from PyTorch's or the imported network's outputs, before quantization
+    predictions_uri: str  # Parquet of the test split: key, truth, prediction and, for classes, probabilities
     needs_vnni: bool = False  # measured with exact sums of 8-bit products, which saturate on x86 without VNNI
-    is_row_by_row: bool = False  # what is answered to a row would depend on the others in its batch, so it has none
+    is_row_by_row: bool = False  # runs one row at a time, since its outputs would depend on the other rows of a batch
 
     @property
     def latency(self) -> Latency:
-        """Of one row."""
+        """The latency of single rows."""
         return self.latency_at(1)
 
     def latency_at(self, batch_size: int) -> Latency:
-        """Of `batch_size` rows at a time, which was measured."""
-        return next(one for one in self.latencies if one.batch_size == batch_size)
+        """The latency of batches of `batch_size` rows, which was measured."""
+        return next(latency for latency in self.latencies if latency.batch_size == batch_size)
 
 
 class Candidates(Record):
-    """Every candidate that the compress stage made."""
+    """The candidates of the compress stage."""
 
     candidates: tuple[Candidate, ...]
-    baseline: str  # the candidate that is the network as trained, with which the others are compared
+    baseline: str  # the candidate that is the network as trained; the others are compared with it
     resource_usage: ResourceUsage | None = None
     trained: TrainedNetwork
 
 
 class BudgetViolation(Document):
-    """A limit of the budget that a candidate is not within."""
+    """A limit of the budget that a candidate exceeds."""
 
     limit: str  # its name in the recipe's budget
     allowed: float
     measured: float
-    needed_limit: float  # a limit that it would be within, rounded up
+    needed_limit: float  # the smallest limit that it would be within, rounded up
     message: str
 
     @property
     def excess(self) -> float:
-        """How far it is beyond the limit, as a share of the limit."""
+        """By how much the limit is exceeded, as a share of the limit."""
         return self.measured / self.allowed - 1
 
 
 class Verdict(Document):
-    """Whether a candidate is within the budget, and why it was not chosen; the one that was has no reasons."""
+    """Whether a candidate is within the budget, and why it was not chosen; the chosen one has no reasons."""
 
     name: str
-    rank: int  # 1 is the best, which is the chosen one if any passed
+    rank: int  # 1 is the best, which is chosen if any candidate passed
     passed: bool
     violations: tuple[BudgetViolation, ...] = ()
     reasons: tuple[str, ...]
 
 
 class Choice(Record):
-    """The candidate that goes on."""
+    """The candidate that is packaged, and the verdict on each candidate."""
 
     candidate: Candidate
     verdicts: tuple[Verdict, ...]
-    run_id: str  # with the candidates in a picture and a ranked table
-    plot_uri: str  # PNG: score against size and against time
+    run_id: str  # of MLflow, with the ranked table and the plot of the candidates
+    plot_uri: str  # PNG: score against size and against latency
     candidates: Candidates
 
 
 class Bento(Record):
-    """A bento in BentoML's store. `digest` is that of its name and the files that decide its answers."""
+    """A bento in BentoML's store. `digest` covers its name and the files that determine its predictions."""
 
     tag: str
     files: tuple[tuple[str, str], ...]  # path inside the bento and sha256
@@ -271,51 +271,12 @@ class Bento(Record):
 
 
 class Release(Record):
-    """A registered version that serves as champion; or, beside a champion of newer data, one named by its period."""
+    """A registered version: the champion, or a version named by its period beside a champion of newer data."""
 
     name: str
     version: int
     alias: str  # `champion`, or the period
-    num_smoke_test_rows: int  # held-out rows that the bento was asked over HTTP before the release
-    example: str  # one of them as JSON: its key, the truth, and the label with its probability or the value
+    num_smoke_test_rows: int  # held-out rows that the bento predicted over HTTP before the release
+    example: str  # one of them as JSON: its key, the truth, and the prediction
     replaced_version: int | None
     bento: Bento
-
-
-def describe_lineage(record: Record) -> list[tuple[str, str, str]]:
-    """The lineage of a record, newest first: stage, digest, and what it was in words."""
-    match record:
-        case Release():
-            line = ("promote", record.digest, f"{record.name} version {record.version}")
-            return [line, *describe_lineage(record.bento)]
-        case Bento():
-            return [("package", record.digest, f"bento {record.tag}"), *describe_lineage(record.choice)]
-        case Choice():
-            line = ("choose", record.digest, f"candidate {record.candidate.name}")
-            return [line, *describe_lineage(record.candidates)]
-        case Candidates():
-            line = ("compress", record.digest, f"{len(record.candidates)} candidates")
-            return [line, *describe_lineage(record.trained)]
-        case TrainedNetwork():
-            told = [f"MLflow run {record.run_id}", f"{record.num_parameters:,} parameters"]
-            told += [f"began with {record.initial_weights.name}"] if record.initial_weights is not None else []
-            told += [str(record.privacy)] if record.privacy is not None else []
-            begun = (
-                [("start", record.initial_weights.digest, f"weights of {record.initial_weights.name}")]
-                if record.initial_weights
-                else []
-            )
-            return [("train", record.digest, ", ".join(told)), *begun, *describe_lineage(record.dataset)]
-        case Dataset():
-            parts = f"{record.train.num_rows} train, {record.val.num_rows} val, {record.test.num_rows} test rows"
-            lacked = "whole window" if record.unlabelled is None else "label and not of train"
-            dropped = f", {record.num_dropped} without a {lacked} dropped" if record.num_dropped else ""
-            parts += "" if record.unlabelled is None else f", {record.unlabelled.num_rows} unlabelled"
-            return [("prepare", record.digest, f"{parts}{dropped}"), *describe_lineage(record.valid_rows)]
-        case ValidRows():
-            contract = f"contract {record.contract.name} {record.contract.version}"
-            passed = f"{record.num_rows} passed, {record.num_quarantined} quarantined by {contract}"
-            return [("validate", record.digest, passed), *describe_lineage(record.raw_rows)]
-        case RawRows():
-            return [("ingest", record.digest, f"{record.num_rows} rows from {record.source}")]
-    raise TypeError(f"no lineage for {type(record).__name__}")

@@ -1,4 +1,4 @@
-"""What one encoded row is to a network, and what is asked of it."""
+"""The tensor layout of one encoded row, and the task of the network."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Task = Literal["classification", "regression"]
 class Layout(Document):
     """The shape and meaning of one encoded row, float32.
 
-    flat: (F,), values side by side. image: (C, H, W), sounds too, as (1, mels, frames). sequence: (T, F), T steps of F
-    values. tokens: (T,), whole numbers below `num_tokens`, of which 0 is padding behind.
+    flat: (F,), a vector of values. image: (C, H, W), and audio as (1, mels, frames). sequence: (T, F), T steps of F
+    values. tokens: (T,), integers below `num_tokens`, where 0 is padding at the end.
     """
 
     kind: Literal["flat", "image", "sequence", "tokens"]
@@ -33,5 +33,5 @@ class Layout(Document):
 
     @property
     def num_values(self) -> int:
-        """Values of one row."""
+        """The number of values of one row."""
         return math.prod(self.shape)

@@ -12,7 +12,8 @@ from typing import Any
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.html_page import describe_type
-from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Choice, Interval, ResourceUsage
 from bloomery.data_contracts.records.score_format import SCORE_NAMES, format_score, format_score_value
 from bloomery.data_contracts.records.tensor_layout import Task
 from bloomery.tasks.evaluation import candidate_table, plots

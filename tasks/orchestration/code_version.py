@@ -31,6 +31,7 @@ PACKAGE = "bloomery"
 # Modules, and packages with all that they hold.
 PLUMBING = (
     "bloomery.data_contracts.documents.documents",
+    "bloomery.data_contracts.documents.files",
     "bloomery.data_contracts.errors",
     "bloomery.tasks.bentos.environment",
     "bloomery.tasks.infrastructure.disk_errors",
@@ -43,6 +44,7 @@ PLUMBING = (
 )
 PRESENTATION = (
     "bloomery.data_contracts.odcs.html_page",
+    "bloomery.data_contracts.records.lineage",
     "bloomery.data_contracts.validation.data_docs",
     "bloomery.tasks.choose.pareto_plot",
     "bloomery.tasks.evaluation.candidate_table",

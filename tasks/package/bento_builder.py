@@ -16,8 +16,9 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.monitoring import REFERENCE_FILE
 from bloomery.data_contracts.odcs.windowed_contract import with_windows
+from bloomery.data_contracts.records.lineage import describe_lineage
 from bloomery.data_contracts.records.provenance import PROVENANCE_FILE, Provenance, StatedRecipe
-from bloomery.data_contracts.records.records import Choice, describe_lineage
+from bloomery.data_contracts.records.records import Choice
 from bloomery.data_contracts.records.score_format import SCORE_NAMES
 from bloomery.data_contracts.serving.signatures import MANIFEST_FILE
 from bloomery.models.features.encoder import read_encoder

@@ -11,7 +11,8 @@ import numpy as np
 
 from bloomery.data_contracts.errors import ReleaseRefused
 from bloomery.data_contracts.recipe_sections.approval import PromotionTerms
-from bloomery.data_contracts.records.records import Bento, Interval, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Bento, Interval
 from bloomery.data_contracts.records.score_format import format_score_value
 from bloomery.models.evaluation.gates import Gates
 from bloomery.models.features.encoder import read_encoder

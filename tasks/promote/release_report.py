@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bloomery.data_contracts.records.records import Release, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Release
 from bloomery.tasks.infrastructure.settings import settings
 from bloomery.tasks.orchestration.prefect_artifacts import log_failures, privacy_paragraph
 from bloomery.tasks.registry.champion import endpoint_urls

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 ASK = """
 import json, sys
-from bloomery.tasks.bentos.bento_server import ask, served_bento
+from bloomery.tasks.bentos.bento_server import post_rows, serve_bento
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder
 
 apply_engine_environment()
 require_state_folder()
-with served_bento(sys.argv[1]) as client:
-    print(json.dumps(ask(client, json.load(sys.stdin)).json()))
+with serve_bento(sys.argv[1]) as client:
+    print(json.dumps(post_rows(client, json.load(sys.stdin)).json()))
 """
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -83,8 +83,8 @@ def bento_document(reference: str) -> dict[str, Any]:
 
 def provenance_document(provenance: Provenance) -> list[dict[str, Any]]:
     """Returns each stage from the source to the bento, with its digests and what it depends on."""
+    from bloomery.data_contracts.records.lineage import describe_lineage
     from bloomery.data_contracts.records.provenance import digest_chain
-    from bloomery.data_contracts.records.records import describe_lineage
 
     descriptions = {stage: what for stage, _, what in describe_lineage(provenance.choice)}
     stages: dict[str, dict[str, Any]] = {}

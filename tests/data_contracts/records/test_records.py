@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from bloomery.data_contracts.records.records import Record, Release, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Record, Release
 
 
 def chain(release: Release) -> list[Record]:

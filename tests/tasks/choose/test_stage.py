@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.data_contracts.errors import EngineMissing, NoCandidate
-from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Release, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Candidate, Candidates, Choice, Interval, Release
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import ENCODED_INPUT
 from bloomery.models.profiling import rapl

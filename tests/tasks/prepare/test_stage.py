@@ -23,7 +23,8 @@ from bloomery.data_contracts.documents.digests import digest_of_file
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.recipe_sections.data_source import DataSource
 from bloomery.data_contracts.recipe_sections.engine import Engine, SparkConfig
-from bloomery.data_contracts.records.records import Dataset, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Dataset
 from bloomery.flows.recipe.recipe import CONTRACTS, read_contract, read_recipe
 from bloomery.models.features.config import Features
 from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL, decode, encode, read_encoder

@@ -17,7 +17,8 @@ import pytest
 
 from bloomery.data_contracts.errors import DataMissing
 from bloomery.data_contracts.recipe_sections.engine import Engine
-from bloomery.data_contracts.records.records import Dataset, TrainedNetwork, describe_lineage
+from bloomery.data_contracts.records.lineage import describe_lineage
+from bloomery.data_contracts.records.records import Dataset, TrainedNetwork
 from bloomery.models.compression.config import Compression
 from bloomery.models.features.config import Features
 from bloomery.models.features.input_config import NumberInput
