@@ -28,14 +28,13 @@ from bloomery.tasks.infrastructure.engine_environment import apply_engine_enviro
 from bloomery.tasks.infrastructure.settings import require_state_folder
 apply_engine_environment()
 require_state_folder()
-from bloomery.tasks.registry import garbage_collection as collect
-from tests.living import answers
+from bloomery.tasks.registry import garbage_collection
 gone = []
 def die(piece):
     gone.append(piece)
     if len(gone) == 2:
         os._exit(9)
-collect.free(collect.unneeded(1, [], 14), die)
+garbage_collection.collect_garbage(garbage_collection.plan_unreachable(1, [], 14), die)
 """
 
 
