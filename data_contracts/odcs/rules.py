@@ -1,4 +1,4 @@
-"""One thing that must hold of a data set, in words and in numbers."""
+"""The rules of a contract: what must hold for a row, a column or the table."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ RuleKind = Literal[
 
 
 class Rule(Document):
-    """One thing that must hold: what Great Expectations checks, and what an error names.
+    """One rule, as Great Expectations checks it and as errors describe it.
 
     `target` is a column, `column[]` for the elements of an array column, or "" for the table as a whole. A row that
-    breaks a rule of severity error is set aside; a warning is reported, and the row stays. `tolerance` is the share of
-    the rows that may break the rule before the contract as a whole counts as broken.
+    breaks a rule of severity error is quarantined; a warning is reported and the row stays. `tolerance` is the share of
+    the rows that may break the rule before the contract as a whole is broken.
     """
 
     target: str
@@ -65,12 +65,12 @@ class Rule(Document):
 
     @property
     def is_about_rows(self) -> bool:
-        """Whether one row alone tells if it keeps the rule."""
+        """Whether the rule can be checked for each row on its own."""
         return self.kind in ROW_KINDS
 
     @property
     def sentence(self) -> str:
-        """The rule in words, as it stands in reports, quarantine files and error messages."""
+        """The rule as text, for reports, quarantine files and error messages."""
         match self.kind:
             case "required":
                 return "must not be null"
@@ -92,18 +92,24 @@ class Rule(Document):
                 if isinstance(self.low, int):
                     return f"must be a whole number from {self.low} to {self.high}"
                 return f"must be a finite number from {self.low:.3g} to {self.high:.3g}"
-        what = {
-            "length": "length ",
-            "num_items": "number of items ",
-            "num_rows": "number of rows ",
+        if self.kind in _UNITS:
+            unit = _UNITS[self.kind] + ("" if (self.low if self.high is None else self.high) == 1 else "s")
+            return f"must have {self._limits()} {unit}"
+        subject = {
             "query": f"result of {_on_one_line(self.expression)} ",
             "distribution": f"{self.divergence} against {self.reference} ",
         }.get(self.kind, "")
+        return f"{subject}must be {self._limits()}"
+
+    def _limits(self) -> str:
+        if self.low is not None and self.low == self.high:
+            return f"exactly {self.low}"
         low = "" if self.low is None else f"{'greater than' if self.strict_low else 'at least'} {self.low}"
         high = "" if self.high is None else f"{'less than' if self.strict_high else 'at most'} {self.high}"
-        return f"{what}must be {' and '.join(filter(None, (low, high)))}"
+        return " and ".join(filter(None, (low, high)))
 
 
+_UNITS: dict[str, str] = {"length": "character", "num_items": "item", "num_rows": "row"}  # of a rule about a count
 ROW_KINDS = frozenset({"required", "between", "in_set", "pattern", "length", "num_items", "fits", "expression"})
 
 
@@ -112,15 +118,15 @@ def _on_one_line(text: str | None) -> str:
 
 
 def tighter_bound(included: Bound | None, excluded: Bound | None, *, largest: bool) -> tuple[Bound | None, bool]:
-    """The bound that leaves fewer values, and whether the bound itself is left out."""
+    """The tighter of two bounds, and whether it is exclusive."""
     if included is None or excluded is None:
         return (excluded, True) if included is None and excluded is not None else (included, False)
-    excluded_istighter = excluded >= included if largest else excluded <= included
-    return (excluded, True) if excluded_istighter else (included, False)
+    is_excluded_tighter = excluded >= included if largest else excluded <= included
+    return (excluded, True) if is_excluded_tighter else (included, False)
 
 
 def integer_limits(rules: tuple[Rule, ...], arrow_type: str) -> tuple[int, int]:
-    """The least and the largest whole number that the type holds and the limits allow, both included."""
+    """The smallest and the largest integer that the type holds and the limits allow, both inclusive."""
     width = re.fullmatch(r"(u?)int(\d+)", arrow_type)
     bits = int(width[2]) if width else 64
     least, most = (0, 2**bits - 1) if width and width[1] else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -44,9 +44,9 @@ def test_the_rules_stand_in_the_order_of_the_file(digits_contract):
         (Rule(target="v", kind="between", low=0), "must be at least 0"),
         (Rule(target="v", kind="between", low=0, high=1, strict_low=True), "must be greater than 0 and at most 1"),
         (Rule(target="v", kind="between", high=1.5, strict_high=True), "must be less than 1.5"),
-        (Rule(target="v", kind="length", high=3), "length must be at most 3"),
-        (Rule(target="v", kind="num_items", low=2, high=2), "number of items must be at least 2 and at most 2"),
-        (Rule(target="", kind="num_rows", low=100), "number of rows must be at least 100"),
+        (Rule(target="v", kind="length", high=3), "must have at most 3 characters"),
+        (Rule(target="v", kind="num_items", low=2, high=2), "must have exactly 2 items"),
+        (Rule(target="", kind="num_rows", low=100), "must have at least 100 rows"),
         (Rule(target="", kind="unique", columns=("a", "b")), "a and b must be unique together"),
         (Rule(target="", kind="expression", expression="a\n > b"), "must keep a > b"),
         (Rule(target="b", kind="determined", columns=("a",)), "must be determined by a"),
@@ -55,7 +55,7 @@ def test_the_rules_stand_in_the_order_of_the_file(digits_contract):
         (Rule(target="v", kind="fresh", high=0.5), "newest value must be at most 0.5 seconds old"),
         (
             Rule(target="", kind="query", expression="SELECT 1", low=1, high=1),
-            "result of SELECT 1 must be at least 1 and at most 1",
+            "result of SELECT 1 must be exactly 1",
         ),
         (
             Rule(target="v", kind="distribution", divergence="psi", reference="may", high=0.2, strict_high=True),

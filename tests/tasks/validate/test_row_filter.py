@@ -95,7 +95,7 @@ def test_every_kind_of_row_rule_finds_the_rows_that_break_it(contract_of, sifted
     ] == [
         (0, "share", "must be greater than 0 and less than 2", "0"),
         (1, "size", "must be at least 0", "-1"),
-        (1, "word", "length must be at most 3", "abcd"),
+        (1, "word", "must have at most 3 characters", "abcd"),
         (2, "id", "must not be null", "null"),
         (2, "share", "must be greater than 0 and less than 2", "2"),
         (2, "word", "must match ^[a-z]*$", "A"),
@@ -130,7 +130,7 @@ def test_the_digits_keep_their_contract_and_every_rule_is_asked_of_its_own_colum
         (2, "id", "must not be null"),
         (3, "image", "must not be null"),
         (4, "image[]", "must be at least 0 and at most 16"),
-        (5, "image", "number of items must be at least 64 and at most 64"),
+        (5, "image", "must have exactly 64 items"),
         (6, "image[]", "must not be null"),
         (6, "label", "must not be null"),
     ]

@@ -50,7 +50,7 @@ def test_a_contract_is_shown_by_name_and_by_path(call):
     by_name = call("show", "digits")
     assert by_name.exit_code == 0
     assert by_name.stdout == call("show", DIGITS).stdout
-    for words in ("digits 1.0.0", "image[]", "array of uint8", "number of rows must be at least 100"):
+    for words in ("digits 1.0.0", "image[]", "array of uint8", "must have at least 100 rows"):
         assert words in by_name.stdout
 
 
@@ -58,7 +58,7 @@ def test_a_contract_is_shown_as_one_document(call):
     document: dict[str, Any] = json.loads(call("show", "digits", "--json").stdout)
     assert [column["name"] for column in document["columns"]] == ["id", "image", "label"]
     assert document["rules"][0] == {
-        "sentence": "number of rows must be at least 100",
+        "sentence": "must have at least 100 rows",
         "target": "",
         "kind": "num_rows",
         "low": 100,
