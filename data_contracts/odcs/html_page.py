@@ -1,148 +1,107 @@
-"""A contract as one HTML page for people, with nothing to load from elsewhere."""
+"""A contract as one HTML page for people. The page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
-.facts { color: #56606e; margin-top: .25rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #dfe3e8; }
-th { color: #56606e; font-weight: 600; }
-code, pre { font: 14px/1.5 ui-monospace, monospace; }
-pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; }
-.warning { color: #8a5a00; } .error { color: #9b1c1c; }
-"""
+_TEMPLATE = "html_page.html.jinja"
+# Keys of the standard that Bloomery keeps and does not act on.
+_DESCRIPTIVE = {"sla_properties", "team", "roles", "support", "servers", "price", "tags", "custom_properties"}
 
 
 def render_contract_page(contract: Contract) -> str:
-    """The contract's columns, rules and words. All text of the contract is escaped."""
-    body = [
-        f"<h1>{escape(contract.name)} {escape(contract.version)}</h1>",
-        f'<p class="facts">{_facts(contract)}</p>',
-        *_description(contract),
-        "<h2>Columns</h2>",
-        _table(("column", "type", "unit", "what it is", "personal", "examples"), map(_column_row, contract.columns)),
-        "<h2>Rules</h2>",
-        "<p>A row that breaks an error is set aside, and a request with it refused; a warning is reported. At most "
-        f"{100 * contract.quarantine_limit:g}% of the rows may be set aside before a run stops.</p>",
-        _table(("where", "rule", "severity", "tolerated"), map(_rule_row, contract.rules())),
-        *_definitions(contract),
-        *_references(contract),
-        *_more(contract),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(contract.name)} {escape(contract.version)}: data contract</title>\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    """The contract's columns, rules, references and descriptions. All text of the contract is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(_TEMPLATE).render(
+        contract=contract,
+        facts=_facts(contract),
+        description=[(name.capitalize(), text) for name, text in contract.description.items() if isinstance(text, str)],
+        definitions=list(_definitions(contract)),
+        references=list(_references(contract)),
+        more=_descriptive_keys(contract),
+        describe_type=describe_type,
+        format_tolerance=format_tolerance,
     )
 
 
 def describe_type(column: Column) -> str:
-    """The column's type in words: that of its values, and whether there is always one."""
+    """The type of the column's values, whether a value is required, and whether the column is a key."""
     kind = f"array of {column.items.arrow_type}" if column.items is not None else column.arrow_type
-    marks = ["required" if column.is_required else "optional"]
+    attributes = ["required" if column.is_required else "optional"]
     if column.primary_key:
-        marks.append("key")
-    return f"{kind}, {', '.join(marks)}"
+        attributes.append("key")
+    return f"{kind}, {', '.join(attributes)}"
 
 
 def format_tolerance(rule: Rule) -> str:
-    """The share of rows that may break the rule, in words."""
+    """The share of rows that may break the rule, such as `5% of the rows`; empty without a tolerance."""
     return "" if rule.tolerance is None else f"{100 * rule.tolerance:.4g}% of the rows"
 
 
-def _facts(contract: Contract) -> str:
+def _facts(contract: Contract) -> list[str]:
     granularity = contract.table.data_granularity_description
-    parts = [contract.status, f"id {contract.id}", f"table {contract.table.name}", contract.domain, granularity]
-    return escape(" · ".join(part for part in parts if part))
+    facts = [contract.status, f"id {contract.id}", f"table {contract.table.name}", contract.domain, granularity]
+    return [fact for fact in facts if fact]
 
 
-def _description(contract: Contract) -> Iterable[str]:
-    for name, words in contract.description.items():
-        if isinstance(words, str):
-            yield f"<p><strong>{escape(name.capitalize())}.</strong> {escape(words)}</p>"
+class _Definition(NamedTuple):
+    """Where the definition of the contract, its table or a column comes from."""
+
+    owner: str
+    type: str
+    url: str
+    description: str
+
+    @property
+    def is_link(self) -> bool:
+        """Whether the address is one of the web: another scheme could run a script."""
+        return self.url.startswith(("https://", "http://"))
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    lines = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
-
-
-def _column_row(column: Column) -> Sequence[str]:
-    words = " ".join(part for part in (column.business_name, column.description) if part)
-    examples = ", ".join(str(example) for example in column.examples)
-    return (
-        f"<code>{escape(column.name)}</code>",
-        escape(describe_type(column)),
-        escape(column.unit or ""),
-        escape(words),
-        escape(column.personal or column.classification or ""),
-        escape(examples),
-    )
-
-
-def _rule_row(rule: Rule) -> Sequence[str]:
-    where = f"<code>{escape(rule.target)}</code>" if rule.target else "table"
-    severity = f'<span class="{rule.severity}">{rule.severity}</span>'
-    return where, escape(rule.sentence), severity, escape(format_tolerance(rule))
-
-
-def _definitions(contract: Contract) -> Iterable[str]:
-    """Where the definition comes from, of the contract, its table and its columns."""
-    parts = [("contract", contract), ("table", contract.table), *((one.name, one) for one in contract.columns)]
-    rows = [
-        (escape(name), escape(str(entry.get("type", ""))), _link(entry), escape(str(entry.get("description", ""))))
-        for name, part in parts
-        for entry in part.authoritative_definitions
+def _definitions(contract: Contract) -> Iterator[_Definition]:
+    owners = [
+        ("contract", contract),
+        ("table", contract.table),
+        *((column.name, column) for column in contract.columns),
     ]
-    if rows:
-        yield "<h2>Where the definitions come from</h2>"
-        yield _table(("of", "type", "source", "what it is"), rows)
+    for name, owner in owners:
+        for entry in owner.authoritative_definitions:
+            type_, url, description = (str(entry.get(key, "")) for key in ("type", "url", "description"))
+            yield _Definition(name, type_, url, description)
 
 
-def _link(entry: dict[str, Any]) -> str:
-    """A link, where the address is one of the web: another scheme could run a script."""
-    address = str(entry.get("url", ""))
-    if address.startswith(("https://", "http://")):
-        return f'<a href="{escape(address)}" rel="noreferrer">{escape(address)}</a>'
-    return escape(address)
-
-
-def _references(contract: Contract) -> Iterable[str]:
+def _references(contract: Contract) -> Iterator[tuple[str, list[tuple[str, list[tuple[str, str]]]]]]:
+    """For each reference its columns, and for each column its bins with their shares."""
     for name, reference in contract.references.items():
-        yield f"<h2>Reference {escape(name)}</h2>"
-        for column, stated in reference.columns.items():
-            cells = stated.values if stated.values is not None else _between(stated.edges or ())
-            shares = zip((*cells, "other", "null"), stated.all_shares, strict=True)
-            rows = [(escape(str(cell)), f"{100 * share:.3g}%") for cell, share in shares]
-            yield f"<p><code>{escape(column)}</code></p>"
-            yield _table(("value", "share"), rows)
+        columns = []
+        for column, shares in reference.columns.items():
+            bins = shares.values if shares.values is not None else _intervals(shares.edges or ())
+            pairs = zip((*bins, "other", "null"), shares.all_shares, strict=True)
+            columns.append((column, [(str(bin_), f"{100 * share:.3g}%") for bin_, share in pairs]))
+        yield name, columns
 
 
-def _between(edges: tuple[float, ...]) -> tuple[str, ...]:
+def _intervals(edges: tuple[float, ...]) -> tuple[str, ...]:
     inner = [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(edges)]
     return (f"below {edges[0]:g}", *inner, f"{edges[-1]:g} or more")
 
 
-def _more(contract: Contract) -> Iterable[str]:
-    """What the standard knows and Bloomery only keeps."""
-    names = {"sla_properties", "team", "roles", "support", "servers", "price", "tags", "custom_properties"}
-    kept = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=names)
-    if kept:
-        yield "<h2>More</h2>"
-        yield f"<pre>{escape(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))}</pre>"
+def _descriptive_keys(contract: Contract) -> str:
+    """The keys that Bloomery does not act on, as YAML."""
+    keys = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_DESCRIPTIVE)
+    return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True) if keys else ""

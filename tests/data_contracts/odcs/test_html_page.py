@@ -44,7 +44,7 @@ def read(contract: Contract) -> Reader:
 def test_the_page_says_all_that_the_contract_says(digits_contract):
     text = re.sub(r"\s+", " ", read(digits_contract).text)
     assert "digits 1.0.0" in text
-    assert "At most 1% of the rows may be set aside" in text
+    assert "A run stops if more than 1% of the rows are set aside" in text
     assert "Optical Recognition of Handwritten Digits" in text
     for column in digits_contract.columns:
         assert column.name in text
