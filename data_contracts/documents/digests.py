@@ -1,7 +1,4 @@
-"""Digests: one sha256 for everything that is ever compared.
-
-A digest names content, never a file's name, age or layout on disk.
-"""
+"""Digests: the sha256 of content, independent of a file's name, age or layout on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ def digest_of_document(document: Any) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """The sha256 of a file's bytes, read in pieces."""
+    """The sha256 of a file's bytes, which are read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -30,9 +27,8 @@ def digest_of_file(path: Path) -> str:
 def digest_of_table(table: pa.Table) -> str:
     """The sha256 of a table's column names, types and values.
 
-    Equal for equal values in equal order, however the table is cut into chunks, and after a journey through Parquet:
-    rows are hashed in slices of a fixed length, and a freshly taken array has no hidden offset, padding or value under
-    a null.
+    It does not depend on the table's chunks, and is the same after the table was written to Parquet and read again:
+    rows are hashed in slices of a fixed length, and a newly taken array has no offset, padding or value under a null.
     """
     plain = pa.table({field.name: _plain(table[position], field.type) for position, field in enumerate(table.schema)})
     sink = hashlib.sha256(repr([(field.name, _type_name(field.type)) for field in plain.schema]).encode())
@@ -45,10 +41,10 @@ def digest_of_table(table: pa.Table) -> str:
 
 
 def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Words in place of a dictionary's numbers, since a batch is written without its dictionaries."""
+    """The values of a dictionary column, since a batch is serialized without its dictionaries."""
     return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """A type's name without the name of a list's elements, which Parquet changes."""
+    """The name of a type without the name of a list's element field, which Parquet changes."""
     return f"list<{_type_name(kind.value_type)}>" if pa.types.is_list(kind) else str(kind)

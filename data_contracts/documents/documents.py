@@ -16,7 +16,7 @@ Location = tuple[str | int, ...]
 
 
 class Document(BaseModel):
-    """A frozen part of a recipe, a contract or a record; an unknown key is an error."""
+    """A frozen section of a recipe, a contract or a record. An unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -39,12 +39,12 @@ DocumentT = TypeVar("DocumentT", bound=Document)
 
 
 def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvalid]) -> DocumentT:
-    """The YAML file at `path`, read as a `model`.
+    """Reads the YAML file at `path` as a `model`.
 
     Raises:
-        DataMissing: there is no such file.
-        DocumentInvalid (the `error` given): the file is no YAML, or says what `model` does not allow. The message
-            has a line for each problem, with the file's line number.
+        DataMissing: the file does not exist or cannot be read.
+        DocumentInvalid (as `error`): the file is not YAML, or does not fit `model`. The message has a line for each
+            problem, with the file's line number.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,13 +65,13 @@ def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvali
             f"{path.name} is not YAML: {getattr(failure, 'problem', None) or failure}",
             required="one YAML mapping",
             where=f"{path}:{mark.line + 1 if mark else 1}",
-            remedy="mend the syntax on that line; indentation is by spaces",
+            remedy="correct the syntax on that line; indent with spaces",
         ) from failure
-    except (_KeyWrong, RecursionError) as failure:
-        told, line = (str(failure), failure.line) if isinstance(failure, _KeyWrong) else ("a part that holds itself", 1)
+    except (_InvalidKey, RecursionError) as failure:
+        problem, line = (str(failure), failure.line) if isinstance(failure, _InvalidKey) else ("an alias to itself", 1)
         raise error(
-            f"{path.name} has {told}",
-            required="each key once, as plain text, and no part inside itself",
+            f"{path.name} has {problem}",
+            required="each key once and as plain text, and no alias inside its own anchor",
             where=f"{path}:{line}",
             remedy="delete or rename it",
         ) from failure
@@ -81,22 +81,22 @@ def read_document(path: Path, model: type[DocumentT], error: type[DocumentInvali
         raise _explain(failure, path, lines, model, error) from failure
 
 
-class _KeyWrong(Exception):
-    def __init__(self, told: str, line: int) -> None:
-        super().__init__(told)
+class _InvalidKey(Exception):
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
         self.line = line
 
 
 def _lines(node: yaml.Node, at: Location = ()) -> Iterator[tuple[Location, int]]:
-    """Where each value of a YAML tree stands, counted from line 1."""
+    """The line of each value of a YAML tree, counted from 1."""
     yield at, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _KeyWrong("a key that is no plain text", key.start_mark.line + 1)
+                raise _InvalidKey("a key that is not plain text", key.start_mark.line + 1)
             if key.value in seen:
-                raise _KeyWrong(f"the key {key.value!r} twice", key.start_mark.line + 1)
+                raise _InvalidKey(f"the key {key.value!r} twice", key.start_mark.line + 1)
             seen.add(key.value)
             yield from _lines(value, (*at, key.value))
             yield (*at, key.value), key.start_mark.line + 1
@@ -112,12 +112,12 @@ def _explain(
     model: type[Document],
     error: type[DocumentInvalid],
 ) -> DocumentInvalid:
-    told = failure.errors()
-    # Where a part of a list is wrong, pydantic says too that the list lacks this part.
-    inner = {problem["loc"][:depth] for problem in told for depth in range(len(problem["loc"]))}
+    errors = failure.errors()
+    # Where an element of a list is invalid, pydantic also reports that the list is too short.
+    inner = {problem["loc"][:depth] for problem in errors for depth in range(len(problem["loc"]))}
     problems = [
         (_line_of(problem["loc"], lines), _sentence(problem, _known_keys(model, problem["loc"])))
-        for problem in told
+        for problem in errors
         if not (problem["type"] == "too_short" and problem["loc"] in inner)
     ]
     problems.sort()
@@ -126,14 +126,14 @@ def _explain(
         found,
         required=f"a {model.__name__.lower()} with known keys and values of the right kind",
         where=f"{path}:{problems[0][0]}",
-        remedy="mend the lines above and run `bloomery check` again",
+        remedy="correct the lines above and run `bloomery check` again",
     )
 
 
 def _line_of(location: Location, lines: dict[Location, int]) -> int:
-    """The line of the innermost part of `location` that stands in the file.
+    """The line of the innermost key of `location` that the file has.
 
-    Pydantic adds the names of union members to a location, so a part that the file does not have is stepped over.
+    Pydantic adds the names of union members to a location; keys that the file does not have are skipped.
     """
     at: Location = ()
     for part in location:
@@ -152,7 +152,7 @@ def _sentence(problem: Any, known: list[str]) -> str:
         return f"{where}: missing"
     rule = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict | list | tuple | BaseModel):
-        return f"{where}: {rule}"  # the whole part need not be repeated
+        return f"{where}: {rule}"  # a mapping or a list is too long to repeat
     return f"{where}: found {problem['input']!r}, but {rule[0].lower()}{rule[1:]}"
 
 

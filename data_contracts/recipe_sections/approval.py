@@ -1,4 +1,4 @@
-"""A person's word on a version before it serves: when it is asked for, and what was said."""
+"""A recipe's `approval`, and the requests and decisions of people about versions."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Approval(Document):
-    """A person decides before a version becomes champion; nobody's word in time refuses it."""
+    """A person must approve a version before it becomes champion; without a decision in time it is refused."""
 
     required: Literal[True] = True
     timeout: Duration = timedelta(days=3)
 
 
-def _approval(stated: Any) -> Any:
-    return {} if stated == "required" else stated
+def _expand_short_form(value: Any) -> Any:
+    return {} if value == "required" else value
 
 
 ApprovalSetting = Annotated[
-    Approval | None, BeforeValidator(_approval, json_schema_input_type=Literal["required"] | Approval | None)
+    Approval | None, BeforeValidator(_expand_short_form, json_schema_input_type=Literal["required"] | Approval | None)
 ]
 
 
 class PromotionTerms(NotPartOfKey):
-    """On what terms a version that passed its gates becomes champion."""
+    """What a version that passed its gates needs to become champion."""
 
     approval: Approval | None = None
-    period: str | None = None  # that its data is of
+    period: str | None = None  # of its data, in a dated recipe
 
 
 class Decision(Document):
-    """What a person said. It is kept with the version."""
+    """A person's decision, which is stored with the version."""
 
     decision: Literal["approve", "refuse"]
     by: Name
@@ -46,23 +46,23 @@ class Decision(Document):
 
 
 class WaitingProcess(Document):
-    """The process that waits for a decision, where one does and no worker would start it again."""
+    """The process that waits for a decision, if no Prefect worker would resume the run."""
 
     host: str
     pid: int
-    started: float  # when the system started it, in seconds since 1970
+    started: float  # seconds since 1970
 
 
 class ApprovalRequest(Document):
-    """A version that passed its gates and waits for a person's word."""
+    """A request to approve a version that passed its gates."""
 
     name: str
     version: int
-    replaces: int | None  # the champion that it was compared with
+    replaces: int | None  # the champion's version
     requested_at: datetime
     expires_at: datetime
-    flow_run: str | None = None  # the Prefect run that goes on once it is decided
-    prefect_api: str | None = None  # of the Prefect server that knows the run
+    flow_run: str | None = None  # the Prefect run that resumes after the decision
+    prefect_api: str | None = None  # of the Prefect server that has the run
     waiting_process: WaitingProcess | None = None
     decision: Decision | None = None
 
@@ -72,7 +72,7 @@ class ApprovalRequest(Document):
 
     @property
     def refusal_reason(self) -> str | None:
-        """Why the version is refused, or None if it is not."""
+        """Why the version is refused; None if it is not."""
         if self.has_expired:
             return f"nobody decided within {format_duration(self.expires_at - self.requested_at)}"
         if self.decision is not None and self.decision.decision == "refuse":

@@ -1,4 +1,4 @@
-"""Periods of dated data: months, weeks, days and hours, in UTC, named as in ISO 8601."""
+"""Periods of dated data: months, weeks, days and hours in UTC, with names of ISO 8601."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ PERIOD_PLACEHOLDER = re.compile(r"\{period:([^{}]+)\}")
 
 
 def period_start(name: str, every: PeriodLength | None = None) -> datetime:
-    """When the period of that name begins.
+    """The start of the period with that name.
 
     Raises:
-        ValueError: it is the name of no period, or of none of that length.
+        ValueError: the name is not that of a period, or of a period of another length.
     """
     for kind, (shape, spelling) in _SHAPES.items():
         if (every is None or kind == every) and re.fullmatch(shape, name, flags=re.ASCII):
-            with contextlib.suppress(ValueError):  # such as a month 13, told below
+            with contextlib.suppress(ValueError):  # such as a month 13: raised below
                 day = ("-1", "-%u") if kind == "week" else ("", "")
                 return datetime.strptime(name + day[0], spelling + day[1]).replace(tzinfo=UTC)
     raise ValueError(f"{name!r} is no {every or 'period'}, such as {PERIOD_EXAMPLES[every or 'month']}")
 
 
 def period_name(moment: datetime, every: PeriodLength) -> str:
-    """The name of the period that `moment` lies in."""
+    """The name of the period that contains `moment`."""
     return moment.strftime(_SHAPES[every][1])
 
 
 def last_complete_period(moment: datetime, every: PeriodLength) -> str:
-    """The newest period that has ended by `moment`."""
+    """The name of the last period that has ended by `moment`."""
     begun = period_start(period_name(moment.astimezone(UTC), every), every)
     return period_name(begun - timedelta(seconds=1), every)
 
 
 def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
-    """The names of all periods from `first` to `last`, both counted, oldest first.
+    """The names of the periods from `first` to `last`, both included, oldest first.
 
     Raises:
-        ValueError: one of them is no period of that length, or the last lies before the first.
+        ValueError: one of them is not a period of that length, or the last is before the first.
     """
     moment, end = period_start(first, every), period_start(last, every)
     if end < moment:
@@ -66,5 +66,5 @@ def period_range(first: str, last: str, every: PeriodLength) -> Iterator[str]:
 
 
 def fill_period(text: str, period: str) -> str:
-    """`text` with the start of the period in each place that asks for it, as in `{period:%Y-%m}`."""
+    """Replaces each placeholder such as `{period:%Y-%m}` in `text` by the formatted start of the period."""
     return PERIOD_PLACEHOLDER.sub(lambda found: period_start(period).strftime(found[1]), text)

@@ -1,7 +1,7 @@
-"""The keys of an endpoint's clients: what is kept of them, and where one is demanded.
+"""API keys of an endpoint's clients: how they are stored, and where a client needs one.
 
-A key is 256 random bits, shown once to whoever makes it. Kept is its sha256: nobody can try that many keys, so it needs
-no salt and no slow hash, and a key is looked up by its digest, which tells whoever times it nothing of the key.
+A key is 256 random bits and is shown once, when it is created. Only its sha256 is stored: so many keys cannot be tried,
+so neither a salt nor a slow hash is needed. Keys are looked up by digest, so the time of a look-up reveals nothing.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ KEYS_FILE_VARIABLE, KEY_POLICY_VARIABLE = "BLOOMERY_SERVE_KEYS_FILE", "BLOOMERY_
 KeyPolicy = Literal["auto", "required", "off"]
 _DEMANDS: tuple[KeyPolicy, ...] = ("auto", "required", "off")
 
-# A name is a label in /metrics and a word of the command line.
+# A name is a label in /metrics and an argument of the command line.
 KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class ApiKey(BaseModel):
-    """One client's key. A revoked one stays, so that its holder is told so; its name may be given again."""
+    """One client's key. A revoked key stays in the file, so that its use can be reported; its name may be reused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: KeyName
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # requests a second, of one process
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # requests per second and process
     created_at: str
     revoked_at: str | None = None
 
 
 class ApiKeys(BaseModel):
-    """The file of keys."""
+    """The content of the file of keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,10 +53,10 @@ def hash_key(key: bytes) -> str:
 
 
 def read_keys(path: Path) -> ApiKeys:
-    """The keys of a file; none where there is no file.
+    """The keys of a file; none if the file does not exist.
 
     Raises:
-        DocumentInvalid: the file is no file of keys, or cannot be read.
+        DocumentInvalid: the file cannot be read, or is not a file of keys.
     """
     try:
         return ApiKeys.model_validate_json(path.read_bytes())
@@ -71,15 +71,15 @@ def read_keys(path: Path) -> ApiKeys:
         f"the file of keys cannot be read: {found}",
         required="the file that `bloomery key` writes, readable for the endpoint's user",
         where=str(path),
-        remedy="mend its permissions, or take the file away and make the keys again with `bloomery key create NAME`",
+        remedy="correct its permissions, or delete the file and create the keys again with `bloomery key create NAME`",
     )
 
 
 def read_key_policy(environment: Mapping[str, str]) -> KeyPolicy:
-    """Where a key is demanded: `auto` on every address but loopback, `required` everywhere, or `off`.
+    """Where a client needs a key: `auto` on every address but loopback, `required` everywhere, or `off`.
 
     Raises:
-        SettingInvalid: the variable says something else.
+        SettingInvalid: the variable has another value.
     """
     text = environment.get(KEY_POLICY_VARIABLE) or "auto"
     for known in _DEMANDS:
@@ -89,15 +89,15 @@ def read_key_policy(environment: Mapping[str, str]) -> KeyPolicy:
         f"{KEY_POLICY_VARIABLE} is {text!r}",
         required=f"one of {', '.join(_DEMANDS)}",
         where="the environment of the endpoint",
-        remedy=f"leave {KEY_POLICY_VARIABLE} out: then keys are demanded on every address but loopback",
+        remedy=f"leave {KEY_POLICY_VARIABLE} out: then clients need a key on every address but loopback",
     )
 
 
 def read_path_variable(environment: Mapping[str, str], name: str) -> Path | None:
-    """The path that a variable of the endpoint's environment states; None where it is not set.
+    """The path in a variable of the endpoint's environment; None if it is not set.
 
     Raises:
-        SettingInvalid: it is relative. BentoML's processes work in folders of their own.
+        SettingInvalid: the path is relative. BentoML's processes have working folders of their own.
     """
     text = environment.get(name)
     if text and not Path(text).is_absolute():
@@ -111,7 +111,7 @@ def read_path_variable(environment: Mapping[str, str], name: str) -> Path | None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches the address. A name is no address: who knows where it leads?"""
+    """Whether only this machine reaches the IP address. A host name is never loopback, since it may resolve to any."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

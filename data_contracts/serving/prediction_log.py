@@ -1,8 +1,8 @@
-"""The log of predictions: which files it has, what stands in them, and how they are read.
+"""The prediction log: its files, their columns, and how to read them.
 
-A day has a folder, `day=2026-11-25`. What is being written is an Arrow stream, whole up to its last batch; what is
-done is Parquet. A row has the fields below, `columns` with what was asked, and `answer` with what was told. Beside them
-lie lines that count what became of requests, also of those that were refused.
+Each day has a folder, `day=2026-11-25`. The file that is being written is an Arrow stream, readable up to its last
+complete batch; finished files are Parquet. A row has the fields below, the request's values in `columns` and the
+prediction in `answer`. Beside them are JSON lines that count the outcomes of requests, also of refused ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHAMPION, CANARY, SHADOW = "champion", "canary", "shadow"
 LOG_FIELDS = (
     pa.field("at", pa.timestamp("us", "UTC")),  # of the answer
     pa.field("request", pa.string()),
-    pa.field("row", pa.int32()),  # its place in the request
+    pa.field("row", pa.int32()),  # its position in the request
     pa.field("version", pa.string()),  # a bento's tag
     pa.field("role", pa.string()),
     pa.field("seconds", pa.float64()),  # from the head of the request to its answer
@@ -34,9 +34,9 @@ LOG_FIELDS = (
 
 
 class RequestOutcome(Document):
-    """How many requests a version was asked until `at`, since the line before, by the status that was answered.
+    """The number of requests of a version since the previous line, by the status of the response.
 
-    `broken` counts rows by the column and the rule of the contract that they broke, as far as clients were told.
+    `violations` counts rows by the column and rule that they broke, as far as the responses reported them.
     """
 
     at: datetime
@@ -46,9 +46,9 @@ class RequestOutcome(Document):
 
 
 def read_log(folder: Path, columns: list[str], since: date | None = None) -> Iterator[pa.Table]:
-    """`columns` of what is logged in `folder`, file by file, oldest first; whole days before `since` are left out.
+    """The `columns` of the log in `folder`, file by file, oldest first, without the days before `since`.
 
-    A file that the endpoint turns into Parquet, or forgets, meanwhile is read in its other form, or not at all.
+    A file that the endpoint converts to Parquet meanwhile is read as Parquet; one that it deletes is skipped.
     """
     for path in _files(folder, since):
         if path.suffix == PARQUET_SUFFIX:
@@ -62,7 +62,7 @@ def read_log(folder: Path, columns: list[str], since: date | None = None) -> Ite
 
 
 def read_outcomes(folder: Path, since: date | None = None) -> Iterator[RequestOutcome]:
-    """What became of requests, as `folder` has it. A line that was broken off is left out."""
+    """The outcomes of requests that `folder` has. An incomplete line is skipped."""
     for path in _files(folder, since):
         if path.name.endswith(OUTCOMES_SUFFIX):
             with contextlib.suppress(FileNotFoundError):
@@ -77,7 +77,7 @@ def _files(folder: Path, since: date | None) -> list[Path]:
 
 
 def read_stream(path: Path) -> list[pa.RecordBatch]:
-    """The whole batches of a stream, which may be cut off behind them."""
+    """The complete batches of a stream that may be cut off."""
     batches: list[pa.RecordBatch] = []
     with contextlib.suppress(pa.ArrowException, OSError), pa.ipc.open_stream(path.read_bytes()) as stream:
         batches.extend(stream)
@@ -85,7 +85,7 @@ def read_stream(path: Path) -> list[pa.RecordBatch]:
 
 
 def convert_to_parquet(stream: Path) -> None:
-    """Afterwards a Parquet file stands in the stream's place; none if it has no whole batch."""
+    """Replaces the stream by a Parquet file, or deletes it if it has no complete batch."""
     batches = read_stream(stream)
     if batches:
         with atomic_path(stream.with_suffix(PARQUET_SUFFIX)) as temporary:

@@ -7,14 +7,14 @@ from typing import Any
 Prediction = dict[str, Any]
 
 
-def max_difference(one: Prediction, other: Prediction) -> float:
-    """How far two predictions are apart: by a probability at most, 1 if the labels differ, or by the values."""
-    if "value" in one:
-        return abs(float(one["value"]) - float(other["value"]))
-    if one["label"] != other["label"]:
+def max_difference(first: Prediction, second: Prediction) -> float:
+    """The largest difference of a probability, 1 if the labels differ; or the difference of the values."""
+    if "value" in first:
+        return abs(float(first["value"]) - float(second["value"]))
+    if first["label"] != second["label"]:
         return 1.0
-    ours, theirs = one["probabilities"], other["probabilities"]
-    return max(abs(share - theirs[name]) for name, share in ours.items())
+    shares, others = first["probabilities"], second["probabilities"]
+    return max(abs(share - others[name]) for name, share in shares.items())
 
 
 def format_prediction(prediction: Prediction) -> str:

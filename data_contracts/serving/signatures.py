@@ -1,7 +1,7 @@
-"""Signatures of manifests: who packaged a version, told from a file beside its manifest.
+"""Signatures of manifests, which prove who packaged a version.
 
-Ed25519 over the manifest's bytes as they lie on the disk. The manifest holds the digest of each file, so its signature
-vouches for them all.
+The signature is Ed25519 over the bytes of the manifest, in a file beside it. The manifest has the digest of each file
+of the version, so the signature covers them all.
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ def encode_public_key(key: Ed25519PublicKey) -> bytes:
 
 
 def key_fingerprint(key: Ed25519PublicKey) -> str:
-    """By which people tell keys apart: the start of the sha256 of the key's 32 bytes."""
+    """The fingerprint of a key for people: the start of the sha256 of its 32 bytes."""
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
 
 
 def sign_bytes(content: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The file that goes beside `content`. Equal content and key make equal bytes."""
+    """The content of the signature file for `content`. Equal content and key give equal bytes."""
     signature = base64.b64encode(key.sign(content)).decode()
     document = {"algorithm": "ed25519", "key": key_fingerprint(key.public_key()), "signature": signature}
     return json.dumps(document, indent=1).encode()
 
 
 def read_trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey, ...]:
-    """The public keys whose signatures count: of the file that the environment names, else this state folder's own.
+    """The public keys whose signatures are trusted: those of the configured file, else the state folder's own.
 
-    Whoever serves a bento by hand from the store of the state folder has its key beside that store.
+    A bento that is served from the store of a state folder finds the key beside that store.
 
     Raises:
-        SettingInvalid: the named file is not there, or holds something else than public Ed25519 keys; or its path is
-            relative.
+        SettingInvalid: the file does not exist or is not a PEM file of public Ed25519 keys; or its path is relative.
     """
     named = read_path_variable(environment, TRUSTED_KEY_VARIABLE)
     if named:
@@ -63,7 +62,7 @@ def read_trusted_keys(environment: Mapping[str, str]) -> tuple[Ed25519PublicKey,
 
 
 def read_public_keys(path: Path) -> tuple[Ed25519PublicKey, ...]:
-    """Raises SettingInvalid where the file is no PEM file of public Ed25519 keys. Several are taken, to change keys."""
+    """Reads one or more keys. Raises SettingInvalid if the file is not a PEM file of public Ed25519 keys."""
     found = "it has no PEM block"
     try:
         blocks = [block.group(0) for block in _PEM.finditer(path.read_bytes())]
@@ -84,14 +83,14 @@ def read_public_keys(path: Path) -> tuple[Ed25519PublicKey, ...]:
 
 
 def require_signed(content: bytes, artifacts: Path, environment: Mapping[str, str]) -> None:
-    """Judge the signature beside the manifest of `artifacts`, whose bytes are `content`, before it is believed.
+    """Verifies the signature beside the manifest of `artifacts`, whose bytes are `content`.
 
-    Where `BLOOMERY_SERVE_UNSIGNED` is `allowed`, a version without a signature passes, and one that no trusted key is
-    there for; a wrong signature never does.
+    If `BLOOMERY_SERVE_UNSIGNED` is `allowed`, a version passes that has no signature, or for which there is no trusted
+    key. A wrong signature never passes.
 
     Raises:
-        SignatureRefused: it is missing, wrong, by a key that is not trusted, or there is no trusted key to judge it by.
-        SettingInvalid: a variable is not what it must be.
+        SignatureRefused: the signature is missing, wrong or by an untrusted key, or there is no trusted key.
+        SettingInvalid: a variable has an invalid value.
     """
     allowed = environment.get(UNSIGNED_VARIABLE) or "refused"
     if allowed not in ("allowed", "refused"):
@@ -167,7 +166,7 @@ def _document(beside: bytes) -> dict[str, str]:
 
 
 def _signer(beside: bytes) -> str:
-    """The key that the file names. It proves nothing, and is told only to help."""
+    """The fingerprint that the file names. It proves nothing and is only shown in messages."""
     named = str(_document(beside).get("key"))
     return named if re.fullmatch("[0-9a-f]{16}", named) else ""
 
