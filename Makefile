@@ -41,7 +41,7 @@ clean: ## remove what was installed and every cache; the state folder .bloomery 
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## list these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 # The stamp comes last, so an installation that was broken off is done again.
 .venv/.ready: requirements.lock pyproject.toml
