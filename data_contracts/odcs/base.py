@@ -1,4 +1,4 @@
-"""What every part of a contract file has, and the custom properties that mean something here."""
+"""The base of all elements of a contract file, and the custom properties that Bloomery acts on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bloomery.data_contracts.documents.documents import Document
 
 LogicalType = Literal["integer", "number", "string", "boolean", "date", "timestamp", "array"]
 
-# Our custom properties, and the part of a contract that each belongs to. All others are descriptive.
+# Bloomery's custom properties, and the element that each belongs to. All others are descriptive.
 CUSTOM_PROPERTIES = {
     "quarantineLimit": "the schema object",
     "unit": "a column",
@@ -25,11 +25,11 @@ CUSTOM_PROPERTIES = {
 
 
 def dates_as_text(value: Any) -> Any:
-    """YAML reads a date as a date and JSON as text: text it is, in both."""
+    """Turns dates into text, since YAML reads them as dates and JSON as text."""
     if isinstance(value, dict):
-        return {key: dates_as_text(one) for key, one in value.items()}
+        return {key: dates_as_text(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [dates_as_text(one) for one in value]
+        return [dates_as_text(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -37,7 +37,7 @@ PlainValue = Annotated[Any, BeforeValidator(dates_as_text)]
 
 
 class CamelModel(Document):
-    """A part of an ODCS file: keys are in camel case there."""
+    """An element of an ODCS file, where keys are in camel case."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, alias_generator=to_camel, populate_by_name=True
@@ -45,7 +45,7 @@ class CamelModel(Document):
 
 
 class CustomProperty(CamelModel):
-    """A property that the standard has no word for."""
+    """A property beyond the standard."""
 
     id: str | None = None
     property: str
@@ -54,7 +54,7 @@ class CustomProperty(CamelModel):
 
 
 class Element(CamelModel):
-    """A part that can be described: descriptive keys are kept but not acted on."""
+    """An element with descriptive keys, which are kept but not acted on."""
 
     id: str | None = None
     description: str | None = None
@@ -63,12 +63,12 @@ class Element(CamelModel):
     custom_properties: tuple[CustomProperty, ...] = ()
 
     def custom_property(self, name: str, default: Any = None) -> Any:
-        """The value of the custom property `name`, or `default` where it is not stated."""
+        """The value of the custom property `name`, or `default` if it is missing."""
         return next((entry.value for entry in self.custom_properties if entry.property == name), default)
 
 
 class Problem(Exception):
-    """What is wrong with the part of a document at `place`, seen from the part that is being read."""
+    """A problem at `place`, relative to the element that is being validated."""
 
     def __init__(self, sentence: str, *place: str | int) -> None:
         super().__init__(sentence)
@@ -77,7 +77,7 @@ class Problem(Exception):
 
 
 def raise_problems(problems: Sequence[Problem], title: str) -> None:
-    """Raises pydantic's ValidationError, with the place of each problem, if there is one."""
+    """Raises a ValidationError with the place of each problem, if there is any."""
     details: list[InitErrorDetails] = [
         {
             "type": PydanticCustomError("value_error", "{sentence}", {"sentence": problem.sentence}),
@@ -91,7 +91,7 @@ def raise_problems(problems: Sequence[Problem], title: str) -> None:
 
 
 def find_custom_property_problems(element: Element, part: str) -> list[Problem]:
-    """The custom properties of `element`, which is `part`, that are misspelt, stated twice or belong elsewhere."""
+    """The custom properties of `element`, a `part` of the contract, that are misspelt, repeated or belong elsewhere."""
     found = []
     seen: set[str] = set()
     for position, entry in enumerate(element.custom_properties):

@@ -1,4 +1,4 @@
-"""The columns of a contract: their types, their limits and the rules that these come to."""
+"""The columns of a contract: their types and limits, and the rules that follow from them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TypedElement(Element):
         return self
 
     def value_range(self) -> tuple[Bound | None, Bound | None]:
-        """The least and the largest value that the limits and, for whole numbers, the type leave, both included."""
+        """The smallest and the largest value that the limits and an integer type allow, both inclusive."""
         options = self.logical_type_options
         low, strict_low = tighter_bound(options.minimum, options.exclusive_minimum, largest=True)
         high, strict_high = tighter_bound(options.maximum, options.exclusive_maximum, largest=False)
@@ -168,13 +168,13 @@ class Column(TypedElement):
         return self
 
     def _misstated(self) -> Iterator[Problem]:
-        """What is wrong with the values of our custom properties."""
+        """Invalid values of Bloomery's custom properties."""
         allowed = {"personal": (True, False, "drop", "hash", "encrypt"), "unknownCategory": ("refuse", "other")}
         for position, entry in enumerate(self.custom_properties):
             place = ("customProperties", position, "value")
             choices = allowed.get(entry.property, (entry.value,))
-            if not any(entry.value == one and type(entry.value) is type(one) for one in choices):
-                known = ", ".join(str(one).lower() for one in choices)
+            if not any(entry.value == choice and type(entry.value) is type(choice) for choice in choices):
+                known = ", ".join(str(choice).lower() for choice in choices)
                 yield Problem(f"{entry.property} is one of {known}, not {entry.value!r}", *place)
             if entry.property == "unit" and not (isinstance(entry.value, str) and entry.value):
                 yield Problem(f"unit is a text such as km, not {entry.value!r}", *place)
@@ -197,20 +197,20 @@ class Column(TypedElement):
 
     @property
     def personal(self) -> Literal["drop", "hash", "encrypt"] | None:
-        """What becomes of a column about a person; None where it is about none. `true` means drop."""
-        stated = self.custom_property("personal", False)
-        return "drop" if stated is True else stated or None
+        """The treatment of a column with personal data; None for other columns. `true` means drop."""
+        treatment = self.custom_property("personal", False)
+        return "drop" if treatment is True else treatment or None
 
     @property
     def unknown_category(self) -> Literal["refuse", "other"]:
-        """What becomes of a category that the training part does not have."""
-        stated: Literal["refuse", "other"] = self.custom_property("unknownCategory", "refuse")
-        return stated
+        """The treatment of a category that the training split does not have."""
+        treatment: Literal["refuse", "other"] = self.custom_property("unknownCategory", "refuse")
+        return treatment
 
     def located_rules(self, *, is_key: bool) -> list[tuple[Rule, Location]]:
-        """The column's rules in the order of the file, and where in the column each is stated.
+        """The column's rules in the order of the file, each with its location in the column.
 
-        `is_key` says that the column alone tells rows apart.
+        `is_key` means that the column alone is the primary key.
         """
         found: list[tuple[Rule, Location]] = []
         if self.required or self.primary_key:
@@ -255,7 +255,7 @@ def _limits(target: str, item: TypedElement) -> list[Rule]:
 
 
 def _rule_of(column: Column, check: Quality) -> Rule | None:
-    """The rule that a column's quality check states; None for one that is for people to read."""
+    """The rule of a column's quality check; None for a check of type text."""
     known: dict[str, Any] = {"target": column.name, "severity": check.severity}
     if check.measures == "share":
         known["tolerance"] = check.tolerance()
@@ -290,7 +290,7 @@ def _rule_of(column: Column, check: Quality) -> Rule | None:
 
 
 def _presence(column: Column, missing: tuple[Any, ...], known: dict[str, Any]) -> Rule:
-    """That a value is there: neither null, if null counts as missing, nor one of the values that stand for none."""
+    """The rule that a value is present: not null, if null counts as missing, and not one of the missing values."""
     texts = [value for value in missing if value is not None]
     if not texts:
         return Rule(kind="required", **known)

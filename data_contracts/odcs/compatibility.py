@@ -1,8 +1,8 @@
-"""What changes between two versions of a contract, and which version number that needs.
+"""The changes between two versions of a contract, and the version number that they require.
 
-A change is breaking where something that kept the old contract does not keep the new one, be it a row, a request or a
-data set, or where a reader loses what it could rely on: a column, its type or unit, that it is never null, that it is
-unique. Any other change of a rule is compatible: readers may meet values that they have not met. A note is about words.
+A change is breaking if a row, a request or a data set may keep the old contract and break the new one, or if readers
+lose what they rely on: a column, its type or unit, that it is never null, or that it is unique. Other changes of rules
+are compatible: readers may see new values. A note is a change of descriptive keys.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Change(Document):
 
 
 def diff_contracts(old: Contract, new: Contract) -> list[Change]:
-    """Every change from `old` to `new`: columns in the old order, then new columns, rules and words."""
-    found = [*_columns(old, new), *_rules(old, new), *_limits(old, new)]
-    return [*found, *_words(old, new, {change.where.removesuffix("[]") for change in found})]
+    """The changes from `old` to `new`: columns in the old order, new columns, rules and descriptive keys."""
+    changes = [*_columns(old, new), *_rules(old, new), *_limits(old, new)]
+    return [*changes, *_descriptive_changes(old, new, {change.where.removesuffix("[]") for change in changes})]
 
 
 def required_version(old: Contract, changes: Sequence[Change]) -> str:
-    """The least version that a contract with these changes may have."""
+    """The lowest version number that a contract with these changes may have."""
     major, minor, patch = map(int, old.version.split("."))
     kinds = {change.kind for change in changes}
     if "breaking" in kinds:
@@ -78,7 +78,7 @@ def _types(before: Column, after: Column) -> Iterator[Change]:
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
-    """Whether every value of one type of numbers is one of the other, of the same family."""
+    """Whether `wide` holds every value of `narrow`, where both are integers or both are floating-point."""
     if pa.types.is_list(wide) and pa.types.is_list(narrow):
         return _holds(wide.value_type, narrow.value_type)
     families = (pa.types.is_integer, pa.types.is_floating)
@@ -105,7 +105,7 @@ def _fate(column: Column) -> str:
 
 
 def _key(rule: Rule) -> tuple[object, ...]:
-    """What makes two rules the same rule, in versions in which its limits differ."""
+    """What identifies a rule across versions, whatever its limits."""
     own = (rule.expression, rule.reference, rule.divergence)
     return rule.target, rule.kind, rule.columns if rule.kind in ("unique", "determined") else (), own
 
@@ -130,10 +130,10 @@ def _rules(old: Contract, new: Contract) -> Iterator[Change]:
 
 
 def _removed(rule: Rule) -> Change:
-    """A reader may rely on a value being there, and on a key telling rows apart; other limits only become wider."""
+    """Readers may rely on values that are never null and on unique keys."""
     is_relied_on = rule.severity == "error" and rule.kind in ("required", "unique")
     kind: ChangeKind = "breaking" if is_relied_on else "compatible"
-    return Change(kind=kind, where=rule.target, sentence=f"no longer asked: {rule.sentence}")
+    return Change(kind=kind, where=rule.target, sentence=f"no longer required: {rule.sentence}")
 
 
 def _changed(before: Rule, after: Rule) -> Change:
@@ -156,7 +156,7 @@ def _share(rule: Rule) -> str:
 
 
 def _tolerates(after: Rule, before: Rule) -> bool:
-    """Whether rows set aside under `before` stop no run under `after`. Without a share it is left to the limit."""
+    """Whether the share that may break `after` is at least that of `before`."""
     if before.severity == "warning":
         return False
     if before.tolerance is None or after.tolerance is None:
@@ -165,7 +165,7 @@ def _tolerates(after: Rule, before: Rule) -> bool:
 
 
 def _allows(after: Rule, before: Rule) -> bool:
-    """Whether all that keeps `before` keeps `after` too."""
+    """Whether every value that satisfies `before` satisfies `after`."""
     if before.kind in ("in_set", "pattern"):
         return before.pattern == after.pattern and all(value in after.values for value in before.values)
     low = after.low is None or (
@@ -189,7 +189,7 @@ def _limits(old: Contract, new: Contract) -> Iterator[Change]:
             yield Change(kind="breaking", where="", sentence=f"reference {name} is another distribution")
 
 
-# Where a change is told already, one of these keys has changed with it.
+# Keys whose change is implied by a change that is listed already.
 _COMPARED = frozenset(
     {
         "items",
@@ -209,26 +209,24 @@ _COMPARED = frozenset(
 )
 
 
-def _words(old: Contract, new: Contract, told: set[str]) -> Iterator[Change]:
-    """What people read: it says nothing about rows. `told` are the places of which a change is known."""
-    before, after = _stated(old), _stated(new)
+def _descriptive_changes(old: Contract, new: Contract, changed: set[str]) -> Iterator[Change]:
+    """Changes of descriptive keys. `changed` are the columns with a change that is listed already."""
+    before, after = _keys(old), _keys(new)
     common = {"", *(column.name for column in old.columns)} & {"", *(column.name for column in new.columns)}
     for where, name in dict.fromkeys((*before, *after)):
-        is_told = name in _COMPARED and (where in told or (name == "slaProperties" and bool(told)))
-        if where in common and not is_told and before.get((where, name)) != after.get((where, name)):
+        is_listed = name in _COMPARED and (where in changed or (name == "slaProperties" and bool(changed)))
+        if where in common and not is_listed and before.get((where, name)) != after.get((where, name)):
             yield Change(kind="note", where=where, sentence=f"{name} changed")
 
 
-def _stated(contract: Contract) -> dict[tuple[str, str], object]:
-    """All that a contract states but its version and references, by column and key."""
+def _keys(contract: Contract) -> dict[tuple[str, str], object]:
+    """The keys of a contract without version and references, by column and key."""
     document = contract.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     for key in ("version", "references"):
         document.pop(key, None)
     table = document.pop("schema")[0]
     columns = table.pop("properties")
-    stated: dict[tuple[str, str], object] = {("", key): value for key, value in document.items()}
-    stated.update({("", f"schema.{key}"): value for key, value in table.items()})
-    stated.update(
-        {(column["name"], key): value for column in columns for key, value in column.items() if key != "name"}
-    )
-    return stated
+    keys: dict[tuple[str, str], object] = {("", key): value for key, value in document.items()}
+    keys.update({("", f"schema.{key}"): value for key, value in table.items()})
+    keys.update({(column["name"], key): value for column in columns for key, value in column.items() if key != "name"})
+    return keys

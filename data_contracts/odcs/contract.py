@@ -1,4 +1,4 @@
-"""The contract: what every row of a data set must be, in the Open Data Contract Standard v3.1.
+"""The data contract: the columns and rules of a data set, in the Open Data Contract Standard v3.1.
 
 A contract file is the one source. The Great Expectations suite (`expectations.py`), the Arrow and Spark schemas
 (`schemas.py`), the endpoint's request check (`requests.py`) and the page for people (`page.py`) are all translations of
@@ -61,7 +61,7 @@ class Table(Element):
         return self
 
     def _impossible(self) -> Iterator[Problem]:
-        """The expressions and queries that the columns do not allow, and the rules that are stated twice."""
+        """Expressions and queries that do not fit the columns, and repeated rules."""
         schema = arrow_schema(self.properties)
         seen: set[Rule] = set()
         for rule, place in self.located_rules():
@@ -86,12 +86,12 @@ class Table(Element):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns that together tell rows apart, in the order of their positions."""
+        """The columns of the primary key, in the order of their positions."""
         found = [column for column in self.properties if column.primary_key]
         return tuple(column.name for column in sorted(found, key=lambda column: column.primary_key_position or 0))
 
     def located_rules(self) -> list[tuple[Rule, Location]]:
-        """The table's rules and then its columns', in the order of the file, and where in the table each is stated."""
+        """The rules of the table and then of its columns, in the order of the file, each with its location."""
         found: list[tuple[Rule, Location]] = []
         for position, check in enumerate(self.quality):
             rule = _rule_of(check)
@@ -107,7 +107,7 @@ class Table(Element):
 
 
 def _identity(rule: Rule) -> Rule:
-    """The part of a rule that may be stated once: for some kinds all but the target is a matter of degree."""
+    """The rule without severity and tolerance, by which repeated rules are found."""
     same: dict[str, Any] = {"severity": "error", "tolerance": None}
     if rule.kind in ("required", "unique", "determined"):
         same["columns"] = tuple(sorted(rule.columns))
@@ -115,7 +115,7 @@ def _identity(rule: Rule) -> Rule:
 
 
 def _rule_of(check: Quality) -> Rule | None:
-    """The rule that a table's quality check states; None for one that is for people to read."""
+    """The rule of a table's quality check; None for a check of type text."""
     known: dict[str, Any] = {"severity": check.severity}
     if check.measures == "share":
         known["tolerance"] = check.tolerance()
@@ -147,7 +147,7 @@ def _rule_of(check: Quality) -> Rule | None:
 
 
 def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
-    """Why a quality check cannot be asked of a table with the columns `names`."""
+    """Why the quality check does not apply to a table with the columns `names`."""
     own = check.implementation
     named: tuple[str, ...] = ()
     if check.check_name not in ("rowCount", "duplicateValues", "text", "sql", "expression", "determines"):
@@ -177,7 +177,7 @@ def _misuses(check: Quality, names: list[str]) -> Iterator[str]:
 
 
 class Contract(Element):
-    """A contract file, read and checked. One table, at least one rule."""
+    """A contract file: one table and at least one rule."""
 
     api_version: Literal["v3.0.0", "v3.0.1", "v3.0.2", "v3.1.0"]
     kind: Literal["DataContract"]
@@ -242,7 +242,7 @@ class Contract(Element):
 
     @property
     def personal_columns(self) -> frozenset[str]:
-        """The names of the columns about a person."""
+        """The names of the columns with personal data."""
         return frozenset(column.name for column in self.columns if column.personal is not None)
 
     @property
@@ -252,16 +252,16 @@ class Contract(Element):
         return limit
 
     def rules(self) -> tuple[Rule, ...]:
-        """Every rule of the contract, in the order in which the file states them: table, columns, service levels."""
+        """The rules of the contract in the order of the file: table, columns, service levels."""
         stated = tuple(rule for rule, _ in self.table.located_rules())
         return (*stated, *(rule for level in self.sla_properties for rule in level.rules()))
 
 
 def read_contract(path: Path) -> Contract:
-    """The contract in the file at `path`, with the references that its rules name from the files beside it.
+    """Reads the contract at `path`, and the references that its rules name from the files beside it.
 
     Raises:
-        DataMissing: there is no such file, or no `NAME.reference.json` beside it for a reference that it names.
+        DataMissing: the file does not exist, or the `NAME.reference.json` beside it of a reference that a rule names.
         ContractInvalid: an unknown key, an impossible rule or no rule at all; the message has file and line.
     """
     contract = read_document(path, Contract, ContractInvalid)
@@ -280,6 +280,6 @@ def read_contract(path: Path) -> Contract:
                 f"{place.name}: {failure}",
                 required=f"a distribution of column {column.name} of contract {contract.name}",
                 where=str(place),
-                remedy="make the reference again from rows that keep the contract, or mend the contract",
+                remedy="create the reference again from valid rows, or correct the contract",
             ) from failure
     return contract.model_copy(update={"references": references})

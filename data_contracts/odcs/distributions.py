@@ -1,8 +1,7 @@
-"""How a column's values are spread over cells, and how far two such distributions are apart.
+"""Histograms of a column's values, and the divergence between two of them.
 
-A column of numbers has cells between edges: below the first, from each edge up to the next, and from the last. Any
-other column has one cell per value. Two more cells hold what fits no other, and null. Counts add up exactly, in any
-order.
+A column of numbers has bins between edges: below the first, from each edge to the next, and from the last. Any other
+column has one bin per value. Two more bins hold other values and null. Histograms add up exactly, in any order.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from bloomery.data_contracts.odcs.base import CamelModel
 from bloomery.data_contracts.odcs.columns import Column
 from bloomery.data_contracts.odcs.rules import Divergence
 
-SMALLEST_SHARE = 1e-4  # an emptier cell counts as this full, since the logarithm of nothing has no value
+SMALLEST_SHARE = 1e-4  # smaller shares count as this, since the logarithm of 0 is undefined
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Bins(CamelModel):
-    """The cells over which values are counted: between `edges`, or one for each of `values`."""
+    """The bins of a histogram: between `edges`, or one for each of `values`."""
 
     edges: tuple[float, ...] | None = None
     values: tuple[bool | int | str, ...] | None = None
@@ -48,12 +47,12 @@ class Bins(CamelModel):
 
     @property
     def num_bins(self) -> int:
-        """The number of cells, without those for other values and for null."""
+        """The number of bins, without those of other values and of null."""
         return len(self.values) if self.values is not None else len(self.edges or ()) + 1
 
 
 class ReferenceColumn(Bins):
-    """The share of rows in each cell. All of them, with those of other values and of null, add up to one."""
+    """The share of rows in each bin. With those of other values and of null they add up to one."""
 
     shares: tuple[Share, ...]
     other_share: Share = 0.0
@@ -75,7 +74,7 @@ class ReferenceColumn(Bins):
 
 
 class Histogram(Bins):
-    """The number of rows in each cell."""
+    """The number of rows in each bin."""
 
     counts: tuple[int, ...]
     num_other: int = 0
@@ -111,47 +110,47 @@ class Reference(Document):
 
 
 def reference_column(counts: Histogram) -> ReferenceColumn:
-    """The distribution that was counted. There is at least one row."""
+    """The shares of a histogram of at least one row."""
     *shares, other, null = counts.all_shares
     return ReferenceColumn(
         edges=counts.edges, values=counts.values, shares=tuple(shares), other_share=other, null_share=null
     )
 
 
-def count_into_bins(cells: Bins, values: pa.Array | pa.ChunkedArray) -> Histogram:
-    """How many of `values` fall into each cell. A number that is not finite counts as another value."""
+def count_into_bins(bins: Bins, values: pa.Array | pa.ChunkedArray) -> Histogram:
+    """Counts `values` per bin. A number that is not finite counts as another value."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     present = values.drop_null()
-    places = _places(cells, present)
-    counts = np.bincount(places, minlength=cells.num_bins + 1)
+    indices = _bin_indices(bins, present)
+    counts = np.bincount(indices, minlength=bins.num_bins + 1)
     return Histogram(
-        edges=cells.edges,
-        values=cells.values,
+        edges=bins.edges,
+        values=bins.values,
         counts=tuple(int(count) for count in counts[:-1]),
         num_other=int(counts[-1]),
         num_null=len(values) - len(present),
     )
 
 
-def _places(cells: Bins, present: pa.Array) -> np.ndarray:
-    """The cell of each value; the number of cells for one that is in none."""
-    if cells.edges is not None:
+def _bin_indices(bins: Bins, present: pa.Array) -> np.ndarray:
+    """The index of each value's bin; the number of bins for a value in none."""
+    if bins.edges is not None:
         numbers = present.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        places = np.searchsorted(np.asarray(cells.edges), numbers, side="right")
-        return np.where(np.isfinite(numbers), places, cells.num_bins)
-    known = cells.values or ()
+        indices = np.searchsorted(np.asarray(bins.edges), numbers, side="right")
+        return np.where(np.isfinite(numbers), indices, bins.num_bins)
+    known = bins.values or ()
     if pa.types.is_integer(present.type) or pa.types.is_floating(present.type):
         kind = pa.int64() if pa.types.is_integer(present.type) else pa.float64()
         present = present.cast(kind)
         known_array = pa.array(known, kind)
     else:
         known_array = pa.array(known, present.type)
-    return pc.index_in(present, known_array).fill_null(cells.num_bins).to_numpy(zero_copy_only=False)
+    return pc.index_in(present, known_array).fill_null(bins.num_bins).to_numpy(zero_copy_only=False)
 
 
 def kl_divergence(expected: Sequence[float], found: Sequence[float]) -> float:
-    """The divergence of `found` from `expected`, in nats: sum of found * ln(found / expected), over shares of cells.
+    """The divergence of `found` from `expected`, in nats: sum of found * ln(found / expected), over shares of bins.
 
     Shares below `SMALLEST_SHARE` count as that, and all are scaled to add up to one, so the result is finite and at
     least zero up to rounding.
@@ -190,19 +189,19 @@ def _smoothed(shares: Sequence[float]) -> list[float]:
 
 
 def require_reference(reference: Reference, name: str, column: Column) -> None:
-    """That `reference` has cells for the values of `column`.
+    """Checks that `reference` has bins for the values of `column`.
 
     Raises:
-        ValueError: it has none, or they are of another type.
+        ValueError: it has none, or they have another type.
     """
-    stated = reference.columns.get(column.name)
-    if stated is None:
+    shares = reference.columns.get(column.name)
+    if shares is None:
         known = ", ".join(sorted(reference.columns))
         raise ValueError(f"reference {name} has no column {column.name}; it has {known}")
     fitting = {"integer": int, "string": str, "boolean": bool}.get(column.logical_type)
-    if stated.edges is not None and column.logical_type not in ("integer", "number"):
+    if shares.edges is not None and column.logical_type not in ("integer", "number"):
         raise ValueError(f"reference {name} has edges for column {column.name}, which is {column.logical_type}")
-    if stated.values is not None and (fitting is None or any(type(value) is not fitting for value in stated.values)):
+    if shares.values is not None and (fitting is None or any(type(value) is not fitting for value in shares.values)):
         raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")
-    if stated.values is not None and fitting is int and any(abs(value) >= 2**63 for value in map(int, stated.values)):
+    if shares.values is not None and fitting is int and any(abs(value) >= 2**63 for value in map(int, shares.values)):
         raise ValueError(f"the values of reference {name} are none of column {column.name}, {column.logical_type}")

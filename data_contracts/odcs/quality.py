@@ -1,4 +1,4 @@
-"""The quality checks of a contract file: the standard's library of metrics, SQL, and rules that it has no words for.
+"""The quality checks of a contract file: the standard's library metrics, SQL, and rules beyond the standard.
 
 Source: Open Data Contract Standard v3.1, Data Quality.
 """
@@ -50,7 +50,7 @@ class Arguments(CamelModel):
 
 
 class RowCondition(CamelModel):
-    """A condition in SQL that every row keeps."""
+    """A condition in SQL that must not be false for any row."""
 
     rule: Literal["expression"]
     expression: Name
@@ -89,7 +89,7 @@ class LengthLimits(CamelModel):
 
 
 class Distribution(CamelModel):
-    """How far a column's distribution may be from a named reference."""
+    """The largest divergence of a column's distribution from a named reference."""
 
     rule: Literal["distribution"]
     divergence: Divergence
@@ -147,14 +147,14 @@ class Quality(Element):
 
     @property
     def check_name(self) -> str:
-        """The metric, the rule of our own, or the type: what the check is called in messages."""
+        """The check's name in messages: its metric, custom rule or type."""
         if self.implementation is not None:
             return self.implementation.rule
         return self.metric or self.type
 
     @property
     def measures(self) -> Literal["", "count", "number", "share"]:
-        """What is compared: nothing, the number of rows, a number, or the share of rows that break the rule."""
+        """The compared quantity: none, the number of rows, a number, or the share of rows that break the rule."""
         if self.type == "text":
             return ""
         if self.metric == "rowCount":
@@ -226,7 +226,7 @@ class Quality(Element):
         return fewest, most
 
     def number_limits(self) -> dict[str, Any]:
-        """What the mustBe… keys allow, as the fields of a rule."""
+        """The limits of the mustBe… keys, as fields of a rule."""
         low, strict_low = tighter_bound(self.must_be_greater_or_equal_to, self.must_be_greater_than, largest=True)
         high, strict_high = tighter_bound(self.must_be_less_or_equal_to, self.must_be_less_than, largest=False)
         for least, most in ((self.must_be, self.must_be), self.must_be_between or (None, None)):
@@ -240,7 +240,7 @@ class Quality(Element):
         """The share of rows that may break the rule; None where only the contract's quarantineLimit limits it.
 
         Raises:
-            ValueError: what is stated is no such share.
+            ValueError: the limits do not state such a share.
         """
         stated = self.stated_limits
         if not stated and self.type == "custom":

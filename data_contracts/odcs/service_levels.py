@@ -1,4 +1,4 @@
-"""The service levels of a contract. How fresh the data must be is checked; the others are for people to read.
+"""The service levels of a contract. Freshness is checked; the others are descriptive.
 
 Source: Open Data Contract Standard v3.1, Service-Level Agreement.
 """
@@ -47,11 +47,11 @@ class ServiceLevel(CamelModel):
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """The columns, or TABLE.COLUMN, that this is about."""
+        """The columns, as COLUMN or TABLE.COLUMN."""
         return tuple(part.strip() for part in (self.element or "").split(",") if part.strip())
 
     def find_misuses(self, table: str, types: Mapping[str, str]) -> Iterator[str]:
-        """Why this cannot be asked of the `table` whose columns have the logical `types`."""
+        """Why the service level does not apply to `table`, whose columns have the logical `types`."""
         if not self.is_fresh:
             close = difflib.get_close_matches(self.property_.lower(), _FRESH, n=1, cutoff=0.8)
             if close:
@@ -72,7 +72,7 @@ class ServiceLevel(CamelModel):
                 yield f"column {name} is {types[name]}, and only a date or timestamp has an age"
 
     def rules(self) -> Iterator[Rule]:
-        """The rules that this states."""
+        """The rules of this service level."""
         if self.is_fresh:
             seconds = self.value * _UNITS_S[(self.unit or "").lower()]
             for element in self.elements:

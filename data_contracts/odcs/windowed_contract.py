@@ -1,4 +1,4 @@
-"""The contract of the endpoint, where a row holds windows of the columns that are read as series."""
+"""The contract of an endpoint whose model reads windows of a time series."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule
 
-# What a column says of its values one by one, which an array of them says of its items.
+# Keys of a column that move to the items of its array.
 _OF_ITEMS = ("logicalType", "physicalType", "logicalTypeOptions")
-# What holds of single values alone.
+# Keys that apply to single values alone.
 _OF_ONE = ("unique", "primaryKey", "primaryKeyPosition", "quality", "examples")
 
 

@@ -75,10 +75,10 @@ def changed(contract_of: Callable[..., Contract], edit: Edit) -> Contract:
         (options(maximum=50), "breaking", "fare", "at most 50"),
         (options(exclusiveMaximum=100), "breaking", "fare", "less than 100"),
         (options(minimum=None), "compatible", "fare", "now must be at most 100"),
-        (column(1, logicalTypeOptions={}), "compatible", "fare", "no longer asked"),
+        (column(1, logicalTypeOptions={}), "compatible", "fare", "no longer required"),
         (column(1, required=True), "breaking", "fare", "a new error: must not be null"),
-        (column(2, required=False), "breaking", "kind", "no longer asked: must not be null"),
-        (column(0, primaryKey=False, required=True), "breaking", "id", "no longer asked: must be unique"),
+        (column(2, required=False), "breaking", "kind", "no longer required: must not be null"),
+        (column(0, primaryKey=False, required=True), "breaking", "id", "no longer required: must be unique"),
         (check(arguments={"validValues": ["a", "b", "c"]}), "compatible", "kind", "a, b, c"),
         (check(arguments={"validValues": ["a"]}), "breaking", "kind", "one of a"),
         (check(severity="warning"), "compatible", "kind", "error became warning"),
@@ -113,7 +113,7 @@ def test_another_condition_is_a_rule_less_and_a_rule_more(contract_of):
     old = contract_of(*COLUMNS, quality=[condition("fare > id")])
     new = contract_of(*COLUMNS, quality=[condition("fare >= id")])
     assert [(change.kind, change.sentence) for change in diff_contracts(old, new)] == [
-        ("compatible", "no longer asked: must keep fare > id"),
+        ("compatible", "no longer required: must keep fare > id"),
         ("breaking", "a new error: must keep fare >= id"),
     ]
 
