@@ -1,4 +1,4 @@
-"""Where a recipe's rows come from, and what must be declared to read them. Nothing is guessed from the content."""
+"""A recipe's `data`: its sources and the options to read them. Nothing is inferred from the content."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 class SourceFile(Document):
-    """One of several sources that are read one behind the other, and the part that its rows belong to."""
+    """One of several sources that are read one after the other, and the split of its rows."""
 
     source: Name
     files: Annotated[
@@ -69,9 +69,9 @@ class SourceFile(Document):
     ] = None
     records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
     labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
-    part: Annotated[SplitName | None, Field(description="what the column `part` says of these rows")] = None
+    part: Annotated[SplitName | None, Field(description="the value of the column `part` for these rows")] = None
     values: Annotated[
-        dict[Name, str] | None, Field(description="text columns to add, with the one value that these rows have")
+        dict[Name, str] | None, Field(description="text columns to add, with their constant value for these rows")
     ] = None
 
     @field_validator("files")
@@ -81,9 +81,9 @@ class SourceFile(Document):
 
 
 class DataSource(Document):
-    """A recipe's `data`: one `source`, or several `sources` of which each is a part.
+    """A recipe's `data`: one `source`, or several `sources` with a split each.
 
-    An option that is left out has the format's usual value; one that has no meaning for the format is refused.
+    A missing option has the format's default; an option that does not apply to the format is an error.
     """
 
     source: Annotated[
@@ -102,7 +102,7 @@ class DataSource(Document):
     ] = None
 
     obtain: Annotated[
-        Name | None, Field(description="for people: where the data comes from and under what licence; told if it lacks")
+        Name | None, Field(description="for people: origin and licence of the data; shown if the data is missing")
     ] = None
 
     path_pattern: Annotated[
@@ -110,36 +110,38 @@ class DataSource(Document):
         Field(description="a regular expression found in each file's path; its named groups become text columns"),
     ] = None
     row_id: Annotated[Name | None, Field(description="a column to add in front: the row's number, from 0")] = None
-    rename: Annotated[dict[Name, Name] | None, Field(description="columns by their name in the source")] = None
+    rename: Annotated[dict[Name, Name] | None, Field(description="new column names, by name in the source")] = None
     replace: Annotated[
         dict[Name, dict[str, str]] | None,
-        Field(description="by column, as it is named then: whole texts, and the texts to put in their place"),
+        Field(description="by column, after `rename`: complete texts and their replacements"),
     ] = None
 
-    encoding: Annotated[Name | None, Field(description="of text, as Python names it (default utf-8)")] = None
+    encoding: Annotated[Name | None, Field(description="of text, by its name in Python (default utf-8)")] = None
     delimiter: Annotated[Character | None, Field(description="between cells (default a comma)")] = None
     quote: Annotated[Character | Literal[""] | None, Field(description='around cells (default "); empty for none')] = (
         None
     )
-    escape: Annotated[Character | None, Field(description="before a character that means itself (default none)")] = None
-    header: Annotated[bool | None, Field(description="whether the first row has the names (default true)")] = None
+    escape: Annotated[Character | None, Field(description="escape character (default none)")] = None
+    header: Annotated[bool | None, Field(description="whether the first row has the column names (default true)")] = (
+        None
+    )
     columns: Annotated[
         tuple[Name, ...] | None,
-        Field(min_length=1, description="names, if no header has them; of `json`, if each row is an array"),
+        Field(min_length=1, description="column names, without a header; `json`: if rows are arrays"),
     ] = None
     records: Annotated[Name | None, Field(description="for `json`: the path of the list of rows, such as a.b")] = None
     missing: Annotated[tuple[str, ...] | None, Field(description='texts that mean null (default [""])')] = None
-    strip: Annotated[bool | None, Field(description="whether to take spaces and tabs off both ends of a cell")] = None
-    comment: Annotated[Character | None, Field(description="what a line begins with that is no row")] = None
-    skip_lines: Annotated[int | None, Field(ge=0, description="lines in front of the header or first row")] = None
-    unit: Annotated[Literal["line", "file"] | None, Field(description="what makes a row of text")] = None
+    strip: Annotated[bool | None, Field(description="whether to strip spaces and tabs from cells")] = None
+    comment: Annotated[Character | None, Field(description="start of a comment line")] = None
+    skip_lines: Annotated[int | None, Field(ge=0, description="lines to skip before the header or first row")] = None
+    unit: Annotated[Literal["line", "file"] | None, Field(description="what a row of text is")] = None
 
     mode: Annotated[Literal["L", "RGB"] | None, Field(description="of images: grey (L) or colour (RGB)")] = None
     size: Annotated[
         tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
         Field(description="height and width that images are resized to; left out, all must have one size"),
     ] = None
-    sample_rate: Annotated[int | None, Field(ge=1, description="in Hz, that every recording must have")] = None
+    sample_rate: Annotated[int | None, Field(ge=1, description="required sample rate in Hz")] = None
     mono: Annotated[bool | None, Field(description="whether to average the channels of recordings into one")] = None
     labels: Annotated[Name | None, Field(description="for `idx`: the file of the labels")] = None
 
@@ -189,10 +191,10 @@ class DataSource(Document):
         return self
 
     def _options_have_meaning(self) -> None:
-        told = {"source", "sources", "format", "obtain"}
-        stated = [name for name in type(self).model_fields if name not in told and getattr(self, name) is not None]
+        general = {"source", "sources", "format", "obtain"}
+        options = [name for name in type(self).model_fields if name not in general and getattr(self, name) is not None]
         known = _OPTIONS[self.kind]
-        odd = [name for name in stated if name not in known]
+        odd = [name for name in options if name not in known]
         if odd:
             can = f"it knows {', '.join(known)}"
             raise ValueError(f"{', '.join(odd)}: no meaning for a source of format {self.kind}; {can}")
@@ -223,7 +225,7 @@ class DataSource(Document):
 
     @property
     def source_files(self) -> tuple[SourceFile, ...]:
-        """The sources in the order in which they are read."""
+        """The sources in reading order."""
         return self.sources or (SourceFile(source=self.source or "", labels=self.labels, records=self.records),)
 
     @property
@@ -233,17 +235,17 @@ class DataSource(Document):
 
     @property
     def is_text(self) -> bool:
-        """Whether the source has no types, so that every column comes as text."""
+        """Whether the source has no types, so that every column is text."""
         return self.kind in ("csv", "text")
 
     @property
     def description(self) -> str:
-        """The source in one line."""
+        """The sources on one line."""
         return ", ".join(dict.fromkeys(origin.source for origin in self.source_files))
 
     @property
     def is_dated(self) -> bool:
-        """Whether the data of each period lies elsewhere."""
+        """Whether the source differs from period to period."""
         return any(PERIOD_PLACEHOLDER.search(text) for text in self._dated_texts)
 
     @property
@@ -252,22 +254,22 @@ class DataSource(Document):
         return [*origins, self.query or ""]
 
     def for_period(self, period: str) -> DataSource:
-        """The same data, of one period."""
+        """The data source of one period."""
         query = None if self.query is None else fill_period(self.query, period)
         return self.map_paths(lambda path: fill_period(path, period)).model_copy(update={"query": query})
 
     def with_absolute_paths(self, folder: Path) -> DataSource:
-        """The same data with every local path absolute, where a relative one starts at `folder`.
+        """The data source with absolute local paths; relative ones start at `folder`.
 
-        A path that begins with a variable stays as it is: it does not depend on the recipe's place.
+        A path that begins with a variable is kept: it does not depend on the recipe's folder.
         """
         return self.map_paths(lambda path: path if path_variable(path) else _absolute(path, folder))
 
     def map_paths(self, change: Callable[[str], str]) -> DataSource:
-        """The same data with `change` of each source and file of labels."""
+        """Applies `change` to each source and label file."""
 
-        def changed(stated: DataSource | SourceFile) -> dict[str, str | None]:
-            paths = {"source": stated.source, "labels": stated.labels}
+        def changed(section: DataSource | SourceFile) -> dict[str, str | None]:
+            paths = {"source": section.source, "labels": section.labels}
             return {name: None if path is None else change(path) for name, path in paths.items()}
 
         origins = self.sources and tuple(origin.model_copy(update=changed(origin)) for origin in self.sources)
@@ -275,15 +277,15 @@ class DataSource(Document):
 
 
 class LocatedSource(Record):
-    """Data that was looked for and found. `digest` changes when its content or the way to read it does."""
+    """Data that exists. `digest` changes when its content or the options to read it change."""
 
     source: str
     data: DataSource
-    personal: tuple[str, ...] = ()  # columns about people, which are not kept as they are
+    personal: tuple[str, ...] = ()  # columns with personal data, which are protected
 
 
 def source_scheme(source: str) -> str | None:
-    """What stands in front of the first colon of a source that is no local path, such as `s3` or `sklearn`."""
+    """The scheme of a source that is not a local path, such as `s3` or `sklearn`; else None."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", source)
     return found[1] if found else None
 
@@ -295,12 +297,12 @@ def path_variable(path: str) -> str | None:
 
 
 def compression_codec(path: str) -> str | None:
-    """Arrow's name of the compression that the suffix of `path` tells, or None."""
+    """Arrow's name of the compression that the suffix of `path` means, or None."""
     return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
 
 
 def suffix_without_compression(path: str) -> str:
-    """The suffix of `path` in small letters, without that of a compression."""
+    """The suffix of `path` in lower case, without that of a compression."""
     pure = PurePosixPath(path)
     return (PurePosixPath(pure.stem) if compression_codec(path) else pure).suffix.lower()
 
@@ -312,15 +314,15 @@ def _possible(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"the regular expression must be a possible one: {failure}") from failure
 
 
-def _kind(source: str, stated: str | None) -> str:
+def _kind(source: str, format_: str | None) -> str:
     """
     Raises:
         ValueError: nothing says the format, or it cannot be read from there.
     """
     scheme = source_scheme(source)
     if scheme in TABLES:
-        if stated is not None:
-            raise ValueError(f"format: {scheme}: says the format already, so `format: {stated}` must be left out")
+        if format_ is not None:
+            raise ValueError(f"format: {scheme}: says the format already, so `format: {format_}` must be left out")
         if not source.removeprefix(f"{scheme}:"):
             raise ValueError(f"source: {scheme}: must be followed by a name")
         return scheme
@@ -329,7 +331,7 @@ def _kind(source: str, stated: str | None) -> str:
         raise ValueError(f"source: unknown scheme {scheme}: in {source!r}; known: {known}, or a local path")
     suffix = suffix_without_compression(source)
     by_suffix = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), None)
-    kind = stated or by_suffix or ("parquet" if not suffix else None)
+    kind = format_ or by_suffix or ("parquet" if not suffix else None)
     if kind is None:
         raise ValueError(f"format: the suffix {suffix!r} of {source!r} names none; state one of {', '.join(SUFFIXES)}")
     if compression_codec(source) and kind not in _COMPRESSED:
