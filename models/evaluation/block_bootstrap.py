@@ -18,7 +18,7 @@ _NORMAL = NormalDist()
 
 def bootstrap_interval(
     rows_NC: np.ndarray,
-    figure: Callable[[np.ndarray], np.ndarray],
+    statistic: Callable[[np.ndarray], np.ndarray],
     influence_N: np.ndarray,
     *,
     seed: int = 0,
@@ -42,14 +42,14 @@ def bootstrap_interval(
     num_blocks = max(num_rows // length, 1)
     sums_NC = _block_sums(rows_NC, length)
     random = np.random.default_rng(seed)
-    drawn = np.empty(NUM_DRAWS)
+    draws = np.empty(NUM_DRAWS)
     for start in range(0, NUM_DRAWS, 100):
-        chosen = random.integers(0, num_rows, (100, num_blocks), dtype=np.int32)
-        means = np.stack([column[chosen].sum(axis=1) for column in sums_NC.T], axis=1) / (num_blocks * length)
-        drawn[start : start + 100] = figure(means)
-    measured = float(figure(rows_NC.mean(axis=0)))
-    low, high = np.quantile(drawn, _levels(drawn, measured, _skewness(influence_N, length)))
-    return min(float(low), measured), max(float(high), measured)
+        block_starts = random.integers(0, num_rows, (100, num_blocks), dtype=np.int32)
+        means = np.stack([column[block_starts].sum(axis=1) for column in sums_NC.T], axis=1) / (num_blocks * length)
+        draws[start : start + 100] = statistic(means)
+    estimate = float(statistic(rows_NC.mean(axis=0)))
+    low, high = np.quantile(draws, _levels(draws, estimate, _skewness(influence_N, length)))
+    return min(float(low), estimate), max(float(high), estimate)
 
 
 def _block_sums(rows_NC: np.ndarray, length: int) -> np.ndarray:
@@ -67,16 +67,16 @@ def _skewness(influence_N: np.ndarray, length: int) -> float:
     num_blocks = len(influence_N) // length
     if num_blocks < 2:
         return 0.0
-    of_blocks = (influence_N - influence_N.mean())[: num_blocks * length].reshape(num_blocks, length).sum(axis=1)
-    of_blocks = of_blocks - of_blocks.mean()
-    spread = float(np.sum(of_blocks**2))
-    return float(np.sum(of_blocks**3)) / (6 * spread**1.5) if spread > 0 else 0.0
+    block_influence = (influence_N - influence_N.mean())[: num_blocks * length].reshape(num_blocks, length).sum(axis=1)
+    block_influence = block_influence - block_influence.mean()
+    spread = float(np.sum(block_influence**2))
+    return float(np.sum(block_influence**3)) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
-def _levels(drawn: np.ndarray, measured: float, skewness: float) -> list[float]:
+def _levels(draws: np.ndarray, estimate: float, skewness: float) -> list[float]:
     """The quantile levels of the draws at the limits."""
-    slack = 1e-9 * float(np.ptp(drawn))  # with few rows, draws often equal the sample up to the order of the sum
-    below = (np.mean(drawn < measured - slack) + np.mean(drawn <= measured + slack)) / 2
+    slack = 1e-9 * float(np.ptp(draws))  # with few rows, draws often equal the sample up to the order of the sum
+    below = (np.mean(draws < estimate - slack) + np.mean(draws <= estimate + slack)) / 2
     bias = _NORMAL.inv_cdf(min(max(float(below), 1 / NUM_DRAWS), 1 - 1 / NUM_DRAWS))
     levels = []
     for level in (0.025, 0.975):

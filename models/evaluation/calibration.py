@@ -28,22 +28,22 @@ class CalibrationBins(NamedTuple):
     accuracy: np.ndarray
 
 
-def calibration_bins(truth_N: np.ndarray, shares_NK: np.ndarray, num_steps: int = NUM_BINS) -> CalibrationBins:
+def calibration_bins(truth_N: np.ndarray, shares_NK: np.ndarray, num_bins: int = NUM_BINS) -> CalibrationBins:
     """Bins rows by the probability of their predicted class, the most probable one."""
-    given_N = shares_NK.max(axis=1)
+    confidence_N = shares_NK.max(axis=1)
     is_right_N = shares_NK.argmax(axis=1) == truth_N
     # Bins include the upper edge, not the lower one.
-    steps_N = np.clip(np.ceil(given_N * num_steps).astype(np.int64) - 1, 0, num_steps - 1)
-    counts_S = np.bincount(steps_N, minlength=num_steps)
-    some_S = np.where(counts_S > 0, counts_S, np.nan)
+    bins_N = np.clip(np.ceil(confidence_N * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    counts_S = np.bincount(bins_N, minlength=num_bins)
+    counts_or_nan_S = np.where(counts_S > 0, counts_S, np.nan)
     return CalibrationBins(
         counts_S,
-        np.bincount(steps_N, weights=given_N, minlength=num_steps) / some_S,
-        np.bincount(steps_N, weights=is_right_N, minlength=num_steps) / some_S,
+        np.bincount(bins_N, weights=confidence_N, minlength=num_bins) / counts_or_nan_S,
+        np.bincount(bins_N, weights=is_right_N, minlength=num_bins) / counts_or_nan_S,
     )
 
 
-def expected_calibration_error(found: CalibrationBins) -> float:
+def expected_calibration_error(bins: CalibrationBins) -> float:
     """The mean absolute difference of confidence and accuracy, over rows: 0 is best, 1 is worst."""
-    gaps_S = np.abs(found.confidence - found.accuracy)
-    return float(np.nansum(gaps_S * found.counts) / max(found.counts.sum(), 1))
+    gaps_S = np.abs(bins.confidence - bins.accuracy)
+    return float(np.nansum(gaps_S * bins.counts) / max(bins.counts.sum(), 1))

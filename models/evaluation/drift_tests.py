@@ -40,25 +40,25 @@ class Divergence(NamedTuple):
     p_value: float
 
 
-def measure_divergence(expected: ReferenceColumn, num_expected: int, found: Histogram) -> Divergence:
+def measure_divergence(reference: ReferenceColumn, num_reference_rows: int, observed: Histogram) -> Divergence:
     """Measures the divergence of `observed`, over the cells of `reference`, from a reference of `num_reference_rows`.
 
     Numbers are tested by Kolmogorov-Smirnov, and their missing and other values by chi-square; the p-value is twice the
     smaller one. Everything else is tested by chi-square. Both samples have at least one row.
     """
-    before_C = np.asarray(expected.all_shares) * num_expected
-    after_C = np.array([*found.counts, found.num_other, found.num_null], np.float64)
-    if expected.edges is None:
+    before_C = np.asarray(reference.all_shares) * num_reference_rows
+    after_C = np.array([*observed.counts, observed.num_other, observed.num_null], np.float64)
+    if reference.edges is None:
         chi = chi_square(before_C, after_C)
         return Divergence(*_psi(before_C, after_C), "chi-square", chi.statistic, chi.p_value)
-    by_order = kolmogorov_smirnov(before_C[:-2], after_C[:-2])
-    p_value = by_order.p_value
+    order_test = kolmogorov_smirnov(before_C[:-2], after_C[:-2])
+    p_value = order_test.p_value
     if before_C[-2:].any() or after_C[-2:].any():
-        of_absent = chi_square(_sum_numbers(before_C), _sum_numbers(after_C))
-        p_value = min(1.0, 2 * min(p_value, of_absent.p_value))
+        absent_test = chi_square(_sum_numbers(before_C), _sum_numbers(after_C))
+        p_value = min(1.0, 2 * min(p_value, absent_test.p_value))
     groups = _groups(before_C[:-2])
     grouped = [np.concatenate([np.add.reduceat(counts[:-2], groups), counts[-2:]]) for counts in (before_C, after_C)]
-    return Divergence(*_psi(*grouped), "ks", by_order.statistic, p_value)
+    return Divergence(*_psi(*grouped), "ks", order_test.statistic, p_value)
 
 
 def _sum_numbers(counts_C: np.ndarray) -> np.ndarray:
@@ -69,8 +69,8 @@ def _sum_numbers(counts_C: np.ndarray) -> np.ndarray:
 def _psi(before_C: np.ndarray, after_C: np.ndarray) -> tuple[float, float]:
     num_before, num_after = float(before_C.sum()), float(after_C.sum())
     num_cells = int(((before_C > 0) | (after_C > 0)).sum())
-    found = psi((before_C / num_before).tolist(), (after_C / num_after).tolist())
-    return found, psi_noise(num_cells, num_before, num_after)
+    observed = psi((before_C / num_before).tolist(), (after_C / num_after).tolist())
+    return observed, psi_noise(num_cells, num_before, num_after)
 
 
 def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
@@ -85,14 +85,14 @@ def psi_noise(num_cells: int, num_before: float, num_after: float) -> float:
 
 def _groups(before_C: np.ndarray) -> np.ndarray:
     """The first cells of groups of adjacent cells with about a tenth of the reference each."""
-    whole = _GROUP_FRACTION * float(before_C.sum()) * (1 - 1e-9)
-    begins, held = [0], float(before_C[0])
+    group_size = _GROUP_FRACTION * float(before_C.sum()) * (1 - 1e-9)
+    starts, group_count = [0], float(before_C[0])
     for cell, count in enumerate(before_C[1:].tolist(), start=1):
-        if held >= whole or count >= whole:
-            begins.append(cell)
-            held = 0.0
-        held += count
-    return np.array(begins)
+        if group_count >= group_size or count >= group_size:
+            starts.append(cell)
+            group_count = 0.0
+        group_count += count
+    return np.array(starts)
 
 
 def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
@@ -109,19 +109,23 @@ def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
     if not num_before or not num_after:
         return HypothesisTest(0.0, 1.0)
     smaller = min(num_before, num_after) / (num_before + num_after)
-    together_C = before_C + after_C
-    is_small_C = together_C * smaller < _MIN_EXPECTED
+    total_C = before_C + after_C
+    is_small_C = total_C * smaller < _MIN_EXPECTED
     cells = [(before, after) for before, after in zip(before_C[~is_small_C], after_C[~is_small_C], strict=True)]
-    rest = (float(before_C[is_small_C].sum()), float(after_C[is_small_C].sum()))
-    if (rest[0] + rest[1]) * smaller >= _MIN_EXPECTED or (not cells and (rest[0] + rest[1])):
-        cells.append(rest)
-    elif rest[0] + rest[1]:  # still too few rows: merged into the smallest other cell
+    small_cells = (float(before_C[is_small_C].sum()), float(after_C[is_small_C].sum()))
+    if (small_cells[0] + small_cells[1]) * smaller >= _MIN_EXPECTED or (
+        not cells and (small_cells[0] + small_cells[1])
+    ):
+        cells.append(small_cells)
+    elif small_cells[0] + small_cells[1]:  # still too few rows: merged into the smallest other cell
         at = min(range(len(cells)), key=lambda place: cells[place][0] + cells[place][1])
-        cells[at] = (cells[at][0] + rest[0], cells[at][1] + rest[1])
+        cells[at] = (cells[at][0] + small_cells[0], cells[at][1] + small_cells[1])
     if len(cells) < 2:
         return HypothesisTest(0.0, 1.0)
-    up, down = math.sqrt(num_after / num_before), math.sqrt(num_before / num_after)
-    statistic = math.fsum((before * up - after * down) ** 2 / (before + after) for before, after in cells)
+    scale_before, scale_after = math.sqrt(num_after / num_before), math.sqrt(num_before / num_after)
+    statistic = math.fsum(
+        (before * scale_before - after * scale_after) ** 2 / (before + after) for before, after in cells
+    )
     return HypothesisTest(statistic, float(chi2.sf(statistic, len(cells) - 1)))
 
 
@@ -160,7 +164,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 
 def poststratified_accuracy(
-    answers_N: np.ndarray, answers_M: np.ndarray, is_right_M: np.ndarray
+    predictions_N: np.ndarray, predictions_M: np.ndarray, is_right_M: np.ndarray
 ) -> tuple[Interval, float]:
     """The accuracy over N rows, of which M have a label, if some predictions get labels more often than others.
 
@@ -172,18 +176,18 @@ def poststratified_accuracy(
 
     Source: Holt and Smith 1979, "Post stratification".
     """
-    answers, counts = np.unique(answers_N, return_counts=True)
+    predictions, counts = np.unique(predictions_N, return_counts=True)
     value = variance = covered = 0.0
-    for answer, count in zip(answers, counts.tolist(), strict=True):
-        right = is_right_M[answers_M == answer]
-        if not len(right):
+    for prediction, count in zip(predictions, counts.tolist(), strict=True):
+        is_right = is_right_M[predictions_M == prediction]
+        if not len(is_right):
             continue
-        share = float(right.mean())
+        share = float(is_right.mean())
         # One more correct and one more wrong row, so that few equal rows do not give a zero variance.
-        guarded = (right.sum() + 1) / (len(right) + 2)
+        guarded = (is_right.sum() + 1) / (len(is_right) + 2)
         covered += count
         value += count * share
-        variance += count**2 * guarded * (1 - guarded) / len(right)
+        variance += count**2 * guarded * (1 - guarded) / len(is_right)
     half = Z_95 * math.sqrt(variance) / covered
     mean = value / covered
-    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)), covered / len(answers_N)
+    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)), covered / len(predictions_N)

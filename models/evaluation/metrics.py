@@ -79,18 +79,18 @@ def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> fl
     return inside
 
 
-def confusion_matrix(truth: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts int64 (K, K): rows are true classes, columns are predictions."""
-    counts = np.bincount(truth * num_classes + answers, minlength=num_classes**2)
+    counts = np.bincount(truth * num_classes + predictions, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
 
-def rmse(truth_N: np.ndarray, answers_N: np.ndarray) -> Interval:
+def rmse(truth_N: np.ndarray, predictions_N: np.ndarray) -> Interval:
     """The root mean squared error, in the units of `truth_N`, with its 95% interval.
 
     Rows must be ordered so that dependent rows are close to each other. The interval of a single row has no width.
     """
-    squared_N1 = _squared_errors(truth_N, answers_N)[:, None]
+    squared_N1 = _squared_errors(truth_N, predictions_N)[:, None]
     low, high = bootstrap_interval(squared_N1, lambda means: np.sqrt(means[..., 0]), squared_N1[:, 0])
     return Interval(value=float(np.sqrt(squared_N1.mean())), low=low, high=high)
 
@@ -112,19 +112,19 @@ def rmse_rise(truth_N: np.ndarray, before_N: np.ndarray, after_N: np.ndarray) ->
     return Interval(value=float(rise(means)), low=low, high=high)
 
 
-def _squared_errors(truth_N: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
-    return (np.asarray(answers_N, np.float64) - np.asarray(truth_N, np.float64)) ** 2
+def _squared_errors(truth_N: np.ndarray, predictions_N: np.ndarray) -> np.ndarray:
+    return (np.asarray(predictions_N, np.float64) - np.asarray(truth_N, np.float64)) ** 2
 
 
-def mean_absolute_error(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
+def mean_absolute_error(truth_N: np.ndarray, predictions_N: np.ndarray) -> float:
     """The mean absolute error, in the units of `truth_N`."""
-    return float(np.abs(answers_N - truth_N).mean())
+    return float(np.abs(predictions_N - truth_N).mean())
 
 
-def r_squared(truth_N: np.ndarray, answers_N: np.ndarray) -> float:
+def r_squared(truth_N: np.ndarray, predictions_N: np.ndarray) -> float:
     """The coefficient of determination R²; 0 if `truth_N` has no variance."""
     variance = float(np.var(truth_N))
-    return 1 - float(_squared_errors(truth_N, answers_N).mean()) / variance if variance > 0 else 0.0
+    return 1 - float(_squared_errors(truth_N, predictions_N).mean()) / variance if variance > 0 else 0.0
 
 
 def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
@@ -132,8 +132,8 @@ def log_loss(truth_N: np.ndarray, shares_NK: np.ndarray) -> float:
 
     Not scikit-learn's, which clips probabilities at 2e-16.
     """
-    given = shares_NK[np.arange(len(truth_N)), truth_N]
-    return float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean())
+    true_shares = shares_NK[np.arange(len(truth_N)), truth_N]
+    return float(-np.log(np.maximum(true_shares, np.finfo(np.float64).tiny)).mean())
 
 
 def roc_auc(is_positive_N: np.ndarray, scores_N: np.ndarray) -> float | None:
@@ -158,8 +158,14 @@ class ClassMetrics(NamedTuple):
 
 def class_metrics(counts_KK: np.ndarray) -> list[ClassMetrics]:
     """The metrics of each class of a `confusion_matrix`."""
-    right_K, of_truth_K, of_answers_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    num_right_K, num_rows_K, num_predicted_K = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
     return [
-        ClassMetrics(int(num), right / num if num else None, right / found if found else None)
-        for right, num, found in zip(right_K.tolist(), of_truth_K.tolist(), of_answers_K.tolist(), strict=True)
+        ClassMetrics(
+            int(num_rows),
+            num_right / num_rows if num_rows else None,
+            num_right / num_predicted if num_predicted else None,
+        )
+        for num_right, num_rows, num_predicted in zip(
+            num_right_K.tolist(), num_rows_K.tolist(), num_predicted_K.tolist(), strict=True
+        )
     ]

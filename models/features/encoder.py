@@ -151,12 +151,12 @@ class Encoder(Document):
 
     def _categories(self) -> tuple[tuple[int, int], ...]:
         """Each position of a flat row that holds a category index, with the number of categories."""
-        found, start = [], 0
+        positions, start = [], 0
         for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
             if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
-                found += [(start + place, count) for place, count in category.index_columns(source, fitted)]
+                positions += [(start + place, count) for place, count in category.index_columns(source, fitted)]
             start += shape[0]
-        return tuple(found)
+        return tuple(positions)
 
     @cached_property
     def has_folds(self) -> bool:
@@ -171,51 +171,54 @@ def partial_statistics(features: Features, batches: Iterable[pa.RecordBatch]) ->
     """
     total: list[tuple[ColumnStatistics, ...]] = []
     for rows in _group_batches(batches):
-        tallies = [_KINDS[source.kind].partial_fit(source, features, rows) for source in features.inputs]
-        total = _add_statistics(total, [(labels.partial_fit(features, rows),), *tallies])
-    plain = [[tally.as_dict() for tally in tallies] for tallies in total]
-    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(plain)], pa.string())], names=[STATISTICS])
+        statistics = [_KINDS[source.kind].partial_fit(source, features, rows) for source in features.inputs]
+        total = _add_statistics(total, [(labels.partial_fit(features, rows),), *statistics])
+    documents = [[column_statistics.as_dict() for column_statistics in statistics] for statistics in total]
+    yield pa.RecordBatch.from_arrays([pa.array([json.dumps(documents)], pa.string())], names=[STATISTICS])
 
 
 def _group_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Yields tables of about `_STATISTICS_ROWS` or `_STATISTICS_BYTES`, since each table has a fixed cost."""
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     for batch in batches:
-        waiting.append(batch)
-        num_rows, num_bytes = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        pending.append(batch)
+        num_rows = sum(part.num_rows for part in pending)
+        num_bytes = sum(part.nbytes for part in pending)
         if num_rows >= _STATISTICS_ROWS or num_bytes >= _STATISTICS_BYTES:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if any(one.num_rows for one in waiting):
-        yield pa.Table.from_batches(waiting)
+            yield pa.Table.from_batches(pending)
+            pending = []
+    if any(batch.num_rows for batch in pending):
+        yield pa.Table.from_batches(pending)
 
 
 def _add_statistics(
-    total: list[tuple[ColumnStatistics, ...]], more: list[tuple[Any, ...]]
+    total: list[tuple[ColumnStatistics, ...]], addend: list[tuple[Any, ...]]
 ) -> list[tuple[ColumnStatistics, ...]]:
-    if not total or not more:
-        return total or more
+    if not total or not addend:
+        return total or addend
     return [
-        tuple(mine + theirs for mine, theirs in zip(mine_of, theirs_of, strict=True))
-        for mine_of, theirs_of in zip(total, more, strict=True)
+        tuple(left + right for left, right in zip(left_of, right_of, strict=True))
+        for left_of, right_of in zip(total, addend, strict=True)
     ]
 
 
-def fit(features: Features, summaries: Iterable[str]) -> Encoder:
+def fit(features: Features, documents: Iterable[str]) -> Encoder:
     """Fits the encoder on the results of `partial_statistics` for the training split, in any order.
 
     Raises:
         DataUnfit: there are fewer than two classes or label values, or a column has no value or too many categories.
     """
     total: list[tuple[ColumnStatistics, ...]] = []
-    for summary in summaries:
-        total = _add_statistics(total, [tuple(map(parse_statistics, tallies)) for tallies in json.loads(summary)])
-    of_label, *of_inputs = total or [()]
-    counted = next(iter(of_label), None)
-    classes, units = labels.fit_classes(features, counted), labels.fit_units(features, counted)
+    for document in documents:
+        total = _add_statistics(
+            total, [tuple(map(parse_statistics, statistics)) for statistics in json.loads(document)]
+        )
+    label_statistics, *input_statistics = total or [()]
+    label_counts = next(iter(label_statistics), None)
+    classes, units = labels.fit_classes(features, label_counts), labels.fit_units(features, label_counts)
     fitted = tuple(
-        _KINDS[source.kind].fit(source, tallies, classes)
-        for source, tallies in zip(features.inputs, of_inputs, strict=True)
+        _KINDS[source.kind].fit(source, statistics, classes)
+        for source, statistics in zip(features.inputs, input_statistics, strict=True)
     )
     return Encoder(features=features, fitted=fitted, classes=classes, units=units)
 
@@ -241,10 +244,10 @@ def encode(encoder: Encoder, rows: Rows, *, is_training: bool = False) -> np.nda
 def _encode_block(encoder: Encoder, rows: Rows, x: np.ndarray, folds: np.ndarray | None) -> None:
     """Fills `x`, which is all 0 before."""
     start = 0
-    is_alone = len(encoder.fitted) == 1
+    is_single = len(encoder.fitted) == 1
     for source, fitted, shape in zip(encoder.features.inputs, encoder.fitted, encoder.shapes, strict=True):
-        part = x if is_alone else x[:, start : start + shape[0]]
-        _KINDS[source.kind].transform_into(source, fitted, rows, part, folds)
+        columns_out = x if is_single else x[:, start : start + shape[0]]
+        _KINDS[source.kind].transform_into(source, fitted, rows, columns_out, folds)
         start += shape[0]
 
 
@@ -268,16 +271,16 @@ def encode_batches(
     return (encode_rows(encoder, batch, is_training=is_training) for batch in batches)
 
 
-def encode_splits(encoder: Encoder, part: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def encode_splits(encoder: Encoder, split_column: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """`encode_rows` over batches whose column `split_column` names each row's split; the column is appended."""
     for batch in batches:
-        parts = batch[part]
-        changes = np.flatnonzero(pc.not_equal(parts[1:], parts[:-1]).to_numpy(zero_copy_only=False)) + 1
+        splits = batch[split_column]
+        changes = np.flatnonzero(pc.not_equal(splits[1:], splits[:-1]).to_numpy(zero_copy_only=False)) + 1
         edges = [0, *changes.tolist(), batch.num_rows]
         for start, stop in itertools.pairwise(edges):
             rows = batch.slice(start, stop - start)
-            is_training = bool(rows.num_rows) and rows[part][0].as_py() == "train"
-            yield encode_rows(encoder, rows, is_training=is_training).append_column(part, rows[part])
+            is_training = bool(rows.num_rows) and rows[split_column][0].as_py() == "train"
+            yield encode_rows(encoder, rows, is_training=is_training).append_column(split_column, rows[split_column])
 
 
 def encoded_schema(encoder: Encoder, key: pa.DataType) -> pa.Schema:

@@ -49,17 +49,17 @@ def regression_targets(label: str, values: pa.Array | pa.ChunkedArray) -> np.nda
     Raises:
         DataUnfit: a label is missing or not finite.
     """
-    found = to_floats(combine_chunks(values))
-    wrong = np.flatnonzero(~np.isfinite(found))
-    if wrong.size:
-        value = values[int(wrong[0])].as_py()
+    targets = to_floats(combine_chunks(values))
+    invalid = np.flatnonzero(~np.isfinite(targets))
+    if invalid.size:
+        value = values[int(invalid[0])].as_py()
         raise DataUnfit(
-            f"{'no value' if value is None else value} is the label of {wrong.size} row(s) of a regression",
+            f"{'no value' if value is None else value} is the label of {invalid.size} row(s) of a regression",
             required="a finite number in every row",
             where=f"column {label}, the label of a regression",
             remedy="make the column required in the contract and state its limits, so that such rows are quarantined",
         )
-    return found
+    return targets
 
 
 def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
@@ -73,9 +73,9 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     counted = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
     known = tuple(sorted(name for (name,) in counted.counts if name is not None))
     if counted.is_full or len(known) < 2:
-        found = f"more than {MAX_CLASSES:,}" if counted.is_full else str(len(known))
+        values = f"more than {MAX_CLASSES:,}" if counted.is_full else str(len(known))
         raise DataUnfit(
-            f"the training split has {found} class(es): {', '.join(map(str, known)) or 'none'}",
+            f"the training split has {values} class(es): {', '.join(map(str, known)) or 'none'}",
             required=f"at least two classes, and at most {MAX_CLASSES:,}",
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
@@ -91,16 +91,16 @@ def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUn
     """
     if features.task == "classification":
         return None
-    found = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
-    if found.minimum is None or found.minimum == found.maximum:
-        told = "no label" if found.minimum is None else f"the label {found.minimum:g} in every row"
+    values = labels if isinstance(labels, NumericStatistics) else numeric_statistics(np.zeros(0))
+    if values.minimum is None or values.minimum == values.maximum:
+        finding = "no label" if values.minimum is None else f"the label {values.minimum:g} in every row"
         raise DataUnfit(
-            f"the training split has {told}",
+            f"the training split has {finding}",
             required="at least two different labels",
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
-    return StandardUnits(mean=found.moments.mean(), deviation=found.moments.deviation())
+    return StandardUnits(mean=values.moments.mean(), deviation=values.moments.deviation())
 
 
 def standardise(units: StandardUnits, values: np.ndarray) -> np.ndarray:

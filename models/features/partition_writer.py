@@ -16,7 +16,7 @@ NUM_ROWS = "num_rows"
 
 
 def write_partition(
-    encoder: Encoder | None, part: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
+    encoder: Encoder | None, split_column: str, partition: str, folder: Path, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Writes one partition to `folder/SPLIT/NUMBER.parquet` and yields its number of rows.
 
@@ -27,18 +27,18 @@ def write_partition(
     targets: dict[str, tuple[Path, Path]] = {}
     num_rows = 0
     for batch in batches:
-        plain = [batch.drop_columns([partition])]
-        for piece in plain if encoder is None else encode_splits(encoder, part, [batch]):
-            if not piece.num_rows:
+        raw_batches = [batch.drop_columns([partition])]
+        for encoded in raw_batches if encoder is None else encode_splits(encoder, split_column, [batch]):
+            if not encoded.num_rows:
                 continue
-            name = piece[part][0].as_py()
-            rows = piece.drop_columns([part])
+            name = encoded[split_column][0].as_py()
+            rows = encoded.drop_columns([split_column])
             if name not in writers:
                 final = folder / name / f"{batch[partition][0].as_py():06d}.parquet"
                 final.parent.mkdir(parents=True, exist_ok=True)
-                beside = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-                targets[name] = (beside, final)
-                writers[name] = pq.ParquetWriter(beside, rows.schema, compression="lz4", use_dictionary=False)
+                temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+                targets[name] = (temporary, final)
+                writers[name] = pq.ParquetWriter(temporary, rows.schema, compression="lz4", use_dictionary=False)
             writers[name].write_batch(rows)
             num_rows += rows.num_rows
     for name, writer in writers.items():

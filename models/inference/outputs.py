@@ -37,8 +37,8 @@ def predictions_from(encoder: Encoder, outputs_BK: np.ndarray) -> np.ndarray:
 
 def label_deviation(encoder: Encoder) -> float:
     """The standard deviation of a regression's label, in its units."""
-    nothing, one = predictions_from(encoder, np.array([[0.0], [1.0]], np.float32))
-    return float(one - nothing)
+    zero, unit = predictions_from(encoder, np.array([[0.0], [1.0]], np.float32))
+    return float(unit - zero)
 
 
 def score_unit(encoder: Encoder) -> float:

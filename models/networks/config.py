@@ -47,8 +47,8 @@ class Cnn(Document):
 
     @property
     def convolutions_of_blocks(self) -> tuple[int, ...]:
-        stated = self.convolutions
-        return (stated,) * len(self.channels) if isinstance(stated, int) else stated
+        configured = self.convolutions
+        return (configured,) * len(self.channels) if isinstance(configured, int) else configured
 
 
 class LeNet(Document):

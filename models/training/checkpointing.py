@@ -64,10 +64,10 @@ class Checkpointer:
 
     def load(self, state: TrainingState) -> None:
         """Loads the newest intact checkpoint into `state`, if there is one."""
-        for place in sorted(self._folder.glob("step-*"), reverse=True):
-            position = _read_intact(place)
-            if position is not None:
-                _load_state(state, place, position)
+        for step_folder in sorted(self._folder.glob("step-*"), reverse=True):
+            metadata = _read_intact(step_folder)
+            if metadata is not None:
+                _load_state(state, step_folder, metadata)
                 self._saved_step, self._has_folder = state.step, True
                 return
 
@@ -103,37 +103,39 @@ class Checkpointer:
 def _write_checkpoint(state: TrainingState, folder: Path) -> None:
     """Replaces the checkpoint in `folder`; if writing fails, the previous one remains."""
     name = f"step-{state.step:012}"
-    beside, place = folder / f".{name}", folder / name
+    temporary, step_folder = folder / f".{name}", folder / name
     if _rank() == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
     _barrier()
     try:
-        _write_tensors(state, beside)
+        _write_tensors(state, temporary)
         if _rank() == 0:
-            _write_metadata(state, beside)
+            _write_metadata(state, temporary)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     if _rank() == 0:
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
-        for older in folder.iterdir():
-            if older.name not in (name, f".{name}"):
-                shutil.rmtree(older, ignore_errors=True)
+        shutil.rmtree(step_folder, ignore_errors=True)
+        temporary.rename(step_folder)
+        for previous in folder.iterdir():
+            if previous.name not in (name, f".{name}"):
+                shutil.rmtree(previous, ignore_errors=True)
     _barrier()
 
 
-def _write_tensors(state: TrainingState, beside: Path) -> None:
+def _write_tensors(state: TrainingState, temporary: Path) -> None:
     tensors = _tensors(state)
     if not _is_sharded(state.network):
         weights = tensors.pop("network")
         if _rank() == 0:
             # Copies, because safetensors rejects tensors that share memory.
-            whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-            save_file(whole, beside / WEIGHTS)
+            weights_to_save = {
+                name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
+            }
+            save_file(weights_to_save, temporary / WEIGHTS)
     with _silenced(), _original_failures():
-        dcp.save(_per_process(tensors, state), checkpoint_id=beside / _STATE, no_dist=not _is_distributed())
+        dcp.save(_per_process(tensors, state), checkpoint_id=temporary / _STATE, no_dist=not _is_distributed())
 
 
 @contextmanager
@@ -143,13 +145,13 @@ def _original_failures() -> Iterator[None]:
     try:
         yield
     except CheckpointException as wrapped:
-        failure = next(failure for failure, _ in wrapped.failures.values())
-        raise failure from wrapped
+        error = next(error for error, _ in wrapped.failures.values())
+        raise error from wrapped
 
 
-def _write_metadata(state: TrainingState, beside: Path) -> None:
-    files = sorted(path for path in beside.rglob("*") if path.is_file())
-    position = CheckpointMetadata(
+def _write_metadata(state: TrainingState, temporary: Path) -> None:
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    metadata = CheckpointMetadata(
         epoch=state.epoch,
         batch=state.batch,
         step=state.step,
@@ -158,70 +160,70 @@ def _write_metadata(state: TrainingState, beside: Path) -> None:
         history=tuple(tuple(epoch) for epoch in state.history),
         has_best=bool(state.best),
         schedule=state.schedule.state_dict(),
-        files={str(path.relative_to(beside)): digest_of_file(path) for path in files},
+        files={str(path.relative_to(temporary)): digest_of_file(path) for path in files},
     )
-    with (beside / _METADATA).open("w", encoding="utf-8") as stream:
-        stream.write(position.model_dump_json())
+    with (temporary / _METADATA).open("w", encoding="utf-8") as stream:
+        stream.write(metadata.model_dump_json())
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _read_intact(place: Path) -> CheckpointMetadata | None:
+def _read_intact(step_folder: Path) -> CheckpointMetadata | None:
     """The metadata of a checkpoint whose files are all intact, or None."""
     try:
-        position = CheckpointMetadata.model_validate_json((place / _METADATA).read_text(encoding="utf-8"))
-        if all(digest_of_file(place / name) == sha256 for name, sha256 in position.files.items()):
-            return position
+        metadata = CheckpointMetadata.model_validate_json((step_folder / _METADATA).read_text(encoding="utf-8"))
+        if all(digest_of_file(step_folder / name) == sha256 for name, sha256 in metadata.files.items()):
+            return metadata
     except (OSError, UnicodeDecodeError, ValidationError):
         pass
     return None
 
 
-def _load_state(state: TrainingState, place: Path, position: CheckpointMetadata) -> None:
-    if position.has_best:
+def _load_state(state: TrainingState, step_folder: Path, metadata: CheckpointMetadata) -> None:
+    if metadata.has_best:
         state.best = {name: torch.empty_like(tensor) for name, tensor in state.network.state_dict().items()}
     tensors = _tensors(state)
-    is_whole = WEIGHTS in position.files
-    weights = tensors.pop("network") if is_whole else tensors["network"]
+    has_weights_file = WEIGHTS in metadata.files
+    weights = tensors.pop("network") if has_weights_file else tensors["network"]
     with _silenced(), _original_failures():
-        dcp.load(_per_process(tensors, state), checkpoint_id=place / _STATE, no_dist=not _is_distributed())
-    if is_whole:
-        weights = load_file(place / WEIGHTS)
+        dcp.load(_per_process(tensors, state), checkpoint_id=step_folder / _STATE, no_dist=not _is_distributed())
+    if has_weights_file:
+        weights = load_file(step_folder / WEIGHTS)
     set_state_dict(state.network, state.optimizer, model_state_dict=weights, optim_state_dict=tensors["optimizer"])
     # The first process wrote these, and other processes may have other parameter groups.
     own_rates = {
         "base_lrs": state.schedule.base_lrs,
         "_last_lr": [group["lr"] for group in state.optimizer.param_groups],
     }
-    state.schedule.load_state_dict(position.schedule | own_rates)
-    state.epoch, state.batch, state.step, state.rate = position.epoch, position.batch, position.step, position.rate
-    state.history = [EpochResult(int(number), *figures) for number, *figures in position.history]
+    state.schedule.load_state_dict(metadata.schedule | own_rates)
+    state.epoch, state.batch, state.step, state.rate = metadata.epoch, metadata.batch, metadata.step, metadata.rate
+    state.history = [EpochResult(int(number), *figures) for number, *figures in metadata.history]
     if state.ema is not None:
-        state.ema.num_steps = position.num_ema_steps
-    own = tensors[_process_key()]
+        state.ema.num_steps = metadata.num_ema_steps
+    own_tensors = tensors[_process_key()]
     device = next(state.network.parameters()).device
-    state.loss_sum, state.num_rows = own["loss_sum"].to(device), int(own["num_rows"])
-    torch.set_rng_state(own["random"])
-    if "random_of_device" in own:
-        torch.cuda.set_rng_state(own["random_of_device"])
+    state.loss_sum, state.num_rows = own_tensors["loss_sum"].to(device), int(own_tensors["num_rows"])
+    torch.set_rng_state(own_tensors["random"])
+    if "random_of_device" in own_tensors:
+        torch.cuda.set_rng_state(own_tensors["random_of_device"])
 
 
 def _tensors(state: TrainingState) -> dict[str, Any]:
     """The tensors of the state by name, not copied, so that loading writes in place."""
     network, optimizer = get_state_dict(state.network, state.optimizer)
-    own = {
+    own_tensors = {
         "random": torch.get_rng_state(),
         "loss_sum": state.loss_sum,
         "num_rows": torch.tensor(state.num_rows),
     }
     if torch.cuda.is_available():
-        own["random_of_device"] = torch.cuda.get_rng_state()
+        own_tensors["random_of_device"] = torch.cuda.get_rng_state()
     return {
         "network": network,
         "optimizer": optimizer,
         "ema": {} if state.ema is None else state.ema.tensors,
         "best": state.best,
-        _process_key(): own,
+        _process_key(): own_tensors,
     }
 
 

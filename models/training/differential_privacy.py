@@ -62,42 +62,42 @@ def train_privately(
     num_rows = len(train_part.y)
     _require_valid_delta(privacy, num_rows)
     _require_independent_rows(network)
-    chance = min(loop.batch_size / num_rows, 1.0)
-    steps_of_epoch = max(round(1 / chance), 1)
-    noise = _noise_multiplier(privacy, chance, loop.epochs * steps_of_epoch)
-    watched = _with_row_gradients(network)
-    plain = torch.optim.AdamW(watched.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
-    random = torch.Generator().manual_seed(seed)
+    sample_rate = min(loop.batch_size / num_rows, 1.0)
+    steps_of_epoch = max(round(1 / sample_rate), 1)
+    noise = _noise_multiplier(privacy, sample_rate, loop.epochs * steps_of_epoch)
+    wrapped = _with_row_gradients(network)
+    adamw = torch.optim.AdamW(wrapped.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = DPOptimizer(
-        plain,
+        adamw,
         noise_multiplier=noise,
         max_grad_norm=privacy.clip_norm,
         expected_batch_size=loop.batch_size,
         loss_reduction="sum",
-        generator=random,
+        generator=generator,
     )
-    schedule = build_schedule(plain, loop, loop.epochs * steps_of_epoch)
+    schedule = build_schedule(adamw, loop, loop.epochs * steps_of_epoch)
     loss_of_rows, accountant = build_loss(loop, train_part.y), RDPAccountant()
     history = []
     # Torch warns at the first layer, whose input needs no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     for number in range(1, loop.epochs + 1):
         rate = float(schedule.get_last_lr()[0])
-        watched.train()
+        wrapped.train()
         loss_sum, num_seen = 0.0, 0
-        for x, y in _sample_batches(train_part, chance, steps_of_epoch, random):
+        for x, y in _sample_batches(train_part, sample_rate, steps_of_epoch, generator):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of_rows(watched(x), y)
+            loss = loss_of_rows(wrapped(x), y)
             loss.backward()
             optimizer.step()
             schedule.step()
-            accountant.step(noise_multiplier=noise, sample_rate=chance)
+            accountant.step(noise_multiplier=noise, sample_rate=sample_rate)
             loss_sum, num_seen = loss_sum + loss.item(), num_seen + len(y)
         val_loss, val_score = evaluate(network, val_part)
         _require_finite(loss_sum + val_loss, number, loop)
         history.append(EpochResult(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
         on_epoch(history[-1])
-    _remove_hooks(watched)
+    _remove_hooks(wrapped)
     network.eval()
     return history, PrivacySpent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
 
@@ -113,7 +113,7 @@ def _require_valid_delta(privacy: Privacy, num_rows: int) -> None:
         )
 
 
-def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
+def _noise_multiplier(privacy: Privacy, sample_rate: float, num_steps: int) -> float:
     """The smallest noise multiplier that keeps epsilon over `num_steps` steps."""
     from opacus.accountants.utils import get_noise_multiplier
 
@@ -124,7 +124,7 @@ def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
                 get_noise_multiplier(
                     target_epsilon=privacy.epsilon,
                     target_delta=privacy.delta,
-                    sample_rate=chance,
+                    sample_rate=sample_rate,
                     steps=num_steps,
                     accountant="rdp",
                 )
@@ -132,7 +132,7 @@ def _noise_multiplier(privacy: Privacy, chance: float, num_steps: int) -> float:
     except ValueError as failure:
         raise RecipeInvalid(
             f"no noise achieves epsilon {privacy.epsilon:g} with delta {privacy.delta:g} in {num_steps:,} steps that "
-            f"sample {chance:.1%} of the rows each",
+            f"sample {sample_rate:.1%} of the rows each",
             required="a larger epsilon or delta, fewer epochs, smaller batches or more rows",
             where="the recipe's training.privacy",
             remedy="raise epsilon; usual values are 1 to 10",
@@ -154,11 +154,11 @@ def _with_row_gradients(network: nn.Module) -> GradSampleModule:
 
 
 def _sample_batches(
-    part: Examples, chance: float, num_batches: int, random: torch.Generator
+    examples: Examples, sample_rate: float, num_batches: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for _ in range(num_batches):
-        rows = torch.nonzero(torch.rand(len(part.y), generator=random) < chance).squeeze(1)
-        yield part.x.index_select(0, rows), part.y.index_select(0, rows)
+        rows = torch.nonzero(torch.rand(len(examples.y), generator=generator) < sample_rate).squeeze(1)
+        yield examples.x.index_select(0, rows), examples.y.index_select(0, rows)
 
 
 def _require_independent_rows(network: nn.Module) -> None:
@@ -180,10 +180,10 @@ def _unsuitable(why: str) -> RecipeInvalid:
     )
 
 
-def _remove_hooks(watched: nn.Module) -> None:
+def _remove_hooks(wrapped: nn.Module) -> None:
     """Removes the hooks and per-row gradients, which would otherwise be exported."""
-    watched.remove_hooks()  # type: ignore[operator]
-    for parameter in watched.parameters():
+    wrapped.remove_hooks()  # type: ignore[operator]
+    for parameter in wrapped.parameters():
         for name in ("grad_sample", "summed_grad", "_forward_counter"):
             if hasattr(parameter, name):
                 delattr(parameter, name)

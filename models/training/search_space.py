@@ -110,15 +110,15 @@ def apply_values(model: Model, training: Training, values: Mapping[str, Any]) ->
         RecipeInvalid: a path does not exist, or a value is not valid there.
     """
     document = {"model": model.model_dump(), "training": training.model_dump()}
-    known = sorted(_paths(document))
+    paths = sorted(_paths(document))
     for path, value in values.items():
-        if path not in known:
-            raise _unknown_path(path, known)
-        *way, last = path.split(".")
-        place: dict[str, Any] = document
-        for step in way:
-            place = place[step]
-        place[last] = value
+        if path not in paths:
+            raise _unknown_path(path, paths)
+        *parents, last = path.split(".")
+        section: dict[str, Any] = document
+        for step in parents:
+            section = section[step]
+        section[last] = value
     try:
         return _MODEL.validate_python(document["model"]), Training.model_validate(document["training"])
     except ValidationError as failure:
@@ -140,13 +140,13 @@ def require_valid_space(model: Model, training: Training) -> None:
         return
     models = _AUTO_MODELS if model.kind == "auto" else (model,)
     for path, choices in training.search.space.items():
-        inside = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
-        if inside is not None:
+        nested = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
+        if nested is not None:
             raise RecipeInvalid(
-                f"{path} is searched as a complete block, and also {inside} inside it",
+                f"{path} is searched as a complete block, and also {nested} inside it",
                 required="only one of them",
                 where="the recipe's training.search.space",
-                remedy=f"remove {inside}, and list its values in the choices of {path}",
+                remedy=f"remove {nested}, and list its values in the choices of {path}",
             )
         if path == "training.epochs" and training.search.epochs is not None:
             raise RecipeInvalid(
@@ -155,12 +155,17 @@ def require_valid_space(model: Model, training: Training) -> None:
                 where="the recipe's training.search",
                 remedy="remove `epochs`, or remove training.epochs from `space`",
             )
-        refusals = [_find_invalid_value(one, training, path, choices) for one in models]
+        refusals = [_find_invalid_value(candidate, training, path, choices) for candidate in models]
         refused = [refusal for refusal in refusals if refusal is not None]
         if len(refused) == len(models):
             # An invalid value is more informative than a path that only other networks have.
             raise next(
-                (one for one in refused if path in one.found and "no searchable option" not in one.found), refused[0]
+                (
+                    candidate
+                    for candidate in refused
+                    if path in candidate.found and "no searchable option" not in candidate.found
+                ),
+                refused[0],
             )
 
 
@@ -176,17 +181,17 @@ def _find_invalid_value(
     return None
 
 
-def _unknown_path(path: str, known: Sequence[str]) -> RecipeInvalid:
-    close = difflib.get_close_matches(path, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+def _unknown_path(path: str, paths: Sequence[str]) -> RecipeInvalid:
+    close = difflib.get_close_matches(path, paths, n=1)
+    suggestion = f"; did you mean {close[0]!r}?" if close else ""
     end = path.rpartition(".")[0] or "model"
-    near = [one for one in known if one.startswith(f"{end.split('.')[0]}.")] or list(known)
+    suggestions = [candidate for candidate in paths if candidate.startswith(f"{end.split('.')[0]}.")] or list(paths)
     remedy = "correct the path; it begins with `model.` or `training.`"
     if path == "model.kind":
         remedy = "set `model: auto`, which tries the kinds that suit the rows"
     return RecipeInvalid(
-        f"the recipe has no searchable option {path!r}{hint}",
-        required=f"one of {', '.join(near)}",
+        f"the recipe has no searchable option {path!r}{suggestion}",
+        required=f"one of {', '.join(suggestions)}",
         where="the recipe's training.search.space",
         remedy=remedy,
     )

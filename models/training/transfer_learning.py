@@ -29,21 +29,27 @@ def transfer_weights(network: nn.Module, weights: dict[str, torch.Tensor], start
     Raises:
         RecipeInvalid: no weight matches, `freeze` matches no parameter, or every parameter is frozen.
     """
-    own = network.state_dict()
-    matching = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+    own_weights = network.state_dict()
+    matching = {
+        name: weight
+        for name, weight in weights.items()
+        if name in own_weights and own_weights[name].shape == weight.shape
+    }
     if not any(name in dict(network.named_parameters()) for name in matching):
-        known = ", ".join(f"{name} {list(weight.shape)}" for name, weight in list(own.items())[:3])
+        examples_of_weights = ", ".join(
+            f"{name} {list(weight.shape)}" for name, weight in list(own_weights.items())[:3]
+        )
         raise RecipeInvalid(
             f"none of the {len(weights)} weights of {start.network} matches a weight of this network in name and shape",
-            required=f"weights such as {known}",
+            required=f"weights such as {examples_of_weights}",
             where="the recipe's training.start_from",
             remedy="start from a network of the same kind and widths",
         )
     network.load_state_dict(matching, strict=False)
     _freeze(network, start.freeze)
-    loaded = tuple(name for name in own if name in matching)
+    loaded = tuple(name for name in own_weights if name in matching)
     return TransferResult(
-        loaded, tuple(name for name in own if name not in matching), _rate_shares(network, start.discount)
+        loaded, tuple(name for name in own_weights if name not in matching), _rate_shares(network, start.discount)
     )
 
 
@@ -52,21 +58,21 @@ def frozen_modules(network: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in network.modules()
-        if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
+        if (own_weights := list(module.parameters())) and not any(parameter.requires_grad for parameter in own_weights)
     ]
 
 
 def _freeze(network: nn.Module, prefixes: tuple[str, ...]) -> None:
     parameters = dict(network.named_parameters())
     for prefix in prefixes:
-        named = [name for name in parameters if name == prefix or name.startswith(f"{prefix}.")]
-        for name in named:
+        matching_names = [name for name in parameters if name == prefix or name.startswith(f"{prefix}.")]
+        for name in matching_names:
             parameters[name].requires_grad_(False)
-        if not named:
-            tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+        if not matching_names:
+            top_modules = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
             raise RecipeInvalid(
                 f"no parameter name begins with {prefix!r}",
-                required=f"one of {tops}, or a longer prefix such as {next(iter(parameters))}",
+                required=f"one of {top_modules}, or a longer prefix such as {next(iter(parameters))}",
                 where="the recipe's training.start_from.freeze",
                 remedy="correct the prefix",
             )

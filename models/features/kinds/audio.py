@@ -39,17 +39,17 @@ def partial_fit(source: AudioInput, features: Features, rows: Rows) -> tuple[Num
     """The statistics of all values of the spectrograms."""
     if source.normalise == "none":
         return ()
-    parts = [numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples in _clips(source, rows)]
-    return (sum(parts, numeric_statistics(np.zeros(0))),)
+    chunk_statistics = [numeric_statistics(log_mel_spectrogram(source, samples)) for _, samples in _clips(source, rows)]
+    return (sum(chunk_statistics, numeric_statistics(np.zeros(0))),)
 
 
 def fit(source: AudioInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedAudio:
     """Raises DataUnfit if there are no values."""
     if not statistics:
         return FittedAudio(kind="audio")
-    (figures,) = statistics
-    require_values(source.column, figures.moments.count)
-    return FittedAudio(kind="audio", mean=figures.moments.mean(), scale=figures.moments.deviation())
+    (stats,) = statistics
+    require_values(source.column, stats.moments.count)
+    return FittedAudio(kind="audio", mean=stats.moments.mean(), scale=stats.moments.deviation())
 
 
 def shape(source: AudioInput, fitted: FittedAudio) -> tuple[int, ...]:
@@ -72,12 +72,12 @@ def _clips(source: AudioInput, rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
         clips = column.slice(start, _CHUNK_ROWS)
         values = np.clip(list_elements(clips).astype(np.float64), -FLOAT32_MAX, FLOAT32_MAX)
         lengths = clips.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        kept = np.minimum(lengths, source.num_samples)
+        kept_lengths = np.minimum(lengths, source.num_samples)
         starts = np.cumsum(lengths) - lengths
-        place = np.arange(source.num_samples)
-        inside = place < kept[:, None]
+        positions = np.arange(source.num_samples)
+        is_inside = positions < kept_lengths[:, None]
         samples = np.zeros((len(clips), source.num_samples))
-        samples[inside] = values[(starts[:, None] + place)[inside]]
+        samples[is_inside] = values[(starts[:, None] + positions)[is_inside]]
         yield start, samples
 
 

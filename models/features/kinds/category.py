@@ -56,19 +56,19 @@ class Vocabulary(Document):
         slots: dict[int | str | None, int] = {name: position + 2 for position, name in enumerate(self.names)}
         return {**slots, **dict.fromkeys(self.rare, _OTHER), None: _MISSING}
 
-    def slots_of(self, words: list[int | str | None]) -> list[int]:
+    def slots_of(self, values: list[int | str | None]) -> list[int]:
         """The slot of each value, or -1 for an unknown value."""
         slot_of = self.slot_of
-        return [slot_of.get(word, _UNKNOWN) for word in words]
+        return [slot_of.get(value, _UNKNOWN) for value in values]
 
-    def slots(self, words: pa.Array) -> np.ndarray:
+    def slots(self, values: pa.Array) -> np.ndarray:
         """The same for an Arrow array: int64 (B,)."""
-        if len(words) <= _MAX_LOOKUPS:
-            return np.array(self.slots_of(words.to_pylist()), np.int64)
-        known = pc.index_in(words, pa.array([*self.names, *self.rare], words.type)).fill_null(_UNKNOWN - 2)
-        slots = known.to_numpy(zero_copy_only=False).astype(np.int64) + 2
+        if len(values) <= _MAX_LOOKUPS:
+            return np.array(self.slots_of(values.to_pylist()), np.int64)
+        positions = pc.index_in(values, pa.array([*self.names, *self.rare], values.type)).fill_null(_UNKNOWN - 2)
+        slots = positions.to_numpy(zero_copy_only=False).astype(np.int64) + 2
         slots[slots >= len(self.names) + 2] = _OTHER
-        slots[words.is_null().to_numpy(zero_copy_only=False)] = _MISSING
+        slots[values.is_null().to_numpy(zero_copy_only=False)] = _MISSING
         return slots
 
 
@@ -105,9 +105,9 @@ def partial_fit(source: CategoryInput, features: Features, rows: Rows) -> tuple[
         return ()
     if source.encoding == "target" and features.task == "regression":
         folds = _fold_numbers(source, features, rows)
-        figures = to_floats(combine_chunks(rows[features.label_column]))
-        counted = [_sum_targets(rows[column], folds, figures, source.num_folds) for column in source.columns]
-        return (*counted, *(numeric_statistics(figures[folds == fold]) for fold in range(source.num_folds)))
+        label_values = to_floats(combine_chunks(rows[features.label_column]))
+        counts = [_sum_targets(rows[column], folds, label_values, source.num_folds) for column in source.columns]
+        return (*counts, *(numeric_statistics(label_values[folds == fold]) for fold in range(source.num_folds)))
     if source.encoding == "target":
         return tuple(_count_targets(source, features, rows, column) for column in source.columns)
     return tuple(count_categories(rows[column], MAX_LISTED_CATEGORIES) for column in source.columns)
@@ -119,8 +119,8 @@ def _fold_numbers(source: CategoryInput, features: Features, rows: Rows) -> np.n
 
 def count_categories(column: pa.Array | pa.ChunkedArray, limit: int) -> CategoryCounts:
     """Counts each category of a column, if there are at most `limit`."""
-    counted = pc.value_counts(as_categories(column))
-    names, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+    value_counts = pc.value_counts(as_categories(column))
+    names, counts = value_counts.field("values").to_pylist(), value_counts.field("counts").to_pylist()
     return limit_counts({(name,): count for name, count in zip(names, counts, strict=True)}, limit)
 
 
@@ -131,28 +131,28 @@ def _count_targets(source: CategoryInput, features: Features, rows: Rows, column
     sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
     places = (to_integers(names.indices)[0], to_integers(labels.indices)[0], folds)
     flat, counts = np.unique(np.ravel_multi_index(places, sizes), return_counts=True)
-    words, classes = names.dictionary.to_pylist(), labels.dictionary.to_pylist()
-    found: dict[CategoryKey, int] = {
-        (words[word], classes[label], int(fold)): int(count)
-        for word, label, fold, count in zip(*np.unravel_index(flat, sizes), counts, strict=True)
+    values, classes = names.dictionary.to_pylist(), labels.dictionary.to_pylist()
+    counts_by_key: dict[CategoryKey, int] = {
+        (values[value], classes[label], int(fold)): int(count)
+        for value, label, fold, count in zip(*np.unravel_index(flat, sizes), counts, strict=True)
     }
-    return limit_counts(found, MAX_LISTED_CATEGORIES)
+    return limit_counts(counts_by_key, MAX_LISTED_CATEGORIES)
 
 
 def _sum_targets(
-    column: pa.Array | pa.ChunkedArray, folds: np.ndarray, figures: np.ndarray, num_folds: int
+    column: pa.Array | pa.ChunkedArray, folds: np.ndarray, label_values: np.ndarray, num_folds: int
 ) -> CategoryCounts:
     """Counts the rows of each category and fold, and sums their labels exactly."""
     names = as_categories(column).dictionary_encode(null_encoding="encode")
-    words = names.dictionary.to_pylist()
+    values = names.dictionary.to_pylist()
     flat = to_integers(names.indices)[0] * num_folds + folds
     groups, counts = np.unique(flat, return_counts=True)
-    totals = exact_group_sums(flat, figures)
-    found: dict[CategoryKey, int] = {}
+    totals = exact_group_sums(flat, label_values)
+    counts_by_key: dict[CategoryKey, int] = {}
     for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
-        word, fold = words[group // num_folds], group % num_folds
-        found |= {(word, COUNT, fold): count, (word, TOTAL, fold): totals[group]}
-    return limit_counts(found, MAX_LISTED_CATEGORIES)
+        value, fold = values[group // num_folds], group % num_folds
+        counts_by_key |= {(value, COUNT, fold): count, (value, TOTAL, fold): totals[group]}
+    return limit_counts(counts_by_key, MAX_LISTED_CATEGORIES)
 
 
 def fit(source: CategoryInput, statistics: tuple[ColumnStatistics, ...], classes: Classes) -> FittedCategories:
@@ -161,11 +161,11 @@ def fit(source: CategoryInput, statistics: tuple[ColumnStatistics, ...], classes
     Raises:
         DataUnfit: a column has too many categories to list.
     """
-    counted = [one for one in statistics if isinstance(one, CategoryCounts)]
-    folds = tuple(one.moments for one in statistics if isinstance(one, NumericStatistics))
+    counts = [stats for stats in statistics if isinstance(stats, CategoryCounts)]
+    folds = tuple(stats.moments for stats in statistics if isinstance(stats, NumericStatistics))
     columns = [
         _build_vocabulary(source, column, of_column, classes, folds)
-        for column, of_column in zip(source.columns, counted, strict=False)
+        for column, of_column in zip(source.columns, counts, strict=False)
     ]
     return FittedCategories(kind="category", columns=tuple(columns), target_width=len(classes) - 1 if classes else 1)
 
@@ -191,8 +191,8 @@ def _build_vocabulary(
     slot_of: dict[int | str | None, int] = {**dict.fromkeys(rare, _OTHER), **vocabulary.slot_of}
     slotted: dict[CategoryKey, int] = {}
     for (name, label, fold), count in tallied.counts.items():
-        place = (slot_of[name], label, fold)
-        slotted[place] = slotted.get(place, 0) + count
+        position = (slot_of[name], label, fold)
+        slotted[position] = slotted.get(position, 0) + count
     target: TargetCounts | TargetMeans
     if folds:
         target = fit_target_means(slotted, len(names) + 2, folds, source.smoothing)
@@ -218,7 +218,7 @@ def _column_widths(source: CategoryInput, fitted: FittedCategories) -> list[int]
     if source.num_buckets is not None:
         return [source.num_buckets + 1] * len(source.columns)
     if source.encoding == "one_hot":
-        return [len(one.names) + 2 for one in fitted.columns]
+        return [len(vocabulary.names) + 2 for vocabulary in fitted.columns]
     return [1 if source.encoding == "index" else fitted.target_width] * len(source.columns)
 
 
@@ -226,7 +226,7 @@ def index_columns(source: CategoryInput, fitted: FittedCategories) -> list[tuple
     """Each position of the input that holds a slot number, with the number of slots."""
     if source.encoding != "index":
         return []
-    return [(place, len(one.names) + 2) for place, one in enumerate(fitted.columns)]
+    return [(position, len(vocabulary.names) + 2) for position, vocabulary in enumerate(fitted.columns)]
 
 
 def transform_into(
@@ -235,23 +235,23 @@ def transform_into(
     """Fills `out` float32 (B, F), all 0 before. `folds` are given for rows of the training split only."""
     start = 0
     for position, (column, width) in enumerate(zip(source.columns, _column_widths(source, fitted), strict=True)):
-        part = out[:, start : start + width]
+        column_out = out[:, start : start + width]
         start += width
         if source.num_buckets is not None:
-            part[np.arange(rows.num_rows), _buckets(as_categories(rows[column]), source.num_buckets)] = 1
+            column_out[np.arange(rows.num_rows), _buckets(as_categories(rows[column]), source.num_buckets)] = 1
             continue
         slots = _row_slots(source, column, fitted.columns[position], rows)
         target = fitted.columns[position].target
         if target is not None:
-            part[:] = (
+            column_out[:] = (
                 target.encoding[slots]
                 if folds is None
                 else target.out_of_fold_encoding[folds % target.num_folds, slots]
             )
         elif source.encoding == "index":
-            part[:, 0] = slots
+            column_out[:, 0] = slots
         else:
-            part[np.arange(rows.num_rows), slots] = 1
+            column_out[np.arange(rows.num_rows), slots] = 1
 
 
 def _buckets(names: pa.Array, num_buckets: int) -> np.ndarray:
@@ -275,11 +275,11 @@ def _row_slots(source: CategoryInput, column: str, vocabulary: Vocabulary, rows:
     Raises:
         DataUnfit: a value is unknown, and the recipe says `unknown: refuse`.
     """
-    if isinstance(rows, ColumnarRows) and (words := rows.strings(column)) is not None:
-        found = vocabulary.slots_of(words)
-        if _UNKNOWN not in found:
-            return found
-        slots = np.array(found, np.int64)
+    if isinstance(rows, ColumnarRows) and (values := rows.strings(column)) is not None:
+        slot_list = vocabulary.slots_of(values)
+        if _UNKNOWN not in slot_list:
+            return slot_list
+        slots = np.array(slot_list, np.int64)
     elif rows.num_rows <= _MAX_LOOKUPS:
         slots = vocabulary.slots(as_categories(rows[column]))
     else:

@@ -51,29 +51,29 @@ def _to_microseconds(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return to_integers(column.cast(pa.timestamp("us", column.type.tz)))
 
 
-def _to_days(micros: np.ndarray) -> np.ndarray:
-    return micros / np.float64(_MICROSECONDS_PER_DAY)
+def _to_days(microseconds: np.ndarray) -> np.ndarray:
+    return microseconds / np.float64(_MICROSECONDS_PER_DAY)
 
 
 def partial_fit(source: DateInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The statistics of the days since 1970-01-01, per column."""
     if not source.elapsed:
         return ()
-    found = []
+    statistics = []
     for column in source.columns:
-        micros, missing = _to_microseconds(combine_chunks(rows[column]))
-        found.append(numeric_statistics(_to_days(micros if missing is None else micros[~missing])))
-    return tuple(found)
+        microseconds, missing = _to_microseconds(combine_chunks(rows[column]))
+        statistics.append(numeric_statistics(_to_days(microseconds if missing is None else microseconds[~missing])))
+    return tuple(statistics)
 
 
 def fit(source: DateInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedDates:
     """Raises DataUnfit if `elapsed` is set and a column has no value."""
-    for column, figures in zip(source.columns, statistics, strict=False):
-        require_values(column, figures.moments.count)
+    for column, stats in zip(source.columns, statistics, strict=False):
+        require_values(column, stats.moments.count)
     return FittedDates(
         kind="date",
-        mean=tuple(figures.moments.mean() for figures in statistics),
-        scale=tuple(figures.moments.deviation() for figures in statistics),
+        mean=tuple(stats.moments.mean() for stats in statistics),
+        scale=tuple(stats.moments.deviation() for stats in statistics),
     )
 
 
@@ -91,17 +91,21 @@ def transform_into(
     """Fills `out` float32 (B, F): for each column, sine and cosine of each part, elapsed days, indicator."""
     width = _column_width(source)
     for position, column in enumerate(source.columns):
-        micros, missing = _to_microseconds(combine_chunks(rows[column]))
+        microseconds, missing = _to_microseconds(combine_chunks(rows[column]))
         refuse_missing(column, missing is not None and source.missing == "refuse", source.kind)
-        part = out[:, position * width : (position + 1) * width]
-        for place, name in enumerate(source.parts):
-            part[:, 2 * place : 2 * place + 2] = _circle(_CYCLE_LENGTHS[name])[_calendar_part(micros, name)]
+        column_out = out[:, position * width : (position + 1) * width]
+        for part_number, name in enumerate(source.parts):
+            column_out[:, 2 * part_number : 2 * part_number + 2] = _circle(_CYCLE_LENGTHS[name])[
+                _calendar_part(microseconds, name)
+            ]
         if source.elapsed:
-            part[:, 2 * len(source.parts)] = (_to_days(micros) - fitted.mean[position]) / fitted.scale[position]
+            column_out[:, 2 * len(source.parts)] = (_to_days(microseconds) - fitted.mean[position]) / fitted.scale[
+                position
+            ]
         if missing is not None:
-            part[missing] = 0
+            column_out[missing] = 0
             if source.indicator:
-                part[:, -1] = missing
+                column_out[:, -1] = missing
 
 
 @cache
@@ -111,16 +115,16 @@ def _circle(num_parts: int) -> np.ndarray:
     return np.array([(math.sin(angle), math.cos(angle)) for angle in angles], np.float32)
 
 
-def _calendar_part(micros: np.ndarray, name: DatePart) -> np.ndarray:
+def _calendar_part(microseconds: np.ndarray, name: DatePart) -> np.ndarray:
     """A calendar part, counted from 0, in UTC; weeks start on Monday."""
     match name:
         case "hour":
-            return micros // 3_600_000_000 % 24
+            return microseconds // 3_600_000_000 % 24
         case "minute":
-            return micros // 60_000_000 % 60
+            return microseconds // 60_000_000 % 60
         case "day_of_week":
-            return (micros // _MICROSECONDS_PER_DAY + 3) % 7  # 1970-01-01 was a Thursday
-    days = (micros // _MICROSECONDS_PER_DAY).astype("datetime64[D]")
+            return (microseconds // _MICROSECONDS_PER_DAY + 3) % 7  # 1970-01-01 was a Thursday
+    days = (microseconds // _MICROSECONDS_PER_DAY).astype("datetime64[D]")
     start = days.astype("datetime64[Y]" if name == "day_of_year" else "datetime64[M]")
     if name == "month":
         return start.astype(np.int64) % 12

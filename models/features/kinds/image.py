@@ -56,12 +56,12 @@ def fit(source: ImageInput, statistics: tuple[NumericStatistics, ...], classes: 
     if not statistics:
         scale = source.brightest if source.normalise == "unit" else 1.0
         return FittedImage(kind="image", mean=(0.0,) * num_channels, scale=(scale,) * num_channels)
-    require_values(source.column, min(figures.moments.count for figures in statistics))
+    require_values(source.column, min(stats.moments.count for stats in statistics))
     times = num_channels // len(statistics)
     return FittedImage(
         kind="image",
-        mean=tuple(figures.moments.mean() for figures in statistics) * times,
-        scale=tuple(figures.moments.deviation() for figures in statistics) * times,
+        mean=tuple(stats.moments.mean() for stats in statistics) * times,
+        scale=tuple(stats.moments.deviation() for stats in statistics) * times,
     )
 
 

@@ -71,27 +71,33 @@ class FittedNumbers(Document):
             return np.array(values, np.float64)[:, None]
 
         return _Constants(
-            fill=stacked([one.fill for one in self.columns]),
-            low=stacked([-np.inf if one.low is None else one.low for one in self.columns]),
-            high=stacked([np.inf if one.high is None else one.high for one in self.columns]),
-            centre=stacked([one.centre for one in self.columns]),
-            divisor=stacked([one.divisor for one in self.columns]),
+            fill=stacked([fitted_column.fill for fitted_column in self.columns]),
+            low=stacked(
+                [-np.inf if fitted_column.low is None else fitted_column.low for fitted_column in self.columns]
+            ),
+            high=stacked(
+                [np.inf if fitted_column.high is None else fitted_column.high for fitted_column in self.columns]
+            ),
+            centre=stacked([fitted_column.centre for fitted_column in self.columns]),
+            divisor=stacked([fitted_column.divisor for fitted_column in self.columns]),
             knots=[
-                (position, np.array(one.knots) * _KNOT_SCALE, np.array(one.levels))
-                for position, one in enumerate(self.columns)
-                if one.knots
+                (position, np.array(fitted_column.knots) * _KNOT_SCALE, np.array(fitted_column.levels))
+                for position, fitted_column in enumerate(self.columns)
+                if fitted_column.knots
             ],
         )
 
 
 def partial_fit(source: NumberInput, features: Features, rows: Rows) -> tuple[NumericStatistics, ...]:
     """The statistics of each column's non-missing values, after clipping to constant limits and the logarithm."""
-    found = []
+    statistics = []
     for column in source.columns:
         values = to_floats(combine_chunks(rows[column]))
         present = values[~np.isnan(values)]
-        found.append(numeric_statistics(_clip_and_transform(source, present), with_quantiles=source.needs_quantiles))
-    return tuple(found)
+        statistics.append(
+            numeric_statistics(_clip_and_transform(source, present), with_quantiles=source.needs_quantiles)
+        )
+    return tuple(statistics)
 
 
 def _clip_and_transform(source: NumberInput, values: np.ndarray) -> np.ndarray:
@@ -107,14 +113,14 @@ def _clip_and_transform(source: NumberInput, values: np.ndarray) -> np.ndarray:
 
 def fit(source: NumberInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedNumbers:
     """Raises DataUnfit if a column has no value."""
-    fits = [_fit_column(source, column, one) for column, one in zip(source.columns, statistics, strict=True)]
+    fits = [_fit_column(source, column, stats) for column, stats in zip(source.columns, statistics, strict=True)]
     return FittedNumbers(kind="number", columns=tuple(fits))
 
 
-def _fit_column(source: NumberInput, column: str, figures: NumericStatistics) -> FittedColumn:
-    require_values(column, figures.moments.count)
-    low, high, moments = None, None, figures.moments
-    sketch = figures.sketch
+def _fit_column(source: NumberInput, column: str, stats: NumericStatistics) -> FittedColumn:
+    require_values(column, stats.moments.count)
+    low, high, moments = None, None, stats.moments
+    sketch = stats.sketch
     if source.clip is not None and source.clip.has_quantiles and sketch is not None:
         (low,) = quantiles(sketch, [source.clip.low_quantile]) if source.clip.low_quantile is not None else (None,)
         (high,) = quantiles(sketch, [source.clip.high_quantile]) if source.clip.high_quantile is not None else (None,)
@@ -137,9 +143,9 @@ def _fit_column(source: NumberInput, column: str, figures: NumericStatistics) ->
             _clip_value(value, low, high) for value in quantiles(sketch, [0.25, 0.5, 0.75])
         )
         divisor = _spread(quarter, three_quarters)
-    elif source.scale == "min_max" and figures.minimum is not None and figures.maximum is not None:
-        centre = _clip_value(figures.minimum, low, high)
-        divisor = _spread(centre, _clip_value(figures.maximum, low, high))
+    elif source.scale == "min_max" and stats.minimum is not None and stats.maximum is not None:
+        centre = _clip_value(stats.minimum, low, high)
+        divisor = _spread(centre, _clip_value(stats.maximum, low, high))
     knots, levels = _quantile_knots(source, sketch) if sketch is not None else ((), ())
     return fitted.model_copy(
         update={"fill": fill, "centre": centre, "divisor": divisor, "knots": knots, "levels": levels}
@@ -166,9 +172,9 @@ def _quantile_knots(source: NumberInput, sketch: QuantileSketch) -> tuple[tuple[
     values, before = cumulative_counts(sketch)
     middle = (before + np.append(before[1:], sketch.count)) / (2 * sketch.count)
     if len(values) > _MAX_KNOTS:
-        wanted = np.searchsorted(middle, np.linspace(0, 1, _MAX_KNOTS)).clip(0, len(values) - 1)
-        kept = np.unique(np.concatenate([[0], wanted, [len(values) - 1]]))
-        values, middle = values[kept], middle[kept]
+        selected = np.searchsorted(middle, np.linspace(0, 1, _MAX_KNOTS)).clip(0, len(values) - 1)
+        selected_knots = np.unique(np.concatenate([[0], selected, [len(values) - 1]]))
+        values, middle = values[selected_knots], middle[selected_knots]
     levels = tuple(float(level) for level in middle)
     if source.transform == "quantile_normal":
         normal = NormalDist()

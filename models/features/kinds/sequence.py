@@ -56,13 +56,13 @@ def fit(source: SequenceInput, statistics: tuple[NumericStatistics, ...], classe
 
 
 def _fit_scales(source: SequenceInput, statistics: tuple[NumericStatistics, ...]) -> Iterator[tuple[float, float]]:
-    for figures in statistics:
-        require_values(", ".join(source.columns), figures.moments.count)
-        if source.scale == "min_max" and figures.minimum is not None and figures.maximum is not None:
-            distance = min(figures.maximum - figures.minimum, float(np.finfo(np.float64).max))
-            yield figures.minimum, distance or 1.0
+    for stats in statistics:
+        require_values(", ".join(source.columns), stats.moments.count)
+        if source.scale == "min_max" and stats.minimum is not None and stats.maximum is not None:
+            distance = min(stats.maximum - stats.minimum, float(np.finfo(np.float64).max))
+            yield stats.minimum, distance or 1.0
         else:
-            yield figures.moments.mean(), figures.moments.deviation()
+            yield stats.moments.mean(), stats.moments.deviation()
 
 
 def shape(source: SequenceInput, fitted: FittedSequence) -> tuple[int, ...]:
@@ -73,12 +73,12 @@ def transform_into(
     source: SequenceInput, fitted: FittedSequence, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fills `out`, all 0 before: float32 (B, T, F), or (B, T, F + 1) with 1 as the last value of real steps."""
-    steps_SF, there_BT = _read_steps(source, rows)
+    steps_SF, mask_BT = _read_steps(source, rows)
     with np.errstate(over="ignore"):
         steps_SF = (steps_SF - np.array(fitted.centre)) / np.array(fitted.divisor)
-    out[there_BT, : source.num_values] = np.clip(steps_SF, -FLOAT32_MAX, FLOAT32_MAX)
+    out[mask_BT, : source.num_values] = np.clip(steps_SF, -FLOAT32_MAX, FLOAT32_MAX)
     if source.is_padded:
-        out[..., -1] = there_BT
+        out[..., -1] = mask_BT
 
 
 def _read_steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -107,5 +107,5 @@ def _read_steps(source: SequenceInput, rows: Rows) -> tuple[np.ndarray, np.ndarr
     steps_SF = np.asarray(list_elements(column), np.float64).reshape(-1, num_values)
     lengths = sizes // num_values
     position = np.arange(len(steps_SF)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept = np.minimum(lengths, num_steps)
-    return steps_SF[position < num_steps], np.arange(num_steps) < kept[:, None]
+    kept_lengths = np.minimum(lengths, num_steps)
+    return steps_SF[position < num_steps], np.arange(num_steps) < kept_lengths[:, None]

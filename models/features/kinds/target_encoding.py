@@ -86,16 +86,16 @@ def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
     Values are added per exponent, as integers in two halves, of which 2 ** 36 fit into 64 bits.
     """
     fraction, exponent = np.frexp(values)
-    whole = (fraction * 2.0**53).astype(np.int64)
-    alike = groups * 4096 + (exponent + 2048)
-    order = np.argsort(alike, kind="stable")
-    alike, whole = alike[order], whole[order]
-    starts = np.flatnonzero(np.diff(alike, prepend=-1))
-    low, high = np.add.reduceat(whole & (2**27 - 1), starts), np.add.reduceat(whole >> 27, starts)
+    mantissa = (fraction * 2.0**53).astype(np.int64)
+    same_exponent = groups * 4096 + (exponent + 2048)
+    order = np.argsort(same_exponent, kind="stable")
+    same_exponent, mantissa = same_exponent[order], mantissa[order]
+    starts = np.flatnonzero(np.diff(same_exponent, prepend=-1))
+    low, high = np.add.reduceat(mantissa & (2**27 - 1), starts), np.add.reduceat(mantissa >> 27, starts)
     totals: dict[int, int] = {}
-    for place, ones, more in zip(alike[starts].tolist(), low.tolist(), high.tolist(), strict=True):
-        group, shift = place // 4096, place % 4096 - 2048 - 53 + UNIT_BITS
-        total = ones + (more << 27)
+    for group_key, low_sum, high_sum in zip(same_exponent[starts].tolist(), low.tolist(), high.tolist(), strict=True):
+        group, shift = group_key // 4096, group_key % 4096 - 2048 - 53 + UNIT_BITS
+        total = low_sum + (high_sum << 27)
         # The bits that a subnormal value loses here are zeros.
         totals[group] = totals.get(group, 0) + (total << shift if shift >= 0 else total >> -shift)
     return totals
@@ -118,7 +118,7 @@ def fit_target_means(
 
 
 def _moments_without(folds: tuple[Moments, ...], fold: int) -> Moments:
-    return sum((one for place, one in enumerate(folds) if place != fold), Moments())
+    return sum((moments for number, moments in enumerate(folds) if number != fold), Moments())
 
 
 def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
@@ -126,9 +126,9 @@ def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, s
     if of_label.count == 0:
         return (0.0,) * len(counts)
     mean, deviation = Fraction(of_label.total, of_label.count), Fraction(of_label.deviation()) * 2**UNIT_BITS
-    drawn = Fraction(smoothing)
+    weight = Fraction(smoothing)
     return tuple(
-        float(np.float32(float((total - count * mean) / deviation / (count + drawn))))
+        float(np.float32(float((total - count * mean) / deviation / (count + weight))))
         for count, total in zip(counts.tolist(), totals.tolist(), strict=True)
     )
 
@@ -141,8 +141,8 @@ def fit_target_counts(
     smoothing: float,
 ) -> TargetCounts:
     """Fits counts from rows counted by slot, label and fold."""
-    place = {label: position for position, label in enumerate(classes)}
+    class_index = {label: position for position, label in enumerate(classes)}
     counts = np.zeros((num_folds, num_slots, len(classes)), np.int64)
     for (slot, label, fold), count in counted.items():
-        counts[int(fold or 0), int(slot or 0), place[label]] += count  # type: ignore[index]
+        counts[int(fold or 0), int(slot or 0), class_index[label]] += count  # type: ignore[index]
     return TargetCounts.model_validate({"counts": counts.tolist(), "smoothing": smoothing})

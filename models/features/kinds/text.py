@@ -58,10 +58,10 @@ def _read_texts(source: TextInput, rows: Rows) -> pa.Array:
 
 def partial_fit(source: TextInput, features: Features, rows: Rows) -> tuple[CategoryCounts, ...]:
     """Counts each word."""
-    cut = _pre_tokenizer(source)
+    pre_tokenizer = _pre_tokenizer(source)
     counts: Counter[str] = Counter()
     for text in pc.value_counts(_read_texts(source, rows)).to_pylist():
-        for word, _ in cut.pre_tokenize_str(text["values"]):
+        for word, _ in pre_tokenizer.pre_tokenize_str(text["values"]):
             counts[word] += text["counts"]
     return (limit_counts({(word,): count for word, count in counts.items()}, MAX_WORDS),)
 
@@ -72,24 +72,24 @@ def fit(source: TextInput, statistics: tuple[CategoryCounts, ...], classes: Clas
     Raises:
         DataUnfit: there is no word, or there are too many different words.
     """
-    (counted,) = statistics
-    if counted.is_full:
+    (word_counts,) = statistics
+    if word_counts.is_full:
         raise DataUnfit(
-            f"column {source.column} has more than {counted.limit:,} different words",
-            required=f"at most {counted.limit:,} words to learn tokens from",
+            f"column {source.column} has more than {word_counts.limit:,} different words",
+            required=f"at most {word_counts.limit:,} words to learn tokens from",
             where=f"column {source.column}",
             remedy="clean the text (numbers, addresses, other alphabets), or train on fewer rows",
         )
-    require_values(source.column, len(counted.counts))
-    words = sorted((str(word), count) for (word, *_), count in counted.counts.items())
-    learner = _learn_words(source, words) if source.tokenizer == "words" else _learn_byte_pairs(source, words)
-    learner.pre_tokenizer = _pre_tokenizer(source)
-    learner.enable_truncation(source.length)
-    learner.enable_padding(length=source.length, pad_id=0, pad_token=PADDING)
-    document = json.loads(learner.to_str())
+    require_values(source.column, len(word_counts.counts))
+    words = sorted((str(word), count) for (word, *_), count in word_counts.counts.items())
+    tokenizer = _learn_words(source, words) if source.tokenizer == "words" else _learn_byte_pairs(source, words)
+    tokenizer.pre_tokenizer = _pre_tokenizer(source)
+    tokenizer.enable_truncation(source.length)
+    tokenizer.enable_padding(length=source.length, pad_id=0, pad_token=PADDING)
+    document = json.loads(tokenizer.to_str())
     document["added_tokens"] = []  # otherwise the text "[PAD]" would be encoded as padding
     return FittedText(
-        kind="text", tokenizer=json.dumps(document, ensure_ascii=False), num_tokens=learner.get_vocab_size()
+        kind="text", tokenizer=json.dumps(document, ensure_ascii=False), num_tokens=tokenizer.get_vocab_size()
     )
 
 
@@ -98,9 +98,9 @@ def _learn_words(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    kept = sorted(words, key=lambda one: (-one[1], one[0]))[: source.vocabulary_size - 2]
-    numbered = {word: number for number, word in enumerate([PADDING, UNKNOWN, *(word for word, _ in kept)])}
-    return Tokenizer(WordLevel(numbered, unk_token=UNKNOWN))
+    frequent = sorted(words, key=lambda pair: (-pair[1], pair[0]))[: source.vocabulary_size - 2]
+    ids = {word: number for number, word in enumerate([PADDING, UNKNOWN, *(word for word, _ in frequent)])}
+    return Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
 
 
 def _learn_byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokenizer:
@@ -112,16 +112,16 @@ def _learn_byte_pairs(source: TextInput, words: list[tuple[str, int]]) -> Tokeni
     from tokenizers.pre_tokenizers import ByteLevel, Split
     from tokenizers.trainers import BpeTrainer
 
-    learner = Tokenizer(BPE())
-    learner.pre_tokenizer = Split(_SEPARATOR, "removed")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = Split(_SEPARATOR, "removed")
     trainer = BpeTrainer(
         vocab_size=source.vocabulary_size,
         special_tokens=[PADDING],
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator((_SEPARATOR.join([word] * count) for word, count in words), trainer)
-    return learner
+    tokenizer.train_from_iterator((_SEPARATOR.join([word] * count) for word, count in words), trainer)
+    return tokenizer
 
 
 def shape(source: TextInput, fitted: FittedText) -> tuple[int, ...]:

@@ -46,15 +46,15 @@ def _drop_missing(values: np.ndarray) -> np.ndarray:
 
 def fit(source: SeriesInput, statistics: tuple[NumericStatistics, ...], classes: Classes) -> FittedSeries:
     """Raises DataUnfit if there are no values."""
-    for column, figures in zip(source.columns, statistics, strict=False):
-        require_values(column, figures.moments.count)
+    for column, stats in zip(source.columns, statistics, strict=False):
+        require_values(column, stats.moments.count)
     nothing, one = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
-    means = tuple(figures.moments.mean() for figures in statistics)
+    means = tuple(stats.moments.mean() for stats in statistics)
     fill = means if source.missing in ("previous", "mean") else nothing
     if source.scale == "none":
         return FittedSeries(kind="series", mean=nothing, scale=one, fill=fill)
     return FittedSeries(
-        kind="series", mean=means, scale=tuple(figures.moments.deviation() for figures in statistics), fill=fill
+        kind="series", mean=means, scale=tuple(stats.moments.deviation() for stats in statistics), fill=fill
     )
 
 
@@ -66,8 +66,8 @@ def transform_into(
     source: SeriesInput, fitted: FittedSeries, rows: Rows, out: np.ndarray, folds: np.ndarray | None
 ) -> None:
     """Fills `out`, all 0 before: float32 (B, T, C), or (B, T, 2 C) with indicators last; every value is finite."""
-    figures = zip(source.columns, fitted.mean, fitted.scale, fitted.fill, strict=True)
-    for position, (column, mean, scale, fill) in enumerate(figures):
+    stats = zip(source.columns, fitted.mean, fitted.scale, fitted.fill, strict=True)
+    for position, (column, mean, scale, fill) in enumerate(stats):
         values_BT = _read_windows(source, column, rows)
         missing_BT = np.isnan(values_BT)
         if missing_BT.any():

@@ -32,8 +32,8 @@ def to_floats(column: pa.Array) -> np.ndarray:
 
 def number_matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
     """Float64 (columns, B), NaN for null."""
-    if isinstance(rows, ColumnarRows) and (found := rows.numbers(columns)) is not None:
-        return found
+    if isinstance(rows, ColumnarRows) and (matrix := rows.numbers(columns)) is not None:
+        return matrix
     values = np.empty((len(columns), rows.num_rows))
     for position, column in enumerate(columns):
         values[position] = to_floats(combine_chunks(rows[column]))
@@ -43,14 +43,14 @@ def number_matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
 def to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Int64 (B,) with 0 for null, and the bool mask of nulls, or None if there are none."""
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
-    whole = column if pa.types.is_int64(column.type) else column.cast(pa.int64())
-    return (whole if missing is None else whole.fill_null(0)).to_numpy(zero_copy_only=False), missing
+    integers = column if pa.types.is_int64(column.type) else column.cast(pa.int64())
+    return (integers if missing is None else integers.fill_null(0)).to_numpy(zero_copy_only=False), missing
 
 
 def column_elements(rows: Rows, column: str) -> np.ndarray:
     """The concatenated lists of a column of `rows`."""
-    if isinstance(rows, ColumnarRows) and (found := rows.elements(column)) is not None:
-        return found
+    if isinstance(rows, ColumnarRows) and (elements := rows.elements(column)) is not None:
+        return elements
     return list_elements(rows[column])
 
 

@@ -34,7 +34,7 @@ class NumericStatistics:
     def __add__(self, other: NumericStatistics) -> NumericStatistics:
         minimum = [value for value in (self.minimum, other.minimum) if value is not None]
         maximum = [value for value in (self.maximum, other.maximum) if value is not None]
-        sketches = [one for one in (self.sketch, other.sketch) if one is not None]
+        sketches = [sketch for sketch in (self.sketch, other.sketch) if sketch is not None]
         return NumericStatistics(
             moments=self.moments + other.moments,
             minimum=min(minimum, default=None),
@@ -75,10 +75,10 @@ class CategoryCounts:
     def __add__(self, other: CategoryCounts) -> CategoryCounts:
         if self.is_full or other.is_full:
             return CategoryCounts(self.limit, is_full=True)
-        together = dict(self.counts)
+        merged = dict(self.counts)
         for name, count in other.counts.items():
-            together[name] = together.get(name, 0) + count
-        return limit_counts(together, self.limit)
+            merged[name] = merged.get(name, 0) + count
+        return limit_counts(merged, self.limit)
 
     def as_dict(self) -> dict[str, Any]:
         counts = [[*name, count] for name, count in self.counts.items()]
@@ -93,15 +93,15 @@ def limit_counts(counts: dict[CategoryKey, int], limit: int) -> CategoryCounts:
     return CategoryCounts(limit, is_full=True) if len(counts) > limit else CategoryCounts(limit, counts)
 
 
-def parse_statistics(plain: dict[str, Any]) -> ColumnStatistics:
+def parse_statistics(document: dict[str, Any]) -> ColumnStatistics:
     """Reads what `as_dict` wrote."""
-    if "counts" in plain:
-        counts = {tuple(name): count for *name, count in plain["counts"]}
-        return CategoryCounts(plain["limit"], counts, plain["is_full"])
-    sketch = plain["sketch"]
+    if "counts" in document:
+        counts = {tuple(name): count for *name, count in document["counts"]}
+        return CategoryCounts(document["limit"], counts, document["is_full"])
+    sketch = document["sketch"]
     return NumericStatistics(
-        moments=Moments(**plain["moments"]),
-        minimum=plain["minimum"],
-        maximum=plain["maximum"],
+        moments=Moments(**document["moments"]),
+        minimum=document["minimum"],
+        maximum=document["maximum"],
         sketch=None if sketch is None else parse_sketch(sketch),
     )

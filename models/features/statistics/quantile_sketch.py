@@ -77,7 +77,7 @@ def _sketch_of_slice(values: np.ndarray) -> QuantileSketch:
     cells[_COUNT] = np.diff(starts, append=len(ordered))
     cells[_MINIMUM] = np.minimum.reduceat(ordered, starts)
     cells[3], cells[4] = _digits_of(np.add.reduceat(rest, starts))
-    squares, twice, lowest_digit = (np.add.reduceat(one, starts) for one in (high * high, high * low, low * low))
+    squares, twice, lowest_digit = (np.add.reduceat(part, starts) for part in (high * high, high * low, low * low))
     # (high * 2**21 + low)² = high² * 2**42 + 2 * high * low * 2**21 + low²
     carry, cells[5] = _carry(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))
     carry, cells[6] = _carry(carry + (lowest_digit >> _REST_BITS) + (twice >> (_HALF_BITS - 1)) + (squares & _REST))
@@ -111,18 +111,18 @@ def _digits_of(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def merge_sketches(sketches: Sequence[QuantileSketch]) -> QuantileSketch:
     """The sketch of the values of all `sketches`."""
-    cells = np.concatenate([np.zeros((_NUM_CELLS, 0), np.int64), *(one.cells for one in sketches)], axis=1)
+    cells = np.concatenate([np.zeros((_NUM_CELLS, 0), np.int64), *(part.cells for part in sketches)], axis=1)
     if len(sketches) < 2 or cells.shape[1] == 0:
         return QuantileSketch(cells)
     cells = cells[:, np.argsort(cells[_BUCKET], kind="stable")]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(cells[_BUCKET])) + 1])
-    together = np.add.reduceat(cells, starts, axis=1)
-    together[_BUCKET] = cells[_BUCKET, starts]
-    together[_MINIMUM] = np.minimum.reduceat(cells[_MINIMUM], starts)
+    merged = np.add.reduceat(cells, starts, axis=1)
+    merged[_BUCKET] = cells[_BUCKET, starts]
+    merged[_MINIMUM] = np.minimum.reduceat(cells[_MINIMUM], starts)
     for digit in (3, 5, 6):
-        carry, together[digit] = _carry(together[digit])
-        together[digit + 1] += carry
-    return QuantileSketch(together)
+        carry, merged[digit] = _carry(merged[digit])
+        merged[digit + 1] += carry
+    return QuantileSketch(merged)
 
 
 def quantiles(sketch: QuantileSketch, shares: Sequence[float]) -> list[float]:
@@ -131,9 +131,9 @@ def quantiles(sketch: QuantileSketch, shares: Sequence[float]) -> list[float]:
     It is an observed value, smaller than the exact quantile by a relative 2 ** -10 at most.
     """
     ranks = np.cumsum(sketch.cells[_COUNT])
-    wanted = np.maximum(np.ceil(np.asarray(shares) * int(ranks[-1])), 1)
-    found = sketch.cells[_MINIMUM, np.searchsorted(ranks, wanted)]
-    return [float(value) for value in _values(found)]
+    target_ranks = np.maximum(np.ceil(np.asarray(shares) * int(ranks[-1])), 1)
+    minima = sketch.cells[_MINIMUM, np.searchsorted(ranks, target_ranks)]
+    return [float(value) for value in _values(minima)]
 
 
 def cumulative_counts(sketch: QuantileSketch) -> tuple[np.ndarray, np.ndarray]:

@@ -23,13 +23,13 @@ def stable_hashes(column: pa.Array, salt: int = 0) -> np.ndarray:
         return _mix_bits(_polynomials(column), salt)
     if pa.types.is_floating(column.type):
         values = np.nan_to_num(column.to_numpy(zero_copy_only=False).astype(np.float64))
-        is_whole = (values == np.floor(values)) & (np.abs(values) < 2**63)
-        whole = np.where(is_whole, values, 0).astype(np.int64)
-        return _mix_bits(np.where(is_whole, whole, values.view(np.int64)).view(np.uint64), salt)
+        is_integer = (values == np.floor(values)) & (np.abs(values) < 2**63)
+        integers = np.where(is_integer, values, 0).astype(np.int64)
+        return _mix_bits(np.where(is_integer, integers, values.view(np.int64)).view(np.uint64), salt)
     if pa.types.is_date32(column.type):
         column = column.cast(pa.int32())
-    whole = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    return _mix_bits(np.ascontiguousarray(whole).view(np.uint64), salt)
+    integers = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    return _mix_bits(np.ascontiguousarray(integers).view(np.uint64), salt)
 
 
 def _polynomials(column: pa.Array) -> np.ndarray:
@@ -47,9 +47,9 @@ def _polynomials(column: pa.Array) -> np.ndarray:
     return (sums[stops] - sums[starts]) * inverses[starts] + (stops - starts).astype(np.uint64)
 
 
-def _mix_bits(words: np.ndarray, salt: int) -> np.ndarray:
+def _mix_bits(values: np.ndarray, salt: int) -> np.ndarray:
     """Mixes the bits, so that every output bit depends on every input bit."""
-    z = words + np.uint64(salt * _BASE % 2**64)
+    z = values + np.uint64(salt * _BASE % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

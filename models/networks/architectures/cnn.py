@@ -31,17 +31,17 @@ class ConvNet(nn.Module):
         super().__init__()
         channels, height, width = image_shape(layout, "cnn")
         blocks: list[nn.Module] = []
-        for number, (wider, convolutions) in enumerate(
+        for number, (num_channels, convolutions) in enumerate(
             zip(config.channels, config.convolutions_of_blocks, strict=True)
         ):
             strided = number < config.strided
-            by = 2 if min(height, width) >= 2 else 1
-            stride, pool = (by, 1) if strided else (1, by)
+            factor = 2 if min(height, width) >= 2 else 1
+            stride, pool = (factor, 1) if strided else (1, factor)
             blocks.append(
-                _conv_block((channels, *(wider,) * convolutions), config.kernel_size, stride=stride, pool=pool)
+                _conv_block((channels, *(num_channels,) * convolutions), config.kernel_size, stride=stride, pool=pool)
             )
-            height, width = (-(-side // by) if strided else side // by for side in (height, width))
-            channels = wider
+            height, width = (-(-side // factor) if strided else side // factor for side in (height, width))
+            channels = num_channels
         self.blocks = nn.Sequential(*blocks)
         self.hidden = nn.Linear(channels * height * width, config.hidden) if config.hidden else None
         self.dropout = nn.Dropout(config.dropout)
@@ -56,10 +56,10 @@ class ConvNet(nn.Module):
 def _conv_block(channels: tuple[int, ...], kernel_size: int, *, stride: int, pool: int) -> nn.Sequential:
     """Convolutions between successive numbers of `channels`; the first one has the stride."""
     layers: list[nn.Module] = []
-    for number, (given, made) in enumerate(itertools.pairwise(channels)):
-        by = 1 if number else stride
-        convolution = nn.Conv2d(given, made, kernel_size, stride=by, padding=kernel_size // 2, bias=False)
-        layers += [convolution, nn.BatchNorm2d(made), nn.ReLU()]
+    for number, (num_in, num_out) in enumerate(itertools.pairwise(channels)):
+        factor = 1 if number else stride
+        convolution = nn.Conv2d(num_in, num_out, kernel_size, stride=factor, padding=kernel_size // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(num_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.MaxPool2d(pool)) if pool > 1 else nn.Sequential(*layers)
 
 

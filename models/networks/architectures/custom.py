@@ -58,19 +58,19 @@ def _require_valid_outputs(config: Custom, network: nn.Module, layout: Layout, n
     required = f"float32 (B, {num_outputs}) for x float32 (B, {', '.join(map(str, layout.shape))})"
     try:
         with torch.no_grad():
-            answer, alone = network.eval()(x), network(x[1:])
+            outputs, output_alone = network.eval()(x), network(x[1:])
     except Exception as failure:
         found = f"the network of {config.function} failed on {tuple(x.shape)}: {_describe(failure)}"
         raise _unsuitable(config, found, required) from failure
-    if not isinstance(answer, torch.Tensor):
-        raise _unsuitable(config, f"the network of {config.function} returned a {type(answer).__name__}", required)
-    if answer.shape != (2, num_outputs) or answer.dtype != torch.float32:
-        dtype = str(answer.dtype).removeprefix("torch.")
-        found = f"the network of {config.function} returned {dtype} {tuple(answer.shape)} for {tuple(x.shape)}"
+    if not isinstance(outputs, torch.Tensor):
+        raise _unsuitable(config, f"the network of {config.function} returned a {type(outputs).__name__}", required)
+    if outputs.shape != (2, num_outputs) or outputs.dtype != torch.float32:
+        dtype = str(outputs.dtype).removeprefix("torch.")
+        found = f"the network of {config.function} returned {dtype} {tuple(outputs.shape)} for {tuple(x.shape)}"
         raise _unsuitable(config, found, required)
-    furthest = float((answer[1:] - alone).abs().max())
-    if furthest > _TOLERANCE:
-        found = f"the network of {config.function} changes its output for a row by {furthest:.2g} beside another row"
+    difference = float((outputs[1:] - output_alone).abs().max())
+    if difference > _TOLERANCE:
+        found = f"the network of {config.function} changes its output for a row by {difference:.2g} beside another row"
         raise _unsuitable(config, found, "outputs that depend on their own row only, in evaluation mode")
 
 
@@ -131,8 +131,12 @@ def _import_function(config: Custom) -> Callable[..., Any]:
         raise _unsuitable(config, found, "a module beside the recipe, or in an installed package") from failure
     function = getattr(imported, name, None)
     if not callable(function):
-        known = ", ".join(one for one, value in vars(imported).items() if callable(value) and not one.startswith("_"))
-        raise _unsuitable(config, f"module {module} has no function {name}", f"one of {known or 'its functions'}")
+        functions = ", ".join(
+            candidate
+            for candidate, value in vars(imported).items()
+            if callable(value) and not candidate.startswith("_")
+        )
+        raise _unsuitable(config, f"module {module} has no function {name}", f"one of {functions or 'its functions'}")
     return function
 
 
@@ -155,8 +159,8 @@ def _unload_outdated(modules: dict[str, _Loader]) -> None:
     Raises:
         RecipeInvalid: a module of the same name was imported from somewhere else.
     """
-    kept = {name: getattr(sys.modules[name], "__loader__", None) for name in modules if name in sys.modules}
-    for name, loader in kept.items():
+    loaded = {name: getattr(sys.modules[name], "__loader__", None) for name in modules if name in sys.modules}
+    for name, loader in loaded.items():
         if not isinstance(loader, _Loader):
             raise RecipeInvalid(
                 f"a module {name} is already imported from {getattr(sys.modules[name], '__file__', 'elsewhere')}",
@@ -164,6 +168,6 @@ def _unload_outdated(modules: dict[str, _Loader]) -> None:
                 where=_WHERE,
                 remedy="rename the file and its imports",
             )
-    if any(isinstance(loader, _Loader) and loader.text != modules[name].text for name, loader in kept.items()):
-        for name in kept:
+    if any(isinstance(loader, _Loader) and loader.text != modules[name].text for name, loader in loaded.items()):
+        for name in loaded:
             del sys.modules[name]

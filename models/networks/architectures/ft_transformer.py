@@ -34,7 +34,7 @@ class TableTransformer(nn.Module):
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             # Only the first token of the last block is used.
-            x_BTW = block(x_BTW, num_asking=1 if number == last else None)
+            x_BTW = block(x_BTW, num_queries=1 if number == last else None)
         return self.head(torch.relu(self.norm(x_BTW[:, 0])))
 
 
@@ -79,17 +79,17 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self._head_width, self._dropout = width // config.num_heads, config.dropout
 
-    def forward(self, x_BTW: torch.Tensor, num_asking: int | None = None) -> torch.Tensor:
+    def forward(self, x_BTW: torch.Tensor, num_queries: int | None = None) -> torch.Tensor:
         """Computes x_BQW: the first `num_queries` tokens, or all if None."""
-        given_BTW = self.norm_attention(x_BTW)
-        x_BQW = x_BTW[:, :num_asking] + self._attention(given_BTW[:, :num_asking], given_BTW)
-        given_BQW = self.norm_feed_forward(x_BQW)
-        return x_BQW + self.down(self.dropout(self.up(given_BQW) * torch.relu(self.gate(given_BQW))))
+        normed_BTW = self.norm_attention(x_BTW)
+        x_BQW = x_BTW[:, :num_queries] + self._attention(normed_BTW[:, :num_queries], normed_BTW)
+        normed_BQW = self.norm_feed_forward(x_BQW)
+        return x_BQW + self.down(self.dropout(self.up(normed_BQW) * torch.relu(self.gate(normed_BQW))))
 
-    def _attention(self, asking_BQW: torch.Tensor, given_BTW: torch.Tensor) -> torch.Tensor:
+    def _attention(self, query_BQW: torch.Tensor, normed_BTW: torch.Tensor) -> torch.Tensor:
         dropout = self._dropout if self.training else 0.0
-        asked = self.query(asking_BQW), self.key(given_BTW), self.value(given_BTW)
-        return self.out(attend(*asked, self._head_width, dropout=dropout))
+        query_key_value = self.query(query_BQW), self.key(normed_BTW), self.value(normed_BTW)
+        return self.out(attend(*query_key_value, self._head_width, dropout=dropout))
 
 
 def prunable_layers(network: TableTransformer) -> list[PrunableLayer]:

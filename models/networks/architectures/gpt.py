@@ -53,11 +53,11 @@ class GptDecoder(nn.Module):
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * config.num_layers) ** 0.5)
 
-    def forward(self, x: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, caches: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
         """With `caches`, one per block, x contains only the steps after the cached ones."""
-        h_BTW = self.embed(x, first=len(pasts[0]) if pasts else 0)
+        h_BTW = self.embed(x, first=len(caches[0]) if caches else 0)
         for number, block in enumerate(self.blocks):
-            h_BTW = block(h_BTW, past=pasts[number] if pasts else None)
+            h_BTW = block(h_BTW, cache=caches[number] if caches else None)
         return self.norm(h_BTW)
 
     def embed(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
@@ -65,12 +65,12 @@ class GptDecoder(nn.Module):
         x_BTW, _ = self.steps(x)
         return self.dropout(self.positions(x_BTW, first=first))
 
-    def next_token_logits(self, tokens_BT: torch.Tensor, pasts: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
+    def next_token_logits(self, tokens_BT: torch.Tensor, caches: Sequence[KeyValueCache] | None = None) -> torch.Tensor:
         """logits_BTV float32 of the next token at each step."""
         if self.steps.embedding is None:
             raise ValueError("only a decoder of tokens predicts the next token")
         weight_VW = self.steps.embedding.weight
-        h_BTW = self(tokens_BT, pasts)
+        h_BTW = self(tokens_BT, caches)
         if not h_BTW.is_cuda:
             return F.linear(h_BTW, weight_VW)
         # GPUs are slow at matrix products of odd sizes.
@@ -154,10 +154,10 @@ def generate(
             f"no padding ({PADDING}), and {decoder.max_length} tokens at most together with the new ones"
         )
     decoder.eval()
-    pasts = [KeyValueCache() for _ in decoder.blocks]
+    caches = [KeyValueCache() for _ in decoder.blocks]
     tokens_BT = new_BT = prompt_BT.long()
     for _ in range(num_tokens):
-        logits_BV = decoder.next_token_logits(new_BT, pasts)[:, -1].float()
+        logits_BV = decoder.next_token_logits(new_BT, caches)[:, -1].float()
         new_BT = _sample_token(logits_BV, temperature, top_k, generator)
         tokens_BT = torch.cat([tokens_BT, new_BT], dim=1)
     return tokens_BT

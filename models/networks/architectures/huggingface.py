@@ -32,17 +32,17 @@ class TokenClassifier(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.filling: int = model.config.pad_token_id
+        self.pad_token: int = model.config.pad_token_id
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
         ids_BT = x_BT.long()
-        is_there_BT = ids_BT != 0
+        is_real_BT = ids_BT != 0
         # The first step is always attended to, so that rows of only padding do not divide by 0.
         is_first_T = torch.arange(x_BT.shape[1], device=x_BT.device) == 0
-        mask_BT = (is_there_BT | is_first_T).long()
-        if self.filling:
+        mask_BT = (is_real_BT | is_first_T).long()
+        if self.pad_token:
             # Rows use 0 for padding, so token 0 and the padding token of the vocabulary are exchanged.
-            ids_BT = torch.where(ids_BT == 0, self.filling, torch.where(ids_BT == self.filling, 0, ids_BT))
+            ids_BT = torch.where(ids_BT == 0, self.pad_token, torch.where(ids_BT == self.pad_token, 0, ids_BT))
         return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits
 
 
@@ -76,17 +76,17 @@ def build(config: HuggingFace, layout: Layout, num_outputs: int) -> nn.Module:
             remedy="pip install 'bloomery[huggingface]'",
         ) from failure
     with _silenced():
-        stated = _build_configuration(config, layout, num_outputs)
+        options = _build_configuration(config, layout, num_outputs)
         family = (
             transformers.AutoModelForSequenceClassification
             if layout.kind == "tokens"
             else transformers.AutoModelForImageClassification
         )
         try:
-            model = _load_checkpoint(config, family, stated) if config.checkpoint else family.from_config(stated)
+            model = _load_checkpoint(config, family, options) if config.checkpoint else family.from_config(options)
         except (ValueError, TypeError, ImportError, KeyError, OSError) as failure:
             raise _unsuitable(
-                f"{stated.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
+                f"{options.model_type} cannot be built: {(str(failure).splitlines() or ['no reason given'])[0][:300]}",
                 f"a model_type that classifies {'text' if layout.kind == 'tokens' else 'images'}, with valid sizes",
             ) from failure
     _require_length(model.config, layout)
@@ -118,9 +118,9 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
     from transformers import AutoConfig
 
     assert config.config is not None
-    stated: dict[str, Any] = dict(config.config)
-    kind = stated.pop("model_type")
-    is_checkpoint = "transformers_version" in stated
+    options: dict[str, Any] = dict(config.config)
+    kind = options.pop("model_type")
+    is_checkpoint = "transformers_version" in options
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
@@ -128,27 +128,29 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
             f"transformers has no model_type {kind!r}", "a known one such as bert, gpt2, vit"
         ) from failure
     if not is_checkpoint:
-        for name in stated:
+        for name in options:
             _require_known(name, known, kind, layout)
-        stated |= _row_options(layout, known)
-    stated["num_labels"] = num_outputs
+        options |= _row_options(layout, known)
+    options["num_labels"] = num_outputs
     for name in ("id2label", "label2id", "architectures", "problem_type"):
-        stated.pop(name, None)
-    made = AutoConfig.for_model(kind, **stated)
+        options.pop(name, None)
+    configuration = AutoConfig.for_model(kind, **options)
     if layout.kind == "tokens":
-        _require_vocabulary(made, layout, is_checkpoint)
-    elif getattr(made, "num_channels", layout.shape[0]) != layout.shape[0]:
-        raise _unsuitable(f"the checkpoint reads {made.num_channels} channels", f"{layout.shape[0]}, as the rows have")
-    return made
+        _require_vocabulary(configuration, layout, is_checkpoint)
+    elif getattr(configuration, "num_channels", layout.shape[0]) != layout.shape[0]:
+        raise _unsuitable(
+            f"the checkpoint reads {configuration.num_channels} channels", f"{layout.shape[0]}, as the rows have"
+        )
+    return configuration
 
 
 def _require_known(name: str, known: set[str], kind: str, layout: Layout) -> None:
     if name in _KEYS_OF_ROWS[layout.kind]:
         raise _unsuitable(f"model.config states {name}", "no key that follows from the rows and the label")
     if name not in known:
-        close = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise _unsuitable(f"the configuration of {kind} has no {name!r}{hint}", "known keys")
+        similar = difflib.get_close_matches(name, sorted(known), n=1)
+        suggestion = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise _unsuitable(f"the configuration of {kind} has no {name!r}{suggestion}", "known keys")
 
 
 def _row_options(layout: Layout, known: set[str]) -> dict[str, Any]:
@@ -158,27 +160,30 @@ def _row_options(layout: Layout, known: set[str]) -> dict[str, Any]:
     return {"num_channels": channels} | ({"image_size": (height, width)} if "image_size" in known else {})
 
 
-def _require_vocabulary(made: PretrainedConfig, layout: Layout, is_checkpoint: bool) -> None:
-    if made.pad_token_id is None:
-        made.pad_token_id = 0
-    if layout.num_tokens is None or layout.num_tokens > made.vocab_size:
+def _require_vocabulary(configuration: PretrainedConfig, layout: Layout, is_checkpoint: bool) -> None:
+    if configuration.pad_token_id is None:
+        configuration.pad_token_id = 0
+    if layout.num_tokens is None or layout.num_tokens > configuration.vocab_size:
         found = "checkpoint" if is_checkpoint else "configuration"
         raise _unsuitable(
-            f"the {found} knows {made.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
+            f"the {found} knows {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
         )
 
 
-def _require_length(made: PretrainedConfig, layout: Layout) -> None:
-    most = getattr(made, "max_position_embeddings", None)
-    if layout.kind == "tokens" and most is not None and most < layout.shape[0]:
-        raise _unsuitable(f"{made.model_type} has {most} positions", f"at least {layout.shape[0]}, the text's `length`")
+def _require_length(configuration: PretrainedConfig, layout: Layout) -> None:
+    max_positions = getattr(configuration, "max_position_embeddings", None)
+    if layout.kind == "tokens" and max_positions is not None and max_positions < layout.shape[0]:
+        raise _unsuitable(
+            f"{configuration.model_type} has {max_positions} positions",
+            f"at least {layout.shape[0]}, the text's `length`",
+        )
 
 
-def _load_checkpoint(config: HuggingFace, family: Any, stated: PretrainedConfig) -> PreTrainedModel:
+def _load_checkpoint(config: HuggingFace, family: Any, options: PretrainedConfig) -> PreTrainedModel:
     """Loads the checkpoint's weights; a head of another shape, or none, is initialised."""
-    model, told = family.from_pretrained(
+    model, loading = family.from_pretrained(
         config.checkpoint,
-        config=stated,
+        config=options,
         local_files_only=True,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
@@ -186,11 +191,15 @@ def _load_checkpoint(config: HuggingFace, family: Any, stated: PretrainedConfig)
         dtype=torch.float32,
     )
     body = f"{model.base_model_prefix}."
-    other = sorted(name for name, *_ in told["mismatched_keys"] if name.startswith(body))
-    lacking = {name for name in told["missing_keys"] if name.startswith(body)}
-    own = [name for name in model.state_dict() if name.startswith(body)]
-    if other or len(lacking) * 2 > len(own):
-        found = f"{other[0]} has another shape" if other else f"{len(lacking)} of {len(own)} weights are not in it"
+    mismatched = sorted(name for name, *_ in loading["mismatched_keys"] if name.startswith(body))
+    missing = {name for name in loading["missing_keys"] if name.startswith(body)}
+    body_weights = [name for name in model.state_dict() if name.startswith(body)]
+    if mismatched or len(missing) * 2 > len(body_weights):
+        found = (
+            f"{mismatched[0]} has another shape"
+            if mismatched
+            else f"{len(missing)} of {len(body_weights)} weights are not in it"
+        )
         raise _unsuitable(f"the checkpoint does not fit its config.json: {found}", "weights of that network")
     return model
 

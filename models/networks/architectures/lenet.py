@@ -26,7 +26,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, config: LeNet, layout: Layout, num_outputs: int) -> None:
         super().__init__()
-        channels, height, width = image_shape(layout, "lenet", least_side=_MIN_SIDE)
+        channels, height, width = image_shape(layout, "lenet", min_side=_MIN_SIDE)
         first, second = config.channels
         self.first = nn.Conv2d(channels, first, _KERNEL)
         self.second = nn.Conv2d(first, second, _KERNEL)

@@ -80,9 +80,9 @@ def _bottleneck_layers(channels: int, inner: int, outer: int, stride: int) -> li
     return [*narrow, *_convolution(inner, outer, 1)]
 
 
-def _convolution(channels: int, wider: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+def _convolution(channels: int, num_outputs: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
     padding = kernel_size // 2
-    return [nn.Conv2d(channels, wider, kernel_size, stride, padding, bias=False), nn.BatchNorm2d(wider)]
+    return [nn.Conv2d(channels, num_outputs, kernel_size, stride, padding, bias=False), nn.BatchNorm2d(num_outputs)]
 
 
 def _stem(channels: int, width: int, *, is_large: bool) -> nn.Sequential:

@@ -49,33 +49,33 @@ class RecurrentNetwork(nn.Module):
             _initialise(name, weight, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x_BTF, there_BT = self.steps(x)
+        x_BTF, mask_BT = self.steps(x)
         h_BTH = x_BTF
         for number, directions in enumerate(self.layers):
-            h_BTH = _run_layer(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, there_BT)
+            h_BTH = _run_layer(list(directions.children()), self.dropout(h_BTH) if number else h_BTH, mask_BT)
         if self._pooling == "last" and self._is_bidirectional:
             # The backward direction has read the complete sequence at the first step.
             forward_BH, backward_BH = h_BTH.chunk(2, dim=2)
-            pooled_BH = torch.cat([pool(forward_BH, there_BT, "last"), backward_BH[:, 0]], dim=1)
+            pooled_BH = torch.cat([pool(forward_BH, mask_BT, "last"), backward_BH[:, 0]], dim=1)
         else:
-            pooled_BH = pool(h_BTH, there_BT, self._pooling)
-        answer_BK = self.head(self.dropout(pooled_BH))
+            pooled_BH = pool(h_BTH, mask_BT, self._pooling)
+        outputs_BK = self.head(self.dropout(pooled_BH))
         if self.highway is None:
-            return answer_BK
-        return answer_BK + self.highway(_last_steps(x_BTF, there_BT, self._num_highway))
+            return outputs_BK
+        return outputs_BK + self.highway(_last_steps(x_BTF, mask_BT, self._num_highway))
 
 
-def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def _run_layer(directions: Sequence[nn.Module], x_BTF: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     h_BTH = directions[0](x_BTF)[0]
     if len(directions) == 1:
         return h_BTH
-    backward_BTH = reverse_steps(directions[1](reverse_steps(x_BTF, there_BT))[0], there_BT)
+    backward_BTH = reverse_steps(directions[1](reverse_steps(x_BTF, mask_BT))[0], mask_BT)
     return torch.cat([h_BTH, backward_BTH], dim=2)
 
 
-def _last_steps(x_BTF: torch.Tensor, there_BT: torch.Tensor, num: int) -> torch.Tensor:
+def _last_steps(x_BTF: torch.Tensor, mask_BT: torch.Tensor, num: int) -> torch.Tensor:
     """The last `num` real steps, last one first, concatenated (B, num * F); 0 before the first step."""
-    at_B1 = there_BT.sum(1, keepdim=True) - 1
+    at_B1 = mask_BT.sum(1, keepdim=True) - 1
     at_Bn = at_B1 - torch.arange(num, device=x_BTF.device).unsqueeze(0)
     steps_BnF = x_BTF.gather(1, at_Bn.clamp(min=0).unsqueeze(-1).expand(-1, -1, x_BTF.shape[2]))
     return (steps_BnF * (at_Bn >= 0).unsqueeze(-1)).flatten(1)

@@ -52,16 +52,16 @@ class TransformerEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self._has_padding:
             x = trim_common_padding(x)
-        h_BTW, there_BT = self.embed(x), self.padding_mask(x)
+        h_BTW, mask_BT = self.embed(x), self.padding_mask(x)
         for block in self.blocks:
-            h_BTW = block(h_BTW, there_BT)
+            h_BTW = block(h_BTW, mask_BT)
         return self.compute_outputs(h_BTW, x)
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """The input of the first block, h_BTW."""
-        x_BTW, there_BT = self.steps(x)
+        x_BTW, mask_BT = self.steps(x)
         h_BTW = self.dropout(self.norm_in(self.positions(x_BTW)))
-        return h_BTW if self.neighbours is None else self.neighbours(h_BTW, there_BT)
+        return h_BTW if self.neighbours is None else self.neighbours(h_BTW, mask_BT)
 
     def padding_mask(self, x: torch.Tensor) -> torch.Tensor | None:
         """mask_BT for every block; None without padding, for which attention has faster kernels."""
@@ -69,8 +69,8 @@ class TransformerEncoder(nn.Module):
 
     def compute_outputs(self, h_BTW: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, K), from the output of the last block."""
-        answer_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.step_mask(x), self._pooling)))
-        return answer_BK if self.wide is None else answer_BK + self.wide(x)
+        outputs_BK = self.head(self.dropout(pool(self.norm(h_BTW), self.steps.step_mask(x), self._pooling)))
+        return outputs_BK if self.wide is None else outputs_BK + self.wide(x)
 
 
 class LocalConvolution(nn.Module):
@@ -80,11 +80,11 @@ class LocalConvolution(nn.Module):
         super().__init__()
         self.convolution = nn.Conv1d(width, width, num_steps, padding=num_steps // 2, groups=width)
 
-    def forward(self, h_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
-        given_BWT = (h_BTW * there_BT.unsqueeze(-1)).transpose(
+    def forward(self, h_BTW: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        masked_BWT = (h_BTW * mask_BT.unsqueeze(-1)).transpose(
             1, 2
         )  # padding counts as zero, like steps beyond the ends
-        return h_BTW + F.gelu(self.convolution(given_BWT)).transpose(1, 2)
+        return h_BTW + F.gelu(self.convolution(masked_BWT)).transpose(1, 2)
 
 
 class WideTokens(nn.Module):

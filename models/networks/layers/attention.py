@@ -44,7 +44,7 @@ def attend(
     k_BPI: torch.Tensor,
     v_BPI: torch.Tensor,
     head_width: int,
-    there_BP: torch.Tensor | None = None,
+    mask_BP: torch.Tensor | None = None,
     *,
     is_causal: bool = False,
     dropout: float = 0.0,
@@ -57,7 +57,7 @@ def attend(
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
-            (q_BTI, k_BPI, v_BPI, None, None if there_BP is None else there_BP.to(torch.int32)),
+            (q_BTI, k_BPI, v_BPI, None, None if mask_BP is None else mask_BP.to(torch.int32)),
             {
                 "num_heads": q_BTI.shape[-1] // head_width,
                 "unidirectional": int(is_causal),
@@ -67,7 +67,7 @@ def attend(
             shape=q_BTI.shape,
             version=1,
         )
-    mask = None if there_BP is None else there_BP[:, None, None, :]
+    mask = None if mask_BP is None else mask_BP[:, None, None, :]
     if is_causal and q_BTI.shape[1] != k_BPI.shape[1]:
         # The built-in causal mask assumes that the first query belongs to the first key.
         num_new, num_all = q_BTI.shape[1], k_BPI.shape[1]
@@ -96,19 +96,19 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: Heads, dropout: float, *, is_causal: bool = False) -> None:
         super().__init__()
-        inside = heads.num * heads.width
-        self.query, self.key, self.value = (nn.Linear(width, inside) for _ in range(3))
-        self.out = nn.Linear(inside, width)
+        heads_width = heads.num * heads.width
+        self.query, self.key, self.value = (nn.Linear(width, heads_width) for _ in range(3))
+        self.out = nn.Linear(heads_width, width)
         self._head_width, self._dropout, self._is_causal = heads.width, dropout, is_causal
 
     def forward(
-        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: KeyValueCache | None = None
+        self, x_BTW: torch.Tensor, mask_BT: torch.Tensor | None = None, cache: KeyValueCache | None = None
     ) -> torch.Tensor:
         q_BTI, k_BPI, v_BPI = self.query(x_BTW), self.key(x_BTW), self.value(x_BTW)
-        if past is not None:
-            k_BPI, v_BPI = past.extend(k_BPI, v_BPI)
+        if cache is not None:
+            k_BPI, v_BPI = cache.extend(k_BPI, v_BPI)
         dropout = self._dropout if self.training else 0.0
-        a_BTI = attend(q_BTI, k_BPI, v_BPI, self._head_width, there_BT, is_causal=self._is_causal, dropout=dropout)
+        a_BTI = attend(q_BTI, k_BPI, v_BPI, self._head_width, mask_BT, is_causal=self._is_causal, dropout=dropout)
         return self.out(a_BTI)
 
 
@@ -125,9 +125,9 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTW: torch.Tensor, there_BT: torch.Tensor | None = None, past: KeyValueCache | None = None
+        self, x_BTW: torch.Tensor, mask_BT: torch.Tensor | None = None, cache: KeyValueCache | None = None
     ) -> torch.Tensor:
-        x_BTW = x_BTW + self.dropout(self.attention(self.norm_attention(x_BTW), there_BT, past))
+        x_BTW = x_BTW + self.dropout(self.attention(self.norm_attention(x_BTW), mask_BT, cache))
         hidden_BTH = F.gelu(self.up(self.norm_feed_forward(x_BTW)))
         return x_BTW + self.dropout(self.down(hidden_BTH))
 
@@ -141,16 +141,14 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, x_BTW: torch.Tensor, first: int = 0) -> torch.Tensor:
         """`first` is the position of the first step. Raises IndexError if there are too few positions."""
-        behind = first + x_BTW.shape[1]
-        if behind > self.places.num_embeddings:
-            raise IndexError(
-                f"a row has {behind} steps, but the network has only {self.places.num_embeddings} positions"
-            )
+        end = first + x_BTW.shape[1]
+        if end > self.places.num_embeddings:
+            raise IndexError(f"a row has {end} steps, but the network has only {self.places.num_embeddings} positions")
         if not self.training:
-            return x_BTW + self.places.weight[first:behind]
-        at_T = torch.arange(first, behind, device=x_BTW.device)
+            return x_BTW + self.places.weight[first:end]
+        positions_T = torch.arange(first, end, device=x_BTW.device)
         # One lookup per row instead of one for all: DP-SGD needs per-row gradients.
-        return x_BTW + self.places(at_T.expand(x_BTW.shape[0], -1))
+        return x_BTW + self.places(positions_T.expand(x_BTW.shape[0], -1))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 
 
-def image_shape(layout: Layout, kind: str, *, least_side: int = 1) -> tuple[int, int, int]:
+def image_shape(layout: Layout, kind: str, *, min_side: int = 1) -> tuple[int, int, int]:
     """Channels, height and width of one row, for a network of kind `kind`.
 
     Raises:
@@ -20,10 +20,10 @@ def image_shape(layout: Layout, kind: str, *, least_side: int = 1) -> tuple[int,
             remedy="use an mlp for flat rows, and an rnn or a transformer for sequences and tokens",
         )
     channels, height, width = layout.shape
-    if min(height, width) < least_side:
+    if min(height, width) < min_side:
         raise RecipeInvalid(
             f"the {kind} got images of {height} x {width} pixels",
-            required=f"at least {least_side} x {least_side}",
+            required=f"at least {min_side} x {min_side}",
             where="the recipe's model",
             remedy="use a cnn, which accepts images of any size",
         )

@@ -48,7 +48,7 @@ class StepEmbedding(nn.Module):
             self.width = width
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        there_BT = self.step_mask(x)
+        mask_BT = self.step_mask(x)
         if self.embedding is not None:
             x_BTW = self.embedding(x.long().clamp(0, self._last_token))
         elif self._kind == "image":
@@ -57,19 +57,19 @@ class StepEmbedding(nn.Module):
             x_BTW = x[..., :-1].masked_fill(x[..., -1:] <= 0.5, 0.0)
         else:
             x_BTW = x
-        return (x_BTW if self.project is None else self.project(x_BTW)), there_BT
+        return (x_BTW if self.project is None else self.project(x_BTW)), mask_BT
 
     def step_mask(self, x: torch.Tensor) -> torch.Tensor:
         """mask_BT bool: True for real steps, and for the first step of a row of only padding."""
         if self._kind == "tokens":
-            there_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1
+            mask_BT, has_none_B1 = x >= 1, x.amax(1, keepdim=True) < 1
         elif self._is_padded:
-            told_BT = x[..., -1]
-            there_BT, has_none_B1 = told_BT > 0.5, told_BT.amax(1, keepdim=True) <= 0.5
+            flag_BT = x[..., -1]
+            mask_BT, has_none_B1 = flag_BT > 0.5, flag_BT.amax(1, keepdim=True) <= 0.5
         else:
             return torch.ones_like(x[:, 0, 0] if self._kind == "image" else x[..., 0], dtype=torch.bool)
         is_first_T = torch.arange(x.shape[1], device=x.device) == 0
-        return there_BT | (is_first_T & has_none_B1)
+        return mask_BT | (is_first_T & has_none_B1)
 
 
 def sequence_length(layout: Layout) -> int:
@@ -79,27 +79,27 @@ def sequence_length(layout: Layout) -> int:
 
 def trim_common_padding(x: torch.Tensor) -> torch.Tensor:
     """Removes trailing steps that are padding in every row, from tokens (B, T) or padded steps (B, T, F)."""
-    there_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
-    at_T = torch.arange(1, there_BT.shape[1] + 1, device=x.device)
-    return x[:, : max(int((there_BT.any(0) * at_T).max()), 1)]
+    mask_BT = x >= 1 if x.dim() == 2 else x[..., -1] > 0.5
+    at_T = torch.arange(1, mask_BT.shape[1] + 1, device=x.device)
+    return x[:, : max(int((mask_BT.any(0) * at_T).max()), 1)]
 
 
-def pool(h_BTW: torch.Tensor, there_BT: torch.Tensor, how: str) -> torch.Tensor:
+def pool(h_BTW: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
     """One vector per row (B, W) from its real steps, of which each row has one: first, last, mean or max."""
-    if how == "first":
+    if pooling == "first":
         return h_BTW[:, 0]
-    if how == "last":
-        last_B1W = (there_BT.sum(1) - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, h_BTW.shape[-1])
+    if pooling == "last":
+        last_B1W = (mask_BT.sum(1) - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, h_BTW.shape[-1])
         return h_BTW.gather(1, last_B1W)[:, 0]
-    if how == "max":
-        return h_BTW.masked_fill(~there_BT.unsqueeze(-1), torch.finfo(h_BTW.dtype).min).amax(1)
-    there_BT1 = there_BT.unsqueeze(-1).to(h_BTW.dtype)
-    return (h_BTW * there_BT1).sum(1) / there_BT1.sum(1)
+    if pooling == "max":
+        return h_BTW.masked_fill(~mask_BT.unsqueeze(-1), torch.finfo(h_BTW.dtype).min).amax(1)
+    mask_BT1 = mask_BT.unsqueeze(-1).to(h_BTW.dtype)
+    return (h_BTW * mask_BT1).sum(1) / mask_BT1.sum(1)
 
 
-def reverse_steps(x_BTW: torch.Tensor, there_BT: torch.Tensor) -> torch.Tensor:
+def reverse_steps(x_BTW: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Reverses the real steps and keeps padding at the end; its own inverse."""
-    num_B1 = there_BT.sum(1, keepdim=True)
+    num_B1 = mask_BT.sum(1, keepdim=True)
     at_1T = torch.arange(x_BTW.shape[1], device=x_BTW.device).unsqueeze(0)
     source_BT = torch.where(at_1T < num_B1, num_B1 - 1 - at_1T, at_1T)
     return x_BTW.gather(1, source_BT.unsqueeze(-1).expand_as(x_BTW))

@@ -106,8 +106,8 @@ def even_sample(rows: Array, least: int) -> Array:
 
 def num_batches(rows: ExampleSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
     """The batches of one epoch. The last one needs two rows per process, for batch normalisation."""
-    whole, rest = divmod(rows.num_rows, batch_size)
-    return whole + (rest >= 2 * group.size)
+    num_full, remainder = divmod(rows.num_rows, batch_size)
+    return num_full + (remainder >= 2 * group.size)
 
 
 def batch_num_rows(rows: ExampleSource, batch_size: int, number: int) -> int:
@@ -123,22 +123,22 @@ def iterate_batches(
     With several processes, each takes its part of every batch.
     """
     end = num_batches(rows, batch_size, group) * batch_size
-    begun: list[Batch] = []  # pieces of a batch whose rows are in several windows
+    pieces: list[Batch] = []  # pieces of a batch whose rows are in several windows
     for position, x, y, order in rows.windows(seed, epoch, start * batch_size):
         order = order[: max(end - position, 0)]
         # The first rows complete the last batch of the previous window.
         head, body = order.tensor_split([min(-position % batch_size, len(order))])
         if len(head) and position + len(head) > start * batch_size:
-            begun.append((x.index_select(0, head), y.index_select(0, head)))
-        whole, tail = body.tensor_split([len(body) // batch_size * batch_size])
+            pieces.append((x.index_select(0, head), y.index_select(0, head)))
+        full_order, tail = body.tensor_split([len(body) // batch_size * batch_size])
         if (position + len(head)) % batch_size == 0:
-            yield from _join_pieces(begun, group)
-            begun = []
+            yield from _join_pieces(pieces, group)
+            pieces = []
             skipped = max(start - (position + len(head)) // batch_size, 0)
-            yield from itertools.islice(_full_batches(x, y, whole, batch_size, skipped, group), skipped, None)
+            yield from itertools.islice(_full_batches(x, y, full_order, batch_size, skipped, group), skipped, None)
             if len(tail) and position + len(order) > start * batch_size:
-                begun.append((x.index_select(0, tail), y.index_select(0, tail)))
-    yield from _join_pieces(begun, group)
+                pieces.append((x.index_select(0, tail), y.index_select(0, tail)))
+    yield from _join_pieces(pieces, group)
 
 
 def _full_batches(
@@ -148,13 +148,13 @@ def _full_batches(
     # Rows of many batches are gathered at once, because a small gather is dominated by call overhead.
     per_block = max(_BLOCK_VALUES // (batch_size * max(x[:1].numel(), 1)), 1)
     for number, chosen in enumerate(order.split(per_block * batch_size) if len(order) else ()):
-        mine = [batch[group.rank :: group.size] for batch in chosen.split(batch_size)]
+        own_rows = [batch[group.rank :: group.size] for batch in chosen.split(batch_size)]
         if (number + 1) * per_block <= skipped:
-            yield from ((x[:0], y[:0]) for _ in mine)
+            yield from ((x[:0], y[:0]) for _ in own_rows)
             continue
         # Blocks do not depend on `start`, since the bits of a product may depend on memory alignment.
-        sizes = [len(batch) for batch in mine]
-        at = torch.cat(mine)
+        sizes = [len(batch) for batch in own_rows]
+        at = torch.cat(own_rows)
         yield from zip(x.index_select(0, at).split(sizes), y.index_select(0, at).split(sizes), strict=True)
 
 

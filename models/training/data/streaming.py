@@ -148,13 +148,13 @@ class _GroupReader:
 
     def take(self, num_rows: int) -> list[pa.RecordBatch]:
         """Reads the next `num_rows` rows."""
-        taken = []
+        slices = []
         while num_rows:
             batch = next(self._batches) if self._rest is None else self._rest
-            taken.append(batch.slice(0, num_rows))
+            slices.append(batch.slice(0, num_rows))
             self._rest = batch.slice(num_rows) if batch.num_rows > num_rows else None
-            num_rows -= taken[-1].num_rows
-        return taken
+            num_rows -= slices[-1].num_rows
+        return slices
 
 
 def _slice_num_rows(num_rows: int, at: int, num: int) -> int:

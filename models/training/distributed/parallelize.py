@@ -87,10 +87,10 @@ def parallelize(
 def gather_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     """The complete weights on the CPU in the first process; empty in the others."""
     if has_remote_modules(network):
-        parts: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
-        own = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-        dist.gather_object(own, parts if dist.get_rank() == 0 else None)
-        return {name: tensor for part in parts for name, tensor in part.items()}
+        weights_of_processes: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
+        own_weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        dist.gather_object(own_weights, weights_of_processes if dist.get_rank() == 0 else None)
+        return {name: tensor for weights in weights_of_processes for name, tensor in weights.items()}
     state: dict[str, Any] = get_model_state_dict(
         network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )

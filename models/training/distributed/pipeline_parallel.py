@@ -63,13 +63,13 @@ class PipelineStageModule(nn.Module):
             return network.compute_outputs(h_BTW, x) if self._is_last else h_BTW
 
 
-def num_microbatches(stated: int | None, batch_size: int, num_processes: int) -> int:
+def num_microbatches(configured: int | None, batch_size: int, num_processes: int) -> int:
     """The number of microbatches. With four per process, none is idle for more than a fifth of the time.
 
     Raises:
         RecipeInvalid: there are fewer microbatches than processes, or more than rows.
     """
-    number = min(_MICROBATCHES * num_processes, batch_size) if stated is None else stated
+    number = min(_MICROBATCHES * num_processes, batch_size) if configured is None else configured
     if not num_processes <= number <= batch_size:
         raise RecipeInvalid(
             f"{number} microbatches for {num_processes} processes and a batch of {batch_size} rows",
@@ -91,7 +91,7 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     num_outputs = cast(nn.Linear, network.head).out_features
-    part = PipelineStageModule(
+    stage_module = PipelineStageModule(
         network, _keep_own_blocks(network, rank, size), rank, size, use_bf16=uses_bf16(loop, device)
     )
     # Otherwise dropout would use the same mask in every stage.
@@ -100,9 +100,9 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
     def stage(module: nn.Module) -> PipelineStage:
         return PipelineStage(module, rank, size, device)
 
-    train_stage = stage(cast(nn.Module, torch.compile(part)) if loop.compile else part)
+    train_stage = stage(cast(nn.Module, torch.compile(stage_module)) if loop.compile else stage_module)
     train_schedule = Schedule1F1B(train_stage, num_microbatches, loss_fn=_microbatch_loss, scale_grads=False)
-    predict_schedule = ScheduleGPipe(stage(part), num_microbatches)
+    predict_schedule = ScheduleGPipe(stage(stage_module), num_microbatches)
     num_rows = -(-loop.batch_size // num_microbatches) * num_microbatches  # buffers between processes have a fixed size
 
     def learn(x: torch.Tensor, losses: RowLosses, divisor: float) -> torch.Tensor:
@@ -120,7 +120,7 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
         return loss
 
     @torch.no_grad()
-    def answer(x: torch.Tensor) -> torch.Tensor:
+    def predict(x: torch.Tensor) -> torch.Tensor:
         outputs_BK = x.new_empty(len(x), num_outputs)
         for first in range(0, len(x), num_rows):
             rows = x[first : first + num_rows]
@@ -131,7 +131,7 @@ def pipeline_learner(network: nn.Module, loop: Loop, device: torch.device, num_m
         dist.broadcast(outputs_BK, src=size - 1)
         return outputs_BK
 
-    network.forward = answer
+    network.forward = predict
     return learn
 
 
@@ -156,13 +156,13 @@ def _keep_own_blocks(network: nn.Module, rank: int, size: int) -> range:
     Modules before the blocks belong to the first process, modules after them to the last.
     """
     blocks = cast(PipelinedNetwork, network).blocks
-    holder = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
-    own_blocks = range(*(-(-one * len(blocks) // size) for one in (rank, rank + 1)))
-    latest = 0
+    owner = {module: at * size // len(blocks) for at, block in enumerate(blocks) for module in block.modules()}
+    own_blocks = range(*(-(-number * len(blocks) // size) for number in (rank, rank + 1)))
+    current = 0
     for name, module in list(network.named_modules()):
         if module is blocks:
-            latest = size - 1
-        if next(module.parameters(recurse=False), None) is not None and holder.get(module, latest) != rank:
+            current = size - 1
+        if next(module.parameters(recurse=False), None) is not None and owner.get(module, current) != rank:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, RemoteModule())
     if not any(parameter.requires_grad for parameter in network.parameters()):

@@ -61,8 +61,8 @@ def loss_and_metric_sums(outputs_BK: torch.Tensor, y_B: torch.Tensor) -> torch.T
         squared = F.mse_loss(outputs_BK.squeeze(1).float(), y_B, reduction="sum").double()
         return torch.stack([squared, squared, torch.tensor(float(len(y_B)), dtype=torch.float64)])
     loss = F.cross_entropy(outputs_BK.float(), y_B, reduction="sum").double()
-    right = (outputs_BK.argmax(1) == y_B).sum().double()
-    return torch.stack([loss, right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
+    num_right = (outputs_BK.argmax(1) == y_B).sum().double()
+    return torch.stack([loss, num_right, torch.tensor(float(len(y_B)), dtype=torch.float64)])
 
 
 def loss_and_score(sums: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:

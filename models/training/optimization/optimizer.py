@@ -76,7 +76,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> None:
         for is_shard in (False, True)
     ]
     norms = [
-        nn.utils.get_total_norm([one.grad for one in same_kind if one.grad is not None])
+        nn.utils.get_total_norm([parameter.grad for parameter in same_kind if parameter.grad is not None])
         for same_kind in kinds
         if same_kind
     ]
@@ -114,10 +114,12 @@ class EMA:
                 pair for pair in pairs if pair[0].is_floating_point() and isinstance(pair[0], DTensor) is is_shard
             ]
             if same_kind:
-                torch._foreach_lerp_([mine for mine, _ in same_kind], [theirs for _, theirs in same_kind], 1 - decay)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+                torch._foreach_lerp_(
+                    [averages for averages, _ in same_kind], [weights for _, weights in same_kind], 1 - decay
+                )
+        for averages, weights in pairs:
+            if not averages.is_floating_point():
+                averages.copy_(weights)
 
     @contextmanager
     def applied_to(self, network: nn.Module) -> Iterator[None]:

@@ -27,7 +27,7 @@ def test_the_error_is_the_difference_of_confidence_and_accuracy():
 
 
 def test_probability_one_is_in_the_last_bin_and_empty_bins_are_nan():
-    found = calibration_bins(np.array([0]), shares_of(np.array([1.0])), num_steps=4)
+    found = calibration_bins(np.array([0]), shares_of(np.array([1.0])), num_bins=4)
     assert found.counts.tolist() == [0, 0, 0, 1]
     assert np.isnan(found.accuracy[:3]).all()
     assert found.accuracy[3] == found.confidence[3] == 1

@@ -87,4 +87,4 @@ def test_a_network_that_cannot_be_exported_is_refused_with_a_remedy(tmp_path: Pa
     network = build_network(own("looping"))
     with pytest.raises(ParityBroken, match="cannot export this network to ONNX") as refused:
         export_onnx(network, torch.randn(32, 4), tmp_path / "own.onnx")
-    assert "take no value out of a tensor" in refused.value.remedy
+    assert "read no value of a tensor" in refused.value.remedy
