@@ -126,7 +126,7 @@ def test_an_imported_network_needs_no_training_and_is_identified_by_its_bytes(tm
     plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
     path, file = tmp_path / "mine.yaml", tmp_path / "network.onnx"
     path.write_text(plain)
-    with pytest.raises(DataMissing, match=r"of the recipe's network there is no .*network\.onnx") as missing:
+    with pytest.raises(DataMissing, match=r"refers to .*network\.onnx, which does not exist") as missing:
         read_recipe(str(path))
     assert missing.value.where == "model.path in the recipe"
 

@@ -79,10 +79,10 @@ def test_marks_are_a_set_of_positions(num, data):
     marks, more = RowMask(num), RowMask(num)
     marks.add(np.array(first, np.int64))
     more.add(np.array(second, np.int64))
-    assert marks.num == len(first)
+    assert marks.num_set == len(first)
     marks.merge(more)
     union = set(first) | set(second)
-    assert marks.num == len(union)
+    assert marks.num_set == len(union)
     start = data.draw(st.integers(0, num))
     stop = data.draw(st.integers(start, num))
     assert marks.between(start, stop - start).tolist() == [row in union for row in range(start, stop)]

@@ -49,12 +49,13 @@ def test_spark_runs_where_there_is_no_java_at_all(
     tmp_path: Path, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     code = (
-        "from bloomery.tasks.infrastructure import engine_environment, settings, spark_session as spark\n"
+        "from bloomery.tasks.infrastructure import engine_environment, settings, spark_session\n"
         "engine_environment.apply_engine_environment()\n"
         "settings.require_state_folder()\n"
         "def same(batches):\n    yield from batches\n"
-        "print('COUNT', spark.session().range(1000).mapInArrow(same, 'id long').count(), spark.find_java().origin)\n"
-        "spark.stop()\n"
+        "print('COUNT', spark_session.get_session().range(1000).mapInArrow(same, 'id long').count(),"
+        " spark_session.find_java().origin)\n"
+        "spark_session.stop_session()\n"
     )
     # The directories of the path without a `java` in them.
     path = ":".join(part for part in ("/usr/local/bin", "/usr/bin", "/bin") if not (Path(part) / "java").exists())

@@ -246,7 +246,7 @@ def test_a_version_is_compared_with_the_previous_champion(release: Release) -> N
         "+0.00 points"
     )
     unknown: Any = SimpleNamespace(version="1", tags={})
-    assert "not to be compared" in version_description._compare_with_champion(release.bento, unknown, None)
+    assert "not comparable" in version_description._compare_with_champion(release.bento, unknown, None)
 
 
 @pytest.mark.parametrize(

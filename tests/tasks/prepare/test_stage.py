@@ -318,7 +318,7 @@ checked = ValidRows.model_validate_json((folder / "checked.json").read_text())
 features = Features.model_validate_json((folder / "features.json").read_text())
 means = SparkConfig(master=sys.argv[2], settings={"spark.executor.memory": "512m", "spark.executor.cores": "1"})
 print("DIGEST", prepare(checked, features, Engine(kind="spark", spark=means)).digest)
-spark.stop()
+spark.stop_session()
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CODE = "from bloomery.tasks.tracking import mlflow_runs as tracking; print('EXPERIMENT', tracking.experiment('one'))"
+CODE = "from bloomery.tasks.tracking import mlflow_runs; print('EXPERIMENT', mlflow_runs.ensure_experiment('one'))"
 
 
 @pytest.mark.slow

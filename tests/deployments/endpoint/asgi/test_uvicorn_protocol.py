@@ -246,7 +246,7 @@ def test_a_server_that_ends_completes_pending_requests(application, version, lis
 
 def test_requests_without_a_valid_key_get_the_same_error_both_ways(application, listening, fast_path, tmp_path) -> None:
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "made": "2026-01-01T00:00:00Z"}]}))
+    keys.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "created_at": "2026-01-01T00:00:00Z"}]}))
     notified: list[int] = []
     endpoint = require_keys(
         application,

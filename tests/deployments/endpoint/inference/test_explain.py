@@ -115,7 +115,7 @@ def by_hand(version: LoadedVersion, folder: Path, row: dict[str, Any], target: i
 @pytest.mark.parametrize("row", [ROW, {"age": 90, "height": None, "town": "bath"}, {"age": 1, "town": "nowhere"}])
 def test_contributions_are_shapley_values_of_the_raw_columns(version, folder, row) -> None:
     (found,) = explain_rows(version, row)
-    given = version.format_predictions(version.predict(version.row_check.table([row]).to_batches()[0]))[0]
+    given = version.format_predictions(version.predict(version.row_check.parse_table([row]).to_batches()[0]))[0]
     base, values = by_hand(version, folder, row, version.encoder.classes.index(found["label"]))
     assert (found["label"], found["is_exact"]) == (given["label"], True)
     assert found["output"] == pytest.approx(given["probabilities"][found["label"]], abs=1e-6)
@@ -232,7 +232,7 @@ def test_one_explanation_runs_at_a_time_and_others_get_503(version, monkeypatch)
         return predict_encoded(self, x)
 
     application = serving(version)
-    batch = version.row_check.table([ROW]).to_batches()[0]
+    batch = version.row_check.parse_table([ROW]).to_batches()[0]
     monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
     first = threading.Thread(target=lambda: asyncio.run(application._explainer.explain(version, batch, b"")))
     first.start()
@@ -300,7 +300,7 @@ def test_without_shap_the_status_is_501(version, monkeypatch) -> None:
 
 def test_a_row_with_too_many_groups_is_not_explained(version, monkeypatch) -> None:
     monkeypatch.setattr("bloomery.deployments.endpoint.inference.explain._MAX_GROUPS", 2)
-    batch = version.row_check.table([ROW]).to_batches()[0]
+    batch = version.row_check.parse_table([ROW]).to_batches()[0]
     with pytest.raises(HTTPError, match="3 groups of features to weigh; at most 2 can be explained") as caught:
         asyncio.run(Explainer(Limits()).explain(version, batch, b""))
     assert caught.value.status == 501
