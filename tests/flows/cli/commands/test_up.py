@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[4]
 STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 DIGESTS = ("data.digest", "weights.sha256", "bento")
 QUICK: dict[str, Any] = {
-    "model": {"channels": [16, 32], "hidden": 64},
     "training": {"epochs": 40, "checkpoints": {"every_steps": 20}},
     "compression": {
         "candidates": [{"name": "fp32"}, {"name": "pruned", "prune": {"ratio": 0.5}}],
