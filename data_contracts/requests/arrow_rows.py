@@ -78,7 +78,7 @@ class ArrowRowParser:
         names = found.schema.names
         problems = [
             *(
-                _problem("", name, "nothing", "the column is required")
+                _problem("", name, "no column", "the column is required")
                 for name in self.schema.names
                 if name not in names and name in self._required
             ),

@@ -353,7 +353,7 @@ def _problem(detail: ErrorDetails) -> dict[str, Any]:
         "extra_forbidden": "the contract has no such column",
         "finite_number": "must be a finite number",
     }.get(detail["type"], rule[0].lower() + rule[1:])
-    found = "nothing" if detail["type"] == "missing" else _shown(detail["input"])
+    found = "no value" if detail["type"] == "missing" else _shown(detail["input"])
     return {"row": row, "column": column, "found": found, "rule": rule}
 
 

@@ -237,7 +237,7 @@ def test_the_served_champion_predicts_valid_rows_and_rejects_invalid_ones(
             "row 0, column image[0]: found 99, but input should be less than or equal to 16",
         ),
         ([{"image": good}, {"image": good[1:]}], "row 1, column image: found an array of 63 values"),
-        ([{}], "row 0, column image: found nothing, but the column is required"),
+        ([{}], "row 0, column image: found no value, but the column is required"),
         ([{"image": good, "label": 3}], "column label: found 3, but the contract has no such column"),
         ([{"image": ["1", *good[1:]]}], "column image[0]: found '1'"),
         ([{"image": [True, *good[1:]]}], "column image[0]: found True"),

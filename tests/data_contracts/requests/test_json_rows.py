@@ -314,7 +314,7 @@ def test_rows_come_back_in_the_order_in_which_they_came(image_check):
 
 def test_a_missing_column_is_named(image_check):
     (problem,) = problems(image_check, [{"image": [0] * 64}, {}])
-    assert problem == {"row": 1, "column": "image", "found": "nothing", "rule": "the column is required"}
+    assert problem == {"row": 1, "column": "image", "found": "no value", "rule": "the column is required"}
 
 
 def test_every_problem_has_its_row_and_element(image_check):

@@ -85,7 +85,7 @@ def test_a_request_keeps_its_id_if_it_is_valid(application: Application) -> None
 
 
 INVALID_BODIES: list[tuple[str, Any, int, str]] = [
-    ("a missing column", {"rows": [{"age": 3}]}, 422, "row 0, column town: found nothing, but the column is required"),
+    ("a missing column", {"rows": [{"age": 3}]}, 422, "row 0, column town: found no value, but the column is required"),
     ("an extra column", {"rows": [{**ROW, "label": "old"}]}, 422, "column label: found 'old', but the contract has no"),
     ("a number as text", {"rows": [{**ROW, "age": "30"}]}, 422, "column age: found '30', but input should be a valid"),
     ("a boolean", {"rows": [{**ROW, "age": True}]}, 422, "column age: found True"),
@@ -202,7 +202,7 @@ INVALID_STREAMS: list[tuple[str, bytes, int, str]] = [
     ("truncated", stream_of(TABLE)[:-200], 400, "no whole Arrow stream"),
     ("noise", b"ARROW1" * 50, 400, "no whole Arrow stream"),
     ("no rows", stream_of(TABLE.slice(0, 0)), 422, "there must be at least one"),
-    ("a column missing", stream_of(TABLE.drop_columns(["age"])), 422, "column age: found nothing"),
+    ("a column missing", stream_of(TABLE.drop_columns(["age"])), 422, "column age: found no column"),
     ("an extra column", stream_of(TABLE.append_column("label", pa.array(["a", "b"]))), 422, "no such column"),
     ("text for a number", stream_of(TABLE.set_column(0, "age", pa.array(["1", "2"]))), 422, "column age: found string"),
     ("too old", stream_of(TABLE.set_column(0, "age", pa.array([30, 121]))), 422, "row 1, column age: found 121"),
