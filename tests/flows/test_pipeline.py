@@ -164,7 +164,7 @@ def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(copy
     shutil.rmtree(copy / "stages" / "promote")
     ended = sharing(copy, "run", "digits")
     assert ended.returncode == 4, ended.stdout + ended.stderr
-    assert "for the row with id 0 the bento answers 0" in ended.stderr
+    assert "for the row with id 0 the bento predicts 0" in ended.stderr
     after = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
     assert (after["version"], after["aliases"]) == (found["version"], ["champion"])
 
