@@ -270,7 +270,7 @@ def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
     ).toArrow()
     by_spark = encoded.sort_by("id")[ENCODED_INPUT].to_pylist()
     check = JsonRowParser(CONTRACT, encoder.columns)
-    assert len(by_spark) == len(rows) >= 300
+    assert len(by_spark) == len(rows) >= examples(300)
     for row, found in zip(rows, by_spark, strict=True):
         body = json.dumps({"rows": [{name: as_json(row[name]) for name in encoder.columns}]}).encode()
         asked = encode(encoder, check.to_columns(check.parse_json(body)))
