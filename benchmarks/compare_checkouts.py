@@ -51,8 +51,8 @@ def digests(state: Path, patterns: Patterns) -> Counter[tuple[str, str]]:
     )
 
 
-def compare(old: Path, new: Path, patterns: Patterns) -> int:
-    """Prints a line for each file, and returns how many have no equal file on the other side."""
+def compare(old: Path, new: Path, patterns: Patterns) -> tuple[int, int]:
+    """Prints a line for each file; returns how many OLD has, and how many on either side have no equal one."""
     before, after = digests(old, patterns), digests(new, patterns)
     lines = [
         *((name, sha256, "equal") for name, sha256 in (before & after).elements()),
@@ -61,7 +61,7 @@ def compare(old: Path, new: Path, patterns: Patterns) -> int:
     ]
     for name, sha256, where in sorted(lines):
         print(f"{where:<8}  {name:<32}  {sha256[:16]}")
-    return sum(where != "equal" for _, _, where in lines)
+    return before.total(), sum(where != "equal" for _, _, where in lines)
 
 
 def main() -> None:
@@ -79,8 +79,8 @@ def main() -> None:
                 for checkout, state in zip((arguments.old, arguments.new), states, strict=True):
                     run_recipe(checkout.resolve(), recipe, state)
             print(f"\n{recipe}")
-            num_different += compare(*states, MUST_AGREE)
-            num_compared += digests(states[0], MUST_AGREE).total()
+            num_files, num_unequal = compare(*states, MUST_AGREE)
+            num_compared, num_different = num_compared + num_files, num_different + num_unequal
             compare(*states, MAY_DIFFER)
     if num_compared == 0:
         sys.exit("nothing was compared: the state folders hold no output of prepare, train or compress")

@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import zipfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from bloomery.data_contracts.documents.files import write_text
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.data_contracts.recipe_sections.engine import SparkConfig
 from bloomery.tasks.infrastructure.settings import settings
@@ -93,11 +93,7 @@ def _without_vector_module(real: Path) -> Path:
         f'exec "{real / "bin" / "java"}" "$@"\n'
     )
     if not script.is_file() or script.read_text(encoding="utf-8") != text:
-        script.parent.mkdir(parents=True, exist_ok=True)
-        temporary = script.with_suffix(f".{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(temporary.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-        temporary.rename(script)
+        write_text(script, text, mode=0o755)
     return home
 
 

@@ -76,11 +76,12 @@ def code_version(*modules: str, carried: tuple[str, ...] = ()) -> str:
 
     `carried` names modules whose code becomes part of the output, with all that they import.
     """
-    determining, inside = determining_modules(*modules), reach(*carried)
-    sources = {name: _read(path) for name, path in (determining | inside).items()}
+    inside = reach(*carried)
+    paths = determining_modules(*modules) | inside
+    sources = {name: _read(path) for name, path in paths.items()}
     packages = {imported.split(".")[0] for source in sources.values() for imported in source.imports}
     code = {name: sources[name].complete if name in inside else sources[name].code for name in sources}
-    templates = {name: _templates(path) for name, path in (determining | inside).items() if _templates(path)}
+    templates = {name: digests for name, path in paths.items() if (digests := _templates(path))}
     return digest_of_document(
         {"code": code, "templates": templates, "packages": versions(packages - _PACKAGES_WITHOUT_SAY)}
     )
