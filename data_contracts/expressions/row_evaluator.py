@@ -1,7 +1,7 @@
-"""A checked condition asked of one row at a time, as it is asked of a batch (`evaluation.py`), without Arrow's cost.
+"""An expression as Python functions of one row, with the results that `arrow_evaluator.py` gives for a batch.
 
-For a request of one row Arrow takes some 20 microseconds for each operator, whatever it does. Here a condition becomes
-Python functions of a row. Whole numbers are Python's, which are exact, and so is comparing them with real ones.
+For one row Arrow takes about 20 microseconds for each operator, most of it overhead. Python's integers are exact, and
+so is its comparison of integers with floats.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from bloomery.data_contracts.expressions.arrow_evaluator import Node
+from bloomery.data_contracts.expressions.nodes import Node
 
 Row = Mapping[str, Any]  # by column: int, float, str, bool, date, datetime with an offset, list, or None
 RowFunction = Callable[[Row], Any]  # None is SQL's null
 
 
 class FallBackToArrow(Exception):
-    """Python may see this row otherwise than Arrow does: ask Arrow."""
+    """Python's result for this row may differ from Arrow's, so Arrow must evaluate it."""
 
 
 def compile_for_row(node: Node, schema: pa.Schema) -> RowFunction:
-    """The value of `node` for one row, whose cells are what columns of `schema` hold.
+    """The function that computes the value of `node` for one row of `schema`.
 
-    The function that comes back raises Unsure where upper and lower case of other letters than ASCII's are asked for.
+    It raises FallBackToArrow for upper or lower case of letters beyond ASCII.
     """
     parts = tuple(compile_for_row(part, schema) for part in node.parts)
-    return _MAKERS[node.operation](node, parts, schema)
+    return _COMPILERS[node.operation](node, parts, schema)
 
 
 def _column(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
@@ -51,52 +51,52 @@ def _literal(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> R
     return lambda row: value
 
 
-def _as(kind: str, part: RowFunction, node: Node) -> RowFunction:
-    """`part`, the value of `node`, as a real number where that is wanted and it is a whole one."""
+def _cast_to(kind: str, part: RowFunction, node: Node) -> RowFunction:
+    """`part`, which computes `node`, with integers converted to floats if `kind` is `number`."""
     if kind != "number" or node.kind != "integer":
         return part
 
-    def real(row: Row) -> float | None:
+    def as_float(row: Row) -> float | None:
         value = part(row)
         return None if value is None else float(value)
 
-    return real
+    return as_float
 
 
-def _of_two(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
-    """For operators of two values that are null if either is."""
+def _binary(compute: Callable[[Any, Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
+    """For operators of two values whose result is null if either is null."""
 
-    def made(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
-        left, right = (_as(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
-        wanted = node.parts[1].value if node.parts[1].operation == "literal" else None
-        if wanted is not None and right is parts[1]:  # the usual one: so it is a call less, and a test less
+    def compile_operator(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
+        left, right = (_cast_to(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
+        literal = node.parts[1].value if node.parts[1].operation == "literal" else None
+        if literal is not None and right is parts[1]:  # the common case: saves a call and a test for null
 
-            def asked_of_literal(row: Row) -> Any:
+            def evaluate_with_literal(row: Row) -> Any:
                 a = left(row)
-                return None if a is None else compute(a, wanted)
+                return None if a is None else compute(a, literal)
 
-            return asked_of_literal
+            return evaluate_with_literal
 
-        def asked(row: Row) -> Any:
+        def evaluate(row: Row) -> Any:
             a, b = left(row), right(row)
             return None if a is None or b is None else compute(a, b)
 
-        return asked
+        return evaluate
 
-    return made
+    return compile_operator
 
 
-def _of_one(compute: Callable[[Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
-    def made(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
+def _unary(compute: Callable[[Any], Any]) -> Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]:
+    def compile_operator(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
         (part,) = parts
 
-        def asked(row: Row) -> Any:
+        def evaluate(row: Row) -> Any:
             value = part(row)
             return None if value is None else compute(value)
 
-        return asked
+        return evaluate
 
-    return made
+    return compile_operator
 
 
 def _quotient(a: float, b: float) -> float | None:
@@ -104,7 +104,7 @@ def _quotient(a: float, b: float) -> float | None:
 
 
 def _remainder(a: Any, b: Any) -> Any:
-    """With the sign of what is divided."""
+    """The remainder with the sign of the dividend."""
     if b == 0:
         return None
     if isinstance(a, int):
@@ -114,59 +114,59 @@ def _remainder(a: Any, b: Any) -> Any:
 
 
 def _logic(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
-    decides = node.operation == "or"  # true decides an or, false an and
+    deciding = node.operation == "or"  # one true part decides an OR, one false part an AND
 
-    def asked(row: Row) -> bool | None:
-        found: bool | None = not decides
+    def evaluate(row: Row) -> bool | None:
+        result: bool | None = not deciding
         for part in parts:
             value = part(row)
-            if value is decides:
-                return decides
+            if value is deciding:
+                return deciding
             if value is None:
-                found = None
-        return found
+                result = None
+        return result
 
-    return asked
+    return evaluate
 
 
 def _case(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
     *branches, last = parts
     *nodes, last_node = node.parts
-    values = [_as(node.kind, part, of) for part, of in zip(branches[1::2], nodes[1::2], strict=True)]
+    values = [_cast_to(node.kind, part, of) for part, of in zip(branches[1::2], nodes[1::2], strict=True)]
     pairs = tuple(zip(branches[::2], values, strict=True))
-    otherwise = _as(node.kind, last, last_node)
+    default = _cast_to(node.kind, last, last_node)
 
-    def asked(row: Row) -> Any:
+    def evaluate(row: Row) -> Any:
         for condition, value in pairs:
             if condition(row):
                 return value(row)
-        return otherwise(row)
+        return default(row)
 
-    return asked
+    return evaluate
 
 
 def _coalesce(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
-    values = tuple(_as(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
+    values = tuple(_cast_to(node.kind, part, of) for part, of in zip(parts, node.parts, strict=True))
 
-    def asked(row: Row) -> Any:
-        return next((found for value in values if (found := value(row)) is not None), None)
+    def evaluate(row: Row) -> Any:
+        return next((cell for value in values if (cell := value(row)) is not None), None)
 
-    return asked
+    return evaluate
 
 
 def _like(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
-    inside = node.value.removeprefix(r"(?s)\A").removesuffix(r"\z")
-    matches = re.compile(inside, re.DOTALL).fullmatch
-    return _of_one(lambda text: matches(text) is not None)(node, parts, schema)
+    regex = node.value.removeprefix(r"(?s)\A").removesuffix(r"\z")
+    matches = re.compile(regex, re.DOTALL).fullmatch
+    return _unary(lambda text: matches(text) is not None)(node, parts, schema)
 
 
-def _in_case(change: Callable[[str], str]) -> Callable[[str], str]:
-    def changed(text: str) -> str:
+def _ascii_only(change: Callable[[str], str]) -> Callable[[str], str]:
+    def change_ascii(text: str) -> str:
         if not text.isascii():
             raise FallBackToArrow
         return change(text)
 
-    return changed
+    return change_ascii
 
 
 def _is_null(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> RowFunction:
@@ -177,31 +177,31 @@ def _is_null(node: Node, parts: tuple[RowFunction, ...], schema: pa.Schema) -> R
     return lambda row: part(row) is None
 
 
-_MAKERS: dict[str, Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]] = {
+_COMPILERS: dict[str, Callable[[Node, tuple[RowFunction, ...], pa.Schema], RowFunction]] = {
     "column": _column,
     "literal": _literal,
-    "+": _of_two(operator.add),
-    "-": _of_two(operator.sub),
-    "*": _of_two(operator.mul),
-    "/": _of_two(_quotient),
-    "%": _of_two(_remainder),
-    "negate": _of_one(operator.neg),
-    "abs": _of_one(abs),
-    "=": _of_two(operator.eq),
-    "<>": _of_two(operator.ne),
-    "<": _of_two(operator.lt),
-    "<=": _of_two(operator.le),
-    ">": _of_two(operator.gt),
-    ">=": _of_two(operator.ge),
+    "+": _binary(operator.add),
+    "-": _binary(operator.sub),
+    "*": _binary(operator.mul),
+    "/": _binary(_quotient),
+    "%": _binary(_remainder),
+    "negate": _unary(operator.neg),
+    "abs": _unary(abs),
+    "=": _binary(operator.eq),
+    "<>": _binary(operator.ne),
+    "<": _binary(operator.lt),
+    "<=": _binary(operator.le),
+    ">": _binary(operator.gt),
+    ">=": _binary(operator.ge),
     "and": _logic,
     "or": _logic,
     "case": _case,
     "coalesce": _coalesce,
     "like": _like,
-    "not": _of_one(operator.not_),
+    "not": _unary(operator.not_),
     "is null": _is_null,
-    "length": _of_one(len),
-    "lower": _of_one(_in_case(str.lower)),
-    "upper": _of_one(_in_case(str.upper)),
-    "trim": _of_one(lambda text: text.strip(" ")),
+    "length": _unary(len),
+    "lower": _unary(_ascii_only(str.lower)),
+    "upper": _unary(_ascii_only(str.upper)),
+    "trim": _unary(lambda text: text.strip(" ")),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bloomery.data_contracts.expressions.parser import parse_sql
+from bloomery.data_contracts.expressions.sql import parse_sql
 from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.rules import Rule

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bloomery.data_contracts.errors import ContractBroken
-from bloomery.data_contracts.expressions.parser import parse_sql
+from bloomery.data_contracts.expressions.sql import parse_sql
 from bloomery.data_contracts.expressions.table_queries import TABLE_PLACEHOLDER
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.distributions import compute_divergence, count_into_bins
