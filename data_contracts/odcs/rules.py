@@ -81,7 +81,7 @@ class Rule(Document):
             case "pattern":
                 return f"must match {self.pattern}"
             case "expression":
-                return f"must keep {_on_one_line(self.expression)}"
+                return f"must satisfy {_on_one_line(self.expression)}"
             case "determined":
                 return f"must be determined by {' and '.join(self.columns)}"
             case "fresh":

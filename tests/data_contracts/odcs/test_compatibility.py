@@ -113,8 +113,8 @@ def test_another_condition_is_a_rule_less_and_a_rule_more(contract_of):
     old = contract_of(*COLUMNS, quality=[condition("fare > id")])
     new = contract_of(*COLUMNS, quality=[condition("fare >= id")])
     assert [(change.kind, change.sentence) for change in diff_contracts(old, new)] == [
-        ("compatible", "no longer required: must keep fare > id"),
-        ("breaking", "a new error: must keep fare >= id"),
+        ("compatible", "no longer required: must satisfy fare > id"),
+        ("breaking", "a new error: must satisfy fare >= id"),
     ]
 
 

@@ -48,7 +48,7 @@ def test_the_rules_stand_in_the_order_of_the_file(digits_contract):
         (Rule(target="v", kind="num_items", low=2, high=2), "must have exactly 2 items"),
         (Rule(target="", kind="num_rows", low=100), "must have at least 100 rows"),
         (Rule(target="", kind="unique", columns=("a", "b")), "a and b must be unique together"),
-        (Rule(target="", kind="expression", expression="a\n > b"), "must keep a > b"),
+        (Rule(target="", kind="expression", expression="a\n > b"), "must satisfy a > b"),
         (Rule(target="b", kind="determined", columns=("a",)), "must be determined by a"),
         (Rule(target="v", kind="fresh", high=5400), "newest value must be at most 90 minutes old"),
         (Rule(target="v", kind="fresh", high=86400), "newest value must be at most 1 day old"),
