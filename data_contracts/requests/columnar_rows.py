@@ -1,7 +1,7 @@
-"""Checked rows as Python's values.
+"""Checked rows of a request, by column, as Python's values.
 
-Arrow's arrays of one row cost more than all that is done with them, so whoever can read values themselves asks here
-first. Every answer is what the Arrow column would give, bit for bit, or None: then the column has to be asked.
+For a few rows, creating an Arrow array costs more than encoding its values. So an encoder first asks for the values
+themselves, which are bit for bit those of the Arrow column; a method returns None where only Arrow has the values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Cells = dict[str, list[Any]]  # the values of each column, in the rows' order
 
 
 class ColumnKinds:
-    """Which columns of a schema can be read from Python's values, and as what."""
+    """The columns of a schema that can be read without Arrow, by kind of value."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -42,7 +42,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 class ColumnarRows:
-    """Rows that keep their contract, by column."""
+    """Rows that keep the contract, by column."""
 
     def __init__(self, cells: Cells, kinds: ColumnKinds) -> None:
         self.cells, self.kinds = cells, kinds
@@ -69,7 +69,7 @@ class ColumnarRows:
         return ColumnarRows({name: cells[start : start + num_rows] for name, cells in self.cells.items()}, self.kinds)
 
     def numbers(self, columns: Sequence[str]) -> np.ndarray | None:
-        """Float64 (columns, rows) of numbers or booleans, NaN where there is no value."""
+        """The values of numeric or boolean columns as float64 of shape (columns, rows), NaN for null."""
         if not self.kinds.numbers.issuperset(columns):
             return None
         values = np.array([self.cells[column] for column in columns], np.float64)
@@ -80,11 +80,11 @@ class ColumnarRows:
         return values
 
     def strings(self, column: str) -> list[str | int | None] | None:
-        """Text or whole numbers."""
+        """The values of a column of text or integers."""
         return self.cells[column] if column in self.kinds.strings else None
 
     def elements(self, column: str) -> np.ndarray | None:
-        """The elements of lists of one length, one list after the other, in the type of the column's elements."""
+        """The elements of lists of equal length, one list after the other, in the type of the column's elements."""
         kind = self.kinds.element_types.get(column)
         if kind is None:
             return None
@@ -96,15 +96,15 @@ class ColumnarRows:
 
 
 def to_table(parts: Sequence[ColumnarRows | pa.RecordBatch]) -> pa.Table:
-    """Rows of one schema, one after the other. Cells are joined first: Arrow's cost is by the array, not by the row."""
+    """The rows of all parts, which have one schema. Cells are joined first, since Arrow's cost is per array."""
     batches: list[pa.RecordBatch] = []
-    for are_cells, run in itertools.groupby(parts, key=lambda one: isinstance(one, ColumnarRows)):
-        together = list(run)
+    for are_cells, group in itertools.groupby(parts, key=lambda part: isinstance(part, ColumnarRows)):
+        members = list(group)
         if are_cells:
             cells = {
-                name: list(itertools.chain.from_iterable(one.cells[name] for one in together))
-                for name in together[0].cells
+                name: list(itertools.chain.from_iterable(member.cells[name] for member in members))
+                for name in members[0].cells
             }
-            together = [ColumnarRows(cells, together[0].kinds).batch]
-        batches += together
+            members = [ColumnarRows(cells, members[0].kinds).batch]
+        batches += members
     return pa.Table.from_batches(batches)

@@ -1,4 +1,4 @@
-"""The rows of a request as a JSON Schema, for whoever writes a client: types, limits, known values and examples."""
+"""The rows of a request as a JSON Schema, for authors of clients: types, limits, allowed values and descriptions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _FORMATS = {"date": {"type": "string", "format": "date"}, "timestamp": {"type": 
 
 
 def row_json_schema(columns: Sequence[Column], rules: Sequence[Rule], title: str) -> dict[str, Any]:
-    """An object with a property for each column. What JSON Schema cannot say is in the descriptions.
+    """An object with a property for each column. Conditions, which JSON Schema cannot express, are in the description.
 
-    A pattern is one of Python's regular expressions, which a reader of the schema takes for JavaScript's.
+    Patterns are Python's regular expressions, although JSON Schema expects JavaScript's.
     """
     properties = {column.name: _column(column, rules) for column in columns}
     conditions = [rule.sentence for rule in rules if rule.kind == "expression"]
@@ -29,16 +29,16 @@ def row_json_schema(columns: Sequence[Column], rules: Sequence[Rule], title: str
 
 
 def _column(column: Column, rules: Sequence[Rule]) -> dict[str, Any]:
-    own = [rule for rule in rules if rule.target == column.name]
+    column_rules = [rule for rule in rules if rule.target == column.name]
     if column.items is None:
-        schema = _value(column, own)
+        schema = _value(column, column_rules)
     else:
-        inner = [rule for rule in rules if rule.target == f"{column.name}[]"]
-        items = _value(column.items, inner)
+        item_rules = [rule for rule in rules if rule.target == f"{column.name}[]"]
+        items = _value(column.items, item_rules)
         schema = {"type": "array", "items": items if column.items.required else _or_null(items)}
-        for rule in own:
+        for rule in column_rules:
             if rule.kind == "num_items":
-                schema |= _named(rule, "minItems", "maxItems")
+                schema |= _limits(rule, "minItems", "maxItems")
     if column.description:
         schema["description"] = column.description
     return schema if column.is_required else _or_null(schema)
@@ -46,20 +46,20 @@ def _column(column: Column, rules: Sequence[Rule]) -> dict[str, Any]:
 
 def _value(item: TypedElement, rules: Sequence[Rule]) -> dict[str, Any]:
     if item.logical_type == "integer":
-        least, most = integer_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
-        schema: dict[str, Any] = {"type": "integer", "minimum": least, "maximum": most}
+        lower, upper = integer_limits(tuple(rule for rule in rules if rule.kind == "between"), item.arrow_type)
+        schema: dict[str, Any] = {"type": "integer", "minimum": lower, "maximum": upper}
     else:
         schema = dict(_FORMATS.get(item.logical_type, {"type": item.logical_type}))
     for rule in rules:
         match rule.kind:
             case "between" if item.logical_type == "number":
-                schema |= _named(
+                schema |= _limits(
                     rule,
                     "exclusiveMinimum" if rule.strict_low else "minimum",
                     "exclusiveMaximum" if rule.strict_high else "maximum",
                 )
             case "length":
-                schema |= _named(rule, "minLength", "maxLength")
+                schema |= _limits(rule, "minLength", "maxLength")
             case "pattern":
                 schema["pattern"] = rule.pattern
             case "in_set":
@@ -67,7 +67,7 @@ def _value(item: TypedElement, rules: Sequence[Rule]) -> dict[str, Any]:
     return schema
 
 
-def _named(rule: Rule, low: str, high: str) -> dict[str, Any]:
+def _limits(rule: Rule, low: str, high: str) -> dict[str, Any]:
     return {name: limit for name, limit in ((low, rule.low), (high, rule.high)) if limit is not None}
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.requests.arrow_rows import ARROW_MEDIA_TYPE as ARROW
 from bloomery.data_contracts.requests.columnar_rows import Row
-from bloomery.data_contracts.requests.json_rows import BodyUnreadable, RowsRefused
+from bloomery.data_contracts.requests.problems import BodyUnreadable, RowsRefused
 from bloomery.data_contracts.serving.api_keys import KeyPolicy
 from bloomery.data_contracts.serving.prediction_log import CANARY
 from bloomery.deployments.endpoint.asgi.documentation import DocumentationPages

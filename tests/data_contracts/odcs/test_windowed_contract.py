@@ -9,7 +9,8 @@ import pytest
 
 from bloomery.data_contracts.odcs.contract import Contract
 from bloomery.data_contracts.odcs.windowed_contract import with_windows
-from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.requests.problems import RowsRefused
 
 HEAT: dict[str, Any] = {
     "name": "heat",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.requests.problems import RowsRefused
 from tests.examples import examples
 
 SMALL = st.integers(-4, 4)
@@ -450,8 +451,8 @@ def test_a_broken_condition_names_its_columns_and_their_values(contract_of):
     contract = contract_of(*PAIR, quality=[expression("a <= b"), expression("a <> 5")])
     check = JsonRowParser(contract, ["a", "b", "c"])
     assert problems(check, [{"a": 1, "b": 2.0}, {"a": 5, "b": 2.0}]) == [
-        {"row": 1, "column": "a, b", "found": "a = 5, b = 2.0", "rule": "must keep a <= b"},
-        {"row": 1, "column": "a", "found": "a = 5", "rule": "must keep a <> 5"},
+        {"row": 1, "column": "a, b", "found": "a = 5, b = 2.0", "rule": "must satisfy a <= b"},
+        {"row": 1, "column": "a", "found": "a = 5", "rule": "must satisfy a <> 5"},
     ]
 
 

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from bloomery.data_contracts.errors import DataUnfit
 from bloomery.data_contracts.odcs.arrow_schema import arrow_schema
 from bloomery.data_contracts.odcs.contract import Contract
-from bloomery.data_contracts.requests.json_rows import JsonRowParser, RowsRefused
+from bloomery.data_contracts.requests.json_rows import JsonRowParser
+from bloomery.data_contracts.requests.problems import RowsRefused
 from bloomery.data_contracts.validation.row_checks import (
     CastBatch,
     cast_batch,

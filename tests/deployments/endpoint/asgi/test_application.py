@@ -199,8 +199,8 @@ def test_an_arrow_stream_gets_the_same_predictions_as_json(application, version)
 
 TABLE = pa.table({"age": [30, 70], "height": [1.7, 1.6], "town": ["york", "bath"]})
 INVALID_STREAMS: list[tuple[str, bytes, int, str]] = [
-    ("truncated", stream_of(TABLE)[:-200], 400, "no whole Arrow stream"),
-    ("noise", b"ARROW1" * 50, 400, "no whole Arrow stream"),
+    ("truncated", stream_of(TABLE)[:-200], 400, "not a complete Arrow stream"),
+    ("noise", b"ARROW1" * 50, 400, "not a complete Arrow stream"),
     ("no rows", stream_of(TABLE.slice(0, 0)), 422, "there must be at least one"),
     ("a column missing", stream_of(TABLE.drop_columns(["age"])), 422, "column age: found no column"),
     ("an extra column", stream_of(TABLE.append_column("label", pa.array(["a", "b"]))), 422, "no such column"),
