@@ -1,4 +1,4 @@
-"""What tests of every room share: state folders of their own, and the command line as a user calls it."""
+"""Fixtures for the tests of every room: isolated state folders, finished runs, and the command line."""
 
 from __future__ import annotations
 
@@ -13,75 +13,50 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from filelock import FileLock
-from xdist.scheduler import LoadFileScheduling
 
 from bloomery.tasks.infrastructure.device import instruction_set
 from tests import examples  # noqa: F401 - loads hypothesis' profile before tests are collected
 from tests.forks import Forks
-from tests.living import answers
+from tests.processes import responds
 
-if TYPE_CHECKING:
-    from bloomery.data_contracts.odcs.contract import Contract
-    from bloomery.data_contracts.records.records import Release
-
+pytest_plugins = ("tests.records", "tests.scheduling")
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ROOT / "tests" / "longest.txt"
 QUICK = ROOT / "tests" / "digits-quick.yaml"
-OURS = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
+ENVIRONMENT_PREFIXES = ("BLOOMERY_", "PREFECT_", "MLFLOW_", "BENTOML_", "GX_", "MPL", "ATEN_", "ONEDNN_", "MKL_CBWR")
 
 if not hasattr(sys.modules["__main__"], "__file__"):
-    sys.modules["__main__"].__file__ = __file__  # PySpark takes a worker of pytest-xdist for doctests, and ends it
+    # Without it, PySpark mistakes a worker of pytest-xdist for a run of doctests, and ends it.
+    sys.modules["__main__"].__file__ = __file__
 
-# Spark's Java lives for seconds here, in which to optimise what it runs costs more than it gains.
+# Spark's Java runs for seconds only: full optimisation of its code would cost more time than it saves.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-# The package of flows names this folder's state folder to the engines. No test may write there, nor its processes.
-_before = dict(os.environ)
+# Importing bloomery.flows points the engines to the checkout's own state folder, into which no test may write.
+_environment = dict(os.environ)
 importlib.import_module("bloomery.flows")
 os.environ.clear()
-os.environ.update(_before)
-# Engines ask for these once, at their first arithmetic. Set later, tests would compare bits of two instruction sets.
+os.environ.update(_environment)
+# Engines read these variables once, at their first computation. If they were set later, tests would compare results of
+# two instruction sets.
 for name, value in instruction_set().items():
     os.environ.setdefault(name, value)
 
 
 def environment_for(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a user who has set nothing but the state folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    return {**kept, "BLOOMERY_HOME": str(home), "COLUMNS": "100", **more}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, then others with slow tests, so that both cores end at the same time.
-
-    pytest-xdist keeps to this with --no-loadscope-reorder; else files with many tests would come first.
-    """
-    longest = {ROOT / line: place for place, line in enumerate(LONGEST.read_text().split())}
-    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-    items.sort(key=lambda item: (longest.get(item.path, len(longest)), item.path not in slow))  # stable within a file
-
-
-class OneSpark(LoadFileScheduling):
-    """Gives a worker one file after another, and one of them all tests that use Spark in its process."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "spark" if "::test_spark_" in nodeid else super()._split_scope(nodeid)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneSpark:
-    return OneSpark(config, log)
+    """Returns the environment of a user who has set no variable of Bloomery but the state folder."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIXES)}
+    return {**base, "BLOOMERY_HOME": str(home), "COLUMNS": "100", **more}
 
 
 @pytest.fixture(scope="session")
 def datasets() -> Path:
-    """The folder of real data sets that lies beside a developer's checkout; tests that need it are skipped without."""
+    """The folder of real data sets beside a developer's checkout. Tests that need it are skipped if it is missing."""
     folder = ROOT.parent / "shared" / "datasets"
     if not folder.is_dir():
-        pytest.skip("the folder of real data sets is not here")
+        pytest.skip("there is no folder of real data sets")
     return folder
 
 
@@ -90,13 +65,13 @@ def clean_environment() -> Callable[..., dict[str, str]]:
     return environment_for
 
 
-Fresh = Callable[[Path], Path]
-Once = Callable[[str, Callable[[Path], None]], Path]
+CreateHome = Callable[[Path], Path]
+SharedFolder = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """`once(name, make)` is a folder that all workers of pytest-xdist share; the first one that asks fills it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
+    """`shared_folder(name, make)` returns a folder for all workers of pytest-xdist, which the first caller fills."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -114,8 +89,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def databases(once: Once) -> Path:
-    """The databases of MLflow and Prefect with their tables and no rows, which take seconds to create."""
+def databases(shared_folder: SharedFolder) -> Path:
+    """Databases of MLflow and Prefect with empty tables, copied by tests because creating them takes seconds."""
 
     def make(folder: Path) -> None:
         home = folder / "home"
@@ -129,12 +104,12 @@ def databases(once: Once) -> Path:
             ):
                 created.backup(copy)
 
-    return once("databases", make)
+    return shared_folder("databases", make)
 
 
 @pytest.fixture(scope="session")
-def fresh(databases: Path) -> Fresh:
-    """`fresh(home)` makes a state folder at `home` that holds empty databases, so that a run need not create them."""
+def create_home(databases: Path) -> CreateHome:
+    """`create_home(home)` creates a state folder with empty databases, so that a run need not create them."""
 
     def make(home: Path) -> Path:
         for name in ("mlflow", "prefect"):
@@ -153,7 +128,7 @@ def home(databases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     from bloomery.tasks.tracking import mlflow_runs
 
     before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(OURS)]:
+    for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIXES)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("BLOOMERY_HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "mlflow").mkdir(parents=True)
@@ -170,8 +145,8 @@ def home(databases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture(scope="session")
-def one_spark(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For tests that use Spark in this process: they share one, since a Java takes long to start."""
+def shared_spark(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One Spark session for all tests that use Spark in this process, since Java takes seconds to start."""
     yield
     from bloomery.tasks.infrastructure import spark_session
 
@@ -183,7 +158,7 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def bloomery() -> Bloomery:
-    """`bloomery(home, "run", "digits")`: the command line in a process of its own."""
+    """`bloomery(home, "run", "digits")` runs the command line in its own process."""
 
     def call(
         home: Path, *arguments: str, timeout_s: float = 300, **environment: str
@@ -202,7 +177,7 @@ def bloomery() -> Bloomery:
 
 @pytest.fixture(scope="session")
 def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of one Prefect server for many runs: to start one for each takes longer than most of what they do."""
+    """The API of one Prefect server for many runs, since starting one takes longer than most runs."""
     from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 
     folder, port = tmp_path_factory.mktemp("prefect"), find_free_port()
@@ -215,7 +190,7 @@ def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     api = f"http://127.0.0.1:{port}/api"
 
     with tethered_server(
-        command, is_ready=lambda: answers(f"{api}/health"), log=folder / "log", environment=environment
+        command, is_ready=lambda: responds(f"{api}/health"), log=folder / "log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()
         yield api
@@ -224,34 +199,36 @@ def prefect(databases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     folder = tmp_path_factory.mktemp("forks")
-    made = Forks(environment_for(folder, PREFECT_API_URL="http://127.0.0.1:9/api"))  # which nobody asks
-    yield made
-    made.close()
+    process = Forks(environment_for(folder, PREFECT_API_URL="http://127.0.0.1:9/api"))  # no server listens there
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")
-def sharing(forks: Forks, prefect: str, fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Bloomery:
-    """`bloomery`, forked and with the Prefect server that tests share: quicker, and only its end is as a user's.
+def forked_bloomery(
+    forks: Forks, prefect: str, create_home: CreateHome, tmp_path_factory: pytest.TempPathFactory
+) -> Bloomery:
+    """As `bloomery`, but forked from a process that has imported the engines, and with a shared Prefect server.
 
-    A state folder that is not there yet gets empty databases.
+    This is faster, but does not test the start of the command line. A new state folder gets empty databases.
     """
-    folder, numbers = tmp_path_factory.mktemp("told"), itertools.count()
+    folder, numbers = tmp_path_factory.mktemp("output"), itertools.count()
 
     def call(
         home: Path, *arguments: str, timeout_s: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         if not home.exists():
-            fresh(home)
+            create_home(home)
         number = next(numbers)
         out, err = folder / f"{number}.out", folder / f"{number}.err"
-        stated = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
-        code = forks.wait(forks.start(*arguments, environment=stated, out=out, err=err), timeout_s)
+        variables = environment_for(home, **{"PREFECT_API_URL": prefect, **environment})
+        code = forks.wait(forks.start(*arguments, environment=variables, out=out, err=err), timeout_s)
         return subprocess.CompletedProcess(["bloomery", *arguments], code, out.read_text(), err.read_text())
 
     return call
 
 
-_MOVE = (
+_MOVE_PATHS = (
     "import sqlite3, sys\n"
     "connection = sqlite3.connect(sys.argv[1])\n"
     "tables = [('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'),"
@@ -263,14 +240,14 @@ _MOVE = (
 
 
 def copy_of(home: Path, folder: Path) -> Path:
-    """A state folder below `folder` like the one at `home`, MLflow's absolute paths moved with it."""
+    """Copies the state folder `home` into `folder` and returns the copy."""
     copy = folder / ".bloomery"  # hidden, like the default
     copy_state(home, copy)
     return copy
 
 
 def copy_state(home: Path, copy: Path) -> None:
-    """Puts all that the state folder `home` holds into `copy`, MLflow's absolute paths moved with it."""
+    """Copies the content of the state folder `home` into `copy`, and corrects MLflow's absolute paths."""
     shutil.copytree(home, copy, ignore=shutil.ignore_patterns("mlflow.db*"), dirs_exist_ok=True)
     database = copy / "mlflow" / "mlflow.db"
     with (
@@ -278,32 +255,36 @@ def copy_state(home: Path, copy: Path) -> None:
         closing(sqlite3.connect(database)) as target,
     ):
         source.backup(target)
-    subprocess.run([sys.executable, "-c", _MOVE, database, str(home), str(copy)], check=True)
+    subprocess.run([sys.executable, "-c", _MOVE_PATHS, database, str(home), str(copy)], check=True)
 
 
 @pytest.fixture(scope="session")
-def finished(once: Once, tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery) -> tuple[Path, dict[str, Any]]:
-    """A state folder in which `bloomery run digits` has ended, and its release. Copy the folder before a change."""
+def finished_run(
+    shared_folder: SharedFolder, tmp_path_factory: pytest.TempPathFactory, bloomery: Bloomery
+) -> tuple[Path, dict[str, Any]]:
+    """A state folder in which `bloomery run digits` has completed, and its release. Copy the folder before a change."""
 
     def make(folder: Path) -> None:
-        ended = bloomery(folder / ".bloomery", "run", "digits", "--json")
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        (folder / "release.json").write_text(ended.stdout)
+        completed = bloomery(folder / ".bloomery", "run", "digits", "--json")
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        (folder / "release.json").write_text(completed.stdout)
 
-    folder = once("finished", make)
+    folder = shared_folder("finished", make)
     return copy_of(folder / ".bloomery", tmp_path_factory.mktemp("finished")), _release_in(folder)
 
 
 @pytest.fixture(scope="session")
-def quick(once: Once, tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> tuple[Path, dict[str, Any]]:
-    """Like `finished`, of the recipe `digits-quick.yaml`: for tests that run it again and compare."""
+def quick_run(
+    shared_folder: SharedFolder, tmp_path_factory: pytest.TempPathFactory, forked_bloomery: Bloomery
+) -> tuple[Path, dict[str, Any]]:
+    """As `finished_run`, of the recipe `digits-quick.yaml`: for tests that run it again and compare."""
 
     def make(folder: Path) -> None:
-        ended = sharing(folder / ".bloomery", "run", str(QUICK), "--json")
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        (folder / "release.json").write_text(ended.stdout)
+        completed = forked_bloomery(folder / ".bloomery", "run", str(QUICK), "--json")
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        (folder / "release.json").write_text(completed.stdout)
 
-    folder = once("quick", make)
+    folder = shared_folder("quick", make)
     return copy_of(folder / ".bloomery", tmp_path_factory.mktemp("quick")), _release_in(folder)
 
 
@@ -313,155 +294,12 @@ def _release_in(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def copied(finished: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
-    """`copied(folder)` is a finished state folder below `folder`."""
-    return lambda folder: copy_of(finished[0], folder)
+def copy_finished_run(finished_run: tuple[Path, dict[str, Any]]) -> Callable[[Path], Path]:
+    """`copy_finished_run(folder)` copies the state folder of `finished_run` into `folder` and returns the copy."""
+    return lambda folder: copy_of(finished_run[0], folder)
 
 
 @pytest.fixture
-def copy(copied: Callable[[Path], Path], tmp_path: Path) -> Path:
-    """A finished state folder to break."""
-    return copied(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def contract_of() -> Callable[..., Contract]:
-    """Makes a contract of the given properties, and of the table's own keys, as they would stand in a file."""
-
-    def make(*properties: dict[str, Any], **table: Any) -> Contract:
-        from bloomery.data_contracts.odcs.contract import Contract
-
-        top = {name: table.pop(name) for name in ("slaProperties", "name", "references") if name in table}
-        return Contract.model_validate(
-            {
-                "apiVersion": "v3.1.0",
-                "kind": "DataContract",
-                "id": "made-for-a-test",
-                "name": "made",
-                "version": "1.0.0",
-                "status": "active",
-                "schema": [{"name": "rows", "properties": list(properties), **table}],
-                **top,
-            }
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def release() -> Release:
-    """A release made up for tests, with every record that it was made from."""
-    from bloomery.data_contracts.odcs.contract import read_contract
-    from bloomery.data_contracts.records.records import (
-        Bento,
-        Candidate,
-        Candidates,
-        Choice,
-        Dataset,
-        EncodedSplit,
-        Interval,
-        Latency,
-        RawRows,
-        Release,
-        TrainedNetwork,
-        ValidRows,
-        Verdict,
-    )
-    from bloomery.data_contracts.records.tensor_layout import Layout
-
-    rows = RawRows(
-        uri="ingest/rows.parquet",
-        source="sklearn:digits",
-        num_rows=1797,
-        malformed_uri="ingest/malformed.parquet",
-        num_malformed=0,
-        is_text=False,
-        digest="d-rows",
-    )
-    checked = ValidRows(
-        uri="validate/rows.parquet",
-        quarantine_uri="validate/quarantine.parquet",
-        report_uri="validate/report.html",
-        num_rows=1790,
-        num_quarantined=7,
-        violations=(("id: must be unique", 7),),
-        fresh_until=None,
-        contract=read_contract(ROOT / "data_contracts" / "contracts" / "digits.odcs.yaml"),
-        raw_rows=rows,
-        digest="d-checked",
-    )
-    dataset = Dataset(
-        train=EncodedSplit(uri="train.parquet", sha256="a", num_rows=1253),
-        val=EncodedSplit(uri="val.parquet", sha256="b", num_rows=179),
-        test=EncodedSplit(uri="test.parquet", sha256="c", num_rows=358),
-        encoder_uri="encoder.json",
-        key="id",
-        label="label",
-        inputs=("image",),
-        task="classification",
-        layout=Layout(kind="image", shape=(1, 8, 8)),
-        classes=(0, "one"),
-        test_rows_uri="validate/rows.parquet",
-        num_dropped=0,
-        valid_rows=checked,
-        digest="d-dataset",
-    )
-    trained = TrainedNetwork(
-        uri="weights.safetensors",
-        network_uri="network.json",
-        run_id="run",
-        num_parameters=12345,
-        epochs=3,
-        val_score=0.5,
-        processor="1 thread(s)",
-        dataset=dataset,
-        digest="d-trained",
-    )
-    candidate = Candidate(
-        name="int8",
-        uri="int8.onnx",
-        sha256="e",
-        run_id="run",
-        size_bytes=1,
-        zstd_bytes=1,
-        num_parameters=12345,
-        num_nonzero=12000,
-        integer_share=0.0,
-        score=Interval(value=0.5, low=0.4, high=0.6),
-        degradation=Interval(value=0.0, low=-0.1, high=0.1),
-        latencies=(
-            Latency(
-                batch_size=1,
-                num_rounds=300,
-                p50_ms=1.0,
-                p90_ms=1.5,
-                p95_ms=1.7,
-                p99_ms=2.0,
-                ratio=Interval(value=1.0, low=1.0, high=1.0),
-                tail_ratio=Interval(value=1.0, low=1.0, high=1.0),
-            ),
-        ),
-        parity_error=1e-7,
-        predictions_uri="answers.parquet",
-    )
-    options = Candidates(candidates=(candidate, candidate), baseline="int8", trained=trained, digest="d-options")
-    verdict = Verdict(name="int8", rank=1, passed=False, reasons=("too large",))
-    chosen = Choice(
-        candidate=candidate,
-        verdicts=(verdict,),
-        run_id="run",
-        plot_uri="choose/candidates.png",
-        candidates=options,
-        digest="d-chosen",
-    )
-    bento = Bento(tag="digits:abc", files=(("model.onnx", "e"),), choice=chosen, digest="d-bento")
-    return Release(
-        name="digits",
-        version=3,
-        alias="champion",
-        num_smoke_test_rows=100,
-        example="id 5: 3 is 3",
-        replaced_version=None,
-        bento=bento,
-        digest="d-release",
-    )
+def copy(copy_finished_run: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A copy of the state folder of `finished_run`, which the test may change."""
+    return copy_finished_run(tmp_path)

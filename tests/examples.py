@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries: few in each change, many each night (`make test-all`)."""
+"""The number of examples that Hypothesis tries: few for each change, many each night (`make test-all`)."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ settings.load_profile("nightly" if _IS_NIGHTLY else "ci")
 
 
 def examples(num: int) -> int:
-    """`num` each night, and a quarter of it, but at least 8, in each change."""
+    """Returns `num` for the nightly tests, and a quarter of it, but at least 8 (or `num`), otherwise."""
     return num if _IS_NIGHTLY else max(num // 4, min(num, 8))

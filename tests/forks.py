@@ -1,8 +1,8 @@
-"""Runs of `bloomery`, forked from a process that has imported the engines, which takes longer than most of them.
+"""Runs of `bloomery`, forked from a process that has imported the engines because the imports take long.
 
-`Forks` is used by tests; the module run as a program is the process to fork from. It reads lines of JSON: an object
-starts a run, and its process id is answered; a number waits for the process of that id, and its exit code is answered.
-A run that starts a Prefect server of its own cannot be forked: it tells prefect of the server before it imports it.
+Tests use `Forks`. The module run as a program is the parent process. It reads lines of JSON: for an object it starts a
+run and prints the process id; for a number it waits for the process of that id and prints the exit code.
+A run that starts its own Prefect server cannot be forked, since it sets the server's address before it imports prefect.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# What a run imports, before it or on its way.
+# Modules that a run imports.
 _ENGINES = (
     *("great_expectations", "duckdb", "pyarrow.dataset", "git", "pandas", "sklearn.datasets", "matplotlib.pyplot"),
     *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forks:
-    """Starts runs in processes of their own, with an environment of their own."""
+    """Starts each run in its own process, with its own environment."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         command = [sys.executable, "-m", "tests.forks"]
@@ -38,21 +38,24 @@ class Forks:
         self._parent = subprocess.Popen(command, env=environment, cwd=ROOT, **streams)
 
     def start(self, *arguments: str, environment: dict[str, str], out: Path, err: Path) -> int:
-        """The process id. The run's output is appended to the two files. `environment` names a Prefect server."""
+        """Starts a run and returns its process id. Its output is appended to the two files.
+
+        `environment` must contain the address of a Prefect server.
+        """
         assert "PREFECT_API_URL" in environment
-        return self._ask(
+        return self._request(
             {"arguments": arguments, "environment": environment, "out": str(out.absolute()), "err": str(err.absolute())}
         )
 
     def wait(self, pid: int, timeout_s: float = 300) -> int:
-        """The exit code of the run's process; of one that was killed the signal's number, negative.
+        """Returns the exit code of the run's process, or the negative number of the signal that killed it.
 
-        A process that takes longer is killed.
+        A process that runs longer than `timeout_s` is killed.
         """
         killer = threading.Timer(timeout_s, os.kill, (pid, signal.SIGKILL))
         killer.start()
         try:
-            return self._ask(pid)
+            return self._request(pid)
         finally:
             killer.cancel()
 
@@ -61,18 +64,18 @@ class Forks:
         self._parent.stdin.close()
         self._parent.wait(timeout=30)
 
-    def _ask(self, what: object) -> int:
+    def _request(self, message: object) -> int:
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
-        self._parent.stdin.write(json.dumps(what) + "\n")
+        self._parent.stdin.write(json.dumps(message) + "\n")
         self._parent.stdin.flush()
         return int(self._parent.stdout.readline())
 
 
-def _run(told: dict[str, Any]) -> None:
+def _run(request: dict[str, Any]) -> None:
     os.environ.clear()
-    os.environ.update(told["environment"])
-    for number, path in ((0, os.devnull), (1, told["out"]), (2, told["err"])):
+    os.environ.update(request["environment"])
+    for number, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
         mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(path, mode, 0o644), number)
     from prefect.context import refresh_global_settings_context
@@ -83,14 +86,14 @@ def _run(told: dict[str, Any]) -> None:
 
     settings.settings.cache_clear()
     apply_engine_environment()
-    settings.require_state_folder(with_room=False)  # before prefect reads the variables that are set there
+    settings.require_state_folder(with_room=False)  # sets variables, before prefect reads them
     refresh_global_settings_context()
-    sys.argv = ["bloomery", *told["arguments"]]
+    sys.argv = ["bloomery", *request["arguments"]]
     main()
 
 
 def _fill_caches() -> None:
-    """Fills what every run would fill again: parsed source files, fonts, the installed packages."""
+    """Fills caches that every run would otherwise fill again: parsed source files, fonts, installed packages."""
     from matplotlib import pyplot as plt
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
@@ -113,13 +116,13 @@ def _serve() -> None:
 
     _fill_caches()
     for line in sys.stdin:
-        told = json.loads(line)
-        if isinstance(told, int):
-            print(os.waitstatus_to_exitcode(os.waitpid(told, 0)[1]), flush=True)
+        request = json.loads(line)
+        if isinstance(request, int):
+            print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
             continue
         child = os.fork()
         if child == 0:
-            _run(told)
+            _run(request)
         print(child, flush=True)
 
 

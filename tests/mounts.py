@@ -1,4 +1,4 @@
-"""Disks that a test puts somewhere, and takes away or makes read-only."""
+"""Mounts of disks that a test removes or makes read-only."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import subprocess
 
 
 def mount(*words: str) -> bool:
-    """Whether the system's command of that name did it, which not every user may."""
+    """Calls the command `mount` and returns whether it succeeded. Not every user has the permission."""
     return subprocess.run(["mount", *words], capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""The rules of the house, as far as a machine can hold them."""
+"""Rules of the architecture that can be tested."""
 
 import importlib.metadata
 import subprocess
@@ -12,23 +12,23 @@ HEAVY = ("prefect", "torch", "pyspark", "mlflow", "bentoml", "great_expectations
 
 
 def modules_after(statement: str) -> set[str]:
-    """The top-level packages in `sys.modules` after a fresh interpreter has run `statement`."""
+    """Returns the top-level packages in `sys.modules` after a new interpreter has run `statement`."""
     code = f"import sys\n{statement}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    return set(ended.stdout.rpartition("LOADED")[2].split())
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr
+    return set(completed.stdout.rpartition("LOADED")[2].split())
 
 
 def test_rooms_import_only_to_their_right() -> None:
-    ended = subprocess.run(
+    completed = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stdout
+    assert completed.returncode == 0, completed.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
-    called = "from bloomery.flows.cli.main import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
-    assert not modules_after(called) & set(HEAVY)
+    statement = "from bloomery.flows.cli.main import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
+    assert not modules_after(statement) & set(HEAVY)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_help_imports_nothing_heavy() -> None:
         "bloomery.models.features.config",
     ],
 )
-def test_what_the_command_line_reads_first_imports_nothing_heavy(module: str) -> None:
+def test_modules_that_the_command_line_reads_first_import_nothing_heavy(module: str) -> None:
     assert not modules_after(f"import {module}") & set(HEAVY)
 
 
@@ -58,7 +58,7 @@ def test_every_stage_of_the_order_is_a_task_and_each_has_a_file() -> None:
     assert all((ROOT / "tasks" / name / "stage.py").is_file() for name in names)
 
 
-def test_no_file_has_grown_past_its_room() -> None:
+def test_no_file_directly_in_a_room_has_more_than_400_lines() -> None:
     sources = [
         path
         for room in ("data_contracts", "models", "tasks", "flows", "deployments")

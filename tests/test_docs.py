@@ -1,4 +1,4 @@
-"""What the pages in docs/ say about the code base holds."""
+"""The pages in docs/ agree with the code base."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def folders() -> list[Path]:
-    """Every folder of the rooms, in the order of a tree."""
+    """Returns every folder of the rooms, in the order of a tree."""
     return [
         folder
         for room in ROOMS
@@ -29,8 +29,8 @@ def test_the_tree_has_every_folder_with_the_first_line_of_its_docstring() -> Non
     for folder in folders():
         start = f"{folder.relative_to(ROOT)}/" if folder.parent == ROOT else f"{folder.name}/"
         module = folder / "__init__.py"
-        thought = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module.is_file() else None
-        first = thought.splitlines()[0].rstrip(".") if thought else ""
+        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module.is_file() else None
+        first = docstring.splitlines()[0].rstrip(".") if docstring else ""
         if not any(re.fullmatch(rf"{re.escape(start)}\s+{re.escape(first) or '.+'}", line) for line in lines):
             missing.append(f"{folder.relative_to(ROOT)}/  {first}")
     assert not missing, "docs/architecture.md lacks:\n" + "\n".join(missing)
@@ -45,6 +45,8 @@ def test_the_architecture_page_quotes_the_order_of_the_stages() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(rf"(?<![\w/.])((?:{'|'.join([*ROOMS, 'tests', 'benchmarks', 'docs'])})/[\w./-]*\w/?)", text)
-    ours = [path for path in named if "secrets" not in Path(path).parts]  # a user makes these, and git ignores them
-    assert not [path for path in ours if not (ROOT / path).exists() and not (page.parent / path).exists()]
+    paths = re.findall(rf"(?<![\w/.])((?:{'|'.join([*ROOMS, 'tests', 'benchmarks', 'docs'])})/[\w./-]*\w/?)", text)
+    committed = [
+        path for path in paths if "secrets" not in Path(path).parts
+    ]  # a user creates secrets; git ignores them
+    assert not [path for path in committed if not (ROOT / path).exists() and not (page.parent / path).exists()]

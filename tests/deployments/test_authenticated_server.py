@@ -20,48 +20,48 @@ import pytest
 
 from bloomery.data_contracts.serving.api_keys import is_loopback
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
-from tests.living import answers
+from tests.processes import responds
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"BLOOMERY_SERVE_HEAD_SECONDS": "1", "BLOOMERY_SERVE_BODY_SECONDS": "1"}
-# Imported first in each process of the server: it records what is unpickled, and by which process.
-NOTES_PICKLE = """
+# Each process of the server imports this first. It records every unpickling, and the id of the process.
+RECORD_UNPICKLING = """
 import os, sys
-def note(event, arguments):
+def record(event, arguments):
     if event == "pickle.find_class":
-        with open(os.environ["PICKLE_NOTES"], "a") as notes:
-            notes.write(f"{arguments} in {sys.argv}\\n")
-sys.addaudithook(note)
-with open(os.environ["PICKLE_NOTES"] + ".processes", "a") as processes:
+        with open(os.environ["UNPICKLING_LOG"], "a") as log:
+            log.write(f"{arguments} in {sys.argv}\\n")
+sys.addaudithook(record)
+with open(os.environ["UNPICKLING_LOG"] + ".processes", "a") as processes:
     processes.write(f"{os.getpid()}\\n")
 """
 
 
 def public_address() -> str:
-    """An address of this machine that is not loopback."""
+    """Returns an address of this machine that is not a loopback address."""
     for addresses in psutil.net_if_addrs().values():
-        for one in addresses:
-            if one.family == socket.AF_INET and not is_loopback(one.address):
-                return str(one.address)
+        for address in addresses:
+            if address.family == socket.AF_INET and not is_loopback(address.address):
+                return str(address.address)
     pytest.skip("this machine has no address but loopback")
 
 
 @pytest.fixture(scope="module")
-def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(finished_run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished state folder, in which keys are created and a bento is damaged."""
     home = tmp_path_factory.mktemp("closed") / ".bloomery"
-    shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
+    shutil.copytree(finished_run[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
     return home
 
 
 @pytest.fixture(scope="module")
 def key(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     def call(*arguments: str) -> dict[str, Any]:
-        ended = bloomery(home, "key", *arguments, "--json")
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return json.loads(ended.stdout)
+        completed = bloomery(home, "key", *arguments, "--json")
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        return json.loads(completed.stdout)
 
     return call
 
@@ -77,24 +77,24 @@ def served(
     address, port = public_address(), find_free_port()
     key("create", "first")
     hook = tmp_path_factory.mktemp("hook")
-    (hook / "sitecustomize.py").write_text(NOTES_PICKLE)
-    notes = hook / "notes"
+    (hook / "sitecustomize.py").write_text(RECORD_UNPICKLING)
+    unpickling_log = hook / "unpickling"
     path = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
     log = (hook / "log").open("wb")
     server = subprocess.Popen(
         [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--host", "0.0.0.0", "--port", str(port)],
-        env=clean_environment(home, PYTHONPATH=path, PICKLE_NOTES=str(notes), **SHORT),
+        env=clean_environment(home, PYTHONPATH=path, UNPICKLING_LOG=str(unpickling_log), **SHORT),
         cwd=ROOT,
         stdout=log,
         stderr=log,
     )
     try:
         deadline = time.monotonic() + 90
-        while not answers(f"http://{address}:{port}/readyz"):
+        while not responds(f"http://{address}:{port}/readyz"):
             assert server.poll() is None, (hook / "log").read_text()
             assert time.monotonic() < deadline, (hook / "log").read_text()
             time.sleep(0.1)
-        yield address, port, notes
+        yield address, port, unpickling_log
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -118,9 +118,9 @@ def test_only_requests_with_a_valid_key_are_served(served, key) -> None:
         assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="bloomery"')
         assert [stranger.get(page).status_code for page in ("/livez", "/readyz")] == [200, 200]
 
-    shown = key("create", "shop", "--rate", "2")["key"]
+    secret = key("create", "shop", "--rate", "2")["key"]
     time.sleep(1)
-    with client(address, port, shown) as shop:
+    with client(address, port, secret) as shop:
         responses = [shop.post("/predict", json=example) for _ in range(6)]
         assert [response.status_code for response in responses[:2]] == [200, 200]
         assert responses[-1].status_code == 429
@@ -135,18 +135,19 @@ def test_only_requests_with_a_valid_key_are_served(served, key) -> None:
 
 
 def test_no_process_of_the_server_unpickles_anything(served) -> None:
-    _, port, notes = served
+    _, port, unpickling_log = served
     with client("127.0.0.1", port) as local:
         content = b"\x80\x04cos\nsystem\n."
         response = local.post("/predict", content=content, headers={"content-type": "application/vnd.bentoml+pickle"})
         assert response.status_code == 415
-    assert not notes.exists(), notes.read_text()
-    assert len(notes.with_name("notes.processes").read_text().split()) >= 2  # the parent and its worker were recorded
+    assert not unpickling_log.exists(), unpickling_log.read_text()
+    processes = unpickling_log.with_name("unpickling.processes").read_text().split()
+    assert len(processes) >= 2  # the parent and its worker were recorded
 
 
 def send_slowly(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
-    """Send a piece each 0.3 s. Returns the response and the seconds until the connection ends."""
-    began = time.monotonic()
+    """Sends a piece every 0.3 s. Returns the response and the seconds until the connection ends."""
+    start_time = time.monotonic()
     received = b""
     with socket.create_connection((address, port)) as connection:
         for piece in pieces:
@@ -156,10 +157,12 @@ def send_slowly(address: str, port: int, *pieces: bytes) -> tuple[str, float]:
                 received = connection.recv(4096)
                 break  # sending more now would reset the connection before the response is read
         connection.settimeout(10)
-        with contextlib.suppress(ConnectionResetError):  # a piece arrived after the end: the response is read by now
+        with contextlib.suppress(
+            ConnectionResetError
+        ):  # a piece arrived after the connection ended; the response has been read
             while more := connection.recv(4096):
                 received += more
-    return received.decode(), time.monotonic() - began
+    return received.decode(), time.monotonic() - start_time
 
 
 def test_slow_and_oversized_requests_are_ended(served) -> None:
@@ -177,32 +180,32 @@ def test_slow_and_oversized_requests_are_ended(served) -> None:
     assert "431" in response
 
 
-def serve_by_hand(home: Path, tag: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`bentoml serve`, with no variable but the store's folder."""
+def serve_with_bentoml(home: Path, tag: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs `bentoml serve` with no environment variable but the store's folder."""
     environment = {**environment, "BENTOML_HOME": str(home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     del environment["BLOOMERY_HOME"]
     command = [sys.executable, "-m", "bentoml", "serve", tag, "--port", str(find_free_port())]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
 
 
-def test_a_version_with_a_broken_signature_does_not_start(home, finished, bloomery, clean_environment) -> None:
-    tag = finished[1]["bento"]["tag"]
+def test_a_version_with_a_broken_signature_does_not_start(home, finished_run, bloomery, clean_environment) -> None:
+    tag = finished_run[1]["bento"]["tag"]
     source = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
     manifest = source / "artifacts" / "manifest.json"
-    good = manifest.read_bytes()
+    intact = manifest.read_bytes()
     try:
-        manifest.write_bytes(good.replace(b'"candidate"', b'"Candidate"'))
-        ended = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
-        assert (ended.returncode, json.loads(ended.stdout)["error"]) == (1, "SignatureRefused")
-        ended = serve_by_hand(home, tag, clean_environment(home))
-        assert ended.returncode != 0
-        assert "does not fit the manifest" in ended.stdout + ended.stderr
+        manifest.write_bytes(intact.replace(b'"candidate"', b'"Candidate"'))
+        completed = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
+        assert (completed.returncode, json.loads(completed.stdout)["error"]) == (1, "SignatureRefused")
+        completed = serve_with_bentoml(home, tag, clean_environment(home))
+        assert completed.returncode != 0
+        assert "does not fit the manifest" in completed.stdout + completed.stderr
     finally:
-        manifest.write_bytes(good)
+        manifest.write_bytes(intact)
     (source / "bloomery" / "deployments" / "more.py").write_text("")
     try:
-        ended = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
-        assert ended.returncode == 1
-        assert "bloomery/deployments/more.py was not packaged with it" in json.loads(ended.stdout)["found"]
+        completed = bloomery(home, "serve", "digits", "--port", str(find_free_port()), "--json")
+        assert completed.returncode == 1
+        assert "bloomery/deployments/more.py was not packaged with it" in json.loads(completed.stdout)["found"]
     finally:
         (source / "bloomery" / "deployments" / "more.py").unlink()

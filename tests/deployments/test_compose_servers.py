@@ -19,7 +19,7 @@ import yaml
 
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.conftest import QUICK
-from tests.living import answers
+from tests.processes import responds
 
 pytestmark = pytest.mark.slow
 
@@ -124,12 +124,12 @@ def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Moved, tmp_
 
         mlflow, api = localize("mlflow")[0], localize("prefect")[0]
         waits = [
-            start("mlflow", is_ready=partial(answers, address(mlflow, "/health"))),
-            start("prefect", is_ready=partial(answers, address(api, "/api/ready"))),
+            start("mlflow", is_ready=partial(responds, address(mlflow, "/health"))),
+            start("prefect", is_ready=partial(responds, address(api, "/api/ready"))),
         ]
         for wait in waits:
             wait()
-        start("worker", is_ready=partial(answers, address(api, "/api/work_pools/bloomery")))()
+        start("worker", is_ready=partial(responds, address(api, "/api/work_pools/bloomery")))()
 
         def call(*command: str) -> str:
             _, environment = localize("deployments")

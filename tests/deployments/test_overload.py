@@ -1,4 +1,4 @@
-"""A real endpoint beyond its limit of waiting requests, and one that ends while it serves."""
+"""A real endpoint above its limit of waiting requests, and one that is stopped while it serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, require_free_port
-from tests.living import answers
+from tests.processes import responds
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +29,10 @@ CONNECTIONS = 64
 
 
 @pytest.fixture(scope="module")
-def home(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished state folder, whose version may be damaged."""
-    home = tmp_path_factory.mktemp("strain") / ".bloomery"
-    shutil.copytree(finished[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
+def home(finished_run: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished state folder, in which a bento is damaged."""
+    home = tmp_path_factory.mktemp("overload") / ".bloomery"
+    shutil.copytree(finished_run[0], home, ignore=shutil.ignore_patterns("prefect", "logs"))
     return home
 
 
@@ -52,7 +52,7 @@ def served(
     )
     try:
         deadline = time.monotonic() + 90
-        while not answers(f"http://127.0.0.1:{port}/readyz"):
+        while not responds(f"http://127.0.0.1:{port}/readyz"):
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
@@ -64,7 +64,7 @@ def served(
 
 
 def read_example(port: int) -> tuple[bytes, list[dict[str, Any]]]:
-    """The example request of the OpenAPI document, and its predictions without load."""
+    """Returns the example request of the OpenAPI document, and its predictions without load."""
     url = f"http://127.0.0.1:{port}"
     page = httpx.get(f"{url}/openapi.json", trust_env=False).json()
     body = page["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
@@ -72,15 +72,16 @@ def read_example(port: int) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 async def send_load(port: int, body: bytes, num_each: int) -> list[httpx.Response]:
-    """The responses to `CONNECTIONS` simultaneous clients, each of which sends `num_each` requests."""
+    """Returns the responses to `CONNECTIONS` concurrent clients, each of which sends `num_each` requests."""
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     url, headers = f"http://127.0.0.1:{port}/predict", {"content-type": "application/json"}
     async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=30) as client:
 
-        async def ask() -> list[httpx.Response]:
+        async def send_requests() -> list[httpx.Response]:
             return [await client.post(url, content=body, headers=headers) for _ in range(num_each)]
 
-        return [one for answers in await asyncio.gather(*(ask() for _ in range(CONNECTIONS))) for one in answers]
+        client_responses = await asyncio.gather(*(send_requests() for _ in range(CONNECTIONS)))
+        return [response for responses in client_responses for response in responses]
 
 
 def test_excess_requests_get_503_and_sigterm_completes_pending_ones(
@@ -88,28 +89,28 @@ def test_excess_requests_get_503_and_sigterm_completes_pending_ones(
 ) -> None:
     server, port = served
     body, expected = read_example(port)
-    replies = asyncio.run(send_load(port, body, num_each=10))
-    statuses = {one.status_code for one in replies}
+    responses = asyncio.run(send_load(port, body, num_each=10))
+    statuses = {response.status_code for response in responses}
     assert statuses == {200, 503}, statuses
-    for one in replies:
-        if one.status_code == 200:
-            assert one.json()["predictions"] == expected
+    for response in responses:
+        if response.status_code == 200:
+            assert response.json()["predictions"] == expected
         else:
-            assert int(one.headers["retry-after"]) >= 1
-            assert one.json()["error"]
-    assert answers(f"http://127.0.0.1:{port}/readyz")  # the load is over
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]
+    assert responds(f"http://127.0.0.1:{port}/readyz")  # the load is over
 
-    explained: list[httpx.Response] = []
+    explanations: list[httpx.Response] = []
     url, headers = f"http://127.0.0.1:{port}/explain", {"content-type": "application/json"}
-    slow = threading.Thread(
-        target=lambda: explained.append(
-            httpx.post(url, content=body, headers=headers, trust_env=False, timeout=60)  # shap is imported meanwhile
+    explain_thread = threading.Thread(
+        target=lambda: explanations.append(
+            httpx.post(url, content=body, headers=headers, trust_env=False, timeout=60)  # includes the import of shap
         )
     )
     with socket.create_connection(("127.0.0.1", port)) as connection:
         head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         connection.sendall(head % len(body) + body[:50])
-        slow.start()
+        explain_thread.start()
         time.sleep(0.5)
         server.send_signal(signal.SIGTERM)
         time.sleep(1)
@@ -118,10 +119,10 @@ def test_excess_requests_get_503_and_sigterm_completes_pending_ones(
         received = b""
         while more := connection.recv(65_536):
             received += more
-    slow.join(timeout=60)
+    explain_thread.join(timeout=60)
     assert received.startswith(b"HTTP/1.1 200"), received[:200]
     assert json.loads(received.partition(b"\r\n\r\n")[2])["predictions"] == expected
-    assert [one.status_code for one in explained] == [200]
+    assert [response.status_code for response in explanations] == [200]
     assert server.wait(timeout=30) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
@@ -139,10 +140,13 @@ def test_a_killed_server_leaves_no_worker_and_a_free_port(
 
 
 def test_a_version_that_fails_its_self_test_does_not_start(
-    home: Path, finished: tuple[Path, dict[str, Any]], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
+    home: Path,
+    finished_run: tuple[Path, dict[str, Any]],
+    clean_environment: Callable[..., dict[str, str]],
+    tmp_path: Path,
 ) -> None:
-    """It is signed and complete, so only the self-test fails; no worker is restarted again and again."""
-    tag = finished[1]["bento"]["tag"]
+    """The version is signed and complete, so only its self-test fails. No worker is restarted repeatedly."""
+    tag = finished_run[1]["bento"]["tag"]
     artifacts = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src" / "artifacts"
     code = (
         "import json, sys\n"
@@ -161,6 +165,6 @@ def test_a_version_that_fails_its_self_test_does_not_start(
     environment = clean_environment(home)
     subprocess.run([sys.executable, "-c", code, artifacts], env=environment, cwd=ROOT, check=True)
     command = [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(find_free_port())]
-    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
-    assert ended.returncode != 0
-    assert "the prediction for a held-out row is" in ended.stdout + ended.stderr
+    completed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert completed.returncode != 0
+    assert "the prediction for a held-out row is" in completed.stdout + completed.stderr

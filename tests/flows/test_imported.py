@@ -19,7 +19,7 @@ from bloomery.models.networks.blueprint import read_network
 pytestmark = pytest.mark.slow
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
-Finished = tuple[Path, dict[str, Any]]
+FinishedRun = tuple[Path, dict[str, Any]]
 
 
 class InTheMannerOfKeras(nn.Module):
@@ -34,9 +34,9 @@ class InTheMannerOfKeras(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def recipe(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe `digits` with what it has trained, as a file from elsewhere."""
-    home, release = finished
+    home, release = finished_run
     trained = release["bento"]["choice"]["candidates"]["trained"]
     network, _ = read_network(home / trained["uri"], home / trained["network_uri"])
     folder = tmp_path_factory.mktemp("imported")
@@ -60,18 +60,18 @@ def recipe(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def ended(recipe: Path, sharing: Bloomery) -> dict[str, Any]:
+def ended(recipe: Path, forked_bloomery: Bloomery) -> dict[str, Any]:
     """The release of its run."""
-    run = sharing(recipe.parent / "home", "run", str(recipe), "--json")
+    run = forked_bloomery(recipe.parent / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     release: dict[str, Any] = json.loads(run.stdout)
     return release
 
 
 def test_its_predictions_over_http_equal_those_of_the_original_network(
-    ended: dict[str, Any], finished: Finished
+    ended: dict[str, Any], finished_run: FinishedRun
 ) -> None:
-    here, there = (one["bento"]["choice"]["candidates"]["candidates"] for one in (ended, finished[1]))
+    here, there = (one["bento"]["choice"]["candidates"]["candidates"] for one in (ended, finished_run[1]))
     assert [candidate["name"] for candidate in here] == ["fp32", "int8"]
     assert here[0]["score"] == there[0]["score"]  # nothing was lost on the way
     assert here[0]["parity_error"] < 1e-5

@@ -40,12 +40,12 @@ def tensorflow() -> str:
 @pytest.fixture(scope="module")
 def folder(
     tensorflow: str,
-    finished: tuple[Path, dict[str, Any]],
+    finished_run: tuple[Path, dict[str, Any]],
     clean_environment: Callable[..., dict[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Three networks that Keras has taught on the encoded rows of the recipe `digits`."""
-    home, release = finished
+    home, release = finished_run
     dataset = Dataset.model_validate(release["bento"]["choice"]["candidates"]["trained"]["dataset"])
     rows = read_examples(home / dataset.train.uri, dataset.key, dataset.layout)
     made = tmp_path_factory.mktemp("keras")
@@ -60,7 +60,9 @@ def folder(
 
 
 @pytest.mark.parametrize("name", ["cnn", "rnn", "transformer"])
-def test_it_is_served(name: str, folder: Path, sharing: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_it_is_served(
+    name: str, folder: Path, forked_bloomery: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     del document["training"], document["compression"]
     document["name"] = f"keras-{name}"
@@ -68,7 +70,7 @@ def test_it_is_served(name: str, folder: Path, sharing: Callable[..., subprocess
     document |= {"budget": {"accuracy_drop": 0.02}, "gates": {"min_accuracy": 0.85}}
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    run = sharing(folder / "home", "run", str(recipe), "--json")
+    run = forked_bloomery(folder / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
     release = json.loads(run.stdout)
     assert (release["name"], release["alias"], release["num_smoke_test_rows"]) == (f"keras-{name}", "champion", 100)

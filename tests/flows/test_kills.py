@@ -26,16 +26,16 @@ from bloomery.flows.run_control.run_liveness import reap_dead_runs
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
 from tests.conftest import QUICK, copy_of
 from tests.forks import Forks
-from tests.living import answers, of_this_folder, wait_for
 from tests.mounts import mount
+from tests.processes import processes_of, responds, wait_for
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 Environment = Callable[..., dict[str, str]]
-Fresh = Callable[[Path], Path]
-Finished = tuple[Path, dict[str, Any]]
+CreateHome = Callable[[Path], Path]
+FinishedRun = tuple[Path, dict[str, Any]]
 
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
@@ -84,15 +84,15 @@ class Runs:
 
 
 @pytest.fixture
-def runs(forks: Forks, prefect: str, fresh: Fresh, tmp_path: Path, clean_environment: Environment) -> Runs:
+def runs(forks: Forks, prefect: str, create_home: CreateHome, tmp_path: Path, clean_environment: Environment) -> Runs:
     home = tmp_path / ".bloomery"
     if not home.exists():
-        fresh(home)
+        create_home(home)
     return Runs(forks, clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
 
 
 def test_a_run_killed_in_every_stage_continues_and_ends_like_an_undisturbed_one(
-    quick: Finished, tmp_path: Path, runs: Runs, prefect: str
+    quick_run: FinishedRun, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
     home = tmp_path / ".bloomery"
     in_the_middle = set()
@@ -111,10 +111,10 @@ def test_a_run_killed_in_every_stage_continues_and_ends_like_an_undisturbed_one(
         if not folder.exists():
             in_the_middle.add(stage)
         assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
-        wait_for(lambda: not of_this_folder(home))
+        wait_for(lambda: not processes_of(home))
     assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
     assert runs.wait(runs.start("run", str(QUICK))) == 0, runs.told
-    assert digests(released(home)) == digests(quick[1])
+    assert digests(released(home)) == digests(quick_run[1])
     assert not list((home / "stages" / ".tmp").iterdir())
     assert "RUNNING" not in states_in_mlflow(home)
     killed = [note.stem for note in (home / "runs").glob("*.json")]
@@ -137,7 +137,11 @@ def edited(folder: Path, name: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
-    num: int, quick: Finished, tmp_path: Path, sharing: Callable[..., Any], clean_environment: Environment
+    num: int,
+    quick_run: FinishedRun,
+    tmp_path: Path,
+    forked_bloomery: Callable[..., Any],
+    clean_environment: Environment,
 ) -> None:
     """Each with a Prefect server of its own, and all with one database; of four, two are of one recipe."""
     home = tmp_path / ".bloomery"
@@ -156,24 +160,24 @@ def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
     logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
     assert told == [0] * num, logs
     assert [path for path, text in logs.items() if "database is locked" in text.lower()] == []
-    alone, at_once = digests(quick[1]), digests(released(home))
+    alone, at_once = digests(quick_run[1]), digests(released(home))
     assert [at_once[name] for name in ("rows", "parts", "dataset", "weights")] == [
         alone[name] for name in ("rows", "parts", "dataset", "weights")
     ]
     assert at_once["onnx"] == alone["onnx"][:1]
     for name in {Path(recipe).stem for recipe in recipes}:
-        shown = json.loads(sharing(home, "show", name, "--json").stdout)["versions"]
+        shown = json.loads(forked_bloomery(home, "show", name, "--json").stdout)["versions"]
         assert [(one["version"], one["aliases"]) for one in shown] == [(1, ["champion"])]
     for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
         with closing(sqlite3.connect(home / database)) as connection:
             assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
     assert states_in_mlflow(home) == {"FINISHED"}
     assert not list((home / "stages" / ".tmp").iterdir())
-    assert not of_this_folder(home)
+    assert not processes_of(home)
 
 
 def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_compresses(
-    quick: Finished, tmp_path: Path, forks: Forks, prefect: str, databases: Path, clean_environment: Environment
+    quick_run: FinishedRun, tmp_path: Path, forks: Forks, prefect: str, databases: Path, clean_environment: Environment
 ) -> None:
     """The user's own MLflow server; under `bloomery up`, runs write to the database directly."""
     port, home, folder = find_free_port(), tmp_path / ".bloomery", tmp_path / "mlflow"
@@ -190,7 +194,7 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
 
     def server() -> subprocess.Popen[bytes]:
         started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: answers(f"{url}/health"))
+        wait_for(lambda: responds(f"{url}/health"))
         return started
 
     def kill(started: subprocess.Popen[bytes]) -> None:
@@ -211,16 +215,16 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     finally:
         kill(standing)
         log.close()
-    assert digests(released(home))["weights"] == digests(quick[1])["weights"]
+    assert digests(released(home))["weights"] == digests(quick_run[1])["weights"]
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         assert {state for (state,) in connection.execute("select status from runs")} == {"FINISHED"}
         assert connection.execute("select version from model_versions").fetchall() == [(1,)]
 
 
 @pytest.fixture
-def disk(tmp_path: Path, quick: Finished) -> Iterator[Path]:
+def disk(tmp_path: Path, quick_run: FinishedRun) -> Iterator[Path]:
     """A small disk with a finished state folder, mounted at `tmp_path / ".bloomery"`."""
-    disk, home = tmp_path / "disk", copy_of(quick[0], tmp_path)
+    disk, home = tmp_path / "disk", copy_of(quick_run[0], tmp_path)
     disk.mkdir()
     if not mount("-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)):
         pytest.skip("this user may not mount a disk")
@@ -250,7 +254,7 @@ def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iter
 
     environment = clean_environment(tmp_path / ".bloomery")
     with tethered_server(
-        command, is_ready=lambda: answers(f"{url}/readyz"), log=tmp_path / "serve.log", environment=environment
+        command, is_ready=lambda: responds(f"{url}/readyz"), log=tmp_path / "serve.log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()
         yield ask
@@ -268,14 +272,14 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_reported_and_nothing_is_lost(
-    quick: Finished,
+    quick_run: FinishedRun,
     disk: Path,
     tmp_path: Path,
     champion: Callable[[], str],
     clean_environment: Environment,
     runs: Runs,
 ) -> None:
-    home, tag = tmp_path / ".bloomery", quick[1]["bento"]["tag"]
+    home, tag = tmp_path / ".bloomery", quick_run[1]["bento"]["tag"]
     document = yaml.safe_load(QUICK.read_text())
     document["training"]["checkpoints"] = {"every_steps": 20}  # changes no weight, but starts the training anew
     recipe = tmp_path / "digits.yaml"
@@ -326,6 +330,6 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_reported_and_nothin
     # Earlier outputs are still there, and the run ends like an undisturbed one.
     assert before <= set(home.glob("stages/*/*/record.json"))
     assert runs.wait(runs.start("run", str(recipe))) == 0, runs.told
-    assert digests(released(home)) == digests(quick[1])
+    assert digests(released(home)) == digests(quick_run[1])
     assert champion() == tag
     assert "RUNNING" not in states_in_mlflow(home)

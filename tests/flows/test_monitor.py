@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.tasks.infrastructure.tethered_process import find_free_port, tethered_server
-from tests.living import answers
+from tests.processes import responds
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetime) -> None:
+def log(home: Path, tag: str, images: np.ndarray, predictions: pa.Table, at: datetime) -> None:
     """Writes the prediction log of requests with `images`, one by one, and these predictions."""
     num = len(images)
     folder = home / "predictions" / "digits" / f"day={at:%Y-%m-%d}"
@@ -41,7 +41,7 @@ def log(home: Path, tag: str, images: np.ndarray, answers: pa.Table, at: datetim
             "role": ["champion"] * num,
             "seconds": [0.001] * num,
             "columns": [{"image": image} for image in images.tolist()],
-            "answer": answers.to_pylist(),
+            "answer": predictions.to_pylist(),
         }
     )
     pq.write_table(table, folder / f"{at:%H%M%S}-1-1.parquet")
@@ -58,7 +58,7 @@ def server(home: Path, databases: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"PREFECT_HOME": str(home / "server"), "PREFECT_UI_ENABLED": "false"}
     with tethered_server(
-        command, is_ready=lambda: answers(f"{api}/health"), log=home / "server.log", environment=environment
+        command, is_ready=lambda: responds(f"{api}/health"), log=home / "server.log", environment=environment
     ) as wait_until_ready:
         wait_until_ready()
         from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -85,7 +85,7 @@ def runs(deployment: UUID) -> list[Any]:
 
 
 def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
-    copy: Path, server: str, sharing: Bloomery, finished: Any
+    copy: Path, server: str, forked_bloomery: Bloomery, finished_run: Any
 ) -> None:
     from prefect.client.orchestration import get_client
     from prefect.events import Event
@@ -93,11 +93,11 @@ def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
     from bloomery.data_contracts.errors import DataMissing
     from bloomery.flows.services.prefect_automations import ensure_retraining
 
-    tag = finished[1]["bento"]["tag"]
+    tag = finished_run[1]["bento"]["tag"]
     rows = pq.read_table(next(copy.glob("stages/validate/*/rows.parquet")))
     images = np.array(rows["image"].to_pylist())
     now = datetime.now(UTC)
-    given = pq.read_table(copy / finished[1]["bento"]["choice"]["candidate"]["predictions_uri"])
+    given = pq.read_table(copy / finished_run[1]["bento"]["choice"]["candidate"]["predictions_uri"])
     given = given.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
     drawn = given.take(np.random.default_rng(0).integers(0, given.num_rows, len(images)))
     log(copy, tag, images, drawn, now - timedelta(hours=3))
@@ -114,13 +114,13 @@ def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
     time.sleep(2)  # the server loads automations a moment after they change
 
     environment = {"PREFECT_API_URL": server}
-    usual = sharing(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
+    usual = forked_bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
     assert usual.returncode == 0, usual.stdout + usual.stderr
     found = json.loads(usual.stdout)
     assert (found["num_rows"], found["version"]) == (len(images), 1)
     assert [alarm for alarm in found["alerts"] if alarm["kind"] == "drift"] == []
 
-    shifted = sharing(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
+    shifted = forked_bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
     assert shifted.returncode == 3, shifted.stdout + shifted.stderr
     for words in ("image has drifted", "(answer) has drifted", "no labels have arrived"):
         assert words in shifted.stdout
@@ -147,9 +147,9 @@ def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
         assert client.read_automations_by_name("retrain digits") == []
 
 
-def test_an_invalid_time_and_an_empty_window_are_reported(tmp_path: Path, sharing: Bloomery) -> None:
-    ended = sharing(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
+def test_an_invalid_time_and_an_empty_window_are_reported(tmp_path: Path, forked_bloomery: Bloomery) -> None:
+    ended = forked_bloomery(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "SettingInvalid")
-    ended = sharing(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
+    ended = forked_bloomery(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
     assert ended.returncode == 2
     assert "a time before --until" in ended.stderr

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from bloomery.flows.recipe.recipe import RECIPES
-from tests.living import answers, of_this_folder, wait_for
+from tests.processes import processes_of, responds, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("ingest", "validate", "prepare", "train", "compress", "choose", "package", "promote")
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 Environment = Callable[..., dict[str, str]]
-Finished = tuple[Path, dict[str, Any]]
+FinishedRun = tuple[Path, dict[str, Any]]
 
 
 def edited(folder: Path, **changes: Any) -> str:
@@ -48,8 +48,8 @@ def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {line[1]: line[2] for line in words if len(line) > 3 and line[1] in STAGES}
 
 
-def test_a_run_ends_with_a_registered_champion(finished: Finished, sharing: Bloomery) -> None:
-    home, release = finished
+def test_a_run_ends_with_a_registered_champion(finished_run: FinishedRun, forked_bloomery: Bloomery) -> None:
+    home, release = finished_run
     chosen = release["bento"]["choice"]
     names = [candidate["name"] for candidate in chosen["candidates"]["candidates"]]
     assert names == ["fp32", "int8", "pruned", "pruned-int8"]
@@ -58,7 +58,7 @@ def test_a_run_ends_with_a_registered_champion(finished: Finished, sharing: Bloo
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
     assert chosen["candidate"]["name"] == "pruned-int8"
     assert release["num_smoke_test_rows"] == 100
-    shown = json.loads(sharing(home, "show", "digits@champion", "--json").stdout)
+    shown = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
     assert (shown["version"], shown["aliases"], shown["bento"]) == (1, ["champion"], release["bento"]["tag"])
     assert [line["stage"] for line in shown["lineage"]] == list(reversed(STAGES[:-1]))
     trained = chosen["candidates"]["trained"]
@@ -66,32 +66,34 @@ def test_a_run_ends_with_a_registered_champion(finished: Finished, sharing: Bloo
     assert shown["tags"]["weights.sha256"] == trained["digest"]
 
 
-def test_everything_is_written_into_the_state_folder(finished: Finished) -> None:
-    home, _ = finished
+def test_everything_is_written_into_the_state_folder(finished_run: FinishedRun) -> None:
+    home, _ = finished_run
     assert {"stages", "mlflow", "prefect", "bentoml", "logs"} <= {path.name for path in home.iterdir()}
     assert not list((home / "stages" / ".tmp").iterdir())
     assert not (ROOT / "mlruns").exists()
-    assert not of_this_folder(home)
+    assert not processes_of(home)
 
 
 def test_a_second_run_finds_every_stage_and_starts_no_server(
-    finished: Finished, bloomery: Bloomery, sharing: Bloomery
+    finished_run: FinishedRun, bloomery: Bloomery, forked_bloomery: Bloomery
 ) -> None:
-    home, release = finished
+    home, release = finished_run
     with FileLock(home / "prefect.lock"):  # a run that starts a server would wait for it
         again = bloomery(home, "run", "digits")
     assert outcomes(again) == dict.fromkeys(STAGES, "found"), again.stdout
-    assert json.loads(sharing(home, "run", "digits", "--json").stdout) == release
+    assert json.loads(forked_bloomery(home, "run", "digits", "--json").stdout) == release
 
 
 @pytest.fixture(scope="module")
-def rerun(finished: Finished, sharing: Bloomery) -> subprocess.CompletedProcess[str]:
+def rerun(finished_run: FinishedRun, forked_bloomery: Bloomery) -> subprocess.CompletedProcess[str]:
     """A second run of the same recipe, with the Prefect server that tests share."""
-    return sharing(finished[0], "run", "digits")
+    return forked_bloomery(finished_run[0], "run", "digits")
 
 
-def test_the_table_and_the_next_commands_end_a_run(finished: Finished, rerun: subprocess.CompletedProcess[str]) -> None:
-    for words in ("pruned-int8", "chosen", "over budget", finished[1]["bento"]["tag"], "bloomery serve digits"):
+def test_the_table_and_the_next_commands_end_a_run(
+    finished_run: FinishedRun, rerun: subprocess.CompletedProcess[str]
+) -> None:
+    for words in ("pruned-int8", "chosen", "over budget", finished_run[1]["bento"]["tag"], "bloomery serve digits"):
         assert words in rerun.stdout
     assert "version 1 is champion" in rerun.stdout
 
@@ -120,52 +122,58 @@ CHANGES: tuple[tuple[dict[str, Any], str | None], ...] = (
 )
 
 
-def test_a_change_computes_what_depends_on_it(finished: Finished, sharing: Bloomery, tmp_path: Path) -> None:
+def test_a_change_computes_what_depends_on_it(
+    finished_run: FinishedRun, forked_bloomery: Bloomery, tmp_path: Path
+) -> None:
     for number, (changes, first) in enumerate(CHANGES):
         (tmp_path / str(number)).mkdir()
-        told = sharing(finished[0], "check", edited(tmp_path / str(number), **changes), "--json")
+        told = forked_bloomery(finished_run[0], "check", edited(tmp_path / str(number), **changes), "--json")
         assert told.returncode == 0, told.stderr
         computed = [step["stage"] for step in json.loads(told.stdout)["stages"] if not step["found"]]
         assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :])), changes
 
 
 def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
-    copy: Path, sharing: Bloomery, tmp_path: Path
+    copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
-    ended = sharing(copy, "run", edited(tmp_path, budget__size_bytes=1000))
+    ended = forked_bloomery(copy, "run", edited(tmp_path, budget__size_bytes=1000))
     assert ended.returncode == 4, ended.stderr
     assert "no candidate is within the budget" in ended.stderr
     assert re.search(r"pruned-int8: size 2\d\.\d kB, limit 1\.0 kB", ended.stderr), ended.stderr
-    assert json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
+    assert json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
 
 
-def test_a_missed_gate_ends_with_4_and_the_champion_stands(copy: Path, sharing: Bloomery, tmp_path: Path) -> None:
+def test_a_missed_gate_ends_with_4_and_the_champion_stands(
+    copy: Path, forked_bloomery: Bloomery, tmp_path: Path
+) -> None:
     # Another candidate is chosen, so a second version is refused.
     mine = edited(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
-    ended = sharing(copy, "run", mine)
+    ended = forked_bloomery(copy, "run", mine)
     assert ended.returncode == 4, ended.stderr
     assert "ReleaseRefused" in ended.stderr
-    versions = json.loads(sharing(copy, "show", "digits", "--json").stdout)["versions"]
+    versions = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
     assert [(one["version"], one["aliases"]) for one in versions] == [(2, []), (1, ["champion"])]
     assert versions[0]["release"].startswith("refused: accuracy is")
 
 
-def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(copy: Path, sharing: Bloomery) -> None:
+def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(
+    copy: Path, forked_bloomery: Bloomery
+) -> None:
     """The measured predictions are changed, with a matching record, so the bento's predictions differ."""
-    found = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
-    (answers,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
-    table = pq.read_table(answers)
+    found = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
+    (path,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
+    table = pq.read_table(path)
     labels = [(label + 1) % 10 for label in table["answer"].to_pylist()]
-    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", [labels]), answers)
-    record = json.loads((answers.parent / "record.json").read_text())
-    entry = {"size_bytes": answers.stat().st_size, "sha256": _sha256(answers)}
-    record["files"][answers.name] = entry
-    (answers.parent / "record.json").write_text(json.dumps(record))
+    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", [labels]), path)
+    record = json.loads((path.parent / "record.json").read_text())
+    entry = {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
+    record["files"][path.name] = entry
+    (path.parent / "record.json").write_text(json.dumps(record))
     shutil.rmtree(copy / "stages" / "promote")
-    ended = sharing(copy, "run", "digits")
+    ended = forked_bloomery(copy, "run", "digits")
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "for the row with id 0 the bento predicts 0" in ended.stderr
-    after = json.loads(sharing(copy, "show", "digits@champion", "--json").stdout)
+    after = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
     assert (after["version"], after["aliases"]) == (found["version"], ["champion"])
 
 
@@ -175,34 +183,34 @@ def _sha256(path: Path) -> str:
     return digest_of_file(path)
 
 
-def test_a_damaged_bento_is_packaged_again(copy: Path, sharing: Bloomery) -> None:
+def test_a_damaged_bento_is_packaged_again(copy: Path, forked_bloomery: Bloomery) -> None:
     (model,) = (copy / "bentoml" / "bentos" / "digits").glob("*/src/artifacts/model.onnx")
     good = model.read_bytes()
     model.write_bytes(good[:-1])
-    ended = sharing(copy, "run", "digits")
+    ended = forked_bloomery(copy, "run", "digits")
     assert ended.returncode == 0, ended.stderr
     assert outcomes(ended)["package"] == "computed"
     assert model.read_bytes() == good
 
 
 @pytest.fixture(scope="module")
-def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx.Client]:
+def served(finished_run: FinishedRun, clean_environment: Environment) -> Iterator[httpx.Client]:
     """A client of the champion behind `bloomery serve`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "bloomery.flows.cli", "serve", "digits", "--port", str(port), "--json"],
-        env=clean_environment(finished[0]),
+        env=clean_environment(finished_run[0]),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     try:
         assert server.stdout is not None
-        assert json.loads(server.stdout.readline())["bento"] == finished[1]["bento"]["tag"]
+        assert json.loads(server.stdout.readline())["bento"] == finished_run[1]["bento"]["tag"]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as client:
-            wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout_s=60)
+            wait_for(lambda: responds(f"http://127.0.0.1:{port}/readyz"), timeout_s=60)
             yield client
     finally:
         server.send_signal(signal.SIGTERM)
@@ -210,17 +218,17 @@ def served(finished: Finished, clean_environment: Environment) -> Iterator[httpx
 
 
 def test_the_served_champion_predicts_valid_rows_and_rejects_invalid_ones(
-    served: httpx.Client, finished: Finished
+    served: httpx.Client, finished_run: FinishedRun
 ) -> None:
-    home, release = finished
+    home, release = finished_run
     chosen = release["bento"]["choice"]
     checked = pq.read_table(home / chosen["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
-    answers = pq.read_table(home / chosen["candidate"]["predictions_uri"]).slice(0, 50).to_pylist()
+    predictions = pq.read_table(home / chosen["candidate"]["predictions_uri"]).slice(0, 50).to_pylist()
     images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
-    rows = [{"image": images[answer["id"]]} for answer in answers]
+    rows = [{"image": images[answer["id"]]} for answer in predictions]
     answered = served.post("/predict", json={"rows": rows})
     assert answered.status_code == 200
-    assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in answers]
+    assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in predictions]
     assert answered.json()["model"] == release["bento"]["tag"]
     explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # includes the import of shap
     assert explained["model"] == answered.json()["model"]

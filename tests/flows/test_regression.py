@@ -30,11 +30,11 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def drafted(tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> Path:
+def drafted(tmp_path_factory: pytest.TempPathFactory, forked_bloomery: Bloomery) -> Path:
     """A recipe that `bloomery init` has drafted, with a slice column."""
     folder = tmp_path_factory.mktemp("diabetes")
     named = ("--data", "sklearn:diabetes", "--label", "target", "--output", str(folder))
-    made = sharing(folder / "home", "init", "diabetes", *named, "--json")
+    made = forked_bloomery(folder / "home", "init", "diabetes", *named, "--json")
     assert made.returncode == 0, made.stdout + made.stderr
     path = folder / "diabetes.yaml"
     document = yaml.safe_load(path.read_text())
@@ -44,24 +44,24 @@ def drafted(tmp_path_factory: pytest.TempPathFactory, sharing: Bloomery) -> Path
 
 
 @pytest.fixture(scope="module")
-def table(drafted: Path, sharing: Bloomery) -> str:
+def table(drafted: Path, forked_bloomery: Bloomery) -> str:
     """What `bloomery run` has printed."""
-    run = sharing(drafted.parent / "home", "run", str(drafted))
+    run = forked_bloomery(drafted.parent / "home", "run", str(drafted))
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
 
 @pytest.fixture(scope="module")
-def ended(table: str, drafted: Path, sharing: Bloomery) -> dict[str, Any]:
+def ended(table: str, drafted: Path, forked_bloomery: Bloomery) -> dict[str, Any]:
     """The release of that run."""
-    again = sharing(drafted.parent / "home", "run", str(drafted), "--json")
+    again = forked_bloomery(drafted.parent / "home", "run", str(drafted), "--json")
     assert again.returncode == 0, again.stdout + again.stderr
     release: dict[str, Any] = json.loads(again.stdout)
     return release
 
 
 def test_the_error_is_far_below_that_of_the_mean_and_metrics_are_consistent(
-    ended: dict[str, Any], drafted: Path, sharing: Bloomery
+    ended: dict[str, Any], drafted: Path, forked_bloomery: Bloomery
 ) -> None:
     home, chosen = drafted.parent / "home", ended["bento"]["choice"]
     dataset = chosen["candidates"]["trained"]["dataset"]
@@ -76,7 +76,7 @@ def test_the_error_is_far_below_that_of_the_mean_and_metrics_are_consistent(
     checked = pq.read_table(home / dataset["valid_rows"]["uri"])
     labels = dict(zip(checked["id"].to_pylist(), checked["target"].to_pylist(), strict=True))
     assert truth == pytest.approx([labels[key] for key in answers["id"].to_pylist()], rel=1e-5)
-    shown = json.loads(sharing(home, "show", "diabetes@champion", "--json").stdout)
+    shown = json.loads(forked_bloomery(home, "show", "diabetes@champion", "--json").stdout)
     assert shown["metrics"]["test_rmse"] == pytest.approx(error)
     assert {"test_mae", "test_r2", "rmse_rise_high", "test_rmse_low"} <= set(shown["metrics"])
     assert f"RMSE {error:.1f} (" in shown["description"]
@@ -111,11 +111,11 @@ def test_the_table_shows_the_error_and_its_increase(table: str) -> None:
         assert words in table
 
 
-def test_limits_of_classes_are_refused(drafted: Path, sharing: Bloomery) -> None:
+def test_limits_of_classes_are_refused(drafted: Path, forked_bloomery: Bloomery) -> None:
     document = yaml.safe_load(drafted.read_text())
     strict = drafted.with_name("strict.yaml")
     strict.write_text(yaml.safe_dump({**document, "gates": {"min_accuracy": 0.5}}))
-    misplaced = sharing(drafted.parent / "home", "check", str(strict), "--json")
+    misplaced = forked_bloomery(drafted.parent / "home", "check", str(strict), "--json")
     assert misplaced.returncode == 2
     assert "gates.min_accuracy is a limit of a classification" in json.loads(misplaced.stdout)["found"]
 

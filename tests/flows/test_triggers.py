@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from bloomery.flows.recipe.recipe import RECIPES
-from tests.living import answers, wait_for
+from tests.processes import responds, wait_for
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICKEST = {"accuracy_drop": 0.02, "objective": "latency"}  # chooses another candidate than the recipe's budget
+OTHER_BUDGET = {"accuracy_drop": 0.02, "objective": "latency"}  # selects another candidate than the recipe's budget
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 DEPLOY = """
 import sys
@@ -43,14 +43,15 @@ import sys
 from bloomery.flows.services.prefect_deployments import register_recipes
 from bloomery.flows.watch import watch
 
-told = [register_recipes([sys.argv[1]]), register_recipes([sys.argv[1]])]
-assert told[0] == told[1] and any(name.startswith("watch/") for name in told[0]), told
+registrations = [register_recipes([sys.argv[1]]), register_recipes([sys.argv[1]])]
+assert registrations[0] == registrations[1], registrations
+assert any(name.startswith("watch/") for name in registrations[0]), registrations
 for _ in sys.stdin:
     print("WATCH", watch(sys.argv[1], return_state=True).name, flush=True)
 """
 
 
-class Standing(NamedTuple):
+class PrefectServer(NamedTuple):
     """A Prefect server with a worker, and their state folder."""
 
     api: str
@@ -61,35 +62,35 @@ class Standing(NamedTuple):
     def post(self, path: str, **body: Any) -> Any:
         """Returns the response; retries while the server is busy, as Prefect's own client does."""
 
-        def answered() -> httpx.Response | None:
+        def try_post() -> httpx.Response | None:
             response = self.client.post(f"/{path}", json=body)
             return None if response.status_code == 503 else response
 
-        return wait_for(answered).json()
+        return wait_for(try_post).json()
 
     def runs_of(self, deployment: str) -> list[dict[str, Any]]:
-        wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
-        return [run for run in self.post("flow_runs/filter", **wanted) if run["auto_scheduled"] is False]
+        query = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return [run for run in self.post("flow_runs/filter", **query) if run["auto_scheduled"] is False]
 
     def python(self, code: str, *arguments: str) -> str:
-        ended = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", code, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True
         )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        return completed.stdout
 
 
 @pytest.fixture(scope="module")
-def standing(
-    copied: Callable[[Path], Path],
+def prefect_server(
+    copy_finished_run: Callable[[Path], Path],
     databases: Path,
     tmp_path_factory: pytest.TempPathFactory,
     clean_environment: Callable[..., dict[str, str]],
-) -> Iterator[Standing]:
+) -> Iterator[PrefectServer]:
     folder = tmp_path_factory.mktemp("standing")
     (folder / "prefect").mkdir()
     shutil.copyfile(databases / "prefect.db", folder / "prefect" / "prefect.db")
-    home = copied(folder)
+    home = copy_finished_run(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -107,28 +108,28 @@ def standing(
 
     def start(*command: str) -> None:
         log = (folder / "log").open("ab")
-        ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # the worker stops its children on it
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # on SIGINT the worker stops its children
         started.append(
             subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         )
-        signal.signal(signal.SIGINT, ours)
+        signal.signal(signal.SIGINT, handler)
 
     try:
         start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_for(lambda: answers(f"{api}/health"))
+        wait_for(lambda: responds(f"{api}/health"))
         subprocess.run(
             ["prefect", "work-pool", "create", "bloomery", "--type", "process"], env=environment, check=True, cwd=ROOT
         )
         start("prefect", "worker", "start", "--pool", "bloomery")
         with httpx.Client(base_url=api, trust_env=False, timeout=30) as client:
-            yield Standing(api, home, environment, client)
+            yield PrefectServer(api, home, environment, client)
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=60)
 
 
-def recipe_in(folder: Path, name: str, **changes: Any) -> Path:
+def write_recipe(folder: Path, name: str, **changes: Any) -> Path:
     """Writes the recipe `digits` with replaced sections."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     path = folder / f"{name}.yaml"
@@ -136,128 +137,140 @@ def recipe_in(folder: Path, name: str, **changes: Any) -> Path:
     return path
 
 
-def versions(sharing: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
-    told = json.loads(sharing(home, "show", "digits", "--json").stdout)["versions"]
-    return {one["version"]: (one["aliases"], one["release"]) for one in told}
+def list_versions(forked_bloomery: Bloomery, home: Path) -> dict[int, tuple[list[str], str]]:
+    document = json.loads(forked_bloomery(home, "show", "digits", "--json").stdout)["versions"]
+    return {version["version"]: (version["aliases"], version["release"]) for version in document}
 
 
-def test_a_deployed_run_is_suspended_until_a_person_decides(
-    standing: Standing, tmp_path: Path, sharing: Bloomery
+def test_a_deployed_run_is_suspended_until_its_approval_is_decided(
+    prefect_server: PrefectServer, tmp_path: Path, forked_bloomery: Bloomery
 ) -> None:
-    recipe = recipe_in(tmp_path, "asks", budget=QUICKEST, approval={"timeout": "1h"})
-    standing.python(DEPLOY, "digits", str(recipe))
-    deployment = standing.client.get("/deployments/name/pipeline/digits").json()
-    run = standing.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
+    recipe = write_recipe(tmp_path, "approval", budget=OTHER_BUDGET, approval={"timeout": "1h"})
+    prefect_server.python(DEPLOY, "digits", str(recipe))
+    deployment = prefect_server.client.get("/deployments/name/pipeline/digits").json()
+    run = prefect_server.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
 
     def state() -> str:
-        return str(standing.client.get(f"/flow_runs/{run}").json()["state"]["name"])
+        return str(prefect_server.client.get(f"/flow_runs/{run}").json()["state"]["name"])
 
     wait_for(lambda: state() in ("Suspended", "Failed", "Crashed"))
     assert state() == "Suspended"
-    before = versions(sharing, standing.home)
-    assert before[1][0] == ["champion"]
-    assert before[2][0] == []
-    assert before[2][1].startswith("waits for approval until")
-    (shown,) = standing.post("artifacts/latest/filter", artifacts={"key": {"any_": ["approval"]}})
-    assert "| | version 2 | champion, version 1 |" in shown["data"]
-    assert "| p50 of one row |" in shown["data"]
-    refused = sharing(standing.home, "promote", "digits:2", PREFECT_API_URL=standing.api)
+    shown_versions = list_versions(forked_bloomery, prefect_server.home)
+    assert shown_versions[1][0] == ["champion"]
+    assert shown_versions[2][0] == []
+    assert shown_versions[2][1].startswith("waits for approval until")
+    (artifact,) = prefect_server.post("artifacts/latest/filter", artifacts={"key": {"any_": ["approval"]}})
+    assert "| | version 2 | champion, version 1 |" in artifact["data"]
+    assert "| p50 of one row |" in artifact["data"]
+    refused = forked_bloomery(prefect_server.home, "promote", "digits:2", PREFECT_API_URL=prefect_server.api)
     assert refused.returncode == 4
     assert "bloomery approve digits:2" in refused.stderr
     # The form requires name and reason, and the server rejects an answer without them.
-    answered = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
-    assert (answered["status"], state()) == ("REJECT", "Suspended")
-    approved = sharing(
-        standing.home, "approve", "digits", "--reason", "it is quicker", "--json", PREFECT_API_URL=standing.api
+    response = prefect_server.post(f"flow_runs/{run}/resume", run_input={"decision": "approve"})
+    assert (response["status"], state()) == ("REJECT", "Suspended")
+    approved = forked_bloomery(
+        prefect_server.home,
+        "approve",
+        "digits",
+        "--reason",
+        "it is quicker",
+        "--json",
+        PREFECT_API_URL=prefect_server.api,
     )
     assert approved.returncode == 0, approved.stdout + approved.stderr
     assert json.loads(approved.stdout)["flow_run"] == run
     wait_for(lambda: state() in ("Completed", "Failed", "Crashed"))
     assert state() == "Completed"
-    assert versions(sharing, standing.home)[2] == (["champion"], "promoted")
-    changes = json.loads(sharing(standing.home, "history", "digits", "--json").stdout)
-    assert [(one["action"], one["replaced"], one["version"]) for one in changes[1:]] == [("approve", 1, 2)]
+    assert list_versions(forked_bloomery, prefect_server.home)[2] == (["champion"], "promoted")
+    changes = json.loads(forked_bloomery(prefect_server.home, "history", "digits", "--json").stdout)
+    assert [(change["action"], change["replaced"], change["version"]) for change in changes[1:]] == [("approve", 1, 2)]
     assert changes[-1]["why"] == "it is quicker"
     assert "@" in changes[-1]["by"]
-    again = sharing(standing.home, "approve", "digits", "--reason", "again")
-    assert again.returncode == 2
-    assert "no version of digits waits" in again.stderr
+    second = forked_bloomery(prefect_server.home, "approve", "digits", "--reason", "again")
+    assert second.returncode == 2
+    assert "no version of digits waits" in second.stderr
 
 
 def test_a_deployed_run_fails_when_its_approval_expires_and_the_champion_stays(
-    standing: Standing, tmp_path: Path, sharing: Bloomery
+    prefect_server: PrefectServer, tmp_path: Path, forked_bloomery: Bloomery
 ) -> None:
-    """No process of ours runs when the approval expires, so the server ends the run."""
-    (champion,) = (number for number, (aliases, _) in versions(sharing, standing.home).items() if aliases)
-    changes: dict[str, Any] = {} if champion == 2 else {"budget": QUICKEST}
-    recipe = recipe_in(tmp_path, "lapses", approval={"timeout": "3s"}, **changes)
-    standing.python(DEPLOY, "digits", str(recipe))
-    deployment = standing.client.get("/deployments/name/pipeline/digits").json()
-    run = standing.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
+    """No process of the run exists when the approval expires, so the server ends the run."""
+    (champion,) = (
+        number for number, (aliases, _) in list_versions(forked_bloomery, prefect_server.home).items() if aliases
+    )
+    changes: dict[str, Any] = {} if champion == 2 else {"budget": OTHER_BUDGET}
+    recipe = write_recipe(tmp_path, "expiring", approval={"timeout": "3s"}, **changes)
+    prefect_server.python(DEPLOY, "digits", str(recipe))
+    deployment = prefect_server.client.get("/deployments/name/pipeline/digits").json()
+    run = prefect_server.post(f"deployments/{deployment['id']}/create_flow_run")["id"]
 
     def state() -> dict[str, Any]:
-        found: dict[str, Any] = standing.client.get(f"/flow_runs/{run}").json()["state"]
-        return found
+        run_state: dict[str, Any] = prefect_server.client.get(f"/flow_runs/{run}").json()["state"]
+        return run_state
 
     wait_for(lambda: state()["type"] in ("COMPLETED", "FAILED", "CRASHED"))
     assert (state()["type"], state()["message"]) == ("FAILED", "The flow was paused and never resumed.")
-    found = versions(sharing, standing.home)
-    assert found[champion] == (["champion"], "promoted")
-    assert found[3 - champion][0] == []
-    assert found[3 - champion][1].startswith("refused: nobody decided")
-    last = json.loads(sharing(standing.home, "history", "digits", "--json").stdout)[-1]
-    assert (last["action"], last["version"], last["by"]) == ("refuse", 3 - champion, "nobody")
-    late = standing.post(f"flow_runs/{run}/resume", run_input={"decision": "approve", "by": "me", "why": "too late"})
-    assert late["status"] == "ABORT", late
-    assert versions(sharing, standing.home) == found
+    final_versions = list_versions(forked_bloomery, prefect_server.home)
+    assert final_versions[champion] == (["champion"], "promoted")
+    assert final_versions[3 - champion][0] == []
+    assert final_versions[3 - champion][1].startswith("refused: nobody decided")
+    last_change = json.loads(forked_bloomery(prefect_server.home, "history", "digits", "--json").stdout)[-1]
+    assert (last_change["action"], last_change["version"], last_change["by"]) == ("refuse", 3 - champion, "nobody")
+    late_decision = prefect_server.post(
+        f"flow_runs/{run}/resume", run_input={"decision": "approve", "by": "me", "why": "too late"}
+    )
+    assert late_decision["status"] == "ABORT", late_decision
+    assert list_versions(forked_bloomery, prefect_server.home) == final_versions
 
 
-def test_a_run_that_can_ask_nobody_ends_with_4_and_the_decision_counts_for_the_next(
-    copy: Path, tmp_path: Path, bloomery: Bloomery, sharing: Bloomery
+def test_a_run_without_server_and_terminal_ends_with_4_and_the_next_run_uses_the_decision(
+    copy: Path, tmp_path: Path, bloomery: Bloomery, forked_bloomery: Bloomery
 ) -> None:
-    recipe = str(recipe_in(tmp_path, "asks", budget=QUICKEST, approval="required"))
-    ended = bloomery(copy, "run", recipe)
-    assert ended.returncode == 4, ended.stderr
-    assert "digits version 2 passed its gates and waits for approval" in ended.stderr
-    assert versions(sharing, copy)[1][0] == ["champion"]
-    said = sharing(copy, "approve", "digits:2", "--refuse", "--reason", "not before the holidays")
-    assert said.returncode == 0, said.stderr
-    again = sharing(copy, "run", recipe)
-    assert again.returncode == 4
-    assert "said no: not before the holidays" in again.stderr
-    assert versions(sharing, copy)[1][0] == ["champion"]
-    changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
-    assert [(one["action"], one["version"]) for one in changes] == [("run", 1), ("refuse", 2)]
-    promoted = sharing(copy, "promote", "digits:2", "--despite-refusal", "--reason", "after the holidays")
-    assert promoted.returncode == 0, promoted.stderr
-    rolled = sharing(copy, "rollback", "digits")
-    assert rolled.returncode == 0, rolled.stderr
-    assert versions(sharing, copy)[1][0] == ["champion"]
+    recipe = str(write_recipe(tmp_path, "approval", budget=OTHER_BUDGET, approval="required"))
+    completed = bloomery(copy, "run", recipe)
+    assert completed.returncode == 4, completed.stderr
+    assert "digits version 2 passed its gates and waits for approval" in completed.stderr
+    assert list_versions(forked_bloomery, copy)[1][0] == ["champion"]
+    refusal = forked_bloomery(copy, "approve", "digits:2", "--refuse", "--reason", "not before the holidays")
+    assert refusal.returncode == 0, refusal.stderr
+    second_run = forked_bloomery(copy, "run", recipe)
+    assert second_run.returncode == 4
+    assert "said no: not before the holidays" in second_run.stderr
+    assert list_versions(forked_bloomery, copy)[1][0] == ["champion"]
+    changes = json.loads(forked_bloomery(copy, "history", "digits", "--json").stdout)
+    assert [(change["action"], change["version"]) for change in changes] == [("run", 1), ("refuse", 2)]
+    promotion = forked_bloomery(copy, "promote", "digits:2", "--despite-refusal", "--reason", "after the holidays")
+    assert promotion.returncode == 0, promotion.stderr
+    rollback = forked_bloomery(copy, "rollback", "digits")
+    assert rollback.returncode == 0, rollback.stderr
+    assert list_versions(forked_bloomery, copy)[1][0] == ["champion"]
 
 
 def test_an_expired_approval_refuses_the_version_and_the_champion_stays(
-    standing: Standing, copy: Path, tmp_path: Path, sharing: Bloomery
+    prefect_server: PrefectServer, copy: Path, tmp_path: Path, forked_bloomery: Bloomery
 ) -> None:
-    recipe = str(recipe_in(tmp_path, "lapses", budget=QUICKEST, approval={"timeout": "3s"}))
-    ended = sharing(copy, "run", recipe, "--json", PREFECT_API_URL=standing.api)
-    told = json.loads(ended.stdout)
-    assert (ended.returncode, told["error"]) == (4, "ReleaseRefused"), ended.stderr
-    assert told["found"].startswith("digits version 2 was refused: nobody decided")
-    assert "--despite-refusal" in told["remedy"]
-    (run, *_) = standing.post("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)
+    recipe = str(write_recipe(tmp_path, "expiring", budget=OTHER_BUDGET, approval={"timeout": "3s"}))
+    completed = forked_bloomery(copy, "run", recipe, "--json", PREFECT_API_URL=prefect_server.api)
+    document = json.loads(completed.stdout)
+    assert (completed.returncode, document["error"]) == (4, "ReleaseRefused"), completed.stderr
+    assert document["found"].startswith("digits version 2 was refused: nobody decided")
+    assert "--despite-refusal" in document["remedy"]
+    (run, *_) = prefect_server.post("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)
     assert run["state_type"] == "FAILED", run["state"]
-    found = versions(sharing, copy)
-    assert found[1] == (["champion"], "promoted")
-    assert found[2][0] == []
-    assert found[2][1].startswith("refused: nobody decided")
-    changes = json.loads(sharing(copy, "history", "digits", "--json").stdout)
-    assert [(one["action"], one["version"], one["by"]) for one in changes[1:]] == [("refuse", 2, "nobody")]
-    late = sharing(copy, "approve", "digits:2", "--reason", "too late")
-    assert late.returncode == 2
-    assert "no version of digits:2 waits" in late.stderr
+    final_versions = list_versions(forked_bloomery, copy)
+    assert final_versions[1] == (["champion"], "promoted")
+    assert final_versions[2][0] == []
+    assert final_versions[2][1].startswith("refused: nobody decided")
+    changes = json.loads(forked_bloomery(copy, "history", "digits", "--json").stdout)
+    assert [(change["action"], change["version"], change["by"]) for change in changes[1:]] == [("refuse", 2, "nobody")]
+    late_approval = forked_bloomery(copy, "approve", "digits:2", "--reason", "too late")
+    assert late_approval.returncode == 2
+    assert "no version of digits:2 waits" in late_approval.stderr
 
 
-def test_new_data_starts_the_pipeline_once_after_it_stops_changing(standing: Standing, tmp_path: Path) -> None:
+def test_new_data_starts_the_pipeline_once_after_it_stops_changing(
+    prefect_server: PrefectServer, tmp_path: Path
+) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("id,x\n1,2\n")
     contract = {
@@ -296,44 +309,46 @@ def test_new_data_starts_the_pipeline_once_after_it_stops_changing(standing: Sta
     }
     path = tmp_path / "watched.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    standing.python(DEPLOY, "watched", str(path))
+    prefect_server.python(DEPLOY, "watched", str(path))
 
-    looking = subprocess.Popen(
+    watcher = subprocess.Popen(
         [sys.executable, "-c", WATCH, str(path)],
-        env=standing.environment,
+        env=prefect_server.environment,
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert looking.stdin is not None
-    assert looking.stdout is not None
-    answers = (line.removeprefix("WATCH ").strip() for line in looking.stdout if line.startswith("WATCH "))
+    assert watcher.stdin is not None
+    assert watcher.stdout is not None
+    outcomes = (line.removeprefix("WATCH ").strip() for line in watcher.stdout if line.startswith("WATCH "))
 
-    def look() -> str:
-        looking.stdin.write("look\n")
-        looking.stdin.flush()
-        return next(answers)
+    def check_data() -> str:
+        watcher.stdin.write("check\n")
+        watcher.stdin.flush()
+        return next(outcomes)
 
     def runs() -> int:
-        return len(standing.runs_of("watched"))
+        return len(prefect_server.runs_of("watched"))
 
-    assert [look(), look(), runs()] == ["Changing", "New data", 1]
-    assert [look(), runs()] == ["Unchanged", 1]
+    assert [check_data(), check_data(), runs()] == ["Changing", "New data", 1]
+    assert [check_data(), runs()] == ["Unchanged", 1]
     source.write_text("id,x\n1,2\n2,")  # an incomplete write
-    assert look() == "Changing"
+    assert check_data() == "Changing"
     source.write_text("id,x\n1,2\n2,3\n")
-    assert [look(), runs()] == ["Changing", 1]
-    assert [look(), runs()] == ["New data", 2]
+    assert [check_data(), runs()] == ["Changing", 1]
+    assert [check_data(), runs()] == ["New data", 2]
     os.utime(source, (1, 1))
-    assert [look(), look(), runs()] == ["Changing", "Unchanged", 2]
+    assert [check_data(), check_data(), runs()] == ["Changing", "Unchanged", 2]
     source.unlink()
-    assert [look(), runs()] == ["No data", 2]
-    looking.stdin.close()
-    assert looking.wait(timeout=60) == 0
-    (deployed,) = standing.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
-    assert deployed["name"] == "watched"
-    assert [one["schedule"]["interval"] for one in deployed["schedules"]] == [3600]
-    told = wait_for(lambda: standing.post("events/filter", filter={"event": {"name": ["bloomery.new-data"]}})["events"])
-    assert {event["resource"]["prefect.resource.id"] for event in told} == {"bloomery.recipe.watched"}
+    assert [check_data(), runs()] == ["No data", 2]
+    watcher.stdin.close()
+    assert watcher.wait(timeout=60) == 0
+    (deployment,) = prefect_server.post("deployments/filter", flows={"name": {"any_": ["watch"]}})
+    assert deployment["name"] == "watched"
+    assert [schedule["schedule"]["interval"] for schedule in deployment["schedules"]] == [3600]
+    events = wait_for(
+        lambda: prefect_server.post("events/filter", filter={"event": {"name": ["bloomery.new-data"]}})["events"]
+    )
+    assert {event["resource"]["prefect.resource.id"] for event in events} == {"bloomery.recipe.watched"}

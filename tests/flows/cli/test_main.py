@@ -112,30 +112,30 @@ def test_an_unwritable_state_folder_ends_with_1(bloomery: Bloomery, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_missing_data_ends_with_2(bloomery: Bloomery, sharing: Bloomery, tmp_path: Path) -> None:
+def test_missing_data_ends_with_2(bloomery: Bloomery, forked_bloomery: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, ("source: sklearn:digits", "source: nowhere.parquet"))
-    require_clear(sharing(tmp_path / "home", "check", path), 2, str(tmp_path / "nowhere.parquet"))
+    require_clear(forked_bloomery(tmp_path / "home", "check", path), 2, str(tmp_path / "nowhere.parquet"))
     require_clear(bloomery(tmp_path / "home", "run", path), 2, str(tmp_path / "nowhere.parquet"))
     assert not (tmp_path / "home" / "stages").exists()
 
 
 @pytest.mark.slow
-def test_a_violated_contract_ends_with_3_and_shows_the_rows(sharing: Bloomery, tmp_path: Path) -> None:
+def test_a_violated_contract_ends_with_3_and_shows_the_rows(forked_bloomery: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: n % 12))
-    ended = sharing(tmp_path / "home", "run", path)
+    ended = forked_bloomery(tmp_path / "home", "run", path)
     require_clear(ended, 3, "ContractBroken", "label: must be one of", "quarantine")
     assert "✗ validate" in ended.stdout
     assert not list((tmp_path / "home" / "stages" / ".tmp").iterdir())
     # Outputs of earlier stages are kept, and found by the next run.
-    assert "= ingest    found" in sharing(tmp_path / "home", "run", path).stdout
+    assert "= ingest    found" in forked_bloomery(tmp_path / "home", "run", path).stdout
 
 
 @pytest.mark.slow
-def test_an_empty_data_set_and_a_single_class_end_with_3(sharing: Bloomery, tmp_path: Path) -> None:
+def test_an_empty_data_set_and_a_single_class_end_with_3(forked_bloomery: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 0, lambda n: 0))
-    require_clear(sharing(tmp_path / "home", "run", path), 3, "the data has no rows")
+    require_clear(forked_bloomery(tmp_path / "home", "run", path), 3, "the data has no rows")
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: 4))
-    require_clear(sharing(tmp_path / "home", "run", path), 3, "1 class(es): 4")
+    require_clear(forked_bloomery(tmp_path / "home", "run", path), 3, "1 class(es): 4")
 
 
 @pytest.mark.slow
@@ -148,10 +148,12 @@ def test_a_port_in_use_ends_with_1_and_names_the_owner(bloomery: Bloomery, tmp_p
 
 
 @pytest.mark.slow
-def test_show_and_serve_of_an_unknown_name_end_with_2(sharing: Bloomery, tmp_path: Path) -> None:
-    require_clear(sharing(tmp_path / "home", "show", "nope"), 2, "the registry has no 'nope'", "there is none yet")
-    require_clear(sharing(tmp_path / "home", "show", "nope@champion"), 2, "nope@champion")
-    require_clear(sharing(tmp_path / "home", "serve", "nope"), 2, "nope")
+def test_show_and_serve_of_an_unknown_name_end_with_2(forked_bloomery: Bloomery, tmp_path: Path) -> None:
+    require_clear(
+        forked_bloomery(tmp_path / "home", "show", "nope"), 2, "the registry has no 'nope'", "there is none yet"
+    )
+    require_clear(forked_bloomery(tmp_path / "home", "show", "nope@champion"), 2, "nope@champion")
+    require_clear(forked_bloomery(tmp_path / "home", "serve", "nope"), 2, "nope")
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_a_request_is_encoded_like_the_training_row(table, other):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 def test_spark_gives_the_same_statistics_and_encoding(home: Path):
     from bloomery.tasks.infrastructure import spark_session
 
@@ -246,7 +246,7 @@ def test_spark_gives_the_same_statistics_and_encoding(home: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 def test_spark_and_the_endpoint_encode_any_rows_to_the_same_bits(home: Path):
     """One job of Spark's for all the rows, of which each is a request of its own."""
     from bloomery.tasks.infrastructure import spark_session

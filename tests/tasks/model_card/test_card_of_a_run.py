@@ -17,22 +17,22 @@ from bloomery.data_contracts.records.score_format import format_score
 
 pytestmark = pytest.mark.slow
 
-Finished = tuple[Path, dict[str, Any]]
+FinishedRun = tuple[Path, dict[str, Any]]
 OF_ITS_OWN_RUN = ("artifacts/card/", "artifacts/provenance.json", "artifacts/manifest.json")
 
 
 @pytest.fixture
-def release(finished: Finished) -> Release:
-    return Release.model_validate(finished[1])
+def release(finished_run: FinishedRun) -> Release:
+    return Release.model_validate(finished_run[1])
 
 
 @pytest.fixture
-def artifacts(finished: Finished, release: Release) -> Path:
+def artifacts(finished_run: FinishedRun, release: Release) -> Path:
     name, version = release.bento.tag.split(":")
-    return finished[0] / "bentoml" / "bentos" / name / version / "src" / "artifacts"
+    return finished_run[0] / "bentoml" / "bentos" / name / version / "src" / "artifacts"
 
 
-def test_the_card_says_what_the_records_say(finished: Finished, release: Release, artifacts: Path) -> None:
+def test_the_card_says_what_the_records_say(finished_run: FinishedRun, release: Release, artifacts: Path) -> None:
     page = (artifacts / "card" / "card.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub(r"<[^>]*>|\s+", " ", re.sub(r"<(style|title)>.*?</\1>", "", page, flags=re.DOTALL)))
     text = re.sub(r"\s+", " ", text)
@@ -40,7 +40,7 @@ def test_the_card_says_what_the_records_say(finished: Finished, release: Release
     trained = chosen.candidates.trained
     dataset = trained.dataset
     assert trained.resource_usage is not None
-    answers = pq.read_table(finished[0] / chosen.candidate.predictions_uri)
+    answers = pq.read_table(finished_run[0] / chosen.candidate.predictions_uri)
     for label in dataset.classes:
         assert f" {label} {answers['truth'].to_pylist().count(label)} " in text
     for told in (
@@ -75,9 +75,9 @@ def test_the_card_is_signed_and_no_part_of_the_versions_digest(release: Release,
 
 
 def test_the_registry_has_the_card_and_what_a_person_searches_for(
-    finished: Finished, release: Release, artifacts: Path
+    finished_run: FinishedRun, release: Release, artifacts: Path
 ) -> None:
-    home, candidate = finished[0], release.bento.choice.candidate
+    home, candidate = finished_run[0], release.bento.choice.candidate
     (logged,) = (home / "mlflow").glob(f"**/{candidate.run_id}/artifacts/card/card.html")
     assert logged.read_bytes() == (artifacts / "card" / "card.html").read_bytes()
     with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:

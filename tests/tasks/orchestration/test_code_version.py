@@ -122,10 +122,10 @@ def test_a_change_counts_for_the_stages_whose_output_it_determines(name: str, ch
 
 @pytest.mark.slow
 def test_stages_that_a_change_does_not_affect_are_found(
-    copied: Callable[[Path], Path], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
+    copy_finished_run: Callable[[Path], Path], clean_environment: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     root = copy_rooms(tmp_path / "checkout")
-    home = copied(tmp_path / "state")
+    home = copy_finished_run(tmp_path / "state")
 
     def found() -> list[str]:
         command = [sys.executable, "-m", "bloomery.flows.cli", "check", "digits", "--json"]

@@ -43,6 +43,6 @@ def test_a_part_begins_at_its_first_moment_however_many_rows_there_are(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 def test_spark_cuts_at_the_same_moment(home: Path, people: pa.Table, checked_rows_of: Any) -> None:
     require_cut(home, checked_rows_of(people), BY_TIME, people, SPARK)

@@ -357,7 +357,7 @@ def bytes_of(home: Path, dataset: Dataset) -> list[str | int]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 @pytest.mark.parametrize("case", ["group", "no copies", "forecast"])
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, weather: pa.Table, checked_rows_of: Any, case: str, monkeypatch: pytest.MonkeyPatch
@@ -398,7 +398,7 @@ schema:
 
 @pytest.mark.slow
 def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
-    datasets: Path, tmp_path: Path, sharing: Callable[..., subprocess.CompletedProcess[str]]
+    datasets: Path, tmp_path: Path, forked_bloomery: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     source = datasets / "beijing_pm25" / "pollution.csv"
     if not source.is_file():
@@ -423,7 +423,7 @@ def test_the_wind_of_beijing_is_served_from_the_weather_of_a_day(
     }
     (tmp_path / "weather.odcs.yaml").write_text(CONTRACT, encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    ended = sharing(tmp_path / ".bloomery", "run", str(tmp_path / "recipe.yaml"), "--json")
+    ended = forked_bloomery(tmp_path / ".bloomery", "run", str(tmp_path / "recipe.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["num_smoke_test_rows"] == 100

@@ -260,7 +260,7 @@ def digests_of(home: Path, dataset: Dataset) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 @pytest.mark.parametrize("split", ["key", "time"])  # the test below has all, of rows with and without a label
 def test_spark_writes_the_bytes_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +273,7 @@ def test_spark_writes_the_bytes_that_this_machine_writes_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 @pytest.mark.parametrize("split", SPLITS)
 def test_spark_writes_the_unlabelled_rows_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, split: str, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +289,7 @@ def test_spark_writes_the_unlabelled_rows_that_this_machine_writes_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 def test_spark_writes_the_figures_that_this_machine_writes_alone(
     home: Path, people: pa.Table, checked_rows_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,11 +124,11 @@ def test_after_a_failure_no_period_starts_unless_told_to_keep_going(
 
 @pytest.mark.slow
 def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
-    dated: Path, home: Path, prefect: str, sharing: Bloomery, clean_environment: Callable[..., dict[str, str]]
+    dated: Path, home: Path, prefect: str, forked_bloomery: Bloomery, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
         named = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
-        ended = sharing(home, *named, *more)
+        ended = forked_bloomery(home, *named, *more)
         told = json.loads(ended.stdout)["periods"]
         return ended.returncode, [(one["outcome"], one["version"], one["alias"]) for one in told]
 
@@ -156,5 +156,5 @@ def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
     code, told = fill("2019-01")
     assert code == 0, told
     assert told == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
-    shown = json.loads(sharing(home, "show", "trips@2019-01", "--json").stdout)
+    shown = json.loads(forked_bloomery(home, "show", "trips@2019-01", "--json").stdout)
     assert (shown["version"], shown["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

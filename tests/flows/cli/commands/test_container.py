@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 Environment = Callable[..., dict[str, str]]
-Finished = tuple[Path, dict[str, Any]]
+FinishedRun = tuple[Path, dict[str, Any]]
 TEST_DOCKER = """\
 #!/bin/sh
 case "$1" in
@@ -31,25 +31,25 @@ esac
 
 
 @pytest.fixture
-def bentoml(finished: Finished, clean_environment: Environment) -> Bloomery:
+def bentoml(finished_run: FinishedRun, clean_environment: Environment) -> Bloomery:
     """Calls BentoML's command line on a store, by default the finished one."""
 
     def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        own = {"BENTOML_HOME": str(finished[0] / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **more}
+        own = {"BENTOML_HOME": str(finished_run[0] / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", **more}
         command = [sys.executable, "-m", "bentoml", *arguments]
         return subprocess.run(
-            command, env=clean_environment(finished[0], **own), capture_output=True, text=True, timeout=120
+            command, env=clean_environment(finished_run[0], **own), capture_output=True, text=True, timeout=120
         )
 
     return call
 
 
 @pytest.fixture
-def context(finished: Finished, sharing: Bloomery, tmp_path: Path) -> Path:
-    ended = sharing(finished[0], "container", "digits", "--output", str(tmp_path / "image"), "--json")
+def context(finished_run: FinishedRun, forked_bloomery: Bloomery, tmp_path: Path) -> Path:
+    ended = forked_bloomery(finished_run[0], "container", "digits", "--output", str(tmp_path / "image"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     told = json.loads(ended.stdout)
-    assert told["tag"] == finished[1]["bento"]["tag"]
+    assert told["tag"] == finished_run[1]["bento"]["tag"]
     assert told["folder"] == str(tmp_path / "image")
     return tmp_path / "image"
 
@@ -66,14 +66,14 @@ def test_the_build_context_of_the_champion_has_pinned_packages(context: Path) ->
 
 
 def test_bentoml_containerize_builds_from_the_same(
-    finished: Finished, bentoml: Bloomery, context: Path, tmp_path: Path
+    finished_run: FinishedRun, bentoml: Bloomery, context: Path, tmp_path: Path
 ) -> None:
     """A script replaces Docker and keeps its build context."""
     docker = tmp_path / "bin" / "docker"
     docker.parent.mkdir()
     docker.write_text(TEST_DOCKER)
     docker.chmod(0o755)
-    tag = finished[1]["bento"]["tag"]
+    tag = finished_run[1]["bento"]["tag"]
     path = f"{docker.parent}:{os.environ['PATH']}"
     ended = bentoml("containerize", tag, PATH=path, KEPT=str(tmp_path), DOCKER_BUILDKIT="0")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -93,9 +93,9 @@ def test_bentoml_containerize_builds_from_the_same(
 
 
 def test_a_bento_is_listed_exported_and_served_from_another_store(
-    finished: Finished, bentoml: Bloomery, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: FinishedRun, bentoml: Bloomery, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, release = finished
+    first, release = finished_run
     tag = release["bento"]["tag"]
     listed = json.loads(bentoml("list", "--output", "json").stdout)
     assert tag in [one["tag"] for one in listed]

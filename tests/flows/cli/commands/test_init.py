@@ -398,15 +398,15 @@ Bloomery = Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, sharing: Bloomery) -> None:
+def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, forked_bloomery: Bloomery) -> None:
     write_shop(tmp_path / "shop.csv")
-    made = sharing(
+    made = forked_bloomery(
         *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
         *("--output", str(tmp_path), "--json"),
     )
     assert made.returncode == 0, made.stdout + made.stderr
     assert json.loads(made.stdout)["num_malformed"] == 1
-    ended = sharing(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
+    ended = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["bento"]["choice"]["candidate"]["score"]["value"] > 0.85
@@ -415,18 +415,20 @@ def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, shari
 
 @pytest.mark.slow
 @pytest.mark.nightly  # as the file above
-def test_adult_becomes_a_released_model_without_edits(tmp_path: Path, datasets: Path, sharing: Bloomery) -> None:
+def test_adult_becomes_a_released_model_without_edits(
+    tmp_path: Path, datasets: Path, forked_bloomery: Bloomery
+) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
     named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
-    made = sharing(tmp_path / "home", *named, "--json")
+    made = forked_bloomery(tmp_path / "home", *named, "--json")
     assert made.returncode == 0, made.stdout + made.stderr
-    ended = sharing(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
+    ended = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     release = json.loads(ended.stdout)
     assert release["bento"]["choice"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
 
 
-def test_the_command_ends_with_the_exit_code_of_the_error(tmp_path: Path, sharing: Bloomery) -> None:
-    ended = sharing(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
+def test_the_command_ends_with_the_exit_code_of_the_error(tmp_path: Path, forked_bloomery: Bloomery) -> None:
+    ended = forked_bloomery(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
     assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "DataMissing")
     assert issubclass(DataMissing, BloomeryError)

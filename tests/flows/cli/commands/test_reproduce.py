@@ -21,17 +21,17 @@ from bloomery.flows.order import run_stages
 from bloomery.flows.recipe.recipe import Recipe, read_recipe
 from bloomery.models.compression.config import Compression
 
-Finished = tuple[Path, dict[str, Any]]
+FinishedRun = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture
-def bento(finished: Finished, tmp_path: Path) -> Path:
+def bento(finished_run: FinishedRun, tmp_path: Path) -> Path:
     """Returns a copy of the finished version's bento."""
-    return bento_in(finished, tmp_path)
+    return bento_in(finished_run, tmp_path)
 
 
-def bento_in(finished: Finished, tmp_path: Path) -> Path:
-    home, release = finished
+def bento_in(finished_run: FinishedRun, tmp_path: Path) -> Path:
+    home, release = finished_run
     kept = home / "bentoml" / "bentos" / release["bento"]["tag"].replace(":", "/")
     shutil.copytree(kept, tmp_path / "bento")
     return tmp_path / "bento"
@@ -43,9 +43,11 @@ def origin(bento: Path) -> Provenance:
 
 
 @pytest.mark.slow
-def test_a_version_is_reproduced_bit_for_bit(quick: Finished, sharing: Callable[..., Any], tmp_path: Path) -> None:
-    home, release = quick
-    ended = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+def test_a_version_is_reproduced_bit_for_bit(
+    quick_run: FinishedRun, forked_bloomery: Callable[..., Any], tmp_path: Path
+) -> None:
+    home, release = quick_run
+    ended = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     told = json.loads(ended.stdout)
     assert (told["version"], told["verdict"]) == (release["bento"]["tag"], "identical")
@@ -55,23 +57,23 @@ def test_a_version_is_reproduced_bit_for_bit(quick: Finished, sharing: Callable[
     assert len([step for step in told["steps"] if step["stage"] == "compress"]) == 2
     assert told["steps"][-1]["digest"] == release["bento"]["digest"]
     assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
-    again = sharing(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    again = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
     assert "not empty" in json.loads(again.stdout)["found"]
 
 
 @pytest.mark.slow
 def test_the_first_stage_that_differs_is_reported_with_its_cause(
-    quick: Finished, sharing: Callable[..., Any], tmp_path: Path
+    quick_run: FinishedRun, forked_bloomery: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The bento's folder records other weights, from another number of threads; there is no registry."""
-    bento = bento_in(quick, tmp_path)
+    bento = bento_in(quick_run, tmp_path)
     place = bento / "src" / "artifacts" / "provenance.json"
     document = json.loads(place.read_text())
     document["choice"]["candidates"]["trained"]["digest"] = "0" * 64
     document["environment"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
     document["environment"]["packages"]["torch"] = "0.4.1"
     place.write_text(json.dumps(document))
-    ended = sharing(tmp_path / "home", "reproduce", str(bento), "--json")
+    ended = forked_bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
     assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
@@ -119,7 +121,7 @@ NETWORKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("rnn", marks=pytest.mark.nightly), "transformer"])
 def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
-    kind: str, home: Path, sharing: Callable[..., Any], tmp_path: Path
+    kind: str, home: Path, forked_bloomery: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Built stage by stage in this process, then reproduced in another."""
     from bloomery.flows.pipeline import PLAIN_STAGES
@@ -143,23 +145,26 @@ def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
     )
     folder = str(bento_folder(made.tag))
 
-    ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
+    ended = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
     told = json.loads(ended.stdout)
     assert (ended.returncode, told["verdict"]) == (0, "identical"), told
     assert told["steps"][-1]["found"] == made.digest
     if kind == "transformer":  # the network does not depend on the source
         (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
-        ended = sharing(tmp_path / "other", "reproduce", folder, "--json")
+        ended = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
         told = json.loads(ended.stdout)
         assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
         assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
         assert "likely causes: the source has changed" in told["where"]
 
 
-def test_a_bento_contains_its_recipe_and_every_record(origin: Provenance, finished: Finished) -> None:
+def test_a_bento_contains_its_recipe_and_every_record(origin: Provenance, finished_run: FinishedRun) -> None:
     assert Recipe.model_validate(origin.recipe) == read_recipe("digits")
-    assert origin.choice.model_dump(mode="json", by_alias=True, exclude_defaults=True) == finished[1]["bento"]["choice"]
-    assert origin.digest == finished[1]["bento"]["digest"]
+    assert (
+        origin.choice.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        == finished_run[1]["bento"]["choice"]
+    )
+    assert origin.digest == finished_run[1]["bento"]["digest"]
     assert set(origin.code) == {"ingest", "validate", "prepare", "train", "compress"}
     assert {"torch", "pyarrow"} <= set(origin.environment.packages)
     assert origin.environment.lock_sha256 is not None
@@ -212,9 +217,9 @@ def test_the_guarantee_depends_on_cpu_or_gpu(origin: Provenance) -> None:
 
 
 def test_show_draws_the_lineage_of_a_bento_without_a_registry(
-    bento: Path, sharing: Callable[..., Any], tmp_path: Path
+    bento: Path, forked_bloomery: Callable[..., Any], tmp_path: Path
 ) -> None:
-    printed = sharing(tmp_path / "home", "show", str(bento)).stdout
+    printed = forked_bloomery(tmp_path / "home", "show", str(bento)).stdout
     for words in (
         "sklearn:digits",
         "contract digits",

@@ -20,7 +20,7 @@ import yaml
 from bloomery.flows.recipe.recipe import RECIPES, bundled_recipes
 from bloomery.tasks.infrastructure.service_status import find_processes, read_service_status
 from bloomery.tasks.infrastructure.tethered_process import find_free_port
-from tests.living import wait_for
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,8 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def home(copied: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copied(tmp_path_factory.mktemp("up"))
+def home(copy_finished_run: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_finished_run(tmp_path_factory.mktemp("up"))
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +71,21 @@ def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> It
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    copied: Callable[[Path], Path], sharing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    copy_finished_run: Callable[[Path], Path],
+    forked_bloomery: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[], dict[str, Any]]:
     """Runs `QUICK` in a state folder where nothing is killed."""
-    home = copied(tmp_path_factory.mktemp("undisturbed"))
+    home = copy_finished_run(tmp_path_factory.mktemp("undisturbed"))
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
     for section, stated in QUICK.items():
         recipe[section] = {**recipe.get(section, {}), **stated}
     (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
 
     def run() -> dict[str, Any]:
-        ended = sharing(home, "run", str(home.parent / "quick.yaml"))
+        ended = forked_bloomery(home, "run", str(home.parent / "quick.yaml"))
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        found: dict[str, Any] = json.loads(sharing(home, "show", "digits@champion", "--json").stdout)
+        found: dict[str, Any] = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
         return found
 
     return run

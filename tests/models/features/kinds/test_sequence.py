@@ -145,7 +145,7 @@ def contract_of_points() -> Contract:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_spark")
+@pytest.mark.usefixtures("shared_spark")
 @pytest.mark.parametrize("in_array", [True, False])
 def test_spark_gives_the_same_statistics_and_encoding(home: Path, in_array: bool):
     from bloomery.tasks.infrastructure import spark_session

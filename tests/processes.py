@@ -1,4 +1,4 @@
-"""What tests of what runs look for: processes of a state folder, servers that answer, what comes true in time."""
+"""Helpers for tests that start processes: their list, servers that respond, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import httpx
 import psutil
 
-# One, since to make a client takes 30 ms, a hundred times as long as to ask.
+# One client for all requests: creating a client takes 30 ms, a hundred times as long as a request.
 _CLIENT = httpx.Client(trust_env=False, timeout=5)
 
 
-def of_this_folder(home: Path) -> list[psutil.Process]:
-    """Processes that were started for this state folder."""
-    found = []
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Returns the running processes that were started with this state folder."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("BLOOMERY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def wait_for(
@@ -35,10 +35,10 @@ def wait_for(
         if value:
             return value
         time.sleep(step_s)
-    raise AssertionError(f"waited in vain for {what}")
+    raise AssertionError(f"timeout of {timeout_s:g} s while waiting for {what}")
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         return _CLIENT.get(url).is_success
     except httpx.HTTPError:
