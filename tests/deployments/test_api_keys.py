@@ -288,14 +288,14 @@ def test_without_required_keys_there_is_no_middleware(protect) -> None:
 
 
 def test_a_websocket_without_a_key_is_closed(protect) -> None:
-    sent: list[Any] = []
+    messages: list[Any] = []
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
     scope = {"type": "websocket", "path": "/predict", "headers": [], "server": (OPEN_ADDRESS, 3000)}
     asyncio.run(protect()(scope, None, send))
-    assert sent == [{"type": "websocket.close", "code": 1008}]
+    assert messages == [{"type": "websocket.close", "code": 1008}]
 
 
 @pytest.mark.parametrize(

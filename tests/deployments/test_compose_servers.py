@@ -75,24 +75,26 @@ def postgres() -> Iterator[int]:
             running.wait(timeout=30)
 
 
-Moved = Callable[[str], tuple[list[str], dict[str, str]]]
+Localize = Callable[[str], tuple[list[str], dict[str, str]]]
 
 
 @pytest.fixture
-def localize(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Moved:
+def localize(postgres: int, tmp_path: Path, clean_environment: Callable[..., dict[str, str]]) -> Localize:
     """A service's command and environment, with hosts, ports and folders of this machine instead of a container's."""
     ports = {"mlflow:5000": find_free_port(), "prefect:4200": find_free_port(), "postgres:5432": postgres}
     paths = {"/var/lib/mlflow": tmp_path / "artifacts", "/var/lib/bloomery": tmp_path / ".bloomery", "/tmp": tmp_path}
 
-    def here(text: str) -> str:
+    def localize_text(text: str) -> str:
         for name, port in ports.items():
             text = text.replace(name, f"127.0.0.1:{port}").replace(f"--port={name.split(':')[1]}", f"--port={port}")
-        text = re.sub("|".join(paths), lambda found: str(paths[found.group()]), text)
+        text = re.sub("|".join(paths), lambda match: str(paths[match.group()]), text)
         return text.replace("0.0.0.0", "127.0.0.1")
 
     def make(name: str) -> tuple[list[str], dict[str, str]]:
         variables = {
-            key: here(str(value)) for key, value in SERVICES[name]["environment"].items() if "${" not in str(value)
+            key: localize_text(str(value))
+            for key, value in SERVICES[name]["environment"].items()
+            if "${" not in str(value)
         }
         variables |= {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -100,7 +102,7 @@ def localize(postgres: int, tmp_path: Path, clean_environment: Callable[..., dic
         }
         if "postgres_password" in SERVICES[name].get("secrets", ()):
             variables["PGPASSWORD"] = PASSWORD
-        return [here(word) for word in SERVICES[name]["command"]], clean_environment(
+        return [localize_text(word) for word in SERVICES[name]["command"]], clean_environment(
             tmp_path / ".bloomery", **variables
         )
 
@@ -112,13 +114,13 @@ def address(command: list[str], path: str) -> str:
     return f"http://127.0.0.1:{port}{path}"
 
 
-def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Moved, tmp_path: Path) -> None:
+def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Localize, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
 
         def start(name: str, *more: str, is_ready: Callable[[], bool]) -> Callable[[], None]:
             command, environment = localize(name)
             log = tmp_path / f"{name}.log"
-            # `starting` adds to this process's environment, which a container does not have.
+            # `tethered_server` adds to this process's environment, which a container does not have.
             cleared = ["env", "-i", *(f"{key}={value}" for key, value in environment.items()), *command, *more]
             return stack.enter_context(tethered_server(cleared, is_ready=is_ready, log=log, timeout_s=180))
 
@@ -133,9 +135,11 @@ def test_a_worker_runs_a_recipe_on_servers_with_postgresql(localize: Moved, tmp_
 
         def call(*command: str) -> str:
             _, environment = localize("deployments")
-            ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
-            assert ended.returncode == 0, ended.stdout + ended.stderr + (tmp_path / "worker.log").read_text()[-2000:]
-            return ended.stdout
+            completed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+            assert completed.returncode == 0, (
+                completed.stdout + completed.stderr + (tmp_path / "worker.log").read_text()[-2000:]
+            )
+            return completed.stdout
 
         call(*localize("deployments")[0])
         sections = yaml.safe_load(QUICK.read_text())

@@ -41,8 +41,8 @@ LOCK = {
 }
 LIMITS = {f"{PREFIX}{name.upper()}" for name in Limits._fields}
 OPTIONS = {f"{PREFIX}{name.upper()}" for name in ServingOptions._fields}
-# Our own: of the endpoint, of the worker's settings, and of the recipes' paths.
-OURS = {
+# Variables of the endpoint, of the worker's settings, and of the recipes' paths.
+BLOOMERY_VARIABLES = {
     *LIMITS,
     *OPTIONS,
     KEY_POLICY_VARIABLE,
@@ -52,7 +52,7 @@ OURS = {
     "BLOOMERY_HOME",
     "BLOOMERY_DATA",
 }
-PLAIN = {
+SERVER_VARIABLES = {
     "HOME",
     "PGPASSWORD",
     "PGDATA",
@@ -65,11 +65,11 @@ SECRET = re.compile(r"PASSWORD$|TOKEN$|SECRET$|API_KEY$")
 
 
 def fill_variables(text: str, **values: str) -> str:
-    """Substitute variables as compose does."""
+    """Substitutes variables as Docker Compose does."""
 
     def value(match: re.Match[str]) -> str:
-        name, _, rest = match.group(1).partition(":")
-        return values.get(name) or rest[1:]
+        name, _, default = match.group(1).partition(":")
+        return values.get(name) or default[1:]
 
     return re.sub(r"\$\{([^}]+)\}", value, text).replace("$$", "$")
 
@@ -126,11 +126,11 @@ def test_kubectl_builds_the_kustomization(tmp_path: Path) -> None:
     (tmp_path / "k" / "secrets").mkdir()
     for name in ("postgres_password", "clients.json", "trusted.pem"):
         (tmp_path / "k" / "secrets" / name).write_text("open sesame")
-    ended = subprocess.run(["kubectl", "kustomize", tmp_path / "k"], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    built = list(yaml.safe_load_all(ended.stdout))
-    assert len(built) == len(OBJECTS) + 3  # a config map and two secrets
-    assert {item["metadata"].get("namespace", "bloomery") for item in built} == {"bloomery"}
+    completed = subprocess.run(["kubectl", "kustomize", tmp_path / "k"], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    objects = list(yaml.safe_load_all(completed.stdout))
+    assert len(objects) == len(OBJECTS) + 3  # a config map and two secrets
+    assert {item["metadata"].get("namespace", "bloomery") for item in objects} == {"bloomery"}
 
 
 def test_references_of_compose_are_defined() -> None:
@@ -297,9 +297,14 @@ def test_every_variable_is_read() -> None:
     from prefect.settings import Settings
     from prefect.settings.legacy import _get_settings_fields
 
-    known = OURS | PLAIN | set(_get_settings_fields(Settings)) | {"PREFECT_SERVER_ANALYTICS_ENABLED"}
+    known_variables = (
+        BLOOMERY_VARIABLES
+        | SERVER_VARIABLES
+        | set(_get_settings_fields(Settings))
+        | {"PREFECT_SERVER_ANALYTICS_ENABLED"}
+    )
     for name, key, value in environments():
-        assert key in known or hasattr(mlflow.environment_variables, key), (name, key)
+        assert key in known_variables or hasattr(mlflow.environment_variables, key), (name, key)
         assert not SECRET.search(key) or value == "", (name, key)
     variables = COMPOSE["services"]["endpoint"]["environment"]
     assert {key for key in LIMITS if fill_variables(variables[key]) == ""} == LIMITS  # unset means the default
@@ -316,15 +321,15 @@ def test_probes_use_paths_of_the_servers() -> None:
         "prefect": (4200, {"/api/health", "/api/ready"}),
         "worker": (8080, {"/health"}),
     }
-    for name, (port, known) in paths.items():
+    for name, (port, server_paths) in paths.items():
         container = CONTAINERS[name]
         assert [item["containerPort"] for item in container["ports"]] == [port]
         probes = [container[probe] for probe in container if probe.endswith("Probe")]
         assert len(probes) >= 2
-        assert {probe["httpGet"]["path"] for probe in probes} <= known, name
-        variables = COMPOSE["services"][name]["healthcheck"]["test"][-1]
-        assert any(f"http://127.0.0.1:{port}{path}'" in variables for path in known), name
-        compile(variables, name, "exec")
+        assert {probe["httpGet"]["path"] for probe in probes} <= server_paths, name
+        check = COMPOSE["services"][name]["healthcheck"]["test"][-1]
+        assert any(f"http://127.0.0.1:{port}{path}'" in check for path in server_paths), name
+        compile(check, name, "exec")
         arguments = " ".join(container.get("command", ()))
         assert "--port" not in arguments or f"--port={port}" in arguments
     endpoint = CONTAINERS["endpoint"]

@@ -137,8 +137,8 @@ def test_several_keys_may_be_trusted(artifacts, trusted) -> None:
 
 
 def test_an_invalid_trusted_key_is_reported(artifacts, trusted, monkeypatch) -> None:
-    other = generate_private_key(SECP256R1()).public_key()
-    of_another_type = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    elliptic_key = generate_private_key(SECP256R1()).public_key()
+    of_another_type = elliptic_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     for content in (b"", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", of_another_type):
         trusted.write_bytes(content)
         with pytest.raises(SettingInvalid, match="the trusted key cannot be read"):
@@ -184,15 +184,15 @@ print([response.status_code for response in asyncio.run(ask())])
 
 
 def test_no_version_and_no_request_is_unpickled(artifacts, trusted) -> None:
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", SERVE_WITHOUT_PICKLE, str(artifacts)],
         cwd=Path(__file__).resolve().parents[2],
         env={**os.environ},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip().endswith("[200, 415, 415, 200, 200, 200]")
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.strip().endswith("[200, 415, 415, 200, 200, 200]")
 
 
 def test_no_module_of_the_service_mentions_pickle() -> None:
@@ -206,10 +206,10 @@ def test_no_module_of_the_service_mentions_pickle() -> None:
         "torch.load",
         "marshal",
     )
-    named = {
+    matches = {
         module: word
         for module, path in reach("bloomery.deployments.service").items()
         for word in words
         if word in path.read_text()
     }
-    assert named == {}
+    assert matches == {}

@@ -1,4 +1,4 @@
-"""Three networks of Keras, taught on encoded rows and exported. Run by an interpreter that has TensorFlow.
+"""Trains and exports three Keras networks on encoded rows. Run by an interpreter that has TensorFlow.
 
     python keras_networks.py rows.npz FOLDER [EPOCHS]
 
@@ -14,7 +14,7 @@ from keras import layers
 
 
 class Positions(layers.Layer):
-    """Adds a vector that is learnt for each step."""
+    """Adds a learned vector for each step."""
 
     def build(self, shape):
         self.of_step = self.add_weight(shape=shape[1:], initializer="random_normal")
@@ -60,8 +60,8 @@ def main(rows, folder, epochs):
         is_logits = make is transformer
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=is_logits)
         network.compile(optimizer=keras.optimizers.Adam(3e-3), loss=loss)
-        shown = x.transpose(0, 2, 3, 1) if make is cnn else x[:, 0]
-        network.fit(shown, y, batch_size=32, epochs=epochs, verbose=0)
+        inputs = x.transpose(0, 2, 3, 1) if make is cnn else x[:, 0]
+        network.fit(inputs, y, batch_size=32, epochs=epochs, verbose=0)
         network.export(str(folder / f"{make.__name__}.onnx"), format="onnx", verbose=False)
 
 

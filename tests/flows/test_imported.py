@@ -22,8 +22,8 @@ Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 FinishedRun = tuple[Path, dict[str, Any]]
 
 
-class InTheMannerOfKeras(nn.Module):
-    """Channels last, and probabilities at the end."""
+class KerasStyleNetwork(nn.Module):
+    """A network with channels last and a softmax at the end, as Keras exports it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class InTheMannerOfKeras(nn.Module):
 
 @pytest.fixture(scope="module")
 def recipe(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe `digits` with what it has trained, as a file from elsewhere."""
+    """The recipe `digits` with its own trained network, imported as an ONNX file."""
     home, release = finished_run
     trained = release["bento"]["choice"]["candidates"]["trained"]
     network, _ = read_network(home / trained["uri"], home / trained["network_uri"])
     folder = tmp_path_factory.mktemp("imported")
     torch.onnx.export(
-        InTheMannerOfKeras(network).eval(),
+        KerasStyleNetwork(network).eval(),
         (torch.zeros(2, 8, 8, 1),),
         folder / "network.onnx",
         dynamo=True,
@@ -60,7 +60,7 @@ def recipe(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def ended(recipe: Path, forked_bloomery: Bloomery) -> dict[str, Any]:
+def imported_release(recipe: Path, forked_bloomery: Bloomery) -> dict[str, Any]:
     """The release of its run."""
     run = forked_bloomery(recipe.parent / "home", "run", str(recipe), "--json")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -69,17 +69,19 @@ def ended(recipe: Path, forked_bloomery: Bloomery) -> dict[str, Any]:
 
 
 def test_its_predictions_over_http_equal_those_of_the_original_network(
-    ended: dict[str, Any], finished_run: FinishedRun
+    imported_release: dict[str, Any], finished_run: FinishedRun
 ) -> None:
-    here, there = (one["bento"]["choice"]["candidates"]["candidates"] for one in (ended, finished_run[1]))
-    assert [candidate["name"] for candidate in here] == ["fp32", "int8"]
-    assert here[0]["score"] == there[0]["score"]  # nothing was lost on the way
-    assert here[0]["parity_error"] < 1e-5
-    assert (ended["alias"], ended["num_smoke_test_rows"]) == ("champion", 100)
+    candidates, original_candidates = (
+        release["bento"]["choice"]["candidates"]["candidates"] for release in (imported_release, finished_run[1])
+    )
+    assert [candidate["name"] for candidate in candidates] == ["fp32", "int8"]
+    assert candidates[0]["score"] == original_candidates[0]["score"]  # the conversion loses no accuracy
+    assert candidates[0]["parity_error"] < 1e-5
+    assert (imported_release["alias"], imported_release["num_smoke_test_rows"]) == ("champion", 100)
 
 
-def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended: dict[str, Any]) -> None:
-    options = ended["bento"]["choice"]["candidates"]
+def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(imported_release: dict[str, Any]) -> None:
+    options = imported_release["bento"]["choice"]["candidates"]
     fp32, int8 = options["candidates"]
     assert int8["size_bytes"] < 0.5 * fp32["size_bytes"]
     assert not int8.get("is_row_by_row", False)
@@ -87,11 +89,11 @@ def test_convolutions_are_quantized_in_fixed_ranges_and_nothing_is_trained(ended
     assert options["trained"]["uri"].endswith("network.onnx")
 
 
-def test_its_run_has_metrics_plots_and_explanations(ended: dict[str, Any], recipe: Path) -> None:
-    home, trained = recipe.parent / "home", ended["bento"]["choice"]["candidates"]["trained"]
-    (found,) = (home / "mlflow").glob(f"**/{trained['run_id']}/artifacts")
-    names = {path.relative_to(found).as_posix() for path in found.rglob("*")}
+def test_its_run_has_metrics_plots_and_explanations(imported_release: dict[str, Any], recipe: Path) -> None:
+    home, trained = recipe.parent / "home", imported_release["bento"]["choice"]["candidates"]["trained"]
+    (artifacts,) = (home / "mlflow").glob(f"**/{trained['run_id']}/artifacts")
+    names = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*")}
     assert {"val_confusion.png", "val_per_class.json", "network/network.onnx", "explanations/rows.png"} <= names
-    explained = json.loads((found / "explanations" / "weights.json").read_text())
-    assert explained["method"] == "shapley"
+    weights = json.loads((artifacts / "explanations" / "weights.json").read_text())
+    assert weights["method"] == "shapley"
     assert trained["val_score"] > 0.9

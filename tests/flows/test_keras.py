@@ -1,7 +1,6 @@
 """A CNN, an RNN and a Transformer from Keras files become champions.
 
-TensorFlow is a gigabyte and more, so it may be installed for another interpreter, which `BLOOMERY_TENSORFLOW_PYTHON`
-names.
+TensorFlow needs more than a gigabyte, so it may be installed for another interpreter: `BLOOMERY_TENSORFLOW_PYTHON`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ SCRIPT = Path(__file__).with_name("keras_networks.py")
 @pytest.fixture(scope="module")
 def tensorflow() -> str:
     """An interpreter that has TensorFlow and tf2onnx."""
-    named = os.environ.get("BLOOMERY_TENSORFLOW_PYTHON")
-    if named is None and not all(importlib.util.find_spec(name) for name in ("tensorflow", "tf2onnx")):
-        pytest.skip("neither is TensorFlow installed, nor does BLOOMERY_TENSORFLOW_PYTHON name a Python that has it")
-    return named or sys.executable
+    interpreter = os.environ.get("BLOOMERY_TENSORFLOW_PYTHON")
+    if interpreter is None and not all(importlib.util.find_spec(name) for name in ("tensorflow", "tf2onnx")):
+        pytest.skip("TensorFlow is not installed, and BLOOMERY_TENSORFLOW_PYTHON names no Python that has it")
+    return interpreter or sys.executable
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +43,26 @@ def folder(
     clean_environment: Callable[..., dict[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Three networks that Keras has taught on the encoded rows of the recipe `digits`."""
+    """Three networks, trained by Keras on the encoded rows of the recipe `digits`."""
     home, release = finished_run
     dataset = Dataset.model_validate(release["bento"]["choice"]["candidates"]["trained"]["dataset"])
     rows = read_examples(home / dataset.train.uri, dataset.key, dataset.layout)
-    made = tmp_path_factory.mktemp("keras")
-    np.savez(made / "rows.npz", x_train=rows.x.numpy(), y_train=rows.y.numpy())
-    quiet = clean_environment(made, CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
-    quiet.pop("PYTHONPATH", None)
-    exported = subprocess.run(
-        [tensorflow, str(SCRIPT), str(made / "rows.npz"), str(made)], env=quiet, capture_output=True, text=True
+    folder = tmp_path_factory.mktemp("keras")
+    np.savez(folder / "rows.npz", x_train=rows.x.numpy(), y_train=rows.y.numpy())
+    environment = clean_environment(folder, CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
+    environment.pop("PYTHONPATH", None)
+    completed = subprocess.run(
+        [tensorflow, str(SCRIPT), str(folder / "rows.npz"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
-    assert exported.returncode == 0, exported.stderr
-    return made
+    assert completed.returncode == 0, completed.stderr
+    return folder
 
 
 @pytest.mark.parametrize("name", ["cnn", "rnn", "transformer"])
-def test_it_is_served(
+def test_a_keras_network_becomes_a_champion(
     name: str, folder: Path, forked_bloomery: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Killed and concurrent runs in one state folder: nothing is lost, and no output is partial."""
+"""Killed and concurrent runs in one state folder: no output is lost, and none is partial."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ FinishedRun = tuple[Path, dict[str, Any]]
 
 def digests(release: dict[str, Any]) -> dict[str, Any]:
     """Returns everything that must be equal between two runs of a recipe on one machine."""
-    chosen = release["bento"]["choice"]
-    trained = chosen["candidates"]["trained"]
+    choice = release["bento"]["choice"]
+    trained = choice["candidates"]["trained"]
     dataset = trained["dataset"]
     return {
         "rows": dataset["valid_rows"]["raw_rows"]["digest"],
         "parts": [dataset[part]["sha256"] for part in ("train", "val", "test")],
         "dataset": dataset["digest"],
         "weights": trained["digest"],
-        "onnx": [candidate["sha256"] for candidate in chosen["candidates"]["candidates"]],
+        "onnx": [candidate["sha256"] for candidate in choice["candidates"]["candidates"]],
         "bento": release["bento"]["digest"],
     }
 
@@ -56,8 +56,8 @@ def digests(release: dict[str, Any]) -> dict[str, Any]:
 def released(home: Path, name: str = "digits") -> dict[str, Any]:
     """Returns the only release of that name, from its record."""
     records = [json.loads(path.read_text())["record"] for path in home.glob("stages/promote/*/record.json")]
-    (found,) = [record for record in records if record["name"] == name]
-    return found
+    (release,) = [record for record in records if record["name"] == name]
+    return release
 
 
 def states_in_mlflow(home: Path) -> set[str]:
@@ -79,7 +79,7 @@ class Runs:
         return self._forks.wait(pid)
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return self._log.read_text()
 
 
@@ -91,42 +91,42 @@ def runs(forks: Forks, prefect: str, create_home: CreateHome, tmp_path: Path, cl
     return Runs(forks, clean_environment(home, PREFECT_API_URL=prefect), tmp_path / "runs.log")
 
 
-def test_a_run_killed_in_every_stage_continues_and_ends_like_an_undisturbed_one(
+def test_a_run_killed_in_every_stage_continues_and_ends_with_the_same_digests(
     quick_run: FinishedRun, tmp_path: Path, runs: Runs, prefect: str
 ) -> None:
     home = tmp_path / ".bloomery"
-    in_the_middle = set()
+    killed_stages = set()
     for stage in STAGES:
         run = runs.start("run", str(QUICK))
-        folder, beside = home / "stages" / stage, home / "stages" / ".tmp"
+        folder, scratch = home / "stages" / stage, home / "stages" / ".tmp"
 
-        def is_reached(run: int = run, stage: str = stage, folder: Path = folder, beside: Path = beside) -> bool:
-            assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, runs.told
-            return bool(list(beside.glob(f"{stage}-*"))) or folder.exists()
+        def is_reached(run: int = run, stage: str = stage, folder: Path = folder, scratch: Path = scratch) -> bool:
+            assert psutil.Process(run).status() != psutil.STATUS_ZOMBIE, runs.output
+            return bool(list(scratch.glob(f"{stage}-*"))) or folder.exists()
 
         wait_for(is_reached, step_s=0.001)
         os.kill(run, signal.SIGKILL)
         assert runs.wait(run) == -signal.SIGKILL
         # A stage of a few milliseconds may end before the kill; then its output is complete.
         if not folder.exists():
-            in_the_middle.add(stage)
-        assert all((whole / "record.json").is_file() for whole in folder.glob("*"))
+            killed_stages.add(stage)
+        assert all((output / "record.json").is_file() for output in folder.glob("*"))
         wait_for(lambda: not processes_of(home))
-    assert in_the_middle >= {"prepare", "train", "compress", "package", "promote"}
-    assert runs.wait(runs.start("run", str(QUICK))) == 0, runs.told
+    assert killed_stages >= {"prepare", "train", "compress", "package", "promote"}
+    assert runs.wait(runs.start("run", str(QUICK))) == 0, runs.output
     assert digests(released(home)) == digests(quick_run[1])
     assert not list((home / "stages" / ".tmp").iterdir())
     assert "RUNNING" not in states_in_mlflow(home)
-    killed = [note.stem for note in (home / "runs").glob("*.json")]
-    assert len(killed) == len(STAGES)
+    run_ids = [path.stem for path in (home / "runs").glob("*.json")]
+    assert len(run_ids) == len(STAGES)
     with httpx.Client(base_url=prefect, trust_env=False) as api:
         reap_dead_runs(api, home)  # as `bloomery up` does; runs of other state folders are not affected
-        states = [api.get(f"/flow_runs/{run}").json()["state_type"] for run in killed]
+        states = [api.get(f"/flow_runs/{run}").json()["state_type"] for run in run_ids]
     assert states == ["CRASHED"] * len(STAGES)
 
 
-def edited(folder: Path, name: str, **changes: Any) -> str:
-    """The recipe `digits-quick` under that name, with other values in its sections and one candidate."""
+def write_recipe(folder: Path, name: str, **changes: Any) -> str:
+    """Writes the recipe `digits-quick` with a new name, changed sections and one candidate. Returns its path."""
     document = yaml.safe_load(QUICK.read_text())
     for section, values in {"compression": {"candidates": [{"name": "fp32"}]}, **changes}.items():
         document[section] = {**document[section], **values}
@@ -143,31 +143,31 @@ def test_concurrent_runs_all_end_and_leave_a_consistent_registry(
     forked_bloomery: Callable[..., Any],
     clean_environment: Environment,
 ) -> None:
-    """Each with a Prefect server of its own, and all with one database; of four, two are of one recipe."""
+    """Each run starts its own Prefect server, and all use one database. Of four runs, two are of the same recipe."""
     home = tmp_path / ".bloomery"
-    digits = edited(tmp_path, "digits")
-    one, two = (
-        edited(tmp_path, name, training={"epochs": epochs}, gates={"min_accuracy": 0})
+    digits = write_recipe(tmp_path, "digits")
+    one_epoch, two_epochs = (
+        write_recipe(tmp_path, name, training={"epochs": epochs}, gates={"min_accuracy": 0})
         for name, epochs in (("one-epoch", 1), ("two-epochs", 2))
     )
-    recipes = [digits, one, digits, two][:num]
+    recipes = [digits, one_epoch, digits, two_epochs][:num]
     runs = []
     for number, recipe in enumerate(recipes):
         log = (tmp_path / f"run-{number}.log").open("wb")
         command = [sys.executable, "-m", "bloomery.flows.cli", "run", recipe]
         runs.append(subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stdout=log, stderr=log))
-    told = [run.wait(timeout=400) for run in runs]
+    exit_codes = [run.wait(timeout=400) for run in runs]
     logs = {path: path.read_text(errors="replace") for path in (*tmp_path.glob("run-*.log"), *home.glob("logs/*"))}
-    assert told == [0] * num, logs
+    assert exit_codes == [0] * num, logs
     assert [path for path, text in logs.items() if "database is locked" in text.lower()] == []
-    alone, at_once = digests(quick_run[1]), digests(released(home))
-    assert [at_once[name] for name in ("rows", "parts", "dataset", "weights")] == [
-        alone[name] for name in ("rows", "parts", "dataset", "weights")
+    expected, concurrent = digests(quick_run[1]), digests(released(home))
+    assert [concurrent[name] for name in ("rows", "parts", "dataset", "weights")] == [
+        expected[name] for name in ("rows", "parts", "dataset", "weights")
     ]
-    assert at_once["onnx"] == alone["onnx"][:1]
+    assert concurrent["onnx"] == expected["onnx"][:1]
     for name in {Path(recipe).stem for recipe in recipes}:
-        shown = json.loads(forked_bloomery(home, "show", name, "--json").stdout)["versions"]
-        assert [(one["version"], one["aliases"]) for one in shown] == [(1, ["champion"])]
+        versions = json.loads(forked_bloomery(home, "show", name, "--json").stdout)["versions"]
+        assert [(version["version"], version["aliases"]) for version in versions] == [(1, ["champion"])]
     for database in ("mlflow/mlflow.db", "prefect/prefect.db"):
         with closing(sqlite3.connect(home / database)) as connection:
             assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
@@ -193,27 +193,27 @@ def test_a_run_waits_for_an_mlflow_server_that_is_killed_while_it_trains_and_com
     log = (tmp_path / "mlflow.log").open("ab")
 
     def server() -> subprocess.Popen[bytes]:
-        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         wait_for(lambda: responds(f"{url}/health"))
-        return started
+        return process
 
-    def kill(started: subprocess.Popen[bytes]) -> None:
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
-    standing = server()
+    process = server()
     runs = Runs(forks, clean_environment(home, PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=url), tmp_path / "runs.log")
     try:
-        run = runs.start("run", edited(tmp_path, "digits"))
+        run = runs.start("run", write_recipe(tmp_path, "digits"))
         for stage in ("train", "compress"):
             wait_for(lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")), step_s=0.01)
-            kill(standing)
+            kill(process)
             time.sleep(1)
-            assert not (home / "stages" / stage).exists(), "the stage had ended before the blow"
-            standing = server()
-        assert runs.wait(run) == 0, runs.told
+            assert not (home / "stages" / stage).exists(), "the stage had ended before the kill"
+            process = server()
+        assert runs.wait(run) == 0, runs.output
     finally:
-        kill(standing)
+        kill(process)
         log.close()
     assert digests(released(home))["weights"] == digests(quick_run[1])["weights"]
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
@@ -248,9 +248,9 @@ def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iter
 
     def ask() -> str:
         rows = {"rows": [{"image": [0] * 64}]}
-        answered = httpx.post(f"{url}/predict", json=rows, trust_env=False, timeout=30)
-        assert answered.status_code == 200, answered.text
-        return str(answered.json()["model"])
+        response = httpx.post(f"{url}/predict", json=rows, trust_env=False, timeout=30)
+        assert response.status_code == 200, response.text
+        return str(response.json()["model"])
 
     environment = clean_environment(tmp_path / ".bloomery")
     with tethered_server(
@@ -260,8 +260,8 @@ def champion(disk: Path, tmp_path: Path, clean_environment: Environment) -> Iter
         yield ask
 
 
-def fill(disk: Path) -> Path:
-    """Fills the disk completely. Returns the file that does."""
+def fill_disk(disk: Path) -> Path:
+    """Fills the disk completely. Returns the file that fills it."""
     with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as stream:
         while True:
             stream.write(bytes(100_000))
@@ -281,10 +281,10 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_reported_and_nothin
 ) -> None:
     home, tag = tmp_path / ".bloomery", quick_run[1]["bento"]["tag"]
     document = yaml.safe_load(QUICK.read_text())
-    document["training"]["checkpoints"] = {"every_steps": 20}  # changes no weight, but starts the training anew
+    document["training"]["checkpoints"] = {"every_steps": 20}  # changes no weights, but requires a new training
     recipe = tmp_path / "digits.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    before = set(home.glob("stages/*/*/record.json"))
+    records = set(home.glob("stages/*/*/record.json"))
 
     def steps() -> list[Path]:
         return sorted(home.glob("checkpoints/*/step-*"))
@@ -293,43 +293,43 @@ def test_a_full_disk_a_read_only_folder_and_a_lost_share_are_reported_and_nothin
     command = [sys.executable, "-m", "bloomery.flows.cli", "run", str(recipe)]
     run = subprocess.Popen(command, env=clean_environment(home), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(steps, step_s=0.01)
-    filler = fill(disk)
-    told = run.communicate(timeout=120)[1]
-    assert run.returncode == 1, told
+    filler = fill_disk(disk)
+    output = run.communicate(timeout=120)[1]
+    assert run.returncode == 1, output
     for words in ("StateUnwritable: ", "free some space", "finished stages are reused"):
-        assert words in told, told
-    assert re.search(r"\(\d MB free\)", told), told  # the partial output has been removed by then
+        assert words in output, output
+    assert re.search(r"\(\d MB free\)", output), output  # the partial output has been removed by then
     assert champion() == tag
     assert not list((home / "stages" / ".tmp").iterdir())
     assert [path.name for path in home.glob("checkpoints/*/*")] == [steps()[0].name]
     filler.unlink()
 
     # The folder is read-only.
-    elsewhere = tmp_path / "read-only"
-    elsewhere.mkdir()
-    assert mount("--bind", str(disk / "state"), str(elsewhere))
+    read_only = tmp_path / "read-only"
+    read_only.mkdir()
+    assert mount("--bind", str(disk / "state"), str(read_only))
     try:
-        assert mount("-o", "remount,bind,ro", str(elsewhere))
-        ended = subprocess.run(command, env=clean_environment(elsewhere), cwd=ROOT, capture_output=True, text=True)
+        assert mount("-o", "remount,bind,ro", str(read_only))
+        completed = subprocess.run(command, env=clean_environment(read_only), cwd=ROOT, capture_output=True, text=True)
     finally:
-        subprocess.run(["umount", str(elsewhere)], check=True)
-    assert ended.returncode == 1, ended.stderr
-    assert "StateUnwritable: the state folder cannot be written: Read-only file system" in ended.stderr
+        subprocess.run(["umount", str(read_only)], check=True)
+    assert completed.returncode == 1, completed.stderr
+    assert "StateUnwritable: the state folder cannot be written: Read-only file system" in completed.stderr
 
     # The share is lost during a training, and comes back.
-    reached = steps()[0].name
+    last_step = steps()[0].name
     run_id = runs.start("run", str(recipe))
-    wait_for(lambda: steps()[0].name > reached, step_s=0.01)
+    wait_for(lambda: steps()[0].name > last_step, step_s=0.01)
     subprocess.run(["umount", "-l", str(home)], check=True)
     assert runs.wait(run_id) == 1
-    told = runs.told
-    assert "ShareLost: the state folder is gone, and was there when the run began" in told, told
+    output = runs.output
+    assert "ShareLost: the state folder is gone, and was there when the run began" in output, output
     assert champion() == tag
     assert mount("--bind", str(disk / "state"), str(home))
 
-    # Earlier outputs are still there, and the run ends like an undisturbed one.
-    assert before <= set(home.glob("stages/*/*/record.json"))
-    assert runs.wait(runs.start("run", str(recipe))) == 0, runs.told
+    # Earlier outputs are still there, and the run ends with the same digests.
+    assert records <= set(home.glob("stages/*/*/record.json"))
+    assert runs.wait(runs.start("run", str(recipe))) == 0, runs.output
     assert digests(released(home)) == digests(quick_run[1])
     assert champion() == tag
     assert "RUNNING" not in states_in_mlflow(home)

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def log(home: Path, tag: str, images: np.ndarray, predictions: pa.Table, at: datetime) -> None:
-    """Writes the prediction log of requests with `images`, one by one, and these predictions."""
+def write_log(home: Path, tag: str, images: np.ndarray, predictions: pa.Table, at: datetime) -> None:
+    """Writes a prediction log with one request for each image, and these predictions."""
     num = len(images)
     folder = home / "predictions" / "digits" / f"day={at:%Y-%m-%d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def server(home: Path, databases: Path) -> Iterator[str]:
             yield api
 
 
-def deployed(api: str) -> UUID:
+def create_deployment(api: str) -> UUID:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -75,7 +75,7 @@ def deployed(api: str) -> UUID:
         return client.create_deployment(flow_id=flow, name="digits", parameters={"recipe": "digits"})
 
 
-def runs(deployment: UUID) -> list[Any]:
+def list_runs(deployment: UUID) -> list[Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 
@@ -84,7 +84,7 @@ def runs(deployment: UUID) -> list[Any]:
         return client.read_flow_runs(flow_run_filter=of_it)
 
 
-def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
+def test_drift_starts_one_retraining_and_normal_data_or_a_second_event_start_none(
     copy: Path, server: str, forked_bloomery: Bloomery, finished_run: Any
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -97,50 +97,50 @@ def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
     rows = pq.read_table(next(copy.glob("stages/validate/*/rows.parquet")))
     images = np.array(rows["image"].to_pylist())
     now = datetime.now(UTC)
-    given = pq.read_table(copy / finished_run[1]["bento"]["choice"]["candidate"]["predictions_uri"])
-    given = given.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
-    drawn = given.take(np.random.default_rng(0).integers(0, given.num_rows, len(images)))
-    log(copy, tag, images, drawn, now - timedelta(hours=3))
-    log(copy, tag, np.minimum(images + 5, 16), given.take([0] * len(images)), now - timedelta(minutes=30))
+    predictions = pq.read_table(copy / finished_run[1]["bento"]["choice"]["candidate"]["predictions_uri"])
+    predictions = predictions.select(["answer", "probabilities"]).rename_columns(["label", "probabilities"])
+    sample = predictions.take(np.random.default_rng(0).integers(0, predictions.num_rows, len(images)))
+    write_log(copy, tag, images, sample, now - timedelta(hours=3))
+    write_log(copy, tag, np.minimum(images + 5, 16), predictions.take([0] * len(images)), now - timedelta(minutes=30))
 
     with pytest.raises(DataMissing, match="no deployment pipeline/digits"):
         ensure_retraining("digits")
-    deployment = deployed(server)
-    made = ensure_retraining("digits", timedelta(hours=1))
-    assert ensure_retraining("digits", timedelta(hours=2)) == made
+    deployment = create_deployment(server)
+    automation_id = ensure_retraining("digits", timedelta(hours=1))
+    assert ensure_retraining("digits", timedelta(hours=2)) == automation_id
     with get_client(sync_client=True) as client:
         (automation,) = client.read_automations_by_name("retrain digits")
     assert automation.trigger.within == timedelta(hours=2)
     time.sleep(2)  # the server loads automations a moment after they change
 
     environment = {"PREFECT_API_URL": server}
-    usual = forked_bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
-    assert usual.returncode == 0, usual.stdout + usual.stderr
-    found = json.loads(usual.stdout)
-    assert (found["num_rows"], found["version"]) == (len(images), 1)
-    assert [alarm for alarm in found["alerts"] if alarm["kind"] == "drift"] == []
+    normal = forked_bloomery(copy, "monitor", "digits", "--since", "4h", "--until", "2h", "--json", **environment)
+    assert normal.returncode == 0, normal.stdout + normal.stderr
+    report = json.loads(normal.stdout)
+    assert (report["num_rows"], report["version"]) == (len(images), 1)
+    assert [alarm for alarm in report["alerts"] if alarm["kind"] == "drift"] == []
 
-    shifted = forked_bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
-    assert shifted.returncode == 3, shifted.stdout + shifted.stderr
+    drifted = forked_bloomery(copy, "monitor", "digits", "--since", "1h", "--fail-on-drift", **environment)
+    assert drifted.returncode == 3, drifted.stdout + drifted.stderr
     for words in ("image has drifted", "(answer) has drifted", "no labels have arrived"):
-        assert words in shifted.stdout
-    # As the next check would, while the first training may still run.
+        assert words in drifted.stdout
+    # The event of the next check, while the first training may still run.
     event = Event(event="bloomery.drift", resource={"prefect.resource.id": "bloomery.model.digits"})
     httpx.post(f"{server}/events", json=[event.model_dump(mode="json")], trust_env=False).raise_for_status()
     deadline = time.monotonic() + 30
-    while not runs(deployment) and time.monotonic() < deadline:
+    while not list_runs(deployment) and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(3)
-    (started,) = runs(deployment)
+    (started,) = list_runs(deployment)
     assert started.parameters == {"recipe": "digits"}
     assert started.created_by is not None
     assert started.created_by.type == "AUTOMATION"
 
     with get_client(sync_client=True) as client:
-        shown = [one for one in client.read_artifacts() if one.key == "monitor-digits"]
-        looks = [one for one in client.read_flow_runs() if one.name.startswith("digits v1: ")]
-    assert len(shown) == len(looks) == 2
-    assert any("data:image/png;base64," in str(one.data) for one in shown)
+        artifacts = [item for item in client.read_artifacts() if item.key == "monitor-digits"]
+        checks = [item for item in client.read_flow_runs() if item.name.startswith("digits v1: ")]
+    assert len(artifacts) == len(checks) == 2
+    assert any("data:image/png;base64," in str(item.data) for item in artifacts)
     assert 'model="digits"' in (copy / "metrics" / "digits.prom").read_text()
     assert ensure_retraining("digits", is_wanted=False) is None
     with get_client(sync_client=True) as client:
@@ -148,8 +148,8 @@ def test_drift_starts_one_retraining_but_normal_data_and_a_second_check_do_not(
 
 
 def test_an_invalid_time_and_an_empty_window_are_reported(tmp_path: Path, forked_bloomery: Bloomery) -> None:
-    ended = forked_bloomery(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
-    assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "SettingInvalid")
-    ended = forked_bloomery(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
-    assert ended.returncode == 2
-    assert "a time before --until" in ended.stderr
+    completed = forked_bloomery(tmp_path, "monitor", "digits", "--since", "yesterday", "--json")
+    assert (completed.returncode, json.loads(completed.stdout)["error"]) == (2, "SettingInvalid")
+    completed = forked_bloomery(tmp_path, "monitor", "digits", "--since", "1h", "--until", "2h")
+    assert completed.returncode == 2
+    assert "a time before --until" in completed.stderr

@@ -29,41 +29,41 @@ Environment = Callable[..., dict[str, str]]
 FinishedRun = tuple[Path, dict[str, Any]]
 
 
-def edited(folder: Path, **changes: Any) -> str:
+def write_recipe(folder: Path, **changes: Any) -> str:
     """Writes the recipe `digits` with changed values, given as `training__epochs=3`."""
     document = yaml.safe_load((RECIPES / "digits.yaml").read_text())
-    for place, value in changes.items():
-        inside = document
-        *path, last = place.split("__")
+    for key_path, value in changes.items():
+        section = document
+        *path, last_key = key_path.split("__")
         for key in path:
-            inside = inside.setdefault(key, {})
-        inside[last] = value
-    target = folder / "mine.yaml"
+            section = section.setdefault(key, {})
+        section[last_key] = value
+    target = folder / "recipe.yaml"
     target.write_text(yaml.safe_dump(document))
     return str(target)
 
 
-def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    words = [line.split() for line in ended.stdout.splitlines()]
+def outcomes(completed: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    words = [line.split() for line in completed.stdout.splitlines()]
     return {line[1]: line[2] for line in words if len(line) > 3 and line[1] in STAGES}
 
 
 def test_a_run_ends_with_a_registered_champion(finished_run: FinishedRun, forked_bloomery: Bloomery) -> None:
     home, release = finished_run
-    chosen = release["bento"]["choice"]
-    names = [candidate["name"] for candidate in chosen["candidates"]["candidates"]]
+    choice = release["bento"]["choice"]
+    names = [candidate["name"] for candidate in choice["candidates"]["candidates"]]
     assert names == ["fp32", "int8", "pruned", "pruned-int8"]
-    assert all(candidate["score"]["value"] > 0.95 for candidate in chosen["candidates"]["candidates"])
-    sizes = {one["name"]: one["size_bytes"] for one in chosen["candidates"]["candidates"]}
+    assert all(candidate["score"]["value"] > 0.95 for candidate in choice["candidates"]["candidates"])
+    sizes = {candidate["name"]: candidate["size_bytes"] for candidate in choice["candidates"]["candidates"]}
     assert sizes["pruned-int8"] < sizes["pruned"] < sizes["int8"] < sizes["fp32"]
-    assert chosen["candidate"]["name"] == "pruned-int8"
+    assert choice["candidate"]["name"] == "pruned-int8"
     assert release["num_smoke_test_rows"] == 100
-    shown = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
-    assert (shown["version"], shown["aliases"], shown["bento"]) == (1, ["champion"], release["bento"]["tag"])
-    assert [line["stage"] for line in shown["lineage"]] == list(reversed(STAGES[:-1]))
-    trained = chosen["candidates"]["trained"]
-    assert shown["tags"]["data.digest"] == trained["dataset"]["digest"]
-    assert shown["tags"]["weights.sha256"] == trained["digest"]
+    version = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
+    assert (version["version"], version["aliases"], version["bento"]) == (1, ["champion"], release["bento"]["tag"])
+    assert [line["stage"] for line in version["lineage"]] == list(reversed(STAGES[:-1]))
+    trained = choice["candidates"]["trained"]
+    assert version["tags"]["data.digest"] == trained["dataset"]["digest"]
+    assert version["tags"]["weights.sha256"] == trained["digest"]
 
 
 def test_everything_is_written_into_the_state_folder(finished_run: FinishedRun) -> None:
@@ -85,23 +85,23 @@ def test_a_second_run_finds_every_stage_and_starts_no_server(
 
 
 @pytest.fixture(scope="module")
-def rerun(finished_run: FinishedRun, forked_bloomery: Bloomery) -> subprocess.CompletedProcess[str]:
+def second_run(finished_run: FinishedRun, forked_bloomery: Bloomery) -> subprocess.CompletedProcess[str]:
     """A second run of the same recipe, with the Prefect server that tests share."""
     return forked_bloomery(finished_run[0], "run", "digits")
 
 
-def test_the_table_and_the_next_commands_end_a_run(
-    finished_run: FinishedRun, rerun: subprocess.CompletedProcess[str]
+def test_a_run_ends_with_the_table_of_candidates_and_next_commands(
+    finished_run: FinishedRun, second_run: subprocess.CompletedProcess[str]
 ) -> None:
     for words in ("pruned-int8", "chosen", "over budget", finished_run[1]["bento"]["tag"], "bloomery serve digits"):
-        assert words in rerun.stdout
-    assert "version 1 is champion" in rerun.stdout
+        assert words in second_run.stdout
+    assert "version 1 is champion" in second_run.stdout
 
 
 def test_the_run_graph_in_prefect_is_a_line_of_eight_tasks(
-    rerun: subprocess.CompletedProcess[str], prefect: str
+    second_run: subprocess.CompletedProcess[str], prefect: str
 ) -> None:
-    assert rerun.returncode == 0, rerun.stderr
+    assert second_run.returncode == 0, second_run.stderr
     completed = {"name": {"like_": "digits v1 r"}, "state": {"type": {"any_": ["COMPLETED"]}}}
     with httpx.Client(base_url=prefect, trust_env=False, timeout=30) as api:
         runs = api.post("/flow_runs/filter", json={"flow_runs": completed, "sort": "END_TIME_DESC", "limit": 1}).json()
@@ -127,19 +127,19 @@ def test_a_change_computes_what_depends_on_it(
 ) -> None:
     for number, (changes, first) in enumerate(CHANGES):
         (tmp_path / str(number)).mkdir()
-        told = forked_bloomery(finished_run[0], "check", edited(tmp_path / str(number), **changes), "--json")
-        assert told.returncode == 0, told.stderr
-        computed = [step["stage"] for step in json.loads(told.stdout)["stages"] if not step["found"]]
+        completed = forked_bloomery(finished_run[0], "check", write_recipe(tmp_path / str(number), **changes), "--json")
+        assert completed.returncode == 0, completed.stderr
+        computed = [step["stage"] for step in json.loads(completed.stdout)["stages"] if not step["found"]]
         assert computed == ([] if first is None else list(STAGES[STAGES.index(first) :])), changes
 
 
 def test_no_candidate_within_the_budget_ends_with_4_and_the_champion_stands(
     copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
-    ended = forked_bloomery(copy, "run", edited(tmp_path, budget__size_bytes=1000))
-    assert ended.returncode == 4, ended.stderr
-    assert "no candidate is within the budget" in ended.stderr
-    assert re.search(r"pruned-int8: size 2\d\.\d kB, limit 1\.0 kB", ended.stderr), ended.stderr
+    completed = forked_bloomery(copy, "run", write_recipe(tmp_path, budget__size_bytes=1000))
+    assert completed.returncode == 4, completed.stderr
+    assert "no candidate is within the budget" in completed.stderr
+    assert re.search(r"pruned-int8: size 2\d\.\d kB, limit 1\.0 kB", completed.stderr), completed.stderr
     assert json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)["version"] == 1
 
 
@@ -147,12 +147,12 @@ def test_a_missed_gate_ends_with_4_and_the_champion_stands(
     copy: Path, forked_bloomery: Bloomery, tmp_path: Path
 ) -> None:
     # Another candidate is chosen, so a second version is refused.
-    mine = edited(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
-    ended = forked_bloomery(copy, "run", mine)
-    assert ended.returncode == 4, ended.stderr
-    assert "ReleaseRefused" in ended.stderr
+    recipe = write_recipe(tmp_path, budget__size_bytes=None, budget__objective="latency", gates__min_accuracy=0.999)
+    completed = forked_bloomery(copy, "run", recipe)
+    assert completed.returncode == 4, completed.stderr
+    assert "ReleaseRefused" in completed.stderr
     versions = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
-    assert [(one["version"], one["aliases"]) for one in versions] == [(2, []), (1, ["champion"])]
+    assert [(version["version"], version["aliases"]) for version in versions] == [(2, []), (1, ["champion"])]
     assert versions[0]["release"].startswith("refused: accuracy is")
 
 
@@ -160,7 +160,7 @@ def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(
     copy: Path, forked_bloomery: Bloomery
 ) -> None:
     """The measured predictions are changed, with a matching record, so the bento's predictions differ."""
-    found = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
+    champion_before = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
     (path,) = (copy / "stages" / "compress").glob("*/pruned-int8-answers.parquet")
     table = pq.read_table(path)
     labels = [(label + 1) % 10 for label in table["answer"].to_pylist()]
@@ -170,11 +170,11 @@ def test_a_bento_whose_predictions_differ_from_the_measured_ones_is_refused(
     record["files"][path.name] = entry
     (path.parent / "record.json").write_text(json.dumps(record))
     shutil.rmtree(copy / "stages" / "promote")
-    ended = forked_bloomery(copy, "run", "digits")
-    assert ended.returncode == 4, ended.stdout + ended.stderr
-    assert "for the row with id 0 the bento predicts 0" in ended.stderr
-    after = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
-    assert (after["version"], after["aliases"]) == (found["version"], ["champion"])
+    completed = forked_bloomery(copy, "run", "digits")
+    assert completed.returncode == 4, completed.stdout + completed.stderr
+    assert "for the row with id 0 the bento predicts 0" in completed.stderr
+    champion_after = json.loads(forked_bloomery(copy, "show", "digits@champion", "--json").stdout)
+    assert (champion_after["version"], champion_after["aliases"]) == (champion_before["version"], ["champion"])
 
 
 def _sha256(path: Path) -> str:
@@ -185,16 +185,16 @@ def _sha256(path: Path) -> str:
 
 def test_a_damaged_bento_is_packaged_again(copy: Path, forked_bloomery: Bloomery) -> None:
     (model,) = (copy / "bentoml" / "bentos" / "digits").glob("*/src/artifacts/model.onnx")
-    good = model.read_bytes()
-    model.write_bytes(good[:-1])
-    ended = forked_bloomery(copy, "run", "digits")
-    assert ended.returncode == 0, ended.stderr
-    assert outcomes(ended)["package"] == "computed"
-    assert model.read_bytes() == good
+    content = model.read_bytes()
+    model.write_bytes(content[:-1])
+    completed = forked_bloomery(copy, "run", "digits")
+    assert completed.returncode == 0, completed.stderr
+    assert outcomes(completed)["package"] == "computed"
+    assert model.read_bytes() == content
 
 
 @pytest.fixture(scope="module")
-def served(finished_run: FinishedRun, clean_environment: Environment) -> Iterator[httpx.Client]:
+def endpoint(finished_run: FinishedRun, clean_environment: Environment) -> Iterator[httpx.Client]:
     """A client of the champion behind `bloomery serve`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -218,76 +218,79 @@ def served(finished_run: FinishedRun, clean_environment: Environment) -> Iterato
 
 
 def test_the_served_champion_predicts_valid_rows_and_rejects_invalid_ones(
-    served: httpx.Client, finished_run: FinishedRun
+    endpoint: httpx.Client, finished_run: FinishedRun
 ) -> None:
     home, release = finished_run
-    chosen = release["bento"]["choice"]
-    checked = pq.read_table(home / chosen["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
-    predictions = pq.read_table(home / chosen["candidate"]["predictions_uri"]).slice(0, 50).to_pylist()
-    images = dict(zip(checked["id"].to_pylist(), checked["image"].to_pylist(), strict=True))
-    rows = [{"image": images[answer["id"]]} for answer in predictions]
-    answered = served.post("/predict", json={"rows": rows})
-    assert answered.status_code == 200
-    assert [one["label"] for one in answered.json()["predictions"]] == [answer["answer"] for answer in predictions]
-    assert answered.json()["model"] == release["bento"]["tag"]
-    explained = served.post("/explain", json={"rows": rows[:2]}, timeout=60).json()  # includes the import of shap
-    assert explained["model"] == answered.json()["model"]
-    for one, given in zip(explained["explanations"], answered.json()["predictions"], strict=False):
-        assert one["output"] == pytest.approx(given["probabilities"][str(one["label"])], abs=1e-3)
-        assert one["base_value"] + one["contributions"]["image"] == pytest.approx(one["output"])
-        assert sum(region["contribution"] for region in one["regions"]) == pytest.approx(
-            one["output"] - one["base_value"]
+    choice = release["bento"]["choice"]
+    valid_rows = pq.read_table(home / choice["candidates"]["trained"]["dataset"]["valid_rows"]["uri"])
+    predictions = pq.read_table(home / choice["candidate"]["predictions_uri"]).slice(0, 50).to_pylist()
+    images = dict(zip(valid_rows["id"].to_pylist(), valid_rows["image"].to_pylist(), strict=True))
+    rows = [{"image": images[row["id"]]} for row in predictions]
+    response = endpoint.post("/predict", json={"rows": rows})
+    assert response.status_code == 200
+    labels = [prediction["label"] for prediction in response.json()["predictions"]]
+    assert labels == [row["answer"] for row in predictions]
+    assert response.json()["model"] == release["bento"]["tag"]
+    explain_response = endpoint.post(
+        "/explain", json={"rows": rows[:2]}, timeout=60
+    ).json()  # includes the import of shap
+    assert explain_response["model"] == response.json()["model"]
+    for explanation, prediction in zip(explain_response["explanations"], response.json()["predictions"], strict=False):
+        assert explanation["output"] == pytest.approx(prediction["probabilities"][str(explanation["label"])], abs=1e-3)
+        assert explanation["base_value"] + explanation["contributions"]["image"] == pytest.approx(explanation["output"])
+        assert sum(region["contribution"] for region in explanation["regions"]) == pytest.approx(
+            explanation["output"] - explanation["base_value"]
         )
-    good = rows[0]["image"]
-    bad: list[tuple[Any, str]] = [
+    pixels = rows[0]["image"]
+    invalid_requests: list[tuple[Any, str]] = [
         (
-            [{"image": [99, *good[1:]]}],
+            [{"image": [99, *pixels[1:]]}],
             "row 0, column image[0]: found 99, but input should be less than or equal to 16",
         ),
-        ([{"image": good}, {"image": good[1:]}], "row 1, column image: found an array of 63 values"),
+        ([{"image": pixels}, {"image": pixels[1:]}], "row 1, column image: found an array of 63 values"),
         ([{}], "row 0, column image: found no value, but the column is required"),
-        ([{"image": good, "label": 3}], "column label: found 3, but the contract has no such column"),
-        ([{"image": ["1", *good[1:]]}], "column image[0]: found '1'"),
-        ([{"image": [True, *good[1:]]}], "column image[0]: found True"),
-        ([{"image": [1.5, *good[1:]]}], "column image[0]: found 1.5"),
+        ([{"image": pixels, "label": 3}], "column label: found 3, but the contract has no such column"),
+        ([{"image": ["1", *pixels[1:]]}], "column image[0]: found '1'"),
+        ([{"image": [True, *pixels[1:]]}], "column image[0]: found True"),
+        ([{"image": [1.5, *pixels[1:]]}], "column image[0]: found 1.5"),
         ([{"image": None}], "column image: found None"),
         ([], "the request: found an array of 0 values"),
     ]
-    for refused, said in bad:
-        answered = served.post("/predict", json={"rows": refused})
-        assert answered.status_code == 422, answered.text
-        assert said in answered.json()["error"]
-        assert answered.json()["problems"][0]["rule"]
+    for invalid_rows, message in invalid_requests:
+        response = endpoint.post("/predict", json={"rows": invalid_rows})
+        assert response.status_code == 422, response.text
+        assert message in response.json()["error"]
+        assert response.json()["problems"][0]["rule"]
     for body in (b"", b"{", b'{"rows": [{"image": [NaN]}]}', b'{"rows": 3}', b'{"other": []}'):
-        answered = served.post("/predict", content=body, headers={"content-type": "application/json"})
-        assert 400 <= answered.status_code < 500, (body, answered.text)
+        response = endpoint.post("/predict", content=body, headers={"content-type": "application/json"})
+        assert 400 <= response.status_code < 500, (body, response.text)
 
 
-def test_the_served_champion_describes_itself_and_does_not_count_unknown_paths(served: httpx.Client) -> None:
-    card, document = served.get("/info").json(), served.get("/openapi.json").json()
+def test_the_served_champion_describes_itself_and_does_not_count_unknown_paths(endpoint: httpx.Client) -> None:
+    card, document = endpoint.get("/info").json(), endpoint.get("/openapi.json").json()
     assert card["model"] == document["info"]["version"]
     example = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
-    answered = served.post("/predict", json=example).json()["predictions"]
-    assert answered[0]["label"] == card["example"]["prediction"]["label"]
-    assert served.get("/docs").is_success
-    assert served.get("/docs/swagger-ui.css").is_success
+    predictions = endpoint.post("/predict", json=example).json()["predictions"]
+    assert predictions[0]["label"] == card["example"]["prediction"]["label"]
+    assert endpoint.get("/docs").is_success
+    assert endpoint.get("/docs/swagger-ui.css").is_success
     # BentoML's own clients read what there is to call.
-    assert [route["name"] for route in served.get("/schema.json").json()["routes"]] == ["predict"]
-    before = served.get("/metrics").text
+    assert [route["name"] for route in endpoint.get("/schema.json").json()["routes"]] == ["predict"]
+    metrics_before = endpoint.get("/metrics").text
     for number in range(20):
-        assert served.get(f"/nowhere-{number}").status_code == 404
-    after = served.get("/metrics").text
-    assert 'bloomery_requests_total{status="200"}' in after
-    assert len(after.splitlines()) <= len(before.splitlines()) + 4  # /metrics itself is counted from its second time on
+        assert endpoint.get(f"/nowhere-{number}").status_code == 404
+    metrics_after = endpoint.get("/metrics").text
+    assert 'bloomery_requests_total{status="200"}' in metrics_after
+    assert len(metrics_after.splitlines()) <= len(metrics_before.splitlines()) + 4  # the path /metrics is counted, too
 
 
-def test_a_body_beyond_the_limit_is_rejected_with_and_without_content_length(served: httpx.Client) -> None:
+def test_a_body_beyond_the_limit_is_rejected_with_and_without_content_length(endpoint: httpx.Client) -> None:
     long = b" " * 17_000_000
     headers = {"content-type": "application/json"}
-    told = served.post("/predict", content=long, headers=headers)
-    chunked = served.post("/predict", content=iter([long[:9_000_000]] * 2), headers=headers)
-    assert (told.status_code, chunked.status_code) == (413, 413)
-    assert served.get("/livez").is_success
+    response = endpoint.post("/predict", content=long, headers=headers)
+    chunked_response = endpoint.post("/predict", content=iter([long[:9_000_000]] * 2), headers=headers)
+    assert (response.status_code, chunked_response.status_code) == (413, 413)
+    assert endpoint.get("/livez").is_success
 
 
 def test_bentoml_has_what_the_endpoint_relies_on() -> None:

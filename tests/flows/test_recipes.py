@@ -17,29 +17,29 @@ from bloomery.tasks.ingest.stage import ingest, locate_source
 from bloomery.tasks.prepare.stage import prepare
 from bloomery.tasks.validate.stage import validate
 
-FOLDER = "BLOOMERY_DATA"
+DATA_VARIABLE = "BLOOMERY_DATA"
 
 
-class Reached(NamedTuple):
+class PreparedRecipe(NamedTuple):
     dataset: Dataset
     recipe: Recipe
     home: Path
 
-    def column(self, part: str, name: str) -> list[Any]:
+    def column(self, split: str, name: str) -> list[Any]:
         """Returns the values of a column in a split, as in the valid rows."""
-        keys = pq.read_table(self.home / getattr(self.dataset, part).uri)[self.dataset.key].to_pylist()
+        keys = pq.read_table(self.home / getattr(self.dataset, split).uri)[self.dataset.key].to_pylist()
         rows = pq.read_table(self.home / self.dataset.valid_rows.uri, columns=[self.dataset.key, name])
-        told = dict(zip(rows[self.dataset.key].to_pylist(), rows[name].to_pylist(), strict=True))
-        return [told[key] for key in keys]
+        values = dict(zip(rows[self.dataset.key].to_pylist(), rows[name].to_pylist(), strict=True))
+        return [values[key] for key in keys]
 
 
-def reached(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Reached:
+def prepare_recipe(name: str, datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedRecipe:
     """Ingests, validates and prepares the recipe's data, with no row quarantined."""
-    monkeypatch.setenv(FOLDER, str(datasets))
+    monkeypatch.setenv(DATA_VARIABLE, str(datasets))
     recipe = read_recipe(name)
     checked = validate(ingest(locate_source(recipe.data, recipe.contract.personal_columns)), recipe.contract)
     assert checked.num_quarantined == 0
-    return Reached(prepare(checked, recipe.features, recipe.engine_settings), recipe, home)
+    return PreparedRecipe(prepare(checked, recipe.features, recipe.engine_settings), recipe, home)
 
 
 def sizes(dataset: Dataset) -> tuple[int, int, int]:
@@ -50,20 +50,20 @@ def sizes(dataset: Dataset) -> tuple[int, int, int]:
 def test_a_recipe_is_read_from_any_folder_without_its_data(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(name)
     assert recipe.name == recipe.contract.name == name
-    monkeypatch.setenv(FOLDER, "elsewhere")
+    monkeypatch.setenv(DATA_VARIABLE, "elsewhere")
     assert read_recipe(name).digest == recipe.digest
 
 
 @pytest.mark.parametrize("name", [name for name in bundled_recipes() if name != "digits"])
 def test_a_recipe_without_its_data_reports_where_to_obtain_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     data = read_recipe(name).data
-    assert {path_variable(origin.source) for origin in data.source_files} == {FOLDER}
-    with pytest.raises(DataMissing, match=f"variable {FOLDER} is not set") as caught:
+    assert {path_variable(origin.source) for origin in data.source_files} == {DATA_VARIABLE}
+    with pytest.raises(DataMissing, match=f"variable {DATA_VARIABLE} is not set") as caught:
         locate_source(data)
     assert data.obtain is not None
     assert data.obtain in caught.value.remedy
@@ -76,65 +76,65 @@ def test_every_contract_has_its_recipe() -> None:
 def test_pen_digits_keep_the_published_writers_apart(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reached("pendigits", datasets, home, monkeypatch)
-    train, val, test = sizes(found.dataset)
+    prepared = prepare_recipe("pendigits", datasets, home, monkeypatch)
+    train, val, test = sizes(prepared.dataset)
     assert (train + val, test) == (7_494, 3_498)
     assert 650 < val < 850
-    assert found.dataset.layout.shape == (8, 2)
+    assert prepared.dataset.layout.shape == (8, 2)
 
 
 @pytest.mark.slow
 def test_intents_and_out_of_scope_requests_keep_the_published_splits(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reached("clinc150", datasets, home, monkeypatch)
-    train, val, test = sizes(found.dataset)
+    prepared = prepare_recipe("clinc150", datasets, home, monkeypatch)
+    train, val, test = sizes(prepared.dataset)
     assert (train + val, test) == (18_199, 5_500)  # one text is in both training lists
     assert 800 < val < 1_000
-    assert len(found.dataset.classes) == 151
-    assert Counter(found.column("test", "scope")) == {"in": 4_500, "out": 1_000}
+    assert len(prepared.dataset.classes) == 151
+    assert Counter(prepared.column("test", "scope")) == {"in": 4_500, "out": 1_000}
 
 
 @pytest.mark.slow
 def test_spoken_digits_are_tested_with_the_first_five_takes(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reached("spoken-digits", datasets, home, monkeypatch)
-    train, val, test = sizes(found.dataset)
+    prepared = prepare_recipe("spoken-digits", datasets, home, monkeypatch)
+    train, val, test = sizes(prepared.dataset)
     assert (train + val, test) == (2_700, 300)
-    assert Counter(found.column("test", "take")) == dict.fromkeys("01234", 60)
-    assert set(found.column("test", "speaker")) == set(found.column("train", "speaker"))
+    assert Counter(prepared.column("test", "take")) == dict.fromkeys("01234", 60)
+    assert set(prepared.column("test", "speaker")) == set(prepared.column("train", "speaker"))
 
 
 @pytest.mark.slow
 def test_fine_dust_is_trained_until_the_summer_of_2013_and_tested_in_2014(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reached("beijing-pm25", datasets, home, monkeypatch)
-    assert set(found.column("test", "year")) == {2014}
-    assert set(zip(found.column("val", "year"), found.column("val", "month"), strict=True)) == {
+    prepared = prepare_recipe("beijing-pm25", datasets, home, monkeypatch)
+    assert set(prepared.column("test", "year")) == {2014}
+    assert set(zip(prepared.column("val", "year"), prepared.column("val", "month"), strict=True)) == {
         (2013, month) for month in range(7, 13)
     }
     # Hours without a measurement, and the first 24 of each split; those of train have none.
-    assert found.dataset.num_dropped == 2_067 + 2 * 24
-    assert sum(sizes(found.dataset)) == 43_824 - found.dataset.num_dropped
+    assert prepared.dataset.num_dropped == 2_067 + 2 * 24
+    assert sum(sizes(prepared.dataset)) == 43_824 - prepared.dataset.num_dropped
 
 
 @pytest.mark.slow
 def test_all_people_of_the_census_are_counted_in_two_classes(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = reached("adult", datasets, home, monkeypatch)
-    train, val, test = sizes(found.dataset)
+    prepared = prepare_recipe("adult", datasets, home, monkeypatch)
+    train, val, test = sizes(prepared.dataset)
     assert (train + val, test) == (32_561, 16_281)
-    assert Counter(found.column("test", "income")) == {"<=50K": 12_435, ">50K": 3_846}
+    assert Counter(prepared.column("test", "income")) == {"<=50K": 12_435, ">50K": 3_846}
 
 
 @pytest.mark.slow
 def test_a_speaker_can_be_left_out_as_the_recipe_describes(
     datasets: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(datasets))
+    monkeypatch.setenv(DATA_VARIABLE, str(datasets))
     recipe = read_recipe("spoken-digits")
     source = recipe.data.source_files[0].source
     files = {"test": "_theo_", "val": "_george_", "train": "_(?!theo_|george_)[a-z]+_"}
@@ -143,4 +143,4 @@ def test_a_speaker_can_be_left_out_as_the_recipe_describes(
     split = recipe.features.split.model_copy(update={"apart": ("speaker",)})
     dataset = prepare(checked, recipe.features.model_copy(update={"split": split}), recipe.engine_settings)
     assert sizes(dataset) == (2_000, 500, 500)
-    assert set(Reached(dataset, recipe, home).column("test", "speaker")) == {"theo"}
+    assert set(PreparedRecipe(dataset, recipe, home).column("test", "speaker")) == {"theo"}

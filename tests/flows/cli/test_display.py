@@ -19,17 +19,17 @@ def candidate(name: str) -> Any:
 
 
 def test_a_long_name_wraps_and_no_number_is_cut_off():
-    built = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
+    items = [candidate("fp32"), candidate("a-candidate-with-a-very-long-na")]
     candidates = SimpleNamespace(
-        candidates=built, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))
+        candidates=items, trained=SimpleNamespace(dataset=SimpleNamespace(task="classification"))
     )
-    verdicts = [SimpleNamespace(name=one.name, passed=False) for one in built]
-    choice = SimpleNamespace(candidates=candidates, verdicts=verdicts, candidate=built[0])
+    verdicts = [SimpleNamespace(name=item.name, passed=False) for item in items]
+    choice = SimpleNamespace(candidates=candidates, verdicts=verdicts, candidate=items[0])
     release = SimpleNamespace(name="digits", bento=SimpleNamespace(choice=choice))
     console = Console(width=80, record=True)
     console.print(_candidates(cast(Release, release)))
-    shown = console.export_text()
-    assert "…" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())
+    text = console.export_text()
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
     for figure in ("82.0% (78.6–85.0)", "≤20.1pp", "213.7 kB", "51 µs", "3.16x", "over budget"):
-        assert shown.count(figure) == (1 if figure == "over budget" else 2)
+        assert text.count(figure) == (1 if figure == "over budget" else 2)

@@ -27,7 +27,7 @@ def recipe(folder: Path, *edits: tuple[str, str]) -> str:
     for old, new in edits:
         assert old in text
         text = text.replace(old, new, 1)
-    path = folder / "mine.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(text)
     return str(path)
 
@@ -40,20 +40,20 @@ def data(folder: Path, num_rows: int, label: Callable[[int], int]) -> tuple[str,
     return "source: sklearn:digits", "source: rows.parquet"
 
 
-def require_clear(ended: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
+def require_clear(completed: subprocess.CompletedProcess[str], code: int, *messages: str) -> None:
     """Checks the exit code, and that the error has all its parts."""
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    for words in (*said, "required:", "where:", "do:"):
-        assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert completed.returncode == code, completed.stdout + completed.stderr
+    for words in (*messages, "required:", "where:", "do:"):
+        assert words in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 def test_help_names_every_command(bloomery: Bloomery, tmp_path: Path) -> None:
-    ended = bloomery(tmp_path, "--help")
-    assert ended.returncode == 0
+    completed = bloomery(tmp_path, "--help")
+    assert completed.returncode == 0
     for command in app.registered_commands:
         assert command.callback is not None
-        assert command.callback.__name__ in ended.stdout
+        assert command.callback.__name__ in completed.stdout
 
 
 def test_every_command_takes_json() -> None:
@@ -74,7 +74,7 @@ def test_an_unknown_recipe_ends_with_2(bloomery: Bloomery, tmp_path: Path) -> No
 
 def test_an_unknown_key_ends_with_2_before_anything_is_started(bloomery: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, ("epochs: 30", "epocs: 30"))
-    require_clear(bloomery(tmp_path / "home", "run", path), 2, "did you mean 'epochs'?", "mine.yaml:")
+    require_clear(bloomery(tmp_path / "home", "run", path), 2, "did you mean 'epochs'?", "recipe.yaml:")
     assert not (tmp_path / "home" / "prefect").exists()
 
 
@@ -83,32 +83,32 @@ def test_a_missing_exporter_ends_with_1_before_anything_starts(
     command: str, bloomery: Bloomery, tmp_path: Path
 ) -> None:
     path = recipe(tmp_path, ("compression:", "compression:\n  extra_formats: [litert]"))
-    ended = bloomery(tmp_path / "home", command, path)
+    completed = bloomery(tmp_path / "home", command, path)
     require_clear(
-        ended, 1, "networks cannot be exported to LiteRT", "BLOOMERY_LITERT_PYTHON", "pip install litert-torch"
+        completed, 1, "networks cannot be exported to LiteRT", "BLOOMERY_LITERT_PYTHON", "pip install litert-torch"
     )
     assert not (tmp_path / "home" / "prefect").exists()
 
 
-@pytest.mark.skipif(Path("/sys/class/powercap/intel-rapl:0").exists(), reason="this machine may tell its energy")
+@pytest.mark.skipif(Path("/sys/class/powercap/intel-rapl:0").exists(), reason="this machine may report its energy")
 def test_an_objective_that_cannot_be_measured_here_ends_with_1_before_anything_is_started(
     bloomery: Bloomery, tmp_path: Path
 ) -> None:
-    ended = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("objective: size", "objective: energy")))
-    require_clear(ended, 1, "energy cannot be measured", "/sys/class/powercap", "weigh latency")
+    completed = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("objective: size", "objective: energy")))
+    require_clear(completed, 1, "energy cannot be measured", "/sys/class/powercap", "weigh latency")
     assert not (tmp_path / "home" / "prefect").exists()
 
 
 def test_an_error_as_json_is_one_document(bloomery: Bloomery, tmp_path: Path) -> None:
-    ended = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("epochs: 30", "epocs: 30")), "--json")
-    document = json.loads(ended.stdout)
-    assert (ended.returncode, document["exit_code"], document["error"]) == (2, 2, "RecipeInvalid")
+    completed = bloomery(tmp_path / "home", "run", recipe(tmp_path, ("epochs: 30", "epocs: 30")), "--json")
+    document = json.loads(completed.stdout)
+    assert (completed.returncode, document["exit_code"], document["error"]) == (2, 2, "RecipeInvalid")
 
 
 def test_an_unwritable_state_folder_ends_with_1(bloomery: Bloomery, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ended = bloomery(tmp_path / "file" / "home", "run", "digits")
-    require_clear(ended, 1, "StateUnwritable", "BLOOMERY_HOME", str(tmp_path / "file" / "home"))
+    completed = bloomery(tmp_path / "file" / "home", "run", "digits")
+    require_clear(completed, 1, "StateUnwritable", "BLOOMERY_HOME", str(tmp_path / "file" / "home"))
 
 
 @pytest.mark.slow
@@ -122,9 +122,9 @@ def test_missing_data_ends_with_2(bloomery: Bloomery, forked_bloomery: Bloomery,
 @pytest.mark.slow
 def test_a_violated_contract_ends_with_3_and_shows_the_rows(forked_bloomery: Bloomery, tmp_path: Path) -> None:
     path = recipe(tmp_path, data(tmp_path, 200, lambda n: n % 12))
-    ended = forked_bloomery(tmp_path / "home", "run", path)
-    require_clear(ended, 3, "ContractBroken", "label: must be one of", "quarantine")
-    assert "✗ validate" in ended.stdout
+    completed = forked_bloomery(tmp_path / "home", "run", path)
+    require_clear(completed, 3, "ContractBroken", "label: must be one of", "quarantine")
+    assert "✗ validate" in completed.stdout
     assert not list((tmp_path / "home" / "stages" / ".tmp").iterdir())
     # Outputs of earlier stages are kept, and found by the next run.
     assert "= ingest    found" in forked_bloomery(tmp_path / "home", "run", path).stdout
@@ -158,9 +158,9 @@ def test_show_and_serve_of_an_unknown_name_end_with_2(forked_bloomery: Bloomery,
 
 @pytest.mark.slow
 def test_doctor_passes_on_this_machine(bloomery: Bloomery, tmp_path: Path) -> None:
-    ended = bloomery(tmp_path / "home", "doctor", "--json")
-    findings = {finding["name"]: finding for finding in json.loads(ended.stdout)}
-    assert ended.returncode == 0
+    completed = bloomery(tmp_path / "home", "doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(completed.stdout)}
+    assert completed.returncode == 0
     assert all(finding["passed"] for finding in findings.values())
     assert {"python", "java", "disk", "gpu", "port 3000", "state folder", "torch"} <= set(findings)
 
@@ -168,23 +168,23 @@ def test_doctor_passes_on_this_machine(bloomery: Bloomery, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_doctor_ends_with_1_where_a_run_would_fail(bloomery: Bloomery, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ended = bloomery(tmp_path / "file" / "home", "doctor", "--json")
-    assert ended.returncode == 1
-    assert not {f["name"]: f["passed"] for f in json.loads(ended.stdout)}["state folder"]
+    completed = bloomery(tmp_path / "file" / "home", "doctor", "--json")
+    assert completed.returncode == 1
+    assert not {f["name"]: f["passed"] for f in json.loads(completed.stdout)}["state folder"]
 
 
 def test_an_error_message_has_no_traceback(bloomery: Bloomery, tmp_path: Path) -> None:
-    ended = bloomery(tmp_path / "home", "check", "nope")
-    assert not re.search(r'File ".*\.py", line', ended.stderr)
+    completed = bloomery(tmp_path / "home", "check", "nope")
+    assert not re.search(r'File ".*\.py", line', completed.stderr)
 
 
 def test_next_commands_repeat_the_recipe_argument_and_labels_may_contain_brackets(release: Release) -> None:
     """A recipe elsewhere is not found by its name, and `[/]` would be terminal markup."""
     example = json.dumps({"key": "[k]", "label": "[/x]", "probability": 0.9, "truth": "[b]"})
     out = io.StringIO()
-    told = release.model_copy(update={"example": example})
-    print_release(Console(file=out, width=200), told, 1.0, "my recipes/mine.yaml", "2019-02")
-    printed = out.getvalue()
-    assert f"bloomery serve {release.name} " in printed
-    assert "bloomery check 'my recipes/mine.yaml' --period 2019-02 " in printed
-    assert "held-out row [k]: [/x] with probability 0.900; the true label is [b]" in printed
+    changed = release.model_copy(update={"example": example})
+    print_release(Console(file=out, width=200), changed, 1.0, "my recipes/mine.yaml", "2019-02")
+    output = out.getvalue()
+    assert f"bloomery serve {release.name} " in output
+    assert "bloomery check 'my recipes/mine.yaml' --period 2019-02 " in output
+    assert "held-out row [k]: [/x] with probability 0.900; the true label is [b]" in output

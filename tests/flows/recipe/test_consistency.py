@@ -70,7 +70,7 @@ POINTS = {"kind": "sequence", "column": "photo", "length": 2, "width": 2}
 BY_TIME = {"by": "time", "column": "seen"}
 
 
-def found(
+def find_problems(
     *inputs: dict[str, Any],
     model: dict[str, str] = MLP,
     key: str = "id",
@@ -84,7 +84,7 @@ def found(
     distill: dict[str, float] | None = None,
     unlabelled: str = "refuse",
 ) -> list[str]:
-    stated = {
+    document = {
         "key": key,
         "label": label,
         "task": task,
@@ -92,14 +92,16 @@ def found(
         "split": split or {},
         "unlabelled": unlabelled,
     }
-    features = Features.model_validate(stated)
+    features = Features.model_validate(document)
     epochs = {} if model == IMPORTED else {"epochs": 1}
-    trained = None if training is None else Training.model_validate({**epochs, **training})
-    lessons = {} if distill is None else {"distill": distill}
-    stated_of = {"candidates": candidates, "search": search, "extra_formats": extra_formats, **lessons}
-    compression = Compression.model_validate(stated_of)
+    training_options = None if training is None else Training.model_validate({**epochs, **training})
+    distillation = {} if distill is None else {"distill": distill}
+    options = {"candidates": candidates, "search": search, "extra_formats": extra_formats, **distillation}
+    compression = Compression.model_validate(options)
     return list(
-        find_inconsistencies(features, TypeAdapter(Model).validate_python(model), CONTRACT, trained, compression)
+        find_inconsistencies(
+            features, TypeAdapter(Model).validate_python(model), CONTRACT, training_options, compression
+        )
     )
 
 
@@ -128,7 +130,7 @@ def found(
     ids=str,
 )
 def test_consistent_inputs_have_no_problems(source, model):
-    assert found(source, model=model) == []
+    assert find_problems(source, model=model) == []
 
 
 @pytest.mark.parametrize(
@@ -164,14 +166,16 @@ def test_consistent_inputs_have_no_problems(source, model):
     ids=str,
 )  # fmt: skip
 def test_inconsistent_inputs_are_reported(source, model, sentence):
-    (problem,) = found(source, model=model)
+    (problem,) = find_problems(source, model=model)
     assert sentence in problem
 
 
 def test_key_and_label_must_suit_their_roles():
-    assert "is not a primaryKey" in found(NUMBER, key="kind", label="city")[0]
-    assert "classes are integers or strings, but column 'born' is date" in "\n".join(found(NUMBER, label="born"))
-    assert "features.label: column 'note' is not required" in "\n".join(found(NUMBER, label="note"))
+    assert "is not a primaryKey" in find_problems(NUMBER, key="kind", label="city")[0]
+    assert "classes are integers or strings, but column 'born' is date" in "\n".join(
+        find_problems(NUMBER, label="born")
+    )
+    assert "features.label: column 'note' is not required" in "\n".join(find_problems(NUMBER, label="note"))
 
 
 @pytest.mark.parametrize(
@@ -188,18 +192,18 @@ def test_key_and_label_must_suit_their_roles():
     ids=str,
 )
 def test_a_split_needs_columns_that_every_row_has(split, sentence):
-    (problem,) = found(NUMBER, split=split)
+    (problem,) = find_problems(NUMBER, split=split)
     assert sentence in problem
-    assert found(NUMBER, split=BY_TIME) == []
+    assert find_problems(NUMBER, split=BY_TIME) == []
 
 
 def test_personal_columns_are_neither_key_nor_label():
-    assert "column 'email' is not stored in plain form (drop)" in found(NUMBER, key="email")[-1]
-    assert "column 'email' is marked personal" in found(NUMBER, label="email")[0]
+    assert "column 'email' is not stored in plain form (drop)" in find_problems(NUMBER, key="email")[-1]
+    assert "column 'email' is marked personal" in find_problems(NUMBER, label="email")[0]
 
 
-def series(**stated: Any) -> dict[str, Any]:
-    return {"kind": "series", "columns": ["age"], "time": "seen", "length": 3, **stated}
+def series(**options: Any) -> dict[str, Any]:
+    return {"kind": "series", "columns": ["age"], "time": "seen", "length": 3, **options}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def series(**stated: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_a_consistent_series_has_no_problems(source):
-    assert found(source, split=BY_TIME) == []
+    assert find_problems(source, split=BY_TIME) == []
 
 
 @pytest.mark.parametrize(
@@ -232,27 +236,29 @@ def test_a_consistent_series_has_no_problems(source):
     ids=str,
 )
 def test_problems_of_a_series_are_reported(source, sentence):
-    (problem,) = found(source, split=BY_TIME)
+    (problem,) = find_problems(source, split=BY_TIME)
     assert sentence in problem
 
 
 def test_a_series_is_not_split_by_key_nor_read_by_a_cnn():
-    assert "neighbouring rows of a series would go to different splits" in found(series())[0]
-    assert "is a sequence; use mlp or rnn or transformer" in found(series(), split=BY_TIME, model=CNN)[0]
-    assert "is personal (drop)" in "\n".join(found(series(group="email"), split=BY_TIME))
+    assert "neighbouring rows of a series would go to different splits" in find_problems(series())[0]
+    assert "is a sequence; use mlp or rnn or transformer" in find_problems(series(), split=BY_TIME, model=CNN)[0]
+    assert "is personal (drop)" in "\n".join(find_problems(series(group="email"), split=BY_TIME))
 
 
 def test_a_regression_needs_a_required_numeric_label():
-    assert found(NUMBER, label="price", task="regression") == []
-    assert found({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []
-    assert "use `task: regression`" in found(NUMBER, label="price")[0]
-    assert "targets are numbers, but column 'kind' is string" in found(NUMBER, label="kind", task="regression")[0]
-    assert "column 'income' is not required" in found(NUMBER, label="income", task="regression")[0]
+    assert find_problems(NUMBER, label="price", task="regression") == []
+    assert find_problems({"kind": "category", "columns": ["kind"]}, label="age", task="regression") == []
+    assert "use `task: regression`" in find_problems(NUMBER, label="price")[0]
+    assert (
+        "targets are numbers, but column 'kind' is string" in find_problems(NUMBER, label="kind", task="regression")[0]
+    )
+    assert "column 'income' is not required" in find_problems(NUMBER, label="income", task="regression")[0]
 
 
 def test_a_forecast_may_use_its_label_as_input_and_miss_it_in_some_rows():
     source = series(columns=["income", "age"], missing="previous", horizon=1)
-    assert found(source, label="income", task="regression", split=BY_TIME) == []
+    assert find_problems(source, label="income", task="regression", split=BY_TIME) == []
 
 
 @pytest.mark.parametrize(
@@ -285,9 +291,9 @@ def test_a_forecast_may_use_its_label_as_input_and_miss_it_in_some_rows():
 )  # fmt: skip
 def test_inconsistent_training_options_are_reported(source, model, task, training, sentence):
     label = "city" if task == "classification" else "price"
-    about_label = found(source, model=model, label=label, task=task)
-    (problem,) = [one for one in found(source, model=model, label=label, task=task, training=training)
-                  if one not in about_label]  # fmt: skip
+    label_problems = find_problems(source, model=model, label=label, task=task)
+    (problem,) = [text for text in find_problems(source, model=model, label=label, task=task, training=training)
+                  if text not in label_problems]  # fmt: skip
     assert sentence in problem
 
 
@@ -302,7 +308,7 @@ def test_inconsistent_training_options_are_reported(source, model, task, trainin
     ids=str,
 )
 def test_consistent_training_options_have_no_problems(source, model, training):
-    assert found(source, model=model, training=training) == []
+    assert find_problems(source, model=model, training=training) == []
 
 
 @pytest.mark.parametrize(
@@ -321,28 +327,28 @@ def test_consistent_training_options_have_no_problems(source, model, training):
     ids=str,
 )
 def test_an_imported_network_is_not_trained(training):
-    problems = found(NUMBER, model=IMPORTED, training=training)
+    problems = find_problems(NUMBER, model=IMPORTED, training=training)
     assert [problem.split(":")[0] for problem in problems] == [f"training.{name}" for name in training]
     assert all("an imported network is already trained" in problem for problem in problems)
 
 
 def test_evaluation_options_apply_to_an_imported_network():
-    judging = {"slices": ["city"], "seed": 3, "num_threads": 2, "explain": {"rows": 2, "method": "lime"}}
-    assert found(NUMBER, model=IMPORTED, training=judging) == []
-    assert found(NUMBER, model=IMPORTED, training={"explain": None}) == []
-    (gradients,) = found(NUMBER, model=IMPORTED, training={"explain": {"method": "integrated_gradients"}})
+    options = {"slices": ["city"], "seed": 3, "num_threads": 2, "explain": {"rows": 2, "method": "lime"}}
+    assert find_problems(NUMBER, model=IMPORTED, training=options) == []
+    assert find_problems(NUMBER, model=IMPORTED, training={"explain": None}) == []
+    (gradients,) = find_problems(NUMBER, model=IMPORTED, training={"explain": {"method": "integrated_gradients"}})
     assert "training.explain.method: an imported network has no gradients" in gradients
-    (slices,) = found(NUMBER, model=IMPORTED, training={"slices": ["nobody"]})
+    (slices,) = find_problems(NUMBER, model=IMPORTED, training={"slices": ["nobody"]})
     assert "training.slices" in slices
 
 
 @pytest.mark.parametrize("model", [IMPORTED, {"kind": "custom", "function": "mine:network"}], ids=str)
 def test_imported_and_custom_networks_are_not_pruned(model):
     candidates = [{"name": "fp32"}, {"name": "small", "prune": 0.5}]
-    (problem,) = found(NUMBER, model=model, candidates=candidates)
+    (problem,) = find_problems(NUMBER, model=model, candidates=candidates)
     assert "compression.candidates: small cannot be pruned" in problem
-    assert found(NUMBER, model=model, candidates=candidates[:1]) == []
-    assert found(NUMBER, model=MLP, candidates=candidates) == []
+    assert find_problems(NUMBER, model=model, candidates=candidates[:1]) == []
+    assert find_problems(NUMBER, model=MLP, candidates=candidates) == []
 
 
 @pytest.mark.parametrize(
@@ -360,46 +366,46 @@ def test_imported_and_custom_networks_are_not_pruned(model):
     ],
 )
 def test_impossible_candidates_are_reported_before_anything_runs(model, candidate, problem):
-    told = found(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
-    assert any(problem in one for one in told), told
+    problems = find_problems(NUMBER, model=model, candidates=[{"name": "fp32"}, {"name": "one", **candidate}])
+    assert any(problem in sentence for sentence in problems), problems
 
 
 def test_an_imported_network_has_no_extra_formats_but_its_student_has():
     student = {"name": "one", "student": {"model": MLP}}
     for candidates in (None, [{"name": "fp32"}, student | {"quantize": "static"}]):
-        (problem,) = found(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=candidates)
+        (problem,) = find_problems(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=candidates)
         assert "compression.extra_formats: an imported network is not a PyTorch network" in problem
-    assert found(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=[{"name": "fp32"}, student]) == []
-    assert found(NUMBER, model=MLP, extra_formats=["pt2", "litert"]) == []
+    assert find_problems(NUMBER, model=IMPORTED, extra_formats=["pt2"], candidates=[{"name": "fp32"}, student]) == []
+    assert find_problems(NUMBER, model=MLP, extra_formats=["pt2", "litert"]) == []
 
 
 def test_an_imported_network_has_no_candidate_search_but_its_student_may_be_pruned():
-    (problem,) = found(NUMBER, model=IMPORTED, search=True)
+    (problem,) = find_problems(NUMBER, model=IMPORTED, search=True)
     assert "compression.search: an imported network cannot be pruned" in problem
-    assert found(NUMBER, model=MLP, search=True) == []
+    assert find_problems(NUMBER, model=MLP, search=True) == []
     student = {"name": "one", "student": {"model": MLP}, "prune": 0.5}
-    assert found(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
+    assert find_problems(NUMBER, model=IMPORTED, candidates=[{"name": "fp32"}, student]) == []
 
 
 def test_impossible_distillation_is_reported_before_anything_runs():
     candidates = [{"name": "fp32"}, {"name": "one", "student": {"model": MLP}}]
-    for inner in ("feature_weight", "attention_weight"):
-        (problem,) = found(NUMBER, model=IMPORTED, candidates=candidates, distill={inner: 1})
+    for weight in ("feature_weight", "attention_weight"):
+        (problem,) = find_problems(NUMBER, model=IMPORTED, candidates=candidates, distill={weight: 1})
         assert "compression.distill: one cannot be distilled from the trained network:" in problem
-        assert found(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={inner: 1}) == []  # nobody learns
-    (problem,) = found(NUMBER, model=MLP, distill={"attention_weight": 1})
+        assert find_problems(NUMBER, model=IMPORTED, candidates=candidates[:1], distill={weight: 1}) == []
+    (problem,) = find_problems(NUMBER, model=MLP, distill={"attention_weight": 1})
     assert "a pruned network cannot be distilled from the trained network: a network of kind mlp has no know" in problem
-    assert found(NUMBER, model=MLP, distill={"feature_weight": 1}) == []
+    assert find_problems(NUMBER, model=MLP, distill={"feature_weight": 1}) == []
 
 
 def test_unlabelled_rows_need_an_optional_label_and_students():
-    assert found(NUMBER, label="note", unlabelled="teach") == []
-    (problem,) = found(NUMBER, label="kind", unlabelled="teach")
+    assert find_problems(NUMBER, label="note", unlabelled="teach") == []
+    (problem,) = find_problems(NUMBER, label="kind", unlabelled="teach")
     assert "column 'kind' is required in the contract, so every row has a label" in problem
     for task, source in (("regression", NUMBER), ("classification", series(columns=["age"]))):
         with pytest.raises(ValidationError, match="needs a classification of rows that are not time series"):
-            found(source, label="income", task=task, unlabelled="teach")
+            find_problems(source, label="income", task=task, unlabelled="teach")
     features = Features.model_validate({"key": "id", "label": "note", "inputs": [NUMBER], "unlabelled": "teach"})
-    alone = Compression.model_validate({"distill": None})
-    (problem,) = find_inconsistencies(features, TypeAdapter(Model).validate_python(MLP), CONTRACT, None, alone)
+    compression = Compression.model_validate({"distill": None})
+    (problem,) = find_inconsistencies(features, TypeAdapter(Model).validate_python(MLP), CONTRACT, None, compression)
     assert "unlabelled rows are not used" in problem

@@ -10,7 +10,7 @@ from bloomery.flows.recipe.recipe import Recipe, read_recipe
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The arguments of every reading."""
+    """The arguments of every call of `read_recipe`."""
     calls: list[tuple[Any, ...]] = []
 
     def read(*arguments: Any) -> Recipe:
@@ -22,13 +22,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_the_name_and_the_body_of_a_flow_run_share_one_reading_and_the_next_run_reads_again(
+def test_the_name_and_the_body_of_a_flow_run_share_one_read_and_the_next_run_reads_again(
     reads: list[tuple[Any, ...]],
 ) -> None:
-    named = handover.recipe_for_run("digits")
-    assert handover.take_recipe("digits") is named
+    loaded = handover.recipe_for_run("digits")
+    assert handover.take_recipe("digits") is loaded
     assert len(reads) == 1
-    assert handover.take_recipe("digits").recipe == named.recipe
+    assert handover.take_recipe("digits").recipe == loaded.recipe
     assert len(reads) == 2
 
 

@@ -10,7 +10,7 @@ from bloomery.models.evaluation.gates import Gates
 
 
 @pytest.mark.parametrize(
-    ("task", "budget", "gates", "said"),
+    ("task", "budget", "gates", "names"),
     [
         ("classification", Budget(accuracy_drop=0.1), Gates(min_accuracy=0.9, champion_drop=0.1), []),
         ("regression", Budget(error_rise=0.1), Gates(max_error=3.0, champion_rise=0.1), []),
@@ -20,13 +20,13 @@ from bloomery.models.evaluation.gates import Gates
         ("regression", Budget(class_drop=0.1), Gates(), ["budget.class_drop", "budget.slice_rise"]),
     ],
 )
-def test_limits_of_the_other_task_are_reported_with_their_replacement(task, budget, gates, said):
+def test_limits_of_the_other_task_are_reported_with_their_replacement(task, budget, gates, names):
     sentences = list(find_misplaced_limits(task, budget, gates))
-    assert len(sentences) == bool(said)
-    assert all(words in sentences[0] for words in said)
+    assert len(sentences) == bool(names)
+    assert all(name in sentences[0] for name in names)
 
 
 def test_a_limit_in_slices_needs_slices():
-    (said,) = find_misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
-    assert "training.slices" in said
+    (message,) = find_misplaced_limits("classification", Budget(slice_drop=0.1), Gates())
+    assert "training.slices" in message
     assert not list(find_misplaced_limits("classification", Budget(slice_drop=0.1), Gates(), ("town",)))

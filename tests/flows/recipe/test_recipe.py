@@ -36,7 +36,7 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("epochs: 30", "epochs: 0", "training.epochs: found 0"),
         ("name: digits\n", "name: Digits!\n", "name: found 'Digits!'"),
@@ -61,10 +61,10 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_likely_one(tmp_path: Pa
         ("training:\n  epochs: 30\n  seed: 0\n", "", "training.epochs: missing; a network of kind cnn is trained"),
     ],
 )
-def test_an_impossible_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_an_impossible_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(RecipeInvalid) as caught:
         read_recipe(str(write(tmp_path, old, new)))
-    assert said in caught.value.found
+    assert message in caught.value.found
 
 
 def test_a_contract_beside_the_recipe_comes_first(tmp_path: Path) -> None:
@@ -121,11 +121,11 @@ IMPORTED = (
 
 
 def test_an_imported_network_needs_no_training_and_is_identified_by_its_bytes(tmp_path: Path) -> None:
-    plain = DIGITS.replace("    - {name: pruned, prune: 0.5}\n", "")
-    assert IMPORTED[0] in plain
-    plain = plain.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
+    text = DIGITS.replace("    - {name: pruned, prune: 0.5}\n", "")
+    assert IMPORTED[0] in text
+    text = text.replace("    - {name: pruned-int8, prune: 0.5, quantize: static}\n", "").replace(*IMPORTED)
     path, file = tmp_path / "mine.yaml", tmp_path / "network.onnx"
-    path.write_text(plain)
+    path.write_text(text)
     with pytest.raises(DataMissing, match=r"refers to .*network\.onnx, which does not exist") as missing:
         read_recipe(str(path))
     assert missing.value.where == "model.path in the recipe"
@@ -136,7 +136,7 @@ def test_an_imported_network_needs_no_training_and_is_identified_by_its_bytes(tm
     file.write_bytes(b"another one")
     assert read_recipe(str(path)).model.sha256 != recipe.model.sha256
 
-    path.write_text(plain.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
+    path.write_text(text.replace("{name: fp32}", "{name: fp32}\n    - {name: small, prune: 0.5}"))
     with pytest.raises(RecipeInvalid, match="small cannot be pruned"):
         read_recipe(str(path))
 
@@ -150,8 +150,8 @@ def test_an_invalid_search_space_is_refused_when_the_recipe_is_read(tmp_path: Pa
 def test_initial_weights_are_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "weights.safetensors").write_bytes(b"")
-    for stated in ("before", "./before"):
-        start = read_recipe(str(write(tmp_path, "seed: 0", f"start_from: {{network: {stated}}}"))).training.start_from
+    for network in ("before", "./before"):
+        start = read_recipe(str(write(tmp_path, "seed: 0", f"start_from: {{network: {network}}}"))).training.start_from
         assert start is not None
         assert start.network == str(tmp_path / "before")
     start = read_recipe(str(write(tmp_path, "seed: 0", "start_from: {network: digits@champion}"))).training.start_from

@@ -29,7 +29,7 @@ def test_a_schedule_is_a_cron_expression_or_an_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("options", "message"),
     [
         ({"cron": "at three"}, "'at three' is not a cron expression"),
         ({"cron": "0 25 * * *"}, "is not a cron expression"),
@@ -40,9 +40,9 @@ def test_a_schedule_is_a_cron_expression_or_an_interval() -> None:
         ({"cron": "0 3 * * *", "timezone": "Berlin"}, "'Berlin' is not a time zone"),
     ],
 )
-def test_invalid_schedules_are_reported(stated: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        Schedule.model_validate(stated)
+def test_invalid_schedules_are_reported(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Schedule.model_validate(options)
 
 
 def test_prefect_yaml_has_the_schedules_of_the_recipes() -> None:
@@ -70,13 +70,13 @@ def test_overrides_equal_a_recipe_file_with_the_same_values(tmp_path: Path) -> N
 
 
 def test_invalid_overrides_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as told:
+    with pytest.raises(RecipeInvalid, match=r"budget\.size_bytes: ") as caught:
         read_recipe("digits", overrides={"budget": {"size_bytes": "much"}})
-    assert told.value.where == "the parameters of the run: budget"
+    assert caught.value.where == "the parameters of the run: budget"
 
 
 @pytest.mark.parametrize(
-    ("training", "stated", "slots"),
+    ("training", "requested", "slots"),
     [
         ({"device": "cpu"}, 1, 0),
         ({"device": "cuda"}, 1, 1),
@@ -85,5 +85,5 @@ def test_invalid_overrides_are_reported(tmp_path: Path) -> None:
         ({"device": "cuda", "devices": 4}, 0, 0),
     ],
 )
-def test_a_training_takes_a_slot_for_each_of_its_gpus(training: dict[str, Any], stated: int, slots: int) -> None:
-    assert count_gpu_slots(Training.model_validate(training), stated) == slots
+def test_a_training_takes_a_slot_for_each_of_its_gpus(training: dict[str, Any], requested: int, slots: int) -> None:
+    assert count_gpu_slots(Training.model_validate(training), requested) == slots

@@ -20,23 +20,23 @@ from bloomery.flows.services.supervisor import RecipeRegistration
 
 
 @pytest.fixture
-def refused(tmp_path: Path) -> Path:
+def invalid_recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nmodell: {}\n")
     return path
 
 
 def test_an_invalid_recipe_is_reported_and_the_process_ends_with_its_exit_code(
-    home: Path, refused: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path, invalid_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Needs no server: recipes are read first."""
-    monkeypatch.setattr(sys, "argv", ["registration", "digits", str(refused)])
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr(sys, "argv", ["registration", "digits", str(invalid_recipe)])
+    with pytest.raises(SystemExit) as caught:
         main()
-    said = capsys.readouterr().out
-    assert ended.value.code == RecipeInvalid.exit_code == 2
-    assert json.loads(said)["found"].startswith(f"the recipe {refused} is invalid: ")
-    assert failure_reason(f"a warning\n{said}") == json.loads(said)["found"]
+    output = capsys.readouterr().out
+    assert caught.value.code == RecipeInvalid.exit_code == 2
+    assert json.loads(output)["found"].startswith(f"the recipe {invalid_recipe} is invalid: ")
+    assert failure_reason(f"a warning\n{output}") == json.loads(output)["found"]
     assert failure_reason("Traceback\n  File\nConnectError: no\n") == "ConnectError: no"
     assert failure_reason("") == "no output"
 
@@ -50,22 +50,22 @@ def test_a_failed_registration_is_reported_and_repeated_until_it_succeeds(
         f"import pathlib, sys; p = pathlib.Path({str(tries)!r}); p.open('a').write('x');"
         'print(\'{"found": "the recipe mine is refused"}\'); sys.exit(2 if len(p.read_text()) < 3 else 0)'
     )
-    begin: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+    start_process: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
     monkeypatch.setattr(
         "bloomery.flows.services.supervisor.subprocess.Popen",
-        lambda command, **how: begin([sys.executable, "-S", "-c", code], **how),
+        lambda command, **how: start_process([sys.executable, "-S", "-c", code], **how),
     )
     registration = RecipeRegistration(("mine",), tmp_path / "log")
-    seen: list[tuple[int, str]] = []
+    failures: list[tuple[int, str]] = []
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (registration.has_ended and not registration.as_documents()):
         registration.check("http://127.0.0.1:1/api")
-        for one in registration.as_documents():
-            assert (one.state, one.log) == ("failed", str(tmp_path / "log"))
-            seen.append((one.restarts, one.why))
+        for service in registration.as_documents():
+            assert (service.state, service.log) == ("failed", str(tmp_path / "log"))
+            failures.append((service.restarts, service.why))
         time.sleep(0.05)
     why = "the deployments could not be registered: the recipe mine is refused"
-    assert sorted(set(seen)) == [(1, why), (2, why)]
+    assert sorted(set(failures)) == [(1, why), (2, why)]
     registration.check("http://127.0.0.1:1/api")
     assert tries.read_text() == "xxx"
 
@@ -79,7 +79,7 @@ SHORT_FORMS = [
 ]
 
 
-def what_the_server_says(parameters: dict[str, Any]) -> Any:
+def validate_parameters(parameters: dict[str, Any]) -> Any:
     """Validates run parameters by the schema of the deployments, as the server does."""
     from prefect.utilities.callables import parameter_schema
     from prefect.utilities.schema_tools import validate
@@ -89,17 +89,17 @@ def what_the_server_says(parameters: dict[str, Any]) -> Any:
     return validate({"recipe": "digits", **parameters}, parameter_schema(pipeline).model_dump_for_openapi())
 
 
-@pytest.mark.parametrize("stated", [*SHORT_FORMS, *bundled_recipes()], ids=str)
+@pytest.mark.parametrize("parameters", [*SHORT_FORMS, *bundled_recipes()], ids=str)
 def test_run_parameters_accept_every_form_that_a_recipe_accepts(
-    stated: dict[str, Any] | str,
+    parameters: dict[str, Any] | str,
 ) -> None:
-    if isinstance(stated, str):
-        document = yaml.safe_load((RECIPES / f"{stated}.yaml").read_text())
+    if isinstance(parameters, str):
+        document = yaml.safe_load((RECIPES / f"{parameters}.yaml").read_text())
         sections = ("model", "training", "compression", "budget", "gates")
-        stated = {name: document[name] for name in sections if name in document}
-    assert what_the_server_says(stated) == []
+        parameters = {name: document[name] for name in sections if name in document}
+    assert validate_parameters(parameters) == []
 
 
 def test_invalid_run_parameters_are_refused_before_a_run_is_created() -> None:
-    for stated in ({"model": "car"}, {"compression": {"candidates": [{"name": "a", "prune": 1.5}]}}):
-        assert what_the_server_says(stated)
+    for parameters in ({"model": "car"}, {"compression": {"candidates": [{"name": "a", "prune": 1.5}]}}):
+        assert validate_parameters(parameters)

@@ -47,12 +47,12 @@ def application(version: LoadedVersion, metrics: Metrics) -> Application:
 def ask(application: Application, body: Any, path: str = "/predict", method: str = "POST", **headers: str) -> Any:
     """The response to one request; a body other than bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    header_fields = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def call() -> httpx.Response:
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
-            return await client.request(method, path, content=content, headers={**JSON, **named})
+            return await client.request(method, path, content=content, headers={**JSON, **header_fields})
 
     return asyncio.run(call())
 
@@ -286,7 +286,7 @@ def test_explanations_are_counted_beside_predictions(application) -> None:
     before = read_counters()
     ask(application, {"rows": [ROW]}, path="/explain")
     ask(application, {"rows": [{**ROW, "age": 500}]}, path="/explain")
-    assert [new - old for new, old in zip(read_counters(), before, strict=True)] == [1, 1, 0, 0]
+    assert [after - value for after, value in zip(read_counters(), before, strict=True)] == [1, 1, 0, 0]
 
 
 def test_the_openapi_page_has_types_limits_and_examples(application) -> None:
@@ -347,29 +347,29 @@ def test_predictions_equal_those_of_the_network_in_this_process(application, ver
     assert [prediction["label"] for prediction in predictions] == [labels[best] for best in expected.argmax(axis=1)]
 
 
-@pytest.mark.parametrize("sent", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a chunk", "two chunks"])
-def test_an_incomplete_body_times_out(version, metrics, sent) -> None:
+@pytest.mark.parametrize("chunks", [[], [b'{"rows"'], [b'{"rows"', b": "]], ids=["nothing", "a chunk", "two chunks"])
+def test_an_incomplete_body_times_out(version, metrics, chunks) -> None:
     application = Application(Limits(body_seconds=0.05), metrics)
     application.use_version(version)
-    assert asyncio.run(send_chunks(application, sent, then=None)) == 408
+    assert asyncio.run(send_chunks(application, chunks, last_chunk=None)) == 408
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 7])
 def test_a_body_in_late_chunks_is_read_completely(application, num_chunks) -> None:
     body = json.dumps({"rows": [ROW]}).encode()
     size = -(-len(body) // num_chunks)
-    sent = [body[start : start + size] for start in range(0, len(body), size)]
-    assert asyncio.run(send_chunks(application, sent[:-1], then=sent[-1])) == 200
+    chunks = [body[start : start + size] for start in range(0, len(body), size)]
+    assert asyncio.run(send_chunks(application, chunks[:-1], last_chunk=chunks[-1])) == 200
 
 
-async def send_chunks(application: Application, sent: list[bytes], then: bytes | None) -> int | None:
+async def send_chunks(application: Application, chunks: list[bytes], last_chunk: bytes | None) -> int | None:
     """The status of a request whose body arrives in late chunks; the last one may never arrive."""
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in sent]
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     responses: list[Any] = []
 
     async def receive() -> Any:
-        await asyncio.sleep(0 if messages or then is not None else 60)
-        return messages.pop(0) if messages else {"type": "http.request", "body": then}
+        await asyncio.sleep(0 if messages or last_chunk is not None else 60)
+        return messages.pop(0) if messages else {"type": "http.request", "body": last_chunk}
 
     async def send(message: Any) -> None:
         responses.append(message)

@@ -61,16 +61,16 @@ class Client:
         self.stream.close()
         self.socket.close()
 
-    def send_whole(self, sent: bytes) -> Received:
-        self.socket.sendall(sent)
+    def send_whole(self, content: bytes) -> Received:
+        self.socket.sendall(content)
         return read(self.stream)
 
-    def send_in_two(self, sent: bytes) -> Received:
-        """Send the body after its head, so that the request takes uvicorn's way."""
-        cut = sent.index(b"\r\n\r\n") + 4
-        self.socket.sendall(sent[:cut])
+    def send_in_two(self, content: bytes) -> Received:
+        """Sends the body after the head, so that the request does not take the fast path."""
+        head_size = content.index(b"\r\n\r\n") + 4
+        self.socket.sendall(content[:head_size])
         time.sleep(0.02)
-        self.socket.sendall(sent[cut:])
+        self.socket.sendall(content[head_size:])
         return read(self.stream)
 
 
@@ -131,7 +131,7 @@ def are_same(first: Received, second: Received) -> bool:
     return (first.status, stable_headers(first), first.body) == (second.status, stable_headers(second), second.body)
 
 
-def test_both_ways_give_the_same_response(application: Application, listening, fast_path) -> None:
+def test_the_fast_path_and_uvicorn_give_the_same_response(application: Application, listening, fast_path) -> None:
     port, _ = listening(application)
     notified: list[tuple[str, int, int]] = []
     application.request_listeners.append(lambda tag, status, problems: notified.append((tag, status, len(problems))))
@@ -146,16 +146,16 @@ def test_both_ways_give_the_same_response(application: Application, listening, f
         (request(BODY, media_type="text/csv"), 415),
         (request(BODY, "accept: application/vnd.apache.arrow.stream"), 200),
     ]
-    for sent, status in cases:
+    for content, status in cases:
         del notified[:], fast_path[:]
         with Client(port) as client:
-            whole, in_two = client.send_whole(sent), client.send_in_two(sent)
-            assert whole.status == status, sent
-            assert are_same(whole, in_two), (sent, whole, in_two)
-        is_empty = sent.endswith(b"\r\n\r\n")
+            fast_response, slow_response = client.send_whole(content), client.send_in_two(content)
+            assert fast_response.status == status, content
+            assert are_same(fast_response, slow_response), (content, fast_response, slow_response)
+        is_empty = content.endswith(b"\r\n\r\n")
         assert len(fast_path) == (2 if is_empty else 1)  # a request without a body is complete with its head
         assert notified[0] == notified[1]
-    assert {b"x-request-id", b"date", b"x-model-version"} <= set(whole.headers)
+    assert {b"x-request-id", b"date", b"x-model-version"} <= set(fast_response.headers)
 
 
 def test_a_connection_is_kept_alive_or_closed_as_the_client_asks(application, listening, fast_path) -> None:
@@ -186,13 +186,13 @@ def test_pipelined_requests_are_served_in_order(application, listening) -> None:
 
 def test_a_client_that_expects_100_continue_gets_it(application, listening, fast_path) -> None:
     port, _ = listening(application)
-    sent = request(BODY, "expect: 100-continue")
-    cut = sent.index(b"\r\n\r\n") + 4
+    content = request(BODY, "expect: 100-continue")
+    head_size = content.index(b"\r\n\r\n") + 4
     with Client(port) as client:
-        client.socket.sendall(sent[:cut])
+        client.socket.sendall(content[:head_size])
         assert client.stream.readline() == b"HTTP/1.1 100 Continue\r\n"
         client.stream.readline()
-        client.socket.sendall(sent[cut:])
+        client.socket.sendall(content[head_size:])
         assert read(client.stream).status == 200
     assert not fast_path
 
@@ -244,7 +244,7 @@ def test_a_server_that_ends_completes_pending_requests(application, version, lis
         assert (response.status, response.headers[b"connection"]) == (200, b"close")
 
 
-def test_requests_without_a_valid_key_get_the_same_error_both_ways(application, listening, fast_path, tmp_path) -> None:
+def test_both_paths_reject_requests_without_a_valid_key_equally(application, listening, fast_path, tmp_path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "created_at": "2026-01-01T00:00:00Z"}]}))
     notified: list[int] = []
@@ -256,10 +256,13 @@ def test_requests_without_a_valid_key_get_the_same_error_both_ways(application, 
     )
     port, _ = listening(endpoint)
     for lines in ((), ("x-api-key: invented",)):
-        with Client(port) as client, Client(port) as other:
-            whole, in_two = client.send_whole(request(BODY, *lines)), other.send_in_two(request(BODY, *lines))
-            assert whole.status == 401
-            assert are_same(whole, in_two), (whole, in_two)
+        with Client(port) as client, Client(port) as slow_client:
+            fast_response, slow_response = (
+                client.send_whole(request(BODY, *lines)),
+                slow_client.send_in_two(request(BODY, *lines)),
+            )
+            assert fast_response.status == 401
+            assert are_same(fast_response, slow_response), (fast_response, slow_response)
             assert client.stream.read() == b""
     assert notified == [401] * 4
     assert not fast_path
@@ -284,7 +287,7 @@ def test_the_outcome_log_counts_as_many_problems_as_the_response_has(application
     port, _ = listening(application)
     notified: list[int] = []
     application.request_listeners.append(lambda tag, status, problems: notified.append(len(problems)))
-    sent = request(json.dumps({"rows": [{**ROW, "age": -1}] * 60}).encode())
+    content = request(json.dumps({"rows": [{**ROW, "age": -1}] * 60}).encode())
     with Client(port) as client:
-        responses = [client.send_whole(sent), client.send_in_two(sent)]
+        responses = [client.send_whole(content), client.send_in_two(content)]
     assert notified == [len(json.loads(response.body)["problems"]) for response in responses] == [20, 20]

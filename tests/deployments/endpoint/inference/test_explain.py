@@ -1,4 +1,4 @@
-"""`/explain` without a server: what each column adds, what is refused, and what it may cost."""
+"""`/explain` without a server: contributions of columns, rejected requests and limits of cost."""
 
 from __future__ import annotations
 
@@ -54,20 +54,24 @@ def regression(packaged: Callable[..., Path]) -> LoadedVersion:
     return LoadedVersion(packaged(weighs_all=True, is_regression=True))
 
 
-def serving(version: LoadedVersion, limits: Limits | None = None) -> Application:
+def create_application(version: LoadedVersion, limits: Limits | None = None) -> Application:
     application = Application(limits or Limits(), NoMetrics())  # type: ignore[arg-type]
     application.use_version(version)
     return application
 
 
 def ask_all(application: Application, bodies: Sequence[Any], path: str = "/explain", **headers: str) -> Any:
-    named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    header_fields = {"content-type": "application/json"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
 
     async def call() -> list[httpx.Response]:
         transport = httpx.ASGITransport(application, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             contents = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
-            return await asyncio.gather(*(client.post(path, content=one, headers=named) for one in contents))
+            return await asyncio.gather(
+                *(client.post(path, content=content, headers=header_fields) for content in contents)
+            )
 
     return asyncio.run(call())
 
@@ -85,68 +89,72 @@ def get(application: Application, path: str) -> httpx.Response:
 
 
 def explain_rows(version: LoadedVersion, *rows: dict[str, Any], path: str = "/explain") -> list[dict[str, Any]]:
-    response = ask(serving(version), {"rows": list(rows)}, path)
+    response = ask(create_application(version), {"rows": list(rows)}, path)
     assert response.status_code == 200, response.text
     return response.json()["explanations"]
 
 
-def by_hand(version: LoadedVersion, folder: Path, row: dict[str, Any], target: int) -> tuple[float, dict[str, float]]:
-    """Base and Shapley values by their definition, over raw rows in which columns are exchanged."""
+def compute_shapley_values(
+    version: LoadedVersion, folder: Path, row: dict[str, Any], target: int
+) -> tuple[float, dict[str, float]]:
+    """Returns base value and Shapley values by their definition, over raw rows with exchanged columns."""
     background = json.loads((folder / "background.json").read_text())
 
-    def value(known: frozenset[str]) -> float:
-        rows = [{name: (row if name in known else behind).get(name) for name in COLUMNS} for behind in background]
+    def value(subset: frozenset[str]) -> float:
+        rows = [{name: (row if name in subset else behind).get(name) for name in COLUMNS} for behind in background]
         return float(version.predict(version.row_check.parse_table(rows).to_batches()[0])[:, target].mean())
 
-    found = {}
+    contributions = {}
     for name in COLUMNS:
-        others = [other for other in COLUMNS if other != name]
-        found[name] = sum(
+        other_columns = [column for column in COLUMNS if column != name]
+        contributions[name] = sum(
             math.factorial(size)
-            * math.factorial(len(others) - size)
+            * math.factorial(len(other_columns) - size)
             / math.factorial(len(COLUMNS))
-            * (value(frozenset({*known, name})) - value(frozenset(known)))
-            for size in range(len(others) + 1)
-            for known in itertools.combinations(others, size)
+            * (value(frozenset({*subset, name})) - value(frozenset(subset)))
+            for size in range(len(other_columns) + 1)
+            for subset in itertools.combinations(other_columns, size)
         )
-    return value(frozenset()), found
+    return value(frozenset()), contributions
 
 
 @pytest.mark.parametrize("row", [ROW, {"age": 90, "height": None, "town": "bath"}, {"age": 1, "town": "nowhere"}])
 def test_contributions_are_shapley_values_of_the_raw_columns(version, folder, row) -> None:
-    (found,) = explain_rows(version, row)
-    given = version.format_predictions(version.predict(version.row_check.parse_table([row]).to_batches()[0]))[0]
-    base, values = by_hand(version, folder, row, version.encoder.classes.index(found["label"]))
-    assert (found["label"], found["is_exact"]) == (given["label"], True)
-    assert found["output"] == pytest.approx(given["probabilities"][found["label"]], abs=1e-6)
-    assert found["base_value"] == pytest.approx(base, abs=1e-6)
-    assert found["contributions"] == pytest.approx(values, abs=1e-6)
-    assert "regions" not in found
+    (explanation,) = explain_rows(version, row)
+    prediction = version.format_predictions(version.predict(version.row_check.parse_table([row]).to_batches()[0]))[0]
+    base, values = compute_shapley_values(version, folder, row, version.encoder.classes.index(explanation["label"]))
+    assert (explanation["label"], explanation["is_exact"]) == (prediction["label"], True)
+    assert explanation["output"] == pytest.approx(prediction["probabilities"][explanation["label"]], abs=1e-6)
+    assert explanation["base_value"] == pytest.approx(base, abs=1e-6)
+    assert explanation["contributions"] == pytest.approx(values, abs=1e-6)
+    assert "regions" not in explanation
 
 
 def test_contributions_of_a_linear_regression_are_in_the_unit_of_the_label(regression) -> None:
     older, taller = {**ROW, "age": 40}, {**ROW, "height": 1.8}
     first, second, third = explain_rows(regression, ROW, older, taller)
-    values = [one["output"] for one in (first, second, third)]
-    predicted = ask(serving(regression), {"rows": [ROW, older, taller]}, "/predict").json()["predictions"]
-    assert values == pytest.approx([one["value"] for one in predicted], rel=1e-6)
+    values = [item["output"] for item in (first, second, third)]
+    predictions = ask(create_application(regression), {"rows": [ROW, older, taller]}, "/predict").json()["predictions"]
+    assert values == pytest.approx([item["value"] for item in predictions], rel=1e-6)
     assert "label" not in first
     # The network is linear: a contribution changes by exactly as much as the output.
-    for column, other in (("age", second), ("height", third)):
-        change = other["contributions"][column] - first["contributions"][column]
-        assert change == pytest.approx(other["output"] - first["output"], abs=1e-6)
-        unmoved = [name for name in COLUMNS if name != column]
-        assert [other["contributions"][name] for name in unmoved] == pytest.approx(
-            [first["contributions"][name] for name in unmoved], abs=1e-6
+    for column, explanation in (("age", second), ("height", third)):
+        change = explanation["contributions"][column] - first["contributions"][column]
+        assert change == pytest.approx(explanation["output"] - first["output"], abs=1e-6)
+        unchanged = [name for name in COLUMNS if name != column]
+        assert [explanation["contributions"][name] for name in unchanged] == pytest.approx(
+            [first["contributions"][name] for name in unchanged], abs=1e-6
         )
 
 
 def test_contributions_of_two_classes_are_opposite(version) -> None:
-    (old,), (young,) = (explain_rows(version, ROW, path=f"/explain?label={label}") for label in ("old", "young"))
-    assert (old["label"], young["label"]) == ("old", "young")
-    assert old["output"] + young["output"] == pytest.approx(1)
+    (for_old,), (for_young,) = (
+        explain_rows(version, ROW, path=f"/explain?label={label}") for label in ("old", "young")
+    )
+    assert (for_old["label"], for_young["label"]) == ("old", "young")
+    assert for_old["output"] + for_young["output"] == pytest.approx(1)
     for name in COLUMNS:
-        assert old["contributions"][name] == pytest.approx(-young["contributions"][name])
+        assert for_old["contributions"][name] == pytest.approx(-for_young["contributions"][name])
 
 
 ROWS = st.fixed_dictionaries(
@@ -158,20 +166,24 @@ ROWS = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, min_size=1, max_size=3), evaluations=st.sampled_from([1, 20, 100]))
 def test_base_value_and_contributions_add_up_to_the_output(version, rows, evaluations) -> None:
-    application = serving(version, Limits(explain_evaluations=evaluations))
-    found = ask(application, {"rows": rows}).json()["explanations"]
-    predicted = ask(application, {"rows": rows}, "/predict").json()["predictions"]
-    for one, response in zip(found, predicted, strict=True):
-        assert one["output"] == pytest.approx(one["base_value"] + sum(one["contributions"].values()), abs=1e-9)
-        assert one["output"] == pytest.approx(response["probabilities"][one["label"]], abs=1e-6)
+    application = create_application(version, Limits(explain_evaluations=evaluations))
+    explanations = ask(application, {"rows": rows}).json()["explanations"]
+    predictions = ask(application, {"rows": rows}, "/predict").json()["predictions"]
+    for explanation, prediction in zip(explanations, predictions, strict=True):
+        assert explanation["output"] == pytest.approx(
+            explanation["base_value"] + sum(explanation["contributions"].values()), abs=1e-9
+        )
+        assert explanation["output"] == pytest.approx(prediction["probabilities"][explanation["label"]], abs=1e-6)
 
 
 def test_an_explanation_does_not_depend_on_the_other_rows(folder) -> None:
     limits, row = Limits(explain_evaluations=7), {"age": 44, "height": 1.75, "town": "bath"}  # orders are sampled
-    first = ask(serving(LoadedVersion(folder), limits), {"rows": [row]}).json()["explanations"]
+    first = ask(create_application(LoadedVersion(folder), limits), {"rows": [row]}).json()["explanations"]
     np.random.seed(7)
     state = np.random.get_state()[1]
-    again = ask(serving(LoadedVersion(folder), limits), {"rows": [{**row, "age": 80}, row]}).json()["explanations"]
+    again = ask(create_application(LoadedVersion(folder), limits), {"rows": [{**row, "age": 80}, row]}).json()[
+        "explanations"
+    ]
     assert not first[0]["is_exact"]
     assert first[0] == again[1]
     assert np.array_equal(np.random.get_state()[1], state)
@@ -182,7 +194,7 @@ def test_an_arrow_stream_gets_the_same_explanations(version) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    response = ask(serving(version), sink.getvalue().to_pybytes(), content_type=ARROW)
+    response = ask(create_application(version), sink.getvalue().to_pybytes(), content_type=ARROW)
     assert response.json() == {"explanations": explain_rows(version, ROW), "model": "people:one"}
     assert response.headers["x-model-version"] == "people:one"
 
@@ -202,23 +214,25 @@ INVALID_REQUESTS: list[tuple[str, Any, str, int, str]] = [
 
 @pytest.mark.parametrize(CASE_FIELDS, INVALID_REQUESTS, ids=[case[0] for case in INVALID_REQUESTS])
 def test_an_invalid_request_gets_an_error_with_its_problems(version, case, body, query, status, message) -> None:
-    response = ask(serving(version), body, f"/explain{query}")
+    response = ask(create_application(version), body, f"/explain{query}")
     assert (response.status_code, set(response.json())) == (status, {"error", "problems"}), response.text
     assert message in response.json()["error"]
 
 
 def test_a_regression_has_no_label_to_ask_for(regression) -> None:
-    response = ask(serving(regression), {"rows": [ROW]}, "/explain?label=old")
+    response = ask(create_application(regression), {"rows": [ROW]}, "/explain?label=old")
     assert (response.status_code, "has no label" in response.json()["error"]) == (422, True)
 
 
 def test_a_category_that_the_encoder_rejects_gets_422(packaged) -> None:
-    response = ask(serving(LoadedVersion(packaged(refuse_unknown=True))), {"rows": [{**ROW, "town": "nowhere"}]})
+    response = ask(
+        create_application(LoadedVersion(packaged(refuse_unknown=True))), {"rows": [{**ROW, "town": "nowhere"}]}
+    )
     assert (response.status_code, "nowhere" in response.json()["error"]) == (422, True)
 
 
 def test_explain_requires_post(version) -> None:
-    response = get(serving(version), "/explain")
+    response = get(create_application(version), "/explain")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
@@ -231,7 +245,7 @@ def test_one_explanation_runs_at_a_time_and_others_get_503(version, monkeypatch)
         assert may_end.wait(10)
         return predict_encoded(self, x)
 
-    application = serving(version)
+    application = create_application(version)
     batch = version.row_check.parse_table([ROW]).to_batches()[0]
     monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
     first = threading.Thread(target=lambda: asyncio.run(application._explainer.explain(version, batch, b"")))
@@ -254,7 +268,7 @@ def test_predictions_are_served_while_rows_are_explained(version, monkeypatch) -
             time.sleep(0.2)
         return predict_encoded(self, x)
 
-    application = serving(version)
+    application = create_application(version)
     monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
 
     async def call() -> tuple[httpx.Response, bool]:
@@ -276,7 +290,7 @@ def test_a_slow_explanation_ends_and_reports_its_progress(version, monkeypatch) 
         time.sleep(0.05)
         return predict_encoded(self, x)
 
-    application = serving(version, Limits(explain_seconds=0.12))
+    application = create_application(version, Limits(explain_seconds=0.12))
     monkeypatch.setattr(LoadedVersion, "predict_encoded", slow)
     response = ask(application, {"rows": [ROW] * 10})
     assert response.status_code == 503
@@ -294,7 +308,7 @@ def test_without_shap_the_status_is_501(version, monkeypatch) -> None:
         return imports(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    response = ask(serving(version), {"rows": [ROW]})
+    response = ask(create_application(version), {"rows": [ROW]})
     assert (response.status_code, "need the package shap" in response.json()["error"]) == (501, True)
 
 
@@ -307,27 +321,27 @@ def test_a_row_with_too_many_groups_is_not_explained(version, monkeypatch) -> No
 
 
 def test_the_current_version_is_explained(version, packaged) -> None:
-    application = serving(version)
+    application = create_application(version)
     ask(application, {"rows": [ROW]})
     application.use_version(LoadedVersion(packaged(tag="people:two", shift=3.0)))
     response = ask(application, {"rows": [ROW]}).json()
     assert response["model"] == "people:two"
-    (found,) = response["explanations"]
+    (explanation,) = response["explanations"]
     # In this version only the age has a weight.
-    rise = found["output"] - found["base_value"]
-    assert found["contributions"] == pytest.approx({"age": rise, "height": 0, "town": 0}, abs=1e-9)
+    rise = explanation["output"] - explanation["base_value"]
+    assert explanation["contributions"] == pytest.approx({"age": rise, "height": 0, "town": 0}, abs=1e-9)
     assert abs(rise) > 0.01
 
 
 def test_the_openapi_page_describes_explanations(version, regression) -> None:
-    document = get(serving(version), "/openapi.json").json()
+    document = get(create_application(version), "/openapi.json").json()
     operation = document["paths"]["/explain"]["post"]
     assert operation["parameters"][0]["schema"] == {"enum": ["old", "young"]}
     assert set(operation["responses"]) == {"200", "400", "405", "408", "413", "415", "422", "501", "503"}
     schema = document["components"]["schemas"]["Explanation"]
     assert schema["properties"]["contributions"]["required"] == list(COLUMNS)
     assert set(explain_rows(version, ROW)[0]) == set(schema["required"])
-    of_regression = get(serving(regression), "/openapi.json").json()
+    of_regression = get(create_application(regression), "/openapi.json").json()
     assert "parameters" not in of_regression["paths"]["/explain"]["post"]
 
 

@@ -1,4 +1,4 @@
-"""Dated recipes: runs by period, backfills, and no older version that replaces a newer one."""
+"""Dated recipes: runs by period and backfills, in which no older version replaces a newer champion."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"period_length": None}, "data that names a period needs month"),
         ({"data": {"source": "trips.csv"}}, "no source contains the period"),
@@ -88,12 +88,12 @@ def test_a_dated_recipe_is_read_for_a_period(dated: Path) -> None:
     ],
 )
 def test_a_dated_source_and_its_period_length_require_each_other(
-    dated: Path, changes: dict[str, Any], said: str
+    dated: Path, changes: dict[str, Any], message: str
 ) -> None:
     dated.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), **changes}))
     with pytest.raises(RecipeInvalid) as caught:
         read_recipe(str(dated), "2019-02")
-    assert said in caught.value.found
+    assert message in caught.value.found
 
 
 def test_a_backfill_requires_the_data_of_every_period(dated: Path, home: Path) -> None:
@@ -104,10 +104,10 @@ def test_a_backfill_requires_the_data_of_every_period(dated: Path, home: Path) -
 
 
 @pytest.mark.parametrize(("keep_going", "last"), [(False, "not run"), (True, "failed")])
-def test_after_a_failure_no_period_starts_unless_told_to_keep_going(
+def test_after_a_failure_no_period_starts_without_keep_going(
     dated: Path, home: Path, monkeypatch: pytest.MonkeyPatch, keep_going: bool, last: str
 ) -> None:
-    """With a process that fails at once in the place of each run."""
+    """Each run is replaced by a process that fails at once."""
     error = {"error": "ContractBroken", "found": "a column is missing", "exit_code": 3}
 
     def fail(reference: str, period: str) -> _Running:
@@ -123,38 +123,38 @@ def test_after_a_failure_no_period_starts_unless_told_to_keep_going(
 
 
 @pytest.mark.slow
-def test_a_backfill_completes_periods_and_no_older_one_replaces_a_newer(
+def test_a_backfill_completes_periods_and_no_older_version_replaces_a_newer_champion(
     dated: Path, home: Path, prefect: str, forked_bloomery: Bloomery, clean_environment: Callable[..., dict[str, str]]
 ) -> None:
     def fill(first: str, *more: str) -> tuple[int, list[tuple[str, int | None, str | None]]]:
-        named = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
-        ended = forked_bloomery(home, *named, *more)
-        told = json.loads(ended.stdout)["periods"]
-        return ended.returncode, [(one["outcome"], one["version"], one["alias"]) for one in told]
+        arguments = ("backfill", str(dated), "--from", first, "--to", "2019-03", "--json")
+        completed = forked_bloomery(home, *arguments, *more)
+        results = json.loads(completed.stdout)["periods"]
+        return completed.returncode, [(result["outcome"], result["version"], result["alias"]) for result in results]
 
     second = dated.parent / "trips-2019-02.csv"
-    good = second.read_text()
+    rows = second.read_text()
     second.write_text("id,miles\n1,2\n")
     # A failure affects no other period: the newest runs at the same time and becomes champion.
-    code, told = fill("2019-02", "--concurrency", "2", "--keep-going")
-    assert told == [("failed", None, None), ("released", 1, "champion")]
+    code, outcomes = fill("2019-02", "--concurrency", "2", "--keep-going")
+    assert outcomes == [("failed", None, None), ("released", 1, "champion")]
     assert code == 3
-    second.write_text(good)
+    second.write_text(rows)
 
-    killed = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "bloomery.flows.cli", "backfill", str(dated), "--from", "2019-01", "--to", "2019-03"],
         env=clean_environment(home, PREFECT_API_URL=prefect),
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
-    while not (home / "logs" / f"backfill-{killed.pid}-2019-02.json").exists():
+    while not (home / "logs" / f"backfill-{process.pid}-2019-02.json").exists():
         assert time.monotonic() < deadline
-        assert killed.poll() is None
+        assert process.poll() is None
         time.sleep(0.1)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    code, told = fill("2019-01")
-    assert code == 0, told
-    assert told == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
-    shown = json.loads(forked_bloomery(home, "show", "trips@2019-01", "--json").stdout)
-    assert (shown["version"], shown["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    code, outcomes = fill("2019-01")
+    assert code == 0, outcomes
+    assert outcomes == [("done", 2, "2019-01"), ("released", 3, "2019-02"), ("done", 1, "champion")]
+    version = json.loads(forked_bloomery(home, "show", "trips@2019-01", "--json").stdout)
+    assert (version["version"], version["release"]) == (2, "older data: of 2019-01, and the champion is of 2019-03")

@@ -37,9 +37,9 @@ def edited(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-TIGHTER = ("minimum: 0, maximum: 16", "minimum: 0, maximum: 15")
-LOOSER = ("minimum: 0, maximum: 16", "minimum: 0, maximum: 17")
-WORDS = ("description: The digit that was asked for.", "description: The digit.")
+NARROWER = ("minimum: 0, maximum: 16", "minimum: 0, maximum: 15")
+WIDER = ("minimum: 0, maximum: 16", "minimum: 0, maximum: 17")
+OTHER_DESCRIPTION = ("description: The digit that was asked for.", "description: The digit.")
 
 
 def version(number: str) -> tuple[str, str]:
@@ -70,31 +70,31 @@ def test_a_contract_is_shown_as_one_document(call):
     [
         ((), 0, "1.0.0"),
         ((version("1.0.1"),), 0, "1.0.0"),
-        ((WORDS,), 3, "1.0.1"),
-        ((WORDS, version("1.0.1")), 0, "1.0.1"),
-        ((LOOSER, version("1.0.1")), 3, "1.1.0"),
-        ((LOOSER, version("1.1.0")), 0, "1.1.0"),
-        ((TIGHTER, version("1.9.0")), 3, "2.0.0"),
-        ((TIGHTER, version("2.0.0")), 0, "2.0.0"),
+        ((OTHER_DESCRIPTION,), 3, "1.0.1"),
+        ((OTHER_DESCRIPTION, version("1.0.1")), 0, "1.0.1"),
+        ((WIDER, version("1.0.1")), 3, "1.1.0"),
+        ((WIDER, version("1.1.0")), 0, "1.1.0"),
+        ((NARROWER, version("1.9.0")), 3, "2.0.0"),
+        ((NARROWER, version("2.0.0")), 0, "2.0.0"),
         ((version("0.9.0"),), 3, "1.0.0"),
     ],
 )
 def test_the_exit_code_says_whether_the_version_is_high_enough(call, edited, pairs, code, needed):
     path = edited(*pairs)
-    ended = call("diff", "digits", path)
-    assert ended.exit_code == code, ended.output
+    result = call("diff", "digits", path)
+    assert result.exit_code == code, result.output
     if code:
-        assert f"required: version {needed} or later" in ended.stderr
-    ended = call("diff", "digits", path, "--json")
-    document = json.loads(ended.stdout)
-    assert (ended.exit_code, document["version_needed"], document["is_enough"]) == (code, needed, code == 0)
+        assert f"required: version {needed} or later" in result.stderr
+    result = call("diff", "digits", path, "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["version_needed"], document["is_enough"]) == (code, needed, code == 0)
 
 
 def test_changes_are_printed_even_where_the_version_is_too_low(call, edited):
-    ended = call("diff", "digits", edited(TIGHTER))
-    assert "breaking" in ended.stdout
-    assert "image[]: must be at least 0 and at most 16, and now must be at least 0 and at most 15" in ended.stdout
-    assert "VersionTooLow" in ended.stderr
+    result = call("diff", "digits", edited(NARROWER))
+    assert "breaking" in result.stdout
+    assert "image[]: must be at least 0 and at most 16, and now must be at least 0 and at most 15" in result.stdout
+    assert "VersionTooLow" in result.stderr
 
 
 def test_a_page_is_written_completely(call, tmp_path):
@@ -106,20 +106,20 @@ def test_a_page_is_written_completely(call, tmp_path):
 
 def test_a_page_that_cannot_be_written_is_reported(call, tmp_path):
     (tmp_path / "file").write_text("")
-    ended = call("page", "digits", "--output", tmp_path / "file" / "digits.html")
-    assert ended.exit_code == 1
-    assert "cannot be written" in ended.stderr
+    result = call("page", "digits", "--output", tmp_path / "file" / "digits.html")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
 
 
 @pytest.mark.parametrize("command", [("show", "nix"), ("page", "nix", "-o", "nix.html"), ("diff", "nix", "digits")])
 def test_a_missing_contract_is_reported_with_the_known_names(call, command):
-    ended = call(*command)
-    assert ended.exit_code == 2
-    assert "required: one of " in ended.stderr
-    assert "digits" in ended.stderr
+    result = call(*command)
+    assert result.exit_code == 2
+    assert "required: one of " in result.stderr
+    assert "digits" in result.stderr
 
 
 def test_an_invalid_contract_is_reported_with_its_line(call, edited):
-    ended = call("show", edited(("maxItems: 64}", "maxItems: 64, maxItem: 3}")))
-    assert ended.exit_code == 2
-    assert "did you mean 'maxItems'" in ended.stderr
+    result = call("show", edited(("maxItems: 64}", "maxItems: 64, maxItem: 3}")))
+    assert result.exit_code == 2
+    assert "did you mean 'maxItems'" in result.stderr

@@ -1,4 +1,4 @@
-"""What `bloomery gc` removes, and what it keeps."""
+"""`bloomery gc` removes what no kept version needs, and keeps everything else."""
 
 import contextlib
 import json
@@ -22,31 +22,31 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[4]
 Bloomery = Callable[..., subprocess.CompletedProcess[str]]
 # Garbage collection that is killed after its second removal.
-_KILLED = """
+_KILLED_GC = """
 import os
 from bloomery.tasks.infrastructure.engine_environment import apply_engine_environment
 from bloomery.tasks.infrastructure.settings import require_state_folder
 apply_engine_environment()
 require_state_folder()
 from bloomery.tasks.registry import garbage_collection
-gone = []
-def die(piece):
-    gone.append(piece)
-    if len(gone) == 2:
+removals = []
+def exit_after_two(removal):
+    removals.append(removal)
+    if len(removals) == 2:
         os._exit(9)
-garbage_collection.collect_garbage(garbage_collection.plan_unreachable(1, [], 14), die)
+garbage_collection.collect_garbage(garbage_collection.plan_unreachable(1, [], 14), exit_after_two)
 """
 
 
-def refused(folder: Path, home: Path, forked_bloomery: Bloomery, **changes: dict[str, Any]) -> None:
-    """Another version of `digits-quick`, which misses its gate."""
+def add_refused_version(folder: Path, home: Path, forked_bloomery: Bloomery, **changes: dict[str, Any]) -> None:
+    """Runs `digits-quick` with changes and a gate that it misses, which registers another version."""
     document = yaml.safe_load(QUICK.read_text())
-    for part, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
-        document[part] = {**document.get(part, {}), **values}
+    for section, values in (changes | {"gates": {"min_accuracy": 0.9999}}).items():
+        document[section] = {**document.get(section, {}), **values}
     recipe = folder / "mine.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    ended = forked_bloomery(home, "run", str(recipe))
-    assert ended.returncode == 4, ended.stdout + ended.stderr
+    completed = forked_bloomery(home, "run", str(recipe))
+    assert completed.returncode == 4, completed.stdout + completed.stderr
 
 
 def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
@@ -56,58 +56,58 @@ def test_gc_frees_what_no_kept_version_needs_even_if_it_was_killed(
     clean_environment: Callable[..., dict[str, str]],
 ) -> None:
     copy = copy_of(quick_run[0], tmp_path)
-    once: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
-    refused(tmp_path, copy, forked_bloomery, **once)
-    refused(tmp_path, copy, forked_bloomery, budget={"accuracy_drop": 0.0001})
+    changes: dict[str, Any] = {"compression": {"fine_tune": {"epochs": 3}}}
+    add_refused_version(tmp_path, copy, forked_bloomery, **changes)
+    add_refused_version(tmp_path, copy, forked_bloomery, budget={"accuracy_drop": 0.0001})
     before = sorted(copy.glob("stages/*/*"))
 
-    dry = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--json").stdout)
-    assert not dry["done"]
-    assert dry["would_free_bytes"] > 0
-    assert [one["version"] for one in dry["versions_freed"]] == [2]
-    assert {one["version"] for one in dry["versions_kept"]} == {1, 3}
-    assert {"output", "bento", "model file"} <= {removal["kind"] for removal in dry["removals"]}
+    dry_run = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--json").stdout)
+    assert not dry_run["done"]
+    assert dry_run["would_free_bytes"] > 0
+    assert [version["version"] for version in dry_run["versions_freed"]] == [2]
+    assert {version["version"] for version in dry_run["versions_kept"]} == {1, 3}
+    assert {"output", "bento", "model file"} <= {removal["kind"] for removal in dry_run["removals"]}
     assert sorted(copy.glob("stages/*/*")) == before
-    spared = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--keep-version", "digits:2", "--json").stdout)
-    assert spared["versions_freed"] == []
+    kept_version = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--keep-version", "digits:2", "--json").stdout)
+    assert kept_version["versions_freed"] == []
     with serving(copy, clean_environment(copy), tmp_path / "serve.log", "--shadow", "digits:2"):
-        beside = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
-        assert beside["versions_freed"] == []
-        assert [one["why"] for one in beside["versions_kept"] if one["version"] == 2] == ["in use"]
+        while_serving = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+        assert while_serving["versions_freed"] == []
+        assert [version["why"] for version in while_serving["versions_kept"] if version["version"] == 2] == ["in use"]
 
-    note = copy / "runs" / "a.json"  # a run on another machine
-    note.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
-    busy = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
-    assert (busy["running_pids"], busy["removals"]) == ([1], [])
-    note.unlink()
+    run_file = copy / "runs" / "a.json"  # a run on another machine
+    run_file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0}))
+    while_running = json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--yes", "--json").stdout)
+    assert (while_running["running_pids"], while_running["removals"]) == ([1], [])
+    run_file.unlink()
 
     environment = clean_environment(copy, PYTHONPATH=str(ROOT), PATH=os.environ["PATH"])
-    killed = subprocess.run([sys.executable, "-c", _KILLED], env=environment, cwd=ROOT, check=False)
+    killed = subprocess.run([sys.executable, "-c", _KILLED_GC], env=environment, cwd=ROOT, check=False)
     assert killed.returncode == 9
     command = [sys.executable, "-m", "bloomery.flows.cli", "gc", "--keep", "1", "--yes", "--json"]
-    several = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    told = [json.loads(one.communicate(timeout=120)[0]) for one in several]
-    assert [one.returncode for one in several] == [0, 0]
-    assert all(one["done"] for one in told)
-    assert sum(one["freed_bytes"] for one in told) > 0
-    assert not [removal for removal in dry["removals"] if (copy / removal["path"]).exists()]
+    processes = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    documents = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all(document["done"] for document in documents)
+    assert sum(document["freed_bytes"] for document in documents) > 0
+    assert not [removal for removal in dry_run["removals"] if (copy / removal["path"]).exists()]
     assert json.loads(forked_bloomery(copy, "gc", "--keep", "1", "--json").stdout)["removals"] == []
 
-    shown = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
-    assert [one["version"] for one in shown if one["freed"] is not None] == [2]
+    versions = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    assert [version["version"] for version in versions if version["freed"] is not None] == [2]
     steps = json.loads(forked_bloomery(copy, "check", str(QUICK), "--json").stdout)["stages"]
     assert all(step["found"] for step in steps)
-    gone = forked_bloomery(copy, "promote", "digits:2", "--despite-refusal")
-    assert gone.returncode == 2, gone.stderr
-    assert "was freed by `bloomery gc` on" in gone.stderr
-    kept = forked_bloomery(copy, "promote", "digits:3", "--despite-refusal")
-    assert kept.returncode == 0, kept.stderr
+    promotion = forked_bloomery(copy, "promote", "digits:2", "--despite-refusal")
+    assert promotion.returncode == 2, promotion.stderr
+    assert "was freed by `bloomery gc` on" in promotion.stderr
+    kept_promotion = forked_bloomery(copy, "promote", "digits:3", "--despite-refusal")
+    assert kept_promotion.returncode == 0, kept_promotion.stderr
     assert forked_bloomery(copy, "rollback", "digits").returncode == 0
 
-    refused(tmp_path, copy, forked_bloomery, **once)  # the recipe of the freed version restores it
-    shown = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
-    assert {one["version"] for one in shown} == {1, 2, 3}
-    assert [one["version"] for one in shown if one["freed"] is not None] == []
+    add_refused_version(tmp_path, copy, forked_bloomery, **changes)  # the recipe of the freed version restores it
+    versions = json.loads(forked_bloomery(copy, "show", "digits", "--json").stdout)["versions"]
+    assert {version["version"] for version in versions} == {1, 2, 3}
+    assert [version["version"] for version in versions if version["freed"] is not None] == []
     assert forked_bloomery(copy, "promote", "digits:2", "--despite-refusal").returncode == 0
 
 

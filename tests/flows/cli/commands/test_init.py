@@ -32,10 +32,10 @@ ADULT = (
 )
 
 
-def drafted(folder: Path, source: Path | str, label: str, stated: UserOptions | None = None, **more: Any) -> Recipe:
+def drafted(folder: Path, source: Path | str, label: str, options: UserOptions | None = None, **more: Any) -> Recipe:
     """Drafts a recipe for `source` and reads it."""
-    made = write_drafts("mine", [str(source)], label, stated or UserOptions(), output=folder, force=True, **more)
-    return read_recipe(str(made.recipe))
+    draft = write_drafts("mine", [str(source)], label, options or UserOptions(), output=folder, force=True, **more)
+    return read_recipe(str(draft.recipe))
 
 
 def checked(recipe: Recipe) -> ValidRows:
@@ -134,10 +134,10 @@ def test_any_csv_file_passes_the_contract_drafted_from_it(home: Path, data: st.D
         try:
             recipe = drafted(Path(folder), path, "the label")
         except (DataUnfit, DataMissing):  # nothing to learn from, or no CSV after all: said, and nothing written
-            assert [one.name for one in Path(folder).iterdir()] == ["rows.csv"]
+            assert [file.name for file in Path(folder).iterdir()] == ["rows.csv"]
             return
-        rows_kept = checked(recipe)
-        assert rows_kept.num_rows + rows_kept.num_quarantined >= 1
+        valid_rows = checked(recipe)
+        assert valid_rows.num_rows + valid_rows.num_quarantined >= 1
 
 
 @settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
@@ -155,11 +155,11 @@ def test_any_parquet_file_passes_the_contract_drafted_from_it(home: Path, data: 
         pa.date32(): st.integers(0, 40_000),
         pa.list_(pa.uint8()): st.lists(st.integers(0, 255), min_size=4, max_size=4),
     }
-    chosen = data.draw(st.lists(st.sampled_from([*kinds]), min_size=1, max_size=4))
+    types = data.draw(st.lists(st.sampled_from([*kinds]), min_size=1, max_size=4))
     columns = {"label": pa.array([number % 3 for number in range(60)])}
-    for place, kind in enumerate(chosen):
-        pool = data.draw(st.lists(kinds[kind] | st.none(), min_size=1, max_size=30))
-        columns[f"c{place}"] = pa.array([pool[number % len(pool)] for number in range(60)], kind)
+    for position, dtype in enumerate(types):
+        pool = data.draw(st.lists(kinds[dtype] | st.none(), min_size=1, max_size=30))
+        columns[f"c{position}"] = pa.array([pool[number % len(pool)] for number in range(60)], dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         pq.write_table(pa.table(columns), path)
@@ -187,12 +187,12 @@ def test_a_key_column_is_detected_or_else_rows_are_numbered(home: Path, tmp_path
     pq.write_table(table, tmp_path / "without.parquet")
     numbered = drafted(tmp_path, tmp_path / "without.parquet", "label")
     assert (numbered.data.row_id, numbered.features.key) == ("row_id", "row_id")
-    named = table.append_column("Customer ID", pa.array([f"c{number}" for number in range(60)]))
-    pq.write_table(named, tmp_path / "with.parquet")
+    with_key = table.append_column("Customer ID", pa.array([f"c{number}" for number in range(60)]))
+    pq.write_table(with_key, tmp_path / "with.parquet")
     keyed = drafted(tmp_path, tmp_path / "with.parquet", "label")
     assert (keyed.data.row_id, keyed.features.key) == (None, "Customer_ID")
-    odd = table.append_column("y", pa.array([f"c{number}" for number in range(60)]))
-    pq.write_table(odd, tmp_path / "odd.parquet")
+    with_reserved_key = table.append_column("y", pa.array([f"c{number}" for number in range(60)]))
+    pq.write_table(with_reserved_key, tmp_path / "odd.parquet")
     assert drafted(tmp_path, tmp_path / "odd.parquet", "label", key="y").features.key == "key_y"
     with pytest.raises(DataUnfit, match="column a cannot be the key"):
         drafted(tmp_path, tmp_path / "with.parquet", "label", key="a")
@@ -203,10 +203,10 @@ def test_given_splits_are_kept(home: Path, tmp_path: Path) -> None:
         lines = "".join(f"{number % 9},{number % 2}\n" for number in range(num))
         (tmp_path / f"{part}.csv").write_text(f"a,label\n{lines}")
     sources = [f"{part}={tmp_path / part}.csv" for part in ("train", "test")]
-    made = write_drafts("mine", sources, "label", UserOptions(), output=tmp_path)
-    recipe = read_recipe(str(made.recipe))
+    draft = write_drafts("mine", sources, "label", UserOptions(), output=tmp_path)
+    recipe = read_recipe(str(draft.recipe))
     assert (recipe.features.split.by, recipe.features.split.column) == ("given", "part")
-    assert "{source: train.csv, part: train}" in made.recipe.read_text()
+    assert "{source: train.csv, part: train}" in draft.recipe.read_text()
     assert checked(recipe).num_rows == 120
     with pytest.raises(RecipeInvalid, match="the sources are"):
         write_drafts("mine", [sources[0]], "label", UserOptions(), output=tmp_path, force=True)
@@ -293,7 +293,7 @@ def test_text_alone_becomes_a_transformer_that_reads_the_longest(home: Path, tmp
     (source,) = recipe.features.inputs
     assert (source.kind, source.columns, recipe.model.kind) == ("text", ("long",), "transformer")
     assert recipe.compression.candidates is not None
-    assert [one.quantize for one in recipe.compression.candidates] == [None, "dynamic", None, "dynamic"]
+    assert [candidate.quantize for candidate in recipe.compression.candidates] == [None, "dynamic", None, "dynamic"]
     assert "- {name: pruned, prune: 0.5}" in (tmp_path / "mine.yaml").read_text()
     assert checked(recipe).num_rows == 99
 
@@ -335,24 +335,24 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_unusable_data_is_refused_and_nothing_is_written(case: str, home: Path, tmp_path: Path) -> None:
-    content, label, kind, said = BROKEN[case]
+    content, label, error, message = BROKEN[case]
     (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(kind, match=said):
+    with pytest.raises(error, match=message):
         drafted(tmp_path / "out", tmp_path / "rows.csv", label)
     assert not (tmp_path / "out").exists()
     assert [*home.glob("tmp*")] == []
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "columns"),
     [("a,a,label", ("a", "a_2", "label")), (",b,label", ("column_1", "b", "label"))],
 )
 def test_a_header_with_duplicate_or_missing_names_is_skipped(
-    header: str, said: tuple[str, ...], home: Path, tmp_path: Path
+    header: str, columns: tuple[str, ...], home: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.csv").write_text(f"{header}\n{HALVES}")
     recipe = drafted(tmp_path, tmp_path / "rows.csv", "label")
-    assert (recipe.data.columns, recipe.data.skip_lines) == (said, 1)
+    assert (recipe.data.columns, recipe.data.skip_lines) == (columns, 1)
     assert checked(recipe).num_rows == 100
 
 
@@ -389,9 +389,9 @@ REAL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_data_keeps_its_draft(name: str, datasets: Path, home: Path, tmp_path: Path) -> None:
-    source, label, num_rows, num_aside = REAL[name]
+    source, label, num_rows, num_quarantined = REAL[name]
     rows = checked(drafted(tmp_path, datasets / source, label))
-    assert (rows.num_rows, rows.num_quarantined) == (num_rows, num_aside)
+    assert (rows.num_rows, rows.num_quarantined) == (num_rows, num_quarantined)
 
 
 Bloomery = Callable[..., Any]
@@ -400,15 +400,15 @@ Bloomery = Callable[..., Any]
 @pytest.mark.slow
 def test_a_csv_file_becomes_a_released_model_without_edits(tmp_path: Path, forked_bloomery: Bloomery) -> None:
     write_shop(tmp_path / "shop.csv")
-    made = forked_bloomery(
+    draft = forked_bloomery(
         *(tmp_path / "home", "init", "shop", "--data", str(tmp_path / "shop.csv"), "--label", "bought"),
         *("--output", str(tmp_path), "--json"),
     )
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert json.loads(made.stdout)["num_malformed"] == 1
-    ended = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    release = json.loads(ended.stdout)
+    assert draft.returncode == 0, draft.stdout + draft.stderr
+    assert json.loads(draft.stdout)["num_malformed"] == 1
+    completed = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "shop.yaml"), "--json")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    release = json.loads(completed.stdout)
     assert release["bento"]["choice"]["candidate"]["score"]["value"] > 0.85
     assert release["bento"]["choice"]["candidates"]["trained"]["dataset"]["valid_rows"]["num_quarantined"] == 1
 
@@ -419,16 +419,16 @@ def test_adult_becomes_a_released_model_without_edits(
     tmp_path: Path, datasets: Path, forked_bloomery: Bloomery
 ) -> None:
     source = str(datasets / "adult" / "adult-train.csv")
-    named = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
-    made = forked_bloomery(tmp_path / "home", *named, "--json")
-    assert made.returncode == 0, made.stdout + made.stderr
-    ended = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    release = json.loads(ended.stdout)
+    arguments = ("init", "adult", "--data", source, "--label", "income", "--columns", ADULT, "--output", str(tmp_path))
+    draft = forked_bloomery(tmp_path / "home", *arguments, "--json")
+    assert draft.returncode == 0, draft.stdout + draft.stderr
+    completed = forked_bloomery(tmp_path / "home", "run", str(tmp_path / "adult.yaml"), "--json")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    release = json.loads(completed.stdout)
     assert release["bento"]["choice"]["candidate"]["score"]["low"] > 0.85  # the most frequent class has 0.759
 
 
 def test_the_command_ends_with_the_exit_code_of_the_error(tmp_path: Path, forked_bloomery: Bloomery) -> None:
-    ended = forked_bloomery(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
-    assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "DataMissing")
+    completed = forked_bloomery(tmp_path / "home", "init", "mine", "--data", "nowhere.csv", "--label", "x", "--json")
+    assert (completed.returncode, json.loads(completed.stdout)["error"]) == (2, "DataMissing")
     assert issubclass(DataMissing, BloomeryError)

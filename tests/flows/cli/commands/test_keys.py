@@ -28,19 +28,19 @@ def call(home: Path) -> Callable[..., Result]:
 
 
 def test_a_key_is_shown_once_and_stored_as_a_digest_in_a_private_file(call, home) -> None:
-    ended = call("create", "shop", "--rate", "2.5")
-    assert ended.exit_code == 0, ended.output
-    shown = ended.stdout.strip()
-    assert shown.startswith("bloomery_")
-    assert len(shown) == len("bloomery_") + 43  # 256 bits in base64
+    result = call("create", "shop", "--rate", "2.5")
+    assert result.exit_code == 0, result.output
+    secret = result.stdout.strip()
+    assert secret.startswith("bloomery_")
+    assert len(secret) == len("bloomery_") + 43  # 256 bits in base64
     path = home / "keys" / "clients.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert shown not in path.read_text()
-    (kept,) = read_keys(path).keys
-    assert (kept.name, kept.rate, kept.revoked_at) == ("shop", 2.5, None)
-    assert kept.sha256 == hash_key(shown.encode())
-    assert shown not in call("list").stdout + call("list", "--json").stdout
+    assert secret not in path.read_text()
+    (key,) = read_keys(path).keys
+    assert (key.name, key.rate, key.revoked_at) == ("shop", 2.5, None)
+    assert key.sha256 == hash_key(secret.encode())
+    assert secret not in call("list").stdout + call("list", "--json").stdout
 
 
 def test_no_two_keys_are_equal(call) -> None:
@@ -59,7 +59,7 @@ def test_a_revoked_key_is_listed_and_its_name_may_be_reused(call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("create", "two words"), 2, "is not a valid key"),
         (("create", "-"), 2, "is not a valid key"),
@@ -69,22 +69,22 @@ def test_a_revoked_key_is_listed_and_its_name_may_be_reused(call) -> None:
         (("revoke", "nobody"), 2, "one of there"),
     ],
 )
-def test_invalid_key_names_and_rates_are_refused(call, arguments, code, said) -> None:
+def test_invalid_key_names_and_rates_are_refused(call, arguments, code, message) -> None:
     call("create", "there")
-    ended = call(*arguments, "--json")
-    assert ended.exit_code == code
-    document = json.loads(ended.stdout)
-    assert said in f"{document['found']} {document['required']}"
+    result = call(*arguments, "--json")
+    assert result.exit_code == code
+    document = json.loads(result.stdout)
+    assert message in f"{document['found']} {document['required']}"
 
 
 def test_an_invalid_key_file_is_reported_without_its_content(call, home) -> None:
     call("create", "shop")
     path = home / "keys" / "clients.json"
     path.write_text('{"keys": [{"name": "shop", "key": "bloomery_in-the-clear"}]}')
-    ended = call("list")
-    assert ended.exit_code == 2
-    assert "the file of keys cannot be read" in ended.stderr
-    assert "in-the-clear" not in ended.output
+    result = call("list")
+    assert result.exit_code == 2
+    assert "the file of keys cannot be read" in result.stderr
+    assert "in-the-clear" not in result.output
 
 
 def test_keys_that_are_created_concurrently_are_all_kept(home) -> None:
@@ -102,7 +102,7 @@ def test_the_environment_may_name_another_file(call, home, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("host", "demanded", "is_refused"),
+    ("host", "setting", "is_refused"),
     [
         ("127.0.0.1", "", False),
         ("::1", "auto", False),
@@ -112,8 +112,8 @@ def test_the_environment_may_name_another_file(call, home, tmp_path, monkeypatch
         ("127.0.0.1", "required", True),
     ],
 )
-def test_an_address_that_requires_keys_is_not_served_without_one(home, monkeypatch, host, demanded, is_refused) -> None:
-    monkeypatch.setenv("BLOOMERY_SERVE_KEYS", demanded)
+def test_an_address_that_requires_keys_is_not_served_without_one(home, monkeypatch, host, setting, is_refused) -> None:
+    monkeypatch.setenv("BLOOMERY_SERVE_KEYS", setting)
     if is_refused:
         with pytest.raises(SecretMissing, match="bloomery key create"):
             require_keys(host)
@@ -128,32 +128,32 @@ def test_an_address_that_requires_keys_is_not_served_without_one(home, monkeypat
 
 
 def test_serve_on_an_open_address_without_keys_ends_and_says_what_to_do(bloomery, tmp_path) -> None:
-    ended = bloomery(tmp_path, "serve", "digits", "--host", "0.0.0.0", "--port", str(find_free_port()), "--json")
-    document = json.loads(ended.stdout)
-    assert (ended.returncode, document["error"]) == (2, "SecretMissing")
+    completed = bloomery(tmp_path, "serve", "digits", "--host", "0.0.0.0", "--port", str(find_free_port()), "--json")
+    document = json.loads(completed.stdout)
+    assert (completed.returncode, document["error"]) == (2, "SecretMissing")
     assert "bloomery key create" in document["remedy"]
 
 
 def test_the_signing_key_is_created_once_and_only_its_public_part_is_shown(call, home, tmp_path) -> None:
-    shown = json.loads(call("signing", "--json").stdout)
-    assert json.loads(call("signing", "--json").stdout) == shown
+    document = json.loads(call("signing", "--json").stdout)
+    assert json.loads(call("signing", "--json").stdout) == document
     private = home / "keys" / "signing.pem"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    assert "PRIVATE" not in shown["public"]
-    written = tmp_path / "trusted.pem"
-    assert call("signing", "--output", written).exit_code == 0
-    assert load_pem_public_key(written.read_bytes()) == signing.load_signing_key().public_key()
+    assert "PRIVATE" not in document["public"]
+    output = tmp_path / "trusted.pem"
+    assert call("signing", "--output", output).exit_code == 0
+    assert load_pem_public_key(output.read_bytes()) == signing.load_signing_key().public_key()
     assert serve_environment()["BLOOMERY_SERVE_TRUSTED_KEY"] == str(home / "keys" / "trusted.pem")
 
 
 def test_the_users_own_signing_key_is_used_and_earlier_ones_stay_trusted(call, home, tmp_path, monkeypatch) -> None:
     first = json.loads(call("signing", "--json").stdout)["public"]
-    own = tmp_path / "own.pem"
-    own.write_bytes((home / "keys" / "signing.pem").read_bytes())
+    path = tmp_path / "own.pem"
+    path.write_bytes((home / "keys" / "signing.pem").read_bytes())
     (home / "keys" / "signing.pem").unlink()
     second = json.loads(call("signing", "--json").stdout)["public"]
     assert first != second
-    monkeypatch.setenv("BLOOMERY_SIGNING_KEY", str(own))
+    monkeypatch.setenv("BLOOMERY_SIGNING_KEY", str(path))
     settings.settings.cache_clear()
     assert json.loads(call("signing", "--json").stdout)["public"] == first
     assert (home / "keys" / "trusted.pem").read_text() == first + second

@@ -32,8 +32,8 @@ def bento(finished_run: FinishedRun, tmp_path: Path) -> Path:
 
 def bento_in(finished_run: FinishedRun, tmp_path: Path) -> Path:
     home, release = finished_run
-    kept = home / "bentoml" / "bentos" / release["bento"]["tag"].replace(":", "/")
-    shutil.copytree(kept, tmp_path / "bento")
+    source = home / "bentoml" / "bentos" / release["bento"]["tag"].replace(":", "/")
+    shutil.copytree(source, tmp_path / "bento")
     return tmp_path / "bento"
 
 
@@ -47,18 +47,18 @@ def test_a_version_is_reproduced_bit_for_bit(
     quick_run: FinishedRun, forked_bloomery: Callable[..., Any], tmp_path: Path
 ) -> None:
     home, release = quick_run
-    ended = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    told = json.loads(ended.stdout)
-    assert (told["version"], told["verdict"]) == (release["bento"]["tag"], "identical")
-    stages = list(dict.fromkeys(step["stage"] for step in told["steps"]))
+    completed = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    document = json.loads(completed.stdout)
+    assert (document["version"], document["verdict"]) == (release["bento"]["tag"], "identical")
+    stages = list(dict.fromkeys(step["stage"] for step in document["steps"]))
     assert stages == ["ingest", "validate", "prepare", "train", "compress", "package"]
-    assert all(step["found"] == step["digest"] for step in told["steps"])
-    assert len([step for step in told["steps"] if step["stage"] == "compress"]) == 2
-    assert told["steps"][-1]["digest"] == release["bento"]["digest"]
+    assert all(step["found"] == step["digest"] for step in document["steps"])
+    assert len([step for step in document["steps"] if step["stage"] == "compress"]) == 2
+    assert document["steps"][-1]["digest"] == release["bento"]["digest"]
     assert list((tmp_path / "again" / "state" / "stages" / "train").iterdir())
-    again = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
-    assert "not empty" in json.loads(again.stdout)["found"]
+    second = forked_bloomery(home, "reproduce", "digits:1", "--folder", str(tmp_path / "again"), "--json")
+    assert "not empty" in json.loads(second.stdout)["found"]
 
 
 @pytest.mark.slow
@@ -67,22 +67,22 @@ def test_the_first_stage_that_differs_is_reported_with_its_cause(
 ) -> None:
     """The bento's folder records other weights, from another number of threads; there is no registry."""
     bento = bento_in(quick_run, tmp_path)
-    place = bento / "src" / "artifacts" / "provenance.json"
-    document = json.loads(place.read_text())
+    path = bento / "src" / "artifacts" / "provenance.json"
+    document = json.loads(path.read_text())
     document["choice"]["candidates"]["trained"]["digest"] = "0" * 64
     document["environment"] |= {"processor": "7 threads", "lock_sha256": "1" * 64}
     document["environment"]["packages"]["torch"] = "0.4.1"
-    place.write_text(json.dumps(document))
-    ended = forked_bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
-    told = json.loads(ended.stdout)
-    assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
-    assert told["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
+    path.write_text(json.dumps(document))
+    completed = forked_bloomery(tmp_path / "home", "reproduce", str(bento), "--json")
+    error = json.loads(completed.stdout)
+    assert (completed.returncode, error["error"]) == (1, "OutputDiffers")
+    assert error["found"].startswith("train is the first stage that differs: weights was 0000000000000000, and is ")
     for cause in (
         "likely causes: threads or instruction set: 7 threads then",
         "library versions: torch 0.4.1 then, ",
         "another requirements.lock: 1111111111111111 then, ",
     ):
-        assert cause in told["where"]
+        assert cause in error["where"]
 
 
 CONTRACT = """
@@ -137,25 +137,25 @@ def test_other_networks_are_reproduced_and_a_changed_source_is_reported(
     recipe = read_recipe(str(tmp_path / "wishes.yaml"))
     promote: Any = lambda bento, *_: bento  # noqa: E731
     stages = dataclasses.replace(PLAIN_STAGES, promote=promote)
-    made: Any = run_stages(
+    packaged: Any = run_stages(
         stages,
         recipe,
         locate_source(recipe.data, recipe.contract.personal_columns),
         None,
     )
-    folder = str(bento_folder(made.tag))
+    folder = str(bento_folder(packaged.tag))
 
-    ended = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
-    told = json.loads(ended.stdout)
-    assert (ended.returncode, told["verdict"]) == (0, "identical"), told
-    assert told["steps"][-1]["found"] == made.digest
+    completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
+    result = json.loads(completed.stdout)
+    assert (completed.returncode, result["verdict"]) == (0, "identical"), result
+    assert result["steps"][-1]["found"] == packaged.digest
     if kind == "transformer":  # the network does not depend on the source
         (tmp_path / "wishes.csv").write_text("id,text,wish\n" + "".join(rows).replace("stop song", "stop it", 1))
-        ended = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
-        told = json.loads(ended.stdout)
-        assert (ended.returncode, told["error"]) == (1, "OutputDiffers")
-        assert told["found"].startswith("ingest is the first stage that differs: rows from the source was ")
-        assert "likely causes: the source has changed" in told["where"]
+        completed = forked_bloomery(tmp_path / "other", "reproduce", folder, "--json")
+        result = json.loads(completed.stdout)
+        assert (completed.returncode, result["error"]) == (1, "OutputDiffers")
+        assert result["found"].startswith("ingest is the first stage that differs: rows from the source was ")
+        assert "likely causes: the source has changed" in result["where"]
 
 
 def test_a_bento_contains_its_recipe_and_every_record(origin: Provenance, finished_run: FinishedRun) -> None:
@@ -176,23 +176,25 @@ def test_an_exported_bento_contains_its_provenance(bento: Path, origin: Provenan
     subprocess.run(["tar", "-czf", tmp_path / "one.bento", "-C", bento, "."], check=True)
     assert read_provenance(str(tmp_path / "one.bento")) == origin
     assert read_provenance(str(bento)) == origin
-    whole = (tmp_path / "one.bento").read_bytes()
-    for broken in (whole[: len(whole) // 2], b"no archive", b""):
-        (tmp_path / "broken.bento").write_bytes(broken)
+    archive = (tmp_path / "one.bento").read_bytes()
+    for content in (archive[: len(archive) // 2], b"no archive", b""):
+        (tmp_path / "broken.bento").write_bytes(content)
         with pytest.raises(OutputCorrupt, match="cannot be read"):
             read_provenance(str(tmp_path / "broken.bento"))
 
 
 def test_likely_causes_are_ordered_by_likelihood(origin: Provenance) -> None:
-    then = origin.environment
-    alike = likely_causes(origin, origin.code, then, "train")
-    assert alike == ["none known: code, packages, threads and processor are unchanged"]
-    newer = then.model_copy(update={"packages": {**then.packages, "torch": "9.9"}})
+    original = origin.environment
+    causes = likely_causes(origin, origin.code, original, "train")
+    assert causes == ["none known: code, packages, threads and processor are unchanged"]
+    newer = original.model_copy(update={"packages": {**original.packages, "torch": "9.9"}})
     (cause,) = likely_causes(origin, origin.code, newer, "train")
-    assert cause == f"library versions: torch {then.packages['torch']} then, 9.9 now"
-    assert likely_causes(origin, {**origin.code, "train": "other"}, then, "train") == ["the code of the stage train"]
-    assert likely_causes(origin, origin.code, then, "ingest")[0] == "the source has changed"
-    assert likely_causes(origin, origin.code, then, "package") == [
+    assert cause == f"library versions: torch {original.packages['torch']} then, 9.9 now"
+    assert likely_causes(origin, {**origin.code, "train": "other"}, original, "train") == [
+        "the code of the stage train"
+    ]
+    assert likely_causes(origin, origin.code, original, "ingest")[0] == "the source has changed"
+    assert likely_causes(origin, origin.code, original, "package") == [
         "the code of the endpoint, which is part of the bento"
     ]
 
@@ -200,20 +202,20 @@ def test_likely_causes_are_ordered_by_likelihood(origin: Provenance) -> None:
 def test_candidates_keep_the_weight_bits_of_their_original_processor(origin: Provenance) -> None:
     recipe = Recipe.model_validate(origin.recipe)
     for flags, reduced in ((("avx2",), True), (("avx2", "avx512_vnni"), False)):
-        there = pin_weight_bits(origin.environment.model_copy(update={"vector_flags": flags}), recipe).compression
-        assert there.candidates is not None
-        assert {one.reduce_range for one in there.candidates if one.quantize} == {reduced}
-    unnamed = recipe.model_copy(update={"compression": Compression()})
-    assert pin_weight_bits(origin.environment, unnamed) == unnamed
+        compression = pin_weight_bits(origin.environment.model_copy(update={"vector_flags": flags}), recipe).compression
+        assert compression.candidates is not None
+        assert {candidate.reduce_range for candidate in compression.candidates if candidate.quantize} == {reduced}
+    automatic = recipe.model_copy(update={"compression": Compression()})
+    assert pin_weight_bits(origin.environment, automatic) == automatic
 
 
 def test_the_guarantee_depends_on_cpu_or_gpu(origin: Provenance) -> None:
     assert "same lock file, threads and instruction set" in describe_guarantee(origin)
-    around = origin.environment.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
-    assert "same GPUs" in describe_guarantee(origin.model_copy(update={"environment": around}))
+    environment = origin.environment.model_copy(update={"processor": "1 thread(s), AVX2, torch 2.13.0"})  # with CUDA
+    assert "same GPUs" in describe_guarantee(origin.model_copy(update={"environment": environment}))
     training = {**origin.recipe["training"], "device": "cpu"}
-    on_none = origin.model_copy(update={"environment": around, "recipe": {**origin.recipe, "training": training}})
-    assert "same GPUs" not in describe_guarantee(on_none)
+    cpu_only = origin.model_copy(update={"environment": environment, "recipe": {**origin.recipe, "training": training}})
+    assert "same GPUs" not in describe_guarantee(cpu_only)
 
 
 def test_show_draws_the_lineage_of_a_bento_without_a_registry(

@@ -24,21 +24,21 @@ def test_a_version_whose_approval_expired_is_shown_as_refused(is_marked: bool, h
     if not is_marked:
         client.delete_model_version_tag("digits", version.version, "release")
     for _ in range(2):
-        (shown,) = show.versions_document("digits")["versions"]
-        assert shown["release"].startswith("refused: nobody decided within")
+        (document,) = show.versions_document("digits")["versions"]
+        assert document["release"].startswith("refused: nobody decided within")
     (refusal,) = champion.promotion_history("digits")
     assert (refusal.action, refusal.by, refusal.version) == ("refuse", "nobody", 1)
 
 
 def test_versions_can_be_read_and_copied_in_a_terminal_of_80_columns() -> None:
-    one = {"version": 2, "aliases": ["champion"], "release": "promoted\nby a run", "created": "2026-11-28T00:36:02Z"}
-    words = "int8: [accuracy] 98.8%\n\n[Model card](#/experiments/1/card.html) · bento `digits:393d05862ebd2aab`"
-    document = {**one, "bento": "digits:393d05862ebd2aab", "freed": None, "description": words}
+    facts = {"version": 2, "aliases": ["champion"], "release": "promoted\nby a run", "created": "2026-11-28T00:36:02Z"}
+    description = "int8: [accuracy] 98.8%\n\n[Model card](#/experiments/1/card.html) · bento `digits:393d05862ebd2aab`"
+    document = {**facts, "bento": "digits:393d05862ebd2aab", "freed": None, "description": description}
     console = Console(file=io.StringIO(), width=80)
     console.print(show.versions_tree({"name": "digits", "versions": [document]}))
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "version 2 (champion)" in told
-    assert "digits:393d05862ebd2aab" in told
-    assert "int8: [accuracy] 98.8%" in told
-    assert "Model card" not in told
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "version 2 (champion)" in output
+    assert "digits:393d05862ebd2aab" in output
+    assert "int8: [accuracy] 98.8%" in output
+    assert "Model card" not in output
     assert show._description(document).endswith("Model card · bento `digits:393d05862ebd2aab`")

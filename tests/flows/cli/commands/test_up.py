@@ -46,8 +46,8 @@ def home(copy_finished_run: Callable[[Path], Path], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def ports() -> tuple[str, ...]:
-    stated = (("--prefect-port", find_free_port()), ("--mlflow-port", find_free_port()), ("--port", find_free_port()))
-    return tuple(str(word) for pair in stated for word in pair)
+    options = (("--prefect-port", find_free_port()), ("--mlflow-port", find_free_port()), ("--port", find_free_port()))
+    return tuple(str(word) for pair in options for word in pair)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +55,15 @@ def call(home: Path, bloomery: Callable[..., Any]) -> Callable[..., dict[str, An
     """Returns a command's JSON document."""
 
     def call(*arguments: str) -> dict[str, Any]:
-        ended = bloomery(home, *arguments, "--json")
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return json.loads(ended.stdout)
+        completed = bloomery(home, *arguments, "--json")
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        return json.loads(completed.stdout)
 
     return call
 
 
 @pytest.fixture(scope="module")
-def standing(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def services(home: Path, call: Callable[..., Any], ports: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     yield call("up", *ports)
     call("down")
     assert not find_processes(home)
@@ -78,20 +78,20 @@ def undisturbed(
     """Runs `QUICK` in a state folder where nothing is killed."""
     home = copy_finished_run(tmp_path_factory.mktemp("undisturbed"))
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text())
-    for section, stated in QUICK.items():
-        recipe[section] = {**recipe.get(section, {}), **stated}
+    for section, values in QUICK.items():
+        recipe[section] = {**recipe.get(section, {}), **values}
     (home.parent / "quick.yaml").write_text(yaml.safe_dump(recipe))
 
     def run() -> dict[str, Any]:
-        ended = forked_bloomery(home, "run", str(home.parent / "quick.yaml"))
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        found: dict[str, Any] = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
-        return found
+        completed = forked_bloomery(home, "run", str(home.parent / "quick.yaml"))
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        version: dict[str, Any] = json.loads(forked_bloomery(home, "show", "digits@champion", "--json").stdout)
+        return version
 
     return run
 
 
-class Asked:
+class PredictionClient:
     """Sends requests repeatedly; records which models responded, and failures."""
 
     def __init__(self, url: str) -> None:
@@ -101,9 +101,9 @@ class Asked:
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=30)
         document = self._client.get("/openapi.json").json()
         self._body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
-        self._thread = threading.Thread(target=self._ask)
+        self._thread = threading.Thread(target=self._send_requests)
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> PredictionClient:
         self._thread.start()
         return self
 
@@ -112,27 +112,27 @@ class Asked:
         self._thread.join()
         self._client.close()
 
-    def _ask(self) -> None:
+    def _send_requests(self) -> None:
         while not self._ended.wait(0.2):
             try:
-                answered = self._client.post("/predict", json=self._body)
-                answered.raise_for_status()
-                self.models.append(answered.json()["model"])
+                response = self._client.post("/predict", json=self._body)
+                response.raise_for_status()
+                self.models.append(response.json()["model"])
             except httpx.HTTPError as failure:
                 self.failures.append(repr(failure))
 
 
 @pytest.fixture
-def asked(standing: dict[str, Any]) -> Iterator[Asked]:
-    with Asked(servers(standing)["digits"]["url"]) as asking:
-        yield asking
+def prediction_client(services: dict[str, Any]) -> Iterator[PredictionClient]:
+    with PredictionClient(servers(services)["digits"]["url"]) as running_client:
+        yield running_client
 
 
-def look(home: Path) -> dict[str, Any]:
+def read_services(home: Path) -> dict[str, Any]:
     """Returns the status of all services, without starting a process."""
-    standing = read_service_status(home)
-    assert standing is not None
-    return servers({"is_up": True, **standing.model_dump()})
+    status = read_service_status(home)
+    assert status is not None
+    return servers({"is_up": True, **status.model_dump()})
 
 
 def servers(document: dict[str, Any]) -> dict[str, Any]:
@@ -145,92 +145,108 @@ def client(document: dict[str, Any]) -> httpx.Client:
 
 
 def test_servers_worker_and_endpoints_are_up_and_recipes_are_registered(
-    standing, call, bloomery, ports, tmp_path
+    services, call, bloomery, ports, tmp_path
 ) -> None:
-    found = servers(standing)
-    assert {name: server["state"] for name, server in found.items()} == dict.fromkeys(found, "up")
-    assert set(found) == {"prefect", "mlflow", "worker", "digits"}
-    for page in (found["prefect"]["url"], found["mlflow"]["url"], f"{found['digits']['url']}/readyz"):
+    started = servers(services)
+    assert {name: server["state"] for name, server in started.items()} == dict.fromkeys(started, "up")
+    assert set(started) == {"prefect", "mlflow", "worker", "digits"}
+    for page in (started["prefect"]["url"], started["mlflow"]["url"], f"{started['digits']['url']}/readyz"):
         assert httpx.get(page, trust_env=False, follow_redirects=True).is_success, page
-    with client(standing) as api:
+    with client(services) as api:
         deployments = {
-            one["name"]: one
-            for one in api.post("/deployments/filter", json={"flows": {"name": {"any_": ["pipeline"]}}}).json()
+            item["name"]: item
+            for item in api.post("/deployments/filter", json={"flows": {"name": {"any_": ["pipeline"]}}}).json()
         }
-        watched = api.post("/deployments/filter", json={"flows": {"name": {"any_": ["monitor"]}}}).json()
-        automations = [one["name"] for one in api.post("/automations/filter", json={}).json()]
-    assert set(deployments) == {one["name"] for one in watched} == set(bundled_recipes())
+        monitors = api.post("/deployments/filter", json={"flows": {"name": {"any_": ["monitor"]}}}).json()
+        automations = [item["name"] for item in api.post("/automations/filter", json={}).json()]
+    assert set(deployments) == {item["name"] for item in monitors} == set(bundled_recipes())
     digits = deployments["digits"]
-    assert [(one["schedule"]["cron"], one["active"]) for one in digits["schedules"]] == [("0 3 * * *", True)]
+    assert [(item["schedule"]["cron"], item["active"]) for item in digits["schedules"]] == [("0 3 * * *", True)]
     assert digits["global_concurrency_limit"]["limit"] == 1
     assert "epochs" in json.dumps(digits["parameter_openapi_schema"])
     assert automations.count("mark dead runs as crashed") == 1
 
-    again = servers(call("up", *ports))
-    assert {name: server["pid"] for name, server in again.items()} == {n: s["pid"] for n, s in found.items()}
-    assert servers(call("status")) == again
-    elsewhere = bloomery(tmp_path / "other", "up", *ports, "--json")
-    told = json.loads(elsewhere.stdout)
-    assert (elsewhere.returncode, told["error"]) == (1, "PortInUse")
-    assert f"pid {found['prefect']['pid']}" in told["where"] or "python" in told["where"]
+    second = servers(call("up", *ports))
+    assert {name: server["pid"] for name, server in second.items()} == {n: s["pid"] for n, s in started.items()}
+    assert servers(call("status")) == second
+    completed = bloomery(tmp_path / "other", "up", *ports, "--json")
+    error = json.loads(completed.stdout)
+    assert (completed.returncode, error["error"]) == (1, "PortInUse")
+    assert f"pid {started['prefect']['pid']}" in error["where"] or "python" in error["where"]
 
 
-def test_prefect_commands_deploy_the_recipes_and_run_one(standing, home, call, clean_environment) -> None:
+def test_prefect_commands_deploy_the_recipes_and_run_one(services, home, call, clean_environment) -> None:
     """Uses the running server and worker. Meanwhile the endpoint is killed."""
-    endpoint = servers(standing)["digits"]
+    endpoint = servers(services)["digits"]
     os.kill(endpoint["pid"], signal.SIGKILL)
     environment = clean_environment(
-        home, PREFECT_API_URL=f"{servers(standing)['prefect']['url']}/api", PREFECT_HOME=str(home / "prefect")
+        home, PREFECT_API_URL=f"{servers(services)['prefect']['url']}/api", PREFECT_HOME=str(home / "prefect")
     )
     program = str(Path(sys.executable).with_name("prefect"))
     for words in (
         ("deploy", "--prefect-file", "deployments/prefect.yaml", "--all"),
         ("deployment", "run", "pipeline/digits", "--watch", "--watch-timeout", "300"),
     ):
-        ended = subprocess.run(
+        completed = subprocess.run(
             [program, "--no-prompt", *words], env=environment, cwd=ROOT, capture_output=True, text=True
         )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-    with client(standing) as api:
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+    with client(services) as api:
         runs = api.post("/flow_runs/filter", json={}).json()
         tasks = api.post("/task_runs/filter", json={}).json()
         artifacts = api.post("/artifacts/latest/filter", json={}).json()
-    deployed = [run for run in runs if run["deployment_id"] is not None]
-    assert [run["name"].rpartition(" ")[0] for run in deployed if run["state_type"] == "COMPLETED"] == ["digits v1"]
-    assert [run for run in deployed if run["state_type"] == "SCHEDULED"], "the schedule made no runs"
+    deployed_runs = [run for run in runs if run["deployment_id"] is not None]
+    assert [run["name"].rpartition(" ")[0] for run in deployed_runs if run["state_type"] == "COMPLETED"] == [
+        "digits v1"
+    ]
+    assert [run for run in deployed_runs if run["state_type"] == "SCHEDULED"], "the schedule made no runs"
     assert {run["name"] for run in tasks if run["state_type"] == "COMPLETED"} == set(STAGES)
-    assert {one["key"] for one in artifacts} >= {"contract-report", "mlflow-run", "candidates", "bento", "release"}
-    again = servers(call("status"))["digits"]
-    assert (again["state"], again["restarts"]) == ("up", 1)
-    assert again["pid"] != endpoint["pid"]
+    assert {artifact["key"] for artifact in artifacts} >= {
+        "contract-report",
+        "mlflow-run",
+        "candidates",
+        "bento",
+        "release",
+    }
+    restarted = servers(call("status"))["digits"]
+    assert (restarted["state"], restarted["restarts"]) == ("up", 1)
+    assert restarted["pid"] != endpoint["pid"]
 
 
-def test_a_run_survives_kills_and_ends_like_an_undisturbed_one(standing, home, call, undisturbed, asked) -> None:
-    with client(standing) as api:
-        named = api.get("/deployments/name/pipeline/digits").json()
-        started = api.post(f"/deployments/{named['id']}/create_flow_run", json={"parameters": QUICK})
-        assert started.is_success, started.text
-        run = started.json()["id"]
+def test_a_run_survives_kills_and_produces_the_same_digests(
+    services, home, call, undisturbed, prediction_client
+) -> None:
+    with client(services) as api:
+        deployment = api.get("/deployments/name/pipeline/digits").json()
+        response = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": QUICK})
+        assert response.is_success, response.text
+        run = response.json()["id"]
         kill_the_run_and_its_worker(home, run)
-        latest = newest_step(home)
-        wait_for(lambda: steps(home) and newest_step(home) > latest, what="training that goes on", timeout_s=240)
-        assert told_of(api, run)["run_count"] == 2
+        newest = newest_step(home)
+        wait_for(lambda: steps(home) and newest_step(home) > newest, what="training that continues", timeout_s=240)
+        assert read_flow_run(api, run)["run_count"] == 2
     for stage in ("train", "compress"):
         wait_for(
             lambda stage=stage: list((home / "stages" / ".tmp").glob(f"{stage}-*")),
             what=f"the stage {stage}",
             timeout_s=240,
         )
-        before = look(home)
+        services_before = read_services(home)
         for name in ("prefect", "mlflow"):
-            os.kill(before[name]["pid"], signal.SIGKILL)
-        assert list((home / "stages" / ".tmp").glob(f"{stage}-*")), "the stage had ended before the blow"
-        wait_for(lambda before=before: all_up(home, before), what="servers that stand again", timeout_s=180)
-    with client(standing) as api:
-        found = wait_for(lambda: ended(api, run), what="the end of the run", timeout_s=240)
-        states = [one["name"] for one in api.get("/flow_run_states/", params={"flow_run_id": run}).json()]
+            os.kill(services_before[name]["pid"], signal.SIGKILL)
+        assert list((home / "stages" / ".tmp").glob(f"{stage}-*")), "the stage had ended before the kill"
+        wait_for(
+            lambda before=services_before: all_up(home, before),
+            what="restarted servers",
+            timeout_s=180,
+        )
+    with client(services) as api:
+        flow_run = wait_for(lambda: read_ended_run(api, run), what="the end of the run", timeout_s=240)
+        states = [state["name"] for state in api.get("/flow_run_states/", params={"flow_run_id": run}).json()]
         running = api.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}).json()
-    assert (found["state_type"], found["run_count"], running) == ("COMPLETED", 2, []), found["state"]["message"]
+    assert (flow_run["state_type"], flow_run["run_count"], running) == ("COMPLETED", 2, []), flow_run["state"][
+        "message"
+    ]
     assert {"Crashed", "AwaitingRetry"} <= set(states), states
     assert not list((home / "runs").glob("*.json"))
     assert not list((home / "stages" / ".tmp").iterdir())
@@ -238,23 +254,27 @@ def test_a_run_survives_kills_and_ends_like_an_undisturbed_one(standing, home, c
     assert after["worker"]["restarts"] == 1
     version = call("show", "digits@champion")
     assert version["version"] == 2
-    assert found["name"].startswith("digits v2 r"), found["name"]
+    assert flow_run["name"].startswith("digits v2 r"), flow_run["name"]
     # The kills leave no trace in the result.
-    wanted = undisturbed()
-    assert version["bento"] == wanted["bento"]
-    assert {name: version["tags"][name] for name in DIGESTS} == {name: wanted["tags"][name] for name in DIGESTS}
+    expected = undisturbed()
+    assert version["bento"] == expected["bento"]
+    assert {name: version["tags"][name] for name in DIGESTS} == {name: expected["tags"][name] for name in DIGESTS}
     # The endpoint switched to the new champion, and the previous one served until then.
-    wait_for(lambda: asked.models[-1] == version["bento"], what="an endpoint that follows", timeout_s=30)
-    assert asked.failures == []
-    assert len(set(asked.models)) == 2
+    wait_for(
+        lambda: prediction_client.models[-1] == version["bento"],
+        what="an endpoint that serves the new champion",
+        timeout_s=30,
+    )
+    assert prediction_client.failures == []
+    assert len(set(prediction_client.models)) == 2
 
 
 def kill_the_run_and_its_worker(home: Path, run: str) -> None:
     wait_for(lambda: steps(home), what="a checkpoint")
-    work = json.loads((home / "runs" / f"{run}.json").read_text())
-    os.kill(look(home)["worker"]["pid"], signal.SIGKILL)
-    os.kill(work["pid"], signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(work["pid"]), what="the end of the run's process", timeout_s=10)
+    run_process = json.loads((home / "runs" / f"{run}.json").read_text())
+    os.kill(read_services(home)["worker"]["pid"], signal.SIGKILL)
+    os.kill(run_process["pid"], signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(run_process["pid"]), what="the end of the run's process", timeout_s=10)
 
 
 def steps(home: Path) -> list[Path]:
@@ -265,28 +285,28 @@ def newest_step(home: Path) -> str:
     return steps(home)[-1].name
 
 
-def told_of(api: httpx.Client, run: str) -> dict[str, Any]:
+def read_flow_run(api: httpx.Client, run: str) -> dict[str, Any]:
     return api.get(f"/flow_runs/{run}").json()
 
 
-def ended(api: httpx.Client, run: str) -> dict[str, Any] | None:
-    found = told_of(api, run)
-    return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+def read_ended_run(api: httpx.Client, run: str) -> dict[str, Any] | None:
+    flow_run = read_flow_run(api, run)
+    return flow_run if flow_run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
 
 def all_up(home: Path, before: dict[str, Any]) -> bool:
-    found = look(home)
+    services = read_services(home)
     killed = ("prefect", "mlflow")
-    return all(found[name]["state"] == "up" and found[name]["pid"] != before[name]["pid"] for name in killed)
+    return all(services[name]["state"] == "up" and services[name]["pid"] != before[name]["pid"] for name in killed)
 
 
-def test_a_killed_supervisor_leaves_no_process_and_down_stops_everything(standing, home, call, ports) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_down_stops_everything(services, home, call, ports) -> None:
     os.kill(json.loads((home / "up" / "status.json").read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: not find_processes(home), what="the end of what it had started", timeout_s=60)
+    wait_for(lambda: not find_processes(home), what="the end of all its processes", timeout_s=60)
     assert call("status") == {"is_up": False, "servers": []}
     again = servers(call("up", *ports))
     assert {server["state"] for server in again.values()} == {"up"}
-    assert again["digits"]["url"] == servers(standing)["digits"]["url"]
+    assert again["digits"]["url"] == servers(services)["digits"]["url"]
     pids = [server["pid"] for server in again.values()]
     assert call("down") == {"was_up": True, "ended": 0}
     assert not find_processes(home)
