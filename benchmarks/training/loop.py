@@ -42,6 +42,7 @@ from bloomery.models.networks.config import Cnn, Rnn, Transformer
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Training
 from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.loop import TrainingHooks
 from bloomery.models.training.optimization.loss import BatchLoss, build_loss
 from bloomery.tasks.infrastructure.device import configure_processor
 from bloomery.tasks.train import fit
@@ -99,8 +100,7 @@ def ours(task: Task, times: Times) -> None:
             fit.TrainingSplits(task.rows, two),
             task.blueprint,
             task.training,
-            on_epoch=times.note,
-            checkpointer=checkpointer,
+            hooks=TrainingHooks(on_epoch=times.note, load=checkpointer.load, save=checkpointer.save),
         )
     torch.use_deterministic_algorithms(False)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,10 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bloomery.models.networks.blueprint import Blueprint
-    from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import Examples, ExampleSource
     from bloomery.models.training.differential_privacy import PrivacySpent
-    from bloomery.models.training.loop import EpochResult, Placement, StepProgress
+    from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks
     from bloomery.models.training.transfer_learning import TransferResult
 
 _MAX_REPORTED_ROWS = 50_000
@@ -78,20 +75,19 @@ def fit_network(
     training: Training,
     initial_weights: InitialWeights | None = None,
     *,
-    on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
-    on_step: Callable[[StepProgress], None] = lambda step: None,
-    checkpointer: Checkpointer | None = None,
+    hooks: TrainingHooks | None = None,
     placement: Placement | None = None,
 ) -> FitResult:
     """Trains the network. The same arguments give the same weights, bit for bit, on a processor of the same kind.
 
-    With a `checkpointer`, a killed training resumes from its last checkpoint and ends with the same bits. Private
-    training saves no checkpoints: a resumed run would have to account for the privacy budget of both runs.
+    If `hooks` load and save checkpoints, a killed training resumes from the last one and ends with the same bits.
+    Private training saves no checkpoints: a resumed run would have to account for the privacy budget of both runs.
     """
     from bloomery.models.networks.blueprint import build_network
     from bloomery.models.training.differential_privacy import train_privately
     from bloomery.models.training.loop import Placement, TrainingHooks, train
 
+    hooks = hooks or TrainingHooks()
     network = build_network(blueprint)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
     if training.privacy is not None:
@@ -102,12 +98,9 @@ def fit_network(
             training,
             training.privacy,
             seed=training.seed,
-            on_epoch=on_epoch,
+            on_epoch=hooks.on_epoch,
         )
         return FitResult(network, blueprint, history, spent, transfer)
-    hooks = TrainingHooks(on_epoch=on_epoch, on_step=on_step)
-    if checkpointer is not None:
-        hooks = dataclasses.replace(hooks, load=checkpointer.load, save=checkpointer.save)
     history = train(
         network,
         *splits,

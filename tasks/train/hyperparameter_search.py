@@ -256,7 +256,7 @@ def _run_trial(trial: Trial, job: SearchJob, splits: fit.TrainingSplits) -> floa
     """
     import optuna
 
-    from bloomery.models.training.loop import best_epoch
+    from bloomery.models.training.loop import TrainingHooks, best_epoch
 
     model, training = _apply_parameters(job, _suggest_parameters(trial, job))
     epochs = _search_options(job.training).epochs
@@ -279,7 +279,8 @@ def _run_trial(trial: Trial, job: SearchJob, splits: fit.TrainingSplits) -> floa
     with mlflow_runs.logged_run(name, f"trial-{trial.number}", job.key, tags) as run_id:
         mlflow_runs.log_params(run_id, {"kind": model.kind, **trial.params})
         try:
-            result = fit.fit_network(splits, blueprint, training, job.initial_weights, on_epoch=on_epoch)
+            hooks = TrainingHooks(on_epoch=on_epoch)
+            result = fit.fit_network(splits, blueprint, training, job.initial_weights, hooks=hooks)
         except optuna.TrialPruned as failure:
             pruned = failure  # raised after the run has ended, so that the run does not fail
             mlflow_runs.client().set_tag(run_id, "pruned", "true")

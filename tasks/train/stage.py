@@ -136,6 +136,7 @@ def _fit(
     from bloomery.models.inference.outputs import score_unit
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.data.batches import num_batches
+    from bloomery.models.training.loop import TrainingHooks
     from bloomery.tasks.train.distributed.launcher import fit_distributed
     from bloomery.tasks.train.distributed.worker import TrainingJob
 
@@ -155,15 +156,10 @@ def _fit(
         )
         result = fit_distributed(job, on_epoch=curves.on_epoch, on_step=curves.on_step)
     else:
-        result = fit.fit_network(
-            splits,
-            fit.make_blueprint(dataset, model),
-            training,
-            initial_weights,
-            on_epoch=curves.on_epoch,
-            on_step=curves.on_step,
-            checkpointer=Checkpointer(fit.checkpoint_folder(key), training.checkpoints),
-        )
+        checkpointer = Checkpointer(fit.checkpoint_folder(key), training.checkpoints)
+        hooks = TrainingHooks(curves.on_epoch, curves.on_step, checkpointer.load, checkpointer.save)
+        blueprint = fit.make_blueprint(dataset, model)
+        result = fit.fit_network(splits, blueprint, training, initial_weights, hooks=hooks)
     curves.close()
     return result, curves
 

@@ -109,10 +109,11 @@ def _train(job: TrainingJob, context: _WorkerContext, device: str) -> None:
 
     from bloomery.models.training.checkpointing import Checkpointer
     from bloomery.models.training.distributed import parallelize
-    from bloomery.models.training.loop import Placement
+    from bloomery.models.training.loop import Placement, TrainingHooks
 
     configure_processor(job.training)
     strategy = job.training.strategy
+    checkpointer = Checkpointer(fit.checkpoint_folder(job.key), job.training.checkpoints)
     result = fit.fit_network(
         fit.read_splits(job.dataset),
         fit.make_blueprint(job.dataset, job.model),
@@ -125,9 +126,12 @@ def _train(job: TrainingJob, context: _WorkerContext, device: str) -> None:
                 network, loop, strategy, torch.device(device), job.training.microbatches
             ),
         ),
-        checkpointer=Checkpointer(fit.checkpoint_folder(job.key), job.training.checkpoints),
-        on_epoch=lambda epoch: _report_epoch(context, epoch),
-        on_step=lambda step: _report_step(context, step),
+        hooks=TrainingHooks(
+            on_epoch=lambda epoch: _report_epoch(context, epoch),
+            on_step=lambda step: _report_step(context, step),
+            load=checkpointer.load,
+            save=checkpointer.save,
+        ),
     )
     weights = parallelize.gather_weights(result.network)
     if context.rank == 0:
