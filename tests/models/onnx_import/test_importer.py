@@ -7,86 +7,33 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.inference.runtime import INPUT, OUTPUT, create_session, run_session, softmax
 from bloomery.models.onnx_import.graph import choose_quantization, count_weights, read_onnx
 from bloomery.models.onnx_import.importer import SessionModule, import_network
-
-FLAT = Layout(kind="flat", shape=(4,))
-IMAGE = Layout(kind="image", shape=(3, 4, 5))
-GREY = Layout(kind="image", shape=(1, 4, 5))
-SEQUENCE = Layout(kind="sequence", shape=(6, 2))
-TOKENS = Layout(kind="tokens", shape=(6,), num_tokens=9)
-FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
-Node = tuple[str, list[str], list[str], dict[str, Any]]
-
-
-def weight(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-
-
-def write_model(
-    path: Path,
-    shape: list[Any],
-    nodes: list[Node],
-    weights: dict[str, np.ndarray],
-    *,
-    dtype: int = FLOAT,
-    output_dtype: int = FLOAT,
-    width: list[Any] | None = None,
-    opset: int = 15,
-) -> Path:
-    """Writes a file with the input `keras_tensor`, as Keras names it, whose last node produces `Identity:0`."""
-    graph = helper.make_graph(
-        [helper.make_node(operator, inputs, outputs, **more) for operator, inputs, outputs, more in nodes],
-        "network",
-        [helper.make_tensor_value_info("keras_tensor", dtype, shape)],
-        [helper.make_tensor_value_info("Identity:0", output_dtype, width or ["unk__1", None])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(model, path)
-    return path
-
-
-def dense(
-    path: Path, *ends: Node, shape: list[Any] | None = None, outputs: int = 3, inputs: int = 4, **more: Any
-) -> Path:
-    """x W + b as the tensor `h`, followed by `ends`."""
-    nodes: list[Node] = [("MatMul", ["keras_tensor", "W"], ["x"], {}), ("Add", ["x", "b"], ["h"], {})]
-    weights = {"W": weight(inputs, outputs), "b": weight(outputs)} | more.pop("weights", {})
-    return write_model(path, shape or ["unk__0", inputs], [*nodes, *ends], weights, **more)
-
-
-def end(operator: str, **more: Any) -> Node:
-    return (operator, ["h"], ["Identity:0"], more)
-
-
-def rows_of(layout: Layout, num: int = 40) -> np.ndarray:
-    random = np.random.default_rng(1)
-    if layout.num_tokens is not None:
-        return random.integers(0, layout.num_tokens, (num, *layout.shape)).astype(np.float32)
-    return random.normal(size=(num, *layout.shape)).astype(np.float32)
-
-
-def run_original(path: Path, x: np.ndarray) -> np.ndarray:
-    runtime = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return runtime.run(None, {runtime.get_inputs()[0].name: x})[0]
-
-
-def logits(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    return run_session(create_session(model.SerializeToString()), x)
-
-
-def operators(model: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in model.graph.node]
-
+from tests.models.onnx_import.onnx_files import (
+    FLAT,
+    FLOAT,
+    GREY,
+    IMAGE,
+    INT32,
+    SEQUENCE,
+    TOKENS,
+    Node,
+    dense,
+    end,
+    logits,
+    operators,
+    rows_of,
+    run_original,
+    weight,
+    write_model,
+)
 
 # Outputs
 
@@ -104,9 +51,11 @@ def test_a_final_softmax_is_removed(tmp_path: Path) -> None:
 
 def test_the_adapted_network_has_our_names_and_types_and_a_dynamic_batch(tmp_path: Path) -> None:
     model = import_network(dense(tmp_path / "n.onnx", end("Softmax")), FLAT, "classification", 3, rows_of(FLAT)).model
-    (given,), (answered,) = model.graph.input, model.graph.output
-    assert (given.name, answered.name) == (INPUT, OUTPUT)
-    sizes = [[one.dim_param or one.dim_value for one in v.type.tensor_type.shape.dim] for v in (given, answered)]
+    (input_info,), (output_info,) = model.graph.input, model.graph.output
+    assert (input_info.name, output_info.name) == (INPUT, OUTPUT)
+    sizes = [
+        [size.dim_param or size.dim_value for size in v.type.tensor_type.shape.dim] for v in (input_info, output_info)
+    ]
     assert sizes == [["batch", 4], ["batch", 3]]
     assert logits(model, rows_of(FLAT, 77)).shape == (77, 3)
     onnx.checker.check_model(model, full_check=True)
@@ -189,8 +138,8 @@ def test_half_precision_outputs_become_float32(tmp_path: Path) -> None:
     assert imported.changes == ["logarithm of the probabilities"]  # rounding to 16 bits is part of the network
     assert logits(imported.model, x).dtype == np.float32
     figures: list[Node] = [("Cast", ["h"], ["Identity:0"], {"to": TensorProto.FLOAT16})]
-    kept = dense(tmp_path / "m.onnx", *figures, outputs=1, output_dtype=TensorProto.FLOAT16)
-    assert logits(import_network(kept, FLAT, "regression", 1, x).model, x).dtype == np.float32
+    regression = dense(tmp_path / "m.onnx", *figures, outputs=1, output_dtype=TensorProto.FLOAT16)
+    assert logits(import_network(regression, FLAT, "regression", 1, x).model, x).dtype == np.float32
 
 
 # Inputs
@@ -297,6 +246,15 @@ def test_a_row_of_padding_needs_a_finite_output(tmp_path: Path) -> None:
         import_network(path, TOKENS, "classification", 3, rows_of(TOKENS))
 
 
+def test_weights_listed_as_inputs_by_older_files_are_not_inputs(tmp_path: Path) -> None:
+    path, x = dense(tmp_path / "n.onnx", end("Identity")), rows_of(FLAT)
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("W", FLOAT, [4, 3]))
+    onnx.save(model, tmp_path / "m.onnx")
+    imported = import_network(tmp_path / "m.onnx", FLAT, "classification", 3, x)
+    assert logits(imported.model, x) == pytest.approx(run_original(path, x), abs=1e-6)
+
+
 # Complete networks
 
 
@@ -318,7 +276,7 @@ def test_the_bytes_depend_on_the_network_only(tmp_path: Path) -> None:
     annotated.producer_version = "9"
     annotated.metadata_props.add(key="when", value="now")
     onnx.save(annotated, tmp_path / "m.onnx")
-    models = [import_network(one, FLAT, "classification", 3, x).model for one in (path, tmp_path / "m.onnx")]
+    models = [import_network(source, FLAT, "classification", 3, x).model for source in (path, tmp_path / "m.onnx")]
     assert models[0].SerializeToString() == models[1].SerializeToString()
 
 
@@ -366,113 +324,3 @@ def test_convolutional_networks_are_quantized_statically(tmp_path: Path, exporte
     ]
     path = write_model(tmp_path / "m.onnx", [None, 3, 4, 5], attending, {"K": weight(2, 3, 1, 1)}, width=[None] * 4)
     assert choose_quantization(read_onnx(path)) == "dynamic"
-
-
-# Unsupported files
-
-
-@pytest.mark.parametrize(
-    ("layout", "outputs", "shape", "dtype", "message"),
-    [
-        (FLAT, 3, ["unk__0", 5], FLOAT, r"shape \(dynamic, 5\)"),
-        (FLAT, 3, [2, 4], FLOAT, r"fixed batch of 2 row"),
-        (FLAT, 3, ["unk__0", 4], TensorProto.INT64, "has type int64"),
-        (FLAT, 4, ["unk__0", 4], FLOAT, r"output for a row is float32 of shape \[3\]"),
-        (FLAT, 2, ["unk__0", 4], FLOAT, r"output for a row is float32 of shape \[3\]"),
-        (SEQUENCE, 3, ["unk__0", 4], FLOAT, r"shape \(dynamic, 4\)"),
-        (IMAGE, 3, ["unk__0", 60], FLOAT, r"shape \(dynamic, 60\)"),
-        (IMAGE, 3, ["unk__0", 4, 3, 5], FLOAT, r"shape \(dynamic, 4, 3, 5\)"),
-    ],
-    ids=str,
-)
-def test_a_network_for_other_rows_or_classes_is_refused(
-    tmp_path: Path, layout: Layout, outputs: int, shape: list[Any], dtype: int, message: str
-) -> None:
-    size = shape[-1]
-    nodes: list[Node] = [
-        ("Cast", ["keras_tensor"], ["c"], {"to": FLOAT}),
-        ("MatMul", ["c", "W"], ["Identity:0"], {}),
-    ]
-    path = write_model(tmp_path / "n.onnx", shape, nodes, {"W": weight(size, 3)}, dtype=dtype)
-    with pytest.raises(RecipeInvalid, match=message) as caught:
-        import_network(path, layout, "classification", outputs, rows_of(layout))
-    assert caught.value.where == "model.path in the recipe"
-
-
-def test_a_regression_has_one_output(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match=r"shape \[3\]") as caught:
-        import_network(dense(tmp_path / "n.onnx", end("Identity")), FLAT, "regression", 1, rows_of(FLAT))
-    assert caught.value.required == "one real number"
-
-
-def test_a_class_index_instead_of_logits_is_refused(tmp_path: Path) -> None:
-    path = dense(tmp_path / "n.onnx", end("ArgMax", axis=1, keepdims=0), output_dtype=TensorProto.INT64, width=[None])
-    with pytest.raises(RecipeInvalid, match="output for a row is int64"):
-        import_network(path, FLAT, "classification", 3, rows_of(FLAT))
-
-
-def test_a_batch_size_fixed_within_the_graph_is_refused(tmp_path: Path) -> None:
-    ends: list[Node] = [("Reshape", ["h", "one"], ["Identity:0"], {})]
-    path = dense(tmp_path / "n.onnx", *ends, weights={"one": np.array([1, 3], np.int64)})
-    with pytest.raises(RecipeInvalid, match="runs on one row, but not on 3"):
-        import_network(path, FLAT, "classification", 3, rows_of(FLAT))
-
-
-def test_a_network_that_mixes_rows_is_refused(tmp_path: Path) -> None:
-    ends: list[Node] = [
-        ("ReduceMean", ["h"], ["m"], {"axes": [0], "keepdims": 1}),
-        ("Sub", ["h", "m"], ["Identity:0"], {}),
-    ]
-    path = dense(tmp_path / "n.onnx", *ends, opset=13)
-    with pytest.raises(RecipeInvalid, match="depends on the other rows"):
-        import_network(path, FLAT, "classification", 3, rows_of(FLAT))
-
-
-def test_several_inputs_or_outputs_are_refused_with_their_names(tmp_path: Path) -> None:
-    path = dense(tmp_path / "n.onnx", end("Identity"))
-    for values, name in (("input", "second"), ("output", "h")):
-        model = onnx.load(path)
-        getattr(model.graph, values).append(helper.make_tensor_value_info(name, FLOAT, [None, 3]))
-        onnx.save(model, tmp_path / "m.onnx")
-        with pytest.raises(RecipeInvalid, match=rf"has 2 {values}s: .*{name}"):
-            read_onnx(tmp_path / "m.onnx")
-
-
-def test_weights_listed_as_inputs_by_older_files_are_not_inputs(tmp_path: Path) -> None:
-    path, x = dense(tmp_path / "n.onnx", end("Identity")), rows_of(FLAT)
-    model = onnx.load(path)
-    model.graph.input.append(helper.make_tensor_value_info("W", FLOAT, [4, 3]))
-    onnx.save(model, tmp_path / "m.onnx")
-    imported = import_network(tmp_path / "m.onnx", FLAT, "classification", 3, x)
-    assert logits(imported.model, x) == pytest.approx(run_original(path, x), abs=1e-6)
-
-
-def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "network.keras"
-    for content in (b"PK\x03\x04 a zip of Keras", b"", b"\x08"):
-        path.write_bytes(content)
-        with pytest.raises(RecipeInvalid, match=r"network\.keras is not valid ONNX"):
-            read_onnx(path)
-
-
-def test_unknown_operators_are_refused_with_their_names(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match="StringSplitV2"):
-        read_onnx(dense(tmp_path / "n.onnx", end("StringSplitV2")))
-    path = dense(tmp_path / "m.onnx", end("Mine", domain="com.example"))
-    model = onnx.load(path)
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-    onnx.save(model, path)
-    with pytest.raises(RecipeInvalid, match=r"ONNX Runtime cannot run it: .*Mine"):
-        import_network(path, FLAT, "classification", 3, rows_of(FLAT))
-
-
-def test_external_weights_are_refused(tmp_path: Path) -> None:
-    model = onnx.load(dense(tmp_path / "n.onnx", end("Identity")))
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    with pytest.raises(RecipeInvalid, match=r"weights of m\.onnx are in other files"):
-        read_onnx(tmp_path / "m.onnx")
-
-
-def test_an_old_opset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeInvalid, match="has opset 12"):
-        read_onnx(dense(tmp_path / "n.onnx", end("Identity"), opset=12))
