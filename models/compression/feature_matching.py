@@ -66,8 +66,8 @@ def _pooling_matrix(num_inputs: int, num_outputs: int, device: torch.device) -> 
     """(outputs, inputs): averages as `adaptive_avg_pool2d` does, whose gradient is not deterministic on a GPU."""
     positions = torch.arange(num_inputs, device=device)
     ends = torch.arange(num_outputs + 1, device=device) * num_inputs
-    first, behind = ends[:-1] // num_outputs, -(-ends[1:] // num_outputs)
-    is_in = (positions >= first[:, None]) & (positions < behind[:, None])
+    starts, stops = ends[:-1] // num_outputs, -(-ends[1:] // num_outputs)
+    is_in = (positions >= starts[:, None]) & (positions < stops[:, None])
     return is_in / is_in.sum(1, keepdim=True)
 
 

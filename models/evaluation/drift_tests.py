@@ -118,8 +118,8 @@ def chi_square(before_C: np.ndarray, after_C: np.ndarray) -> HypothesisTest:
     ):
         cells.append(small_cells)
     elif small_cells[0] + small_cells[1]:  # still too few rows: merged into the smallest other cell
-        at = min(range(len(cells)), key=lambda place: cells[place][0] + cells[place][1])
-        cells[at] = (cells[at][0] + small_cells[0], cells[at][1] + small_cells[1])
+        smallest = min(range(len(cells)), key=lambda position: cells[position][0] + cells[position][1])
+        cells[smallest] = (cells[smallest][0] + small_cells[0], cells[smallest][1] + small_cells[1])
     if len(cells) < 2:
         return HypothesisTest(0.0, 1.0)
     scale_before, scale_after = math.sqrt(num_after / num_before), math.sqrt(num_before / num_after)
@@ -155,11 +155,11 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    order = sorted(range(len(p_values)), key=lambda position: p_values[position])
     corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[place]))
-        corrected[place] = highest
+    for rank, position in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[position]))
+        corrected[position] = highest
     return corrected
 
 

@@ -43,40 +43,40 @@ def accuracy_drop(correct_before: np.ndarray, correct_after: np.ndarray) -> Inte
     paired-sample design", equations 5 to 9.
     """
     n = len(correct_before)
-    lost = int(np.sum(correct_before & ~correct_after))
-    gained = int(np.sum(~correct_before & correct_after))
-    value = (lost - gained) / n
+    num_lost = int(np.sum(correct_before & ~correct_after))
+    num_gained = int(np.sum(~correct_before & correct_after))
+    value = (num_lost - num_gained) / n
     return Interval(
         value=value,
-        low=_tango_limit(lost, gained, n, value, -1.0),
-        high=_tango_limit(lost, gained, n, value, 1.0),
+        low=_tango_limit(num_lost, num_gained, n, value, -1.0),
+        high=_tango_limit(num_lost, num_gained, n, value, 1.0),
     )
 
 
-def _tango_score(lost: int, gained: int, n: int, drop: float) -> float:
+def _tango_score(num_lost: int, num_gained: int, n: int, drop: float) -> float:
     """Tango's score statistic under the hypothesis that the true drop is `drop`."""
     a = 2 * n
-    b = -lost - gained + (2 * n - lost + gained) * drop
-    c = -gained * drop * (1 - drop)
+    b = -num_lost - num_gained + (2 * n - num_lost + num_gained) * drop
+    c = -num_gained * drop * (1 - drop)
     # The maximum-likelihood fraction of gains under the hypothesis.
     share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
     variance = n * (2 * share + drop * (1 - drop))
-    numerator = lost - gained - n * drop
+    numerator = num_lost - num_gained - n * drop
     if variance <= 0:
         return 0.0 if numerator == 0 else math.copysign(math.inf, numerator)
     return numerator / math.sqrt(variance)
 
 
-def _tango_limit(lost: int, gained: int, n: int, value: float, end: float) -> float:
+def _tango_limit(num_lost: int, num_gained: int, n: int, value: float, end: float) -> float:
     """The limit between the estimate and `end` at which the score leaves the 95% band, by bisection."""
-    inside, outside = value, end
+    inner, outer = value, end
     for _ in range(80):
-        middle = (inside + outside) / 2
-        if abs(_tango_score(lost, gained, n, middle)) <= Z_95:
-            inside = middle
+        middle = (inner + outer) / 2
+        if abs(_tango_score(num_lost, num_gained, n, middle)) <= Z_95:
+            inner = middle
         else:
-            outside = middle
-    return inside
+            outer = middle
+    return inner
 
 
 def confusion_matrix(truth: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -56,16 +56,18 @@ def locate_groups(encoder: Encoder, groups: FeatureGroups, values_G: np.ndarray,
     """The place within its column and the SHAP value of each group; empty for columns with a single value."""
     source = encoder.features.inputs[0]
     if encoder.layout.kind == "tokens":
-        places = _locate_texts(encoder, groups, x)
+        locations = _locate_texts(encoder, groups, x)
     elif isinstance(source, ImageInput | AudioInput):
-        places = [_locate_patch(encoder, source, *cell) for cell in np.ndindex(groups.grid)]
+        locations = [_locate_patch(encoder, source, *cell) for cell in np.ndindex(groups.grid)]
     elif isinstance(source, SeriesInput) or (isinstance(source, SequenceInput) and not source.steps):
         length = math.ceil(encoder.layout.shape[0] / groups.grid[0])
-        places = [_locate_steps(encoder, groups, length, *cell) for cell in np.ndindex(groups.grid)]
+        locations = [_locate_steps(encoder, groups, length, *cell) for cell in np.ndindex(groups.grid)]
     else:
         return []
     return [
-        {**place, "contribution": value} for place, value in zip(places, values_G.tolist(), strict=True) if value != 0
+        {**location, "contribution": value}
+        for location, value in zip(locations, values_G.tolist(), strict=True)
+        if value != 0
     ]
 
 

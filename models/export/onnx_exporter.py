@@ -133,18 +133,18 @@ def _restore_weight_names(graph: onnx.GraphProto, network: nn.Module) -> None:
     """Rename weights that the exporter transposed for products of more than two dimensions, found by their values."""
     names = {tensor.name for tensor in graph.initializer}
     unknown = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in network.state_dict()}
-    new: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for layer, module in network.named_modules():
         if isinstance(module, nn.Linear) and f"{layer}.weight" not in names:
             transposed = module.weight.detach().T.numpy()
             matches = (name for name, tensor in unknown.items() if _is_equal(tensor, transposed))
             if (name := next(matches, None)) is not None:
                 unknown.pop(name)
-                new[name] = f"{layer}.weight"
+                new_names[name] = f"{layer}.weight"
     for tensor in graph.initializer:
-        tensor.name = new.get(tensor.name, tensor.name)
+        tensor.name = new_names.get(tensor.name, tensor.name)
     for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
+        node.input[:] = [new_names.get(name, name) for name in node.input]
 
 
 def _is_equal(tensor: onnx.TensorProto, values: np.ndarray) -> bool:

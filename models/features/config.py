@@ -36,17 +36,17 @@ class Features(Document):
         shaped = [source.kind for source in self.inputs if isinstance(source, ShapedInput)]
         if shaped and len(self.inputs) > 1:
             raise ValueError(f"an input of kind {shaped[0]} has a shape of its own, so it must be the only input")
-        read = [column for source in self.inputs for column in source.columns]
-        if self.label in read and not self.is_forecast:
+        columns = [column for source in self.inputs for column in source.columns]
+        if self.label in columns and not self.is_forecast:
             raise ValueError(f"column {self.label!r} is the label, so the network must not read it")
         if self.unlabelled == "teach" and (self.task == "regression" or self.series is not None):
             raise ValueError("`unlabelled: teach` needs a classification of rows that are not time series")
-        if self.key in read:
+        if self.key in columns:
             raise ValueError(f"column {self.key!r} is the key, which only identifies rows")
         for source in self.inputs:
-            twice = sorted({column for column in source.columns if source.columns.count(column) > 1})
-            if twice:
-                raise ValueError(f"column named twice in one input: {', '.join(twice)}")
+            duplicates = sorted({column for column in source.columns if source.columns.count(column) > 1})
+            if duplicates:
+                raise ValueError(f"column named twice in one input: {', '.join(duplicates)}")
         if self.series is not None:
             self._require_order(self.series)
         return self

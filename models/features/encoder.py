@@ -154,7 +154,7 @@ class Encoder(Document):
         positions, start = [], 0
         for source, fitted, shape in zip(self.features.inputs, self.fitted, self.shapes, strict=True):
             if isinstance(source, CategoryInput) and isinstance(fitted, FittedCategories):
-                positions += [(start + place, count) for place, count in category.index_columns(source, fitted)]
+                positions += [(start + position, count) for position, count in category.index_columns(source, fitted)]
             start += shape[0]
         return tuple(positions)
 

@@ -96,12 +96,12 @@ class CategoryInput(Document):
         if (self.encoding == "hash") != (self.num_buckets is not None):
             raise ValueError("encoding hash needs num_buckets, and no other encoding takes it")
         fields = type(self).model_fields
-        stated = {name for name in fields if getattr(self, name) != fields[name].default}
-        if self.encoding == "hash" and stated & {"min_count", "max_categories", "unknown"}:
+        configured = {name for name in fields if getattr(self, name) != fields[name].default}
+        if self.encoding == "hash" and configured & {"min_count", "max_categories", "unknown"}:
             raise ValueError(
                 "encoding hash keeps no list of categories, so it takes no min_count, max_categories or unknown"
             )
-        if self.encoding != "target" and stated & {"num_folds", "smoothing"}:
+        if self.encoding != "target" and configured & {"num_folds", "smoothing"}:
             raise ValueError("only encoding target takes num_folds and smoothing")
         return self
 

@@ -70,17 +70,17 @@ def fit_classes(features: Features, labels: ColumnStatistics | None) -> Classes:
     """
     if features.task == "regression":
         return ()
-    counted = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
-    known = tuple(sorted(name for (name,) in counted.counts if name is not None))
-    if counted.is_full or len(known) < 2:
-        values = f"more than {MAX_CLASSES:,}" if counted.is_full else str(len(known))
+    class_counts = labels if isinstance(labels, CategoryCounts) else CategoryCounts(MAX_CLASSES)
+    classes = tuple(sorted(name for (name,) in class_counts.counts if name is not None))
+    if class_counts.is_full or len(classes) < 2:
+        values = f"more than {MAX_CLASSES:,}" if class_counts.is_full else str(len(classes))
         raise DataUnfit(
-            f"the training split has {values} class(es): {', '.join(map(str, known)) or 'none'}",
+            f"the training split has {values} class(es): {', '.join(map(str, classes)) or 'none'}",
             required=f"at least two classes, and at most {MAX_CLASSES:,}",
             where=f"column {features.label}",
             remedy="check that the recipe's `features.label` names the right column and that the data is complete",
         )
-    return known
+    return classes
 
 
 def fit_units(features: Features, labels: ColumnStatistics | None) -> StandardUnits | None:

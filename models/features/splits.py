@@ -53,16 +53,16 @@ class Split(Document):
             raise ValueError(f"by: {self.by} {'takes no column' if self.by == 'key' else 'needs a column'}")
         if abs(self.train + self.val + self.test - 1) > 1e-9:
             raise ValueError(f"train, val and test add up to {self.train + self.val + self.test:g}, not to 1")
-        cuts = (self.val_from, self.test_from)
-        if any(cut is not None for cut in cuts) and (self.by != "time" or None in cuts):
+        boundaries = (self.val_from, self.test_from)
+        if any(boundary is not None for boundary in boundaries) and (self.by != "time" or None in boundaries):
             raise ValueError("val_from and test_from are for `by: time`, and one needs the other")
-        if self.cuts is not None and self.cuts[0] >= self.cuts[1]:
+        if self.boundaries is not None and self.boundaries[0] >= self.boundaries[1]:
             raise ValueError(f"val begins at {self.val_from}, which must be before test at {self.test_from}")
         return self
 
     @property
-    def cuts(self) -> tuple[int, int] | None:
-        """Where val and test begin, if stated: integers as they are, times as microseconds since 1970-01-01 UTC.
+    def boundaries(self) -> tuple[int, int] | None:
+        """Where val and test begin, if configured: integers as they are, times as microseconds since 1970-01-01 UTC.
 
         Raises:
             ValueError: one is an integer and the other a date or time.
@@ -76,8 +76,8 @@ class Split(Document):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that the split and its checks read."""
-        asked = (self.column, *self.apart, self.in_time)
-        return tuple(dict.fromkeys(name for name in asked if name is not None))
+        names = (self.column, *self.apart, self.in_time)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def hash_threshold(share: float) -> str:

@@ -79,9 +79,9 @@ def build_network(blueprint: Blueprint) -> nn.Module:
 
 def rebuild_network(blueprint: Blueprint, network: nn.Module) -> nn.Module:
     """Builds a network from `blueprint` with the weights of `network`, in evaluation mode, without its hooks."""
-    fresh = build_network(blueprint)
-    fresh.load_state_dict(network.state_dict())
-    return fresh.eval()
+    rebuilt = build_network(blueprint)
+    rebuilt.load_state_dict(network.state_dict())
+    return rebuilt.eval()
 
 
 def write_network(network: nn.Module, blueprint: Blueprint, weights: Path, blueprint_path: Path) -> str:

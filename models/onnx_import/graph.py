@@ -67,11 +67,11 @@ def _replace_erfc(graph: onnx.GraphProto) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Erfc" and not node.domain:
-            one, erf = f"{node.output[0]}/one", f"{node.output[0]}/erf"
+            one_name, erf_name = f"{node.output[0]}/one", f"{node.output[0]}/erf"
             nodes += [
-                make_constant(one, np.array(1, np.float32)),
-                helper.make_node("Erf", [node.input[0]], [erf]),
-                helper.make_node("Sub", [one, erf], [node.output[0]]),
+                make_constant(one_name, np.array(1, np.float32)),
+                helper.make_node("Erf", [node.input[0]], [erf_name]),
+                helper.make_node("Sub", [one_name, erf_name], [node.output[0]]),
             ]
         else:
             nodes.append(node)
@@ -111,9 +111,9 @@ def make_constant(name: str, value: np.ndarray) -> onnx.NodeProto:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    kept = [_copy(node) for node in nodes]
+    copies = [_copy(node) for node in nodes]
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(copies)
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -136,14 +136,14 @@ def rename_tensors(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 def remove_unused(graph: onnx.GraphProto, result: str) -> None:
     """Remove all nodes and weights from `graph` that the tensor `result` does not need."""
-    needed, kept = {result}, []
+    needed, needed_nodes = {result}, []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            kept.append(node)
+            needed_nodes.append(node)
             needed.update(node.input)
             needed.update(name for inner in _subgraphs_of(node) for child in _nodes(inner) for name in child.input)
             needed.update(value.name for inner in _subgraphs_of(node) for value in inner.output)
-    replace_nodes(graph, reversed(kept))
+    replace_nodes(graph, reversed(needed_nodes))
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(weights)

@@ -37,7 +37,7 @@ class ArithmeticEncoder:
 
     def __init__(self) -> None:
         self.low, self.high = 0, _STATE_MASK
-        self.written = bytearray()
+        self.content = bytearray()
 
     def code_bit(self, probability: float, bit: int) -> int:
         middle = _split_point(self.low, self.high, probability)
@@ -46,7 +46,7 @@ class ArithmeticEncoder:
         else:
             self.low = middle + 1
         while self.low ^ self.high < _TOP:
-            self.written.append(self.high >> _TOP_SHIFT)
+            self.content.append(self.high >> _TOP_SHIFT)
             self.low = self.low << 8 & _STATE_MASK
             self.high = self.high << 8 & _STATE_MASK | 255
         return bit
@@ -56,20 +56,20 @@ class ArithmeticEncoder:
         for shift in range(_TOP_SHIFT, -1, -8):
             value = -(-self.low >> shift) << shift
             if value <= self.high:
-                rest = (value >> shift).to_bytes((_STATE_BITS - shift) // 8, "big")
-                return bytes(self.written + rest).rstrip(b"\0")
+                tail = (value >> shift).to_bytes((_STATE_BITS - shift) // 8, "big")
+                return bytes(self.content + tail).rstrip(b"\0")
         raise AssertionError("the interval is empty")
 
 
 class ArithmeticDecoder:
     """Reads bits that an `ArithmeticEncoder` wrote. Zeros follow the end, so any bytes can be read."""
 
-    def __init__(self, written: bytes) -> None:
+    def __init__(self, stored: bytes) -> None:
         self.low, self.high = 0, _STATE_MASK
-        self.rest = iter(written)
+        self.remaining = iter(stored)
         self.value = 0
         for _ in range(_STATE_BITS // 8):
-            self.value = self.value << 8 | next(self.rest, 0)
+            self.value = self.value << 8 | next(self.remaining, 0)
 
     def code_bit(self, probability: float, bit: int = 0) -> int:
         middle = _split_point(self.low, self.high, probability)
@@ -80,7 +80,7 @@ class ArithmeticDecoder:
         while self.low ^ self.high < _TOP:
             self.low = self.low << 8 & _STATE_MASK
             self.high = self.high << 8 & _STATE_MASK | 255
-            self.value = self.value << 8 & _STATE_MASK | next(self.rest, 0)
+            self.value = self.value << 8 & _STATE_MASK | next(self.remaining, 0)
         return bit
 
 

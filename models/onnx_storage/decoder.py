@@ -85,16 +85,16 @@ def decompress(stored: bytes) -> bytes:
 def _decode(stored: _Reader) -> bytes:
     length, header_length, cells_length = stored.varint(_MAX_LENGTH), stored.varint(), stored.varint()
     header = _Reader(_inflate(stored.take(header_length), length))
-    table_length, others_length = header.varint(), header.varint(length)
+    table_length, tensors_length = header.varint(), header.varint(length)
     table = _Reader(header.take(table_length))
     decoder = ArithmeticDecoder(stored.take(cells_length))
-    others = _Reader(zstd_codec().decompress(stored.rest(), others_length, asbytes=True) if others_length else b"")
+    tensors = _Reader(zstd_codec().decompress(stored.rest(), tensors_length, asbytes=True) if tensors_length else b"")
     model, decisions_left = bytearray(), MAX_DECISIONS
     for _ in range(table.varint()):
         model += header.take(table.varint())
         size = table.varint(length - len(model))
         if table.varint() == OTHER:
-            model += others.take(size)
+            model += tensors.take(size)
             continue
         item_bytes = table.varint()
         matrix = MatrixHeader(*(table.varint() for _ in MatrixHeader._fields))

@@ -50,14 +50,14 @@ def encode(model: bytes) -> bytes:
     Raises:
         RecipeInvalid: `model` is not an ONNX file, or has external tensors.
     """
-    table, others, encoder = bytearray(), bytearray(), ArithmeticEncoder()
+    table, plain_tensors, encoder = bytearray(), bytearray(), ArithmeticEncoder()
     graph, position, num_tensors, decisions_left = bytearray(), 0, 0, MAX_DECISIONS
     for span in _tensor_spans(model):
         raw = model[span.start : span.stop]
         matrix = _to_matrix(raw, span, decisions_left)
         table += encode_varints(span.start - position, span.stop - span.start, OTHER if matrix is None else FEW_VALUED)
         if matrix is None:
-            others += raw
+            plain_tensors += raw
         else:
             codes_RC, values = matrix
             header = describe_matrix(codes_RC, len(values) - 1)
@@ -68,12 +68,12 @@ def encode(model: bytes) -> bytes:
         position, num_tensors = span.stop, num_tensors + 1
     graph += model[position:]
     full_table = encode_varints(num_tensors) + bytes(table)
-    header_bytes = _deflate(encode_varints(len(full_table), len(others)) + full_table + bytes(graph))
+    header_bytes = _deflate(encode_varints(len(full_table), len(plain_tensors)) + full_table + bytes(graph))
     cells = encoder.finish()
-    compressed_others = zstd_codec().compress(bytes(others), asbytes=True) if others else b""
+    compressed_tensors = zstd_codec().compress(bytes(plain_tensors), asbytes=True) if plain_tensors else b""
     lengths = encode_varints(len(model), len(header_bytes), len(cells))
     checksum = zlib.crc32(model).to_bytes(4, "big")
-    return MAGIC + bytes([VERSION]) + checksum + lengths + header_bytes + cells + compressed_others
+    return MAGIC + bytes([VERSION]) + checksum + lengths + header_bytes + cells + compressed_tensors
 
 
 def _tensor_spans(model: bytes) -> Iterator[_TensorSpan]:

@@ -77,14 +77,14 @@ def pack_sparse_tensors(model: bytes) -> bytes:
     tensors = [sparse for sparse in map(_to_sparse, graph.initializer) if sparse is not None]
     if opset < _MIN_OPSET or not any(_is_mostly_zero(tensor) for tensor in tensors):
         return model
-    kept = [tensor for tensor in graph.initializer if tensor.name not in {sparse.name for sparse in tensors}]
+    dense_tensors = [tensor for tensor in graph.initializer if tensor.name not in {sparse.name for sparse in tensors}]
     used_names = {name for node in graph.node for name in (*node.input, *node.output)}
     free_names = (name for name in _short_names() if name not in used_names)
     nodes, constants, (gaps, indices) = _unpacking(tensors, free_names)
     all_nodes = [*nodes, *graph.node]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(all_nodes)
-    graph.initializer.extend([*kept, *constants])
+    graph.initializer.extend([*dense_tensors, *constants])
     return _serialize_with_last(proto, [gaps, indices])
 
 
@@ -206,9 +206,9 @@ def _drop_defaults(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
     if not version or not onnx.defs.has(node.op_type, node.domain):
         return
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    kept = [attribute for attribute in node.attribute if not _is_default(attribute, schema)]
+    attributes = [attribute for attribute in node.attribute if not _is_default(attribute, schema)]
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend(attributes)
 
 
 def _is_default(attribute: onnx.AttributeProto, schema: onnx.defs.OpSchema) -> bool:
@@ -225,18 +225,19 @@ def _has_subgraph(node: onnx.NodeProto) -> bool:
 def _shorten_names(graph: onnx.GraphProto) -> None:
     fixed = {value.name for value in (*graph.input, *graph.output)}
     names = (name for name in _short_names() if name not in fixed)
-    new: dict[str, str] = {"": ""} | {name: name for name in fixed}
+    short_names: dict[str, str] = {"": ""} | {name: name for name in fixed}
     for node in graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = new[name] if name in new else new.setdefault(name, next(names))
-        for position, name in enumerate(node.output):
-            node.output[position] = new[name] if name in new else new.setdefault(name, next(names))
-    used = [tensor for tensor in graph.initializer if tensor.name in new]
-    for tensor in used:
-        tensor.name = new[tensor.name]
-    kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in used]
+        for tensor_names in (node.input, node.output):
+            for position, name in enumerate(tensor_names):
+                if name not in short_names:
+                    short_names[name] = next(names)
+                tensor_names[position] = short_names[name]
+    used_tensors = [tensor for tensor in graph.initializer if tensor.name in short_names]
+    for tensor in used_tensors:
+        tensor.name = short_names[tensor.name]
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in used_tensors]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(copies)
 
 
 def _short_names() -> Iterable[str]:

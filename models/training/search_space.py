@@ -88,17 +88,17 @@ def default_networks(layout: Layout) -> tuple[Model, ...]:
     return tuple(networks)
 
 
-def search_space(model: Model, stated: SearchSpace) -> SearchSpace:
-    """The search space: as stated in the recipe, or the default one for this kind of network.
+def search_space(model: Model, configured: SearchSpace) -> SearchSpace:
+    """The search space: as configured in the recipe, or the default one for this kind of network.
 
-    A choice may be a complete block such as `model.periodic`, or None if the block is optional. Stated paths that this
-    kind of network does not have are left out, since with `model: auto` each kind has its own options.
+    A choice may be a complete block such as `model.periodic`, or None if the block is optional. Configured paths that
+    this kind of network does not have are left out, since with `model: auto` each kind has its own options.
     """
-    if not stated:
+    if not configured:
         return {**_TRAINING_SPACE, **_MODEL_SPACES.get(model.kind, {})}
     return {
         path: choices
-        for path, choices in stated.items()
+        for path, choices in configured.items()
         if not path.startswith("model.") or _find_invalid_value(model, Training(epochs=1), path, choices) is None
     }
 
@@ -140,7 +140,7 @@ def require_valid_space(model: Model, training: Training) -> None:
         return
     models = _AUTO_MODELS if model.kind == "auto" else (model,)
     for path, choices in training.search.space.items():
-        nested = next((other for other in training.search.space if other.startswith(f"{path}.")), None)
+        nested = next((inner for inner in training.search.space if inner.startswith(f"{path}.")), None)
         if nested is not None:
             raise RecipeInvalid(
                 f"{path} is searched as a complete block, and also {nested} inside it",
@@ -156,16 +156,12 @@ def require_valid_space(model: Model, training: Training) -> None:
                 remedy="remove `epochs`, or remove training.epochs from `space`",
             )
         refusals = [_find_invalid_value(candidate, training, path, choices) for candidate in models]
-        refused = [refusal for refusal in refusals if refusal is not None]
-        if len(refused) == len(models):
+        errors = [refusal for refusal in refusals if refusal is not None]
+        if len(errors) == len(models):
             # An invalid value is more informative than a path that only other networks have.
             raise next(
-                (
-                    candidate
-                    for candidate in refused
-                    if path in candidate.found and "no searchable option" not in candidate.found
-                ),
-                refused[0],
+                (error for error in errors if path in error.found and "no searchable option" not in error.found),
+                errors[0],
             )
 
 

@@ -89,8 +89,9 @@ def _rate_shares(network: nn.Module, discount: float) -> dict[str, float]:
     """Learning rates by parameter. A layer is a child of the network, or an element of a list among its children."""
     layers: dict[str, list[str]] = {}
     for name, _ in network.named_parameters():
-        first, *rest = name.split(".")
-        layers.setdefault(f"{first}.{rest[0]}" if rest and rest[0].isdigit() else first, []).append(name)
+        child, *submodules = name.split(".")
+        is_in_list = bool(submodules) and submodules[0].isdigit()
+        layers.setdefault(f"{child}.{submodules[0]}" if is_in_list else child, []).append(name)
     return {
         name: discount ** (len(layers) - 1 - position)
         for position, names in enumerate(layers.values())

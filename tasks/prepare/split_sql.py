@@ -230,9 +230,9 @@ def _split_expression(
 ) -> str:
     """Returns the split of a row as an expression."""
     split = features.split
-    if split.cuts is not None:
+    if split.boundaries is not None:
         moment, _ = _moment(split.column or "", contract, functions)
-        first_val, first_test = split.cuts
+        first_val, first_test = split.boundaries
         later = f"when {moment} >= {first_val} then 'val' else 'train'"
         return f"case when {moment} >= {first_test} then 'test' {later} end"
     if split.by == "time":

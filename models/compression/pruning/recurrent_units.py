@@ -27,14 +27,14 @@ def prune_recurrent_units(network: RecurrentNetwork, config: Rnn, ratio: float, 
     """
     num_kept = max(config.hidden - round(config.hidden * ratio), 1)
     layers = [list(directions.children()) for directions in network.layers.children()]
-    kept = [
+    kept_units = [
         _most_important(layers[number], _readers(layers, number, network.head), config.hidden, num_kept, importance)
         for number in range(len(layers))
     ]
     for number, cells in enumerate(layers):
-        for cell, kept_H in zip(cells, kept[number], strict=True):
+        for cell, kept_H in zip(cells, kept_units[number], strict=True):
             _keep_outputs(cell, kept_H)
-        columns = torch.cat([direction * config.hidden + kept_H for direction, kept_H in enumerate(kept[number])])
+        columns = torch.cat([direction * config.hidden + kept_H for direction, kept_H in enumerate(kept_units[number])])
         for reader in _readers(layers, number, network.head):
             _keep_inputs(reader, columns)
     return config.model_copy(update={"hidden": num_kept})
@@ -51,7 +51,7 @@ def _most_important(
     reader_weights = [dict(reader.named_parameters()) for reader in readers]
     inputs = [weights.get("weight_ih_l0", weights.get("weight")) for weights in reader_weights]
     outgoing = torch.cat([importance(weight) for weight in inputs if weight is not None]).split(hidden, dim=1)
-    kept = []
+    kept_units = []
     for cell, outgoing_KH in zip(cells, outgoing, strict=True):
         importance_H = outgoing_KH.sum(0)
         for name, weight in cell.named_parameters():
@@ -59,8 +59,8 @@ def _most_important(
             importance_H = importance_H + of_weight.reshape(-1, hidden, of_weight[0].numel()).sum((0, 2))
             if "weight_hh" in name:
                 importance_H = importance_H + of_weight.sum(0)
-        kept.append(importance_H.topk(num_kept).indices.sort().values)
-    return kept
+        kept_units.append(importance_H.topk(num_kept).indices.sort().values)
+    return kept_units
 
 
 def _keep_outputs(cell: nn.Module, kept_H: torch.Tensor) -> None:

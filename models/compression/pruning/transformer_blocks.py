@@ -39,9 +39,9 @@ def prune_transformer_blocks(
     """
     if "layers" in structures:
         importances = torch.stack([_total_importance(block, importance) for block in blocks.children()])
-        kept = set(_most_important(importances, ratio).tolist())
+        kept_layers = set(_most_important(importances, ratio).tolist())
         for number in reversed(range(len(blocks))):
-            if number not in kept:
+            if number not in kept_layers:
                 del blocks[number]
         config = config.model_copy(update={"num_layers": len(blocks)})
     remaining = [block for block in blocks.children() if isinstance(block, TransformerBlock)]

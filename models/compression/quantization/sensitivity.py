@@ -65,13 +65,13 @@ def find_float_layers(
         if is_enough([]):
             return ()
         ranked = list(quantizer.measure_divergences())
-        num = next((num for num in range(1, len(ranked)) if is_enough(ranked[:num])), len(ranked))
-        kept = ranked[:num]
-        for name in ranked[: num - 1]:  # the last one is needed
-            fewer = [layer for layer in kept if layer != name]
+        num_layers = next((num for num in range(1, len(ranked)) if is_enough(ranked[:num])), len(ranked))
+        float_layers = ranked[:num_layers]
+        for name in ranked[: num_layers - 1]:  # the last one is needed
+            fewer = [layer for layer in float_layers if layer != name]
             if is_enough(fewer):
-                kept = fewer
-        return tuple(kept)
+                float_layers = fewer
+        return tuple(float_layers)
 
 
 def output_divergence(exact_BK: np.ndarray, quantized_BK: np.ndarray) -> float:
@@ -110,6 +110,6 @@ class _Quantizer:
         exact_BK = compute_outputs(create_session(self._source), self._calibration, is_row_by_row=False)
         divergences = {}
         for name in self._layers:
-            rest = [layer for layer in self._layers if layer != name]
-            divergences[name] = output_divergence(exact_BK, self.outputs(rest, self._calibration))
+            other_layers = [layer for layer in self._layers if layer != name]
+            divergences[name] = output_divergence(exact_BK, self.outputs(other_layers, self._calibration))
         return dict(sorted(divergences.items(), key=lambda item: -item[1]))

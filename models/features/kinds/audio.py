@@ -119,11 +119,11 @@ def _mel_bands(sample_rate: int, window: int, num_mels: int) -> list[tuple[int, 
     bands = []
     for low, centre, high in zip(edges, edges[1:], edges[2:], strict=False):
         weights = np.minimum((frequencies - low) / (centre - low), (high - frequencies) / (high - centre))
-        inside = np.flatnonzero(weights > 0)
-        if inside.size == 0:
+        covered_frequencies = np.flatnonzero(weights > 0)
+        if covered_frequencies.size == 0:
             nearest = int(np.abs(frequencies - centre).argmin())
             bands.append((nearest, nearest + 1, np.ones(1)))
             continue
-        first, last = int(inside[0]), int(inside[-1]) + 1
+        first, last = int(covered_frequencies[0]), int(covered_frequencies[-1]) + 1
         bands.append((first, last, weights[first:last]))
     return bands

@@ -129,8 +129,8 @@ def _count_targets(source: CategoryInput, features: Features, rows: Rows, column
     labels = as_categories(rows[features.label_column]).dictionary_encode(null_encoding="encode")
     folds = _fold_numbers(source, features, rows)
     sizes = (len(names.dictionary), len(labels.dictionary), source.num_folds)
-    places = (to_integers(names.indices)[0], to_integers(labels.indices)[0], folds)
-    flat, counts = np.unique(np.ravel_multi_index(places, sizes), return_counts=True)
+    indices = (to_integers(names.indices)[0], to_integers(labels.indices)[0], folds)
+    flat, counts = np.unique(np.ravel_multi_index(indices, sizes), return_counts=True)
     values, classes = names.dictionary.to_pylist(), labels.dictionary.to_pylist()
     counts_by_key: dict[CategoryKey, int] = {
         (values[value], classes[label], int(fold)): int(count)
@@ -164,24 +164,24 @@ def fit(source: CategoryInput, statistics: tuple[ColumnStatistics, ...], classes
     counts = [stats for stats in statistics if isinstance(stats, CategoryCounts)]
     folds = tuple(stats.moments for stats in statistics if isinstance(stats, NumericStatistics))
     columns = [
-        _build_vocabulary(source, column, of_column, classes, folds)
-        for column, of_column in zip(source.columns, counts, strict=False)
+        _build_vocabulary(source, column, column_counts, classes, folds)
+        for column, column_counts in zip(source.columns, counts, strict=False)
     ]
     return FittedCategories(kind="category", columns=tuple(columns), target_width=len(classes) - 1 if classes else 1)
 
 
 def _build_vocabulary(
-    source: CategoryInput, column: str, tallied: CategoryCounts, classes: Classes, folds: tuple[Moments, ...]
+    source: CategoryInput, column: str, category_counts: CategoryCounts, classes: Classes, folds: tuple[Moments, ...]
 ) -> Vocabulary:
-    if tallied.is_full:
+    if category_counts.is_full:
         raise DataUnfit(
-            f"column {column} has more than {tallied.limit:,} different values"
+            f"column {column} has more than {category_counts.limit:,} different values"
             + (", counted by label and fold" if source.encoding == "target" else ""),
-            required=f"at most {tallied.limit:,} to keep them in a list",
+            required=f"at most {category_counts.limit:,} to keep them in a list",
             where=f"column {column}, encoding {source.encoding}",
             remedy="use `encoding: hash` with `num_buckets`, or drop the column if it only identifies rows",
         )
-    counts = _rows_per_category(tallied, is_summed=bool(folds))
+    counts = _rows_per_category(category_counts, is_summed=bool(folds))
     by_count = sorted((-count, name) for name, count in counts.items() if count >= source.min_count)
     names = tuple(sorted(name for _, name in by_count[: source.max_categories]))
     rare = tuple(sorted(set(counts) - set(names)))
@@ -190,7 +190,7 @@ def _build_vocabulary(
         return vocabulary
     slot_of: dict[int | str | None, int] = {**dict.fromkeys(rare, _OTHER), **vocabulary.slot_of}
     slotted: dict[CategoryKey, int] = {}
-    for (name, label, fold), count in tallied.counts.items():
+    for (name, label, fold), count in category_counts.counts.items():
         position = (slot_of[name], label, fold)
         slotted[position] = slotted.get(position, 0) + count
     target: TargetCounts | TargetMeans
@@ -201,11 +201,11 @@ def _build_vocabulary(
     return vocabulary.model_copy(update={"target": target})
 
 
-def _rows_per_category(tallied: CategoryCounts, *, is_summed: bool) -> dict[int | str, int]:
+def _rows_per_category(category_counts: CategoryCounts, *, is_summed: bool) -> dict[int | str, int]:
     """The rows of each category, from counts that may also contain sums of labels."""
     counts: dict[int | str, int] = {}
-    for (name, *rest), count in tallied.counts.items():
-        if name is not None and not (is_summed and rest[0] == TOTAL):
+    for (name, *group), count in category_counts.counts.items():
+        if name is not None and not (is_summed and group[0] == TOTAL):
             counts[name] = counts.get(name, 0) + count
     return counts
 

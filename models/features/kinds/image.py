@@ -112,21 +112,21 @@ def resize(x_BCHW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _resample(values: np.ndarray, size: int) -> np.ndarray:
     """Resamples `values` (..., old) to (..., size). Terms are added one by one, so the order of the sum is fixed."""
-    places, weights = _triangle_weights(values.shape[-1], size)
+    positions, weights = _triangle_weights(values.shape[-1], size)
     total = np.zeros((*values.shape[:-1], size))
-    for place, weight in zip(places, weights, strict=True):
-        total += values[..., place] * weight
+    for position, weight in zip(positions, weights, strict=True):
+        total += values[..., position] * weight
     return total
 
 
 @cache
-def _triangle_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+def _triangle_weights(num_inputs: int, num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
     """The old pixels of each new pixel, int64 (taps, new), and their weights (taps, new), which sum to 1."""
-    ratio = old / new
+    ratio = num_inputs / num_outputs
     reach = max(ratio, 1.0)
-    centre = (np.arange(new) + 0.5) * ratio
+    centre = (np.arange(num_outputs) + 0.5) * ratio
     first = np.floor(centre - reach).astype(np.int64)
-    places = first + np.arange(math.ceil(2 * reach) + 2)[:, None]
-    weights = np.maximum(1 - np.abs(places + 0.5 - centre) / reach, 0)
-    weights[(places < 0) | (places >= old)] = 0
-    return places.clip(0, old - 1), weights / weights.sum(axis=0)
+    positions = first + np.arange(math.ceil(2 * reach) + 2)[:, None]
+    weights = np.maximum(1 - np.abs(positions + 0.5 - centre) / reach, 0)
+    weights[(positions < 0) | (positions >= num_inputs)] = 0
+    return positions.clip(0, num_inputs - 1), weights / weights.sum(axis=0)

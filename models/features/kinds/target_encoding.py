@@ -102,30 +102,31 @@ def exact_group_sums(groups: np.ndarray, values: np.ndarray) -> dict[int, int]:
 
 
 def fit_target_means(
-    counted: Mapping[CategoryKey, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
+    counts_by_key: Mapping[CategoryKey, int], num_slots: int, folds: tuple[Moments, ...], smoothing: float
 ) -> TargetMeans:
     """Fits means from COUNT and TOTAL by slot and fold. `folds` are the moments of the label in each fold."""
     counts = np.zeros((len(folds), num_slots), dtype=object)
     totals = np.zeros((len(folds), num_slots), dtype=object)
-    for (slot, quantity, fold), number in counted.items():
+    for (slot, quantity, fold), number in counts_by_key.items():
         (counts if quantity == COUNT else totals)[int(fold or 0), int(slot or 0)] += number
-    every, num_rows, total = sum(folds, Moments()), counts.sum(axis=0), totals.sum(axis=0)
-    without = [
+    all_moments, num_rows, total = sum(folds, Moments()), counts.sum(axis=0), totals.sum(axis=0)
+    means_without = [
         _smoothed_means(num_rows - counts[fold], total - totals[fold], _moments_without(folds, fold), smoothing)
         for fold in range(len(folds))
     ]
-    return TargetMeans(values=_smoothed_means(num_rows, total, every, smoothing), values_without=tuple(without))
+    means = _smoothed_means(num_rows, total, all_moments, smoothing)
+    return TargetMeans(values=means, values_without=tuple(means_without))
 
 
 def _moments_without(folds: tuple[Moments, ...], fold: int) -> Moments:
     return sum((moments for number, moments in enumerate(folds) if number != fold), Moments())
 
 
-def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, smoothing: float) -> tuple[float, ...]:
+def _smoothed_means(counts: np.ndarray, totals: np.ndarray, label: Moments, smoothing: float) -> tuple[float, ...]:
     """(sum of labels - count * mean) / deviation / (count + smoothing) for each slot, rounded to float32."""
-    if of_label.count == 0:
+    if label.count == 0:
         return (0.0,) * len(counts)
-    mean, deviation = Fraction(of_label.total, of_label.count), Fraction(of_label.deviation()) * 2**UNIT_BITS
+    mean, deviation = Fraction(label.total, label.count), Fraction(label.deviation()) * 2**UNIT_BITS
     weight = Fraction(smoothing)
     return tuple(
         float(np.float32(float((total - count * mean) / deviation / (count + weight))))
@@ -134,7 +135,7 @@ def _smoothed_means(counts: np.ndarray, totals: np.ndarray, of_label: Moments, s
 
 
 def fit_target_counts(
-    counted: Mapping[CategoryKey, int],
+    counts_by_key: Mapping[CategoryKey, int],
     num_slots: int,
     num_folds: int,
     classes: Classes,
@@ -143,6 +144,6 @@ def fit_target_counts(
     """Fits counts from rows counted by slot, label and fold."""
     class_index = {label: position for position, label in enumerate(classes)}
     counts = np.zeros((num_folds, num_slots, len(classes)), np.int64)
-    for (slot, label, fold), count in counted.items():
+    for (slot, label, fold), count in counts_by_key.items():
         counts[int(fold or 0), int(slot or 0), class_index[label]] += count  # type: ignore[index]
     return TargetCounts.model_validate({"counts": counts.tolist(), "smoothing": smoothing})

@@ -48,11 +48,11 @@ def fit(source: SeriesInput, statistics: tuple[NumericStatistics, ...], classes:
     """Raises DataUnfit if there are no values."""
     for column, stats in zip(source.columns, statistics, strict=False):
         require_values(column, stats.moments.count)
-    nothing, one = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
+    zero_mean, unit_scale = (0.0,) * len(source.columns), (1.0,) * len(source.columns)
     means = tuple(stats.moments.mean() for stats in statistics)
-    fill = means if source.missing in ("previous", "mean") else nothing
+    fill = means if source.missing in ("previous", "mean") else zero_mean
     if source.scale == "none":
-        return FittedSeries(kind="series", mean=nothing, scale=one, fill=fill)
+        return FittedSeries(kind="series", mean=zero_mean, scale=unit_scale, fill=fill)
     return FittedSeries(
         kind="series", mean=means, scale=tuple(stats.moments.deviation() for stats in statistics), fill=fill
     )
@@ -83,8 +83,8 @@ def transform_into(
 
 def _fill_previous(values_BT: np.ndarray, missing_BT: np.ndarray) -> np.ndarray:
     """Replaces each missing value by the last one before it in its window; leading ones stay missing."""
-    places_BT = np.where(missing_BT, 0, np.arange(values_BT.shape[1]))
-    return np.take_along_axis(values_BT, np.maximum.accumulate(places_BT, axis=1), axis=1)
+    positions_BT = np.where(missing_BT, 0, np.arange(values_BT.shape[1]))
+    return np.take_along_axis(values_BT, np.maximum.accumulate(positions_BT, axis=1), axis=1)
 
 
 def _read_windows(source: SeriesInput, column: str, rows: Rows) -> np.ndarray:

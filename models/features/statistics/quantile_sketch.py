@@ -70,13 +70,13 @@ def _sketch_of_slice(values: np.ndarray) -> QuantileSketch:
     ordered = _sorted_by_bucket(_ordered(values))
     bucket = ordered >> _REST_BITS
     starts = np.concatenate([[0], np.flatnonzero(bucket[1:] != bucket[:-1]) + 1])
-    rest = (ordered ^ (ordered >> 63)) & _REST
-    high, low = rest >> _HALF_BITS, rest & _HALF
+    remainders = (ordered ^ (ordered >> 63)) & _REST
+    high, low = remainders >> _HALF_BITS, remainders & _HALF
     cells = np.empty((_NUM_CELLS, len(starts)), np.int64)
     cells[_BUCKET] = bucket[starts]
     cells[_COUNT] = np.diff(starts, append=len(ordered))
     cells[_MINIMUM] = np.minimum.reduceat(ordered, starts)
-    cells[3], cells[4] = _digits_of(np.add.reduceat(rest, starts))
+    cells[3], cells[4] = _digits_of(np.add.reduceat(remainders, starts))
     squares, twice, lowest_digit = (np.add.reduceat(part, starts) for part in (high * high, high * low, low * low))
     # (high * 2**21 + low)² = high² * 2**42 + 2 * high * low * 2**21 + low²
     carry, cells[5] = _carry(((twice & (_HALF >> 1)) << (_HALF_BITS + 1)) + (lowest_digit & _REST))

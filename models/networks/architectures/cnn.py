@@ -34,13 +34,13 @@ class ConvNet(nn.Module):
         for number, (num_channels, convolutions) in enumerate(
             zip(config.channels, config.convolutions_of_blocks, strict=True)
         ):
-            strided = number < config.strided
+            is_strided = number < config.strided
             factor = 2 if min(height, width) >= 2 else 1
-            stride, pool = (factor, 1) if strided else (1, factor)
+            stride, pool = (factor, 1) if is_strided else (1, factor)
             blocks.append(
                 _conv_block((channels, *(num_channels,) * convolutions), config.kernel_size, stride=stride, pool=pool)
             )
-            height, width = (-(-side // factor) if strided else side // factor for side in (height, width))
+            height, width = (-(-side // factor) if is_strided else side // factor for side in (height, width))
             channels = num_channels
         self.blocks = nn.Sequential(*blocks)
         self.hidden = nn.Linear(channels * height * width, config.hidden) if config.hidden else None

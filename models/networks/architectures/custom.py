@@ -38,8 +38,8 @@ def build(config: Custom, layout: Layout, num_outputs: int) -> nn.Module:
     except RecipeInvalid:
         raise
     except Exception as failure:
-        found = f"{config.function} failed: {_describe(failure)}"
-        raise _unsuitable(config, found, "a function that returns a network") from failure
+        problem = f"{config.function} failed: {_describe(failure)}"
+        raise _unsuitable(config, problem, "a function that returns a network") from failure
     if not isinstance(network, nn.Module):
         raise _unsuitable(config, f"{config.function} returned a {type(network).__name__}", "a torch.nn.Module")
     _require_valid_outputs(config, network, layout, num_outputs)
@@ -60,27 +60,28 @@ def _require_valid_outputs(config: Custom, network: nn.Module, layout: Layout, n
         with torch.no_grad():
             outputs, output_alone = network.eval()(x), network(x[1:])
     except Exception as failure:
-        found = f"the network of {config.function} failed on {tuple(x.shape)}: {_describe(failure)}"
-        raise _unsuitable(config, found, required) from failure
+        problem = f"the network of {config.function} failed on {tuple(x.shape)}: {_describe(failure)}"
+        raise _unsuitable(config, problem, required) from failure
     if not isinstance(outputs, torch.Tensor):
         raise _unsuitable(config, f"the network of {config.function} returned a {type(outputs).__name__}", required)
     if outputs.shape != (2, num_outputs) or outputs.dtype != torch.float32:
         dtype = str(outputs.dtype).removeprefix("torch.")
-        found = f"the network of {config.function} returned {dtype} {tuple(outputs.shape)} for {tuple(x.shape)}"
-        raise _unsuitable(config, found, required)
+        problem = f"the network of {config.function} returned {dtype} {tuple(outputs.shape)} for {tuple(x.shape)}"
+        raise _unsuitable(config, problem, required)
     difference = float((outputs[1:] - output_alone).abs().max())
     if difference > _TOLERANCE:
-        found = f"the network of {config.function} changes its output for a row by {difference:.2g} beside another row"
-        raise _unsuitable(config, found, "outputs that depend on their own row only, in evaluation mode")
+        change = f"changes its output for a row by {difference:.2g} beside another row"
+        problem = f"the network of {config.function} {change}"
+        raise _unsuitable(config, problem, "outputs that depend on their own row only, in evaluation mode")
 
 
 def _describe(failure: Exception) -> str:
     return f"{type(failure).__name__}: {failure}"
 
 
-def _unsuitable(config: Custom, found: str, required: str) -> RecipeInvalid:
+def _unsuitable(config: Custom, problem: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
-        found,
+        problem,
         required=required,
         where=_WHERE,
         remedy=f"correct {config.function} or its `options` {config.options}; see docs/bring-your-own.md",
@@ -127,8 +128,8 @@ def _import_function(config: Custom) -> Callable[..., Any]:
     try:
         imported = importlib.import_module(module)
     except Exception as failure:
-        found = f"module {module} cannot be imported: {_describe(failure)}"
-        raise _unsuitable(config, found, "a module beside the recipe, or in an installed package") from failure
+        problem = f"module {module} cannot be imported: {_describe(failure)}"
+        raise _unsuitable(config, problem, "a module beside the recipe, or in an installed package") from failure
     function = getattr(imported, name, None)
     if not callable(function):
         functions = ", ".join(

@@ -170,8 +170,8 @@ def _sample_token(
     if temperature == 0:
         return logits_BV.argmax(1, keepdim=True)
     if top_k is not None and top_k < logits_BV.shape[1]:
-        least_B1 = logits_BV.topk(top_k, dim=1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+        min_logit_B1 = logits_BV.topk(top_k, dim=1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < min_logit_B1, -torch.inf)
     return torch.multinomial((logits_BV / temperature).softmax(1), 1, generator=generator)
 
 

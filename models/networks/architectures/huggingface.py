@@ -122,15 +122,15 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
     kind = options.pop("model_type")
     is_checkpoint = "transformers_version" in options
     try:
-        known = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
+        known_keys = set(AutoConfig.for_model(kind).to_dict()) | set(AutoConfig.for_model(kind).attribute_map)
     except ValueError as failure:
         raise _unsuitable(
             f"transformers has no model_type {kind!r}", "a known one such as bert, gpt2, vit"
         ) from failure
     if not is_checkpoint:
         for name in options:
-            _require_known(name, known, kind, layout)
-        options |= _row_options(layout, known)
+            _require_known(name, known_keys, kind, layout)
+        options |= _row_options(layout, known_keys)
     options["num_labels"] = num_outputs
     for name in ("id2label", "label2id", "architectures", "problem_type"):
         options.pop(name, None)
@@ -144,29 +144,29 @@ def _build_configuration(config: HuggingFace, layout: Layout, num_outputs: int) 
     return configuration
 
 
-def _require_known(name: str, known: set[str], kind: str, layout: Layout) -> None:
+def _require_known(name: str, known_keys: set[str], kind: str, layout: Layout) -> None:
     if name in _KEYS_OF_ROWS[layout.kind]:
         raise _unsuitable(f"model.config states {name}", "no key that follows from the rows and the label")
-    if name not in known:
-        similar = difflib.get_close_matches(name, sorted(known), n=1)
+    if name not in known_keys:
+        similar = difflib.get_close_matches(name, sorted(known_keys), n=1)
         suggestion = f"; did you mean {similar[0]!r}?" if similar else ""
         raise _unsuitable(f"the configuration of {kind} has no {name!r}{suggestion}", "known keys")
 
 
-def _row_options(layout: Layout, known: set[str]) -> dict[str, Any]:
+def _row_options(layout: Layout, known_keys: set[str]) -> dict[str, Any]:
     if layout.kind == "tokens":
         return {"vocab_size": layout.num_tokens, "pad_token_id": 0}
     channels, height, width = layout.shape
-    return {"num_channels": channels} | ({"image_size": (height, width)} if "image_size" in known else {})
+    return {"num_channels": channels} | ({"image_size": (height, width)} if "image_size" in known_keys else {})
 
 
 def _require_vocabulary(configuration: PretrainedConfig, layout: Layout, is_checkpoint: bool) -> None:
     if configuration.pad_token_id is None:
         configuration.pad_token_id = 0
     if layout.num_tokens is None or layout.num_tokens > configuration.vocab_size:
-        found = "checkpoint" if is_checkpoint else "configuration"
+        origin = "checkpoint" if is_checkpoint else "configuration"
         raise _unsuitable(
-            f"the {found} knows {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
+            f"the {origin} knows {configuration.vocab_size} tokens", f"at least {layout.num_tokens}, as the rows have"
         )
 
 
@@ -195,16 +195,16 @@ def _load_checkpoint(config: HuggingFace, family: Any, options: PretrainedConfig
     missing = {name for name in loading["missing_keys"] if name.startswith(body)}
     body_weights = [name for name in model.state_dict() if name.startswith(body)]
     if mismatched or len(missing) * 2 > len(body_weights):
-        found = (
+        problem = (
             f"{mismatched[0]} has another shape"
             if mismatched
             else f"{len(missing)} of {len(body_weights)} weights are not in it"
         )
-        raise _unsuitable(f"the checkpoint does not fit its config.json: {found}", "weights of that network")
+        raise _unsuitable(f"the checkpoint does not fit its config.json: {problem}", "weights of that network")
     return model
 
 
-def _unsuitable(found: str, required: str) -> RecipeInvalid:
+def _unsuitable(problem: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
-        found, required=required, where=_WHERE, remedy="correct the recipe's `model`; see docs/bring-your-own.md"
+        problem, required=required, where=_WHERE, remedy="correct the recipe's `model`; see docs/bring-your-own.md"
     )

@@ -31,17 +31,17 @@ class Perceptron(nn.Module):
         counts = () if self.columns is None else self.columns.counts
         widths = [config.embedding or embedding_width(count) for count in counts]
         self.embeddings = nn.ModuleList(map(nn.Embedding, counts, widths))
-        for embedding, wide in zip(self.embeddings, widths, strict=True):
-            nn.init.uniform_(embedding.weight, -(wide**-0.5), wide**-0.5)  # type: ignore[arg-type]
+        for embedding, embedding_size in zip(self.embeddings, widths, strict=True):
+            nn.init.uniform_(embedding.weight, -(embedding_size**-0.5), embedding_size**-0.5)  # type: ignore[arg-type]
         num_numbers = layout.num_values if self.columns is None else self.columns.num_numbers
         self.waves = (
             PeriodicEmbedding(config.periodic, num_numbers) if config.periodic is not None and num_numbers else None
         )
         width = sum(widths) + num_numbers * (1 if self.waves is None else self.waves.width)
         layers: list[nn.Module] = []
-        for wider in config.hidden:
-            layers.append(_hidden_layer(width, wider, config))
-            width = wider
+        for num_units in config.hidden:
+            layers.append(_hidden_layer(width, num_units, config))
+            width = num_units
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_outputs)
 
@@ -50,7 +50,7 @@ class Perceptron(nn.Module):
         rows: list[torch.Tensor] = []
         if self.columns is not None:
             x_BF, codes_BC = self.columns(x_BF)
-            rows = [embedding(codes_BC[:, place]) for place, embedding in enumerate(self.embeddings)]
+            rows = [embedding(codes_BC[:, position]) for position, embedding in enumerate(self.embeddings)]
         if self.waves is not None:
             x_BF = self.waves(x_BF)
         return self.head(self.layers(torch.cat([x_BF, *rows], dim=1) if rows else x_BF))
@@ -82,9 +82,9 @@ def embedding_width(count: int) -> int:
     return min(_MAX_EMBEDDING_WIDTH, round(1.6 * count**0.56))
 
 
-def _hidden_layer(width: int, wider: int, config: Mlp) -> nn.Sequential:
-    linear = nn.Linear(width, wider)
-    norm = [nn.BatchNorm1d(wider)] if config.norm == "batch" else []
+def _hidden_layer(num_inputs: int, num_units: int, config: Mlp) -> nn.Sequential:
+    linear = nn.Linear(num_inputs, num_units)
+    norm = [nn.BatchNorm1d(num_units)] if config.norm == "batch" else []
     return nn.Sequential(linear, *norm, nn.ReLU(), nn.Dropout(config.dropout))
 
 

@@ -40,18 +40,18 @@ def require_supported_strategy(training: Training, model: Model) -> None:
     if not isinstance(model, AttentionConfig):
         raise _unsupported(strategy, f"a network of kind {model.kind}", "a transformer or gpt")
     if strategy == "tensor" and model.num_heads % num_processes:
-        found = f"{model.num_heads} heads for {num_processes} processes"
-        raise _unsupported(strategy, found, "a number of heads that is divisible by the number of processes")
+        problem = f"{model.num_heads} heads for {num_processes} processes"
+        raise _unsupported(strategy, problem, "a number of heads that is divisible by the number of processes")
     if strategy == "pipeline":
         if model.num_layers < num_processes:
-            found = f"{model.num_layers} layers for {num_processes} processes"
-            raise _unsupported(strategy, found, "at least one layer per process")
+            problem = f"{model.num_layers} layers for {num_processes} processes"
+            raise _unsupported(strategy, problem, "at least one layer per process")
         num_microbatches(training.microbatches, training.batch_size, num_processes)
 
 
-def _unsupported(strategy: Strategy, found: str, required: str) -> RecipeInvalid:
+def _unsupported(strategy: Strategy, problem: str, required: str) -> RecipeInvalid:
     return RecipeInvalid(
-        f"`strategy: {strategy}` with {found}",
+        f"`strategy: {strategy}` with {problem}",
         required=required,
         where="the recipe's training.strategy",
         remedy="use `strategy: fsdp`, or change `devices` or the network",

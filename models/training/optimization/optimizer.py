@@ -56,10 +56,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, loop: Loop, num_steps: int)
     def share(step: int) -> float:
         if step < num_warm:
             return (step + 1) / (num_warm + 1)
-        done = (step - num_warm) / max(num_steps - num_warm, 1)
+        progress = (step - num_warm) / max(num_steps - num_warm, 1)
         if loop.schedule == "constant":
             return 1.0
-        return 1 - done if loop.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return 1 - progress if loop.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, share)
 

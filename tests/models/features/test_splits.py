@@ -1,4 +1,4 @@
-"""Where a split by time is cut."""
+"""The boundaries of a split by time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEW_YEAR_2020 = 18_262 * DAY
 
 
 @pytest.mark.parametrize(
-    ("val_from", "test_from", "cuts"),
+    ("val_from", "test_from", "boundaries"),
     [
         (5, 9, (5, 9)),
         ("2020-01-01", "2020-01-02", (NEW_YEAR_2020, NEW_YEAR_2020 + DAY)),
@@ -23,9 +23,9 @@ NEW_YEAR_2020 = 18_262 * DAY
         ("1969-12-31T23:59:59.999999Z", datetime(1970, 1, 1, tzinfo=UTC), (-1, 0)),
     ],
 )
-def test_stated_boundaries_are_integers_and_round_trip_through_json(val_from, test_from, cuts):
+def test_stated_boundaries_are_integers_and_round_trip_through_json(val_from, test_from, boundaries):
     split = Split(by="time", column="seen", val_from=val_from, test_from=test_from)
-    assert split.cuts == cuts
+    assert split.boundaries == boundaries
     assert Split.model_validate(split.model_dump(mode="json")) == split
 
 
