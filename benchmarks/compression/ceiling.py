@@ -87,7 +87,9 @@ def ceilings(folder: Path, batches: list[int], rounds: int) -> dict[int, float]:
         x = np.random.default_rng(1).standard_normal((max(batches), size), np.float32)
         for route in ROUTES:
             quantize(files["fp32"], files[route], x[:CALIBRATION_ROWS], QuantizationOptions(mode=route))
-        times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+        times = latency.compare_latency(
+            latency.ComparedFiles(files, "fp32"), [x[:batch] for batch in batches], rounds=rounds
+        )
         for place, batch in enumerate(batches):
             here = {name: times[name][place] for name in files}
             print(f"| {size} | {batch} | {here['fp32'].p50_ms:.3f} ms | {_gain(here['static'])}", end="")
@@ -123,7 +125,9 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray]:
 
 def judge(name: str, best: dict[int, float], rounds: int, files: dict[str, Path], x: np.ndarray) -> None:
     batches = [batch for batch in best if batch <= NETWORKS[name].most_rows]
-    times = latency.compare_latency(files, [x[:batch] for batch in batches], baseline="fp32", rounds=rounds)
+    times = latency.compare_latency(
+        latency.ComparedFiles(files, "fp32"), [x[:batch] for batch in batches], rounds=rounds
+    )
     share = measure_integer_coverage(files["int8"]).share
     for batch, fp32, int8 in zip(batches, times["fp32"], times["int8"], strict=True):
         gain = 1 / int8.ratio.value

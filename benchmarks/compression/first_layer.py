@@ -63,7 +63,7 @@ def compare(config: Model, shape: tuple[int, ...], rounds: int) -> dict[str, lis
     with tempfile.TemporaryDirectory() as place:
         files = written(config, shape, Path(place))
         batches = [torch.rand(size, *shape).numpy() for size in BATCHES]
-        timed = latency.compare_latency(files, batches, baseline="fp32", rounds=rounds)
+        timed = latency.compare_latency(latency.ComparedFiles(files, "fp32"), batches, rounds=rounds)
     return {name: [of_batch.ratio for of_batch in of_file] for name, of_file in timed.items()}
 
 

@@ -91,7 +91,9 @@ def of_defaults(options: Candidates) -> list[str]:
                 files[name] = path
             except Exception as failure:
                 lines.append(f"| ONNX Runtime's {name} | fails: {str(failure).splitlines()[0][:80]} | | | | |")
-        timed = latency.compare_latency(files, [x[:size] for size in (1, 32)], baseline="fp32", rounds=300)
+        timed = latency.compare_latency(
+            latency.ComparedFiles(files, "fp32"), [x[:size] for size in (1, 32)], rounds=300
+        )
         exact = compute_outputs(create_session(files["fp32"]), x, is_row_by_row=False)
         for name in [one for one in files if one != "fp32"]:
             given = compute_outputs(create_session(files[name]), x, is_row_by_row=name == "dynamic")

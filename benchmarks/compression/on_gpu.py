@@ -107,7 +107,9 @@ def judged(candidates: list[BuiltCandidate], test: Examples, rounds: int) -> dic
     files = {one.spec.name: one.path for one in candidates}
     first, *others = candidates
     x, y = test.x.numpy(), test.y.numpy()
-    timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=first.spec.name, rounds=rounds)
+    timed = latency.compare_latency(
+        latency.ComparedFiles(files, first.spec.name), [x[:size] for size in BATCHES], rounds=rounds
+    )
     exact = compute_outputs(create_session(first.path), x, is_row_by_row=False).argmax(1) == y
     told = {}
     for one in others:

@@ -168,7 +168,9 @@ def compare(options: Candidates, python: Path, rounds: int) -> list[str]:
 def judge(files: Mapping[str, Path], options: Candidates, test: Examples, rounds: int) -> dict[str, Judged]:
     x = test.x.numpy()
     baseline = options.baseline
-    timed = latency.compare_latency(files, [x[:size] for size in BATCHES], baseline=baseline, rounds=rounds)
+    timed = latency.compare_latency(
+        latency.ComparedFiles(files, baseline), [x[:size] for size in BATCHES], rounds=rounds
+    )
     outputs = {
         name: compute_outputs(create_session(path), x, is_row_by_row=_is_row_by_row(path))
         for name, path in files.items()

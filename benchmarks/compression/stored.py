@@ -41,7 +41,7 @@ from bloomery.models.onnx_storage.decoder import decode, decompress
 from bloomery.models.onnx_storage.encoder import encode
 from bloomery.models.onnx_storage.zstd_packing import minify, pack_for_zstd
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.batches import Examples, read_examples
+from bloomery.models.training.data.batches import Examples, TrainingData, read_examples
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import Placement, evaluate, train
 from bloomery.tasks.infrastructure.settings import settings
@@ -119,7 +119,7 @@ def dense(name: str, seed: int, parts: Parts, blueprint: Blueprint) -> nn.Module
         network.load_state_dict(load_file(path))
         return network.eval()
     loop = Loop(epochs=PLANS[name].dense_epochs, batch_size=128, learning_rate=2e-3, augment=SHIFTED)
-    train(network, parts.train, parts.val, loop, seed=seed)
+    train(network, TrainingData(parts.train, parts.val, seed=seed), loop)
     save_file(network.state_dict(), path)
     return network
 
@@ -148,7 +148,9 @@ def sparsified(
         here = sum(weight.numel() for weight in maskable_weights(network).values())
         loop = loop_of(plan, plan.epochs if number == plan.num_rounds else 1, plan.learning_rate)
         with fixed_masks(network, compute_masks(network, min(num_left / here, 1.0))):
-            history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + number, placement=placement)
+            history = train(
+                network, TrainingData(parts.train, parts.val, seed=seed * 1000 + number), loop, placement=placement
+            )
         say(f"round {number}, {num_left:.0f} weights in {found.config}: {history[-1]}")
     return remove_dead_units(network, found)
 
@@ -160,11 +162,15 @@ def few_valued(plan: Plan, teacher: nn.Module, network: nn.Module, parts: Parts,
     masks = {name: weight != 0 for name, weight in network.named_parameters()}
     loop = loop_of(plan, plan.nearing_epochs, plan.learning_rate / 4)
     with fixed_masks(network, masks), straight_through_clusters(network, plan.num_values):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 500, placement=placement)
+        history = train(
+            network, TrainingData(parts.train, parts.val, seed=seed * 1000 + 500), loop, placement=placement
+        )
     say(f"nearing: {history[-1]}")
     loop = loop_of(plan, plan.shared_epochs, plan.learning_rate / 4)
     with shared_weights(network, cluster_weights(network, plan.num_values)):
-        history = train(network, parts.train, parts.val, loop, seed=seed * 1000 + 600, placement=placement)
+        history = train(
+            network, TrainingData(parts.train, parts.val, seed=seed * 1000 + 600), loop, placement=placement
+        )
     say(f"shared: {history[-1]}")
     return network
 

@@ -30,7 +30,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network, num_par
 from bloomery.models.networks.config import Gpt, ResNet
 from bloomery.models.profiling.flops import count_flops_per_row, peak_flops
 from bloomery.models.training.config import Training
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import Placement, TrainingHooks, train
 from bloomery.models.training.optimization.optimizer import build_optimizer, build_schedule
 
@@ -133,7 +133,7 @@ def _seconds_of_loop(
     ends: list[float] = []
     loop = Training(epochs=3, batch_size=images, learning_rate=3e-4, precision="bf16", clip_norm=1.0, compile=compiled)
     hooks = TrainingHooks(on_epoch=lambda _: ends.append(time.perf_counter()))
-    train(network, part, two, loop, seed=0, placement=Placement(device), hooks=hooks)
+    train(network, TrainingData(part, two), loop, placement=Placement(device), hooks=hooks)
     return (ends[-1] - ends[0]) / (2 * per_epoch)
 
 

@@ -28,7 +28,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network, num_par
 from bloomery.models.networks.config import Gpt
 from bloomery.models.networks.layers.attention import TransformerBlock
 from bloomery.models.training.config import Loop, Strategy
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.distributed import parallelize
 from bloomery.models.training.loop import Placement, TrainingHooks, TrainingState, train
@@ -100,10 +100,8 @@ def trained(group: ProcessGroup, create: Callable[[nn.Module, Loop], Learner]) -
 
     train(
         network,
-        rows,
-        few,
+        TrainingData(rows, few),
         Loop(epochs=1, batch_size=NUM_ROWS),
-        seed=0,
         placement=Placement(group=group, parallelize=create),
         hooks=TrainingHooks(load=load, save=lambda state: times.append(time.perf_counter())),
     )

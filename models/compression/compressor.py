@@ -32,7 +32,7 @@ from bloomery.models.compression.weight_clustering import cluster_weights, share
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import (
     EpochResult,
     Placement,
@@ -151,10 +151,8 @@ def _train(network: nn.Module, fine_tuning: FineTuning, loop: Loop) -> None:
     try:
         train(
             network,
-            rows,
-            fine_tuning.val,
+            TrainingData(rows, fine_tuning.val, fine_tuning.seed),
             loop,
-            seed=fine_tuning.seed,
             placement=Placement(fine_tuning.device, parallelize=learner),
             hooks=TrainingHooks(on_epoch=fine_tuning.on_epoch),
         )

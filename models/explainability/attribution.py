@@ -69,6 +69,16 @@ class AttributionOptions(NamedTuple):
     seed: int = 0
 
 
+class _Rows(NamedTuple):
+    """The rows to explain, and how many pass through the network at once."""
+
+    outputs: OutputFunction
+    x: torch.Tensor  # (B, ...)
+    baseline: torch.Tensor  # (B, ...)
+    target: torch.Tensor  # int64 (B,)
+    batch_size: int
+
+
 class _Row(NamedTuple):
     """One row to explain by its feature groups."""
 
@@ -111,15 +121,16 @@ def explain(
     with _isolated(network, options.seed, x.device):
         outputs_BK = _in_batches(outputs, x, batch_size)
         target_B = outputs_BK.argmax(1) if options.target is None else torch.as_tensor(options.target, device=x.device)
+        rows = _Rows(outputs, x, baseline, target_B, batch_size)
         if method == "integrated_gradients":
             _require_gradients(network, layout)
             num_steps = options.num_passes or _GRADIENT_STEPS
-            weights = _integrate_gradients(outputs, x, baseline, target_B, embedding, num_steps, batch_size)
-            baseline_BK = _baseline_outputs(outputs, x, baseline, embedding, batch_size)
+            weights = _integrate_gradients(rows, embedding, num_steps)
+            baseline_BK = _baseline_outputs(rows, embedding)
         else:
             groups = options.groups or group_features(layout)
-            rows = _split_rows(outputs, x, baseline, target_B, groups, options.num_passes, batch_size)
-            weights = torch.cat([_explain_row(row, method, layout) for row in rows])
+            split_rows = _split_rows(rows, groups, options.num_passes)
+            weights = torch.cat([_explain_row(row, method, layout) for row in split_rows])
             baseline_BK = _in_batches(outputs, baseline, batch_size)
     change_B = (outputs_BK - baseline_BK).gather(1, target_B[:, None])[:, 0]
     return Explanation(weights.cpu().numpy(), target_B.cpu().numpy(), change_B.cpu().numpy())
@@ -218,18 +229,12 @@ def _padded_embedding(outputs: OutputFunction, embedding: nn.Embedding, padding_
         hook.remove()
 
 
-def _baseline_outputs(
-    outputs: OutputFunction,
-    x: torch.Tensor,
-    baseline: torch.Tensor,
-    embedding: nn.Embedding | None,
-    batch_size: int,
-) -> torch.Tensor:
+def _baseline_outputs(rows: _Rows, embedding: nn.Embedding | None) -> torch.Tensor:
     """Outputs for the baseline of integrated gradients; for tokens, with embeddings of padding in place of theirs."""
     if embedding is None:
-        return _in_batches(outputs, baseline, batch_size)
-    with _padded_embedding(outputs, embedding, baseline[:1]):
-        return _in_batches(outputs, x, batch_size)
+        return _in_batches(rows.outputs, rows.baseline, rows.batch_size)
+    with _padded_embedding(rows.outputs, embedding, rows.baseline[:1]):
+        return _in_batches(rows.outputs, rows.x, rows.batch_size)
 
 
 def _in_batches(outputs: OutputFunction, x: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -237,51 +242,34 @@ def _in_batches(outputs: OutputFunction, x: torch.Tensor, batch_size: int) -> to
         return torch.cat([outputs(rows) for rows in x.split(batch_size)])
 
 
-def _integrate_gradients(
-    outputs: OutputFunction,
-    x: torch.Tensor,
-    baseline: torch.Tensor,
-    target_B: torch.Tensor,
-    embedding: nn.Embedding | None,
-    num_steps: int,
-    batch_size: int,
-) -> torch.Tensor:
+def _integrate_gradients(rows: _Rows, embedding: nn.Embedding | None, num_steps: int) -> torch.Tensor:
     """The mean gradient between baseline and row, times their difference; for tokens, of their embeddings."""
     from captum.attr import IntegratedGradients, LayerIntegratedGradients
 
+    outputs = rows.outputs
     explainer = IntegratedGradients(outputs) if embedding is None else LayerIntegratedGradients(outputs, embedding)
     weights = []
-    num_rows = max(batch_size // num_steps, 1)
-    for rows, baselines, target in zip(
-        x.split(num_rows), baseline.split(num_rows), target_B.split(num_rows), strict=True
-    ):
+    num_rows = max(rows.batch_size // num_steps, 1)
+    for x, baseline, target in zip(*(part.split(num_rows) for part in rows[1:4]), strict=True):
         # A copy, since Captum sets requires_grad on its input.
-        inputs = rows.clone().requires_grad_(embedding is None)
+        inputs = x.clone().requires_grad_(embedding is None)
         attributions = explainer.attribute(
-            inputs, baselines, target=target, n_steps=num_steps, internal_batch_size=max(batch_size, len(rows))
+            inputs, baseline, target=target, n_steps=num_steps, internal_batch_size=max(rows.batch_size, len(x))
         )
         weights.append((attributions if embedding is None else attributions.sum(-1)).detach().float())
     return torch.cat(weights)
 
 
-def _split_rows(
-    outputs: OutputFunction,
-    x: torch.Tensor,
-    baseline: torch.Tensor,
-    target_B: torch.Tensor,
-    groups: FeatureGroups,
-    num_passes: int | None,
-    batch_size: int,
-) -> Iterator[_Row]:
+def _split_rows(rows: _Rows, groups: FeatureGroups, num_passes: int | None) -> Iterator[_Row]:
     """One by one, since each row has its own groups: those that differ from its baseline."""
-    group_of = torch.from_numpy(groups.group_of).to(x.device)
-    for row, row_baseline, target in zip(x.split(1), baseline.split(1), target_B.tolist(), strict=True):
-        differs = (row != row_baseline)[0]
+    group_of = torch.from_numpy(groups.group_of).to(rows.x.device)
+    for x, baseline, target in zip(rows.x.split(1), rows.baseline.split(1), rows.target.tolist(), strict=True):
+        differs = (x != baseline)[0]
         present, numbers = torch.unique(group_of[differs], return_inverse=True)
         # Positions that equal the baseline have no effect, so they may belong to any group: the first.
         row_groups = torch.zeros_like(group_of).masked_scatter(differs, numbers)[None]
         passes = num_passes or _PASSES_PER_GROUP * len(present)
-        yield _Row(outputs, row, row_baseline, target, row_groups, len(present), passes, batch_size)
+        yield _Row(rows.outputs, x, baseline, target, row_groups, len(present), passes, rows.batch_size)
 
 
 def _explain_row(row: _Row, method: AttributionMethod, layout: Layout) -> torch.Tensor:

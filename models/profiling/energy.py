@@ -6,15 +6,20 @@ Shapes: R rounds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
 from bloomery.data_contracts.records.records import Energy
 from bloomery.models.evaluation.block_bootstrap import block_length
 from bloomery.models.inference.runtime import create_session
-from bloomery.models.profiling.latency import bootstrap_interval, measure_in_turns, median_ratio, run_batch
+from bloomery.models.profiling.latency import (
+    ComparedFiles,
+    bootstrap_interval,
+    measure_in_turns,
+    median_ratio,
+    run_batch,
+)
 from bloomery.models.profiling.rapl import stuck_counter_error
 
 _TURN_S = 0.05  # fifty steps of a counter that is updated each millisecond
@@ -24,21 +29,18 @@ _MIN_WARMUP_BATCHES = 10
 
 
 def compare_energy(
-    files: Mapping[str, Path],
+    files: ComparedFiles,
     x: np.ndarray,
-    read: Callable[[], float],
+    read_joules: Callable[[], float],
     *,
-    baseline: str,
     rounds: int = _ROUNDS,
-    row_by_row: Collection[str] = (),
     turn_s: float = _TURN_S,
     seed: int = 0,
 ) -> dict[str, Energy]:
     """Measure the energy of every file on the same batch, float32 (B, ...), in turns, so noise affects all alike.
 
     Args:
-        read: the processor's joules so far, with idle power and all processes, as `EnergyCounter.read`.
-        row_by_row: names of files that get the rows one by one, as the endpoint serves them.
+        read_joules: the processor's joules so far, with idle power and all processes, as `EnergyCounter.read`.
         turn_s: a turn has as many batches as take this time, since the counter advances in steps.
 
     The order is drawn anew in each round. A ratio is the median over the rounds of the ratio within a round.
@@ -46,25 +48,25 @@ def compare_energy(
     Raises:
         EngineMissing: the counter did not advance.
     """
-    sessions = {name: create_session(path) for name, path in files.items()}
+    sessions = {name: create_session(path) for name, path in files.paths.items()}
     repeats = {}
     for name, runtime in sessions.items():
         start, num_batches = time.perf_counter(), 0
         while num_batches < _MIN_WARMUP_BATCHES or time.perf_counter() - start < turn_s:
-            run_batch(runtime, x, name in row_by_row)
+            run_batch(runtime, x, name in files.row_by_row)
             num_batches += 1
         repeats[name] = max(round(num_batches * turn_s / (time.perf_counter() - start)), 1)
 
     def turn(name: str) -> float:
-        before = read()
+        before = read_joules()
         for _ in range(repeats[name]):
-            run_batch(sessions[name], x, name in row_by_row)
-        return (read() - before) / repeats[name]
+            run_batch(sessions[name], x, name in files.row_by_row)
+        return (read_joules() - before) / repeats[name]
 
-    joules = measure_in_turns(list(files), turn, rounds, seed=seed, max_seconds=_MAX_SECONDS)
+    joules = measure_in_turns(list(files.paths), turn, rounds, seed=seed, max_seconds=_MAX_SECONDS)
     if min(float(joules_R.min()) for joules_R in joules.values()) <= 0:
         raise stuck_counter_error()
-    return {name: _summarise(joules_R, joules[baseline], len(x), seed) for name, joules_R in joules.items()}
+    return {name: _summarise(joules_R, joules[files.baseline], len(x), seed) for name, joules_R in joules.items()}
 
 
 def _summarise(joules_R: np.ndarray, baseline_R: np.ndarray, batch_size: int, seed: int) -> Energy:

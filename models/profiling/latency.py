@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,33 +30,42 @@ def take_batch(x: np.ndarray, num_rows: int) -> np.ndarray:
     return x[np.arange(num_rows) % len(x)]
 
 
+@dataclass(frozen=True)
+class ComparedFiles:
+    """ONNX files to measure side by side.
+
+    Attributes:
+        paths: the files by name.
+        baseline: the name of the file that the others are compared with.
+        row_by_row: the names of the files that get the rows one by one, as the endpoint serves them.
+    """
+
+    paths: Mapping[str, Path]
+    baseline: str
+    row_by_row: Collection[str] = ()
+
+
 def compare_latency(
-    files: Mapping[str, Path],
-    batches: Sequence[np.ndarray],
-    *,
-    baseline: str,
-    rounds: int,
-    row_by_row: Collection[str] = (),
-    seed: int = 0,
+    files: ComparedFiles, batches: Sequence[np.ndarray], *, rounds: int, seed: int = 0
 ) -> dict[str, tuple[Latency, ...]]:
     """Time every file on the same batches, each float32 (B, ...), in turns, so noise affects all alike.
 
     Each round runs all files, in an order drawn anew, twice, and only the second run counts: an endpoint has one file,
-    so no other one evicts its caches. Files in `row_by_row` get the rows one by one, as the endpoint serves them.
+    so no other one evicts its caches.
 
     Returns:
         For each name and batch, percentiles in milliseconds over `rounds`, and two ratios to the baseline with 95%
         intervals (below 1 is faster): the median over the rounds of the ratio within a round, and the ratio of the 99th
         percentiles. Large networks get fewer rounds, those within `_MAX_SECONDS`.
     """
-    sessions = {name: create_session(path) for name, path in files.items()}
-    seconds_of_batches = [_time_batch(sessions, x, rounds, row_by_row, seed) for x in batches]
+    sessions = {name: create_session(path) for name, path in files.paths.items()}
+    seconds_of_batches = [_time_batch(sessions, x, rounds, files.row_by_row, seed) for x in batches]
     return {
         name: tuple(
-            summarise(seconds[name], seconds[baseline], len(x), seed=seed)
+            summarise(seconds[name], seconds[files.baseline], len(x), seed=seed)
             for x, seconds in zip(batches, seconds_of_batches, strict=True)
         )
-        for name in files
+        for name in files.paths
     }
 
 
@@ -94,7 +104,7 @@ def measure_in_turns(
         for position in random.permutation(len(names)):
             measurements[names[position]][num_done] = turn(names[position])
         num_done += 1
-    return {name: measured[:num_done] for name, measured in measurements.items()}
+    return {name: values[:num_done] for name, values in measurements.items()}
 
 
 def run_batch(runtime: onnxruntime.InferenceSession, x: np.ndarray, is_row_by_row: bool) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from bloomery.data_contracts.errors import RecipeInvalid, TrainingDiverged
 from bloomery.models.training.config import Loop, Privacy
-from bloomery.models.training.data.batches import Examples, ExampleSource
+from bloomery.models.training.data.batches import Examples, ExampleSource, TrainingData
 from bloomery.models.training.loop import EpochResult, evaluate
 from bloomery.models.training.optimization.loss import build_loss
 from bloomery.models.training.optimization.optimizer import build_schedule
@@ -37,29 +37,28 @@ class PrivacySpent(NamedTuple):
 
 def train_privately(
     network: nn.Module,
-    train_part: Examples,
-    val_part: ExampleSource,
+    data: TrainingData,
     loop: Loop,
     privacy: Privacy,
     *,
-    seed: int,
     on_epoch: Callable[[EpochResult], None] = lambda epoch: None,
 ) -> tuple[list[EpochResult], PrivacySpent]:
     """Trains `network` in place by DP-SGD; it ends in evaluation mode with the weights of its last epoch.
 
     Each step samples every row with equal probability (Poisson sampling), so a batch has `batch_size` rows on average.
-    Per-row gradients are clipped, and noise is added to their sum. The validation split is not protected, so no epoch
-    is selected by it.
+    Per-row gradients are clipped, and noise is added to their sum. Sampling and noise draw from the seed of `data`. The
+    validation split is not protected, so no epoch is selected by it.
 
     Raises:
         RecipeInvalid: the network mixes rows (batch normalisation) or has layers without per-row gradients; or delta is
-            too large for privacy, or epsilon too small for training.
+            too large for privacy, or epsilon too small for training; or the training split exceeds the memory limit.
         TrainingDiverged: the loss is not finite.
     """
     from opacus.accountants import RDPAccountant
     from opacus.optimizers import DPOptimizer
 
-    num_rows = len(train_part.y)
+    train_split = _require_in_memory(data.train)
+    num_rows = len(train_split.y)
     _require_valid_delta(privacy, num_rows)
     _require_independent_rows(network)
     sample_rate = min(loop.batch_size / num_rows, 1.0)
@@ -67,7 +66,7 @@ def train_privately(
     noise = _noise_multiplier(privacy, sample_rate, loop.epochs * steps_of_epoch)
     wrapped = _with_row_gradients(network)
     adamw = torch.optim.AdamW(wrapped.parameters(), lr=loop.learning_rate, weight_decay=loop.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(data.seed)
     optimizer = DPOptimizer(
         adamw,
         noise_multiplier=noise,
@@ -77,7 +76,7 @@ def train_privately(
         generator=generator,
     )
     schedule = build_schedule(adamw, loop, loop.epochs * steps_of_epoch)
-    loss_of_rows, accountant = build_loss(loop, train_part.y), RDPAccountant()
+    loss_of_rows, accountant = build_loss(loop, train_split.y), RDPAccountant()
     history = []
     # Torch warns at the first layer, whose input needs no gradient.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
@@ -85,7 +84,7 @@ def train_privately(
         rate = float(schedule.get_last_lr()[0])
         wrapped.train()
         loss_sum, num_seen = 0.0, 0
-        for x, y in _sample_batches(train_part, sample_rate, steps_of_epoch, generator):
+        for x, y in _sample_batches(train_split, sample_rate, steps_of_epoch, generator):
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of_rows(wrapped(x), y)
             loss.backward()
@@ -93,13 +92,24 @@ def train_privately(
             schedule.step()
             accountant.step(noise_multiplier=noise, sample_rate=sample_rate)
             loss_sum, num_seen = loss_sum + loss.item(), num_seen + len(y)
-        val_loss, val_score = evaluate(network, val_part)
+        val_loss, val_score = evaluate(network, data.val)
         _require_finite(loss_sum + val_loss, number, loop)
         history.append(EpochResult(number, loss_sum / max(num_seen, 1), val_loss, val_score, rate))
         on_epoch(history[-1])
     _remove_hooks(wrapped)
     network.eval()
     return history, PrivacySpent(float(accountant.get_epsilon(privacy.delta)), privacy.delta, noise)
+
+
+def _require_in_memory(split: ExampleSource) -> Examples:
+    if isinstance(split, Examples):
+        return split
+    raise RecipeInvalid(
+        f"private training samples rows at random, and the {split.num_rows:,} training rows exceed the memory limit",
+        required="a training split that fits into memory",
+        where="the recipe's training.privacy",
+        remedy="use fewer rows, or train without `privacy`",
+    )
 
 
 def _require_valid_delta(privacy: Privacy, num_rows: int) -> None:
@@ -171,9 +181,9 @@ def _require_independent_rows(network: nn.Module) -> None:
         raise _unsuitable("recurrent layers of torch have no per-row gradients")
 
 
-def _unsuitable(why: str) -> RecipeInvalid:
+def _unsuitable(problem: str) -> RecipeInvalid:
     return RecipeInvalid(
-        f"this network cannot be trained privately: {why}",
+        f"this network cannot be trained privately: {problem}",
         required="layers that process rows independently and support per-row gradients",
         where="the recipe's training.privacy and model",
         remedy="use a lenet, an mlp with `norm: none`, a transformer or a gpt; no recurrent layers or batch norm",

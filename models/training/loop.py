@@ -19,7 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from bloomery.data_contracts.errors import TrainingDiverged
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
-from bloomery.models.training.data.batches import ExampleSource, batch_num_rows, iterate_batches, num_batches
+from bloomery.models.training.data.batches import (
+    ExampleSource,
+    TrainingData,
+    batch_num_rows,
+    iterate_batches,
+    num_batches,
+)
 from bloomery.models.training.data.prefetch import prefetch
 from bloomery.models.training.optimization.learner import Learner, RowLosses, create_learner
 from bloomery.models.training.optimization.loss import (
@@ -82,7 +88,7 @@ class TrainingState:
 
 
 def _ignore(report: object) -> None:
-    """The default of all hooks."""
+    """Does nothing: the default of all hooks."""
 
 
 @dataclass(frozen=True)
@@ -131,18 +137,16 @@ class _Run:
 
 def train(
     network: nn.Module,
-    train_split: ExampleSource,
-    val_split: ExampleSource,
+    data: TrainingData,
     loop: Loop,
     *,
-    seed: int,
     placement: Placement = Placement(),
     rate_shares: dict[str, float] | None = None,
     hooks: TrainingHooks = TrainingHooks(),
 ) -> list[EpochResult]:
     """Trains `network` in place; it ends on the CPU, in evaluation mode, with the weights of its `best_epoch`.
 
-    Dropout draws from torch's global generator, everything else from `seed`.
+    Dropout draws from torch's global generator, everything else from the seed of `data`.
 
     Args:
         rate_shares: learning rates by parameter name, as fractions of the recipe's.
@@ -155,11 +159,11 @@ def train(
     # Parallelised before the move: a network may be too large for the device until it is distributed.
     learn = placement.parallelize(network, loop)
     on_device = network.to(placement.device)
-    state = _initial_state(on_device, train_split, loop, rate_shares, group)
+    state = _initial_state(on_device, data.train, loop, rate_shares, group)
     hooks.load(state)
-    batch_loss = build_loss(loop, train_split.labels(all_of_them=loop.class_weights == "balanced"))
-    is_error = is_regression(val_split.labels(all_of_them=False))
-    run = _Run(learn, train_split, loop, batch_loss, seed, group, hooks)
+    batch_loss = build_loss(loop, data.train.labels(read_all=loop.class_weights == "balanced"))
+    is_error = is_regression(data.val.labels(read_all=False))
+    run = _Run(learn, data.train, loop, batch_loss, data.seed, group, hooks)
     while state.epoch <= loop.epochs and not _has_stopped_improving(state.history, loop, is_error=is_error):
         if state.batch == 0:
             state.rate, state.num_rows = _learning_rate(state), 0
@@ -170,7 +174,7 @@ def train(
         _train_epoch(run, state)
         train_loss = _require_finite(_mean_loss(state, group), state, loop)
         with contextlib.nullcontext() if state.ema is None else state.ema.applied_to(on_device):
-            val_loss, val_score = evaluate(on_device, val_split, group)
+            val_loss, val_score = evaluate(on_device, data.val, group)
         _require_finite(val_loss, state, loop, "validation loss")
         state.history.append(EpochResult(state.epoch, train_loss, val_loss, val_score, state.rate))
         if best_epoch(state.history, loop, is_error=is_error) == state.history[-1]:
@@ -214,11 +218,11 @@ def _train_epoch(run: _Run, state: TrainingState) -> None:
     last = num_batches(run.split, loop.batch_size, group)
     num_steps = loop.epochs * -(-last // loop.accumulate)
     num_accumulated = 0
-    drawn = iterate_batches(
+    batches = iterate_batches(
         run.split, loop.batch_size, seed=run.seed, epoch=state.epoch, start=state.batch, group=group
     )
     numbers = itertools.count(state.batch)
-    augmented = (_augment(*batch, loop, _augmentation_generator(run, next(numbers), state.epoch)) for batch in drawn)
+    augmented = (_augment(*batch, loop, _augmentation_generator(run, next(numbers), state.epoch)) for batch in batches)
     for batch in prefetch(map(_pin, augmented)) if device.type == "cuda" else augmented:
         # Gradients are averaged over processes, so the divisor is the mean number of rows per process.
         divisor = batch_num_rows(run.split, loop.batch_size, state.batch) * loop.accumulate / group.size
@@ -244,12 +248,12 @@ def _augmentation_generator(run: _Run, number: int, epoch: int) -> torch.Generat
 
 
 class _AugmentedBatch(NamedTuple):
-    """An augmented batch. With mixup, `other` are the labels of the other rows, and `share` is the weight of `y`."""
+    """An augmented batch. With mixup, `other_y` are the labels of the rows mixed in; `y` has the weight `share`."""
 
     x: torch.Tensor
     y: torch.Tensor
     share: float = 1.0
-    other: torch.Tensor | None = None
+    other_y: torch.Tensor | None = None
 
 
 def _augment(x: torch.Tensor, y: torch.Tensor, loop: Loop, random: torch.Generator | None) -> _AugmentedBatch:
@@ -259,13 +263,13 @@ def _augment(x: torch.Tensor, y: torch.Tensor, loop: Loop, random: torch.Generat
     if not loop.augment.mixup:
         return _AugmentedBatch(x, y)
     mixed = mixup(x, y, loop.augment.mixup, random)
-    return _AugmentedBatch(mixed.x, y, mixed.share, mixed.other)
+    return _AugmentedBatch(mixed.x, y, mixed.share, mixed.other_y)
 
 
 def _pin(batch: _AugmentedBatch) -> _AugmentedBatch:
     """Pins the batch in memory, for asynchronous copies to a GPU."""
-    other = None if batch.other is None else batch.other.pin_memory()
-    return batch._replace(x=batch.x.pin_memory(), y=batch.y.pin_memory(), other=other)
+    other_y = None if batch.other_y is None else batch.other_y.pin_memory()
+    return batch._replace(x=batch.x.pin_memory(), y=batch.y.pin_memory(), other_y=other_y)
 
 
 def _to_device(batch: _AugmentedBatch, batch_loss: BatchLoss, device: torch.device) -> tuple[torch.Tensor, RowLosses]:
@@ -274,12 +278,12 @@ def _to_device(batch: _AugmentedBatch, batch_loss: BatchLoss, device: torch.devi
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     y = batch.y.to(device, non_blocking=True)
-    if batch.other is None:
+    if batch.other_y is None:
         return x, lambda outputs_BK, rows: batch_loss(outputs_BK, y[rows])
-    share, other = batch.share, batch.other.to(device, non_blocking=True)
+    share, other_y = batch.share, batch.other_y.to(device, non_blocking=True)
 
     def losses(outputs_BK: torch.Tensor, rows: slice) -> torch.Tensor:
-        return share * batch_loss(outputs_BK, y[rows]) + (1 - share) * batch_loss(outputs_BK, other[rows])
+        return share * batch_loss(outputs_BK, y[rows]) + (1 - share) * batch_loss(outputs_BK, other_y[rows])
 
     return x, losses
 
@@ -328,11 +332,11 @@ def _mean_loss(state: TrainingState, group: ProcessGroup) -> float:
 
 def _require_finite(loss: float, state: TrainingState, loop: Loop, name: str = "loss") -> float:
     if not math.isfinite(loss):
-        found = f"the {name} of epoch {state.epoch} is {loss}"
+        problem = f"the {name} of epoch {state.epoch} is {loss}"
         if not state.num_rows:
-            found = "the training split has fewer than two rows, so there is no loss"
+            problem = "the training split has fewer than two rows, so there is no loss"
         raise TrainingDiverged(
-            found,
+            problem,
             required="a finite loss",
             where=f"step {state.step}, learning rate {_learning_rate(state):g} (highest {loop.learning_rate:g})",
             remedy="lower `learning_rate` in the recipe or set `clip_norm`, and check the ranges of the data",
@@ -351,7 +355,7 @@ def evaluate(network: nn.Module, examples: ExampleSource, group: ProcessGroup = 
         # The same number of batches in every process, since a distributed network runs in all of them at once.
         outputs_BK = predict(network, x[own_rows], num_batches=-(-len(y) // (_EVALUATION_ROWS * group.size)))
         sums += loss_and_metric_sums(outputs_BK, y[own_rows])
-    return loss_and_score(all_reduce_sum(sums, group), examples.labels(all_of_them=False))
+    return loss_and_score(all_reduce_sum(sums, group), examples.labels(read_all=False))
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +11,7 @@ from bloomery.data_contracts.documents.digests import digest_of_document
 from bloomery.data_contracts.records.records import Candidates, Choice
 from bloomery.models.compression.budget import Budget
 from bloomery.models.features.encoder import read_encoder
-from bloomery.models.profiling.latency import take_batch
+from bloomery.models.profiling.latency import ComparedFiles, take_batch
 from bloomery.tasks.choose import ranking
 from bloomery.tasks.choose.budget_verdicts import SubgroupDegradations, decide_candidate, no_candidate_error
 from bloomery.tasks.evaluation.scoring import GroundTruth, degradation_by_class, degradation_by_slice
@@ -67,11 +65,9 @@ def _measure_latency(candidates: Candidates, batch_size: int) -> Candidates:
     from bloomery.models.profiling.latency import compare_latency
 
     latencies = compare_latency(
-        _onnx_paths(candidates),
+        _compared_files(candidates),
         [_read_batch(candidates, batch_size)],
-        baseline=candidates.baseline,
         rounds=max(candidate.latency.num_rounds for candidate in candidates.candidates),
-        row_by_row=_row_by_row_names(candidates),
     )
     updated = tuple(
         candidate.model_copy(update={"latencies": (*candidate.latencies, *latencies[candidate.name])})
@@ -88,11 +84,9 @@ def _measure_energy(candidates: Candidates, budget: Budget) -> Candidates:
     from bloomery.models.profiling.rapl import open_energy_counter
 
     energies = compare_energy(
-        _onnx_paths(candidates),
+        _compared_files(candidates),
         _read_batch(candidates, budget.batch_size),
         open_energy_counter().read,
-        baseline=candidates.baseline,
-        row_by_row=_row_by_row_names(candidates),
     )
     updated = tuple(
         candidate.model_copy(update={"energy": energies[candidate.name]}) for candidate in candidates.candidates
@@ -100,8 +94,12 @@ def _measure_energy(candidates: Candidates, budget: Budget) -> Candidates:
     return candidates.model_copy(update={"candidates": updated})
 
 
-def _onnx_paths(candidates: Candidates) -> dict[str, Path]:
-    return {candidate.name: settings().path(candidate.uri) for candidate in candidates.candidates}
+def _compared_files(candidates: Candidates) -> ComparedFiles:
+    return ComparedFiles(
+        {candidate.name: settings().path(candidate.uri) for candidate in candidates.candidates},
+        baseline=candidates.baseline,
+        row_by_row={candidate.name for candidate in candidates.candidates if candidate.is_row_by_row},
+    )
 
 
 def _read_batch(candidates: Candidates, batch_size: int) -> np.ndarray:
@@ -110,10 +108,6 @@ def _read_batch(candidates: Candidates, batch_size: int) -> np.ndarray:
     dataset = candidates.trained.dataset
     test = read_examples(settings().path(dataset.test.uri), dataset.key, dataset.layout)
     return take_batch(test.x.numpy(), batch_size)
-
-
-def _row_by_row_names(candidates: Candidates) -> set[str]:
-    return {candidate.name for candidate in candidates.candidates if candidate.is_row_by_row}
 
 
 def _subgroup_degradations(candidates: Candidates, budget: Budget) -> dict[str, SubgroupDegradations]:

@@ -96,16 +96,15 @@ def _measure_latencies(
     built: list[BuiltCandidate], test: Examples, baseline: str, rounds: int
 ) -> dict[str, tuple[Latency, ...]]:
     """The latencies of each candidate at each of `TIMED_BATCH_SIZES`, measured in turns, as they are served."""
-    from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, compare_latency, take_batch
+    from bloomery.models.profiling.latency import TIMED_BATCH_SIZES, ComparedFiles, compare_latency, take_batch
 
-    return compare_latency(
+    files = ComparedFiles(
         {candidate.spec.name: candidate.path for candidate in built},
-        [take_batch(test.x.numpy(), size) for size in TIMED_BATCH_SIZES],
         baseline=baseline,
-        rounds=rounds,
         row_by_row={candidate.spec.name for candidate in built if candidate.is_row_by_row},
-        seed=SEED,
     )
+    batches = [take_batch(test.x.numpy(), size) for size in TIMED_BATCH_SIZES]
+    return compare_latency(files, batches, rounds=rounds, seed=SEED)
 
 
 def _default_specs(trained: TrainedNetwork) -> tuple[CandidateSpec, ...]:

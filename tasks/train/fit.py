@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.data_contracts.records.records import Dataset, InitialWeights
 from bloomery.models.networks.config import Model
 from bloomery.models.training.config import Training
@@ -84,46 +83,26 @@ def fit_network(
     Private training saves no checkpoints: a resumed run would have to account for the privacy budget of both runs.
     """
     from bloomery.models.networks.blueprint import build_network
+    from bloomery.models.training.data.batches import TrainingData
     from bloomery.models.training.differential_privacy import train_privately
     from bloomery.models.training.loop import Placement, TrainingHooks, train
 
     hooks = hooks or TrainingHooks()
+    data = TrainingData(*splits, seed=training.seed)
     network = build_network(blueprint)
     transfer = None if initial_weights is None else _transfer(network, initial_weights, training)
     if training.privacy is not None:
-        history, spent = train_privately(
-            network,
-            _require_in_memory(splits.train),
-            splits.val,
-            training,
-            training.privacy,
-            seed=training.seed,
-            on_epoch=hooks.on_epoch,
-        )
-        return FitResult(network, blueprint, history, spent, transfer)
+        history, privacy_spent = train_privately(network, data, training, training.privacy, on_epoch=hooks.on_epoch)
+        return FitResult(network, blueprint, history, privacy_spent, transfer)
     history = train(
         network,
-        *splits,
-        loop=training,
-        seed=training.seed,
+        data,
+        training,
         placement=placement or Placement(select_device(training.device)),
         rate_shares=None if transfer is None else transfer.rate_shares,
         hooks=hooks,
     )
     return FitResult(network, blueprint, history, None, transfer)
-
-
-def _require_in_memory(split: ExampleSource) -> Examples:
-    from bloomery.models.training.data.batches import Examples
-
-    if isinstance(split, Examples):
-        return split
-    raise RecipeInvalid(
-        f"private training samples rows at random, and the {split.num_rows:,} training rows exceed the memory limit",
-        required="a training split that fits into memory",
-        where="the recipe's training.privacy",
-        remedy="use fewer rows, or train without `privacy`",
-    )
 
 
 def _transfer(network: nn.Module, initial_weights: InitialWeights, training: Training) -> TransferResult:

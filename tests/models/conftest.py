@@ -24,7 +24,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn
 from bloomery.models.profiling.cpu_features import cpu_flags, needs_reduced_range
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import train
 
@@ -96,7 +96,7 @@ def trained(parts: Parts) -> Trained:
         num_outputs=10,
     )
     network = build_network(blueprint)
-    train(network, parts.train, parts.val, Loop(epochs=8), seed=0)
+    train(network, TrainingData(parts.train, parts.val), Loop(epochs=8))
     return Trained(network, blueprint)
 
 

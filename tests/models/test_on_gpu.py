@@ -25,7 +25,7 @@ from bloomery.models.networks.config import Cnn, Gpt, Mlp, Model, ResNet, Rnn, T
 from bloomery.models.profiling.flops import peak_flops
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import EpochResult, Placement, TrainingHooks, TrainingState, evaluate, train
 
@@ -77,7 +77,9 @@ def trained(
     blueprint = blueprint_of(name)
     network = build_network(blueprint)
     parts = rows_of(blueprint.layout, 400, 1), rows_of(blueprint.layout, 100, 2)
-    return network, train(network, *parts, loop, seed=1, placement=Placement(device), hooks=hooks or TrainingHooks())
+    return network, train(
+        network, TrainingData(*parts, seed=1), loop, placement=Placement(device), hooks=hooks or TrainingHooks()
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -14,7 +14,7 @@ from bloomery.data_contracts.errors import RecipeInvalid
 from bloomery.models.compression.config import Cost
 from bloomery.models.export.onnx_exporter import export_onnx
 from bloomery.models.networks.blueprint import num_parameters
-from bloomery.models.profiling.latency import compare_latency
+from bloomery.models.profiling.latency import ComparedFiles, compare_latency
 from bloomery.models.profiling.macs import count_macs
 
 _LATENCY_ROUNDS = 200
@@ -35,12 +35,13 @@ def relative_cost(cost: Cost, network: nn.Module, x: torch.Tensor) -> Iterator[C
         yield lambda pruned: count_macs(pruned, x) / baseline_macs
         return
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{name}.onnx" for name in ("network", "pruned")}
-        export_onnx(network, x, files["network"])
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("network", "pruned")}
+        export_onnx(network, x, paths["network"])
 
         def measure(pruned: nn.Module) -> float:
-            export_onnx(pruned, x, files["pruned"])
-            latencies = compare_latency(files, [x[:1].numpy()], baseline="network", rounds=_LATENCY_ROUNDS)
+            export_onnx(pruned, x, paths["pruned"])
+            files = ComparedFiles(paths, baseline="network")
+            latencies = compare_latency(files, [x[:1].numpy()], rounds=_LATENCY_ROUNDS)
             return latencies["pruned"][0].ratio.value
 
         yield measure
@@ -53,10 +54,10 @@ def find_pruning_ratio(cost: Cost, target: float, cost_at: Callable[[float], flo
         RecipeInvalid: no ratio reaches the target.
     """
     low, high = 0.0, 1.0 - 2.0**-_BISECTIONS
-    least = cost_at(high)
-    if least > target:
+    min_cost = cost_at(high)
+    if min_cost > target:
         raise RecipeInvalid(
-            f"pruned as far as possible, the {cost} are {least:.3g} of those of the trained network",
+            f"pruned as far as possible, the {cost} are {min_cost:.3g} of those of the trained network",
             required=f"at most {target:g}, the target",
             where="compression.candidates of the recipe",
             remedy="raise the target, name more `structures`, or let a `student` replace the network",

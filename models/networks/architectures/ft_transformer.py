@@ -14,7 +14,7 @@ from torch import nn
 from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.architecture import PrunableLayer
 from bloomery.models.networks.config import FtTransformer
-from bloomery.models.networks.layers.attention import attend
+from bloomery.models.networks.layers.attention import QueryKeyValue, attend
 from bloomery.models.networks.layers.tabular_embedding import TabularInput, require_flat
 
 
@@ -49,7 +49,7 @@ class ColumnTokens(nn.Module):
         self.slope = nn.Parameter(_uniform(self.columns.num_numbers, width)) if self.columns.num_numbers else None
         self.offset = nn.Parameter(_uniform(self.columns.num_numbers, width)) if self.columns.num_numbers else None
         self.categories = nn.Embedding(sum(counts), width, _weight=_uniform(sum(counts), width)) if counts else None
-        starts = torch.tensor([sum(counts[:place]) for place in range(len(counts))], dtype=torch.int64)
+        starts = torch.tensor([sum(counts[:position]) for position in range(len(counts))], dtype=torch.int64)
         self.register_buffer("_starts", starts, persistent=False)
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
@@ -88,8 +88,8 @@ class Block(nn.Module):
 
     def _attention(self, query_BQW: torch.Tensor, normed_BTW: torch.Tensor) -> torch.Tensor:
         dropout = self._dropout if self.training else 0.0
-        query_key_value = self.query(query_BQW), self.key(normed_BTW), self.value(normed_BTW)
-        return self.out(attend(*query_key_value, self._head_width, dropout=dropout))
+        projections = QueryKeyValue(self.query(query_BQW), self.key(normed_BTW), self.value(normed_BTW))
+        return self.out(attend(projections, self._head_width, dropout=dropout))
 
 
 def prunable_layers(network: TableTransformer) -> list[PrunableLayer]:

@@ -39,10 +39,16 @@ class KeyValueCache:
         return 0 if self._key_value is None else self._key_value[0].shape[1]
 
 
+class QueryKeyValue(NamedTuple):
+    """The queries, keys and values of all heads."""
+
+    query: torch.Tensor  # (B, T, I)
+    key: torch.Tensor  # (B, P, I)
+    value: torch.Tensor  # (B, P, I)
+
+
 def attend(
-    q_BTI: torch.Tensor,
-    k_BPI: torch.Tensor,
-    v_BPI: torch.Tensor,
+    projections: QueryKeyValue,
     head_width: int,
     mask_BP: torch.Tensor | None = None,
     *,
@@ -54,6 +60,7 @@ def attend(
     Padded steps (False in `mask_BP`) have no weight; each row must have a real one. ONNX export uses one operator of
     ONNX Runtime, because PyTorch's decomposition has thirty, each as slow as a small matrix product.
     """
+    q_BTI, k_BPI, v_BPI = projections
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
@@ -108,7 +115,8 @@ class Attention(nn.Module):
         if cache is not None:
             k_BPI, v_BPI = cache.extend(k_BPI, v_BPI)
         dropout = self._dropout if self.training else 0.0
-        a_BTI = attend(q_BTI, k_BPI, v_BPI, self._head_width, mask_BT, is_causal=self._is_causal, dropout=dropout)
+        projections = QueryKeyValue(q_BTI, k_BPI, v_BPI)
+        a_BTI = attend(projections, self._head_width, mask_BT, is_causal=self._is_causal, dropout=dropout)
         return self.out(a_BTI)
 
 

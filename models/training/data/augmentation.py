@@ -14,11 +14,11 @@ from bloomery.models.training.config import Augment
 
 
 class MixupBatch(NamedTuple):
-    """A mixed batch: row i has the label y[i] with weight `share`, and other[i] with weight 1 - `share`."""
+    """A mixed batch: row i has the label y[i] with weight `share`, and other_y[i] with weight 1 - `share`."""
 
     x: torch.Tensor
     y: torch.Tensor
-    other: torch.Tensor
+    other_y: torch.Tensor
     share: float
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -43,7 +44,7 @@ class Examples(NamedTuple):
         """A batch of two rows."""
         return self.x[:2]
 
-    def labels(self, *, all_of_them: bool) -> torch.Tensor:
+    def labels(self, *, read_all: bool) -> torch.Tensor:
         """All labels, even if only their type is needed."""
         return self.y
 
@@ -58,6 +59,21 @@ class Examples(NamedTuple):
 
 
 ExampleSource = Examples | ExampleStream
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows that a training reads.
+
+    Attributes:
+        train: the rows that the network learns from.
+        val: the rows that select the best epoch.
+        seed: determines the order and the augmentation of the training rows.
+    """
+
+    train: ExampleSource
+    val: ExampleSource
+    seed: int = 0
 
 
 def open_examples(path: Path, key: str, layout: Layout) -> ExampleSource:
@@ -84,24 +100,24 @@ def read_examples(path: Path, key: str, layout: Layout, step: int = 1) -> Exampl
         keys = [np.empty(0, file.schema_arrow.field(key).type.to_pandas_dtype())]
         start, num_read = 0, 0
         for batch in file.iter_batches(_GROUP_ROWS, columns=[key, ENCODED_LABEL, ENCODED_INPUT]):
-            places = slice(-num_read % step, None, step)
+            positions = slice(-num_read % step, None, step)
             num_read += batch.num_rows
-            values = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)[places]
+            values = pc.list_flatten(batch.column(ENCODED_INPUT)).to_numpy().reshape(batch.num_rows, -1)[positions]
             stop = start + len(values)
             x[start:stop] = values
-            y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()[places]
-            keys.append(batch.column(key).to_numpy(zero_copy_only=False)[places])
+            y[start:stop] = batch.column(ENCODED_LABEL).to_numpy()[positions]
+            keys.append(batch.column(key).to_numpy(zero_copy_only=False)[positions])
             start = stop
     x_of_rows = torch.from_numpy(x.reshape(num_rows, *layout.shape))
     return Examples(x_of_rows, torch.from_numpy(y), np.concatenate(keys[1:] or keys))
 
 
-def even_sample(rows: Array, least: int) -> Array:
+def even_sample(rows: Array, min_rows: int) -> Array:
     """An even sample of at least `min_rows` and fewer than twice as many rows, or all rows if there are fewer.
 
     Rows are sorted by key, which is independent of the label, so every n-th row is an even sample.
     """
-    return rows[:: max(len(rows) // least, 1)]
+    return rows[:: max(len(rows) // min_rows, 1)]
 
 
 def num_batches(rows: ExampleSource, batch_size: int, group: ProcessGroup = SINGLE_PROCESS) -> int:
@@ -147,8 +163,8 @@ def _full_batches(
     """Yields complete batches. The first `skipped` ones may be empty."""
     # Rows of many batches are gathered at once, because a small gather is dominated by call overhead.
     per_block = max(_BLOCK_VALUES // (batch_size * max(x[:1].numel(), 1)), 1)
-    for number, chosen in enumerate(order.split(per_block * batch_size) if len(order) else ()):
-        own_rows = [batch[group.rank :: group.size] for batch in chosen.split(batch_size)]
+    for number, block in enumerate(order.split(per_block * batch_size) if len(order) else ()):
+        own_rows = [batch[group.rank :: group.size] for batch in block.split(batch_size)]
         if (number + 1) * per_block <= skipped:
             yield from ((x[:0], y[:0]) for _ in own_rows)
             continue

@@ -69,9 +69,9 @@ class ExampleStream:
         x, _ = next(self.iterate())
         return x[:2]
 
-    def labels(self, *, all_of_them: bool) -> torch.Tensor:
+    def labels(self, *, read_all: bool) -> torch.Tensor:
         """All labels in the file's order, or an empty tensor of their type."""
-        if all_of_them:
+        if read_all:
             return torch.from_numpy(self._file.read([ENCODED_LABEL])[ENCODED_LABEL].to_numpy().copy())
         return torch.from_numpy(np.empty(0, self._file.schema_arrow.field(ENCODED_LABEL).type.to_pandas_dtype()))
 

@@ -15,7 +15,7 @@ from bloomery.models.compression.pruning.structured import prune_network
 from bloomery.models.networks.blueprint import num_parameters
 from bloomery.models.networks.config import Cnn, Mlp
 from bloomery.models.training.config import Augment, Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import Placement, evaluate, predict, train
 
@@ -100,10 +100,8 @@ def test_student_and_teacher_see_the_same_augmented_rows(parts):
     loop = Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4))
     train(
         RecordingNetwork(),
-        rows,
-        rows,
+        TrainingData(rows, rows),
         loop,
-        seed=0,
         placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
     )
     assert torch.equal(inputs[0], inputs[1])
@@ -128,10 +126,8 @@ def test_student_and_teacher_run_in_the_precision_of_the_loop(parts):
     loop = Loop(epochs=1, batch_size=64, precision="bf16")
     train(
         RecordingNetwork(),
-        rows,
-        rows,
+        TrainingData(rows, rows),
         loop,
-        seed=0,
         placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
     )
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one is the evaluation

@@ -21,6 +21,7 @@ from bloomery.models.compression.weight_clustering import (
     straight_through_clusters,
 )
 from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import TrainingData
 from bloomery.models.training.loop import evaluate, train
 
 VALUES = st.lists(st.floats(-100, 100), max_size=60).map(np.array)
@@ -86,7 +87,7 @@ def test_centroids_are_trained_and_weights_stay_clustered(trained, parts):
     with shared_weights(network, cluster_weights(network, 2)):
         initial_loss, _ = evaluate(network, parts.val)
         centroids = [parameter.detach().clone() for parameter in network.parameters()]
-        train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3, batch_size=32), seed=0)
+        train(network, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=3e-3, batch_size=32))
         assert any(not torch.equal(*pair) for pair in zip(centroids, network.parameters(), strict=True))
     trained_loss, _ = evaluate(network, parts.val)
     assert trained_loss < initial_loss
@@ -108,7 +109,7 @@ def test_the_forward_pass_uses_centroids_while_weights_are_trained(trained, part
             network.eval()
             assert len(network.head.weight.unique()) <= 4
             loss_before, _ = evaluate(network, parts.val)
-            train(network, parts.train, parts.val, Loop(epochs=2, learning_rate=3e-3), seed=0)
+            train(network, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=3e-3))
         assert len(network.head.weight.unique()) > 4
         assert not network.head.weight[~masks["head.weight"]].any()
     assert not torch.equal(network.head.weight, before.head.weight)

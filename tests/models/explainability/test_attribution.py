@@ -39,7 +39,7 @@ from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Mlp, Model, Rnn, Transformer
 from bloomery.models.training.config import AttributionMethod, Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import evaluate, train
 from tests.examples import examples
 
@@ -115,7 +115,7 @@ def trained_network() -> Callable[..., nn.Module]:
             order = torch.randperm(len(rows.y)) if is_shuffled else torch.arange(len(rows.y))
             part = Examples(rows.x, rows.y[order], np.arange(len(rows.y)))
             network = build_network(Blueprint(config=NETWORKS[kind], layout=LAYOUTS[kind], num_outputs=2))
-            train(network, part, part, Loop(epochs=15, batch_size=32, learning_rate=0.01), seed=0)
+            train(network, TrainingData(part, part), Loop(epochs=15, batch_size=32, learning_rate=0.01))
             assert is_shuffled or evaluate(network, part)[1] > 0.95, "an untrained network cannot be explained"
             cache[kind, is_shuffled] = network.eval()
         return cache[kind, is_shuffled]

@@ -10,6 +10,7 @@ import pytest
 
 from bloomery.data_contracts.errors import EngineMissing
 from bloomery.models.profiling.energy import compare_energy
+from bloomery.models.profiling.latency import ComparedFiles
 from bloomery.models.profiling.rapl import EnergyCounter, open_energy_counter
 
 MOST = 1_000_000
@@ -73,9 +74,9 @@ def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, p
         total_j += len(x) * (2.0 if is_row_by_row else 1.0)
 
     monkeypatch.setattr("bloomery.models.profiling.energy.run_batch", run_batch)
-    files = {"fp32": exported, "int8": quantized, "again": exported}
-    x = parts.test.x[:3].numpy()
-    energies = compare_energy(files, x, lambda: total_j, baseline="fp32", rounds=5, row_by_row={"int8"}, turn_s=1e-4)
+    paths = {"fp32": exported, "int8": quantized, "again": exported}
+    files, x = ComparedFiles(paths, baseline="fp32", row_by_row={"int8"}), parts.test.x[:3].numpy()
+    energies = compare_energy(files, x, lambda: total_j, rounds=5, turn_s=1e-4)
     assert {name: (energy.batch_size, energy.num_rounds, energy.p50_j) for name, energy in energies.items()} == {
         "fp32": (3, 5, 3.0),
         "int8": (3, 5, 6.0),
@@ -89,14 +90,12 @@ def test_joules_of_a_batch_are_compared_with_the_baseline(exported, quantized, p
 
 
 def test_a_counter_that_stops_is_detected(exported, parts):
-    x = parts.test.x[:1].numpy()
+    files, x = ComparedFiles({"fp32": exported}, baseline="fp32"), parts.test.x[:1].numpy()
     rising = itertools.count()
-    energies = compare_energy(
-        {"fp32": exported}, x, lambda: float(next(rising)), baseline="fp32", rounds=2, turn_s=1e-4
-    )
+    energies = compare_energy(files, x, lambda: float(next(rising)), rounds=2, turn_s=1e-4)
     assert 0 < energies["fp32"].p50_j <= 1
     with pytest.raises(EngineMissing, match="does not advance"):
-        compare_energy({"fp32": exported}, x, lambda: 7.0, baseline="fp32", rounds=2, turn_s=1e-4)
+        compare_energy(files, x, lambda: 7.0, rounds=2, turn_s=1e-4)
 
 
 def test_a_counter_starts_at_zero(root: Path):

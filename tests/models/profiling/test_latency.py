@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomery.models.profiling.latency import compare_latency, summarise
+from bloomery.models.profiling.latency import ComparedFiles, compare_latency, summarise
 from tests.examples import examples
 
 
 def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
-    files = {"fp32": exported, "int8": quantized, "again": exported}
+    paths = {"fp32": exported, "int8": quantized, "again": exported}
     batches = [parts.test.x[:size].numpy() for size in (3, 1)]
-    timed = compare_latency(files, batches, baseline="fp32", rounds=5, row_by_row={"int8"})
-    assert list(timed) == list(files)
+    timed = compare_latency(ComparedFiles(paths, "fp32", row_by_row={"int8"}), batches, rounds=5)
+    assert list(timed) == list(paths)
     for latency in timed["fp32"]:
         assert (latency.ratio.low, latency.ratio.value, latency.tail_ratio.high) == (1, 1, 1)
     for of_batches in timed.values():
@@ -28,9 +28,8 @@ def test_every_file_is_compared_with_the_baseline(exported, quantized, parts):
 
 
 def test_any_file_can_be_the_baseline(exported, quantized, parts):
-    timed = compare_latency(
-        {"fp32": exported, "int8": quantized}, [parts.test.x[:1].numpy()], baseline="int8", rounds=1
-    )
+    files = ComparedFiles({"fp32": exported, "int8": quantized}, baseline="int8")
+    timed = compare_latency(files, [parts.test.x[:1].numpy()], rounds=1)
     assert timed["int8"][0].ratio.value == 1
     assert timed["fp32"][0].p50_ms == timed["fp32"][0].p99_ms
 
@@ -44,8 +43,8 @@ def test_caches_of_another_file_do_not_count(exported, quantized, parts, monkeyp
 
     monkeypatch.setattr("bloomery.models.profiling.latency.run_batch", answers)
     monkeypatch.setattr("bloomery.models.profiling.latency.time.perf_counter", lambda: clock)
-    files = {"fp32": exported, "int8": quantized, "again": exported}
-    timed = compare_latency(files, [parts.test.x[:1].numpy()], baseline="fp32", rounds=5)
+    files = ComparedFiles({"fp32": exported, "int8": quantized, "again": exported}, baseline="fp32")
+    timed = compare_latency(files, [parts.test.x[:1].numpy()], rounds=5)
     assert [latency.p99_ms for (latency,) in timed.values()] == pytest.approx([1, 1, 1])
 
 

@@ -21,7 +21,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network, write_n
 from bloomery.models.networks.config import Cnn, Rnn, Transformer
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Augment, Checkpoints, Loop
-from bloomery.models.training.data.batches import Examples, ExampleSource, read_examples
+from bloomery.models.training.data.batches import Examples, ExampleSource, TrainingData, read_examples
 from bloomery.models.training.data.streaming import ExampleStream, open_stream
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import EpochResult, TrainingHooks, TrainingState, train
@@ -70,7 +70,7 @@ def run(
             raise Killed
 
     parts = made_up(400, 1), made_up(60, 2)
-    history = train(network, *parts, loop, seed=1, hooks=TrainingHooks(load=checkpointer.load, save=save))
+    history = train(network, TrainingData(*parts, seed=1), loop, hooks=TrainingHooks(load=checkpointer.load, save=save))
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint"), history
 
 
@@ -134,10 +134,8 @@ def test_resumed_sequence_networks_end_with_the_same_bits_from_memory_and_disk(t
             part = ExampleStream(train_path, layout, opened.groups, window_values=70 * layout.num_values)
         train(
             network,
-            part,
-            read_examples(val_path, "id", layout),
+            TrainingData(part, read_examples(val_path, "id", layout), seed=1),
             loop,
-            seed=1,
             hooks=TrainingHooks(load=checkpointer.load, save=save),
         )
         return write_network(network, blueprint, tmp_path / "weights", tmp_path / "blueprint")
@@ -202,10 +200,8 @@ def test_a_network_with_tied_weights_is_saved(tmp_path: Path):
 
         train(
             network,
-            made_up(100, 1),
-            made_up(20, 2),
+            TrainingData(made_up(100, 1), made_up(20, 2)),
             PLAIN,
-            seed=0,
             hooks=TrainingHooks(load=checkpointer.load, save=save),
         )
         return network.first.weight.detach()

@@ -12,7 +12,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, FtTransformer, Mlp, Model, Rnn
 from bloomery.models.training.config import Loop, Privacy
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.differential_privacy import train_privately
 
@@ -24,7 +24,7 @@ def privately(parts, epsilon: float, config: Model = MLP, loop: Loop = LOOP, see
     set_deterministic(0, num_threads=1)
     network = build_network(Blueprint(config=config, layout=Layout(kind="image", shape=(1, 8, 8)), num_outputs=10))
     history, spent = train_privately(
-        network, parts.train, parts.val, loop, Privacy(epsilon=epsilon, delta=1e-4), seed=seed
+        network, TrainingData(parts.train, parts.val, seed=seed), loop, Privacy(epsilon=epsilon, delta=1e-4)
     )
     return network, history, spent
 
@@ -74,7 +74,7 @@ def test_networks_that_mix_rows_or_lack_per_row_gradients_are_refused(config, la
     network = build_network(Blueprint(config=config, layout=layout, num_outputs=2))
     rows = Examples(torch.zeros(10, *layout.shape), torch.zeros(10, dtype=torch.int64), torch.arange(10).numpy())
     with pytest.raises(RecipeInvalid, match="cannot be trained privately"):
-        train_privately(network, rows, rows, LOOP, Privacy(epsilon=1, delta=1e-3), seed=0)
+        train_privately(network, TrainingData(rows, rows), LOOP, Privacy(epsilon=1, delta=1e-3))
 
 
 @pytest.mark.parametrize(
@@ -85,4 +85,4 @@ def test_meaningless_or_infeasible_privacy_is_refused(epsilon, delta, told):
     network = build_network(Blueprint(config=MLP, layout=Layout(kind="flat", shape=(6,)), num_outputs=2))
     rows = Examples(torch.zeros(100, 6), torch.zeros(100, dtype=torch.int64), torch.arange(100).numpy())
     with pytest.raises(RecipeInvalid, match=told):
-        train_privately(network, rows, rows, LOOP, Privacy(epsilon=epsilon, delta=delta), seed=0)
+        train_privately(network, TrainingData(rows, rows), LOOP, Privacy(epsilon=epsilon, delta=delta))

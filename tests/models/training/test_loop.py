@@ -13,7 +13,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network, write_network
 from bloomery.models.networks.config import Cnn
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import EpochResult, TrainingHooks, evaluate, predict, train
 
@@ -39,7 +39,7 @@ def with_value(examples: Examples, value: float) -> Examples:
 def trained_digest(folder: Path, parts, *, seed: int, order_seed: int) -> str:
     set_deterministic(seed, num_threads=1)
     network = build_network(BLUEPRINT)
-    train(network, first(parts.train, 200), first(parts.val, 50), LOOP, seed=order_seed)
+    train(network, TrainingData(first(parts.train, 200), first(parts.val, 50), seed=order_seed), LOOP)
     return write_network(network, BLUEPRINT, folder / "weights", folder / "blueprint")
 
 
@@ -49,7 +49,7 @@ def test_a_network_can_overfit_eight_rows(parts):
     network = build_network(
         BLUEPRINT.model_copy(update={"config": Cnn(kind="cnn", channels=(8, 16), hidden=32, dropout=0)})
     )
-    epochs = train(network, few, few, Loop(epochs=60, batch_size=8, learning_rate=1e-2), seed=0)
+    epochs = train(network, TrainingData(few, few), Loop(epochs=60, batch_size=8, learning_rate=1e-2))
     assert evaluate(network, few)[1] == 1
     assert epochs[-1].train_loss < 0.1 < epochs[0].train_loss
 
@@ -73,7 +73,7 @@ def test_the_network_ends_with_the_weights_of_its_best_epoch(parts):
     network = build_network(BLUEPRINT)
     # What is learnt here is wrong there, so the first epochs are the best.
     contrary = parts.val._replace(y=(parts.val.y + 1) % 10)
-    epochs = train(network, parts.train, contrary, Loop(epochs=6, learning_rate=1e-2), seed=0)
+    epochs = train(network, TrainingData(parts.train, contrary), Loop(epochs=6, learning_rate=1e-2))
     losses = [epoch.val_loss for epoch in epochs]
     assert losses.index(min(losses)) < len(losses) - 1
     assert evaluate(network, contrary)[0] == min(losses)
@@ -84,10 +84,8 @@ def test_every_epoch_is_reported_in_order(parts):
     told: list[EpochResult] = []
     epochs = train(
         build_network(BLUEPRINT),
-        first(parts.train, 64),
-        first(parts.val, 20),
+        TrainingData(first(parts.train, 64), first(parts.val, 20)),
         LOOP,
-        seed=0,
         hooks=TrainingHooks(on_epoch=told.append),
     )
     assert told == epochs
@@ -99,7 +97,7 @@ def test_every_epoch_is_reported_in_order(parts):
 def test_every_epoch_has_a_different_order(parts):
     network, seen = build_network(BLUEPRINT), []
     network.register_forward_pre_hook(lambda module, given: seen.append(given[0]) if module.training else None)
-    train(network, first(parts.train, 64), first(parts.val, 20), Loop(epochs=2, batch_size=64), seed=0)
+    train(network, TrainingData(first(parts.train, 64), first(parts.val, 20)), Loop(epochs=2, batch_size=64))
     one, other = seen
     assert not torch.equal(one, other)
     assert torch.equal(one.flatten(1).sum(1).sort().values, other.flatten(1).sum(1).sort().values)
@@ -108,31 +106,31 @@ def test_every_epoch_has_a_different_order(parts):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_training_on_values_that_are_not_finite_diverges(parts, value):
     with pytest.raises(TrainingDiverged, match="the loss of epoch 1 is nan"):
-        train(build_network(BLUEPRINT), with_value(first(parts.train, 64), value), parts.val, LOOP, seed=0)
+        train(build_network(BLUEPRINT), TrainingData(with_value(first(parts.train, 64), value), parts.val), LOOP)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_not_finite_diverges(parts, value):
     with pytest.raises(TrainingDiverged):
-        train(build_network(BLUEPRINT), first(parts.train, 64), with_value(parts.val, value), LOOP, seed=0)
+        train(build_network(BLUEPRINT), TrainingData(first(parts.train, 64), with_value(parts.val, value)), LOOP)
 
 
 def test_too_large_a_learning_rate_diverges(parts):
     with pytest.raises(TrainingDiverged, match="lower `learning_rate`"):
-        train(build_network(BLUEPRINT), parts.train, parts.val, Loop(epochs=3, learning_rate=1e30), seed=0)
+        train(build_network(BLUEPRINT), TrainingData(parts.train, parts.val), Loop(epochs=3, learning_rate=1e30))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
 def test_fewer_than_two_training_rows_are_refused(parts, num_rows):
     with pytest.raises(TrainingDiverged, match="fewer than two rows"):
-        train(build_network(BLUEPRINT), first(parts.train, num_rows), parts.val, LOOP, seed=0)
+        train(build_network(BLUEPRINT), TrainingData(first(parts.train, num_rows), parts.val), LOOP)
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 32, 33, 34, 65])
 @pytest.mark.parametrize("num_epochs", [1, 4])
 def test_any_number_of_rows_and_epochs_fits_the_schedule(parts, num_rows, num_epochs):
     loop = Loop(epochs=num_epochs, batch_size=32)
-    epochs = train(build_network(BLUEPRINT), first(parts.train, num_rows), first(parts.val, 1), loop, seed=0)
+    epochs = train(build_network(BLUEPRINT), TrainingData(first(parts.train, num_rows), first(parts.val, 1)), loop)
     assert len(epochs) == num_epochs
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from bloomery.models.profiling.flops import count_flops_per_row
 from bloomery.models.training.config import Augment, Loop
 from bloomery.models.training.data.augmentation import augment_batch, batch_generator, mixup
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import EpochResult, best_epoch, evaluate, predict, train
 from bloomery.models.training.optimization.loss import build_loss, class_weights, loss_and_metric_sums, loss_and_score
 from bloomery.models.training.optimization.optimizer import EMA, build_optimizer, build_schedule, clip_gradients
@@ -133,24 +133,26 @@ def test_the_moving_average_follows_the_weights_without_changing_them():
 
 def test_the_moving_average_is_evaluated_and_returned():
     rows, network = line(), linear()
-    epochs = train(network, rows, rows, Loop(epochs=2, batch_size=20, ema=0.99), seed=0)
+    epochs = train(network, TrainingData(rows, rows), Loop(epochs=2, batch_size=20, ema=0.99))
     assert evaluate(network, rows) == (epochs[-1].val_loss, epochs[-1].val_score)
     plain = linear()
-    train(plain, rows, rows, Loop(epochs=2, batch_size=20), seed=0)
+    train(plain, TrainingData(rows, rows), Loop(epochs=2, batch_size=20))
     assert not torch.equal(plain.weight, network.weight)
 
 
 def test_accumulated_batches_equal_one_large_batch():
     rows, (small, large) = line(64), (linear(), linear())
-    train(small, rows, rows, Loop(epochs=3, batch_size=8, accumulate=4, learning_rate=0.1), seed=0)
-    train(large, rows, rows, Loop(epochs=3, batch_size=32, learning_rate=0.1), seed=0)
+    train(small, TrainingData(rows, rows), Loop(epochs=3, batch_size=8, accumulate=4, learning_rate=0.1))
+    train(large, TrainingData(rows, rows), Loop(epochs=3, batch_size=32, learning_rate=0.1))
     torch.testing.assert_close(small.weight, large.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_training_stops_after_patience_epochs_without_improvement():
     rows = line()
     contrary = rows._replace(y=-rows.y)
-    epochs = train(linear(), rows, contrary, Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20), seed=0)
+    epochs = train(
+        linear(), TrainingData(rows, contrary), Loop(epochs=20, learning_rate=0.1, patience=2, batch_size=20)
+    )
     best = min(epochs, key=lambda epoch: epoch.val_loss)
     assert len(epochs) == best.number + 2 < 20
 
@@ -174,7 +176,7 @@ def test_a_classifier_ends_with_the_weights_of_its_best_epoch(best_by):
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
     loop = Loop(epochs=25, batch_size=20, learning_rate=0.03, best_by=best_by)
-    epochs = train(network, rows, others, loop, seed=0)
+    epochs = train(network, TrainingData(rows, others), loop)
     best = best_epoch(epochs, loop, is_error=False)
     assert evaluate(network, others) == (best.val_loss, best.val_score)
     # By the other figure another epoch is best, or this would show nothing.
@@ -185,7 +187,7 @@ def test_a_classifier_ends_with_the_weights_of_its_best_epoch(best_by):
 @pytest.mark.parametrize("stated", [{"precision": "bf16"}, {"loss": "huber"}, {"clip_norm": 0.5}])
 def test_a_regression_is_learnt(stated):
     rows, network = line(), linear()
-    train(network, rows, rows, Loop(epochs=30, learning_rate=0.1, batch_size=20, **stated), seed=0)
+    train(network, TrainingData(rows, rows), Loop(epochs=30, learning_rate=0.1, batch_size=20, **stated))
     assert evaluate(network, rows)[1] < 0.1
 
 
@@ -198,7 +200,7 @@ def test_auto_precision_follows_the_cpu_and_its_allowed_instructions(has_circuit
     rows, learnt = line(), {}
     for precision in ("auto", "bf16", "fp32"):
         network = linear()
-        train(network, rows, rows, Loop(epochs=3, batch_size=20, precision=precision), seed=0)
+        train(network, TrainingData(rows, rows), Loop(epochs=3, batch_size=20, precision=precision))
         learnt[precision] = predict(network, rows.x)
     assert torch.equal(learnt["auto"], learnt[same_as])
     assert not torch.equal(learnt["bf16"], learnt["fp32"])
@@ -280,7 +282,7 @@ def test_mixup_rows_have_the_reported_share():
     x, y = torch.eye(6), torch.arange(6)
     blend = mixup(x, y, 0.4, batch_generator(0, 1, 1))
     assert 0.5 <= blend.share <= 1
-    torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other] * (1 - blend.share))
+    torch.testing.assert_close(blend.x, x * blend.share + torch.eye(6)[blend.other_y] * (1 - blend.share))
 
 
 def test_flops_count_forward_and_backward_without_changing_the_network():

@@ -13,7 +13,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Cnn, Transformer
 from bloomery.models.training.config import Loop, StartFrom
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.loop import evaluate, train
 from bloomery.models.training.transfer_learning import frozen_modules, transfer_weights
@@ -68,7 +68,7 @@ def test_frozen_layers_and_their_batch_statistics_do_not_change_in_training(part
     network = network_of(10)
     transfer_weights(network, network_of(10, seed=1).state_dict(), StartFrom(network="same", freeze=("blocks",)))
     before = copy.deepcopy(network.state_dict())
-    train(network, parts.train, parts.val, Loop(epochs=1), seed=0)
+    train(network, TrainingData(parts.train, parts.val), Loop(epochs=1))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"hidden.weight", "hidden.bias", "head.weight", "head.bias"}
 
@@ -95,7 +95,7 @@ def test_each_layer_has_a_fraction_of_the_next_layers_learning_rate():
 
 def test_pretraining_on_many_rows_helps_with_few_rows():
     source = network_of(6)
-    train(source, scenes(2000, 0), scenes(300, 1), Loop(epochs=6), seed=0)
+    train(source, TrainingData(scenes(2000, 0), scenes(300, 1)), Loop(epochs=6))
     few, held_out = in_two(scenes(24, 10)), in_two(scenes(600, 2))
     scores = {}
     for name in ("scratch", "transfer"):
@@ -104,6 +104,6 @@ def test_pretraining_on_many_rows_helps_with_few_rows():
             shares = transfer_weights(
                 network, source.state_dict(), StartFrom(network="source", discount=0.5)
             ).rate_shares
-        train(network, few, few, Loop(epochs=15, batch_size=8), seed=0, rate_shares=shares)
+        train(network, TrainingData(few, few), Loop(epochs=15, batch_size=8), rate_shares=shares)
         scores[name] = evaluate(network, held_out)[1]
     assert scores["transfer"] > scores["scratch"] + 0.08

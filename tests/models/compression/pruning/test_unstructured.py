@@ -25,6 +25,7 @@ from bloomery.models.compression.pruning.unstructured import (
     scheduled_density,
 )
 from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import TrainingData
 from bloomery.models.training.loop import evaluate, train
 
 FIGURES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40)
@@ -168,7 +169,7 @@ def test_zeros_stay_zero_during_training(trained, parts, ema):
     with fixed_masks(network, masks):
         before = {name: weight.detach().clone() for name, weight in maskable_weights(network).items()}
         loop = Loop(epochs=2, learning_rate=5e-3, weight_decay=0.1, ema=ema, best_by="score")
-        history = train(network, parts.train, parts.val, loop, seed=0)
+        history = train(network, TrainingData(parts.train, parts.val), loop)
     assert measure_density(network) <= 0.2 + 1e-3
     for name, weight in maskable_weights(network).items():
         assert not weight.view(torch.int32)[~masks[name]].any()  # no negative zeros

@@ -33,6 +33,7 @@ from bloomery.models.inference.runtime import create_session, run_session
 from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import FtTransformer, Transformer
 from bloomery.models.training.config import Loop
+from bloomery.models.training.data.batches import TrainingData
 from bloomery.models.training.loop import train
 
 
@@ -103,7 +104,7 @@ def test_quantization_aware_training_recovers_the_accuracy(trained, rows, parts,
     quantize(source, tmp_path / "static.onnx", rows, QuantizationOptions(reduce_range=reduce_range))
     fake_quantized = add_fake_quantization(uneven_network, reduce_range=reduce_range)
     torch.manual_seed(0)  # for dropout
-    train(fake_quantized, parts.train, parts.val, Loop(epochs=2, learning_rate=1e-3), seed=0)
+    train(fake_quantized, TrainingData(parts.train, parts.val), Loop(epochs=2, learning_rate=1e-3))
     learnt = remove_fake_quantization(fake_quantized)
     exported, quantized = tmp_path / "learnt.onnx", tmp_path / "aware.onnx"
     export_onnx(learnt, parts.test.x[:40], exported)

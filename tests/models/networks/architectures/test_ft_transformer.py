@@ -11,7 +11,7 @@ from bloomery.data_contracts.records.tensor_layout import Layout
 from bloomery.models.networks.architectures.ft_transformer import TableTransformer
 from bloomery.models.networks.config import FtTransformer
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import evaluate, train
 
 CONFIG = FtTransformer(kind="ft_transformer", width=8, num_layers=2, num_heads=2, dropout=0)
@@ -66,7 +66,7 @@ def test_it_learns_interactions_of_columns():
     rows = Examples(codes.float(), (codes[:, 0] == codes[:, 1]).long(), np.arange(300))
     torch.manual_seed(0)
     network = TableTransformer(CONFIG, Layout(kind="flat", shape=(2,), categories=((0, 3), (1, 3))), 2)
-    train(network, rows, rows, Loop(epochs=12, batch_size=16, learning_rate=5e-3), seed=0)
+    train(network, TrainingData(rows, rows), Loop(epochs=12, batch_size=16, learning_rate=5e-3))
     assert evaluate(network, rows)[1] > 0.98
 
 

@@ -20,7 +20,7 @@ from bloomery.models.networks.architectures.mlp import embedding_width
 from bloomery.models.networks.blueprint import Blueprint, build_network, num_parameters, read_network, write_network
 from bloomery.models.networks.config import Mlp, Periodic
 from bloomery.models.training.config import Loop
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.loop import evaluate, train
 
 NORMS = ("batch", "none")
@@ -42,12 +42,12 @@ def test_it_learns_a_nonlinear_function_and_keeps_it_when_pruned_and_quantized(n
     torch.manual_seed(0)
     blueprint = blueprint_of(norm)
     network = build_network(blueprint)
-    train(network, rows, rows, Loop(epochs=12), seed=0)
+    train(network, TrainingData(rows, rows), Loop(epochs=12))
     assert evaluate(network, rows)[1] > 0.85
     smaller, pruned = prune_network(network, blueprint, Pruning(ratio=0.5))
     assert pruned.config.hidden == (16, 8)
     assert num_parameters(smaller) < num_parameters(network)
-    train(smaller, rows, rows, Loop(epochs=8), seed=0)
+    train(smaller, TrainingData(rows, rows), Loop(epochs=8))
     assert export_onnx(smaller, rows.x, tmp_path / "float.onnx") <= TOLERANCE
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", rows.x[:300].numpy())
     right = run_session(create_session(tmp_path / "int8.onnx"), rows.x.numpy()).argmax(1) == rows.y.numpy()
@@ -164,7 +164,7 @@ def test_special_values_are_learnt_only_with_periodic_embeddings():
         torch.manual_seed(0)
         config = Mlp(kind="mlp", hidden=(32,), dropout=0, periodic=periodic)
         network = build_network(Blueprint(config=config, layout=Layout(kind="flat", shape=(1,)), num_outputs=2))
-        train(network, rows, rows, Loop(epochs=8, batch_size=128, learning_rate=0.01), seed=0)
+        train(network, TrainingData(rows, rows), Loop(epochs=8, batch_size=128, learning_rate=0.01))
         scores[periodic is not None] = evaluate(network, rows)[1]
     assert scores[True] > 0.95
     assert scores[False] < 0.7

@@ -19,7 +19,7 @@ from bloomery.models.inference.runtime import create_session
 from bloomery.models.networks.architectures.transformer import build
 from bloomery.models.networks.blueprint import Blueprint, num_parameters
 from bloomery.models.networks.config import Transformer
-from bloomery.models.networks.layers.attention import attend
+from bloomery.models.networks.layers.attention import QueryKeyValue, attend
 
 TOKENS = Layout(kind="tokens", shape=(9,), num_tokens=11)
 PADDED = Layout(kind="sequence", shape=(9, 3), is_padded=True)
@@ -218,7 +218,7 @@ class Attends(nn.Module):
 
     def forward(self, x_BTW: torch.Tensor) -> torch.Tensor:
         there_BT = x_BTW[..., 0] > 0 if self._is_masked else None
-        return attend(x_BTW, x_BTW, x_BTW, 2, there_BT, is_causal=self._is_causal).flatten(2).sum(1)
+        return attend(QueryKeyValue(x_BTW, x_BTW, x_BTW), 2, there_BT, is_causal=self._is_causal).flatten(2).sum(1)
 
 
 @pytest.mark.parametrize(("is_causal", "is_masked"), [(False, False), (False, True), (True, False)])

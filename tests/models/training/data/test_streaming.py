@@ -19,6 +19,7 @@ from bloomery.models.features.encoder import ENCODED_INPUT, ENCODED_LABEL
 from bloomery.models.training.config import Loop
 from bloomery.models.training.data import batches as rows_of_file
 from bloomery.models.training.data.batches import (
+    TrainingData,
     iterate_batches,
     num_batches,
     open_examples,
@@ -163,12 +164,12 @@ def test_training_and_evaluation_accept_a_stream(tmp_path):
     torch.manual_seed(0)
     network = nn.Linear(WIDTH, 1)
     assert evaluate(network, stream) == pytest.approx(evaluate(network, examples))
-    epochs = train(network, stream, stream, Loop(epochs=3, batch_size=20), seed=0)
+    epochs = train(network, TrainingData(stream, stream), Loop(epochs=3, batch_size=20))
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
 def test_balanced_weights_count_the_labels_of_a_stream(tmp_path):
     stream = stream_of(tmp_path, 60, 7, 100)
-    assert stream.labels(all_of_them=True).tolist() == list(range(60))
-    assert stream.labels(all_of_them=False).dtype == torch.int64
+    assert stream.labels(read_all=True).tolist() == list(range(60))
+    assert stream.labels(read_all=False).dtype == torch.int64
     assert stream.example_batch().shape == (2, WIDTH)

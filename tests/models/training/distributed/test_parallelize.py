@@ -30,7 +30,7 @@ from bloomery.models.networks.blueprint import Blueprint, build_network
 from bloomery.models.networks.config import Gpt, Transformer
 from bloomery.models.training.determinism import set_deterministic
 from bloomery.models.training.distributed import parallelize
-from bloomery.models.training.data.batches import Examples
+from bloomery.models.training.data.batches import Examples, TrainingData
 from bloomery.models.training.checkpointing import Checkpointer
 from bloomery.models.training.config import Checkpoints, Loop
 from bloomery.models.training.loop import Placement, TrainingHooks, train
@@ -57,9 +57,10 @@ for name, strategy, config in (
     alone = build_network(Blueprint(config=config, layout=layout, num_outputs=3))
     together = copy.deepcopy(alone)
     before = {at: weight.clone() for at, weight in alone.state_dict().items()}
-    by_one = train(alone, rows, few, loop, seed=0)
+    data = TrainingData(rows, few)
+    by_one = train(alone, data, loop)
     by_many = train(
-        together, rows, few, loop, seed=0, placement=Placement(
+        together, data, loop, placement=Placement(
             group=parallelize.data_parallel_group(strategy),
             parallelize=lambda network, loop: parallelize.parallelize(network, loop, strategy, torch.device("cpu")),
         ),
@@ -97,7 +98,7 @@ def ends_with(folder, gives_up_after=None):
     checkpointer = Checkpointer(Path(sys.argv[1]) / folder, Checkpoints(every_steps=4))
     try:
         train(
-            network, rows, few, loop.model_copy(update={"schedule": "cosine"}), seed=0, rate_shares=shares,
+            network, TrainingData(rows, few), loop.model_copy(update={"schedule": "cosine"}), rate_shares=shares,
             hooks=TrainingHooks(load=checkpointer.load, save=save),
             placement=Placement(
                 group=parallelize.data_parallel_group("pipeline"),
