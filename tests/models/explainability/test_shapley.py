@@ -1,4 +1,4 @@
-"""SHAP values of a row: the values, and how they map to columns and places within them."""
+"""SHAP values of a row, and how they map to columns and locations within them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def predict_interacting(x: np.ndarray) -> np.ndarray:
 def shapley_by_definition(x: np.ndarray, background: np.ndarray, group_index: np.ndarray) -> np.ndarray:
     num_groups = int(group_index.max()) + 1
 
-    def value(known: set[int]) -> float:
-        return float(predict_interacting(np.where(np.isin(group_index, list(known)), x, background)).mean())
+    def value(subset: set[int]) -> float:
+        return float(predict_interacting(np.where(np.isin(group_index, list(subset)), x, background)).mean())
 
     shap_values = np.zeros(num_groups)
     for group in range(num_groups):
-        rest = [other for other in range(num_groups) if other != group]
+        other_groups = [candidate for candidate in range(num_groups) if candidate != group]
         for size in range(num_groups):
             share = math.factorial(size) * math.factorial(num_groups - size - 1) / math.factorial(num_groups)
-            for known in itertools.combinations(rest, size):
-                shap_values[group] += share * (value({*known, group}) - value(set(known)))
+            for subset in itertools.combinations(other_groups, size):
+                shap_values[group] += share * (value({*subset, group}) - value(set(subset)))
     return shap_values
 
 
@@ -139,7 +139,7 @@ def fit_encoder(source: dict[str, Any], **columns: Any) -> tuple[Encoder, pa.Tab
 
 
 def attribute(encoder: Encoder, rows: pa.Table, position: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The columns and places of a row whose groups have the SHAP values 1, 2, ..."""
+    """The columns and locations of a row whose groups have the SHAP values 1, 2, ..."""
     x = encode(encoder, rows)[position]
     groups = group_row(encoder, x)
     values_G = np.arange(1.0, groups.group_of.max() + 2)
@@ -186,7 +186,7 @@ def test_steps_in_wide_columns_have_values_by_column() -> None:
 def test_wide_columns_in_one_group_share_its_value() -> None:
     names = [[f"x{step}"] for step in range(1, 201)]
     columns, _ = attribute(
-        *fit_encoder({"kind": "sequence", "columns": names}, **{one: [1.0, 2, 3, 4] for (one,) in names})
+        *fit_encoder({"kind": "sequence", "columns": names}, **{column: [1.0, 2, 3, 4] for (column,) in names})
     )
     assert [columns[name] for name in ("x1", "x2", "x3", "x4", "x200")] == [0.5, 0.5, 1.0, 1.0, 50.0]
 
@@ -207,8 +207,8 @@ def test_a_text_is_located_by_its_words(length: int) -> None:
     assert pieces == [
         {"text": f" {word}", "contribution": position} for position, word in enumerate(texts[0].split(), 1)
     ]
-    _, of_empty = attribute(encoder, rows, position=2)
-    assert [piece["text"] for piece in of_empty] == [""]
-    _, of_long = attribute(encoder, rows, position=3)
-    assert len(of_long) == min(length, 60)
-    assert "".join(piece["text"] for piece in of_long).split() == texts[3].split()[:length]
+    _, empty_pieces = attribute(encoder, rows, position=2)
+    assert [piece["text"] for piece in empty_pieces] == [""]
+    _, long_pieces = attribute(encoder, rows, position=3)
+    assert len(long_pieces) == min(length, 60)
+    assert "".join(piece["text"] for piece in long_pieces).split() == texts[3].split()[:length]
