@@ -61,11 +61,11 @@ def test_the_weight_divides_the_gradient_between_labels_and_soft_targets(weight)
 
 def test_unlabelled_rows_teach_by_the_teachers_outputs(trained, parts):
     """A student with few labels makes fewer errors with the teacher's outputs for unlabelled rows."""
-    few = Examples(parts.train.x[:60], parts.train.y[:60], parts.train.key[:60])
+    labelled = Examples(parts.train.x[:60], parts.train.y[:60], parts.train.key[:60])
     loop = Loop(epochs=12, batch_size=32, learning_rate=3e-3)
     blueprint = trained.blueprint.model_copy(update={"config": Mlp(kind="mlp", hidden=(32,))})
     errors = []
-    for rows, weight in ((few, 0.0), (add_unlabelled(few, parts.train.x[60:]), 0.9)):
+    for rows, weight in ((labelled, 0.0), (add_unlabelled(labelled, parts.train.x[60:]), 0.9)):
         set_deterministic(seed=0, num_threads=1)
         spec = CandidateSpec(name="student", student=Student(model=blueprint.config, training=loop))
         compression = Compression(distill=Distillation(weight=weight))
@@ -82,54 +82,44 @@ def test_unlabelled_rows_need_a_classification():
         add_unlabelled(rows, torch.zeros(1, 3))
 
 
+class RecordingNetwork(nn.Module):
+    """A linear network that appends the inputs and the outputs of each pass to lists, which several networks share."""
+
+    def __init__(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self._inputs, self._outputs = inputs, outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs_BK = self.linear(x.flatten(1))
+        self._inputs.append(x.detach().clone())
+        self._outputs.append(outputs_BK.detach())
+        return outputs_BK
+
+
+def record_passes(rows: Examples, loop: Loop) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The inputs and outputs of all passes of a student and its teacher."""
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+    student, teacher = (RecordingNetwork(inputs, outputs) for _ in range(2))
+    distiller = create_distiller(teacher, Distillation())
+    train(student, TrainingData(rows, rows), loop, placement=Placement(parallelize=distiller))
+    return inputs, outputs
+
+
 def test_student_and_teacher_see_the_same_augmented_rows(parts):
     """Both get the same mixture of two images."""
-    inputs: list[torch.Tensor] = []
-
-    class RecordingNetwork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(64, 10)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if torch.is_grad_enabled() or not self.training:
-                inputs.append(x.detach().clone())
-            return self.linear(x.flatten(1))
-
-    rows = Examples(*(module[:64] for module in parts.train))
-    loop = Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4))
-    train(
-        RecordingNetwork(),
-        TrainingData(rows, rows),
-        loop,
-        placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
-    )
+    rows = Examples(*(column[:64] for column in parts.train))
+    inputs, _ = record_passes(rows, Loop(epochs=1, batch_size=64, augment=Augment(shift=2, mixup=0.4)))
     assert torch.equal(inputs[0], inputs[1])
     assert not torch.equal(inputs[0], rows.x)
 
 
 def test_student_and_teacher_run_in_the_precision_of_the_loop(parts):
     """Regression test: both ran in float32, which halves the speed of processors with AMX."""
-    dtypes: list[torch.dtype] = []
-
-    class RecordingNetwork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(64, 10)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            outputs_BK = self.linear(x.flatten(1))
-            dtypes.append(outputs_BK.dtype)
-            return outputs_BK
-
-    rows = Examples(*(module[:64] for module in parts.train))
-    loop = Loop(epochs=1, batch_size=64, precision="bf16")
-    train(
-        RecordingNetwork(),
-        TrainingData(rows, rows),
-        loop,
-        placement=Placement(parallelize=create_distiller(RecordingNetwork(), Distillation())),
-    )
+    rows = Examples(*(column[:64] for column in parts.train))
+    _, outputs = record_passes(rows, Loop(epochs=1, batch_size=64, precision="bf16"))
+    dtypes = [outputs_BK.dtype for outputs_BK in outputs]
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]  # the last one is the evaluation
 
 
@@ -145,9 +135,9 @@ def test_a_teacher_is_channels_last_during_distillation_only(trained, parts):
     assert first.weight.is_contiguous()
 
 
-def compress(trained, parts, **how) -> nn.Module:
-    compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **how.pop("compression", {}))
-    spec = CandidateSpec.model_validate({"name": "small", **how})
+def compress(trained, parts, **fields) -> nn.Module:
+    compression = Compression(fine_tune=Loop(epochs=6, learning_rate=3e-3), **fields.pop("compression", {}))
+    spec = CandidateSpec.model_validate({"name": "small", **fields})
     return compress_network(
         trained.network, trained.blueprint, spec, FineTuning(parts.train, parts.val, trained.network, compression)
     )
@@ -163,10 +153,10 @@ def test_a_pruned_network_recovers_its_accuracy(trained, parts):
 
 def test_a_candidate_does_not_depend_on_those_built_before_it(trained, parts):
     x = parts.test.x
-    once = predict(compress(trained, parts, prune=0.5), x)
+    outputs = predict(compress(trained, parts, prune=0.5), x)
     torch.rand(7)
     compress(trained, parts, student={"model": {"kind": "mlp", "hidden": [4]}})
-    assert torch.equal(predict(compress(trained, parts, prune=0.5), x), once)
+    assert torch.equal(predict(compress(trained, parts, prune=0.5), x), outputs)
 
 
 def test_a_student_replaces_the_network_and_is_pruned_and_factorized(trained, parts):
